@@ -1,0 +1,2950 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.8"
+# dependencies = ["urllib3>=1.26,<3", "PyYAML>=5.3"]
+# ///
+"""velero_requests: Velero's request subsystem in one file that can be read before it is trusted.
+
+Velero keeps backups of Kubernetes clusters in object storage. Nobody who wants a backup's log touches the bucket: a
+DownloadRequest object is created, a controller answers it with a pre-signed URL, the client fetches that URL.
+ServerStatusRequest does the same for the server's version and plugins. This file is that controller, that client, and
+the functions of both to import. It speaks the Kubernetes REST API and signs S3 URLs itself, and it interoperates both
+ways with Velero 1.6.3 to 1.18.
+
+    python velero_requests.py controller                 answer requests, beside or instead of Velero's own controllers
+    python velero_requests.py backup logs NAME           what the velero CLI does, and why when it does not
+    python velero_requests.py --help                     everything else
+
+Contents
+     1  Vocabulary                       constants, tables and records the rest is written in
+     2  Errors                           whose fault it is, whether to try again, the exit code, the cure
+     3  Text and time                    RFC 3339, Go durations, redaction, byte lines
+     4  Documents into records           the only place that digs in dicts
+     5  Object keys and URLs             artifact -> key -> address in the store
+     6  Signing                          AWS Signature Version 4, one function per noun of the specification
+     7  Decisions                        every policy, as functions from values to an Outcome
+     8  Text for people and machines     tables, version, manifests: strings and documents only
+    ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world
+     9  Connections                      TLS, pools, kubeconfig and in-cluster loading, tokens re-read
+    10  Kubernetes verbs                 one `send`, thin verbs over it, one event stream
+    11  Credentials                      Secret, environment, shared credentials file
+    12  Object store                     fetch a URL, inflate, verify, save
+    13  Queue                            dedupe, delays and back-off; the one class with behaviour
+    14  Controller                       feeders, gather, apply, reconcile, run
+    15  Client helpers                   create a request, wait for the answer, tidy up
+    16  Doctor                           why nobody answered: checks, each one finding with its cure
+    17  Command line                     the COMMANDS table, the parser made from it, main
+
+How to read it: from top to bottom. A name is explained before it is used, and nothing above the waterline touches I/O,
+clocks, threads or randomness; both are checked by test_velero_requests.py. Importing this file does nothing.
+"""
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 8):
+    sys.exit("error: velero_requests.py needs Python 3.8 or newer, this is %d.%d" % sys.version_info[:2])
+
+import argparse
+import base64
+import binascii
+import configparser
+import contextlib
+import dataclasses
+import enum
+import functools
+import hashlib
+import heapq
+import hmac
+import http.client
+import json
+import logging
+import math
+import os
+import posixpath
+import random
+import re
+import signal
+import socket
+import ssl
+import tempfile
+import threading
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from urllib.parse import quote, urlencode, urlsplit
+
+try:
+    import urllib3
+    import yaml
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: the package {missing.name} is missing\nhint: install urllib3 and PyYAML, for example with "
+             f"`pip install 'urllib3>=1.26,<3' 'PyYAML>=5.3'`; both are pure Python and can be copied beside this file")
+
+__version__ = "0.1.0"
+
+log = logging.getLogger("velero_requests")
+
+# ====================================================================================================
+# 1. Vocabulary — all constants, tables and records the rest is written in; no behaviour
+#    Exit, Resource, Artifact, TARGETS, Key, DownloadRequest, StatusRequest, Location, Credentials,
+#    Cluster, Facts, Server, Outcome, Finding
+# ====================================================================================================
+
+Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on untouched
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of every command; treat a code that is not listed as a failure."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3      # the object or the artifact does not exist
+    TIMED_OUT = 4      # nobody answered in time
+    NOT_ALLOWED = 5    # 401 or 403, from the cluster or the store
+    UNREACHABLE = 6    # cluster or store, TLS included
+    INTERRUPTED = 130  # 128 + SIGINT
+    BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output left, as in `backup logs NAME | head`
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind of Kubernetes object and where the API serves it."""
+
+    kind: str
+    plural: str
+    group: str = "velero.io"
+    version: str = "v1"
+
+
+BACKUPS = Resource("Backup", "backups")
+RESTORES = Resource("Restore", "restores")
+LOCATIONS = Resource("BackupStorageLocation", "backupstoragelocations")
+DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
+STATUS_REQUESTS = Resource("ServerStatusRequest", "serverstatusrequests")
+SECRETS = Resource("Secret", "secrets", group="")
+EVENTS = Resource("Event", "events", group="")
+DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
+
+DEFAULT_NAMESPACE = "velero"
+
+# Phases of both request kinds. Velero 1.6 to 1.18 never write New (it is the empty phase in practice); Failed came after
+# 1.18 and carries status.message.
+NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
+UNANSWERED = ("", NEW)
+
+URL_LIFE = timedelta(minutes=10)             # of a signed URL and of its DownloadRequest (velero pkg/persistence)
+STATUS_LIFE = timedelta(minutes=1)           # of a ServerStatusRequest (velero pkg/controller)
+STATUS_LOOK_AGAIN = timedelta(minutes=5)     # so it is looked at, and deleted, only then
+URL_POLL = 0.025                             # seconds; the seed's polling where watching is not allowed
+STATUS_POLL = 0.25
+
+REASON = "velero-requests.io/reason"         # annotation: a stable CamelCase word
+MESSAGE = "velero-requests.io/message"       # annotation: one sentence, no secrets
+MESSAGE_LIMIT = 1024                         # characters; what core/v1 Event allows for a message
+
+RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
+WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
+FACTS_LIFE = 5.0                             # seconds that a backup, location or Secret is remembered after a success
+PAGE_SIZE = 500                              # client-go's
+
+# Logs exist once a backup or restore has finished; 1.11 added the two phases in which only plugins still work.
+PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
+                    "WaitingForPluginOperationsPartiallyFailed")
+
+
+BOTH_DIALECTS, NEWER_DIALECT, NEITHER_DIALECT = "", "+", "+-"  # marks of the CRD notation in section 8
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it.
+
+    `dialect` says which of our two CRDs list the kind.
+    """
+
+    kind: str
+    owner: Resource
+    key: str
+    gunzip: bool = True
+    dialect: str = NEWER_DIALECT
+
+
+BACKUP_CONTENTS = "BackupContents"
+
+# Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with the keys of velero
+# pkg/persistence/object_store_layout.go. Two rows surprise: RestoreResults has no `.json` in its name, and
+# RestoreVolumeInfo alone has no `restore-` prefix. BackupItemSnapshots existed from 1.8 to 1.10 only.
+TARGETS = {row.kind: row for row in (
+    Artifact("BackupLog", BACKUPS, "backups/{name}/{name}-logs.gz", dialect=BOTH_DIALECTS),
+    Artifact(BACKUP_CONTENTS, BACKUPS, "backups/{name}/{name}.tar.gz", gunzip=False, dialect=BOTH_DIALECTS),
+    Artifact("BackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-volumesnapshots.json.gz", dialect=BOTH_DIALECTS),
+    Artifact("BackupItemOperations", BACKUPS, "backups/{name}/{name}-itemoperations.json.gz"),
+    Artifact("BackupResourceList", BACKUPS, "backups/{name}/{name}-resource-list.json.gz", dialect=BOTH_DIALECTS),
+    Artifact("BackupResults", BACKUPS, "backups/{name}/{name}-results.gz"),
+    Artifact("RestoreLog", RESTORES, "restores/{name}/restore-{name}-logs.gz", dialect=BOTH_DIALECTS),
+    Artifact("RestoreResults", RESTORES, "restores/{name}/restore-{name}-results.gz", dialect=BOTH_DIALECTS),
+    Artifact("RestoreResourceList", RESTORES, "restores/{name}/restore-{name}-resource-list.json.gz"),
+    Artifact("RestoreItemOperations", RESTORES, "restores/{name}/restore-{name}-itemoperations.json.gz"),
+    Artifact("CSIBackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-csi-volumesnapshots.json.gz"),
+    Artifact("CSIBackupVolumeSnapshotContents", BACKUPS, "backups/{name}/{name}-csi-volumesnapshotcontents.json.gz"),
+    Artifact("BackupVolumeInfos", BACKUPS, "backups/{name}/{name}-volumeinfo.json.gz"),
+    Artifact("RestoreVolumeInfo", RESTORES, "restores/{name}/{name}-volumeinfo.json.gz"),
+    Artifact("BackupItemSnapshots", BACKUPS, "backups/{name}/{name}-itemsnapshots.json.gz", dialect=NEITHER_DIALECT),
+)}
+
+# Region prefix -> DNS suffix of the partition it lies in; whatever matches none is in partition `aws`.
+PARTITION_SUFFIXES = (
+    ("cn-", "amazonaws.com.cn"),
+    ("us-iso-", "c2s.ic.gov"),
+    ("us-isob-", "sc2s.sgov.gov"),
+    ("eu-isoe-", "cloud.adc-e.uk"),
+    ("us-isof-", "csp.hci.ic.gov"),
+    ("eusc-", "amazonaws.eu"),
+    ("", "amazonaws.com"),
+)
+
+
+class Key(NamedTuple):
+    """One object in the controller's queue."""
+
+    resource: Resource
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.resource.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class DownloadRequest:
+    """A DownloadRequest as far as decisions need it; times that cannot be read are None."""
+
+    key: Key
+    uid: str
+    version: str
+    created: Optional[datetime]
+    deleting: bool
+    target_kind: str
+    target_name: str
+    phase: str
+    url: str = field(repr=False)
+    expiration: Optional[datetime]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class StatusRequest:
+    """A ServerStatusRequest as far as decisions need it."""
+
+    key: Key
+    uid: str
+    version: str
+    created: Optional[datetime]
+    deleting: bool
+    phase: str
+    processed: Optional[datetime]
+
+
+Request = Union[DownloadRequest, StatusRequest]
+
+
+@dataclass(frozen=True)
+class Location:
+    """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
+
+    name: str
+    provider: str
+    bucket: str
+    prefix: str = ""
+    region: str = ""
+    s3_url: str = ""
+    public_url: str = ""
+    path_style: bool = False
+    ca_cert: bytes = field(default=b"", repr=False)
+    secret_name: str = ""
+    secret_key: str = ""
+    profile: str = ""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """AWS keys; `expires` is None for keys that last."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str = field(default="", repr=False)
+    expires: Optional[datetime] = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How to reach one Kubernetes API server; of each pair of data and file at most one is set."""
+
+    server: str
+    namespace: str = ""
+    ca_data: bytes = field(default=b"", repr=False)
+    ca_file: str = ""
+    insecure: bool = False
+    token: str = field(default="", repr=False)
+    token_file: str = ""
+    certificate_data: bytes = field(default=b"", repr=False)
+    certificate_file: str = ""
+    key_data: bytes = field(default=b"", repr=False)
+    key_file: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What had to be looked up to answer a DownloadRequest."""
+
+    location: Location
+    credentials: Credentials
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a ServerStatusRequest is answered with; plugins are (kind, name)."""
+
+    version: str
+    plugins: Tuple[Tuple[str, str], ...] = (("ObjectStore", "velero.io/aws"),)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one look at a request comes to.
+
+    `verb` is leave, patch or delete; `body` the merge patch or the preconditions; `again` the instant of the next look;
+    `failed` asks for another look with back-off; `why` is the log line, without secrets.
+    """
+
+    verb: str
+    why: str
+    body: Optional[Document] = None
+    again: Optional[datetime] = None
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing the doctor found wrong, and its cure."""
+
+    text: str
+    cure: str
+
+# ====================================================================================================
+# 2. Errors — one family: whose fault, try again or not, exit code, hints
+#    Error, UsageError, ConfigError, ApiError, NotFound, RequestFailed, StoreError, Unreachable, TimedOut
+# ====================================================================================================
+
+
+class Error(Exception):
+    """Base of everything this module raises on purpose.
+
+    The text is one sentence that names the object and holds no secret. `hints` are cures, one line each. `reason` is the
+    stable word a controller leaves on a request. `retry` says whether time alone may mend it.
+    """
+
+    exit = Exit.FAILED
+    retry = True
+
+    def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = "InternalError"):
+        super().__init__(message)
+        self.hints = tuple(hints)
+        self.reason = reason
+
+
+class UsageError(Error):
+    """The caller asked for something that cannot be: wrong flag, wrong value."""
+
+    exit = Exit.USAGE
+    retry = False
+
+
+class ConfigError(Error):
+    """A kubeconfig, storage location or credentials file is wrong."""
+
+
+class InvalidRequest(Error):
+    """A request that no retry can mend: unknown kind, impossible name."""
+
+    retry = False
+
+
+class NotFound(Error):
+    """An object or an artifact does not exist."""
+
+    exit = Exit.NOT_FOUND
+
+
+class ApiError(Error):
+    """The Kubernetes API refused: `status` is the HTTP code, `api_reason` the API's own word (NotFound, Expired …)."""
+
+    def __init__(self, message: str, *, status: int, api_reason: str = "", hints: Iterable[str] = ()):
+        super().__init__(message, hints=hints, reason="Forbidden" if status in (401, 403) else "ClusterError")
+        self.status = status
+        self.api_reason = api_reason
+        self.exit = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}.get(status, Exit.FAILED)
+
+
+class RequestFailed(Error):
+    """A controller answered a request with a reason instead of an answer."""
+
+    def __init__(self, message: str, *, reason: str):
+        super().__init__(message, reason=reason)
+        if reason.endswith("NotFound"):
+            self.exit = Exit.NOT_FOUND
+
+
+class StoreError(Error):
+    """The object store refused, or what it sent is not what was asked for; `status` is the HTTP code, 0 if it was 200."""
+
+    def __init__(self, message: str, *, status: int = 0, hints: Iterable[str] = ()):
+        super().__init__(message, hints=hints)
+        self.status = status
+        self.exit = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}.get(status, Exit.FAILED)
+
+
+class Unreachable(Error):
+    """No connection to the cluster or the store, or TLS failed."""
+
+    exit = Exit.UNREACHABLE
+
+
+class TimedOut(Error):
+    """Nobody answered a request in time."""
+
+    exit = Exit.TIMED_OUT
+
+# ====================================================================================================
+# 3. Text and time — RFC 3339, Go durations, redaction, byte lines
+#    parse_time, format_time, parse_duration, format_duration, redact, one_line, lines
+# ====================================================================================================
+
+_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:[.,](\d+))?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII)
+
+
+def parse_time(text: object) -> Optional[datetime]:
+    """RFC 3339 -> aware UTC datetime, or None for anything that is no instant Python can hold.
+
+    Anyone may fill in a status, so this never raises; a missing offset is read as UTC.
+    """
+    match = _TIME.fullmatch(text) if isinstance(text, str) else None
+    if not match:
+        return None
+    *numbers, fraction, offset = match.groups()
+    zone = timezone.utc
+    try:
+        if offset and offset not in "Zz":
+            minutes = int(offset[1:3]) * 60 + int(offset[-2:])
+            zone = timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes))
+        microsecond = int((fraction or "0")[:6].ljust(6, "0"))
+        return datetime(*map(int, numbers), microsecond, tzinfo=zone).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return None
+
+
+def format_time(instant: datetime) -> str:
+    """RFC 3339 in UTC with whole seconds, cut off and not rounded, as Kubernetes' metav1.Time writes it."""
+    return instant.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+_DURATION_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """Go's duration notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else."""
+    digits = text[1:] if text[:1] in ("-", "+") else text
+    if digits == "0":
+        return 0.0
+    parts = _DURATION_PART.findall(digits)
+    if not parts or "".join(number + unit for number, unit in parts) != digits:
+        raise ValueError(f"invalid duration {one_line(text, 64)!r}")
+    seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
+    return -seconds if text[0] == "-" else seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds -> Go's notation (`1m0s`, `1.5s`, `250ms`), milliseconds being the finest."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms" if seconds else "0s"
+    hours, rest = divmod(round(seconds, 3), 3600)
+    minutes, rest = divmod(rest, 60)
+    text = f"{rest:.3f}".rstrip("0").rstrip(".") + "s"
+    return f"{hours:.0f}h{minutes:.0f}m{text}" if hours else f"{minutes:.0f}m{text}" if minutes else text
+
+
+# The parameters of a pre-signed URL that make it a bearer token (AWS SigV4 and SigV2, Google, Azure), a bearer token in a
+# header, and a password in a URL.
+_SECRETS = re.compile(
+    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|GoogleAccessId|sig)=)[^&\s\"'<>]+"
+    r"|(\bBearer\s+)[^\s\"',]+"
+    r"|(\w://)[^/\s@\"']+@", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """The text with signatures, credentials, bearer tokens and passwords in URLs blanked."""
+    return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match.group(3) else "***"), text)
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Foreign text made fit for a terminal or an annotation: one line, no control characters, cut at `limit`."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= limit else line[:limit - 1] + "…"
+
+
+def lines(chunks: Iterable[bytes], limit: int = 64 << 20) -> Iterator[bytes]:
+    """Byte chunks -> whole lines without their newline.
+
+    Splitting bytes and never text keeps a character that two chunks share in one piece. A last line without a newline was
+    cut off and is dropped; one that grows beyond `limit` bytes is an error.
+    """
+    rest = b""
+    for chunk in chunks:
+        first, *more = chunk.split(b"\n")
+        rest += first
+        for line in more:
+            yield rest
+            rest = line
+        if len(rest) > limit:
+            raise Error(f"a line of more than {limit} bytes in the answer")
+
+# ====================================================================================================
+# 4. Documents into records — the only place that digs in dicts
+#    download_request_from, status_request_from, location_from, credentials_from_ini, credentials_from_secret,
+#    cluster_from_kubeconfig, plugins_from
+#
+#    Documents come from strangers: any field may be missing or of another type. Reading never raises on an object of
+#    the cluster that somebody may have filled in by hand; it raises ConfigError on configuration, naming what is wrong.
+# ====================================================================================================
+
+
+def _at(document: Any, *path: str) -> Any:
+    for name in path:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document
+
+
+def _text(document: Any, *path: str) -> str:
+    value = _at(document, *path)
+    return value if isinstance(value, str) else ""
+
+
+def _identity(resource: Resource, document: Document) -> Dict[str, Any]:
+    return {
+        "key": Key(resource, _text(document, "metadata", "namespace"), _text(document, "metadata", "name")),
+        "uid": _text(document, "metadata", "uid"),
+        "version": _text(document, "metadata", "resourceVersion"),
+        "created": parse_time(_at(document, "metadata", "creationTimestamp")),
+        "deleting": _at(document, "metadata", "deletionTimestamp") is not None,
+        "phase": _text(document, "status", "phase"),
+    }
+
+
+def download_request_from(document: Document) -> DownloadRequest:
+    """DownloadRequest document -> record; `reason` and `message` are ours, else phase Failed and its status.message."""
+    identity = _identity(DOWNLOAD_REQUESTS, document)
+    failed = identity["phase"] == FAILED
+    return DownloadRequest(
+        target_kind=_text(document, "spec", "target", "kind"),
+        target_name=_text(document, "spec", "target", "name"),
+        url=_text(document, "status", "downloadURL"),
+        expiration=parse_time(_at(document, "status", "expiration")),
+        reason=_text(document, "metadata", "annotations", REASON) or (FAILED if failed else ""),
+        message=_text(document, "metadata", "annotations", MESSAGE) or (
+            _text(document, "status", "message") if failed else ""),
+        **identity)
+
+
+def status_request_from(document: Document) -> StatusRequest:
+    """ServerStatusRequest document -> record."""
+    return StatusRequest(processed=parse_time(_at(document, "status", "processedTimestamp")),
+                         **_identity(STATUS_REQUESTS, document))
+
+
+REQUEST_FROM: Dict[Resource, Callable[[Document], Request]] = {
+    DOWNLOAD_REQUESTS: download_request_from, STATUS_REQUESTS: status_request_from}
+
+
+def plugins_from(document: Document) -> List[Tuple[str, str]]:
+    """ServerStatusRequest document -> its plugins as (kind, name), sorted as the velero CLI sorts them."""
+    plugins = _at(document, "status", "plugins")
+    return sorted((_text(plugin, "kind"), _text(plugin, "name")) for plugin in plugins or ())
+
+
+def server_version_from(document: Document) -> str:
+    """ServerStatusRequest document -> the server's version, such as `v1.18.1`."""
+    return _text(document, "status", "serverVersion")
+
+
+def backup_name_from(restore: Document) -> str:
+    """Restore document -> the backup it came from; empty while a schedule's newest backup is not resolved yet."""
+    return _text(restore, "spec", "backupName")
+
+
+def storage_location_from(backup: Document) -> str:
+    """Backup document -> the name of the storage location that holds it."""
+    return _text(backup, "spec", "storageLocation")
+
+
+def phase_from(document: Document) -> str:
+    """Any Velero document -> status.phase."""
+    return _text(document, "status", "phase")
+
+
+def events_of(document: Document) -> Tuple[str, str]:
+    """Any document -> (namespace/name, resourceVersion), for a feeder's book-keeping."""
+    return _text(document, "metadata", "name"), _text(document, "metadata", "resourceVersion")
+
+
+_GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+             **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False)}
+_PROVIDERS = ("aws", "velero.io/aws")
+
+
+def location_from(document: Document) -> Location:
+    """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it.
+
+    Slashes around bucket and prefix are dropped (velero object_store.go); stale `bucket` and `prefix` keys that Velero
+    before 1.9.1 left in spec.config are ignored. Raises ConfigError naming location, key and what is allowed.
+    """
+    name = _text(document, "metadata", "name")
+    config = {key: _text(document, "spec", "config", key) for key in (_at(document, "spec", "config") or {})}
+
+    def wrong(what: str) -> ConfigError:
+        return ConfigError(f"storage location {name!r}: {what}", reason="InvalidStorageLocation")
+
+    provider = _text(document, "spec", "provider")
+    if provider not in _PROVIDERS:
+        raise ConfigError(f"storage location {name!r} has provider {one_line(provider)!r}; only aws (any S3 store) is "
+                          "served here", reason="UnsupportedProvider")
+    bucket = _text(document, "spec", "objectStorage", "bucket").strip("/")
+    if not bucket or "/" in bucket:
+        raise wrong(f"bucket {bucket!r} must be a name without '/'; a folder belongs into objectStorage.prefix")
+    if config.get("s3ForcePathStyle", "") not in _GO_BOOLS:
+        raise wrong(f"s3ForcePathStyle is {config['s3ForcePathStyle']!r}; \"true\" or \"false\" is allowed")
+    try:
+        ca_cert = base64.b64decode(_text(document, "spec", "objectStorage", "caCert"), validate=True)
+    except binascii.Error:
+        raise wrong("objectStorage.caCert is not base64") from None
+    return Location(
+        name=name, provider=provider, bucket=bucket,
+        prefix=_text(document, "spec", "objectStorage", "prefix").strip("/"),
+        region=config.get("region", ""),
+        s3_url=config.get("s3Url", ""), public_url=config.get("publicUrl", ""),
+        path_style=_GO_BOOLS[config.get("s3ForcePathStyle", "")],
+        ca_cert=ca_cert,
+        secret_name=_text(document, "spec", "credential", "name"),
+        secret_key=_text(document, "spec", "credential", "key"),
+        profile=config.get("profile", ""))
+
+
+def location_trouble_from(document: Document) -> str:
+    """BackupStorageLocation document -> what Velero says is wrong with it, empty when it is Available or unchecked."""
+    if phase_from(document) != "Unavailable":
+        return ""
+    return one_line(_text(document, "status", "message") or "no message; see the Velero server's log")
+
+
+def _static_keys(values: Dict[str, str], source: str) -> Credentials:
+    access_key, secret_key = values.get("aws_access_key_id", ""), values.get("aws_secret_access_key", "")
+    if not access_key or not secret_key:
+        raise ConfigError(f"{source} needs both aws_access_key_id and aws_secret_access_key",
+                          reason="InvalidCredentials")
+    return Credentials(access_key, secret_key, values.get("aws_session_token", ""))
+
+
+def credentials_from_ini(text: str, profile: str, source: str) -> Credentials:
+    """An AWS credentials file -> keys of one profile, found as `[profile]` or `[profile profile]`.
+
+    `source` names the file in errors; what the file says never shows in one, for it holds secrets.
+    """
+    parser = configparser.RawConfigParser(default_section="", strict=False, delimiters=("=",),
+                                          comment_prefixes=("#", ";"), empty_lines_in_values=False)
+    try:
+        parser.read_string(text.lstrip("\ufeff"))
+    except configparser.Error as error:
+        line = getattr(error, "lineno", 0) or (getattr(error, "errors", None) or [(1, "")])[0][0]
+        raise ConfigError(f"{source} is no AWS credentials file: line {line} is neither a [profile] nor key = value",
+                          reason="InvalidCredentials") from None
+    for section in (profile, f"profile {profile}"):
+        if parser.has_section(section):
+            return _static_keys(dict(parser.items(section)), f"profile {profile!r} of {source}")
+    raise ConfigError(f"{source} has no profile {profile!r}; it has {', '.join(parser.sections()) or 'none'}",
+                      reason="InvalidCredentials")
+
+
+def credentials_from_secret(secret: Document, location: Location) -> Credentials:
+    """The Secret that a storage location names -> its keys; ConfigError when the Secret's key is not there."""
+    source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
+    try:
+        data = base64.b64decode(_text(secret, "data", location.secret_key), validate=True).decode("utf-8")
+    except ValueError:
+        raise ConfigError(f"{source} is not UTF-8 text", reason="InvalidCredentials") from None
+    if not data:
+        raise ConfigError(f"{source} does not exist or is empty; storage location {location.name!r} asks for it",
+                          reason="SecretKeyNotFound")
+    return credentials_from_ini(data, location.profile or "default", source)
+
+
+def _entry(document: Any, section: str, name: str, source: str) -> Document:
+    """One named entry of a kubeconfig, `clusters: [{name: …, cluster: {…}}]`."""
+    entries = _at(document, section) or []
+    for entry in entries if isinstance(entries, list) else []:
+        if _text(entry, "name") == name:
+            return _at(entry, section[:-1]) or {}
+    raise ConfigError(f"{source} has no {section[:-1]} {one_line(name)!r}",
+                      hints=[f"it has: {', '.join(_text(entry, 'name') for entry in entries) or 'none'}"])
+
+
+def _data_or_file(entry: Document, name: str, folder: str, source: str) -> Tuple[bytes, str]:
+    """The two forms of a kubeconfig field: inline base64 (`name-data`) or a path, relative to the kubeconfig's folder."""
+    data, path = _text(entry, f"{name}-data"), _text(entry, name)
+    if data and path:
+        raise ConfigError(f"{source} has both {name}-data and {name}; one of them must go")
+    try:
+        return base64.b64decode(data, validate=True), posixpath.join(folder, path) if path else ""
+    except binascii.Error:
+        raise ConfigError(f"{source}: {name}-data is not base64") from None
+
+
+def cluster_from_kubeconfig(document: Any, context: str, folder: str, source: str) -> Cluster:
+    """A kubeconfig document -> the cluster, user and namespace of one context (client-go clientcmd/validation.go).
+
+    context: its name, or empty for current-context. folder: what relative paths start from. source: the file, for errors.
+    """
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source} is no kubeconfig")
+    name = context or _text(document, "current-context")
+    if not name:
+        raise ConfigError(f"{source} has no current-context", hints=["choose one with --context"])
+    chosen = _entry(document, "contexts", name, source)
+    cluster = _entry(document, "clusters", _text(chosen, "cluster"), source)
+    user = _entry(document, "users", _text(chosen, "user"), source) if _text(chosen, "user") else {}
+    for unsupported in ("exec", "auth-provider"):
+        if _at(user, unsupported):
+            raise ConfigError(f"{source}: user {_text(chosen, 'user')!r} uses {unsupported}, which is not supported here",
+                              hints=["use a token or a client certificate, for example from `kubectl create token`"])
+    server = _text(cluster, "server")
+    if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
+        raise ConfigError(f"{source}: server {redact(one_line(server))!r} is no http or https URL")
+    ca_data, ca_file = _data_or_file(cluster, "certificate-authority", folder, source)
+    certificate_data, certificate_file = _data_or_file(user, "client-certificate", folder, source)
+    key_data, key_file = _data_or_file(user, "client-key", folder, source)
+    if bool(certificate_data or certificate_file) != bool(key_data or key_file):
+        raise ConfigError(f"{source}: client-certificate and client-key come together or not at all")
+    insecure = _at(cluster, "insecure-skip-tls-verify") is True
+    if insecure and (ca_data or ca_file):
+        raise ConfigError(f"{source}: certificate-authority and insecure-skip-tls-verify exclude each other")
+    token_file = _text(user, "tokenFile")
+    return Cluster(
+        server=server.rstrip("/"), namespace=_text(chosen, "namespace"),
+        ca_data=ca_data, ca_file=ca_file, insecure=insecure,
+        token=_text(user, "token"), token_file=posixpath.join(folder, token_file) if token_file else "",
+        certificate_data=certificate_data, certificate_file=certificate_file, key_data=key_data, key_file=key_file)
+
+# ====================================================================================================
+# 5. Object keys and URLs — artifact -> key -> endpoint, path or virtual-host style
+#    is_object_name, target_of, object_key, Address, bucket_address, object_address, api_path
+# ====================================================================================================
+
+# A Kubernetes object name (RFC 1123 subdomain). Backups and restores are objects, so no other name can exist; holding a
+# target to this rule keeps every key inside `backups/` or `restores/`.
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII | re.IGNORECASE)
+_VIRTUAL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
+_IP_ADDRESS = re.compile(r"\[.*\]|\d+(\.\d+){3}", re.ASCII)
+
+
+def is_object_name(name: str) -> bool:
+    """Whether Kubernetes could have an object of this name."""
+    return len(name) <= 253 and _OBJECT_NAME.fullmatch(name) is not None
+
+
+def target_of(kind: str, name: str) -> Artifact:
+    """The row of TARGETS for a request's target; InvalidRequest for a kind or a name that cannot exist."""
+    if kind not in TARGETS:
+        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}", reason="UnknownKind")
+    if not is_object_name(name):
+        owner = TARGETS[kind].owner.kind.lower()
+        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {owner}", reason="InvalidName")
+    return TARGETS[kind]
+
+
+def object_key(prefix: str, artifact: Artifact, name: str) -> str:
+    """The key of an artifact in its bucket; the prefix is cleaned as Go's path.Join does in Velero's layout."""
+    root = posixpath.normpath(prefix) if prefix else ""
+    if root.startswith(".."):
+        raise ConfigError(f"the storage location's prefix {prefix!r} leads out of the bucket",
+                          reason="InvalidStorageLocation")
+    key = artifact.key.format(name=name)
+    return f"{root}/{key}" if root not in ("", ".") else key
+
+
+class Address(NamedTuple):
+    """Where an object is: `host` with its port unless that is the default, `path` percent-encoded once."""
+
+    scheme: str
+    host: str
+    path: str
+
+
+def _partition_suffix(region: str) -> str:
+    return next(suffix for prefix, suffix in PARTITION_SUFFIXES if region.startswith(prefix))
+
+
+def _is_virtual_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
+    """Whether the bucket goes in front of the host, by the AWS rule set as the plugin applies it (upstream 8.4).
+
+    A dot in the bucket breaks the certificate's wildcard, so it needs plain http, a custom endpoint, and labels of three or
+    more characters; an IP address takes no label in front.
+    """
+    if _IP_ADDRESS.fullmatch(host):
+        return False
+    if _VIRTUAL_BUCKET.fullmatch(bucket):
+        return True
+    labels = bucket.split(".")
+    return custom and scheme == "http" and len(labels) > 1 and all(
+        len(label) >= 3 and _VIRTUAL_BUCKET.fullmatch(label) for label in labels)
+
+
+def _endpoint_of(location: Location) -> Tuple[str, str, str, str]:
+    """(scheme, host, port part, base path) of a location: publicUrl, else s3Url, else AWS by region."""
+    url = location.public_url or location.s3_url or f"https://s3.{location.region}.{_partition_suffix(location.region)}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        raise ConfigError(f"storage location {location.name!r}: {redact(one_line(url))!r} is no http or https URL of a "
+                          "store", reason="InvalidStorageLocation")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
+    return parts.scheme, host, "" if default else f":{port}", parts.path.rstrip("/")
+
+
+@functools.lru_cache(maxsize=64)
+def bucket_address(location: Location) -> Address:
+    """Where a location's bucket is; ConfigError when its region or its URLs cannot be used."""
+    if not _DNS_LABEL.fullmatch(location.region):
+        raise ConfigError(f"storage location {location.name!r}: region {one_line(location.region, 64)!r} cannot be used; "
+                          "set config.region", reason="InvalidStorageLocation")
+    scheme, host, port, base = _endpoint_of(location)
+    base = quote(base, safe="/-._~%")
+    if not location.path_style and _is_virtual_host(location.bucket, scheme, host,
+                                                    custom=bool(location.public_url or location.s3_url)):
+        return Address(scheme, f"{location.bucket}.{host}{port}", base)
+    return Address(scheme, host + port, f"{base}/{quote(location.bucket, safe='-._~')}")
+
+
+def object_address(location: Location, key: str) -> Address:
+    """Where an object of a location is: each byte of the key percent-encoded once, slashes kept, nothing cleaned up."""
+    scheme, host, path = bucket_address(location)
+    return Address(scheme, host, f"{path}/{quote(key, safe='/-._~')}")
+
+
+def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
+    """The path of a namespaced collection, object or subresource in the Kubernetes REST API."""
+    root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+    parts = ["namespaces", namespace, resource.plural, name, subresource]
+    return root + "".join("/" + quote(part, safe="") for part in parts if part)
+
+# ====================================================================================================
+# 6. Signing — AWS Signature Version 4 for the query string, one function per noun of the specification
+#    canonical_query, canonical_request, credential_scope, string_to_sign, signing_key, signature, presign_query, presign
+#
+#    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html. Only `host` is signed and no parameter
+#    is added: the smallest URL is the one that most stores, proxies and clients agree on.
+# ====================================================================================================
+
+ALGORITHM = "AWS4-HMAC-SHA256"
+UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
+
+
+def canonical_query(parameters: Dict[str, str]) -> str:
+    """Parameters percent-encoded, then sorted by encoded name."""
+    return "&".join(sorted(f"{quote(name, safe='-._~')}={quote(value, safe='-._~')}"
+                           for name, value in parameters.items()))
+
+
+def canonical_request(method: str, path: str, query: str, headers: Dict[str, str], payload_hash: str) -> str:
+    """Method, path, query, headers (lower-case names), their names, payload hash: one a line."""
+    names = sorted(headers)
+    header_lines = "".join(f"{name}:{headers[name]}\n" for name in names)
+    return f"{method}\n{path}\n{query}\n{header_lines}\n{';'.join(names)}\n{payload_hash}"
+
+
+def credential_scope(date: str, region: str, service: str) -> str:
+    """What a signing key is good for: one day (YYYYMMDD), region and service."""
+    return f"{date}/{region}/{service}/aws4_request"
+
+
+def string_to_sign(timestamp: str, scope: str, request: str) -> str:
+    """The text under the signature: algorithm, time, scope, and the hash of the canonical request."""
+    return f"{ALGORITHM}\n{timestamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+
+
+def _hmac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, text.encode(), "sha256")
+
+
+@functools.lru_cache(maxsize=16)
+def signing_key(secret_key: str, date: str, region: str, service: str) -> bytes:
+    """The key derived for one day, region and service; it is the same for every URL of that day, so it is kept."""
+    key = _hmac(b"AWS4" + secret_key.encode(), date)
+    for part in (region, service, "aws4_request"):
+        key = _hmac(key, part)
+    return key
+
+
+def signature(key: bytes, text: str) -> str:
+    """HMAC-SHA256 in lower-case hex."""
+    return _hmac(key, text).hex()
+
+
+@functools.lru_cache(maxsize=16)
+def presign_query(access_key: str, session_token: str, scope: str, timestamp: str, seconds: int) -> str:
+    """The query of a pre-signed URL but for its signature; all URLs that a key signs in one second share it, so it is kept."""
+    parameters = {
+        "X-Amz-Algorithm": ALGORITHM,
+        "X-Amz-Credential": f"{access_key}/{scope}",
+        "X-Amz-Date": timestamp,
+        "X-Amz-Expires": str(seconds),
+        "X-Amz-SignedHeaders": "host",
+    }
+    if session_token:
+        parameters["X-Amz-Security-Token"] = session_token
+    return canonical_query(parameters)
+
+
+def presign(address: Address, credentials: Credentials, region: str, now: datetime, life: timedelta) -> str:
+    """A URL that anybody may GET until now + life (1 second to 7 days); a bearer token, so never log it. now: in UTC."""
+    seconds = int(life.total_seconds())
+    if not 1 <= seconds <= 604800:
+        raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
+    timestamp = now.isoformat()[:19].replace("-", "").replace(":", "") + "Z"
+    date = timestamp[:8]
+    scope = credential_scope(date, region, "s3")
+    query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds)
+    request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
+    key = signing_key(credentials.secret_key, date, region, "s3")
+    signed = signature(key, string_to_sign(timestamp, scope, request))
+    return f"{address.scheme}://{address.host}{address.path}?{query}&X-Amz-Signature={signed}"
+
+# ====================================================================================================
+# 7. Decisions — every policy, as functions from values to an Outcome
+#    triage_download, answer_download, refuse_download, decide_status, backoff, is_version_expired, exit_of …
+#
+#    DownloadRequest                                          ServerStatusRequest
+#      being deleted                -> leave                    being deleted                     -> leave
+#      past its expiration          -> delete, any phase        empty or New                      -> patch: Processed
+#      expiration beyond now+10 min -> patch: cut down          Processed, older than 1 min       -> delete
+#      empty or New                 -> facts needed, then       Processed                         -> leave, again in 5 min
+#                                      patch: Processed           (without timestamp: its creation counts)
+#                                      or patch: reason         any other phase                   -> leave for good
+#      any other phase              -> leave until it expires
+#                                      (creation + 10 min if it does not say)
+#
+#    Whoever may create an object may have filled in its status, so no time in it is trusted further than a request lives.
+#    Every patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
+# ====================================================================================================
+
+
+def _leave(why: str, again: Optional[datetime] = None) -> Outcome:
+    return Outcome("leave", why, again=again)
+
+
+def _delete(request: Request, why: str) -> Outcome:
+    return Outcome("delete", why, body={"preconditions": {"uid": request.uid, "resourceVersion": request.version}})
+
+
+def _patch(request: Request, why: str, *, status: Document, annotations: Optional[Document] = None,
+           again: Optional[datetime] = None, failed: bool = False) -> Outcome:
+    metadata: Document = {"resourceVersion": request.version}
+    if annotations:
+        metadata["annotations"] = annotations
+    body = {"metadata": metadata, "status": status} if status else {"metadata": metadata}
+    return Outcome("patch", why, body=body, again=again, failed=failed)
+
+
+def triage_download(request: DownloadRequest, now: datetime) -> Optional[Outcome]:
+    """What can be decided about a DownloadRequest without looking anything up; None when facts are needed."""
+    if request.deleting:
+        return _leave("it is being deleted")
+    limit = now + URL_LIFE
+    if request.expiration and request.expiration <= now:
+        return _delete(request, f"expired at {format_time(request.expiration)}")
+    if request.phase in UNANSWERED:
+        return None
+    if request.expiration and request.expiration > limit:
+        return _patch(request, "its expiration is further off than a URL lives; cut down",
+                      status={"expiration": format_time(limit)}, again=limit)
+    expires = request.expiration or min(request.created or now, now) + URL_LIFE
+    if expires <= now:
+        return _delete(request, "it says no expiration and is older than a URL lives")
+    return _leave(f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
+
+
+def answer_download(request: DownloadRequest, facts: Facts, now: datetime) -> Outcome:
+    """The patch that answers a DownloadRequest: URL, phase and expiration in one.
+
+    A URL dies with the credentials that signed it, so its life is clipped to theirs and the expiration says so. Raises
+    InvalidRequest or ConfigError when there can be no answer.
+    """
+    artifact = target_of(request.target_kind, request.target_name)
+    key = object_key(facts.location.prefix, artifact, request.target_name)
+    life = URL_LIFE
+    if facts.credentials.expires:
+        life = min(life, facts.credentials.expires - now)
+    if life < timedelta(seconds=1):
+        raise ConfigError(f"the credentials of storage location {facts.location.name!r} have expired",
+                          reason="CredentialsExpired")
+    url = presign(object_address(facts.location, key), facts.credentials, facts.location.region, now, life)
+    return _patch(
+        request, f"{request.target_kind} of {request.target_name}: signed for {key}",
+        status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(now + life)},
+        annotations={REASON: None, MESSAGE: None} if request.reason else None,
+        again=now + life)
+
+
+def refuse_download(request: DownloadRequest, error: Error, now: datetime) -> Outcome:
+    """What a failed look leaves behind: the reason, once, and an expiration that later failures do not push further."""
+    limit = now + URL_LIFE
+    message = one_line(redact(str(error)), MESSAGE_LIMIT)
+    expires = request.expiration if request.expiration and request.expiration <= limit else None
+    status = {} if expires else {"expiration": format_time(limit)}
+    annotations = {REASON: error.reason, MESSAGE: message}
+    if (request.reason, request.message) == (error.reason, message):
+        annotations = {}
+    why, again = f"{error.reason}: {message}", expires or limit
+    if not status and not annotations:
+        return Outcome("leave", why, again=again, failed=error.retry)
+    return _patch(request, why, status=status, annotations=annotations, again=again, failed=error.retry)
+
+
+def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outcome:
+    """The whole policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
+    if request.deleting:
+        return _leave("it is being deleted")
+    if request.phase in UNANSWERED:
+        plugins = [{"kind": kind, "name": name} for kind, name in server.plugins]
+        return _patch(request, f"answered with {server.version} and {len(plugins)} plugins",
+                      status={"phase": PROCESSED, "processedTimestamp": format_time(now),
+                              "serverVersion": server.version, "plugins": plugins},
+                      again=now + STATUS_LOOK_AGAIN)
+    if request.phase != PROCESSED:
+        return _leave(f"unknown phase {one_line(request.phase, 64)!r}")
+    answered = request.processed if request.processed and request.processed <= now else min(request.created or now, now)
+    if answered + STATUS_LIFE <= now:
+        return _delete(request, f"answered at {format_time(answered)}, more than a minute ago")
+    return _leave(f"answered at {format_time(answered)}", again=now + STATUS_LOOK_AGAIN)
+
+
+def backoff(failures: int, base: float, cap: float) -> float:
+    """Seconds to wait after the n-th failure in a row (n >= 1): base * 2**(n-1), at most cap."""
+    return min(cap, base * 2.0 ** min(failures - 1, 64))
+
+
+def is_version_expired(error: ApiError) -> bool:
+    """Whether the API no longer has the version a list or watch asked for, in any of its forms: list anew."""
+    return error.status == 410 or error.api_reason in ("Expired", "Gone")
+
+
+def is_answered(request: DownloadRequest) -> bool:
+    """Whether a client may stop waiting: there is a URL, whatever the phase (the velero CLI's own test)."""
+    return bool(request.url)
+
+
+def logs_refusal(owner: Resource, name: str, phase: str) -> str:
+    """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
+    if phase in PHASES_WITH_LOGS:
+        return ""
+    kind = owner.kind.lower()
+    return (f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
+            f"wait until the {kind} has a phase of Completed or Failed and try again")
+
+
+def event_for(request: DownloadRequest, reason: str, message: str, now: datetime) -> Document:
+    """A core/v1 Event that shows a request's reason in `kubectl describe` and `kubectl get events`."""
+    key, instant = request.key, format_time(now)
+    return {
+        "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message,
+        "metadata": {"generateName": f"{key.name[:40].rstrip('-.')}-", "namespace": key.namespace},
+        "involvedObject": {"apiVersion": "velero.io/v1", "kind": key.resource.kind, "namespace": key.namespace,
+                           "name": key.name, "uid": request.uid, "resourceVersion": request.version},
+        "source": {"component": "velero-requests"}, "count": 1,
+        "firstTimestamp": instant, "lastTimestamp": instant,
+    }
+
+
+def new_download_request(namespace: str, kind: str, name: str) -> Document:
+    """The DownloadRequest a client creates; the API server completes the name, so two never collide."""
+    return {"apiVersion": "velero.io/v1", "kind": DOWNLOAD_REQUESTS.kind,
+            "metadata": {"generateName": f"{name[:50].rstrip('-.')}-", "namespace": namespace},
+            "spec": {"target": {"kind": kind, "name": name}}}
+
+
+def new_status_request(namespace: str) -> Document:
+    """The ServerStatusRequest a client creates, named as the velero CLI names its own."""
+    return {"apiVersion": "velero.io/v1", "kind": STATUS_REQUESTS.kind,
+            "metadata": {"generateName": "velero-cli-", "namespace": namespace}, "spec": {}}
+
+# ====================================================================================================
+# 8. Text for people and machines — strings and documents only, nothing is printed here
+#    table, plugin_table, version_text, crd_manifests, yaml_text, json_text
+# ====================================================================================================
+
+
+def table(rows: List[Tuple[str, ...]]) -> str:
+    """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
+    widths = [max(6, 3 + max(map(len, column))) for column in zip(*rows)]
+    return "".join("".join(cell.ljust(width) for cell, width in zip(row, widths[:-1])) + row[-1] + "\n" for row in rows)
+
+
+def plugin_table(plugins: List[Tuple[str, str]]) -> str:
+    """(kind, name) pairs as `velero plugin get` prints them; nothing at all for no plugins."""
+    if not plugins:
+        return ""
+    return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins])
+
+
+def version_text(server_version: Optional[str]) -> str:
+    """The text of `velero version`; None for --client-only. This one file is its own commit, so it names none."""
+    text = f"Client:\n\tVersion: v{__version__}\n\tGit commit: -\n"
+    return text if server_version is None else f"{text}Server:\n\tVersion: {one_line(server_version)}\n"
+
+
+def json_text(document: Any) -> str:
+    """A document as velero and kubectl print JSON: two blanks of indent, no ASCII escapes."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def yaml_text(*documents: Any) -> str:
+    """Documents as YAML, separated by `---` when there are several."""
+    return yaml.safe_dump_all(documents, default_flow_style=False, sort_keys=True, allow_unicode=True)
+
+
+# The CustomResourceDefinitions are Velero's own but for the descriptions. One notation holds both dialects,
+# that of 1.6.3 (with a status subresource) and that of 1.18.1 (without):
+#
+#   "type"             a row of PRIMITIVES
+#   ("A", "B")         a string, one of these
+#   [T]   [T, {...}]   an array of T; the dict holds further keywords of the array
+#   {"*": T}           an object with any keys, each value a T
+#   {"a b": T}         an object with the fields a and b, each a T; an entry x-* is a keyword of the object
+#
+# Marks behind a name:  ! required   ? nullable   + only without status subresource   - only with it
+
+NUMBER = r"(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+QUANTITY = rf"^(\+|-)?{NUMBER}(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?{NUMBER}))?$"
+INT_OR_STRING = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
+PRIMITIVES = {
+    "boolean": {"type": "boolean"}, "integer": {"type": "integer"}, "string": {"type": "string"},
+    "int32": {"type": "integer", "format": "int32"}, "int64": {"type": "integer", "format": "int64"},
+    "bytes": {"type": "string", "format": "byte"}, "time": {"type": "string", "format": "date-time"},
+    "string = ''": {"type": "string", "default": ""},
+    "int-or-string": INT_OR_STRING, "quantity": {**INT_OR_STRING, "pattern": QUANTITY}}
+
+# Fragments that several kinds share.
+ATOMIC_LIST = {"x-kubernetes-list-type+": "atomic"}
+ATOMIC_OBJECT = {"x-kubernetes-map-type+": "atomic"}
+LABEL_SELECTOR = {
+    "matchLabels": {"*": "string"},
+    "matchExpressions": [{"key! operator!": "string", "values": ["string", ATOMIC_LIST]}, ATOMIC_LIST],
+    **ATOMIC_OBJECT}
+KEY_SELECTOR = {"key! name-": "string", "name+": "string = ''", "optional": "boolean", **ATOMIC_OBJECT}
+LOCAL_OBJECT_REFERENCE = {"apiGroup kind! name!": "string", **ATOMIC_OBJECT}
+RESOURCE_FILTER = {
+    "includedNamespaces? excludedNamespaces? includedResources? excludedResources?": ["string"],
+    "labelSelector?": LABEL_SELECTOR}
+EXEC_HOOK = {"container": "string", "command!": ["string", {"minItems": 1}], "onError": ("Continue", "Fail")}
+COMMON_SPEC = {
+    **RESOURCE_FILTER, "orLabelSelectors?+": [LABEL_SELECTOR],
+    "includeClusterResources?": "boolean", "itemOperationTimeout+": "string"}
+COMMON_STATUS = {
+    "startTimestamp? completionTimestamp?": "time", "validationErrors?": ["string"],
+    "warnings errors": "integer", "hookStatus?+": {"hooksAttempted hooksFailed": "integer"}}
+ACCESS_MODE = ("ReadOnly", "ReadWrite")
+REQUEST_PHASE = ("New", "Processed")
+
+# The Container of Kubernetes 1.19: 1.6.3 spells it out for the init containers of restore hooks.
+LIFECYCLE_HANDLER = {
+    "exec": {"command": ["string"]},
+    "httpGet": {
+        "host path scheme": "string", "port!": "int-or-string", "httpHeaders": [{"name! value!": "string"}]},
+    "tcpSocket": {"host": "string", "port!": "int-or-string"}}
+PROBE = {
+    **LIFECYCLE_HANDLER,
+    "initialDelaySeconds timeoutSeconds periodSeconds successThreshold failureThreshold": "int32"}
+ENVIRONMENT_VARIABLE_SOURCE = {
+    "fieldRef": {"apiVersion fieldPath!": "string"},
+    "resourceFieldRef": {"containerName resource!": "string", "divisor": "quantity"},
+    "configMapKeyRef secretKeyRef": KEY_SELECTOR}
+SECURITY_CONTEXT = {
+    "capabilities": {"add drop": ["string"]},
+    "privileged allowPrivilegeEscalation readOnlyRootFilesystem runAsNonRoot": "boolean",
+    "runAsUser runAsGroup": "int64", "procMount": "string",
+    "seLinuxOptions": {"user role type level": "string"},
+    "seccompProfile": {"type! localhostProfile": "string"},
+    "windowsOptions": {"gmsaCredentialSpecName gmsaCredentialSpec runAsUserName": "string"}}
+PORT_KEYS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["containerPort", "protocol"]}
+CONTAINER = {
+    "name! image imagePullPolicy workingDir terminationMessagePath terminationMessagePolicy": "string",
+    "command args": ["string"],
+    "ports": [{"containerPort! hostPort": "int32", "protocol! name hostIP": "string"}, PORT_KEYS],
+    "env": [{"name! value": "string", "valueFrom": ENVIRONMENT_VARIABLE_SOURCE}],
+    "envFrom": [{"prefix": "string", "configMapRef secretRef": {"name": "string", "optional": "boolean"}}],
+    "resources": {"limits requests": {"*": "quantity"}},
+    "volumeMounts": [{
+        "mountPath! name! subPath subPathExpr mountPropagation": "string", "readOnly": "boolean"}],
+    "volumeDevices": [{"devicePath! name!": "string"}],
+    "livenessProbe readinessProbe startupProbe": PROBE,
+    "lifecycle": {"postStart preStop": LIFECYCLE_HANDLER},
+    "securityContext": SECURITY_CONTEXT,
+    "stdin stdinOnce tty": "boolean"}
+ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}  # 1.18.1 leaves the same place open
+
+BACKUP_HOOK = {"exec!": {**EXEC_HOOK, "timeout": "string"}}
+BACKUP_SCHEMA = {
+    "spec": {
+        **COMMON_SPEC,
+        "includedClusterScopedResources?+ excludedClusterScopedResources?+": ["string"],
+        "includedNamespaceScopedResources?+ excludedNamespaceScopedResources?+": ["string"],
+        "metadata+": {"labels": {"*": "string"}},
+        "hooks": {"resources?": [{"name!": "string", **RESOURCE_FILTER, "pre post": [BACKUP_HOOK]}]},
+        "orderedResources?": {"*": "string"}, "resourcePolicy+": LOCAL_OBJECT_REFERENCE,
+        "storageLocation ttl csiSnapshotTimeout+ datamover+ volumeGroupSnapshotLabelKey+": "string",
+        "volumeSnapshotLocations": ["string"],
+        "snapshotVolumes? snapshotMoveData?+ defaultVolumesToFsBackup?+": "boolean",
+        "defaultVolumesToRestic- defaultVolumesToRestic?+": "boolean",
+        "uploaderConfig?+": {"parallelFilesUpload": "integer"}},
+    "status": {
+        **COMMON_STATUS,
+        "phase": (
+            "New", "Queued+", "ReadyToStart+", "FailedValidation", "InProgress",
+            "WaitingForPluginOperations+", "WaitingForPluginOperationsPartiallyFailed+", "Finalizing+",
+            "FinalizingPartiallyFailed+", "Completed", "PartiallyFailed", "Failed", "Deleting"),
+        "expiration?": "time", "formatVersion failureReason+": "string",
+        "version queuePosition+ volumeSnapshotsAttempted volumeSnapshotsCompleted": "integer",
+        "csiVolumeSnapshotsAttempted+ csiVolumeSnapshotsCompleted+": "integer",
+        "backupItemOperationsAttempted+ backupItemOperationsCompleted+": "integer",
+        "backupItemOperationsFailed+": "integer",
+        "progress?": {"totalItems itemsBackedUp": "integer"}}}
+BACKUP_STORAGE_LOCATION_SCHEMA = {
+    "spec": {
+        "objectStorage!": {"bucket! prefix": "string", "caCert": "bytes", "caCertRef+": KEY_SELECTOR},
+        "provider!": "string",
+        "config": {"*": "string"}, "credential": KEY_SELECTOR, "default": "boolean",
+        "accessMode": ACCESS_MODE,
+        "backupSyncPeriod? validationFrequency?": "string"},
+    "status": {
+        "phase": ("Available", "Unavailable"), "accessMode": ACCESS_MODE,
+        "message+ lastSyncedRevision": "string", "lastSyncedTime? lastValidationTime?": "time"}}
+DOWNLOAD_TARGET = {"kind!": tuple(row.kind + row.dialect for row in TARGETS.values()), "name!": "string"}
+DOWNLOAD_REQUEST_SCHEMA = {
+    "spec": {"target!": DOWNLOAD_TARGET},
+    "status": {"phase": REQUEST_PHASE, "downloadURL": "string", "expiration?": "time"}}
+RESTORE_HOOK = {
+    "exec": {**EXEC_HOOK, "execTimeout waitTimeout": "string", "waitForReady?+": "boolean"},
+    "init": {"initContainers-": [CONTAINER], "initContainers+": [ANYTHING, ANYTHING], "timeout": "string"}}
+RESTORE_SCHEMA = {
+    "spec": {
+        **COMMON_SPEC,
+        "backupName!- backupName+ scheduleName existingResourcePolicy?+": "string",
+        "namespaceMapping": {"*": "string"},
+        "restorePVs? preserveNodePorts?": "boolean",
+        "restoreStatus?+": {"includedResources? excludedResources?": ["string"]},
+        "resourceModifier?+": LOCAL_OBJECT_REFERENCE,
+        "hooks": {"resources": [{"name!": "string", **RESOURCE_FILTER, "postHooks": [RESTORE_HOOK]}]},
+        "uploaderConfig?+": {"writeSparseFiles?": "boolean", "parallelFilesDownload": "integer"}},
+    "status": {
+        **COMMON_STATUS,
+        "phase": (
+            "New", "FailedValidation", "InProgress",
+            "WaitingForPluginOperations+", "WaitingForPluginOperationsPartiallyFailed+",
+            "Completed", "PartiallyFailed", "Failed", "Finalizing+", "FinalizingPartiallyFailed+"),
+        "failureReason": "string",
+        "restoreItemOperationsAttempted+ restoreItemOperationsCompleted+": "integer",
+        "restoreItemOperationsFailed+": "integer",
+        "progress?": {"totalItems itemsRestored": "integer"}}}
+SERVER_STATUS_REQUEST_SCHEMA = {
+    "spec": {},
+    "status": {
+        "phase": REQUEST_PHASE, "processedTimestamp?": "time",
+        "serverVersion": "string", "plugins?": [{"kind! name!": "string"}]}}
+
+STATUS_SUBRESOURCE = {"subresources-": {"status": {}}}
+LOCATION_VERSION = {
+    **STATUS_SUBRESOURCE, "subresources+": {}, "additionalPrinterColumns": [
+        {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+        {"name": "Last Validated", "type": "date", "jsonPath": ".status.lastValidationTime"},
+        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+        {"name": "Default", "type": "boolean", "jsonPath": ".spec.default"}]}
+CUSTOM_RESOURCES = (  # kind, further names, schema, further keywords of the version
+    ("Backup", {}, BACKUP_SCHEMA, {}),
+    ("BackupStorageLocation", {"shortNames": ["bsl"]}, BACKUP_STORAGE_LOCATION_SCHEMA, LOCATION_VERSION),
+    ("DownloadRequest", {}, DOWNLOAD_REQUEST_SCHEMA, STATUS_SUBRESOURCE),
+    ("Restore", {}, RESTORE_SCHEMA, {}),
+    ("ServerStatusRequest", {"shortNames": ["ssr"]}, SERVER_STATUS_REQUEST_SCHEMA, STATUS_SUBRESOURCE))
+
+
+def _present(entries: dict, absent: str) -> Iterator[tuple[str, str, Any]]:
+    """Name, marks and value of every entry but those with the mark of the other dialect."""
+    for words, value in entries.items():
+        for word in words.split():
+            name = word.rstrip("!?+-")
+            marks = word[len(name):]
+            if absent not in marks:
+                yield name, marks, value
+
+
+def _keywords(entries: dict, absent: str) -> dict:
+    """For entries whose values are final, not notation."""
+    return {name: value for name, _, value in _present(entries, absent)}
+
+
+def _openapi_schema(notation: str | tuple | list | dict, absent: str) -> dict:
+    """Shares parts with the constants above: to be copied before anybody changes it."""
+    if isinstance(notation, str):
+        return PRIMITIVES[notation]
+    if isinstance(notation, tuple):
+        return {"type": "string", "enum": list(_keywords(dict.fromkeys(notation), absent))}
+    if isinstance(notation, list):
+        item, keywords = notation if len(notation) == 2 else (notation[0], {})
+        return {"type": "array", "items": _openapi_schema(item, absent), **_keywords(keywords, absent)}
+    schema: dict = {"type": "object"}
+    for name, marks, value in _present(notation, absent):
+        if name.startswith("x-"):
+            schema[name] = value
+        elif name == "*":
+            schema["additionalProperties"] = _openapi_schema(value, absent)
+        else:
+            field = _openapi_schema(value, absent)
+            schema.setdefault("properties", {})[name] = {**field, "nullable": True} if "?" in marks else field
+            if "!" in marks:
+                schema.setdefault("required", []).append(name)
+    return schema
+
+
+def crd_manifests(status_subresource: bool) -> list[dict]:
+    """Velero 1.6.3's with a status subresource, 1.18.1's without; only the descriptions are missing."""
+    absent, manifests = "+" if status_subresource else "-", []
+    for kind, more_names, notation, version_keywords in CUSTOM_RESOURCES:
+        plural = kind.lower() + "s"
+        names = {"kind": kind, "listKind": kind + "List", "singular": kind.lower(), "plural": plural}
+        names.update(more_names)
+        schema = _openapi_schema({"apiVersion kind": "string", "metadata": {}, **notation}, absent)
+        version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+        version.update(_keywords(version_keywords, absent))
+        manifests.append({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": plural + ".velero.io", "labels": {"component": "velero"}},
+            "spec": {"group": "velero.io", "names": names, "scope": "Namespaced", "versions": [version]}})
+    return json.loads(json.dumps(manifests))  # a copy that shares nothing, so that YAML shows no anchors
+
+# ════════════════════════════════════════════════════════════════════════════════════════════════════
+# The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
+# ════════════════════════════════════════════════════════════════════════════════════════════════════
+
+# ====================================================================================================
+# 9. Connections — TLS, pools, kubeconfig and in-cluster loading, tokens re-read
+#    Api, connect, load_cluster, tls_context, new_pool, unreachable
+# ====================================================================================================
+
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+CONNECT_TIMEOUT = 10.0                       # seconds
+READ_TIMEOUT = 30.0                          # seconds without a byte, for an ordinary call
+TOKEN_LIFE = 50.0                            # seconds; client-go transport/token_source.go: a minute less a leeway of 10 s
+POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
+USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
+
+
+def utc_now() -> datetime:
+    """The clock of the world; tests bring their own."""
+    return datetime.now(timezone.utc)
+
+
+@dataclass
+class Api:
+    """An open door to one Kubernetes API server: its pool of connections and the bearer token in use."""
+
+    cluster: Cluster
+    pool: urllib3.HTTPConnectionPool
+    prefix: str                              # path of the server URL, for API servers behind a proxy
+    token: str = field(default="", repr=False)
+    token_read: float = -math.inf            # time.monotonic() when the token file was last read
+
+
+def read_file(path: str, purpose: str) -> bytes:
+    """The content of a file; ConfigError that names the file and what it is for."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"cannot read {purpose} {path}: {error.strerror}") from error
+
+
+def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = True) -> ssl.SSLContext:
+    """A TLS client context.
+
+    ca_cert: PEM that is trusted; with `system` in addition to the system's authorities, without it instead of them.
+    Python 3.13 sets VERIFY_X509_STRICT, which private authorities of old clusters fail; for a pinned one it is cleared.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    if system:
+        context.load_default_certs()
+    if ca_cert:
+        context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
+        try:
+            context.load_verify_locations(cadata=ca_cert.decode("ascii", "replace"))
+        except (ssl.SSLError, ValueError):
+            raise ConfigError("the certificate authority is no PEM certificate") from None
+    return context
+
+
+@contextlib.contextmanager
+def _as_path(content: bytes) -> Iterator[str]:
+    """A path to content that must not stay on disk: anonymous memory on Linux, else a 0600 file removed at once."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("velero_requests")
+        try:
+            os.write(descriptor, content)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        yield file.name
+
+
+def _load_client_certificate(context: ssl.SSLContext, cluster: Cluster) -> None:
+    certificate = cluster.certificate_data or read_file(cluster.certificate_file, "client certificate")
+    key = cluster.key_data or read_file(cluster.key_file, "client key")
+    with _as_path(certificate + b"\n" + key) as path:
+        try:
+            context.load_cert_chain(path, password="")  # an encrypted key fails instead of prompting on the terminal
+        except (ssl.SSLError, OSError):
+            raise ConfigError("the client certificate and key of the kubeconfig are not a matching pair of PEM, or the "
+                              "key is encrypted") from None
+
+
+def _socket_options() -> List[Tuple[int, int, int]]:
+    """Keepalive after 30 s, so that a peer that vanished is noticed; named options where the platform has them."""
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 60_000)):
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return options
+
+
+def new_pool(url: str, context: Callable[[], ssl.SSLContext], size: int = 1) -> urllib3.HTTPConnectionPool:
+    """A pool for the host of an http or https URL; `context` is made only for https."""
+    parts = urlsplit(url)
+    timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)
+    options: Dict[str, Any] = {"maxsize": size, "timeout": timeout, "socket_options": _socket_options()}
+    if parts.scheme == "http":
+        return urllib3.HTTPConnectionPool(parts.hostname, parts.port, **options)
+    tls = context()
+    return urllib3.HTTPSConnectionPool(parts.hostname, parts.port, ssl_context=tls, cert_reqs=tls.verify_mode, **options)
+
+
+def connect(cluster: Cluster) -> Api:
+    """Prepare the connection to a cluster; nothing is sent yet. Raises ConfigError for unusable certificates."""
+
+    def context() -> ssl.SSLContext:
+        ca_cert = cluster.ca_data or (read_file(cluster.ca_file, "certificate authority") if cluster.ca_file else b"")
+        tls = tls_context(ca_cert, insecure=cluster.insecure, system=not ca_cert)
+        if cluster.certificate_data or cluster.certificate_file:
+            _load_client_certificate(tls, cluster)
+        return tls
+
+    return Api(cluster, new_pool(cluster.server, context, POOL_SIZE), urlsplit(cluster.server).path.rstrip("/"))
+
+
+def bearer_token(api: Api) -> str:
+    """The token to send now; a token file is read again every 50 s, as the kubelet rotates it."""
+    if not api.cluster.token_file:
+        return api.cluster.token
+    if time.monotonic() - api.token_read > TOKEN_LIFE:
+        try:
+            api.token = read_file(api.cluster.token_file, "token").decode("ascii", "replace").strip()
+        except ConfigError as error:
+            if not api.token:
+                raise
+            log.warning("%s; the old token stays in use", error)
+        api.token_read = time.monotonic()
+    return api.token
+
+
+def read_kubeconfig(path: str) -> Any:
+    """A kubeconfig file parsed; an error names the line and never quotes it, for it may hold a token."""
+    try:
+        return yaml.safe_load(read_file(path, "kubeconfig"))
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ConfigError(f"{path} is not YAML" + (f": line {mark.line + 1} cannot be read" if mark else "")) from None
+
+
+def in_cluster() -> Optional[Cluster]:
+    """The cluster of the pod this runs in, by the environment and files every pod gets; None outside of one."""
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
+    if not host or not port or not os.path.exists(f"{SERVICE_ACCOUNT}/token"):
+        return None
+    return Cluster(server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
+                   ca_file=f"{SERVICE_ACCOUNT}/ca.crt", token_file=f"{SERVICE_ACCOUNT}/token")
+
+
+def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
+    """The cluster to talk to: the kubeconfig given, else KUBECONFIG, else ~/.kube/config, else the pod's own.
+
+    Raises ConfigError naming the file and what is wrong with it.
+    """
+    default = os.path.join(os.path.expanduser("~"), ".kube", "config")
+    path = kubeconfig or os.environ.get("KUBECONFIG", "")
+    if not path and os.path.exists(default):
+        path = default
+    if path:
+        folder = os.path.dirname(os.path.abspath(path))
+        return cluster_from_kubeconfig(read_kubeconfig(path), context, folder, f"kubeconfig {path}")
+    cluster = in_cluster()
+    if cluster is None:
+        raise ConfigError("no kubeconfig found", hints=[
+            f"name one with --kubeconfig or KUBECONFIG, or put it at {default}; in a pod its service account is used"])
+    return cluster
+
+
+def read_velero_config() -> Document:
+    """~/.config/velero/config.json of the velero CLI (namespace, cacert); empty when it is not there."""
+    path = os.path.join(os.path.expanduser("~"), ".config", "velero", "config.json")
+    try:
+        config = json.loads(read_file(path, "velero's configuration")) if os.path.exists(path) else {}
+    except (ConfigError, ValueError) as error:
+        log.warning("ignoring %s: %s", path, error)
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def unreachable(error: Exception, where: str, hint: str) -> Unreachable:
+    """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, or why TLS failed."""
+    cause: BaseException = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Unreachable(f"{where} has a certificate that is not trusted: {cause.verify_message}", hints=[hint])
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return Unreachable(f"no TLS with {where}: {one_line(getattr(cause, 'reason', None) or cause)}", hints=[hint])
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
+    if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
+        return Unreachable(f"{where} does not answer in time")
+    text = getattr(cause, "strerror", None) or redact(one_line(cause))
+    return Unreachable(f"cannot reach {where}: {text}")
+
+# ====================================================================================================
+# 10. Kubernetes verbs — one `send`, thin verbs over it, one event stream
+#     get, list_pages, create, merge_patch, delete, open_watch, watch_events, interrupt, served_resources
+#
+#     urllib3 does transport and this section policy: its own retries and redirects are switched off on every call. What
+#     may be sent twice is retried here, a POST never.
+# ====================================================================================================
+
+RETRY_STATUS = (429, 500, 502, 503, 504)
+RETRIES = 3
+RETRY_AFTER_CAP = 10.0                       # seconds
+WATCH_SECONDS = (300, 600)                   # client-go: a watch ends by itself after a random time in between
+WATCH_SILENCE = 90.0                         # seconds without a byte; bookmarks come about every 60 s
+
+Response = urllib3.response.BaseHTTPResponse if hasattr(urllib3.response, "BaseHTTPResponse") else urllib3.HTTPResponse
+
+
+def api_error(status: int, body: bytes, method: str, path: str) -> ApiError:
+    """A refusal of the API in its own words, when it found some."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    message = _text(document, "message") or one_line(body.decode("utf-8", "replace")) or "no text"
+    hints = []
+    if status == 401:
+        hints = ["the credentials of the kubeconfig are not accepted; log in again"]
+    if status == 404 and message.startswith(("404 page not found", "the server could not find")):
+        hints = ["are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"]
+    return ApiError(f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
+                    api_reason=_text(document, "reason"), hints=hints)
+
+
+def _retry_wait(method: str, attempt: int, status: int, retry_after: str) -> Optional[float]:
+    """Seconds until a refused call may be sent again, None when it may not; 429 means that nothing was done."""
+    if attempt >= RETRIES or status not in RETRY_STATUS or (method != "GET" and status != 429):
+        return None
+    return min(float(retry_after) if retry_after.isdigit() else backoff(attempt, 0.1, 2.0), RETRY_AFTER_CAP)
+
+
+def _exchange(api: Api, method: str, target: str, body: Optional[bytes], content_type: str, read: float) -> Response:
+    headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
+    token = bearer_token(api)
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    if body is not None:
+        headers["Content-Type"] = content_type
+    return api.pool.urlopen(method, api.prefix + target, body=body, headers=headers, retries=False, redirect=False,
+                            preload_content=False, timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read))
+
+
+def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
+         content_type: str = "application/json", read: float = READ_TIMEOUT) -> Response:
+    """One call to the API -> a response with status below 300, its body unread.
+
+    read: seconds without a byte. Raises ApiError with the API's own message, Unreachable when there is no connection.
+    """
+    target = f"{path}?{urlencode(query)}" if query else path
+    content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            response = _exchange(api, method, target, content, content_type, read)
+            if response.status < 300:
+                return response
+            refusal = response.read(1 << 20)
+            response.release_conn()
+        except urllib3.exceptions.HTTPError as error:
+            broken = isinstance(error, urllib3.exceptions.ProtocolError)
+            if broken and method == "GET" and attempt < RETRIES:
+                continue
+            raise unreachable(error, f"the cluster at {redact(api.cluster.server)}",
+                              "does certificate-authority in the kubeconfig belong to this cluster?") from error
+        wait = _retry_wait(method, attempt, response.status, response.headers.get("Retry-After", ""))
+        if wait is None:
+            raise api_error(response.status, refusal, method, path)
+        time.sleep(wait)
+
+
+def call(api: Api, method: str, path: str, **options: Any) -> Document:
+    """`send`, and the JSON document that came back."""
+    response = send(api, method, path, **options)
+    try:
+        return json.loads(response.read())
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        raise Unreachable(f"the answer of the cluster to {method} {path} broke off") from error
+    finally:
+        response.release_conn()
+
+
+def get(api: Api, resource: Resource, namespace: str, name: str) -> Document:
+    """One object; ApiError with status 404 when there is none."""
+    return call(api, "GET", api_path(resource, namespace, name))
+
+
+def list_pages(api: Api, resource: Resource, namespace: str) -> Iterator[Document]:
+    """The pages of a list, at most 500 objects each; a continue token that expired is an ApiError (list anew)."""
+    query = {"limit": str(PAGE_SIZE)}
+    while True:
+        page = call(api, "GET", api_path(resource, namespace), query=query)
+        yield page
+        token = _text(page, "metadata", "continue")
+        if not token:
+            return
+        query = {"limit": str(PAGE_SIZE), "continue": token}
+
+
+def create(api: Api, resource: Resource, document: Document) -> Document:
+    """Create an object in the namespace it names -> the object as stored."""
+    return call(api, "POST", api_path(resource, document["metadata"]["namespace"]), body=document)
+
+
+def merge_patch(api: Api, key: Key, body: Document, subresource: str = "") -> Document:
+    """RFC 7386 patch of an object or its status -> the object as stored; with a resourceVersion a conflict is 409."""
+    return call(api, "PATCH", api_path(key.resource, key.namespace, key.name, subresource), body=body,
+                content_type="application/merge-patch+json")
+
+
+def delete(api: Api, key: Key, options: Optional[Document] = None) -> bool:
+    """Delete an object -> whether it was there; `options` may hold preconditions, which fail as 409."""
+    try:
+        call(api, "DELETE", api_path(key.resource, key.namespace, key.name), body=options)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+def served_resources(api: Api, group_version: str) -> List[str]:
+    """The names discovery lists for a group, such as `downloadrequests/status`; empty when it has no such group."""
+    try:
+        document = call(api, "GET", f"/apis/{group_version}")
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return []
+    return [_text(entry, "name") for entry in _at(document, "resources") or ()]
+
+
+def open_watch(api: Api, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
+               silence: float = WATCH_SILENCE) -> Response:
+    """Start a watch after `version`, of all objects or of the one named -> a response for watch_events.
+
+    seconds: the API ends the watch after so long. silence: seconds without a byte after which it counts as broken.
+    """
+    query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
+             "timeoutSeconds": str(max(1, math.ceil(seconds)))}
+    if name:
+        query["fieldSelector"] = f"metadata.name={name}"
+    return send(api, "GET", api_path(resource, namespace), query=query, read=silence)
+
+
+def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
+    """The events of a watch as (type, object) until it ends; an ERROR event is raised as ApiError."""
+    try:
+        for line in lines(response.stream(65536, decode_content=False)):
+            event = json.loads(line)
+            document = _at(event, "object") or {}
+            if _text(event, "type") == "ERROR":
+                code = _at(document, "code")
+                raise ApiError(f"the watch ended: {one_line(_text(document, 'message'))}",
+                               status=code if isinstance(code, int) else 500, api_reason=_text(document, "reason"))
+            yield _text(event, "type"), document
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        raise Unreachable(f"the watch broke off: {one_line(error)}") from error
+    finally:
+        response.close()
+
+
+def interrupt(response: Response) -> None:
+    """End a watch from another thread: its reader sees the stream end."""
+    connection = getattr(response, "connection", None) or getattr(response, "_connection", None)
+    with contextlib.suppress(OSError):
+        if connection is not None and connection.sock is not None:
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+# ====================================================================================================
+# 11. Credentials — a location's own Secret, else the environment, else the shared credentials file
+#     find_credentials, find_region
+# ====================================================================================================
+
+
+def read_secret_credentials(api: Api, namespace: str, location: Location) -> Credentials:
+    """The keys in the Secret that a location names, which lies in Velero's namespace."""
+    try:
+        secret = get(api, SECRETS, namespace, location.secret_name)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        raise NotFound(f"Secret {namespace}/{location.secret_name} does not exist; storage location {location.name!r} "
+                       "asks for it", reason="SecretNotFound") from None
+    return credentials_from_secret(secret, location)
+
+
+def read_shared_credentials(profile: str) -> Credentials:
+    """The keys of a profile in AWS_SHARED_CREDENTIALS_FILE or ~/.aws/credentials."""
+    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.join(os.path.expanduser("~"), ".aws", "credentials")
+    if not os.path.exists(path):
+        raise ConfigError("no credentials for the store: the storage location names no Secret, AWS_ACCESS_KEY_ID and "
+                          f"AWS_SECRET_ACCESS_KEY are not set, and {path} does not exist", reason="CredentialsNotFound")
+    text = read_file(path, "credentials file").decode("utf-8", "replace")
+    return credentials_from_ini(text, profile or os.environ.get("AWS_PROFILE") or "default", f"credentials file {path}")
+
+
+def find_credentials(api: Api, namespace: str, location: Location) -> Credentials:
+    """The keys that open a location: its own Secret, else environment (unless it names a profile), else shared file."""
+    if location.secret_name:
+        return read_secret_credentials(api, namespace, location)
+    access_key, secret_key = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if access_key and secret_key and not location.profile:
+        return Credentials(access_key, secret_key, os.environ.get("AWS_SESSION_TOKEN", ""))
+    return read_shared_credentials(location.profile)
+
+
+def find_region(location: Location) -> Location:
+    """The location with a region to sign for: its own, else the environment's, else us-east-1 for a store of its own.
+
+    Stores that know no regions accept us-east-1, which is what they announce themselves.
+    """
+    region = location.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if not region and not location.s3_url and not location.public_url:
+        raise ConfigError(f"storage location {location.name!r} has neither region nor s3Url; set config.region",
+                          reason="InvalidStorageLocation")
+    return dataclasses.replace(location, region=region or "us-east-1")
+
+# ====================================================================================================
+# 12. Object store — fetch a URL, inflate, verify, save
+#     Trust, open_url, read_body, inflate, save
+# ====================================================================================================
+
+CHUNK = 256 * 1024                           # bytes read at a time, and the most that inflating one step yields
+IDLE_LIMIT = 30.0                            # seconds without a byte
+ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whom to trust behind a store's https URL: the system's authorities and `ca_cert` (PEM), or anybody."""
+
+    ca_cert: bytes = field(default=b"", repr=False)
+    insecure: bool = False
+
+
+def _store_refusal(status: int, body: bytes, host: str) -> StoreError:
+    """A store's refusal -> one sentence: code and message of S3's XML, else what kind of text it was."""
+    code, message = (re.search(rb"<%s>([^<]*)</" % name, body) for name in (b"Code", b"Message"))
+    if code:
+        detail = one_line(b": ".join(part.group(1) for part in (code, message) if part).decode("utf-8", "replace"))
+    else:
+        detail = _what_is(body)
+    if status == 404:
+        return StoreError(f"the store at {host} has no such file ({detail})", status=status, hints=[
+            "the backup or restore may never have written it, or it has expired"])
+    hints = {403: ["a missing file looks the same when the credentials may not list the bucket"]}.get(status, [])
+    return StoreError(f"the store at {host} answered {status}: {redact(detail)}", status=status, hints=hints)
+
+
+def _what_is(body: bytes) -> str:
+    """What a body that should be something else looks like, for an error."""
+    start = body[:512].lstrip().lower()
+    if not body:
+        return "nothing"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page; does the URL lead to a console or a login?"
+    if start.startswith((b"<?xml", b"<error")):
+        return "an XML document"
+    if b"\0" in start or start.startswith(b"\x1f\x8b"):
+        return "binary data"
+    return "text: " + redact(one_line(body[:200].decode("utf-8", "replace"), 80))
+
+
+@contextlib.contextmanager
+def open_url(url: str, trust: Trust = Trust()) -> Iterator[Response]:
+    """GET a pre-signed URL -> the response, its body unread; closed by the context.
+
+    Raises StoreError for any status but 200, Unreachable without a connection; neither shows the URL's signature.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise StoreError(f"the URL of the answer is no http or https URL: {redact(one_line(url, 80))}")
+    pool = new_pool(url, lambda: tls_context(trust.ca_cert, insecure=trust.insecure))
+    try:
+        try:
+            response = pool.urlopen(
+                "GET", parts.path + (f"?{parts.query}" if parts.query else ""), retries=False, redirect=False,
+                preload_content=False, headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT},
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=IDLE_LIMIT))
+            refusal = b"" if response.status == 200 else response.read(ERROR_LIMIT, decode_content=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise unreachable(error, f"the store at {parts.netloc.rpartition('@')[2]}",
+                              "name the store's certificate authority with --cacert") from error
+        if response.status != 200:
+            raise _store_refusal(response.status, refusal, parts.netloc.rpartition("@")[2])
+        yield response
+    finally:
+        pool.close()
+
+
+def read_body(response: Response) -> Iterator[bytes]:
+    """The bytes of a response in chunks; StoreError when there are fewer than Content-Length says or none for 30 s."""
+    announced = response.headers.get("Content-Length", "")
+    received = 0
+    try:
+        for chunk in response.stream(CHUNK, decode_content=False):
+            received += len(chunk)
+            yield chunk
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise StoreError(f"the store sent nothing for {IDLE_LIMIT:.0f} seconds, after {received} bytes") from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise StoreError(f"the download broke off after {received} of {announced or 'an unknown number of'} bytes"
+                         ) from error
+    if announced.isdigit() and received != int(announced):
+        raise StoreError(f"the download was cut short: {received} of {announced} bytes")
+
+
+def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """gzip members, one after another -> their content in pieces of at most CHUNK bytes, whatever the ratio.
+
+    StoreError when it is no gzip, breaks off, fails its CRC or length, or something else follows the last member.
+    """
+    inflater, read = None, 0
+    for chunk in chunks:
+        while chunk and not (inflater is None and read and not chunk.strip(b"\0")):  # zeros after the end are padding
+            inflater = inflater or zlib.decompressobj(31)
+            try:
+                yield inflater.decompress(chunk, CHUNK)
+            except zlib.error as error:
+                if read == 0 and not chunk.startswith(b"\x1f\x8b"):
+                    raise StoreError(f"the file is not gzip but {_what_is(chunk)}") from None
+                raise StoreError(f"the file is damaged after {read} bytes: {one_line(error)}") from None
+            rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+            read += len(chunk) - len(rest)
+            inflater = None if inflater.eof else inflater
+            chunk = rest
+    if inflater is not None:
+        raise StoreError(f"the file is cut short: it ends after {read} bytes in the middle of its gzip data")
+    if not read:
+        raise StoreError("the file is empty, not gzip")
+
+
+def checked(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same chunks, proven on the way to be whole gzip; StoreError as `inflate`."""
+    passed: deque = deque()
+
+    def tap() -> Iterator[bytes]:
+        for chunk in chunks:
+            passed.append(chunk)
+            yield chunk
+
+    for _ in inflate(tap()):
+        while passed:
+            yield passed.popleft()
+    yield from passed
+
+
+def save(path: str, chunks: Iterable[bytes], *, force: bool = False) -> int:
+    """Write chunks into a new file -> its size in bytes; the file appears whole or not at all.
+
+    They go to a temporary file beside the target, which is renamed once everything is on disk. An existing file is
+    replaced only with `force`, and only then. Raises Error naming the file.
+    """
+    folder, name = os.path.split(path)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:200]}.", suffix=".part", dir=folder or ".")
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with open(descriptor, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        if not force:
+            refuse_existing(path)
+        os.replace(temporary, path)
+        return size
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def refuse_existing(path: str) -> None:
+    """Raise when there is something at the path, or no folder to put it in."""
+    if os.path.lexists(path):
+        raise Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
+
+# ====================================================================================================
+# 13. Queue — dedupe, delays and back-off; the one class with behaviour
+#     Queue
+#
+#     client-go's work queue (util/workqueue): a key that is added while it waits is there once; one that is added while it
+#     is worked on comes again afterwards, so no two workers ever hold the same key. Delays are instants of the wall clock,
+#     for they come from expirations; a waiting worker looks at the clock at least once a minute, so a clock that is set
+#     does no lasting harm.
+# ====================================================================================================
+
+LONGEST_NAP = 60.0                           # seconds
+
+
+class Queue:
+    """Keys to look at, now or at an instant (seconds since the epoch, as `clock` gives them)."""
+
+    def __init__(self, clock: Callable[[], float] = time.time):
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._ready: deque = deque()                       # keys to hand out, in order
+        self._dirty: set = set()                           # keys that wait, in _ready or behind their own work
+        self._working: set = set()                         # keys that a worker holds
+        self._due: Dict[Any, float] = {}                   # key -> the one instant that counts for it
+        self._heap: List[Tuple[float, int, Any]] = []      # (instant, tie-break, key); outdated entries are skipped
+        self._failures: Dict[Any, int] = {}                # key -> failures in a row
+        self._counter = 0
+        self._closed = False
+
+    def add(self, key: Any) -> None:
+        """Look at this key as soon as a worker is free."""
+        with self._changed:
+            self._due.pop(key, None)
+            self._make_ready(key)
+
+    def add_at(self, key: Any, instant: float) -> None:
+        """Look at this key at an instant; of several the last one said counts."""
+        with self._changed:
+            self._due[key] = instant
+            self._counter += 1
+            heapq.heappush(self._heap, (instant, self._counter, key))
+            self._changed.notify()
+
+    def fail(self, key: Any) -> int:
+        """Count one more failure -> how many in a row."""
+        with self._changed:
+            self._failures[key] = self._failures.get(key, 0) + 1
+            return self._failures[key]
+
+    def forget(self, key: Any) -> None:
+        """The key's last look went well: its failures and its instant are gone."""
+        with self._changed:
+            self._failures.pop(key, None)
+            self._due.pop(key, None)
+
+    def take(self, wait: bool = True) -> Any:
+        """The next key, which is the caller's until `done`; None when closed or, without `wait`, when none is ready."""
+        with self._changed:
+            while not self._closed:
+                nap = self._promote()
+                if self._ready:
+                    key = self._ready.popleft()
+                    self._dirty.discard(key)
+                    self._working.add(key)
+                    return key
+                if not wait:
+                    return None
+                self._changed.wait(nap)
+            return None
+
+    def done(self, key: Any) -> None:
+        """The caller has finished with a key that it took."""
+        with self._changed:
+            self._working.discard(key)
+            if key in self._dirty:
+                self._ready.append(key)
+                self._changed.notify()
+
+    def wake(self) -> None:
+        """Look at the clock again, for whoever turned it."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Hand out nothing more; every waiting `take` returns None."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _make_ready(self, key: Any) -> None:
+        if key in self._dirty:
+            return
+        self._dirty.add(key)
+        if key not in self._working:
+            self._ready.append(key)
+            self._changed.notify()
+
+    def _promote(self) -> float:
+        """Move the keys whose instant has come to the ready ones -> seconds until the next."""
+        now = self._clock()
+        while self._heap and (self._heap[0][0] <= now or self._due.get(self._heap[0][2]) != self._heap[0][0]):
+            instant, _, key = heapq.heappop(self._heap)
+            if self._due.get(key) == instant:
+                del self._due[key]
+                self._make_ready(key)
+        return min(self._heap[0][0] - now, LONGEST_NAP) if self._heap else LONGEST_NAP
+
+# ====================================================================================================
+# 14. Controller — feeders list and watch, workers gather, decide and apply, one place settles the queue
+#     Controller, new_controller, gather, write_status, apply, reconcile_download_request,
+#     reconcile_server_status_request, look_at, settle, feed, run_once, run_controller
+#
+#     feed(resource) keeps the newest copy of every request and puts its key into the queue -> a worker takes the key:
+#     newest copy -> decide -> if facts are needed gather them -> decide -> apply -> settle the queue. Work starts from
+#     the newest copy and never from the event that woke it, so a lost, doubled or reordered event changes nothing.
+# ====================================================================================================
+
+WORKERS = 4
+SHORT_WATCH = 10.0                           # seconds; a watch that ends sooner and brought nothing counts as a failure
+FACTS_KEPT = 1000                            # entries; more backups than that at once are looked up again
+
+
+@dataclass
+class Controller:
+    """The state of one running controller; everything in it can be lost without harm."""
+
+    api: Api
+    namespace: str
+    server: Server
+    queue: Queue
+    now: Callable[[], datetime] = utc_now
+    dry_run: bool = False
+    records: Dict[Key, Request] = field(default_factory=dict)             # newest copies, without their URLs
+    versions: Dict[Resource, str] = field(default_factory=dict)           # where each watch goes on; absent: list anew
+    status_paths: Dict[Resource, str] = field(default_factory=dict)       # "status" or "": what a status is written to
+    facts: Dict[Any, Tuple[datetime, Any]] = field(default_factory=dict)  # what was looked up lately, and until when
+    streams: Dict[Resource, Response] = field(default_factory=dict)       # open watches, to be interrupted
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+def new_controller(api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
+                   dry_run: bool = False) -> Controller:
+    """A controller for one namespace; `now` is its only clock, dry_run makes it decide and change nothing."""
+    return Controller(api, namespace, server, Queue(lambda: now().timestamp()), now, dry_run)
+
+
+def recall(controller: Controller, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
+    """What `read` gives, remembered for a few seconds after a success and never after a failure."""
+    now = controller.now()
+    until, value = controller.facts.get(name, (now, None))
+    if until > now:
+        return value
+    value = read()
+    if len(controller.facts) >= FACTS_KEPT:
+        controller.facts.clear()
+    controller.facts[name] = (now + timedelta(seconds=FACTS_LIFE), value)
+    return value
+
+
+def look_up(controller: Controller, resource: Resource, name: str, reason: str, asked_by: str) -> Document:
+    """One object of the controller's namespace; NotFound with a stable reason when there is none."""
+    try:
+        if not name:
+            raise NotFound(f"{asked_by} names no {resource.kind}", reason=reason)
+        return get(controller.api, resource, controller.namespace, name)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        raise NotFound(f"{resource.kind} {controller.namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
+                       reason=reason) from None
+
+
+def gather(controller: Controller, request: DownloadRequest) -> Facts:
+    """Artifact -> backup, for a restore the one it came from -> storage location -> credentials.
+
+    Raises InvalidRequest, NotFound or ConfigError with the reason that belongs on the request.
+    """
+    artifact = target_of(request.target_kind, request.target_name)
+    backup = request.target_name
+    if artifact.owner == RESTORES:
+        backup = recall(controller, ("restore", backup), lambda: backup_name_from(look_up(
+            controller, RESTORES, request.target_name, "RestoreNotFound", "the request")))
+    asked_by = "the request" if artifact.owner == BACKUPS else f"restore {request.target_name!r}"
+    name = recall(controller, ("backup", backup), lambda: storage_location_from(look_up(
+        controller, BACKUPS, backup, "BackupNotFound", asked_by)))
+    location = recall(controller, ("location", name), lambda: find_region(location_from(look_up(
+        controller, LOCATIONS, name, "StorageLocationNotFound", f"backup {backup!r}"))))
+    credentials = recall(controller, ("credentials", name), lambda: find_credentials(
+        controller.api, controller.namespace, location))
+    return Facts(location, credentials)
+
+
+def status_path(controller: Controller, resource: Resource) -> str:
+    """`status` when the live CRD has a status subresource, else empty; found out by discovery, never from a version.
+
+    Velero 1.6 to 1.8 installed CRDs with it, 1.9 and later without, and CRDs are not upgraded with the server.
+    """
+    if resource not in controller.status_paths:
+        served = served_resources(controller.api, f"{resource.group}/{resource.version}")
+        controller.status_paths[resource] = "status" if f"{resource.plural}/status" in served else ""
+    return controller.status_paths[resource]
+
+
+def write_status(controller: Controller, key: Key, body: Document) -> None:
+    """Send a merge patch with status and perhaps annotations, in the way the live CRD takes it.
+
+    With a status subresource each half goes its own way, the second on the version that the first made. When the answer shows
+    that the CRD was replaced meanwhile, what is known of it is forgotten and the pass fails, to be tried again.
+    """
+    path = status_path(controller, key.resource)
+    parts = [(path, body)]
+    if path:
+        parts = [(path, {"status": body["status"]})] if "status" in body else []
+        if "annotations" in body["metadata"]:
+            parts.append(("", {"metadata": {"annotations": body["metadata"]["annotations"]}}))
+    version = body["metadata"]["resourceVersion"]
+    try:
+        for subresource, part in parts:
+            part = {**part, "metadata": {**part.get("metadata", {}), "resourceVersion": version}}
+            stored = merge_patch(controller.api, key, part, subresource)
+            version = _text(stored, "metadata", "resourceVersion")
+            written = _at(stored, "status") or {}
+            if any(written.get(name) != value for name, value in part.get("status", {}).items()):
+                raise Error(f"the API server dropped the status of {key}: its CRD was replaced")
+    except Error as error:
+        if not isinstance(error, ApiError) or error.status == 404:  # gone, or the CRD has no /status any more
+            controller.status_paths.pop(key.resource, None)
+        raise
+
+
+def tell_event(controller: Controller, request: DownloadRequest, outcome: Outcome) -> None:
+    """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, only the log says so."""
+    annotations = (outcome.body or {}).get("metadata", {}).get("annotations", {})
+    if not annotations.get(REASON):
+        return
+    try:
+        create(controller.api, EVENTS,
+               event_for(request, annotations[REASON], annotations[MESSAGE], controller.now()))
+    except Error as error:
+        log.debug("no Event for %s: %s", request.key, error)
+
+
+def apply(controller: Controller, request: Request, outcome: Outcome) -> None:
+    """Carry out an outcome; a copy that was stale is an ApiError with status 409."""
+    if controller.dry_run or outcome.verb == "leave":
+        return
+    if outcome.verb == "patch":
+        write_status(controller, request.key, outcome.body or {})
+    elif not delete(controller.api, request.key, outcome.body):
+        controller.records.pop(request.key, None)
+    if isinstance(request, DownloadRequest):
+        tell_event(controller, request, outcome)
+
+
+def reconcile_download_request(controller: Controller, request: DownloadRequest) -> Outcome:
+    """One look at a DownloadRequest -> what was decided and done."""
+    outcome = triage_download(request, controller.now())
+    if outcome is None:
+        try:
+            facts = gather(controller, request)
+            outcome = answer_download(request, facts, controller.now())
+        except Error as error:
+            outcome = refuse_download(request, error, controller.now())
+    apply(controller, request, outcome)
+    return outcome
+
+
+def reconcile_server_status_request(controller: Controller, request: StatusRequest) -> Outcome:
+    """One look at a ServerStatusRequest -> what was decided and done."""
+    outcome = decide_status(request, controller.server, controller.now())
+    apply(controller, request, outcome)
+    return outcome
+
+
+RECONCILE: Dict[Resource, Callable[[Controller, Any], Outcome]] = {
+    DOWNLOAD_REQUESTS: reconcile_download_request, STATUS_REQUESTS: reconcile_server_status_request}
+
+GONE = Outcome("leave", "it is gone")
+CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
+
+
+def look_at(controller: Controller, key: Key) -> Outcome:
+    """One look at a key; whatever goes wrong becomes an outcome, so no object can stop a worker."""
+    request = controller.records.get(key)
+    if request is None:
+        return GONE
+    try:
+        return RECONCILE[key.resource](controller, request)
+    except ApiError as error:
+        return CONFLICT if error.status == 409 else Outcome("leave", str(error), failed=True)
+    except Error as error:
+        return Outcome("leave", str(error), failed=True)
+    except Exception as error:  # the fence: a bug that one object triggers must not cost the others their answer
+        log.debug("looking at %s", key, exc_info=True)
+        return Outcome("leave", f"unexpected {type(error).__name__}: {one_line(error)}", failed=True)
+
+
+def settle(controller: Controller, key: Key, outcome: Outcome) -> None:
+    """Turn an outcome into the key's next look: failed -> back-off, but not beyond `again`; again -> then; else never."""
+    instant = outcome.again.timestamp() if outcome.again else math.inf
+    if controller.dry_run and outcome.verb != "leave":
+        instant = math.inf
+    elif outcome.failed:
+        wait = backoff(controller.queue.fail(key), RETRY_BASE, RETRY_CAP)
+        instant = min(instant, controller.now().timestamp() + wait)
+    else:
+        controller.queue.forget(key)
+    if instant < math.inf:
+        controller.queue.add_at(key, instant)
+
+
+def tell_outcome(controller: Controller, key: Key, outcome: Outcome) -> None:
+    """Log an outcome; a dry run prints it instead."""
+    text = redact(f"{key}: {outcome.verb}: {outcome.why}")
+    if controller.dry_run and outcome is not GONE:
+        print(text, flush=True)
+        return
+    level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
+    log.log(logging.WARNING if outcome.failed and outcome is not CONFLICT else level, "%s", text)
+
+
+def work(controller: Controller) -> None:
+    """A worker: take a key, look at it, settle it, until the queue closes."""
+    while True:
+        key = controller.queue.take()
+        if key is None:
+            return
+        outcome = look_at(controller, key)
+        tell_outcome(controller, key, outcome)
+        settle(controller, key, outcome)
+        controller.queue.done(key)
+
+
+def remember(controller: Controller, resource: Resource, document: Document) -> Key:
+    """Keep the newest copy of a request as a record, without its URL -> its key."""
+    record = REQUEST_FROM[resource](document)
+    if isinstance(record, DownloadRequest):
+        record = dataclasses.replace(record, url="")
+    controller.records[record.key] = record
+    return record.key
+
+
+def relist(controller: Controller, resource: Resource) -> None:
+    """List all requests of a kind anew: every one is looked at, one that is no longer there is dropped."""
+    found = set()
+    version = ""
+    for page in list_pages(controller.api, resource, controller.namespace):
+        version = _text(page, "metadata", "resourceVersion")
+        found.update(remember(controller, resource, document) for document in _at(page, "items") or ())
+    for key in [key for key in controller.records if key.resource == resource and key not in found]:
+        del controller.records[key]
+    for key in found:
+        controller.queue.add(key)
+    controller.versions[resource] = version
+
+
+def follow(controller: Controller, resource: Resource) -> int:
+    """Watch a kind until the watch ends -> how many events it brought."""
+    count = 0
+    response = open_watch(controller.api, resource, controller.namespace, controller.versions[resource],
+                          seconds=random.uniform(*WATCH_SECONDS))
+    controller.streams[resource] = response
+    if controller.stop.is_set():
+        interrupt(response)
+    for kind, document in watch_events(response):
+        count += 1
+        if kind in ("ADDED", "MODIFIED"):
+            controller.queue.add(remember(controller, resource, document))
+        elif kind == "DELETED":
+            key = REQUEST_FROM[resource](document).key
+            controller.records.pop(key, None)
+            controller.queue.add(key)
+        controller.versions[resource] = _text(document, "metadata", "resourceVersion")
+    return count
+
+
+def feed(controller: Controller, resource: Resource) -> None:
+    """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up."""
+    failures, told = 0, ""
+    while not controller.stop.is_set():
+        started, count, trouble = time.monotonic(), 0, "the watch ended at once"
+        try:
+            if resource not in controller.versions:
+                relist(controller, resource)
+            count = follow(controller, resource)
+        except Error as error:
+            trouble = str(error)
+            if isinstance(error, ApiError):  # 410: the version is too old; 404: no CRD. Both start from a list.
+                controller.versions.pop(resource, None)
+                controller.status_paths.pop(resource, None)
+        if count or time.monotonic() - started > SHORT_WATCH:
+            failures, told = 0, ""
+            continue
+        failures += 1
+        if trouble != told and not controller.stop.is_set():
+            log.warning("%s: %s; trying again", resource.plural, redact(trouble))
+            told = trouble
+        controller.stop.wait(min(WATCH_CAP, backoff(failures, WATCH_BASE, WATCH_CAP) * random.uniform(1, 2)))
+
+
+def run_once(controller: Controller) -> None:
+    """Look once at every request that is there, again where another writer came in between."""
+    for _ in range(5):
+        for resource in RECONCILE:
+            relist(controller, resource)
+        outcomes = []
+        for key in iter(lambda: controller.queue.take(wait=False), None):
+            outcomes.append(look_at(controller, key))
+            tell_outcome(controller, key, outcomes[-1])
+            controller.queue.done(key)
+        if CONFLICT not in outcomes:
+            return
+
+
+def run_controller(controller: Controller) -> None:
+    """Serve both kinds of request until `controller.stop` is set; every pass in hand is finished first."""
+    workers = [threading.Thread(target=work, args=(controller,), daemon=True) for _ in range(WORKERS)]
+    feeders = [threading.Thread(target=feed, args=(controller, resource), daemon=True) for resource in RECONCILE]
+    for thread in workers + feeders:
+        thread.start()
+    controller.stop.wait()
+    controller.queue.close()
+    for thread in workers:
+        thread.join()
+    for response in list(controller.streams.values()):
+        interrupt(response)
+    for thread in feeders:
+        thread.join(timeout=1)
+    controller.api.pool.close()
+
+# ====================================================================================================
+# 15. Client helpers — create a request, wait for the answer, tidy up
+#     require_owner, get_download_url, read_artifact, stream, get_server_status
+# ====================================================================================================
+
+
+def require_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
+    """The backup or restore that a download is about, empty when it may not be read; NotFound when there is none."""
+    absent = NotFound(f"{owner.kind.lower()} \"{one_line(name, 64)}\" does not exist",
+                      hints=[f"looked in namespace {namespace}; -n chooses another"])
+    if not is_object_name(name):
+        raise absent
+    try:
+        return get(api, owner, namespace, name)
+    except ApiError as error:
+        if error.status == 404 and error.api_reason == "NotFound":
+            raise absent from None
+        if error.status != 403:
+            raise
+        log.info("%s", error)
+        return {}
+
+
+@contextlib.contextmanager
+def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
+    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C.
+
+    Without the right to delete it is left to the controller, which deletes it when it expires.
+    """
+    try:
+        stored = create(api, resource, document)
+    except ApiError as error:
+        if error.status == 422:
+            kind = _text(document, "spec", "target", "kind")
+            raise Error(f"the cluster does not know {resource.kind}s of kind {kind}; its Velero is older than that kind "
+                        f"({error})", reason="UnknownKind") from None
+        raise
+    key = Key(resource, document["metadata"]["namespace"], _text(stored, "metadata", "name"))
+    try:
+        yield stored
+    finally:
+        try:
+            delete(api, key)
+        except Error as error:
+            log.info("%s stays until it expires: %s", key, error)
+
+
+def _watch_until(api: Api, key: Key, document: Document, is_done: Callable[[Document], bool], seconds: float) -> Document:
+    """Follow one object after the version in hand -> the copy that is done, or a fresh one when the watch ended."""
+    deadline = time.monotonic() + seconds
+    version = _text(document, "metadata", "resourceVersion")
+    response = open_watch(api, key.resource, key.namespace, version, seconds=seconds, name=key.name, silence=seconds)
+    with contextlib.closing(watch_events(response)) as events:
+        for kind, newer in events:
+            if kind == "DELETED":
+                raise Error(f"{key} was deleted by somebody else before it was answered")
+            if kind in ("ADDED", "MODIFIED") and is_done(newer):
+                return newer
+            if time.monotonic() > deadline:
+                break
+    return get(api, key.resource, key.namespace, key.name)
+
+
+def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable[[Document], bool], *,
+             seconds: float, poll: float) -> Document:
+    """Wait until an object is done -> its newest copy.
+
+    A watch tells without delay; where it is not allowed or breaks off, the object is read every `poll` seconds. `is_done`
+    may raise to end the waiting. Raises TimedOut after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    key = Key(resource, _text(document, "metadata", "namespace"), _text(document, "metadata", "name"))
+    may_watch = True
+    while not is_done(document):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
+        try:
+            if may_watch:
+                document = _watch_until(api, key, document, is_done, left)
+                continue
+        except ApiError as error:
+            if error.status == 404:
+                raise Error(f"{key} was deleted by somebody else before it was answered") from None
+            log.info("reading every %s instead of watching: %s", format_duration(poll), error)
+            may_watch = False
+        except Unreachable as error:
+            log.info("%s", error)
+        time.sleep(max(0.0, min(poll, deadline - time.monotonic())))
+        document = get(api, key.resource, key.namespace, key.name)
+    return document
+
+
+def _has_url(document: Document) -> bool:
+    """Whether a DownloadRequest is answered; a reason that a controller left on it is raised, for waiting is in vain."""
+    request = download_request_from(document)
+    if not is_answered(request) and request.reason:
+        raise RequestFailed(f"{request.target_kind} of {request.target_name}: {redact(one_line(request.message))}",
+                            reason=one_line(request.reason, 64))
+    return is_answered(request)
+
+
+@contextlib.contextmanager
+def requested_url(api: Api, namespace: str, kind: str, name: str, timeout: float) -> Iterator[str]:
+    """The pre-signed URL of an artifact; its request lives as long as the context."""
+    target_of(kind, name)
+    with created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name)) as stored:
+        document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
+        yield download_request_from(document).url
+
+
+def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0) -> str:
+    """A URL that anybody may GET for about ten minutes: a bearer token. Raises as `read_artifact`."""
+    with requested_url(api, namespace, kind, name, timeout) as url:
+        return url
+
+
+def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust:
+    """Whom to trust for a store: the location's own caCert, as the velero CLI does since 1.17; else only the system."""
+    try:
+        owner = get(api, artifact.owner, namespace, name)
+        backup = get(api, BACKUPS, namespace, backup_name_from(owner)) if artifact.owner == RESTORES else owner
+        location = location_from(get(api, LOCATIONS, namespace, storage_location_from(backup)))
+        return Trust(ca_cert=location.ca_cert)
+    except Error as error:
+        log.info("the storage location's caCert is not used: %s", error)
+        return Trust()
+
+
+def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
+                  trust: Optional[Trust] = None) -> Iterator[bytes]:
+    """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated.
+
+    timeout: seconds to wait for the URL; the transfer may take as long as bytes come. trust: None asks the location. Close
+    the generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist, RequestFailed
+    with the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
+    """
+    artifact = target_of(kind, name)
+    with requested_url(api, namespace, kind, name, timeout) as url:
+        if trust is None:
+            trust = find_trust(api, namespace, artifact, name) if url.startswith("https:") else Trust()
+        with open_url(url, trust) as response:
+            body = read_body(response)
+            yield from (inflate(body) if artifact.gunzip else checked(body))
+
+
+def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, timeout: float = 60.0,
+           trust: Optional[Trust] = None) -> None:
+    """Write an artifact into a writer, which stays open; arguments and errors as `read_artifact`."""
+    with contextlib.closing(read_artifact(api, namespace, kind, name, timeout=timeout, trust=trust)) as chunks:
+        for chunk in chunks:
+            writer.write(chunk)
+
+
+def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
+    """The answered ServerStatusRequest: status.serverVersion and status.plugins. Raises TimedOut or ApiError."""
+    with created(api, STATUS_REQUESTS, new_status_request(namespace)) as stored:
+        return wait_for(api, STATUS_REQUESTS, stored, lambda document: phase_from(document) == PROCESSED,
+                        seconds=timeout, poll=STATUS_POLL)
+
+# ====================================================================================================
+# 16. Doctor — why nobody answered: checks, each one finding with its cure
+#     explain_silence
+# ====================================================================================================
+
+
+def check_server(api: Api, namespace: str) -> Optional[Finding]:
+    """Whether Velero's Deployment is there and has a ready pod."""
+    try:
+        deployment = get(api, DEPLOYMENTS, namespace, "velero")
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return Finding(f"there is no Deployment velero in namespace {namespace}",
+                       "is Velero in another namespace (-n)? or start `velero_requests.py controller`")
+    if not _at(deployment, "status", "readyReplicas"):
+        return Finding(f"the Deployment {namespace}/velero has no ready pod",
+                       f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`")
+    return None
+
+
+def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Optional[Finding]:
+    """Whether the storage location behind an artifact exists and is available."""
+    owner = get(api, artifact.owner, namespace, name)
+    backup = owner
+    if artifact.owner == RESTORES:
+        backup = get(api, BACKUPS, namespace, backup_name_from(owner))
+    location = storage_location_from(backup)
+    try:
+        trouble = location_trouble_from(get(api, LOCATIONS, namespace, location))
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        trouble = "it does not exist"
+    if not trouble:
+        return None
+    return Finding(f"storage location {location!r} is not available: {trouble}",
+                   f"see `kubectl -n {namespace} describe backupstoragelocation`")
+
+
+def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = None, name: str = "") -> List[Finding]:
+    """Why a request got no answer, as far as the caller's rights let it be seen."""
+    checks: List[Callable[[], Optional[Finding]]] = [lambda: check_server(api, namespace)]
+    if artifact:
+        checks.append(lambda: check_location(api, namespace, artifact, name))
+    findings = []
+    for check in checks:
+        try:
+            finding = check()
+        except Error as error:
+            log.info("a check could not be made: %s", error)
+            continue
+        if finding:
+            findings.append(finding)
+    return findings or [Finding("the server is there but did not take up the request",
+                                f"see its log: `kubectl -n {namespace} logs deployment/velero`; a longer --timeout may do")]
+
+# ====================================================================================================
+# 17. Command line — the COMMANDS table, the parser made from it, main
+#     cmd_*, COMMANDS, build_parser, main
+# ====================================================================================================
+
+Options = argparse.Namespace
+PROGRAM = "velero_requests.py"
+
+
+def namespace_of(options: Options) -> str:
+    """-n, else VELERO_NAMESPACE, else the velero CLI's configuration, else velero."""
+    configured = read_velero_config().get("namespace")
+    return options.namespace or os.environ.get("VELERO_NAMESPACE") or (
+        configured if isinstance(configured, str) and configured else DEFAULT_NAMESPACE)
+
+
+def api_of(options: Options) -> Api:
+    """The cluster that the flags name."""
+    return connect(load_cluster(options.kubeconfig, options.context))
+
+
+def trust_of(options: Options) -> Optional[Trust]:
+    """What --insecure-skip-tls-verify and --cacert (else velero's configuration) say; None leaves it to the location."""
+    if options.insecure_skip_tls_verify:
+        return Trust(insecure=True)
+    path = options.cacert or read_velero_config().get("cacert")
+    return Trust(ca_cert=read_file(path, "certificate authority")) if isinstance(path, str) and path else None
+
+
+@contextlib.contextmanager
+def explained(api: Api, namespace: str, artifact: Optional[Artifact] = None, name: str = "") -> Iterator[None]:
+    """When nobody answers, say why as far as it can be seen."""
+    try:
+        yield
+    except TimedOut as error:
+        findings = explain_silence(api, namespace, artifact, name)
+        raise TimedOut(str(error), hints=[f"{finding.text}: {finding.cure}" for finding in findings]) from None
+
+
+def write_text(text: str) -> None:
+    """A command's result, and nothing else, goes to stdout."""
+    sys.stdout.write(text)
+
+
+def cmd_controller(options: Options) -> int:
+    """Serve until told to stop, or once."""
+    plugins = Server("").plugins + tuple(options.plugin or ()) + read_plugins_file(options.plugins_file)
+    server = Server(options.server_version or f"v{__version__}", tuple(dict.fromkeys(plugins)))
+    api, namespace = api_of(options), namespace_of(options)
+    missing = {resource.plural for resource in RECONCILE} - set(served_resources(api, "velero.io/v1"))
+    if missing:
+        log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
+                    " and ".join(sorted(missing)), PROGRAM)
+    controller = new_controller(api, namespace, server, dry_run=options.dry_run)
+    if options.once:
+        run_once(controller)
+        return Exit.DONE
+    stop_on_signals(controller)
+    log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
+             redact(api.cluster.server))
+    run_controller(controller)
+    log.info("stopped")
+    return Exit.DONE
+
+
+def stop_on_signals(controller: Controller) -> None:
+    """SIGTERM and SIGINT finish the passes in hand and leave; a second one leaves at once."""
+
+    def stop(number: int, _frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        controller.stop.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def read_plugins_file(path: str) -> Tuple[Tuple[str, str], ...]:
+    """A YAML list of name and kind, as in status.plugins -> (kind, name) pairs."""
+    if not path:
+        return ()
+    try:
+        entries = yaml.safe_load(read_file(path, "plugins file"))
+    except yaml.YAMLError:
+        entries = None
+    if not isinstance(entries, list) or not all(_text(entry, "kind") and _text(entry, "name") for entry in entries):
+        raise ConfigError(f"plugins file {path} is no YAML list of entries with name and kind")
+    return tuple((_text(entry, "kind"), _text(entry, "name")) for entry in entries)
+
+
+def fetch_to(options: Options, api: Api, kind: str, output: str) -> None:
+    """Download one artifact to a file, or to stdout for `-`."""
+    namespace, artifact = namespace_of(options), TARGETS[kind]
+    with explained(api, namespace, artifact, options.name), contextlib.closing(read_artifact(
+            api, namespace, kind, options.name, timeout=options.timeout, trust=trust_of(options))) as chunks:
+        if output == "-":
+            for chunk in chunks:
+                sys.stdout.buffer.write(chunk)
+        else:
+            save(output, chunks, force=options.force)
+
+
+def cmd_download(options: Options) -> int:
+    """Any artifact: BackupContents into a file as `backup download`, the others to stdout unless -o names a file."""
+    kind, name = options.kind, options.name
+    output = options.output or (os.path.join(os.getcwd(), f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
+    if output != "-" and not options.force and not options.url_only:
+        refuse_existing(output)
+    api, namespace = api_of(options), namespace_of(options)
+    require_owner(api, TARGETS[kind].owner, namespace, name)
+    if options.url_only:
+        with explained(api, namespace, TARGETS[kind], name):
+            write_text(get_download_url(api, namespace, kind, name, timeout=options.timeout) + "\n")
+        return Exit.DONE
+    fetch_to(options, api, kind, output)
+    if output != "-":
+        subject = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
+        write_text(f"{subject} {name} has been successfully downloaded to {output}\n")
+    return Exit.DONE
+
+
+def cmd_backup_download(options: Options) -> int:
+    """`download` with the velero CLI's name."""
+    options.kind, options.url_only = BACKUP_CONTENTS, False
+    return cmd_download(options)
+
+
+def cmd_logs(options: Options, kind: str) -> int:
+    """The log of a finished backup or restore, to stdout."""
+    api, owner = api_of(options), TARGETS[kind].owner
+    document = require_owner(api, owner, namespace_of(options), options.name)
+    refusal = logs_refusal(owner, options.name, phase_from(document)) if document else ""
+    if refusal:
+        raise Error(refusal)
+    fetch_to(options, api, kind, "-")
+    return Exit.DONE
+
+
+def status_of(options: Options) -> Document:
+    """An answered ServerStatusRequest."""
+    api, namespace = api_of(options), namespace_of(options)
+    with explained(api, namespace):
+        return get_server_status(api, namespace, timeout=options.timeout)
+
+
+def cmd_plugin_get(options: Options) -> int:
+    """The plugins of the server."""
+    document = status_of(options)
+    render = {"table": lambda: plugin_table(plugins_from(document)), "json": lambda: json_text(document),
+              "yaml": lambda: yaml_text(document)}
+    write_text(render[options.output or "table"]())
+    return Exit.DONE
+
+
+def cmd_version(options: Options) -> int:
+    """The versions of this file and of the server."""
+    write_text(version_text(None if options.client_only else server_version_from(status_of(options))))
+    return Exit.DONE
+
+
+def cmd_manifests(options: Options) -> int:
+    """The CRDs as YAML."""
+    write_text(yaml_text(*crd_manifests(options.status_subresource)))
+    return Exit.DONE
+
+
+def duration(text: str) -> float:
+    """A positive Go duration on the command line."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; write for example 30s, 5m or 1h30m") from None
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait; write for example 30s or 5m")
+    return seconds
+
+
+def plugin(text: str) -> Tuple[str, str]:
+    """KIND=NAME on the command line."""
+    kind, _, name = text.partition("=")
+    if not kind or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")
+    return kind, name
+
+
+class Argument(NamedTuple):
+    """One row of an argument table: flags or the name of a positional, and argparse's keywords."""
+
+    flags: Tuple[str, ...]
+    keywords: Dict[str, Any]
+
+
+def argument(*flags: str, **keywords: Any) -> Argument:
+    """A row of an argument table."""
+    return Argument(flags, keywords)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its words, what --help says, its arguments, and the function that runs it -> exit code."""
+
+    words: str
+    summary: str
+    arguments: Tuple[Argument, ...]
+    run: Callable[[Options], int]
+    timeout: float = 60.0
+
+
+COMMON = (
+    argument("-n", "--namespace", metavar="NAMESPACE", help="Velero's namespace (default: $VELERO_NAMESPACE or velero)"),
+    argument("--kubeconfig", metavar="FILE", help="kubeconfig to use (default: $KUBECONFIG or ~/.kube/config)"),
+    argument("--context", "--kubecontext", metavar="NAME", help="context of the kubeconfig (default: its current one)"),
+    argument("--timeout", type=duration, metavar="DURATION", help="how long to wait for an answer, such as 30s or 5m"),
+    argument("-v", "--verbose", action="count", help="say more on stderr"),
+)
+DEFAULTS = {"namespace": "", "kubeconfig": "", "context": "", "timeout": None, "verbose": 0}
+
+BACKUP_NAME = argument("name", metavar="BACKUP", help="name of the backup")
+RESTORE_NAME = argument("name", metavar="RESTORE", help="name of the restore")
+TLS = (
+    argument("--cacert", metavar="FILE", default="", help="certificate authority of the store (PEM)"),
+    argument("--insecure-skip-tls-verify", action="store_true", help="trust any certificate of the store"),
+)
+TO_FILE = (
+    argument("-o", "--output", metavar="FILE", default="", help="file to write, - for stdout"),
+    argument("--force", action="store_true", help="replace the file if it exists, once the download succeeded"),
+)
+OUTPUT_FORMAT = argument("-o", "--output", choices=("table", "json", "yaml"), default="", help="output format")
+
+COMMANDS = (
+    Command("controller", "answer DownloadRequests and ServerStatusRequests", (
+        argument("--once", action="store_true", help="look once at every request that is there, then exit"),
+        argument("--dry-run", action="store_true", help="print what would be done and change nothing"),
+        argument("--server-version", default="", metavar="VERSION", help="version to report (default: our own)"),
+        argument("--plugin", action="append", type=plugin, metavar="KIND=NAME", help="plugin to report; repeatable"),
+        argument("--plugins-file", default="", metavar="FILE", help="YAML list of name and kind of plugins to report"),
+    ), cmd_controller),
+    Command("download", "fetch any artifact of a backup or restore", (
+        argument("name", metavar="NAME", help="name of the backup or restore"),
+        argument("--kind", choices=tuple(TARGETS), default=BACKUP_CONTENTS, metavar="KIND",
+                 help=f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}"),
+        *TO_FILE,
+        argument("--url-only", action="store_true", help="print the pre-signed URL, which is a bearer token"),
+        *TLS), cmd_download),
+    Command("backup logs", "print the log of a backup", (BACKUP_NAME, *TLS),
+            lambda options: cmd_logs(options, "BackupLog")),
+    Command("backup download", "fetch the contents of a backup into a file", (BACKUP_NAME, *TO_FILE, *TLS),
+            cmd_backup_download),
+    Command("restore logs", "print the log of a restore", (RESTORE_NAME, *TLS),
+            lambda options: cmd_logs(options, "RestoreLog")),
+    Command("plugin get", "list the plugins of the server", (OUTPUT_FORMAT,), cmd_plugin_get, timeout=5.0),
+    Command("version", "print the versions of client and server", (
+        argument("--client-only", action="store_true", help="do not ask the server"),), cmd_version, timeout=5.0),
+    Command("manifests", "print the CustomResourceDefinitions, for `kubectl apply -f -`", (
+        argument("--status-subresource", action="store_true", help="as Velero 1.6 to 1.8 installed them"),),
+        cmd_manifests),
+)
+
+EPILOG = """exit codes:
+  0 done   1 any other failure   2 usage   3 does not exist   4 nobody answered in time
+  5 not allowed   6 cluster or store unreachable   130 interrupted   141 the reader of the output left"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is an Error like any other."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(message, hints=[f"see `{self.prog} --help`"])
+
+
+def add_arguments(parser: argparse.ArgumentParser, arguments: Iterable[Argument]) -> None:
+    """Put rows of an argument table into a parser."""
+    for flags, keywords in arguments:
+        parser.add_argument(*flags, **keywords)
+
+
+def build_parser() -> Parser:
+    """The parser of the COMMANDS table; the common flags are understood before and after the command."""
+    common = [argument(*row.flags, **row.keywords, default=argparse.SUPPRESS) for row in COMMON]
+    options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    top = Parser(prog=PROGRAM, description=(__doc__ or "").split("\n", 1)[0], epilog=EPILOG, **options)
+    top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    add_arguments(top, common)
+    groups = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
+    for command in COMMANDS:
+        group, _, word = command.words.rpartition(" ")
+        if group not in groups:
+            summary = f"{', '.join(row.words.split()[1] for row in COMMANDS if row.words.startswith(group + ' '))}"
+            parser = groups[""].add_parser(group, help=summary, **options)
+            groups[group] = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        parser = groups[group].add_parser(word, help=command.summary, description=command.summary, **options)
+        add_arguments(parser, [*command.arguments, *common])
+        parser.set_defaults(command=command)
+    return top
+
+
+class RedactingFormatter(logging.Formatter):
+    """Log lines without signatures and tokens, whatever was put into them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def configure_logging(options: Options) -> None:
+    """Talk on stderr: a controller with time and level, a client only what goes wrong unless -v is given."""
+    serving = options.command.run is cmd_controller
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.DEBUG if options.verbose > serving else logging.INFO if options.verbose or serving
+                 else logging.WARNING)
+    urllib3.disable_warnings()  # --insecure-skip-tls-verify was asked for; saying so on every call helps nobody
+
+
+def report(error: Error) -> int:
+    """Say what went wrong, on stderr -> the exit code."""
+    print(redact(f"error: {error}"), file=sys.stderr)
+    for hint in error.hints:
+        print(redact(f"hint: {hint}"), file=sys.stderr)
+    return error.exit
+
+
+def run(argv: Optional[List[str]]) -> int:
+    """Parse and run one command -> its exit code."""
+    options = build_parser().parse_args(argv)
+    for name, value in DEFAULTS.items():
+        setattr(options, name, getattr(options, name, value))
+    options.timeout = options.timeout or options.command.timeout
+    configure_logging(options)
+    code = options.command.run(options)
+    sys.stdout.flush()
+    return code
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """The command line -> exit code; the only place that turns errors into exit codes."""
+    try:
+        return run(argv)
+    except Error as error:
+        log.debug("because", exc_info=True)
+        return report(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own flush at exit has somewhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.BROKEN_PIPE
+    except Exception as error:
+        log.debug("because", exc_info=True)
+        return report(Error(f"unexpected {type(error).__name__}: {one_line(error)}",
+                            hints=["this is a bug; run again with -v and report what it says"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
