@@ -56,7 +56,6 @@ import functools
 import hashlib
 import heapq
 import hmac
-import http.client
 import json
 import logging
 import math
@@ -134,8 +133,8 @@ DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
 
 DEFAULT_NAMESPACE = "velero"
 
-# Phases of both request kinds. Velero 1.6 to 1.18 never write New (it is the empty phase in practice); Failed came after
-# 1.18 and carries status.message.
+# Phases of both request kinds. Velero 1.6 to 1.18 never write New (it is the empty phase in practice); Failed came
+# after 1.18 and carries status.message.
 NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
 UNANSWERED = ("", NEW)
 
@@ -158,6 +157,8 @@ PAGE_SIZE = 500                              # client-go's
 PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
                     "WaitingForPluginOperationsPartiallyFailed")
 
+
+OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): all that this file does of a Velero server's plugins
 
 BOTH_DIALECTS, NEWER_DIALECT, NEITHER_DIALECT = "", "+", "+-"  # marks of the CRD notation in section 8
 
@@ -278,7 +279,7 @@ class Location:
 class Credentials:
     """AWS keys; `expires` is None for keys that last."""
 
-    access_key: str
+    access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     session_token: str = field(default="", repr=False)
     expires: Optional[datetime] = None
@@ -314,7 +315,7 @@ class Server:
     """What a ServerStatusRequest is answered with; plugins are (kind, name)."""
 
     version: str
-    plugins: Tuple[Tuple[str, str], ...] = (("ObjectStore", "velero.io/aws"),)
+    plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,7 @@ class Outcome:
 
     verb: str
     why: str
-    body: Optional[Document] = None
+    body: Optional[Document] = field(default=None, repr=False)  # may hold a signed URL
     again: Optional[datetime] = None
     failed: bool = False
 
@@ -348,8 +349,8 @@ class Finding:
 class Error(Exception):
     """Base of everything this module raises on purpose.
 
-    The text is one sentence that names the object and holds no secret. `hints` are cures, one line each. `reason` is the
-    stable word a controller leaves on a request. `retry` says whether time alone may mend it.
+    The text is one sentence that names the object and holds no secret. `hints` are cures, one line each. `reason` is
+    the stable word a controller leaves on a request. `retry` says whether time alone may mend it.
     """
 
     exit = Exit.FAILED
@@ -404,7 +405,7 @@ class RequestFailed(Error):
 
 
 class StoreError(Error):
-    """The object store refused, or what it sent is not what was asked for; `status` is the HTTP code, 0 if it was 200."""
+    """The object store refused, or sent something else than was asked for; `status` is the HTTP code, 0 after a 200."""
 
     def __init__(self, message: str, *, status: int = 0, hints: Iterable[str] = ()):
         super().__init__(message, hints=hints)
@@ -425,7 +426,7 @@ class TimedOut(Error):
 
 # ====================================================================================================
 # 3. Text and time — RFC 3339, Go durations, redaction, byte lines
-#    parse_time, format_time, parse_duration, format_duration, redact, one_line, lines
+#    parse_time, format_time, one_line, parse_duration, format_duration, redact, lines
 # ====================================================================================================
 
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:[.,](\d+))?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII)
@@ -456,6 +457,12 @@ def format_time(instant: datetime) -> str:
     return instant.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def one_line(text: object, limit: int = 300) -> str:
+    """Foreign text made fit for a terminal or an annotation: one line, no control characters, cut at `limit`."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= limit else line[:limit - 1] + "…"
+
+
 _DURATION_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 
@@ -482,10 +489,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours:.0f}h{minutes:.0f}m{text}" if hours else f"{minutes:.0f}m{text}" if minutes else text
 
 
-# The parameters of a pre-signed URL that make it a bearer token (AWS SigV4 and SigV2, Google, Azure), a bearer token in a
-# header, and a password in a URL.
+# The parameters of a pre-signed URL that make it a bearer token (AWS SigV4 and SigV2, Google, Azure), a bearer token
+# in a header, and a password in a URL.
 _SECRETS = re.compile(
-    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|GoogleAccessId|sig)=)[^&\s\"'<>]+"
+    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|GoogleAccessId|sig)=)"
+    r"[^&\s\"'<>]+"
     r"|(\bBearer\s+)[^\s\"',]+"
     r"|(\w://)[^/\s@\"']+@", re.IGNORECASE)
 
@@ -495,17 +503,11 @@ def redact(text: str) -> str:
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match.group(3) else "***"), text)
 
 
-def one_line(text: object, limit: int = 300) -> str:
-    """Foreign text made fit for a terminal or an annotation: one line, no control characters, cut at `limit`."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return line if len(line) <= limit else line[:limit - 1] + "…"
-
-
-def lines(chunks: Iterable[bytes], limit: int = 64 << 20) -> Iterator[bytes]:
+def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
     """Byte chunks -> whole lines without their newline.
 
-    Splitting bytes and never text keeps a character that two chunks share in one piece. A last line without a newline was
-    cut off and is dropped; one that grows beyond `limit` bytes is an error.
+    Splitting bytes and never text keeps a character that two chunks share in one piece. A last line without a newline
+    was cut off and is dropped; one that grows beyond `limit` bytes is an error.
     """
     rest = b""
     for chunk in chunks:
@@ -598,11 +600,6 @@ def storage_location_from(backup: Document) -> str:
 def phase_from(document: Document) -> str:
     """Any Velero document -> status.phase."""
     return _text(document, "status", "phase")
-
-
-def events_of(document: Document) -> Tuple[str, str]:
-    """Any document -> (namespace/name, resourceVersion), for a feeder's book-keeping."""
-    return _text(document, "metadata", "name"), _text(document, "metadata", "resourceVersion")
 
 
 _GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
@@ -706,7 +703,7 @@ def _entry(document: Any, section: str, name: str, source: str) -> Document:
 
 
 def _data_or_file(entry: Document, name: str, folder: str, source: str) -> Tuple[bytes, str]:
-    """The two forms of a kubeconfig field: inline base64 (`name-data`) or a path, relative to the kubeconfig's folder."""
+    """The two forms of a kubeconfig field: inline base64 (`name-data`), or a path relative to the kubeconfig."""
     data, path = _text(entry, f"{name}-data"), _text(entry, name)
     if data and path:
         raise ConfigError(f"{source} has both {name}-data and {name}; one of them must go")
@@ -719,7 +716,7 @@ def _data_or_file(entry: Document, name: str, folder: str, source: str) -> Tuple
 def cluster_from_kubeconfig(document: Any, context: str, folder: str, source: str) -> Cluster:
     """A kubeconfig document -> the cluster, user and namespace of one context (client-go clientcmd/validation.go).
 
-    context: its name, or empty for current-context. folder: what relative paths start from. source: the file, for errors.
+    context: its name, or empty for current-context. folder: what relative paths start from. source: named in errors.
     """
     if not isinstance(document, dict):
         raise ConfigError(f"{source} is no kubeconfig")
@@ -731,7 +728,7 @@ def cluster_from_kubeconfig(document: Any, context: str, folder: str, source: st
     user = _entry(document, "users", _text(chosen, "user"), source) if _text(chosen, "user") else {}
     for unsupported in ("exec", "auth-provider"):
         if _at(user, unsupported):
-            raise ConfigError(f"{source}: user {_text(chosen, 'user')!r} uses {unsupported}, which is not supported here",
+            raise ConfigError(f"{source}: user {_text(chosen, 'user')!r} uses {unsupported}, which is not supported",
                               hints=["use a token or a client certificate, for example from `kubectl create token`"])
     server = _text(cluster, "server")
     if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
@@ -772,7 +769,8 @@ def is_object_name(name: str) -> bool:
 def target_of(kind: str, name: str) -> Artifact:
     """The row of TARGETS for a request's target; InvalidRequest for a kind or a name that cannot exist."""
     if kind not in TARGETS:
-        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}", reason="UnknownKind")
+        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
+                             reason="UnknownKind")
     if not is_object_name(name):
         owner = TARGETS[kind].owner.kind.lower()
         raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {owner}", reason="InvalidName")
@@ -804,8 +802,8 @@ def _partition_suffix(region: str) -> str:
 def _is_virtual_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
     """Whether the bucket goes in front of the host, by the AWS rule set as the plugin applies it (upstream 8.4).
 
-    A dot in the bucket breaks the certificate's wildcard, so it needs plain http, a custom endpoint, and labels of three or
-    more characters; an IP address takes no label in front.
+    A dot in the bucket breaks the certificate's wildcard, so it needs plain http, a custom endpoint, and labels of
+    three or more characters; an IP address takes no label in front.
     """
     if _IP_ADDRESS.fullmatch(host):
         return False
@@ -836,8 +834,8 @@ def _endpoint_of(location: Location) -> Tuple[str, str, str, str]:
 def bucket_address(location: Location) -> Address:
     """Where a location's bucket is; ConfigError when its region or its URLs cannot be used."""
     if not _DNS_LABEL.fullmatch(location.region):
-        raise ConfigError(f"storage location {location.name!r}: region {one_line(location.region, 64)!r} cannot be used; "
-                          "set config.region", reason="InvalidStorageLocation")
+        raise ConfigError(f"storage location {location.name!r}: region {one_line(location.region, 64)!r} is no DNS "
+                          "label; correct config.region", reason="InvalidStorageLocation")
     scheme, host, port, base = _endpoint_of(location)
     base = quote(base, safe="/-._~%")
     if not location.path_style and _is_virtual_host(location.bucket, scheme, host,
@@ -860,10 +858,11 @@ def api_path(resource: Resource, namespace: str, name: str = "", subresource: st
 
 # ====================================================================================================
 # 6. Signing — AWS Signature Version 4 for the query string, one function per noun of the specification
-#    canonical_query, canonical_request, credential_scope, string_to_sign, signing_key, signature, presign_query, presign
+#    canonical_query, canonical_request, credential_scope, string_to_sign, signing_key, signature, presign_query,
+#    presign
 #
-#    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html. Only `host` is signed and no parameter
-#    is added: the smallest URL is the one that most stores, proxies and clients agree on.
+#    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html. Only `host` is signed and no
+#    parameter is added: the smallest URL is the one that most stores, proxies and clients agree on.
 # ====================================================================================================
 
 ALGORITHM = "AWS4-HMAC-SHA256"
@@ -913,7 +912,7 @@ def signature(key: bytes, text: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def presign_query(access_key: str, session_token: str, scope: str, timestamp: str, seconds: int) -> str:
-    """The query of a pre-signed URL but for its signature; all URLs that a key signs in one second share it, so it is kept."""
+    """The query of a pre-signed URL but for its signature; all URLs signed in one second share it, so it is kept."""
     parameters = {
         "X-Amz-Algorithm": ALGORITHM,
         "X-Amz-Credential": f"{access_key}/{scope}",
@@ -927,7 +926,7 @@ def presign_query(access_key: str, session_token: str, scope: str, timestamp: st
 
 
 def presign(address: Address, credentials: Credentials, region: str, now: datetime, life: timedelta) -> str:
-    """A URL that anybody may GET until now + life (1 second to 7 days); a bearer token, so never log it. now: in UTC."""
+    """A URL that anybody may GET until now (UTC) + life (1 second to 7 days); a bearer token, so never log it."""
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
@@ -948,14 +947,15 @@ def presign(address: Address, credentials: Credentials, region: str, now: dateti
 #      being deleted                -> leave                    being deleted                     -> leave
 #      past its expiration          -> delete, any phase        empty or New                      -> patch: Processed
 #      expiration beyond now+10 min -> patch: cut down          Processed, older than 1 min       -> delete
-#      empty or New                 -> facts needed, then       Processed                         -> leave, again in 5 min
+#      empty or New                 -> facts needed, then       Processed                         -> leave, 5 min more
 #                                      patch: Processed           (without timestamp: its creation counts)
 #                                      or patch: reason         any other phase                   -> leave for good
 #      any other phase              -> leave until it expires
 #                                      (creation + 10 min if it does not say)
 #
-#    Whoever may create an object may have filled in its status, so no time in it is trusted further than a request lives.
-#    Every patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
+#    Whoever may create an object may have filled in its status, so no time in it is trusted further than a request
+#    lives. Every patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another
+#    look.
 # ====================================================================================================
 
 
@@ -1363,7 +1363,8 @@ def crd_manifests(status_subresource: bool) -> list[dict]:
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 CONNECT_TIMEOUT = 10.0                       # seconds
 READ_TIMEOUT = 30.0                          # seconds without a byte, for an ordinary call
-TOKEN_LIFE = 50.0                            # seconds; client-go transport/token_source.go: a minute less a leeway of 10 s
+TOKEN_LIFE = 50.0                            # seconds; client-go transport/token_source.go: a minute less 10 s
+ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
 POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
 USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
 
@@ -1461,7 +1462,8 @@ def new_pool(url: str, context: Callable[[], ssl.SSLContext], size: int = 1) -> 
     if parts.scheme == "http":
         return urllib3.HTTPConnectionPool(parts.hostname, parts.port, **options)
     tls = context()
-    return urllib3.HTTPSConnectionPool(parts.hostname, parts.port, ssl_context=tls, cert_reqs=tls.verify_mode, **options)
+    options.update(ssl_context=tls, cert_reqs=tls.verify_mode)
+    return urllib3.HTTPSConnectionPool(parts.hostname, parts.port, **options)
 
 
 def connect(cluster: Cluster) -> Api:
@@ -1621,7 +1623,8 @@ def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = 
             response = _exchange(api, method, target, content, content_type, read)
             if response.status < 300:
                 return response
-            refusal = response.read(1 << 20)
+            refusal = response.read(ERROR_LIMIT)
+            response.drain_conn()
             response.release_conn()
         except urllib3.exceptions.HTTPError as error:
             broken = isinstance(error, urllib3.exceptions.ProtocolError)
@@ -1784,12 +1787,11 @@ def find_region(location: Location) -> Location:
 
 # ====================================================================================================
 # 12. Object store — fetch a URL, inflate, verify, save
-#     Trust, open_url, read_body, inflate, save
+#     Trust, open_url, read_body, inflate, checked, check_target, save
 # ====================================================================================================
 
 CHUNK = 256 * 1024                           # bytes read at a time, and the most that inflating one step yields
 IDLE_LIMIT = 30.0                            # seconds without a byte
-ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
 
 
 @dataclass(frozen=True)
@@ -1798,20 +1800,6 @@ class Trust:
 
     ca_cert: bytes = field(default=b"", repr=False)
     insecure: bool = False
-
-
-def _store_refusal(status: int, body: bytes, host: str) -> StoreError:
-    """A store's refusal -> one sentence: code and message of S3's XML, else what kind of text it was."""
-    code, message = (re.search(rb"<%s>([^<]*)</" % name, body) for name in (b"Code", b"Message"))
-    if code:
-        detail = one_line(b": ".join(part.group(1) for part in (code, message) if part).decode("utf-8", "replace"))
-    else:
-        detail = _what_is(body)
-    if status == 404:
-        return StoreError(f"the store at {host} has no such file ({detail})", status=status, hints=[
-            "the backup or restore may never have written it, or it has expired"])
-    hints = {403: ["a missing file looks the same when the credentials may not list the bucket"]}.get(status, [])
-    return StoreError(f"the store at {host} answered {status}: {redact(detail)}", status=status, hints=hints)
 
 
 def _what_is(body: bytes) -> str:
@@ -1826,6 +1814,20 @@ def _what_is(body: bytes) -> str:
     if b"\0" in start or start.startswith(b"\x1f\x8b"):
         return "binary data"
     return "text: " + redact(one_line(body[:200].decode("utf-8", "replace"), 80))
+
+
+def _store_refusal(status: int, body: bytes, host: str) -> StoreError:
+    """A store's refusal -> one sentence: code and message of S3's XML, else what kind of text it was."""
+    code, message = (re.search(rb"<%s>([^<]*)</" % name, body) for name in (b"Code", b"Message"))
+    if code:
+        detail = one_line(b": ".join(part.group(1) for part in (code, message) if part).decode("utf-8", "replace"))
+    else:
+        detail = _what_is(body)
+    if status == 404:
+        return StoreError(f"the store at {host} has no such file ({detail})", status=status, hints=[
+            "the backup or restore may never have written it, or it has expired"])
+    hints = {403: ["a missing file looks the same when the credentials may not list the bucket"]}.get(status, [])
+    return StoreError(f"the store at {host} answered {status}: {redact(detail)}", status=status, hints=hints)
 
 
 @contextlib.contextmanager
@@ -1912,15 +1914,39 @@ def checked(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield from passed
 
 
+def check_target(path: str, *, force: bool) -> None:
+    """Raise, before anything is asked of anybody, when a file cannot be put at this path."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise Error(f"cannot write {path}: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise Error(f"cannot write {path}: it is a folder", hints=["name a file in it"])
+    if os.path.lexists(path) and not force:
+        raise Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
+
+
+def _give_name(temporary: str, path: str, *, force: bool) -> None:
+    """Rename; without `force` link first, which fails on a file that came meanwhile, where there are links at all."""
+    if not force:
+        try:
+            os.link(temporary, path)
+            return
+        except FileExistsError:
+            raise
+        except OSError:
+            check_target(path, force=force)
+    os.replace(temporary, path)
+
+
 def save(path: str, chunks: Iterable[bytes], *, force: bool = False) -> int:
     """Write chunks into a new file -> its size in bytes; the file appears whole or not at all.
 
-    They go to a temporary file beside the target, which is renamed once everything is on disk. An existing file is
+    They go to a temporary file beside the target, which gets its name once everything is on disk. An existing file is
     replaced only with `force`, and only then. Raises Error naming the file.
     """
     folder, name = os.path.split(path)
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:200]}.", suffix=".part", dir=folder or ".")
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder or ".")
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror}") from error
     try:
@@ -1930,9 +1956,7 @@ def save(path: str, chunks: Iterable[bytes], *, force: bool = False) -> int:
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()
-        if not force:
-            refuse_existing(path)
-        os.replace(temporary, path)
+        _give_name(temporary, path, force=force)
         return size
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror}") from error
@@ -1940,20 +1964,14 @@ def save(path: str, chunks: Iterable[bytes], *, force: bool = False) -> int:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
 
-
-def refuse_existing(path: str) -> None:
-    """Raise when there is something at the path, or no folder to put it in."""
-    if os.path.lexists(path):
-        raise Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
-
 # ====================================================================================================
 # 13. Queue — dedupe, delays and back-off; the one class with behaviour
 #     Queue
 #
-#     client-go's work queue (util/workqueue): a key that is added while it waits is there once; one that is added while it
-#     is worked on comes again afterwards, so no two workers ever hold the same key. Delays are instants of the wall clock,
-#     for they come from expirations; a waiting worker looks at the clock at least once a minute, so a clock that is set
-#     does no lasting harm.
+#     client-go's work queue (util/workqueue): a key that is added while it waits is there once; one that is added while
+#     it is worked on comes again afterwards, so no two workers ever hold the same key. Delays are instants of the wall
+#     clock, for they come from expirations; a waiting worker looks at the clock at least once a minute, so a clock that
+#     is set does no lasting harm.
 # ====================================================================================================
 
 LONGEST_NAP = 60.0                           # seconds
@@ -2082,6 +2100,7 @@ class Controller:
     status_paths: Dict[Resource, str] = field(default_factory=dict)       # "status" or "": what a status is written to
     facts: Dict[Any, Tuple[datetime, Any]] = field(default_factory=dict)  # what was looked up lately, and until when
     streams: Dict[Resource, Response] = field(default_factory=dict)       # open watches, to be interrupted
+    told: Dict[Key, str] = field(default_factory=dict)                    # failures that the log has already
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -2113,8 +2132,8 @@ def look_up(controller: Controller, resource: Resource, name: str, reason: str, 
     except ApiError as error:
         if error.status != 404:
             raise
-        raise NotFound(f"{resource.kind} {controller.namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
-                       reason=reason) from None
+        raise NotFound(f"{resource.kind} {controller.namespace}/{one_line(name)} does not exist; "
+                       f"{asked_by} asks for it", reason=reason) from None
 
 
 def gather(controller: Controller, request: DownloadRequest) -> Facts:
@@ -2151,8 +2170,8 @@ def status_path(controller: Controller, resource: Resource) -> str:
 def write_status(controller: Controller, key: Key, body: Document) -> None:
     """Send a merge patch with status and perhaps annotations, in the way the live CRD takes it.
 
-    With a status subresource each half goes its own way, the second on the version that the first made. When the answer shows
-    that the CRD was replaced meanwhile, what is known of it is forgotten and the pass fails, to be tried again.
+    With a status subresource each half goes its own way, the second on the version that the first made. When the answer
+    shows that the CRD was replaced meanwhile, what is known of it is forgotten and the pass fails, to be tried again.
     """
     path = status_path(controller, key.resource)
     parts = [(path, body)]
@@ -2176,7 +2195,7 @@ def write_status(controller: Controller, key: Key, body: Document) -> None:
 
 
 def tell_event(controller: Controller, request: DownloadRequest, outcome: Outcome) -> None:
-    """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, only the log says so."""
+    """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, do without."""
     annotations = (outcome.body or {}).get("metadata", {}).get("annotations", {})
     if not annotations.get(REASON):
         return
@@ -2243,7 +2262,7 @@ def look_at(controller: Controller, key: Key) -> Outcome:
 
 
 def settle(controller: Controller, key: Key, outcome: Outcome) -> None:
-    """Turn an outcome into the key's next look: failed -> back-off, but not beyond `again`; again -> then; else never."""
+    """Turn an outcome into the next look: failed -> back-off, but not beyond `again`; again -> then; else never."""
     instant = outcome.again.timestamp() if outcome.again else math.inf
     if controller.dry_run and outcome.verb != "leave":
         instant = math.inf
@@ -2257,13 +2276,18 @@ def settle(controller: Controller, key: Key, outcome: Outcome) -> None:
 
 
 def tell_outcome(controller: Controller, key: Key, outcome: Outcome) -> None:
-    """Log an outcome; a dry run prints it instead."""
+    """Log an outcome, a failure only when it is another than last time; a dry run prints it instead."""
     text = redact(f"{key}: {outcome.verb}: {outcome.why}")
     if controller.dry_run and outcome is not GONE:
         print(text, flush=True)
         return
     level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
-    log.log(logging.WARNING if outcome.failed and outcome is not CONFLICT else level, "%s", text)
+    if outcome.failed and outcome is not CONFLICT:
+        level = logging.WARNING if controller.told.get(key) != outcome.why else logging.DEBUG
+        controller.told[key] = outcome.why
+    else:
+        controller.told.pop(key, None)
+    log.log(level, "%s", text)
 
 
 def work(controller: Controller) -> None:
@@ -2332,8 +2356,8 @@ def feed(controller: Controller, resource: Resource) -> None:
             count = follow(controller, resource)
         except Error as error:
             trouble = str(error)
-            if isinstance(error, ApiError):  # 410: the version is too old; 404: no CRD. Both start from a list.
-                controller.versions.pop(resource, None)
+            if isinstance(error, ApiError) and (is_version_expired(error) or error.status == 404):
+                controller.versions.pop(resource, None)  # both start from a list: version too old, CRD gone
                 controller.status_paths.pop(resource, None)
         if count or time.monotonic() - started > SHORT_WATCH:
             failures, told = 0, ""
@@ -2409,8 +2433,8 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
     except ApiError as error:
         if error.status == 422:
             kind = _text(document, "spec", "target", "kind")
-            raise Error(f"the cluster does not know {resource.kind}s of kind {kind}; its Velero is older than that kind "
-                        f"({error})", reason="UnknownKind") from None
+            raise Error(f"the cluster does not know {resource.kind}s of kind {kind}; its CRDs are older than the kind: "
+                        f"{error}", reason="UnknownKind") from None
         raise
     key = Key(resource, document["metadata"]["namespace"], _text(stored, "metadata", "name"))
     try:
@@ -2422,28 +2446,47 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
             log.info("%s stays until it expires: %s", key, error)
 
 
-def _watch_until(api: Api, key: Key, document: Document, is_done: Callable[[Document], bool], seconds: float) -> Document:
-    """Follow one object after the version in hand -> the copy that is done, or a fresh one when the watch ended."""
+def _deleted(key: Key) -> Error:
+    return Error(f"{key} was deleted by somebody else before it was answered")
+
+
+def _watch_until(api: Api, key: Key, version: str, is_done: Callable[[Document], bool], seconds: float
+                 ) -> Optional[Document]:
+    """Follow one object after a version -> its first copy that is done, None when the watch ended before."""
     deadline = time.monotonic() + seconds
-    version = _text(document, "metadata", "resourceVersion")
     response = open_watch(api, key.resource, key.namespace, version, seconds=seconds, name=key.name, silence=seconds)
     with contextlib.closing(watch_events(response)) as events:
-        for kind, newer in events:
+        for kind, document in events:
             if kind == "DELETED":
-                raise Error(f"{key} was deleted by somebody else before it was answered")
-            if kind in ("ADDED", "MODIFIED") and is_done(newer):
-                return newer
+                raise _deleted(key)
+            if kind in ("ADDED", "MODIFIED") and is_done(document):
+                return document
             if time.monotonic() > deadline:
                 break
-    return get(api, key.resource, key.namespace, key.name)
+    return None
+
+
+def _read_again(api: Api, key: Key, document: Document) -> Document:
+    """The object as it is now, or the copy in hand when the cluster has only a passing trouble."""
+    try:
+        return get(api, key.resource, key.namespace, key.name)
+    except ApiError as error:
+        if error.status == 404:
+            raise _deleted(key) from None
+        if error.status not in RETRY_STATUS:
+            raise
+        log.info("%s", error)
+    except Unreachable as error:
+        log.info("%s", error)
+    return document
 
 
 def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable[[Document], bool], *,
              seconds: float, poll: float) -> Document:
     """Wait until an object is done -> its newest copy.
 
-    A watch tells without delay; where it is not allowed or breaks off, the object is read every `poll` seconds. `is_done`
-    may raise to end the waiting. Raises TimedOut after `seconds`.
+    A watch tells without delay; where it is not allowed or breaks off, the object is read every `poll` seconds.
+    `is_done` may raise to end the waiting. Raises TimedOut after `seconds`.
     """
     deadline = time.monotonic() + seconds
     key = Key(resource, _text(document, "metadata", "namespace"), _text(document, "metadata", "name"))
@@ -2453,23 +2496,20 @@ def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable
         if left <= 0:
             raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
         try:
-            if may_watch:
-                document = _watch_until(api, key, document, is_done, left)
-                continue
-        except ApiError as error:
-            if error.status == 404:
-                raise Error(f"{key} was deleted by somebody else before it was answered") from None
+            version = _text(document, "metadata", "resourceVersion")
+            answered = _watch_until(api, key, version, is_done, left) if may_watch else None
+            if answered is not None:
+                return answered
+        except (ApiError, Unreachable) as error:
+            may_watch = may_watch and getattr(error, "status", 0) not in (401, 403)
             log.info("reading every %s instead of watching: %s", format_duration(poll), error)
-            may_watch = False
-        except Unreachable as error:
-            log.info("%s", error)
         time.sleep(max(0.0, min(poll, deadline - time.monotonic())))
-        document = get(api, key.resource, key.namespace, key.name)
+        document = _read_again(api, key, document)
     return document
 
 
 def _has_url(document: Document) -> bool:
-    """Whether a DownloadRequest is answered; a reason that a controller left on it is raised, for waiting is in vain."""
+    """Whether a DownloadRequest is answered; a reason that a controller left is raised, for waiting is in vain."""
     request = download_request_from(document)
     if not is_answered(request) and request.reason:
         raise RequestFailed(f"{request.target_kind} of {request.target_name}: {redact(one_line(request.message))}",
@@ -2508,9 +2548,9 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
                   trust: Optional[Trust] = None) -> Iterator[bytes]:
     """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated.
 
-    timeout: seconds to wait for the URL; the transfer may take as long as bytes come. trust: None asks the location. Close
-    the generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist, RequestFailed
-    with the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
+    timeout: seconds to wait for the URL; the transfer may take as long as bytes come. trust: None asks the location.
+    Close the generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist,
+    RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
     """
     artifact = target_of(kind, name)
     with requested_url(api, namespace, kind, name, timeout) as url:
@@ -2589,8 +2629,9 @@ def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = Non
             continue
         if finding:
             findings.append(finding)
-    return findings or [Finding("the server is there but did not take up the request",
-                                f"see its log: `kubectl -n {namespace} logs deployment/velero`; a longer --timeout may do")]
+    return findings or [Finding(
+        "the server is there but did not take up the request",
+        f"see its log (`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout")]
 
 # ====================================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
@@ -2601,11 +2642,9 @@ Options = argparse.Namespace
 PROGRAM = "velero_requests.py"
 
 
-def namespace_of(options: Options) -> str:
-    """-n, else VELERO_NAMESPACE, else the velero CLI's configuration, else velero."""
-    configured = read_velero_config().get("namespace")
-    return options.namespace or os.environ.get("VELERO_NAMESPACE") or (
-        configured if isinstance(configured, str) and configured else DEFAULT_NAMESPACE)
+def find_namespace() -> str:
+    """Velero's namespace when -n does not say: VELERO_NAMESPACE, else the velero CLI's configuration, else velero."""
+    return os.environ.get("VELERO_NAMESPACE") or _text(read_velero_config(), "namespace") or DEFAULT_NAMESPACE
 
 
 def api_of(options: Options) -> Api:
@@ -2614,11 +2653,11 @@ def api_of(options: Options) -> Api:
 
 
 def trust_of(options: Options) -> Optional[Trust]:
-    """What --insecure-skip-tls-verify and --cacert (else velero's configuration) say; None leaves it to the location."""
+    """What --insecure-skip-tls-verify and --cacert or velero's configuration say; None leaves it to the location."""
     if options.insecure_skip_tls_verify:
         return Trust(insecure=True)
-    path = options.cacert or read_velero_config().get("cacert")
-    return Trust(ca_cert=read_file(path, "certificate authority")) if isinstance(path, str) and path else None
+    path = options.cacert or _text(read_velero_config(), "cacert")
+    return Trust(ca_cert=read_file(path, "certificate authority")) if path else None
 
 
 @contextlib.contextmanager
@@ -2634,27 +2673,6 @@ def explained(api: Api, namespace: str, artifact: Optional[Artifact] = None, nam
 def write_text(text: str) -> None:
     """A command's result, and nothing else, goes to stdout."""
     sys.stdout.write(text)
-
-
-def cmd_controller(options: Options) -> int:
-    """Serve until told to stop, or once."""
-    plugins = Server("").plugins + tuple(options.plugin or ()) + read_plugins_file(options.plugins_file)
-    server = Server(options.server_version or f"v{__version__}", tuple(dict.fromkeys(plugins)))
-    api, namespace = api_of(options), namespace_of(options)
-    missing = {resource.plural for resource in RECONCILE} - set(served_resources(api, "velero.io/v1"))
-    if missing:
-        log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
-                    " and ".join(sorted(missing)), PROGRAM)
-    controller = new_controller(api, namespace, server, dry_run=options.dry_run)
-    if options.once:
-        run_once(controller)
-        return Exit.DONE
-    stop_on_signals(controller)
-    log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
-             redact(api.cluster.server))
-    run_controller(controller)
-    log.info("stopped")
-    return Exit.DONE
 
 
 def stop_on_signals(controller: Controller) -> None:
@@ -2681,15 +2699,37 @@ def read_plugins_file(path: str) -> Tuple[Tuple[str, str], ...]:
     return tuple((_text(entry, "kind"), _text(entry, "name")) for entry in entries)
 
 
+def cmd_controller(options: Options) -> int:
+    """Serve until told to stop, or once."""
+    declared = tuple(options.plugin or ()) + read_plugins_file(options.plugins_file)
+    own = tuple(plugin for plugin in OWN_PLUGINS if plugin not in declared)
+    server = Server(options.server_version or f"v{__version__}", own + declared)
+    api, namespace = api_of(options), options.namespace
+    missing = {resource.plural for resource in RECONCILE} - set(served_resources(api, "velero.io/v1"))
+    if missing:
+        log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
+                    " and ".join(sorted(missing)), PROGRAM)
+    controller = new_controller(api, namespace, server, dry_run=options.dry_run)
+    if options.once:
+        run_once(controller)
+        return Exit.DONE
+    stop_on_signals(controller)
+    log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
+             redact(api.cluster.server))
+    run_controller(controller)
+    log.info("stopped")
+    return Exit.DONE
+
+
 def fetch_to(options: Options, api: Api, kind: str, output: str) -> None:
     """Download one artifact to a file, or to stdout for `-`."""
-    namespace, artifact = namespace_of(options), TARGETS[kind]
-    with explained(api, namespace, artifact, options.name), contextlib.closing(read_artifact(
-            api, namespace, kind, options.name, timeout=options.timeout, trust=trust_of(options))) as chunks:
+    namespace, artifact = options.namespace, TARGETS[kind]
+    how = {"timeout": options.timeout, "trust": trust_of(options)}
+    with explained(api, namespace, artifact, options.name):
         if output == "-":
-            for chunk in chunks:
-                sys.stdout.buffer.write(chunk)
-        else:
+            stream(api, namespace, kind, options.name, sys.stdout.buffer, **how)
+            return
+        with contextlib.closing(read_artifact(api, namespace, kind, options.name, **how)) as chunks:
             save(output, chunks, force=options.force)
 
 
@@ -2697,9 +2737,9 @@ def cmd_download(options: Options) -> int:
     """Any artifact: BackupContents into a file as `backup download`, the others to stdout unless -o names a file."""
     kind, name = options.kind, options.name
     output = options.output or (os.path.join(os.getcwd(), f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
-    if output != "-" and not options.force and not options.url_only:
-        refuse_existing(output)
-    api, namespace = api_of(options), namespace_of(options)
+    if output != "-" and not options.url_only:
+        check_target(output, force=options.force)
+    api, namespace = api_of(options), options.namespace
     require_owner(api, TARGETS[kind].owner, namespace, name)
     if options.url_only:
         with explained(api, namespace, TARGETS[kind], name):
@@ -2721,7 +2761,7 @@ def cmd_backup_download(options: Options) -> int:
 def cmd_logs(options: Options, kind: str) -> int:
     """The log of a finished backup or restore, to stdout."""
     api, owner = api_of(options), TARGETS[kind].owner
-    document = require_owner(api, owner, namespace_of(options), options.name)
+    document = require_owner(api, owner, options.namespace, options.name)
     refusal = logs_refusal(owner, options.name, phase_from(document)) if document else ""
     if refusal:
         raise Error(refusal)
@@ -2731,9 +2771,9 @@ def cmd_logs(options: Options, kind: str) -> int:
 
 def status_of(options: Options) -> Document:
     """An answered ServerStatusRequest."""
-    api, namespace = api_of(options), namespace_of(options)
-    with explained(api, namespace):
-        return get_server_status(api, namespace, timeout=options.timeout)
+    api = api_of(options)
+    with explained(api, options.namespace):
+        return get_server_status(api, options.namespace, timeout=options.timeout)
 
 
 def cmd_plugin_get(options: Options) -> int:
@@ -2800,7 +2840,7 @@ class Command:
 
 
 COMMON = (
-    argument("-n", "--namespace", metavar="NAMESPACE", help="Velero's namespace (default: $VELERO_NAMESPACE or velero)"),
+    argument("-n", "--namespace", metavar="NAME", help="Velero's namespace (default: $VELERO_NAMESPACE or velero)"),
     argument("--kubeconfig", metavar="FILE", help="kubeconfig to use (default: $KUBECONFIG or ~/.kube/config)"),
     argument("--context", "--kubecontext", metavar="NAME", help="context of the kubeconfig (default: its current one)"),
     argument("--timeout", type=duration, metavar="DURATION", help="how long to wait for an answer, such as 30s or 5m"),
@@ -2908,9 +2948,8 @@ def configure_logging(options: Options) -> None:
 
 def report(error: Error) -> int:
     """Say what went wrong, on stderr -> the exit code."""
-    print(redact(f"error: {error}"), file=sys.stderr)
-    for hint in error.hints:
-        print(redact(f"hint: {hint}"), file=sys.stderr)
+    for line in [f"error: {error}", *(f"hint: {hint}" for hint in error.hints)]:
+        print(one_line(redact(line), 4096), file=sys.stderr)
     return error.exit
 
 
@@ -2921,6 +2960,7 @@ def run(argv: Optional[List[str]]) -> int:
         setattr(options, name, getattr(options, name, value))
     options.timeout = options.timeout or options.command.timeout
     configure_logging(options)
+    options.namespace = options.namespace or find_namespace()
     code = options.command.run(options)
     sys.stdout.flush()
     return code
@@ -2937,7 +2977,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         print("interrupted", file=sys.stderr)
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own flush at exit has somewhere to go
+        with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own flush at exit does not fail
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.BROKEN_PIPE
     except Exception as error:
