@@ -1993,14 +1993,15 @@ class Queue:
         self._closed = False
 
     def add(self, key: Any) -> None:
-        """Look at this key as soon as a worker is free."""
+        """Look at this key as soon as a worker is free; an instant said before still counts."""
         with self._changed:
-            self._due.pop(key, None)
             self._make_ready(key)
 
     def add_at(self, key: Any, instant: float) -> None:
         """Look at this key at an instant; of several the last one said counts."""
         with self._changed:
+            if self._due.get(key) == instant:
+                return
             self._due[key] = instant
             self._counter += 1
             heapq.heappush(self._heap, (instant, self._counter, key))
@@ -2013,9 +2014,13 @@ class Queue:
             return self._failures[key]
 
     def forget(self, key: Any) -> None:
-        """The key's last look went well: its failures and its instant are gone."""
+        """The key's last look went well: its failures are gone."""
         with self._changed:
             self._failures.pop(key, None)
+
+    def cancel(self, key: Any) -> None:
+        """There is nothing to look at later: the key's instant is gone."""
+        with self._changed:
             self._due.pop(key, None)
 
     def take(self, wait: bool = True) -> Any:
@@ -2027,6 +2032,7 @@ class Queue:
                     key = self._ready.popleft()
                     self._dirty.discard(key)
                     self._working.add(key)
+                    self._changed.notify()  # this worker may be long; another one must know the next instant
                     return key
                 if not wait:
                     return None
@@ -2273,6 +2279,8 @@ def settle(controller: Controller, key: Key, outcome: Outcome) -> None:
         controller.queue.forget(key)
     if instant < math.inf:
         controller.queue.add_at(key, instant)
+    else:
+        controller.queue.cancel(key)
 
 
 def tell_outcome(controller: Controller, key: Key, outcome: Outcome) -> None:

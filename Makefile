@@ -1,0 +1,58 @@
+# Needs Python 3.8 or newer, make and git. What it installs goes into .venv, and `make clean` removes all it made.
+PYTHON  ?= python3
+PREFIX  ?= /usr/local
+DESTDIR ?=
+T       ?=
+ARGS    ?=
+MODULE  := velero_requests.py
+TESTS   := test_velero_requests.py
+VENV    := .venv/bin/python
+# Pinned, so that a test that fails today failed yesterday; the module itself takes any urllib3 1.26 or 2 and PyYAML.
+RUNTIME := urllib3==2.8.0 PyYAML==6.0.4
+TESTING := pytest==9.2.0 hypothesis==6.168.5 botocore==1.44.8
+OLDEST  := 3.10
+PIP     := $(VENV) -m pip install --quiet --no-input --disable-pip-version-check
+# Runs $(1) with the python at hand when that has the two packages, else with the one of .venv.
+run      = @if $(PYTHON) -c 'import urllib3, yaml' 2>/dev/null; then $(PYTHON) $(1); \
+	else $(MAKE) --no-print-directory .venv/runtime && $(VENV) $(1); fi
+export HYPOTHESIS_STORAGE_DIRECTORY := .venv/hypothesis
+
+.PHONY: help demo test test-alone check bench install clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' Makefile
+
+demo: ## show the main job on a machine without a cluster
+	$(call run,$(TESTS) --demo)
+
+test: .venv/ready ## run all tests in .venv, or with T=Name those whose name contains it
+	$(VENV) -m pytest $(if $(T),-k '$(T)') $(ARGS) $(TESTS)
+
+test-alone: ## run the tests with the python at hand; it needs urllib3 and PyYAML only
+	$(PYTHON) $(TESTS) $(if $(T),-k '$(T)')
+
+check: ## compile as Python 3.8 would, and test the laws of the file
+	$(PYTHON) -m py_compile $(MODULE) $(TESTS)
+	$(PYTHON) -c 'import ast, sys; [ast.parse(open(name, "rb").read(), name, feature_version=(3, 8)) for name in \
+	sys.argv[1:]]' $(MODULE) $(TESTS)
+	$(call run,$(TESTS) -k Law)
+
+bench: .venv/ready ## measure speed and memory, about two minutes
+	@$(VENV) $(TESTS) --bench
+
+install: ## copy the one file to PREFIX/bin (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(MODULE) $(DESTDIR)$(PREFIX)/bin/$(MODULE)
+
+clean: ## remove what the other targets made
+	rm -rf .venv .pytest_cache __pycache__
+
+.venv/ready: .venv/runtime
+	$(PIP) $(TESTING)
+	@touch $@
+
+.venv/runtime: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(OLDEST)".split("."))))' || { echo "error: the pinned packages need Python $(OLDEST); name one with PYTHON=, or 'make test-alone' here" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: $(PYTHON) has no venv or ensurepip; on Debian and Ubuntu 'apt-get install python3-venv'" >&2; exit 1; }
+	rm -rf .venv && $(PYTHON) -m venv .venv && $(PIP) $(RUNTIME)
+	@touch $@
