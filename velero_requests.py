@@ -495,7 +495,7 @@ _SECRETS = re.compile(
     r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|GoogleAccessId|sig)=)"
     r"[^&\s\"'<>]+"
     r"|(\bBearer\s+)[^\s\"',]+"
-    r"|(\w://)[^/\s@\"']+@", re.IGNORECASE)
+    r"|(\w://)[^\s\"'<>]*@", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
@@ -624,8 +624,9 @@ def location_from(document: Document) -> Location:
         raise ConfigError(f"storage location {name!r} has provider {one_line(provider)!r}; only aws (any S3 store) is "
                           "served here", reason="UnsupportedProvider")
     bucket = _text(document, "spec", "objectStorage", "bucket").strip("/")
-    if not bucket or "/" in bucket:
-        raise wrong(f"bucket {bucket!r} must be a name without '/'; a folder belongs into objectStorage.prefix")
+    if not bucket or "/" in bucket or has_dot_segment(bucket) or bucket != one_line(bucket) or " " in bucket:
+        raise wrong(f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into "
+                    "objectStorage.prefix")
     if config.get("s3ForcePathStyle", "") not in _GO_BOOLS:
         raise wrong(f"s3ForcePathStyle is {config['s3ForcePathStyle']!r}; \"true\" or \"false\" is allowed")
     try:
@@ -759,6 +760,7 @@ _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII | re.IGNORECASE)
 _VIRTUAL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
 _IP_ADDRESS = re.compile(r"\[.*\]|\d+(\.\d+){3}", re.ASCII)
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.ASCII)
 
 
 def is_object_name(name: str) -> bool:
@@ -777,10 +779,15 @@ def target_of(kind: str, name: str) -> Artifact:
     return TARGETS[kind]
 
 
+def has_dot_segment(path: str) -> bool:
+    """Whether a path has a `.` or `..` between its slashes, which clients and proxies resolve and so change what is signed."""
+    return any(segment in (".", "..") for segment in path.split("/"))
+
+
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
     """The key of an artifact in its bucket; the prefix is cleaned as Go's path.Join does in Velero's layout."""
     root = posixpath.normpath(prefix) if prefix else ""
-    if root.startswith(".."):
+    if root.split("/")[0] == "..":
         raise ConfigError(f"the storage location's prefix {prefix!r} leads out of the bucket",
                           reason="InvalidStorageLocation")
     key = artifact.key.format(name=name)
@@ -815,19 +822,25 @@ def _is_virtual_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
 
 
 def _endpoint_of(location: Location) -> Tuple[str, str, str, str]:
-    """(scheme, host, port part, base path) of a location: publicUrl, else s3Url, else AWS by region."""
-    url = location.public_url or location.s3_url or f"https://s3.{location.region}.{_partition_suffix(location.region)}"
+    """(scheme, host, port part, base path) of a location: publicUrl, else s3Url, else AWS by region.
+
+    An error names the key and never the URL, which may hold a password.
+    """
+    key, url = ("publicUrl", location.public_url) if location.public_url else ("s3Url", location.s3_url)
+    if not url:
+        return "https", f"s3.{location.region}.{_partition_suffix(location.region)}", "", ""
     try:
         parts = urlsplit(url)
-        port = parts.port
+        host, port = parts.hostname or "", parts.port
     except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-        raise ConfigError(f"storage location {location.name!r}: {redact(one_line(url))!r} is no http or https URL of a "
-                          "store", reason="InvalidStorageLocation")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        host, port = "", None
+    if (not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
+            or "@" in parts.netloc or parts.query or parts.fragment or has_dot_segment(parts.path)):
+        raise ConfigError(f"storage location {location.name!r}: {key} is no plain http or https URL of a store "
+                          "(host, perhaps port and path, nothing else)", reason="InvalidStorageLocation")
     default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
-    return parts.scheme, host, "" if default else f":{port}", parts.path.rstrip("/")
+    bracketed = f"[{host}]" if ":" in host else host
+    return parts.scheme, bracketed, "" if default else f":{port}", parts.path.rstrip("/")
 
 
 @functools.lru_cache(maxsize=64)
@@ -941,7 +954,8 @@ def presign(address: Address, credentials: Credentials, region: str, now: dateti
 
 # ====================================================================================================
 # 7. Decisions — every policy, as functions from values to an Outcome
-#    triage_download, answer_download, refuse_download, decide_status, backoff, is_version_expired, exit_of …
+#    triage_download, answer_download, refuse_download, fall_back_download, is_news, decide_status, backoff,
+#    is_version_expired, is_answered, logs_refusal, event_for, new_download_request, new_status_request
 #
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
@@ -1029,6 +1043,35 @@ def refuse_download(request: DownloadRequest, error: Error, now: datetime) -> Ou
     if not status and not annotations:
         return Outcome("leave", why, again=again, failed=error.retry)
     return _patch(request, why, status=status, annotations=annotations, again=again, failed=error.retry)
+
+
+def fall_back_download(request: DownloadRequest, outcome: Outcome, now: datetime) -> Outcome:
+    """What to do when the API takes a patch for invalid, as for an object whose annotations are full: the status alone.
+
+    Without one to write, the object is deleted once it is older than a request lives, so that it cannot stay for ever.
+    """
+    body = outcome.body or {}
+    if "status" in body and "annotations" in body["metadata"]:
+        return _patch(request, outcome.why, status=body["status"], again=outcome.again, failed=outcome.failed)
+    if request.created and request.created + URL_LIFE <= now:
+        return _delete(request, "it cannot be updated and is older than a request lives")
+    return Outcome("leave", outcome.why, again=outcome.again, failed=True)
+
+
+def is_news(old: Optional[Request], new: Request) -> bool:
+    """Whether a changed object is worth a look now.
+
+    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: were they
+    news, two controllers that fail for different reasons would wake each other without end.
+    """
+    if old is None or type(old) is not type(new):
+        return True
+    same: Dict[str, Any] = {"version": new.version}
+    if isinstance(new, DownloadRequest):
+        same.update(reason=new.reason, message=new.message)
+        if new.phase in UNANSWERED:
+            same.update(expiration=new.expiration)
+    return dataclasses.replace(old, **same) != new
 
 
 def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outcome:
@@ -2233,7 +2276,13 @@ def reconcile_download_request(controller: Controller, request: DownloadRequest)
             outcome = answer_download(request, facts, controller.now())
         except Error as error:
             outcome = refuse_download(request, error, controller.now())
-    apply(controller, request, outcome)
+    try:
+        apply(controller, request, outcome)
+    except ApiError as error:
+        if error.status != 422:
+            raise
+        outcome = fall_back_download(request, outcome, controller.now())
+        apply(controller, request, outcome)
     return outcome
 
 
@@ -2310,13 +2359,14 @@ def work(controller: Controller) -> None:
         controller.queue.done(key)
 
 
-def remember(controller: Controller, resource: Resource, document: Document) -> Key:
-    """Keep the newest copy of a request as a record, without its URL -> its key."""
+def remember(controller: Controller, resource: Resource, document: Document) -> Tuple[Key, bool]:
+    """Keep the newest copy of a request as a record, without its URL -> its key, and whether it is worth a look now."""
     record = REQUEST_FROM[resource](document)
     if isinstance(record, DownloadRequest):
         record = dataclasses.replace(record, url="")
+    old = controller.records.get(record.key)
     controller.records[record.key] = record
-    return record.key
+    return record.key, is_news(old, record)
 
 
 def relist(controller: Controller, resource: Resource) -> None:
@@ -2325,7 +2375,7 @@ def relist(controller: Controller, resource: Resource) -> None:
     version = ""
     for page in list_pages(controller.api, resource, controller.namespace):
         version = _text(page, "metadata", "resourceVersion")
-        found.update(remember(controller, resource, document) for document in _at(page, "items") or ())
+        found.update(remember(controller, resource, document)[0] for document in _at(page, "items") or ())
     for key in [key for key in controller.records if key.resource == resource and key not in found]:
         del controller.records[key]
     for key in found:
@@ -2344,7 +2394,9 @@ def follow(controller: Controller, resource: Resource) -> int:
     for kind, document in watch_events(response):
         count += 1
         if kind in ("ADDED", "MODIFIED"):
-            controller.queue.add(remember(controller, resource, document))
+            key, news = remember(controller, resource, document)
+            if news:
+                controller.queue.add(key)
         elif kind == "DELETED":
             key = REQUEST_FROM[resource](document).key
             controller.records.pop(key, None)
