@@ -47,7 +47,6 @@ if sys.version_info < (3, 8):
 
 import argparse
 import base64
-import binascii
 import configparser
 import contextlib
 import dataclasses
@@ -362,6 +361,16 @@ class Error(Exception):
         self.reason = reason
 
 
+@contextlib.contextmanager
+def about(subject: str) -> Iterator[None]:
+    """Let an error that passes begin with what it is about."""
+    try:
+        yield
+    except Error as error:
+        error.args = (f"{subject}: {error}",)
+        raise
+
+
 class UsageError(Error):
     """The caller asked for something that cannot be: wrong flag, wrong value."""
 
@@ -602,6 +611,15 @@ def phase_from(document: Document) -> str:
     return _text(document, "status", "phase")
 
 
+def is_http_url(url: str) -> bool:
+    """Whether a URL has a scheme we speak, a host, and a port that can be."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
+    except ValueError:
+        return False
+
+
 _GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
              **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False)}
 _PROVIDERS = ("aws", "velero.io/aws")
@@ -631,7 +649,7 @@ def location_from(document: Document) -> Location:
         raise wrong(f"s3ForcePathStyle is {config['s3ForcePathStyle']!r}; \"true\" or \"false\" is allowed")
     try:
         ca_cert = base64.b64decode(_text(document, "spec", "objectStorage", "caCert"), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise wrong("objectStorage.caCert is not base64") from None
     return Location(
         name=name, provider=provider, bucket=bucket,
@@ -695,8 +713,9 @@ def credentials_from_secret(secret: Document, location: Location) -> Credentials
 
 def _entry(document: Any, section: str, name: str, source: str) -> Document:
     """One named entry of a kubeconfig, `clusters: [{name: …, cluster: {…}}]`."""
-    entries = _at(document, section) or []
-    for entry in entries if isinstance(entries, list) else []:
+    entries = _at(document, section)
+    entries = entries if isinstance(entries, list) else []
+    for entry in entries:
         if _text(entry, "name") == name:
             return _at(entry, section[:-1]) or {}
     raise ConfigError(f"{source} has no {section[:-1]} {one_line(name)!r}",
@@ -710,8 +729,15 @@ def _data_or_file(entry: Document, name: str, folder: str, source: str) -> Tuple
         raise ConfigError(f"{source} has both {name}-data and {name}; one of them must go")
     try:
         return base64.b64decode(data, validate=True), posixpath.join(folder, path) if path else ""
-    except binascii.Error:
+    except ValueError:
         raise ConfigError(f"{source}: {name}-data is not base64") from None
+
+
+def header_value(text: str, what: str) -> str:
+    """Text that may go into an HTTP header; ConfigError, without the text, when it has other than printable ASCII."""
+    if not text.isascii() or not text.isprintable():
+        raise ConfigError(f"{what} has characters that cannot be sent, such as a line end")
+    return text
 
 
 def cluster_from_kubeconfig(document: Any, context: str, folder: str, source: str) -> Cluster:
@@ -727,13 +753,14 @@ def cluster_from_kubeconfig(document: Any, context: str, folder: str, source: st
     chosen = _entry(document, "contexts", name, source)
     cluster = _entry(document, "clusters", _text(chosen, "cluster"), source)
     user = _entry(document, "users", _text(chosen, "user"), source) if _text(chosen, "user") else {}
-    for unsupported in ("exec", "auth-provider"):
-        if _at(user, unsupported):
-            raise ConfigError(f"{source}: user {_text(chosen, 'user')!r} uses {unsupported}, which is not supported",
-                              hints=["use a token or a client certificate, for example from `kubectl create token`"])
+    for entry, unsupported in ((user, "exec"), (user, "auth-provider"), (user, "username"), (user, "as"),
+                               (cluster, "proxy-url"), (cluster, "tls-server-name")):
+        if _at(entry, unsupported):
+            raise ConfigError(f"{source}: {unsupported} of context {one_line(name)!r} is not supported", hints=[
+                "use a token or a client certificate, for example from `kubectl create token`"])
     server = _text(cluster, "server")
-    if urlsplit(server).scheme not in ("http", "https") or not urlsplit(server).hostname:
-        raise ConfigError(f"{source}: server {redact(one_line(server))!r} is no http or https URL")
+    if not is_http_url(server):
+        raise ConfigError(f"{source}: server {one_line(redact(server))!r} is no http or https URL")
     ca_data, ca_file = _data_or_file(cluster, "certificate-authority", folder, source)
     certificate_data, certificate_file = _data_or_file(user, "client-certificate", folder, source)
     key_data, key_file = _data_or_file(user, "client-key", folder, source)
@@ -746,7 +773,7 @@ def cluster_from_kubeconfig(document: Any, context: str, folder: str, source: st
     return Cluster(
         server=server.rstrip("/"), namespace=_text(chosen, "namespace"),
         ca_data=ca_data, ca_file=ca_file, insecure=insecure,
-        token=_text(user, "token"), token_file=posixpath.join(folder, token_file) if token_file else "",
+        token=header_value(_text(user, "token"), f"{source}: token"), token_file=posixpath.join(folder, token_file) if token_file else "",
         certificate_data=certificate_data, certificate_file=certificate_file, key_data=key_data, key_file=key_file)
 
 # ====================================================================================================
@@ -1528,7 +1555,8 @@ def bearer_token(api: Api) -> str:
         return api.cluster.token
     if time.monotonic() - api.token_read > TOKEN_LIFE:
         try:
-            api.token = read_file(api.cluster.token_file, "token").decode("ascii", "replace").strip()
+            api.token = header_value(read_file(api.cluster.token_file, "token").decode("utf-8", "replace").strip(),
+                                     f"the token in {api.cluster.token_file}")
         except ConfigError as error:
             if not api.token:
                 raise
@@ -1637,7 +1665,8 @@ def _retry_wait(method: str, attempt: int, status: int, retry_after: str) -> Opt
     """Seconds until a refused call may be sent again, None when it may not; 429 means that nothing was done."""
     if attempt >= RETRIES or status not in RETRY_STATUS or (method != "GET" and status != 429):
         return None
-    return min(float(retry_after) if retry_after.isdigit() else backoff(attempt, 0.1, 2.0), RETRY_AFTER_CAP)
+    told = re.fullmatch(r"\d{1,9}", retry_after, re.ASCII)
+    return min(float(retry_after) if told else backoff(attempt, 0.1, 2.0), RETRY_AFTER_CAP)
 
 
 def _exchange(api: Api, method: str, target: str, body: Optional[bytes], content_type: str, read: float) -> Response:
@@ -1693,7 +1722,14 @@ def call(api: Api, method: str, path: str, **options: Any) -> Document:
 
 
 def get(api: Api, resource: Resource, namespace: str, name: str) -> Document:
-    """One object; ApiError with status 404 when there is none."""
+    """One object; ApiError with status 404 when there is none.
+
+    Names come from documents that anybody may have written. One that no object can have is not asked for: a `/` in it
+    would lead to another path, for API servers decode %2F.
+    """
+    if not is_object_name(name):
+        raise ApiError(f'{resource.plural} "{one_line(name, 64)}" not found: no object can have this name', status=404,
+                       api_reason="NotFound")
     return call(api, "GET", api_path(resource, namespace, name))
 
 
@@ -1879,9 +1915,9 @@ def open_url(url: str, trust: Trust = Trust()) -> Iterator[Response]:
 
     Raises StoreError for any status but 200, Unreachable without a connection; neither shows the URL's signature.
     """
+    if not is_http_url(url):
+        raise StoreError("the answer holds no http or https URL")
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise StoreError(f"the URL of the answer is no http or https URL: {redact(one_line(url, 80))}")
     pool = new_pool(url, lambda: tls_context(trust.ca_cert, insecure=trust.insecure))
     try:
         try:
@@ -1913,7 +1949,7 @@ def read_body(response: Response) -> Iterator[bytes]:
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise StoreError(f"the download broke off after {received} of {announced or 'an unknown number of'} bytes"
                          ) from error
-    if announced.isdigit() and received != int(announced):
+    if re.fullmatch(r"\d{1,18}", announced, re.ASCII) and received != int(announced):
         raise StoreError(f"the download was cut short: {received} of {announced} bytes")
 
 
@@ -1957,6 +1993,11 @@ def checked(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield from passed
 
 
+def is_special(path: str) -> bool:
+    """Whether a path is there and neither file nor folder: a device, a FIFO, a terminal."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def check_target(path: str, *, force: bool) -> None:
     """Raise, before anything is asked of anybody, when a file cannot be put at this path."""
     folder = os.path.dirname(path) or "."
@@ -1964,7 +2005,7 @@ def check_target(path: str, *, force: bool) -> None:
         raise Error(f"cannot write {path}: there is no folder {folder}")
     if os.path.isdir(path):
         raise Error(f"cannot write {path}: it is a folder", hints=["name a file in it"])
-    if os.path.lexists(path) and not force:
+    if os.path.lexists(path) and not force and not is_special(path):
         raise Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
 
 
@@ -1981,31 +2022,35 @@ def _give_name(temporary: str, path: str, *, force: bool) -> None:
     os.replace(temporary, path)
 
 
+def _save_whole(path: str, chunks: Iterable[bytes], *, force: bool) -> int:
+    folder, name = os.path.split(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder)
+    try:
+        with open(descriptor, "wb") as file:
+            size = sum(map(file.write, chunks))
+            file.flush()
+            os.fsync(file.fileno())
+        _give_name(temporary, path, force=force)
+        return size
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
 def save(path: str, chunks: Iterable[bytes], *, force: bool = False) -> int:
     """Write chunks into a new file -> its size in bytes; the file appears whole or not at all.
 
     They go to a temporary file beside the target, which gets its name once everything is on disk. An existing file is
-    replaced only with `force`, and only then. Raises Error naming the file.
+    replaced only with `force`, and only then; what a symbolic link points to is replaced, not the link. A device or a FIFO
+    is written to as it is. Raises Error naming the file.
     """
-    folder, name = os.path.split(path)
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder or ".")
+        if is_special(path):
+            with open(path, "wb") as file:
+                return sum(map(file.write, chunks))
+        return _save_whole(os.path.realpath(path), chunks, force=force)
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror}") from error
-    try:
-        with open(descriptor, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        _give_name(temporary, path, force=force)
-        return size
-    except OSError as error:
-        raise Error(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 # ====================================================================================================
 # 13. Queue — dedupe, delays and back-off; the one class with behaviour
@@ -2151,6 +2196,7 @@ class Controller:
     streams: Dict[Resource, Response] = field(default_factory=dict)       # open watches, to be interrupted
     told: Dict[Key, str] = field(default_factory=dict)                    # failures that the log has already
     stop: threading.Event = field(default_factory=threading.Event)
+    broken: Optional[OSError] = None                                      # why a dry run cannot print any more
 
 
 def new_controller(api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
@@ -2354,7 +2400,12 @@ def work(controller: Controller) -> None:
         if key is None:
             return
         outcome = look_at(controller, key)
-        tell_outcome(controller, key, outcome)
+        try:
+            tell_outcome(controller, key, outcome)
+        except OSError as error:
+            controller.broken = error
+            controller.stop.set()
+            return
         settle(controller, key, outcome)
         controller.queue.done(key)
 
@@ -2376,8 +2427,10 @@ def relist(controller: Controller, resource: Resource) -> None:
     for page in list_pages(controller.api, resource, controller.namespace):
         version = _text(page, "metadata", "resourceVersion")
         found.update(remember(controller, resource, document)[0] for document in _at(page, "items") or ())
-    for key in [key for key in controller.records if key.resource == resource and key not in found]:
-        del controller.records[key]
+    for key in list(controller.records):  # a copy, for the other feeder and the workers go on meanwhile
+        if key.resource == resource and key not in found:
+            controller.records.pop(key, None)
+            controller.queue.add(key)
     for key in found:
         controller.queue.add(key)
     controller.versions[resource] = version
@@ -2405,28 +2458,41 @@ def follow(controller: Controller, resource: Resource) -> int:
     return count
 
 
+def feed_once(controller: Controller, resource: Resource) -> int:
+    """List if need be, then watch until the watch ends -> how many events came."""
+    try:
+        if resource not in controller.versions:
+            relist(controller, resource)
+        return follow(controller, resource)
+    except ApiError as error:
+        if is_version_expired(error) or error.status == 404:
+            controller.versions.pop(resource, None)  # both start from a list: version too old, CRD gone
+            controller.status_paths.pop(resource, None)
+        raise
+
+
 def feed(controller: Controller, resource: Resource) -> None:
-    """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up."""
+    """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up.
+
+    A watch that fails or ends at once is followed by a back-off, and no two are opened within a second.
+    """
     failures, told = 0, ""
     while not controller.stop.is_set():
         started, count, trouble = time.monotonic(), 0, "the watch ended at once"
         try:
-            if resource not in controller.versions:
-                relist(controller, resource)
-            count = follow(controller, resource)
+            count = feed_once(controller, resource)
         except Error as error:
             trouble = str(error)
-            if isinstance(error, ApiError) and (is_version_expired(error) or error.status == 404):
-                controller.versions.pop(resource, None)  # both start from a list: version too old, CRD gone
-                controller.status_paths.pop(resource, None)
-        if count or time.monotonic() - started > SHORT_WATCH:
-            failures, told = 0, ""
-            continue
-        failures += 1
-        if trouble != told and not controller.stop.is_set():
+        except Exception as error:  # the fence: without its feeder a controller would look healthy and answer nothing
+            log.debug("feeding %s", resource.plural, exc_info=True)
+            trouble = f"unexpected {type(error).__name__}: {one_line(error)}"
+        lived = time.monotonic() - started
+        failures = 0 if count or lived > SHORT_WATCH else failures + 1
+        if failures and trouble != told and not controller.stop.is_set():
             log.warning("%s: %s; trying again", resource.plural, redact(trouble))
-            told = trouble
-        controller.stop.wait(min(WATCH_CAP, backoff(failures, WATCH_BASE, WATCH_CAP) * random.uniform(1, 2)))
+        told = trouble if failures else ""
+        pause = min(WATCH_CAP, backoff(failures, WATCH_BASE, WATCH_CAP) * random.uniform(1, 2))
+        controller.stop.wait(pause if failures else max(0.0, WATCH_BASE - lived))
 
 
 def run_once(controller: Controller) -> None:
@@ -2444,7 +2510,10 @@ def run_once(controller: Controller) -> None:
 
 
 def run_controller(controller: Controller) -> None:
-    """Serve both kinds of request until `controller.stop` is set; every pass in hand is finished first."""
+    """Serve both kinds of request until `controller.stop` is set; every pass in hand is finished first.
+
+    Raises OSError only for a dry run whose stdout is gone.
+    """
     workers = [threading.Thread(target=work, args=(controller,), daemon=True) for _ in range(WORKERS)]
     feeders = [threading.Thread(target=feed, args=(controller, resource), daemon=True) for resource in RECONCILE]
     for thread in workers + feeders:
@@ -2458,6 +2527,8 @@ def run_controller(controller: Controller) -> None:
     for thread in feeders:
         thread.join(timeout=1)
     controller.api.pool.close()
+    if controller.broken:
+        raise controller.broken
 
 # ====================================================================================================
 # 15. Client helpers — create a request, wait for the answer, tidy up
@@ -2469,8 +2540,6 @@ def require_owner(api: Api, owner: Resource, namespace: str, name: str) -> Docum
     """The backup or restore that a download is about, empty when it may not be read; NotFound when there is none."""
     absent = NotFound(f"{owner.kind.lower()} \"{one_line(name, 64)}\" does not exist",
                       hints=[f"looked in namespace {namespace}; -n chooses another"])
-    if not is_object_name(name):
-        raise absent
     try:
         return get(api, owner, namespace, name)
     except ApiError as error:
@@ -2483,25 +2552,55 @@ def require_owner(api: Api, owner: Resource, namespace: str, name: str) -> Docum
 
 
 @contextlib.contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Hold a Ctrl-C back until the context ends, so that what is created can be deleted; a second one comes at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: List[int] = []
+
+    def hold(number: int, _frame: Any) -> None:
+        if held:
+            raise KeyboardInterrupt
+        held.append(number)
+
+    previous = signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if held and callable(previous):
+        previous(signal.SIGINT, None)
+
+
+def create_request(api: Api, resource: Resource, document: Document) -> Document:
+    """`create`, with a cure when the cluster's CRDs do not know what is asked for."""
+    try:
+        return create(api, resource, document)
+    except ApiError as error:
+        if error.status != 422:
+            raise
+        kind = _text(document, "spec", "target", "kind")
+        raise Error(f"the cluster does not know {resource.kind}s of kind {kind}: {error}", reason="UnknownKind", hints=[
+            "its CRDs are older than that kind; the kinds they know are named above"]) from None
+
+
+@contextlib.contextmanager
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
     """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C.
 
     Without the right to delete it is left to the controller, which deletes it when it expires.
     """
+    key = None
     try:
-        stored = create(api, resource, document)
-    except ApiError as error:
-        if error.status == 422:
-            kind = _text(document, "spec", "target", "kind")
-            raise Error(f"the cluster does not know {resource.kind}s of kind {kind}; its CRDs are older than the kind: "
-                        f"{error}", reason="UnknownKind") from None
-        raise
-    key = Key(resource, document["metadata"]["namespace"], _text(stored, "metadata", "name"))
-    try:
+        with interrupted_later():
+            stored = create_request(api, resource, document)
+            key = Key(resource, document["metadata"]["namespace"], _text(stored, "metadata", "name"))
         yield stored
     finally:
         try:
-            delete(api, key)
+            if key:
+                delete(api, key)
         except Error as error:
             log.info("%s stays until it expires: %s", key, error)
 
@@ -2561,8 +2660,8 @@ def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable
             if answered is not None:
                 return answered
         except (ApiError, Unreachable) as error:
-            may_watch = may_watch and getattr(error, "status", 0) not in (401, 403)
             log.info("reading every %s instead of watching: %s", format_duration(poll), error)
+        may_watch = False  # the watch was refused, broke off, or ended before its time
         time.sleep(max(0.0, min(poll, deadline - time.monotonic())))
         document = _read_again(api, key, document)
     return document
@@ -2572,7 +2671,8 @@ def _has_url(document: Document) -> bool:
     """Whether a DownloadRequest is answered; a reason that a controller left is raised, for waiting is in vain."""
     request = download_request_from(document)
     if not is_answered(request) and request.reason:
-        raise RequestFailed(f"{request.target_kind} of {request.target_name}: {redact(one_line(request.message))}",
+        message = one_line(redact(request.message or request.reason))
+        raise RequestFailed(f"{request.target_kind} of {request.target_name}: {message}",
                             reason=one_line(request.reason, 64))
     return is_answered(request)
 
@@ -2616,7 +2716,7 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
     with requested_url(api, namespace, kind, name, timeout) as url:
         if trust is None:
             trust = find_trust(api, namespace, artifact, name) if url.startswith("https:") else Trust()
-        with open_url(url, trust) as response:
+        with about(f"{kind} of {name}"), open_url(url, trust) as response:
             body = read_body(response)
             yield from (inflate(body) if artifact.gunzip else checked(body))
 
@@ -2699,6 +2799,7 @@ def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = Non
 # ====================================================================================================
 
 Options = argparse.Namespace
+LONGEST_WAIT = 366 * 86400.0                 # seconds
 PROGRAM = "velero_requests.py"
 
 
@@ -2752,7 +2853,7 @@ def read_plugins_file(path: str) -> Tuple[Tuple[str, str], ...]:
         return ()
     try:
         entries = yaml.safe_load(read_file(path, "plugins file"))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         entries = None
     if not isinstance(entries, list) or not all(_text(entry, "kind") and _text(entry, "name") for entry in entries):
         raise ConfigError(f"plugins file {path} is no YAML list of entries with name and kind")
@@ -2863,9 +2964,16 @@ def duration(text: str) -> float:
         seconds = parse_duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}; write for example 30s, 5m or 1h30m") from None
-    if seconds <= 0:
+    if not 0 < seconds <= LONGEST_WAIT:
         raise argparse.ArgumentTypeError(f"{text} is no time to wait; write for example 30s or 5m")
     return seconds
+
+
+def namespace(text: str) -> str:
+    """The name of a namespace on the command line."""
+    if not is_object_name(text):
+        raise argparse.ArgumentTypeError(f"{one_line(text, 64)!r} cannot be the name of a namespace")
+    return text
 
 
 def plugin(text: str) -> Tuple[str, str]:
@@ -2900,7 +3008,7 @@ class Command:
 
 
 COMMON = (
-    argument("-n", "--namespace", metavar="NAME", help="Velero's namespace (default: $VELERO_NAMESPACE or velero)"),
+    argument("-n", "--namespace", type=namespace, metavar="NAME", help="Velero's namespace (default: $VELERO_NAMESPACE or velero)"),
     argument("--kubeconfig", metavar="FILE", help="kubeconfig to use (default: $KUBECONFIG or ~/.kube/config)"),
     argument("--context", "--kubecontext", metavar="NAME", help="context of the kubeconfig (default: its current one)"),
     argument("--timeout", type=duration, metavar="DURATION", help="how long to wait for an answer, such as 30s or 5m"),
@@ -3013,6 +3121,22 @@ def report(error: Error) -> int:
     return error.exit
 
 
+@contextlib.contextmanager
+def tidy_when_terminated() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a client as Ctrl-C does: its request and its temporary file are removed first."""
+
+    def leave(number: int, _frame: Any) -> None:
+        sys.exit(128 + number)
+
+    numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+    previous = [(number, signal.signal(number, leave)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in reversed(previous):
+            signal.signal(number, handler)
+
+
 def run(argv: Optional[List[str]]) -> int:
     """Parse and run one command -> its exit code."""
     options = build_parser().parse_args(argv)
@@ -3021,14 +3145,21 @@ def run(argv: Optional[List[str]]) -> int:
     options.timeout = options.timeout or options.command.timeout
     configure_logging(options)
     options.namespace = options.namespace or find_namespace()
-    code = options.command.run(options)
-    sys.stdout.flush()
+    with tidy_when_terminated():
+        code = options.command.run(options)
+        sys.stdout.flush()
     return code
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The command line -> exit code; the only place that turns errors into exit codes."""
+    """The command line -> exit code; the only place that turns errors into exit codes.
+
+    Files, sockets and the cluster turn their own OSErrors into an Error, so what is left comes from stdout.
+    """
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
+        if sys.stdout is None:
+            raise Error("stdout is closed", hints=["let it lead somewhere, such as >/dev/null"])
         return run(argv)
     except Error as error:
         log.debug("because", exc_info=True)
@@ -3040,6 +3171,9 @@ def main(argv: Optional[List[str]] = None) -> int:
         with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own flush at exit does not fail
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.BROKEN_PIPE
+    except OSError as error:
+        log.debug("because", exc_info=True)
+        return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
     except Exception as error:
         log.debug("because", exc_info=True)
         return report(Error(f"unexpected {type(error).__name__}: {one_line(error)}",
