@@ -150,7 +150,7 @@ MESSAGE_LIMIT = 1024                         # characters; what core/v1 Event al
 RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
 FACTS_LIFE = 5.0                             # seconds that a backup, location or Secret is remembered after a success
-PAGE_SIZE = 500                              # client-go's
+PAGE_SIZE = 100                              # objects; client-go's 500 may be 700 MB of hostile ones
 
 # Logs exist once a backup or restore has finished; 1.11 added the two phases in which only plugins still work.
 PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
@@ -468,7 +468,8 @@ def format_time(instant: datetime) -> str:
 
 def one_line(text: object, limit: int = 300) -> str:
     """Foreign text made fit for a terminal or an annotation: one line, no control characters, cut at `limit`."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    start = str(text)[:4 * limit]  # a stranger's text may be megabytes
+    line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
 
@@ -485,6 +486,8 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != digits:
         raise ValueError(f"invalid duration {one_line(text, 64)!r}")
     seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
+    if seconds >= 2 ** 63 / 1e9:
+        raise ValueError(f"invalid duration {one_line(text, 64)!r}: Go's end at 292 years")
     return -seconds if text[0] == "-" else seconds
 
 
@@ -549,6 +552,11 @@ def _text(document: Any, *path: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _name(document: Any, *path: str) -> str:
+    """A name of an object, cut where no name can go on: strangers may write megabytes, and records are kept."""
+    return _text(document, *path)[:254]
+
+
 def _identity(resource: Resource, document: Document) -> Dict[str, Any]:
     return {
         "key": Key(resource, _text(document, "metadata", "namespace"), _text(document, "metadata", "name")),
@@ -565,13 +573,13 @@ def download_request_from(document: Document) -> DownloadRequest:
     identity = _identity(DOWNLOAD_REQUESTS, document)
     failed = identity["phase"] == FAILED
     return DownloadRequest(
-        target_kind=_text(document, "spec", "target", "kind"),
-        target_name=_text(document, "spec", "target", "name"),
+        target_kind=_name(document, "spec", "target", "kind"),
+        target_name=_name(document, "spec", "target", "name"),
         url=_text(document, "status", "downloadURL"),
         expiration=parse_time(_at(document, "status", "expiration")),
-        reason=_text(document, "metadata", "annotations", REASON) or (FAILED if failed else ""),
-        message=_text(document, "metadata", "annotations", MESSAGE) or (
-            _text(document, "status", "message") if failed else ""),
+        reason=_name(document, "metadata", "annotations", REASON) or (FAILED if failed else ""),
+        message=(_text(document, "metadata", "annotations", MESSAGE) or (
+            _text(document, "status", "message") if failed else ""))[:MESSAGE_LIMIT],
         **identity)
 
 
@@ -598,12 +606,12 @@ def server_version_from(document: Document) -> str:
 
 def backup_name_from(restore: Document) -> str:
     """Restore document -> the backup it came from; empty while a schedule's newest backup is not resolved yet."""
-    return _text(restore, "spec", "backupName")
+    return _name(restore, "spec", "backupName")
 
 
 def storage_location_from(backup: Document) -> str:
     """Backup document -> the name of the storage location that holds it."""
-    return _text(backup, "spec", "storageLocation")
+    return _name(backup, "spec", "storageLocation")
 
 
 def phase_from(document: Document) -> str:
@@ -658,8 +666,8 @@ def location_from(document: Document) -> Location:
         s3_url=config.get("s3Url", ""), public_url=config.get("publicUrl", ""),
         path_style=_GO_BOOLS[config.get("s3ForcePathStyle", "")],
         ca_cert=ca_cert,
-        secret_name=_text(document, "spec", "credential", "name"),
-        secret_key=_text(document, "spec", "credential", "key"),
+        secret_name=_name(document, "spec", "credential", "name"),
+        secret_key=_name(document, "spec", "credential", "key"),
         profile=config.get("profile", ""))
 
 
@@ -773,7 +781,8 @@ def cluster_from_kubeconfig(document: Any, context: str, folder: str, source: st
     return Cluster(
         server=server.rstrip("/"), namespace=_text(chosen, "namespace"),
         ca_data=ca_data, ca_file=ca_file, insecure=insecure,
-        token=header_value(_text(user, "token"), f"{source}: token"), token_file=posixpath.join(folder, token_file) if token_file else "",
+        token=header_value(_text(user, "token"), f"{source}: token"),
+        token_file=posixpath.join(folder, token_file) if token_file else "",
         certificate_data=certificate_data, certificate_file=certificate_file, key_data=key_data, key_file=key_file)
 
 # ====================================================================================================
@@ -807,7 +816,7 @@ def target_of(kind: str, name: str) -> Artifact:
 
 
 def has_dot_segment(path: str) -> bool:
-    """Whether a path has a `.` or `..` between its slashes, which clients and proxies resolve and so change what is signed."""
+    """Whether a path has a `.` or `..` between slashes, which clients and proxies resolve, changing what was signed."""
     return any(segment in (".", "..") for segment in path.split("/"))
 
 
@@ -1107,7 +1116,7 @@ def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outc
         return _leave("it is being deleted")
     if request.phase in UNANSWERED:
         plugins = [{"kind": kind, "name": name} for kind, name in server.plugins]
-        return _patch(request, f"answered with {server.version} and {len(plugins)} plugins",
+        return _patch(request, f"answered with {server.version}, plugins: {len(plugins)}",
                       status={"phase": PROCESSED, "processedTimestamp": format_time(now),
                               "serverVersion": server.version, "plugins": plugins},
                       again=now + STATUS_LOOK_AGAIN)
@@ -1453,6 +1462,7 @@ class Api:
     prefix: str                              # path of the server URL, for API servers behind a proxy
     token: str = field(default="", repr=False)
     token_read: float = -math.inf            # time.monotonic() when the token file was last read
+    patience: float = READ_TIMEOUT           # seconds without a byte, for calls that do not say
 
 
 def read_file(path: str, purpose: str) -> bytes:
@@ -1464,8 +1474,9 @@ def read_file(path: str, purpose: str) -> bytes:
         raise ConfigError(f"cannot read {purpose} {path}: {error.strerror}") from error
 
 
-def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = True) -> ssl.SSLContext:
-    """A TLS client context.
+def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = True,
+                source: str = "the certificate authority") -> ssl.SSLContext:
+    """A TLS client context; ConfigError naming `source` when ca_cert is unusable.
 
     ca_cert: PEM that is trusted; with `system` in addition to the system's authorities, without it instead of them.
     Python 3.13 sets VERIFY_X509_STRICT, which private authorities of old clusters fail; for a pinned one it is cleared.
@@ -1481,9 +1492,9 @@ def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = 
     if ca_cert:
         context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
         try:
-            context.load_verify_locations(cadata=ca_cert.decode("ascii", "replace"))
+            context.load_verify_locations(cadata=ca_cert.decode("ascii", "ignore"))  # comments may be in any language
         except (ssl.SSLError, ValueError):
-            raise ConfigError("the certificate authority is no PEM certificate") from None
+            raise ConfigError(f"{source} holds no PEM certificate", reason="InvalidStorageLocation") from None
     return context
 
 
@@ -1677,14 +1688,16 @@ def _exchange(api: Api, method: str, target: str, body: Optional[bytes], content
     if body is not None:
         headers["Content-Type"] = content_type
     return api.pool.urlopen(method, api.prefix + target, body=body, headers=headers, retries=False, redirect=False,
-                            preload_content=False, timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read))
+                            preload_content=False,
+                            timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, read), read=read))
 
 
 def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
-         content_type: str = "application/json", read: float = READ_TIMEOUT) -> Response:
+         content_type: str = "application/json", read: float = 0) -> Response:
     """One call to the API -> a response with status below 300, its body unread.
 
-    read: seconds without a byte. Raises ApiError with the API's own message, Unreachable when there is no connection.
+    read: seconds without a byte, 0 for the Api's own. Raises ApiError with the API's own message, Unreachable when
+    there is no connection.
     """
     target = f"{path}?{urlencode(query)}" if query else path
     content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
@@ -1692,7 +1705,7 @@ def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = 
     while True:
         attempt += 1
         try:
-            response = _exchange(api, method, target, content, content_type, read)
+            response = _exchange(api, method, target, content, content_type, read or api.patience)
             if response.status < 300:
                 return response
             refusal = response.read(ERROR_LIMIT)
@@ -1734,7 +1747,7 @@ def get(api: Api, resource: Resource, namespace: str, name: str) -> Document:
 
 
 def list_pages(api: Api, resource: Resource, namespace: str) -> Iterator[Document]:
-    """The pages of a list, at most 500 objects each; a continue token that expired is an ApiError (list anew)."""
+    """The pages of a list, at most PAGE_SIZE objects each; a continue token that expired is an ApiError (list anew)."""
     query = {"limit": str(PAGE_SIZE)}
     while True:
         page = call(api, "GET", api_path(resource, namespace), query=query)
@@ -1879,6 +1892,7 @@ class Trust:
 
     ca_cert: bytes = field(default=b"", repr=False)
     insecure: bool = False
+    source: str = "the certificate authority"  # named in errors
 
 
 def _what_is(body: bytes) -> str:
@@ -1918,7 +1932,7 @@ def open_url(url: str, trust: Trust = Trust()) -> Iterator[Response]:
     if not is_http_url(url):
         raise StoreError("the answer holds no http or https URL")
     parts = urlsplit(url)
-    pool = new_pool(url, lambda: tls_context(trust.ca_cert, insecure=trust.insecure))
+    pool = new_pool(url, lambda: tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source))
     try:
         try:
             response = pool.urlopen(
@@ -2041,8 +2055,8 @@ def save(path: str, chunks: Iterable[bytes], *, force: bool = False) -> int:
     """Write chunks into a new file -> its size in bytes; the file appears whole or not at all.
 
     They go to a temporary file beside the target, which gets its name once everything is on disk. An existing file is
-    replaced only with `force`, and only then; what a symbolic link points to is replaced, not the link. A device or a FIFO
-    is written to as it is. Raises Error naming the file.
+    replaced only with `force`, and only then; what a symbolic link points to is replaced, not the link. A device or a
+    FIFO is written to as it is. Raises Error naming the file.
     """
     try:
         if is_special(path):
@@ -2551,6 +2565,14 @@ def require_owner(api: Api, owner: Resource, namespace: str, name: str) -> Docum
         return {}
 
 
+HASTE = 5.0                                  # seconds
+
+
+def hasty(api: Api) -> Api:
+    """The same door for calls that only tidy up or explain: nobody should wait long for them."""
+    return dataclasses.replace(api, patience=HASTE)
+
+
 @contextlib.contextmanager
 def interrupted_later() -> Iterator[None]:
     """Hold a Ctrl-C back until the context ends, so that what is created can be deleted; a second one comes at once."""
@@ -2600,7 +2622,7 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
     finally:
         try:
             if key:
-                delete(api, key)
+                delete(hasty(api), key)
         except Error as error:
             log.info("%s stays until it expires: %s", key, error)
 
@@ -2698,7 +2720,7 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
         owner = get(api, artifact.owner, namespace, name)
         backup = get(api, BACKUPS, namespace, backup_name_from(owner)) if artifact.owner == RESTORES else owner
         location = location_from(get(api, LOCATIONS, namespace, storage_location_from(backup)))
-        return Trust(ca_cert=location.ca_cert)
+        return Trust(location.ca_cert, source=f"caCert of storage location {location.name!r}")
     except Error as error:
         log.info("the storage location's caCert is not used: %s", error)
         return Trust()
@@ -2776,20 +2798,23 @@ def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> O
 
 
 def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = None, name: str = "") -> List[Finding]:
-    """Why a request got no answer, as far as the caller's rights let it be seen."""
-    checks: List[Callable[[], Optional[Finding]]] = [lambda: check_server(api, namespace)]
+    """Why a request got no answer, as far as the caller's rights let it be seen; at least one finding."""
+    checks: List[Callable[[], Optional[Finding]]] = [lambda: check_server(hasty(api), namespace)]
     if artifact:
-        checks.append(lambda: check_location(api, namespace, artifact, name))
-    findings = []
+        checks.append(lambda: check_location(hasty(api), namespace, artifact, name))
+    findings, blind = [], False
     for check in checks:
         try:
-            finding = check()
+            findings.append(check())
+        except Unreachable as error:
+            return [Finding(str(error), "try again when the cluster is less busy")]
         except Error as error:
             log.info("a check could not be made: %s", error)
-            continue
-        if finding:
-            findings.append(finding)
-    return findings or [Finding(
+            blind = True
+    found = [finding for finding in findings if finding]
+    if not found and blind:
+        found = [Finding("the reason cannot be seen with your rights", "-v says what could not be looked at")]
+    return found or [Finding(
         "the server is there but did not take up the request",
         f"see its log (`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout")]
 
@@ -2799,7 +2824,7 @@ def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = Non
 # ====================================================================================================
 
 Options = argparse.Namespace
-LONGEST_WAIT = 366 * 86400.0                 # seconds
+LONGEST_WAIT = 366 * 86400.0                 # seconds; sockets take no more than a few years
 PROGRAM = "velero_requests.py"
 
 
@@ -2818,7 +2843,11 @@ def trust_of(options: Options) -> Optional[Trust]:
     if options.insecure_skip_tls_verify:
         return Trust(insecure=True)
     path = options.cacert or _text(read_velero_config(), "cacert")
-    return Trust(ca_cert=read_file(path, "certificate authority")) if path else None
+    if not path:
+        return None
+    trust = Trust(read_file(path, "certificate authority"), source=f"the certificate authority {path}")
+    tls_context(trust.ca_cert, system=False, source=trust.source)  # to fail before anything is asked of anybody
+    return trust
 
 
 @contextlib.contextmanager
@@ -2882,10 +2911,10 @@ def cmd_controller(options: Options) -> int:
     return Exit.DONE
 
 
-def fetch_to(options: Options, api: Api, kind: str, output: str) -> None:
+def fetch_to(options: Options, api: Api, kind: str, output: str, trust: Optional[Trust]) -> None:
     """Download one artifact to a file, or to stdout for `-`."""
     namespace, artifact = options.namespace, TARGETS[kind]
-    how = {"timeout": options.timeout, "trust": trust_of(options)}
+    how = {"timeout": options.timeout, "trust": trust}
     with explained(api, namespace, artifact, options.name):
         if output == "-":
             stream(api, namespace, kind, options.name, sys.stdout.buffer, **how)
@@ -2900,13 +2929,13 @@ def cmd_download(options: Options) -> int:
     output = options.output or (os.path.join(os.getcwd(), f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
     if output != "-" and not options.url_only:
         check_target(output, force=options.force)
-    api, namespace = api_of(options), options.namespace
+    trust, api, namespace = trust_of(options), api_of(options), options.namespace
     require_owner(api, TARGETS[kind].owner, namespace, name)
     if options.url_only:
         with explained(api, namespace, TARGETS[kind], name):
             write_text(get_download_url(api, namespace, kind, name, timeout=options.timeout) + "\n")
         return Exit.DONE
-    fetch_to(options, api, kind, output)
+    fetch_to(options, api, kind, output, trust)
     if output != "-":
         subject = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
         write_text(f"{subject} {name} has been successfully downloaded to {output}\n")
@@ -2921,12 +2950,12 @@ def cmd_backup_download(options: Options) -> int:
 
 def cmd_logs(options: Options, kind: str) -> int:
     """The log of a finished backup or restore, to stdout."""
-    api, owner = api_of(options), TARGETS[kind].owner
+    trust, api, owner = trust_of(options), api_of(options), TARGETS[kind].owner
     document = require_owner(api, owner, options.namespace, options.name)
     refusal = logs_refusal(owner, options.name, phase_from(document)) if document else ""
     if refusal:
         raise Error(refusal)
-    fetch_to(options, api, kind, "-")
+    fetch_to(options, api, kind, "-", trust)
     return Exit.DONE
 
 
@@ -2964,9 +2993,9 @@ def duration(text: str) -> float:
         seconds = parse_duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}; write for example 30s, 5m or 1h30m") from None
-    if not 0 < seconds <= LONGEST_WAIT:
+    if seconds <= 0:
         raise argparse.ArgumentTypeError(f"{text} is no time to wait; write for example 30s or 5m")
-    return seconds
+    return min(seconds, LONGEST_WAIT)
 
 
 def namespace(text: str) -> str:
@@ -3008,7 +3037,8 @@ class Command:
 
 
 COMMON = (
-    argument("-n", "--namespace", type=namespace, metavar="NAME", help="Velero's namespace (default: $VELERO_NAMESPACE or velero)"),
+    argument("-n", "--namespace", type=namespace, metavar="NAME",
+             help="Velero's namespace (default: $VELERO_NAMESPACE or velero)"),
     argument("--kubeconfig", metavar="FILE", help="kubeconfig to use (default: $KUBECONFIG or ~/.kube/config)"),
     argument("--context", "--kubecontext", metavar="NAME", help="context of the kubeconfig (default: its current one)"),
     argument("--timeout", type=duration, metavar="DURATION", help="how long to wait for an answer, such as 30s or 5m"),
