@@ -261,7 +261,6 @@ class Location:
     """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
 
     name: str
-    provider: str
     bucket: str
     prefix: str = ""
     region: str = ""
@@ -289,7 +288,6 @@ class Cluster:
     """How to reach one Kubernetes API server; of each pair of data and file at most one is set."""
 
     server: str
-    namespace: str = ""
     ca_data: bytes = field(default=b"", repr=False)
     ca_file: str = ""
     insecure: bool = False
@@ -341,7 +339,8 @@ class Finding:
 
 # ====================================================================================================
 # 2. Errors — one family: whose fault, try again or not, exit code, hints
-#    Error, UsageError, ConfigError, ApiError, NotFound, RequestFailed, StoreError, Unreachable, TimedOut
+#    Error, about, UsageError, ConfigError, InvalidRequest, NotFound, ApiError, RequestFailed, StoreError, Unreachable,
+#    TimedOut
 # ====================================================================================================
 
 
@@ -660,7 +659,7 @@ def location_from(document: Document) -> Location:
     except ValueError:
         raise wrong("objectStorage.caCert is not base64") from None
     return Location(
-        name=name, provider=provider, bucket=bucket,
+        name=name, bucket=bucket,
         prefix=_text(document, "spec", "objectStorage", "prefix").strip("/"),
         region=config.get("region", ""),
         s3_url=config.get("s3Url", ""), public_url=config.get("publicUrl", ""),
@@ -779,7 +778,7 @@ def cluster_from_kubeconfig(document: Any, context: str, folder: str, source: st
         raise ConfigError(f"{source}: certificate-authority and insecure-skip-tls-verify exclude each other")
     token_file = _text(user, "tokenFile")
     return Cluster(
-        server=server.rstrip("/"), namespace=_text(chosen, "namespace"),
+        server=server.rstrip("/"),
         ca_data=ca_data, ca_file=ca_file, insecure=insecure,
         token=header_value(_text(user, "token"), f"{source}: token"),
         token_file=posixpath.join(folder, token_file) if token_file else "",
@@ -996,12 +995,12 @@ def presign(address: Address, credentials: Credentials, region: str, now: dateti
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
 #      past its expiration          -> delete, any phase        empty or New                      -> patch: Processed
-#      expiration beyond now+10 min -> patch: cut down          Processed, older than 1 min       -> delete
-#      empty or New                 -> facts needed, then       Processed                         -> leave, 5 min more
-#                                      patch: Processed           (without timestamp: its creation counts)
-#                                      or patch: reason         any other phase                   -> leave for good
-#      any other phase              -> leave until it expires
-#                                      (creation + 10 min if it does not say)
+#      empty or New                 -> facts needed, then       Processed, older than 1 min       -> delete
+#                                      patch: Processed         Processed                         -> leave, 5 min more
+#                                      or patch: reason           (without timestamp: its creation counts)
+#      any other phase,                                         any other phase                   -> leave for good
+#        expiration beyond now + 10 min -> patch: cut down
+#        otherwise                      -> leave until then (creation + 10 min if it does not say)
 #
 #    Whoever may create an object may have filled in its status, so no time in it is trusted further than a request
 #    lives. Every patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another
@@ -1376,7 +1375,7 @@ CUSTOM_RESOURCES = (  # kind, further names, schema, further keywords of the ver
     ("ServerStatusRequest", {"shortNames": ["ssr"]}, SERVER_STATUS_REQUEST_SCHEMA, STATUS_SUBRESOURCE))
 
 
-def _present(entries: dict, absent: str) -> Iterator[tuple[str, str, Any]]:
+def _present(entries: Document, absent: str) -> Iterator[Tuple[str, str, Any]]:
     """Name, marks and value of every entry but those with the mark of the other dialect."""
     for words, value in entries.items():
         for word in words.split():
@@ -1386,12 +1385,12 @@ def _present(entries: dict, absent: str) -> Iterator[tuple[str, str, Any]]:
                 yield name, marks, value
 
 
-def _keywords(entries: dict, absent: str) -> dict:
+def _keywords(entries: Document, absent: str) -> Document:
     """For entries whose values are final, not notation."""
     return {name: value for name, _, value in _present(entries, absent)}
 
 
-def _openapi_schema(notation: str | tuple | list | dict, absent: str) -> dict:
+def _openapi_schema(notation: Any, absent: str) -> Document:
     """Shares parts with the constants above: to be copied before anybody changes it."""
     if isinstance(notation, str):
         return PRIMITIVES[notation]
@@ -1400,21 +1399,21 @@ def _openapi_schema(notation: str | tuple | list | dict, absent: str) -> dict:
     if isinstance(notation, list):
         item, keywords = notation if len(notation) == 2 else (notation[0], {})
         return {"type": "array", "items": _openapi_schema(item, absent), **_keywords(keywords, absent)}
-    schema: dict = {"type": "object"}
+    schema: Document = {"type": "object"}
     for name, marks, value in _present(notation, absent):
         if name.startswith("x-"):
             schema[name] = value
         elif name == "*":
             schema["additionalProperties"] = _openapi_schema(value, absent)
         else:
-            field = _openapi_schema(value, absent)
-            schema.setdefault("properties", {})[name] = {**field, "nullable": True} if "?" in marks else field
+            inner = _openapi_schema(value, absent)
+            schema.setdefault("properties", {})[name] = {**inner, "nullable": True} if "?" in marks else inner
             if "!" in marks:
                 schema.setdefault("required", []).append(name)
     return schema
 
 
-def crd_manifests(status_subresource: bool) -> list[dict]:
+def crd_manifests(status_subresource: bool) -> List[Document]:
     """Velero 1.6.3's with a status subresource, 1.18.1's without; only the descriptions are missing."""
     absent, manifests = "+" if status_subresource else "-", []
     for kind, more_names, notation, version_keywords in CUSTOM_RESOURCES:
@@ -1441,7 +1440,7 @@ def crd_manifests(status_subresource: bool) -> list[dict]:
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 CONNECT_TIMEOUT = 10.0                       # seconds
-READ_TIMEOUT = 30.0                          # seconds without a byte, for an ordinary call
+READ_TIMEOUT = 20.0                          # seconds without a byte; less than the 30 s a pod has to stop
 TOKEN_LIFE = 50.0                            # seconds; client-go transport/token_source.go: a minute less 10 s
 ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
 POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
@@ -2321,8 +2320,8 @@ def apply(controller: Controller, request: Request, outcome: Outcome) -> None:
         return
     if outcome.verb == "patch":
         write_status(controller, request.key, outcome.body or {})
-    elif not delete(controller.api, request.key, outcome.body):
-        controller.records.pop(request.key, None)
+    else:
+        delete(controller.api, request.key, outcome.body)
     if isinstance(request, DownloadRequest):
         tell_event(controller, request, outcome)
 
@@ -2356,8 +2355,32 @@ def reconcile_server_status_request(controller: Controller, request: StatusReque
 RECONCILE: Dict[Resource, Callable[[Controller, Any], Outcome]] = {
     DOWNLOAD_REQUESTS: reconcile_download_request, STATUS_REQUESTS: reconcile_server_status_request}
 
+def remember(controller: Controller, resource: Resource, document: Document) -> Tuple[Key, bool]:
+    """Keep the newest copy of a request as a record, without its URL -> its key, and whether it is worth a look now."""
+    record = REQUEST_FROM[resource](document)
+    if isinstance(record, DownloadRequest):
+        record = dataclasses.replace(record, url="")
+    old = controller.records.get(record.key)
+    controller.records[record.key] = record
+    return record.key, is_news(old, record)
+
+
 GONE = Outcome("leave", "it is gone")
 CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
+
+
+def refresh(controller: Controller, key: Key) -> Outcome:
+    """Read an object whose copy turned out stale, for the event that would bring a newer one may have come already."""
+    try:
+        remember(controller, key.resource, get(controller.api, key.resource, key.namespace, key.name))
+    except ApiError as error:
+        if error.status == 404:
+            controller.records.pop(key, None)
+            return GONE
+        return Outcome("leave", str(error), failed=True)
+    except Error as error:
+        return Outcome("leave", str(error), failed=True)
+    return CONFLICT
 
 
 def look_at(controller: Controller, key: Key) -> Outcome:
@@ -2368,7 +2391,9 @@ def look_at(controller: Controller, key: Key) -> Outcome:
     try:
         return RECONCILE[key.resource](controller, request)
     except ApiError as error:
-        return CONFLICT if error.status == 409 else Outcome("leave", str(error), failed=True)
+        if error.status not in (404, 409):
+            return Outcome("leave", str(error), failed=True)
+        return refresh(controller, key)
     except Error as error:
         return Outcome("leave", str(error), failed=True)
     except Exception as error:  # the fence: a bug that one object triggers must not cost the others their answer
@@ -2422,16 +2447,6 @@ def work(controller: Controller) -> None:
             return
         settle(controller, key, outcome)
         controller.queue.done(key)
-
-
-def remember(controller: Controller, resource: Resource, document: Document) -> Tuple[Key, bool]:
-    """Keep the newest copy of a request as a record, without its URL -> its key, and whether it is worth a look now."""
-    record = REQUEST_FROM[resource](document)
-    if isinstance(record, DownloadRequest):
-        record = dataclasses.replace(record, url="")
-    old = controller.records.get(record.key)
-    controller.records[record.key] = record
-    return record.key, is_news(old, record)
 
 
 def relist(controller: Controller, resource: Resource) -> None:
