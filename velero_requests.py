@@ -434,7 +434,7 @@ class TimedOut(Error):
 
 # ====================================================================================================
 # 3. Text and time — RFC 3339, Go durations, redaction, byte lines
-#    parse_time, format_time, one_line, parse_duration, format_duration, redact, lines
+#    parse_time, format_time, one_line, parse_duration, format_duration, redact, decode_base64, lines
 # ====================================================================================================
 
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:[.,](\d+))?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII)
@@ -462,7 +462,7 @@ def parse_time(text: object) -> Optional[datetime]:
 
 def format_time(instant: datetime) -> str:
     """RFC 3339 in UTC with whole seconds, cut off and not rounded, as Kubernetes' metav1.Time writes it."""
-    return instant.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return instant.astimezone(timezone.utc).isoformat()[:19] + "Z"
 
 
 def one_line(text: object, limit: int = 300) -> str:
@@ -492,9 +492,10 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """Seconds -> Go's notation (`1m0s`, `1.5s`, `250ms`), milliseconds being the finest."""
+    seconds = round(seconds, 3)
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms" if seconds else "0s"
-    hours, rest = divmod(round(seconds, 3), 3600)
+    hours, rest = divmod(seconds, 3600)
     minutes, rest = divmod(rest, 60)
     text = f"{rest:.3f}".rstrip("0").rstrip(".") + "s"
     return f"{hours:.0f}h{minutes:.0f}m{text}" if hours else f"{minutes:.0f}m{text}" if minutes else text
@@ -503,7 +504,8 @@ def format_duration(seconds: float) -> str:
 # The parameters of a pre-signed URL that make it a bearer token (AWS SigV4 and SigV2, Google, Azure), a bearer token
 # in a header, and a password in a URL.
 _SECRETS = re.compile(
-    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|GoogleAccessId|sig)=)"
+    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|SecurityToken|GoogleAccessId"
+    r"|sig)=)"
     r"[^&\s\"'<>]+"
     r"|(\bBearer\s+)[^\s\"',]+"
     r"|(\w://)[^\s\"'<>]*@", re.IGNORECASE)
@@ -512,6 +514,14 @@ _SECRETS = re.compile(
 def redact(text: str) -> str:
     """The text with signatures, credentials, bearer tokens and passwords in URLs blanked."""
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match.group(3) else "***"), text)
+
+
+def decode_base64(text: str) -> Optional[bytes]:
+    """Base64 as Go reads it, strict but for line ends; None when it is none."""
+    try:
+        return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
+    except ValueError:
+        return None
 
 
 def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
@@ -595,7 +605,8 @@ REQUEST_FROM: Dict[Resource, Callable[[Document], Request]] = {
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
     """ServerStatusRequest document -> its plugins as (kind, name), sorted as the velero CLI sorts them."""
     plugins = _at(document, "status", "plugins")
-    return sorted((_text(plugin, "kind"), _text(plugin, "name")) for plugin in plugins or ())
+    plugins = plugins if isinstance(plugins, list) else []
+    return sorted((_text(plugin, "kind"), _text(plugin, "name")) for plugin in plugins)
 
 
 def server_version_from(document: Document) -> str:
@@ -616,6 +627,11 @@ def storage_location_from(backup: Document) -> str:
 def phase_from(document: Document) -> str:
     """Any Velero document -> status.phase."""
     return _text(document, "status", "phase")
+
+
+def has_dot_segment(path: str) -> bool:
+    """Whether a path has a `.` or `..` between slashes, which clients and proxies resolve, changing what was signed."""
+    return any(segment in (".", "..") for segment in path.split("/"))
 
 
 def is_http_url(url: str) -> bool:
@@ -639,7 +655,8 @@ def location_from(document: Document) -> Location:
     before 1.9.1 left in spec.config are ignored. Raises ConfigError naming location, key and what is allowed.
     """
     name = _text(document, "metadata", "name")
-    config = {key: _text(document, "spec", "config", key) for key in (_at(document, "spec", "config") or {})}
+    config = _at(document, "spec", "config")
+    config = {key: _text(config, key) for key in config} if isinstance(config, dict) else {}
 
     def wrong(what: str) -> ConfigError:
         return ConfigError(f"storage location {name!r}: {what}", reason="InvalidStorageLocation")
@@ -654,10 +671,9 @@ def location_from(document: Document) -> Location:
                     "objectStorage.prefix")
     if config.get("s3ForcePathStyle", "") not in _GO_BOOLS:
         raise wrong(f"s3ForcePathStyle is {config['s3ForcePathStyle']!r}; \"true\" or \"false\" is allowed")
-    try:
-        ca_cert = base64.b64decode(_text(document, "spec", "objectStorage", "caCert"), validate=True)
-    except ValueError:
-        raise wrong("objectStorage.caCert is not base64") from None
+    ca_cert = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
+    if ca_cert is None:
+        raise wrong("objectStorage.caCert is not base64")
     return Location(
         name=name, bucket=bucket,
         prefix=_text(document, "spec", "objectStorage", "prefix").strip("/"),
@@ -709,7 +725,7 @@ def credentials_from_secret(secret: Document, location: Location) -> Credentials
     """The Secret that a storage location names -> its keys; ConfigError when the Secret's key is not there."""
     source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
     try:
-        data = base64.b64decode(_text(secret, "data", location.secret_key), validate=True).decode("utf-8")
+        data = (decode_base64(_text(secret, "data", location.secret_key)) or b"").decode("utf-8")
     except ValueError:
         raise ConfigError(f"{source} is not UTF-8 text", reason="InvalidCredentials") from None
     if not data:
@@ -734,10 +750,10 @@ def _data_or_file(entry: Document, name: str, folder: str, source: str) -> Tuple
     data, path = _text(entry, f"{name}-data"), _text(entry, name)
     if data and path:
         raise ConfigError(f"{source} has both {name}-data and {name}; one of them must go")
-    try:
-        return base64.b64decode(data, validate=True), posixpath.join(folder, path) if path else ""
-    except ValueError:
-        raise ConfigError(f"{source}: {name}-data is not base64") from None
+    content = decode_base64(data)
+    if content is None:
+        raise ConfigError(f"{source}: {name}-data is not base64")
+    return content, posixpath.join(folder, path) if path else ""
 
 
 def header_value(text: str, what: str) -> str:
@@ -814,11 +830,6 @@ def target_of(kind: str, name: str) -> Artifact:
     return TARGETS[kind]
 
 
-def has_dot_segment(path: str) -> bool:
-    """Whether a path has a `.` or `..` between slashes, which clients and proxies resolve, changing what was signed."""
-    return any(segment in (".", "..") for segment in path.split("/"))
-
-
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
     """The key of an artifact in its bucket; the prefix is cleaned as Go's path.Join does in Velero's layout."""
     root = posixpath.normpath(prefix) if prefix else ""
@@ -852,6 +863,8 @@ def _is_virtual_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
     if _VIRTUAL_BUCKET.fullmatch(bucket):
         return True
     labels = bucket.split(".")
+    if _IP_ADDRESS.fullmatch(bucket):
+        return False
     return custom and scheme == "http" and len(labels) > 1 and all(
         len(label) >= 3 and _VIRTUAL_BUCKET.fullmatch(label) for label in labels)
 
@@ -919,8 +932,8 @@ UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 def canonical_query(parameters: Dict[str, str]) -> str:
     """Parameters percent-encoded, then sorted by encoded name."""
-    return "&".join(sorted(f"{quote(name, safe='-._~')}={quote(value, safe='-._~')}"
-                           for name, value in parameters.items()))
+    encoded = sorted((quote(name, safe="-._~"), quote(value, safe="-._~")) for name, value in parameters.items())
+    return "&".join(f"{name}={value}" for name, value in encoded)
 
 
 def canonical_request(method: str, path: str, query: str, headers: Dict[str, str], payload_hash: str) -> str:
@@ -1088,7 +1101,7 @@ def fall_back_download(request: DownloadRequest, outcome: Outcome, now: datetime
     body = outcome.body or {}
     if "status" in body and "annotations" in body["metadata"]:
         return _patch(request, outcome.why, status=body["status"], again=outcome.again, failed=outcome.failed)
-    if request.created and request.created + URL_LIFE <= now:
+    if request.created and now - request.created >= URL_LIFE:
         return _delete(request, "it cannot be updated and is older than a request lives")
     return Outcome("leave", outcome.why, again=outcome.again, failed=True)
 
@@ -1486,6 +1499,8 @@ def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = 
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
+    if urllib3.__version__.startswith("1."):  # it names no IP address to OpenSSL, and checks the name itself instead
+        context.check_hostname = False
     if system:
         context.load_default_certs()
     if ca_cert:
@@ -1650,7 +1665,7 @@ RETRY_STATUS = (429, 500, 502, 503, 504)
 RETRIES = 3
 RETRY_AFTER_CAP = 10.0                       # seconds
 WATCH_SECONDS = (300, 600)                   # client-go: a watch ends by itself after a random time in between
-WATCH_SILENCE = 90.0                         # seconds without a byte; bookmarks come about every 60 s
+WATCH_SILENCE = 90.0                         # seconds without a byte; bookmarks come every 60 s, but not on a quiet kind
 
 Response = urllib3.response.BaseHTTPResponse if hasattr(urllib3.response, "BaseHTTPResponse") else urllib3.HTTPResponse
 
@@ -1804,7 +1819,7 @@ def open_watch(api: Api, resource: Resource, namespace: str, version: str, *, se
 
 
 def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
-    """The events of a watch as (type, object) until it ends; an ERROR event is raised as ApiError."""
+    """The events of a watch as (type, object) until it ends, by itself or by silence; ERROR is raised as ApiError."""
     try:
         for line in lines(response.stream(65536, decode_content=False)):
             event = json.loads(line)
@@ -1814,7 +1829,9 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
                 raise ApiError(f"the watch ended: {one_line(_text(document, 'message'))}",
                                status=code if isinstance(code, int) else 500, api_reason=_text(document, "reason"))
             yield _text(event, "type"), document
-    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+    except urllib3.exceptions.ReadTimeoutError:
+        return
+    except (urllib3.exceptions.HTTPError, OSError, ValueError, RecursionError) as error:
         raise Unreachable(f"the watch broke off: {one_line(error)}") from error
     finally:
         response.close()
@@ -2037,7 +2054,7 @@ def _give_name(temporary: str, path: str, *, force: bool) -> None:
 
 def _save_whole(path: str, chunks: Iterable[bytes], *, force: bool) -> int:
     folder, name = os.path.split(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:50]}.", suffix=".part", dir=folder)
     try:
         with open(descriptor, "wb") as file:
             size = sum(map(file.write, chunks))
@@ -2326,15 +2343,23 @@ def apply(controller: Controller, request: Request, outcome: Outcome) -> None:
         tell_event(controller, request, outcome)
 
 
+def answer_or_refuse(controller: Controller, request: DownloadRequest) -> Outcome:
+    """Look up what is needed and sign, or say why not."""
+    try:
+        facts = gather(controller, request)
+        return answer_download(request, facts, controller.now())
+    except Error as error:
+        return refuse_download(request, error, controller.now())
+    except Exception as error:  # a bug, too, must leave a reason and an end on the request that brings it out
+        log.debug("answering %s", request.key, exc_info=True)
+        return refuse_download(request, Error(f"unexpected {type(error).__name__}"), controller.now())
+
+
 def reconcile_download_request(controller: Controller, request: DownloadRequest) -> Outcome:
     """One look at a DownloadRequest -> what was decided and done."""
     outcome = triage_download(request, controller.now())
     if outcome is None:
-        try:
-            facts = gather(controller, request)
-            outcome = answer_download(request, facts, controller.now())
-        except Error as error:
-            outcome = refuse_download(request, error, controller.now())
+        outcome = answer_or_refuse(controller, request)
     try:
         apply(controller, request, outcome)
     except ApiError as error:
@@ -2493,9 +2518,9 @@ def feed_once(controller: Controller, resource: Resource) -> int:
         if resource not in controller.versions:
             relist(controller, resource)
         return follow(controller, resource)
-    except ApiError as error:
-        if is_version_expired(error) or error.status == 404:
-            controller.versions.pop(resource, None)  # both start from a list: version too old, CRD gone
+    except (ApiError, Unreachable) as error:
+        if isinstance(error, Unreachable) or is_version_expired(error) or error.status == 404:
+            controller.versions.pop(resource, None)  # start from a list: who knows what the API server is now
             controller.status_paths.pop(resource, None)
         raise
 
@@ -2503,20 +2528,23 @@ def feed_once(controller: Controller, resource: Resource) -> int:
 def feed(controller: Controller, resource: Resource) -> None:
     """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up.
 
-    A watch that fails or ends at once is followed by a back-off, and no two are opened within a second.
+    A watch that fails or ends at once is followed by a back-off, and no two are opened within a second; only a version
+    that expired is answered by a list at once, the first time.
     """
     failures, told = 0, ""
     while not controller.stop.is_set():
-        started, count, trouble = time.monotonic(), 0, "the watch ended at once"
+        started, count, trouble, expired = time.monotonic(), 0, "the watch ended at once", False
         try:
             count = feed_once(controller, resource)
         except Error as error:
-            trouble = str(error)
+            trouble, expired = str(error), isinstance(error, ApiError) and is_version_expired(error)
         except Exception as error:  # the fence: without its feeder a controller would look healthy and answer nothing
             log.debug("feeding %s", resource.plural, exc_info=True)
             trouble = f"unexpected {type(error).__name__}: {one_line(error)}"
         lived = time.monotonic() - started
         failures = 0 if count or lived > SHORT_WATCH else failures + 1
+        if expired and failures == 1:
+            continue  # nothing is wrong, only the version is too old
         if failures and trouble != told and not controller.stop.is_set():
             log.warning("%s: %s; trying again", resource.plural, redact(trouble))
         told = trouble if failures else ""
@@ -2619,7 +2647,7 @@ def create_request(api: Api, resource: Resource, document: Document) -> Document
             raise
         kind = _text(document, "spec", "target", "kind")
         raise Error(f"the cluster does not know {resource.kind}s of kind {kind}: {error}", reason="UnknownKind", hints=[
-            "its CRDs are older than that kind; the kinds they know are named above"]) from None
+            "its CRDs belong to another version of Velero than that kind; the kinds they know are named above"]) from None
 
 
 @contextlib.contextmanager
@@ -3133,6 +3161,7 @@ def build_parser() -> Parser:
         if group not in groups:
             summary = f"{', '.join(row.words.split()[1] for row in COMMANDS if row.words.startswith(group + ' '))}"
             parser = groups[""].add_parser(group, help=summary, **options)
+            add_arguments(parser, common)
             groups[group] = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         parser = groups[group].add_parser(word, help=command.summary, description=command.summary, **options)
         add_arguments(parser, [*command.arguments, *common])
