@@ -507,7 +507,7 @@ _SECRETS = re.compile(
     r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|SecurityToken|GoogleAccessId"
     r"|sig)=)"
     r"[^&\s\"'<>]+"
-    r"|(\bBearer\s+)[^\s\"',]+"
+    r"|(\bBearer\s+|\bAuthorization: Basic |\bCredential=|\bX-Amz-Signature%3D)[^\s\"',&]+"
     r"|(\w://)[^\s\"'<>]*@", re.IGNORECASE)
 
 
@@ -724,10 +724,13 @@ def credentials_from_ini(text: str, profile: str, source: str) -> Credentials:
 def credentials_from_secret(secret: Document, location: Location) -> Credentials:
     """The Secret that a storage location names -> its keys; ConfigError when the Secret's key is not there."""
     source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
+    content = decode_base64(_text(secret, "data", location.secret_key))
     try:
-        data = (decode_base64(_text(secret, "data", location.secret_key)) or b"").decode("utf-8")
+        data = "" if content is None else content.decode("utf-8")
     except ValueError:
-        raise ConfigError(f"{source} is not UTF-8 text", reason="InvalidCredentials") from None
+        content = None
+    if content is None:
+        raise ConfigError(f"{source} is not UTF-8 text in base64", reason="InvalidCredentials")
     if not data:
         raise ConfigError(f"{source} does not exist or is empty; storage location {location.name!r} asks for it",
                           reason="SecretKeyNotFound")
@@ -1665,7 +1668,7 @@ RETRY_STATUS = (429, 500, 502, 503, 504)
 RETRIES = 3
 RETRY_AFTER_CAP = 10.0                       # seconds
 WATCH_SECONDS = (300, 600)                   # client-go: a watch ends by itself after a random time in between
-WATCH_SILENCE = 90.0                         # seconds without a byte; bookmarks come every 60 s, but not on a quiet kind
+WATCH_SILENCE = 90.0                         # seconds without a byte; a quiet kind has no bookmarks either
 
 Response = urllib3.response.BaseHTTPResponse if hasattr(urllib3.response, "BaseHTTPResponse") else urllib3.HTTPResponse
 
