@@ -2650,7 +2650,7 @@ def create_request(api: Api, resource: Resource, document: Document) -> Document
             raise
         kind = _text(document, "spec", "target", "kind")
         raise Error(f"the cluster does not know {resource.kind}s of kind {kind}: {error}", reason="UnknownKind", hints=[
-            "its CRDs belong to another version of Velero than that kind; the kinds they know are named above"]) from None
+            "its CRDs are of another version of Velero than that kind; the kinds they know are named above"]) from None
 
 
 @contextlib.contextmanager
