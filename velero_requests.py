@@ -50,11 +50,14 @@ import base64
 import configparser
 import contextlib
 import dataclasses
+import email.utils
 import enum
+import errno
 import functools
 import hashlib
 import heapq
 import hmac
+import ipaddress
 import json
 import logging
 import math
@@ -62,9 +65,12 @@ import os
 import posixpath
 import random
 import re
+import select
 import signal
 import socket
 import ssl
+import stat
+import subprocess
 import tempfile
 import threading
 import time
@@ -72,8 +78,8 @@ import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
-from urllib.parse import quote, urlencode, urlsplit
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 try:
     import urllib3
@@ -150,7 +156,7 @@ MESSAGE_LIMIT = 1024                         # characters; what core/v1 Event al
 RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
 FACTS_LIFE = 5.0                             # seconds that a backup, location or Secret is remembered after a success
-PAGE_SIZE = 100                              # objects; client-go's 500 may be 700 MB of hostile ones
+PAGE_SIZE = 25                               # objects; client-go's 500 may be 700 MB of hostile ones
 
 # Logs exist once a backup or restore has finished; 1.11 added the two phases in which only plugins still work.
 PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
@@ -283,20 +289,55 @@ class Credentials:
     expires: Optional[datetime] = None
 
 
+EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
+
+
+@dataclass(frozen=True)
+class ExecPlugin:
+    """A program of the kubeconfig that prints who we are."""
+
+    command: str
+    arguments: Tuple[str, ...]
+    environment: Tuple[Tuple[str, str], ...] = field(repr=False)
+    api_version: str
+    install_hint: str
+    provide_cluster_info: bool
+    interactive_mode: str
+
+
 @dataclass(frozen=True)
 class Cluster:
-    """How to reach one Kubernetes API server; of each pair of data and file at most one is set."""
+    """How to reach one Kubernetes API server, and as whom; of each pair of data and file at most one is set."""
 
     server: str
     ca_data: bytes = field(default=b"", repr=False)
     ca_file: str = ""
     insecure: bool = False
+    server_name: str = ""                    # tls-server-name: whose certificate is expected
+    proxy_url: str = field(default="", repr=False)
+    disable_compression: bool = False        # only told to exec plugins
+    exec_config: Any = field(default=None, repr=False)  # what the cluster has to say to exec plugins
     token: str = field(default="", repr=False)
     token_file: str = ""
+    username: str = ""
+    password: str = field(default="", repr=False)
     certificate_data: bytes = field(default=b"", repr=False)
     certificate_file: str = ""
     key_data: bytes = field(default=b"", repr=False)
     key_file: str = ""
+    impersonate: Tuple[Tuple[str, str], ...] = ()
+    exec_plugin: Optional[ExecPlugin] = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
+
+    token: str = field(default="", repr=False)
+    certificate: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    expires: Optional[datetime] = None
 
 
 @dataclass(frozen=True)
@@ -538,12 +579,12 @@ def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
             yield rest
             rest = line
         if len(rest) > limit:
-            raise Error(f"a line of more than {limit} bytes in the answer")
+            raise Unreachable(f"a line of more than {limit} bytes in the answer")
 
 # ====================================================================================================
 # 4. Documents into records — the only place that digs in dicts
-#    download_request_from, status_request_from, location_from, credentials_from_ini, credentials_from_secret,
-#    cluster_from_kubeconfig, plugins_from
+#    download_request_from, status_request_from, plugins_from, location_from, credentials_from_ini,
+#    credentials_from_secret, Kubeconfig, kubeconfig_from, cluster_from_kubeconfig, identity_from_exec
 #
 #    Documents come from strangers: any field may be missing or of another type. Reading never raises on an object of
 #    the cluster that somebody may have filled in by hand; it raises ConfigError on configuration, naming what is wrong.
@@ -737,28 +778,6 @@ def credentials_from_secret(secret: Document, location: Location) -> Credentials
     return credentials_from_ini(data, location.profile or "default", source)
 
 
-def _entry(document: Any, section: str, name: str, source: str) -> Document:
-    """One named entry of a kubeconfig, `clusters: [{name: …, cluster: {…}}]`."""
-    entries = _at(document, section)
-    entries = entries if isinstance(entries, list) else []
-    for entry in entries:
-        if _text(entry, "name") == name:
-            return _at(entry, section[:-1]) or {}
-    raise ConfigError(f"{source} has no {section[:-1]} {one_line(name)!r}",
-                      hints=[f"it has: {', '.join(_text(entry, 'name') for entry in entries) or 'none'}"])
-
-
-def _data_or_file(entry: Document, name: str, folder: str, source: str) -> Tuple[bytes, str]:
-    """The two forms of a kubeconfig field: inline base64 (`name-data`), or a path relative to the kubeconfig."""
-    data, path = _text(entry, f"{name}-data"), _text(entry, name)
-    if data and path:
-        raise ConfigError(f"{source} has both {name}-data and {name}; one of them must go")
-    content = decode_base64(data)
-    if content is None:
-        raise ConfigError(f"{source}: {name}-data is not base64")
-    return content, posixpath.join(folder, path) if path else ""
-
-
 def header_value(text: str, what: str) -> str:
     """Text that may go into an HTTP header; ConfigError, without the text, when it has other than printable ASCII."""
     if not text.isascii() or not text.isprintable():
@@ -766,46 +785,283 @@ def header_value(text: str, what: str) -> str:
     return text
 
 
-def cluster_from_kubeconfig(document: Any, context: str, folder: str, source: str) -> Cluster:
-    """A kubeconfig document -> the cluster, user and namespace of one context (client-go clientcmd/validation.go).
+# What kubectl does with odd kubeconfigs, and so do we (client-go tools/clientcmd loader.go, validation.go; run against
+# kubectl 1.33 and 1.34):
+#   --kubeconfig X                   that one file, which must exist; KUBECONFIG: a list, absent members are skipped
+#   the same name in two files       the first file owns the whole entry; twice in one file is an error
+#   a relative path                  starts at the folder of the file that says it (of a symlink, not of its target)
+#   a value of a wrong type          fails the whole file, also in an entry that is not used
+#   any other mistake                counts only in the entries that are used
+#   no current-context               never guessed from the only context there is
+#   token and tokenFile              the file wins while it can be read
+#   token or password or certificate with exec: the plugin is not run
+#   an http server                   gets no token, password or plugin credential; an absent scheme means http
 
-    context: its name, or empty for current-context. folder: what relative paths start from. source: named in errors.
+_STRINGS = {"*": str}
+_EXTENSIONS = [{"name": str, "extension": object}]
+_EXEC_FIELDS = {
+    "command": str, "args": [str], "env": [{"name": str, "value": str}], "apiVersion": str, "installHint": str,
+    "provideClusterInfo": bool, "interactiveMode": str}
+_KUBECONFIG_FIELDS = {
+    "apiVersion": str, "kind": str, "current-context": str, "extensions": _EXTENSIONS,
+    "preferences": {"colors": bool, "extensions": _EXTENSIONS},
+    "clusters": [{"name": str, "cluster": {
+        "server": str, "tls-server-name": str, "insecure-skip-tls-verify": bool, "certificate-authority": str,
+        "certificate-authority-data": str, "proxy-url": str, "disable-compression": bool, "extensions": _EXTENSIONS}}],
+    "users": [{"name": str, "user": {
+        "client-certificate": str, "client-certificate-data": str, "client-key": str, "client-key-data": str,
+        "token": str, "tokenFile": str, "username": str, "password": str, "as": str, "as-uid": str, "as-groups": [str],
+        "as-user-extra": {"*": [str]}, "auth-provider": {"name": str, "config": _STRINGS}, "exec": _EXEC_FIELDS,
+        "extensions": _EXTENSIONS}}],
+    "contexts": [{"name": str, "context": {
+        "cluster": str, "user": str, "namespace": str, "extensions": _EXTENSIONS}}],
+}
+_TYPE_NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "a mapping"}
+
+
+def check_types(value: Any, fields: Any, where: str) -> None:
+    """Raise ConfigError, naming the place and never the value, unless a document has the types of a field table.
+
+    fields: a type, `[T]` for a list, a dict for a mapping. Null counts as absent and unknown fields are let through, as
+    in Go.
     """
-    if not isinstance(document, dict):
-        raise ConfigError(f"{source} is no kubeconfig")
-    name = context or _text(document, "current-context")
-    if not name:
-        raise ConfigError(f"{source} has no current-context", hints=["choose one with --context"])
-    chosen = _entry(document, "contexts", name, source)
-    cluster = _entry(document, "clusters", _text(chosen, "cluster"), source)
-    user = _entry(document, "users", _text(chosen, "user"), source) if _text(chosen, "user") else {}
-    for entry, unsupported in ((user, "exec"), (user, "auth-provider"), (user, "username"), (user, "as"),
-                               (cluster, "proxy-url"), (cluster, "tls-server-name")):
-        if _at(entry, unsupported):
-            raise ConfigError(f"{source}: {unsupported} of context {one_line(name)!r} is not supported", hints=[
-                "use a token or a client certificate, for example from `kubectl create token`"])
-    server = _text(cluster, "server")
-    if not is_http_url(server):
-        raise ConfigError(f"{source}: server {one_line(redact(server))!r} is no http or https URL")
-    ca_data, ca_file = _data_or_file(cluster, "certificate-authority", folder, source)
-    certificate_data, certificate_file = _data_or_file(user, "client-certificate", folder, source)
-    key_data, key_file = _data_or_file(user, "client-key", folder, source)
-    if bool(certificate_data or certificate_file) != bool(key_data or key_file):
-        raise ConfigError(f"{source}: client-certificate and client-key come together or not at all")
+    if value is None or fields is object:
+        return
+    wanted = fields if isinstance(fields, type) else type(fields)
+    if not isinstance(value, wanted):
+        raise ConfigError(f"{where} must be {_TYPE_NAMES[wanted]}")
+    if isinstance(fields, list):
+        names = [_text(item, "name") for item in value]
+        if fields is _EXTENSIONS and len(set(names)) < len(names):
+            raise ConfigError(f"{where} has two entries of one name")
+        for number, item in enumerate(value):
+            check_types(item, fields[0], f"{where}[{number}]")
+    elif isinstance(fields, dict):
+        for name, item in value.items():
+            check_types(item, fields.get(name, fields.get("*", object)), f"{where}.{name}" if where else str(name))
+
+
+@dataclass(frozen=True)
+class Kubeconfig:
+    """Several kubeconfig files seen as one: each entry with the file that it comes from."""
+
+    clusters: Dict[str, Tuple[Document, str]] = field(repr=False)
+    users: Dict[str, Tuple[Document, str]] = field(repr=False)
+    contexts: Dict[str, Tuple[Document, str]] = field(repr=False)
+    current_context: str
+    source: str                              # the files, for errors
+
+
+def check_kubeconfig(document: Any, path: str) -> None:
+    """Raise unless a document has the shape of a kubeconfig; an empty one has."""
+    if document is not None and not isinstance(document, dict):
+        raise ConfigError(f"kubeconfig {path} is no mapping, so it is no kubeconfig")
+    for name, allowed in (("apiVersion", ("v1", "")), ("kind", ("Config", ""))):
+        if isinstance(_at(document, name), str) and _text(document, name) not in allowed:
+            raise ConfigError(f"kubeconfig {path} has {name} {one_line(_text(document, name), 64)!r}, not {allowed[0]}")
+    try:
+        check_types(document, _KUBECONFIG_FIELDS, "")
+    except ConfigError as error:
+        raise ConfigError(f"kubeconfig {path}: {error}") from None
+
+
+def kubeconfig_from(files: List[Tuple[str, Any]]) -> Kubeconfig:
+    """Kubeconfig documents with their paths, first one first -> one view of them; ConfigError names file and place."""
+    sections: Dict[str, Dict[str, Tuple[Document, str]]] = {"clusters": {}, "users": {}, "contexts": {}}
+    current = ""
+    for path, document in files:
+        check_kubeconfig(document, path)
+        current = current or _text(document, "current-context")
+        for section, entries in sections.items():
+            own: Dict[str, Tuple[Document, str]] = {}
+            for entry in _at(document, section) or ():
+                name = _text(entry, "name")
+                if name in own:
+                    raise ConfigError(f"kubeconfig {path} has two {section} named {one_line(name)!r}")
+                own[name] = (_at(entry, section[:-1]) or {}, path)
+            sections[section] = {**own, **entries}
+    return Kubeconfig(current_context=current, source=", ".join(path for path, _ in files), **sections)
+
+
+def _chosen(entries: Dict[str, Tuple[Document, str]], kind: str, name: str, source: str) -> Tuple[Document, str]:
+    if name not in entries:
+        raise ConfigError(f"kubeconfig {source} has no {kind} {one_line(name)!r}",
+                          hints=[f"it has: {', '.join(map(one_line, entries)) or 'none'}"])
+    return entries[name]
+
+
+def _relative(path: str, file: str) -> str:
+    """A path of a kubeconfig, seen from the folder of its file; `..` goes by the letters, as Go's filepath.Join."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(file), path)) if path else ""
+
+
+def _data_or_file(entry: Document, name: str, file: str, where: str) -> Tuple[bytes, str]:
+    """The two forms of a field: inline base64 (`name-data`), or a path."""
+    data, path = _text(entry, f"{name}-data"), _text(entry, name)
+    if data and path:
+        raise ConfigError(f"{where} has both {name}-data and {name}; one of them must go")
+    content = decode_base64(data)
+    if content is None:
+        raise ConfigError(f"{where}: {name}-data is not base64")
+    return content, _relative(path, file)
+
+
+def exec_plugin_from(entry: Document, file: str, where: str) -> ExecPlugin:
+    """A user's `exec` -> record (client-go validation.go, plugin/pkg/client/auth/exec)."""
+    command, version, mode = (_text(entry, name) for name in ("command", "apiVersion", "interactiveMode"))
+    if not command:
+        raise ConfigError(f"{where}: exec has no command")
+    if version not in EXEC_VERSIONS:
+        raise ConfigError(f"{where}: exec has apiVersion {one_line(version, 64)!r}, not {' or '.join(EXEC_VERSIONS)}",
+                          hints=["a newer version of the plugin writes a newer kubeconfig"])
+    if not mode and version == EXEC_VERSIONS[0]:
+        raise ConfigError(f"{where}: exec needs interactiveMode with {version}: {', '.join(INTERACTIVE_MODES)}")
+    if mode and mode not in INTERACTIVE_MODES:
+        raise ConfigError(f"{where}: exec has interactiveMode {one_line(mode, 64)!r}, not one of "
+                          f"{', '.join(INTERACTIVE_MODES)}")
+    variables = _at(entry, "env") or ()
+    if not all(_text(variable, "name") for variable in variables):
+        raise ConfigError(f"{where}: exec has an env entry without a name")
+    return ExecPlugin(
+        command=_relative(command, file) if "/" in command else command,
+        arguments=tuple(_at(entry, "args") or ()),
+        environment=tuple((_text(variable, "name"), _text(variable, "value")) for variable in variables),
+        api_version=version, install_hint=_text(entry, "installHint"),
+        provide_cluster_info=_at(entry, "provideClusterInfo") is True, interactive_mode=mode or "IfAvailable")
+
+
+def _impersonation_from(user: Document, where: str) -> Tuple[Tuple[str, str], ...]:
+    """A user's as, as-uid, as-groups, as-user-extra -> request headers (client-go transport/round_trippers.go)."""
+    name, uid = _text(user, "as"), _text(user, "as-uid")
+    groups, extra = _at(user, "as-groups") or (), _at(user, "as-user-extra") or {}
+    if (uid or groups or extra) and not name:
+        raise ConfigError(f"{where} impersonates a uid, groups or extra values without a user (as)")
+    headers = [("Impersonate-User", name)] if name else []
+    headers += [("Impersonate-Uid", uid)] if uid else []
+    headers += [("Impersonate-Group", group) for group in groups]
+    headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
+                for key, values in sorted(extra.items()) for value in values or ()]
+    if not all(value.isprintable() for _, value in headers):
+        raise ConfigError(f"{where}: whom it impersonates has characters that cannot be sent, such as a line end")
+    return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
+
+
+def _identity_fields(user: Document, file: str, where: str) -> Dict[str, Any]:
+    """A user entry -> the fields of Cluster that say who we are."""
+    if _at(user, "auth-provider") is not None:
+        name = _text(user, "auth-provider", "name")
+        raise ConfigError(f"{where} uses auth-provider {one_line(name, 64)!r}, which kubectl has dropped or will drop",
+                          hints=["replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
+    certificate_data, certificate_file = _data_or_file(user, "client-certificate", file, where)
+    key_data, key_file = _data_or_file(user, "client-key", file, where)
+    if not certificate_data and not certificate_file:
+        key_data, key_file = b"", ""  # a key alone is ignored
+    elif not key_data and not key_file:
+        raise ConfigError(f"{where} has a client-certificate without its client-key")
+    token, token_file = _text(user, "token"), _relative(_text(user, "tokenFile"), file)
+    username, password = _text(user, "username"), _text(user, "password")
+    if (token or token_file) and (username or password):
+        raise ConfigError(f"{where} has both a token and a username; one of them must go")
+    plugin = exec_plugin_from(_at(user, "exec"), file, where) if _at(user, "exec") is not None else None
+    return {"certificate_data": certificate_data, "certificate_file": certificate_file,
+            "key_data": key_data, "key_file": key_file, "token": header_value(token, f"{where}: token"),
+            "token_file": token_file, "username": username, "password": password,
+            "impersonate": _impersonation_from(user, where),
+            "exec_plugin": None if token or token_file or username or certificate_data or certificate_file else plugin}
+
+
+def _server_url(text: str, where: str) -> str:
+    """The server of a cluster entry as a URL; without a scheme it is http (client-go rest/url_utils.go)."""
+    if not text:
+        raise ConfigError(f"{where} has no server")
+    url = text if "://" in text else f"http://{text}"
+    if not is_http_url(url) or ("://" not in text and "/" in text):
+        raise ConfigError(f"{where}: server {one_line(redact(text))!r} is no http or https URL")
+    scheme, _, rest = url.partition("://")
+    return f"{scheme.lower()}://{rest}"
+
+
+def check_proxy(url: str, what: str) -> None:
+    """Raise ConfigError, without showing the URL, unless a proxy is none or one that we can use."""
+    scheme = url.partition("://")[0].lower() if "://" in url else "http"
+    if scheme.startswith("socks"):
+        raise ConfigError(f"{what} is a SOCKS proxy, which needs a package that this file does without", hints=[
+            "use an http proxy, or an ssh tunnel (ssh -L) and its local address"])
+    if url and (scheme not in ("http", "https") or not is_http_url(url if "://" in url else f"http://{url}")):
+        raise ConfigError(f"{what} is no http or https URL")
+
+
+def _cluster_fields(cluster: Document, file: str, where: str) -> Dict[str, Any]:
+    """A cluster entry -> the fields of Cluster that say where to go and whom to trust."""
+    ca_data, ca_file = _data_or_file(cluster, "certificate-authority", file, where)
     insecure = _at(cluster, "insecure-skip-tls-verify") is True
     if insecure and (ca_data or ca_file):
-        raise ConfigError(f"{source}: certificate-authority and insecure-skip-tls-verify exclude each other")
-    token_file = _text(user, "tokenFile")
-    return Cluster(
-        server=server.rstrip("/"),
-        ca_data=ca_data, ca_file=ca_file, insecure=insecure,
-        token=header_value(_text(user, "token"), f"{source}: token"),
-        token_file=posixpath.join(folder, token_file) if token_file else "",
-        certificate_data=certificate_data, certificate_file=certificate_file, key_data=key_data, key_file=key_file)
+        raise ConfigError(f"{where}: certificate-authority and insecure-skip-tls-verify exclude each other")
+    proxy_url = _text(cluster, "proxy-url")
+    check_proxy(proxy_url, f"{where}: proxy-url")
+    if proxy_url and "://" not in proxy_url:
+        raise ConfigError(f"{where}: proxy-url has no scheme; write http:// in front")
+    configs = [_at(entry, "extension") for entry in _at(cluster, "extensions") or ()
+               if _text(entry, "name") == "client.authentication.k8s.io/exec"]
+    return {"server": _server_url(_text(cluster, "server"), where), "ca_data": ca_data, "ca_file": ca_file,
+            "insecure": insecure, "server_name": _text(cluster, "tls-server-name"), "proxy_url": proxy_url,
+            "disable_compression": _at(cluster, "disable-compression") is True,
+            "exec_config": configs[0] if configs else None}
+
+
+def _without_login(url: str) -> Tuple[str, Tuple[str, str]]:
+    """A server URL -> without user and password, and these, which kubectl sends when nothing else says who we are."""
+    parts = urlsplit(url)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return bare, (unquote(parts.username or ""), unquote(parts.password or ""))
+
+
+def cluster_from_kubeconfig(config: Kubeconfig, context: str) -> Optional[Cluster]:
+    """The cluster and user of one context; None when neither the caller nor the files choose one."""
+    name = context or config.current_context
+    if not name:
+        return None
+    chosen, _ = _chosen(config.contexts, "context", name, config.source)
+    cluster_name, user_name = _text(chosen, "cluster"), _text(chosen, "user")
+    cluster, cluster_file = _chosen(config.clusters, "cluster", cluster_name, config.source)
+    user, user_file = config.users.get(user_name, ({}, ""))  # one that is not there is nobody, as in kubectl
+    fields = _cluster_fields(cluster, cluster_file, f"kubeconfig {cluster_file}, cluster {one_line(cluster_name)!r}")
+    identity = _identity_fields(user, user_file, f"kubeconfig {user_file}, user {one_line(user_name)!r}")
+    fields["server"], login = _without_login(fields["server"])
+    if login[0] and not any(identity[name] for name in ("token", "token_file", "username")):
+        identity["username"], identity["password"] = login
+    if fields["server"].startswith("http:"):  # what would prove who we are is never sent where anybody can read it
+        identity.update(token="", token_file="", username="", password="", exec_plugin=None)
+    return Cluster(**fields, **identity)
+
+
+_EXEC_ANSWER = {"apiVersion": str, "kind": str, "status": {
+    "token": str, "clientCertificateData": str, "clientKeyData": str, "expirationTimestamp": str}}
+
+
+def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
+    """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
+    where = f"the answer of exec plugin {plugin.command}"
+    if _text(answer, "kind") not in ("ExecCredential", "") or _text(answer, "apiVersion") != plugin.api_version:
+        raise ConfigError(f"{where} is no ExecCredential of {plugin.api_version}", hints=[
+            "the plugin may be older or newer than the kubeconfig"])
+    check_types(answer, _EXEC_ANSWER, where)
+    status = _at(answer, "status")
+    expires = parse_time(_at(status, "expirationTimestamp"))
+    if _at(status, "expirationTimestamp") is not None and (
+            expires is None or not re.search(r"([Zz]|[+-]\d\d:\d\d)$", status["expirationTimestamp"], re.ASCII)):
+        raise ConfigError(f"{where} has an expirationTimestamp that is no time")
+    token = _text(status, "token")
+    certificate, key = _text(status, "clientCertificateData"), _text(status, "clientKeyData")
+    if bool(certificate) != bool(key) or not (token or certificate):
+        raise ConfigError(f"{where} has neither a token nor a certificate with its key")
+    return Identity(token=header_value(token, f"the token in {where}"), certificate=certificate.encode(),
+                    key=key.encode(), expires=expires)
+
 
 # ====================================================================================================
 # 5. Object keys and URLs — artifact -> key -> endpoint, path or virtual-host style
-#    is_object_name, target_of, object_key, Address, bucket_address, object_address, api_path
+#    is_object_name, target_of, object_key, Address, bucket_address, object_address, proxy_for, api_path, rule_for
 # ====================================================================================================
 
 # A Kubernetes object name (RFC 1123 subdomain). Backups and restores are objects, so no other name can exist; holding a
@@ -912,6 +1168,85 @@ def object_address(location: Location, key: str) -> Address:
     """Where an object of a location is: each byte of the key percent-encoded once, slashes kept, nothing cleaned up."""
     scheme, host, path = bucket_address(location)
     return Address(scheme, host, f"{path}/{quote(key, safe='/-._~')}")
+
+
+def _ip_address(text: str) -> Any:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def is_ip_address(host: str) -> bool:
+    """Whether a host is an address and not a name."""
+    return _ip_address(host) is not None
+
+
+def _in_network(address: Any, text: str) -> bool:
+    try:
+        return address in ipaddress.ip_network(text, strict=False)
+    except (ValueError, TypeError):
+        return False
+
+
+def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
+    """Whether NO_PROXY names a host: `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
+    address = _ip_address(host)
+    for entry in (part.strip().lower() for part in no_proxy.split(",")):
+        if entry == "*":
+            return True
+        if "/" in entry and address is not None and _in_network(address, entry):
+            return True
+        name, colon, number = entry.rpartition(":")
+        if not colon or _ip_address(entry) is not None or not number.isdecimal():
+            name, number = entry, ""
+        elif name.startswith("[") and name.endswith("]"):
+            name = name[1:-1]
+        if not name or number not in ("", str(port)):
+            continue
+        if address is not None:
+            if _ip_address(name) == address:
+                return True
+            continue
+        suffix = name[1:] if name.startswith("*.") else name
+        if host.endswith(suffix if suffix.startswith(".") else f".{suffix}") or host == suffix:
+            return True
+    return False
+
+
+def proxy_for(url: str, variables: Mapping[str, str]) -> str:
+    """The proxy that the environment names for a URL, empty for none (Go's golang.org/x/net/http/httpproxy).
+
+    Upper case beats lower case and an empty value falls through; ALL_PROXY is ignored; `localhost` and loopback
+    literals are always exempt, names that resolve to them are not. A space in NO_PROXY separates nothing.
+    """
+    parts = urlsplit(url)
+    host, secure = (parts.hostname or "").lower(), parts.scheme == "https"
+    name, no_name = ("HTTPS_PROXY" if secure else "HTTP_PROXY"), "NO_PROXY"
+    proxy = variables.get(name) or variables.get(name.lower()) or ""
+    address = _ip_address(host)
+    if not proxy or host == "localhost" or (address is not None and address.is_loopback):
+        return ""
+    port = parts.port or (443 if secure else 80)
+    if _is_exempt(host, port, variables.get(no_name) or variables.get(no_name.lower()) or ""):
+        return ""
+    check_proxy(proxy, name)
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+
+
+def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
+    """A call to the API -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
+    match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
+    if not match:
+        return "", ""
+    group, namespace, plural, name, subresource = match.groups()
+    verb = VERBS.get(method) or ("watch" if watching else "get" if name else "list")
+    resource = plural + (subresource or "")
+    return (f"{verb} {resource} in namespace {namespace}",
+            f'- {{apiGroups: ["{group or ""}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -1450,15 +1785,21 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 # ════════════════════════════════════════════════════════════════════════════════════════════════════
 
 # ====================================================================================================
-# 9. Connections — TLS, pools, kubeconfig and in-cluster loading, tokens re-read
-#    Api, connect, load_cluster, tls_context, new_pool, unreachable
+# 9. Connections — TLS, proxies, pools, kubeconfig and in-cluster loading, identities renewed
+#    Api, connect, load_cluster, identity_of, run_exec_plugin, tls_context, Door, open_door, unreachable
 # ====================================================================================================
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 CONNECT_TIMEOUT = 10.0                       # seconds
 READ_TIMEOUT = 20.0                          # seconds without a byte; less than the 30 s a pod has to stop
+FIFO_TIMEOUT = 0.5                           # seconds
+PROBE_TIMEOUT = 5.0                          # seconds, for a second look at a certificate that was not trusted
 TOKEN_LIFE = 50.0                            # seconds; client-go transport/token_source.go: a minute less 10 s
+FILES_LIFE = 300.0                           # seconds; client-go reads certificate files again every 5 minutes
+EXEC_LEEWAY = 30.0                           # seconds before its end that an exec plugin's answer is renewed
 ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
+KUBECONFIG_LIMIT = 8 << 20                   # bytes
+DEEPEST_YAML, LARGEST_YAML = 100, 200_000    # levels, and nodes with aliases followed; 10,000 clusters have as many
 POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
 USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
 
@@ -1468,33 +1809,47 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-@dataclass
-class Api:
-    """An open door to one Kubernetes API server: its pool of connections and the bearer token in use."""
+def _open_now(path: str, flags: int) -> int:
+    """Open, but do not wait for ever on a FIFO that nobody writes to."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        readable = select.select([descriptor], [], [], FIFO_TIMEOUT)[0]
+        os.set_blocking(descriptor, True)
+        if not readable:
+            os.close(descriptor)
+            raise OSError(errno.ETIMEDOUT, "it is a FIFO that nobody writes to", path)
+    return descriptor
 
-    cluster: Cluster
-    pool: urllib3.HTTPConnectionPool
-    prefix: str                              # path of the server URL, for API servers behind a proxy
-    token: str = field(default="", repr=False)
-    token_read: float = -math.inf            # time.monotonic() when the token file was last read
-    patience: float = READ_TIMEOUT           # seconds without a byte, for calls that do not say
 
-
-def read_file(path: str, purpose: str) -> bytes:
-    """The content of a file; ConfigError that names the file and what it is for."""
+def read_file(path: str, purpose: str, limit: int = -1) -> bytes:
+    """The content of a file, at most `limit` bytes and one more; ConfigError that names the file and what it is for."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ConfigError(f"cannot read {purpose} {path}: {error.strerror}") from error
+        with open(path, "rb", opener=_open_now) as file:
+            return file.read(limit if limit < 0 else limit + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {purpose} {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+# -- TLS
+
+
+def _trust_each(context: ssl.SSLContext, pem: str) -> int:
+    """Trust the certificates of a bundle -> how many; one that cannot be read spoils no other, as in Go."""
+    count = 0
+    for block in re.findall("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", pem, re.DOTALL):
+        with contextlib.suppress(ssl.SSLError, ValueError):
+            context.load_verify_locations(cadata=block)
+            count += 1
+    return count
 
 
 def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = True,
-                source: str = "the certificate authority") -> ssl.SSLContext:
-    """A TLS client context; ConfigError naming `source` when ca_cert is unusable.
+                source: str = "the certificate authority", host: str = "") -> ssl.SSLContext:
+    """A TLS client context for a host; ConfigError naming `source` when ca_cert is unusable.
 
     ca_cert: PEM that is trusted; with `system` in addition to the system's authorities, without it instead of them.
     Python 3.13 sets VERIFY_X509_STRICT, which private authorities of old clusters fail; for a pinned one it is cleared.
+    A name counts only as a subject alternative name, as in Go.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -1502,16 +1857,16 @@ def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = 
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
-    if urllib3.__version__.startswith("1."):  # it names no IP address to OpenSSL, and checks the name itself instead
-        context.check_hostname = False
+    if urllib3.__version__.startswith("1.") and is_ip_address(host):
+        context.check_hostname = False  # it names no IP address to OpenSSL, and checks it itself instead
+    with contextlib.suppress(AttributeError):  # an OpenSSL too old to be asked
+        context.hostname_checks_common_name = False
     if system:
         context.load_default_certs()
     if ca_cert:
         context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
-        try:
-            context.load_verify_locations(cadata=ca_cert.decode("ascii", "ignore"))  # comments may be in any language
-        except (ssl.SSLError, ValueError):
-            raise ConfigError(f"{source} holds no PEM certificate", reason="InvalidStorageLocation") from None
+        if not _trust_each(context, ca_cert.decode("ascii", "ignore")):  # comments may be in any language
+            raise ConfigError(f"{source} holds no PEM certificate", reason="InvalidStorageLocation")
     return context
 
 
@@ -1532,15 +1887,84 @@ def _as_path(content: bytes) -> Iterator[str]:
         yield file.name
 
 
-def _load_client_certificate(context: ssl.SSLContext, cluster: Cluster) -> None:
-    certificate = cluster.certificate_data or read_file(cluster.certificate_file, "client certificate")
-    key = cluster.key_data or read_file(cluster.key_file, "client key")
+def load_client_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes, source: str) -> None:
+    """Show this certificate to servers that ask; ConfigError when the key is another's, or locked."""
     with _as_path(certificate + b"\n" + key) as path:
         try:
             context.load_cert_chain(path, password="")  # an encrypted key fails instead of prompting on the terminal
         except (ssl.SSLError, OSError):
-            raise ConfigError("the client certificate and key of the kubeconfig are not a matching pair of PEM, or the "
-                              "key is encrypted") from None
+            raise ConfigError(f"the client certificate and key of {source} are not a matching pair of PEM, or the key "
+                              "is encrypted") from None
+
+
+# Flags of OpenSSL's x509_vfy.h that the ssl module of Python 3.8 does not name.
+X509_PARTIAL_CHAIN, X509_NO_CHECK_TIME = 0x80000, 0x200000
+
+
+def _handshake(url: str, server_name: str, context: ssl.SSLContext, binary: bool) -> Any:
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port or 443), PROBE_TIMEOUT) as plain:
+        with context.wrap_socket(plain, server_hostname=server_name or parts.hostname) as secured:
+            return secured.getpeercert(binary_form=binary)
+
+
+def presented_certificate(url: str, server_name: str) -> Dict[str, Any]:
+    """The certificate that a server shows, decoded and not trusted; empty when it cannot be had.
+
+    Python decodes only what it has verified, so a second handshake trusts exactly the certificate of the first.
+    """
+    exact = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    exact.check_hostname = False
+    exact.verify_flags = ssl.VerifyFlags(X509_PARTIAL_CHAIN | X509_NO_CHECK_TIME)
+    try:
+        exact.load_verify_locations(cadata=_handshake(url, server_name, tls_context(insecure=True), True))
+        return _handshake(url, server_name, exact, False)
+    except (OSError, ValueError):
+        return {}
+
+
+def _distinguished(name: Any) -> str:
+    """A certificate's subject or issuer as ssl gives it -> `CN=…, O=…`."""
+    return ", ".join(f"{key}={value}" for part in name or () for key, value in part) or "nobody"
+
+
+def explain_certificate(url: str, server_name: str, problem: str) -> str:
+    """What is wrong with a server's certificate, with the names that let a person see it."""
+    shown = presented_certificate(url, server_name)
+    if not shown:
+        return problem
+    names = ", ".join(value for _, value in shown.get("subjectAltName", ())) or "no name at all"
+    return one_line(f"{problem} (it is for {names}; subject {_distinguished(shown.get('subject'))}; issuer "
+                    f"{_distinguished(shown.get('issuer'))}; valid until {shown.get('notAfter')})", 1000)
+
+
+def _tls_text(cause: BaseException) -> str:
+    reason = getattr(cause, "reason", None) or str(cause)
+    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        return "what answers there does not speak TLS; is it an http port?"
+    return redact(one_line(str(reason).replace("_", " ").lower()))
+
+
+def unreachable(error: Exception, where: str, url: str, server_name: str = "", hint: str = "") -> Unreachable:
+    """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, proxy, or why TLS failed."""
+    cause: BaseException = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    if isinstance(error, urllib3.exceptions.ProxyError):
+        text = getattr(cause, "strerror", None) or _tls_text(cause)
+        return Unreachable(f"cannot reach {where} through its proxy: {text}")
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        problem = explain_certificate(url, server_name, cause.verify_message)
+        return Unreachable(f"{where} has a certificate that is not trusted: {problem}", hints=[hint] if hint else [])
+    if isinstance(error, urllib3.exceptions.SSLError) or isinstance(cause, ssl.SSLError):
+        return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
+    if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
+        return Unreachable(f"{where} does not answer in time")
+    return Unreachable(f"cannot reach {where}: {getattr(cause, 'strerror', None) or redact(one_line(cause))}")
+
+
+# -- pools
 
 
 def _socket_options() -> List[Tuple[int, int, int]]:
@@ -1552,54 +1976,320 @@ def _socket_options() -> List[Tuple[int, int, int]]:
     return options
 
 
-def new_pool(url: str, context: Callable[[], ssl.SSLContext], size: int = 1) -> urllib3.HTTPConnectionPool:
-    """A pool for the host of an http or https URL; `context` is made only for https."""
+@dataclass(frozen=True)
+class Door:
+    """A pool of connections to one host; `prefix` goes in front of every path."""
+
+    pool: urllib3.HTTPConnectionPool
+    prefix: str = ""
+
+
+def open_door(url: str, context: Optional[ssl.SSLContext], *, proxy: str = "", server_name: str = "", size: int = 1
+              ) -> Door:
+    """A door to the host of an http or https URL; nothing is sent yet. context: for https, and for an https proxy.
+
+    Through a proxy https is tunnelled; plain http is asked for with the whole URL, as proxies want it.
+    """
     parts = urlsplit(url)
-    timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)
-    options: Dict[str, Any] = {"maxsize": size, "timeout": timeout, "socket_options": _socket_options()}
-    if parts.scheme == "http":
-        return urllib3.HTTPConnectionPool(parts.hostname, parts.port, **options)
-    tls = context()
-    options.update(ssl_context=tls, cert_reqs=tls.verify_mode)
-    return urllib3.HTTPSConnectionPool(parts.hostname, parts.port, **options)
+    options: Dict[str, Any] = {"maxsize": size, "socket_options": _socket_options(),
+                               "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)}
+    secure = {} if context is None else {"ssl_context": context, "cert_reqs": context.verify_mode}
+    if server_name:
+        secure.update(server_hostname=server_name)
+    if not proxy:
+        kind = urllib3.HTTPConnectionPool if parts.scheme == "http" else urllib3.HTTPSConnectionPool
+        return Door(kind(parts.hostname, parts.port, **options, **({} if parts.scheme == "http" else secure)))
+    gate = urlsplit(proxy)
+    password = f"{unquote(gate.username)}:{unquote(gate.password or '')}" if gate.username else None
+    manager = urllib3.ProxyManager(
+        f"{gate.scheme}://{gate.netloc.rpartition('@')[2]}",
+        proxy_ssl_context=context if gate.scheme == "https" else None,
+        proxy_headers=urllib3.make_headers(proxy_basic_auth=password) if password else None,
+        **options, **(secure if parts.scheme == "https" else {}))
+    pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
+    return Door(pool, "" if parts.scheme == "https" else f"http://{parts.netloc}")
+
+
+# -- YAML
+
+
+class GoLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML with the scalars of Go's parser: no dates, no base 60, `y` and `n` are bools, `1e3` is a number."""
+
+    yaml_implicit_resolvers: Dict[str, Any] = {}
+
+
+def _number(text: str) -> Union[int, float]:
+    """A number as Go reads it; what only Go can read is 0, for nobody asks more than that it is a number."""
+    digits = text.replace("_", "").lower()
+    for read in (lambda: int(digits, 0), lambda: int(digits, 8), lambda: float(digits.replace(".inf", "inf"))):
+        with contextlib.suppress(ValueError):
+            return read()
+    return 0
+
+
+def _prepare_loader() -> None:
+    for tag, pattern, first in (
+            ("bool", "|".join(f"{word.lower()}|{word}|{word.upper()}" for word in ("Yes", "No", "True", "False", "On",
+                                                                                   "Off", "Y", "N")), "yYnNtTfFoO"),
+            ("int", r"[-+]?(0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)", "-+0123456789"),
+            ("float", r"[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)"
+             r"|\.(nan|NaN|NAN)", "-+.0123456789"),
+            ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+            ("merge", r"<<", "<")):
+        GoLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), list(first))
+    for tag in ("int", "float"):
+        GoLoader.add_constructor(f"tag:yaml.org,2002:{tag}", lambda loader, node: _number(str(node.value)))
+    GoLoader.add_constructor("tag:yaml.org,2002:bool",
+                             lambda loader, node: str(node.value).lower() in ("y", "yes", "true", "on"))
+    GoLoader.add_constructor("tag:yaml.org,2002:binary",
+                             lambda loader, node: (decode_base64(str(node.value)) or b"").decode("utf-8", "replace"))
+    for tag in ("tag:yaml.org,2002:merge", None):  # `<<` as a value, and tags that nobody knows
+        GoLoader.add_constructor(tag, lambda loader, node: node.value if isinstance(node.value, str) else None)
+
+
+_prepare_loader()
+
+
+def _refuse_bombs(text: str) -> None:
+    """Raise YAMLError for a first document that is too deep, for libyaml would crash, or that its aliases blow up.
+
+    The size of every anchor is counted with its aliases followed, without following them.
+    """
+    sizes: Dict[str, int] = {}
+    open_nodes: List[Tuple[Any, int]] = []  # anchor, and nodes before the parent went on
+    count = 0
+    for event in yaml.parse(text, Loader=GoLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, count))
+        elif isinstance(event, yaml.AliasEvent):
+            count += sizes.get(event.anchor, 0)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            sizes[anchor] = count - before + 1
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[event.anchor] = 1
+        count += isinstance(event, yaml.NodeEvent)
+        if len(open_nodes) > DEEPEST_YAML or count > LARGEST_YAML:
+            raise yaml.composer.ComposerError(None, None, "too deep or too large", event.start_mark)
+        if isinstance(event, yaml.DocumentEndEvent):
+            return
+
+
+def parse_yaml(content: bytes, what: str) -> Any:
+    """The first document of YAML or JSON, read as Go reads it; an error names the line and never quotes it."""
+    if len(content) > KUBECONFIG_LIMIT:
+        raise ConfigError(f"{what} is larger than {KUBECONFIG_LIMIT >> 20} MiB")
+    try:
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except ValueError:
+        raise ConfigError(f"{what} is not UTF-8 text") from None
+    with contextlib.suppress(ValueError, RecursionError):
+        if text.lstrip().startswith("{"):  # JSON may be indented by tabs, YAML may not
+            return json.loads(text)
+    text = re.sub(r"(?m)^([ ]*(?:- )*[A-Za-z-]+:)\t+", r"\1 ", text)  # Go takes a tab after the colon
+    try:
+        _refuse_bombs(text)
+        loader = GoLoader(text)
+        try:
+            return loader.get_data() if loader.check_data() else None
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ConfigError(f"{what} is not YAML" + (f": line {mark.line + 1} cannot be read" if mark else "")) from None
+
+
+# -- who we are
+
+
+class Material(NamedTuple):
+    """What a door to a cluster is made of: PEM of the authority, and of our certificate with its key."""
+
+    ca_cert: bytes
+    certificate: bytes
+    key: bytes
+
+
+@dataclass
+class Login:
+    """The identity in use, renewed under its lock; `until` and `files_until` are time.monotonic() instants."""
+
+    door: Door
+    material: Material = field(repr=False)
+    files_until: float
+    warned: set = field(default_factory=set)  # warnings of the API server that were shown
+    identity: Identity = Identity()
+    until: float = -math.inf
+    lock: Any = field(default_factory=threading.RLock, repr=False)
+
+
+@dataclass(frozen=True)
+class Api:
+    """An open door to one Kubernetes API server."""
+
+    cluster: Cluster
+    login: Login
+    path: str                                # of the server URL, for API servers behind a path
+    patience: float = READ_TIMEOUT           # seconds without a byte, for calls that do not say
+
+
+def material_of(cluster: Cluster, identity: Identity) -> Material:
+    """The authority and certificate in use now: an exec plugin's, else the kubeconfig's, whose files are read.
+
+    Every file is opened, also where it is not needed: kubectl refuses a kubeconfig that names an absent one.
+    """
+    ca_cert = cluster.ca_data or (read_file(cluster.ca_file, "certificate authority") if cluster.ca_file else b"")
+    if identity.certificate or not (cluster.certificate_data or cluster.certificate_file):
+        return Material(ca_cert, identity.certificate, identity.key)
+    return Material(ca_cert, cluster.certificate_data or read_file(cluster.certificate_file, "client certificate"),
+                    cluster.key_data or read_file(cluster.key_file, "client key"))
+
+
+def cluster_door(cluster: Cluster, material: Material) -> Door:
+    """A door to a cluster through its proxy."""
+    context = None
+    proxy = cluster.proxy_url or proxy_for(cluster.server, os.environ)
+    if cluster.server.startswith("https:") or proxy.startswith("https:"):
+        context = tls_context(material.ca_cert, insecure=cluster.insecure, system=not material.ca_cert,
+                              source=cluster.ca_file or "certificate-authority-data of the kubeconfig",
+                              host=cluster.server_name or urlsplit(cluster.server).hostname or "")
+        if material.certificate:
+            load_client_certificate(context, material.certificate, material.key, "the kubeconfig or its exec plugin")
+    return open_door(cluster.server, context, proxy=proxy, server_name=cluster.server_name, size=POOL_SIZE)
 
 
 def connect(cluster: Cluster) -> Api:
     """Prepare the connection to a cluster; nothing is sent yet. Raises ConfigError for unusable certificates."""
+    material = material_of(cluster, Identity())
+    login = Login(cluster_door(cluster, material), material, time.monotonic() + FILES_LIFE)
+    return Api(cluster, login, urlsplit(cluster.server).path.rstrip("/"))
 
-    def context() -> ssl.SSLContext:
+
+def _find_program(name: str) -> str:
+    """The file of an exec plugin's command, from our own PATH; never from the current folder (Go's os/exec)."""
+    folders = [""] if "/" in name else [part for part in os.environ.get("PATH", "").split(os.pathsep)
+                                        if os.path.isabs(part)]
+    for path in (os.path.join(folder, name) for folder in folders):
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return ""
+
+
+def _exec_info(cluster: Cluster, plugin: ExecPlugin, interactive: bool) -> str:
+    """KUBERNETES_EXEC_INFO: what an exec plugin is told (client-go pkg/apis/clientauthentication)."""
+    spec: Document = {"interactive": interactive}
+    if plugin.provide_cluster_info:
         ca_cert = cluster.ca_data or (read_file(cluster.ca_file, "certificate authority") if cluster.ca_file else b"")
-        tls = tls_context(ca_cert, insecure=cluster.insecure, system=not ca_cert)
-        if cluster.certificate_data or cluster.certificate_file:
-            _load_client_certificate(tls, cluster)
-        return tls
-
-    return Api(cluster, new_pool(cluster.server, context, POOL_SIZE), urlsplit(cluster.server).path.rstrip("/"))
-
-
-def bearer_token(api: Api) -> str:
-    """The token to send now; a token file is read again every 50 s, as the kubelet rotates it."""
-    if not api.cluster.token_file:
-        return api.cluster.token
-    if time.monotonic() - api.token_read > TOKEN_LIFE:
-        try:
-            api.token = header_value(read_file(api.cluster.token_file, "token").decode("utf-8", "replace").strip(),
-                                     f"the token in {api.cluster.token_file}")
-        except ConfigError as error:
-            if not api.token:
-                raise
-            log.warning("%s; the old token stays in use", error)
-        api.token_read = time.monotonic()
-    return api.token
-
-
-def read_kubeconfig(path: str) -> Any:
-    """A kubeconfig file parsed; an error names the line and never quotes it, for it may hold a token."""
+        told = {"server": cluster.server, "tls-server-name": cluster.server_name,
+                "insecure-skip-tls-verify": cluster.insecure, "proxy-url": cluster.proxy_url,
+                "certificate-authority-data": base64.b64encode(ca_cert).decode(),
+                "disable-compression": cluster.disable_compression, "config": cluster.exec_config}
+        spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
     try:
-        return yaml.safe_load(read_file(path, "kubeconfig"))
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ConfigError(f"{path} is not YAML" + (f": line {mark.line + 1} cannot be read" if mark else "")) from None
+        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.api_version, "spec": spec})
+    except (ValueError, TypeError, RecursionError):
+        raise ConfigError("the kubeconfig's extension for exec plugins cannot be written as JSON") from None
+
+
+def run_exec_plugin(cluster: Cluster, plugin: ExecPlugin) -> Identity:
+    """Run the kubeconfig's credential plugin -> who we are. Every failure is a ConfigError, never an anonymous call.
+
+    Its stderr is ours; its stdin too, when it may ask and there is a terminal. What it printed never shows in an error.
+    """
+    hints = [one_line(plugin.install_hint, 1000)] if plugin.install_hint else []
+    program = _find_program(plugin.command)
+    if not program:
+        raise ConfigError(f"exec plugin {plugin.command} of the kubeconfig is not installed", hints=hints)
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    if plugin.interactive_mode == "Always" and not terminal:
+        raise ConfigError(f"exec plugin {plugin.command} must ask on a terminal, and there is none")
+    interactive = terminal and plugin.interactive_mode != "Never"
+    environment = {**os.environ, **dict(plugin.environment),
+                   "KUBERNETES_EXEC_INFO": _exec_info(cluster, plugin, interactive)}
+    try:
+        done = subprocess.run([program, *plugin.arguments], env=environment, stdout=subprocess.PIPE, check=False,
+                              stdin=None if interactive else subprocess.DEVNULL)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"exec plugin {plugin.command} cannot be run: {getattr(error, 'strerror', None) or error}",
+                          hints=hints) from error
+    if done.returncode:
+        raise ConfigError(f"exec plugin {plugin.command} failed with exit code {done.returncode}", hints=hints)
+    return identity_from_exec(parse_yaml(done.stdout, f"the answer of exec plugin {plugin.command}"), plugin)
+
+
+def read_token(cluster: Cluster, old: str) -> str:
+    """The token of a token file, else the token in use, else the kubeconfig's own."""
+    try:
+        content = read_file(cluster.token_file, "token").decode("utf-8", "replace").strip()
+        if not content:
+            raise ConfigError(f"the token file {cluster.token_file} is empty")
+        return header_value(content, f"the token in {cluster.token_file}")
+    except ConfigError as error:
+        if not old and not cluster.token:
+            raise
+        log.warning("%s; the token before stays in use", error)
+        return old or cluster.token
+
+
+def renew(api: Api) -> None:
+    """Find out anew who we are, under the login's lock: token file, exec plugin, or what the kubeconfig says.
+
+    `until` is set last: while it fails, every call fails, and none goes out as nobody.
+    """
+    cluster, login, until = api.cluster, api.login, math.inf
+    if cluster.token_file:
+        login.identity = Identity(token=read_token(cluster, login.identity.token))
+        until = time.monotonic() + TOKEN_LIFE
+    elif cluster.exec_plugin:
+        login.identity = run_exec_plugin(cluster, cluster.exec_plugin)
+        if login.identity.expires:
+            until = time.monotonic() + (login.identity.expires - utc_now()).total_seconds() - EXEC_LEEWAY
+        login.files_until = -math.inf
+    else:
+        login.identity = Identity(token=cluster.token)
+    login.until = until
+
+
+def renew_door(api: Api) -> None:
+    """Read certificate files again, under the login's lock, as kubelet, kubeadm and cert-manager replace them in place.
+
+    When something changed, the old connections are closed, for a connection goes on as whom it was opened for.
+    """
+    login = api.login
+    try:
+        material = material_of(api.cluster, login.identity)
+        if material != login.material:
+            old, login.door = login.door, cluster_door(api.cluster, material)
+            login.material = material
+            old.pool.close()
+    except ConfigError as error:
+        if api.cluster.exec_plugin:
+            login.until = -math.inf
+            raise
+        log.warning("%s; the certificates before stay in use", error)
+    login.files_until = time.monotonic() + FILES_LIFE
+
+
+def identity_of(api: Api) -> Identity:
+    """Who we are now; one caller renews, the others wait for it."""
+    with api.login.lock:
+        if time.monotonic() >= api.login.until:
+            renew(api)
+        if time.monotonic() >= api.login.files_until:
+            renew_door(api)
+        return api.login.identity
+
+
+def distrust(api: Api, identity: Identity) -> bool:
+    """The API no longer accepts an identity -> whether another one can be had, which the next call then uses."""
+    with api.login.lock:
+        if api.login.identity is identity:
+            api.login.until = api.login.files_until = -math.inf
+    return bool(api.cluster.token_file or api.cluster.exec_plugin or api.cluster.certificate_file)
+
+
+# -- configuration
 
 
 def in_cluster() -> Optional[Cluster]:
@@ -1611,22 +2301,47 @@ def in_cluster() -> Optional[Cluster]:
                    ca_file=f"{SERVICE_ACCOUNT}/ca.crt", token_file=f"{SERVICE_ACCOUNT}/token")
 
 
+def _is_absent(path: str) -> bool:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # to be opened, and refused with its own words
+    return False
+
+
+def kubeconfig_paths(kubeconfig: str) -> List[str]:
+    """The kubeconfig files that count, absolute: the one given, else those of KUBECONFIG, else ~/.kube/config.
+
+    A KUBECONFIG that is set, even to nothing but separators, keeps ~/.kube/config out. Only absent files are skipped.
+    """
+    if kubeconfig:
+        return [os.path.abspath(kubeconfig)]
+    listed = os.environ.get("KUBECONFIG", "")
+    default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
+    names = listed.split(os.pathsep) if listed else [default]
+    paths = list(dict.fromkeys(os.path.abspath(name) for name in names if name))
+    there = [path for path in paths if os.path.lexists(path) or not _is_absent(path)]
+    if listed and not there:
+        log.warning("none of the files in KUBECONFIG exists: %s", one_line(listed))
+    return there
+
+
 def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
-    """The cluster to talk to: the kubeconfig given, else KUBECONFIG, else ~/.kube/config, else the pod's own.
+    """The cluster to talk to: of the kubeconfigs (see kubeconfig_paths), else the pod's own.
 
     Raises ConfigError naming the file and what is wrong with it.
     """
-    default = os.path.join(os.path.expanduser("~"), ".kube", "config")
-    path = kubeconfig or os.environ.get("KUBECONFIG", "")
-    if not path and os.path.exists(default):
-        path = default
-    if path:
-        folder = os.path.dirname(os.path.abspath(path))
-        return cluster_from_kubeconfig(read_kubeconfig(path), context, folder, f"kubeconfig {path}")
-    cluster = in_cluster()
+    paths = kubeconfig_paths(kubeconfig)
+    config = kubeconfig_from([
+        (path, parse_yaml(read_file(path, "kubeconfig", KUBECONFIG_LIMIT), f"kubeconfig {path}")) for path in paths])
+    cluster = cluster_from_kubeconfig(config, context) or in_cluster()
+    if cluster is None and paths:
+        raise ConfigError(f"kubeconfig {config.source} has no current-context", hints=["choose one with --context"])
     if cluster is None:
         raise ConfigError("no kubeconfig found", hints=[
-            f"name one with --kubeconfig or KUBECONFIG, or put it at {default}; in a pod its service account is used"])
+            "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
     return cluster
 
 
@@ -1640,22 +2355,6 @@ def read_velero_config() -> Document:
         return {}
     return config if isinstance(config, dict) else {}
 
-
-def unreachable(error: Exception, where: str, hint: str) -> Unreachable:
-    """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, or why TLS failed."""
-    cause: BaseException = error
-    while cause.__cause__ or cause.__context__:
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return Unreachable(f"{where} has a certificate that is not trusted: {cause.verify_message}", hints=[hint])
-    if isinstance(error, urllib3.exceptions.SSLError):
-        return Unreachable(f"no TLS with {where}: {one_line(getattr(cause, 'reason', None) or cause)}", hints=[hint])
-    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
-    if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
-        return Unreachable(f"{where} does not answer in time")
-    text = getattr(cause, "strerror", None) or redact(one_line(cause))
-    return Unreachable(f"cannot reach {where}: {text}")
-
 # ====================================================================================================
 # 10. Kubernetes verbs — one `send`, thin verbs over it, one event stream
 #     get, list_pages, create, merge_patch, delete, open_watch, watch_events, interrupt, served_resources
@@ -1667,88 +2366,150 @@ def unreachable(error: Exception, where: str, hint: str) -> Unreachable:
 RETRY_STATUS = (429, 500, 502, 503, 504)
 RETRIES = 3
 RETRY_AFTER_CAP = 10.0                       # seconds
+WARNINGS_KEPT = 100                          # texts; whatever an API server warns of beyond that is not shown
+ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
 WATCH_SECONDS = (300, 600)                   # client-go: a watch ends by itself after a random time in between
 WATCH_SILENCE = 90.0                         # seconds without a byte; a quiet kind has no bookmarks either
 
 Response = urllib3.response.BaseHTTPResponse if hasattr(urllib3.response, "BaseHTTPResponse") else urllib3.HTTPResponse
 
 
-def api_error(status: int, body: bytes, method: str, path: str) -> ApiError:
-    """A refusal of the API in its own words, when it found some."""
+def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
+    """A refusal of the API in its own words, when it found some, and what grants the missing right."""
     try:
         document = json.loads(body)
     except ValueError:
         document = None
     message = _text(document, "message") or one_line(body.decode("utf-8", "replace")) or "no text"
+    if status == 404 and message.startswith("404 page not found"):
+        message = f"the cluster does not serve {path.rstrip('/').rpartition('/')[2]}"
     hints = []
+    what, rule = rule_for(method, path, watching)
     if status == 401:
         hints = ["the credentials of the kubeconfig are not accepted; log in again"]
-    if status == 404 and message.startswith(("404 page not found", "the server could not find")):
+    if status == 403 and what:
+        hints = [f"you may not {what}; a Role there grants it with: {rule}"]
+    if status == 404 and message.startswith(("the cluster does not serve", "the server could not find")):
         hints = ["are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"]
     return ApiError(f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
                     api_reason=_text(document, "reason"), hints=hints)
 
 
-def _retry_wait(method: str, attempt: int, status: int, retry_after: str) -> Optional[float]:
-    """Seconds until a refused call may be sent again, None when it may not; 429 means that nothing was done."""
-    if attempt >= RETRIES or status not in RETRY_STATUS or (method != "GET" and status != 429):
+def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
+    """Retry-After, seconds or an HTTP date (RFC 9110 10.2.3) -> seconds from now; None when it says neither."""
+    if re.fullmatch(r"\d{1,9}", header, re.ASCII):
+        return float(header)
+    try:
+        instant = email.utils.parsedate_to_datetime(header)
+        return max(0.0, (instant.astimezone(timezone.utc) - now).total_seconds())
+    except (TypeError, ValueError, IndexError, OverflowError):
         return None
-    told = re.fullmatch(r"\d{1,9}", retry_after, re.ASCII)
-    return min(float(retry_after) if told else backoff(attempt, 0.1, 2.0), RETRY_AFTER_CAP)
 
 
-def _exchange(api: Api, method: str, target: str, body: Optional[bytes], content_type: str, read: float) -> Response:
-    headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
-    token = bearer_token(api)
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
+def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[float]) -> Optional[float]:
+    """Seconds until a refused call may be sent again, None when it may not.
+
+    429 means that nothing was done. After 5xx a POST may have been carried out, so it is not sent again; every other
+    call of ours comes to the same when it is repeated, for patches and deletes carry the version they were decided on.
+    """
+    if attempt >= RETRIES or status not in RETRY_STATUS or (method == "POST" and status != 429):
+        return None
+    return min(RETRY_AFTER_CAP, backoff(attempt, 0.1, 2.0) if retry_after is None else retry_after)
+
+
+def _tell_warnings(api: Api, headers: Any) -> None:
+    """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
+    for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")):
+        if text not in api.login.warned and len(api.login.warned) < WARNINGS_KEPT:
+            api.login.warned.add(text)
+            log.warning("warning of the cluster: %s", redact(one_line(text)))
+
+
+def _read_refusal(response: Response) -> bytes:
+    """The body of a refusal as far as it comes; the connection is not used again."""
+    try:
+        return response.read(ERROR_LIMIT)
+    except urllib3.exceptions.HTTPError:
+        return b""
+    finally:
+        response.close()
+
+
+def _exchange(api: Api, identity: Identity, method: str, target: str, body: Optional[bytes], content_type: str,
+              read: float) -> Response:
+    headers = urllib3._collections.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
+    if identity.token:
+        headers["Authorization"] = f"Bearer {identity.token}"
+    elif api.cluster.username:
+        secret = f"{api.cluster.username}:{api.cluster.password}".encode()
+        headers["Authorization"] = f"Basic {base64.b64encode(secret).decode()}"
+    for name, value in api.cluster.impersonate:
+        headers.add(name, value)
     if body is not None:
         headers["Content-Type"] = content_type
-    return api.pool.urlopen(method, api.prefix + target, body=body, headers=headers, retries=False, redirect=False,
-                            preload_content=False,
-                            timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, read), read=read))
+    door = api.login.door
+    return door.pool.urlopen(method, door.prefix + api.path + target, body=body, headers=headers, retries=False,
+                             redirect=False, preload_content=False, assert_same_host=False,
+                             timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, read), read=read))
+
+
+def _attempt(api: Api, method: str, target: str, body: Optional[bytes], content_type: str, read: float
+             ) -> Tuple[Response, Identity]:
+    """One exchange; a connection that breaks is Unreachable."""
+    identity = identity_of(api)
+    try:
+        return _exchange(api, identity, method, target, body, content_type, read), identity
+    except urllib3.exceptions.HTTPError as error:
+        raise unreachable(error, f"the cluster at {redact(api.cluster.server)}", api.cluster.server,
+                          api.cluster.server_name,
+                          "does certificate-authority in the kubeconfig belong to this cluster?") from error
 
 
 def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
          content_type: str = "application/json", read: float = 0) -> Response:
-    """One call to the API -> a response with status below 300, its body unread.
+    """One call to the API -> a response with status below 300, its body unread; the one place that tries again.
 
     read: seconds without a byte, 0 for the Api's own. Raises ApiError with the API's own message, Unreachable when
     there is no connection.
     """
     target = f"{path}?{urlencode(query)}" if query else path
     content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-    attempt = 0
+    attempt, trusted = 0, True
     while True:
         attempt += 1
         try:
-            response = _exchange(api, method, target, content, content_type, read or api.patience)
-            if response.status < 300:
-                return response
-            refusal = response.read(ERROR_LIMIT)
-            response.drain_conn()
-            response.release_conn()
-        except urllib3.exceptions.HTTPError as error:
-            broken = isinstance(error, urllib3.exceptions.ProtocolError)
-            if broken and method == "GET" and attempt < RETRIES:
-                continue
-            raise unreachable(error, f"the cluster at {redact(api.cluster.server)}",
-                              "does certificate-authority in the kubeconfig belong to this cluster?") from error
-        wait = _retry_wait(method, attempt, response.status, response.headers.get("Retry-After", ""))
+            response, identity = _attempt(api, method, target, content, content_type, read or api.patience)
+        except Unreachable as error:
+            if method != "POST" and attempt < RETRIES and isinstance(error.__cause__, urllib3.exceptions.ProtocolError):
+                continue  # an idle connection that the other side had closed
+            raise
+        _tell_warnings(api, response.headers)
+        if response.status < 300:
+            return response
+        refusal = _read_refusal(response)
+        if response.status == 401 and trusted and distrust(api, identity):
+            trusted = False
+            continue
+        wait = retry_wait(method, attempt, response.status,
+                          retry_after_seconds(response.headers.get("Retry-After", ""), utc_now()))
         if wait is None:
-            raise api_error(response.status, refusal, method, path)
+            raise api_error(response.status, refusal, method, path, "watch" in (query or {}))
         time.sleep(wait)
 
 
 def call(api: Api, method: str, path: str, **options: Any) -> Document:
-    """`send`, and the JSON document that came back."""
+    """`send`, and the JSON object that came back; Unreachable when it is none or broke off."""
     response = send(api, method, path, **options)
     try:
-        return json.loads(response.read())
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
-        raise Unreachable(f"the answer of the cluster to {method} {path} broke off") from error
-    finally:
-        response.release_conn()
+        content = response.read(ANSWER_LIMIT)
+        document = json.loads(content)
+    except (urllib3.exceptions.HTTPError, ValueError, RecursionError) as error:
+        response.close()
+        raise Unreachable(f"the cluster's answer to {method} {path} broke off or is no JSON") from error
+    response.release_conn()
+    if not isinstance(document, dict):
+        raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
+    return document
 
 
 def get(api: Api, resource: Resource, namespace: str, name: str) -> Document:
@@ -1772,6 +2533,8 @@ def list_pages(api: Api, resource: Resource, namespace: str) -> Iterator[Documen
         token = _text(page, "metadata", "continue")
         if not token:
             return
+        if token == query.get("continue"):
+            raise Unreachable(f"the cluster's list of {resource.plural} does not end")
         query = {"limit": str(PAGE_SIZE), "continue": token}
 
 
@@ -1805,7 +2568,8 @@ def served_resources(api: Api, group_version: str) -> List[str]:
         if error.status != 404:
             raise
         return []
-    return [_text(entry, "name") for entry in _at(document, "resources") or ()]
+    entries = _at(document, "resources")
+    return [_text(entry, "name") for entry in entries] if isinstance(entries, list) else []
 
 
 def open_watch(api: Api, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
@@ -1928,7 +2692,7 @@ def _what_is(body: bytes) -> str:
     return "text: " + redact(one_line(body[:200].decode("utf-8", "replace"), 80))
 
 
-def _store_refusal(status: int, body: bytes, host: str) -> StoreError:
+def _store_refusal(status: int, body: bytes, where: str) -> StoreError:
     """A store's refusal -> one sentence: code and message of S3's XML, else what kind of text it was."""
     code, message = (re.search(rb"<%s>([^<]*)</" % name, body) for name in (b"Code", b"Message"))
     if code:
@@ -1936,10 +2700,10 @@ def _store_refusal(status: int, body: bytes, host: str) -> StoreError:
     else:
         detail = _what_is(body)
     if status == 404:
-        return StoreError(f"the store at {host} has no such file ({detail})", status=status, hints=[
+        return StoreError(f"{where} has no such file ({detail})", status=status, hints=[
             "the backup or restore may never have written it, or it has expired"])
     hints = {403: ["a missing file looks the same when the credentials may not list the bucket"]}.get(status, [])
-    return StoreError(f"the store at {host} answered {status}: {redact(detail)}", status=status, hints=hints)
+    return StoreError(f"{where} answered {status}: {redact(detail)}", status=status, hints=hints)
 
 
 @contextlib.contextmanager
@@ -1951,22 +2715,27 @@ def open_url(url: str, trust: Trust = Trust()) -> Iterator[Response]:
     if not is_http_url(url):
         raise StoreError("the answer holds no http or https URL")
     parts = urlsplit(url)
-    pool = new_pool(url, lambda: tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source))
+    where = f"the store at {parts.netloc.rpartition('@')[2]}"
+    proxy = proxy_for(url, os.environ)
+    context = None
+    if "https" in (parts.scheme, urlsplit(proxy).scheme):
+        context = tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source, host=parts.hostname or "")
+    door = open_door(url, context, proxy=proxy)
     try:
         try:
-            response = pool.urlopen(
-                "GET", parts.path + (f"?{parts.query}" if parts.query else ""), retries=False, redirect=False,
-                preload_content=False, headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT},
+            response = door.pool.urlopen(
+                "GET", door.prefix + parts.path + (f"?{parts.query}" if parts.query else ""), retries=False,
+                redirect=False, preload_content=False, assert_same_host=False,
+                headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT},
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=IDLE_LIMIT))
             refusal = b"" if response.status == 200 else response.read(ERROR_LIMIT, decode_content=False)
         except urllib3.exceptions.HTTPError as error:
-            raise unreachable(error, f"the store at {parts.netloc.rpartition('@')[2]}",
-                              "name the store's certificate authority with --cacert") from error
+            raise unreachable(error, where, url, hint="name the store's certificate authority with --cacert") from error
         if response.status != 200:
-            raise _store_refusal(response.status, refusal, parts.netloc.rpartition("@")[2])
+            raise _store_refusal(response.status, refusal, where)
         yield response
     finally:
-        pool.close()
+        door.pool.close()
 
 
 def read_body(response: Response) -> Iterator[bytes]:
@@ -2228,6 +2997,7 @@ class Controller:
     facts: Dict[Any, Tuple[datetime, Any]] = field(default_factory=dict)  # what was looked up lately, and until when
     streams: Dict[Resource, Response] = field(default_factory=dict)       # open watches, to be interrupted
     told: Dict[Key, str] = field(default_factory=dict)                    # failures that the log has already
+    rights_told: set = field(default_factory=set)                         # missing rights that the log has already
     stop: threading.Event = field(default_factory=threading.Event)
     broken: Optional[OSError] = None                                      # why a dry run cannot print any more
 
@@ -2236,6 +3006,14 @@ def new_controller(api: Api, namespace: str, server: Server, *, now: Callable[[]
                    dry_run: bool = False) -> Controller:
     """A controller for one namespace; `now` is its only clock, dry_run makes it decide and change nothing."""
     return Controller(api, namespace, server, Queue(lambda: now().timestamp()), now, dry_run)
+
+
+def tell_missing_right(controller: Controller, error: Error) -> None:
+    """Say once which right is missing and which line of a Role grants it."""
+    for hint in error.hints if isinstance(error, ApiError) and error.status == 403 else ():
+        if hint not in controller.rights_told:
+            controller.rights_told.add(hint)
+            log.warning("%s", hint)
 
 
 def recall(controller: Controller, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
@@ -2295,6 +3073,18 @@ def status_path(controller: Controller, resource: Resource) -> str:
     return controller.status_paths[resource]
 
 
+def remember(controller: Controller, resource: Resource, document: Document) -> Tuple[Key, bool]:
+    """Keep the newest copy of a request as a record, without its URL -> its key, and whether it is worth a look now."""
+    record = REQUEST_FROM[resource](document)
+    if record.key.namespace != controller.namespace:
+        return record.key, False  # not ours, whoever sent it
+    if isinstance(record, DownloadRequest):
+        record = dataclasses.replace(record, url="")
+    old = controller.records.get(record.key)
+    controller.records[record.key] = record
+    return record.key, is_news(old, record)
+
+
 def write_status(controller: Controller, key: Key, body: Document) -> None:
     """Send a merge patch with status and perhaps annotations, in the way the live CRD takes it.
 
@@ -2316,6 +3106,7 @@ def write_status(controller: Controller, key: Key, body: Document) -> None:
             written = _at(stored, "status") or {}
             if any(written.get(name) != value for name, value in part.get("status", {}).items()):
                 raise Error(f"the API server dropped the status of {key}: its CRD was replaced")
+            remember(controller, key.resource, stored)
     except Error as error:
         if not isinstance(error, ApiError) or error.status == 404:  # gone, or the CRD has no /status any more
             controller.status_paths.pop(key.resource, None)
@@ -2331,6 +3122,7 @@ def tell_event(controller: Controller, request: DownloadRequest, outcome: Outcom
         create(controller.api, EVENTS,
                event_for(request, annotations[REASON], annotations[MESSAGE], controller.now()))
     except Error as error:
+        tell_missing_right(controller, error)
         log.debug("no Event for %s: %s", request.key, error)
 
 
@@ -2352,6 +3144,7 @@ def answer_or_refuse(controller: Controller, request: DownloadRequest) -> Outcom
         facts = gather(controller, request)
         return answer_download(request, facts, controller.now())
     except Error as error:
+        tell_missing_right(controller, error)
         return refuse_download(request, error, controller.now())
     except Exception as error:  # a bug, too, must leave a reason and an end on the request that brings it out
         log.debug("answering %s", request.key, exc_info=True)
@@ -2383,16 +3176,6 @@ def reconcile_server_status_request(controller: Controller, request: StatusReque
 RECONCILE: Dict[Resource, Callable[[Controller, Any], Outcome]] = {
     DOWNLOAD_REQUESTS: reconcile_download_request, STATUS_REQUESTS: reconcile_server_status_request}
 
-def remember(controller: Controller, resource: Resource, document: Document) -> Tuple[Key, bool]:
-    """Keep the newest copy of a request as a record, without its URL -> its key, and whether it is worth a look now."""
-    record = REQUEST_FROM[resource](document)
-    if isinstance(record, DownloadRequest):
-        record = dataclasses.replace(record, url="")
-    old = controller.records.get(record.key)
-    controller.records[record.key] = record
-    return record.key, is_news(old, record)
-
-
 GONE = Outcome("leave", "it is gone")
 CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
 
@@ -2419,6 +3202,7 @@ def look_at(controller: Controller, key: Key) -> Outcome:
     try:
         return RECONCILE[key.resource](controller, request)
     except ApiError as error:
+        tell_missing_right(controller, error)
         if error.status not in (404, 409):
             return Outcome("leave", str(error), failed=True)
         return refresh(controller, key)
@@ -2482,8 +3266,10 @@ def relist(controller: Controller, resource: Resource) -> None:
     found = set()
     version = ""
     for page in list_pages(controller.api, resource, controller.namespace):
+        if not isinstance(_at(page, "items"), list):
+            raise Unreachable(f"the cluster's answer is no list of {resource.plural}")
         version = _text(page, "metadata", "resourceVersion")
-        found.update(remember(controller, resource, document)[0] for document in _at(page, "items") or ())
+        found.update(remember(controller, resource, document)[0] for document in page["items"])
     for key in list(controller.records):  # a copy, for the other feeder and the workers go on meanwhile
         if key.resource == resource and key not in found:
             controller.records.pop(key, None)
@@ -2540,7 +3326,10 @@ def feed(controller: Controller, resource: Resource) -> None:
         try:
             count = feed_once(controller, resource)
         except Error as error:
-            trouble, expired = str(error), isinstance(error, ApiError) and is_version_expired(error)
+            tell_missing_right(controller, error)
+            cures = error.hints if getattr(error, "status", 0) != 403 else ()
+            trouble = "; ".join([str(error), *cures])
+            expired = isinstance(error, ApiError) and is_version_expired(error)
         except Exception as error:  # the fence: without its feeder a controller would look healthy and answer nothing
             log.debug("feeding %s", resource.plural, exc_info=True)
             trouble = f"unexpected {type(error).__name__}: {one_line(error)}"
@@ -2586,7 +3375,7 @@ def run_controller(controller: Controller) -> None:
         interrupt(response)
     for thread in feeders:
         thread.join(timeout=1)
-    controller.api.pool.close()
+    controller.api.login.door.pool.close()
     if controller.broken:
         raise controller.broken
 
@@ -2684,6 +3473,8 @@ def _watch_until(api: Api, key: Key, version: str, is_done: Callable[[Document],
     response = open_watch(api, key.resource, key.namespace, version, seconds=seconds, name=key.name, silence=seconds)
     with contextlib.closing(watch_events(response)) as events:
         for kind, document in events:
+            if _text(document, "metadata", "name") != key.name:
+                continue
             if kind == "DELETED":
                 raise _deleted(key)
             if kind in ("ADDED", "MODIFIED") and is_done(document):
@@ -2926,10 +3717,7 @@ def read_plugins_file(path: str) -> Tuple[Tuple[str, str], ...]:
     """A YAML list of name and kind, as in status.plugins -> (kind, name) pairs."""
     if not path:
         return ()
-    try:
-        entries = yaml.safe_load(read_file(path, "plugins file"))
-    except (yaml.YAMLError, ValueError):
-        entries = None
+    entries = parse_yaml(read_file(path, "plugins file", KUBECONFIG_LIMIT), f"plugins file {path}")
     if not isinstance(entries, list) or not all(_text(entry, "kind") and _text(entry, "name") for entry in entries):
         raise ConfigError(f"plugins file {path} is no YAML list of entries with name and kind")
     return tuple((_text(entry, "kind"), _text(entry, "name")) for entry in entries)
