@@ -52,7 +52,7 @@ clean: ## remove what the other targets made
 	@touch $@
 
 .venv/runtime: Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(OLDEST)".split("."))))' || { echo "error: the pinned packages need Python $(OLDEST); name one with PYTHON=, or 'make test-alone' here" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(OLDEST)".split("."))))' || { echo "error: $(PYTHON) is no Python $(OLDEST) or newer, which the pinned packages need; name one with PYTHON=, or install urllib3 and PyYAML for this one, which is enough for 'make demo' and 'make test-alone'" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: $(PYTHON) has no venv or ensurepip; on Debian and Ubuntu 'apt-get install python3-venv'" >&2; exit 1; }
 	rm -rf .venv && $(PYTHON) -m venv .venv && $(PIP) $(RUNTIME)
 	@touch $@

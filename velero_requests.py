@@ -11,9 +11,9 @@ ServerStatusRequest does the same for the server's version and plugins. This fil
 the functions of both to import. It speaks the Kubernetes REST API and signs S3 URLs itself, and it interoperates both
 ways with Velero 1.6.3 to 1.18.
 
-    python velero_requests.py controller                 answer requests, beside or instead of Velero's own controllers
-    python velero_requests.py backup logs NAME           what the velero CLI does, and why when it does not
-    python velero_requests.py --help                     everything else
+    python3 velero_requests.py controller                answer requests, beside or instead of Velero's own controllers
+    python3 velero_requests.py backup logs NAME          print a backup's log, or say why there is none
+    python3 velero_requests.py --help                    everything else
 
 Contents
      1  Vocabulary                       constants, tables and records the rest is written in
@@ -25,7 +25,7 @@ Contents
      7  Decisions                        every policy, as functions from values to an Outcome
      8  Text for people and machines     tables, version, manifests: strings and documents only
     ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world
-     9  Connections                      TLS, pools, kubeconfig and in-cluster loading, tokens re-read
+     9  Connections                      TLS, proxies, pools, kubeconfig and in-cluster loading, identities renewed
     10  Kubernetes verbs                 one `send`, thin verbs over it, one event stream
     11  Credentials                      Secret, environment, shared credentials file
     12  Object store                     fetch a URL, inflate, verify, save
@@ -88,7 +88,7 @@ except ImportError as missing:
     if __name__ != "__main__":
         raise
     sys.exit(f"error: the package {missing.name} is missing\nhint: install urllib3 and PyYAML, for example with "
-             f"`pip install 'urllib3>=1.26,<3' 'PyYAML>=5.3'`; both are pure Python and can be copied beside this file")
+             f"`pip install 'urllib3>=1.26,<3' 'PyYAML>=5.3'`; without a network see Install in README.md")
 
 __version__ = "0.1.0"
 
@@ -145,8 +145,8 @@ UNANSWERED = ("", NEW)
 
 URL_LIFE = timedelta(minutes=10)             # of a signed URL and of its DownloadRequest (velero pkg/persistence)
 STATUS_LIFE = timedelta(minutes=1)           # of a ServerStatusRequest (velero pkg/controller)
-STATUS_LOOK_AGAIN = timedelta(minutes=5)     # so it is looked at, and deleted, only then
-URL_POLL = 0.025                             # seconds; the seed's polling where watching is not allowed
+STATUS_LOOK_AGAIN = timedelta(minutes=5)     # an answered one is looked at again, and deleted, only after this
+URL_POLL = 0.025                             # seconds between reads where watching is not allowed (velero's CLI, too)
 STATUS_POLL = 0.25
 
 REASON = "velero-requests.io/reason"         # annotation: a stable CamelCase word
@@ -373,7 +373,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing the doctor found wrong, and its cure."""
+    """One likely reason why nobody answered, and its cure."""
 
     text: str
     cure: str
@@ -1347,9 +1347,9 @@ def presign(address: Address, credentials: Credentials, region: str, now: dateti
 #      being deleted                -> leave                    being deleted                     -> leave
 #      past its expiration          -> delete, any phase        empty or New                      -> patch: Processed
 #      empty or New                 -> facts needed, then       Processed, older than 1 min       -> delete
-#                                      patch: Processed         Processed                         -> leave, 5 min more
+#                                      patch: Processed         Processed                         -> leave for 5 min
 #                                      or patch: reason           (without timestamp: its creation counts)
-#      any other phase,                                         any other phase                   -> leave for good
+#      any other phase,                                         any other phase                   -> leave, look never
 #        expiration beyond now + 10 min -> patch: cut down
 #        otherwise                      -> leave until then (creation + 10 min if it does not say)
 #
@@ -3821,7 +3821,7 @@ def cmd_manifests(options: Options) -> int:
     return Exit.DONE
 
 
-def duration(text: str) -> float:
+def duration_argument(text: str) -> float:
     """A positive Go duration on the command line."""
     try:
         seconds = parse_duration(text)
@@ -3832,14 +3832,14 @@ def duration(text: str) -> float:
     return min(seconds, LONGEST_WAIT)
 
 
-def namespace(text: str) -> str:
+def namespace_argument(text: str) -> str:
     """The name of a namespace on the command line."""
     if not is_object_name(text):
         raise argparse.ArgumentTypeError(f"{one_line(text, 64)!r} cannot be the name of a namespace")
     return text
 
 
-def plugin(text: str) -> Tuple[str, str]:
+def plugin_argument(text: str) -> Tuple[str, str]:
     """KIND=NAME on the command line."""
     kind, _, name = text.partition("=")
     if not kind or not name:
@@ -3871,11 +3871,13 @@ class Command:
 
 
 COMMON = (
-    argument("-n", "--namespace", type=namespace, metavar="NAME",
-             help="Velero's namespace (default: $VELERO_NAMESPACE or velero)"),
+    argument("-n", "--namespace", type=namespace_argument, metavar="NAME",
+             help="Velero's namespace (default: $VELERO_NAMESPACE, the velero CLI's configuration, or velero)"),
     argument("--kubeconfig", metavar="FILE", help="kubeconfig to use (default: $KUBECONFIG or ~/.kube/config)"),
     argument("--context", "--kubecontext", metavar="NAME", help="context of the kubeconfig (default: its current one)"),
-    argument("--timeout", type=duration, metavar="DURATION", help="how long to wait for an answer, such as 30s or 5m"),
+    argument("--timeout", type=duration_argument, metavar="DURATION",
+             help="how long to wait for an answer (default: 1m, 5s for plugin get and version); a transfer may "
+                  "take longer"),
     argument("-v", "--verbose", action="count", help="say more on stderr"),
 )
 DEFAULTS = {"namespace": "", "kubeconfig": "", "context": "", "timeout": None, "verbose": 0}
@@ -3887,7 +3889,8 @@ TLS = (
     argument("--insecure-skip-tls-verify", action="store_true", help="trust any certificate of the store"),
 )
 TO_FILE = (
-    argument("-o", "--output", metavar="FILE", default="", help="file to write, - for stdout"),
+    argument("-o", "--output", metavar="FILE", default="",
+             help="file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
     argument("--force", action="store_true", help="replace the file if it exists, once the download succeeded"),
 )
 OUTPUT_FORMAT = argument("-o", "--output", choices=("table", "json", "yaml"), default="", help="output format")
@@ -3897,7 +3900,8 @@ COMMANDS = (
         argument("--once", action="store_true", help="look once at every request that is there, then exit"),
         argument("--dry-run", action="store_true", help="print what would be done and change nothing"),
         argument("--server-version", default="", metavar="VERSION", help="version to report (default: our own)"),
-        argument("--plugin", action="append", type=plugin, metavar="KIND=NAME", help="plugin to report; repeatable"),
+        argument("--plugin", action="append", type=plugin_argument, metavar="KIND=NAME",
+                 help="plugin to report; repeatable"),
         argument("--plugins-file", default="", metavar="FILE", help="YAML list of name and kind of plugins to report"),
     ), cmd_controller),
     Command("download", "fetch any artifact of a backup or restore", (
@@ -3916,11 +3920,12 @@ COMMANDS = (
     Command("plugin get", "list the plugins of the server", (OUTPUT_FORMAT,), cmd_plugin_get, timeout=5.0),
     Command("version", "print the versions of client and server", (
         argument("--client-only", action="store_true", help="do not ask the server"),), cmd_version, timeout=5.0),
-    Command("manifests", "print the CustomResourceDefinitions, for `kubectl apply -f -`", (
+    Command("manifests", "print the CustomResourceDefinitions, for clusters where Velero has not installed its own", (
         argument("--status-subresource", action="store_true", help="as Velero 1.6 to 1.8 installed them"),),
         cmd_manifests),
 )
 
+DESCRIPTION = "Fetch logs and contents of Velero backups, and answer such requests in place of Velero's server."
 EPILOG = """exit codes:
   0 done   1 any other failure   2 usage   3 does not exist   4 nobody answered in time
   5 not allowed   6 cluster or store unreachable   130 interrupted   141 the reader of the output left"""
@@ -3943,15 +3948,15 @@ def build_parser() -> Parser:
     """The parser of the COMMANDS table; the common flags are understood before and after the command."""
     common = [argument(*row.flags, **row.keywords, default=argparse.SUPPRESS) for row in COMMON]
     options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    top = Parser(prog=PROGRAM, description=(__doc__ or "").split("\n", 1)[0], epilog=EPILOG, **options)
+    top = Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, **options)
     top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     add_arguments(top, common)
     groups = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
     for command in COMMANDS:
         group, _, word = command.words.rpartition(" ")
         if group not in groups:
-            summary = f"{', '.join(row.words.split()[1] for row in COMMANDS if row.words.startswith(group + ' '))}"
-            parser = groups[""].add_parser(group, help=summary, **options)
+            summary = "; ".join(row.summary for row in COMMANDS if row.words.startswith(group + " "))
+            parser = groups[""].add_parser(group, help=summary, description=summary, **options)
             add_arguments(parser, common)
             groups[group] = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         parser = groups[group].add_parser(word, help=command.summary, description=command.summary, **options)
@@ -3974,9 +3979,8 @@ def configure_logging(options: Options) -> None:
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(logging.DEBUG if options.verbose > serving else logging.INFO if options.verbose or serving
-                 else logging.WARNING)
-    urllib3.disable_warnings()  # --insecure-skip-tls-verify was asked for; saying so on every call helps nobody
+    log.setLevel(max(logging.DEBUG, (logging.INFO if serving else logging.WARNING) - 10 * options.verbose))
+    urllib3.disable_warnings()  # of its own it would repeat on every call that verification was switched off
 
 
 def report(error: Error) -> int:
@@ -4027,7 +4031,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             raise Error("stdout is closed", hints=["let it lead somewhere, such as >/dev/null"])
         return run(argv)
     except Error as error:
-        log.debug("because", exc_info=True)
+        log.debug("raised at:", exc_info=True)
         return report(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -4037,10 +4041,10 @@ def main(argv: Optional[List[str]] = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.BROKEN_PIPE
     except OSError as error:
-        log.debug("because", exc_info=True)
+        log.info("raised at:", exc_info=True)
         return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
     except Exception as error:
-        log.debug("because", exc_info=True)
+        log.info("raised at:", exc_info=True)
         return report(Error(f"unexpected {type(error).__name__}: {one_line(error)}",
                             hints=["this is a bug; run again with -v and report what it says"]))
 
