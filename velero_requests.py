@@ -2134,12 +2134,17 @@ class Api:
     patience: float = READ_TIMEOUT           # seconds without a byte, for calls that do not say
 
 
+def authority_of(cluster: Cluster) -> bytes:
+    """PEM of the cluster's own authority as it is now, empty when the system's are to be trusted."""
+    return cluster.ca_data or (read_file(cluster.ca_file, "certificate authority") if cluster.ca_file else b"")
+
+
 def material_of(cluster: Cluster, identity: Identity) -> Material:
     """The authority and certificate in use now: an exec plugin's, else the kubeconfig's, whose files are read.
 
     Every file is opened, also where it is not needed: kubectl refuses a kubeconfig that names an absent one.
     """
-    ca_cert = cluster.ca_data or (read_file(cluster.ca_file, "certificate authority") if cluster.ca_file else b"")
+    ca_cert = authority_of(cluster)
     if identity.certificate or not (cluster.certificate_data or cluster.certificate_file):
         return Material(ca_cert, identity.certificate, identity.key)
     return Material(ca_cert, cluster.certificate_data or read_file(cluster.certificate_file, "client certificate"),
@@ -2180,10 +2185,9 @@ def _exec_info(cluster: Cluster, plugin: ExecPlugin, interactive: bool) -> str:
     """KUBERNETES_EXEC_INFO: what an exec plugin is told (client-go pkg/apis/clientauthentication)."""
     spec: Document = {"interactive": interactive}
     if plugin.provide_cluster_info:
-        ca_cert = cluster.ca_data or (read_file(cluster.ca_file, "certificate authority") if cluster.ca_file else b"")
         told = {"server": cluster.server, "tls-server-name": cluster.server_name,
                 "insecure-skip-tls-verify": cluster.insecure, "proxy-url": cluster.proxy_url,
-                "certificate-authority-data": base64.b64encode(ca_cert).decode(),
+                "certificate-authority-data": base64.b64encode(authority_of(cluster)).decode(),
                 "disable-compression": cluster.disable_compression, "config": cluster.exec_config}
         spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
     try:
@@ -2437,6 +2441,7 @@ def _read_refusal(response: Response) -> bytes:
 
 def _exchange(api: Api, identity: Identity, method: str, target: str, body: Optional[bytes], content_type: str,
               read: float) -> Response:
+    # Several Impersonate-Group headers need a multi-dict; urllib3 1.26 has it in this private place only.
     headers = urllib3._collections.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
     if identity.token:
         headers["Authorization"] = f"Bearer {identity.token}"
@@ -3551,12 +3556,17 @@ def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout:
         return url
 
 
+def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) -> str:
+    """The storage location that an artifact lies in: that of its backup, for a restore's of the one it came from."""
+    owner = get(api, artifact.owner, namespace, name)
+    backup = get(api, BACKUPS, namespace, backup_name_from(owner)) if artifact.owner == RESTORES else owner
+    return storage_location_from(backup)
+
+
 def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust:
     """Whom to trust for a store: the location's own caCert, as the velero CLI does since 1.17; else only the system."""
     try:
-        owner = get(api, artifact.owner, namespace, name)
-        backup = get(api, BACKUPS, namespace, backup_name_from(owner)) if artifact.owner == RESTORES else owner
-        location = location_from(get(api, LOCATIONS, namespace, storage_location_from(backup)))
+        location = location_from(get(api, LOCATIONS, namespace, read_location_name(api, namespace, artifact, name)))
         return Trust(location.ca_cert, source=f"caCert of storage location {location.name!r}")
     except Error as error:
         log.info("the storage location's caCert is not used: %s", error)
@@ -3617,11 +3627,7 @@ def check_server(api: Api, namespace: str) -> Optional[Finding]:
 
 def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Optional[Finding]:
     """Whether the storage location behind an artifact exists and is available."""
-    owner = get(api, artifact.owner, namespace, name)
-    backup = owner
-    if artifact.owner == RESTORES:
-        backup = get(api, BACKUPS, namespace, backup_name_from(owner))
-    location = storage_location_from(backup)
+    location = read_location_name(api, namespace, artifact, name)
     try:
         trouble = location_trouble_from(get(api, LOCATIONS, namespace, location))
     except ApiError as error:
