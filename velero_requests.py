@@ -50,6 +50,7 @@ import base64
 import configparser
 import contextlib
 import dataclasses
+import difflib
 import email.utils
 import enum
 import errno
@@ -58,6 +59,7 @@ import hashlib
 import heapq
 import hmac
 import ipaddress
+import itertools
 import json
 import logging
 import math
@@ -205,18 +207,6 @@ TARGETS = {row.kind: row for row in (
     Artifact("BackupItemSnapshots", BACKUPS, "backups/{name}/{name}-itemsnapshots.json.gz", dialect=NEITHER_DIALECT),
 )}
 
-# Region prefix -> DNS suffix of the partition it lies in; whatever matches none is in partition `aws`.
-PARTITION_SUFFIXES = (
-    ("cn-", "amazonaws.com.cn"),
-    ("us-iso-", "c2s.ic.gov"),
-    ("us-isob-", "sc2s.sgov.gov"),
-    ("eu-isoe-", "cloud.adc-e.uk"),
-    ("us-isof-", "csp.hci.ic.gov"),
-    ("eusc-", "amazonaws.eu"),
-    ("", "amazonaws.com"),
-)
-
-
 class Key(NamedTuple):
     """One object in the controller's queue."""
 
@@ -273,10 +263,16 @@ class Location:
     s3_url: str = ""
     public_url: str = ""
     path_style: bool = False
+    dualstack: bool = False
+    fips: bool = False
+    insecure: bool = False
     ca_cert: bytes = field(default=b"", repr=False)
+    ca_secret: Tuple[str, str] = ("", "")    # name and key of the Secret that holds the authority
     secret_name: str = ""
     secret_key: str = ""
+    credentials_file: str = ""
     profile: str = ""
+    warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
 
 
 @dataclass(frozen=True)
@@ -346,6 +342,7 @@ class Facts:
 
     location: Location
     credentials: Credentials
+    skew: timedelta = timedelta(0)           # how far the store's clock is ahead of ours, when that matters
 
 
 @dataclass(frozen=True)
@@ -380,8 +377,8 @@ class Finding:
 
 # ====================================================================================================
 # 2. Errors — one family: whose fault, try again or not, exit code, hints
-#    Error, about, UsageError, ConfigError, InvalidRequest, NotFound, ApiError, RequestFailed, StoreError, Unreachable,
-#    TimedOut
+#    Error, about, UsageError, ConfigError, CredentialsError, InvalidRequest, NotFound, ApiError, RequestFailed,
+#    StoreError, Unreachable, TimedOut
 # ====================================================================================================
 
 
@@ -394,11 +391,12 @@ class Error(Exception):
 
     exit = Exit.FAILED
     retry = True
+    usual_reason = "InternalError"
 
-    def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = "InternalError"):
+    def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = ""):
         super().__init__(message)
         self.hints = tuple(hints)
-        self.reason = reason
+        self.reason = reason or self.usual_reason
 
 
 @contextlib.contextmanager
@@ -420,6 +418,12 @@ class UsageError(Error):
 
 class ConfigError(Error):
     """A kubeconfig, storage location or credentials file is wrong."""
+
+
+class CredentialsError(ConfigError):
+    """The keys that open a store are wrong, or cannot be had."""
+
+    usual_reason = "InvalidCredentials"
 
 
 class InvalidRequest(Error):
@@ -456,9 +460,10 @@ class RequestFailed(Error):
 class StoreError(Error):
     """The object store refused, or sent something else than was asked for; `status` is the HTTP code, 0 after a 200."""
 
-    def __init__(self, message: str, *, status: int = 0, hints: Iterable[str] = ()):
-        super().__init__(message, hints=hints)
+    def __init__(self, message: str, *, status: int = 0, hints: Iterable[str] = (), reason: str = "StoreError"):
+        super().__init__(message, hints=hints, reason=reason)
         self.status = status
+        self.skew = timedelta(0)
         self.exit = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}.get(status, Exit.FAILED)
 
 
@@ -466,6 +471,7 @@ class Unreachable(Error):
     """No connection to the cluster or the store, or TLS failed."""
 
     exit = Exit.UNREACHABLE
+    usual_reason = "Unreachable"
 
 
 class TimedOut(Error):
@@ -583,8 +589,8 @@ def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
 
 # ====================================================================================================
 # 4. Documents into records — the only place that digs in dicts
-#    download_request_from, status_request_from, plugins_from, location_from, credentials_from_ini,
-#    credentials_from_secret, Kubeconfig, kubeconfig_from, cluster_from_kubeconfig, identity_from_exec
+#    download_request_from, status_request_from, plugins_from, location_from, ini_sections, merge_profiles,
+#    own_profiles_from, secret_value, Kubeconfig, kubeconfig_from, cluster_from_kubeconfig, identity_from_exec
 #
 #    Documents come from strangers: any field may be missing or of another type. Reading never raises on an object of
 #    the cluster that somebody may have filled in by hand; it raises ConfigError on configuration, naming what is wrong.
@@ -686,14 +692,42 @@ def is_http_url(url: str) -> bool:
 
 _GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
              **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False)}
+_BOOL = tuple(_GO_BOOLS)
 _PROVIDERS = ("aws", "velero.io/aws")
+MOST_WARNINGS = 10                           # about one location; its config may hold a megabyte of keys
+
+# Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; none means any text.
+# The upper half says what a GET is, the lower half is without effect on one.
+LOCATION_KEYS: Dict[str, Tuple[str, ...]] = {
+    "region": (), "s3Url": (), "publicUrl": (), "profile": (), "credentialsFile": (),
+    "s3ForcePathStyle": _BOOL, "insecureSkipTLSVerify": _BOOL, "signatureVersion": ("4", ""),
+    "enableSharedConfig": _BOOL, "checksumAlgorithm": ("CRC32", "CRC32C", "SHA1", "SHA256", ""),
+    "serverSideEncryption": (), "kmsKeyId": (), "customerKeyEncryptionFile": (), "customerKeyEncryptionSecret": (),
+    "tagging": (), "bucket": (), "prefix": (), "caCert": (),  # Velero before 1.9.1 left the last three there
+}
+
+
+def _check_config(config: Dict[str, str], wrong: Callable[[str], ConfigError]) -> Tuple[str, ...]:
+    """Raise for a value that cannot be -> a warning for each key that nobody knows, with the nearest that is known."""
+    for key, allowed in LOCATION_KEYS.items():
+        value = config.get(key, "")
+        if allowed and value not in allowed:
+            shown = "true or false" if allowed is _BOOL else ", ".join(filter(None, allowed))
+            more = "; signature version 2 and older are not made here" if key == "signatureVersion" else ""
+            raise wrong(f"{key} is {one_line(value, 64)!r}; allowed: {shown}{more}")
+    warnings = []
+    for key in sorted(set(config) - set(LOCATION_KEYS))[:MOST_WARNINGS]:
+        near = difflib.get_close_matches(key, LOCATION_KEYS, 1, 0.5)
+        meant = f"; {near[0]} may be meant" if near else ""
+        warnings.append(f"config key {one_line(key, 64)!r} is unknown{meant}")
+    return tuple(warnings)
 
 
 def location_from(document: Document) -> Location:
     """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it.
 
-    Slashes around bucket and prefix are dropped (velero object_store.go); stale `bucket` and `prefix` keys that Velero
-    before 1.9.1 left in spec.config are ignored. Raises ConfigError naming location, key and what is allowed.
+    Slashes around bucket and prefix are dropped (velero object_store.go). Raises ConfigError naming location, key and
+    what is allowed.
     """
     name = _text(document, "metadata", "name")
     config = _at(document, "spec", "config")
@@ -710,21 +744,24 @@ def location_from(document: Document) -> Location:
     if not bucket or "/" in bucket or has_dot_segment(bucket) or bucket != one_line(bucket) or " " in bucket:
         raise wrong(f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into "
                     "objectStorage.prefix")
-    if config.get("s3ForcePathStyle", "") not in _GO_BOOLS:
-        raise wrong(f"s3ForcePathStyle is {config['s3ForcePathStyle']!r}; \"true\" or \"false\" is allowed")
+    warnings = _check_config(config, wrong)
     ca_cert = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
     if ca_cert is None:
         raise wrong("objectStorage.caCert is not base64")
+    ca_reference = _at(document, "spec", "objectStorage", "caCertRef")
+    if ca_cert and ca_reference:
+        raise wrong("objectStorage.caCert and caCertRef exclude each other")
     return Location(
         name=name, bucket=bucket,
         prefix=_text(document, "spec", "objectStorage", "prefix").strip("/"),
         region=config.get("region", ""),
         s3_url=config.get("s3Url", ""), public_url=config.get("publicUrl", ""),
         path_style=_GO_BOOLS[config.get("s3ForcePathStyle", "")],
-        ca_cert=ca_cert,
+        insecure=_GO_BOOLS[config.get("insecureSkipTLSVerify", "")],
+        ca_cert=ca_cert, ca_secret=(_name(ca_reference, "name"), _name(ca_reference, "key")),
         secret_name=_name(document, "spec", "credential", "name"),
         secret_key=_name(document, "spec", "credential", "key"),
-        profile=config.get("profile", ""))
+        credentials_file=config.get("credentialsFile", ""), profile=config.get("profile", ""), warnings=warnings)
 
 
 def location_trouble_from(document: Document) -> str:
@@ -734,48 +771,63 @@ def location_trouble_from(document: Document) -> str:
     return one_line(_text(document, "status", "message") or "no message; see the Velero server's log")
 
 
-def _static_keys(values: Dict[str, str], source: str) -> Credentials:
-    access_key, secret_key = values.get("aws_access_key_id", ""), values.get("aws_secret_access_key", "")
-    if not access_key or not secret_key:
-        raise ConfigError(f"{source} needs both aws_access_key_id and aws_secret_access_key",
-                          reason="InvalidCredentials")
-    return Credentials(access_key, secret_key, values.get("aws_session_token", ""))
+Profiles = Dict[str, Dict[str, str]]
+KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
-def credentials_from_ini(text: str, profile: str, source: str) -> Credentials:
-    """An AWS credentials file -> keys of one profile, found as `[profile]` or `[profile profile]`.
+def ini_sections(text: str, source: str) -> Profiles:
+    """An AWS ini file -> its sections; ` #` after a value begins a comment, a `#` inside one stays.
 
     `source` names the file in errors; what the file says never shows in one, for it holds secrets.
     """
-    parser = configparser.RawConfigParser(default_section="", strict=False, delimiters=("=",),
-                                          comment_prefixes=("#", ";"), empty_lines_in_values=False)
+    parser = configparser.RawConfigParser(
+        default_section="", strict=False, delimiters=("=",), comment_prefixes=("#", ";"),
+        inline_comment_prefixes=("#", ";"), empty_lines_in_values=False)
     try:
         parser.read_string(text.lstrip("\ufeff"))
     except configparser.Error as error:
         line = getattr(error, "lineno", 0) or (getattr(error, "errors", None) or [(1, "")])[0][0]
-        raise ConfigError(f"{source} is no AWS credentials file: line {line} is neither a [profile] nor key = value",
-                          reason="InvalidCredentials") from None
-    for section in (profile, f"profile {profile}"):
-        if parser.has_section(section):
-            return _static_keys(dict(parser.items(section)), f"profile {profile!r} of {source}")
-    raise ConfigError(f"{source} has no profile {profile!r}; it has {', '.join(parser.sections()) or 'none'}",
-                      reason="InvalidCredentials")
+        raise CredentialsError(f"{source} is no AWS credentials file: line {line} is neither a [profile] nor "
+                               "key = value") from None
+    return {name: dict(parser.items(name)) for name in parser.sections()}
 
 
-def credentials_from_secret(secret: Document, location: Location) -> Credentials:
-    """The Secret that a storage location names -> its keys; ConfigError when the Secret's key is not there."""
-    source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
-    content = decode_base64(_text(secret, "data", location.secret_key))
+def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
+    """The sections of a credentials file and of a config file -> profiles; key by key the credentials file wins.
+
+    `[x]` beats `[profile x]`, and both are read in either file, as the plugin loads one file as both. Keys of a store
+    belong together: a section that has one of them takes none from another.
+    """
+    profiles: Profiles = {}
+    for sections in (config, credentials):
+        for prefixed in (True, False):
+            for section, values in sections.items():
+                name = section[8:].strip() if section.startswith("profile ") else section
+                if prefixed == section.startswith("profile "):
+                    old = profiles.get(name, {})
+                    if any(key in values for key in KEY_NAMES):
+                        old = {key: value for key, value in old.items() if key not in KEY_NAMES}
+                    profiles[name] = {**old, **values}
+    return profiles
+
+
+def own_profiles_from(content: bytes, source: str) -> Profiles:
+    """What a location's own Secret or file holds, which is read as both kinds of file."""
     try:
-        data = "" if content is None else content.decode("utf-8")
-    except ValueError:
-        content = None
+        return merge_profiles(ini_sections(content.decode("utf-8"), source), {})
+    except UnicodeDecodeError:
+        raise CredentialsError(f"{source} is not UTF-8 text") from None
+
+
+def secret_value(secret: Document, name: str, key: str, asked_by: str) -> bytes:
+    """One key of a Secret; ConfigError when it is not there or no base64."""
+    source = f"key {key!r} of Secret {name!r}"
+    content = decode_base64(_text(secret, "data", key))
     if content is None:
-        raise ConfigError(f"{source} is not UTF-8 text in base64", reason="InvalidCredentials")
-    if not data:
-        raise ConfigError(f"{source} does not exist or is empty; storage location {location.name!r} asks for it",
-                          reason="SecretKeyNotFound")
-    return credentials_from_ini(data, location.profile or "default", source)
+        raise CredentialsError(f"{source} is not base64")
+    if not content:
+        raise ConfigError(f"{source} does not exist or is empty; {asked_by} asks for it", reason="SecretKeyNotFound")
+    return content
 
 
 def header_value(text: str, what: str) -> str:
@@ -1061,13 +1113,14 @@ def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
 
 # ====================================================================================================
 # 5. Object keys and URLs — artifact -> key -> endpoint, path or virtual-host style
-#    is_object_name, target_of, object_key, Address, bucket_address, object_address, proxy_for, api_path, rule_for
+#    is_object_name, target_of, object_key, Address, partition_of, bucket_address, object_address, proxy_for, api_path,
+#    rule_for
 # ====================================================================================================
 
 # A Kubernetes object name (RFC 1123 subdomain). Backups and restores are objects, so no other name can exist; holding a
 # target to this rule keeps every key inside `backups/` or `restores/`.
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII | re.IGNORECASE)
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _VIRTUAL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
 _IP_ADDRESS = re.compile(r"\[.*\]|\d+(\.\d+){3}", re.ASCII)
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.ASCII)
@@ -1100,15 +1153,45 @@ def object_key(prefix: str, artifact: Artifact, name: str) -> str:
 
 
 class Address(NamedTuple):
-    """Where an object is: `host` with its port unless that is the default, `path` percent-encoded once."""
+    """Where an object is: `host` with its port unless that is the default, `path` percent-encoded once; and what a
+    signature for it is scoped to."""
 
     scheme: str
     host: str
     path: str
+    region: str = ""
+    service: str = "s3"
 
 
-def _partition_suffix(region: str) -> str:
-    return next(suffix for prefix, suffix in PARTITION_SUFFIXES if region.startswith(prefix))
+class Partition(NamedTuple):
+    """A separate AWS: its regions begin with `prefix`, its hosts end in `suffix`."""
+
+    prefix: str
+    name: str
+    suffix: str
+    dualstack: bool = True
+
+
+# Whatever matches none is in partition `aws`, as an unknown new region most likely is (aws-sdk-go-v2 endpoint rules).
+PARTITIONS = (
+    Partition("cn-", "aws-cn", "amazonaws.com.cn"),
+    Partition("us-gov-", "aws-us-gov", "amazonaws.com"),
+    Partition("us-iso-", "aws-iso", "c2s.ic.gov", dualstack=False),
+    Partition("us-isob-", "aws-iso-b", "sc2s.sgov.gov", dualstack=False),
+    Partition("eu-isoe-", "aws-iso-e", "cloud.adc-e.uk", dualstack=False),
+    Partition("us-isof-", "aws-iso-f", "csp.hci.ic.gov", dualstack=False),
+    Partition("eusc-", "aws-eusc", "amazonaws.eu"),
+    Partition("", "aws", "amazonaws.com"),
+)
+
+
+def partition_of(region: str) -> Partition:
+    """The partition a region lies in."""
+    return next(partition for partition in PARTITIONS if region.startswith(partition.prefix))
+
+
+def _wrong(location: Location, what: str) -> ConfigError:
+    return ConfigError(f"storage location {location.name!r}: {what}", reason="InvalidStorageLocation")
 
 
 def _is_virtual_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
@@ -1129,13 +1212,13 @@ def _is_virtual_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
 
 
 def _endpoint_of(location: Location) -> Tuple[str, str, str, str]:
-    """(scheme, host, port part, base path) of a location: publicUrl, else s3Url, else AWS by region.
+    """(scheme, host, port part, base path) of a location's own endpoint: publicUrl, else s3Url, else all empty.
 
     An error names the key and never the URL, which may hold a password.
     """
     key, url = ("publicUrl", location.public_url) if location.public_url else ("s3Url", location.s3_url)
     if not url:
-        return "https", f"s3.{location.region}.{_partition_suffix(location.region)}", "", ""
+        return "", "", "", ""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -1147,27 +1230,76 @@ def _endpoint_of(location: Location) -> Tuple[str, str, str, str]:
                           "(host, perhaps port and path, nothing else)", reason="InvalidStorageLocation")
     default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
     bracketed = f"[{host}]" if ":" in host else host
-    return parts.scheme, bracketed, "" if default else f":{port}", parts.path.rstrip("/")
+    return parts.scheme, bracketed, "" if default else f":{port}", quote(parts.path.rstrip("/"), safe="/-._~%")
+
+
+def _aws_host(location: Location, region: str, service: str) -> str:
+    """The host of S3, or of a part of it, in a region: `s3[-fips][.dualstack].REGION.SUFFIX`."""
+    partition = partition_of(region)
+    if location.fips and partition.name == "aws-cn":
+        raise _wrong(location, f"there are no FIPS endpoints in {region}; unset AWS_USE_FIPS_ENDPOINT")
+    if location.dualstack and not partition.dualstack:
+        raise _wrong(location, f"there are no dual-stack endpoints in {region}; unset AWS_USE_DUALSTACK_ENDPOINT")
+    return f"{service}{'-fips' * location.fips}{'.dualstack' * location.dualstack}.{region}.{partition.suffix}"
+
+
+def _arn_address(location: Location) -> Address:
+    """The address of an access point: `arn:aws:s3:REGION:ACCOUNT:accesspoint:NAME` or one on Outposts."""
+    parts = location.bucket.split(":", 5)
+    _, partition, service, region, account, resource = parts if len(parts) == 6 else [""] * 6
+    words = re.split("[:/]", resource)
+    if location.path_style:
+        raise _wrong(location, "an ARN as bucket and s3ForcePathStyle exclude each other")
+    if service == "s3" and words[0] == "accesspoint" and (not region or words[-1].endswith(".mrap")):
+        raise _wrong(location, "multi-region access points need SigV4A signatures, which are not made here; name the "
+                     "access point of one region")
+    if region != location.region or partition != partition_of(region).name:
+        raise _wrong(location, f"the bucket's ARN is for region {one_line(region, 64)!r} of "
+                     f"{one_line(partition, 64)!r}, config.region is {location.region!r}")
+    if service == "s3" and len(words) == 2 and words[0] == "accesspoint":
+        front, host_service = f"{words[1]}-{account}", "s3-accesspoint"
+    elif service == "s3-outposts" and len(words) == 4 and (words[0], words[2]) == ("outpost", "accesspoint"):
+        if location.fips or location.dualstack:
+            raise _wrong(location, "there are no FIPS and no dual-stack endpoints of Outposts")
+        front, host_service = f"{words[3]}-{account}.{words[1]}", "s3-outposts"
+    else:
+        raise _wrong(location, "the bucket's ARN is neither an access point nor one on Outposts")
+    if not all(_DNS_LABEL.fullmatch(label) for label in (account, *words[1:])):
+        raise _wrong(location, "the bucket's ARN has a part that cannot be in a host name")
+    scheme, host, port, base = _endpoint_of(location)
+    if not host:
+        scheme, host = "https", _aws_host(location, region, host_service)
+    return Address(scheme, f"{front}.{host}{port}", base, region, "s3-outposts" if service == "s3-outposts" else "s3")
 
 
 @functools.lru_cache(maxsize=64)
 def bucket_address(location: Location) -> Address:
     """Where a location's bucket is; ConfigError when its region or its URLs cannot be used."""
     if not _DNS_LABEL.fullmatch(location.region):
-        raise ConfigError(f"storage location {location.name!r}: region {one_line(location.region, 64)!r} is no DNS "
-                          "label; correct config.region", reason="InvalidStorageLocation")
+        raise _wrong(location, f"region {one_line(location.region, 64)!r} is no DNS label; correct config.region")
     scheme, host, port, base = _endpoint_of(location)
-    base = quote(base, safe="/-._~%")
-    if not location.path_style and _is_virtual_host(location.bucket, scheme, host,
-                                                    custom=bool(location.public_url or location.s3_url)):
-        return Address(scheme, f"{location.bucket}.{host}{port}", base)
-    return Address(scheme, host + port, f"{base}/{quote(location.bucket, safe='-._~')}")
+    custom, region = bool(host), location.region
+    if custom and (location.fips or location.dualstack):
+        raise _wrong(location, "FIPS and dual-stack endpoints are AWS's own; unset AWS_USE_FIPS_ENDPOINT and "
+                     "AWS_USE_DUALSTACK_ENDPOINT for a location with s3Url")
+    if location.bucket.startswith("arn:"):
+        return _arn_address(location)
+    if location.bucket.endswith("--x-s3"):
+        raise _wrong(location, "a directory bucket (S3 Express) needs sessions of its own, which are not made here")
+    if region == "aws-global":
+        region = "us-east-1"
+    if not custom:
+        plain = location.region == "aws-global" and not location.fips and not location.dualstack
+        scheme, host = "https", "s3.amazonaws.com" if plain else _aws_host(location, region, "s3")
+    if not location.path_style and _is_virtual_host(location.bucket, scheme, host, custom=custom):
+        return Address(scheme, f"{location.bucket}.{host}{port}", base, region)
+    return Address(scheme, host + port, f"{base}/{quote(location.bucket, safe='-._~')}", region)
 
 
 def object_address(location: Location, key: str) -> Address:
     """Where an object of a location is: each byte of the key percent-encoded once, slashes kept, nothing cleaned up."""
-    scheme, host, path = bucket_address(location)
-    return Address(scheme, host, f"{path}/{quote(key, safe='/-._~')}")
+    bucket = bucket_address(location)
+    return bucket._replace(path=f"{bucket.path}/{quote(key, safe='/-._~')}")
 
 
 def _ip_address(text: str) -> Any:
@@ -1258,7 +1390,7 @@ def api_path(resource: Resource, namespace: str, name: str = "", subresource: st
 # ====================================================================================================
 # 6. Signing — AWS Signature Version 4 for the query string, one function per noun of the specification
 #    canonical_query, canonical_request, credential_scope, string_to_sign, signing_key, signature, presign_query,
-#    presign
+#    presign, sign_headers
 #
 #    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html. Only `host` is signed and no
 #    parameter is added: the smallest URL is the one that most stores, proxies and clients agree on.
@@ -1279,6 +1411,11 @@ def canonical_request(method: str, path: str, query: str, headers: Dict[str, str
     names = sorted(headers)
     header_lines = "".join(f"{name}:{headers[name]}\n" for name in names)
     return f"{method}\n{path}\n{query}\n{header_lines}\n{';'.join(names)}\n{payload_hash}"
+
+
+def amz_date(now: datetime) -> str:
+    """A UTC instant as X-Amz-Date: 20130524T000000Z."""
+    return now.isoformat()[:19].replace("-", "").replace(":", "") + "Z"
 
 
 def credential_scope(date: str, region: str, service: str) -> str:
@@ -1324,17 +1461,34 @@ def presign_query(access_key: str, session_token: str, scope: str, timestamp: st
     return canonical_query(parameters)
 
 
-def presign(address: Address, credentials: Credentials, region: str, now: datetime, life: timedelta) -> str:
+def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, credentials: Credentials, region: str,
+                 service: str, now: datetime) -> Dict[str, str]:
+    """Headers (lower-case names, `host` among them) -> with those that authorize a request; all of them are signed."""
+    timestamp = amz_date(now)
+    scope = credential_scope(timestamp[:8], region, service)
+    signed = {**headers, "x-amz-date": timestamp}
+    if credentials.session_token:
+        signed["x-amz-security-token"] = credentials.session_token
+    request = canonical_request(method, path, "", signed, hashlib.sha256(body).hexdigest())
+    key = signing_key(credentials.secret_key, timestamp[:8], region, service)
+    signed["authorization"] = (
+        f"{ALGORITHM} Credential={credentials.access_key}/{scope}, SignedHeaders={';'.join(sorted(signed))}, "
+        f"Signature={signature(key, string_to_sign(timestamp, scope, request))}")
+    return signed
+
+
+def presign(address: Address, credentials: Credentials, region: str, now: datetime, life: timedelta,
+            service: str = "s3") -> str:
     """A URL that anybody may GET until now (UTC) + life (1 second to 7 days); a bearer token, so never log it."""
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
-    timestamp = now.isoformat()[:19].replace("-", "").replace(":", "") + "Z"
+    timestamp = amz_date(now)
     date = timestamp[:8]
-    scope = credential_scope(date, region, "s3")
+    scope = credential_scope(date, region, service)
     query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds)
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
-    key = signing_key(credentials.secret_key, date, region, "s3")
+    key = signing_key(credentials.secret_key, date, region, service)
     signed = signature(key, string_to_sign(timestamp, scope, request))
     return f"{address.scheme}://{address.host}{address.path}?{query}&X-Amz-Signature={signed}"
 
@@ -1394,6 +1548,14 @@ def triage_download(request: DownloadRequest, now: datetime) -> Optional[Outcome
     return _leave(f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
 
 
+def url_life(credentials: Credentials, signed: datetime) -> timedelta:
+    """How long a URL signed at an instant may live, in whole seconds: no longer than its keys; none when they ended."""
+    if credentials.expires is None:
+        return URL_LIFE
+    return min(URL_LIFE, (credentials.expires - signed.replace(microsecond=0)) // timedelta(seconds=1)
+               * timedelta(seconds=1))
+
+
 def answer_download(request: DownloadRequest, facts: Facts, now: datetime) -> Outcome:
     """The patch that answers a DownloadRequest: URL, phase and expiration in one.
 
@@ -1402,13 +1564,12 @@ def answer_download(request: DownloadRequest, facts: Facts, now: datetime) -> Ou
     """
     artifact = target_of(request.target_kind, request.target_name)
     key = object_key(facts.location.prefix, artifact, request.target_name)
-    life = URL_LIFE
-    if facts.credentials.expires:
-        life = min(life, facts.credentials.expires - now)
+    life = url_life(facts.credentials, max(now, now + facts.skew))
     if life < timedelta(seconds=1):
         raise ConfigError(f"the credentials of storage location {facts.location.name!r} have expired",
                           reason="CredentialsExpired")
-    url = presign(object_address(facts.location, key), facts.credentials, facts.location.region, now, life)
+    address = object_address(facts.location, key)
+    url = presign(address, facts.credentials, address.region, now + facts.skew, life, address.service)
     return _patch(
         request, f"{request.target_kind} of {request.target_name}: signed for {key}",
         status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(now + life)},
@@ -1526,6 +1687,270 @@ def new_status_request(namespace: str) -> Document:
     """The ServerStatusRequest a client creates, named as the velero CLI names its own."""
     return {"apiVersion": "velero.io/v1", "kind": STATUS_REQUESTS.kind,
             "metadata": {"generateName": "velero-cli-", "namespace": namespace}, "spec": {}}
+
+# Where credentials come from. A plan is made of values alone, so the whole chain can be seen and tested without a
+# network.
+
+
+@dataclass(frozen=True)
+class WebIdentity:
+    """A token file that STS exchanges for the keys of a role (IRSA)."""
+
+    role_arn: str
+    token_file: str
+    session_name: str = ""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A program that prints keys (credential_process)."""
+
+    command: str = field(repr=False)
+    profile: str = ""
+
+
+@dataclass(frozen=True)
+class Container:
+    """An endpoint beside the container: ECS, or EKS Pod Identity."""
+
+    url: str
+    token: str = field(default="", repr=False)
+    token_file: str = ""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The metadata service of the machine (IMDS); version 1 of it only when told."""
+
+    endpoint: str
+    allow_v1: bool = False
+
+
+@dataclass(frozen=True)
+class AssumedRole:
+    """The keys of another plan, exchanged at STS for those of a role."""
+
+    source: Any
+    role_arn: str
+    session_name: str = ""
+    external_id: str = ""
+    duration: int = 0
+
+
+Plan = Union[Credentials, WebIdentity, Process, Container, Instance, AssumedRole]
+
+SOURCE_PROFILES = 10                         # profiles that may hang together by source_profile
+ECS_HOST = "http://169.254.170.2"
+# Plain http goes only to addresses that never leave the machine (aws-sdk-go-v2 config/resolve_credentials.go).
+CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost")
+IMDS_ENDPOINTS = {"ipv4": "http://169.254.169.254", "ipv6": "http://[fd00:ec2::254]"}
+
+
+def _where(name: str, source: str) -> str:
+    return f"profile {one_line(name, 64)!r} of {source}"
+
+
+def _pair(values: Mapping[str, str], where: str) -> Optional[Credentials]:
+    """The static keys of a profile; half a pair is an error."""
+    access_key, secret_key, token = (values.get(name, "") for name in KEY_NAMES)
+    if bool(access_key) != bool(secret_key):
+        raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key")
+    return Credentials(access_key, secret_key, token) if access_key else None
+
+
+def plan_environment(environment: Mapping[str, str]) -> Optional[Credentials]:
+    """Keys in environment variables."""
+    access_key = environment.get("AWS_ACCESS_KEY_ID") or environment.get("AWS_ACCESS_KEY") or ""
+    secret_key = environment.get("AWS_SECRET_ACCESS_KEY") or environment.get("AWS_SECRET_KEY") or ""
+    if not access_key or not secret_key:
+        return None
+    return Credentials(access_key, secret_key, environment.get("AWS_SESSION_TOKEN", ""))
+
+
+def plan_web_identity(environment: Mapping[str, str]) -> Optional[WebIdentity]:
+    """IRSA, as EKS puts it into a pod's environment."""
+    token_file, role_arn = environment.get("AWS_WEB_IDENTITY_TOKEN_FILE"), environment.get("AWS_ROLE_ARN")
+    if not token_file or not role_arn:
+        return None
+    return WebIdentity(role_arn, token_file, environment.get("AWS_ROLE_SESSION_NAME", ""))
+
+
+def plan_container(environment: Mapping[str, str]) -> Optional[Container]:
+    """ECS and EKS Pod Identity, by the variables they set; plain http only to a host on this machine."""
+    url = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI", "")
+    relative = environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "")
+    if not url and not relative:
+        return None
+    url = url or ECS_HOST + relative
+    host = (urlsplit(url).hostname or "").lower() if is_http_url(url) else ""
+    address = _ip_address(host)
+    local = host in CONTAINER_HOSTS or (address is not None and address.is_loopback)
+    if not host or (urlsplit(url).scheme == "http" and not local):
+        raise CredentialsError("AWS_CONTAINER_CREDENTIALS_FULL_URI must be https, or http to this machine "
+                          f"({', '.join(CONTAINER_HOSTS)} or loopback)")
+    return Container(url, environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", ""),
+                     environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", ""))
+
+
+def plan_instance(environment: Mapping[str, str]) -> Optional[Instance]:
+    """Instance metadata, unless disabled; its version 1 only with AWS_EC2_METADATA_V1_DISABLED=false."""
+    if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        return None
+    mode = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "").lower() or "ipv4"
+    endpoint = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or IMDS_ENDPOINTS.get(mode, "")
+    if not is_http_url(endpoint):
+        raise CredentialsError("AWS_EC2_METADATA_SERVICE_ENDPOINT is no http URL, or its mode neither IPv4 nor IPv6")
+    return Instance(endpoint.rstrip("/"), environment.get("AWS_EC2_METADATA_V1_DISABLED", "").lower() == "false")
+
+
+def _plan_source(source: str, environment: Mapping[str, str], where: str) -> Plan:
+    """What `credential_source` names."""
+    if source == "Environment":
+        plan: Optional[Plan] = plan_environment(environment)
+    elif source == "EcsContainer":
+        plan = plan_container(environment)
+    elif source == "Ec2InstanceMetadata":
+        plan = plan_instance(environment)
+    else:
+        raise CredentialsError(f"{where}: credential_source is {one_line(source, 64)!r}; allowed: Environment, "
+                               "EcsContainer, Ec2InstanceMetadata")
+    if plan is None:
+        raise CredentialsError(f"{where}: credential_source {source} has nothing to give here")
+    return plan
+
+
+def _plan_own(values: Mapping[str, str], environment: Mapping[str, str], where: str) -> Plan:
+    """Where a profile's own keys come from (aws-sdk-go-v2 config/resolve_credentials.go, resolveCredsFromProfile)."""
+    pair = _pair(values, where)
+    if pair:
+        return pair
+    if values.get("credential_source"):
+        return _plan_source(values["credential_source"], environment, where)
+    if values.get("web_identity_token_file"):
+        return WebIdentity(values["role_arn"], values["web_identity_token_file"], values.get("role_session_name", ""))
+    if any(key.startswith("sso_") for key in values):
+        raise CredentialsError(f"{where}: logging in by SSO needs a browser; run `aws configure export-credentials` "
+                               "where one is, and use the keys it prints")
+    if values.get("credential_process"):
+        return Process(values["credential_process"], where)
+    raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or another source of "
+                           "keys")
+
+
+def _check_profile(profiles: Profiles, name: str, source: str) -> Dict[str, str]:
+    """The values of a profile; CredentialsError when it does not exist, contradicts itself or needs a person."""
+    if name not in profiles:
+        raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
+    values, where = profiles[name], _where(name, source)
+    role_arn, duration = values.get("role_arn"), values.get("duration_seconds", "0")
+    for key in () if role_arn else ("source_profile", "credential_source", "web_identity_token_file"):
+        if values.get(key):
+            raise CredentialsError(f"{where}: {key} needs a role_arn")
+    if values.get("source_profile") and values.get("credential_source"):
+        raise CredentialsError(f"{where}: source_profile and credential_source exclude each other")
+    if role_arn and values.get("mfa_serial"):
+        raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code; use a profile without it")
+    if role_arn and not re.fullmatch(r"[0-9]{1,6}", duration):
+        raise CredentialsError(f"{where}: duration_seconds is {one_line(duration, 64)!r}; allowed: a number of seconds")
+    return values
+
+
+def _source_chain(profiles: Profiles, name: str, source: str) -> List[str]:
+    """The profiles that hang together by source_profile, from the one named to the one that has the keys."""
+    chain = [name]
+    while True:
+        values = _check_profile(profiles, chain[-1], source)
+        origin = values.get("source_profile", "")
+        if not origin or (origin == chain[-1] and _pair(values, _where(origin, source))):
+            return chain
+        if origin in chain or len(chain) >= SOURCE_PROFILES:
+            how = "in a circle" if origin in chain else "too far"
+            raise CredentialsError(f"{_where(chain[-1], source)}: source_profile leads {how}: "
+                                   f"{one_line(' -> '.join(chain + [origin]))}")
+        chain.append(origin)
+
+
+def plan_profile(profiles: Profiles, name: str, source: str, environment: Mapping[str, str]) -> Plan:
+    """What one profile of an ini file comes to, or why not: a source of keys, and the roles assumed one after another.
+
+    source: names the file in errors.
+    """
+    chain = _source_chain(profiles, name, source)
+    plan = _plan_own(profiles[chain[-1]], environment, _where(chain[-1], source))
+    for link in chain[::-1]:
+        values = profiles[link]
+        if values.get("role_arn") and not (link == chain[-1] and isinstance(plan, WebIdentity)):  # has the role already
+            plan = AssumedRole(plan, values["role_arn"], values.get("role_session_name", ""),
+                               values.get("external_id", ""), int(values.get("duration_seconds", "0")))
+    return plan
+
+
+# A default profile with none of these (one with a region alone is common) lets the chain go on.
+_SOURCE_KEYS = KEY_NAMES[:2] + ("role_arn", "source_profile", "credential_", "web_identity_token_file", "sso_")
+
+
+def plan_credentials(profile: str, own: Optional[Profiles], shared: Profiles, source: str,
+                     environment: Mapping[str, str]) -> Plan:
+    """The whole chain: a location's own file, else profile named, environment, web identity, shared files, container,
+    instance.
+
+    profile: of the location's config. own: what its Secret or credentialsFile holds, None when it names none. The
+    location's own comes first: in the plugin, keys in the environment beat it.
+    """
+    if own is not None:
+        return plan_profile(own, profile or "default", source, environment)
+    if profile:
+        return plan_profile(shared, profile, source, environment)
+    named = environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE") or ""
+    plan: Optional[Plan] = plan_environment(environment) or plan_web_identity(environment)
+    if plan is None and (named or any(key.startswith(_SOURCE_KEYS) for key in shared.get("default", {}))):
+        plan = plan_profile(shared, named or "default", source, environment)
+    plan = plan or plan_container(environment) or plan_instance(environment)
+    if plan is None:
+        raise ConfigError("no credentials for the store: the storage location names no Secret, and there are none in "
+                          f"the environment, in {source}, of a container or of an instance",
+                          reason="CredentialsNotFound")
+    return plan
+
+
+def is_fresh(credentials: Credentials, now: datetime) -> bool:
+    """Whether credentials live long enough to sign with: they need not be renewed yet."""
+    return credentials.expires is None or credentials.expires - now >= URL_LIFE + timedelta(seconds=60)
+
+
+# -- a store's refusals
+
+
+_ENTITIES = {"lt": "<", "gt": ">", "amp": "&", "quot": '"', "apos": "'"}
+
+
+def _character(entity: Any) -> str:
+    """What a match of an XML entity stands for; one that stands for nothing stays as it is."""
+    name = entity.group(1)
+    if name[0] != "#":
+        return _ENTITIES.get(name, entity.group())
+    code = int("0" + name[1:], 16) if name[1] == "x" else int(name[1:])
+    return chr(code) if code < 0x110000 else entity.group()
+
+
+def xml_fields(body: bytes) -> Dict[str, str]:
+    """The leaf elements of a small XML answer, by name and unescaped; no parser, so nothing in it is carried out."""
+    text = body[:65536].decode("utf-8", "replace")
+    return {name: re.sub(r"&(#x[0-9A-Fa-f]{1,6}|#[0-9]{1,7}|[a-z]+);", _character, value)
+            for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
+
+
+def explain_signature(url: str, theirs: str) -> str:
+    """Which element of the canonical request a store sees otherwise than we signed it."""
+    parts = urlsplit(url)
+    query = "&".join(sorted(part for part in parts.query.split("&") if not part.startswith("X-Amz-Signature=")))
+    ours = canonical_request("GET", parts.path, query, {"host": parts.netloc}, UNSIGNED_PAYLOAD).split("\n")
+    names = ("method", "path", "query", "host header", "headers", "names of the signed headers", "payload hash")
+    for name, mine, other in itertools.zip_longest(names, ours, theirs.split("\n"), fillvalue=""):
+        if mine != other:
+            return (f"the {name or 'request'} differs: signed {one_line(redact(mine), 200)!r}, the store saw "
+                    f"{one_line(redact(other), 200)!r}; does a proxy in between change it?")
+    return "the store saw what was signed, so the secret key is not the one of this access key"
 
 # ====================================================================================================
 # 8. Text for people and machines — strings and documents only, nothing is printed here
@@ -2617,53 +3042,332 @@ def interrupt(response: Response) -> None:
             socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
 # ====================================================================================================
-# 11. Credentials — a location's own Secret, else the environment, else the shared credentials file
-#     find_credentials, find_region
+# 11. Credentials — carry out the plan of section 7: Secret, environment, STS, files, container, instance metadata
+#     fetch_credentials, Purse, keys_from_purse, plan_for, discover_region, find_location, read_secret_key
+#
+#     No host is asked but those that the chain defines: STS of the location's region, the container's endpoint, the
+#     instance's metadata service (these two never through a proxy), and S3 itself for the region of a location that
+#     names neither region nor s3Url.
 # ====================================================================================================
 
+STS_VERSION = "2011-06-15"
+STS_TIMEOUT, CONTAINER_TIMEOUT, INSTANCE_TIMEOUT, PROCESS_TIMEOUT = 10.0, 2.0, 1.0, 60.0  # seconds
+ASK_ATTEMPTS = 3
+RENEWAL_PAUSE = timedelta(seconds=60)        # between tries to renew keys that still live
+THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded")  # which STS says with status 400
+INSTANCE_TOKEN_LIFE = 300                    # seconds; aws-sdk-go-v2
+INSTANCE_PATH = "/latest/meta-data/iam/security-credentials/"
 
-def read_secret_credentials(api: Api, namespace: str, location: Location) -> Credentials:
-    """The keys in the Secret that a location names, which lies in Velero's namespace."""
+
+class Answer(NamedTuple):
+    """What a small exchange brought."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = ""
+        ) -> Answer:
+    """One small exchange with a service of AWS; Unreachable when it does not answer."""
+    parts = urlsplit(url)
+    context = tls_context() if "https:" in (url[:6], proxy[:6]) else None
+    door = open_door(url, context, proxy=proxy)
     try:
-        secret = get(api, SECRETS, namespace, location.secret_name)
+        response = door.pool.urlopen(
+            method, door.prefix + (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), body=body or None,
+            headers={"User-Agent": USER_AGENT, **headers}, retries=False, redirect=False, preload_content=False,
+            timeout=urllib3.Timeout(connect=timeout, read=timeout))
+        return Answer(response.status, response.read(ERROR_LIMIT), response.headers)
+    except urllib3.exceptions.HTTPError as error:
+        raise unreachable(error, f"the service at {parts.netloc.rpartition('@')[2]}", url) from error
+    finally:
+        door.pool.close()
+
+
+def ask_again(method: str, url: str, headers: Callable[[], Dict[str, str]], body: Callable[[], bytes], *,
+              timeout: float, proxy: str = "", passing: Tuple[str, ...] = ()) -> Tuple[int, bytes]:
+    """`ask`, again after 429, 5xx, no answer, or an error code in `passing`, with new headers and body each time."""
+    for attempt in range(1, ASK_ATTEMPTS + 1):
+        try:
+            status, answer, _ = ask(method, url, headers(), body(), timeout=timeout, proxy=proxy)
+        except Unreachable:
+            if attempt == ASK_ATTEMPTS:
+                raise
+            status, answer = 0, b""
+        code = xml_fields(answer).get("Code", "")
+        if attempt == ASK_ATTEMPTS or (status and status not in RETRY_STATUS and code not in passing):
+            return status, answer
+        time.sleep(backoff(attempt, 0.1, 1.0))
+    raise AssertionError("unreachable")
+
+
+def _keys_from(values: Dict[str, Any], token: str, who: str) -> Credentials:
+    """The keys in an answer; ConfigError, without its text, when they are not all there."""
+    access_key, secret_key = values.get("AccessKeyId"), values.get("SecretAccessKey")
+    session, expires = values.get(token) or "", parse_time(values.get("Expiration"))
+    if not isinstance(access_key, str) or not isinstance(secret_key, str) or not access_key or not secret_key:
+        raise CredentialsError(f"the answer of {who} holds no keys")
+    if values.get("Expiration") and expires is None:
+        raise CredentialsError(f"the answer of {who} has an Expiration that is no time")
+    return Credentials(access_key, secret_key, session if isinstance(session, str) else "", expires)
+
+
+def _json_object(body: bytes) -> Dict[str, Any]:
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _sts(region: str, parameters: Callable[[], Dict[str, str]], signer: Optional[Credentials], who: str) -> Credentials:
+    """One call to the Security Token Service of a region -> temporary keys; signed when there is a signer."""
+    partition = partition_of(region)
+    url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{region}.{partition.suffix}"
+
+    def body() -> bytes:
+        return urlencode({**parameters(), "Version": STS_VERSION}).encode()
+
+    def headers() -> Dict[str, str]:
+        plain = {"content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": urlsplit(url).netloc}
+        return sign_headers("POST", "/", plain, body(), signer, region, "sts", utc_now()) if signer else plain
+
+    status, answer = ask_again("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ),
+                               passing=("IDPCommunicationError", "InvalidIdentityToken") + THROTTLED)
+    fields = xml_fields(answer)
+    if status != 200:
+        code, message = fields.get("Code", f"status {status}"), fields.get("Message", "")
+        raise CredentialsError(f"STS refuses {who}: {one_line(redact(f'{code}: {message}'))}")
+    return _keys_from(fields, "SessionToken", f"STS to {who}")
+
+
+def _session_name(name: str) -> str:
+    return name or f"velero-requests-{int(time.time())}"
+
+
+def assume_with_web_identity(plan: WebIdentity, region: str) -> Credentials:
+    """IRSA: the token file, read anew each time, exchanged for the keys of the role; never in a URL."""
+
+    def parameters() -> Dict[str, str]:
+        token = read_file(plan.token_file, "web identity token").decode("utf-8", "replace").strip()
+        return {"Action": "AssumeRoleWithWebIdentity", "RoleArn": plan.role_arn, "WebIdentityToken": token,
+                "RoleSessionName": _session_name(plan.session_name)}
+
+    return _sts(region, parameters, None, f"the web identity of role {plan.role_arn}")
+
+
+def assume_role(plan: AssumedRole, source: Credentials, region: str) -> Credentials:
+    """The keys of the plan's source, exchanged for those of the role."""
+    parameters = {"Action": "AssumeRole", "RoleArn": plan.role_arn, "RoleSessionName": _session_name(plan.session_name)}
+    if plan.external_id:
+        parameters["ExternalId"] = plan.external_id
+    if plan.duration > 900:  # as aws-sdk-go-v2: the shortest life is what STS gives anyway
+        parameters["DurationSeconds"] = str(plan.duration)
+    return _sts(region, lambda: parameters, source, f"role {plan.role_arn}")
+
+
+def run_credential_process(plan: Process, _region: str) -> Credentials:
+    """The keys that a program prints, within a minute; its stderr is shown when it fails, its stdout never."""
+    try:
+        done = subprocess.run(plan.command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, timeout=PROCESS_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        raise CredentialsError(f"{plan.profile}: credential_process cannot be run or takes longer than a minute"
+                               ) from None
+    if done.returncode:
+        said = one_line(redact(done.stderr.decode("utf-8", "replace")))
+        raise CredentialsError(f"{plan.profile}: credential_process failed with exit code {done.returncode}: {said}")
+    values = _json_object(done.stdout)
+    if values.get("Version") != 1:
+        raise CredentialsError(f"{plan.profile}: credential_process printed no JSON of Version 1")
+    return _keys_from(values, "SessionToken", f"credential_process of {plan.profile}")
+
+
+def ask_container(plan: Container, _region: str) -> Credentials:
+    """ECS and EKS Pod Identity; the authorization token is read anew each time."""
+
+    def headers() -> Dict[str, str]:
+        token = plan.token
+        if plan.token_file:
+            token = read_file(plan.token_file, "container authorization token").decode("utf-8", "replace").strip()
+        return {"Authorization": header_value(token, "the container authorization token")} if token else {}
+
+    status, answer = ask_again("GET", plan.url, headers, lambda: b"", timeout=CONTAINER_TIMEOUT)
+    if status != 200:
+        values = _json_object(answer)
+        raise CredentialsError(f"the container's credential endpoint answered {status}: "
+                          f"{one_line(redact(str(values.get('message') or values.get('code') or 'no reason')))}")
+    return _keys_from(_json_object(answer), "Token", "the container's credential endpoint")
+
+
+def _instance_token(plan: Instance) -> str:
+    """The token of IMDS version 2, empty for version 1 where that is allowed and the service knows no other."""
+    try:
+        status, answer = ask_again("PUT", f"{plan.endpoint}/latest/api/token",
+                                   lambda: {"x-aws-ec2-metadata-token-ttl-seconds": str(INSTANCE_TOKEN_LIFE)},
+                                   lambda: b"", timeout=INSTANCE_TIMEOUT)
+    except Unreachable:
+        status, answer = 0, b""
+    if status == 200:
+        return header_value(answer.decode("ascii", "replace").strip(), "the token of the instance metadata service")
+    if plan.allow_v1 and status in (0, 404, 405):
+        return ""
+    raise ConfigError(f"the instance metadata service gives no token ({f'status {status}' if status else 'no answer'})",
+                      reason="CredentialsNotFound")
+
+
+def ask_instance(plan: Instance, _region: str) -> Credentials:
+    """The keys of the instance's role; a token that the service has forgotten is asked for once more."""
+    for last in (False, True):
+        token = _instance_token(plan)
+        headers = {"x-aws-ec2-metadata-token": token} if token else {}
+        status, answer = ask_again("GET", plan.endpoint + INSTANCE_PATH, lambda: headers, lambda: b"",
+                                   timeout=INSTANCE_TIMEOUT)
+        role = answer.decode("utf-8", "replace").split("\n")[0].strip()
+        if status == 200 and role:
+            status, answer = ask_again("GET", plan.endpoint + INSTANCE_PATH + quote(role, safe=""), lambda: headers,
+                                       lambda: b"", timeout=INSTANCE_TIMEOUT)
+        if status != 401 or last:
+            break
+    values = _json_object(answer)
+    if status != 200 or values.get("Code") != "Success":
+        raise ConfigError(f"the instance metadata service has no keys (status {status}, code "
+                          f"{one_line(values.get('Code', 'none'), 64)}); does the instance have a role?",
+                          reason="CredentialsNotFound")
+    return _keys_from(values, "Token", "the instance metadata service")
+
+
+def fetch_credentials(plan: Plan, region: str) -> Credentials:
+    """Carry out a plan -> keys, fresh ones when they are temporary."""
+    if isinstance(plan, Credentials):
+        return plan
+    if isinstance(plan, AssumedRole):
+        return assume_role(plan, fetch_credentials(plan.source, region), region)
+    carry_out: Dict[type, Callable[[Any, str], Credentials]] = {
+        WebIdentity: assume_with_web_identity, Process: run_credential_process,
+        Container: ask_container, Instance: ask_instance}
+    return carry_out[type(plan)](plan, region)
+
+
+@dataclass
+class Purse:
+    """The keys last had for a plan; one caller renews them, the others wait for it."""
+
+    credentials: Optional[Credentials] = field(default=None, repr=False)
+    patient_until: Optional[datetime] = None  # after a renewal that failed, when to try the next
+    lock: Any = field(default_factory=threading.Lock, repr=False)
+
+
+def keys_from_purse(purse: Purse, plan: Plan, region: str, now: datetime) -> Credentials:
+    """Keys that are fresh, renewed if need be; when that fails the old ones serve as long as they live."""
+    with purse.lock:
+        old = purse.credentials
+        alive = old is not None and (old.expires is None or old.expires > now)
+        if old is not None and (is_fresh(old, now) or (alive and purse.patient_until and now < purse.patient_until)):
+            return old
+        try:
+            purse.credentials = fetch_credentials(plan, region)
+            return purse.credentials
+        except Error as error:
+            if old is None or not alive:
+                raise
+            purse.patient_until = now + RENEWAL_PAUSE
+            log.warning("%s; the keys before serve until they end", error)
+            return old
+
+
+def _read_ini(path: str) -> Profiles:
+    if not path or not os.path.exists(path):
+        return {}
+    return ini_sections(read_file(path, "credentials file").decode("utf-8", "replace"), f"credentials file {path}")
+
+
+def _home(*names: str) -> str:
+    return os.path.join(os.path.expanduser("~"), *names)
+
+
+def shared_profiles() -> Tuple[Profiles, str]:
+    """The profiles of the shared files -> with the names of the files."""
+    credentials = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or _home(".aws", "credentials")
+    config = os.environ.get("AWS_CONFIG_FILE") or _home(".aws", "config")
+    return merge_profiles(_read_ini(credentials), _read_ini(config)), f"{credentials} and {config}"
+
+
+def read_secret_key(api: Api, namespace: str, name: str, key: str, asked_by: str) -> bytes:
+    """One key of a Secret in Velero's namespace; NotFound or ConfigError naming it."""
+    try:
+        secret = get(api, SECRETS, namespace, name)
     except ApiError as error:
         if error.status != 404:
             raise
-        raise NotFound(f"Secret {namespace}/{location.secret_name} does not exist; storage location {location.name!r} "
-                       "asks for it", reason="SecretNotFound") from None
-    return credentials_from_secret(secret, location)
+        raise NotFound(f"Secret {namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
+                       reason="SecretNotFound") from None
+    return secret_value(secret, name, key, asked_by)
 
 
-def read_shared_credentials(profile: str) -> Credentials:
-    """The keys of a profile in AWS_SHARED_CREDENTIALS_FILE or ~/.aws/credentials."""
-    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.join(os.path.expanduser("~"), ".aws", "credentials")
-    if not os.path.exists(path):
-        raise ConfigError("no credentials for the store: the storage location names no Secret, AWS_ACCESS_KEY_ID and "
-                          f"AWS_SECRET_ACCESS_KEY are not set, and {path} does not exist", reason="CredentialsNotFound")
-    text = read_file(path, "credentials file").decode("utf-8", "replace")
-    return credentials_from_ini(text, profile or os.environ.get("AWS_PROFILE") or "default", f"credentials file {path}")
-
-
-def find_credentials(api: Api, namespace: str, location: Location) -> Credentials:
-    """The keys that open a location: its own Secret, else environment (unless it names a profile), else shared file."""
+def read_own_profiles(api: Api, namespace: str, location: Location) -> Tuple[Optional[Profiles], str]:
+    """What a location's own Secret or credentialsFile holds -> with its name; None when it names neither."""
     if location.secret_name:
-        return read_secret_credentials(api, namespace, location)
-    access_key, secret_key = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if access_key and secret_key and not location.profile:
-        return Credentials(access_key, secret_key, os.environ.get("AWS_SESSION_TOKEN", ""))
-    return read_shared_credentials(location.profile)
+        source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
+        content = read_secret_key(api, namespace, location.secret_name, location.secret_key,
+                                  f"storage location {location.name!r}")
+    elif location.credentials_file:
+        source = f"credentials file {location.credentials_file}"
+        content = read_file(location.credentials_file, "credentials file")
+    else:
+        return None, ""
+    return own_profiles_from(content, source), source
 
 
-def find_region(location: Location) -> Location:
-    """The location with a region to sign for: its own, else the environment's, else us-east-1 for a store of its own.
+def plan_for(api: Api, namespace: str, location: Location) -> Plan:
+    """The plan for a location; files and Secret are read now, no service is asked yet."""
+    own, source = read_own_profiles(api, namespace, location)
+    shared, files = ({}, "") if own is not None else shared_profiles()
+    return plan_credentials(location.profile, own, shared, source or files, os.environ)
 
-    Stores that know no regions accept us-east-1, which is what they announce themselves.
+
+def discover_region(address: Address) -> str:
+    """The region that S3 itself names for a bucket, asked as velero-plugin-for-aws does: whatever the status, unsigned.
+
+    Empty when it names none. Raises NotFound when there is no such bucket, Unreachable.
     """
-    region = location.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    url = f"{address.scheme}://{address.host}{address.path or '/'}"
+    answer = ask("HEAD", url, {}, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ))
+    if answer.status == 404:
+        raise NotFound(f"S3 at {address.host} knows no such bucket", reason="BucketNotFound", hints=[
+            "correct objectStorage.bucket, or set config.region outside of the standard partition"])
+    return answer.headers.get("x-amz-bucket-region", "")
+
+
+def _region_of(location: Location, profile: Mapping[str, str]) -> str:
+    """The region to sign for: the location's own, else the one AWS names for its bucket, else the environment's."""
+    region = location.region
     if not region and not location.s3_url and not location.public_url:
-        raise ConfigError(f"storage location {location.name!r} has neither region nor s3Url; set config.region",
-                          reason="InvalidStorageLocation")
-    return dataclasses.replace(location, region=region or "us-east-1")
+        with about(f"storage location {location.name!r} names no region"):
+            region = discover_region(bucket_address(dataclasses.replace(location, region="us-east-1")))
+    return (region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or profile.get("region")
+            or "us-east-1")  # which stores that know no regions announce themselves
+
+
+def _is_on(name: str, profile: Mapping[str, str], key: str) -> bool:
+    return (os.environ.get(name) or profile.get(key) or "").lower() == "true"
+
+
+def find_location(api: Api, namespace: str, document: Document) -> Location:
+    """A storage location, completed by what environment, profile and Secret say: endpoint, region, hosts, authority."""
+    location = location_from(document)
+    profiles, _ = shared_profiles()
+    profile = profiles.get(location.profile or os.environ.get("AWS_PROFILE") or "default", {})
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    location = dataclasses.replace(location, s3_url=location.s3_url or endpoint)
+    ca_cert = location.ca_cert
+    if location.ca_secret[0]:
+        ca_cert = read_secret_key(api, namespace, *location.ca_secret, f"storage location {location.name!r}")
+    return dataclasses.replace(
+        location, region=_region_of(location, profile), ca_cert=ca_cert,
+        dualstack=_is_on("AWS_USE_DUALSTACK_ENDPOINT", profile, "use_dualstack_endpoint"),
+        fips=_is_on("AWS_USE_FIPS_ENDPOINT", profile, "use_fips_endpoint"))
 
 # ====================================================================================================
 # 12. Object store — fetch a URL, inflate, verify, save
@@ -2697,25 +3401,132 @@ def _what_is(body: bytes) -> str:
     return "text: " + redact(one_line(body[:200].decode("utf-8", "replace"), 80))
 
 
-def _store_refusal(status: int, body: bytes, where: str) -> StoreError:
-    """A store's refusal -> one sentence: code and message of S3's XML, else what kind of text it was."""
-    code, message = (re.search(rb"<%s>([^<]*)</" % name, body) for name in (b"Code", b"Message"))
-    if code:
-        detail = one_line(b": ".join(part.group(1) for part in (code, message) if part).decode("utf-8", "replace"))
-    else:
-        detail = _what_is(body)
-    if status == 404:
-        return StoreError(f"{where} has no such file ({detail})", status=status, hints=[
-            "the backup or restore may never have written it, or it has expired"])
-    hints = {403: ["a missing file looks the same when the credentials may not list the bucket"]}.get(status, [])
-    return StoreError(f"{where} answered {status}: {redact(detail)}", status=status, hints=hints)
+class Refusal(NamedTuple):
+    """What a store's error code means: the word for a request, and the cure."""
+
+    reason: str
+    cure: str
+
+
+# S3's error codes that a GET by signed URL can meet
+# (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html).
+REFUSALS = {
+    "NoSuchKey": Refusal("ArtifactNotFound", "the backup or restore may never have written it, or it has expired"),
+    "NoSuchBucket": Refusal("BucketNotFound", "correct objectStorage.bucket of the storage location"),
+    "AccessDenied": Refusal("StoreAccessDenied", "the credentials need s3:GetObject on it; without s3:ListBucket a "
+                                                 "missing file looks the same"),
+    "XAdminUserNotFound": Refusal("InvalidCredentials", "the store does not know the access key; correct the Secret"),
+    "InvalidAccessKeyId": Refusal("InvalidCredentials", "the store does not know the access key; correct the Secret"),
+    "SignatureDoesNotMatch": Refusal("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
+    "ExpiredToken": Refusal("CredentialsExpired", "renew the temporary credentials in the Secret"),
+    "InvalidToken": Refusal("InvalidCredentials", "the session token does not belong to these keys"),
+    "RequestTimeTooSkewed": Refusal("ClockSkew", "set the clock of the host that signs"),
+    "PermanentRedirect": Refusal("WrongEndpoint", "correct region or s3Url of the storage location"),
+    "TemporaryRedirect": Refusal("WrongEndpoint", "correct region or s3Url of the storage location"),
+    "AuthorizationHeaderMalformed": Refusal("WrongRegion", "correct region of the storage location"),
+    "AuthorizationQueryParametersError": Refusal("WrongRegion", "correct region of the storage location"),
+    "IllegalLocationConstraintException": Refusal("WrongRegion", "correct region of the storage location"),
+    "InvalidObjectState": Refusal("ArtifactArchived", "the object is in an archive tier; restore it there first"),
+}
+URL_EXPIRED = Refusal("UrlExpired", "ask for the URL again; if it is new, the clocks differ")
+
+
+def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
+    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say."""
+    try:
+        theirs = email.utils.parsedate_to_datetime(headers.get("Date") or "")
+        return theirs.astimezone(timezone.utc) - now
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return timedelta(0)
+
+
+def _meaning(status: int, code: str, message: str, region: str) -> Optional[Refusal]:
+    """What a refusal means: what its code says, unless something else in the answer says more."""
+    known = REFUSALS.get(code)
+    if code == "AccessDenied" and "expired" in message.lower():
+        return URL_EXPIRED
+    if known is None and region:  # whatever it complains of, it knows the right region
+        known = {301: REFUSALS["PermanentRedirect"], 307: REFUSALS["TemporaryRedirect"],
+                 400: REFUSALS["AuthorizationHeaderMalformed"]}.get(status)
+    return known or {403: REFUSALS["AccessDenied"], 404: REFUSALS["NoSuchKey"]}.get(status)
+
+
+def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime
+                  ) -> StoreError:
+    """A store's refusal -> one sentence with its cause, and the cure; nothing of the signature shows."""
+    fields = xml_fields(body) if body.lstrip()[:1] == b"<" else {}
+    code, message = fields.get("Code", ""), fields.get("Message", "")
+    region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
+    meaning = _meaning(status, code, message, region) or Refusal("StoreError", "")
+    skew = clock_skew(headers, now)
+    detail = f"{code}: {message}" if code else _what_is(body)
+    if code == "SignatureDoesNotMatch" and fields.get("CanonicalRequest"):
+        detail = f"{code}: {explain_signature(url, fields['CanonicalRequest'])}"
+    elif meaning.reason in ("WrongRegion", "WrongEndpoint") and region:
+        detail = f"{detail} (the bucket is in region {region})"
+    elif meaning.reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
+        detail += (f" (the store's clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
+                   f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's)")
+    said = {"ArtifactNotFound": "has no such file", "BucketNotFound": "has no such bucket"}.get(meaning.reason)
+    said = f"{said} ({one_line(redact(detail))})" if said else f"answered {status}: {one_line(redact(detail), 600)}"
+    error = StoreError(f"{where} {said}", status=status, reason=meaning.reason, hints=filter(None, [meaning.cure]))
+    error.skew = skew
+    return error
+
+
+# aws-chunked framing that some SDK left in the object it stored (velero#7995):
+# `SIZE[;chunk-signature=…]\r\n DATA \r\n` again and again, a chunk of size 0 and perhaps trailers at the end.
+_FRAME = re.compile(rb"([0-9a-fA-F]{1,8})(?:;chunk-signature=[0-9a-f]{64})?\r\n")
+
+
+def _without_frames(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    rest, at, left = b"", 0, 0  # bytes at hand, how many are done with; bytes of a chunk to come, its line end included
+    for piece in chunks:
+        rest, at = rest[at:] + piece, 0
+        while at < len(rest):
+            if left > 2:
+                data = rest[at:at + left - 2]
+                at, left = at + len(data), left - len(data)
+                yield data
+                continue
+            if left:
+                at, left = min(at + left, len(rest)), max(0, left - len(rest) + at)
+                continue
+            frame = _FRAME.match(rest, at)
+            if frame is None:
+                if len(rest) - at > 128:
+                    raise StoreError("the file is damaged: its aws-chunked framing breaks off")
+                break
+            size = int(frame.group(1), 16)
+            if size == 0:
+                return
+            at, left = frame.end(), size + 2
+    raise StoreError("the file is cut short: its aws-chunked framing has no end")
+
+
+def unframed(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, without aws-chunked framing where an object was stored with it, as its first bytes tell."""
+    pieces = iter(chunks)
+    head = b""
+    for piece in pieces:
+        head += piece
+        if len(head) >= 128:
+            break
+    frame = _FRAME.match(head)
+    if frame is None or head[frame.end():frame.end() + 2] != b"\x1f\x8b":
+        yield from itertools.chain([head] if head else [], pieces)
+        return
+    log.info("the object was stored with aws-chunked framing, which is taken off")
+    yield from _without_frames(itertools.chain([head], pieces))
 
 
 @contextlib.contextmanager
-def open_url(url: str, trust: Trust = Trust()) -> Iterator[Response]:
+def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, str]] = None,
+             wanted: Tuple[int, ...] = (200,)) -> Iterator[Response]:
     """GET a pre-signed URL -> the response, its body unread; closed by the context.
 
-    Raises StoreError for any status but 200, Unreachable without a connection; neither shows the URL's signature.
+    Raises StoreError for any status that is not wanted, Unreachable without a connection; neither shows the URL's
+    signature. Further headers need no signature, for only `host` is signed.
     """
     if not is_http_url(url):
         raise StoreError("the answer holds no http or https URL")
@@ -2731,16 +3542,30 @@ def open_url(url: str, trust: Trust = Trust()) -> Iterator[Response]:
             response = door.pool.urlopen(
                 "GET", door.prefix + parts.path + (f"?{parts.query}" if parts.query else ""), retries=False,
                 redirect=False, preload_content=False, assert_same_host=False,
-                headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT},
+                headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})},
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=IDLE_LIMIT))
-            refusal = b"" if response.status == 200 else response.read(ERROR_LIMIT, decode_content=False)
+            refusal = b"" if response.status in wanted else response.read(ERROR_LIMIT, decode_content=False)
         except urllib3.exceptions.HTTPError as error:
             raise unreachable(error, where, url, hint="name the store's certificate authority with --cacert") from error
-        if response.status != 200:
-            raise _store_refusal(response.status, refusal, where)
+        if response.status not in wanted:
+            raise store_refusal(response.status, refusal, response.headers, where, url, utc_now())
         yield response
     finally:
         door.pool.close()
+
+
+def trust_in(location: Location) -> Trust:
+    """Whom a location says to trust."""
+    return Trust(location.ca_cert, location.insecure, f"caCert of storage location {location.name!r}")
+
+
+def verify_url(url: str, trust: Trust) -> None:
+    """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work.
+
+    A signed GET cannot be tried by HEAD, for the method is signed; 416 is what an empty object answers.
+    """
+    with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416)):
+        return
 
 
 def read_body(response: Response) -> Iterator[bytes]:
@@ -2983,6 +3808,7 @@ class Queue:
 
 WORKERS = 4
 SHORT_WATCH = 10.0                           # seconds; a watch that ends sooner and brought nothing counts as a failure
+SKEW_LIMIT = timedelta(minutes=5)            # S3 tolerates 15; from here on URLs are signed by the store's clock
 FACTS_KEPT = 1000                            # entries; more backups than that at once are looked up again
 
 
@@ -2996,28 +3822,34 @@ class Controller:
     queue: Queue
     now: Callable[[], datetime] = utc_now
     dry_run: bool = False
+    verify_urls: bool = False
     records: Dict[Key, Request] = field(default_factory=dict)             # newest copies, without their URLs
     versions: Dict[Resource, str] = field(default_factory=dict)           # where each watch goes on; absent: list anew
     status_paths: Dict[Resource, str] = field(default_factory=dict)       # "status" or "": what a status is written to
     facts: Dict[Any, Tuple[datetime, Any]] = field(default_factory=dict)  # what was looked up lately, and until when
     streams: Dict[Resource, Response] = field(default_factory=dict)       # open watches, to be interrupted
     told: Dict[Key, str] = field(default_factory=dict)                    # failures that the log has already
-    rights_told: set = field(default_factory=set)                         # missing rights that the log has already
+    once_told: set = field(default_factory=set)                           # rights and oddities that the log has already
+    purses: Dict[Any, Purse] = field(default_factory=dict)                # keys had, by plan and region
+    skews: Dict[str, timedelta] = field(default_factory=dict)        # stores whose clock is far from ours
     stop: threading.Event = field(default_factory=threading.Event)
     broken: Optional[OSError] = None                                      # why a dry run cannot print any more
 
 
 def new_controller(api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
-                   dry_run: bool = False) -> Controller:
-    """A controller for one namespace; `now` is its only clock, dry_run makes it decide and change nothing."""
-    return Controller(api, namespace, server, Queue(lambda: now().timestamp()), now, dry_run)
+                   dry_run: bool = False, verify_urls: bool = False) -> Controller:
+    """A controller for one namespace; `now` is its only clock.
+
+    dry_run makes it decide and change nothing, verify_urls fetch one byte with every URL before it is handed out.
+    """
+    return Controller(api, namespace, server, Queue(lambda: now().timestamp()), now, dry_run, verify_urls)
 
 
 def tell_missing_right(controller: Controller, error: Error) -> None:
     """Say once which right is missing and which line of a Role grants it."""
     for hint in error.hints if isinstance(error, ApiError) and error.status == 403 else ():
-        if hint not in controller.rights_told:
-            controller.rights_told.add(hint)
+        if hint not in controller.once_told:
+            controller.once_told.add(hint)
             log.warning("%s", hint)
 
 
@@ -3047,6 +3879,15 @@ def look_up(controller: Controller, resource: Resource, name: str, reason: str, 
                        f"{asked_by} asks for it", reason=reason) from None
 
 
+def tell_oddities(controller: Controller, location: Location) -> None:
+    """Say once what is odd about a storage location."""
+    for warning in location.warnings:
+        text = f"storage location {location.name!r}: {warning}"
+        if text not in controller.once_told:
+            controller.once_told.add(text)
+            log.warning("%s", text)
+
+
 def gather(controller: Controller, request: DownloadRequest) -> Facts:
     """Artifact -> backup, for a restore the one it came from -> storage location -> credentials.
 
@@ -3060,11 +3901,16 @@ def gather(controller: Controller, request: DownloadRequest) -> Facts:
     asked_by = "the request" if artifact.owner == BACKUPS else f"restore {request.target_name!r}"
     name = recall(controller, ("backup", backup), lambda: storage_location_from(look_up(
         controller, BACKUPS, backup, "BackupNotFound", asked_by)))
-    location = recall(controller, ("location", name), lambda: find_region(location_from(look_up(
-        controller, LOCATIONS, name, "StorageLocationNotFound", f"backup {backup!r}"))))
-    credentials = recall(controller, ("credentials", name), lambda: find_credentials(
-        controller.api, controller.namespace, location))
-    return Facts(location, credentials)
+    location = recall(controller, ("location", name), lambda: find_location(
+        controller.api, controller.namespace,
+        look_up(controller, LOCATIONS, name, "StorageLocationNotFound", f"backup {backup!r}")))
+    tell_oddities(controller, location)
+    plan = recall(controller, ("plan", name), lambda: plan_for(controller.api, controller.namespace, location))
+    if len(controller.purses) > FACTS_KEPT:
+        controller.purses.clear()
+    purse = controller.purses.setdefault((plan, location.region), Purse())
+    credentials = keys_from_purse(purse, plan, location.region, controller.now())
+    return Facts(location, credentials, controller.skews.get(name, timedelta(0)))
 
 
 def status_path(controller: Controller, resource: Resource) -> str:
@@ -3143,11 +3989,30 @@ def apply(controller: Controller, request: Request, outcome: Outcome) -> None:
         tell_event(controller, request, outcome)
 
 
+def verified(controller: Controller, request: DownloadRequest, facts: Facts, outcome: Outcome) -> Outcome:
+    """The outcome, once its URL has been tried; signed anew, once, when the store's clock is far from ours."""
+    trust = trust_in(facts.location)
+    try:
+        verify_url(outcome.body["status"]["downloadURL"], trust)  # type: ignore[index]
+        return outcome
+    except StoreError as error:
+        if abs(error.skew - facts.skew) < SKEW_LIMIT or error.reason not in (
+                "ClockSkew", "UrlExpired", "StoreAccessDenied"):
+            raise
+        log.warning("the clock of storage location %r differs by %s; signing by that clock", facts.location.name,
+                    format_duration(abs(error.skew.total_seconds())))
+        controller.skews[facts.location.name] = error.skew
+        again = answer_download(request, dataclasses.replace(facts, skew=error.skew), controller.now())
+        verify_url(again.body["status"]["downloadURL"], trust)  # type: ignore[index]
+        return again
+
+
 def answer_or_refuse(controller: Controller, request: DownloadRequest) -> Outcome:
     """Look up what is needed and sign, or say why not."""
     try:
         facts = gather(controller, request)
-        return answer_download(request, facts, controller.now())
+        outcome = answer_download(request, facts, controller.now())
+        return verified(controller, request, facts, outcome) if controller.verify_urls else outcome
     except Error as error:
         tell_missing_right(controller, error)
         return refuse_download(request, error, controller.now())
@@ -3567,7 +4432,10 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
     """Whom to trust for a store: the location's own caCert, as the velero CLI does since 1.17; else only the system."""
     try:
         location = location_from(get(api, LOCATIONS, namespace, read_location_name(api, namespace, artifact, name)))
-        return Trust(location.ca_cert, source=f"caCert of storage location {location.name!r}")
+        if location.ca_secret[0]:
+            ca_cert = read_secret_key(api, namespace, *location.ca_secret, f"storage location {location.name!r}")
+            location = dataclasses.replace(location, ca_cert=ca_cert)
+        return dataclasses.replace(trust_in(location), insecure=False)  # to skip verification is the caller's to say
     except Error as error:
         log.info("the storage location's caCert is not used: %s", error)
         return Trust()
@@ -3587,7 +4455,7 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
             trust = find_trust(api, namespace, artifact, name) if url.startswith("https:") else Trust()
         with about(f"{kind} of {name}"), open_url(url, trust) as response:
             body = read_body(response)
-            yield from (inflate(body) if artifact.gunzip else checked(body))
+            yield from (inflate(unframed(body)) if artifact.gunzip else checked(unframed(body)))
 
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, timeout: float = 60.0,
@@ -3739,7 +4607,7 @@ def cmd_controller(options: Options) -> int:
     if missing:
         log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
                     " and ".join(sorted(missing)), PROGRAM)
-    controller = new_controller(api, namespace, server, dry_run=options.dry_run)
+    controller = new_controller(api, namespace, server, dry_run=options.dry_run, verify_urls=options.verify_urls)
     if options.once:
         run_once(controller)
         return Exit.DONE
@@ -3905,6 +4773,7 @@ COMMANDS = (
     Command("controller", "answer DownloadRequests and ServerStatusRequests", (
         argument("--once", action="store_true", help="look once at every request that is there, then exit"),
         argument("--dry-run", action="store_true", help="print what would be done and change nothing"),
+        argument("--verify-urls", action="store_true", help="fetch one byte with every URL before handing it out"),
         argument("--server-version", default="", metavar="VERSION", help="version to report (default: our own)"),
         argument("--plugin", action="append", type=plugin_argument, metavar="KIND=NAME",
                  help="plugin to report; repeatable"),
