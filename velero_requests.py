@@ -1225,6 +1225,7 @@ def _endpoint_of(location: Location) -> Tuple[str, str, str, str]:
     except ValueError:
         host, port = "", None
     if (not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
+            or ("[" in parts.netloc) != (":" in host)  # Python before 3.11 takes any text in brackets
             or "@" in parts.netloc or parts.query or parts.fragment or has_dot_segment(parts.path)):
         raise ConfigError(f"storage location {location.name!r}: {key} is no plain http or https URL of a store "
                           "(host, perhaps port and path, nothing else)", reason="InvalidStorageLocation")
