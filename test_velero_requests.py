@@ -14608,19 +14608,6 @@ class TestStoreChunkedDownload(StoreWorld, unittest.TestCase):
         self.assertFalse(os.path.exists(path))
 
 
-# --- only while in parts ---
-def load_tests(loader: unittest.TestLoader, _tests: Any, _pattern: Any) -> unittest.TestSuite:
-    """Run what this file defines, not what it imports."""
-    own = [thing for thing in list(globals().values()) if isinstance(thing, type)
-           and issubclass(thing, unittest.TestCase) and thing.__module__ == __name__]
-    return unittest.TestSuite(map(loader.loadTestsFromTestCase, own))
-
-
-if __name__ == "__main__":
-    unittest.main()
-# --- end ---
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Demo: the main job on a machine without a cluster
 # ------------------------------------------------------------------------------------------------------------
@@ -14707,6 +14694,18 @@ def demo() -> int:
         return 1
     tell("# Every step did what it should; all of it is stopped and removed.")
     return 0
+
+
+class TestDemo(unittest.TestCase):
+    """What the README shows first, as a newcomer runs it."""
+
+    def test_it_plays(self) -> None:
+        """`--demo` ends well; `make demo` runs the same."""
+        environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
+        done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=subprocess.PIPE, timeout=120,
+                              stderr=subprocess.STDOUT, check=False, env=environment)
+        self.assertEqual(0, done.returncode, done.stdout.decode())
+        self.assertIn(b"Every step did what it should", done.stdout)
 
 
 # ------------------------------------------------------------------------------------------------------------
