@@ -3071,7 +3071,7 @@ INSTANCE_TOKEN_LIFE = 300                    # seconds; aws-sdk-go-v2
 INSTANCE_PATH = "/latest/meta-data/iam/security-credentials/"
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """What a small exchange brought."""
 
     status: int
@@ -3080,7 +3080,7 @@ class Answer(NamedTuple):
 
 
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = ""
-        ) -> Answer:
+        ) -> Reply:
     """One small exchange with a service of AWS; Unreachable when it does not answer."""
     parts = urlsplit(url)
     context = tls_context() if "https:" in (url[:6], proxy[:6]) else None
@@ -3090,7 +3090,7 @@ def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, ti
             method, door.prefix + (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), body=body or None,
             headers={"User-Agent": USER_AGENT, **headers}, retries=False, redirect=False, preload_content=False,
             timeout=urllib3.Timeout(connect=timeout, read=timeout))
-        return Answer(response.status, response.read(ERROR_LIMIT), response.headers)
+        return Reply(response.status, response.read(ERROR_LIMIT), response.headers)
     except urllib3.exceptions.HTTPError as error:
         raise unreachable(error, f"the service at {parts.netloc.rpartition('@')[2]}", url) from error
     finally:
