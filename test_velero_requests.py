@@ -16,6 +16,8 @@ Contents
     Kubeconfig           as kubectl reads it, exec plugins, proxies, TLS
     Endurance            retries, identities that rotate, watches that survive, rights, a soak
     Object stores        locations, endpoints, signatures beside botocore's, sources of keys, what a store answers
+    Downloads            cut, stalled, changed, hostile and full: the file is right or absent
+    Layouts, Golden      what get and describe print, beside what the real velero CLI prints
     Demo and benchmark
 """
 from __future__ import annotations
@@ -26,7 +28,9 @@ import atexit
 import base64
 import contextlib
 import dataclasses
+import difflib
 import dis
+import fcntl
 import functools
 import gzip
 import hashlib
@@ -38,9 +42,11 @@ import json
 import logging
 import os
 import posixpath
+import pty
 import queue
 import random
 import re
+import resource as posix_resource
 import select
 import shlex
 import shutil
@@ -54,12 +60,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import termios
 import threading
 import time
 import traceback
 import unittest
 import uuid
 import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
 from types import CodeType
@@ -7924,9 +7933,15 @@ class FaultTests(FakeWorld):
                     self.put(kind)
                     self.store.script("GET", times=50, **options)
                     result = self.cli("download", "b1", "--kind", kind, "-o", os.path.join(target, "x"))
-                    self.assertIn(result.code, (1, 6))
-                    self.assert_failed(result, result.code)
-                    self.assertEqual(os.listdir(target), [])
+                    left = os.listdir(target)
+                    if result.code == 0:     # each answer brought 40 bytes more
+                        self.assertEqual(left, ["x"])
+                    else:
+                        self.assertIn(result.code, (1, 6))
+                        self.assert_failed(result, result.code)
+                        self.assertNotIn("x", left)
+                    for name in left:
+                        os.unlink(os.path.join(target, name))
 
     def test_the_waiting_budget_does_not_end_a_transfer(self) -> None:
         """A transfer that takes longer than --timeout goes on."""
@@ -7999,7 +8014,7 @@ class FaultTests(FakeWorld):
         self.serve()
         self.put()
         self.assert_clean(self.cli("-v", "-v", "backup", "logs", "b1").err)
-        for options in ({"status": 403, "body": "AWSAccessKeyId"}, {"drop": True}, {"cut_after": 3},
+        for options in ({"status": 403, "body": "AWSAccessKeyId"}, {"drop": True}, {"cut_after": 0},
                         {"status": 500}):
             with self.subTest(**options):
                 self.store.unscript()
@@ -14609,6 +14624,3688 @@ class TestStoreChunkedDownload(StoreWorld, unittest.TestCase):
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Downloads: the tools
+# ------------------------------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+CUT_COST = MIB                               # the most that a cut may cost in bytes sent twice
+PEAK = 40                                    # MiB resident for a download of any size
+IDLE_FLAG = ("--idle-timeout", "1s")
+PART_PREFIX, PART_SUFFIX, RECORD_SUFFIX = ".", ".velero-requests.part", ".velero-requests.json"
+LOGIN_PAGE = b"<!DOCTYPE html><html><body><form>Sign in</form></body></html>"
+HTML_TYPE = (("Content-Type", "text/html; charset=utf-8"),)
+SPENT_URL = (b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Request has '
+             b'expired</Message></Error>')
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+# What no error text may hold, besides secrets: markup, reprs, urllib3's own words, what steers a terminal.
+UGLY = re.compile(r"</?\??(xml|!doctype|html|body|form|error|code|message)\b|object at 0x|Max retries exceeded|"
+                  r"Traceback \(most|HTTPConnection|[\r\x1b]", re.IGNORECASE)
+
+
+def fresh_mode() -> int:
+    """Return the permissions that a fresh file has: its owner's only, as the velero CLI makes it."""
+    return 0o600
+
+
+def part_of(path: str) -> str:
+    """Return where the partial file of a target lies."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, PART_PREFIX + name + PART_SUFFIX)
+
+
+def record_of(path: str) -> str:
+    """Return where the record of a target's partial file lies."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, PART_PREFIX + name + RECORD_SUFFIX)
+
+
+def noise(size: int, seed: int = 6) -> bytes:
+    """Return bytes that do not compress, always the same."""
+    return random.Random(seed).getrandbits(8 * size).to_bytes(size, "big")
+
+
+@functools.lru_cache(maxsize=8)
+def archive(size: int, seed: int = 6) -> bytes:
+    """Return a .tar.gz of about this size, always the same."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        for name, content in (("metadata/version", b"1.1.0\n"), ("resources/noise", noise(size, seed))):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return gzip.compress(target.getvalue(), 1, mtime=0)
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the content of a file."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def write_bytes(path: str, content: bytes) -> str:
+    """Write a file, its folder too if need be, and return its path."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content)
+    return path
+
+
+def size_of(path: str) -> int:
+    """Return the size of a file, 0 when there is none."""
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def first_byte(request: Request) -> int:
+    """Return where the range that a request asks for begins, 0 without a range."""
+    found = re.match(r"bytes=(\d+)-", request.headers.get("range", ""))
+    return int(found.group(1)) if found else 0
+
+
+def with_headers(answer: Answer, **changes: Optional[str]) -> Answer:
+    """Return the answer with headers (ETag, Content_Range) replaced, added, or with None taken away."""
+    named = {name.replace("_", "-").lower(): (name.replace("_", "-"), value) for name, value in changes.items()}
+    kept = tuple(pair for pair in answer.headers if pair[0].lower() not in named)
+    return answer._replace(headers=kept + tuple((name, value) for name, value in named.values()
+                                                if value is not None))
+
+
+def whole_response(answer: Answer) -> bytes:
+    """Return an answer as it goes over the wire, with a Content-Length if it has none."""
+    names = {name.lower() for name, _ in answer.headers}
+    length = () if names & {"content-length", "transfer-encoding"} else (
+        ("Content-Length", str(len(answer.body))),)
+    return head(answer.status, answer.headers + length) + answer.body
+
+
+def body_start(response: bytes) -> int:
+    """Return where the body of a response begins."""
+    return response.index(b"\r\n\r\n") + 4
+
+
+Pieces = Iterable[Any]                       # bytes to send, an Event to wait for, seconds to let pass
+
+
+class FaultyStore(FakeStore):
+    """A FakeStore that lists like S3, and can be wrong in every byte of a response."""
+
+    page = 1000  # keys in one page of a listing
+
+    def _misbehave(self, options: Document, request: Request, connection: Connection) -> bool:
+        """Know two more faults.
+
+        answer=function(request, true answer): another answer.
+        wire=function(response as bytes): pieces to send instead, after which the connection ends.
+        """
+        change, wire = options.get("answer"), options.get("wire")
+        if not (change or wire):
+            return super()._misbehave(options, request, connection)
+        answer = self.handle(request)
+        answer = change(request, answer) if change else answer
+        if not wire:
+            return self.send(request, connection, answer)
+        request.status = answer.status
+        for piece in wire(whole_response(answer)):
+            if isinstance(piece, threading.Event):
+                self._wait(piece, connection)
+            elif isinstance(piece, float):
+                self.closing.wait(piece)
+            else:
+                connection.socket.sendall(piece)
+        return False
+
+    def put_with_etag(self, bucket: str, key: str, body: bytes, etag: str, **headers: str) -> None:
+        """Store an object whose ETag is not what it would be by itself."""
+        self.put(bucket, key, body, **headers)
+        self.buckets[bucket][key] = self.buckets[bucket][key]._replace(etag=etag)
+
+    def _list(self, request: Request, bucket: str) -> Answer:
+        """Answer ListObjectsV2 with delimiter, pages and encoding."""
+        query = request.query
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        after = query.get("continuation-token") or query.get("start-after", "")
+        encode: Callable[[str], str] = functools.partial(quote, safe="/-._~") \
+            if query.get("encoding-type") == "url" else xml_text
+        rows: List[Tuple[str, str]] = []
+        for key, stored in sorted(self.buckets[bucket].items()):
+            if not key.startswith(prefix):
+                continue
+            end = key.find(delimiter, len(prefix)) if delimiter else -1
+            name = key if end < 0 else key[:end + 1]
+            row = (f"<Contents><Key>{encode(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
+                   f"<ETag>{xml_text(stored.etag)}</ETag><Size>{len(stored.body)}</Size></Contents>"
+                   if end < 0 else f"<CommonPrefixes><Prefix>{encode(name)}</Prefix></CommonPrefixes>")
+            if name > after and (not rows or rows[-1][0] != name):
+                rows.append((name, row))
+        limit = min(self.page, int(query.get("max-keys", "1000")))
+        more = len(rows) > limit
+        token = f"<NextContinuationToken>{xml_text(rows[limit - 1][0])}</NextContinuationToken>" if more else ""
+        return self._xml(
+            f"<ListBucketResult><Name>{bucket}</Name><Prefix>{encode(prefix)}</Prefix><KeyCount>"
+            f"{len(rows[:limit])}</KeyCount><MaxKeys>{limit}</MaxKeys><IsTruncated>{str(more).lower()}"
+            f"</IsTruncated>{token}" + "".join(row for _, row in rows[:limit]) + "</ListBucketResult>")
+
+
+class Sentences(World):
+    """What every end of a download is checked for."""
+
+    target: str
+    path: str
+
+    def make_target(self) -> None:
+        """Make the folder that downloads go to, with nothing else in it."""
+        self.target = os.path.join(self.folder, "target")
+        os.mkdir(self.target)
+        self.path = os.path.join(self.target, "x")
+
+    def left(self) -> Set[str]:
+        """Return the names in the target's folder."""
+        return set(os.listdir(self.target))
+
+    def remains(self) -> Set[str]:
+        """Return the names that a failure may leave when some bytes had come."""
+        return {os.path.basename(name(self.path)) for name in (part_of, record_of)}
+
+    def assert_sentence(self, result: Result, *words: str) -> None:
+        """Check that a failure is told in one `error:` line with these words (regular expressions)."""
+        errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+        self.assertEqual(len(errors), 1, (result.code, result.err))
+        for word in words:
+            self.assertRegex(errors[0].lower(), word)
+        self.assert_tidy(result.err)
+
+    def assert_tidy(self, text: str) -> None:
+        """Check that nothing ugly or secret was said."""
+        self.assertIsNone(UGLY.search(text), text)
+        self.assert_clean(text)
+
+    def assert_right(self, result: Result, stored: bytes) -> None:
+        """Check that a download ended with the object, and with nothing beside it."""
+        self.assertEqual(result.code, 0, result.err)
+        self.assertTrue(read_bytes(self.path) == stored, "the file is not the object")
+        self.assertEqual(self.left(), {os.path.basename(self.path)})
+        self.assert_tidy(result.err)
+
+    def assert_absent(self, result: Result, code: Any, *words: str, may_remain: bool = False) -> None:
+        """Check that a download failed with one of the codes, and left nothing or only what continues it."""
+        codes = code if isinstance(code, tuple) else (code,)
+        self.assertIn(result.code, codes, result.err)
+        self.assertEqual(result.out, b"")
+        self.assert_sentence(result, *words)
+        self.assertLessEqual(self.left(), self.remains() if may_remain else set(), result.err)
+
+    def assert_right_or_absent(self, result: Result, stored: bytes, *codes: int) -> None:
+        """Check that a file is the object, or absent and that said."""
+        if result.code == 0:
+            self.assert_right(result, stored)
+        else:
+            self.assert_absent(result, codes or (1, 5, 6), may_remain=True)
+
+    def clear(self) -> None:
+        """Empty the target's folder for another try."""
+        shutil.rmtree(self.target)
+        os.mkdir(self.target)
+
+
+class DownloadWorld(Sentences, FakeWorld):
+    """The fakes, a controller, and a folder to download into."""
+
+    serves = True
+
+    @classmethod
+    def start(cls) -> Tuple[Any, Any]:
+        """Start both fakes."""
+        return FakeCluster(tls=True), FaultyStore()
+
+    def setUp(self) -> None:
+        """Start with empty logs, no faults, and a controller that calls as a user of its own."""
+        super().setUp()
+        self.make_target()
+        for server in (self.cluster, self.store):
+            server.unscript()
+            server.forget()
+        self.store.clock, self.store.page = time.time, 1000
+        self.cluster.grant("controller", {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
+                           namespace=self.namespace)
+        if self.serves:
+            self.serve("controller")
+
+    def contents(self, size: int = 300_000, seed: int = 6, name: str = "b1") -> bytes:
+        """Store the contents of a backup, and return what lies in the bucket."""
+        stored = archive(size, seed)
+        self.store.put(self.namespace, f"backups/{name}/{name}.tar.gz", stored)
+        return stored
+
+    def download(self, *argv: str, name: str = "b1") -> Result:
+        """Download to the target in this process."""
+        return self.cli("download", name, "-o", self.path, *IDLE_FLAG, *argv)
+
+    def gets(self, part: str = "") -> List[Request]:
+        """Return the GETs of objects that the store has seen."""
+        return [request for request in self.store.seen("GET", part) if "list-type" not in request.target]
+
+    def ask_of_cluster(self) -> int:
+        """Return how many DownloadRequests were created."""
+        return int(self.cluster.count("POST", "/downloadrequests"))
+
+    def assert_conditional(self, etag: str = "") -> None:
+        """Check that every Range came with If-Match."""
+        for request in self.gets():
+            if first_byte(request):
+                self.assertIn("if-match", request.headers, request)
+                if etag:
+                    self.assertEqual(request.headers["if-match"], etag)
+
+    def etag(self, key: str = KEYS["BackupContents"]) -> str:
+        """Return the ETag of an object."""
+        return str(self.store.buckets[self.namespace][key].etag)
+
+
+def cut_body(after: int) -> Callable[[bytes], Pieces]:
+    """Return a wire fault: the connection ends after so many bytes of the body."""
+    return lambda response: [response[:body_start(response) + after]]
+
+
+def cut_wire(after: int) -> Callable[[bytes], Pieces]:
+    """Return a wire fault: the connection ends after so many bytes, header included."""
+    return lambda response: [response[:after]]
+
+
+def dripping(count: int, seconds: float) -> Callable[[bytes], Pieces]:
+    """Return a wire fault: the first bytes of the body come one by one."""
+    def pieces(response: bytes) -> Iterator[Any]:
+        start = body_start(response)
+        yield response[:start]
+        for position in range(start, start + count):
+            yield seconds
+            yield response[position:position + 1]
+        yield response[start + count:]
+    return pieces
+
+
+def paced(count: int, seconds: float) -> Callable[[bytes], Pieces]:
+    """Return a wire fault: the body comes in so many pieces with a pause before each."""
+    def pieces(response: bytes) -> Iterator[Any]:
+        start = body_start(response)
+        yield response[:start]
+        step = max(1, (len(response) - start) // count)
+        for position in range(start, len(response), step):
+            yield seconds
+            yield response[position:position + step]
+    return pieces
+
+
+def chunked(size: int, last: bool = True) -> Callable[[bytes], Pieces]:
+    """Return a wire fault: the body in chunked encoding, with or without its last chunk."""
+    def pieces(response: bytes) -> Iterator[bytes]:
+        start = body_start(response)
+        yield re.sub(rb"(?i)content-length: \d+", b"Transfer-Encoding: chunked", response[:start])
+        for position in range(start, len(response), size):
+            piece = response[position:position + size]
+            yield b"%x\r\n%b\r\n" % (len(piece), piece)
+        if last:
+            yield b"0\r\n\r\n"
+    return pieces
+
+
+def wrong_length(length: int) -> Callable[[bytes], Pieces]:
+    """Return a wire fault: a Content-Length that is not the body's."""
+    return lambda response: [re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % length, response)]
+
+
+def other_bytes(_request: Request, true: Answer) -> Answer:
+    """Return the answer with noise for a body, as long as the true one."""
+    return true._replace(body=noise(len(true.body), seed=3))
+
+
+class Terminal:
+    """A command on a terminal of its own, which it controls: Ctrl-C typed there is a signal."""
+
+    def __init__(self, folder: str, *argv: str, stdout: Any = None) -> None:
+        """Start it; stdout may lead elsewhere."""
+        self.master, slave = pty.openpty()
+        self.before = termios.tcgetattr(slave)
+        self.slave = slave
+        self.process = subprocess.Popen(
+            [sys.executable, velero_requests.__file__, *argv], cwd=folder, stdin=slave,
+            stdout=slave if stdout is None else stdout, stderr=slave, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # pylint: disable=subprocess-popen-preexec-fn
+        self.pieces: List[Tuple[float, bytes]] = []
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                piece = os.read(self.master, 65536)
+                self.pieces.append((time.monotonic(), piece))
+
+    def text(self) -> str:
+        """Return what the terminal has been sent, line ends as the program wrote them."""
+        return b"".join(piece for _, piece in self.pieces).decode("utf-8", "replace").replace("\r\n", "\n")
+
+    def type(self, keys: bytes) -> None:
+        """Type on its keyboard."""
+        os.write(self.master, keys)
+
+    def end(self, seconds: float = 20) -> Tuple[int, str]:
+        """Wait until it has ended, and return its code and all that it said."""
+        code = self.process.wait(seconds)
+        self.after = termios.tcgetattr(self.slave)
+        os.close(self.slave)
+        self.reader.join(5)
+        os.close(self.master)
+        return code, self.text()
+
+    def kill(self) -> None:
+        """End it for good, if it has not ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.end()
+
+
+def resident(pid: int) -> float:
+    """Return what a process has resident, in MiB; 0 when it has ended.
+
+    Not VmHWM, its peak: for some hundredths of a second at the start, compiling the file needs more than any transfer.
+    """
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Downloads, row 1: atomic
+# ------------------------------------------------------------------------------------------------------------
+
+class TestDownloadAtomic(DownloadWorld, unittest.TestCase):
+    """A target is the whole object, or as it was."""
+
+    def test_a_fresh_file_s_permissions(self) -> None:
+        """New, forced over another file, or after a cut: the mode is that of a fresh file, and nothing is left."""
+        stored = self.contents()
+        for name in ("new", "forced", "cut"):
+            with self.subTest(name):
+                self.clear()
+                if name == "forced":
+                    os.chmod(write_bytes(self.path, b"old"), 0o604)
+                if name == "cut":
+                    self.store.script("GET", wire=cut_body(150_000))
+                self.assert_right(self.download("--force"), stored)
+                self.assertEqual(os.stat(self.path).st_mode & 0o777, fresh_mode())
+
+    def test_a_partial_file_is_nobody_else_s(self) -> None:
+        """While it grows, the partial file and its record can be read by their owner only."""
+        self.contents(2 * MIB)
+        self.store.script("GET", pause_after=MIB, gate=threading.Event())
+        program = self.program("download", "b1", "-o", self.path)
+        wait_until(lambda: size_of(part_of(self.path)), 15, "the partial file")
+        for name in self.left():
+            self.assertEqual(os.stat(os.path.join(self.target, name)).st_mode & 0o077, 0, name)
+        self.assertFalse(os.path.exists(self.path))
+        program.kill()
+
+    def test_an_existing_target_costs_no_request(self) -> None:
+        """A target that exists is refused before anybody is asked anything."""
+        self.contents()
+        write_bytes(self.path, b"old")
+        self.cluster.forget()
+        for command in (("download",), ("backup", "download")):
+            result = self.cli(*command, "b1", "-o", self.path)
+            self.assertEqual((result.code, result.out), (1, b""))
+            self.assert_sentence(result, re.escape(self.path.lower()))
+        self.assertEqual(self.cluster.seen(user="admin") + self.store.seen(), [])
+        self.assertEqual((self.left(), read_bytes(self.path)), ({"x"}, b"old"))
+
+    def test_force_replaces_only_after_success(self) -> None:
+        """With --force the old file is whole until the new one is, and stays when that fails."""
+        stored = self.contents(2 * MIB)
+        write_bytes(self.path, b"old")
+        damaged = stored[:MIB] + bytes([stored[MIB] ^ 1]) + stored[MIB + 1:]
+        self.store.put(self.namespace, KEYS["BackupContents"], damaged)
+        result = self.download("--force")
+        self.assertEqual((result.code, read_bytes(self.path), self.left()), (1, b"old", {"x"}), result.err)
+        self.store.put(self.namespace, KEYS["BackupContents"], stored)
+        gate = threading.Event()
+        fault = self.store.script("GET", pause_after=MIB, gate=gate)
+        program = self.program("download", "b1", "-o", self.path, "--force")
+        wait_until(lambda: fault.hits, 15, "the transfer")
+        self.assertEqual(read_bytes(self.path), b"old")
+        gate.set()
+        self.assert_right(program.end(), stored)
+
+    def test_a_target_that_appears_meanwhile(self) -> None:
+        """A file that comes while the bytes do is kept and said, and replaced with --force."""
+        stored = self.contents()
+        for force in (False, True):
+            with self.subTest(force=force):
+                self.clear()
+                gate = threading.Event()
+                fault = self.store.script("GET", pause_after=100_000, gate=gate)
+                program = self.program("download", "b1", "-o", self.path, *(["--force"] if force else []))
+                wait_until(lambda fault=fault: fault.hits, 15, "the transfer")
+                write_bytes(self.path, b"theirs")
+                gate.set()
+                result = program.end()
+                if force:
+                    self.assert_right(result, stored)
+                else:
+                    self.assertEqual((result.code, read_bytes(self.path)), (1, b"theirs"), result.err)
+                    self.assert_sentence(result, re.escape(self.path.lower()), "exist")
+                    self.assertLessEqual(self.left(), {"x"} | self.remains())
+
+    def test_everything_is_on_disk_before_it_has_its_name(self) -> None:
+        """The file is synced before it is named, and its folder after."""
+        self.contents()
+        calls: List[str] = []
+
+        def note(_frame: Any, event: str, what: Any) -> None:
+            name = getattr(what, "__name__", "")
+            if event == "c_call" and what.__module__ == "posix" and name in ("fsync", "link", "rename", "replace"):
+                calls.append(name)
+        threading.setprofile(note)
+        sys.setprofile(note)
+        try:
+            result = self.download()
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)  # type: ignore[arg-type]
+        self.assertEqual(result.code, 0, result.err)
+        named = max(place for place, name in enumerate(calls) if name != "fsync")
+        self.assertIn("fsync", calls[:named], calls)
+        self.assertIn("fsync", calls[named:], calls)
+
+    def test_a_device_and_a_fifo_are_written_to(self) -> None:
+        """A device or a FIFO gets the bytes and stays what it is; nothing is put beside it."""
+        stored = self.contents()
+        beside = set(os.listdir("/dev"))
+        self.assertEqual(self.cli("download", "b1", "-o", os.devnull, *IDLE_FLAG).code, 0)
+        self.assertEqual(set(os.listdir("/dev")) - beside, set())
+        self.assertFalse(os.path.isfile(os.devnull))
+        os.mkfifo(self.path)
+        program = self.program("download", "b1", "-o", self.path)
+        self.assertTrue(read_bytes(self.path) == stored)
+        self.assertEqual(program.end().code, 0)
+        self.assertEqual(self.left(), {"x"})
+        self.assertFalse(os.path.isfile(self.path))
+
+    def test_a_fifo_gets_each_byte_once(self) -> None:
+        """What cannot be taken back is continued behind a cut, and never begun again."""
+        stored = self.contents()
+        os.mkfifo(self.path)
+        self.store.script("GET", wire=cut_body(100_000))
+        program = self.program("download", "b1", "-o", self.path, *IDLE_FLAG)
+        self.assertTrue(read_bytes(self.path) == stored)
+        self.assertEqual(program.end().code, 0)
+        self.assert_conditional(self.etag())
+
+    def test_stdout_gets_the_bytes_and_nothing_else(self) -> None:
+        """With -o - the object is all of stdout, and a cut in the middle does not show."""
+        stored = self.contents()
+        self.store.script("GET", wire=cut_body(100_000))
+        result = self.cli("download", "b1", "-o", "-", *IDLE_FLAG)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertTrue(result.out == stored)
+
+    def test_a_folder_is_no_target(self) -> None:
+        """A folder, with or without a slash, is named as one and nothing is put into it."""
+        self.contents()
+        for path in (self.target, self.target + "/"):
+            for force in ((), ("--force",)):
+                result = self.cli("download", "b1", "-o", path, *force)
+                self.assert_absent(result, 1, re.escape(self.target.lower()), "folder|directory")
+
+    def test_a_link_leads_to_the_target(self) -> None:
+        """With --force the file that a link leads to is replaced, and the partial file lies with it."""
+        stored = self.contents()
+        link = os.path.join(self.folder, "link")
+        os.symlink(write_bytes(self.path, b"old"), link)
+        result = self.cli("download", "b1", "-o", link, "--force", *IDLE_FLAG)
+        self.assert_right(result, stored)
+        self.assertTrue(os.path.islink(link))
+
+    def test_a_full_disk(self) -> None:
+        """No space is one sentence with the file in it; nothing is left, and an old file is as it was."""
+        self.contents(MIB)
+        for old in (b"", b"old"):
+            with self.subTest(old=old):
+                self.clear()
+                if old:
+                    write_bytes(self.path, old)
+                code, err = self.limited(400_000, "download", "b1", "-o", self.path, "--force", *IDLE_FLAG)
+                self.assertEqual(code, 1, err)
+                self.assert_sentence(Result(code, b"", err), re.escape(self.path.lower()), "large|space|full")
+                self.assertEqual(self.left(), {"x"} if old else set())
+                self.assertEqual(old and read_bytes(self.path), old)
+        self.assertEqual(self.names(), [])
+
+    def limited(self, size: int, *argv: str) -> Tuple[int, str]:
+        """Run a command that may write no file larger than this, as on a disk that is full."""
+        def limit() -> None:
+            posix_resource.setrlimit(posix_resource.RLIMIT_FSIZE, (size, size))
+        done = subprocess.run(
+            [sys.executable, velero_requests.__file__, *argv, "--kubeconfig", self.kubeconfig, "-n",
+             self.namespace], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
+            check=False, preexec_fn=limit)  # pylint: disable=subprocess-popen-preexec-fn
+        return done.returncode, done.stderr.decode()
+
+    def test_a_place_that_cannot_be_written(self) -> None:
+        """A file system that takes no file is one sentence with the file in it."""
+        self.contents()
+        path = "/proc/velero-requests-test"
+        result = self.cli("download", "b1", "-o", path, *IDLE_FLAG)
+        self.assert_absent(result, 1, re.escape(path))
+        self.assertEqual(self.names(), [])
+
+    def test_a_log_into_a_file_keeps_an_old_file(self) -> None:
+        """A damaged log leaves a sound beginning or nothing, and never touches a file that was there."""
+        packed = gzip.compress(LOG * 50)
+        damaged = packed[:-6] + bytes([packed[-6] ^ 1]) + packed[-5:]
+        self.store.put(self.namespace, KEYS["BackupLog"], damaged)
+        result = self.download("--kind", "BackupLog")
+        self.assertEqual(result.code, 1)
+        self.assert_sentence(result, "damage|crc|check")
+        for name in self.left():
+            self.assertTrue((LOG * 50).startswith(read_bytes(os.path.join(self.target, name))), name)
+        self.clear()
+        write_bytes(self.path, b"old")
+        self.assertEqual(self.download("--kind", "BackupLog", "--force").code, 1)
+        self.assertEqual((read_bytes(self.path), self.left()), (b"old", {"x"}))
+
+    def test_names_stay_in_their_folder(self) -> None:
+        """No name of a backup or of an artifact makes a file anywhere."""
+        inside = os.path.join(self.target, "inside")
+        os.mkdir(inside)
+        before = os.getcwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir(inside)
+        for name in ("../evil", "/" + "etc/evil", "..", "a/b", "evil\n", "-", "..\\evil"):
+            with self.subTest(name):
+                result = self.cli("backup", "download", *IDLE_FLAG, "--", name)
+                self.assertIn(result.code, (1, 2, 3), result.err)
+                self.assertEqual(os.listdir(inside), [])
+                self.assertEqual(self.left(), {"inside"})
+        self.assertEqual(self.gets(), [])
+
+    def test_a_long_name(self) -> None:
+        """A target whose name fills what the file system allows is no trouble."""
+        stored = self.contents()
+        self.path = os.path.join(self.target, "a" * 255)
+        self.store.script("GET", wire=cut_body(100_000))
+        self.assert_right(self.download(), stored)
+
+    def test_two_long_names_do_not_share_a_partial_file(self) -> None:
+        """Targets that differ only in their last letter can be downloaded at the same time."""
+        paths = [os.path.join(self.target, "a" * 240 + letter) for letter in "pq"]
+        stored = self.contents()
+        gate = threading.Event()
+        fault = self.store.script("GET", times=2, pause_after=100_000, gate=gate)
+        programs = [self.program("download", "b1", "-o", path) for path in paths]
+        wait_until(lambda: fault.hits == 2 or any(p.process.poll() is not None for p in programs), 15, "both")
+        gate.set()
+        for program, path in zip(programs, paths):
+            self.assertEqual(program.end().code, 0, program.text())
+            self.assertTrue(read_bytes(path) == stored)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Downloads, row 2: verified
+# ------------------------------------------------------------------------------------------------------------
+
+def reflected_crc(data: bytes, polynomial: int, width: int) -> bytes:
+    """Return a reflected CRC with all bits set before and after, as S3 writes it."""
+    mask = (1 << width) - 1
+    value = mask
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (polynomial if value & 1 else 0)
+    return base64.b64encode((value ^ mask).to_bytes(width // 8, "big"))
+
+
+def checksums(data: bytes) -> Dict[str, str]:
+    """Return the five checksums of S3, by the end of their header's name."""
+    found = {"crc32": base64.b64encode(zlib.crc32(data).to_bytes(4, "big")),
+             "crc32c": reflected_crc(data, 0x82F63B78, 32),
+             "crc64nvme": reflected_crc(data, 0x9A6C9329AC4BC9B5, 64),
+             "sha1": base64.b64encode(hashlib.sha1(data).digest()),
+             "sha256": base64.b64encode(hashlib.sha256(data).digest())}
+    return {name: value.decode() for name, value in found.items()}
+
+
+class TestDownloadVerified(DownloadWorld, unittest.TestCase):
+    """Nothing passes for the object that is not."""
+
+    def test_the_checksums_of_this_test(self) -> None:
+        """The catalogue's check values of CRC-32, CRC-32C and CRC-64/NVME come out."""
+        values = [base64.b64decode(checksums(b"123456789")[name]).hex() for name in ("crc32", "crc32c", "crc64nvme")]
+        self.assertEqual(values, ["cbf43926", "e3069283", "ae8b14860a799888"])
+
+    def test_an_etag_that_is_an_md5(self) -> None:
+        """A whole gzip whose MD5 is not the ETag is not the object."""
+        self.contents()
+        other = archive(300_000, seed=7)
+        self.store.put_with_etag(self.namespace, KEYS["BackupContents"], other, '"' + "0" * 32 + '"')
+        self.assert_absent(self.download(), 1, "etag|md5|checksum")
+
+    def test_an_etag_that_is_no_md5(self) -> None:
+        """ETags of uploads in parts, of encrypted objects, weak ones and odd ones prove nothing and stop nobody."""
+        stored = archive(100_000)
+        for etag, headers in (('"' + "0" * 32 + '-3"', {}), ('"0123"', {}), ('W/"abc"', {}), ("odd", {}),
+                              ('"' + "0" * 32 + '"', {"x_amz_server_side_encryption": "aws:kms"})):
+            with self.subTest(etag=etag, **headers):
+                self.clear()
+                self.store.put_with_etag(self.namespace, KEYS["BackupContents"], stored, etag, **headers)
+                self.assert_right(self.download(), stored)
+
+    def test_checksums_in_headers(self) -> None:
+        """A checksum header must fit where it can be computed, and one over parts is left alone."""
+        stored = archive(20_000)
+        right, wrong = checksums(stored), checksums(b"something else")
+        kept = '"' + "0" * 32 + '-2"'
+        cases = [(name, value, False) for name, value in right.items()]
+        cases += [(name, wrong[name], True) for name in ("crc32", "sha1", "sha256")]
+        cases += [(name, wrong[name] + "-2", False) for name in ("crc32", "sha256")]
+        cases += [("sha256", "no base64 at all!", False), ("sha256", "", False)]
+        for name, value, is_wrong in cases:
+            with self.subTest(name=name, value=value):
+                self.clear()
+                self.store.put_with_etag(self.namespace, KEYS["BackupContents"], stored, kept,
+                                         **{"x_amz_checksum_" + name: value})
+                result = self.download()
+                if is_wrong:
+                    self.assert_absent(result, 1, name + "|checksum")
+                else:
+                    self.assert_right(result, stored)
+
+    def test_a_checksum_over_a_cut(self) -> None:
+        """A checksum of the whole object, told with the first answer, is compared after a cut too."""
+        stored = archive(300_000)
+        digests: Tuple[Tuple[str, Callable[[bytes], bytes]], ...] = (
+            ("crc32", lambda data: zlib.crc32(data).to_bytes(4, "big")),
+            ("sha256", lambda data: hashlib.sha256(data).digest()))
+        for name, digest in digests:
+            for is_wrong in (False, True):
+                with self.subTest(name=name, is_wrong=is_wrong):
+                    self.clear()
+                    value = base64.b64encode(digest(b"x" if is_wrong else stored)).decode()
+                    self.store.put_with_etag(self.namespace, KEYS["BackupContents"], stored, '"abc-2"',
+                                             **{"x_amz_checksum_" + name: value})
+                    self.store.script("GET", wire=cut_body(150_000))
+                    result = self.download()
+                    if is_wrong:
+                        self.assert_absent(result, 1, name + "|checksum")
+                    else:
+                        self.assert_right(result, stored)
+
+    def test_sha256_demanded(self) -> None:
+        """--sha256 is what the file must have; anything else is damage, and no hex is wrong usage."""
+        stored = self.contents()
+        good = hashlib.sha256(stored).hexdigest()
+        for text in (good, good.upper()):
+            self.clear()
+            self.assert_right(self.download("--sha256", text), stored)
+        self.clear()
+        self.assert_absent(self.download("--sha256", "0" * 64), 1, "sha256|sha-256")
+        for text in ("", "abc", good[:-1], good + "0", "g" * 64):
+            with self.subTest(text):
+                self.assert_absent(self.download("--sha256", text), 2)
+
+    def test_sha256_of_a_log_on_stdout(self) -> None:
+        """A log whose sha256 is not the one demanded came whole, but is an error."""
+        self.put()
+        result = self.cli("download", "b1", "--kind", "BackupLog", "-o", "-", "--sha256", "0" * 64)
+        self.assertEqual(result.code, 1)
+        self.assertTrue(LOG.startswith(result.out))
+        self.assert_sentence(result, "sha256|sha-256")
+
+    def test_check_walks_the_archive(self) -> None:
+        """--check accepts a whole tar and refuses what is none, ends early or has a broken header."""
+        stored = archive(100_000)
+        plain = gzip.decompress(stored)
+        broken = bytearray(plain)
+        broken[148:156] = b"0000000\0"  # the checksum in the first member's header
+        bad = {"no tar": b"just words " * 1000, "short": plain[:60_000], "header": bytes(broken),
+               "no end": plain[:len(plain) // 512 * 512 - 10240 - 512 * 3]}
+        self.store.put(self.namespace, KEYS["BackupContents"], stored)
+        self.assert_right(self.download("--check"), stored)
+        for name, content in bad.items():
+            with self.subTest(name):
+                self.clear()
+                packed = gzip.compress(content)
+                self.store.put(self.namespace, KEYS["BackupContents"], packed)
+                self.assert_absent(self.download("--check"), 1, "tar|archive")
+                self.assert_right(self.download(), packed)
+
+    def test_check_walks_after_a_cut(self) -> None:
+        """The walk goes over the whole file also when it came in two pieces."""
+        stored = self.contents(1_500_000)
+        self.store.script("GET", wire=cut_body(700_000))
+        self.assert_right(self.download("--check"), stored)
+
+    def test_a_damaged_log_is_written_as_far_as_it_is_sound(self) -> None:
+        """stdout holds a beginning of the log, a long one, and the error says that it is damaged."""
+        text = LOG * 200
+        packed = gzip.compress(text)
+        half = len(packed) // 2
+        bodies = {"crc": (packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:], len(text) - MIB),
+                  "length": (packed[:-4] + bytes([packed[-4] ^ 1]) + packed[-3:], len(text) - MIB),
+                  "flipped": (packed[:half] + b"\xff\xff\xff\xff" + packed[half + 4:], 1),
+                  "short": (packed[:half], 1), "tail": (packed + b"garbage", len(text)),
+                  "second member": (packed + packed[:20], len(text)), "junk member": (packed + b"\x1f\x8bxx", 1)}
+        for name, (body, least) in bodies.items():
+            for command in (("backup", "logs", "b1"), ("download", "b1", "--kind", "BackupLog", "-o", "-")):
+                with self.subTest(name, command=command):
+                    self.store.put(self.namespace, KEYS["BackupLog"], body)
+                    result = self.cli(*command, *IDLE_FLAG)
+                    self.assertEqual(result.code, 1, result.err)
+                    self.assertTrue(text.startswith(result.out) or name == "flipped", "not a beginning of the log")
+                    self.assertGreaterEqual(len(result.out), least)
+                    self.assert_sentence(result, "damage|short|gzip|crc|follow|behind")
+
+    def test_members_in_a_file(self) -> None:
+        """Contents of several members are kept as they are, to the very end."""
+        stored = b"".join(gzip.compress(noise(50_000, seed)) for seed in range(4))
+        self.store.put(self.namespace, KEYS["BackupContents"], stored)
+        self.store.script("GET", wire=cut_body(stored.index(b"\x1f\x8b", 1000) + 1))
+        self.assert_right(self.download(), stored)
+
+    def test_a_login_page_is_no_object(self) -> None:
+        """HTML with 200, whatever its headers say, is named and leaves nothing."""
+        for kind in ("BackupContents", "BackupLog"):
+            self.put(kind)
+            for headers in (HTML_TYPE, (("Content-Type", "application/gzip"),), (("ETag", '"abc"'), *HTML_TYPE)):
+                with self.subTest(kind=kind, headers=headers):
+                    self.store.unscript()
+                    self.store.script("GET", times=50,
+                                      answer=lambda _request, _true, headers=headers: Answer(
+                                          200, LOGIN_PAGE, headers))
+                    self.assert_absent(self.download("--kind", kind), 1, "html")
+                    result = self.cli("download", "b1", "--kind", kind, "-o", "-", *IDLE_FLAG)
+                    self.assertEqual((result.code, result.out), (1, b""))
+                    self.assert_sentence(result, "html")
+
+    def test_an_encoding_over_the_stored_bytes(self) -> None:
+        """Content-Encoding: gzip, added on the way, does not change what is stored."""
+        stored = self.contents()
+        self.put()
+        for cut in (False, True):
+            with self.subTest(cut=cut):
+                self.clear()
+                self.store.unscript()
+                if cut:
+                    self.store.script("GET", wire=cut_body(100_000), answer=self.declare_gzip)
+                self.store.script("GET", times=5, answer=self.declare_gzip)
+                self.assert_right(self.download(), stored)
+        self.assertEqual(self.cli("backup", "logs", "b1").out, LOG)
+
+    def declare_gzip(self, _request: Request, true: Answer) -> Answer:
+        """Add the header to a true answer, as some proxies do."""
+        return with_headers(true, Content_Encoding="gzip")
+
+    def test_an_encoding_that_is_true(self) -> None:
+        """A proxy that really compresses once more gives the object or an error, and never its own bytes."""
+        stored = self.contents()
+        for length in (None, str(len(stored))):
+            with self.subTest(length=length):
+                self.clear()
+                self.store.unscript()
+
+                def encode(_request: Request, true: Answer, length: Optional[str] = length) -> Answer:
+                    changed = with_headers(true._replace(body=gzip.compress(true.body)), Content_Encoding="gzip")
+                    return with_headers(changed, Content_Length=length) if length else changed
+                self.store.script("GET", times=50, answer=encode)
+                self.assert_right_or_absent(self.download(), stored)
+
+    def test_an_empty_object(self) -> None:
+        """An empty object is no archive and no log, and is said to be empty."""
+        for kind in ("BackupContents", "BackupLog"):
+            self.store.put(self.namespace, KEYS[kind], b"")
+            self.assert_absent(self.download("--kind", kind), 1, "empty|nothing|0 bytes")
+            self.assertLess(len(self.gets(KEYS[kind])), 10)
+
+    def test_chunked_encoding(self) -> None:
+        """A body in chunks comes whole, and one without its last chunk is not taken for whole."""
+        stored = self.contents()
+        self.store.script("GET", wire=chunked(1000))
+        self.assert_right(self.download(), stored)
+        self.clear()
+        self.store.script("GET", wire=chunked(1000, last=False))
+        self.assert_right(self.download(), stored)  # tried again
+        self.clear()
+        half = len(stored) // 2
+        self.store.script("GET", wire=lambda response: chunked(1000)(response[:body_start(response) + half]))
+        self.assert_right_or_absent(self.download(), stored, 1)
+
+    def test_a_wrong_length(self) -> None:
+        """A Content-Length that is too small or too large is never the end of it."""
+        stored = self.contents()
+        for wrong in (len(stored) - 1, len(stored) // 2, len(stored) + 1, len(stored) + 5000, 0):
+            with self.subTest(length=wrong):
+                self.clear()
+                self.store.unscript()
+                self.store.script("GET", wire=wrong_length(wrong))
+                self.assert_right_or_absent(self.download(), stored, 1)
+
+    def test_lengths_that_are_no_numbers(self) -> None:
+        """A Content-Length of nonsense does not pass for a success without the object."""
+        stored = self.contents()
+        for text in (b"-1", b"abc", b"1e3", b"99999999999999999999999", b" ", b"5, 6"):
+            with self.subTest(text):
+                self.clear()
+                self.store.unscript()
+                self.store.script("GET", wire=lambda response, text=text: [re.sub(
+                    rb"Content-Length: \d+", b"Content-Length: " + text, response)])
+                self.assert_right_or_absent(self.download(), stored)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Downloads, row 3: resumable
+# ------------------------------------------------------------------------------------------------------------
+
+class TestDownloadCuts(DownloadWorld, unittest.TestCase):
+    """Cut anywhere: the object comes all the same, and hardly a byte twice."""
+
+    def test_any_byte_of_a_response(self) -> None:
+        """Wherever a response breaks off, in its header or its body, the library gives the object."""
+        self.put()
+        length = len(whole_response(self.store.handle(Request(
+            "GET", self.store.url_of(self.namespace, KEYS["BackupLog"])[len(self.store.url):],
+            [("host", self.store.host)], b""))))
+        points = sorted({*range(0, 500, 13), *range(1, length, length // 25), length - 1, length - 2, length - 9})
+        stored = gzip.compress(LOG)
+        for point in points:
+            self.make_backup(f"c{point}")
+            self.store.put(self.namespace, f"backups/c{point}/c{point}-logs.gz", stored)
+            self.store.script("GET", f"/c{point}-logs.gz", wire=cut_wire(point))
+        api = vr.connect(vr.load_cluster(self.kubeconfig))
+
+        def content(point: int) -> bytes:
+            writer = io.BytesIO()
+            vr.stream(api, self.namespace, "BackupLog", f"c{point}", writer)
+            return writer.getvalue()
+        with ThreadPoolExecutor(16) as pool:
+            for point, result in zip(points, pool.map(content, points)):
+                self.assertTrue(result == LOG, f"cut after {point} of {length} bytes of the response")
+        self.assert_conditional()
+
+    def test_any_byte_into_a_file(self) -> None:
+        """The same for files of contents: right, with nothing left beside them."""
+        chance = random.Random(11)
+        for point in [0, 1, 17, 40, 250] + [chance.randrange(300, 300_000) for _ in range(5)]:
+            with self.subTest(point):
+                self.clear()
+                self.store.unscript()
+                stored = self.contents(300_000, seed=point)
+                self.store.script("GET", wire=cut_wire(point))
+                self.assert_right(self.download(), stored)
+
+    def test_many_cuts_cost_little(self) -> None:
+        """Thirty cuts in one transfer: each goes on by Range and If-Match, and costs at most 1 MiB."""
+        stored = self.contents(8 * MIB)
+        chance = random.Random(12)
+        steps = [chance.randrange(50_000, 270_000) for _ in range(30)]
+        for step in steps:
+            self.store.script("GET", wire=cut_body(step))
+        self.store.forget()
+        self.assert_right(self.download(), stored)
+        self.assert_conditional(self.etag())
+        reached = 0
+        for request, step in zip(self.gets(), steps):
+            begin = first_byte(request)
+            self.assertLessEqual(begin, reached)
+            self.assertGreater(begin, reached - CUT_COST - 1)
+            reached = max(reached, begin + step)
+        self.assertGreater(reached, 2 * MIB)
+
+    def test_a_large_cut_costs_little(self) -> None:
+        """What came before a cut is not asked for again, however much it was."""
+        stored = self.contents(12 * MIB)
+        self.store.script("GET", wire=cut_body(11 * MIB))
+        self.store.forget()
+        self.assert_right(self.download(), stored)
+        self.assertGreaterEqual(first_byte(self.gets()[-1]), 10 * MIB)
+
+    def test_a_stall(self) -> None:
+        """A connection that falls silent is given up after the idle limit, and the rest fetched by another."""
+        stored = self.contents()
+        for after in (0, 100_000):
+            with self.subTest(after=after):
+                self.clear()
+                self.store.script("GET", pause_after=after, gate=threading.Event())
+                began = time.monotonic()
+                self.assert_right(self.download(), stored)
+                self.assertLess(time.monotonic() - began, 12)
+
+    def test_a_stall_before_the_header(self) -> None:
+        """So is one that never answers at all, or stops in the middle of the header."""
+        stored = self.contents()
+        for fault in ({"hang": threading.Event()}, {"wire": lambda response: [response[:20], threading.Event()]}):
+            with self.subTest(str(list(fault))):
+                self.clear()
+                self.store.script("GET", **fault)
+                self.assert_right(self.download(), stored)
+
+    def test_one_byte_now_and_then_is_no_stall(self) -> None:
+        """A line that is slow but alive is left alone, though its bytes take longer than the idle limit."""
+        stored = self.contents()
+        self.store.script("GET", wire=dripping(6, 0.4))
+        self.store.forget()
+        began = time.monotonic()
+        self.assert_right(self.download(), stored)
+        self.assertGreater(time.monotonic() - began, 2)
+        self.assertEqual(len(self.gets()), 1)
+
+    def test_an_url_that_expires_half_way(self) -> None:
+        """A new request is made, the same byte continued, and no request is left."""
+        stored = self.contents(3 * MIB)
+        self.expire_after(2 * MIB)
+        self.assert_right(self.download(), stored)
+        self.assertEqual(self.ask_of_cluster(), 2)
+        self.assertEqual(len({request.target for request in self.gets()}), 2)
+        self.assertGreaterEqual(first_byte(self.gets()[-1]), 2 * MIB - CUT_COST)
+        self.assert_conditional(self.etag())
+        self.assertEqual(self.names(), [])
+
+    def expire_after(self, size: int, then: Callable[[], Any] = lambda: None) -> None:
+        """Script a cut after which the URL has expired, for the store and for the controller."""
+        def pieces(response: bytes) -> Iterator[bytes]:
+            yield response[:body_start(response) + size]
+            self.store.clock = lambda: time.time() + 700
+            self.turn(seconds=700)
+            then()
+        self.store.script("GET", wire=pieces)
+
+    def test_an_url_expires_and_the_object_changes(self) -> None:
+        """What comes behind the new URL is another object: all of it comes, and that is said."""
+        self.contents(2 * MIB)
+        changed = archive(MIB, seed=8)
+        self.expire_after(MIB, lambda: self.store.put(self.namespace, KEYS["BackupContents"], changed))
+        result = self.download()
+        self.assert_right(result, changed)
+        self.assertIn("changed", result.err)
+
+    def test_an_url_that_expires_in_a_log(self) -> None:
+        """A log on stdout goes on at the same byte, too."""
+        text = noise(400_000).hex().encode()
+        self.put(body=text)
+        self.expire_after(200_000)
+        result = self.cli("backup", "logs", "b1", *IDLE_FLAG)
+        self.assertEqual((result.code, self.ask_of_cluster(), self.names()), (0, 2, []), result.err)
+        self.assertTrue(result.out == text)
+        self.assert_conditional(self.etag(KEYS["BackupLog"]))
+
+    def test_cuts_under_tls(self) -> None:
+        """A line that breaks under TLS, without a goodbye, is continued as well."""
+        store = FaultyStore(tls=True)
+        self.addCleanup(store.close)
+        authority = base64.b64encode(read_bytes(str(store.ca))).decode()
+        self.make_location("tls", {"s3Url": store.url}, caCert=authority)
+        self.make_backup("b3", "tls")
+        stored = archive(MIB)
+        store.put(self.namespace, "backups/b3/b3.tar.gz", stored)
+        for after in (0, 1, 300_000, 700_000):
+            store.script("GET", wire=cut_body(after))
+        self.assert_right(self.download(name="b3"), stored)
+
+    def test_an_url_that_is_always_expired(self) -> None:
+        """When even new URLs are expired, the clocks differ: said so, soon, and not as a lack of rights."""
+        self.contents()
+        self.store.clock = lambda: time.time() + 3600
+        began = time.monotonic()
+        self.assert_absent(self.download(), 1, "clock|expired")
+        self.assertLess(time.monotonic() - began, 30)
+        self.assertLess(len(self.gets()), 12)
+        self.assertEqual(self.names(), [])
+
+    def test_an_object_that_changes_meanwhile(self) -> None:
+        """It starts over, and says so; also with stores that forget If-Match."""
+        for forgetful in (False, True):
+            with self.subTest(forgetful=forgetful):
+                self.clear()
+                self.store.unscript()
+                self.contents(2 * MIB)
+                changed = archive(2 * MIB, seed=9)
+                self.store.script("GET", wire=self.change_after(MIB, changed))
+                if forgetful:
+                    self.store.script("GET", answer=self.forget_condition)
+                result = self.download()
+                self.assert_right(result, changed)
+                self.assertIn("changed", result.err)
+
+    def change_after(self, size: int, body: bytes, kind: str = "BackupContents") -> Callable[[bytes], Pieces]:
+        """Return a wire fault: a cut, and another object in the old one's place."""
+        def pieces(response: bytes) -> Iterator[bytes]:
+            yield response[:body_start(response) + size]
+            self.store.put(self.namespace, KEYS[kind], body)
+        return pieces
+
+    def forget_condition(self, request: Request, _true: Answer) -> Answer:
+        """Answer as a store that does not look at If-Match."""
+        request.headers.pop("if-match", None)
+        return self.store.handle(request)
+
+    def test_a_log_that_changes_meanwhile(self) -> None:
+        """What has been printed cannot be taken back: a sound beginning of one log, and exit 1."""
+        text = noise(400_000).hex().encode()
+        for forgetful in (False, True):
+            with self.subTest(forgetful=forgetful):
+                self.store.unscript()
+                self.put(body=text)
+                other = gzip.compress(noise(400_000, seed=9).hex().encode())
+                self.store.script("GET", wire=self.change_after(300_000, other, "BackupLog"))
+                if forgetful:
+                    self.store.script("GET", answer=self.forget_condition)
+                result = self.cli("backup", "logs", "b1", *IDLE_FLAG)
+                self.assertEqual(result.code, 1, result.err)
+                self.assertTrue(text.startswith(result.out))
+                self.assertGreater(len(result.out), 1000)
+                self.assert_sentence(result, "changed|another|different")
+
+    def test_a_store_that_ignores_range(self) -> None:
+        """200 with everything in answer to a Range is noticed, for files and for stdout."""
+        stored = self.contents(2 * MIB)
+        text = noise(400_000).hex().encode()
+        self.put(body=text)
+
+        def whole(request: Request, _true: Answer) -> Answer:
+            request.headers.pop("range", None)
+            return self.store.handle(request)
+        for argv, expected in (((), stored), (("-o", "-"), stored), (("-o", "-", "--kind", "BackupLog"), text)):
+            with self.subTest(argv):
+                self.clear()
+                self.store.unscript()
+                self.store.script("GET", wire=cut_body(300_000))
+                self.store.script("GET", times=50, answer=whole)
+                if argv:
+                    result = self.cli("download", "b1", *IDLE_FLAG, *argv)
+                    self.assertEqual(result.code, 0, result.err)
+                    self.assertTrue(result.out == expected)
+                else:
+                    self.assert_right(self.download(), expected)
+
+    def test_a_part_of_something_else(self) -> None:
+        """206 with a Content-Range of another place, another size or nonsense is not taken for the rest."""
+        stored = self.contents()
+        size = len(stored)
+        for text in (f"bytes 0-{size - 1}/{size}", f"bytes 100001-{size - 1}/{size}", f"bytes 99999-{size - 2}/{size}",
+                     f"bytes 100000-{size - 1}/{size + 1}", f"bytes 100000-{size - 1}/*", "bytes */100", "nonsense",
+                     "bytes 5-4/3", "", None):
+            with self.subTest(text):
+                self.clear()
+                self.store.unscript()
+                self.store.script("GET", wire=cut_body(100_000))
+                self.store.script("GET", answer=lambda _request, true, text=text: with_headers(
+                    true, Content_Range=text))
+                self.assert_right_or_absent(self.download(), stored, 1, 6)
+
+    def test_other_bytes_under_a_true_header(self) -> None:
+        """206 with other bytes is damage, whatever the header says, unless it is made good."""
+        stored = self.contents()
+        for etag in (self.etag(), '"abc-3"'):
+            with self.subTest(etag=etag):
+                self.clear()
+                self.store.unscript()
+                self.store.put_with_etag(self.namespace, KEYS["BackupContents"], stored, etag)
+                self.store.script("GET", wire=cut_body(100_000))
+                self.store.script("GET", answer=other_bytes)
+                self.assert_right_or_absent(self.download(), stored, 1)
+
+    def test_a_changed_etag_alone(self) -> None:
+        """206 that names another ETag is another object: never glued to what is there."""
+        stored = self.contents()
+        self.store.script("GET", wire=cut_body(100_000))
+        self.store.script("GET", answer=lambda _request, true: with_headers(true, ETag='"other"'))
+        self.assert_right_or_absent(self.download(), stored, 1)
+
+    def test_html_half_way(self) -> None:
+        """A login page in place of the rest ruins nothing: the object comes or an error."""
+        stored = self.contents()
+        for status in (200, 206, 403, 502):
+            with self.subTest(status=status):
+                self.clear()
+                self.store.unscript()
+                self.store.script("GET", wire=cut_body(100_000))
+                self.store.script("GET", answer=lambda _request, _true, status=status: Answer(
+                    status, LOGIN_PAGE, HTML_TYPE))
+                if status == 502:
+                    self.assert_right(self.download(), stored)
+                else:
+                    self.assert_right_or_absent(self.download(), stored)
+
+    def test_a_range_that_is_refused(self) -> None:
+        """416 in answer to the rest: the object comes or an error."""
+        stored = self.contents()
+        self.store.script("GET", wire=cut_body(len(stored)))  # all came, but the connection did not say more
+        self.assert_right(self.download(), stored)
+        self.clear()
+        self.store.script("GET", wire=cut_body(100_000))
+        self.store.script("GET", status=416, body="<Error><Code>InvalidRange</Code></Error>")
+        self.assert_right_or_absent(self.download(), stored, 1)
+
+    def test_slow_down(self) -> None:
+        """503 SlowDown with Retry-After is waited for as long as it says, and made good."""
+        stored = self.contents()
+        for header in ("1", None):
+            with self.subTest(header=header):
+                self.clear()
+                self.store.forget()
+                self.store.script("GET", times=2, answer=lambda _request, _true, header=header: with_headers(
+                    Answer(503, SLOW_DOWN, ()), Retry_After=header))
+                self.assert_right(self.download(), stored)
+                times = [request.at for request in self.gets()]
+                self.assertEqual(len(times), 3)
+                if header:
+                    self.assertGreaterEqual(times[2] - times[0], 2)
+
+    def test_redirections(self) -> None:
+        """301 and 307 within the store may be followed; to elsewhere, without or with odd Locations never."""
+        stored = self.contents()
+        stranger = FaultyStore()
+        self.addCleanup(stranger.close)
+        stranger.put(self.namespace, KEYS["BackupContents"], archive(1000, seed=5))
+        good = self.store.url_of(self.namespace, KEYS["BackupContents"])
+        loop = f"{self.store.url}/{self.namespace}/loop"
+        for status, location in itertools.product((301, 307), (
+                good, loop, f"{stranger.url}/{self.namespace}/{KEYS['BackupContents']}", "", None, "file:///etc/passwd",
+                "http://[", "//" + stranger.host + "/x", "\x01")):
+            with self.subTest(status=status, location=location):
+                self.clear()
+                self.store.unscript()
+                self.store.script("GET", times=1 if location == good else 100,
+                                  answer=lambda _request, _true, status=status, location=location: with_headers(
+                                      Answer(status, b"<Error><Code>TemporaryRedirect</Code></Error>", ()),
+                                      Location=location))
+                result = self.download()
+                if location == good and result.code == 0:
+                    self.assert_right(result, stored)
+                else:
+                    self.assert_absent(result, 1)
+        self.assertEqual(stranger.seen(), [])
+
+    def test_a_wrong_region(self) -> None:
+        """A bucket in another region is refused with that region's name."""
+        self.contents()
+        moved = (b"<Error><Code>PermanentRedirect</Code><Message>Please send requests to</Message>"
+                 b"<Endpoint>bucket.s3.eu-north-1.amazonaws.com</Endpoint></Error>")
+        malformed = (b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>the region 'us-east-1' is wrong"
+                     b"</Message><Region>eu-north-1</Region></Error>")
+        for status, body in ((301, moved), (400, malformed)):
+            with self.subTest(status):
+                self.store.unscript()
+                self.store.script("GET", times=100, answer=lambda _request, _true, status=status, body=body: Answer(
+                    status, body, (("x-amz-bucket-region", "eu-north-1"),)))
+                self.assert_absent(self.download(), 1, "eu-north-1")
+
+    def test_refusals_are_quick(self) -> None:
+        """SignatureDoesNotMatch and AccessDenied end within 6 s and 4 requests, with code 5."""
+        self.contents()
+        for code in ("SignatureDoesNotMatch", "AccessDenied", "InvalidAccessKeyId"):
+            with self.subTest(code):
+                self.store.unscript()
+                self.store.forget()
+                body = (f"<Error><Code>{code}</Code><Message>No.</Message><AWSAccessKeyId>{self.store.access_key}"
+                        f"</AWSAccessKeyId></Error>").encode()
+                self.store.script("GET", times=100, answer=lambda _request, _true, body=body: Answer(403, body, ()))
+                began = time.monotonic()
+                self.assert_absent(self.download(), 5)
+                self.assertLess(time.monotonic() - began, 6)
+                self.assertLessEqual(len(self.gets()), 4)
+
+    def test_an_endless_refusal(self) -> None:
+        """Of a 403 whose body does not end, a part is read."""
+        self.contents()
+
+        def endless(_response: bytes) -> Iterator[bytes]:
+            yield b"HTTP/1.1 403 Forbidden\r\n\r\n<Error><Code>AccessDenied</Code><Message>"
+            while True:
+                yield b"no " * 20_000
+        self.store.script("GET", times=4, wire=endless)
+        began = time.monotonic()
+        self.assert_absent(self.download(), 5)
+        self.assertLess(time.monotonic() - began, 6)
+
+    def test_codes(self) -> None:
+        """A missing key is 3 and a missing bucket 3 or 1."""
+        self.store.create_bucket(self.namespace)
+        self.assert_absent(self.download(), 3, "b1")
+        del self.store.buckets[self.namespace]
+        self.assert_absent(self.download(), (1, 3), "b1|bucket")
+
+    def test_several_connections(self) -> None:
+        """--connections N gives the same object, also when one breaks, Range is ignored or the object changes."""
+        stored = self.contents(24 * MIB)
+        for name in ("plain", "cut", "ignored", "changed"):
+            with self.subTest(name):
+                self.clear()
+                self.store.unscript()
+                self.store.forget()
+                if name == "cut":
+                    self.store.script("GET", times=3, wire=cut_body(MIB))
+                if name == "ignored":
+                    self.store.script("GET", times=100, answer=lambda request, _true: (
+                        request.headers.pop("range", None), self.store.handle(request))[1])
+                if name == "changed":
+                    self.store.script("GET", times=1, wire=self.change_after(MIB, stored[:]))
+                    self.store.script("GET", times=1, answer=lambda _request, true: with_headers(true, ETag='"b"'))
+                result = self.download("--connections", "4")
+                if name == "changed":
+                    self.assert_right_or_absent(result, stored, 1)
+                else:
+                    self.assert_right(result, stored)
+                self.assert_conditional()
+                if name == "plain":
+                    self.assertGreater(len({first_byte(request) for request in self.gets()}), 1)
+
+    def test_a_piece_that_fails_fails_all(self) -> None:
+        """With several connections, what one of them is refused is the end of all, and never a shorter file."""
+        stored = self.contents(24 * MIB)
+        refusal = Answer(403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>", ())
+        for options in ((), ("--check",), ("--sha256", hashlib.sha256(stored).hexdigest())):
+            with self.subTest(options=options):
+                self.clear()
+                self.store.unscript()
+                self.store.script("GET", times=EACH_TIME, answer=lambda request, true: (
+                    refusal if first_byte(request) >= 15 * MIB else true))
+                self.assert_absent(self.download("--connections", "2", *options), 5, may_remain=True)
+
+    def test_connections_are_few_and_positive(self) -> None:
+        """--connections takes a number from 1 on, and nothing else."""
+        for text in ("0", "-1", "x", "1.5", ""):
+            self.assert_absent(self.download("--connections", text), 2)
+
+
+class TestDownloadAfterKill(DownloadWorld, unittest.TestCase):
+    """The same command line again, after the first died."""
+
+    SIZE, REACHED = 3 * MIB, 5 * MIB // 2
+
+    def killed(self, name: str = "b1") -> None:
+        """Start a download that stalls, and kill it -9 when the partial file has grown."""
+        fault = self.store.script("GET", pause_after=self.REACHED, gate=threading.Event())
+        program = self.program("download", name, "-o", self.path)
+        wait_until(lambda: size_of(part_of(self.path)) >= self.REACHED - CUT_COST, 15, "the partial file")
+        self.assertEqual(fault.hits, 1)
+        program.kill()
+        self.store.forget()
+        self.assertLessEqual(self.left(), self.remains())
+
+    def test_it_continues(self) -> None:
+        """The second run asks for the rest only, ends with the object, and leaves nothing beside it."""
+        stored = self.contents(self.SIZE)
+        self.killed()
+        self.assertIn(self.etag().strip('"'), read_bytes(record_of(self.path)).decode())
+        self.assertNotRegex(read_bytes(record_of(self.path)).decode(), BEARER)
+        self.assert_right(self.download(), stored)
+        begins = [first_byte(request) for request in self.gets()]
+        self.assertEqual(len(begins), 1)
+        self.assertGreaterEqual(begins[0], self.REACHED - CUT_COST)
+        self.assert_conditional(self.etag())
+
+    def test_it_does_not_trust_the_partial_file(self) -> None:
+        """Damaged, longer, shorter, of another object, with a record that lies: the object comes all the same."""
+        stored = self.contents(self.SIZE)
+        self.killed()
+        part, record = read_bytes(part_of(self.path)), read_bytes(record_of(self.path))
+        middle = len(part) // 2
+        parts = {"flipped": part[:middle] + bytes([part[middle] ^ 1]) + part[middle + 1:], "empty": b"",
+                 "longer": part + noise(self.SIZE), "shorter": part[:1000], "other": noise(len(part)),
+                 "whole": stored, "more than whole": stored + b"x", "zeros at the end": part + b"\0" * 100_000}
+        for name, content in parts.items():
+            with self.subTest(name):
+                self.clear()
+                write_bytes(part_of(self.path), content)
+                write_bytes(record_of(self.path), record)
+                result = self.download()
+                # Bytes that came wrong from a disk are damage; the run after that begins anew.
+                if result.code:
+                    self.assert_absent(result, 1)
+                    result = self.download()
+                self.assert_right(result, stored)
+
+    def test_records_of_nonsense(self) -> None:
+        """Whatever lies in place of the record, the object comes."""
+        stored = self.contents(100_000)
+        deep = b"[" * 100_000
+        for content in (b"", b"nonsense", b"[]", b"{}", b"null", b'{"etag": 5}', b"\xff\xfe\x00", deep, b"{" * 10,
+                        b'{"etag": "\\"x\\"", "size": -1, "offset": 1e400}', None):
+            with self.subTest(content and content[:20]):
+                self.clear()
+                write_bytes(part_of(self.path), noise(1000))
+                if content is not None:
+                    write_bytes(record_of(self.path), content)
+                self.assert_right(self.download(), stored)
+
+    def test_an_object_that_changed_since(self) -> None:
+        """The partial file of an object that is no more is given up, and that is said."""
+        self.contents(self.SIZE)
+        self.killed()
+        changed = self.contents(self.SIZE, seed=21)
+        result = self.download()
+        self.assert_right(result, changed)
+        self.assertIn("changed", result.err)
+
+    def test_another_backup_into_the_same_target(self) -> None:
+        """A partial file of one backup is not continued with another, though they be as long."""
+        self.contents(self.SIZE)
+        self.make_backup("b2")
+        other = self.contents(self.SIZE, seed=22, name="b2")
+        self.killed()
+        self.assert_right(self.download(name="b2"), other)
+
+    def test_links_in_the_partial_file_s_place(self) -> None:
+        """What a link there leads to is not written, whoever put it there."""
+        stored = self.contents(100_000)
+        victim = write_bytes(os.path.join(self.folder, "victim"), b"precious")
+        for place in (part_of, record_of):
+            with self.subTest(place.__name__):
+                self.clear()
+                os.symlink(victim, place(self.path))
+                result = self.download()
+                self.assertEqual(read_bytes(victim), b"precious")
+                self.assertEqual(os.stat(victim).st_nlink, 1)
+                if result.code == 0:
+                    self.assertFalse(os.path.islink(self.path))
+                    self.assertTrue(read_bytes(self.path) == stored)
+                else:
+                    self.assertFalse(os.path.exists(self.path))
+                    self.assert_sentence(result)
+
+    def test_odd_things_in_the_partial_file_s_place(self) -> None:
+        """A FIFO or a folder there is no reason to wait for ever."""
+        stored = self.contents(100_000)
+        for make in (os.mkfifo, os.mkdir):
+            for place in (part_of, record_of):
+                with self.subTest(make=make.__name__, place=place.__name__):
+                    self.clear()
+                    make(place(self.path))
+                    result = self.program("download", "b1", "-o", self.path).end(seconds=20)
+                    if result.code == 0:
+                        self.assertTrue(read_bytes(self.path) == stored)
+                    else:
+                        self.assertFalse(os.path.exists(self.path))
+                        self.assert_sentence(result)
+
+    def test_two_downloads_of_one_target(self) -> None:
+        """The second is refused while the first runs, and does not disturb it."""
+        stored = self.contents(self.SIZE)
+        gate = threading.Event()
+        fault = self.store.script("GET", pause_after=self.REACHED, gate=gate)
+        first = self.program("download", "b1", "-o", self.path)
+        wait_until(lambda: fault.hits and size_of(part_of(self.path)), 15, "the first download")
+        for force in ((), ("--force",)):
+            result = self.download(*force)
+            self.assertEqual((result.code, result.out), (1, b""), result.err)
+            self.assert_sentence(result, re.escape(self.path.lower()), "another|already|lock|other")
+        gate.set()
+        self.assert_right(first.end(), stored)
+
+    def test_ctrl_c_and_again(self) -> None:
+        """A download that is interrupted leaves what the next one continues from."""
+        stored = self.contents(self.SIZE)
+        self.store.script("GET", pause_after=self.REACHED, gate=threading.Event())
+        program = self.program("download", "b1", "-o", self.path)
+        wait_until(lambda: size_of(part_of(self.path)) >= self.REACHED - CUT_COST, 15, "the partial file")
+        began = time.monotonic()
+        result = program.end(signal.SIGINT)
+        self.assertLess(time.monotonic() - began, 5)
+        self.assertEqual((result.code, result.out, self.names()), (130, b"", []), result.err)
+        self.assert_tidy(result.err)
+        self.assertLessEqual(self.left(), self.remains())
+        self.store.forget()
+        self.assert_right(self.download(), stored)
+        self.assertGreaterEqual(first_byte(self.gets()[0]), self.REACHED - CUT_COST)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Downloads: what goes wrong for ever, all at the same time
+# ------------------------------------------------------------------------------------------------------------
+
+EACH_TIME = 10_000
+
+
+def answer_html(_request: Request, _true: Answer) -> Answer:
+    """Answer a login page."""
+    return Answer(200, LOGIN_PAGE, HTML_TYPE)
+
+
+class Hopeless(NamedTuple):
+    """A store that never gets better: what it does after a first cut or at once, and how that may end."""
+
+    name: str
+    fault: Document
+    codes: Tuple[int, ...]
+    words: str = "."
+    first: Optional[Document] = None
+    keeps: Optional[bool] = None             # may a partial file remain; None: when some bytes came at first
+    most: int = 40                           # requests
+
+
+HALF = {"wire": cut_body(150_000)}
+HOPELESS = (
+    Hopeless("500", {"status": 500, "body": "oops"}, (1,), "500"),
+    Hopeless("503", {"status": 503, "body": SLOW_DOWN}, (1,), "503|slowdown"),
+    Hopeless("503-later", {"status": 503, "body": SLOW_DOWN, "headers": {"Retry-After": "86400"}}, (1,), "503"),
+    Hopeless("503-half", {"status": 503, "body": SLOW_DOWN}, (1,), "503|slowdown", HALF),
+    Hopeless("drop", {"drop": True}, (6,)),
+    Hopeless("drop-half", {"drop": True}, (6,), ".", HALF),
+    Hopeless("no-header", {"wire": cut_wire(9)}, (1, 6)),
+    Hopeless("half-a-header", {"wire": cut_wire(60)}, (1, 6)),
+    Hopeless("no-body", {"wire": cut_body(0)}, (1, 6)),
+    Hopeless("no-body-no-length", {"wire": lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]}, (1, 6)),
+    Hopeless("stall", {"pause_after": 0, "gate": threading.Event()}, (6,), "nothing|idle|silen|stall|bytes?"),
+    Hopeless("stall-half", {"pause_after": 0, "gate": threading.Event()}, (6,), ".", HALF),
+    Hopeless("too-long", {"wire": wrong_length(310_000_000)}, (1, 6), keeps=True),
+    Hopeless("too-short", {"wire": wrong_length(1000)}, (1, 6), keeps=True),
+    Hopeless("other-bytes", {"answer": other_bytes}, (1,), ".", HALF, keeps=False),
+    Hopeless("html", {"answer": answer_html}, (1,), "html"),
+    Hopeless("html-half", {"answer": answer_html}, (1,), "html", HALF),
+    Hopeless("no-chunk", {"wire": lambda response: chunked(1000, last=False)(response[:body_start(response)])}, (1, 6)),
+)
+
+
+class TestDownloadHopeless(DownloadWorld, unittest.TestCase):
+    """Every endless fault ends within 100 s and 40 requests, in one sentence, without a file."""
+
+    def test_an_end_to_everything(self) -> None:
+        """All hopeless stores at once, and a slow one that is none, each with a process of its own."""
+        stored = archive(300_000)
+        programs = {case.name: self.begin(case.name, stored, [case.first or {}, {"times": EACH_TIME, **case.fault}])
+                    for case in HOPELESS}
+        slow = self.begin("slow", stored, [{"wire": paced(24, 0.5)}])
+        began = time.monotonic()
+        for case in HOPELESS:
+            with self.subTest(case.name):
+                result = programs[case.name].end(seconds=max(1.0, began + 100 - time.monotonic()))
+                self.check(case, result)
+        result = slow.end(seconds=60)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertNotRegex(result.err, "[\r\x1b]")
+        told = [line for line in result.err.splitlines() if re.search(r"\d", line)]
+        self.assertTrue(1 <= len(told) <= 3, result.err)  # a plain line after 10 s, and perhaps the final one
+        self.assertEqual(self.names(), [])
+
+    def begin(self, name: str, stored: bytes, faults: List[Document]) -> Program:
+        """Store a backup whose GETs go wrong in this order, and start to download it."""
+        self.make_backup(name)
+        self.store.put(self.namespace, f"backups/{name}/{name}.tar.gz", stored)
+        for fault in filter(None, faults):
+            self.store.script("GET", f"/{name}.tar.gz", **fault)
+        os.mkdir(os.path.join(self.target, name))
+        return self.program("download", name, "-o", os.path.join(self.target, name, "x"), *IDLE_FLAG)
+
+    def check(self, case: Hopeless, result: Result) -> None:
+        """Check code, sentence, requests and what is left."""
+        self.assertIn(result.code, case.codes, result.err)
+        self.assertEqual(result.out, b"")
+        self.assert_sentence(result, case.words)
+        self.assertLessEqual(len(self.gets(f"/{case.name}.tar.gz")), case.most)
+        left = set(os.listdir(os.path.join(self.target, case.name)))
+        keeps = case.first is not None if case.keeps is None else case.keeps
+        self.assertLessEqual(left, self.remains() if keeps else set(), result.err)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Downloads, row 4: fast and small
+# ------------------------------------------------------------------------------------------------------------
+
+@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+class TestDownloadMemory(DownloadWorld, unittest.TestCase):
+    """The size of an object does not show in the memory that its download takes."""
+
+    def large(self, member: bytes, count: int, gate: threading.Event, sent: threading.Event) -> None:
+        """Script an object of many equal gzip members; the last byte comes when the gate is opened."""
+        def pieces(_response: bytes) -> Iterator[Any]:
+            yield head(200, (("Content-Length", str(count * len(member))), ("ETag", '"large-9"')))
+            yield from itertools.repeat(member, count - 1)
+            yield member[:-1]
+            sent.set()
+            yield gate
+            yield member[-1:]
+        self.store.script("GET", wire=pieces)
+
+    def test_a_large_archive_into_a_file(self) -> None:
+        """300 MB into a file take no more than 40 MiB, verified on the way."""
+        member, count = gzip.compress(noise(MIB), 1), 300
+        self.put("BackupContents")
+        gate, sent = threading.Event(), threading.Event()
+        self.large(member, count, gate, sent)
+        program = self.program("download", "b1", "-o", self.path)
+        peak = 0.0
+
+        def nearly_there() -> bool:
+            nonlocal peak
+            size = size_of(part_of(self.path))
+            peak = max(peak, resident(program.process.pid)) if size else peak
+            return size > (count - 4) * len(member) or program.process.poll() is not None
+        wait_until(nearly_there, 90, "the partial file")
+        gate.set()
+        result = program.end(seconds=60)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertEqual(os.path.getsize(self.path), count * len(member))
+        self.assertTrue(0 < peak <= PEAK, f"{peak} MiB")
+
+    def test_a_bomb_is_a_large_log(self) -> None:
+        """512 MiB of zeros out of half a MiB are printed in full, in no more than 40 MiB."""
+        member, count = gzip.compress(b"\0" * (64 * MIB)), 8
+        self.store.put(self.namespace, KEYS["BackupLog"], member * count)
+        reading, writing = os.pipe()
+        program = self.program("backup", "logs", "b1", stdout=writing)
+        os.close(writing)
+        total, peak = 0, 0.0
+        with open(reading, "rb", buffering=0) as pipe:
+            for number, piece in enumerate(iter(lambda: pipe.read(MIB), b"")):
+                total += len(piece)
+                if number % 64 == 0:
+                    peak = max(peak, resident(program.process.pid))
+        self.assertEqual((program.end().code, total), (0, 64 * MIB * count), program.text())
+        self.assertTrue(0 < peak <= PEAK, f"{peak} MiB")
+
+    def test_a_body_without_end_is_read_without_memory(self) -> None:
+        """A compressed run of zeros without its end, refused as damage, takes no memory either."""
+        packed = gzip.compress(b"\0" * (128 * MIB))[:-8]
+        self.store.put(self.namespace, KEYS["BackupLog"], packed)
+        program = self.program("download", "b1", "--kind", "BackupLog", "-o", self.path, *IDLE_FLAG)
+        peak = 0.0
+
+        def ended() -> bool:
+            nonlocal peak
+            peak = max(peak, resident(program.process.pid)) if self.store.requests else peak
+            return program.process.poll() is not None
+        wait_until(ended, 60, "the end")
+        self.assertEqual(program.end().code, 1)
+        self.assertTrue(0 < peak <= PEAK, f"{peak} MiB")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Downloads, row 5: seen
+# ------------------------------------------------------------------------------------------------------------
+
+class TestDownloadSeen(DownloadWorld, unittest.TestCase):
+    """What is said on a terminal, into a pipe, and when somebody interrupts."""
+
+    def terminal(self, *argv: str, **options: Any) -> Terminal:
+        """Start a command on a terminal."""
+        terminal = Terminal(self.folder, *argv, "--kubeconfig", self.kubeconfig, "-n", self.namespace, **options)
+        self.addCleanup(terminal.kill)
+        return terminal
+
+    def test_a_terminal_sees_progress(self) -> None:
+        """Bytes, percent, rate and time left on one line, redrawn at most 10 times a second, then the final line."""
+        stored = self.contents(MIB)
+        self.store.script("GET", wire=paced(60, 0.04))
+        terminal = self.terminal("download", "b1", "-o", self.path)
+        code, text = terminal.end()
+        self.assertEqual(code, 0, text)
+        self.assertRegex(text, r"\d+(\.\d+)? ?%")
+        self.assertRegex(text, r"\d ?([kKMG]i?)?B/s")
+        self.assertRegex(text, r"\d(s|m|:\d\d)\b")
+        redraws = [at for at, piece in terminal.pieces for _ in range(piece.replace(b"\r\n", b"\n").count(b"\r"))]
+        self.assertGreater(len(redraws), 3)
+        taken = terminal.pieces[-1][0] - terminal.pieces[0][0]
+        self.assertLessEqual(len(redraws), 10 * taken + 6, "redrawn more than 10 times a second")
+        last = text.rstrip("\n").rpartition("\n")[2] + text
+        self.assertIn(hashlib.sha256(stored).hexdigest(), last)
+        self.assertTrue(text.endswith("\n"), text[-200:])
+        self.assertTrue(read_bytes(self.path) == stored)
+
+    def test_a_narrow_or_dumb_terminal(self) -> None:
+        """A terminal of no size or few columns gets no line longer than it is, and no error."""
+        self.contents()
+        for rows, columns in ((0, 0), (24, 20)):
+            with self.subTest(columns=columns):
+                self.clear()
+                self.store.script("GET", wire=paced(10, 0.05))
+                terminal = self.terminal("download", "b1", "-o", self.path)
+                fcntl.ioctl(terminal.master, termios.TIOCSWINSZ, rows.to_bytes(2, sys.byteorder)
+                            + columns.to_bytes(2, sys.byteorder) + bytes(4))
+                code, text = terminal.end()
+                self.assertEqual(code, 0, text)
+
+    def test_a_pipe_sees_none(self) -> None:
+        """Without a terminal, whatever happens, stderr has no carriage return and no escape sequence."""
+        stored = self.contents()
+        for wire in (paced(10, 0.02), cut_body(100_000)):
+            self.clear()
+            self.store.script("GET", wire=wire)
+            program = self.program("download", "b1", "-o", self.path, *IDLE_FLAG)
+            result = program.end()
+            self.assert_right(result, stored)
+            self.assertNotRegex(result.err + result.out.decode(), "[\r\x1b]")
+
+    def test_a_log_on_a_terminal_is_not_drawn_into(self) -> None:
+        """When the log itself goes to the terminal no progress is mixed with it."""
+        self.put()
+        self.store.script("GET", wire=paced(10, 0.05))
+        code, text = self.terminal("backup", "logs", "b1").end()
+        self.assertEqual((code, text), (0, LOG.decode()))
+
+    def test_quiet(self) -> None:
+        """--quiet says nothing of a success, on a terminal too, and still tells a failure."""
+        self.contents()
+        self.store.script("GET", wire=paced(10, 0.05))
+        self.assertEqual(self.terminal("download", "b1", "-o", self.path, "--quiet").end(), (0, ""))
+        self.assertEqual(self.download("--quiet", "--force"), (0, b"", ""))
+        self.assert_sentence(self.download("--quiet"), "exist")
+
+    def test_ctrl_c_on_a_terminal(self) -> None:
+        """Ctrl-C ends it within 5 s with 130; terminal, cluster and partial file are as they should be."""
+        self.contents(2 * MIB)
+        self.store.script("GET", pause_after=MIB, gate=threading.Event())
+        terminal = self.terminal("download", "b1", "-o", self.path)
+        wait_until(lambda: size_of(part_of(self.path)) and self.names(), 15, "the transfer")
+        began = time.monotonic()
+        terminal.type(b"\x03")
+        code, text = terminal.end()
+        self.assertLess(time.monotonic() - began, 5)
+        self.assertEqual((code, self.names()), (130, []), text)
+        self.assertEqual(terminal.before, terminal.after)
+        self.assertTrue(text.endswith("\n"), text)
+        self.assertEqual(text.count("\x1b[?25l"), text.count("\x1b[?25h"))
+        self.assertNotIn("Traceback", text)
+        self.assertLessEqual(self.left(), self.remains())
+
+    def test_a_second_ctrl_c(self) -> None:
+        """A second Ctrl-C does not wait for a cluster that does not answer."""
+        self.contents(2 * MIB)
+        self.store.script("GET", pause_after=MIB, gate=threading.Event())
+        hanging = self.cluster.script("DELETE", "/downloadrequests/", times=10, hang=threading.Event())
+        terminal = self.terminal("download", "b1", "-o", self.path)
+        wait_until(lambda: size_of(part_of(self.path)), 15, "the transfer")
+        terminal.type(b"\x03")
+        wait_until(lambda: hanging.hits, 5, "the tidying up")
+        began = time.monotonic()
+        terminal.type(b"\x03")
+        code, text = terminal.end()
+        self.assertLess(time.monotonic() - began, 1.5)
+        self.assertEqual(code, 130, text)
+        self.assertNotIn("Traceback", text)
+        self.assertFalse(os.path.exists(self.path))
+
+    def test_head_leaves(self) -> None:
+        """When the reader of a log that still comes has left, the command ends within a second, without a word."""
+        for command in (("backup", "logs", "b1"), ("download", "b1", "--kind", "BackupLog", "-o", "-")):
+            with self.subTest(command):
+                self.put(body=noise(2 * MIB).hex().encode())
+                self.store.forget()
+                self.store.script("GET", wire=paced(400, 0.02))
+                reading, writing = os.pipe()
+                program = self.program(*command, stdout=writing)
+                os.close(writing)
+                self.assertEqual(len(os.read(reading, 10)), 10)
+                os.close(reading)
+                began = time.monotonic()
+                result = program.end()
+                self.assertLess(time.monotonic() - began, 1.5)
+                self.assertIn(result.code, (0, 141))
+                self.assertEqual(result.err, "")
+                self.assertEqual((self.names(), len(self.gets())), ([], 1))
+
+    def test_stdout_is_closed(self) -> None:
+        """With descriptor 1 closed no socket gets the output, and a file comes right or not at all."""
+        stored = self.contents()
+        self.put()
+        for argv in (("download", "b1", "-o", self.path), ("download", "b1", "-o", "-"), ("backup", "logs", "b1")):
+            with self.subTest(argv):
+                self.clear()
+                done = subprocess.run(
+                    ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, velero_requests.__file__, *argv,
+                     "--kubeconfig", self.kubeconfig, "-n", self.namespace], stdin=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE, timeout=60, check=False)
+                result = Result(done.returncode, b"", done.stderr.decode())
+                if self.left():
+                    self.assert_right(result, stored)
+                else:
+                    self.assertEqual(result.code, 1)
+                    self.assert_sentence(result, "stdout")
+        self.assertFalse(any(request.status == 400 or not request.method.isupper()
+                             for request in self.store.seen() + self.cluster.seen()))
+
+    def test_the_hint_when_nobody_answers(self) -> None:
+        """Without a controller the hints name --direct."""
+        for controller in self.controllers:
+            controller.stop.set()
+        self.cluster.limit("controller", "patch", resource="downloadrequests")
+        self.addCleanup(self.cluster.unlimit)
+        self.contents()
+        result = self.cli("download", "b1", "-o", self.path, "--timeout", "300ms")
+        self.assert_absent(result, 4)
+        self.assertRegex(result.err, r"hint: .*--direct")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Downloads, row 6: direct
+# ------------------------------------------------------------------------------------------------------------
+
+def backup_document(name: str, phase: str = "Completed") -> bytes:
+    """Return a velero-backup.json."""
+    return json.dumps({
+        "kind": "Backup", "apiVersion": "velero.io/v1",
+        "metadata": {"name": name, "namespace": "velero", "creationTimestamp": "2026-01-02T03:04:05Z"},
+        "spec": {"storageLocation": "default", "includedNamespaces": ["*"], "ttl": "720h0m0s"},
+        "status": {"phase": phase, "version": 1, "formatVersion": "1.1.0", "startTimestamp": "2026-01-02T03:04:05Z",
+                   "completionTimestamp": "2026-01-02T03:05:05Z", "expiration": "2026-02-01T03:04:05Z"}}).encode()
+
+
+class DirectTests(Sentences):
+    """Downloads without a controller, on either pair of servers."""
+
+    def fill_bucket(self, prefix: str = "") -> Dict[str, bytes]:
+        """Store two backups and a restore, and return what lies in the bucket by key."""
+        stored = {f"backups/{name}/velero-backup.json": backup_document(name, phase)
+                  for name, phase in (("b1", "Completed"), ("b2", "PartiallyFailed"))}
+        stored.update({KEYS["BackupContents"]: archive(300_000), KEYS["BackupLog"]: gzip.compress(LOG),
+                       KEYS["RestoreLog"]: gzip.compress(LOG[:500]),
+                       "backups/b2/b2.tar.gz": archive(50_000, seed=2)})
+        for key, body in stored.items():
+            self.store.put(self.namespace, prefix + key, body)
+        return stored
+
+    def location_document(self, **storage: Any) -> Document:
+        """Return a storage location as an administrator has it in a file."""
+        return {"apiVersion": "velero.io/v1", "kind": "BackupStorageLocation",
+                "metadata": {"name": "default", "namespace": "velero"},
+                "spec": {"provider": "aws", "objectStorage": {"bucket": self.namespace, **storage},
+                         "config": {"region": self.store.region, "s3Url": self.store.url,
+                                    "s3ForcePathStyle": "true"}}}
+
+    def files(self, document: Any = None, keys: Optional[str] = None) -> Tuple[str, ...]:
+        """Write location and credentials, and return the flags that name them."""
+        self.make_target_once()
+        location = os.path.join(self.folder, "location.yaml")
+        document = self.location_document() if document is None else document
+        write_bytes(location, document if isinstance(document, bytes) else yaml.safe_dump(document).encode())
+        keys = keys_file(self.store.access_key, self.store.secret_key) if keys is None else keys
+        credentials = write_bytes(os.path.join(self.folder, "cloud"), keys.encode())
+        return ("--direct", "--location", location, "--credentials-file", credentials)
+
+    def make_target_once(self) -> None:
+        """Make the folder that downloads go to, unless it is there."""
+        if not os.path.isdir(os.path.join(self.folder, "target")):
+            self.make_target()
+
+    def copied(self, prefix: str = "") -> str:
+        """Return a folder with a copy of the bucket."""
+        folder = os.path.join(self.folder, "copy")
+        for key, body in self.fill_bucket(prefix).items():
+            write_bytes(os.path.join(folder, prefix + key), body)
+        return folder
+
+    def test_direct_from_the_cluster(self) -> None:
+        """--direct needs backup, location and Secret, and nobody who answers: no request is created."""
+        self.make_target_once()
+        stored = self.fill_bucket()
+        result = self.cli("download", "b1", "--direct", "-o", self.path)
+        self.assert_right(result, stored[KEYS["BackupContents"]])
+        self.clear()
+        result = self.cli("backup", "download", "b1", "--direct", "-o", self.path)
+        self.assert_right(result, stored[KEYS["BackupContents"]])
+        self.assertEqual(self.cli("backup", "logs", "b1", "--direct"), (0, LOG, ""))
+        self.assertEqual(self.cli("restore", "logs", "r1", "--direct"), (0, LOG[:500], ""))
+        url = self.cli("download", "b1", "--direct", "--url-only").out.decode().strip()
+        self.assertEqual(fetch(url).data, stored[KEYS["BackupContents"]])
+        self.assertEqual(self.names(), [])
+
+    def test_direct_with_a_prefix(self) -> None:
+        """The location's prefix is before every key, in the cluster and in a file."""
+        self.make_target_once()
+        self.make_location("deep", prefix="a/b")
+        self.make_backup("b2", "deep")
+        stored = self.fill_bucket("a/b/")
+        self.assert_right(self.cli("download", "b2", "--direct", "-o", self.path), stored["backups/b2/b2.tar.gz"])
+        self.clear()
+        flags = self.files(self.location_document(prefix="a/b/"))
+        self.assert_right(run("download", "b1", *flags, "-o", self.path), stored[KEYS["BackupContents"]])
+        listed = run("backup", "get", *flags)
+        self.assertRegex(listed.out.decode(), r"(?m)^b1\s")
+
+    def test_direct_with_the_caller_s_rights(self) -> None:
+        """Three rights to read are enough; without one of them it is code 5 and named."""
+        self.make_target_once()
+        stored = self.fill_bucket()
+        self.cluster.grant("reader", *(
+            {"apiGroups": [group], "resources": [plural], "verbs": ["get"]} for group, plural in (
+                ("velero.io", "backups"), ("velero.io", "backupstoragelocations"), ("", "secrets"))),
+            namespace=self.namespace)
+        self.assert_right(self.cli("download", "b1", "--direct", "-o", self.path, user="reader"),
+                          stored[KEYS["BackupContents"]])
+        self.clear()
+        self.cluster.grant("limited", *({"apiGroups": ["velero.io"], "resources": [plural], "verbs": ["get"]}
+                                        for plural in ("backups", "backupstoragelocations")),
+                           namespace=self.namespace)
+        result = self.cli("download", "b1", "--direct", "-o", self.path, user="limited")
+        self.assert_absent(result, 5, "secret")
+
+    def test_without_a_cluster(self) -> None:
+        """The object or its spec in a file and the credentials in another: everything works, no cluster is asked."""
+        stored = self.fill_bucket()
+        whole = self.location_document()
+        for document in (whole, whole["spec"], {"spec": whole["spec"]}):
+            with self.subTest(keys=sorted(document)):
+                flags = (*self.files(document), "--kubeconfig", "/nowhere")
+                self.clear()
+                self.assert_right(run("download", "b1", *flags, "-o", self.path), stored[KEYS["BackupContents"]])
+                self.assertEqual(run("backup", "logs", "b1", *flags), (0, LOG, ""))
+                self.assertEqual(run("restore", "logs", "r1", *flags), (0, LOG[:500], ""))
+                self.assertEqual(run("download", "r1", "--kind", "RestoreLog", *flags).out, LOG[:500])
+        self.clear()
+        self.assert_right(run("download", "b1", *flags[1:], "-o", self.path), stored[KEYS["BackupContents"]])
+
+    def test_backups_listed_from_the_bucket(self) -> None:
+        """`backup get --direct` shows what velero-backup.json says of each."""
+        self.fill_bucket()
+        flags = self.files()
+        result = run("backup", "get", *flags)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertRegex(result.out.decode(), r"(?m)^b1\s+Completed\b")
+        self.assertRegex(result.out.decode(), r"(?m)^b2\s+PartiallyFailed\b")
+        document = json.loads(run("backup", "get", *flags, "-o", "json").out)
+        self.assertEqual([item["metadata"]["name"] for item in document["items"]], ["b1", "b2"])
+        one = run("backup", "get", "b2", *flags)
+        self.assertRegex(one.out.decode(), r"(?m)^b2\s")
+        self.assertNotRegex(one.out.decode(), r"(?m)^b1\s")
+        self.assert_sentence(run("backup", "get", "nobody", *flags), "nobody")
+
+    def test_what_is_wrong_with_the_files(self) -> None:
+        """A location or credentials that cannot be read are one sentence each, with the file or the field in it."""
+        self.fill_bucket()
+        whole = self.location_document()
+        cases: Tuple[Tuple[Any, Optional[str], str], ...] = (
+            (b"- a list", None, "location"), (b"", None, "location"), (b"a: [b", None, "location"),
+            (b"\x00\x01", None, "location"), ({"spec": {}}, None, "bucket|provider"), (b"5", None, "location"),
+            ({**whole["spec"], "provider": "azure"}, None, "azure"), (whole, "", "cloud|credential"),
+            (whole, "nonsense", "cloud|credential|line"), (whole, "[default]\n", "cloud|key|credential"))
+        for document, keys, words in cases:
+            with self.subTest(str(document)[:40], keys=keys):
+                flags = self.files(document, keys)
+                result = run("download", "b1", *flags, "-o", self.path)
+                self.assertIn(result.code, (1, 2), result.err)
+                self.assert_sentence(result, words)
+                self.assertEqual(self.left(), set())
+        flags = self.files()
+        for place in (2, 4):
+            gone = [*flags[:place], os.path.join(self.folder, "gone"), *flags[place + 1:]]
+            result = run("download", "b1", *gone, "-o", self.path)
+            self.assertIn(result.code, (1, 2))
+            self.assert_sentence(result, "gone")
+
+    def test_what_the_store_refuses(self) -> None:
+        """Wrong keys are 5 within 6 s, what is not there 3, a wrong region is told."""
+        self.fill_bucket()
+        wrong = self.files(keys=keys_file(self.store.access_key, "not-the-secret"))
+        began = time.monotonic()
+        for argv in (("download", "b1", "-o", self.path), ("backup", "logs", "b1"), ("backup", "get")):
+            result = run(*argv, *wrong)
+            self.assertEqual((result.code, result.out), (5, b""), result.err)
+            self.assert_sentence(result)
+            self.assertNotIn("not-the-secret", result.err)
+        self.assertLess(time.monotonic() - began, 18)
+        flags = self.files()
+        for argv in (("download", "nobody", "-o", self.path), ("backup", "logs", "nobody"),
+                     ("download", "b1", "--kind", "BackupResults", "-o", "-")):
+            self.assert_absent(run(*argv, *flags), 3, argv[1].replace("logs", "nobody"))
+        elsewhere = self.location_document()
+        elsewhere["spec"]["objectStorage"]["bucket"] = "no-such-bucket-anywhere"
+        flags = self.files(elsewhere)
+        self.assert_absent(run("download", "b1", "-o", self.path, *flags), (1, 3), "bucket")
+        self.assert_absent(run("backup", "get", *flags), (1, 3), "bucket")
+
+    def test_a_folder_for_a_bucket(self) -> None:
+        """A copied bucket in a folder is as good as the store: archives, logs, listings."""
+        self.make_target_once()
+        folder = self.copied()
+        stored = read_bytes(os.path.join(folder, KEYS["BackupContents"]))
+        for flags in (("--location", folder), ("--direct", "--location", folder + "/")):
+            self.clear()
+            self.assert_right(run("download", "b1", *flags, "-o", self.path), stored)
+            self.assertEqual(run("backup", "logs", "b1", *flags), (0, LOG, ""))
+            self.assertEqual(run("restore", "logs", "r1", *flags), (0, LOG[:500], ""))
+            listed = run("backup", "get", "--direct", *flags[-2:]).out.decode()
+            self.assertRegex(listed, r"(?m)^b1\s+Completed\b")
+            self.assertRegex(listed, r"(?m)^b2\s+PartiallyFailed\b")
+
+    def test_a_folder_that_is_wrong(self) -> None:
+        """What is missing, damaged, empty or a trap in a folder is refused as it would be from a store."""
+        self.make_target_once()
+        folder = self.copied()
+        flags = ("--direct", "--location", folder)
+        key = os.path.join(folder, KEYS["BackupContents"])
+        for name in ("nobody", "..", "../..", "/etc/passwd", "b1/../b1", ""):
+            self.assert_absent(run("download", *flags, "-o", self.path, "--", name), 3)
+        whole = read_bytes(key)
+        for body in (b"", whole[:-1], whole + b"x", LOGIN_PAGE, whole[:-5] + b"\0" + whole[-4:]):
+            write_bytes(key, body)
+            self.assert_absent(run("download", "b1", *flags, "-o", self.path), 1)
+        write_bytes(os.path.join(folder, KEYS["BackupLog"]), gzip.compress(LOG * 99)[:-9])
+        log = run("backup", "logs", "b1", *flags)
+        self.assertEqual(log.code, 1)
+        self.assertTrue((LOG * 99).startswith(log.out) and log.out)
+        os.unlink(key)
+        for make in (os.mkdir, os.mkfifo):
+            make(key)
+            done = Program(self.folder, "download", "b1", *flags, "-o", self.path)
+            self.addCleanup(done.kill)
+            self.assert_absent(done.end(), (1, 3))
+            (os.rmdir if os.path.isdir(key) else os.unlink)(key)
+        empty = run("backup", "get", "--direct", "--location", self.target)
+        self.assertIn(empty.code, (0, 1, 3))
+        self.assertNotIn(b"b1", empty.out)
+        self.assert_sentence(run("download", "b1", "--direct", "--location", self.folder + "/no", "-o", self.path))
+
+
+class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
+    """Direct on the fakes, and what only they can show."""
+
+    serves = False
+
+    def test_only_readings_reach_the_cluster(self) -> None:
+        """--direct sends nothing but GET to the cluster."""
+        self.fill_bucket()
+        self.cluster.forget()
+        self.assertEqual(self.cli("backup", "logs", "b1", "--direct").code, 0)
+        self.assertEqual({request.method for request in self.cluster.seen()}, {"GET"})
+
+    def test_no_cluster_is_asked(self) -> None:
+        """With --location not even a cluster that is there is asked for anything."""
+        self.fill_bucket()
+        self.cluster.forget()
+        for argv in (("backup", "logs", "b1"), ("backup", "get"), ("restore", "logs", "r1")):
+            self.assertEqual(run(*argv, *self.files(), "--kubeconfig", self.kubeconfig).code, 0)
+        self.assertEqual(self.cluster.seen(), [])
+
+    def test_cuts_and_faults(self) -> None:
+        """Direct downloads survive a cut and an expired URL by signing again themselves."""
+        stored = self.fill_bucket()[KEYS["BackupContents"]]
+        flags = self.files()
+
+        def expire(response: bytes) -> Iterator[bytes]:
+            yield response[:body_start(response) + 100_000]
+            self.store.script("GET", KEYS["BackupContents"], status=403, body=SPENT_URL)
+        for wire in (cut_body(100_000), expire):
+            self.clear()
+            self.store.script("GET", KEYS["BackupContents"], wire=wire)
+            self.store.forget()
+            self.assert_right(run("download", "b1", *flags, *IDLE_FLAG, "-o", self.path), stored)
+            self.assertGreater(first_byte(self.gets(KEYS["BackupContents"])[-1]), 0)
+            self.assert_conditional(self.etag())
+
+    def test_a_signature_that_is_wrong_costs_little(self) -> None:
+        """Wrong keys cost at most four requests."""
+        self.fill_bucket()
+        flags = self.files(keys=keys_file(self.store.access_key, "not-the-secret"))
+        self.store.forget()
+        began = time.monotonic()
+        self.assertEqual(run("download", "b1", *flags, "-o", self.path).code, 5)
+        self.assertLessEqual(len(self.store.seen()), 4)
+        self.assertLess(time.monotonic() - began, 6)
+
+    def test_a_wrong_region_is_told(self) -> None:
+        """The region that the store names is in the sentence."""
+        self.fill_bucket()
+        document = self.location_document()
+        document["spec"]["config"]["region"] = "eu-south-2"
+        result = run("download", "b1", *self.files(document), "-o", self.path)
+        if result.code:  # or it was found out and used
+            self.assert_absent(result, (1, 5), "region")
+            self.assertIn(self.store.region, result.err)
+
+    def test_an_authority_in_the_file(self) -> None:
+        """A location's caCert in the file is believed, and without it the store is not."""
+        store = FaultyStore(tls=True)
+        self.addCleanup(store.close)
+        store.put(self.namespace, KEYS["BackupLog"], gzip.compress(LOG))
+        document = self.location_document()
+        document["spec"]["config"]["s3Url"] = store.url
+        self.assertEqual(run("backup", "logs", "b1", *self.files(document)).code, 6)
+        document["spec"]["objectStorage"]["caCert"] = base64.b64encode(read_bytes(str(store.ca))).decode()
+        self.assertEqual(run("backup", "logs", "b1", *self.files(document)), (0, LOG, ""))
+
+    def test_a_listing_of_many_pages(self) -> None:
+        """However many pages a listing has, each backup is shown once, and folders of others are not."""
+        names = [f"n{number:03}" for number in range(25)]
+        for name in names:
+            self.store.put(self.namespace, f"backups/{name}/velero-backup.json", backup_document(name))
+            self.store.put(self.namespace, f"backups/{name}/{name}.tar.gz", b"x")
+        self.store.put(self.namespace, "restores/r1/restore-r1-logs.gz", b"x")
+        self.store.put(self.namespace, "kopia/ns/f", b"x")
+        self.store.page = 4
+        listed = run("backup", "get", *self.files()).out.decode()
+        self.assertEqual([line.split()[0] for line in listed.splitlines()[1:]], names)
+
+    def test_a_listing_of_strangers(self) -> None:
+        """Odd keys and documents of nonsense spoil neither the listing nor the terminal."""
+        self.fill_bucket()
+        for number, body in enumerate((b"", b"nonsense", b"[]", b"5", b'{"metadata": 5, "status": []}', b"\xff\xfe",
+                                       b"[" * 50_000, b'{"metadata": {"name": "\x1b[31m"}}', gzip.compress(b"{}"),
+                                       b'{"metadata": {"name": "other"}, "status": {"phase": ["x"]}}')):
+            self.store.put(self.namespace, f"backups/odd{number}/velero-backup.json", body)
+        for key in ("backups/", "backups/../x/velero-backup.json", "backups/\x1b[2J/velero-backup.json",
+                    "backups/a b/velero-backup.json", "backups/&lt;é/velero-backup.json",
+                    "backups//velero-backup.json", "backups/loose"):
+            self.store.put(self.namespace, key, backup_document("evil"))
+        for argv in ((), ("-o", "json")):
+            result = run("backup", "get", *self.files(), *argv)
+            self.assertIn(b"b1", result.out)
+            self.assertIn(b"b2", result.out)
+            self.assertNotIn(b"\x1b", result.out)
+            self.assertNotRegex(result.err, "Traceback|[\x00-\x09\x0b-\x1f]")
+
+    def test_a_listing_that_goes_wrong(self) -> None:
+        """A listing that is no XML, without end, or refused is one sentence."""
+        self.fill_bucket()
+        for options, code in (({"status": 200, "body": LOGIN_PAGE}, 1), ({"status": 200, "body": b""}, 1),
+                              ({"status": 200, "body": b"<ListBucketResult>"}, 1), ({"status": 403, "body": b""}, 5)):
+            with self.subTest(**options):
+                self.store.unscript()
+                self.store.script("GET", "list-type", times=30, **options)
+                result = run("backup", "get", *self.files())
+                self.assertEqual((result.code, result.out), (code, b""), result.err)
+                self.assert_sentence(result)
+        self.store.unscript()
+        endless = (b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x"
+                   b"</NextContinuationToken></ListBucketResult>")
+        self.store.script("GET", "list-type", times=EACH_TIME, status=200, body=endless)
+        program = Program(self.folder, "backup", "get", *self.files())
+        self.addCleanup(program.kill)
+        self.assertEqual(program.end(seconds=20).code, 1)
+
+
+class TestDownloadDirectReal(DirectTests, RealWorld, unittest.TestCase):
+    """Direct on the real API server and the real S3 server."""
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Downloads, row 7: the library
+# ------------------------------------------------------------------------------------------------------------
+
+class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
+    """`import velero_requests` does the same without a word."""
+
+    def setUp(self) -> None:
+        """Connect."""
+        super().setUp()
+        self.api = vr.connect(vr.load_cluster(self.kubeconfig))
+
+    def test_threads_do_not_mix_and_do_not_print(self) -> None:
+        """Sixteen streams at once over one connection object, each cut once, and nothing on stdout or stderr."""
+        texts = {f"t{number}": noise(100_000, seed=number).hex().encode() for number in range(16)}
+        for name, text in texts.items():
+            self.make_backup(name)
+            self.store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(text))
+            self.store.script("GET", f"/{name}-logs.gz", wire=cut_body(20_000))
+
+        def content(name: str) -> bytes:
+            writer = io.BytesIO()
+            vr.stream(self.api, self.namespace, "BackupLog", name, writer)
+            return writer.getvalue()
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), ThreadPoolExecutor(16) as pool:
+            got = dict(zip(texts, pool.map(content, texts)))
+        self.assertEqual(said.getvalue(), "")
+        self.assertTrue(got == texts)
+        self.assertEqual(self.names(), [])
+
+    def test_threads_are_gone_afterwards(self) -> None:
+        """Neither a success nor a failure nor leaving early leaves a thread or a socket behind."""
+        stored = self.contents(2 * MIB)
+        damaged = stored[:MIB] + b"\0\0\0" + stored[MIB + 3:]
+        before = threading.active_count()
+        for body in (stored, damaged):
+            self.store.put(self.namespace, KEYS["BackupContents"], body)
+            with contextlib.suppress(vr.StoreError):
+                vr.stream(self.api, self.namespace, "BackupContents", "b1", io.BytesIO())
+        with contextlib.closing(vr.read_artifact(self.api, self.namespace, "BackupContents", "b1")) as chunks:
+            next(chunks)
+        wait_until(lambda: threading.active_count() <= before + 3, 10, "the threads to end")  # the servers' own
+        self.assertFalse([thread for thread in threading.enumerate() if not thread.daemon
+                          and thread is not threading.main_thread()])
+
+    def test_leaving_early_tidies_up(self) -> None:
+        """A generator that is closed deletes its request at once and stops the transfer."""
+        self.contents(8 * MIB)
+        fault = self.store.script("GET", wire=paced(100, 0.1))
+        chunks = vr.read_artifact(self.api, self.namespace, "BackupContents", "b1")
+        self.assertTrue(next(chunks))
+        began = time.monotonic()
+        chunks.close()
+        self.assertLess(time.monotonic() - began, 3)
+        self.assertEqual((self.names(), fault.hits, len(self.gets())), ([], 1, 1))
+
+    def test_a_writer_s_error_is_the_writer_s(self) -> None:
+        """What a writer raises comes out as it is, and is not taken for a fault of the network."""
+        self.put(body=noise(300_000).hex().encode())
+
+        class Writer(io.RawIOBase):
+            """A writer that fails."""
+
+            def __init__(self, error: Exception) -> None:
+                """Remember how."""
+                super().__init__()
+                self.error = error
+
+            def writable(self) -> bool:
+                """Say yes."""
+                return True
+
+            def write(self, _data: Any) -> int:
+                """Fail."""
+                raise self.error
+        for error in (BrokenPipeError(32, "gone"), ConnectionResetError(104, "gone"), ValueError("full"),
+                      TimeoutError("slow"), OSError(28, "No space left on device")):
+            with self.subTest(repr(error)):
+                self.store.forget()
+                with self.assertRaises(type(error)) as caught:
+                    vr.stream(self.api, self.namespace, "BackupLog", "b1", Writer(error))
+                self.assertIs(caught.exception, error)
+                self.assertEqual((len(self.gets()), self.names()), (1, []))
+
+    def test_a_writer_stays_open_and_gets_everything(self) -> None:
+        """A writer is not closed, and one that takes fewer bytes than it is given gets the rest again."""
+        self.put()
+        taken: List[bytes] = []
+
+        class Slow(io.RawIOBase):
+            """A raw writer that takes 100 bytes at a time, as a pipe may."""
+
+            def writable(self) -> bool:
+                """Say yes."""
+                return True
+
+            def write(self, data: Any) -> int:
+                """Take some."""
+                taken.append(bytes(data[:100]))
+                return len(taken[-1])
+        writer = Slow()
+        vr.stream(self.api, self.namespace, "BackupLog", "b1", writer)
+        self.assertFalse(writer.closed)
+        self.assertTrue(b"".join(taken) == LOG)
+
+    def test_nothing_of_two_objects_is_mixed(self) -> None:
+        """When the object changes after bytes were handed out, that is a StoreError."""
+        stored = self.contents(2 * MIB)
+
+        def change(response: bytes) -> Iterator[bytes]:
+            yield response[:body_start(response) + MIB]
+            self.contents(2 * MIB, seed=31)
+        self.store.script("GET", wire=change)
+        writer = io.BytesIO()
+        with self.assertRaises(vr.StoreError):
+            vr.stream(self.api, self.namespace, "BackupContents", "b1", writer)
+        self.assertTrue(stored.startswith(writer.getvalue()), "bytes of another object")
+
+    def test_no_handler_and_no_signal_is_touched(self) -> None:
+        """A stream leaves signal handlers, the logger, warnings and the standard streams as they were."""
+        self.put()
+
+        def state() -> Any:
+            logger = vr.log
+            return (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), logger.handlers[:],
+                    logger.level, sys.stdout, sys.stderr, socket.getdefaulttimeout(), os.getcwd())
+        before = state()
+        vr.stream(self.api, self.namespace, "BackupLog", "b1", io.BytesIO())
+        self.assertEqual(state(), before)
+
+    def test_it_says_what_it_needs(self) -> None:
+        """The functions that a program uses tell units, errors and who closes what."""
+        for name, words in (("stream", ("stays open",)), ("read_artifact", ("seconds", "Raises", "Close")),
+                            ("save", ("Raises",)), ("get_download_url", ("Raises",))):
+            for word in words:
+                self.assertIn(word, getattr(vr, name).__doc__)
+
+    def test_importing_is_silent(self) -> None:
+        """An import prints nothing, starts no thread and touches no logger of the root."""
+        script = ("import sys, threading, logging; sys.path.insert(0, sys.argv[1]); import velero_requests; "
+                  "print(threading.active_count(), logging.getLogger().handlers)")
+        done = subprocess.run([sys.executable, "-c", script, os.path.dirname(velero_requests.__file__)],
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30, check=False)
+        self.assertEqual(done.stdout, b"1 []\n")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Downloads from the real S3 server, over a line that breaks
+# ------------------------------------------------------------------------------------------------------------
+
+class Line:
+    """A line on loopback to a server: each connection may carry so many bytes back, or a text instead."""
+
+    def __init__(self, host: str) -> None:
+        """Listen on a free port."""
+        self.to = (host.rpartition(":")[0], int(host.rpartition(":")[2]))
+        self.plan: List[Any] = []            # for the next connections: bytes to let through, or an answer
+        self.broken = 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.url = "http://" + self.host
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                limit = self.plan.pop(0) if self.plan else None
+                threading.Thread(target=self._carry, args=(near, limit), daemon=True).start()
+
+    def _carry(self, near: socket.socket, limit: Any) -> None:
+        """Carry one connection until its limit."""
+        with near, contextlib.suppress(OSError):
+            if isinstance(limit, bytes):
+                near.recv(65536)
+                near.sendall(limit)
+                self.broken += 1
+                return
+            with socket.create_connection(self.to) as far:
+                threading.Thread(target=self._forward, args=(near, far), daemon=True).start()
+                carried = 0
+                while limit is None or carried < limit:
+                    piece = far.recv(65536 if limit is None else min(65536, limit - carried))
+                    if not piece:
+                        return
+                    near.sendall(piece)
+                    carried += len(piece)
+                self.broken += 1
+                near.shutdown(socket.SHUT_RDWR)
+
+    def _forward(self, near: socket.socket, far: socket.socket) -> None:
+        """Carry what the client sends."""
+        with contextlib.suppress(OSError):
+            while True:
+                piece = near.recv(65536)
+                if not piece:
+                    return
+                far.sendall(piece)
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self.listener.close()
+
+
+def put_members(store: Any, bucket: str, key: str, member: bytes, count: int) -> str:
+    """Store equal gzip members one after another without holding them, and return the sha256 of the object."""
+    store.create_bucket(bucket)
+    url = presigned_url(f"{store.url}/{bucket}/" + uri_encode(key.encode(), b"/"), store.access_key,
+                        store.secret_key, store.region, method="PUT")
+    digest = hashlib.sha256()
+    connection = http.client.HTTPConnection(store.host, timeout=120)
+    with contextlib.closing(connection):
+        connection.putrequest("PUT", url[len(store.url):])
+        connection.putheader("Content-Length", str(count * len(member)))
+        connection.endheaders()
+        for _ in range(count):
+            digest.update(member)
+            connection.send(member)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"the store answered {response.status}: {response.read(500)!r}")
+    return digest.hexdigest()
+
+
+class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
+    """The engine against the real S3 server; VELERO_BIG_DOWNLOAD says how many MiB (CI: 2048)."""
+
+    def test_a_line_that_breaks_ten_times(self) -> None:
+        """Ten random disconnections and a URL that expires on the way: the sha256 is right."""
+        self.make_target()
+        count = int(os.environ.get("VELERO_BIG_DOWNLOAD", "48"))
+        line = Line(self.store.host)
+        self.addCleanup(line.close)
+        self.make_location("line", {"s3Url": line.url})
+        self.make_backup("b9", "line")
+        expected = put_members(self.store, self.namespace, "backups/b9/b9.tar.gz", gzip.compress(noise(MIB), 1), count)
+        chance = random.Random(13)
+        spent = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n" % len(SPENT_URL) + SPENT_URL
+        line.plan = [chance.randrange(1, count * MIB // 12) for _ in range(10)]
+        line.plan.insert(5, spent)
+        self.serve()
+        program = self.program("download", "b9", "-o", self.path, "--sha256", expected)
+        result = program.end(seconds=60 + count)
+        self.assertEqual((result.code, line.broken, line.plan), (0, 11, []), result.err)
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            for piece in iter(lambda: file.read(MIB), b""):
+                digest.update(piece)
+        self.assertEqual(digest.hexdigest(), expected)
+        self.assertEqual((self.left(), self.names()), ({"x"}, []))
+
+    def test_options_on_the_real_server(self) -> None:
+        """Several connections, --check, a changed object, a log: as with the fake."""
+        self.make_target()
+        self.serve()
+        stored = archive(6 * MIB)
+        self.store.put(self.namespace, KEYS["BackupContents"], stored)
+        for argv in ((), ("--connections", "4"), ("--check",), ("--sha256", hashlib.sha256(stored).hexdigest())):
+            with self.subTest(argv):
+                self.clear()
+                self.assert_right(self.cli("download", "b1", "-o", self.path, *argv), stored)
+
+    def test_after_a_kill(self) -> None:
+        """A partial file from the real server is continued, and given up when the object has changed."""
+        self.make_target()
+        line = Line(self.store.host)
+        self.addCleanup(line.close)
+        self.make_location("line", {"s3Url": line.url})
+        self.make_backup("b9", "line")
+        self.serve()
+        for changes in (False, True):
+            with self.subTest(changes=changes):
+                self.clear()
+                stored = archive(3 * MIB)
+                self.store.put(self.namespace, "backups/b9/b9.tar.gz", stored)
+                line.plan = [2 * MIB] + [0] * 100
+                program = self.program("download", "b9", "-o", self.path)
+                wait_until(lambda: size_of(part_of(self.path)) >= MIB, 15, "the partial file")
+                program.kill()
+                line.plan = []
+                if changes:
+                    stored = archive(3 * MIB, seed=41)
+                    self.store.put(self.namespace, "backups/b9/b9.tar.gz", stored)
+                result = self.cli("download", "b9", "-o", self.path)
+                self.assert_right(result, stored)
+                self.assertEqual("changed" in result.err, changes)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Layouts: what get and describe print, from documents alone
+# ------------------------------------------------------------------------------------------------------------
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+NEWFOUNDLAND = timezone(timedelta(hours=-3, minutes=-30), "NST")
+GONE = velero_requests.StoreError("nothing there", status=404, reason=velero_requests.ARTIFACT_NOT_FOUND)
+NOTHING = {velero_requests.DELETE_REQUESTS: [], velero_requests.POD_VOLUME_BACKUPS: [], velero_requests.POD_VOLUME_RESTORES: []}
+NO_VOLUMES = {"BackupVolumeInfos": [], "RestoreVolumeInfo": []}
+
+
+def document(kind: str, name: str = "one", **parts: Any) -> Dict[str, Any]:
+    """A small object; `labels` and other metadata, spec and status are given."""
+    return {"kind": kind, "metadata": {"name": name, "namespace": "velero", **parts.get("metadata", {})},
+            "spec": parts.get("spec", {}), "status": parts.get("status", {})}
+
+
+def text_of(resource: Any, subject: Dict[str, Any], artifacts: Dict[str, Any] = NO_VOLUMES, **options: Any) -> str:
+    """The screen of a description; what lists it needs are empty unless `related` says otherwise."""
+    related = {**NOTHING, **options.pop("related", {})}
+    return velero_requests.describe_text(resource, subject, related, artifacts, **options).content
+
+
+def json_of(resource: Any, subject: Dict[str, Any], artifacts: Dict[str, Any] = NO_VOLUMES, **options: Any) -> Any:
+    """The same as a document."""
+    related = {**NOTHING, **options.pop("related", {})}
+    return velero_requests.describe_document(resource, subject, related, artifacts, **options).content
+
+
+def section(text: str, start: str) -> str:
+    """The lines from the one that begins with `start` to the next empty one."""
+    return text[text.index("\n" + start) + 1:].split("\n\n")[0].rstrip("\n")
+
+
+class TestColumns(unittest.TestCase):
+    """aligned(), against the rules of text/tabwriter."""
+
+    def check(self, lines: str, expected: str) -> None:
+        """Lines with ~ for a tab become the expected text."""
+        self.assertEqual(velero_requests.aligned(lines.replace("~", "\t").split("\n")), expected + "\n")
+
+    def test_a_block_is_as_wide_as_its_longest_cell(self) -> None:
+        """Two blanks stand behind the longest."""
+        self.check("a:~1\nlonger:~2", "a:       1\nlonger:  2")
+
+    def test_a_line_without_the_cell_ends_the_block(self) -> None:
+        """Empty lines do, and lines without a tab."""
+        self.check("a:~1\n\nlonger:~2\nplain\nb:~3", "a:  1\n\nlonger:  2\nplain\nb:  3")
+
+    def test_an_empty_cell_is_as_wide_as_the_padding(self) -> None:
+        """So a leading tab indents by two."""
+        self.check("~x\n~~y", "  x\n    y")
+
+    def test_an_indent_takes_the_width_of_its_neighbours(self) -> None:
+        """So the further lines of a value stand below the first."""
+        self.check("name:~first\n~second", "name:  first\n       second")
+
+    def test_what_follows_the_last_tab_widens_nothing(self) -> None:
+        """It is no cell."""
+        self.check("a~a very long end\nb~c~d", "a  a very long end\nb  c  d")
+
+    def test_inner_blocks_end_where_outer_ones_go_on(self) -> None:
+        """Each column has its own runs of lines."""
+        self.check("~aaaa:~1\n~b\n~c:~2", "  aaaa:  1\n  b\n  c:  2")
+
+    def test_width_is_counted_in_characters(self) -> None:
+        """Go counts neither bytes nor the columns of a terminal."""
+        self.check("日本:~1\né:~2", "日本:  1\né:   2")
+
+    def test_no_lines_are_no_text(self) -> None:
+        """Not even an empty line."""
+        self.assertEqual(velero_requests.aligned([]), "")
+
+
+class TestWords(unittest.TestCase):
+    """Durations, times, ages and selectors as Go writes them."""
+
+    def test_durations(self) -> None:
+        """In the largest units, with the fraction only in the last."""
+        for text, expected in (
+                ("720h", "720h0m0s"), ("", "0s"), ("0", "0s"), ("90s", "1m30s"), ("1h1s", "1h0m1s"), ("1500ms", "1.5s"),
+                ("250ms", "250ms"), ("1500us", "1.5ms"), ("7ns", "7ns"), ("-90m", "-1h30m0s"), ("8760h", "8760h0m0s"),
+                ("soon", "<invalid duration 'soon'>")):
+            self.assertEqual(velero_requests.go_duration(text), expected)
+
+    def test_times(self) -> None:
+        """Whole seconds unless there is a fraction; Go's zero time counts as none."""
+        for text, expected in (
+                ("2026-05-01T12:00:00Z", "2026-05-01 12:00:00 +0000 UTC"), ("", "-"), ("0001-01-01T00:00:00Z", "-"),
+                ("2026-05-01T14:00:00.25+02:00", "2026-05-01 12:00:00.25 +0000 UTC"),
+                ("9999-12-31T23:59:59Z", "9999-12-31 23:59:59 +0000 UTC"),
+                ("0999-12-31T23:59:59Z", "0999-12-31 23:59:59 +0000 UTC"),
+                ("2026-13-01T00:00:00Z", "<invalid time '2026-13-01T00:00:00Z'>")):
+            self.assertEqual(velero_requests.go_time(text, velero_requests.utc, "-"), expected)
+
+    def test_times_are_those_of_the_users_zone(self) -> None:
+        """With its offset and abbreviation."""
+        local = velero_requests.go_time("2026-03-01T02:00:00Z", lambda instant: instant.astimezone(NEWFOUNDLAND), "-")
+        self.assertEqual(local, "2026-02-28 22:30:00 -0330 NST")
+
+    def test_a_zone_that_leaves_the_calendar_is_not_applied(self) -> None:
+        """The last second of the calendar stays in UTC."""
+        east = timezone(timedelta(hours=14))
+        local = velero_requests.go_time("9999-12-31T23:59:59Z", lambda instant: instant.astimezone(east), "-")
+        self.assertEqual(local, "9999-12-31 23:59:59 +0000 UTC")
+
+    def test_ages(self) -> None:
+        """One unit, cut off."""
+        for seconds, expected in ((0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (86399, "23h"), (86400, "1d"),
+                                  (364.9 * 86400, "364d"), (730 * 86400, "2y"), (1e12, "292y")):
+            self.assertEqual(velero_requests.age(seconds), expected)
+
+    def test_selectors(self) -> None:
+        """Sorted by key, and only what Kubernetes accepts."""
+        row = velero_requests.shaped
+        for selector, expected in (
+                (None, "<none>"), ({}, "<none>"), ({"matchLabels": {"b": "2", "a": "1"}}, "a=1,b=2"),
+                ({"matchExpressions": [{"key": "z", "operator": "Exists"}, {"key": "a", "operator": "DoesNotExist"},
+                                       {"key": "m", "operator": "In", "values": ["2", "1"]}]}, "!a,m in (1,2),z"),
+                ({"matchExpressions": [{"key": "x.io/k", "operator": "NotIn", "values": ["v"]}]}, "x.io/k notin (v)"),
+                ({"matchExpressions": [{"key": "k", "operator": "In"}]}, "<error>"),
+                ({"matchExpressions": [{"key": "k", "operator": "Exists", "values": ["v"]}]}, "<error>"),
+                ({"matchExpressions": [{"key": "k", "operator": "Near"}]}, "<error>"),
+                ({"matchLabels": {"k": "v" * 64}}, "<error>"), ({"matchLabels": {"k": "v" * 63}}, "k=" + "v" * 63),
+                ({"matchLabels": {"no key": "v"}}, "<error>"), ({"matchLabels": {"/k": "v"}}, "<error>")):
+            shaped = None if selector is None else row(selector, velero_requests.SELECTOR, "", [])
+            self.assertEqual(velero_requests.selector_text(shaped), expected)
+
+    def test_label_values_are_cut_as_velero_cuts_them(self) -> None:
+        """Names that differ only at their ends get different labels."""
+        self.assertEqual(velero_requests.label_value("n" * 63), "n" * 63)
+        cut = velero_requests.label_value("n" * 64)
+        self.assertEqual((cut[:57], len(cut), cut == velero_requests.label_value("n" * 65)), ("n" * 57, 63, False))
+
+    def test_text_cannot_drive_a_terminal(self) -> None:
+        """Joiners inside of words are no controls."""
+        self.assertEqual(velero_requests.printable("a\x1b[31m\tb\u202ec\ud800"), "a [31m b c ")
+        self.assertEqual(velero_requests.printable("日本\u200d語"), "日本\u200d語")
+
+
+class TestShapes(unittest.TestCase):
+    """shaped(): Go's decoding, without its failures."""
+
+    def test_absent_fields_have_gos_zero_values(self) -> None:
+        """Only marked fields and truth values are None."""
+        shape = {"s": str, "i": int, "b": bool, "l": [str], "m": {"*": str}, "d": {"x": str}, "n?": {"x": str}}
+        self.assertEqual(velero_requests.shaped({}, shape, "", []),
+                         {"s": "", "i": 0, "b": None, "l": [], "m": {}, "d": {"x": ""}, "n": None})
+
+    def test_names_are_found_whatever_their_case_but_the_exact_one_wins(self) -> None:
+        """Velero 1.6 wrote one with a capital letter."""
+        self.assertEqual(velero_requests.shaped({"PersistentVolumeName": "a"}, {"persistentVolumeName": str}, "", []),
+                         {"persistentVolumeName": "a"})
+        self.assertEqual(velero_requests.shaped({"NAME": "a", "name": "b"}, {"name": str}, "", []), {"name": "b"})
+
+    def test_what_is_wrong_is_told_by_its_place(self) -> None:
+        """And counts as absent."""
+        wrong = []
+        shape = {"spec": {"names": [str], "ttl": str}, "count": int}
+        result = velero_requests.shaped({"spec": {"names": ["a", 7], "ttl": []}, "count": True}, shape, "", wrong)
+        self.assertEqual(result, {"spec": {"names": ["a", ""], "ttl": ""}, "count": 0})
+        self.assertEqual(wrong, ["spec.names[1] must be a string", "spec.ttl must be a string",
+                                 "count must be a whole number"])
+
+    def test_numbers_that_go_cannot_hold_are_none(self) -> None:
+        """A fraction, and what needs more than 64 bits."""
+        wrong = []
+        self.assertEqual(velero_requests.shaped([2 ** 63, 2 ** 63 - 1, 1.5], [int], "", wrong), [0, 2 ** 63 - 1, 0])
+        self.assertEqual(len(wrong), 2)
+
+    def test_a_document_of_another_kind_altogether(self) -> None:
+        """The whole of it counts as absent."""
+        wrong = []
+        self.assertEqual(velero_requests.shaped([1], {"a": str}, "", wrong), {"a": ""})
+        self.assertEqual(wrong, ["the document must be a mapping"])
+
+
+class TestTables(unittest.TestCase):
+    """`backup get`, `restore get`."""
+
+    def test_backups(self) -> None:
+        """The columns of 1.18."""
+        backup = document("Backup", spec={"storageLocation": "default", "labelSelector": {"matchLabels": {"a": "b"}}},
+                          status={"phase": "Queued", "queuePosition": 3, "errors": 1, "warnings": 2,
+                                  "startTimestamp": "2026-05-01T11:00:00Z", "expiration": "2026-05-04T13:00:00Z"})
+        self.assertEqual(
+            velero_requests.resource_table(velero_requests.BACKUPS, [backup], NOON),
+            "NAME   STATUS   ERRORS   WARNINGS   CREATED                         EXPIRES   STORAGE LOCATION   "
+            "QUEUE POSITION   SELECTOR\n"
+            "one    Queued   1        2          2026-05-01 11:00:00 +0000 UTC   3d        default            "
+            "3                a=b\n")
+
+    def test_restores_keep_their_order(self) -> None:
+        """A deletion is seen in the status."""
+        deleted = {"deletionTimestamp": "2026-05-01T12:00:00Z"}
+        restores = [document("Restore", "z", spec={"backupName": "b"}, metadata=deleted),
+                    document("Restore", "a", status={"phase": "Failed", "errors": 4})]
+        self.assertEqual(
+            velero_requests.resource_table(velero_requests.RESTORES, restores, NOON),
+            "NAME   BACKUP   STATUS           STARTED   COMPLETED   ERRORS   WARNINGS   CREATED   SELECTOR\n"
+            "z      b        New (Deleting)   <nil>     <nil>       0        0          <nil>     <none>\n"
+            "a               Failed           <nil>     <nil>       4        0          <nil>     <none>\n")
+
+    def test_the_newest_of_a_schedule_comes_first(self) -> None:
+        """Names without a time stay in alphabetical order."""
+        names = ["b", "nightly-20260102000000", "nightly-20260103000000", "nightly-2026",
+                 "a-20260101000000", "nightly-b"]
+        ordered = velero_requests.sorted_backups([document("Backup", name) for name in names])
+        self.assertEqual([row["metadata"]["name"] for row in ordered], [
+            "a-20260101000000", "b", "nightly-2026", "nightly-20260103000000", "nightly-20260102000000", "nightly-b"])
+
+    def test_expiry(self) -> None:
+        """From the expiration, else from age and time to live."""
+        def expires(**parts: Any) -> str:
+            """The column of the one row."""
+            return velero_requests.resource_table(velero_requests.BACKUPS, [document("Backup", **parts)], NOON).split("\n")[1].split()[5]
+        self.assertEqual(expires(), "n/a")
+        created = {"creationTimestamp": "2026-05-01T10:00:00Z"}
+        self.assertEqual(expires(spec={"ttl": "1h30m"}, metadata=created), "30m")
+        self.assertEqual(expires(spec={"ttl": "3h"}, metadata=created), "1h")
+        self.assertEqual(expires(spec={"ttl": "soon"}, metadata=created), "n/a")
+        late = {"creationTimestamp": "9999-01-01T00:00:00Z"}
+        self.assertEqual(expires(spec={"ttl": "2500000h"}, metadata=late), "n/a")
+        self.assertEqual(expires(status={"expiration": "9999-12-31T23:59:59Z"}), "292y")
+
+    def test_labels(self) -> None:
+        """As columns, and all in the last column."""
+        labels = {"x.io/team": "red", "env": ""}
+        backups = [document("Backup", "a", metadata={"labels": labels}), document("Backup", "b")]
+        text = velero_requests.resource_table(velero_requests.BACKUPS, backups, NOON, label_columns=["x.io/team", "none"], show_labels=True)
+        self.assertEqual([line[line.index("SELECTOR" if number == 0 else "<none>"):] for number, line in
+                          enumerate(text.splitlines())],
+                         ["SELECTOR   TEAM   NONE   LABELS", "<none>     red           env=,x.io/team=red",
+                          "<none>                   <none>"])
+
+    def test_none_is_nothing(self) -> None:
+        """Not even a header."""
+        self.assertEqual(velero_requests.resource_table(velero_requests.BACKUPS, [], NOON), "")
+
+    def test_any_object_has_a_row(self) -> None:
+        """What cannot be read is left empty."""
+        strange = [{}, {"spec": None, "status": []},
+                   {"metadata": {"name": 7, "labels": ["x"]}, "status": {"errors": "many"}},
+                   document("Backup", "n\n\x1b[2J", status={"phase": "Done\tnow"})]
+        for resource in (velero_requests.BACKUPS, velero_requests.RESTORES):
+            text = velero_requests.resource_table(resource, strange, NOON, show_labels=True)
+            self.assertEqual(len(text.splitlines()), 5)
+            self.assertNotIn("\x1b", text)
+
+    def test_ten_thousand_backups_take_less_than_a_second(self) -> None:
+        """Of the processor's time."""
+        backups = [document("Backup", f"b-{number:014d}", metadata={"labels": {"a": "b"}},
+                            status={"phase": "Completed", "startTimestamp": "2026-05-01T11:00:00Z",
+                                    "expiration": "2026-05-04T13:00:00Z"}) for number in range(10_000)]
+        start = time.process_time()
+        lines = velero_requests.resource_table(velero_requests.BACKUPS, backups, NOON, show_labels=True).splitlines()
+        self.assertLess(time.process_time() - start, 1.0)
+        self.assertEqual((len(lines), lines[1][:16]), (10_001, "b-00000000009999"))
+
+
+class TestEncodings(unittest.TestCase):
+    """get -o json|yaml and version."""
+
+    def test_fields_are_in_gos_order(self) -> None:
+        """Unknown ones follow, maps are sorted."""
+        backup = {"status": {"errors": 1, "phase": "Failed"}, "spec": {"ttl": "1h", "hooks": {}, "new": 1},
+                  "metadata": {"uid": "u", "name": "n", "labels": {"z": "1", "a": "2"}},
+                  "kind": "Backup", "apiVersion": "v"}
+        self.assertEqual(velero_requests.get_json(backup).replace("\n", "").replace(" ", ""),
+                         '{"kind":"Backup","apiVersion":"v","metadata":{"name":"n","uid":"u",'
+                         '"labels":{"a":"2","z":"1"}},"spec":{"ttl":"1h","hooks":{},"new":1},'
+                         '"status":{"phase":"Failed","errors":1}}')
+
+    def test_the_order_of_a_status_is_its_kinds_in_a_list_too(self) -> None:
+        """A restore's differs from a backup's."""
+        restore = {"kind": "Restore", "status": {"startTimestamp": "t", "warnings": 1}}
+        text = "".join(velero_requests.list_json(velero_requests.RESTORES, [restore, restore]))
+        self.assertLess(text.index("warnings"), text.index("startTimestamp"))
+
+    def test_json_is_escaped_as_go_escapes_it(self) -> None:
+        """Half a character becomes a question mark."""
+        self.assertEqual(velero_requests.get_json({"a": "<&>\u2028é\ud800"}),
+                         '{\n  "a": "\\u003c\\u0026\\u003e\\u2028é?"\n}\n')
+
+    def test_the_stream_is_the_list(self) -> None:
+        """Of none, one, two and three documents."""
+        documents = [document("Backup", name) for name in "abc"]
+        for count in range(4):
+            text = "".join(velero_requests.list_json(velero_requests.BACKUPS, iter(documents[:count]), "7"))
+            self.assertEqual(text, velero_requests.get_json(velero_requests.list_document(velero_requests.BACKUPS, documents[:count], "7")))
+        self.assertEqual("".join(velero_requests.list_json(velero_requests.BACKUPS, [])),
+                         '{\n  "kind": "BackupList",\n  "apiVersion": "velero.io/v1",\n  "metadata": {},\n'
+                         '  "items": []\n}\n')
+
+    def test_one_of_many_is_read_at_a_time(self) -> None:
+        """The first piece comes long before the last document."""
+        pieces = velero_requests.list_json(velero_requests.BACKUPS, (document("Backup", str(number)) for number in range(10 ** 9)))
+        self.assertIn('"items": [', next(pieces))
+        self.assertIn('"name": "1"', next(pieces))
+
+    def test_yaml_is_quoted_as_go_quotes_it(self) -> None:
+        """And is read back as what it was."""
+        values = {"version": "1.1.0", "time": "2026-05-01T12:00:00Z", "number": "12", "float": "1e3", "yes": "y",
+                  "on": "on", "star": "*", "empty": "", "null": "null", "text": "a b", "lines": "a\nb\n",
+                  "colon": "a: b", "int": 3}
+        text = velero_requests.get_yaml(values)
+        self.assertEqual(yaml.safe_load(text), values)
+        for line in ("version: 1.1.0", 'time: "2026-05-01T12:00:00Z"', 'number: "12"', 'float: "1e3"', 'star: \'*\'',
+                     'empty: ""', "text: a b", "lines: |\n  a\n  b\n", "colon: 'a: b'", "int: 3"):
+            self.assertIn("\n" + line, "\n" + text)
+        self.assertTrue(text.endswith("\n\n"))
+
+    def test_version(self) -> None:
+        """A version that no server told is said to be so."""
+        own = f"v{velero_requests.__version__}"
+        self.assertEqual(velero_requests.version_text(None), f"Client:\n\tVersion: {own}\n\tGit commit: -\n")
+        self.assertTrue(velero_requests.version_text("v1.2.3").endswith("Server:\n\tVersion: v1.2.3\n"))
+        self.assertTrue(velero_requests.version_text("v1", "a guess").endswith("\tVersion: v1 (a guess)\n"))
+        self.assertEqual(velero_requests.version_document("v1", "a guess"),
+                         {"client": {"version": own}, "server": {"version": "v1", "source": "a guess"}})
+
+
+class TestNeeds(unittest.TestCase):
+    """What describe fetches."""
+
+    def test_artifacts(self) -> None:
+        """Only those that a screen shows."""
+        busy = {"errors": 1, "backupItemOperationsAttempted": 2, "restoreItemOperationsAttempted": 2}
+        for resource, status, options, expected in (
+                (velero_requests.BACKUPS, {}, {"details": False}, "BackupVolumeInfos"),
+                (velero_requests.BACKUPS, busy, {"details": False}, "BackupResults BackupVolumeInfos"),
+                (velero_requests.BACKUPS, busy, {"details": True},
+                 "BackupResults BackupItemOperations BackupResourceList BackupVolumeInfos"),
+                (velero_requests.BACKUPS, busy, {"details": True, "structured": True},
+                 "BackupResults BackupResourceList BackupVolumeInfos"),
+                (velero_requests.RESTORES, busy, {"details": True, "structured": True},
+                 "RestoreResults RestoreItemOperations RestoreResourceList RestoreVolumeInfo")):
+            subject = document(resource.kind, status=status)
+            self.assertEqual(velero_requests.artifacts_of(resource, subject, **options), expected.split())
+
+    def test_older_artifacts(self) -> None:
+        """Where the counts say that there should be some."""
+        status = {"volumeSnapshotsAttempted": 1, "csiVolumeSnapshotsAttempted": 1}
+        self.assertEqual(velero_requests.legacy_artifacts_of(document("Backup", status=status)), [
+            "BackupVolumeSnapshots", "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"])
+        self.assertEqual(velero_requests.legacy_artifacts_of({}), [])
+
+    def test_lists(self) -> None:
+        """By the labels that Velero sets."""
+        self.assertEqual(velero_requests.related_of(velero_requests.BACKUPS, document("Backup", metadata={"uid": "u"})), [
+            (velero_requests.DELETE_REQUESTS, "velero.io/backup-name=one,velero.io/backup-uid=u"),
+            (velero_requests.POD_VOLUME_BACKUPS, "velero.io/backup-name=one")])
+        self.assertEqual(velero_requests.related_of(velero_requests.RESTORES, document("Restore")),
+                         [(velero_requests.POD_VOLUME_RESTORES, "velero.io/restore-name=one")])
+
+
+BARE_BACKUP = """\
+Name:         one
+Namespace:    velero
+Labels:       <none>
+Annotations:  <none>
+
+Phase:  New
+
+
+Namespaces:
+  Included:  *
+  Excluded:  <none>
+
+Resources:
+  Included cluster-scoped:    <none>
+  Excluded cluster-scoped:    <none>
+  Included namespace-scoped:  *
+  Excluded namespace-scoped:  <none>
+
+Label selector:  <none>
+
+Or label selector:  <none>
+
+Storage Location:  
+
+Velero-Native Snapshot PVs:  auto
+Snapshot Move Data:          auto
+Data Mover:                  velero
+
+TTL:  0s
+
+CSISnapshotTimeout:    0s
+ItemOperationTimeout:  0s
+
+Hooks:  <none>
+
+Backup Format Version:  
+
+Started:    <n/a>
+Completed:  <n/a>
+
+Expiration:  <nil>
+
+Backup Volumes:
+  Velero-Native Snapshots: <none included>
+
+  CSI Snapshots: <none included>
+
+  Pod Volume Backups: <none included>
+"""
+BARE_RESTORE = """\
+Name:         one
+Namespace:    velero
+Labels:       <none>
+Annotations:  <none>
+
+Phase:  New
+
+Started:    <n/a>
+Completed:  <n/a>
+
+Backup:  
+
+Namespaces:
+  Included:  all namespaces found in the backup
+  Excluded:  <none>
+
+Resources:
+  Included:        *
+  Excluded:        <none>
+  Cluster-scoped:  auto
+
+Namespace mappings:  <none>
+
+Label selector:  <none>
+
+Or label selector:  <none>
+
+Restore PVs:  auto
+
+CSI Snapshot Restores: <none included>
+
+Existing Resource Policy:   <none>
+ItemOperationTimeout:       0s
+
+Preserve Service NodePorts:  auto
+
+"""
+
+
+class TestScreens(unittest.TestCase):
+    """`backup describe`, `restore describe`: each section, in text and JSON."""
+
+    def test_a_bare_backup(self) -> None:
+        """Without spec and status, or with empty ones."""
+        for subject in (document("Backup"), {"metadata": {"name": "one", "namespace": "velero"}}):
+            self.assertEqual(text_of(velero_requests.BACKUPS, subject), BARE_BACKUP)
+
+    def test_a_bare_restore(self) -> None:
+        """The section of CSI snapshots is there only if the server wrote a file."""
+        self.assertEqual(text_of(velero_requests.RESTORES, document("Restore")), BARE_RESTORE)
+        self.assertNotIn("CSI", text_of(velero_requests.RESTORES, document("Restore"), {"RestoreVolumeInfo": GONE}))
+
+    def test_phases_and_their_notes(self) -> None:
+        """The color does not reach the note."""
+        for resource, phase, expected in (
+                (velero_requests.BACKUPS, "Failed", "\x1b[31mFailed\x1b[0m (run `velero backup logs one` for more information)"),
+                (velero_requests.BACKUPS, "FailedValidation", "\x1b[31mFailedValidation\x1b[0m"),
+                (velero_requests.RESTORES, "PartiallyFailed",
+                 "\x1b[31mPartiallyFailed\x1b[0m (run 'velero restore logs one' for more information)"),
+                (velero_requests.RESTORES, "Completed", "\x1b[32mCompleted\x1b[0m"), (velero_requests.BACKUPS, "InProgress", "InProgress")):
+            text = text_of(resource, document(resource.kind, status={"phase": phase}), colorized=True)
+            self.assertEqual(section(text, "Phase:"), f"Phase:  {expected}")
+            self.assertTrue(text.startswith("Name:         \x1b[1mone\x1b[22m\n"))
+
+    def test_line_breaks_stay_in_their_column(self) -> None:
+        """One at the end is dropped."""
+        subject = document("Backup", metadata={"annotations": {"a": "1\n2\n", "b": "3"}})
+        self.assertIn("Annotations:  a=1\n              2\n              b=3\n\nPhase", text_of(velero_requests.BACKUPS, subject))
+
+    def test_results(self) -> None:
+        """Namespaces are sorted, and the JSON has both keys."""
+        subject = document("Backup", status={"warnings": 1, "errors": 0})
+        results = {"warnings": {"velero": ["one\ntwo", "three"], "namespaces": {"b": ["x"], "a": []}}}
+        artifacts = {**NO_VOLUMES, "BackupResults": results}
+        self.assertEqual(section(text_of(velero_requests.BACKUPS, subject, artifacts), "Warnings:"), "\n".join((
+            "Warnings:", "  Velero:   one", "            two", "            three", "  Cluster:    <none>",
+            "  Namespaces:", "    a:      <none>", "    b:  x")))
+        self.assertEqual({name: json_of(velero_requests.BACKUPS, subject, artifacts)[name] for name in ("warnings", "errors")}, {
+            "warnings": {"velero": ["one\ntwo", "three"], "cluster": [], "namespace": {"a": [], "b": ["x"]}},
+            "errors": {}})
+
+    def test_results_of_an_older_server_are_numbers(self) -> None:
+        """That is no trouble."""
+        subject = document("Backup", status={"warnings": 1, "errors": 2})
+        artifacts = {**NO_VOLUMES, "BackupResults": GONE}
+        self.assertIn("\n\nErrors:    2\nWarnings:  1\n\nNamespaces:", text_of(velero_requests.BACKUPS, subject, artifacts))
+        self.assertEqual(json_of(velero_requests.BACKUPS, subject, artifacts)["errors"], {"count": 2})
+        self.assertEqual(velero_requests.describe_text(velero_requests.BACKUPS, subject, NOTHING, artifacts).troubles, ())
+
+    def test_operations(self) -> None:
+        """In one line, with details, and as JSON."""
+        subject = document("Restore", status={"restoreItemOperationsAttempted": 1, "restoreItemOperationsFailed": 1})
+        self.assertEqual(section(text_of(velero_requests.RESTORES, subject), "Restore Item"),
+                         "Restore Item Operations:  0 of 1 completed successfully, 1 failed "
+                         "(specify --details for more information)")
+        operation = {"spec": {"restoreItemAction": "x/y", "operationID": "7", "resourceIdentifier": {
+            "Group": "apps", "Resource": "deployments", "Namespace": "n", "Name": "d"}},
+            "status": {"phase": "Failed", "error": "no", "nTotal": 4, "operationUnits": "Bytes",
+                       "created": "2026-05-01T12:00:00Z"}}
+        artifacts = {**NO_VOLUMES, "RestoreItemOperations": [operation], "RestoreResourceList": {}}
+        self.assertEqual(section(text_of(velero_requests.RESTORES, subject, artifacts, details=True), "Restore Item"), "\n".join((
+            "Restore Item Operations:", "  Operation for deployments.apps n/d:", "    Restore Item Action Plugin:  x/y",
+            "    Operation ID:                7", "    Phase:                       Failed",
+            "    Operation Error:             no", "    Progress:                    0 of 4 complete (Bytes)",
+            "    Created:                     2026-05-01 12:00:00 +0000 UTC")))
+        listed = json_of(velero_requests.RESTORES, subject, artifacts, details=True)["status"]["restoreItemOperations"]
+        self.assertEqual((listed["failed"], listed["operations"][0]["progress"]), (1, "0 of 4 complete (Bytes)"))
+
+    def test_resource_lists(self) -> None:
+        """Sorted by kind, in the server's order below it."""
+        artifacts = {**NO_VOLUMES, "BackupResourceList": {"v1/Pod": ["b", "a"], "apps/v1/Deployment": []}}
+        self.assertEqual(section(text_of(velero_requests.BACKUPS, document("Backup"), artifacts, details=True), "Resource List:"),
+                         "Resource List:\n  apps/v1/Deployment:\n    - \n  v1/Pod:\n    - b\n    - a")
+        gone = {**NO_VOLUMES, "BackupResourceList": GONE}
+        self.assertIn("\nResource List:  <backup resource list not found>\n",
+                      text_of(velero_requests.BACKUPS, document("Backup"), gone, details=True))
+        self.assertEqual(json_of(velero_requests.BACKUPS, document("Backup"), gone, details=True)["status"]["errorGettingResourceList"],
+                         "<backup resource list not found>")
+
+    def test_volumes(self) -> None:
+        """By method, with what is moved."""
+        infos = [{"backupMethod": "NativeSnapshot", "pvName": "pv"}, {"backupMethod": "PodVolumeBackup"},
+                 {"backupMethod": "CSISnapshot", "pvcNamespace": "n", "pvcName": "c", "snapshotDataMoved": True,
+                  "snapshotDataMovementInfo": {"size": 5}, "result": "succeeded"}]
+        artifacts = {"BackupVolumeInfos": infos, "BackupResourceList": {}}
+        text = text_of(velero_requests.BACKUPS, document("Backup"), artifacts, details=True)
+        self.assertEqual(text[text.index("Backup Volumes:"):], "\n".join((
+            "Backup Volumes:", "  Velero-Native Snapshots:", "    pv:", "      Snapshot ID:        ",
+            "      Type:               ", "      Availability Zone:  ", "      IOPS:               ",
+            "      Result:             ", "", "  CSI Snapshots:", "    n/c:", "      Data Movement:",
+            "        Operation ID: ", "        Data Mover: velero", "        Uploader Type: ",
+            "        Moved data Size (bytes): 5", "        Result: succeeded", "",
+            "  Pod Volume Backups: <none included>", "")))
+        volumes = json_of(velero_requests.BACKUPS, document("Backup"), {"BackupVolumeInfos": infos})["status"]["backupVolumes"]
+        self.assertEqual(volumes["csiSnapshots"], {
+            "n/c": {"dataMovement": "included, specify --details for more information"}})
+
+    def test_volumes_of_older_servers(self) -> None:
+        """From three older artifacts."""
+        subject = document("Backup", status={"volumeSnapshotsAttempted": 1, "csiVolumeSnapshotsAttempted": 1})
+        artifacts = {
+            "BackupVolumeInfos": GONE,
+            "BackupVolumeSnapshots": [{"spec": {"PersistentVolumeName": "pv-1"}}],
+            "CSIBackupVolumeSnapshots": [{"metadata": {"namespace": "n"}, "spec": {"source": {
+                "persistentVolumeClaimName": "c"}}, "status": {"boundVolumeSnapshotContentName": "content"}}],
+            "CSIBackupVolumeSnapshotContents": [{"metadata": {"name": "content"}}, {"metadata": {"name": "other"}}]}
+        text = text_of(velero_requests.BACKUPS, subject, artifacts)
+        self.assertIn("\n    pv-1: specify --details for more information\n", text)
+        self.assertIn("\n    n/c:\n      Snapshot: included, specify", text)
+        self.assertIn("\n    /<PVC name not found>:\n", text)
+
+    def test_a_missing_artifact_leaves_the_rest(self) -> None:
+        """And decides the exit code."""
+        subject = document("Backup", status={"volumeSnapshotsAttempted": 1})
+        artifacts = {"BackupVolumeInfos": GONE, "BackupVolumeSnapshots": GONE}
+        described = velero_requests.describe_text(velero_requests.BACKUPS, subject, NOTHING, artifacts)
+        self.assertIn("  Velero-Native Snapshots: <error concluding native snapshot info: file not found>\n\n"
+                      "  CSI Snapshots: <none included or not detectable>\n\n  Pod Volume", described.content)
+        self.assertEqual([trouble.exit for trouble in described.troubles], [3])
+
+    def test_a_missing_bucket_or_owner_is_no_missing_artifact(self) -> None:
+        """So that a restore whose backup is gone does not look like one of an older server."""
+        for error in (velero_requests.NotFound("no backup", reason="BackupNotFound"),
+                      velero_requests.StoreError("no bucket", status=404, reason="BucketNotFound")):
+            described = velero_requests.describe_text(velero_requests.RESTORES, document("Restore"), NOTHING, {"RestoreVolumeInfo": error})
+            self.assertIn(f"\nCSI Snapshot Restores: <error getting restore volume info: {error}>\n", described.content)
+            self.assertEqual(described.troubles, (error,))
+            self.assertEqual(described.troubles[0].exit, 3)
+        unknown = velero_requests.NotFound("the cluster does not know the kind", reason=velero_requests.UNKNOWN_KIND)
+        self.assertEqual(text_of(velero_requests.RESTORES, document("Restore"), {"RestoreVolumeInfo": unknown}),
+                         text_of(velero_requests.RESTORES, document("Restore"), {"RestoreVolumeInfo": GONE}))
+
+    def test_pod_volumes(self) -> None:
+        """By phase and pod; phases that velero does not know come last."""
+        def volume(pod: str, name: str, phase: str, **status: Any) -> Dict[str, Any]:
+            """A volume of pod n/POD."""
+            return {"spec": {"pod": {"namespace": "n", "name": pod}, "volume": name, "uploaderType": "kopia"},
+                    "status": {"phase": phase, **status}}
+        volumes = [volume("p", "b", "Completed", progress={"totalBytes": 9}), volume("q", "c", "InProgress", progress={
+            "totalBytes": 3, "bytesDone": 1}), volume("p", "a", "Completed"), volume("r", "d", "Strange"),
+            volume("r", "e", "")]
+        related = {velero_requests.POD_VOLUME_BACKUPS: volumes, velero_requests.POD_VOLUME_RESTORES: volumes}
+        artifacts = {**NO_VOLUMES, "BackupResourceList": {}}
+        text = text_of(velero_requests.BACKUPS, document("Backup"), artifacts, related=related, details=True)
+        self.assertEqual(text[text.index("  Pod Volume Backups"):], "\n".join((
+            "  Pod Volume Backups - kopia:", "    Completed:", "      n/p: a, b (size: 9)", "    In Progress:",
+            "      n/q: c (33.33%)", "    New:", "      n/r: e", "    Strange:", "      n/r: d", "")))
+        self.assertIn("\nkopia Restores (specify --details for more information):\n"
+                      "  Completed:    2\n  In Progress:  1\n  New:          1\n  Strange:      1\n",
+                      text_of(velero_requests.RESTORES, document("Restore"), related=related))
+        listed = json_of(velero_requests.BACKUPS, document("Backup"), related=related)["status"]["backupVolumes"]["podVolumeBackups"]
+        self.assertEqual(listed["podVolumeBackupsDetails"], {"Completed": 2, "In Progress": 1, "New": 1, "Strange": 1})
+
+    def test_hooks_of_one_name(self) -> None:
+        """The later one is the one in the JSON."""
+        hook = {"name": "h", "pre": [{"exec": {"command": ["ls", "-l"], "timeout": "30s"}}], "post": [{}]}
+        subject = document("Backup", spec={"hooks": {"resources": [{"name": "h"}, hook]}})
+        self.assertIn("\n      Pre Exec Hook:\n        Container:  \n        Command:    ls -l\n        On Error:   \n"
+                      "        Timeout:    30s\n", text_of(velero_requests.BACKUPS, subject))
+        hooks = json_of(velero_requests.BACKUPS, subject)["spec"]["hooks"]["resources"]
+        self.assertEqual((hooks["h"]["preExecHook"][0]["command"], hooks["h"]["postExecHook"]), ("ls -l", []))
+
+    def test_deletions(self) -> None:
+        """With the number of those that failed."""
+        rows = [{"status": {"phase": "Processed", "errors": ["in use"]}}, {}]
+        related = {velero_requests.DELETE_REQUESTS: rows}
+        self.assertTrue(text_of(velero_requests.BACKUPS, document("Backup"), related=related).endswith(
+            "\n\nDeletion Attempts (1 failed):\n  <n/a>: Processed\n  Errors:\n    in use\n\n  <n/a>: \n"))
+        self.assertEqual(json_of(velero_requests.BACKUPS, document("Backup"), related=related)["deletionAttempts"]["failed"], 1)
+
+    def test_json_of_a_restore_has_the_shape_of_a_backups(self) -> None:
+        """velero has none."""
+        subject = document("Restore", spec={"backupName": "b", "namespaceMapping": {"x": "y"}, "resourceModifier": {
+            "kind": "configmap", "name": "m"}, "uploaderConfig": {"parallelFilesDownload": 2}},
+            status={"phase": "InProgress", "progress": {"totalItems": 5, "itemsRestored": 1}})
+        content = json_of(velero_requests.RESTORES, subject)
+        self.assertEqual(set(content), {"metadata", "phase", "deleting", "spec", "status"})
+        self.assertEqual(content["spec"]["resourceModifier"], {"type": "configmap", "name": "m"})
+        self.assertEqual(content["spec"]["uploaderConfig"], {"parallelFilesDownload": "2"})
+        status = content["status"]
+        self.assertEqual((status["estimatedTotalItemsToBeRestored"], status["itemsRestoredSoFar"]), (5, 1))
+
+    def test_several_are_an_array(self) -> None:
+        """So are none; one is an object."""
+        self.assertEqual(velero_requests.describe_json([{"b": 1, "a": "<"}]), '{\n    "a": "<",\n    "b": 1\n}\n')
+        self.assertEqual([json.loads(velero_requests.describe_json(rows)) for rows in ([], [{}, {}])], [[], [{}, {}]])
+
+
+class TestStrangeDocuments(unittest.TestCase):
+    """One section says what is wrong, the others are shown."""
+
+    def test_a_list_that_failed(self) -> None:
+        """Is said where it would stand."""
+        refusal = velero_requests.ApiError("not allowed to list", status=403)
+        related = {velero_requests.DELETE_REQUESTS: refusal, velero_requests.POD_VOLUME_BACKUPS: refusal}
+        described = velero_requests.describe_text(velero_requests.BACKUPS, document("Backup"), related, NO_VOLUMES)
+        self.assertTrue(described.content.endswith(
+            "\n  Pod Volume Backups: <error getting pod volume backups: not allowed to list>\n\n"
+            "Deletion Attempts: <error getting deletion attempts: not allowed to list>\n"))
+        self.assertEqual([trouble.exit for trouble in described.troubles], [5, 5])
+        content = velero_requests.describe_document(velero_requests.BACKUPS, document("Backup"), related, NO_VOLUMES).content
+        self.assertIn("not allowed", content["deletionAttempts"]["error"])
+
+    def test_artifacts_of_another_shape(self) -> None:
+        """Each section tells of its own."""
+        subject = document("Backup", status={"errors": 1, "backupItemOperationsAttempted": 1})
+        artifacts = {"BackupResults": [], "BackupItemOperations": {"a": 1}, "BackupResourceList": {"v1/Pod": "x"},
+                     "BackupVolumeInfos": [{"pvName": 5}]}
+        described = velero_requests.describe_text(velero_requests.BACKUPS, subject, NOTHING, artifacts, details=True)
+        for before, kind, wrong in (
+                ("Errors:  <error getting errors", "BackupResults", "the document must be a mapping"),
+                ("Operations:  <error getting operation info", "BackupItemOperations", "the document must be a list"),
+                ("List:           <error getting backup resource list", "BackupResourceList", "v1/Pod must be a list"),
+                ("  <error getting backup volume info", "BackupVolumeInfos", "[0].pvName must be a string")):
+            self.assertIn(f"{before}: {kind} is not what Velero writes: {wrong}>\n", described.content)
+        self.assertTrue(described.content.endswith("\n\n  Pod Volume Backups: <none included>\n"))
+        self.assertEqual(len(described.troubles), 4)
+
+    def test_fields_of_the_wrong_type(self) -> None:
+        """Are listed in a section of their own."""
+        subject = document("Backup", spec={"ttl": 5, "includedNamespaces": "web"}, status={"phase": ["Failed"]})
+        described = velero_requests.describe_text(velero_requests.BACKUPS, subject, NOTHING, NO_VOLUMES)
+        self.assertEqual(section(described.content, "Unreadable:"), "\n".join((
+            "Unreadable:  spec.includedNamespaces must be a list", "             spec.ttl must be a string",
+            "             status.phase must be a string")))
+        self.assertEqual(str(described.troubles[0]), "Backup one: spec.includedNamespaces must be a list (and 2 more)")
+        self.assertEqual(len(json_of(velero_requests.BACKUPS, subject)["unreadable"]), 3)
+
+    def test_many_wrong_fields_are_counted(self) -> None:
+        """After the first ten."""
+        subject = document("Backup", spec={"includedNamespaces": [1] * 5000})
+        self.assertIn("\n             and 4990 more\n", text_of(velero_requests.BACKUPS, subject))
+
+    def test_five_thousand_namespaces_are_one_line(self) -> None:
+        """As velero prints them."""
+        subject = document("Restore", spec={"includedNamespaces": [f"n{number}" for number in range(5000)]})
+        line = section(text_of(velero_requests.RESTORES, subject), "Namespaces:").splitlines()[1]
+        self.assertEqual((line[:18], line.count(",")), ("  Included:  n0, n", 4999))
+
+    def test_documents_that_are_none(self) -> None:
+        """Even those have a screen."""
+        for junk in (None, [], "x", {"metadata": [], "spec": 1, "status": "x"}):
+            for resource in (velero_requests.BACKUPS, velero_requests.RESTORES):
+                self.assertIn("\nPhase:  New\n", text_of(resource, junk, related=dict.fromkeys(NOTHING, [junk])))
+                self.assertTrue(velero_requests.describe_json([json_of(resource, junk)]))
+
+    def test_nothing_that_strangers_write_breaks_a_column_or_drives_a_terminal(self) -> None:
+        """Wherever they write it."""
+        evil = "a\tb\x1b[2J\nc"
+        subject = document("Backup", evil, metadata={"labels": {evil: evil}}, spec={
+            "storageLocation": evil, "orderedResources": {evil: evil}, "hooks": {"resources": [{"name": evil}]}},
+            status={"phase": evil, "validationErrors": [evil], "errors": 1})
+        artifacts = {"BackupResults": {"errors": {"namespaces": {evil: [evil]}}}, "BackupResourceList": {evil: [evil]},
+                     "BackupVolumeInfos": [{"backupMethod": "NativeSnapshot", "pvName": evil}]}
+        text = text_of(velero_requests.BACKUPS, subject, artifacts, details=True)
+        self.assertFalse(set(text) & set("\t\x1b"))
+
+    def test_an_error_in_place_of_everything(self) -> None:
+        """Each section says so, the spec is shown."""
+        status = {"warnings": 1, "restoreItemOperationsAttempted": 1}
+        subject = document("Restore", status=status)
+        kinds = velero_requests.artifacts_of(velero_requests.RESTORES, subject, details=True)
+        artifacts = dict.fromkeys(kinds, velero_requests.Error("the store is down"))
+        described = velero_requests.describe_text(velero_requests.RESTORES, subject, NOTHING, artifacts, details=True)
+        self.assertEqual(described.content.count("the store is down"), 5)
+        self.assertEqual(len(described.troubles), 4)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Golden: what the real velero CLI prints, case by case
+# ------------------------------------------------------------------------------------------------------------
+
+NO_GOLDEN = "VELERO_GOLDEN names no folder, so nothing was compared with the real velero CLI"
+GOLDEN_RELEASES = ("1.18.1", "1.6.3")
+GOLDEN_BUCKET = "backups-bucket"
+GOLDEN_KINDS = ("PodVolumeBackup", "PodVolumeRestore", "DeleteBackupRequest")  # only describe reads them
+GOLDEN_OWNED = ("Backup", "Restore", "BackupStorageLocation", *GOLDEN_KINDS)
+
+
+class GoldenLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML whose times stay text."""
+
+    yaml_implicit_resolvers = {first: [row for row in rows if not row[0].endswith(":timestamp")] for first, rows
+                               in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+
+class GoldenCase(NamedTuple):
+    """One recorded call of the real CLI."""
+
+    release: str
+    name: str
+    about: Document
+    argv: List[str]
+    out: str
+    code: int
+
+    @property
+    def path(self) -> str:
+        """Return release/name."""
+        return f"{self.release}/{self.name}"
+
+    @property
+    def group(self) -> str:
+        """Return what kind of call it is, such as `backup-get`."""
+        return "-".join(self.name.split("-")[:1 if self.name.startswith(("version", "usage")) else 2])
+
+
+def golden_cases(release: str) -> List[GoldenCase]:
+    """Return all cases of a release, or skip the test."""
+    root = os.environ.get("VELERO_GOLDEN")
+    if not root:
+        raise unittest.SkipTest(NO_GOLDEN)
+    cases = []
+    for name in sorted(os.listdir(os.path.join(root, release))):
+        texts = {}
+        for file_name in ("input.yaml", "command.txt", "stdout.txt", "exit.txt"):
+            with open(os.path.join(root, release, name, file_name), encoding="utf-8", newline="") as file:
+                texts[file_name] = file.read()
+        cases.append(GoldenCase(release, name, yaml.load(texts["input.yaml"], GoldenLoader),
+                                shlex.split(texts["command.txt"]), texts["stdout.txt"], int(texts["exit.txt"])))
+    return cases
+
+
+# -- where we differ, and why: the README says the same -----------------------------------------------------
+
+class Difference(NamedTuple):
+    """How we differ from velero in a case: our exit code, and whether the text differs too."""
+
+    why: str
+    code: int
+    text: bool = False
+
+
+def differing(why: str, code: int, text: bool, names: str) -> Dict[str, Difference]:
+    """Return one row of differences for each name; one without a release stands for both."""
+    row = Difference(why, code, text)
+    return {path: row for name in names.split() for path in (
+        [name] if "/" in name else [f"{release}/{name}" for release in GOLDEN_RELEASES])}
+
+
+FINER = ("velero's every failure is 1; ours say which kind: 2 usage, 3 does not exist, 4 no answer, 5 not allowed, "
+         "6 unreachable")
+ZERO = "velero ends with 0 although something could not be had"
+OTHER_LAYOUT = "the screens and tables are 1.18's, whatever the release of the server"
+OWN_WORDS = "the reason is in our words, which name the artifact, and what can be shown besides is shown; " + ZERO
+DIFFERENCES: Dict[str, Difference] = {
+    **differing(FINER, 2, False, """
+        backup-get-invalid-format 1.18.1/backup-describe-invalid-format usage-bad-duration usage-flag-without-value
+        usage-restore-logs-no-argument usage-unknown-command usage-unknown-flag usage-unknown-short-flag"""),
+    **differing("an unknown subcommand is a usage error, not help and 0", 2, False, """
+        usage-unknown-subcommand-backup usage-unknown-subcommand-plugin"""),
+    **differing(FINER, 3, False, """
+        backup-get-missing backup-get-one-missing 1.18.1/backup-describe-one-missing backup-logs-missing
+        1.6.3/backup-download-missing 1.18.1/backup-download-in-progress 1.18.1/backup-logs-no-location
+        1.18.1/restore-logs-no-backup restore-logs-no-file"""),
+    **differing(FINER, 5, False, """
+        backup-get-forbidden 1.18.1/backup-describe-forbidden 1.18.1/restore-logs-forbidden"""),
+    **differing(FINER, 6, False, "usage-api-server-down 1.18.1/backup-logs-store-down"),
+    **differing("no answer is a failure, with its reason on stderr", 4, True, """
+        1.18.1/plugin-get-no-answer version-no-answer"""),
+    **differing("no answer is a failure, with its reason on stderr", 4, False, "1.6.3/plugin-get-no-answer"),
+    **differing("we have no release of Velero, so a newer or older server is nothing to warn of", 0, True, """
+        version-development version-newer-server"""),
+    **differing("names of any length work, for the API completes the request's name", 0, True, """
+        1.18.1/backup-logs-huge-name"""),
+    **differing("velero crashes on a backup without an expiration", 0, False, "1.18.1/backup-describe-phase-new-json"),
+    **differing("several -L add up, as their help says", 0, True, "backup-get-label-columns"),
+    **differing("an object is printed as it is, without Go's zero values", 0, True, "backup-get-yaml-sparse"),
+    **differing("an object is printed as it is, its phase too", 0, True, "1.18.1/restore-get-yaml-being-deleted"),
+    **differing("an empty object is {}, not a line break within braces", 0, True, """
+        1.6.3/backup-get-json 1.6.3/backup-get-json-list 1.6.3/restore-get-json"""),
+    **differing("colors are for terminals, unless --colorized asks for them", 0, True, """
+        1.18.1/backup-describe-color-default"""),
+    **differing("a line break in a value does not break the columns", 0, True, """
+        1.18.1/backup-describe-annotation-newline"""),
+    **differing("every phase is counted, Canceling too", 0, True, "1.18.1/restore-describe-pod-canceling"),
+    **differing(ZERO, 3, False, """
+        1.18.1/backup-describe-operations-missing 1.18.1/restore-describe-operations-missing
+        1.18.1/restore-describe-backup-gone"""),
+    **differing(OWN_WORDS, 3, True, """
+        1.18.1/backup-describe-volumes-legacy-csi-missing
+        1.18.1/backup-describe-volumes-legacy-native-missing-json-details
+        1.6.3/backup-describe-snapshots 1.6.3/backup-describe-snapshots-missing"""),
+    **differing(OWN_WORDS, 1, True, """
+        1.18.1/backup-describe-list-broken 1.18.1/backup-describe-results-not-gzip
+        1.18.1/backup-describe-results-not-gzip-json 1.18.1/backup-describe-results-not-json-json
+        1.18.1/backup-describe-volumes-broken 1.18.1/backup-describe-volumes-broken-json"""),
+    **differing(OTHER_LAYOUT, 0, True, "".join(f" 1.6.3/backup-get-{name}" for name in """
+        alias-name format-table label-columns label-columns-comma location name name-twice names schedule-order selector
+        selector-and-name selector-column selector-not-equal show-labels""".split())),
+    **differing(OTHER_LAYOUT, 0, True, "".join(f" 1.6.3/backup-describe-{name}" for name in """
+        cluster-resources-false color-failed csi-details csi-none deleting deletions failed hooks in-progress new
+        ordered-resources plain restic restic-details rich rich-details snapshots-details two""".split())),
+    **differing(OTHER_LAYOUT, 0, True, "".join(f" 1.6.3/restore-{name}" for name in """
+        get-phases describe-color describe-failed describe-failed-validation describe-flags-false describe-full
+        describe-in-progress describe-new describe-restic-details describe-results describe-two""".split())),
+}
+
+
+# -- the same as in the README of the golden cases -----------------------------------------------------------
+
+GOLDEN_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+GOLDEN_TIMES = (("%Y-%m-%dT%H:%M:%SZ", re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "YYYY-MM-DDThh:mm:ssZ"),
+                ("%Y-%m-%d %H:%M:%S +0000 UTC", re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \+0000 UTC"),
+                 "YYYY-MM-DD hh:mm:ss +0000 UTC"))
+GOLDEN_RULES = tuple((re.compile(pattern, re.MULTILINE), text) for pattern, text in (
+    (r"https?://127\.0\.0\.1:\d+[^\s\"'\\<>]*", "<URL>"),
+    (r"127\.0\.0\.1:\d+", "<ADDRESS>"),
+    (GOLDEN_UUID.pattern, "<UUID>"),
+    (r"velero-cli-[a-z0-9]{5}\b", "velero-cli-<RANDOM>"),
+    (r"(\"?resourceVersion\"?: )\"\d+\"", r'\1"<RESOURCE_VERSION>"'),
+    (r"(\"?generation\"?: )\d+", r"\1<GENERATION>"),
+    (r"Git commit: .*", "Git commit: <COMMIT>"),
+    (r"(Client:\n\tVersion: ).*", r"\1<CLIENT_VERSION>")))
+
+
+def without_managed_fields(text: str) -> str:
+    """Return YAML or JSON text without the blocks named managedFields."""
+    kept, depth = [], -1
+    for line in text.splitlines(True):
+        indent = len(line) - len(line.lstrip())
+        if depth >= 0 and (indent > depth or line.strip() in ("]", "],") or (
+                indent == depth and line.lstrip().startswith("- "))):
+            continue
+        depth = indent if re.match(r"\s*\"?managedFields\"?:", line) else -1
+        if depth < 0:
+            kept.append(line)
+    return re.sub(r",(\s*\n\s*})", r"\1", "".join(kept)) if "managedFields" in text else text
+
+
+def golden_text(text: str, began: datetime, folder: str) -> str:
+    """Return our output with all that varies replaced."""
+    ended = datetime.now(timezone.utc)
+
+    def within(form: str, placeholder: str) -> Callable[[Any], str]:
+        def replaced(match: Any) -> str:
+            moment = datetime.strptime(match.group(), form).replace(tzinfo=timezone.utc)
+            near = began - timedelta(seconds=2) <= moment <= ended + timedelta(seconds=2)
+            return placeholder if near else match.group()
+        return replaced
+
+    for form, pattern, placeholder in GOLDEN_TIMES:
+        text = pattern.sub(within(form, placeholder), text)
+    text = without_managed_fields(text.replace(folder, "<CWD>"))
+    for pattern, replacement in GOLDEN_RULES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def golden_body(key: str, artifact: Document) -> bytes:
+    """Return an artifact as it lies in the bucket."""
+    if "raw" in artifact:
+        return str(artifact["raw"]).encode()
+    if "tar" in artifact:
+        return tar_of({path: text.encode() for path, text in artifact["tar"].items()})
+    return gzip.compress((json.dumps(artifact["json"]) if "json" in artifact else artifact["text"]).encode())
+
+
+def golden_filled(value: Any, began: datetime, uids: Dict[str, str], url: str) -> Any:
+    """Return a value with NOW, UID(...) and S3_URL replaced."""
+    if isinstance(value, dict):
+        return {name: golden_filled(item, began, uids, url) for name, item in value.items()}
+    if isinstance(value, list):
+        return [golden_filled(item, began, uids, url) for item in value]
+    if not isinstance(value, str):
+        return value
+    moment = re.fullmatch(r"NOW(?:([-+])(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?)?", value)
+    if moment:
+        days, hours, minutes, seconds = (int(number or 0) for number in moment.groups()[1:])
+        offset = timedelta(days, hours=hours, minutes=minutes, seconds=seconds)
+        return (began - offset if moment.group(1) == "-" else began + offset).strftime("%Y-%m-%dT%H:%M:%SZ")
+    uid = re.fullmatch(r"UID\((.*)\)", value)
+    return uids[uid.group(1)] if uid else url if value == "S3_URL" else value
+
+
+def open_crd(kind: str) -> Document:
+    """Return a CRD of group velero.io that takes whatever it is given."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema = {"type": "object", "properties": {"spec": anything, "status": anything}}
+    names = {"kind": kind, "listKind": kind + "List", "singular": kind.lower(), "plural": kind.lower() + "s"}
+    return {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": names["plural"] + ".velero.io"},
+            "spec": {"group": "velero.io", "names": names, "scope": "Namespaced", "versions": [
+                {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}]}}
+
+
+class GoldenWorld(World):
+    """A cluster with the CRDs of one release, in which each case is set up and taken down."""
+
+    release = ""
+
+    @classmethod
+    def crds(cls) -> List[Document]:
+        """Return those of the release, and open ones for the kinds that only describe reads."""
+        if not os.environ.get("VELERO_GOLDEN"):
+            raise unittest.SkipTest(NO_GOLDEN)
+        return velero_requests.crd_manifests(cls.release == "1.6.3") + list(map(open_crd, GOLDEN_KINDS))
+
+    def seed(self) -> None:
+        """Make the namespace, Secret and location that every case has."""
+        self.namespace = self.cluster.new_namespace("velero")
+        self.addCleanup(self.cluster.clear, "velero")
+        self.cluster.clear("velero")
+        keys = keys_file(self.store.access_key, self.store.secret_key)
+        self.make("secrets", "Secret", "cloud-credentials", data={"cloud": base64.b64encode(keys.encode()).decode()})
+        self.make("backupstoragelocations", "BackupStorageLocation", "default", spec={
+            "provider": "aws", "objectStorage": {"bucket": GOLDEN_BUCKET},
+            "config": {"region": self.store.region, "s3ForcePathStyle": "true", "s3Url": self.store.url},
+            "credential": {"name": "cloud-credentials", "key": "cloud"}})
+        self.store.create_bucket(GOLDEN_BUCKET)
+        self.users = {user: self.cluster.kubeconfig(self.folder, user) for user in ("admin", "limited")}
+
+    # -- one case ----------------------------------------------------------------------------------------------
+
+    def path_of(self, kind: str, name: str = "") -> str:
+        """Return the API path of a kind of velero.io, or of one object."""
+        path = f"/apis/velero.io/v1/namespaces/velero/{kind.lower()}s"
+        return path + "/" + name if name else path
+
+    def load(self, case: GoldenCase, began: datetime) -> List[Tuple[str, str]]:
+        """Create the objects and artifacts of a case, and return the kinds and names of the objects."""
+        uids: Dict[str, str] = {}
+        made = []
+        for document in case.about.get("objects") or []:
+            document = golden_filled(document, began, uids, self.store.url)
+            kind, metadata = document["kind"], document["metadata"]
+            if kind not in GOLDEN_OWNED:
+                continue  # live snapshots of another group, which only 1.6.3 looks at
+            doomed = metadata.pop("deletionTimestamp", None)
+            made.append((kind, metadata["name"]))
+            stored = self.admin.call("POST", self.path_of(kind), document)
+            uids[f"{kind}/{metadata['name']}"] = stored["metadata"]["uid"]
+            if doomed:
+                self.admin.call("DELETE", self.path_of(kind, metadata["name"]))
+        for key, artifact in (case.about.get("artifacts") or {}).items():
+            self.store.put(GOLDEN_BUCKET, key, golden_body(key, artifact))
+        return made
+
+    def unload(self, case: GoldenCase, made: List[Tuple[str, str]]) -> None:
+        """Remove what load made."""
+        for kind, name in made:
+            self.admin.raw("PATCH", self.path_of(kind, name), {"metadata": {"finalizers": None}},
+                           "application/merge-patch+json")
+            self.admin.raw("DELETE", self.path_of(kind, name))
+        for key in case.about.get("artifacts") or {}:
+            self.forget(key)
+
+    def forget(self, key: str) -> None:
+        """Take an object out of the store."""
+        if self.store.kind == "fake":
+            del self.store.buckets[GOLDEN_BUCKET][key]
+        else:
+            os.unlink(os.path.join(self.store.data, GOLDEN_BUCKET, key))
+
+    @contextlib.contextmanager
+    def answering(self, case: GoldenCase) -> Iterator[None]:
+        """Let our controller answer, as the case's server would; for a status only if it has one."""
+        server = case.about.get("server") or {}
+        if not server and case.group in ("plugin-get", "version"):
+            yield
+            return
+        plugins = tuple((row["kind"], row["name"]) for row in server.get("plugins") or ())
+        api = velero_requests.connect(velero_requests.load_cluster(self.users["admin"]))
+        controller = velero_requests.new_controller(
+            api, "velero", velero_requests.Server(server.get("serverVersion", ""), plugins))
+        thread = threading.Thread(target=velero_requests.run_controller, args=(controller,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.halt(controller, thread)
+
+    @contextlib.contextmanager
+    def placed(self, case: GoldenCase) -> Iterator[str]:
+        """Stand in an empty folder with an empty home, the files of the case laid out and its variables set."""
+        base = tempfile.mkdtemp(dir=self.folder)
+        before = os.getcwd()
+        folders = {name: os.path.join(base, name) for name in ("files", "home")}
+        for name, folder in folders.items():
+            os.mkdir(folder)
+            for path, text in (case.about.get(name) or {}).items():
+                os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+                with open(os.path.join(folder, path), "w", encoding="utf-8") as file:
+                    file.write(text)
+        variables = {"TZ": "UTC", "NO_COLOR": "1", "HOME": folders["home"],
+                     "KUBECONFIG": self.users[case.about.get("user", "admin")], **(case.about.get("env") or {})}
+        try:
+            with environment(variables):
+                os.chdir(folders["files"])
+                time.tzset()
+                yield folders["files"]
+        finally:
+            os.chdir(before)
+            time.tzset()
+
+    def play(self, case: GoldenCase) -> Tuple[int, str, str]:
+        """Run a case, and return exit code, output with what varies replaced, and stderr."""
+        began = datetime.now(timezone.utc).replace(microsecond=0)
+        made = self.load(case, began)
+        try:
+            with self.answering(case), self.placed(case) as folder:
+                result = run("-n", "velero", *case.argv)
+                return result.code, golden_text(result.out.decode(), began, folder), result.err
+        finally:
+            self.unload(case, made)
+
+    # -- the verdict ---------------------------------------------------------------------------------------------
+
+    def complaint(self, case: GoldenCase) -> str:
+        """Return what is wrong with our answer to a case, or nothing."""
+        code, out, err = self.play(case)
+        left = [item["metadata"]["name"] for item in self.admin.call("GET", self.path_of("DownloadRequest"))["items"]]
+        if left or "Traceback" in err:
+            return f"requests left behind: {left}; stderr: {err}"
+        same = case.about.get("compare") == "exit" or (
+            sorted(out.splitlines()) == sorted(case.out.splitlines()) if case.about.get("unordered")
+            else out == case.out)
+        allowed = DIFFERENCES.get(case.path)
+        wanted = (case.code, True) if allowed is None else (allowed.code, not allowed.text)
+        if allowed and wanted == (case.code, True):
+            return f"listed as a difference ({allowed.why}) that is none"
+        if (code, same) == wanted:
+            return ""
+        shown = "" if same else "".join(difflib.unified_diff(
+            case.out.splitlines(True), out.splitlines(True), "velero", "ours"))
+        return f"exit code {code} for {wanted[0]}, text {'equal' if same else 'different'}\n{shown}{err}"
+
+    def agree(self, case: GoldenCase) -> None:
+        """Fail with what is wrong."""
+        complaint = self.complaint(case)
+        if complaint:
+            self.fail(f"{case.path}: {shlex.join(case.argv)}: {complaint}")
+
+    def check(self, *groups: str) -> None:
+        """Compare all cases of these groups."""
+        cases = [case for case in self.cases() if case.group in groups]
+        self.assertTrue(cases)
+        for case in cases:
+            with self.subTest(case=case.path):
+                self.agree(case)
+
+    def cases(self) -> List[GoldenCase]:
+        """Return the cases of this world."""
+        return golden_cases(self.release)
+
+
+class GoldenTests(GoldenWorld):
+    """Every case against the fakes."""
+
+    def test_every_group_has_a_test(self) -> None:
+        """A new kind of case must not go unnoticed."""
+        known = {name for groups in GOLDEN_GROUPS for name in groups}
+        self.assertEqual({case.group for case in self.cases()} - known, set())
+
+    def test_differences_are_of_cases_that_exist(self) -> None:
+        """The table of differences cannot rot."""
+        paths = {case.path for case in self.cases()}
+        self.assertEqual({path for path in DIFFERENCES if path.startswith(self.release)} - paths, set())
+
+
+GOLDEN_GROUPS = (
+    ("backup-get",), ("backup-describe",), ("backup-logs", "backup-download"), ("restore-get",), ("restore-describe",),
+    ("restore-logs",), ("plugin-get", "version"), ("usage",))
+for _groups in GOLDEN_GROUPS:
+    def _test(self: Any, groups: Tuple[str, ...] = _groups) -> None:
+        self.check(*groups)
+    _test.__doc__ = f"The real CLI's {' and '.join(_groups)}."
+    setattr(GoldenTests, "test_" + "_".join(_groups).replace("-", "_"), _test)
+
+
+class TestGoldenFakeNew(GoldenTests, FakeWorld, unittest.TestCase):
+    """1.18.1."""
+
+    release = "1.18.1"
+
+
+class TestGoldenFakeOld(GoldenTests, FakeWorld, unittest.TestCase):
+    """1.6.3."""
+
+    release, status_subresource = "1.6.3", True
+
+
+class GoldenRealTests(GoldenWorld):
+    """A sample of every group against the real servers."""
+
+    fewest = 0
+
+    def test_sample(self) -> None:
+        """Every seventh case of each group, but those that nobody answers or that ask no server."""
+        cases = [case for case in self.cases() if case.group != "usage" and "--timeout" not in case.argv]
+        groups = {case.group: [other for other in cases if other.group == case.group] for case in cases}
+        sample = [case for group in groups.values() for case in group[::7]]
+        self.assertGreaterEqual(len(sample), self.fewest)
+        for case in sample:
+            with self.subTest(case=case.path):
+                self.agree(case)
+
+
+class TestGoldenRealNew(GoldenRealTests, RealWorld, unittest.TestCase):
+    """1.18.1."""
+
+    release, fewest = "1.18.1", 30
+
+
+class TestGoldenRealOld(GoldenRealTests, RealWorld, unittest.TestCase):
+    """1.6.3."""
+
+    release, status_subresource, fewest = "1.6.3", True, 10
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Screens where the golden cases have nothing to say
+# ------------------------------------------------------------------------------------------------------------
+
+class ScreenTests(FakeWorld):
+    """describe, version and completion when things go wrong, and what velero does not have."""
+
+    def deployment(self, image: str) -> None:
+        """Make Velero's Deployment, without a ready pod."""
+        labels, containers = {"app": "velero"}, [{"name": "velero", "image": image}]
+        self.make("deployments", "Deployment", "velero", spec={
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}}})
+
+    def test_nobody_answers(self) -> None:
+        """The screen is there, each section says what it lacks, the code is 4, and no request is left."""
+        result = self.cli("backup", "describe", "b1", "--details", "--timeout", "200ms")
+        self.assertEqual(result.code, 4, result.err)
+        self.assertIn(b"Resource List:  <error getting backup resource list: nobody answered", result.out)
+        self.assertIn("hint: there is no Deployment velero", result.err)
+        self.assertEqual(self.names(), [])
+
+    def test_interrupted(self) -> None:
+        """Ctrl-C deletes the requests of all artifacts, whoever waits for them."""
+        program = self.program("backup", "describe", "b1", "--details")
+        wait_until(lambda: len(self.names()) == 2, what="two requests")
+        result = program.end(signal.SIGINT, seconds=5)
+        self.assertEqual((result.code, result.out), (130, b""), result.err)
+        wait_until(lambda: self.names() == [], what="no requests")
+
+    def test_too_large(self) -> None:
+        """A resource list that fits no memory is said in its section, and the rest is shown."""
+        body = b'{"v1/Pod": [' + b'"web/a-pod-of-many",' * (velero_requests.JSON_LIMIT // 20 + 1) + b'"web/last"]}'
+        self.store.put(self.namespace, "backups/b1/b1-resource-list.json.gz", gzip.compress(body, 1))
+        self.serve()
+        result = self.cli("backup", "describe", "b1", "--details")
+        self.assertEqual(result.code, 1, result.err)
+        self.assertIn(b"it is larger than 32 MiB", result.out)
+        self.assertIn(b"Backup Volumes:", result.out)
+
+    def test_several_as_json(self) -> None:
+        """velero prints text for two backups whatever -o says."""
+        self.make_backup("b2")
+        self.serve()
+        result = self.cli("backup", "describe", "b2", "b1", "-o", "json")
+        self.assertEqual([row["metadata"]["name"] for row in json.loads(result.out)], ["b2", "b1"])
+
+    def test_restore_as_json(self) -> None:
+        """velero has no JSON of a restore."""
+        self.serve()
+        result = self.cli("describe", "restore", "r1", "-o", "json")
+        self.assertEqual(json.loads(result.out)["spec"]["backup"], "b1")
+
+    def test_version_of_the_image(self) -> None:
+        """Without an answer the Deployment's image is what is known, said to be that, and the code stays 4."""
+        self.deployment("registry.example:5000/velero/velero:v1.17.2")
+        for arguments in ((), ("-o", "json"), ("-o", "yaml")):
+            with self.subTest(arguments=arguments):
+                result = self.cli("version", "--timeout", "200ms", *arguments)
+                self.assertEqual(result.code, 4)
+                self.assertIn(b"v1.17.2", result.out)
+                self.assertIn(b"image", result.out)
+
+    def test_version_of_an_image_without_tag(self) -> None:
+        """A port is not a tag, and a digest is no version."""
+        self.deployment("registry.example:5000/velero/velero@sha256:" + "0" * 64)
+        result = self.cli("version", "--timeout", "200ms", "-o", "json")
+        self.assertEqual(json.loads(result.out)["server"]["version"], "registry.example:5000/velero/velero@sha256:"
+                         + "0" * 64)
+
+    def test_verb_first(self) -> None:
+        """Both orders of words are one command."""
+        self.put()
+        self.store.put(self.namespace, "backups/b1/b1.tar.gz", tar_of({"a": b"b"}))
+        self.serve()
+        for one, other in (("backup get", "get backups"), ("backup get b1", "get backup b1"),
+                           ("restore get", "get restores"), ("backup logs b1", "logs backup b1"),
+                           ("plugin get", "get plugins"), ("plugin get", "get plugin"),
+                           ("backup describe b1", "describe backups b1"),
+                           ("backup download b1 -o -", "download backup b1 -o -")):
+            with self.subTest(other=other):
+                results = [self.cli(*words.split()) for words in (one, other)]
+                self.assertEqual(results[0].code, 0, results[0].err)
+                self.assertEqual(results[0], results[1])
+
+    def test_switches(self) -> None:
+        """A switch takes its value only after `=`, so that a name may follow it."""
+        self.serve()
+        long, short = (self.cli("backup", "describe", *words).out for words in (
+            ("--details", "b1"), ("--details=false", "b1")))
+        self.assertIn(b"Resource List:", long)
+        self.assertNotIn(b"Resource List:", short)
+        self.assertEqual(self.cli("backup", "get", "--show-labels=perhaps").code, 2)
+
+    def test_locale_without_the_characters(self) -> None:
+        """A terminal that cannot show a character gets an escape."""
+        self.put()
+        note = {"metadata": {"annotations": {"note": "Sicherung für 東京"}}}
+        self.admin.merge_patch("backups", "b1", note, self.namespace)
+        self.serve()
+        result = self.program("backup", "describe", "b1", env={"PYTHONIOENCODING": "ascii"}).end()
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn(b"note=Sicherung f\\xfcr \\u6771\\u4eac", result.out)
+
+
+class TestDescribing(ScreenTests, unittest.TestCase):
+    """On the fakes."""
+
+
+class TestCompletion(FolderCase):
+    """The scripts that complete our commands, made of the parser's table."""
+
+    def complete(self, *words: str) -> List[str]:
+        """Return what bash would offer for the last of these words."""
+        script = run("completion", "bash").out.decode()
+        line = " ".join(shlex.quote(word) for word in ("velero_requests.py", *words))
+        done = subprocess.run(["bash", "-c", f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words)}\n'
+                               '_velero_requests; printf "%s\\n" "${COMPREPLY[@]}"'],
+                              stdout=subprocess.PIPE, check=True)
+        return done.stdout.decode().split()
+
+    @unittest.skipUnless(shutil.which("bash"), "there is no bash")
+    def test_bash(self) -> None:
+        """Commands, flags and values, behind flags too."""
+        for words, expected in ((("back",), ["backup"]), (("-n", "other", "restore", ""), ["get", "describe", "logs"]),
+                                (("backup", "get", "-o", ""), ["table", "json", "yaml"]),
+                                (("get", "backups", "--show"), ["--show-labels"]),
+                                (("completion", ""), ["bash", "zsh", "fish"]),
+                                (("download", "b1", "--kind", "RestoreLo"), ["RestoreLog"])):
+            with self.subTest(words=words):
+                self.assertEqual([word for word in self.complete(*words) if not word.startswith("--") or words[-1]][:3],
+                                 expected)
+
+    def test_every_shell_knows_every_command(self) -> None:
+        """And those that are here accept the script."""
+        for shell in ("bash", "zsh", "fish"):
+            with self.subTest(shell=shell):
+                script = run("completion", shell).out
+                for words, _ in velero_requests.command_words():
+                    self.assertIn(f"' {words}'".encode(), script)
+                if shutil.which(shell):
+                    subprocess.run([shell, "-n"], input=script, check=True)
+
+
+# ------------------------------------------------------------------------------------------------------------
 # Demo: the main job on a machine without a cluster
 # ------------------------------------------------------------------------------------------------------------
 
@@ -14715,6 +18412,21 @@ class TestStart(unittest.TestCase):
         for options in ((), ("-I",), ("-u", "-W", "error::ResourceWarning")):
             with self.subTest(options=options):
                 self.assertIn("NAME", self.run_beside_strangers(*options))
+
+    def test_a_module_stays_one(self) -> None:
+        """`python -m velero_requests` is a module already."""
+        done = subprocess.run([sys.executable, "-m", "velero_requests", "download"], stderr=subprocess.PIPE, timeout=60,
+                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)), check=False)
+        self.assertEqual(2, done.returncode, done.stderr)
+        self.assertIn(b"NAME", done.stderr)
+
+    def test_nohup_is_respected(self) -> None:
+        """A command that was started with SIGHUP ignored goes on ignoring it."""
+        code = ("import signal, velero_requests as v; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+                "with v.tidy_when_terminated(): print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)")
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True,
+                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)))
+        self.assertEqual(b"True\n", done.stdout)
 
     def test_it_starts_anew(self) -> None:
         """The import log tells the script from the module; isolated Python is left as it is."""
@@ -15007,6 +18719,124 @@ def command_figures(stage: Stage) -> Iterator[Figure]:
     yield Figure("plugin get, median of 5", statistics.median(plugins), "ms", 303, "303 ms")
 
 
+ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
+LINE = ('time="2026-05-01T03:{:02}:{:02}Z" level=info msg="Backing up item" backup=velero/wordy logSource='
+        '"pkg/backup/item_backupper.go:{}" name=settings-{:07} namespace=shop-{} resource=configmaps\n')
+
+
+def add_large_backup(stage: Stage, name: str) -> str:
+    """Leave a backup of 1 GiB that does not compress, and return the sha256 of its contents."""
+    add_finished(stage, name)
+    return put_members(stage.store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
+
+
+def add_wordy_backup(stage: Stage, name: str) -> None:
+    """Leave a backup with a log of 400 MB, one gzip member as Velero writes it."""
+    add_finished(stage, name)
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    packed, size, number = bytearray(), 0, 0
+    while size < LOG_MB * 1_000_000:
+        text = "".join(LINE.format(at // 60 % 60, at % 60, at * 7919 % 997, at * 2654435761 % 1000003, at % 17)
+                       for at in range(number, number + 20_000)).encode()
+        number, size = number + 20_000, size + len(text)
+        packed += packer.compress(text)
+    stage.store.put(BUCKET, f"backups/{name}/{name}-logs.gz", bytes(packed + packer.flush()))
+
+
+def add_finished(stage: Stage, name: str) -> None:
+    """Create a finished backup."""
+    stage.cluster.admin.create("backups", {
+        "kind": "Backup", "metadata": {"name": name}, "spec": {"storageLocation": "default"},
+        "status": {"phase": "Completed"}}, NAMESPACE)
+
+
+def seconds_of(stage: Stage, *command: str) -> float:
+    """Return the wall time of a command, which must succeed."""
+    begun = time.perf_counter()
+    process = stage.start(*command, stdout=subprocess.DEVNULL)
+    try:
+        code = process.wait(PATIENCE)
+    finally:
+        stop_process(process)
+    taken = time.perf_counter() - begun
+    if code:
+        raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
+    return taken
+
+
+def peak_memory(stage: Stage, *command: str) -> float:
+    """Return the most that a command has resident, in MiB, once it has run for a second."""
+    process = stage.start(*command, stdout=subprocess.DEVNULL)
+    begun, peak = time.monotonic(), 0.0
+    while process.poll() is None and time.monotonic() < begun + PATIENCE:
+        peak = max(peak, resident(process.pid)) if time.monotonic() > begun + 1 else peak
+        time.sleep(0.02)
+    if stop_process(process):
+        raise RuntimeError(f"`{' '.join(command)[:60]}` failed")
+    return peak
+
+
+def in_turns(rounds: int, *actions: Callable[[], float]) -> List[List[float]]:
+    """Return the times of each action in ascending order, taken in turns so that a busy machine slows all alike."""
+    taken = [[action() for action in actions] for _ in range(rounds)]
+    return [sorted(times) for times in zip(*taken)]
+
+
+def url_in(stage: Stage, key: str) -> str:
+    """Return a pre-signed URL of an object in the stage's bucket."""
+    store = stage.store
+    return presigned_url(f"{store.url}/{BUCKET}/{key}", store.access_key, store.secret_key, store.region)
+
+
+def download_figures(stage: Stage) -> Iterator[Figure]:
+    """Compare with curl in the same run; needs the real S3 server and curl, for a fake would measure itself."""
+    if stage.store.kind != "real":
+        tell("(downloads: not measured, there is no real S3 server)")
+        return
+    yield from archive_figures(stage)
+    yield from log_figures(stage)
+
+
+def archive_figures(stage: Stage) -> Iterator[Figure]:
+    """Measure 1 GiB into a file: verified, hashed and synced by us, as it comes by curl."""
+    digest = add_large_backup(stage, "large")
+    target = os.path.join(stage.folder, "large.tar.gz")
+    ours = (sys.executable, "velero_requests.py", "download", "large", "-o", target, "--force", "--quiet")
+    theirs = "rm -f \"$2\" && curl -sf -o \"$2\" \"$1\""
+
+    def curl(then: str) -> float:
+        return seconds_of(stage, "sh", "-c", theirs + then, "sh", url_in(stage, "backups/large/large.tar.gz"), target)
+
+    def own() -> float:
+        if os.path.exists(target):
+            os.unlink(target)
+        return seconds_of(stage, *ours)
+    seconds_of(stage, *ours, "--sha256", digest)  # also warms the cache
+    plain, synced, own_times = in_turns(ROUNDS, lambda: curl(""), lambda: curl(" && sync \"$2\""), own)
+    yield Figure(f"1 GiB into a file, best of {ROUNDS}", own_times[0], "s")
+    yield Figure("the same by curl", plain[0], "s")
+    yield Figure("the same by curl && sync", synced[0], "s")
+    yield Figure("1 GiB, ours against curl", own_times[0] / plain[0], "x", 1.1)
+    yield Figure("1 GiB, ours against curl && sync", own_times[0] / synced[0], "x")
+    yield Figure("1 GiB, memory while it runs", peak_memory(stage, *ours), "MiB", PEAK)
+    os.unlink(target)
+
+
+def log_figures(stage: Stage) -> Iterator[Figure]:
+    """Measure 400 MB of log text through a pipe to nowhere."""
+    add_wordy_backup(stage, "wordy")
+    ours = (sys.executable, "velero_requests.py", "backup", "logs", "wordy")
+    pipeline = "curl -sf \"$1\" | gzip -dc > /dev/null"
+
+    def curl() -> float:
+        return seconds_of(stage, "sh", "-c", pipeline, "sh", url_in(stage, "backups/wordy/wordy-logs.gz"))
+    theirs, own = in_turns(ROUNDS, curl, lambda: seconds_of(stage, *ours))
+    yield Figure(f"{LOG_MB} MB of log text, best of {ROUNDS}", own[0], "s")
+    yield Figure("the same by curl | gzip -dc", theirs[0], "s")
+    yield Figure("log text, ours against curl | gzip -dc", own[0] / theirs[0], "x", 0.9)
+    yield Figure("log text, memory while it runs", peak_memory(stage, *ours), "MiB", PEAK)
+
+
 def all_figures(stage: Stage) -> Iterator[Figure]:
     """Measure everything with one controller process."""
     done = stage.run(sys.executable, "velero_requests.py", "manifests", stdout=subprocess.PIPE)
@@ -15022,6 +18852,7 @@ def all_figures(stage: Stage) -> Iterator[Figure]:
         yield from command_figures(stage)
     yield from presign_figures()
     yield first_url_figure()
+    yield from download_figures(stage)
 
 
 def bench() -> int:

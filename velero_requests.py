@@ -28,10 +28,10 @@ Contents
      9  Connections                      TLS, proxies, pools, kubeconfig and in-cluster loading, identities renewed
     10  Kubernetes verbs                 one `send`, thin verbs over it, one event stream
     11  Credentials                      Secret, environment, shared credentials file
-    12  Object store                     fetch a URL, inflate, verify, save
+    12  Object store                     fetch, go on after a break, inflate, verify, save
     13  Queue                            dedupe, delays and back-off; the one class with behaviour
     14  Controller                       feeders, gather, apply, reconcile, run
-    15  Client helpers                   create a request, wait for the answer, tidy up
+    15  Client helpers                   create a request, wait for the answer, tidy up; or do without a controller
     16  Doctor                           why nobody answered: checks, each one finding with its cure
     17  Command line                     the COMMANDS table, the parser made from it, main
 
@@ -51,6 +51,7 @@ if sys.version_info < (3, 8):
 _AS_MODULE = ("import sys; sys.path[0] = sys.argv.pop(1); import velero_requests as itself; itself.return_memory(); "
               "sys.exit(itself.main())")
 if (__name__ == "__main__" and {"controller", "download", "logs"}.intersection(sys.argv) and hasattr(sys, "orig_argv")
+        and sys.modules["__main__"].__spec__ is None  # under -m it is a module already
         and os.name == "posix" and os.path.basename(__file__) == "velero_requests.py" and sys.executable
         and not sys.flags.isolated and not getattr(sys.flags, "safe_path", False)):
     _options = sys.orig_argv[1:len(sys.orig_argv) - len(sys.argv)]  # Python's own, such as -u
@@ -76,6 +77,7 @@ import json
 import logging
 import math
 import posixpath
+import queue
 import random
 import re
 import select
@@ -91,8 +93,15 @@ import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import (
+    Any, BinaryIO, Callable, ContextManager, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence,
+    Set, Tuple, Union)
 from urllib.parse import quote, unquote, urlencode, urlsplit
+
+try:
+    import fcntl
+except ImportError:                          # Windows: two downloads of one target are not kept apart there
+    fcntl = None  # type: ignore[assignment]
 
 try:
     import urllib3
@@ -150,6 +159,7 @@ EVENTS = Resource("Event", "events", group="")
 DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
 
 DEFAULT_NAMESPACE = "velero"
+PROGRAM = "velero_requests.py"
 
 # Phases of both request kinds. Velero 1.6 to 1.18 never write New (it is the empty phase in practice); Failed came
 # after 1.18 and carries status.message.
@@ -386,6 +396,13 @@ class Finding:
     text: str
     cure: str
 
+POD_VOLUME_BACKUPS = Resource("PodVolumeBackup", "podvolumebackups")
+POD_VOLUME_RESTORES = Resource("PodVolumeRestore", "podvolumerestores")
+DELETE_REQUESTS = Resource("DeleteBackupRequest", "deletebackuprequests")
+
+BACKUP_NAME_LABEL, BACKUP_UID_LABEL = "velero.io/backup-name", "velero.io/backup-uid"
+RESTORE_NAME_LABEL = "velero.io/restore-name"
+
 # ====================================================================================================
 # 2. Errors — one family: whose fault, try again or not, exit code, hints
 #    Error, about, UsageError, ConfigError, CredentialsError, InvalidRequest, NotFound, ApiError, RequestFailed,
@@ -475,6 +492,7 @@ class StoreError(Error):
         super().__init__(message, hints=hints, reason=reason)
         self.status = status
         self.skew = timedelta(0)
+        self.retry_after: Optional[float] = None  # seconds that the store asks to wait
         self.exit = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}.get(status, Exit.FAILED)
 
 
@@ -597,6 +615,91 @@ def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
             rest = line
         if len(rest) > limit:
             raise Unreachable(f"a line of more than {limit} bytes in the answer")
+
+
+Localize = Callable[[datetime], datetime]          # an instant -> the same one in the user's time zone
+
+_SMALL_UNITS = (("ms", 1_000_000), ("µs", 1_000), ("ns", 1))
+
+
+def _decimal(number: int, unit: int) -> str:
+    whole, rest = divmod(number, unit)
+    return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0") if rest else str(whole)
+
+
+def go_duration(text: str) -> str:
+    """A duration as Kubernetes stores it -> as Go prints it: `720h` -> `720h0m0s`; empty is Go's zero, `0s`."""
+    try:
+        number = round(parse_duration(text) * 1e9) if text else 0
+    except ValueError:
+        return f"<invalid duration {one_line(text, 64)!r}>"
+    sign, number = "-" if number < 0 else "", abs(number)
+    if 0 < number < 1_000_000_000:
+        return sign + next(_decimal(number, unit) + name for name, unit in _SMALL_UNITS if number >= unit)
+    minutes, rest = divmod(number, 60_000_000_000)
+    hours, minutes = divmod(minutes, 60)
+    seconds = _decimal(rest, 1_000_000_000) + "s"
+    return sign + (f"{hours}h{minutes}m{seconds}" if hours else f"{minutes}m{seconds}" if minutes else seconds)
+
+
+def utc(instant: datetime) -> datetime:
+    """An instant in UTC."""
+    return instant.astimezone(timezone.utc)
+
+
+def go_time(text: str, localize: Localize, absent: str) -> str:
+    """RFC 3339 -> as Go prints a time, `2026-03-01 02:00:00 +0000 UTC`; `absent` for none and for Go's zero time."""
+    instant = parse_time(text)
+    if instant is None or instant.year == 1:
+        return f"<invalid time {one_line(text, 64)!r}>" if text and instant is None else absent
+    try:
+        local = localize(instant)
+    except (OverflowError, ValueError, OSError):  # of a time zone at the ends of the calendar
+        local = instant
+    fraction = f".{local.microsecond:06d}".rstrip("0") if local.microsecond else ""
+    return f"{local.isoformat(' ')[:19]}{fraction} {local:%z %Z}"
+
+
+_AGES = ((60, 1, "s"), (3600, 60, "m"), (86400, 3600, "h"), (365 * 86400, 86400, "d"))
+
+
+def age(seconds: float) -> str:
+    """Seconds -> `59s`, `59m`, `23h`, `364d`, `2y`, cut off as kubectl does; Go counts no further than 292 years."""
+    seconds = int(min(seconds, (2 ** 63 - 1) / 1e9))
+    for limit, unit, name in _AGES:
+        if seconds < limit:
+            return f"{seconds // unit}{name}"
+    return f"{seconds // (365 * 86400)}y"
+
+
+# Control characters, line separators, marks that turn the direction of writing, halves of characters.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A stranger's text, with blanks for what would drive a terminal or break a column."""
+    return text if text.isprintable() else _CONTROLS.sub(" ", text)
+
+
+def encodable(text: str) -> str:
+    """Text without halves of characters, which JSON may spell and no encoding can write."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def aligned(lines: Iterable[str]) -> str:
+    """Lines with tabs -> text in columns, by the rules of Go's text/tabwriter with a padding of two blanks.
+
+    A cell ends with a tab; what follows the last tab of a line is none. Neighbouring lines that have a cell at the same
+    position make a block, as wide as its longest cell. That a line of a block has the cells left of it follows.
+    """
+    rows = [line.split("\t") for line in lines]
+    for column in range(max(map(len, rows), default=1) - 1):
+        for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
+            cells = list(block) if wide else []
+            width = max((len(row[column]) for row in cells), default=0) + 2
+            for row in cells:
+                row[column] = row[column].ljust(width)
+    return "".join("".join(row) + "\n" for row in rows)
 
 # ====================================================================================================
 # 4. Documents into records — the only place that digs in dicts
@@ -1122,6 +1225,129 @@ def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
                     key=key.encode(), expires=expires)
 
 
+Listed = Union[List[Document], Error]              # the documents of a list, or why there is none
+Artifacts = Mapping[str, Any]                      # kind of artifact -> decoded JSON, or why there is none
+
+# Shapes of what describe reads, in the manner of `check_types`: a type, [T], {"*": T} for a map, {field: T} for a
+# struct. A field that is marked with ? stays None when it is absent; the others then have Go's zero value, except that
+# an absent truth value is None, which is neither true nor false.
+
+SELECTOR = {"matchLabels": {"*": str}, "matchExpressions": [{"key": str, "operator": str, "values": [str]}]}
+HOOK = {"exec?": {"container": str, "command": [str], "onError": str, "timeout": str}}
+FILTER = {"includedNamespaces": [str], "excludedNamespaces": [str], "includedResources": [str],
+          "excludedResources": [str], "labelSelector?": SELECTOR}
+COMMON_SPEC_SHAPE = {**FILTER, "orLabelSelectors": [SELECTOR], "includeClusterResources": bool,
+                     "itemOperationTimeout": str}
+COMMON_STATUS_SHAPE = {
+    "phase": str, "errors": int, "warnings": int, "validationErrors": [str], "startTimestamp": str,
+    "completionTimestamp": str, "hookStatus?": {"hooksAttempted": int, "hooksFailed": int}}
+METADATA_SHAPE = {"name": str, "namespace": str, "uid": str, "labels": {"*": str}, "annotations": {"*": str},
+                  "creationTimestamp": str, "deletionTimestamp": str}
+REFERENCE = {"kind": str, "name": str}
+BACKUP_SHAPE = {"metadata": METADATA_SHAPE, "spec": {
+    **COMMON_SPEC_SHAPE, "includedClusterScopedResources": [str], "excludedClusterScopedResources": [str],
+    "includedNamespaceScopedResources": [str], "excludedNamespaceScopedResources": [str],
+    "storageLocation": str, "snapshotVolumes": bool, "defaultVolumesToFsBackup": bool, "snapshotMoveData": bool,
+    "datamover": str, "ttl": str, "csiSnapshotTimeout": str, "resourcePolicy?": REFERENCE,
+    "uploaderConfig": {"parallelFilesUpload": int}, "orderedResources?": {"*": str},
+    "hooks": {"resources": [{"name": str, **FILTER, "pre": [HOOK], "post": [HOOK]}]},
+}, "status": {
+    **COMMON_STATUS_SHAPE, "queuePosition": int, "formatVersion": str, "expiration": str,
+    "progress?": {"totalItems": int, "itemsBackedUp": int},
+    "volumeSnapshotsAttempted": int, "csiVolumeSnapshotsAttempted": int, "backupItemOperationsAttempted": int,
+    "backupItemOperationsCompleted": int, "backupItemOperationsFailed": int}}
+RESTORE_SHAPE = {"metadata": METADATA_SHAPE, "spec": {
+    **COMMON_SPEC_SHAPE, "backupName": str, "namespaceMapping": {"*": str}, "restorePVs": bool,
+    "preserveNodePorts": bool, "existingResourcePolicy": str, "resourceModifier?": REFERENCE,
+    "uploaderConfig?": {"writeSparseFiles": bool, "parallelFilesDownload": int},
+}, "status": {
+    **COMMON_STATUS_SHAPE, "progress?": {"totalItems": int, "itemsRestored": int},
+    "restoreItemOperationsAttempted": int, "restoreItemOperationsCompleted": int, "restoreItemOperationsFailed": int}}
+ROW_SHAPE = {  # what `get` shows of either kind; thousands are read at once
+    "metadata": {"name": str, "labels": {"*": str}, "creationTimestamp": str, "deletionTimestamp": str},
+    "spec": {"backupName": str, "storageLocation": str, "ttl": str, "labelSelector?": SELECTOR},
+    "status": {"phase": str, "errors": int, "warnings": int, "startTimestamp": str, "completionTimestamp": str,
+               "expiration": str, "queuePosition": int}}
+POD_VOLUME_SHAPE = {
+    "spec": {"pod": {"namespace": str, "name": str}, "volume": str, "uploaderType": str},
+    "status": {"phase": str, "progress": {"totalBytes": int, "bytesDone": int}, "incrementalBytes": int}}
+DELETE_REQUEST_SHAPE = {"metadata": METADATA_SHAPE, "status": {"phase": str, "errors": [str]}}
+DOCUMENT_SHAPES = {BACKUPS: BACKUP_SHAPE, RESTORES: RESTORE_SHAPE, POD_VOLUME_BACKUPS: POD_VOLUME_SHAPE,
+                   POD_VOLUME_RESTORES: POD_VOLUME_SHAPE, DELETE_REQUESTS: DELETE_REQUEST_SHAPE}
+
+RESULT_SHAPE = {"velero": [str], "cluster": [str], "namespaces": {"*": [str]}}
+RESULTS_SHAPE = {"warnings": RESULT_SHAPE, "errors": RESULT_SHAPE}
+ITEM_SHAPE = {"Group": str, "Resource": str, "Namespace": str, "Name": str}
+OPERATIONS_SHAPE = [{"spec": {
+    "backupItemAction": str, "restoreItemAction": str, "operationID": str, "resourceIdentifier": ITEM_SHAPE,
+    "postOperationItems": [ITEM_SHAPE],
+}, "status": {"phase": str, "error": str, "nCompleted": int, "nTotal": int, "operationUnits": str, "description": str,
+              "created": str, "started": str, "updated": str}}]
+VOLUME_INFO_SHAPE = [{
+    "pvcName": str, "pvcNamespace": str, "pvName": str, "backupMethod": str, "restoreMethod": str, "result": str,
+    "snapshotDataMoved": bool, "preserveLocalSnapshot": bool,
+    "csiSnapshotInfo": {"snapshotHandle": str, "size": int, "driver": str, "vscName": str, "operationID": str},
+    "snapshotDataMovementInfo": {"dataMover": str, "uploaderType": str, "operationID": str, "size": int,
+                                 "incrementalSize": int},
+    "nativeSnapshotInfo": {"snapshotHandle": str, "volumeType": str, "volumeAZ": str, "iops": str}}]
+ARTIFACT_SHAPES = {
+    "BackupResults": RESULTS_SHAPE, "RestoreResults": RESULTS_SHAPE,
+    "BackupResourceList": {"*": [str]}, "RestoreResourceList": {"*": [str]},
+    "BackupItemOperations": OPERATIONS_SHAPE, "RestoreItemOperations": OPERATIONS_SHAPE,
+    "BackupVolumeInfos": VOLUME_INFO_SHAPE, "RestoreVolumeInfo": VOLUME_INFO_SHAPE,
+    "BackupVolumeSnapshots": [{
+        "spec": {"persistentVolumeName": str, "volumeType": str, "volumeAZ": str, "volumeIOPS?": int},
+        "status": {"providerSnapshotID": str}}],
+    "CSIBackupVolumeSnapshots": [{
+        "metadata": {"namespace": str}, "spec": {"source": {"persistentVolumeClaimName": str}},
+        "status": {"boundVolumeSnapshotContentName": str}}],
+    "CSIBackupVolumeSnapshotContents": [{
+        "metadata": {"name": str}, "spec": {"driver": str}, "status": {"snapshotHandle": str, "restoreSize": int}}],
+}
+
+_ZEROS = {str: "", int: 0, bool: None}
+_SHAPE_NAMES = {**_TYPE_NAMES, int: "a whole number"}
+
+
+def shaped(value: Any, shape: Any, where: str, wrong: List[str]) -> Any:
+    """A stranger's document -> one of exactly this shape, as Go decodes into a struct, but never failing.
+
+    A value of another type counts as absent and is reported in `wrong`, by its place.
+    """
+    wanted = shape if isinstance(shape, type) else type(shape)
+    fits = isinstance(value, wanted) and isinstance(value, bool) is (wanted is bool) and not (
+        wanted is int and abs(value) >= 2 ** 63)
+    if value is not None and not fits:
+        wrong.append(f"{where or 'the document'} must be {_SHAPE_NAMES[wanted]}")
+        value = None
+    if wanted is list:
+        return [shaped(item, shape[0], f"{where}[{number}]", wrong) for number, item in enumerate(value or ())]
+    if wanted is not dict:
+        return _ZEROS[wanted] if value is None else value
+    values, prefix = value or {}, f"{where}." if where else ""
+    if "*" in shape:
+        return {str(name): shaped(item, shape["*"], f"{prefix}{name}", wrong) for name, item in values.items()}
+    folded = {str(name).lower(): item for name, item in values.items()}  # Go prefers the exact name, then ignores case
+    result = {}
+    for mark, inner in shape.items():
+        name = mark.rstrip("?")
+        item = values.get(name, folded.get(name.lower()))
+        result[name] = None if item is None and mark != name else shaped(item, inner, prefix + name, wrong)
+    return result
+
+
+def _summary(wrong: List[str]) -> str:
+    return one_line(wrong[0], 200) + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+
+
+def artifact_from(kind: str, value: Any) -> Any:
+    """A decoded artifact -> one of its kind's shape, or the Error that says what is wrong with it."""
+    if isinstance(value, Error):
+        return value
+    wrong: List[str] = []
+    result = shaped(value, ARTIFACT_SHAPES[kind], "", wrong)
+    return StoreError(f"{kind} is not what Velero writes: {_summary(wrong)}") if wrong else result
+
 # ====================================================================================================
 # 5. Object keys and URLs — artifact -> key -> endpoint, path or virtual-host style
 #    is_object_name, target_of, object_key, Address, partition_of, bucket_address, object_address, proxy_for, api_path,
@@ -1459,9 +1685,11 @@ def signature(key: bytes, text: str) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def presign_query(access_key: str, session_token: str, scope: str, timestamp: str, seconds: int) -> str:
+def presign_query(access_key: str, session_token: str, scope: str, timestamp: str, seconds: int,
+                  more: Tuple[Tuple[str, str], ...] = ()) -> str:
     """The query of a pre-signed URL but for its signature; all URLs signed in one second share it, so it is kept."""
     parameters = {
+        **dict(more),
         "X-Amz-Algorithm": ALGORITHM,
         "X-Amz-Credential": f"{access_key}/{scope}",
         "X-Amz-Date": timestamp,
@@ -1490,15 +1718,18 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
 
 
 def presign(address: Address, credentials: Credentials, region: str, now: datetime, life: timedelta,
-            service: str = "s3") -> str:
-    """A URL that anybody may GET until now (UTC) + life (1 second to 7 days); a bearer token, so never log it."""
+            service: str = "s3", more: Tuple[Tuple[str, str], ...] = ()) -> str:
+    """A URL that anybody may GET until now (UTC) + life (1 second to 7 days); a bearer token, so never log it.
+
+    more: parameters of the request itself, such as those of a listing.
+    """
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
     timestamp = amz_date(now)
     date = timestamp[:8]
     scope = credential_scope(date, region, service)
-    query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds)
+    query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     key = signing_key(credentials.secret_key, date, region, service)
     signed = signature(key, string_to_sign(timestamp, scope, request))
@@ -1507,7 +1738,8 @@ def presign(address: Address, credentials: Credentials, region: str, now: dateti
 # ====================================================================================================
 # 7. Decisions — every policy, as functions from values to an Outcome
 #    triage_download, answer_download, refuse_download, fall_back_download, is_news, decide_status, backoff,
-#    is_version_expired, is_answered, logs_refusal, event_for, new_download_request, new_status_request
+#    is_version_expired, is_answered, logs_refusal, event_for, new_download_request, new_status_request, head_from,
+#    bytes_to_skip, download_wait, resume_point
 #
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
@@ -1964,9 +2196,201 @@ def explain_signature(url: str, theirs: str) -> str:
                     f"{one_line(redact(other), 200)!r}; does a proxy in between change it?")
     return "the store saw what was signed, so the secret key is not the one of this access key"
 
+
+# What older servers do not write and running backups do not have yet: velero has words for it, and so it is no failure.
+MAY_BE_MISSING = ("BackupResults", "BackupVolumeInfos", "BackupResourceList", "RestoreVolumeInfo",
+                  "RestoreResourceList")
+
+
+# The reasons of errors that mean there is no such artifact: a store's 404 for a key, met by a client or a controller,
+# and a kind that the CRDs of an older server do not know.
+ARTIFACT_NOT_FOUND, UNKNOWN_KIND = "ArtifactNotFound", "UnknownKind"
+
+
+def is_missing(value: Any) -> bool:
+    """Whether there is no such artifact; that its bucket or the owner is gone is another matter."""
+    return isinstance(value, Error) and value.reason in (ARTIFACT_NOT_FOUND, UNKNOWN_KIND)
+
+
+def label_value(name: str) -> str:
+    """A name as Velero puts it into a label, which holds 63 characters (velero pkg/label)."""
+    return name if len(name) <= 63 else name[:57] + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:6]
+
+
+def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, str]]:
+    """What else describe lists, as (resource, label selector)."""
+    name = label_value(_text(document, "metadata", "name"))
+    if resource is RESTORES:
+        return [(POD_VOLUME_RESTORES, f"{RESTORE_NAME_LABEL}={name}")]
+    of_backup, uid = f"{BACKUP_NAME_LABEL}={name}", _text(document, "metadata", "uid")
+    return [(DELETE_REQUESTS, f"{of_backup},{BACKUP_UID_LABEL}={uid}"), (POD_VOLUME_BACKUPS, of_backup)]
+
+
+def artifacts_of(resource: Resource, document: Document, *, details: bool, structured: bool = False) -> List[str]:
+    """The artifacts that describe shows; velero's JSON (`structured`) of a backup has no item operations."""
+    kind, status = resource.kind, shaped(document, DOCUMENT_SHAPES[resource], "", [])["status"]
+    operations = status[f"{kind.lower()}ItemOperationsAttempted"] > 0 and not (structured and resource is BACKUPS)
+    wanted = ((f"{kind}Results", status["warnings"] or status["errors"]),
+              (f"{kind}ItemOperations", details and operations),
+              (f"{kind}ResourceList", details),
+              ("BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo", True))
+    return [name for name, needed in wanted if needed]
+
+
+def legacy_artifacts_of(backup: Document) -> List[str]:
+    """What describe needs besides when there is no BackupVolumeInfos, which servers before 1.13 did not write."""
+    status = shaped(backup, BACKUP_SHAPE, "", [])["status"]
+    csi = ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
+    return (["BackupVolumeSnapshots"] if status["volumeSnapshotsAttempted"] > 0 else []) + (
+        csi if status["csiVolumeSnapshotsAttempted"] > 0 else [])
+
+
+
+def listed_prefixes(body: bytes) -> Tuple[List[str], str]:
+    """A page of ListObjectsV2 -> the prefixes that keys have in common, and the token of the next page or nothing."""
+    text = body.decode("utf-8", "replace")
+    found = re.findall(r"<CommonPrefixes>\s*<Prefix>([^<]*)</Prefix>\s*</CommonPrefixes>", text)
+    token = re.search(r"<NextContinuationToken>([^<]+)</NextContinuationToken>", text)
+    plain = xml_fields(b"<t>" + (token.group(1) if token else "").encode() + b"</t>")["t"]
+    return found, plain if "<IsTruncated>true</IsTruncated>" in text else ""
+
+
+# -- downloads: what an answer says of an object, and whether to try again
+
+DOWNLOAD_TRIES, FIRST_TRIES, FEW_TRIES = 10, 5, 3  # failures in a row: after bytes had come, before, not worth more
+DOWNLOAD_WAIT = 60.0                         # seconds of waiting in a row; settles that endless 503 end within 100 s
+PASSING_STATUS = (408, 429, 500, 502, 503, 504, 522, 524)  # curl's --retry, too
+EXPIRED = ("UrlExpired", "ClockSkew", "CredentialsExpired")  # reasons that another signature may cure
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(?:(\d{1,18})|\*)", re.ASCII)
+_MD5_ETAG = re.compile(r'"[0-9a-f]{32}"', re.ASCII)
+CHECKSUM_SIZES = {"crc32": 4, "sha1": 20, "sha256": 32}  # bytes; the standard library has no CRC32C and no CRC64NVME
+
+
+class Head(NamedTuple):
+    """What an answer says of an object, and which of its bytes follow; None is what it does not say."""
+
+    etag: str = ""                           # as sent; empty for a weak one, which identifies no bytes
+    size: Optional[int] = None               # of the whole object
+    checksums: Tuple[Tuple[str, bytes], ...] = ()  # algorithm and digest of the whole object
+    start: int = 0                           # -1 for a Content-Range that cannot be
+    end: Optional[int] = None
+    whole: bool = True                       # answered 200, whatever was asked for
+    ends: bool = True                        # its end can be told from a break: it has a length or comes in chunks
+    encoded: bool = False                    # says Content-Encoding: gzip
+
+
+def checksums_from(headers: Mapping[str, str], etag: str) -> Tuple[Tuple[str, bytes], ...]:
+    """The digests of the whole object that can be computed here: S3's headers, and an ETag where it is an MD5.
+
+    Checksums over parts (`…-3`), and ETags of parts or of what KMS or the customer's keys encrypt, are none.
+    """
+    found = []
+    for name, size in CHECKSUM_SIZES.items():
+        digest = decode_base64(headers.get(f"x-amz-checksum-{name}", ""))
+        if digest is not None and len(digest) == size:
+            found.append((name, digest))
+    encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
+    if _MD5_ETAG.fullmatch(etag) and not encrypted and not headers.get(
+            "x-amz-server-side-encryption-customer-algorithm"):
+        found.append(("md5", bytes.fromhex(etag.strip('"'))))
+    return tuple(found)
+
+
+def head_from(status: int, headers: Mapping[str, str]) -> Head:
+    """Status (200 or 206) and headers of an answer -> what it says of the object."""
+    etag = headers.get("ETag", "")
+    etag = "" if etag.startswith("W/") else etag
+    length = headers.get("Content-Length", "")
+    size = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
+    chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
+    common = {"etag": etag, "checksums": checksums_from(headers, etag), "ends": size is not None or chunked,
+              "encoded": headers.get("Content-Encoding", "").lower() == "gzip"}
+    if status == 200:
+        return Head(size=size, end=size, **common)
+    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    first, last, total = (text and int(text) for text in match.groups()) if match else (None, None, None)
+    if first is None or last is None or last < first or size not in (None, last + 1 - first) or (
+            total is not None and last >= total):
+        return Head(size=total, start=-1, whole=False, **common)
+    return Head(size=total, start=first, end=last + 1, whole=False, **common)
+
+
+def range_headers(start: int, stop: Optional[int], etag: str) -> Dict[str, str]:
+    """The headers that ask for a part of an object, if it is still the same."""
+    if not start and stop is None:
+        return {}
+    headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
+    return {**headers, "If-Match": etag} if etag else headers
+
+
+def changed_object(position: int) -> StoreError:
+    """The error for an object that is no longer the one of which bytes are in hand."""
+    return StoreError(f"the object changed after {position} bytes of it had come", reason="ObjectChanged")
+
+
+def bytes_to_skip(held: Head, head: Head, position: int, stop: Optional[int]) -> int:
+    """How many bytes of an answer are in hand already; StoreError when it does not go on where `held` stopped.
+
+    One byte in hand is asked for again, so that behind the last one, too, there is something to ask for. A store that
+    ignores Range sends the object from its beginning: nothing is lost but time.
+    """
+    if head.whole and not (head.ends or head.etag or head.checksums):
+        raise Unreachable("the store's answer has no length, no ETag and no checksum: it was cut short",
+                          reason="BrokenOff")
+    asked = max(0, position - 1)
+    differs = None not in (held.size, head.size) and held.size != head.size
+    if position and (differs or (held.etag and held.etag != head.etag and (head.etag or head.whole))):
+        raise changed_object(position)
+    if head.whole:
+        return position
+    size = held.size if head.size is None else head.size
+    expected_end = size if stop is None or size is None else min(stop, size)
+    if head.start != asked or (expected_end is not None and head.end != expected_end):
+        raise StoreError("the store answered with another part of the object than it was asked for",
+                         reason="WrongRange")
+    return position - asked
+
+
+def is_for_a_new_url(error: Error, moved: bool) -> bool:
+    """Whether another URL may get on; a 403 without a reason, after bytes had come, is taken for an expired one."""
+    return isinstance(error, StoreError) and (
+        error.reason in EXPIRED or (moved and error.status == 403 and error.reason == "StoreAccessDenied"))
+
+
+def download_wait(error: Error, failures: int, waited: float, moved: bool) -> Optional[float]:
+    """Seconds until a broken download is continued, None when it is given up.
+
+    failures: in a row, without a byte between them. waited: seconds spent on them. moved: whether bytes ever came.
+    """
+    broken = isinstance(error, Unreachable) and error.retry
+    status = error.status if isinstance(error, StoreError) else 0
+    if not broken and status not in PASSING_STATUS and error.reason != "WrongRange":
+        return None
+    few = error.reason == "WrongRange" or (broken and error.reason != "BrokenOff" and not moved)
+    tries = FEW_TRIES if few else DOWNLOAD_TRIES if moved else FIRST_TRIES
+    wait = max(backoff(failures, 0.2, 10.0), getattr(error, "retry_after", None) or 0.0)
+    return None if failures >= tries or waited + wait > DOWNLOAD_WAIT else wait
+
+
+def resume_point(record: Any, size: int, what: str) -> Tuple[int, str]:
+    """The record beside a partial file of `size` bytes -> from which byte to go on, and the ETag; (0, "") for anew."""
+    etag, done = _text(record, "etag"), _at(record, "done")
+    start = min(size, done) if isinstance(done, int) and done >= 0 else size
+    known = etag == one_line(etag) and etag.isascii() and len(etag) > 2 and _text(record, "object") == what
+    return (start, etag) if known and start else (0, "")
+
+
+def may_be_continued(error: BaseException) -> bool:
+    """Whether what came before an error is worth keeping: not when the object is wrong or gone, or the disk is full."""
+    if isinstance(error, StoreError):
+        return error.status not in (0, 404) or error.reason == "WrongRange"
+    return not isinstance(error, OSError)
+
 # ====================================================================================================
 # 8. Text for people and machines — strings and documents only, nothing is printed here
-#    table, plugin_table, version_text, crd_manifests, yaml_text, json_text
+#    table, resource_table, list_json, get_json, get_yaml, describe_text, describe_document, describe_json,
+#    plugin_table, version_text, version_document, bytes_text, progress_text, saved_text, crd_manifests, yaml_text,
+#    json_text
 # ====================================================================================================
 
 
@@ -1983,10 +2407,30 @@ def plugin_table(plugins: List[Tuple[str, str]]) -> str:
     return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins])
 
 
-def version_text(server_version: Optional[str]) -> str:
-    """The text of `velero version`; None for --client-only. This one file is its own commit, so it names none."""
-    text = f"Client:\n\tVersion: v{__version__}\n\tGit commit: -\n"
-    return text if server_version is None else f"{text}Server:\n\tVersion: {one_line(server_version)}\n"
+def bytes_text(count: float) -> str:
+    """A number of bytes for people: `17 B`, `1.5 KiB`, `3.2 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) -> str:
+    """How far a transfer is: bytes, percent, rate, time left; `fresh` bytes of it came in the last `seconds`."""
+    rate = fresh / seconds if seconds > 0 else 0.0
+    parts = [bytes_text(done)]
+    if size:
+        parts = [f"{bytes_text(done)} of {bytes_text(size)}", f"{100 * done // size}%"]
+    parts.append(f"{bytes_text(rate)}/s")
+    if size and rate:
+        parts.append(f"{format_duration(max(0, math.ceil((size - done) / rate)))} left")
+    return ", ".join(parts)
+
+
+def saved_text(size: int, seconds: float, sha256: str) -> str:
+    """The last line of a download."""
+    return f"{bytes_text(size)} in {format_duration(round(seconds, 1))}" + (f", sha256 {sha256}" if sha256 else "")
 
 
 def json_text(document: Any) -> str:
@@ -1997,6 +2441,957 @@ def json_text(document: Any) -> str:
 def yaml_text(*documents: Any) -> str:
     """Documents as YAML, separated by `---` when there are several."""
     return yaml.safe_dump_all(documents, default_flow_style=False, sort_keys=True, allow_unicode=True)
+
+
+NONE = "<none>"
+_LABEL_NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]", re.ASCII)
+
+
+def _is_label_key(key: str) -> bool:
+    prefix, slash, name = key.rpartition("/")
+    return bool(_LABEL_NAME.fullmatch(name)) and (not slash or (len(prefix) <= 253 and is_object_name(prefix)))
+
+
+def _requirement(key: str, operator: str, values: List[str]) -> str:
+    """One condition of a selector; ValueError where Kubernetes refuses it."""
+    exists, contains = {"Exists": "{}", "DoesNotExist": "!{}"}, {"In": "in", "NotIn": "notin"}
+    valid = all(value == "" or _LABEL_NAME.fullmatch(value) for value in values)
+    if not _is_label_key(key) or not valid or bool(values) is not (operator in contains):
+        raise ValueError(key)
+    if operator in contains:
+        return f"{key} {contains[operator]} ({','.join(sorted(values))})"
+    if operator not in exists:
+        raise ValueError(operator)
+    return exists[operator].format(key)
+
+
+def selector_text(selector: Optional[Document]) -> str:
+    """A label selector of SELECTOR's shape in one line, sorted by key: `app=web,env in (prod,stage),!legacy`."""
+    if not selector or not (selector["matchLabels"] or selector["matchExpressions"]):
+        return NONE
+    try:
+        conditions = []
+        for key, value in selector["matchLabels"].items():
+            _requirement(key, "In", [value])
+            conditions.append((key, f"{key}={value}"))
+        for row in selector["matchExpressions"]:
+            conditions.append((row["key"], _requirement(row["key"], row["operator"], row["values"])))
+    except ValueError:
+        return "<error>"
+    return printable(",".join(text for _, text in sorted(conditions, key=lambda pair: pair[0])))
+
+
+def _labels_text(labels: Mapping[str, str]) -> str:
+    return printable(",".join(f"{key}={value}" for key, value in sorted(labels.items()))) or NONE
+
+
+_SCHEDULED = re.compile(r"(.*)-\d{14}", re.ASCII | re.DOTALL)
+
+
+def sorted_backups(backups: Iterable[Document]) -> List[Document]:
+    """Backups by name, but those of one schedule, told by the time at the end of their names, newest first."""
+    def name_of(backup: Document) -> str:
+        return _text(backup, "metadata", "name")
+
+    def schedule_of(backup: Document) -> str:
+        match = _SCHEDULED.fullmatch(name_of(backup))
+        return match.group(1) + "-" if match else ""
+
+    result: List[Document] = []
+    for schedule, group in itertools.groupby(sorted(backups, key=name_of), key=schedule_of):
+        result.extend(reversed(list(group)) if schedule else group)
+    return result
+
+
+def _expires(document: Document, now: datetime) -> str:
+    """When a backup expires, from now; one that was not processed yet by its age and its time to live."""
+    instant = parse_time(document["status"]["expiration"])
+    created = parse_time(document["metadata"]["creationTimestamp"])
+    try:
+        if created and not (instant and instant.year > 1):
+            life = parse_duration(document["spec"]["ttl"] or "0")
+            instant = created + timedelta(seconds=life) if life > 0 else None
+    except (ValueError, OverflowError):
+        instant = None
+    if instant is None:
+        return "n/a"
+    seconds = (instant - now).total_seconds()
+    return age(seconds) if seconds >= 0 else age(-seconds) + " ago"
+
+
+def phase_text(restore: Document) -> str:
+    """A restore's phase, and that it is being deleted."""
+    deleting = " (Deleting)" if restore["metadata"]["deletionTimestamp"] else ""
+    return (restore["status"]["phase"] or "New") + deleting
+
+
+def _backup_cells(backup: Document, now: datetime, localize: Localize) -> List[str]:
+    metadata, spec, status = backup["metadata"], backup["spec"], backup["status"]
+    return [metadata["name"], "Deleting" if metadata["deletionTimestamp"] else status["phase"] or "New",
+            str(status["errors"]), str(status["warnings"]), go_time(status["startTimestamp"], localize, "<nil>"),
+            _expires(backup, now), spec["storageLocation"], str(status["queuePosition"] or ""),
+            selector_text(spec["labelSelector"])]
+
+
+def _restore_cells(restore: Document, _now: datetime, localize: Localize) -> List[str]:
+    metadata, spec, status = restore["metadata"], restore["spec"], restore["status"]
+    started, completed = (go_time(status[name + "Timestamp"], localize, "<nil>") for name in ("start", "completion"))
+    return [metadata["name"], spec["backupName"], phase_text(restore), started, completed, str(status["errors"]),
+            str(status["warnings"]), go_time(metadata["creationTimestamp"], localize, "<nil>"),
+            selector_text(spec["labelSelector"])]
+
+
+BACKUP_COLUMNS = ("Name", "Status", "Errors", "Warnings", "Created", "Expires", "Storage Location", "Queue Position",
+                  "Selector")
+RESTORE_COLUMNS = ("Name", "Backup", "Status", "Started", "Completed", "Errors", "Warnings", "Created", "Selector")
+
+
+def resource_table(resource: Resource, documents: Iterable[Document], now: datetime, *,
+                   label_columns: Sequence[str] = (), show_labels: bool = False, localize: Localize = utc) -> str:
+    """Backups or restores as `velero backup get` and `restore get` print them; nothing at all for none."""
+    columns, cells_of = ((BACKUP_COLUMNS, _backup_cells) if resource is BACKUPS else (RESTORE_COLUMNS, _restore_cells))
+    titles = [*columns, *(name.rpartition("/")[2] for name in label_columns), *(["Labels"] if show_labels else [])]
+    rows = [tuple(title.upper() for title in titles)]
+    for document in sorted_backups(documents) if resource is BACKUPS else documents:
+        record = shaped(document, ROW_SHAPE, "", [])
+        labels = record["metadata"]["labels"]
+        cells = [*cells_of(record, now, localize), *(labels.get(name, "") for name in label_columns)]
+        rows.append(tuple(map(printable, cells + ([_labels_text(labels)] if show_labels else []))))
+    return table(rows) if len(rows) > 1 else ""
+
+
+# The order in which Go writes the fields of these structs; maps and fields that are not here follow, sorted.
+_GO_ORDER = {name: {field: place for place, field in enumerate(fields.split())} for name, fields in {
+    "": "kind apiVersion metadata spec status items",
+    "metadata": "name generateName namespace selfLink uid resourceVersion generation creationTimestamp "
+                "deletionTimestamp deletionGracePeriodSeconds labels annotations ownerReferences finalizers",
+    "ownerReferences": "apiVersion kind name uid controller blockOwnerDeletion",
+    "spec": "metadata backupName scheduleName includedNamespaces excludedNamespaces includedResources "
+            "excludedResources includedClusterScopedResources excludedClusterScopedResources "
+            "includedNamespaceScopedResources excludedNamespaceScopedResources namespaceMapping labelSelector "
+            "orLabelSelectors snapshotVolumes ttl volumeGroupSnapshotLabelKey restorePVs restoreStatus "
+            "preserveNodePorts includeClusterResources hooks storageLocation volumeSnapshotLocations "
+            "defaultVolumesToRestic defaultVolumesToFsBackup orderedResources existingResourcePolicy "
+            "csiSnapshotTimeout itemOperationTimeout resourcePolicy resourceModifier snapshotMoveData datamover "
+            "uploaderConfig",
+    "labelSelector": "matchLabels matchExpressions", "orLabelSelectors": "matchLabels matchExpressions",
+    "matchExpressions": "key operator values", "resourcePolicy": "apiGroup kind name",
+    "resourceModifier": "apiGroup kind name", "restoreStatus": "includedResources excludedResources",
+    "uploaderConfig": "parallelFilesUpload writeSparseFiles parallelFilesDownload",
+    "resources": "name includedNamespaces excludedNamespaces includedResources excludedResources labelSelector pre "
+                 "post postHooks",
+    "pre": "exec init", "post": "exec init", "postHooks": "exec init",
+    "exec": "container command onError timeout execTimeout waitTimeout waitForReady",
+    "init": "initContainers timeout", "progress": "totalItems itemsBackedUp itemsRestored",
+    "hookStatus": "hooksAttempted hooksFailed", "plugins": "name kind",
+    "status": "version formatVersion expiration phase processedTimestamp serverVersion plugins queuePosition "
+              "validationErrors startTimestamp completionTimestamp volumeSnapshotsAttempted volumeSnapshotsCompleted "
+              "failureReason warnings errors progress csiVolumeSnapshotsAttempted csiVolumeSnapshotsCompleted "
+              "backupItemOperationsAttempted backupItemOperationsCompleted backupItemOperationsFailed hookStatus",
+    "Restore.status": "phase validationErrors warnings errors failureReason startTimestamp completionTimestamp "
+                      "progress restoreItemOperationsAttempted restoreItemOperationsCompleted "
+                      "restoreItemOperationsFailed hookStatus",
+}.items()}
+
+
+def go_ordered(value: Any, field: str = "", kind: str = "") -> Any:
+    """A document with its fields in the order in which velero prints them; nothing is added and nothing left out."""
+    if isinstance(value, list):
+        return [go_ordered(item, field, kind) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if field in ("", "items"):
+        field, kind = "", _text(value, "kind")
+    order = _GO_ORDER.get(f"{kind}.{field}") or _GO_ORDER.get(field, {})
+    names = sorted(value, key=lambda name: (order.get(name, len(order)), str(name)))
+    return {name: go_ordered(value[name], name, kind) for name in names}
+
+
+def list_document(resource: Resource, documents: List[Document], version: str = "") -> Document:
+    """What `get -o json|yaml` prints: the one document, else a list; `version` is the list's resourceVersion."""
+    if len(documents) == 1:
+        return documents[0]
+    return {"kind": resource.kind + "List", "apiVersion": "velero.io/v1",
+            "metadata": {"resourceVersion": version} if version else {}, "items": documents}
+
+
+class Described(NamedTuple):
+    """A screen or its JSON document, and what it lacks; the exit code of a command is that of its first trouble."""
+
+    content: Any
+    troubles: Tuple[Error, ...]
+
+
+# ---- describe: one stream of lines makes both the text and the JSON ----
+
+class Line(NamedTuple):
+    """One line of the text and one value of the JSON.
+
+    The label holds the tabs that place it, as velero writes them; None is for the JSON only. A list is one line for
+    each item, in the column of the first. The path leads to the value in the JSON, numbers being places in lists; an
+    empty one is for the text only. The note follows the value, uncolored.
+    """
+
+    label: Optional[str]
+    value: Any = ""
+    path: Tuple[Union[str, int], ...] = ()
+    color: str = "{}"
+    note: str = ""
+
+
+Lines = Iterator[Line]
+BLANK = Line("")
+RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
+PHASE_COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED}
+
+
+def _text_lines(line: Line, colorized: bool) -> Iterator[str]:
+    """A line as `aligned` wants it; where a list is empty, velero indents the word for that once more."""
+    words = (line.label or "").lstrip("\t")
+    tabs, gap = "\t" * (len(line.label or "") - len(words)), "\t" if words.endswith("\t") else ""
+    values = line.value if isinstance(line.value, list) else [str(line.value)]
+    texts = [printable(text) for value in values for text in value.rstrip("\r\n").split("\n")]
+    first, *more = [line.color.format(text) if colorized else text for text in texts] or [tabs + NONE]
+    yield tabs + printable(words.rstrip("\t")) + gap + first + printable(line.note)
+    for text in more:
+        yield f"{tabs}\t{text}"
+
+
+def _numbered(tree: Any) -> Any:
+    """Mappings of numbers become lists."""
+    if not isinstance(tree, dict):
+        return tree
+    values = {key: _numbered(value) for key, value in tree.items()}
+    return list(values.values()) if values and all(isinstance(key, int) for key in values) else values
+
+
+def _tree(lines: Iterable[Line]) -> Document:
+    """The JSON of lines."""
+    result: Document = {}
+    for path, value in ((line.path, line.value) for line in lines if line.path):
+        target = result
+        for step in path[:-1]:
+            target = target.setdefault(step, {})
+        target[path[-1]] = value
+    return _numbered(result)
+
+
+class Subject(NamedTuple):
+    """What one screen is about: everything in its shape already, or an Error in its place."""
+
+    resource: Resource
+    document: Document
+    related: Mapping[Resource, Listed]
+    artifacts: Artifacts
+    wrong: List[str]
+    details: bool
+    localize: Localize
+
+    def artifact(self, kind: str) -> Any:
+        """An artifact, or the Error in its place; one that nobody fetched is not there."""
+        return self.artifacts.get(kind, StoreError("file not found", status=404, reason=ARTIFACT_NOT_FOUND))
+
+    def time(self, text: str, absent: str = "<n/a>") -> str:
+        """A time in the user's zone."""
+        return go_time(text, self.localize, absent)
+
+
+def _subject(resource: Resource, document: Document, related: Mapping[Resource, Listed], artifacts: Artifacts,
+             details: bool, localize: Localize) -> Subject:
+    wrong: List[str] = []
+    record = shaped(document, DOCUMENT_SHAPES[resource], "", wrong)
+    lists = {kind: items if isinstance(items, Error) else
+             [shaped(item, DOCUMENT_SHAPES[kind], f"{kind.kind} {_text(item, 'metadata', 'name')}", wrong)
+              for item in items] for kind, items in related.items()}
+    contents = {kind: artifact_from(kind, value) for kind, value in artifacts.items()}
+    return Subject(resource, record, lists, contents, wrong, details, localize)
+
+
+def _troubles(subject: Subject) -> Tuple[Error, ...]:
+    """What the screen lacks, but for what velero has words for."""
+    name = f"{subject.resource.kind} {one_line(subject.document['metadata']['name'], 254)}"
+    found = [Error(f"{name}: {_summary(subject.wrong)}")] if subject.wrong else []
+    unused = [] if is_missing(subject.artifact("BackupVolumeInfos")) else legacy_artifacts_of(subject.document)
+    found += [value for value in subject.related.values() if isinstance(value, Error)]
+    return tuple(found + [
+        value for kind, value in subject.artifacts.items() if isinstance(value, Error) and kind not in unused
+        and not (kind in MAY_BE_MISSING and is_missing(value))])
+
+
+def _why(error: Error) -> str:
+    return "file not found" if is_missing(error) else one_line(error)
+
+
+# ---- describe: the spec, as tables ----
+
+def _joined(field: str, otherwise: str) -> Callable[[Document], str]:
+    return lambda spec: ", ".join(spec[field]) or otherwise
+
+
+def _switch(field: str, false: str, true: str, absent: Optional[str] = "auto") -> Callable[[Document], Optional[str]]:
+    return lambda spec: absent if spec[field] is None else true if spec[field] else false
+
+
+def _duration(field: str) -> Callable[[Document], str]:
+    return lambda spec: go_duration(spec[field])
+
+
+# Rows are a label, a path in the JSON ("" where velero has none) and the value, None being left out; a block is a
+# heading and its rows, and an empty line stands before it. 1.18's JSON of a backup is behind its text: it has neither
+# the newer resource filters nor or-selectors nor some of the settings.
+Row = Tuple[str, str, Callable[[Document], Optional[str]]]
+Block = Tuple[str, Tuple[Row, ...]]
+
+EXCLUDED_NAMESPACES: Row = ("Excluded:", "namespaces/excluded", _joined("excludedNamespaces", NONE))
+NAMESPACES: Block = ("Namespaces:", (("Included:", "namespaces/included", _joined("includedNamespaces", "*")),
+                                     EXCLUDED_NAMESPACES))
+RESOURCES: Block = ("Resources:", (("Included:", "resources/included", _joined("includedResources", "*")),
+                                   ("Excluded:", "resources/excluded", _joined("excludedResources", NONE))))
+CLUSTER_SCOPED: Row = ("Cluster-scoped:", "resources/clusterScoped",
+                       _switch("includeClusterResources", "excluded", "included"))
+ALL_RESOURCES: Block = ("Resources:", (*RESOURCES[1], CLUSTER_SCOPED))
+SCOPED_RESOURCES: Block = ("Resources:", (
+    ("Included cluster-scoped:", "", _joined("includedClusterScopedResources", NONE)),
+    ("Excluded cluster-scoped:", "", _joined("excludedClusterScopedResources", NONE)),
+    ("Included namespace-scoped:", "", _joined("includedNamespaceScopedResources", "*")),
+    ("Excluded namespace-scoped:", "", _joined("excludedNamespaceScopedResources", NONE))))
+LABELS: Block = ("", (("Label selector:", "labelSelector", lambda spec: selector_text(spec["labelSelector"])),))
+
+
+def _or_selectors(spec: Document) -> str:
+    return " or ".join(map(selector_text, spec["orLabelSelectors"])) or NONE
+
+
+BACKUP_BLOCKS: Tuple[Block, ...] = (
+    LABELS, ("", (("Or label selector:", "", _or_selectors),)),
+    ("", (("Storage Location:", "storageLocation", lambda spec: spec["storageLocation"]),)),
+    ("", (("Velero-Native Snapshot PVs:", "veleroNativeSnapshotPVs", _switch("snapshotVolumes", "false", "true")),
+          ("File System Backup (Default):", "", _switch("defaultVolumesToFsBackup", "false", "true", None)),
+          ("Snapshot Move Data:", "veleroSnapshotMoveData", _switch("snapshotMoveData", "false", "true")),
+          ("Data Mover:", "", lambda spec: spec["datamover"] or "velero"))),
+    ("", (("TTL:", "TTL", _duration("ttl")),)),
+    ("", (("CSISnapshotTimeout:", "CSISnapshotTimeout", _duration("csiSnapshotTimeout")),
+          ("ItemOperationTimeout:", "", _duration("itemOperationTimeout")))))
+
+
+def _restored_namespaces(spec: Document) -> str:
+    every = spec["includedNamespaces"] in ([], ["*"])
+    return "all namespaces found in the backup" if every else ", ".join(spec["includedNamespaces"])
+
+
+RESTORE_BLOCKS: Tuple[Block, ...] = (
+    ("", (("Backup:", "backup", lambda spec: spec["backupName"]),)),
+    ("Namespaces:", (("Included:", "namespaces/included", _restored_namespaces), EXCLUDED_NAMESPACES)), ALL_RESOURCES)
+RESTORE_SELECTION_BLOCKS: Tuple[Block, ...] = (
+    LABELS, ("", (("Or label selector:", "orLabelSelector", _or_selectors),)),
+    ("", (("Restore PVs:", "restorePVs", _switch("restorePVs", "false", "true")),)))
+RESTORE_SETTING_BLOCKS: Tuple[Block, ...] = (
+    ("", (("Existing Resource Policy: ", "existingResourcePolicy", lambda spec: spec["existingResourcePolicy"] or NONE),
+          ("ItemOperationTimeout:", "itemOperationTimeout", _duration("itemOperationTimeout")))),
+    ("", (("Preserve Service NodePorts:", "preserveServiceNodePorts", _switch("preserveNodePorts", "false", "true")),)))
+UPLOADER: Block = ("Uploader config:", (
+    ("Write Sparse Files:", "writeSparseFiles", lambda config: "true" if config["writeSparseFiles"] else None),
+    ("Parallel Restore:", "parallelFilesDownload", lambda config: str(config["parallelFilesDownload"] or "") or None)))
+
+
+def _blocks(blocks: Iterable[Block], values: Document, at: Tuple[str, ...], indent: str = "") -> Lines:
+    for heading, rows in blocks:
+        yield BLANK
+        if heading:
+            yield Line(indent + heading)
+        for label, path, value_of in rows:
+            value = value_of(values)
+            if value is not None:
+                tabs = indent + "\t" * bool(heading)
+                yield Line(f"{tabs}{label}\t", value, (*at, *path.split("/")) if path else ())
+
+
+def _command(title: str, command: Document, at: Tuple[Union[str, int], ...]) -> Lines:
+    yield from (BLANK, Line(f"\t\t\t{title}"))
+    yield Line("\t\t\t\tContainer:\t", command["container"], (*at, "container"))
+    yield Line("\t\t\t\tCommand:\t", " ".join(command["command"]), (*at, "command"))
+    yield Line("\t\t\t\tOn Error:\t", command["onError"], (*at, "onError:"))
+    yield Line("\t\t\t\tTimeout:\t", go_duration(command["timeout"]), (*at, "timeout"))
+
+
+def _hooks(spec: Document) -> Lines:
+    """The hooks of a backup; `onError:` is velero's spelling."""
+    hooks = spec["hooks"]["resources"]
+    yield from (Line("Hooks:"), Line("\tResources:")) if hooks else (Line("Hooks:\t", NONE),)
+    for hook in hooks:
+        at = ("spec", "hooks", "resources", hook["name"])
+        yield from (Line(f"\t\t{hook['name']}:"), Line(None, {}, at))
+        yield from itertools.islice(_blocks((NAMESPACES, RESOURCES, LABELS), hook, at, "\t\t\t"), 1, None)
+        for title, name in (("Pre", "pre"), ("Post", "post")):
+            commands = [step["exec"] for step in hook[name] if step["exec"] is not None]
+            if not commands:
+                yield Line(None, [], (*at, f"{name}ExecHook"))
+            for number, command in enumerate(commands):
+                yield from _command(f"{title} Exec Hook:", command, (*at, f"{name}ExecHook", number))
+
+
+def _reference(title: str, reference: Optional[Document], *at: str) -> Lines:
+    if reference is not None:
+        yield from (BLANK, Line(title))
+        yield Line("\tType:\t", reference["kind"], (*at, "type"))
+        yield Line("\tName:\t", reference["name"], (*at, "name"))
+
+
+# ---- describe: what backups and restores have in common ----
+
+def _head(subject: Subject) -> Lines:
+    """From the name to the phase."""
+    metadata, status, kind = subject.document["metadata"], subject.document["status"], subject.resource.kind.lower()
+    phase = status["phase"] or "New"
+    quote = "`" if kind == "backup" else "'"
+    note = f" (run {quote}velero {kind} logs {metadata['name']}{quote} for more information)"
+    yield Line("Name:\t", metadata["name"], ("metadata", "name"), BOLD)
+    yield Line("Namespace:\t", metadata["namespace"], ("metadata", "namespace"))
+    for name in ("labels", "annotations"):
+        yield Line(f"{name.title()}:\t", [f"{key}={value}" for key, value in sorted(metadata[name].items())])
+        yield Line(None, metadata[name] or None, ("metadata", name))
+    yield from (BLANK, Line(None, status["phase"], ("phase",)))
+    yield Line("Phase:\t", phase if kind == "backup" else phase_text(subject.document), (),
+               PHASE_COLORS.get(phase, "{}"), note if phase in ("Failed", "PartiallyFailed") else "")
+
+
+def _validation(subject: Subject) -> Lines:
+    """Velero's validation errors, and what in the objects cannot be read, which makes velero show nothing at all."""
+    more = [f"and {len(subject.wrong) - 10} more"] if len(subject.wrong) > 10 else []
+    for title, name, texts in (
+            ("Validation errors:\t", "validationErrors", subject.document["status"]["validationErrors"]),
+            ("Unreadable:\t", "unreadable", subject.wrong[:10] + more)):
+        if texts:
+            yield from (BLANK, Line(title, texts, (name,), RED))
+
+
+def _times(subject: Subject) -> Lines:
+    for title, name in (("Started:\t", "start"), ("Completed:\t", "completion")):
+        yield Line(title, subject.time(subject.document["status"][name + "Timestamp"]), ("status", title[:-2].lower()))
+
+
+def _progress(subject: Subject) -> Lines:
+    """The lines about items: an estimate while they are being worked on."""
+    status, backup = subject.document["status"], subject.resource is BACKUPS
+    if status["progress"] is None:
+        return
+    verb, name = ("backed up", "BackedUp") if backup else ("restored", "Restored")
+    running, count = status["phase"] == "InProgress", f"items{name}"
+    total = (f"Estimated total items to be {verb}:\t", f"estimatedTotalItemsToBe{name}") if running else (
+        f"Total items to be {verb}:\t", f"totalItemsToBe{name}")
+    done = (f"Items {verb} so far:\t", f"{count}SoFar") if running else (f"Items {verb}:\t", count)
+    yield Line(total[0], status["progress"]["totalItems"], ("status", total[1]))
+    yield Line(done[0], status["progress"][count], ("status", done[1]))
+
+
+def _result(title: str, result: Document, at: str) -> Lines:
+    yield from (BLANK, Line(f"{title}:"))
+    yield Line("\tVelero:\t", result["velero"], (at, "velero"))
+    yield Line("\tCluster:\t", result["cluster"], (at, "cluster"))
+    yield Line("\tNamespaces:" if result["namespaces"] else f"\tNamespaces: {NONE}")
+    yield Line(None, result["namespaces"] or [], (at, "namespace"))
+    for namespace, texts in sorted(result["namespaces"].items()):
+        yield Line(f"\t\t{namespace}:\t", texts)
+
+
+def _results(subject: Subject) -> Lines:
+    """Warnings and errors; of a backup by a server before 1.11 there is no file, only the numbers."""
+    status, results = subject.document["status"], subject.artifact(f"{subject.resource.kind}Results")
+    if not status["warnings"] and not status["errors"]:
+        return
+    if is_missing(results) and subject.resource is BACKUPS:
+        for name in ("errors", "warnings"):
+            yield Line(f"{name.title()}:\t", status[name], (name, "count"))
+        return
+    for name in ("warnings", "errors"):
+        title = name.title()
+        if isinstance(results, Error):
+            yield from [BLANK] * (name == "errors")
+            yield Line(f"{title}:\t", f"<error getting {name}: {_why(results)}>", (name, f"errorGetting{title}"))
+        elif status[name] > 0:
+            yield from _result(title, results[name], name)
+        else:
+            yield Line(None, {}, (name,))
+
+
+def _resource_list(subject: Subject) -> Lines:
+    kind = subject.resource.kind
+    resources = subject.artifact(f"{kind}ResourceList")
+    if isinstance(resources, Error):
+        word = (f"<{kind.lower()} resource list not found>" if is_missing(resources)
+                else f"<error getting {kind.lower()} resource list: {_why(resources)}>")
+        yield Line("Resource List:\t", word, ("status", "errorGettingResourceList"))
+        return
+    yield Line(None, resources, ("status", "resourceList"))
+    yield Line("Resource List:")
+    for group, names in sorted(resources.items()):
+        yield Line(f"\t{group}:")
+        for name in names or [""]:
+            yield Line(f"\t\t- {name}")
+
+
+def _item_text(item: Document) -> str:
+    group = f".{item['Group']}" if item["Group"] else ""
+    return f"{item['Resource']}{group} {item['Namespace']}/{item['Name']}"
+
+
+def _operation(subject: Subject, operation: Document, at: Tuple[Union[str, int], ...]) -> Lines:
+    kind, spec, status = subject.resource.kind, operation["spec"], operation["status"]
+    yield Line(f"\tOperation for {_item_text(spec['resourceIdentifier'])}:")
+    yield Line(None, _item_text(spec["resourceIdentifier"]), (*at, "resource"))
+    yield Line(f"\t\t{kind} Item Action Plugin:\t", spec[f"{kind.lower()}ItemAction"], (*at, "plugin"))
+    yield Line("\t\tOperation ID:\t", spec["operationID"], (*at, "operationID"))
+    items = [Line(f"\t\t\t{_item_text(item)}") for item in spec["postOperationItems"]]
+    yield from [Line("\t\tItems to Update:"), *items] if items else []
+    yield Line("\t\tPhase:\t", status["phase"], (*at, "phase"))
+    progress = f"{status['nCompleted']} of {status['nTotal']} complete ({status['operationUnits']})"
+    for title, name, value in (
+            ("Operation Error", "error", status["error"]),
+            ("Progress", "progress", progress if status["nTotal"] > 0 or status["nCompleted"] > 0 else ""),
+            ("Progress description", "description", status["description"]),
+            *((name.title(), name, subject.time(status[name], "")) for name in ("created", "started", "updated"))):
+        if value:
+            yield Line(f"\t\t{title}:\t", value, (*at, name))
+
+
+def _operations(subject: Subject) -> Lines:
+    """What plugins go on with after the items were handled. velero has no such JSON: that of restores is ours."""
+    kind, status = subject.resource.kind, subject.document["status"]
+    title, at = f"{kind} Item Operations:", ("status", "restoreItemOperations")
+    numbers = {name.lower(): status[f"{kind.lower()}ItemOperations{name}"]
+               for name in ("Attempted", "Completed", "Failed")}
+    if numbers["attempted"] <= 0:
+        return
+    operations = subject.artifact(f"{kind}ItemOperations") if subject.details else []
+    yield from (Line(None, number, (*at, name)) for name, number in numbers.items())
+    if not subject.details:
+        yield Line(f"{title}\t", "{completed} of {attempted} completed successfully, {failed} failed "
+                   "(specify --details for more information)".format(**numbers))
+    elif isinstance(operations, Error):
+        yield Line(f"{title}\t", f"<error getting operation info: {_why(operations)}>", (*at, "error"))
+    else:
+        yield Line(title)
+        for number, operation in enumerate(operations):
+            yield from _operation(subject, operation, (*at, "operations", number))
+
+
+def _hook_status(subject: Subject, gap: str = "") -> Lines:
+    hooks = subject.document["status"]["hookStatus"]
+    if hooks is not None:
+        yield BLANK
+        yield Line(f"HooksAttempted:{gap}\t", hooks["hooksAttempted"], ("status", "hooksAttempted"))
+        yield Line(f"HooksFailed:{gap}\t", hooks["hooksFailed"], ("status", "hooksFailed"))
+
+
+# ---- describe: volumes ----
+
+POD_VOLUME_PHASES = {
+    POD_VOLUME_BACKUPS: ("Completed", "Failed", "Canceled", "In Progress", "Canceling", "Prepared", "Accepted", "New"),
+    POD_VOLUME_RESTORES: ("Completed", "Canceled", "Failed", "In Progress", "Canceling", "Prepared", "Accepted", "New")}
+SEE_DETAILS = "specify --details for more information"
+NONE_INCLUDED = "<none included>"
+
+
+def _pod_volume_text(volume: Document, phase: str) -> str:
+    """A volume with what is known of its size; pod volume restores have no incremental one."""
+    progress, name = volume["status"]["progress"], volume["spec"]["volume"]
+    total, increment = progress["totalBytes"], volume["status"]["incrementalBytes"]
+    if phase == "In Progress" and total:
+        return f"{name} ({progress['bytesDone'] / total * 100:.2f}%)"
+    if phase == "Completed" and increment > 0:
+        return f"{name} (size: {total}, incremental size: {increment})"
+    return f"{name} (size: {total})" if phase == "Completed" and total > 0 else name
+
+
+def _pod_volumes(subject: Subject, resource: Resource, indent: str, at: Tuple[str, ...]) -> Lines:
+    """The lines below the heading: by phase in velero's order, those it does not know last, then by pod.
+
+    The JSON is in velero's spelling and in the order of the API, the text is sorted.
+    """
+    volumes, phases = subject.related[resource], {name: {} for name in POD_VOLUME_PHASES[resource]}
+    yield Line(None, volumes[0]["spec"]["uploaderType"], (*at, "uploderType"))
+    for volume in volumes:
+        phase = {"": "New", "InProgress": "In Progress"}.get(volume["status"]["phase"], volume["status"]["phase"])
+        pod = "{namespace}/{name}".format(**volume["spec"]["pod"])
+        phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
+    for phase, pods in phases.items():
+        path = (*at, at[-1] + "Details", phase)
+        if pods and not subject.details:
+            yield Line(f"{indent}{phase}:\t", sum(map(len, pods.values())), path)
+        elif pods:
+            yield Line(None, [{pod: ", ".join(names)} for pod, names in pods.items()], path)
+            yield Line(f"{indent}{phase}:")
+            yield from (Line(f"{indent}\t{pod}: {', '.join(sorted(names))}") for pod, names in sorted(pods.items()))
+
+
+def _legacy_native(subject: Subject) -> Any:
+    """The snapshots of a server before 1.13, as volume infos."""
+    snapshots = subject.artifact("BackupVolumeSnapshots")
+    if subject.document["status"]["volumeSnapshotsAttempted"] <= 0:
+        return []
+    return snapshots if isinstance(snapshots, Error) else shaped([{
+        "pvName": row["spec"]["persistentVolumeName"], "nativeSnapshotInfo": {
+            "snapshotHandle": row["status"]["providerSnapshotID"], "volumeType": row["spec"]["volumeType"],
+            "volumeAZ": row["spec"]["volumeAZ"],
+            "iops": "" if row["spec"]["volumeIOPS"] is None else str(row["spec"]["volumeIOPS"])},
+    } for row in snapshots], VOLUME_INFO_SHAPE, "", [])
+
+
+def _legacy_csi(subject: Subject) -> Any:
+    """The CSI snapshots of a server before 1.13, as volume infos: the contents, with the claims of their snapshots."""
+    snapshots, contents = map(subject.artifact, ("CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
+    if subject.document["status"]["csiVolumeSnapshotsAttempted"] <= 0:
+        return []
+    if isinstance(snapshots, Error) or isinstance(contents, Error):
+        return snapshots if isinstance(snapshots, Error) else contents
+    claims = {row["status"]["boundVolumeSnapshotContentName"]: {
+        "pvcNamespace": row["metadata"]["namespace"], "pvcName": row["spec"]["source"]["persistentVolumeClaimName"],
+    } for row in snapshots if row["spec"]["source"]["persistentVolumeClaimName"]}
+    return shaped([{
+        "preserveLocalSnapshot": True, **claims.get(row["metadata"]["name"], {"pvcName": "<PVC name not found>"}),
+        "csiSnapshotInfo": {"vscName": row["metadata"]["name"], "driver": row["spec"]["driver"],
+                            "snapshotHandle": row["status"]["snapshotHandle"], "size": row["status"]["restoreSize"]},
+    } for row in contents], VOLUME_INFO_SHAPE, "", [])
+
+
+def _native_snapshot(info: Document, details: bool, at: Tuple[str, ...]) -> Lines:
+    native, path = info["nativeSnapshotInfo"], (*at, info["pvName"])
+    if not details:
+        yield from (Line(f"\t\t{info['pvName']}: {SEE_DETAILS}"), Line(None, SEE_DETAILS, path))
+        return
+    yield Line(f"\t\t{info['pvName']}:")
+    for title, name, value in (
+            ("Snapshot ID", "snapshotID", native["snapshotHandle"]), ("Type", "type", native["volumeType"]),
+            ("Availability Zone", "availabilityZone", native["volumeAZ"]), ("IOPS", "IOPS", native["iops"]),
+            ("Result", "result", info["result"])):
+        yield Line(f"\t\t\t{title}:\t", value, (*path, name))
+
+
+Rows = List[Tuple[Optional[str], str, Any]]        # label (None: JSON only), key of the JSON ("": text only), value
+
+
+def _local_snapshot(info: Document) -> Rows:
+    csi = info["csiSnapshotInfo"]
+    operation = csi["operationID"]
+    return [*([] if info["snapshotDataMoved"] else [("Operation ID" if operation else None, "operationID", operation)]),
+            ("Snapshot Content Name", "snapshotContentName", csi["vscName"]),
+            ("Storage Snapshot ID", "storageSnapshotID", csi["snapshotHandle"]),
+            ("Snapshot Size (bytes)", "snapshotSize(bytes)", csi["size"]), ("CSI Driver", "csiDriver", csi["driver"]),
+            ("Result", "result", info["result"])]
+
+
+def _data_movement(info: Document) -> Rows:
+    moved = info["snapshotDataMovementInfo"]
+    known = moved["size"] > 0 or moved["incrementalSize"] > 0
+    return [("Operation ID", "operationID", moved["operationID"]),
+            ("Data Mover", "dataMover", moved["dataMover"] or "velero"),
+            ("Uploader Type", "uploaderType", moved["uploaderType"]),
+            ("Moved data Size (bytes)", "size" if known else "", moved["size"]),
+            ("Incremental data Size (bytes)" if moved["incrementalSize"] > 0 else None,
+             "incrementalSize" if known else "", moved["incrementalSize"]),
+            ("Result", "result", info["result"])]
+
+
+def _csi_snapshot(info: Document, details: bool, at: Tuple[str, ...]) -> Lines:
+    """A claim, with its local snapshot, the data moved away from it, or both."""
+    path = (*at, f"{info['pvcNamespace']}/{info['pvcName']}")
+    yield from (Line(f"\t\t{path[-1]}:"), Line(None, {}, path))
+    for title, name, kept, rows in (
+            ("Snapshot", "snapshot", info["preserveLocalSnapshot"], _local_snapshot(info)),
+            ("Data Movement", "dataMovement", info["snapshotDataMoved"], _data_movement(info))):
+        if kept and not details:
+            yield Line(f"\t\t\t{title}: ", f"included, {SEE_DETAILS}", (*path, name))
+        elif kept:
+            yield Line(f"\t\t\t{title}:")
+            for label, key, value in rows:
+                yield Line(label and f"\t\t\t\t{label}: ", value, (*path, name, key) if key else ())
+
+
+def _snapshots(title: str, names: Tuple[str, str, str], infos: Any, none: str, details: bool,
+               lines_of: Callable[[Document, bool, Tuple[str, ...]], Lines]) -> Lines:
+    """Native or CSI snapshots; `names` are the key of the JSON, the one for an error, and the word in that."""
+    at = ("status", "backupVolumes")
+    if isinstance(infos, Error):
+        text = f"error concluding {names[2]} snapshot info: {_why(infos)}"
+        yield from (Line(f"\t{title}: <{text}>"), Line(None, text, (*at, names[1])))
+    elif not infos:
+        yield Line(f"\t{title}: ", none, (*at, names[0]))
+    else:
+        yield Line(f"\t{title}:")
+        yield from (line for info in infos for line in lines_of(info, details, (*at, names[0])))
+
+
+def _pod_volume_backups(subject: Subject, at: Tuple[str, ...]) -> Lines:
+    volumes = subject.related[POD_VOLUME_BACKUPS]
+    if isinstance(volumes, Error) or not volumes:
+        word = f"<error getting pod volume backups: {_why(volumes)}>" if isinstance(volumes, Error) else NONE_INCLUDED
+        yield Line("\tPod Volume Backups: ", word, at)
+        return
+    more = "" if subject.details else f" ({SEE_DETAILS})"
+    yield Line(f"\tPod Volume Backups - {volumes[0]['spec']['uploaderType']}{more}:")
+    yield from _pod_volumes(subject, POD_VOLUME_BACKUPS, "\t\t", at)
+
+
+def _backup_volumes(subject: Subject) -> Lines:
+    """The section Backup Volumes; velero says no more after the first part of it that fails."""
+    infos, details, none = subject.artifact("BackupVolumeInfos"), subject.details, NONE_INCLUDED
+    yield Line("Backup Volumes:")
+    if isinstance(infos, Error) and not is_missing(infos):
+        text = f"error getting backup volume info: {_why(infos)}"
+        yield from (Line(f"\t<{text}>"), Line(None, text, ("status", "backupVolumes", "errorGetBackupVolumeInfo")))
+    else:
+        if is_missing(infos):
+            native, csi, none = _legacy_native(subject), _legacy_csi(subject), "<none included or not detectable>"
+        else:
+            native, csi = ([row for row in infos if row["backupMethod"] == method]
+                           for method in ("NativeSnapshot", "CSISnapshot"))
+        names = ("nativeSnapshots", "errorConcludeNativeSnapshot", "native")
+        yield from _snapshots("Velero-Native Snapshots", names, native, NONE_INCLUDED, details, _native_snapshot)
+        yield BLANK
+        names = ("csiSnapshots", "errorConcludeCSISnapshot", "CSI")
+        yield from _snapshots("CSI Snapshots", names, csi, none, details, _csi_snapshot)
+    yield BLANK
+    yield from _pod_volume_backups(subject, ("status", "backupVolumes", "podVolumeBackups"))
+
+
+def _pod_volume_restores(subject: Subject) -> Lines:
+    restores, at = subject.related[POD_VOLUME_RESTORES], ("status", "podVolumeRestores")
+    if isinstance(restores, Error):
+        yield from (BLANK, Line("Pod Volume Restores: ", f"<error getting pod volume restores: {_why(restores)}>", at))
+    elif not restores:
+        yield Line(None, NONE_INCLUDED, at)
+    else:
+        more = "" if subject.details else f" ({SEE_DETAILS})"
+        yield from (BLANK, Line(f"{restores[0]['spec']['uploaderType']} Restores{more}:"))
+        yield from _pod_volumes(subject, POD_VOLUME_RESTORES, "\t", at)
+
+
+def _csi_restore(info: Document, details: bool, at: Tuple[str, ...]) -> Lines:
+    csi, moved = info["csiSnapshotInfo"], info["snapshotDataMovementInfo"]
+    title, name, rows = ("Snapshot", "snapshot", (
+        ("Snapshot Content Name", "snapshotContentName", csi["vscName"]),
+        ("Storage Snapshot ID", "storageSnapshotID", csi["snapshotHandle"]),
+        ("CSI Driver", "csiDriver", csi["driver"])))
+    if info["snapshotDataMoved"]:
+        title, name, rows = ("Data Movement", "dataMovement", (
+            ("Operation ID", "operationID", moved["operationID"]), ("Data Mover", "dataMover", moved["dataMover"]),
+            ("Uploader Type", "uploaderType", moved["uploaderType"])))
+    yield Line(f"\t{at[-1]}:")
+    if not details:
+        yield Line(f"\t\t{title}: ", SEE_DETAILS, (*at, name))
+        return
+    yield Line(f"\t\t{title}:")
+    yield from (Line(f"\t\t\t{label}: ", value, (*at, name, key)) for label, key, value in rows)
+
+
+def _csi_restores(subject: Subject) -> Lines:
+    """The volumes that came from CSI snapshots, moved ones last; nothing where an old server wrote no file."""
+    infos, title = subject.artifact("RestoreVolumeInfo"), "CSI Snapshot Restores:"
+    at = ("status", "csiSnapshotRestores")
+    if is_missing(infos):
+        return
+    yield BLANK
+    if isinstance(infos, Error):
+        yield Line(f"{title} ", f"<error getting restore volume info: {_why(infos)}>", at)
+        return
+    restored = [row for row in infos if row["restoreMethod"] == "CSISnapshot"]
+    yield Line(title) if restored else Line(f"{title} ", NONE_INCLUDED, at)
+    for info in sorted(restored, key=lambda row: bool(row["snapshotDataMoved"])):
+        yield from _csi_restore(info, subject.details, (*at, f"{info['pvcNamespace']}/{info['pvcName']}"))
+
+
+def _deletions(subject: Subject) -> Lines:
+    attempts, at = subject.related[DELETE_REQUESTS], ("deletionAttempts",)
+    if isinstance(attempts, Error):
+        yield from (BLANK, Line("Deletion Attempts: ", f"<error getting deletion attempts: {_why(attempts)}>",
+                                (*at, "error")))
+        return
+    failed = sum(row["status"]["phase"] == "Processed" and bool(row["status"]["errors"]) for row in attempts)
+    if failed:
+        yield Line(None, failed, (*at, "failed"))
+    for number, row in enumerate(attempts):
+        path, status = (*at, "deleteBackupRequests", number), row["status"]
+        created = subject.time(row["metadata"]["creationTimestamp"])
+        yield BLANK
+        if not number:
+            yield Line("Deletion Attempts" + (f" ({failed} failed)" if failed else "") + ":")
+        yield from (Line(None, created, (*path, "creationTimestamp")), Line(None, status["phase"], (*path, "phase")))
+        yield Line(f"\t{created}: {status['phase']}")
+        if status["errors"]:
+            yield from (Line(None, status["errors"], (*path, "errors")), Line("\tErrors:"))
+            yield from (Line("\t\t", part) for text in status["errors"] for part in text.rstrip("\r\n").split("\n"))
+
+
+# ---- describe: the screens ----
+
+def _backup_filters(spec: Document) -> Lines:
+    """Namespaces and resources; the JSON has the older resource filters also where the newer ones are in use."""
+    old = spec["includeClusterResources"] is not None or spec["includedResources"] or spec["excludedResources"]
+    yield from _blocks((NAMESPACES, ALL_RESOURCES if old else SCOPED_RESOURCES), spec, ("spec",))
+    if not old:
+        yield from (line._replace(label=None) for line in _blocks((ALL_RESOURCES,), spec, ("spec",)) if line.path)
+
+
+def _backup_status(subject: Subject) -> Lines:
+    status, at = subject.document["status"], ("status",)
+    yield from (BLANK, Line("Backup Format Version:\t", status["formatVersion"], (*at, "backupFormatVersion")), BLANK)
+    yield from _times(subject)
+    expiration = subject.time(status["expiration"], "<nil>")
+    yield from (BLANK, Line("Expiration:\t", expiration, (*at, "expiration")), BLANK)
+    yield from _progress(subject)
+    yield from [] if status["progress"] is None else [BLANK]
+    yield from (line._replace(path=()) for line in _operations(subject))
+    if subject.details:
+        yield from _resource_list(subject)
+        yield BLANK
+    yield from _backup_volumes(subject)
+    yield from _hook_status(subject)
+    yield from _deletions(subject)
+
+
+def _backup_lines(subject: Subject) -> Lines:
+    """`backup describe` in 1.18's order."""
+    spec, status, at = subject.document["spec"], subject.document["status"], ("spec",)
+    uploads, ordered = spec["uploaderConfig"]["parallelFilesUpload"], spec["orderedResources"]
+    yield from _head(subject)
+    if status["phase"] == "Queued":
+        yield Line("Queue position:\t", status["queuePosition"])
+    yield from _reference("Resource policies:", spec["resourcePolicy"], "resourcePolicies")
+    if uploads > 0:
+        yield from (BLANK, Line("Uploader config:"), Line("\tParallel files upload:\t", uploads))
+    yield from _validation(subject)
+    yield BLANK
+    yield from _results(subject)
+    yield from _backup_filters(spec)
+    yield from _blocks(BACKUP_BLOCKS, spec, at)
+    yield from (Line(None, spec["datamover"] or NONE, (*at, "dataMover")), BLANK)
+    yield from _hooks(spec)
+    if ordered is not None:
+        yield from (BLANK, Line("OrderedResources:"), Line(None, ordered, (*at, "orderedResources")))
+        yield from (Line(f"\t{key}: {value}") for key, value in sorted(ordered.items()))
+    yield from _backup_status(subject)
+
+
+def _restore_lines(subject: Subject) -> Lines:
+    """`restore describe` in 1.18's order; the JSON has the same shape as that of a backup."""
+    spec, at = subject.document["spec"], ("spec",)
+    yield from _head(subject)
+    yield Line(None, bool(subject.document["metadata"]["deletionTimestamp"]), ("deleting",))
+    yield from _progress(subject)
+    yield BLANK
+    yield from _times(subject)
+    yield from _validation(subject)
+    yield from _results(subject)
+    yield from _blocks(RESTORE_BLOCKS, spec, at)
+    yield BLANK
+    yield Line("Namespace mappings:\t", [f"{key}={value}" for key, value in sorted(spec["namespaceMapping"].items())])
+    yield Line(None, spec["namespaceMapping"], (*at, "namespaceMappings"))
+    yield from _blocks(RESTORE_SELECTION_BLOCKS, spec, at)
+    yield from _pod_volume_restores(subject)
+    yield from _csi_restores(subject)
+    yield from _blocks(RESTORE_SETTING_BLOCKS, spec, at)
+    yield from _reference("Resource modifier:", spec["resourceModifier"], "spec", "resourceModifier")
+    if spec["uploaderConfig"] is not None:
+        yield from _blocks((UPLOADER,), spec["uploaderConfig"], (*at, "uploaderConfig"))
+    yield BLANK
+    yield from _operations(subject)
+    yield from _hook_status(subject, " ")
+    if subject.details:
+        yield BLANK
+        yield from _resource_list(subject)
+
+
+DESCRIPTIONS = {BACKUPS: _backup_lines, RESTORES: _restore_lines}
+
+
+def describe_text(resource: Resource, document: Document, related: Mapping[Resource, Listed], artifacts: Artifacts, *,
+                  details: bool = False, colorized: bool = False, localize: Localize = utc) -> Described:
+    """The screen of `velero backup|restore describe`; what could not be had is said where it would stand."""
+    subject = _subject(resource, document, related, artifacts, details, localize)
+    lines = (line for line in DESCRIPTIONS[resource](subject) if line.label is not None)
+    return Described(aligned(text for line in lines for text in _text_lines(line, colorized)), _troubles(subject))
+
+
+def describe_document(resource: Resource, document: Document, related: Mapping[Resource, Listed], artifacts: Artifacts,
+                      *, details: bool = False, localize: Localize = utc) -> Described:
+    """The same as a document for -o json."""
+    subject = _subject(resource, document, related, artifacts, details, localize)
+    return Described(_tree(DESCRIPTIONS[resource](subject)), _troubles(subject))
+
+
+def describe_json(documents: List[Document]) -> str:
+    """`describe -o json`: velero's indent of four and sorted keys; several documents, or none, are an array."""
+    content = documents[0] if len(documents) == 1 else documents
+    return encodable(json.dumps(content, indent=4, sort_keys=True, ensure_ascii=False)) + "\n"
+
+
+# ---- get -o json|yaml, version ----
+
+_GO_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+def get_json(document: Document) -> str:
+    """A Kubernetes object as velero prints JSON: Go's order of fields, indent and escapes."""
+    return encodable(json.dumps(go_ordered(document), indent=2, ensure_ascii=False)).translate(_GO_ESCAPES) + "\n"
+
+
+def list_json(resource: Resource, documents: Iterable[Document], version: str = "") -> Iterator[str]:
+    """`get -o json` in pieces, so that a long list is never whole in memory; one document is printed by itself."""
+    rest = iter(documents)
+    start = list(itertools.islice(rest, 2))
+    if len(start) == 1:
+        yield get_json(start[0])
+        return
+    head, tail = get_json({**list_document(resource, [], version), "items": ["HERE"]}).split('\n    "HERE"')
+    for number, document in enumerate(itertools.chain(start, rest)):
+        yield ("," if number else head) + "\n    " + get_json(document)[:-1].replace("\n", "\n    ")
+    yield tail if start else head + tail[3:]
+
+
+class _GoDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Quotes as Go's YAML does: double quotes where a bare word would be read as something else than a string."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Documents are printed in full."""
+        return True
+
+
+_GO_NO_STRING = re.compile(
+    r"[yYnN]|[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?0o[0-7]+|\d{4}-\d\d?-\d\d?", re.ASCII)
+
+_PLAIN_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:yaml")  # the latter for `*`, which libyaml quotes singly
+
+
+def _go_scalar(dumper: Any, text: str) -> Any:
+    plain = dumper.resolve(yaml.ScalarNode, text, (True, False)) in _PLAIN_TAGS
+    style = "|" if "\n" in text else None if plain and not _GO_NO_STRING.fullmatch(text) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", encodable(text), style=style)
+
+
+_GoDumper.add_representer(str, _go_scalar)
+
+
+def get_yaml(document: Document) -> str:
+    """A Kubernetes object as velero prints YAML, which ends with an empty line."""
+    text = yaml.dump(document, Dumper=_GoDumper, default_flow_style=False, sort_keys=True, allow_unicode=True)
+    return (text[:-4] if text.endswith("\n...\n") else text) + "\n"
+
+
+def version_text(server_version: Optional[str], source: str = "") -> str:
+    """The text of `velero version`; None for --client-only. This one file is its own commit, so it names none.
+
+    `source` says where the server's version comes from when no server answered.
+    """
+    text = f"Client:\n\tVersion: v{__version__}\n\tGit commit: -\n"
+    origin = f" ({one_line(source)})" if source else ""
+    return text if server_version is None else f"{text}Server:\n\tVersion: {one_line(server_version)}{origin}\n"
+
+
+def version_document(server_version: Optional[str], source: str = "") -> Document:
+    """The same for -o json|yaml, which velero lacks."""
+    client = {"client": {"version": f"v{__version__}"}}
+    server = {"version": server_version, **({"source": source} if source else {})}
+    return client if server_version is None else {**client, "server": server}
 
 
 # The CustomResourceDefinitions are Velero's own but for the descriptions. One notation holds both dialects,
@@ -2787,11 +4182,11 @@ def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
 
 
 def read_velero_config() -> Document:
-    """~/.config/velero/config.json of the velero CLI (namespace, cacert); empty when it is not there."""
+    """~/.config/velero/config.json of the velero CLI (namespace, cacert, colorized); empty when it is not there."""
     path = os.path.join(os.path.expanduser("~"), ".config", "velero", "config.json")
     try:
         config = json.loads(read_file(path, "velero's configuration")) if os.path.exists(path) else {}
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, ValueError, RecursionError) as error:
         log.warning("ignoring %s: %s", path, error)
         return {}
     return config if isinstance(config, dict) else {}
@@ -2966,9 +4361,10 @@ def get(api: Api, resource: Resource, namespace: str, name: str) -> Document:
     return call(api, "GET", api_path(resource, namespace, name))
 
 
-def list_pages(api: Api, resource: Resource, namespace: str) -> Iterator[Document]:
-    """The pages of a list, at most PAGE_SIZE objects each; a continue token that expired is an ApiError (list anew)."""
-    query = {"limit": str(PAGE_SIZE)}
+def list_pages(api: Api, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE
+               ) -> Iterator[Document]:
+    """The pages of a list, at most `size` objects each; a continue token that expired is an ApiError (list anew)."""
+    query = start = {"limit": str(size), **({"labelSelector": selector} if selector else {})}
     while True:
         page = call(api, "GET", api_path(resource, namespace), query=query)
         yield page
@@ -2977,7 +4373,7 @@ def list_pages(api: Api, resource: Resource, namespace: str) -> Iterator[Documen
             return
         if token == query.get("continue"):
             raise Unreachable(f"the cluster's list of {resource.plural} does not end")
-        query = {"limit": str(PAGE_SIZE), "continue": token}
+        query = {**start, "continue": token}
 
 
 def create(api: Api, resource: Resource, document: Document) -> Document:
@@ -3047,7 +4443,7 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
 
 
 def interrupt(response: Response) -> None:
-    """End a watch from another thread: its reader sees the stream end."""
+    """End a response from another thread, a watch or a transfer: its reader sees the stream end."""
     connection = getattr(response, "connection", None) or getattr(response, "_connection", None)
     with contextlib.suppress(OSError):
         if connection is not None and connection.sock is not None:
@@ -3068,6 +4464,8 @@ ASK_ATTEMPTS = 3
 RENEWAL_PAUSE = timedelta(seconds=60)        # between tries to renew keys that still live
 THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded")  # which STS says with status 400
 INSTANCE_TOKEN_LIFE = 300                    # seconds; aws-sdk-go-v2
+NO_KEYS_CURE = ("name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or give a client --credentials-file")
 INSTANCE_PATH = "/latest/meta-data/iam/security-credentials/"
 
 
@@ -3225,8 +4623,9 @@ def _instance_token(plan: Instance) -> str:
         return header_value(answer.decode("ascii", "replace").strip(), "the token of the instance metadata service")
     if plan.allow_v1 and status in (0, 404, 405):
         return ""
-    raise ConfigError(f"the instance metadata service gives no token ({f'status {status}' if status else 'no answer'})",
-                      reason="CredentialsNotFound")
+    raise CredentialsError(
+        f"the instance metadata service gives no token ({f'status {status}' if status else 'no answer'}), and nothing "
+        "else that holds keys is configured", reason="CredentialsNotFound", hints=[NO_KEYS_CURE])
 
 
 def ask_instance(plan: Instance, _region: str) -> Credentials:
@@ -3244,9 +4643,9 @@ def ask_instance(plan: Instance, _region: str) -> Credentials:
             break
     values = _json_object(answer)
     if status != 200 or values.get("Code") != "Success":
-        raise ConfigError(f"the instance metadata service has no keys (status {status}, code "
-                          f"{one_line(values.get('Code', 'none'), 64)}); does the instance have a role?",
-                          reason="CredentialsNotFound")
+        raise CredentialsError(f"the instance metadata service has no keys (status {status}, code "
+                               f"{one_line(values.get('Code', 'none'), 64)}); does the instance have a role?",
+                               reason="CredentialsNotFound", hints=[NO_KEYS_CURE])
     return _keys_from(values, "Token", "the instance metadata service")
 
 
@@ -3382,12 +4781,23 @@ def find_location(api: Api, namespace: str, document: Document) -> Location:
         fips=_is_on("AWS_USE_FIPS_ENDPOINT", profile, "use_fips_endpoint"))
 
 # ====================================================================================================
-# 12. Object store — fetch a URL, inflate, verify, save
-#     Trust, open_url, read_body, inflate, checked, check_target, save
+# 12. Object store — fetch a URL or a file, go on after a break, inflate, verify, save
+#     Trust, open_url, read_body, Transfer, Source, url_source, file_source, received, ahead, content, inflate, checked,
+#     walked, check_target, save, save_object
+#
+#     A download is a chain of generators of bytes, each with one job:
+#     received (a source, whatever breaks) -> proven (checksums) -> unframed -> inflate or checked (gzip) -> a writer.
+#     `ahead` puts what comes before it into a thread of its own; reading, inflating and writing go on side by side.
 # ====================================================================================================
 
-CHUNK = 256 * 1024                           # bytes read at a time, and the most that inflating one step yields
+CHUNK = 124 * 1024                           # bytes at a time; from 128 KiB on malloc maps each anew, which is slow
+AHEAD = 3                                    # chunks that wait between two threads; what a kill -9 may cost
 IDLE_LIMIT = 30.0                            # seconds without a byte
+REFUSAL_TIME = 2.0                           # seconds that the text of a refusal is read; it may have no end
+FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
+PIECE = 8 << 20                              # bytes that one of several connections fetches at a time
+RESTARTS = 3                                 # times that an object may change while it is downloaded
+SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
 
 
 @dataclass(frozen=True)
@@ -3516,29 +4926,35 @@ def _without_frames(chunks: Iterable[bytes]) -> Iterator[bytes]:
     raise StoreError("the file is cut short: its aws-chunked framing has no end")
 
 
-def unframed(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, without aws-chunked framing where an object was stored with it, as its first bytes tell."""
-    pieces = iter(chunks)
-    head = b""
-    for piece in pieces:
-        head += piece
-        if len(head) >= 128:
-            break
-    frame = _FRAME.match(head)
-    if frame is None or head[frame.end():frame.end() + 2] != b"\x1f\x8b":
-        yield from itertools.chain([head] if head else [], pieces)
-        return
-    log.info("the object was stored with aws-chunked framing, which is taken off")
-    yield from _without_frames(itertools.chain([head], pieces))
+def _read_some(response: Response) -> bytes:
+    """The text of a refusal as far as it comes soon."""
+    timer = threading.Timer(REFUSAL_TIME, interrupt, [response])
+    timer.daemon = True
+    timer.start()
+    try:
+        return response.read(ERROR_LIMIT, decode_content=False)
+    except (urllib3.exceptions.HTTPError, OSError):
+        return b""
+    finally:
+        timer.cancel()
+
+
+def _exchange_with_store(door: Door, url: str, headers: Optional[Dict[str, str]], idle: float) -> Response:
+    parts = urlsplit(url)
+    return door.pool.urlopen(
+        "GET", door.prefix + parts.path + (f"?{parts.query}" if parts.query else ""), retries=False,
+        redirect=False, preload_content=False, assert_same_host=False,
+        headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})},
+        timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, idle), read=idle))
 
 
 @contextlib.contextmanager
 def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, str]] = None,
-             wanted: Tuple[int, ...] = (200,)) -> Iterator[Response]:
+             wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT) -> Iterator[Response]:
     """GET a pre-signed URL -> the response, its body unread; closed by the context.
 
-    Raises StoreError for any status that is not wanted, Unreachable without a connection; neither shows the URL's
-    signature. Further headers need no signature, for only `host` is signed.
+    idle: seconds without a byte. Raises StoreError for any status that is not wanted, Unreachable without a connection;
+    neither shows the URL's signature. Further headers need no signature, for only `host` is signed.
     """
     if not is_http_url(url):
         raise StoreError("the answer holds no http or https URL")
@@ -3551,16 +4967,18 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
     door = open_door(url, context, proxy=proxy)
     try:
         try:
-            response = door.pool.urlopen(
-                "GET", door.prefix + parts.path + (f"?{parts.query}" if parts.query else ""), retries=False,
-                redirect=False, preload_content=False, assert_same_host=False,
-                headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})},
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=IDLE_LIMIT))
-            refusal = b"" if response.status in wanted else response.read(ERROR_LIMIT, decode_content=False)
+            response = _exchange_with_store(door, url, headers, idle)
         except urllib3.exceptions.HTTPError as error:
-            raise unreachable(error, where, url, hint="name the store's certificate authority with --cacert") from error
+            failed = unreachable(error, where, url, hint="name the store's certificate authority with --cacert")
+            failed.retry = not isinstance(error, urllib3.exceptions.SSLError)
+            if isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)):
+                failed.reason = "BrokenOff"
+            raise failed from error
         if response.status not in wanted:
-            raise store_refusal(response.status, refusal, response.headers, where, url, utc_now())
+            refused = store_refusal(response.status, _read_some(response), response.headers, where, url, utc_now())
+            refused.exit = Exit.FAILED if refused.reason in EXPIRED else refused.exit  # that is no lack of rights
+            refused.retry_after = retry_after_seconds(response.headers.get("Retry-After", ""), utc_now())
+            raise refused
         yield response
     finally:
         door.pool.close()
@@ -3580,37 +4998,324 @@ def verify_url(url: str, trust: Trust) -> None:
         return
 
 
-def read_body(response: Response) -> Iterator[bytes]:
-    """The bytes of a response in chunks; StoreError when there are fewer than Content-Length says or none for 30 s."""
+def read_body(response: Response, idle: float = IDLE_LIMIT) -> Iterator[bytes]:
+    """The bytes of a response in chunks; Unreachable when fewer than announced come, or none for `idle` seconds."""
     announced = response.headers.get("Content-Length", "")
-    received = 0
+    received_bytes = 0
     try:
         for chunk in response.stream(CHUNK, decode_content=False):
-            received += len(chunk)
+            received_bytes += len(chunk)
             yield chunk
     except urllib3.exceptions.ReadTimeoutError as error:
-        raise StoreError(f"the store sent nothing for {IDLE_LIMIT:.0f} seconds, after {received} bytes") from error
+        raise Unreachable(f"the store sent nothing for {format_duration(idle)}, after {received_bytes} bytes",
+                          reason="BrokenOff") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise StoreError(f"the download broke off after {received} of {announced or 'an unknown number of'} bytes"
-                         ) from error
-    if re.fullmatch(r"\d{1,18}", announced, re.ASCII) and received != int(announced):
-        raise StoreError(f"the download was cut short: {received} of {announced} bytes")
+        total = one_line(announced, 20) or "an unknown number of"
+        raise Unreachable(f"the download broke off after {received_bytes} of {total} bytes",
+                          reason="BrokenOff") from error
+    if re.fullmatch(r"\d{1,18}", announced, re.ASCII) and received_bytes != int(announced):
+        raise Unreachable(f"the download was cut short: {received_bytes} of {announced} bytes", reason="BrokenOff")
+
+
+# -- one object, whatever breaks
+
+
+@dataclass
+class Transfer:
+    """A download as it goes on, for those who look on, and for those who end it from another thread."""
+
+    done: int = 0                            # bytes of the object in hand, those of an earlier run included
+    kept: int = 0                            # bytes that an earlier run left
+    head: Optional[Head] = None              # what the store says of the object, once a byte has come
+    stop: threading.Event = field(default_factory=threading.Event)
+    failure: Optional[BaseException] = None  # why one of its threads ended it
+    aborts: Set[Callable[[], None]] = field(default_factory=set)
+
+
+class Answer(NamedTuple):
+    """An object opened at some byte; `abort` ends the chunks from another thread."""
+
+    head: Head
+    chunks: Iterator[bytes]
+    abort: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an object can be had, again and again.
+
+    `open(start, stop, etag)` gives its bytes from start to before stop (None: to the end) if it is still of this ETag.
+    `renew(error)` gets another URL after a refusal.
+    """
+
+    open: Callable[[int, Optional[int], str], ContextManager[Answer]]
+    renew: Callable[[StoreError], None]
+
+
+def url_source(locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> Source:
+    """The object behind a URL. `locate(skew)` signs or requests it, now and when it has expired; skew: how far the
+    store's clock is ahead."""
+    current = list(locate(timedelta(0)))
+
+    @contextlib.contextmanager
+    def open_part(start: int, stop: Optional[int], etag: str) -> Iterator[Answer]:
+        url, trust = current
+        headers = range_headers(start, stop, etag)
+        wanted = (200, 206) if headers else (200,)
+        with open_url(url, trust, headers=headers, wanted=wanted, idle=idle) as response:
+            yield Answer(head_from(response.status, response.headers), read_body(response, idle),
+                         lambda: interrupt(response))
+
+    def renew_url(error: StoreError) -> None:
+        current[:] = locate(error.skew if abs(error.skew) >= SKEW_WORTH else timedelta(0))
+
+    return Source(open_part, renew_url)
+
+
+def file_source(path: str) -> Source:
+    """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time."""
+
+    @contextlib.contextmanager
+    def open_part(start: int, stop: Optional[int], etag: str) -> Iterator[Answer]:
+        try:
+            with open(path, "rb", buffering=0, opener=_open_now) as file:
+                about_it = os.fstat(file.fileno())
+                if not stat.S_ISREG(about_it.st_mode):
+                    raise NotFound(f"{path} is no file", reason="ArtifactNotFound")
+                head = Head(f'"{about_it.st_mtime_ns}-{about_it.st_size}"', about_it.st_size, (), start,
+                            about_it.st_size if stop is None else min(stop, about_it.st_size), whole=False)
+                if etag not in ("", head.etag):
+                    raise changed_object(start)
+                file.seek(start)
+                yield Answer(head, iter(lambda: file.read(CHUNK), b""), lambda: None)
+        except FileNotFoundError:
+            raise NotFound(f"there is no file {path}", reason="ArtifactNotFound") from None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+    def renew_nothing(error: StoreError) -> None:
+        raise error
+
+    return Source(open_part, renew_nothing)
+
+
+def halt(transfer: Transfer) -> None:
+    """End a transfer: its threads see their connections end, and leave."""
+    transfer.stop.set()
+    for abort in list(transfer.aborts):
+        abort()
+
+
+@contextlib.contextmanager
+def _registered(transfer: Transfer, answer: Answer) -> Iterator[Iterator[bytes]]:
+    """The chunks of an answer, for as long as `halt` may end them."""
+    transfer.aborts.add(answer.abort)
+    try:
+        if not transfer.stop.is_set():
+            yield answer.chunks
+        else:
+            yield iter(())
+    finally:
+        transfer.aborts.discard(answer.abort)
+
+
+def _rest(source: Source, transfer: Transfer, held: Head, position: int, stop: Optional[int]
+          ) -> Iterator[Tuple[Head, bytes]]:
+    """One attempt: what comes of an object behind `position`, with what is said of it; raises when it is not all."""
+    with source.open(max(0, position - 1), stop, held.etag) as answer, _registered(transfer, answer) as chunks:
+        head = answer.head
+        skip = bytes_to_skip(held, head, position, stop)
+        came = 0
+        for chunk in chunks:
+            came += len(chunk)
+            fresh, skip = chunk[skip:], max(0, skip - len(chunk))
+            if fresh:
+                yield head, fresh
+        if skip or not (head.ends or came):
+            raise Unreachable(f"the download broke off after {position} bytes", reason="BrokenOff")
+        yield head, b""
+
+
+def received(source: Source, transfer: Transfer, start: int = 0, stop: Optional[int] = None, etag: str = ""
+             ) -> Iterator[bytes]:
+    """The bytes of an object from `start` to before `stop`, whatever breaks meanwhile.
+
+    Goes on at the byte reached, by Range and If-Match, with back-off, and with another URL when one has expired.
+    etag: of the object that the bytes before `start` are of. Raises StoreError with reason ObjectChanged when it is
+    another one by now, else what the store said last.
+    """
+    position, held, known, failures, waited, renewals = start, Head(etag=etag), False, 0, 0.0, 0
+    while not transfer.stop.is_set():
+        try:
+            for head, chunk in _rest(source, transfer, held, position, stop):
+                held, known = held if known else head, True
+                transfer.head = transfer.head or held
+                failures, waited, renewals = 0, 0.0, 0
+                position += len(chunk)
+                yield chunk
+            return
+        except (StoreError, Unreachable) as error:
+            if isinstance(error, StoreError) and error.status in (412, 416):
+                raise changed_object(position) from error
+            failures += 1
+            if is_for_a_new_url(error, position > start) and renewals < 2:
+                renewals += 1
+                log.info("%s; asking for another URL", error)
+                source.renew(error)  # type: ignore[arg-type]
+                continue
+            wait = download_wait(error, failures, waited, position > 0)
+            if wait is None:
+                raise
+            log.info("%s; going on at byte %d in %s", error, position, format_duration(wait))
+            waited += wait
+            transfer.stop.wait(wait)
+    raise transfer.failure or StoreError("the transfer was ended")  # and no piece of it may pass for whole
+
+
+def ahead(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
+    """The same chunks, made by a thread of their own which is a few ahead; what is raised there is raised here.
+
+    Closing it ends the whole transfer, and waits a second for the thread.
+    """
+    box: Any = queue.Queue(AHEAD)
+    left = threading.Event()                 # nobody takes any more; `stop` may also tell of an error still on its way
+
+    def make() -> None:
+        last: Any = None
+        try:
+            for chunk in chunks:
+                box.put(chunk)
+                if left.is_set():
+                    break
+        except BaseException as error:
+            last = error
+            transfer.failure = transfer.failure or error
+        finally:
+            try:
+                chunks.close()  # type: ignore[attr-defined]
+            finally:
+                box.put(last)                # whoever waits must not wait for ever
+
+    def take() -> Iterator[bytes]:
+        try:
+            while True:
+                item = box.get()
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        except BaseException:
+            left.set()
+            halt(transfer)
+            deadline = time.monotonic() + 1
+            while thread.is_alive() and time.monotonic() < deadline:
+                with contextlib.suppress(queue.Empty):
+                    box.get_nowait()
+                thread.join(0.01)
+            raise
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    return take()
+
+
+# -- whether it is the object
+
+
+class _Crc32:
+    """zlib's CRC32 as hashlib's objects are."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def update(self, data: bytes) -> None:
+        """Take more bytes."""
+        self.value = zlib.crc32(data, self.value)
+
+    def digest(self) -> bytes:
+        """Four bytes, big end first, as S3 writes them."""
+        return self.value.to_bytes(4, "big")
+
+
+def _new_digest(name: str) -> Any:
+    """An object that computes a digest; None for MD5 where the system forbids it."""
+    try:
+        return _Crc32() if name == "crc32" else hashlib.new(name)
+    except ValueError:
+        log.info("the ETag is not checked: this system has no %s", name)
+        return None
+
+
+def proven(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
+    """The same chunks; StoreError at their end when they have not the checksums that the store has for the object."""
+    digests: Optional[List[Tuple[str, bytes, Any]]] = None
+    for chunk in chunks:
+        if digests is None:
+            digests = [(name, wanted, _new_digest(name)) for name, wanted in transfer.head.checksums]
+        for _, _, digest in digests:
+            if digest:
+                digest.update(chunk)
+        yield chunk
+    for name, wanted, digest in digests or ():
+        if digest and digest.digest() != wanted:
+            raise StoreError(f"the file is damaged: its {name} checksum is {digest.digest().hex()}, the store has "
+                             f"{wanted.hex()}")
+
+
+def _rejoin(first: List[bytes], chunks: Iterator[bytes]) -> Iterator[bytes]:
+    yield from first
+    yield from chunks
+
+
+def _peek(chunks: Iterator[bytes], size: int) -> Tuple[bytes, Iterator[bytes]]:
+    """The first bytes, and all chunks, those bytes included."""
+    first: List[bytes] = []
+    while sum(map(len, first)) < size:
+        chunk = next(chunks, None)
+        if chunk is None:
+            break
+        first.append(chunk)
+    return b"".join(first)[:size], _rejoin(first, chunks)
+
+
+def unframed(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, without aws-chunked framing where an object was stored with it, as its first bytes tell."""
+    head, pieces = _peek(iter(chunks), 128)
+    frame = _FRAME.match(head)
+    if frame is None or head[frame.end():frame.end() + 2] != b"\x1f\x8b":
+        yield from pieces
+        return
+    log.info("the object was stored with aws-chunked framing, which is taken off")
+    yield from _without_frames(pieces)
+
+
+def _salvage(inflater: Any, chunk: bytes, given: int) -> Iterator[bytes]:
+    """What a chunk with a fault in it holds before the fault, in pieces of any size, less the first `given` bytes."""
+    with contextlib.suppress(zlib.error):
+        for value in chunk:
+            piece = inflater.decompress(bytes([value]))
+            yield piece[given:]
+            given = max(0, given - len(piece))
 
 
 def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """gzip members, one after another -> their content in pieces of at most CHUNK bytes, whatever the ratio.
 
-    StoreError when it is no gzip, breaks off, fails its CRC or length, or something else follows the last member.
+    StoreError when it is no gzip, breaks off, fails its CRC or length, or something else follows the last member; all
+    that comes before the fault is yielded first.
     """
     inflater, read = None, 0
     for chunk in chunks:
         while chunk and not (inflater is None and read and not chunk.strip(b"\0")):  # zeros after the end are padding
             inflater = inflater or zlib.decompressobj(31)
+            before = inflater.copy()
             try:
                 yield inflater.decompress(chunk, CHUNK)
             except zlib.error as error:
                 if read == 0 and not chunk.startswith(b"\x1f\x8b"):
                     raise StoreError(f"the file is not gzip but {_what_is(chunk)}") from None
+                yield from _salvage(before, chunk, 0)
                 raise StoreError(f"the file is damaged after {read} bytes: {one_line(error)}") from None
             rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
             read += len(chunk) - len(rest)
@@ -3622,8 +5327,51 @@ def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise StoreError("the file is empty, not gzip")
 
 
-def checked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same chunks, proven on the way to be whole gzip; StoreError as `inflate`."""
+def _tar_size(header: bytes, extended: bytes) -> int:
+    """The bytes of content behind a tar header; an extended header before it may say more than the field can hold."""
+    match = re.search(rb"\d+ size=(\d{1,18})\n", extended)
+    size = header[124:136]
+    try:
+        if sum(header[:148]) + 8 * 32 + sum(header[156:]) != int(header[148:156].strip(b"\0 "), 8):
+            raise ValueError
+        if match or size[0] < 128:
+            return int(match.group(1)) if match else int(size.strip(b"\0 ") or b"0", 8)
+        return int.from_bytes(size[1:], "big")  # GNU's way to write what takes more than 11 octal digits
+    except ValueError:
+        raise StoreError("the archive is damaged: a header in it is none") from None
+
+
+def walked(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same pieces, proven on the way to be a whole tar: each header sound, each content there, an end mark.
+
+    The tarfile module takes a damaged header for the end, and keeps a record of each file.
+    """
+    rest, skip, ended, extended = b"", 0, False, b""
+    for piece in pieces:
+        taken = min(skip, len(piece))
+        rest, skip = rest + piece[taken:], skip - taken
+        while len(rest) >= 512 and not ended:
+            header = rest[:512]
+            if not header.strip(b"\0"):
+                ended = True
+                break
+            size = _tar_size(header, extended)
+            behind = 512 + (size + 511) // 512 * 512
+            if header[156:157] == b"x" and size < 1 << 20:
+                if len(rest) < behind:
+                    break
+                extended = rest[512:512 + size]
+            else:
+                extended = b""
+            rest, skip = rest[behind:], max(0, behind - len(rest))
+        rest = b"" if ended else rest
+        yield piece
+    if not ended:
+        raise StoreError("the archive is cut short: it has no end")
+
+
+def checked(chunks: Iterable[bytes], look: Callable[[Iterator[bytes]], Iterable[bytes]] = iter) -> Iterator[bytes]:
+    """The same chunks, proven on the way to be whole gzip; StoreError as `inflate`. look: sees what is inside."""
     passed: deque = deque()
 
     def tap() -> Iterator[bytes]:
@@ -3631,10 +5379,73 @@ def checked(chunks: Iterable[bytes]) -> Iterator[bytes]:
             passed.append(chunk)
             yield chunk
 
-    for _ in inflate(tap()):
+    for _ in look(inflate(tap())):
         while passed:
             yield passed.popleft()
     yield from passed
+
+
+def unwrapped(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
+    """The stored bytes, where a proxy on the way has compressed once more what is gzip already."""
+    head, pieces = _peek(chunks, 1024)
+    try:
+        doubled = zlib.decompressobj(31).decompress(head)[:2] == b"\x1f\x8b"
+    except zlib.error:
+        doubled = False
+    said = transfer.head is not None and transfer.head.encoded
+    yield from inflate(pieces) if said and doubled else pieces
+
+
+class Saved(NamedTuple):
+    """A finished download: its bytes and their SHA-256 in hex, empty when it was not asked for."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How an object is to be had: inflated, walked as a tar, with this SHA-256 (None: not computed), over so many
+    connections.
+
+    `what` names it in errors, and in the record of a partial file, which is not continued with another object.
+    """
+
+    what: str
+    gunzip: bool = False
+    check: bool = False
+    sha256: Optional[str] = None
+    connections: int = 1
+
+
+def hashed(chunks: Iterator[bytes], wish: Wish, digests: List[str]) -> Iterator[bytes]:
+    """The same chunks, their SHA-256 in hex left in `digests`; StoreError at the end when another was demanded."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+    digests.append(digest.hexdigest())
+    if wish.sha256 and wish.sha256.lower() != digests[0]:
+        raise StoreError(f"the sha256 is {digests[0]}, not {wish.sha256.lower()} as demanded")
+
+
+def content(chunks: Iterator[bytes], transfer: Transfer, wish: Wish, digests: List[str]) -> Iterator[bytes]:
+    """What a person wants of a stored object: as it is stored, or inflated, and proven either way. Close it."""
+    with about(wish.what):
+        stored = unframed(ahead(proven(unwrapped(chunks, transfer), transfer), transfer))
+        wanted = inflate(stored) if wish.gunzip else checked(stored, walked if wish.check else iter)
+        yield from ahead(wanted if wish.sha256 is None else hashed(wanted, wish, digests), transfer)
+
+
+def write_all(writer: Any, chunk: bytes) -> None:
+    """Write, again and again where a writer takes less than it is given."""
+    view = memoryview(chunk)
+    while view:
+        count = writer.write(view)
+        view = view[len(view) if count is None else count:]
+
+
+# -- into a file
 
 
 def is_special(path: str) -> bool:
@@ -3660,41 +5471,267 @@ def _give_name(temporary: str, path: str, *, force: bool) -> None:
             os.link(temporary, path)
             return
         except FileExistsError:
+            check_target(path, force=False)
             raise
         except OSError:
             check_target(path, force=force)
     os.replace(temporary, path)
 
 
-def _save_whole(path: str, chunks: Iterable[bytes], *, force: bool) -> int:
+class Place(NamedTuple):
+    """Where a download is put: the target, and beside it what is there while it comes, its record included."""
+
+    path: str
+    part: str
+    record: str
+
+
+def place_of(path: str) -> Place:
+    """The names beside a target; a name that leaves no room for more is replaced by its hash."""
+    path = os.path.realpath(path)
     folder, name = os.path.split(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:50]}.", suffix=".part", dir=folder)
+    if len(os.fsencode(name)) > 200:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    stem = os.path.join(folder, f".{name}.velero-requests.")
+    return Place(path, stem + "part", stem + "json")
+
+
+def _clear_the_way(path: str) -> None:
+    """Remove what is no plain file of our own from a partial file's name: a link would lead elsewhere."""
+    with contextlib.suppress(FileNotFoundError):
+        there = os.lstat(path)
+        if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1 or there.st_uid != getattr(os, "geteuid", int)():
+            os.unlink(path)
+
+
+def _open_part(place: Place) -> Any:
+    """The partial file, locked and unbuffered; Error when another download has it."""
+    while True:
+        _clear_the_way(place.part)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        file = open(os.open(place.part, flags, 0o600), "r+b", buffering=0)
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(place.part) and os.path.samestat(os.stat(place.part), os.fstat(file.fileno())):
+                return file
+            file.close()                     # it was finished and renamed between our two calls
+        except BlockingIOError:
+            file.close()
+            raise Error(f"another download is writing {place.path}", hints=["wait for it, or end it"]) from None
+
+
+def _read_record(place: Place) -> Any:
+    """The record of a partial file; None when there is none, or anything else in its place."""
+    _clear_the_way(place.record)
     try:
-        with open(descriptor, "wb") as file:
-            size = sum(map(file.write, chunks))
-            file.flush()
-            os.fsync(file.fileno())
-        _give_name(temporary, path, force=force)
-        return size
-    finally:
+        return json.loads(read_file(place.record, "record", ERROR_LIMIT))
+    except (ConfigError, ValueError, RecursionError):
+        return None
+
+
+def _write_record(place: Place, record: Document) -> None:
+    descriptor = os.open(place.record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+
+
+def _remove(*paths: str) -> None:
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+            os.unlink(path)
+
+
+def _sync_folder(path: str) -> None:
+    """Put a new name on disk, where folders can be synced at all."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _new_file(path: str, *, force: bool) -> Iterator[Tuple[Place, Any]]:
+    """A partial file to fill, which gets its name on disk when the context ends well.
+
+    When it does not, the file and its record stay only if there is a record, and the error lets it be continued.
+    """
+    try:
+        place = place_of(path)
+        with _open_part(place) as file:
+            try:
+                yield place, file
+                os.fsync(file.fileno())
+                _give_name(place.part, place.path, force=force)
+            except BaseException as error:
+                empty = not os.fstat(file.fileno()).st_size
+                if empty or not os.path.exists(place.record) or not may_be_continued(error):
+                    _remove(place.part, place.record)
+                raise
+            _remove(place.part, place.record)
+        _sync_folder(place.path)
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _special_file(path: str) -> Iterator[Tuple[None, Any]]:
+    """A device or a FIFO to write to."""
+    try:
+        with open(path, "wb", buffering=0) as file:
+            yield None, file
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror}") from error
 
 
 def save(path: str, chunks: Iterable[bytes], *, force: bool = False) -> int:
     """Write chunks into a new file -> its size in bytes; the file appears whole or not at all.
 
-    They go to a temporary file beside the target, which gets its name once everything is on disk. An existing file is
+    They go to a partial file beside the target, which gets its name once everything is on disk. An existing file is
     replaced only with `force`, and only then; what a symbolic link points to is replaced, not the link. A device or a
     FIFO is written to as it is. Raises Error naming the file.
     """
+    size = 0
+    with _special_file(path) if is_special(path) else _new_file(path, force=force) as (place, file):
+        if place:
+            file.truncate(0)
+        for chunk in chunks:
+            write_all(file, chunk)
+            size += len(chunk)
+    return size
+
+
+def counted(transfer: Transfer, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same chunks, with `transfer.done` keeping count of them."""
+    transfer.done = 0
+    for chunk in chunks:
+        transfer.done += len(chunk)
+        yield chunk
+
+
+def write_object(source: Source, writer: Any, transfer: Transfer, wish: Wish) -> Saved:
+    """Write an object into a writer, which stays open; StoreError when it is not whole, after its sound part."""
+    size, digests = 0, []
+    raw = counted(transfer, received(source, transfer))
+    with contextlib.closing(content(raw, transfer, wish, digests)) as chunks:
+        for chunk in chunks:
+            write_all(writer, chunk)
+            size += len(chunk)
+    return Saved(size, "".join(digests))
+
+
+def _read_range(path: str, start: int, stop: int) -> Iterator[bytes]:
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while start < stop:
+            chunk = file.read(min(CHUNK, stop - start))
+            if not chunk:
+                raise StoreError(f"{path} has become shorter")
+            start += len(chunk)
+            yield chunk
+
+
+def _behind(path: str, start: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The first `start` bytes from a file, then the chunks; the first of which is waited for, as it may be refused."""
+    _, chunks = _peek(chunks, 1)
+    yield from _read_range(path, 0, start)
+    yield from chunks
+
+
+def _fetch_piece(source: Source, transfer: Transfer, path: str, start: int, stop: int) -> Iterator[bytes]:
+    """Put a piece of an object into its place in a file; yields nothing."""
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(start)
+        for chunk in received(source, transfer, start, stop, transfer.head.etag):
+            write_all(file, chunk[:stop - start])
+            start += len(chunk)
+            if start >= stop:                # a store that ignores Range sends more
+                return
+    yield from ()
+
+
+def by_connections(source: Source, transfer: Transfer, path: str, start: int, etag: str, connections: int
+                 ) -> Iterator[bytes]:
+    """The bytes of an object from `start` on in order, fetched in pieces by several connections into a file.
+
+    The first piece comes alone: it tells how large the object is, and whether the store knows Range at all.
+    """
+    position = start
+    for chunk in received(source, transfer, start, start + PIECE, etag):
+        position += len(chunk)
+        yield chunk
+    size = transfer.head.size or 0
+    starts, running = iter(range(position, size, PIECE)), deque()
+    for begin in itertools.chain(itertools.islice(starts, connections), starts, [size] * connections):
+        if begin < size:
+            stop = min(begin + PIECE, size)
+            running.append((begin, stop, ahead(_fetch_piece(source, transfer, path, begin, stop), transfer)))
+        if running and (len(running) >= connections or begin >= size):
+            begin, stop, fetching = running.popleft()
+            for _ in fetching:
+                pass
+            yield from _read_range(path, begin, stop)
+
+
+def _flush(file: Any, start: int, stop: int) -> None:
+    """Let the disk write a part of a file now, without waiting for it; where that can be said."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
+
+
+def _fill(place: Place, file: Any, source: Source, transfer: Transfer, wish: Wish, start: int, etag: str) -> Saved:
+    """Put an object into a partial file of which the first `start` bytes are there, and prove all of it."""
+    position, recorded, flushed, digests = 0, -PIECE, start, []
+    wide = wish.connections > 1 and not wish.gunzip
+    transfer.kept = start
+    raw = by_connections(source, transfer, place.part, start, etag, wish.connections) if wide else received(
+        source, transfer, start, None, etag)
+    raw = counted(transfer, _behind(place.part, start, raw) if start else raw)
+    file.truncate(start)
+    file.seek(start)
     try:
-        if is_special(path):
-            with open(path, "wb") as file:
-                return sum(map(file.write, chunks))
-        return _save_whole(os.path.realpath(path), chunks, force=force)
-    except OSError as error:
-        raise Error(f"cannot write {path}: {error.strerror}") from error
+        with contextlib.closing(content(raw, transfer, wish, digests)) as chunks:
+            for chunk in chunks:
+                write_all(file, chunk[max(0, start - position):] if position < start else chunk)
+                position += len(chunk)
+                if position - flushed >= FLUSH:
+                    _flush(file, flushed, position)
+                    flushed = position
+                if transfer.head.etag and not wish.gunzip and position - recorded >= PIECE and (wide or recorded < 0):
+                    recorded = position
+                    _write_record(place, {"object": wish.what, "etag": transfer.head.etag,
+                                          **({"done": max(start, position)} if wide else {})})
+    finally:
+        file.truncate(max(start, position))
+    return Saved(position, "".join(digests))
+
+
+def save_object(path: str, source: Source, transfer: Transfer, wish: Wish, *, force: bool = False) -> Saved:
+    """Download an object into a new file, as `save`; a partial file of an earlier run is continued when it fits.
+
+    An object that changes meanwhile is begun anew. Raises StoreError when it is not whole, Unreachable when the line
+    stays broken.
+    """
+    if is_special(path):
+        with _special_file(path) as (_, file):
+            return write_object(source, file, transfer, wish)
+    with _new_file(path, force=force) as (place, file):
+        start, etag = resume_point(_read_record(place), os.fstat(file.fileno()).st_size, wish.what)
+        start, etag = (0, "") if wish.gunzip else (start, etag)
+        for attempt in itertools.count(1):
+            try:
+                return _fill(place, file, source, transfer, wish, start, etag)
+            except StoreError as error:
+                kept = start > 0 and not may_be_continued(error) and error.reason != "ObjectChanged"
+                if attempt > RESTARTS or not (kept or error.reason == "ObjectChanged"):
+                    raise
+                log.warning("%s; starting over", "what an earlier run left is damaged" if kept else error)
+            start, etag = 0, ""
+            transfer.head = transfer.failure = None
+            transfer.stop.clear()
+    raise AssertionError("unreachable")
 
 # ====================================================================================================
 # 13. Queue — dedupe, delays and back-off; the one class with behaviour
@@ -4262,24 +6299,99 @@ def run_controller(controller: Controller) -> None:
         raise controller.broken
 
 # ====================================================================================================
-# 15. Client helpers — create a request, wait for the answer, tidy up
-#     require_owner, get_download_url, read_artifact, stream, get_server_status
+# 15. Client helpers — create a request, wait for the answer, tidy up; or do without a controller
+#     find_documents, require_owner, get_download_url, requested_source, read_artifact, stream, read_screen, Bucket,
+#     store_bucket, folder_bucket, read_backups, get_server_status
 # ====================================================================================================
+
+LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
+JSON_LIMIT = 32 << 20                        # bytes of a JSON artifact that a screen is made of
+GIVE_UP_TIME = 1.0                           # seconds
+
+
+def get_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
+    """A backup or restore; NotFound when there is none."""
+    try:
+        return get(api, owner, namespace, name)
+    except ApiError as error:
+        if error.status != 404 or error.api_reason != "NotFound":
+            raise
+        raise NotFound(f"{owner.kind.lower()} \"{one_line(name, 64)}\" does not exist",
+                       hints=[f"looked in namespace {namespace}; -n chooses another"]) from None
 
 
 def require_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
     """The backup or restore that a download is about, empty when it may not be read; NotFound when there is none."""
-    absent = NotFound(f"{owner.kind.lower()} \"{one_line(name, 64)}\" does not exist",
-                      hints=[f"looked in namespace {namespace}; -n chooses another"])
     try:
-        return get(api, owner, namespace, name)
+        return get_owner(api, owner, namespace, name)
     except ApiError as error:
-        if error.status == 404 and error.api_reason == "NotFound":
-            raise absent from None
         if error.status != 403:
             raise
         log.info("%s", error)
         return {}
+
+
+def _work_off(todo: Any, results: List[Any]) -> None:
+    """Run the tasks of a deque until it is empty."""
+    while True:
+        try:
+            number, task = todo.popleft()
+        except IndexError:
+            return
+        try:
+            results[number] = task()
+        except Error as error:
+            results[number] = error
+        except Exception as error:  # a thread cannot raise; whoever reads the results sees it
+            log.info("raised at:", exc_info=True)
+            results[number] = Error(f"unexpected {type(error).__name__}: {one_line(error)}")
+
+
+def side_by_side(tasks: Iterable[Callable[[], Any]], give_up: Callable[[], None] = lambda: None) -> List[Any]:
+    """Run tasks in at most POOL_SIZE threads -> what each returned or the Error that it raised, in their order.
+
+    When the caller is interrupted, no further task begins and `give_up` shall end those that run.
+    """
+    todo = deque(enumerate(tasks))
+    results: List[Any] = [None] * len(todo)
+    threads = [threading.Thread(target=_work_off, args=(todo, results), daemon=True)
+               for _ in range(min(len(todo), POOL_SIZE))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        todo.clear()
+        give_up()
+        deadline = time.monotonic() + GIVE_UP_TIME
+        for thread in [thread for thread in threads if thread.is_alive()]:  # not each need have begun
+            thread.join(max(0.0, deadline - time.monotonic()))
+        raise
+    return results
+
+
+def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -> Tuple[List[Document], str]:
+    """The objects that a label selector chooses, in the API's order, and the version of the list."""
+    documents: List[Document] = []
+    version = ""
+    for page in list_pages(api, resource, namespace, selector, LIST_SIZE):
+        items = _at(page, "items")
+        documents += [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+        version = version or _text(page, "metadata", "resourceVersion")
+    return documents, version
+
+
+def find_documents(api: Api, resource: Resource, namespace: str, names: List[str], selector: str
+                   ) -> Tuple[List[Document], str]:
+    """Backups or restores in the order named, else those that a selector chooses, and the version of the list."""
+    if not names:
+        return list_all(api, resource, namespace, selector)
+    documents = side_by_side(functools.partial(get_owner, api, resource, namespace, name) for name in names)
+    for document in documents:
+        if isinstance(document, Error):
+            raise document
+    return documents, ""
 
 
 HASTE = 5.0                                  # seconds
@@ -4418,19 +6530,17 @@ def _has_url(document: Document) -> bool:
     return is_answered(request)
 
 
-@contextlib.contextmanager
-def requested_url(api: Api, namespace: str, kind: str, name: str, timeout: float) -> Iterator[str]:
-    """The pre-signed URL of an artifact; its request lives as long as the context."""
-    target_of(kind, name)
-    with created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name)) as stored:
-        document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
-        yield download_request_from(document).url
+def answered_url(api: Api, stored: Document, timeout: float) -> str:
+    """The pre-signed URL that a DownloadRequest is answered with."""
+    document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
+    return download_request_from(document).url
 
 
 def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0) -> str:
     """A URL that anybody may GET for about ten minutes: a bearer token. Raises as `read_artifact`."""
-    with requested_url(api, namespace, kind, name, timeout) as url:
-        return url
+    target_of(kind, name)
+    with created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name)) as stored:
+        return answered_url(api, stored, timeout)
 
 
 def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) -> str:
@@ -4453,29 +6563,286 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
         return Trust()
 
 
-def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
-                  trust: Optional[Trust] = None) -> Iterator[bytes]:
-    """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated.
+@contextlib.contextmanager
+def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
+                     trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[Source]:
+    """An artifact by way of a DownloadRequest, and of another one when its URL has expired.
 
-    timeout: seconds to wait for the URL; the transfer may take as long as bytes come. trust: None asks the location.
-    Close the generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist,
-    RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
+    The last request lives as long as the context. Arguments and errors as `read_artifact`.
     """
     artifact = target_of(kind, name)
-    with requested_url(api, namespace, kind, name, timeout) as url:
-        if trust is None:
-            trust = find_trust(api, namespace, artifact, name) if url.startswith("https:") else Trust()
-        with about(f"{kind} of {name}"), open_url(url, trust) as response:
-            body = read_body(response)
-            yield from (inflate(unframed(body)) if artifact.gunzip else checked(unframed(body)))
+    with contextlib.ExitStack() as requests:
+
+        def locate(_skew: timedelta) -> Tuple[str, Trust]:
+            requests.close()
+            stored = requests.enter_context(
+                created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name)))
+            url = answered_url(api, stored, timeout)
+            if trust is not None or not url.startswith("https:"):
+                return url, trust or Trust()
+            return url, find_trust(api, namespace, artifact, name)
+
+        yield url_source(locate, idle=idle)
+
+
+def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
+                  trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[bytes]:
+    """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated.
+
+    timeout: seconds to wait for the URL; the transfer may take as long as bytes come, with no more than `idle` seconds
+    between them. A line that breaks is taken up again at the same byte. trust: None asks the location. Close the
+    generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist,
+    RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
+    """
+    transfer, wish = Transfer(), Wish(f"{kind} of {name}", target_of(kind, name).gunzip)
+    with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle) as source:
+        yield from content(received(source, transfer), transfer, wish, [])
 
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, timeout: float = 60.0,
-           trust: Optional[Trust] = None) -> None:
-    """Write an artifact into a writer, which stays open; arguments and errors as `read_artifact`."""
-    with contextlib.closing(read_artifact(api, namespace, kind, name, timeout=timeout, trust=trust)) as chunks:
+           trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> None:
+    """Write an artifact into a writer, which stays open; arguments and errors as `read_artifact`.
+
+    What the writer raises comes out as it is.
+    """
+    how = {"timeout": timeout, "trust": trust, "idle": idle}
+    with contextlib.closing(read_artifact(api, namespace, kind, name, **how)) as chunks:
         for chunk in chunks:
-            writer.write(chunk)
+            write_all(writer, chunk)
+
+
+# -- without a controller: the caller's own rights, and signatures made here
+
+
+class Bucket(NamedTuple):
+    """A bucket that is read without anybody's help; keys are whole, Velero's prefix in it included."""
+
+    prefix: str
+    source: Callable[[str], Source]
+    url: Callable[[str], str]
+    folders: Callable[[str], List[str]]      # the names directly under a key that ends in a slash
+
+
+LISTING_PAGES = 1000                         # of 1,000 names each
+LISTING_LIMIT = 16 << 20                     # bytes of a page, or of a velero-backup.json
+
+
+def read_small(source: Source, what: str) -> bytes:
+    """The whole of a small object; StoreError when it is not small."""
+    found = b""
+    with about(what):
+        for chunk in received(source, Transfer()):
+            found += chunk
+            if len(found) > LISTING_LIMIT:
+                raise StoreError(f"it is larger than {LISTING_LIMIT >> 20} MiB")
+    return found
+
+
+def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = IDLE_LIMIT) -> Bucket:
+    """A location's bucket in its store; keys are had from the plan when they are needed, and renewed."""
+    purse = Purse()
+
+    def sign(key: str, skew: timedelta, more: Tuple[Tuple[str, str], ...] = ()) -> str:
+        now = utc_now()
+        credentials = keys_from_purse(purse, plan, location.region, now)
+        address = object_address(location, key) if key else bucket_address(location)
+        address = address._replace(path=address.path or "/")
+        return presign(address, credentials, address.region, now + skew, URL_LIFE, address.service, more)
+
+    def source(key: str, more: Tuple[Tuple[str, str], ...] = ()) -> Source:
+        return url_source(lambda skew: (sign(key, skew, more), trust), idle=idle)
+
+    def folders(key: str) -> List[str]:
+        names, token, what = [], "", f"the listing of bucket {location.bucket!r}"
+        for _ in range(LISTING_PAGES):
+            more = {"list-type": "2", "delimiter": "/", "prefix": key, "continuation-token": token}
+            page = read_small(source("", tuple(item for item in more.items() if item[1])), what)
+            if b"<ListBucketResult" not in page or b"</ListBucketResult>" not in page:
+                raise StoreError(f"{what} is not one but {_what_is(page)}")
+            found, following = listed_prefixes(page)
+            names += [name[len(key):].rstrip("/") for name in found if name.startswith(key)]
+            if not following:
+                return names
+            if following == token:
+                break
+            token = following
+        raise StoreError(f"{what} has no end")
+
+    return Bucket(location.prefix, source, lambda key: sign(key, timedelta(0)), folders)
+
+
+def folder_bucket(path: str) -> Bucket:
+    """A folder that holds a copied bucket: `backups` and `restores` are in it."""
+
+    def refuse_url(_key: str) -> str:
+        raise UsageError(f"there is no URL of what lies in the folder {path}")
+
+    def folders(key: str) -> List[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(os.path.join(path, key)) if entry.is_dir())
+        except OSError as error:
+            raise NotFound(f"cannot read the folder {os.path.join(path, key)}: {error.strerror}", hints=[
+                "name the folder that holds the folder backups"]) from error
+
+    return Bucket("", lambda key: file_source(os.path.join(path, key)), refuse_url, folders)
+
+
+def location_of_file(path: str) -> Location:
+    """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
+    document = parse_yaml(read_file(path, "storage location file", KUBECONFIG_LIMIT), f"storage location file {path}")
+    if not isinstance(document, dict):
+        raise ConfigError(f"storage location file {path} is no BackupStorageLocation and no spec of one")
+    document = document if "spec" in document else {"spec": document}
+    document = {**document, "metadata": {"name": _text(document, "metadata", "name") or os.path.basename(path)}}
+    if _at(document, "spec", "objectStorage", "caCertRef"):
+        raise ConfigError(f"storage location file {path} names a Secret in caCertRef, and no cluster is asked",
+                          hints=["put the certificate into objectStorage.caCert, or name a file with --cacert"])
+    return find_location(None, "", document)  # type: ignore[arg-type]
+
+
+def location_of_artifact(api: Api, namespace: str, artifact: Artifact, name: str) -> Location:
+    """The storage location that an artifact lies in, read with the caller's own rights."""
+    location = read_location_name(api, namespace, artifact, name)
+    return find_location(api, namespace, get(api, LOCATIONS, namespace, location))
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether JSON is nested deeper than what walks it later can follow; no Backup is."""
+    level = [value]
+    for _ in range(DEEPEST_YAML):
+        level = [child for row in level if isinstance(row, (dict, list))
+                 for child in (row.values() if isinstance(row, dict) else row)]
+    return bool(level)
+
+
+def read_backups(bucket: Bucket) -> List[Document]:
+    """The Backups in a bucket, as Velero left them there in velero-backup.json; what is none is passed over."""
+    root = object_key(bucket.prefix, Artifact("", BACKUPS, "backups/"), "")
+    backups = []
+    for name in filter(is_object_name, bucket.folders(root)):
+        what = f"backup {one_line(name, 64)!r} in the bucket"
+        try:
+            document = json.loads(read_small(bucket.source(f"{root}{name}/velero-backup.json"), what))
+            if is_too_deep(document):
+                raise ValueError("it is nested too deeply")
+        except (NotFound, ValueError, RecursionError, StoreError) as error:
+            if isinstance(error, StoreError) and error.status != 404:
+                raise
+            log.info("%s is passed over: %s", what, one_line(error))
+            continue
+        if isinstance(_at(document, "metadata"), dict):
+            backups.append({**document, "metadata": {**document["metadata"], "name": name}})
+    return backups
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How JSON artifacts are read, and which requests are in the cluster for them meanwhile."""
+
+    api: Api
+    namespace: str
+    timeout: float
+    trusted: Callable[[str], Trust]          # whom to trust behind a URL
+    opened: Dict[str, Key] = field(default_factory=dict)
+    given_up: threading.Event = field(default_factory=threading.Event)
+
+
+def new_reading(api: Api, namespace: str, resource: Resource, name: str, timeout: float, trust: Optional[Trust]
+                ) -> Reading:
+    """The reading of one object's artifacts; the location is asked for its authority once, and only for https."""
+    artifact = next(row for row in TARGETS.values() if row.owner == resource)
+
+    asking = threading.Lock()                # a cache alone lets all threads ask at once
+
+    @functools.lru_cache(maxsize=None)
+    def location_trust() -> Trust:
+        return find_trust(api, namespace, artifact, name)
+
+    def trusted(url: str) -> Trust:
+        if trust or not url.startswith("https:"):
+            return trust or Trust()
+        with asking:
+            return location_trust()
+
+    return Reading(api, namespace, timeout, trusted)
+
+
+def give_up(reading: Reading) -> None:
+    """Delete the requests that are open, which ends whoever waits for an answer to them."""
+    reading.given_up.set()
+    for key in list(reading.opened.values()):
+        try:
+            delete(hasty(reading.api), key)
+        except Error as error:
+            log.info("%s stays until it expires: %s", key, error)
+
+
+def decode_json(chunks: Iterable[bytes]) -> Any:
+    """The JSON in an artifact; StoreError for what is none, or too large to be held in memory."""
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        if len(content) > JSON_LIMIT:
+            raise StoreError(f"it is larger than {JSON_LIMIT >> 20} MiB, too large to be shown", hints=[
+                f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"])
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        raise StoreError(f"it is not JSON but {_what_is(bytes(content[:512]))}") from None
+
+
+def _read_json(reading: Reading, kind: str, name: str) -> Any:
+    api, request = reading.api, new_download_request(reading.namespace, target_of(kind, name).kind, name)
+    with created(api, DOWNLOAD_REQUESTS, request) as stored:
+        key = Key(DOWNLOAD_REQUESTS, reading.namespace, _text(stored, "metadata", "name"))
+        reading.opened[key.name] = key
+        try:
+            if reading.given_up.is_set():
+                raise Error(f"{kind} of {name}: interrupted")
+            url = answered_url(api, stored, reading.timeout)
+            with about(f"{kind} of {name}"), open_url(url, reading.trusted(url)) as response:
+                return decode_json(inflate(unframed(read_body(response))))
+        finally:
+            del reading.opened[key.name]
+
+
+def read_json(reading: Reading, kind: str, name: str) -> Any:
+    """The decoded content of a JSON artifact; errors as `read_artifact`, a kind the cluster does not know is absent."""
+    try:
+        return _read_json(reading, kind, name)
+    except Error as error:
+        if error.reason != "UnknownKind":
+            raise
+        raise NotFound(str(error), reason=error.reason) from None
+
+
+def _read_related(api: Api, namespace: str, resource: Resource, selector: str) -> List[Document]:
+    """Objects that belong to another one; a kind that the cluster does not serve has none."""
+    try:
+        return list_all(api, resource, namespace, selector)[0]
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        log.info("%s", error)
+        return []
+
+
+def read_screen(reading: Reading, resource: Resource, document: Document, kinds: List[str]
+                ) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
+    """What a screen shows of an object besides itself, all read at once: related objects and artifacts by kind.
+
+    An Error stands in the place of what could not be read.
+    """
+    name, related = _text(document, "metadata", "name"), related_of(resource, document)
+    lists = [functools.partial(_read_related, reading.api, reading.namespace, *row) for row in related]
+    end = functools.partial(give_up, reading)
+    found = side_by_side([*(functools.partial(read_json, reading, kind, name) for kind in kinds), *lists], end)
+    artifacts = dict(zip(kinds, found))
+    if is_missing(artifacts.get("BackupVolumeInfos")):
+        older = legacy_artifacts_of(document)
+        artifacts.update(zip(older, side_by_side(
+            (functools.partial(read_json, reading, kind, name) for kind in older), end)))
+    return {row: items for (row, _), items in zip(related, found[len(kinds):])}, artifacts
 
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
@@ -4486,8 +6853,25 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
 
 # ====================================================================================================
 # 16. Doctor — why nobody answered: checks, each one finding with its cure
-#     explain_silence
+#     explain_silence, check_server, check_location, server_image, version_of_image
 # ====================================================================================================
+
+
+def server_image(api: Api, namespace: str) -> str:
+    """The image of Velero's Deployment, which tells the server's version when it does not; empty when unseen."""
+    try:
+        containers = _at(get(hasty(api), DEPLOYMENTS, namespace, "velero"), "spec", "template", "spec", "containers")
+    except Error as error:
+        log.info("the image of the Deployment cannot be seen: %s", error)
+        return ""
+    found = [container for container in containers if _text(container, "image")] if isinstance(containers, list) else []
+    named = [container for container in found if _text(container, "name") == "velero"]
+    return one_line(_text((named or found or [{}])[0], "image"))
+
+
+def version_of_image(image: str) -> str:
+    """The tag of an image, which is Velero's version; without one the image itself."""
+    return image.partition("@")[0].rpartition("/")[2].partition(":")[2] or image
 
 
 def check_server(api: Api, namespace: str) -> Optional[Finding]:
@@ -4548,7 +6932,8 @@ def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = Non
 
 Options = argparse.Namespace
 LONGEST_WAIT = 366 * 86400.0                 # seconds; sockets take no more than a few years
-PROGRAM = "velero_requests.py"
+SECOND_WAIT = 1.0                            # seconds for further screens once nobody has answered
+PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two tellings of progress, on a terminal and elsewhere
 
 
 def find_namespace() -> str:
@@ -4573,14 +6958,21 @@ def trust_of(options: Options) -> Optional[Trust]:
     return trust
 
 
+def silence_hints(api: Api, namespace: str, artifact: Optional[Artifact] = None, name: str = "") -> List[str]:
+    """Why nobody answered, one hint per finding."""
+    return [f"{finding.text}: {finding.cure}" for finding in explain_silence(api, namespace, artifact, name)]
+
+
 @contextlib.contextmanager
 def explained(api: Api, namespace: str, artifact: Optional[Artifact] = None, name: str = "") -> Iterator[None]:
     """When nobody answers, say why as far as it can be seen."""
     try:
         yield
     except TimedOut as error:
-        findings = explain_silence(api, namespace, artifact, name)
-        raise TimedOut(str(error), hints=[f"{finding.text}: {finding.cure}" for finding in findings]) from None
+        hints = silence_hints(api, namespace, artifact, name)
+        if artifact:
+            hints.append("--direct needs no controller: it reads location and Secret with your own rights")
+        raise TimedOut(str(error), hints=hints) from None
 
 
 def write_text(text: str) -> None:
@@ -4596,6 +6988,13 @@ def return_memory() -> None:
     import ctypes  # pylint: disable=import-outside-toplevel
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def report(error: Error) -> int:
+    """Say what went wrong, on stderr -> the exit code."""
+    for line in [f"error: {error}", *(f"hint: {hint}" for hint in error.hints)]:
+        print(one_line(redact(line), 4096), file=sys.stderr)
+    return error.exit
 
 
 def stop_on_signals(controller: Controller) -> None:
@@ -4641,32 +7040,160 @@ def cmd_controller(options: Options) -> int:
     return Exit.DONE
 
 
-def fetch_to(options: Options, api: Api, kind: str, output: str, trust: Optional[Trust]) -> None:
+def without_controller(options: Options) -> bool:
+    """Whether the command line asks for the store itself; UsageError for keys that nobody would use."""
+    direct = options.direct or bool(options.location)
+    if options.credentials_file and not direct:
+        raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
+    return direct
+
+
+def bucket_of(options: Options, location: Location, api: Optional[Api]) -> Bucket:
+    """A location's bucket, opened by --credentials-file, else by the location's Secret, else by the environment."""
+    trust = trust_of(options) or dataclasses.replace(trust_in(location), insecure=False)
+    if options.credentials_file or api is None:
+        location = dataclasses.replace(location, secret_name="", ca_secret=("", ""),
+                                       credentials_file=options.credentials_file or location.credentials_file)
+    return store_bucket(location, plan_for(api, options.namespace, location), trust,  # type: ignore[arg-type]
+                        idle=options.idle_timeout)
+
+
+def bucket_of_file(options: Options) -> Optional[Bucket]:
+    """The bucket that --location says; None without it."""
+    if not options.location:
+        return None
+    if os.path.isdir(options.location):
+        return folder_bucket(options.location)
+    return bucket_of(options, location_of_file(options.location), None)
+
+
+def bucket_of_artifact(options: Options, artifact: Artifact) -> Bucket:
+    """The bucket that an artifact lies in, found without a controller."""
+    found = bucket_of_file(options)
+    if not is_object_name(options.name):
+        raise NotFound(f"{artifact.owner.kind.lower()} {one_line(options.name, 64)!r} cannot exist")
+    if found:
+        return found
+    api = api_of(options)
+    return bucket_of(options, location_of_artifact(api, options.namespace, artifact, options.name), api)
+
+
+@contextlib.contextmanager
+def source_of(options: Options, kind: str) -> Iterator[Source]:
+    """An artifact as the command line wants it had: by a controller's help or without."""
+    artifact, namespace, name = TARGETS[kind], options.namespace, options.name
+    if without_controller(options):
+        bucket = bucket_of_artifact(options, artifact)
+        yield bucket.source(object_key(bucket.prefix, artifact, name))
+        return
+    trust, api = trust_of(options), api_of(options)
+    document = require_owner(api, artifact.owner, namespace, name)
+    refusal = logs_refusal(artifact.owner, name, phase_from(document)) if options.is_log and document else ""
+    if refusal:
+        raise Error(refusal)
+    with explained(api, namespace, artifact, name), requested_source(
+            api, namespace, kind, name, timeout=options.timeout, trust=trust, idle=options.idle_timeout) as source:
+        yield source
+
+
+class Meter:
+    """The progress of a transfer on stderr: one line redrawn on a terminal, else a plain line now and then."""
+
+    def __init__(self, transfer: Transfer):
+        self.transfer, self.began = transfer, time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.draw, daemon=True)
+
+    def draw(self) -> None:
+        """Tell how far it is, until it is over."""
+        while not self.over.wait(PROGRESS_REDRAW if self.terminal else PROGRESS_PLAIN):
+            done, head = self.transfer.done, self.transfer.head
+            if not head:
+                continue
+            text = progress_text(done, head.size, max(0, done - self.transfer.kept), self.seconds())
+            sys.stderr.write(f"\r{text[:self.columns() - 1]}\x1b[K" if self.terminal else text + "\n")
+            sys.stderr.flush()
+
+    def columns(self) -> int:
+        """How wide the terminal is."""
+        with contextlib.suppress(OSError, ValueError):
+            return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        return 80
+
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return time.monotonic() - self.began
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        self.over.set()
+        self.thread.join()
+        if self.terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def metered(options: Options, transfer: Transfer, output: str) -> Iterator[Callable[[Saved], None]]:
+    """Show a transfer as it goes on, unless nobody wants to see it -> what tells its end."""
+    if options.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty())):
+        yield lambda saved: None
+        return
+    meter = Meter(transfer)
+
+    def tell_end(saved: Saved) -> None:
+        if meter.terminal or meter.seconds() >= PROGRESS_PLAIN:
+            ends.append(saved_text(saved.size, meter.seconds(), saved.sha256))
+
+    ends: List[str] = []
+    meter.thread.start()
+    try:
+        yield tell_end
+    finally:
+        meter.stop()
+    print(*ends, sep="\n", end="\n" if ends else "", file=sys.stderr)
+
+
+def fetch_to(options: Options, kind: str, output: str) -> None:
     """Download one artifact to a file, or to stdout for `-`."""
-    namespace, artifact = options.namespace, TARGETS[kind]
-    how = {"timeout": options.timeout, "trust": trust}
-    with explained(api, namespace, artifact, options.name):
+    transfer = Transfer()
+    shown = "" if sys.stderr.isatty() and not options.quiet else None  # a hash that nobody sees costs a quarter more
+    wish = Wish(f"{kind} of {options.name}", TARGETS[kind].gunzip, options.check, options.sha256 or shown,
+                options.connections)
+    with source_of(options, kind) as source, metered(options, transfer, output) as tell_end:
         if output == "-":
-            stream(api, namespace, kind, options.name, sys.stdout.buffer, **how)
-            return
-        with contextlib.closing(read_artifact(api, namespace, kind, options.name, **how)) as chunks:
-            save(output, chunks, force=options.force)
+            tell_end(write_object(source, sys.stdout.buffer, transfer, wish))
+        else:
+            tell_end(save_object(output, source, transfer, wish, force=options.force))
+
+
+def url_of(options: Options, kind: str) -> str:
+    """The pre-signed URL of an artifact, by a controller or signed here."""
+    artifact, namespace, name = TARGETS[kind], options.namespace, options.name
+    if without_controller(options):
+        bucket = bucket_of_artifact(options, artifact)
+        return bucket.url(object_key(bucket.prefix, artifact, name))
+    api = api_of(options)
+    require_owner(api, artifact.owner, namespace, name)
+    with explained(api, namespace, artifact, name):
+        return get_download_url(api, namespace, kind, name, timeout=options.timeout)
 
 
 def cmd_download(options: Options) -> int:
     """Any artifact: BackupContents into a file as `backup download`, the others to stdout unless -o names a file."""
     kind, name = options.kind, options.name
-    output = options.output or (os.path.join(os.getcwd(), f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
-    if output != "-" and not options.url_only:
-        check_target(output, force=options.force)
-    trust, api, namespace = trust_of(options), api_of(options), options.namespace
-    require_owner(api, TARGETS[kind].owner, namespace, name)
     if options.url_only:
-        with explained(api, namespace, TARGETS[kind], name):
-            write_text(get_download_url(api, namespace, kind, name, timeout=options.timeout) + "\n")
+        trust_of(options)
+        write_text(url_of(options, kind) + "\n")
         return Exit.DONE
-    fetch_to(options, api, kind, output, trust)
+    output = options.output or (os.path.join(os.getcwd(), f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
+    if options.check and kind != BACKUP_CONTENTS:
+        raise UsageError(f"--check looks into {BACKUP_CONTENTS}, and {kind} is no archive")
     if output != "-":
+        check_target(output, force=options.force)
+    fetch_to(options, kind, output)
+    if output != "-" and not options.quiet:
         subject = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
         write_text(f"{subject} {name} has been successfully downloaded to {output}\n")
     return Exit.DONE
@@ -4680,40 +7207,145 @@ def cmd_backup_download(options: Options) -> int:
 
 def cmd_logs(options: Options, kind: str) -> int:
     """The log of a finished backup or restore, to stdout."""
-    trust, api, owner = trust_of(options), api_of(options), TARGETS[kind].owner
-    document = require_owner(api, owner, options.namespace, options.name)
-    refusal = logs_refusal(owner, options.name, phase_from(document)) if document else ""
-    if refusal:
-        raise Error(refusal)
-    fetch_to(options, api, kind, "-", trust)
+    options.is_log, options.check, options.sha256, options.connections = True, False, None, 1
+    fetch_to(options, kind, "-")
     return Exit.DONE
 
 
-def status_of(options: Options) -> Document:
-    """An answered ServerStatusRequest."""
-    api = api_of(options)
-    with explained(api, options.namespace):
-        return get_server_status(api, options.namespace, timeout=options.timeout)
+def backups_without_cluster(options: Options) -> List[Document]:
+    """The Backups that a bucket holds: --location's, else with --direct those of every location in the cluster."""
+    if options.selector:
+        raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
+    found, backups = bucket_of_file(options), {}
+    if found:
+        backups = {_text(backup, "metadata", "name"): backup for backup in read_backups(found)}
+    else:
+        api, namespace = api_of(options), options.namespace
+        for document in list_all(api, LOCATIONS, namespace)[0]:
+            bucket = bucket_of(options, find_location(api, namespace, document), api)
+            backups.update((_text(backup, "metadata", "name"), backup) for backup in read_backups(bucket))
+    for name in options.names:
+        if name not in backups:
+            raise NotFound(f"backup \"{one_line(name, 64)}\" does not exist in the bucket")
+    return [backups[name] for name in options.names or sorted(backups)]
+
+
+def local_time(instant: datetime) -> datetime:
+    """An instant in the zone of this host (TZ), as velero shows times."""
+    return instant.astimezone()
+
+
+def cmd_get(options: Options, resource: Resource) -> int:
+    """Backups or restores: a table, JSON or YAML."""
+    if without_controller(options):
+        documents, version = backups_without_cluster(options), ""
+    else:
+        documents, version = find_documents(api_of(options), resource, options.namespace, options.names,
+                                            options.selector)
+    if options.output == "json":
+        for part in list_json(resource, documents, version):
+            write_text(part)
+    elif options.output == "yaml":
+        write_text(get_yaml(list_document(resource, documents, version)))
+    else:
+        columns = [name for text in options.label_columns or () for name in text.split(",") if name]
+        write_text(resource_table(resource, documents, utc_now(), label_columns=columns,
+                                  show_labels=options.show_labels, localize=local_time))
+    return Exit.DONE
+
+
+def is_colorized(options: Options) -> bool:
+    """Whether to use colors: never with NO_COLOR, else as --colorized says, else on a terminal."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if options.colorized is not None:
+        return options.colorized
+    return sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
+
+
+def describe(options: Options, api: Api, resource: Resource, documents: List[Document]) -> Iterator[Described]:
+    """One screen after the other; once nobody answered, the next ones are not waited for as long again."""
+    trust, structured, timeout = trust_of(options), options.output == "json", options.timeout
+    how = {"details": options.details, "localize": local_time}
+    colors = {} if structured else {"colorized": is_colorized(options)}
+    for document in documents:
+        kinds = artifacts_of(resource, document, details=options.details, structured=structured)
+        reading = new_reading(api, options.namespace, resource, _text(document, "metadata", "name"), timeout, trust)
+        related, artifacts = read_screen(reading, resource, document, kinds)
+        if any(isinstance(value, TimedOut) for value in artifacts.values()):
+            timeout = min(timeout, SECOND_WAIT)
+        make = describe_document if structured else describe_text
+        yield make(resource, document, related, artifacts, **how, **colors)
+
+
+def cmd_describe(options: Options, resource: Resource) -> int:
+    """Screens or JSON; what is missing on them is said on stderr too, and decides the exit code."""
+    api, troubles = api_of(options), []
+    documents, _ = find_documents(api, resource, options.namespace, options.names, options.selector)
+    screens = []
+    for number, screen in enumerate(describe(options, api, resource, documents)):
+        troubles += screen.troubles
+        if options.output == "json":
+            screens.append(screen.content)
+        else:
+            write_text("\n\n" * bool(number) + screen.content)
+    if options.output == "json":
+        write_text(describe_json(screens))
+    sys.stdout.flush()
+    silent = [trouble for trouble in troubles if isinstance(trouble, TimedOut)]
+    for trouble in silent[-1:]:
+        trouble.hints += tuple(silence_hints(api, options.namespace))
+    for trouble in troubles:
+        report(trouble)
+    return troubles[0].exit if troubles else Exit.DONE
 
 
 def cmd_plugin_get(options: Options) -> int:
     """The plugins of the server."""
-    document = status_of(options)
-    render = {"table": lambda: plugin_table(plugins_from(document)), "json": lambda: json_text(document),
-              "yaml": lambda: yaml_text(document)}
+    api = api_of(options)
+    with explained(api, options.namespace):
+        document = get_server_status(api, options.namespace, timeout=options.timeout)
+    render = {"table": lambda: plugin_table(plugins_from(document)), "json": lambda: get_json(document),
+              "yaml": lambda: get_yaml(document)}
     write_text(render[options.output or "table"]())
     return Exit.DONE
 
 
+def write_version(options: Options, version: Optional[str], source: str = "") -> None:
+    """The versions as text, JSON or YAML."""
+    document = version_document(version, source)
+    render = {"table": lambda: version_text(version, source), "json": lambda: json_text(document),
+              "yaml": lambda: yaml_text(document)}
+    write_text(render[options.output or "table"]())
+
+
 def cmd_version(options: Options) -> int:
-    """The versions of this file and of the server."""
-    write_text(version_text(None if options.client_only else server_version_from(status_of(options))))
+    """The versions of this file and of the server; without an answer, what the Deployment's image says of it."""
+    if options.client_only:
+        write_version(options, None)
+        return Exit.DONE
+    api = api_of(options)
+    try:
+        with explained(api, options.namespace):
+            document = get_server_status(api, options.namespace, timeout=options.timeout)
+    except TimedOut:
+        image = server_image(api, options.namespace)
+        if image:
+            write_version(options, version_of_image(image), f"by the image {image} of the Deployment; nobody answered")
+        raise
+    write_version(options, server_version_from(document))
     return Exit.DONE
 
 
 def cmd_manifests(options: Options) -> int:
     """The CRDs as YAML."""
     write_text(yaml_text(*crd_manifests(options.status_subresource)))
+    return Exit.DONE
+
+
+def cmd_completion(options: Options) -> int:
+    """A completion script, which only what stands below the table of commands can make."""
+    write_text(options.completion_script(options.shell))
     return Exit.DONE
 
 
@@ -4726,6 +7358,20 @@ def duration_argument(text: str) -> float:
     if seconds <= 0:
         raise argparse.ArgumentTypeError(f"{text} is no time to wait; write for example 30s or 5m")
     return min(seconds, LONGEST_WAIT)
+
+
+def sha256_argument(text: str) -> str:
+    """A SHA-256 in hex on the command line."""
+    if not re.fullmatch("[0-9a-fA-F]{64}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{one_line(text, 80)!r} is no sha256: 64 hex digits")
+    return text
+
+
+def connections_argument(text: str) -> int:
+    """A number of connections on the command line."""
+    if not re.fullmatch("[1-9][0-9]?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{one_line(text, 64)!r} is no number of connections, from 1 to 99")
+    return int(text)
 
 
 def namespace_argument(text: str) -> str:
@@ -4743,6 +7389,13 @@ def plugin_argument(text: str) -> Tuple[str, str]:
     return kind, name
 
 
+def bool_argument(text: str) -> bool:
+    """A truth value as Go's flags read it."""
+    if not text or text not in _GO_BOOLS:
+        raise argparse.ArgumentTypeError(f"{one_line(text, 64)!r} is neither true nor false")
+    return _GO_BOOLS[text]
+
+
 class Argument(NamedTuple):
     """One row of an argument table: flags or the name of a positional, and argparse's keywords."""
 
@@ -4755,15 +7408,25 @@ def argument(*flags: str, **keywords: Any) -> Argument:
     return Argument(flags, keywords)
 
 
+def switch(*flags: str, **keywords: Any) -> Argument:
+    """A row for a flag that is on or off: `--flag`, `--flag=true` or `--flag=false`, as velero takes them."""
+    return Argument(flags, {"type": bool_argument, "nargs": "?", "const": True, "default": False, "metavar": "BOOL",
+                            **keywords})
+
+
 @dataclass(frozen=True)
 class Command:
-    """One command: its words, what --help says, its arguments, and the function that runs it -> exit code."""
+    """One command: its words, what --help says, its arguments, and the function that runs it -> exit code.
+
+    `aliases` are further words for it, as the velero CLI has them.
+    """
 
     words: str
     summary: str
     arguments: Tuple[Argument, ...]
     run: Callable[[Options], int]
     timeout: float = 60.0
+    aliases: Tuple[str, ...] = ()
 
 
 COMMON = (
@@ -4774,22 +7437,74 @@ COMMON = (
     argument("--timeout", type=duration_argument, metavar="DURATION",
              help="how long to wait for an answer (default: 1m, 5s for plugin get and version); a transfer may "
                   "take longer"),
+    switch("--colorized", help="colors, also where stdout is no terminal (default: on a terminal without NO_COLOR)"),
+    argument("--features", metavar="NAMES", help=argparse.SUPPRESS),  # velero's; nothing here depends on one
     argument("-v", "--verbose", action="count", help="say more on stderr"),
 )
-DEFAULTS = {"namespace": "", "kubeconfig": "", "context": "", "timeout": None, "verbose": 0}
+DEFAULTS = {"is_log": False, "direct": False, "location": "", "credentials_file": "", "namespace": "",
+            "kubeconfig": "", "context": "", "timeout": None, "colorized": None, "features": "", "verbose": 0}
 
 BACKUP_NAME = argument("name", metavar="BACKUP", help="name of the backup")
 RESTORE_NAME = argument("name", metavar="RESTORE", help="name of the restore")
 TLS = (
     argument("--cacert", metavar="FILE", default="", help="certificate authority of the store (PEM)"),
-    argument("--insecure-skip-tls-verify", action="store_true", help="trust any certificate of the store"),
+    switch("--insecure-skip-tls-verify", help="trust any certificate of the store"),
 )
 TO_FILE = (
     argument("-o", "--output", metavar="FILE", default="",
              help="file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
-    argument("--force", action="store_true", help="replace the file if it exists, once the download succeeded"),
+    switch("--force", help="replace the file if it exists, once the download succeeded"),
 )
+SOURCE = (
+    argument("--idle-timeout", type=duration_argument, metavar="DURATION", default=IDLE_LIMIT,
+             help="how long the store may send nothing before the transfer is taken up anew (default: 30s)"),
+    argument("--direct", action="store_true",
+             help="ask no controller: read storage location and Secret with your own rights, and sign here"),
+    argument("--location", metavar="FILE|DIR", default="",
+             help="ask no cluster: the storage location in a file, or a folder that holds a copied bucket"),
+    argument("--credentials-file", metavar="FILE", default="",
+             help="AWS credentials file that opens the location's bucket, for --direct and --location"),
+    *TLS)
+QUIET = argument("--quiet", action="store_true", help="say nothing of a success")
+FETCH = (
+    *TO_FILE,
+    argument("--connections", type=connections_argument, metavar="N", default=1,
+             help="fetch contents into the file over N connections, for stores where one is slow"),
+    argument("--sha256", type=sha256_argument, metavar="HEX", help="what the file must have"),
+    argument("--check", action="store_true", help="walk the contents as a tar archive, too"),
+    QUIET)
 OUTPUT_FORMAT = argument("-o", "--output", choices=("table", "json", "yaml"), default="", help="output format")
+SELECTOR_FLAG = argument("-l", "--selector", metavar="SELECTOR", default="", help="only objects with these labels")
+LABEL_FLAGS = (
+    switch("--show-labels", help="show labels in the last column"),
+    argument("-L", "--label-columns", metavar="LABELS", action="append",
+             help="labels to show as columns, separated by commas; repeatable"),
+)
+DETAILS = (
+    switch("--details", help="show more, from more files of the store"),
+    argument("-o", "--output", choices=("plaintext", "json"), default="", help="output format"),
+)
+
+
+def names_argument(owner: str) -> Argument:
+    """The names of backups or restores; none stands for all."""
+    return argument("names", nargs="*", metavar=owner, help=f"names of {owner.lower()}s (default: all)")
+
+
+def owner_commands(resource: Resource) -> Tuple[Command, ...]:
+    """What can be done to backups and restores alike, each with velero's verb-first aliases."""
+    noun = resource.kind.lower()
+    names, nouns = names_argument(resource.kind.upper()), (noun + "s", noun)
+    return (
+        Command(f"{noun} get", f"list {noun}s", (
+            names, SELECTOR_FLAG, *LABEL_FLAGS, OUTPUT_FORMAT, *(SOURCE if resource is BACKUPS else ())),
+                lambda options: cmd_get(options, resource), aliases=tuple(f"get {word}" for word in nouns)),
+        Command(f"{noun} describe", f"tell all about {noun}s", (names, SELECTOR_FLAG, *DETAILS, *TLS),
+                lambda options: cmd_describe(options, resource), aliases=tuple(f"describe {word}" for word in nouns)),
+        Command(f"{noun} logs", f"print the log of a {noun}",
+                (BACKUP_NAME if resource is BACKUPS else RESTORE_NAME, QUIET, *SOURCE),
+                lambda options: cmd_logs(options, f"{resource.kind}Log"),
+                aliases=tuple(f"logs {word}" for word in reversed(nouns))))
 
 COMMANDS = (
     Command("controller", "answer DownloadRequests and ServerStatusRequests", (
@@ -4805,21 +7520,24 @@ COMMANDS = (
         argument("name", metavar="NAME", help="name of the backup or restore"),
         argument("--kind", choices=tuple(TARGETS), default=BACKUP_CONTENTS, metavar="KIND",
                  help=f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}"),
-        *TO_FILE,
+        *FETCH,
         argument("--url-only", action="store_true", help="print the pre-signed URL, which is a bearer token"),
-        *TLS), cmd_download),
-    Command("backup logs", "print the log of a backup", (BACKUP_NAME, *TLS),
-            lambda options: cmd_logs(options, "BackupLog")),
-    Command("backup download", "fetch the contents of a backup into a file", (BACKUP_NAME, *TO_FILE, *TLS),
+        *SOURCE), cmd_download),
+    *owner_commands(BACKUPS),
+    Command("backup download", "fetch the contents of a backup into a file", (BACKUP_NAME, *FETCH, *SOURCE),
             cmd_backup_download),
-    Command("restore logs", "print the log of a restore", (RESTORE_NAME, *TLS),
-            lambda options: cmd_logs(options, "RestoreLog")),
-    Command("plugin get", "list the plugins of the server", (OUTPUT_FORMAT,), cmd_plugin_get, timeout=5.0),
+    *owner_commands(RESTORES),
+    Command("plugin get", "list the plugins of the server", (OUTPUT_FORMAT,), cmd_plugin_get, timeout=5.0,
+            aliases=("get plugins", "get plugin")),
     Command("version", "print the versions of client and server", (
-        argument("--client-only", action="store_true", help="do not ask the server"),), cmd_version, timeout=5.0),
+        switch("--client-only", help="do not ask the server"), OUTPUT_FORMAT), cmd_version, timeout=5.0),
     Command("manifests", "print the CustomResourceDefinitions, for clusters where Velero has not installed its own", (
         argument("--status-subresource", action="store_true", help="as Velero 1.6 to 1.8 installed them"),),
         cmd_manifests),
+    Command("completion", "print a script that lets a shell complete commands and flags", (
+        argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL",
+                 help=f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`"),),
+        cmd_completion),
 )
 
 DESCRIPTION = "Fetch logs and contents of Velero backups, and answer such requests in place of Velero's server."
@@ -4841,32 +7559,151 @@ def add_arguments(parser: argparse.ArgumentParser, arguments: Iterable[Argument]
         parser.add_argument(*flags, **keywords)
 
 
-def build_parser() -> Parser:
-    """The parser of the COMMANDS table; the common flags are understood before and after the command."""
-    common = [argument(*row.flags, **row.keywords, default=argparse.SUPPRESS) for row in COMMON]
+def command_words() -> Iterator[Tuple[str, Command]]:
+    """Every way to name a command, and the command."""
+    for command in COMMANDS:
+        for words in (command.words, *command.aliases):
+            yield words, command
+
+
+def build_parser(argv: Optional[List[str]] = None) -> Parser:
+    """The parser of the COMMANDS table; the common flags are understood before and after the command.
+
+    With a command line, commands that it does not name go without arguments: to make all takes as long as a call.
+    """
+    common = [argument(*row.flags, **{**row.keywords, "default": argparse.SUPPRESS}) for row in COMMON]
     options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     top = Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, **options)
     top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     add_arguments(top, common)
     groups = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
-    for command in COMMANDS:
-        group, _, word = command.words.rpartition(" ")
+    for words, command in command_words():
+        group, _, word = words.rpartition(" ")
         if group not in groups:
-            summary = "; ".join(row.summary for row in COMMANDS if row.words.startswith(group + " "))
+            summary = "; ".join(dict.fromkeys(
+                row.summary for other, row in command_words() if other.startswith(group + " ")))
             parser = groups[""].add_parser(group, help=summary, description=summary, **options)
             add_arguments(parser, common)
             groups[group] = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         parser = groups[group].add_parser(word, help=command.summary, description=command.summary, **options)
-        add_arguments(parser, [*command.arguments, *common])
+        if argv is None or set(words.split()) <= set(argv):
+            add_arguments(parser, [*command.arguments, *common])
         parser.set_defaults(command=command)
     return top
 
 
+def spelled_out(argv: List[str]) -> List[str]:
+    """velero's spellings -> those that argparse can tell apart.
+
+    A switch without a value gets one, so that it takes none from what follows; `download backup NAME` is turned round.
+    """
+    rows = [*COMMON, *(row for command in COMMANDS for row in command.arguments)]
+    switches = {flag for flags, keywords in rows if keywords.get("type") is bool_argument for flag in flags}
+    end = argv.index("--") if "--" in argv else len(argv)
+    words = [f"{word}=true" if word in switches else word for word in argv[:end]] + argv[end:]
+    for place in range(len(words) - 2):
+        if words[place:place + 2] == ["download", "backup"] and not words[place + 2].startswith("-"):
+            words[place:place + 2] = ["backup", "download"]
+    return words
+
+
+class Completion(NamedTuple):
+    """What may follow some words: further words, and values by flag."""
+
+    words: Tuple[str, ...]
+    values: Dict[str, Tuple[str, ...]]
+
+
+def completions() -> Dict[str, Completion]:
+    """Words of the command line, each after a blank -> what may follow them; the same table as the parser's.
+
+    A flag whose values are not listed takes any, and shells offer files then.
+    """
+    found = {"": Completion(tuple(flag for row in COMMON for flag in row.flags if flag.startswith("--")), {})}
+    for words, command in command_words():
+        *groups, last = words.split()
+        at = ""
+        for word in (*groups, last):
+            before = found[at]
+            found[at] = before._replace(words=tuple(dict.fromkeys((*before.words, word))))
+            at = f"{at} {word}"
+            found.setdefault(at, Completion((), {}))
+        rows = [row for row in (*command.arguments, *COMMON) if row.keywords.get("help") != argparse.SUPPRESS]
+        flags = [flag for row in rows for flag in row.flags if flag.startswith("-")]
+        named = [word for row in rows if not row.flags[0].startswith("-") for word in row.keywords.get("choices") or ()]
+        values = {flag: row.keywords.get("choices", ()) for row in rows if "metavar" in row.keywords or "choices" in
+                  row.keywords for flag in row.flags if flag.startswith("-") and "nargs" not in row.keywords}
+        found[at] = Completion((*named, *flags, "--help"), values)
+    return found
+
+
+# bash and zsh walk along the words of the line as far as they name a command; `found` is what may come next.
+CASES = """    for word in {given}; do
+        case "$at $word" in {paths}) at="$at $word" ;; esac
+    done
+    case "$at $before" in
+{values}
+    *) case "$at" in
+{words}
+        esac ;;
+    esac
+"""
+SHELLS = {
+    "bash": """_velero_requests() {{
+    local word at="" found="" before="${{COMP_WORDS[COMP_CWORD-1]}}"
+{cases}    COMPREPLY=($(compgen -W "$found" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _velero_requests {program}
+""",
+    "zsh": """#compdef {program}
+_velero_requests() {{
+    local word at="" found="" before="${{words[CURRENT-1]}}"
+{cases}    compadd -- ${{=found}} || _files
+}}
+compdef _velero_requests {program}
+""",
+    "fish": """function __velero_requests_at
+    set -l at ""
+    for word in (commandline -opc)[2..-1]
+        switch "$at $word"
+            case {paths}
+                set at "$at $word"
+        end
+    end
+    test "$at" = "$argv[1]"
+end
+{lines}
+"""}
+GIVEN = {"bash": '"${COMP_WORDS[@]:1:COMP_CWORD-1}"', "zsh": '"${(@)words[2,CURRENT-1]}"'}
+
+
+def _fish_lines(table: Mapping[str, Completion]) -> Iterator[str]:
+    for at, (words, values) in table.items():
+        rule = f"complete -c {PROGRAM} -n \"__velero_requests_at '{at}'\""
+        yield f"{rule} -a '{' '.join(words)}'"
+        for flag, choices in values.items():
+            option = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
+            yield f"{rule} {option} " + (f"-x -a '{' '.join(choices)}'" if choices else "-r -F")
+
+
+def completion_script(shell: str) -> str:
+    """The script that makes a shell complete our commands, flags and their values."""
+    table = completions()
+    paths = [f"'{at}'" for at in table if at]
+    if shell == "fish":
+        return SHELLS[shell].format(paths=" ".join(paths), lines="\n".join(_fish_lines(table)))
+    values = [f"    '{at} {flag}') found='{' '.join(choices)}' ;;"
+              for at, row in table.items() for flag, choices in row.values.items()]
+    words = [f"        '{at}') found='{' '.join(row.words)}' ;;" for at, row in table.items()]
+    cases = CASES.format(given=GIVEN[shell], paths="|".join(paths), values="\n".join(values), words="\n".join(words))
+    return SHELLS[shell].format(cases=cases, program=PROGRAM)
+
+
 class RedactingFormatter(logging.Formatter):
-    """Log lines without signatures and tokens, whatever was put into them."""
+    """Log lines without signatures and tokens, whatever was put into them; on a terminal over a line of progress."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(super().format(record))
 
 
 def configure_logging(options: Options) -> None:
@@ -4880,13 +7717,6 @@ def configure_logging(options: Options) -> None:
     urllib3.disable_warnings()  # of its own it would repeat on every call that verification was switched off
 
 
-def report(error: Error) -> int:
-    """Say what went wrong, on stderr -> the exit code."""
-    for line in [f"error: {error}", *(f"hint: {hint}" for hint in error.hints)]:
-        print(one_line(redact(line), 4096), file=sys.stderr)
-    return error.exit
-
-
 @contextlib.contextmanager
 def tidy_when_terminated() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a client as Ctrl-C does: its request and its temporary file are removed first."""
@@ -4895,7 +7725,8 @@ def tidy_when_terminated() -> Iterator[None]:
         sys.exit(128 + number)
 
     numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-    previous = [(number, signal.signal(number, leave)) for number in numbers]
+    previous = [(number, signal.signal(number, leave)) for number in numbers  # but under nohup
+                if signal.getsignal(number) != signal.SIG_IGN]
     try:
         yield
     finally:
@@ -4905,12 +7736,16 @@ def tidy_when_terminated() -> Iterator[None]:
 
 def run(argv: Optional[List[str]]) -> int:
     """Parse and run one command -> its exit code."""
-    options = build_parser().parse_args(argv)
+    with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
+        sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
+    words = spelled_out(sys.argv[1:] if argv is None else argv)
+    options = build_parser(words).parse_args(words)
     for name, value in DEFAULTS.items():
         setattr(options, name, getattr(options, name, value))
     options.timeout = options.timeout or options.command.timeout
     configure_logging(options)
     options.namespace = options.namespace or find_namespace()
+    options.completion_script = completion_script
     with tidy_when_terminated():
         code = options.command.run(options)
         sys.stdout.flush()
