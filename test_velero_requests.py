@@ -16052,6 +16052,7 @@ class TestDownloadAfterKill(DownloadWorld, unittest.TestCase):
         self.assertLess(time.monotonic() - began, 5)
         self.assertEqual((result.code, result.out, self.names()), (130, b"", []), result.err)
         self.assert_tidy(result.err)
+        self.assertIn(f"kept in {part_of(self.path)}", result.err)
         self.assertLessEqual(self.left(), self.remains())
         self.store.forget()
         self.assert_right(self.download(), stored)
@@ -16529,6 +16530,37 @@ class DirectTests(Sentences):
             result = run("download", "b1", *gone, "-o", self.path)
             self.assertIn(result.code, (1, 2))
             self.assert_sentence(result, "gone")
+
+    def test_a_secret_that_no_cluster_is_asked_for(self) -> None:
+        """A location in a file that names a Secret needs its contents in a file too; nobody else is asked for keys."""
+        document = self.location_document()
+        document["spec"]["credential"] = {"name": "cloud-credentials", "key": "cloud"}
+        result = run("download", "b1", *self.files(document)[:3], "-o", self.path)
+        self.assertEqual(result.code, 1, result.err)
+        self.assertIn("names the Secret 'cloud-credentials', and no cluster is asked\nhint: name a file", result.err)
+
+    def test_flags_that_say_nothing(self) -> None:
+        """What nobody would use is wrong usage, and the hint leads to the help of the command."""
+        for words, said in ((("backup", "logs", "b1", "--credentials-file", "gone"), "without --direct or --location"),
+                            (("download", "b1", "--url-only", "-o", "x"), "makes no file"),
+                            (("backup", "logs", "b1", "--follow"), "velero_requests.py backup logs --help")):
+            with self.subTest(words=words):
+                result = self.cli(*words)
+                self.assertEqual((2, b""), (result.code, result.out), result.err)
+                self.assertIn(said, result.err)
+
+    def test_direct_says_what_the_ordinary_way_says(self) -> None:
+        """A backup that does not exist, is still running, or lies in a location that is gone."""
+        self.admin.create("backups", {"kind": "Backup", "metadata": {"name": "b-lost"}, "spec": {
+            "storageLocation": "gone"}, "status": {"phase": "Completed"}}, self.namespace)
+        self.admin.create("backups", {"kind": "Backup", "metadata": {"name": "b-runs"}, "spec": {
+            "storageLocation": "default"}, "status": {"phase": "InProgress"}}, self.namespace)
+        for name, code, said in (("nosuch", 3, 'backup "nosuch" does not exist'), ("b-runs", 1, "not available until"),
+                                 ("b-lost", 3, "storage location 'gone' does not exist; backup 'b-lost' is in it")):
+            with self.subTest(name):
+                result = self.cli("backup", "logs", name, "--direct")
+                self.assertEqual((code, b""), (result.code, result.out), result.err)
+                self.assertIn(said, result.err)
 
     def test_what_the_store_refuses(self) -> None:
         """Wrong keys are 5 within 6 s, what is not there 3, a wrong region is told."""

@@ -4705,8 +4705,10 @@ def shared_profiles() -> Tuple[Profiles, str]:
     return merge_profiles(_read_ini(credentials), _read_ini(config)), f"{credentials} and {config}"
 
 
-def read_secret_key(api: Api, namespace: str, name: str, key: str, asked_by: str) -> bytes:
-    """One key of a Secret in Velero's namespace; NotFound or ConfigError naming it."""
+def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, asked_by: str) -> bytes:
+    """One key of a Secret in Velero's namespace; NotFound or ConfigError naming it, as without a cluster."""
+    if api is None:
+        raise ConfigError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
     try:
         secret = get(api, SECRETS, namespace, name)
     except ApiError as error:
@@ -4717,7 +4719,7 @@ def read_secret_key(api: Api, namespace: str, name: str, key: str, asked_by: str
     return secret_value(secret, name, key, asked_by)
 
 
-def read_own_profiles(api: Api, namespace: str, location: Location) -> Tuple[Optional[Profiles], str]:
+def read_own_profiles(api: Optional[Api], namespace: str, location: Location) -> Tuple[Optional[Profiles], str]:
     """What a location's own Secret or credentialsFile holds -> with its name; None when it names neither."""
     if location.secret_name:
         source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
@@ -4731,7 +4733,7 @@ def read_own_profiles(api: Api, namespace: str, location: Location) -> Tuple[Opt
     return own_profiles_from(content, source), source
 
 
-def plan_for(api: Api, namespace: str, location: Location) -> Plan:
+def plan_for(api: Optional[Api], namespace: str, location: Location) -> Plan:
     """The plan for a location; files and Secret are read now, no service is asked yet."""
     own, source = read_own_profiles(api, namespace, location)
     shared, files = ({}, "") if own is not None else shared_profiles()
@@ -4765,7 +4767,7 @@ def _is_on(name: str, profile: Mapping[str, str], key: str) -> bool:
     return (os.environ.get(name) or profile.get(key) or "").lower() == "true"
 
 
-def find_location(api: Api, namespace: str, document: Document) -> Location:
+def find_location(api: Optional[Api], namespace: str, document: Document) -> Location:
     """A storage location, completed by what environment, profile and Secret say: endpoint, region, hosts, authority."""
     location = location_from(document)
     profiles, _ = shared_profiles()
@@ -5569,6 +5571,12 @@ def _new_file(path: str, *, force: bool) -> Iterator[Tuple[Place, Any]]:
                 empty = not os.fstat(file.fileno()).st_size
                 if empty or not os.path.exists(place.record) or not may_be_continued(error):
                     _remove(place.part, place.record)
+                    raise
+                kept = f"what has come is kept in {place.part}, and the same command goes on from there"
+                if isinstance(error, KeyboardInterrupt):
+                    raise KeyboardInterrupt(kept) from None
+                if isinstance(error, Error):
+                    error.hints += (kept,)
                 raise
             _remove(place.part, place.record)
         _sync_folder(place.path)
@@ -6545,8 +6553,8 @@ def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout:
 
 def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) -> str:
     """The storage location that an artifact lies in: that of its backup, for a restore's of the one it came from."""
-    owner = get(api, artifact.owner, namespace, name)
-    backup = get(api, BACKUPS, namespace, backup_name_from(owner)) if artifact.owner == RESTORES else owner
+    owner = get_owner(api, artifact.owner, namespace, name)
+    backup = get_owner(api, BACKUPS, namespace, backup_name_from(owner)) if artifact.owner == RESTORES else owner
     return storage_location_from(backup)
 
 
@@ -6697,13 +6705,20 @@ def location_of_file(path: str) -> Location:
     if _at(document, "spec", "objectStorage", "caCertRef"):
         raise ConfigError(f"storage location file {path} names a Secret in caCertRef, and no cluster is asked",
                           hints=["put the certificate into objectStorage.caCert, or name a file with --cacert"])
-    return find_location(None, "", document)  # type: ignore[arg-type]
+    return find_location(None, "", document)
 
 
 def location_of_artifact(api: Api, namespace: str, artifact: Artifact, name: str) -> Location:
     """The storage location that an artifact lies in, read with the caller's own rights."""
     location = read_location_name(api, namespace, artifact, name)
-    return find_location(api, namespace, get(api, LOCATIONS, namespace, location))
+    try:
+        document = get(api, LOCATIONS, namespace, location)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        raise NotFound(f"storage location {location!r} does not exist; {artifact.owner.kind.lower()} {name!r} is in it",
+                       hints=["--location FILE says where the bucket is"]) from None
+    return find_location(api, namespace, document)
 
 
 def is_too_deep(value: Any) -> bool:
@@ -7051,11 +7066,18 @@ def without_controller(options: Options) -> bool:
 def bucket_of(options: Options, location: Location, api: Optional[Api]) -> Bucket:
     """A location's bucket, opened by --credentials-file, else by the location's Secret, else by the environment."""
     trust = trust_of(options) or dataclasses.replace(trust_in(location), insecure=False)
-    if options.credentials_file or api is None:
-        location = dataclasses.replace(location, secret_name="", ca_secret=("", ""),
-                                       credentials_file=options.credentials_file or location.credentials_file)
-    return store_bucket(location, plan_for(api, options.namespace, location), trust,  # type: ignore[arg-type]
-                        idle=options.idle_timeout)
+    cure = "name a file with what the Secret holds: --credentials-file FILE"
+    if options.credentials_file:
+        location = dataclasses.replace(location, secret_name="", credentials_file=options.credentials_file)
+    elif location.secret_name and api is None:
+        raise CredentialsError(f"storage location {location.name!r} names the Secret {location.secret_name!r}, and no "
+                               "cluster is asked", hints=[cure])
+    try:
+        plan = plan_for(api, options.namespace, location)
+    except ApiError as error:
+        error.hints += (cure,)
+        raise
+    return store_bucket(location, plan, trust, idle=options.idle_timeout)
 
 
 def bucket_of_file(options: Options) -> Optional[Bucket]:
@@ -7067,30 +7089,43 @@ def bucket_of_file(options: Options) -> Optional[Bucket]:
     return bucket_of(options, location_of_file(options.location), None)
 
 
-def bucket_of_artifact(options: Options, artifact: Artifact) -> Bucket:
-    """The bucket that an artifact lies in, found without a controller."""
-    found = bucket_of_file(options)
+def bucket_of_artifact(options: Options, artifact: Artifact, api: Optional[Api]) -> Bucket:
+    """The bucket that an artifact lies in, found without a controller, and without a cluster when there is no `api`."""
     if not is_object_name(options.name):
         raise NotFound(f"{artifact.owner.kind.lower()} {one_line(options.name, 64)!r} cannot exist")
-    if found:
-        return found
-    api = api_of(options)
+    if api is None:
+        bucket = bucket_of_file(options)
+        assert bucket, "without a cluster there is --location"
+        return bucket
     return bucket_of(options, location_of_artifact(api, options.namespace, artifact, options.name), api)
+
+
+def owner_of(options: Options, kind: str) -> Optional[Api]:
+    """The way to the cluster, where the owner of an artifact exists and has what is asked for; None with --location."""
+    artifact, name = TARGETS[kind], options.name
+    if options.location:
+        return None
+    api = api_of(options)
+    try:
+        document = require_owner(api, artifact.owner, options.namespace, name)
+    except Unreachable as error:
+        error.hints += ("--location FILE and --credentials-file FILE need no cluster",)
+        raise
+    refusal = logs_refusal(artifact.owner, name, phase_from(document)) if options.is_log and document else ""
+    if refusal:
+        raise Error(refusal)
+    return api
 
 
 @contextlib.contextmanager
 def source_of(options: Options, kind: str) -> Iterator[Source]:
     """An artifact as the command line wants it had: by a controller's help or without."""
-    artifact, namespace, name = TARGETS[kind], options.namespace, options.name
-    if without_controller(options):
-        bucket = bucket_of_artifact(options, artifact)
+    artifact, namespace, name, trust = TARGETS[kind], options.namespace, options.name, trust_of(options)
+    direct, api = without_controller(options), owner_of(options, kind)
+    if direct or api is None:
+        bucket = bucket_of_artifact(options, artifact, api)
         yield bucket.source(object_key(bucket.prefix, artifact, name))
         return
-    trust, api = trust_of(options), api_of(options)
-    document = require_owner(api, artifact.owner, namespace, name)
-    refusal = logs_refusal(artifact.owner, name, phase_from(document)) if options.is_log and document else ""
-    if refusal:
-        raise Error(refusal)
     with explained(api, namespace, artifact, name), requested_source(
             api, namespace, kind, name, timeout=options.timeout, trust=trust, idle=options.idle_timeout) as source:
         yield source
@@ -7171,11 +7206,10 @@ def fetch_to(options: Options, kind: str, output: str) -> None:
 def url_of(options: Options, kind: str) -> str:
     """The pre-signed URL of an artifact, by a controller or signed here."""
     artifact, namespace, name = TARGETS[kind], options.namespace, options.name
-    if without_controller(options):
-        bucket = bucket_of_artifact(options, artifact)
+    direct, api = without_controller(options), owner_of(options, kind)
+    if direct or api is None:
+        bucket = bucket_of_artifact(options, artifact, api)
         return bucket.url(object_key(bucket.prefix, artifact, name))
-    api = api_of(options)
-    require_owner(api, artifact.owner, namespace, name)
     with explained(api, namespace, artifact, name):
         return get_download_url(api, namespace, kind, name, timeout=options.timeout)
 
@@ -7184,6 +7218,8 @@ def cmd_download(options: Options) -> int:
     """Any artifact: BackupContents into a file as `backup download`, the others to stdout unless -o names a file."""
     kind, name = options.kind, options.name
     if options.url_only:
+        if options.output:
+            raise UsageError("--url-only prints the URL and makes no file; leave out --output")
         trust_of(options)
         write_text(url_of(options, kind) + "\n")
         return Exit.DONE
@@ -7739,7 +7775,10 @@ def run(argv: Optional[List[str]]) -> int:
     with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
         sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
     words = spelled_out(sys.argv[1:] if argv is None else argv)
-    options = build_parser(words).parse_args(words)
+    options, unknown = build_parser(words).parse_known_args(words)
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}",
+                         hints=[f"see `{PROGRAM} {options.command.words} --help`"])
     for name, value in DEFAULTS.items():
         setattr(options, name, getattr(options, name, value))
     options.timeout = options.timeout or options.command.timeout
@@ -7765,8 +7804,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except Error as error:
         log.debug("raised at:", exc_info=True)
         return report(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(one_line(f"interrupted; {error}" if error.args else "interrupted", 4096), file=sys.stderr)
         return Exit.INTERRUPTED
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own flush at exit does not fail
