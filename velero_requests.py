@@ -4767,6 +4767,14 @@ def _is_on(name: str, profile: Mapping[str, str], key: str) -> bool:
     return (os.environ.get(name) or profile.get(key) or "").lower() == "true"
 
 
+def with_authority(api: Optional[Api], namespace: str, location: Location) -> Location:
+    """A location with its certificate authority, where a Secret holds that."""
+    if not location.ca_secret[0]:
+        return location
+    return dataclasses.replace(location, ca_cert=read_secret_key(
+        api, namespace, *location.ca_secret, f"storage location {location.name!r}"))
+
+
 def find_location(api: Optional[Api], namespace: str, document: Document) -> Location:
     """A storage location, completed by what environment, profile and Secret say: endpoint, region, hosts, authority."""
     location = location_from(document)
@@ -4774,11 +4782,8 @@ def find_location(api: Optional[Api], namespace: str, document: Document) -> Loc
     profile = profiles.get(location.profile or os.environ.get("AWS_PROFILE") or "default", {})
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     location = dataclasses.replace(location, s3_url=location.s3_url or endpoint)
-    ca_cert = location.ca_cert
-    if location.ca_secret[0]:
-        ca_cert = read_secret_key(api, namespace, *location.ca_secret, f"storage location {location.name!r}")
     return dataclasses.replace(
-        location, region=_region_of(location, profile), ca_cert=ca_cert,
+        with_authority(api, namespace, location), region=_region_of(location, profile),
         dualstack=_is_on("AWS_USE_DUALSTACK_ENDPOINT", profile, "use_dualstack_endpoint"),
         fips=_is_on("AWS_USE_FIPS_ENDPOINT", profile, "use_fips_endpoint"))
 
@@ -4832,6 +4837,10 @@ class Refusal(NamedTuple):
     cure: str
 
 
+WRONG_ENDPOINT = Refusal("WrongEndpoint", "correct region or s3Url of the storage location")
+WRONG_REGION = Refusal("WrongRegion", "correct region of the storage location")
+URL_EXPIRED = Refusal("UrlExpired", "ask for the URL again; if it is new, the clocks differ")
+
 # S3's error codes that a GET by signed URL can meet
 # (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html).
 REFUSALS = {
@@ -4839,20 +4848,17 @@ REFUSALS = {
     "NoSuchBucket": Refusal("BucketNotFound", "correct objectStorage.bucket of the storage location"),
     "AccessDenied": Refusal("StoreAccessDenied", "the credentials need s3:GetObject on it; without s3:ListBucket a "
                                                  "missing file looks the same"),
-    "XAdminUserNotFound": Refusal("InvalidCredentials", "the store does not know the access key; correct the Secret"),
-    "InvalidAccessKeyId": Refusal("InvalidCredentials", "the store does not know the access key; correct the Secret"),
+    **dict.fromkeys(("InvalidAccessKeyId", "XAdminUserNotFound"), Refusal(  # the second is versitygw's
+        "InvalidCredentials", "the store does not know the access key; correct the Secret")),
     "SignatureDoesNotMatch": Refusal("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
     "ExpiredToken": Refusal("CredentialsExpired", "renew the temporary credentials in the Secret"),
     "InvalidToken": Refusal("InvalidCredentials", "the session token does not belong to these keys"),
     "RequestTimeTooSkewed": Refusal("ClockSkew", "set the clock of the host that signs"),
-    "PermanentRedirect": Refusal("WrongEndpoint", "correct region or s3Url of the storage location"),
-    "TemporaryRedirect": Refusal("WrongEndpoint", "correct region or s3Url of the storage location"),
-    "AuthorizationHeaderMalformed": Refusal("WrongRegion", "correct region of the storage location"),
-    "AuthorizationQueryParametersError": Refusal("WrongRegion", "correct region of the storage location"),
-    "IllegalLocationConstraintException": Refusal("WrongRegion", "correct region of the storage location"),
+    **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect"), WRONG_ENDPOINT),
+    **dict.fromkeys(("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError",
+                     "IllegalLocationConstraintException"), WRONG_REGION),
     "InvalidObjectState": Refusal("ArtifactArchived", "the object is in an archive tier; restore it there first"),
 }
-URL_EXPIRED = Refusal("UrlExpired", "ask for the URL again; if it is new, the clocks differ")
 
 
 def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
@@ -4870,8 +4876,7 @@ def _meaning(status: int, code: str, message: str, region: str) -> Optional[Refu
     if code == "AccessDenied" and "expired" in message.lower():
         return URL_EXPIRED
     if known is None and region:  # whatever it complains of, it knows the right region
-        known = {301: REFUSALS["PermanentRedirect"], 307: REFUSALS["TemporaryRedirect"],
-                 400: REFUSALS["AuthorizationHeaderMalformed"]}.get(status)
+        known = {301: WRONG_ENDPOINT, 307: WRONG_ENDPOINT, 400: WRONG_REGION}.get(status)
     return known or {403: REFUSALS["AccessDenied"], 404: REFUSALS["NoSuchKey"]}.get(status)
 
 
@@ -4895,6 +4900,9 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     said = f"{said} ({one_line(redact(detail))})" if said else f"answered {status}: {one_line(redact(detail), 600)}"
     error = StoreError(f"{where} {said}", status=status, reason=meaning.reason, hints=filter(None, [meaning.cure]))
     error.skew = skew
+    error.retry_after = retry_after_seconds(headers.get("Retry-After", ""), now)
+    if meaning.reason in EXPIRED:
+        error.exit = Exit.FAILED             # that is no lack of rights
     return error
 
 
@@ -4977,10 +4985,7 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
                 failed.reason = "BrokenOff"
             raise failed from error
         if response.status not in wanted:
-            refused = store_refusal(response.status, _read_some(response), response.headers, where, url, utc_now())
-            refused.exit = Exit.FAILED if refused.reason in EXPIRED else refused.exit  # that is no lack of rights
-            refused.retry_after = retry_after_seconds(response.headers.get("Retry-After", ""), utc_now())
-            raise refused
+            raise store_refusal(response.status, _read_some(response), response.headers, where, url, utc_now())
         yield response
     finally:
         door.pool.close()
@@ -4989,6 +4994,16 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
 def trust_in(location: Location) -> Trust:
     """Whom a location says to trust."""
     return Trust(location.ca_cert, location.insecure, f"caCert of storage location {location.name!r}")
+
+
+def client_trust(location: Location) -> Trust:
+    """The same for a client, where to skip verification is the caller's to say."""
+    return dataclasses.replace(trust_in(location), insecure=False)
+
+
+def trust_for(url: str, trust: Optional[Trust], ask: Callable[[], Trust]) -> Trust:
+    """Whom to trust behind a URL: whom the caller said; else whom `ask` finds, which only https is worth."""
+    return trust or (ask() if url.startswith("https:") else Trust())
 
 
 def verify_url(url: str, trust: Trust) -> None:
@@ -5292,13 +5307,11 @@ def unframed(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield from _without_frames(pieces)
 
 
-def _salvage(inflater: Any, chunk: bytes, given: int) -> Iterator[bytes]:
-    """What a chunk with a fault in it holds before the fault, in pieces of any size, less the first `given` bytes."""
+def _salvage(inflater: Any, chunk: bytes) -> Iterator[bytes]:
+    """What a chunk with a fault in it holds before the fault, in pieces of any size."""
     with contextlib.suppress(zlib.error):
         for value in chunk:
-            piece = inflater.decompress(bytes([value]))
-            yield piece[given:]
-            given = max(0, given - len(piece))
+            yield inflater.decompress(bytes([value]))
 
 
 def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -5317,7 +5330,7 @@ def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
             except zlib.error as error:
                 if read == 0 and not chunk.startswith(b"\x1f\x8b"):
                     raise StoreError(f"the file is not gzip but {_what_is(chunk)}") from None
-                yield from _salvage(before, chunk, 0)
+                yield from _salvage(before, chunk)
                 raise StoreError(f"the file is damaged after {read} bytes: {one_line(error)}") from None
             rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
             read += len(chunk) - len(rest)
@@ -5902,12 +5915,17 @@ def new_controller(api: Api, namespace: str, server: Server, *, now: Callable[[]
     return Controller(api, namespace, server, Queue(lambda: now().timestamp()), now, dry_run, verify_urls)
 
 
+def tell_once(controller: Controller, text: str) -> None:
+    """Warn, unless the log has that sentence already."""
+    if text not in controller.once_told:
+        controller.once_told.add(text)
+        log.warning("%s", text)
+
+
 def tell_missing_right(controller: Controller, error: Error) -> None:
     """Say once which right is missing and which line of a Role grants it."""
     for hint in error.hints if isinstance(error, ApiError) and error.status == 403 else ():
-        if hint not in controller.once_told:
-            controller.once_told.add(hint)
-            log.warning("%s", hint)
+        tell_once(controller, hint)
 
 
 def recall(controller: Controller, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
@@ -5939,10 +5957,7 @@ def look_up(controller: Controller, resource: Resource, name: str, reason: str, 
 def tell_oddities(controller: Controller, location: Location) -> None:
     """Say once what is odd about a storage location."""
     for warning in location.warnings:
-        text = f"storage location {location.name!r}: {warning}"
-        if text not in controller.once_told:
-            controller.once_told.add(text)
-            log.warning("%s", text)
+        tell_once(controller, f"storage location {location.name!r}: {warning}")
 
 
 def gather(controller: Controller, request: DownloadRequest) -> Facts:
@@ -6444,12 +6459,17 @@ def create_request(api: Api, resource: Resource, document: Document) -> Document
             "its CRDs are of another version of Velero than that kind; the kinds they know are named above"]) from None
 
 
+def tidy_away(api: Api, key: Key) -> None:
+    """Delete a request; without the right to it is left to the controller, which deletes it when it expires."""
+    try:
+        delete(hasty(api), key)
+    except Error as error:
+        log.info("%s stays until it expires: %s", key, error)
+
+
 @contextlib.contextmanager
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
-    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C.
-
-    Without the right to delete it is left to the controller, which deletes it when it expires.
-    """
+    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C."""
     key = None
     try:
         with interrupted_later():
@@ -6457,11 +6477,8 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
             key = Key(resource, document["metadata"]["namespace"], _text(stored, "metadata", "name"))
         yield stored
     finally:
-        try:
-            if key:
-                delete(hasty(api), key)
-        except Error as error:
-            log.info("%s stays until it expires: %s", key, error)
+        if key:
+            tidy_away(api, key)
 
 
 def _deleted(key: Key) -> Error:
@@ -6562,10 +6579,7 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
     """Whom to trust for a store: the location's own caCert, as the velero CLI does since 1.17; else only the system."""
     try:
         location = location_from(get(api, LOCATIONS, namespace, read_location_name(api, namespace, artifact, name)))
-        if location.ca_secret[0]:
-            ca_cert = read_secret_key(api, namespace, *location.ca_secret, f"storage location {location.name!r}")
-            location = dataclasses.replace(location, ca_cert=ca_cert)
-        return dataclasses.replace(trust_in(location), insecure=False)  # to skip verification is the caller's to say
+        return client_trust(with_authority(api, namespace, location))
     except Error as error:
         log.info("the storage location's caCert is not used: %s", error)
         return Trust()
@@ -6586,9 +6600,7 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
             stored = requests.enter_context(
                 created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name)))
             url = answered_url(api, stored, timeout)
-            if trust is not None or not url.startswith("https:"):
-                return url, trust or Trust()
-            return url, find_trust(api, namespace, artifact, name)
+            return url, trust_for(url, trust, lambda: find_trust(api, namespace, artifact, name))
 
         yield url_source(locate, idle=idle)
 
@@ -6635,15 +6647,20 @@ LISTING_PAGES = 1000                         # of 1,000 names each
 LISTING_LIMIT = 16 << 20                     # bytes of a page, or of a velero-backup.json
 
 
-def read_small(source: Source, what: str) -> bytes:
-    """The whole of a small object; StoreError when it is not small."""
-    found = b""
-    with about(what):
-        for chunk in received(source, Transfer()):
-            found += chunk
-            if len(found) > LISTING_LIMIT:
-                raise StoreError(f"it is larger than {LISTING_LIMIT >> 20} MiB")
+def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterable[str] = ()) -> bytearray:
+    """All chunks in one; StoreError when they are more than `limit` bytes."""
+    found = bytearray()
+    for chunk in chunks:
+        found += chunk
+        if len(found) > limit:
+            raise StoreError(f"it is larger than {limit >> 20} MiB{more}", hints=hints)
     return found
+
+
+def read_small(source: Source, what: str) -> bytearray:
+    """The whole of a small object; StoreError when it is not small."""
+    with about(what):
+        return collected(received(source, Transfer()), LISTING_LIMIT)
 
 
 def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = IDLE_LIMIT) -> Bucket:
@@ -6666,7 +6683,7 @@ def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = 
             more = {"list-type": "2", "delimiter": "/", "prefix": key, "continuation-token": token}
             page = read_small(source("", tuple(item for item in more.items() if item[1])), what)
             if b"<ListBucketResult" not in page or b"</ListBucketResult>" not in page:
-                raise StoreError(f"{what} is not one but {_what_is(page)}")
+                raise StoreError(f"{what} is not one but {_what_is(bytes(page[:512]))}")
             found, following = listed_prefixes(page)
             names += [name[len(key):].rstrip("/") for name in found if name.startswith(key)]
             if not following:
@@ -6766,44 +6783,34 @@ def new_reading(api: Api, namespace: str, resource: Resource, name: str, timeout
                 ) -> Reading:
     """The reading of one object's artifacts; the location is asked for its authority once, and only for https."""
     artifact = next(row for row in TARGETS.values() if row.owner == resource)
-
     asking = threading.Lock()                # a cache alone lets all threads ask at once
 
     @functools.lru_cache(maxsize=None)
     def location_trust() -> Trust:
         return find_trust(api, namespace, artifact, name)
 
-    def trusted(url: str) -> Trust:
-        if trust or not url.startswith("https:"):
-            return trust or Trust()
+    def ask() -> Trust:
         with asking:
             return location_trust()
 
-    return Reading(api, namespace, timeout, trusted)
+    return Reading(api, namespace, timeout, lambda url: trust_for(url, trust, ask))
 
 
 def give_up(reading: Reading) -> None:
     """Delete the requests that are open, which ends whoever waits for an answer to them."""
     reading.given_up.set()
     for key in list(reading.opened.values()):
-        try:
-            delete(hasty(reading.api), key)
-        except Error as error:
-            log.info("%s stays until it expires: %s", key, error)
+        tidy_away(reading.api, key)
 
 
 def decode_json(chunks: Iterable[bytes]) -> Any:
     """The JSON in an artifact; StoreError for what is none, or too large to be held in memory."""
-    content = bytearray()
-    for chunk in chunks:
-        content += chunk
-        if len(content) > JSON_LIMIT:
-            raise StoreError(f"it is larger than {JSON_LIMIT >> 20} MiB, too large to be shown", hints=[
-                f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"])
+    found = collected(chunks, JSON_LIMIT, ", too large to be shown", [
+        f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"])
     try:
-        return json.loads(content)
+        return json.loads(found)
     except (ValueError, RecursionError):
-        raise StoreError(f"it is not JSON but {_what_is(bytes(content[:512]))}") from None
+        raise StoreError(f"it is not JSON but {_what_is(bytes(found[:512]))}") from None
 
 
 def _read_json(reading: Reading, kind: str, name: str) -> Any:
@@ -7065,7 +7072,7 @@ def without_controller(options: Options) -> bool:
 
 def bucket_of(options: Options, location: Location, api: Optional[Api]) -> Bucket:
     """A location's bucket, opened by --credentials-file, else by the location's Secret, else by the environment."""
-    trust = trust_of(options) or dataclasses.replace(trust_in(location), insecure=False)
+    trust = trust_of(options) or client_trust(location)
     cure = "name a file with what the Secret holds: --credentials-file FILE"
     if options.credentials_file:
         location = dataclasses.replace(location, secret_name="", credentials_file=options.credentials_file)
@@ -7117,13 +7124,18 @@ def owner_of(options: Options, kind: str) -> Optional[Api]:
     return api
 
 
+def way_to(options: Options, kind: str) -> Tuple[Optional[Api], Optional[Bucket]]:
+    """The cluster in which to ask for an artifact, or without a controller the bucket it lies in."""
+    direct, api = without_controller(options), owner_of(options, kind)
+    return (None, bucket_of_artifact(options, TARGETS[kind], api)) if direct else (api, None)
+
+
 @contextlib.contextmanager
 def source_of(options: Options, kind: str) -> Iterator[Source]:
     """An artifact as the command line wants it had: by a controller's help or without."""
     artifact, namespace, name, trust = TARGETS[kind], options.namespace, options.name, trust_of(options)
-    direct, api = without_controller(options), owner_of(options, kind)
-    if direct or api is None:
-        bucket = bucket_of_artifact(options, artifact, api)
+    api, bucket = way_to(options, kind)
+    if bucket:
         yield bucket.source(object_key(bucket.prefix, artifact, name))
         return
     with explained(api, namespace, artifact, name), requested_source(
@@ -7206,9 +7218,8 @@ def fetch_to(options: Options, kind: str, output: str) -> None:
 def url_of(options: Options, kind: str) -> str:
     """The pre-signed URL of an artifact, by a controller or signed here."""
     artifact, namespace, name = TARGETS[kind], options.namespace, options.name
-    direct, api = without_controller(options), owner_of(options, kind)
-    if direct or api is None:
-        bucket = bucket_of_artifact(options, artifact, api)
+    api, bucket = way_to(options, kind)
+    if bucket:
         return bucket.url(object_key(bucket.prefix, artifact, name))
     with explained(api, namespace, artifact, name):
         return get_download_url(api, namespace, kind, name, timeout=options.timeout)
