@@ -7,6 +7,7 @@ ARGS    ?=
 MODULE  := velero_requests.py
 TESTS   := test_velero_requests.py
 VENV    := .venv/bin/python
+HOME_OF_MODULE = $(PREFIX)/lib/velero_requests
 # Pinned, so that a test that fails today failed yesterday; the module itself takes any urllib3 1.26 or 2 and PyYAML.
 RUNTIME := urllib3==2.8.0 PyYAML==6.0.4
 TESTING := pytest==9.2.0 hypothesis==6.168.5 botocore==1.44.8
@@ -40,9 +41,13 @@ check: ## compile as Python 3.8 would, and test the laws of the file
 bench: .venv/ready ## measure speed and memory, about two minutes
 	@$(VENV) $(TESTS) --bench
 
-install: ## copy the one file to PREFIX/bin (/usr/local)
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(MODULE) $(DESTDIR)$(PREFIX)/bin/$(MODULE)
+install: ## put the one file into PREFIX/lib (/usr/local), compiled once for all starts, and its command into PREFIX/bin
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(HOME_OF_MODULE)
+	install -m 644 $(MODULE) $(DESTDIR)$(HOME_OF_MODULE)
+	$(PYTHON) -m compileall -q -d $(HOME_OF_MODULE) $(DESTDIR)$(HOME_OF_MODULE)
+	printf '%s\n' '#!/usr/bin/env python3' 'import runpy, sys' 'sys.path[0] = "$(HOME_OF_MODULE)"' \
+	'runpy.run_module("velero_requests", run_name="__main__", alter_sys=True)' > $(DESTDIR)$(PREFIX)/bin/$(MODULE)
+	chmod 755 $(DESTDIR)$(PREFIX)/bin/$(MODULE)
 
 clean: ## remove what the other targets made
 	rm -rf .venv .pytest_cache __pycache__

@@ -16972,8 +16972,37 @@ def put_members(store: Any, bucket: str, key: str, member: bytes, count: int) ->
     return digest.hexdigest()
 
 
+def put_in_parts(store: Any, bucket: str, key: str, member: bytes, count: int, in_a_part: int = 5) -> str:
+    """Store equal gzip members in parts, and return the sha256 of the object; its ETag is no MD5 then.
+
+    So Velero's AWS plugin stores all that is larger than 5 MiB (manager.NewUploader in its object_store.go).
+    """
+    store.create_bucket(bucket)
+    place = f"{store.url}/{bucket}/" + uri_encode(key.encode(), b"/")
+    connection = http.client.HTTPConnection(store.host, timeout=120)
+
+    def exchange(method: str, query: str, body: bytes = b"") -> Tuple[Mapping[str, str], str]:
+        url = presigned_url(place, store.access_key, store.secret_key, store.region, method=method, extra=query)
+        connection.request(method, url[len(store.url):], body)
+        response = connection.getresponse()
+        text = response.read().decode()
+        if response.status != 200:
+            raise RuntimeError(f"the store answered {response.status}: {text[:500]}")
+        return response.headers, text
+    with contextlib.closing(connection):
+        upload = exchange("POST", "uploads=")[1].partition("<UploadId>")[2].partition("</UploadId>")[0]
+        digest, parts = hashlib.sha256(), ""
+        for number, at in enumerate(range(0, count, in_a_part), 1):
+            part = member * min(in_a_part, count - at)
+            digest.update(part)
+            etag = exchange("PUT", f"partNumber={number}&uploadId={upload}", part)[0]["ETag"]
+            parts += f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+        exchange("POST", f"uploadId={upload}", f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode())
+    return digest.hexdigest()
+
+
 class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
-    """The engine against the real S3 server; VELERO_BIG_DOWNLOAD says how many MiB (CI: 2048)."""
+    """The engine against the real S3 server; VELERO_BIG_DOWNLOAD says how many MiB break off ten times (CI: 2048)."""
 
     def test_a_line_that_breaks_ten_times(self) -> None:
         """Ten random disconnections and a URL that expires on the way: the sha256 is right."""
@@ -17009,6 +17038,17 @@ class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
             with self.subTest(argv):
                 self.clear()
                 self.assert_right(self.cli("download", "b1", "-o", self.path, *argv), stored)
+
+    def test_what_velero_stores_in_parts(self) -> None:
+        """The ETag of an object that was uploaded in parts is no MD5, and is not taken for one."""
+        self.make_target()
+        self.serve()
+        expected = put_in_parts(self.store, self.namespace, KEYS["BackupContents"], gzip.compress(noise(MIB), 1), 11)
+        for argv in ((), ("--connections", "3")):
+            with self.subTest(argv):
+                self.clear()
+                result = self.cli("download", "b1", "-o", self.path, "--sha256", expected, *argv)
+                self.assertEqual((result.code, self.left()), (0, {"x"}), result.err)
 
     def test_after_a_kill(self) -> None:
         """A partial file from the real server is continued, and given up when the object has changed."""
@@ -18452,6 +18492,30 @@ class TestStart(unittest.TestCase):
         self.assertEqual(2, done.returncode, done.stderr)
         self.assertIn(b"NAME", done.stderr)
 
+    @unittest.skipUnless(shutil.which("make"), "there is no make")
+    def test_installed(self) -> None:
+        """The installed command is compiled once; nothing in the current folder gets in, and what is missing is said."""
+        with tempfile.TemporaryDirectory() as prefix, tempfile.TemporaryDirectory() as strange:
+            for name in ("velero_requests", "json", "runpy", "yaml"):
+                with open(os.path.join(strange, name + ".py"), "w", encoding="ascii") as file:
+                    file.write("raise SystemExit('a stranger was imported')")
+            subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
+                           timeout=60, cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)))
+            command = os.path.join(prefix, "bin", "velero_requests.py")
+            self.assertTrue(os.access(command, os.X_OK))
+
+            def said(*options: str) -> Tuple[int, str, str]:
+                done = subprocess.run([sys.executable, *options, command, "download"], stdout=subprocess.PIPE, check=False,
+                                      stderr=subprocess.PIPE, timeout=60, cwd=strange)
+                return done.returncode, done.stdout.decode(), done.stderr.decode()
+            code, out, err = said("-v")
+            self.assertEqual((2, ""), (code, out), err)
+            self.assertRegex(err, r"velero_requests\.cpython-\d+\.pyc matches")
+            self.assertNotIn("wrote", err)
+            code, out, err = said("-S")
+            self.assertEqual((1, ""), (code, out), err)
+            self.assertTrue(err.startswith("error: the package urllib3 is missing\nhint: "), err)
+
     def test_nohup_is_respected(self) -> None:
         """A command that was started with SIGHUP ignored goes on ignoring it."""
         code = ("import signal, velero_requests as v; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
@@ -18618,23 +18682,18 @@ def idle_rate(stage: Stage, seconds: float = 30) -> float:
     return (requests_seen(stage) - before) * 60 / seconds
 
 
-def wall_time(stage: Stage, *words: str) -> float:
+def wall_time(stage: Stage, *command: str) -> float:
     """Return the milliseconds that a whole command takes, from exec to exit."""
     begun = time.perf_counter()
-    process = stage.start(sys.executable, "velero_requests.py", *words, stdout=subprocess.DEVNULL)
+    process = stage.start(*command, stdout=subprocess.DEVNULL)
     guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
     guard.start()
     code = process.wait()
     taken = 1000 * (time.perf_counter() - begun)
     guard.cancel()
     if code:
-        raise RuntimeError(f"`{' '.join(words)}` failed with exit code {code}")
+        raise RuntimeError(f"`{' '.join(command)}` failed with exit code {code}")
     return taken
-
-
-def wall_times(stage: Stage, rounds: int, *words: str) -> List[float]:
-    """Return the times of some runs in ascending order."""
-    return sorted(wall_time(stage, *words) for _ in range(rounds))
 
 
 def rate_of(sign: Callable[[str], str], count: int) -> float:
@@ -18740,15 +18799,47 @@ def controller_figures(stage: Stage, controller: subprocess.Popen[bytes]) -> Ite
     yield Figure("idle: API requests a minute", idle_rate(stage), "", 2, "8")
 
 
+class Timed(NamedTuple):
+    """A command to time: the milliseconds expected, Velero's, and the share of the velero CLI's time in the same run."""
+
+    name: str
+    words: Tuple[str, ...]
+    limit: float
+    velero: str = "-"
+    share: Optional[float] = None
+
+
+TIMED = (
+    Timed("--help", ("--help",), 100),
+    Timed("plugin get", ("plugin", "get"), 0.45 * 303, "303 ms", 0.45),
+    Timed("describe --details", ("backup", "describe", "described", "--details"), 0.8 * 183, "183 ms", 0.8),
+    Timed("backup logs, 5.6 MB", ("backup", "logs", "chatty"), 125, "125 ms"),
+)
+
+
+def install_for(stage: Stage) -> Tuple[str, ...]:
+    """Install the module into the stage's folder, and return the command as it is there."""
+    prefix = os.path.join(stage.folder, "installed")
+    subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
+                   timeout=PATIENCE, cwd=os.path.dirname(os.path.abspath(__file__)))
+    return sys.executable, os.path.join(prefix, "bin", "velero_requests.py")
+
+
 def command_figures(stage: Stage) -> Iterator[Figure]:
-    """Measure whole commands."""
-    helps = wall_times(stage, 10, "--help")
-    yield Figure("--help, best of 10", helps[0], "ms")
-    yield Figure("--help, median of 10", statistics.median(helps), "ms", 100)
-    logs = wall_times(stage, 5, "backup", "logs", "chatty")
-    yield Figure("backup logs (5.6 MB of text), median of 5", statistics.median(logs), "ms", 125, "125 ms")
-    plugins = wall_times(stage, 5, "plugin", "get")
-    yield Figure("plugin get, median of 5", statistics.median(plugins), "ms", 303, "303 ms")
+    """Measure whole commands in turns: installed, as a script that is compiled at each start, and velero's own."""
+    ours = {"installed": install_for(stage), "as a script": (sys.executable, "velero_requests.py")}
+    velero = shutil.which("velero")
+    for row in TIMED:
+        programs = [*ours.values(), *([(velero,)] if velero else [])]
+        taken = [statistics.median(times) for times in in_turns(
+            2 * ROUNDS, *(functools.partial(wall_time, stage, *program, *row.words) for program in programs))]
+        yield Figure(f"{row.name}, median of {2 * ROUNDS}", taken[0], "ms", row.limit, row.velero)
+        yield Figure("the same as a script", taken[1], "ms")
+        if velero:
+            yield Figure("the same by the velero CLI", taken[2], "ms")
+            yield Figure("ours against the velero CLI", taken[0] / taken[2], "x", row.share)
+    if not velero:
+        tell("(commands: not compared, there is no velero on the PATH)")
 
 
 ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
@@ -18756,10 +18847,22 @@ LINE = ('time="2026-05-01T03:{:02}:{:02}Z" level=info msg="Backing up item" back
         '"pkg/backup/item_backupper.go:{}" name=settings-{:07} namespace=shop-{} resource=configmaps\n')
 
 
-def add_large_backup(stage: Stage, name: str) -> str:
+def add_large_backup(stage: Stage, name: str, put: Callable[..., str]) -> str:
     """Leave a backup of 1 GiB that does not compress, and return the sha256 of its contents."""
     add_finished(stage, name)
-    return put_members(stage.store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
+    return put(stage.store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
+
+
+def add_described_backup(stage: Stage, name: str) -> None:
+    """Leave a backup with every artifact, of which its description needs as many as it can."""
+    add_finished(stage, name, warnings=1, backupItemOperationsAttempted=1, backupItemOperationsCompleted=1)
+    shapes: Dict[str, Any] = {
+        "BackupResults": {"warnings": {"velero": ["slow"]}, "errors": {}},
+        "BackupResourceList": {"v1/ConfigMap": [f"shop/settings-{number}" for number in range(500)]}}
+    for artifact in velero_requests.TARGETS.values():
+        if artifact.owner == velero_requests.BACKUPS and artifact.gunzip:
+            stage.store.put(BUCKET, artifact.key.format(name=name),
+                            gzip.compress(json.dumps(shapes.get(artifact.kind, [])).encode()))
 
 
 def add_wordy_backup(stage: Stage, name: str) -> None:
@@ -18775,11 +18878,11 @@ def add_wordy_backup(stage: Stage, name: str) -> None:
     stage.store.put(BUCKET, f"backups/{name}/{name}-logs.gz", bytes(packed + packer.flush()))
 
 
-def add_finished(stage: Stage, name: str) -> None:
+def add_finished(stage: Stage, name: str, **status: int) -> None:
     """Create a finished backup."""
     stage.cluster.admin.create("backups", {
         "kind": "Backup", "metadata": {"name": name}, "spec": {"storageLocation": "default"},
-        "status": {"phase": "Completed"}}, NAMESPACE)
+        "status": {"phase": "Completed", **status}}, NAMESPACE)
 
 
 def seconds_of(stage: Stage, *command: str) -> float:
@@ -18830,27 +18933,32 @@ def download_figures(stage: Stage) -> Iterator[Figure]:
 
 
 def archive_figures(stage: Stage) -> Iterator[Figure]:
-    """Measure 1 GiB into a file: verified, hashed and synced by us, as it comes by curl."""
-    digest = add_large_backup(stage, "large")
+    """Measure 1 GiB into a file: verified and synced by us, as it comes by curl."""
+    digest = add_large_backup(stage, "large", put_in_parts)
+    add_large_backup(stage, "single", put_members)
     target = os.path.join(stage.folder, "large.tar.gz")
-    ours = (sys.executable, "velero_requests.py", "download", "large", "-o", target, "--force", "--quiet")
     theirs = "rm -f \"$2\" && curl -sf -o \"$2\" \"$1\""
+
+    def ours(name: str) -> Tuple[str, ...]:
+        return sys.executable, "velero_requests.py", "download", name, "-o", target, "--force", "--quiet"
 
     def curl(then: str) -> float:
         return seconds_of(stage, "sh", "-c", theirs + then, "sh", url_in(stage, "backups/large/large.tar.gz"), target)
 
-    def own() -> float:
+    def own(name: str) -> float:
         if os.path.exists(target):
             os.unlink(target)
-        return seconds_of(stage, *ours)
-    seconds_of(stage, *ours, "--sha256", digest)  # also warms the cache
-    plain, synced, own_times = in_turns(ROUNDS, lambda: curl(""), lambda: curl(" && sync \"$2\""), own)
-    yield Figure(f"1 GiB into a file, best of {ROUNDS}", own_times[0], "s")
+        return seconds_of(stage, *ours(name))
+    seconds_of(stage, *ours("large"), "--sha256", digest)  # also warms the cache
+    plain, synced, parts, single = in_turns(
+        ROUNDS, lambda: curl(""), lambda: curl(" && sync \"$2\""), lambda: own("large"), lambda: own("single"))
+    yield Figure(f"1 GiB stored in parts into a file, best of {ROUNDS}", parts[0], "s")
     yield Figure("the same by curl", plain[0], "s")
     yield Figure("the same by curl && sync", synced[0], "s")
-    yield Figure("1 GiB, ours against curl", own_times[0] / plain[0], "x", 1.1)
-    yield Figure("1 GiB, ours against curl && sync", own_times[0] / synced[0], "x")
-    yield Figure("1 GiB, memory while it runs", peak_memory(stage, *ours), "MiB", PEAK)
+    yield Figure("1 GiB, ours against curl", parts[0] / plain[0], "x", 1.1)
+    yield Figure("1 GiB, ours against curl && sync", parts[0] / synced[0], "x")
+    yield Figure("the same where the ETag is an MD5", single[0] / plain[0], "x")
+    yield Figure("1 GiB, memory while it runs", peak_memory(stage, *ours("large")), "MiB", PEAK)
     os.unlink(target)
 
 
@@ -18875,6 +18983,7 @@ def all_figures(stage: Stage) -> Iterator[Figure]:
     stage.cluster.install_crds(yaml.safe_load_all(done.stdout))
     add_location(stage)
     add_backup(stage, "nightly", BACKUP_LOG.encode())
+    add_described_backup(stage, "described")
     add_backup(stage, "chatty", "".join(
         f'time="2024-05-01T03:00:00Z" level=info msg="Backing up item shop/settings-{number:06}" '
         f'backup=velero/chatty\n' for number in range(54400)).encode())

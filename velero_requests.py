@@ -4794,11 +4794,12 @@ def find_location(api: Optional[Api], namespace: str, document: Document) -> Loc
 #
 #     A download is a chain of generators of bytes, each with one job:
 #     received (a source, whatever breaks) -> proven (checksums) -> unframed -> inflate or checked (gzip) -> a writer.
-#     `ahead` puts what comes before it into a thread of its own; reading, inflating and writing go on side by side.
+#     `ahead` puts what comes before it into a thread of its own; receiving, proving, inflating and writing go on side
+#     by side.
 # ====================================================================================================
 
 CHUNK = 124 * 1024                           # bytes at a time; from 128 KiB on malloc maps each anew, which is slow
-AHEAD = 3                                    # chunks that wait between two threads; what a kill -9 may cost
+AHEAD = 2                                    # chunks that wait between two threads; what a kill -9 may cost
 IDLE_LIMIT = 30.0                            # seconds without a byte
 REFUSAL_TIME = 2.0                           # seconds that the text of a refusal is read; it may have no end
 FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
@@ -5447,7 +5448,7 @@ def hashed(chunks: Iterator[bytes], wish: Wish, digests: List[str]) -> Iterator[
 def content(chunks: Iterator[bytes], transfer: Transfer, wish: Wish, digests: List[str]) -> Iterator[bytes]:
     """What a person wants of a stored object: as it is stored, or inflated, and proven either way. Close it."""
     with about(wish.what):
-        stored = unframed(ahead(proven(unwrapped(chunks, transfer), transfer), transfer))
+        stored = unframed(ahead(proven(ahead(unwrapped(chunks, transfer), transfer), transfer), transfer))
         wanted = inflate(stored) if wish.gunzip else checked(stored, walked if wish.check else iter)
         yield from ahead(wanted if wish.sha256 is None else hashed(wanted, wish, digests), transfer)
 
@@ -7616,7 +7617,8 @@ def command_words() -> Iterator[Tuple[str, Command]]:
 def build_parser(argv: Optional[List[str]] = None) -> Parser:
     """The parser of the COMMANDS table; the common flags are understood before and after the command.
 
-    With a command line, commands that it does not name go without arguments: to make all takes as long as a call.
+    With a command line, what it does not name is left out as far as no help shows it: to make all takes as long as a
+    call.
     """
     common = [argument(*row.flags, **{**row.keywords, "default": argparse.SUPPRESS}) for row in COMMON]
     options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -7632,6 +7634,8 @@ def build_parser(argv: Optional[List[str]] = None) -> Parser:
             parser = groups[""].add_parser(group, help=summary, description=summary, **options)
             add_arguments(parser, common)
             groups[group] = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        if argv is not None and group and group not in argv:
+            continue
         parser = groups[group].add_parser(word, help=command.summary, description=command.summary, **options)
         if argv is None or set(words.split()) <= set(argv):
             add_arguments(parser, [*command.arguments, *common])
