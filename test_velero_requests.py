@@ -27,7 +27,6 @@ import ast
 import atexit
 import base64
 import contextlib
-import dataclasses
 import difflib
 import dis
 import fcntl
@@ -213,8 +212,8 @@ with open(MODULE, encoding="utf-8") as module_file:
 STATEMENTS = ast.parse(SOURCE).body
 
 # What arithmetic on values may import; everything else is the world.
-PURE = {"base64", "binascii", "configparser", "contextlib", "dataclass", "dataclasses", "datetime", "deque", "difflib",
-        "enum", "field", "functools", "hashlib", "hmac", "itertools", "json", "math", "posixpath", "quote",
+PURE = {"base64", "binascii", "configparser", "contextlib", "datetime", "deque", "difflib",
+        "enum", "functools", "hashlib", "hmac", "itertools", "json", "math", "posixpath", "quote",
         "re", "timedelta",
         "timezone", "urlencode", "urlsplit", "yaml", "Any", "BinaryIO", "Callable", "Dict", "Iterable",
         "Iterator", "List", "NamedTuple", "Optional", "Tuple", "Union", "unquote", "parse_qsl", "urljoin",
@@ -992,7 +991,7 @@ class TestCredentialsFromSecret(unittest.TestCase):
         """The named key holds a credentials file, of which the location's profile counts, else `default`."""
         both = KEYS_FILE + OTHER_PROFILES
         for profile, expected in (("", "AKIA1"), ("default", "AKIA1"), ("backup", "AKIA2"), ("ops", "AKIA3")):
-            location = dataclasses.replace(self.location, profile=profile)
+            location = self.location._replace(profile=profile)
             self.assertEqual(expected, keys_of_secret(a_secret(both), location).access_key)
 
     def test_a_key_that_is_not_there(self) -> None:
@@ -1936,8 +1935,7 @@ class TestHostileStatus(unittest.TestCase):
                 if outcome.verb == "delete":
                     break
                 written = vr.parse_time(status_of_patch(outcome).get("expiration"))
-                request, now = dataclasses.replace(request,
-                                                   expiration=written or request.expiration), outcome.again
+                request, now = request._replace(expiration=written or request.expiration), outcome.again
             self.assertEqual("delete", outcome.verb, (phase, filled))
             self.assertLessEqual(now, after(minutes=20))
 
@@ -6496,7 +6494,7 @@ class World(Mixin):
         api = velero_requests.connect(velero_requests.load_cluster(self.cluster.kubeconfig(self.folder,
                                                                                            user)))
         server = velero_requests.Server("v1.18.1", plugins or velero_requests.Server("").plugins)
-        controller = velero_requests.new_controller(api, self.namespace, server, now=self.clock)
+        controller = velero_requests.Controller(api, self.namespace, server, now=self.clock)
         thread = threading.Thread(target=velero_requests.run_controller, args=(controller,), daemon=True)
         thread.start()
         self.controllers.append(controller)
@@ -10551,7 +10549,7 @@ class EnduranceWorld(TokenFiles, FakeWorld):
         """Return a connection of the module's own."""
         api = velero_requests.connect(velero_requests.load_cluster(kubeconfig or self.kubeconfig))
         self.addCleanup(lambda: api.login.door.pool.close())
-        return dataclasses.replace(api, patience=patience)
+        return api._replace(patience=patience)
 
     def new_token(self, user: str = "admin") -> str:
         """Return one more token of a user."""
@@ -10739,7 +10737,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         cluster = velero_requests.Cluster(server=f"https://127.0.0.1:{listener.getsockname()[1]}")
-        api = dataclasses.replace(velero_requests.connect(cluster), patience=0.3)
+        api = velero_requests.connect(cluster)._replace(patience=0.3)
         for _ in range(4):  # the first ones fill the listener's queue
             started = time.monotonic()
             with self.assertRaises(velero_requests.Unreachable):
@@ -12007,7 +12005,7 @@ class TestStoreLocation(unittest.TestCase):
         plain = vr.location_from(a_location_document({"bucket": "x"}))
         for key, (field, text, value) in CONFIG_USED.items():
             with self.subTest(key=key):
-                self.assertEqual(dataclasses.replace(plain, **{field: value}),
+                self.assertEqual(plain._replace(**{field: value}),
                                  vr.location_from(a_location_document({key: text})))
 
     def test_keys_without_effect(self) -> None:
@@ -12492,7 +12490,7 @@ class TestStoreLikeBotocore(unittest.TestCase):
         settings = [a_random_location(chance) for _ in range(24)]
         compared = 0
         for _ in range(500):
-            location = dataclasses.replace(chance.choice(settings), bucket=chance.choice(ORACLE_BUCKETS))
+            location = chance.choice(settings)._replace(bucket=chance.choice(ORACLE_BUCKETS))
             key, token = a_random_key(chance), chance.choice(("", a_random_key(chance) * 9))
             if location.region == "aws-global" or not self.by_us(location)[0]:
                 continue  # rule 4: for aws-global the client needs a region, `test_addresses` covers it
@@ -12525,7 +12523,7 @@ class TestStoreSignHeaders(unittest.TestCase):
     def suite(method: str = "GET", headers: Optional[Dict[str, str]] = None, body: bytes = b"",
               token: str = "") -> Dict[str, str]:
         """Headers signed as the AWS suite signs them."""
-        credentials = dataclasses.replace(SUITE_KEYS, session_token=token)
+        credentials = SUITE_KEYS._replace(session_token=token)
         return vr.sign_headers(method, "/", {"host": "example.amazonaws.com", **(headers or {})}, body,
                                credentials,
                                "us-east-1", "service", SUITE_TIME)
@@ -13033,7 +13031,7 @@ class TestStoreLife(unittest.TestCase):
     @staticmethod
     def answer(now: datetime, expires: Optional[datetime], skew: timedelta = timedelta(0)) -> Tuple[Any, Any]:
         """(end of the URL in the store's time, expiration that the answer says)."""
-        facts = dataclasses.replace(some_facts(expires=expires), skew=skew)
+        facts = some_facts(expires=expires)._replace(skew=skew)
         status = vr.answer_download(a_download(), facts, now).body["status"]
         query = parse_qs(urlsplit(status["downloadURL"]).query)
         signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
@@ -14309,7 +14307,7 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         """The next request is signed right at once, and a clock put right is noticed as well."""
         self.put()
         api = velero_requests.connect(velero_requests.load_cluster(self.kubeconfig))
-        controller = velero_requests.new_controller(api, self.namespace, velero_requests.Server("v1"),
+        controller = velero_requests.Controller(api, self.namespace, velero_requests.Server("v1"),
                                                     verify_urls=True)
         for minutes, statuses in ((20, [403, 206]), (20, [206]), (0, [403, 206]), (0, [206])):
             with self.subTest(minutes=minutes, statuses=statuses):
@@ -18086,7 +18084,7 @@ class GoldenWorld(World):
             return
         plugins = tuple((row["kind"], row["name"]) for row in server.get("plugins") or ())
         api = velero_requests.connect(velero_requests.load_cluster(self.users["admin"]))
-        controller = velero_requests.new_controller(
+        controller = velero_requests.Controller(
             api, "velero", velero_requests.Server(server.get("serverVersion", ""), plugins))
         thread = threading.Thread(target=velero_requests.run_controller, args=(controller,), daemon=True)
         thread.start()

@@ -62,7 +62,6 @@ import argparse
 import base64
 import configparser
 import contextlib
-import dataclasses
 import difflib
 import email.utils
 import enum
@@ -91,7 +90,6 @@ import threading
 import time
 import zlib
 from collections import deque
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import (
     Any, BinaryIO, Callable, ContextManager, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence,
@@ -118,11 +116,20 @@ log = logging.getLogger("velero_requests")
 
 # ====================================================================================================
 # 1. Vocabulary — all constants, tables and records the rest is written in; no behaviour
-#    Exit, Resource, Artifact, TARGETS, Key, DownloadRequest, StatusRequest, Location, Credentials,
+#    discreet, Exit, Resource, Artifact, TARGETS, Key, DownloadRequest, StatusRequest, Location, Credentials,
 #    Cluster, Facts, Server, Outcome, Finding
 # ====================================================================================================
 
 Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on untouched
+
+
+def discreet(record: Any, *secrets: str) -> str:
+    """The repr of a record without these fields.
+
+    All records are NamedTuples: thirty dataclasses take 25 ms of each start, for each is source to be compiled then.
+    """
+    shown = [f"{name}={value!r}" for name, value in zip(record._fields, record) if name not in secrets]
+    return f"{type(record).__name__}({', '.join(shown)})"
 
 
 class Exit(enum.IntEnum):
@@ -139,8 +146,7 @@ class Exit(enum.IntEnum):
     BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output left, as in `backup logs NAME | head`
 
 
-@dataclass(frozen=True)
-class Resource:
+class Resource(NamedTuple):
     """A kind of Kubernetes object and where the API serves it."""
 
     kind: str
@@ -191,8 +197,7 @@ OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): all that this
 BOTH_DIALECTS, NEWER_DIALECT, NEITHER_DIALECT = "", "+", "+-"  # marks of the CRD notation in section 8
 
 
-@dataclass(frozen=True)
-class Artifact:
+class Artifact(NamedTuple):
     """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it.
 
     `dialect` says which of our two CRDs list the kind.
@@ -239,8 +244,7 @@ class Key(NamedTuple):
         return f"{self.resource.kind} {self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True)
-class DownloadRequest:
+class DownloadRequest(NamedTuple):
     """A DownloadRequest as far as decisions need it; times that cannot be read are None."""
 
     key: Key
@@ -251,14 +255,16 @@ class DownloadRequest:
     target_kind: str
     target_name: str
     phase: str
-    url: str = field(repr=False)
+    url: str
     expiration: Optional[datetime]
     reason: str
     message: str
 
+    def __repr__(self) -> str:
+        return discreet(self, "url")
 
-@dataclass(frozen=True)
-class StatusRequest:
+
+class StatusRequest(NamedTuple):
     """A ServerStatusRequest as far as decisions need it."""
 
     key: Key
@@ -273,8 +279,7 @@ class StatusRequest:
 Request = Union[DownloadRequest, StatusRequest]
 
 
-@dataclass(frozen=True)
-class Location:
+class Location(NamedTuple):
     """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
 
     name: str
@@ -287,7 +292,7 @@ class Location:
     dualstack: bool = False
     fips: bool = False
     insecure: bool = False
-    ca_cert: bytes = field(default=b"", repr=False)
+    ca_cert: bytes = b""
     ca_secret: Tuple[str, str] = ("", "")    # name and key of the Secret that holds the authority
     secret_name: str = ""
     secret_key: str = ""
@@ -295,70 +300,80 @@ class Location:
     profile: str = ""
     warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
 
+    def __repr__(self) -> str:
+        return discreet(self, "ca_cert")
 
-@dataclass(frozen=True)
-class Credentials:
+
+class Credentials(NamedTuple):
     """AWS keys; `expires` is None for keys that last."""
 
-    access_key: str = field(repr=False)
-    secret_key: str = field(repr=False)
-    session_token: str = field(default="", repr=False)
+    access_key: str
+    secret_key: str
+    session_token: str = ""
     expires: Optional[datetime] = None
+
+    def __repr__(self) -> str:
+        return discreet(self, "access_key", "secret_key", "session_token")
 
 
 EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
 
 
-@dataclass(frozen=True)
-class ExecPlugin:
+class ExecPlugin(NamedTuple):
     """A program of the kubeconfig that prints who we are."""
 
     command: str
     arguments: Tuple[str, ...]
-    environment: Tuple[Tuple[str, str], ...] = field(repr=False)
+    environment: Tuple[Tuple[str, str], ...]
     api_version: str
     install_hint: str
     provide_cluster_info: bool
     interactive_mode: str
 
+    def __repr__(self) -> str:
+        return discreet(self, "environment")
 
-@dataclass(frozen=True)
-class Cluster:
+
+class Cluster(NamedTuple):
     """How to reach one Kubernetes API server, and as whom; of each pair of data and file at most one is set."""
 
     server: str
-    ca_data: bytes = field(default=b"", repr=False)
+    ca_data: bytes = b""
     ca_file: str = ""
     insecure: bool = False
     server_name: str = ""                    # tls-server-name: whose certificate is expected
-    proxy_url: str = field(default="", repr=False)
+    proxy_url: str = ""
     disable_compression: bool = False        # only told to exec plugins
-    exec_config: Any = field(default=None, repr=False)  # what the cluster has to say to exec plugins
-    token: str = field(default="", repr=False)
+    exec_config: Any = None  # what the cluster has to say to exec plugins
+    token: str = ""
     token_file: str = ""
     username: str = ""
-    password: str = field(default="", repr=False)
-    certificate_data: bytes = field(default=b"", repr=False)
+    password: str = ""
+    certificate_data: bytes = b""
     certificate_file: str = ""
-    key_data: bytes = field(default=b"", repr=False)
+    key_data: bytes = b""
     key_file: str = ""
     impersonate: Tuple[Tuple[str, str], ...] = ()
     exec_plugin: Optional[ExecPlugin] = None
 
+    def __repr__(self) -> str:
+        return discreet(self, "ca_data", "proxy_url", "exec_config", "token", "password", "certificate_data", "key_data")
 
-@dataclass(frozen=True)
-class Identity:
+
+class Identity(NamedTuple):
     """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
 
-    token: str = field(default="", repr=False)
-    certificate: bytes = field(default=b"", repr=False)
-    key: bytes = field(default=b"", repr=False)
+    token: str = ""
+    certificate: bytes = b""
+    key: bytes = b""
     expires: Optional[datetime] = None
 
+    def __repr__(self) -> str:
+        return discreet(self, "token", "certificate", "key")
 
-@dataclass(frozen=True)
-class Facts:
+
+class Facts(NamedTuple):
     """What had to be looked up to answer a DownloadRequest."""
 
     location: Location
@@ -366,16 +381,14 @@ class Facts:
     skew: timedelta = timedelta(0)           # how far the store's clock is ahead of ours, when that matters
 
 
-@dataclass(frozen=True)
-class Server:
+class Server(NamedTuple):
     """What a ServerStatusRequest is answered with; plugins are (kind, name)."""
 
     version: str
     plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What one look at a request comes to.
 
     `verb` is leave, patch or delete; `body` the merge patch or the preconditions; `again` the instant of the next look;
@@ -384,13 +397,15 @@ class Outcome:
 
     verb: str
     why: str
-    body: Optional[Document] = field(default=None, repr=False)  # may hold a signed URL
+    body: Optional[Document] = None  # may hold a signed URL
     again: Optional[datetime] = None
     failed: bool = False
 
+    def __repr__(self) -> str:
+        return discreet(self, "body")
 
-@dataclass(frozen=True)
-class Finding:
+
+class Finding(NamedTuple):
     """One likely reason why nobody answered, and its cure."""
 
     text: str
@@ -1007,15 +1022,17 @@ def check_types(value: Any, fields: Any, where: str) -> None:
             check_types(item, fields.get(name, fields.get("*", object)), f"{where}.{name}" if where else str(name))
 
 
-@dataclass(frozen=True)
-class Kubeconfig:
+class Kubeconfig(NamedTuple):
     """Several kubeconfig files seen as one: each entry with the file that it comes from."""
 
-    clusters: Dict[str, Tuple[Document, str]] = field(repr=False)
-    users: Dict[str, Tuple[Document, str]] = field(repr=False)
-    contexts: Dict[str, Tuple[Document, str]] = field(repr=False)
+    clusters: Dict[str, Tuple[Document, str]]
+    users: Dict[str, Tuple[Document, str]]
+    contexts: Dict[str, Tuple[Document, str]]
     current_context: str
     source: str                              # the files, for errors
+
+    def __repr__(self) -> str:
+        return discreet(self, "clusters", "users", "contexts")
 
 
 def check_kubeconfig(document: Any, path: str) -> None:
@@ -1862,7 +1879,7 @@ def is_news(old: Optional[Request], new: Request) -> bool:
         same.update(reason=new.reason, message=new.message)
         if new.phase in UNANSWERED:
             same.update(expiration=new.expiration)
-    return dataclasses.replace(old, **same) != new
+    return old._replace(**same) != new
 
 
 def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outcome:
@@ -1936,8 +1953,7 @@ def new_status_request(namespace: str) -> Document:
 # network.
 
 
-@dataclass(frozen=True)
-class WebIdentity:
+class WebIdentity(NamedTuple):
     """A token file that STS exchanges for the keys of a role (IRSA)."""
 
     role_arn: str
@@ -1945,33 +1961,35 @@ class WebIdentity:
     session_name: str = ""
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(NamedTuple):
     """A program that prints keys (credential_process)."""
 
-    command: str = field(repr=False)
+    command: str
     profile: str = ""
 
+    def __repr__(self) -> str:
+        return discreet(self, "command")
 
-@dataclass(frozen=True)
-class Container:
+
+class Container(NamedTuple):
     """An endpoint beside the container: ECS, or EKS Pod Identity."""
 
     url: str
-    token: str = field(default="", repr=False)
+    token: str = ""
     token_file: str = ""
 
+    def __repr__(self) -> str:
+        return discreet(self, "token")
 
-@dataclass(frozen=True)
-class Instance:
+
+class Instance(NamedTuple):
     """The metadata service of the machine (IMDS); version 1 of it only when told."""
 
     endpoint: str
     allow_v1: bool = False
 
 
-@dataclass(frozen=True)
-class AssumedRole:
+class AssumedRole(NamedTuple):
     """The keys of another plan, exchanged at STS for those of a role."""
 
     source: Any
@@ -3808,8 +3826,7 @@ def _socket_options() -> List[Tuple[int, int, int]]:
     return options
 
 
-@dataclass(frozen=True)
-class Door:
+class Door(NamedTuple):
     """A pool of connections to one host; `prefix` goes in front of every path."""
 
     pool: urllib3.HTTPConnectionPool
@@ -3943,21 +3960,17 @@ class Material(NamedTuple):
     key: bytes
 
 
-@dataclass
 class Login:
     """The identity in use, renewed under its lock; `until` and `files_until` are time.monotonic() instants."""
 
-    door: Door
-    material: Material = field(repr=False)
-    files_until: float
-    warned: set = field(default_factory=set)  # warnings of the API server that were shown
-    identity: Identity = Identity()
-    until: float = -math.inf
-    lock: Any = field(default_factory=threading.RLock, repr=False)
+    def __init__(self, door: Door, material: Material, files_until: float) -> None:
+        self.door, self.material, self.files_until = door, material, files_until
+        self.identity, self.until = Identity(), -math.inf
+        self.lock = threading.RLock()
+        self.warned: Set[str] = set()        # warnings of the API server that were shown
 
 
-@dataclass(frozen=True)
-class Api:
+class Api(NamedTuple):
     """An open door to one Kubernetes API server."""
 
     cluster: Cluster
@@ -4661,13 +4674,13 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
     return carry_out[type(plan)](plan, region)
 
 
-@dataclass
 class Purse:
     """The keys last had for a plan; one caller renews them, the others wait for it."""
 
-    credentials: Optional[Credentials] = field(default=None, repr=False)
-    patient_until: Optional[datetime] = None  # after a renewal that failed, when to try the next
-    lock: Any = field(default_factory=threading.Lock, repr=False)
+    def __init__(self) -> None:
+        self.credentials: Optional[Credentials] = None
+        self.patient_until: Optional[datetime] = None  # after a renewal that failed, when to try the next
+        self.lock = threading.Lock()
 
 
 def keys_from_purse(purse: Purse, plan: Plan, region: str, now: datetime) -> Credentials:
@@ -4758,7 +4771,7 @@ def _region_of(location: Location, profile: Mapping[str, str]) -> str:
     region = location.region
     if not region and not location.s3_url and not location.public_url:
         with about(f"storage location {location.name!r} names no region"):
-            region = discover_region(bucket_address(dataclasses.replace(location, region="us-east-1")))
+            region = discover_region(bucket_address(location._replace(region="us-east-1")))
     return (region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or profile.get("region")
             or "us-east-1")  # which stores that know no regions announce themselves
 
@@ -4771,7 +4784,7 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
     """A location with its certificate authority, where a Secret holds that."""
     if not location.ca_secret[0]:
         return location
-    return dataclasses.replace(location, ca_cert=read_secret_key(
+    return location._replace(ca_cert=read_secret_key(
         api, namespace, *location.ca_secret, f"storage location {location.name!r}"))
 
 
@@ -4781,9 +4794,9 @@ def find_location(api: Optional[Api], namespace: str, document: Document) -> Loc
     profiles, _ = shared_profiles()
     profile = profiles.get(location.profile or os.environ.get("AWS_PROFILE") or "default", {})
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    location = dataclasses.replace(location, s3_url=location.s3_url or endpoint)
-    return dataclasses.replace(
-        with_authority(api, namespace, location), region=_region_of(location, profile),
+    location = location._replace(s3_url=location.s3_url or endpoint)
+    return with_authority(api, namespace, location)._replace(
+        region=_region_of(location, profile),
         dualstack=_is_on("AWS_USE_DUALSTACK_ENDPOINT", profile, "use_dualstack_endpoint"),
         fips=_is_on("AWS_USE_FIPS_ENDPOINT", profile, "use_fips_endpoint"))
 
@@ -4808,13 +4821,15 @@ RESTARTS = 3                                 # times that an object may change w
 SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
 
 
-@dataclass(frozen=True)
-class Trust:
+class Trust(NamedTuple):
     """Whom to trust behind a store's https URL: the system's authorities and `ca_cert` (PEM), or anybody."""
 
-    ca_cert: bytes = field(default=b"", repr=False)
+    ca_cert: bytes = b""
     insecure: bool = False
     source: str = "the certificate authority"  # named in errors
+
+    def __repr__(self) -> str:
+        return discreet(self, "ca_cert")
 
 
 def _what_is(body: bytes) -> str:
@@ -4999,7 +5014,7 @@ def trust_in(location: Location) -> Trust:
 
 def client_trust(location: Location) -> Trust:
     """The same for a client, where to skip verification is the caller's to say."""
-    return dataclasses.replace(trust_in(location), insecure=False)
+    return trust_in(location)._replace(insecure=False)
 
 
 def trust_for(url: str, trust: Optional[Trust], ask: Callable[[], Trust]) -> Trust:
@@ -5038,16 +5053,16 @@ def read_body(response: Response, idle: float = IDLE_LIMIT) -> Iterator[bytes]:
 # -- one object, whatever breaks
 
 
-@dataclass
 class Transfer:
     """A download as it goes on, for those who look on, and for those who end it from another thread."""
 
-    done: int = 0                            # bytes of the object in hand, those of an earlier run included
-    kept: int = 0                            # bytes that an earlier run left
-    head: Optional[Head] = None              # what the store says of the object, once a byte has come
-    stop: threading.Event = field(default_factory=threading.Event)
-    failure: Optional[BaseException] = None  # why one of its threads ended it
-    aborts: Set[Callable[[], None]] = field(default_factory=set)
+    def __init__(self) -> None:
+        self.done = 0                        # bytes of the object in hand, those of an earlier run included
+        self.kept = 0                        # bytes that an earlier run left
+        self.head: Optional[Head] = None     # what the store says of the object, once a byte has come
+        self.stop = threading.Event()
+        self.failure: Optional[BaseException] = None  # why one of its threads ended it
+        self.aborts: Set[Callable[[], None]] = set()
 
 
 class Answer(NamedTuple):
@@ -5058,8 +5073,7 @@ class Answer(NamedTuple):
     abort: Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where an object can be had, again and again.
 
     `open(start, stop, etag)` gives its bytes from start to before stop (None: to the end) if it is still of this ETag.
@@ -5073,11 +5087,11 @@ class Source:
 def url_source(locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> Source:
     """The object behind a URL. `locate(skew)` signs or requests it, now and when it has expired; skew: how far the
     store's clock is ahead."""
-    current = list(locate(timedelta(0)))
+    current = [locate(timedelta(0))]
 
     @contextlib.contextmanager
     def open_part(start: int, stop: Optional[int], etag: str) -> Iterator[Answer]:
-        url, trust = current
+        url, trust = current[0]
         headers = range_headers(start, stop, etag)
         wanted = (200, 206) if headers else (200,)
         with open_url(url, trust, headers=headers, wanted=wanted, idle=idle) as response:
@@ -5085,7 +5099,7 @@ def url_source(locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float 
                          lambda: interrupt(response))
 
     def renew_url(error: StoreError) -> None:
-        current[:] = locate(error.skew if abs(error.skew) >= SKEW_WORTH else timedelta(0))
+        current[0] = locate(error.skew if abs(error.skew) >= SKEW_WORTH else timedelta(0))
 
     return Source(open_part, renew_url)
 
@@ -5419,8 +5433,7 @@ class Saved(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(NamedTuple):
     """How an object is to be had: inflated, walked as a tar, with this SHA-256 (None: not computed), over so many
     connections.
 
@@ -5869,7 +5882,7 @@ class Queue:
 
 # ====================================================================================================
 # 14. Controller — feeders list and watch, workers gather, decide and apply, one place settles the queue
-#     Controller, new_controller, gather, write_status, apply, reconcile_download_request,
+#     Controller, gather, write_status, apply, reconcile_download_request,
 #     reconcile_server_status_request, look_at, settle, feed, run_once, run_controller
 #
 #     feed(resource) keeps the newest copy of every request and puts its key into the queue -> a worker takes the key:
@@ -5883,37 +5896,29 @@ SKEW_LIMIT = timedelta(minutes=5)            # S3 tolerates 15; from here on URL
 FACTS_KEPT = 1000                            # entries; more backups than that at once are looked up again
 
 
-@dataclass
 class Controller:
-    """The state of one running controller; everything in it can be lost without harm."""
+    """The state of one running controller for one namespace; everything in it can be lost without harm.
 
-    api: Api
-    namespace: str
-    server: Server
-    queue: Queue
-    now: Callable[[], datetime] = utc_now
-    dry_run: bool = False
-    verify_urls: bool = False
-    records: Dict[Key, Request] = field(default_factory=dict)             # newest copies, without their URLs
-    versions: Dict[Resource, str] = field(default_factory=dict)           # where each watch goes on; absent: list anew
-    status_paths: Dict[Resource, str] = field(default_factory=dict)       # "status" or "": what a status is written to
-    facts: Dict[Any, Tuple[datetime, Any]] = field(default_factory=dict)  # what was looked up lately, and until when
-    streams: Dict[Resource, Response] = field(default_factory=dict)       # open watches, to be interrupted
-    told: Dict[Key, str] = field(default_factory=dict)                    # failures that the log has already
-    once_told: set = field(default_factory=set)                           # rights and oddities that the log has already
-    purses: Dict[Any, Purse] = field(default_factory=dict)                # keys had, by plan and region
-    skews: Dict[str, timedelta] = field(default_factory=dict)        # stores whose clock is far from ours
-    stop: threading.Event = field(default_factory=threading.Event)
-    broken: Optional[OSError] = None                                      # why a dry run cannot print any more
-
-
-def new_controller(api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
-                   dry_run: bool = False, verify_urls: bool = False) -> Controller:
-    """A controller for one namespace; `now` is its only clock.
-
-    dry_run makes it decide and change nothing, verify_urls fetch one byte with every URL before it is handed out.
+    `now` is its only clock; dry_run makes it decide and change nothing, verify_urls fetch one byte with every URL
+    before it is handed out.
     """
-    return Controller(api, namespace, server, Queue(lambda: now().timestamp()), now, dry_run, verify_urls)
+
+    def __init__(self, api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
+                 dry_run: bool = False, verify_urls: bool = False) -> None:
+        self.api, self.namespace, self.server, self.now = api, namespace, server, now
+        self.dry_run, self.verify_urls = dry_run, verify_urls
+        self.queue = Queue(lambda: now().timestamp())
+        self.records: Dict[Key, Request] = {}             # newest copies, without their URLs
+        self.versions: Dict[Resource, str] = {}           # where each watch goes on; absent: list anew
+        self.status_paths: Dict[Resource, str] = {}       # "status" or "": what a status is written to
+        self.facts: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
+        self.streams: Dict[Resource, Response] = {}       # open watches, to be interrupted
+        self.told: Dict[Key, str] = {}                    # failures that the log has already
+        self.once_told: Set[str] = set()                  # rights and oddities that the log has already
+        self.purses: Dict[Any, Purse] = {}                # keys had, by kind of plan, plan and region
+        self.skews: Dict[str, timedelta] = {}             # stores whose clock is far from ours
+        self.stop = threading.Event()
+        self.broken: Optional[OSError] = None             # why a dry run cannot print any more
 
 
 def tell_once(controller: Controller, text: str) -> None:
@@ -5981,7 +5986,7 @@ def gather(controller: Controller, request: DownloadRequest) -> Facts:
     plan = recall(controller, ("plan", name), lambda: plan_for(controller.api, controller.namespace, location))
     if len(controller.purses) > FACTS_KEPT:
         controller.purses.clear()
-    purse = controller.purses.setdefault((plan, location.region), Purse())
+    purse = controller.purses.setdefault((type(plan), plan, location.region), Purse())
     credentials = keys_from_purse(purse, plan, location.region, controller.now())
     return Facts(location, credentials, controller.skews.get(name, timedelta(0)))
 
@@ -6003,7 +6008,7 @@ def remember(controller: Controller, resource: Resource, document: Document) -> 
     if record.key.namespace != controller.namespace:
         return record.key, False  # not ours, whoever sent it
     if isinstance(record, DownloadRequest):
-        record = dataclasses.replace(record, url="")
+        record = record._replace(url="")
     old = controller.records.get(record.key)
     controller.records[record.key] = record
     return record.key, is_news(old, record)
@@ -6075,7 +6080,7 @@ def verified(controller: Controller, request: DownloadRequest, facts: Facts, out
         log.warning("the clock of storage location %r differs by %s; signing by that clock", facts.location.name,
                     format_duration(abs(error.skew.total_seconds())))
         controller.skews[facts.location.name] = error.skew
-        again = answer_download(request, dataclasses.replace(facts, skew=error.skew), controller.now())
+        again = answer_download(request, facts._replace(skew=error.skew), controller.now())
         verify_url(again.body["status"]["downloadURL"], trust)  # type: ignore[index]
         return again
 
@@ -6423,7 +6428,7 @@ HASTE = 5.0                                  # seconds
 
 def hasty(api: Api) -> Api:
     """The same door for calls that only tidy up or explain: nobody should wait long for them."""
-    return dataclasses.replace(api, patience=HASTE)
+    return api._replace(patience=HASTE)
 
 
 @contextlib.contextmanager
@@ -6768,16 +6773,15 @@ def read_backups(bucket: Bucket) -> List[Document]:
     return backups
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """How JSON artifacts are read, and which requests are in the cluster for them meanwhile."""
 
     api: Api
     namespace: str
     timeout: float
     trusted: Callable[[str], Trust]          # whom to trust behind a URL
-    opened: Dict[str, Key] = field(default_factory=dict)
-    given_up: threading.Event = field(default_factory=threading.Event)
+    opened: Dict[str, Key]
+    given_up: threading.Event
 
 
 def new_reading(api: Api, namespace: str, resource: Resource, name: str, timeout: float, trust: Optional[Trust]
@@ -6794,7 +6798,7 @@ def new_reading(api: Api, namespace: str, resource: Resource, name: str, timeout
         with asking:
             return location_trust()
 
-    return Reading(api, namespace, timeout, lambda url: trust_for(url, trust, ask))
+    return Reading(api, namespace, timeout, lambda url: trust_for(url, trust, ask), {}, threading.Event())
 
 
 def give_up(reading: Reading) -> None:
@@ -7051,7 +7055,7 @@ def cmd_controller(options: Options) -> int:
     if missing:
         log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
                     " and ".join(sorted(missing)), PROGRAM)
-    controller = new_controller(api, namespace, server, dry_run=options.dry_run, verify_urls=options.verify_urls)
+    controller = Controller(api, namespace, server, dry_run=options.dry_run, verify_urls=options.verify_urls)
     if options.once:
         run_once(controller)
         return Exit.DONE
@@ -7076,7 +7080,7 @@ def bucket_of(options: Options, location: Location, api: Optional[Api]) -> Bucke
     trust = trust_of(options) or client_trust(location)
     cure = "name a file with what the Secret holds: --credentials-file FILE"
     if options.credentials_file:
-        location = dataclasses.replace(location, secret_name="", credentials_file=options.credentials_file)
+        location = location._replace(secret_name="", credentials_file=options.credentials_file)
     elif location.secret_name and api is None:
         raise CredentialsError(f"storage location {location.name!r} names the Secret {location.secret_name!r}, and no "
                                "cluster is asked", hints=[cure])
@@ -7462,8 +7466,7 @@ def switch(*flags: str, **keywords: Any) -> Argument:
                             **keywords})
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One command: its words, what --help says, its arguments, and the function that runs it -> exit code.
 
     `aliases` are further words for it, as the velero CLI has them.
