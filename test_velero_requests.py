@@ -14958,13 +14958,14 @@ def other_bytes(_request: Request, true: Answer) -> Answer:
 class Terminal:
     """A command on a terminal of its own, which it controls: Ctrl-C typed there is a signal."""
 
-    def __init__(self, folder: str, *argv: str, stdout: Any = None) -> None:
+    def __init__(self, folder: str, *argv: str, stdout: Any = None,
+                 program: Tuple[str, ...] = (sys.executable, velero_requests.__file__)) -> None:
         """Start it; stdout may lead elsewhere."""
         self.master, slave = pty.openpty()
         self.before = termios.tcgetattr(slave)
         self.slave = slave
         self.process = subprocess.Popen(
-            [sys.executable, velero_requests.__file__, *argv], cwd=folder, stdin=slave,
+            [*program, *argv], cwd=folder, stdin=slave,
             stdout=slave if stdout is None else stdout, stderr=slave, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # pylint: disable=subprocess-popen-preexec-fn
         self.pieces: List[Tuple[float, bytes]] = []
@@ -18340,29 +18341,120 @@ class TestDescribing(ScreenTests, unittest.TestCase):
     """On the fakes."""
 
 
+COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose"
+OFFERED = {  # what is typed behind the name of the program -> what may stand in place of its last word, or behind its "="
+    "": "backup completion controller describe download get logs manifests plugin restore version",
+    "ba": "backup",
+    "-": f"{COMMON_FLAGS} --version -n -v",
+    "backup ": "describe download get logs",
+    "backup d": "describe download",
+    "backup -": f"{COMMON_FLAGS} -n -v",
+    "backup get --s": "--selector --show-labels",
+    "backup describe nightly-2024 --time": "--timeout",
+    "backup get -o ": "json table yaml",
+    "backup get --output j": "json",
+    "backup get --output=j": "json",
+    "backup get --output=": "json table yaml",
+    "download b1 --kind RestoreLo": "RestoreLog",
+    "download b1 -o my": "my-file",
+    "restore get --kubeconfig my": "my-file",
+    "restore get --kubeconfig=my": "my-file",
+    "--kubeconfig my": "my-file",
+    "backup --kubeconfig my": "my-file",
+    "backup get --idle-timeout 30s -o json --sh": "--show-labels",
+    "get ": "backup backups plugin plugins restore restores",
+    "get backups --sh": "--show-labels",
+    "describe restore --det": "--details",
+    "logs backup nightly-2024 --dir": "--direct",
+    "-n velero backup get --sh": "--show-labels",
+    "backup -n velero l": "logs",
+    "-v --colorized restore d": "describe",
+    "--context get backup ": "describe download get logs",
+    "--context=backup restore ": "describe get logs",
+    "completion ": "bash fish zsh",
+}
+FLAGS_FOR_WANT_OF_WORDS = {"plugin get ": f"{COMMON_FLAGS} --output -n -o -v"}
+
+
 class TestCompletion(FolderCase):
-    """The scripts that complete our commands, made of the parser's table."""
+    """The scripts that complete our commands, made of the parser's table, in the shells that are here."""
 
-    def complete(self, *words: str) -> List[str]:
-        """Return what bash would offer for the last of these words."""
-        script = run("completion", "bash").out.decode()
-        line = " ".join(shlex.quote(word) for word in ("velero_requests.py", *words))
-        done = subprocess.run(["bash", "-c", f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words)}\n'
-                               '_velero_requests; printf "%s\\n" "${COMPREPLY[@]}"'],
-                              stdout=subprocess.PIPE, check=True)
-        return done.stdout.decode().split()
+    def setUp(self) -> None:
+        """Lay a file that can be offered, and in place of the program one that writes down its arguments."""
+        super().setUp()
+        for name, text in (("my-file", ""), ("velero_requests.py", "#!/bin/sh\nprintf '%s\\n' \"$*\" >>typed\n")):
+            with open(os.path.join(self.folder, name), "w") as file:
+                file.write(text)
+            os.chmod(file.name, 0o755)
 
-    @unittest.skipUnless(shutil.which("bash"), "there is no bash")
+    def shell(self, *argv: str) -> Tuple[str, ...]:
+        """Return the command that runs a shell without anybody's settings."""
+        return ("env", "-i", f"PATH={self.folder}:{os.environ['PATH']}", f"HOME={self.folder}", "TERM=dumb", "LC_ALL=C",
+                f"ZDOTDIR={self.folder}", "INPUTRC=/dev/null", *argv)
+
+    def script(self, shell: str, name: str = "script") -> str:
+        """Lay the script of a shell, and return its path."""
+        path = os.path.join(self.folder, name)
+        with open(path, "wb") as file:
+            file.write(run("completion", shell).out)
+        return path
+
+    def typed(self, lines: List[str], setting: str, *argv: str) -> List[List[str]]:
+        """Type lines in a shell, let it insert at their ends all that it offers, and return their arguments then."""
+        with open(os.path.join(self.folder, ".zshrc"), "w") as file:
+            file.write(f"{setting}\nPS1=READY\n")
+        terminal = Terminal(self.folder, program=self.shell(*argv))
+        self.addCleanup(terminal.kill)
+        wait_until(lambda: "READY" in terminal.text(), what="the prompt")
+        terminal.type("".join(f"{line}\x18\x18\n" for line in (*lines, "exit")).encode())
+        _, text = terminal.end()
+        with open(os.path.join(self.folder, "typed")) as file:
+            found = [line.split() for line in file]
+        os.remove(file.name)
+        self.assertEqual(len(found), len(lines), text)
+        return found
+
+    def same(self, found: List[str], offered: str) -> None:
+        """Compare what a shell offers, in whatever order, and whether or not it says `--flag=` again."""
+        self.assertEqual(sorted(word.rpartition("=")[2] for word in found), sorted(offered.split()))
+
+    def check(self, offered: Dict[str, str], setting: str, *argv: str) -> None:
+        """Type each line behind the program's name and its path, and compare what bash or zsh offers."""
+        lines = [f"{program} {line}" for program in ("velero_requests.py", "./velero_requests.py") for line in offered]
+        for line, found in zip(lines, self.typed(lines, setting, *argv)):
+            with self.subTest(setting=setting, line=line):
+                finished = line.split(" ")[1:-1]
+                self.assertEqual(found[:len(finished)], finished)
+                self.same(found[len(finished):], offered[line.split(" ", 1)[1]])
+
+    @unittest.skipUnless(shutil.which("bash"), "there is no bash, so its completion was not tried")
     def test_bash(self) -> None:
-        """Commands, flags and values, behind flags too."""
-        for words, expected in ((("back",), ["backup"]), (("-n", "other", "restore", ""), ["get", "describe", "logs"]),
-                                (("backup", "get", "-o", ""), ["table", "json", "yaml"]),
-                                (("get", "backups", "--show"), ["--show-labels"]),
-                                (("completion", ""), ["bash", "zsh", "fish"]),
-                                (("download", "b1", "--kind", "RestoreLo"), ["RestoreLog"])):
-            with self.subTest(words=words):
-                self.assertEqual([word for word in self.complete(*words) if not word.startswith("--") or words[-1]][:3],
-                                 expected)
+        """Commands, flags, values and files, whatever the user has set."""
+        for setting in ("", "set -u", "IFS=-", "shopt -s nocaseglob nocasematch failglob", "set -o posix"):
+            self.check({**OFFERED, **FLAGS_FOR_WANT_OF_WORDS},
+                       f"bind '\"\\C-x\\C-x\": insert-completions'\n{setting}\n. {self.script('bash')}",
+                       "bash", "--noprofile", "--rcfile", ".zshrc", "-i")
+
+    @unittest.skipUnless(shutil.which("zsh"), "there is no zsh, so its completion was not tried")
+    def test_zsh(self) -> None:
+        """The same, and the script may also lie where zsh finds it when it is needed."""
+        insert_all = ("zstyle ':completion:*' completer _all_matches _complete\nzstyle ':completion:*' insert true\n"
+                      "bindkey '^X^X' complete-word\nautoload -Uz compinit\ncompinit -u -D\n")
+        for setting in (f"{insert_all}. {self.script('zsh')}",
+                        f"{insert_all}setopt ksharrays shwordsplit nounset\n. {self.script('zsh')}",
+                        f"fpath=({os.path.dirname(self.script('zsh', '_velero_requests'))} $fpath)\n{insert_all}"):
+            self.check({**OFFERED, **FLAGS_FOR_WANT_OF_WORDS}, setting, "zsh", "-d", "-i")
+
+    @unittest.skipUnless(shutil.which("fish"), "there is no fish, so its completion was not tried")
+    def test_fish(self) -> None:
+        """The same."""
+        ask = "source $argv[1]; for line in $argv[2..-1]; complete -C $line | string split -f 1 \\t; echo .; end"
+        for program in ("velero_requests.py", "./velero_requests.py"):
+            done = subprocess.run(self.shell("fish", "-c", ask, self.script("fish"), *(
+                f"{program} {line}" for line in OFFERED)), cwd=self.folder, stdout=subprocess.PIPE, check=True)
+            for (line, offered), found in zip(OFFERED.items(), done.stdout.decode().split(".\n")):
+                with self.subTest(program=program, line=line):
+                    self.same(found.split(), offered)
 
     def test_every_shell_knows_every_command(self) -> None:
         """And those that are here accept the script."""

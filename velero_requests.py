@@ -7492,6 +7492,7 @@ COMMON = (
     argument("--features", metavar="NAMES", help=argparse.SUPPRESS),  # velero's; nothing here depends on one
     argument("-v", "--verbose", action="count", help="say more on stderr"),
 )
+VERSION_FLAG = argument("--version", action="version", version=f"{PROGRAM} {__version__}")
 DEFAULTS = {"is_log": False, "direct": False, "location": "", "credentials_file": "", "namespace": "",
             "kubeconfig": "", "context": "", "timeout": None, "colorized": None, "features": "", "verbose": 0}
 
@@ -7587,7 +7588,8 @@ COMMANDS = (
         cmd_manifests),
     Command("completion", "print a script that lets a shell complete commands and flags", (
         argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL",
-                 help=f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`"),),
+                 help=f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, "
+                      f"in fish with `{PROGRAM} completion fish | source`"),),
         cmd_completion),
 )
 
@@ -7626,8 +7628,7 @@ def build_parser(argv: Optional[List[str]] = None) -> Parser:
     common = [argument(*row.flags, **{**row.keywords, "default": argparse.SUPPRESS}) for row in COMMON]
     options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     top = Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, **options)
-    top.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    add_arguments(top, common)
+    add_arguments(top, [VERSION_FLAG, *common])
     groups = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
     for words, command in command_words():
         group, _, word = words.rpartition(" ")
@@ -7662,38 +7663,53 @@ def spelled_out(argv: List[str]) -> List[str]:
 
 
 class Completion(NamedTuple):
-    """What may follow some words: further words, and values by flag."""
+    """What may follow some words: further words, flags, and values by flag."""
 
     words: Tuple[str, ...]
+    flags: Tuple[str, ...]
     values: Dict[str, Tuple[str, ...]]
 
 
-def completions() -> Dict[str, Completion]:
-    """Words of the command line, each after a blank -> what may follow them; the same table as the parser's.
+def completion_of(arguments: Iterable[Argument]) -> Completion:
+    """What rows of an argument table let follow.
 
     A flag whose values are not listed takes any, and shells offer files then.
     """
-    found = {"": Completion(tuple(flag for row in COMMON for flag in row.flags if flag.startswith("--")), {})}
+    words: Tuple[str, ...] = ()
+    flags: Tuple[str, ...] = ()
+    values: Dict[str, Tuple[str, ...]] = {}
+    for names, keywords in arguments:
+        choices = keywords.get("choices", ())
+        if not names[0].startswith("-"):
+            words += choices
+            continue
+        if "nargs" not in keywords and {"choices", "metavar"} & set(keywords):
+            values.update(dict.fromkeys(names, choices))
+        if keywords.get("help") != argparse.SUPPRESS:
+            flags += names
+    return Completion(words, (*flags, "--help"), values)
+
+
+def completions() -> Dict[str, Completion]:
+    """Words of the command line, each after a blank -> what may follow them; the same table as the parser's."""
+    found = {"": completion_of((VERSION_FLAG, *COMMON))}
     for words, command in command_words():
-        *groups, last = words.split()
         at = ""
-        for word in (*groups, last):
-            before = found[at]
-            found[at] = before._replace(words=tuple(dict.fromkeys((*before.words, word))))
+        for word in words.split():
+            group = found.setdefault(at, completion_of(COMMON))
+            found[at] = group._replace(words=tuple(dict.fromkeys((*group.words, word))))
             at = f"{at} {word}"
-            found.setdefault(at, Completion((), {}))
-        rows = [row for row in (*command.arguments, *COMMON) if row.keywords.get("help") != argparse.SUPPRESS]
-        flags = [flag for row in rows for flag in row.flags if flag.startswith("-")]
-        named = [word for row in rows if not row.flags[0].startswith("-") for word in row.keywords.get("choices") or ()]
-        values = {flag: row.keywords.get("choices", ()) for row in rows if "metavar" in row.keywords or "choices" in
-                  row.keywords for flag in row.flags if flag.startswith("-") and "nargs" not in row.keywords}
-        found[at] = Completion((*named, *flags, "--help"), values)
+        found[at] = completion_of((*command.arguments, *COMMON))
     return found
 
 
-# bash and zsh walk along the words of the line as far as they name a command; `found` is what may come next.
+# bash and zsh walk along the words of the line as far as they name a command, past the values of common flags; `found`
+# is what may come next. Flags are offered where one is begun, as fish does of itself, and where there is nothing else.
 CASES = """    for word in {given}; do
+        case "$word" in "=") continue ;; esac
+        case "$before" in {takers}) word="" ;; esac
         case "$at $word" in {paths}) at="$at $word" ;; esac
+        before="$word"
     done
     case "$at $before" in
 {values}
@@ -7701,55 +7717,67 @@ CASES = """    for word in {given}; do
 {words}
         esac ;;
     esac
+    case "$current" in -*) found="" ;; esac
 """
 SHELLS = {
     "bash": """_velero_requests() {{
-    local word at="" found="" before="${{COMP_WORDS[COMP_CWORD-1]}}"
-{cases}    COMPREPLY=($(compgen -W "$found" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+    local IFS=$' \\t\\n' word at="" before="" found="" flags="" current="${{COMP_WORDS[COMP_CWORD]#=}}"
+{cases}    COMPREPLY=($(compgen -W "${{found:-$flags}}" -- "$current"))
 }}
 complete -o default -F _velero_requests {program}
 """,
     "zsh": """#compdef {program}
 _velero_requests() {{
-    local word at="" found="" before="${{words[CURRENT-1]}}"
-{cases}    compadd -- ${{=found}} || _files
+    compset -P '--*='
+    local word at="" before="" found="" flags="" current="$PREFIX"
+{cases}    compadd -- ${{=found:-$flags}} || _files
 }}
 compdef _velero_requests {program}
+(( ! $+compstate )) || _velero_requests
 """,
     "fish": """function __velero_requests_at
     set -l at ""
+    set -l before ""
     for word in (commandline -opc)[2..-1]
+        contains -- "$before" {takers}; and set word ""
         switch "$at $word"
             case {paths}
                 set at "$at $word"
         end
+        set before "$word"
     end
     test "$at" = "$argv[1]"
 end
+complete -c {program} -f
 {lines}
 """}
-GIVEN = {"bash": '"${COMP_WORDS[@]:1:COMP_CWORD-1}"', "zsh": '"${(@)words[2,CURRENT-1]}"'}
+# The words before the one at the cursor; `--flag=value` is three of them in bash, and zsh has set `--flag=` apart.
+GIVEN = {"bash": '"${COMP_WORDS[@]:1:COMP_CWORD-1}"', "zsh": '"${(@)words[2,CURRENT-1]}" ${IPREFIX%=}'}
 
 
 def _fish_lines(table: Mapping[str, Completion]) -> Iterator[str]:
-    for at, (words, values) in table.items():
+    for at, (words, flags, values) in table.items():
         rule = f"complete -c {PROGRAM} -n \"__velero_requests_at '{at}'\""
         yield f"{rule} -a '{' '.join(words)}'"
-        for flag, choices in values.items():
+        for flag in flags:
             option = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
-            yield f"{rule} {option} " + (f"-x -a '{' '.join(choices)}'" if choices else "-r -F")
+            value = f"-x -a '{' '.join(values[flag])}'" if values.get(flag) else "-r -F" if flag in values else ""
+            yield f"{rule} {option} {value}".rstrip()
 
 
 def completion_script(shell: str) -> str:
     """The script that makes a shell complete our commands, flags and their values."""
     table = completions()
-    paths = [f"'{at}'" for at in table if at]
+    paths, takers = [f"'{at}'" for at in table if at], table[""].values
     if shell == "fish":
-        return SHELLS[shell].format(paths=" ".join(paths), lines="\n".join(_fish_lines(table)))
+        return SHELLS[shell].format(paths=" ".join(paths), takers=" ".join(takers), program=PROGRAM,
+                                    lines="\n".join(_fish_lines(table)))
     values = [f"    '{at} {flag}') found='{' '.join(choices)}' ;;"
               for at, row in table.items() for flag, choices in row.values.items()]
-    words = [f"        '{at}') found='{' '.join(row.words)}' ;;" for at, row in table.items()]
-    cases = CASES.format(given=GIVEN[shell], paths="|".join(paths), values="\n".join(values), words="\n".join(words))
+    words = [f"        '{at}') found='{' '.join(row.words)}' flags='{' '.join(row.flags)}' ;;"
+             for at, row in table.items()]
+    cases = CASES.format(given=GIVEN[shell], takers="|".join(takers), paths="|".join(paths), values="\n".join(values),
+                         words="\n".join(words))
     return SHELLS[shell].format(cases=cases, program=PROGRAM)
 
 
