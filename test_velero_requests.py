@@ -10021,12 +10021,9 @@ class TestKubeconfigBadInput(KubeFolder):
 
 
 def kube_main(arguments: List[str]) -> Tuple[int, str]:
-    """Run main here -> exit code and what went to stderr."""
-    with tempfile.TemporaryFile("w+") as out, contextlib.redirect_stderr(out), \
-            contextlib.redirect_stdout(out):
-        code = velero_requests.main(arguments)
-        out.seek(0)
-        return int(code), out.read()
+    """Run main here -> exit code and what it printed."""
+    result = run(*arguments)
+    return result.code, result.out.decode() + result.err
 
 
 def kube_limited(path: str, seconds: float) -> Any:

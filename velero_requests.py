@@ -358,7 +358,8 @@ class Cluster(NamedTuple):
     exec_plugin: Optional[ExecPlugin] = None
 
     def __repr__(self) -> str:
-        return discreet(self, "ca_data", "proxy_url", "exec_config", "token", "password", "certificate_data", "key_data")
+        return discreet(self, "ca_data", "proxy_url", "exec_config", "token", "password", "certificate_data",
+                        "key_data")
 
 
 class Identity(NamedTuple):
