@@ -16508,6 +16508,47 @@ class DirectTests(Sentences):
         self.assertNotRegex(one.out.decode(), r"(?m)^b1\s")
         self.assert_sentence(run("backup", "get", "nobody", *flags), "nobody")
 
+    def test_backups_listed_from_every_location(self) -> None:
+        """What can be listed is, under its location's name; what cannot is a line each, the first one's code counts."""
+        self.fill_bucket()
+        self.fill_bucket("other/")
+        self.store.put(self.namespace, "other/backups/b3/velero-backup.json", backup_document("b3", "Completed"))
+        self.make_location("other", prefix="other")
+        self.make_location("unreachable", {"s3Url": "http://127.0.0.1:1"})
+        result = self.cli("backup", "get", "--direct")
+        rows = [(line.split()[0], line.split()[-2]) for line in result.out.decode().splitlines()[1:]]
+        self.assertEqual([("b1", "default"), ("b1", "other"), ("b2", "default"), ("b2", "other"), ("b3", "other")],
+                         rows)
+        self.assertEqual(6, result.code, result.err)
+        self.assert_sentence(result, "^error: storage location 'unreachable': .*127.0.0.1:1")
+        one = self.cli("backup", "get", "b1", "--direct", "-o", "json")
+        self.assertEqual(["default", "other"],
+                         [item["spec"]["storageLocation"] for item in json.loads(one.out)["items"]])
+        self.make_location("lost", secret="gone")
+        self.make_location("odd", {"s3ForcePathStyle": "perhaps"})
+        result = self.cli("backup", "get", "nobody", "b3", "--direct")
+        self.assertEqual((3, 2), (result.code, len(result.out.splitlines())), result.err)
+        errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+        for number, said in enumerate(("storage location 'lost'", "storage location 'odd'",
+                                       "storage location 'unreachable'", 'backup "nobody" does not exist')):
+            self.assertEqual(1, errors[number].count(said), errors)
+        self.assertEqual(4, len(errors), errors)
+
+    def test_nothing_that_could_be_listed(self) -> None:
+        """Where no location can be listed stdout is empty in every format: no list is not an empty list."""
+        self.admin.delete("backupstoragelocations", "default", self.namespace)
+        self.make_location("lost", secret="gone")
+        for output in ("table", "json", "yaml"):
+            self.assert_failed(self.cli("backup", "get", "--direct", "-o", output), 3, "'lost'", "gone")
+
+    def test_one_backup_that_cannot_be_listed(self) -> None:
+        """A velero-backup.json that cannot be read hides no other backup, and is said with its location."""
+        self.fill_bucket()
+        self.store.put(self.namespace, "backups/b3/velero-backup.json", b" " * (17 << 20))
+        result = run("backup", "get", *self.files())
+        self.assertEqual((1, 3), (result.code, len(result.out.splitlines())), result.err)
+        self.assert_sentence(result, "backup 'b3' in .*location.yaml: it is larger than 16 mib")
+
     def test_what_is_wrong_with_the_files(self) -> None:
         """A location or credentials that cannot be read are one sentence each, with the file or the field in it."""
         self.fill_bucket()

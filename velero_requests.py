@@ -429,11 +429,12 @@ class Error(Exception):
 
 @contextlib.contextmanager
 def about(subject: str) -> Iterator[None]:
-    """Let an error that passes begin with what it is about."""
+    """Let an error that passes begin with what it is about, unless it names that itself."""
     try:
         yield
     except Error as error:
-        error.args = (f"{subject}: {error}",)
+        if subject not in str(error):
+            error.args = (f"{subject}: {error}",)
         raise
 
 
@@ -6747,20 +6748,24 @@ def is_too_deep(value: Any) -> bool:
     return bool(level)
 
 
-def read_backups(bucket: Bucket) -> List[Document]:
-    """The Backups in a bucket, as Velero left them there in velero-backup.json; what is none is passed over."""
+def read_backups(bucket: Bucket, where: str, troubles: List[Error]) -> List[Document]:
+    """The Backups in a bucket, as Velero left them there in velero-backup.json; what is none is passed over.
+
+    `where` names the bucket in errors; one that hides a single backup is left in `troubles`.
+    """
     root = object_key(bucket.prefix, Artifact("", BACKUPS, "backups/"), "")
     backups = []
     for name in filter(is_object_name, bucket.folders(root)):
-        what = f"backup {one_line(name, 64)!r} in the bucket"
+        what = f"backup {one_line(name, 64)!r} in {where}"
         try:
             document = json.loads(read_small(bucket.source(f"{root}{name}/velero-backup.json"), what))
             if is_too_deep(document):
                 raise ValueError("it is nested too deeply")
         except (NotFound, ValueError, RecursionError, StoreError) as error:
             if isinstance(error, StoreError) and error.status != 404:
-                raise
-            log.info("%s is passed over: %s", what, one_line(error))
+                troubles.append(error)
+            else:
+                log.info("%s is passed over: %s", what, one_line(error))
             continue
         if isinstance(_at(document, "metadata"), dict):
             backups.append({**document, "metadata": {**document["metadata"], "name": name}})
@@ -7259,22 +7264,43 @@ def cmd_logs(options: Options, kind: str) -> int:
     return Exit.DONE
 
 
-def backups_without_cluster(options: Options) -> List[Document]:
-    """The Backups that a bucket holds: --location's, else with --direct those of every location in the cluster."""
+def backups_in(options: Options, api: Optional[Api], location: Document, troubles: List[Error]) -> List[Document]:
+    """The Backups in a storage location of the cluster, or without one in --location; what fails is left in `troubles`.
+
+    The location is called as it is here, and not as where a backup was made, which is how Velero's sync does it, too.
+    """
+    name = _text(location, "metadata", "name")
+    where = f"storage location {name!r}" if api else options.location
+    try:
+        with about(where):
+            bucket = bucket_of_file(options) or bucket_of(options, find_location(api, options.namespace, location), api)
+            found = read_backups(bucket, where, troubles)
+    except Error as error:
+        troubles.append(error)
+        return []
+    for backup in found if api else []:
+        if isinstance(backup.setdefault("spec", {}), dict):
+            backup["spec"]["storageLocation"] = name
+    return found
+
+
+def backups_without_cluster(options: Options, troubles: List[Error]) -> List[Document]:
+    """The Backups that --location holds, else with --direct every location in the cluster, by name.
+
+    Locations may hold backups of one name; each is shown. Why some cannot be is left in `troubles`.
+    """
     if options.selector:
         raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
-    found, backups = bucket_of_file(options), {}
-    if found:
-        backups = {_text(backup, "metadata", "name"): backup for backup in read_backups(found)}
-    else:
-        api, namespace = api_of(options), options.namespace
-        for document in list_all(api, LOCATIONS, namespace)[0]:
-            bucket = bucket_of(options, find_location(api, namespace, document), api)
-            backups.update((_text(backup, "metadata", "name"), backup) for backup in read_backups(bucket))
+    trust_of(options)  # what is wrong with it is said once, not for each location
+    api = None if options.location else api_of(options)
+    backups: Dict[str, List[Document]] = {name: [] for name in options.names}
+    for location in list_all(api, LOCATIONS, options.namespace)[0] if api else [{}]:
+        for backup in backups_in(options, api, location, troubles):
+            backups.setdefault(_text(backup, "metadata", "name"), []).append(backup)
     for name in options.names:
-        if name not in backups:
-            raise NotFound(f"backup \"{one_line(name, 64)}\" does not exist in the bucket")
-    return [backups[name] for name in options.names or sorted(backups)]
+        if not backups[name]:
+            troubles.append(NotFound(f"backup \"{one_line(name, 64)}\" does not exist in any bucket that was listed"))
+    return [backup for name in options.names or sorted(backups) for backup in backups[name]]
 
 
 def local_time(instant: datetime) -> datetime:
@@ -7282,13 +7308,8 @@ def local_time(instant: datetime) -> datetime:
     return instant.astimezone()
 
 
-def cmd_get(options: Options, resource: Resource) -> int:
-    """Backups or restores: a table, JSON or YAML."""
-    if without_controller(options):
-        documents, version = backups_without_cluster(options), ""
-    else:
-        documents, version = find_documents(api_of(options), resource, options.namespace, options.names,
-                                            options.selector)
+def write_list(options: Options, resource: Resource, documents: List[Document], version: str) -> None:
+    """Backups or restores as a table, JSON or YAML."""
     if options.output == "json":
         for part in list_json(resource, documents, version):
             write_text(part)
@@ -7298,7 +7319,27 @@ def cmd_get(options: Options, resource: Resource) -> int:
         columns = [name for text in options.label_columns or () for name in text.split(",") if name]
         write_text(resource_table(resource, documents, utc_now(), label_columns=columns,
                                   show_labels=options.show_labels, localize=local_time))
-    return Exit.DONE
+
+
+def report_all(troubles: List[Error]) -> int:
+    """Say what was missing, below what there was -> the exit code, which is that of the first trouble."""
+    sys.stdout.flush()
+    for trouble in troubles:
+        report(trouble)
+    return troubles[0].exit if troubles else Exit.DONE
+
+
+def cmd_get(options: Options, resource: Resource) -> int:
+    """Backups or restores; what cannot be listed is said on stderr, and decides the exit code."""
+    troubles: List[Error] = []
+    if without_controller(options):
+        documents, version = backups_without_cluster(options, troubles), ""
+    else:
+        documents, version = find_documents(api_of(options), resource, options.namespace, options.names,
+                                            options.selector)
+    if documents or not troubles:            # no list at all is not an empty list
+        write_list(options, resource, documents, version)
+    return report_all(troubles)
 
 
 def is_colorized(options: Options) -> bool:
@@ -7338,13 +7379,10 @@ def cmd_describe(options: Options, resource: Resource) -> int:
             write_text("\n\n" * bool(number) + screen.content)
     if options.output == "json":
         write_text(describe_json(screens))
-    sys.stdout.flush()
     silent = [trouble for trouble in troubles if isinstance(trouble, TimedOut)]
     for trouble in silent[-1:]:
         trouble.hints += tuple(silence_hints(api, options.namespace))
-    for trouble in troubles:
-        report(trouble)
-    return troubles[0].exit if troubles else Exit.DONE
+    return report_all(troubles)
 
 
 def cmd_plugin_get(options: Options) -> int:
