@@ -7326,6 +7326,13 @@ class ContractTests(CoreTests):
             with self.subTest(argv=" ".join(argv)):
                 self.assert_failed(run(*argv), 2)
 
+    def test_a_selector_that_is_none_is_code_2(self) -> None:
+        """A label selector that the cluster does not understand is wrong usage, and named."""
+        for selector in ("a in b", "=x", "a b"):
+            for words in (("backup", "get"), ("restore", "get"), ("backup", "describe")):
+                with self.subTest(selector, words=words):
+                    self.assert_failed(self.cli(*words, "-l", selector), 2, f"the selector {selector!r}")
+
     def test_go_durations_are_understood(self) -> None:
         """--timeout takes whatever Go's ParseDuration takes."""
         for text in ("1m30s", "500ms", "1.5h", "2h45m", "100000us", "100000µs", "10s", ".5m", "1m0.5s"):

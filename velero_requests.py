@@ -6410,7 +6410,13 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
                    ) -> Tuple[List[Document], str]:
     """Backups or restores in the order named, else those that a selector chooses, and the version of the list."""
     if not names:
-        return list_all(api, resource, namespace, selector)
+        try:
+            return list_all(api, resource, namespace, selector)
+        except ApiError as error:
+            if error.status != 400 or not selector:
+                raise
+            raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}"
+                             ) from None
     documents = side_by_side(functools.partial(get_owner, api, resource, namespace, name) for name in names)
     for document in documents:
         if isinstance(document, Error):
