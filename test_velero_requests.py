@@ -16396,6 +16396,23 @@ def backup_document(name: str, phase: str = "Completed") -> bytes:
                    "completionTimestamp": "2026-01-02T03:05:05Z", "expiration": "2026-02-01T03:04:05Z"}}).encode()
 
 
+@contextlib.contextmanager
+def without_rights(*paths: str) -> Iterator[None]:
+    """Take all permissions from files or folders for a while, and from root its privilege to ignore that."""
+    modes = [(path, os.stat(path).st_mode & 0o777) for path in paths]
+    user = os.geteuid()
+    for path in paths:
+        os.chmod(path, 0)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        for path, mode in modes:
+            os.chmod(path, mode)
+
+
 class DirectTests(Sentences):
     """Downloads without a controller, on either pair of servers."""
 
@@ -16678,6 +16695,20 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
     """Direct on the fakes, and what only they can show."""
 
     serves = False
+
+    def test_a_folder_that_may_not_be_read(self) -> None:
+        """What the file system forbids in a copied bucket is code 5 with its path, and the rest is listed."""
+        os.chmod(self.folder, 0o755)
+        backups = os.path.join(self.copied(), "backups")
+        for path, words in ((backups, ("backup", "get")), (backups, ("backup", "logs", "b1")),
+                            (os.path.join(backups, "b1", "b1-logs.gz"), ("backup", "logs", "b1")),
+                            (os.path.join(backups, "b1", "velero-backup.json"), ("backup", "get"))):
+            with self.subTest(path, words=words):
+                with without_rights(path):
+                    result = run(*words, "--location", os.path.dirname(backups))
+                self.assertEqual(5, result.code, result.err)
+                self.assert_sentence(result, re.escape(path.lower()), "permission denied")
+                self.assertEqual(path.endswith(".json"), b"b2" in result.out)
 
     def test_only_readings_reach_the_cluster(self) -> None:
         """--direct sends nothing but GET to the cluster."""

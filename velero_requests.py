@@ -5090,6 +5090,11 @@ def url_source(locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float 
     return Source(open_part, renew_url)
 
 
+def unreadable(path: str, error: OSError) -> StoreError:
+    """The error for a file or folder of a copied bucket that cannot be read, as a store would refuse it."""
+    return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
+
+
 def file_source(path: str) -> Source:
     """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time."""
 
@@ -5109,7 +5114,7 @@ def file_source(path: str) -> Source:
         except FileNotFoundError:
             raise NotFound(f"there is no file {path}", reason="ArtifactNotFound") from None
         except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+            raise unreadable(path, error) from error
 
     def renew_nothing(error: StoreError) -> None:
         raise error
@@ -6710,10 +6715,13 @@ def folder_bucket(path: str) -> Bucket:
         raise UsageError(f"there is no URL of what lies in the folder {path}")
 
     def folders(key: str) -> List[str]:
+        folder = os.path.join(path, key)
         try:
-            return sorted(entry.name for entry in os.scandir(os.path.join(path, key)) if entry.is_dir())
+            return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        except PermissionError as error:
+            raise unreadable(folder, error) from error
         except OSError as error:
-            raise NotFound(f"cannot read the folder {os.path.join(path, key)}: {error.strerror}", hints=[
+            raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=[
                 "name the folder that holds the folder backups"]) from error
 
     return Bucket("", lambda key: file_source(os.path.join(path, key)), refuse_url, folders)
