@@ -27,9 +27,11 @@ import ast
 import atexit
 import base64
 import contextlib
+import ctypes
 import dataclasses
 import difflib
 import dis
+import errno
 import fcntl
 import functools
 import gzip
@@ -41,6 +43,7 @@ import itertools
 import json
 import logging
 import os
+import platform
 import posixpath
 import pty
 import queue
@@ -56,6 +59,7 @@ import socket
 import ssl
 import stat
 import statistics
+import struct
 import subprocess
 import sys
 import tarfile
@@ -15026,6 +15030,21 @@ def resident(pid: int) -> float:
 # Downloads, row 1: atomic
 # ------------------------------------------------------------------------------------------------------------
 
+FLOCK = {"x86_64": 73, "aarch64": 32}        # the number of the system call flock
+
+
+def refuse_flock(number: int) -> None:
+    """Let the kernel answer each flock of this process with an error, as a file system without locks does (seccomp)."""
+    code = b"".join(struct.pack("HBBI", *step) for step in (
+        (0x20, 0, 0, 0), (0x15, 0, 1, FLOCK[platform.machine()]),  # load the number of the call; is it flock?
+        (0x06, 0, 0, 0x50000 | number), (0x06, 0, 0, 0x7fff0000)))  # yes: this error; no: go on
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(38, 1, 0, 0, 0) or prctl(22, 2, program):  # no new privileges, set the filter
+        raise OSError(ctypes.get_errno(), "no filter for system calls")
+
+
 class TestDownloadAtomic(DownloadWorld, unittest.TestCase):
     """A target is the whole object, or as it was."""
 
@@ -15180,22 +15199,37 @@ class TestDownloadAtomic(DownloadWorld, unittest.TestCase):
                 self.clear()
                 if old:
                     write_bytes(self.path, old)
-                code, err = self.limited(400_000, "download", "b1", "-o", self.path, "--force", *IDLE_FLAG)
-                self.assertEqual(code, 1, err)
-                self.assert_sentence(Result(code, b"", err), re.escape(self.path.lower()), "large|space|full")
+                limit = functools.partial(posix_resource.setrlimit, posix_resource.RLIMIT_FSIZE, (400_000, 400_000))
+                result = self.limited(limit, "download", "b1", "-o", self.path, "--force", *IDLE_FLAG)
+                self.assertEqual(result.code, 1, result.err)
+                self.assert_sentence(result, re.escape(self.path.lower()), "large|space|full")
                 self.assertEqual(self.left(), {"x"} if old else set())
                 self.assertEqual(old and read_bytes(self.path), old)
         self.assertEqual(self.names(), [])
 
-    def limited(self, size: int, *argv: str) -> Tuple[int, str]:
-        """Run a command that may write no file larger than this, as on a disk that is full."""
-        def limit() -> None:
-            posix_resource.setrlimit(posix_resource.RLIMIT_FSIZE, (size, size))
+    def limited(self, limit: Callable[[], None], *argv: str) -> Result:
+        """Run a command as a process that is denied something, by what `limit` does as it starts."""
         done = subprocess.run(
             [sys.executable, velero_requests.__file__, *argv, "--kubeconfig", self.kubeconfig, "-n",
              self.namespace], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
             check=False, preexec_fn=limit)  # pylint: disable=subprocess-popen-preexec-fn
-        return done.returncode, done.stderr.decode()
+        return Result(done.returncode, done.stdout, done.stderr.decode())
+
+    @unittest.skipUnless(sys.platform == "linux" and platform.machine() in FLOCK, "no way here to refuse flock")
+    def test_a_file_system_without_locks(self) -> None:
+        """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
+        stored = self.contents()
+        for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            with self.subTest(errno.errorcode[number]):
+                self.clear()
+                limit = functools.partial(refuse_flock, number)
+                self.assert_right(self.limited(limit, "download", "b1", "-o", self.path, "--quiet"), stored)
+                said = self.limited(limit, "download", "b1", "-o", self.path, "--force", "-v").err
+                self.assertIn(f"another download of {self.path} would not be noticed: {os.strerror(number)}", said)
+        self.clear()
+        limit = functools.partial(refuse_flock, errno.EBADF)
+        result = self.limited(limit, "download", "b1", "-o", self.path)
+        self.assert_absent(result, 1, re.escape(self.path.lower()), may_remain=True)
 
     def test_a_place_that_cannot_be_written(self) -> None:
         """A file system that takes no file is one sentence with the file in it."""

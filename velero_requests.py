@@ -4804,6 +4804,7 @@ IDLE_LIMIT = 30.0                            # seconds without a byte
 REFUSAL_TIME = 2.0                           # seconds that the text of a refusal is read; it may have no end
 FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
 PIECE = 8 << 20                              # bytes that one of several connections fetches at a time
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # such as NFS without its lock daemon
 RESTARTS = 3                                 # times that an object may change while it is downloaded
 SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
 
@@ -5525,6 +5526,17 @@ def _clear_the_way(path: str) -> None:
             os.unlink(path)
 
 
+def _lock(file: Any, path: str) -> None:
+    """Keep other downloads of a target out, where there are locks at all; BlockingIOError when one has it."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.info("another download of %s would not be noticed: %s", path, error.strerror)
+
+
 def _open_part(place: Place) -> Any:
     """The partial file, locked and unbuffered; Error when another download has it."""
     while True:
@@ -5532,8 +5544,7 @@ def _open_part(place: Place) -> Any:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         file = open(os.open(place.part, flags, 0o600), "r+b", buffering=0)
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, place.path)
             if os.path.exists(place.part) and os.path.samestat(os.stat(place.part), os.fstat(file.fileno())):
                 return file
             file.close()                     # it was finished and renamed between our two calls
