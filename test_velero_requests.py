@@ -18558,6 +18558,19 @@ class TestStart(unittest.TestCase):
             with self.subTest(options=options):
                 self.assertIn("NAME", self.run_beside_strangers(*options))
 
+    def test_the_current_folder_is_gone(self) -> None:
+        """What starts at a current folder that was deleted is refused with that; what does not goes on."""
+        for words, code, said in ((("download", "b1"), 1, b"error: the current folder cannot be used"),
+                                  (("backup", "get", "--kubeconfig", "x"), 1, b"error: the current folder"),
+                                  (("version", "--client-only"), 0, b"")):
+            with self.subTest(words):
+                folder = tempfile.mkdtemp()
+                done = subprocess.run(
+                    [sys.executable, os.path.abspath(velero_requests.__file__), *words], cwd=folder, timeout=60,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
+                    preexec_fn=functools.partial(os.rmdir, folder))  # pylint: disable=subprocess-popen-preexec-fn
+                self.assertEqual((code, said), (done.returncode, done.stderr[:len(said)]))
+
     def test_a_module_stays_one(self) -> None:
         """`python -m velero_requests` is a module already."""
         done = subprocess.run([sys.executable, "-m", "velero_requests", "download"], stderr=subprocess.PIPE, timeout=60,

@@ -4148,17 +4148,26 @@ def _is_absent(path: str) -> bool:
     return False
 
 
+def absolute(path: str) -> str:
+    """A path from the root on; Error when there is no current folder at which a relative one could start."""
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        raise Error(f"the current folder cannot be used: {error.strerror}", hints=[
+            "it may have been deleted; change into another one"]) from error
+
+
 def kubeconfig_paths(kubeconfig: str) -> List[str]:
     """The kubeconfig files that count, absolute: the one given, else those of KUBECONFIG, else ~/.kube/config.
 
     A KUBECONFIG that is set, even to nothing but separators, keeps ~/.kube/config out. Only absent files are skipped.
     """
     if kubeconfig:
-        return [os.path.abspath(kubeconfig)]
+        return [absolute(kubeconfig)]
     listed = os.environ.get("KUBECONFIG", "")
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
     names = listed.split(os.pathsep) if listed else [default]
-    paths = list(dict.fromkeys(os.path.abspath(name) for name in names if name))
+    paths = list(dict.fromkeys(absolute(name) for name in names if name))
     there = [path for path in paths if os.path.lexists(path) or not _is_absent(path)]
     if listed and not there:
         log.warning("none of the files in KUBECONFIG exists: %s", one_line(listed))
@@ -7264,7 +7273,7 @@ def cmd_download(options: Options) -> int:
         trust_of(options)
         write_text(url_of(options, kind) + "\n")
         return Exit.DONE
-    output = options.output or (os.path.join(os.getcwd(), f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
+    output = options.output or (absolute(f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
     if options.check and kind != BACKUP_CONTENTS:
         raise UsageError(f"--check looks into {BACKUP_CONTENTS}, and {kind} is no archive")
     if output != "-":
