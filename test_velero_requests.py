@@ -16642,6 +16642,11 @@ class DirectTests(Sentences):
         """What nobody would use is wrong usage, and the hint leads to the help of the command."""
         for words, said in ((("backup", "logs", "b1", "--credentials-file", "gone"), "without --direct or --location"),
                             (("download", "b1", "--url-only", "-o", "x"), "makes no file"),
+                            (("backup", "get", "--location", ""), "--location: it is empty"),
+                            (("backup", "get", "--location="), "--location: it is empty"),
+                            (("backup", "get", "--direct", "--credentials-file", ""), "--credentials-file: it is empty"),
+                            (("backup", "logs", "b1", "--cacert", ""), "--cacert: it is empty"),
+                            (("backup", "describe", "--cacert="), "--cacert: it is empty"),
                             (("backup", "logs", "b1", "--follow"), "velero_requests.py backup logs --help")):
             with self.subTest(words=words):
                 result = self.cli(*words)

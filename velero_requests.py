@@ -7479,6 +7479,13 @@ def duration_argument(text: str) -> float:
     return min(seconds, LONGEST_WAIT)
 
 
+def path_argument(text: str) -> str:
+    """A file or folder on the command line."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; was a variable not set?")
+    return text
+
+
 def sha256_argument(text: str) -> str:
     """A SHA-256 in hex on the command line."""
     if not re.fullmatch("[0-9a-fA-F]{64}", text, re.ASCII):
@@ -7566,7 +7573,7 @@ DEFAULTS = {"is_log": False, "direct": False, "location": "", "credentials_file"
 BACKUP_NAME = argument("name", metavar="BACKUP", help="name of the backup")
 RESTORE_NAME = argument("name", metavar="RESTORE", help="name of the restore")
 TLS = (
-    argument("--cacert", metavar="FILE", default="", help="certificate authority of the store (PEM)"),
+    argument("--cacert", type=path_argument, metavar="FILE", help="certificate authority of the store (PEM)"),
     switch("--insecure-skip-tls-verify", help="trust any certificate of the store"),
 )
 TO_FILE = (
@@ -7579,9 +7586,9 @@ SOURCE = (
              help="how long the store may send nothing before the transfer is taken up anew (default: 30s)"),
     argument("--direct", action="store_true",
              help="ask no controller: read storage location and Secret with your own rights, and sign here"),
-    argument("--location", metavar="FILE|DIR", default="",
+    argument("--location", type=path_argument, metavar="FILE|DIR",
              help="ask no cluster: the storage location in a file, or a folder that holds a copied bucket"),
-    argument("--credentials-file", metavar="FILE", default="",
+    argument("--credentials-file", type=path_argument, metavar="FILE",
              help="AWS credentials file that opens the location's bucket, for --direct and --location"),
     *TLS)
 QUIET = argument("--quiet", action="store_true", help="say nothing of a success")
