@@ -16502,7 +16502,7 @@ class DirectTests(Sentences):
         self.assert_right(result, stored[KEYS["BackupContents"]])
         self.assertEqual(self.cli("backup", "logs", "b1", "--direct"), (0, LOG, ""))
         self.assertEqual(self.cli("restore", "logs", "r1", "--direct"), (0, LOG[:500], ""))
-        url = self.cli("download", "b1", "--direct", "--url-only").out.decode().strip()
+        url = self.cli("download", "b1", "--direct", "--url-only", "--connections=1", "--force=false").out.decode().strip()
         self.assertEqual(fetch(url).data, stored[KEYS["BackupContents"]])
         self.assertEqual(self.names(), [])
 
@@ -16641,7 +16641,11 @@ class DirectTests(Sentences):
     def test_flags_that_say_nothing(self) -> None:
         """What nobody would use is wrong usage, and the hint leads to the help of the command."""
         for words, said in ((("backup", "logs", "b1", "--credentials-file", "gone"), "without --direct or --location"),
-                            (("download", "b1", "--url-only", "-o", "x"), "makes no file"),
+                            (("download", "b1", "--url-only", "-o", "x"), "makes no file; leave out --output\n"),
+                            (("download", "b1", "--url-only", "--sha256", "0" * 64, "--check"),
+                             "leave out --sha256 and --check\n"),
+                            (("download", "b1", "--url-only", "--connections", "2", "--force"),
+                             "leave out --force and --connections\n"),
                             (("backup", "get", "--location", ""), "--location: it is empty"),
                             (("backup", "get", "--location="), "--location: it is empty"),
                             (("backup", "get", "--direct", "--credentials-file", ""), "--credentials-file: it is empty"),

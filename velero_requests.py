@@ -7268,8 +7268,11 @@ def cmd_download(options: Options) -> int:
     """Any artifact: BackupContents into a file as `backup download`, the others to stdout unless -o names a file."""
     kind, name = options.kind, options.name
     if options.url_only:
-        if options.output:
-            raise UsageError("--url-only prints the URL and makes no file; leave out --output")
+        idle = [flag for flag, given in (
+            ("--output", options.output), ("--force", options.force), ("--sha256", options.sha256),
+            ("--check", options.check), ("--connections", options.connections > 1)) if given]
+        if idle:
+            raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(idle)}")
         trust_of(options)
         write_text(url_of(options, kind) + "\n")
         return Exit.DONE
