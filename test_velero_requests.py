@@ -16502,7 +16502,7 @@ class DirectTests(Sentences):
         self.assert_right(result, stored[KEYS["BackupContents"]])
         self.assertEqual(self.cli("backup", "logs", "b1", "--direct"), (0, LOG, ""))
         self.assertEqual(self.cli("restore", "logs", "r1", "--direct"), (0, LOG[:500], ""))
-        url = self.cli("download", "b1", "--direct", "--url-only", "--connections=1", "--force=false").out.decode().strip()
+        url = self.cli("download", "b1", "--direct", "--url-only", "--force=false").out.decode().strip()
         self.assertEqual(fetch(url).data, stored[KEYS["BackupContents"]])
         self.assertEqual(self.names(), [])
 
@@ -16614,6 +16614,8 @@ class DirectTests(Sentences):
         cases: Tuple[Tuple[Any, Optional[str], str], ...] = (
             (b"- a list", None, "location"), (b"", None, "location"), (b"a: [b", None, "location"),
             (b"\x00\x01", None, "location"), ({"spec": {}}, None, "bucket|provider"), (b"5", None, "location"),
+            (backup_document("b1", "Completed"), None, "kind 'backup'.* backupstoragelocation"),
+            ({"kind": "List", "items": [whole]}, None, "kind 'list'.* backupstoragelocation"),
             ({**whole["spec"], "provider": "azure"}, None, "azure"), (whole, "", "cloud|credential"),
             (whole, "nonsense", "cloud|credential|line"), (whole, "[default]\n", "cloud|key|credential"))
         for document, keys, words in cases:
@@ -16648,7 +16650,7 @@ class DirectTests(Sentences):
                              "leave out --force and --connections\n"),
                             (("backup", "get", "--location", ""), "--location: it is empty"),
                             (("backup", "get", "--location="), "--location: it is empty"),
-                            (("backup", "get", "--direct", "--credentials-file", ""), "--credentials-file: it is empty"),
+                            (("backup", "get", "--direct", "--credentials-file="), "-file: it is empty"),
                             (("backup", "logs", "b1", "--cacert", ""), "--cacert: it is empty"),
                             (("backup", "describe", "--cacert="), "--cacert: it is empty"),
                             (("backup", "logs", "b1", "--follow"), "velero_requests.py backup logs --help")):

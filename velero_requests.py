@@ -6752,6 +6752,11 @@ def location_of_file(path: str) -> Location:
     document = parse_yaml(read_file(path, "storage location file", KUBECONFIG_LIMIT), f"storage location file {path}")
     if not isinstance(document, dict):
         raise ConfigError(f"storage location file {path} is no BackupStorageLocation and no spec of one")
+    kind = _text(document, "kind") or LOCATIONS.kind
+    if kind != LOCATIONS.kind:
+        raise ConfigError(f"storage location file {path} holds an object of kind {one_line(kind, 64)!r}; expected is a "
+                          "BackupStorageLocation, or its spec", hints=[
+                              "`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
     document = document if "spec" in document else {"spec": document}
     document = {**document, "metadata": {"name": _text(document, "metadata", "name") or os.path.basename(path)}}
     if _at(document, "spec", "objectStorage", "caCertRef"):
