@@ -16741,6 +16741,32 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
 
     serves = False
 
+    def test_a_folder_that_is_another(self) -> None:
+        """Whatever is looked for in a folder that holds no copied bucket, the hint says which folder to name."""
+        folder, hint = self.copied(), "hint: name the folder that holds the folder backups\n"
+        for words in (("backup", "get"), ("backup", "logs", "b1"), ("download", "b1", "-o", self.path)):
+            for path in (os.path.join(folder, "backups"), os.path.join(folder, "backups", "b1"), self.folder):
+                result = run(*words, "--location", path)
+                self.assertEqual((3, b""), (result.code, result.out), result.err)
+                self.assertIn(hint, result.err)
+        missing = run("backup", "logs", "b2", "--location", folder)
+        self.assertEqual((3, False), (missing.code, hint in missing.err), missing.err)
+
+    def test_a_damaged_log_has_a_cure(self) -> None:
+        """It says how to tell a bad line from a bad object, and how to have that as it is stored."""
+        folder = self.copied()
+        packed = gzip.compress(LOG)
+        self.store.put(self.namespace, KEYS["BackupLog"], packed[:-9])
+        for words in (("--direct",), self.files()):
+            result = self.cli("backup", "logs", "b1", *words)
+            self.assertEqual((1, True), (result.code, LOG.startswith(result.out)), result.err)
+            self.assertIn("hint: fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$("
+                          "velero_requests.py download b1 --kind BackupLog --url-only)\"`", result.err)
+        write_bytes(os.path.join(folder, KEYS["BackupLog"]), packed[:-9])
+        result = self.cli("backup", "logs", "b1", "--location", folder)
+        self.assertEqual((1, True), (result.code, LOG.startswith(result.out)), result.err)
+        self.assertIn(f"hint: copy {folder}/backups/b1/b1-logs.gz from the bucket again", result.err)
+
     def test_a_folder_that_may_not_be_read(self) -> None:
         """What the file system forbids in a copied bucket is code 5 with its path, and the rest is listed."""
         os.chmod(self.folder, 0o755)

@@ -5105,8 +5105,11 @@ def unreadable(path: str, error: OSError) -> StoreError:
     return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
 
 
-def file_source(path: str) -> Source:
-    """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time."""
+def file_source(path: str, hints: Iterable[str] = ()) -> Source:
+    """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time.
+
+    hints: what to do when it is not there.
+    """
 
     @contextlib.contextmanager
     def open_part(start: int, stop: Optional[int], etag: str) -> Iterator[Answer]:
@@ -5122,7 +5125,7 @@ def file_source(path: str) -> Source:
                 file.seek(start)
                 yield Answer(head, iter(lambda: file.read(CHUNK), b""), lambda: None)
         except FileNotFoundError:
-            raise NotFound(f"there is no file {path}", reason="ArtifactNotFound") from None
+            raise NotFound(f"there is no file {path}", hints=hints, reason="ArtifactNotFound") from None
         except OSError as error:
             raise unreadable(path, error) from error
 
@@ -6730,6 +6733,7 @@ def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = 
 
 def folder_bucket(path: str) -> Bucket:
     """A folder that holds a copied bucket: `backups` and `restores` are in it."""
+    hints = () if os.path.isdir(os.path.join(path, "backups")) else ("name the folder that holds the folder backups",)
 
     def refuse_url(_key: str) -> str:
         raise UsageError(f"there is no URL of what lies in the folder {path}")
@@ -6741,10 +6745,9 @@ def folder_bucket(path: str) -> Bucket:
         except PermissionError as error:
             raise unreadable(folder, error) from error
         except OSError as error:
-            raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=[
-                "name the folder that holds the folder backups"]) from error
+            raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=hints) from error
 
-    return Bucket("", lambda key: file_source(os.path.join(path, key)), refuse_url, folders)
+    return Bucket("", lambda key: file_source(os.path.join(path, key), hints), refuse_url, folders)
 
 
 def location_of_file(path: str) -> Location:
@@ -7246,17 +7249,31 @@ def metered(options: Options, transfer: Transfer, output: str) -> Iterator[Calla
     print(*ends, sep="\n", end="\n" if ends else "", file=sys.stderr)
 
 
+def damage_cure(options: Options, kind: str) -> str:
+    """What to do about an artifact that is damaged."""
+    if options.location and os.path.isdir(options.location):
+        path = os.path.join(options.location, object_key("", TARGETS[kind], options.name))
+        return f"copy {path} from the bucket again"
+    return (f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} download "
+            f"{options.name} --kind {kind} --url-only)\"`, with the flags of this command, gets it as it is")
+
+
 def fetch_to(options: Options, kind: str, output: str) -> None:
     """Download one artifact to a file, or to stdout for `-`."""
     transfer = Transfer()
     shown = "" if sys.stderr.isatty() and not options.quiet else None  # a hash that nobody sees costs a quarter more
     wish = Wish(f"{kind} of {options.name}", TARGETS[kind].gunzip, options.check, options.sha256 or shown,
                 options.connections)
-    with source_of(options, kind) as source, metered(options, transfer, output) as tell_end:
-        if output == "-":
-            tell_end(write_object(source, sys.stdout.buffer, transfer, wish))
-        else:
-            tell_end(save_object(output, source, transfer, wish, force=options.force))
+    try:
+        with source_of(options, kind) as source, metered(options, transfer, output) as tell_end:
+            if output == "-":
+                tell_end(write_object(source, sys.stdout.buffer, transfer, wish))
+            else:
+                tell_end(save_object(output, source, transfer, wish, force=options.force))
+    except StoreError as error:
+        if transfer.head and not error.status and error.reason == "StoreError":  # it came, and is not what it should be
+            error.hints += (damage_cure(options, kind),)
+        raise
 
 
 def url_of(options: Options, kind: str) -> str:
