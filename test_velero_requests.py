@@ -7967,18 +7967,21 @@ class FaultTests(FakeWorld):
         gate.set()
         self.assertEqual(program.end().code, 0, program.text())
 
-    def test_ctrl_c_while_creating_leaves_nothing(self) -> None:
-        """Ctrl-C between the request's creation and the answer to it leaves no request behind either."""
-        for resource, argv in (("downloadrequests", ("backup", "logs", "b1")), (SSR, ("plugin", "get"))):
-            with self.subTest(argv=argv):
+    def test_a_signal_while_creating_leaves_nothing(self) -> None:
+        """Ctrl-C or SIGTERM between the request's creation and the answer to it leaves no request behind either."""
+        logs, plugins = ("downloadrequests", ("backup", "logs", "b1")), (SSR, ("plugin", "get"))
+        for number, code, (resource, argv) in (
+                (signal.SIGINT, 130, logs), (signal.SIGINT, 130, plugins), (signal.SIGTERM, 143, logs),
+                (signal.SIGTERM, 143, plugins), (signal.SIGHUP, 129, logs)):
+            with self.subTest(argv=argv, number=number):
                 gate = threading.Event()
                 self.cluster.script("POST", "/" + resource, pause_after=0, gate=gate)
                 program = self.program(*argv)
                 wait_until(lambda resource=resource: self.names(resource), 15, "the request")
-                program.process.send_signal(signal.SIGINT)
+                program.process.send_signal(number)
                 gate.set()
                 result = program.end()
-                self.assertEqual((result.code, result.out, self.names(resource)), (130, b"", []), result.err)
+                self.assertEqual((result.code, result.out, self.names(resource)), (code, b"", []), result.err)
 
     def test_ctrl_c_during_a_transfer_leaves_nothing(self) -> None:
         """An interrupted download leaves neither a file nor a request, and exits with 130."""
@@ -17024,6 +17027,11 @@ class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
             logger = vr.log
             return (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), logger.handlers[:],
                     logger.level, sys.stdout, sys.stderr, socket.getdefaulttimeout(), os.getcwd())
+        before = state()
+        vr.stream(self.api, self.namespace, "BackupLog", "b1", io.BytesIO())
+        self.assertEqual(state(), before)
+        self.addCleanup(signal.signal, signal.SIGTERM, before[1])
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         before = state()
         vr.stream(self.api, self.namespace, "BackupLog", "b1", io.BytesIO())
         self.assertEqual(state(), before)

@@ -6359,6 +6359,7 @@ def run_controller(controller: Controller) -> None:
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
 JSON_LIMIT = 32 << 20                        # bytes of a JSON artifact that a screen is made of
 GIVE_UP_TIME = 1.0                           # seconds
+TERMINATORS = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 
 
 def get_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
@@ -6462,24 +6463,31 @@ def hasty(api: Api) -> Api:
 
 @contextlib.contextmanager
 def interrupted_later() -> Iterator[None]:
-    """Hold a Ctrl-C back until the context ends, so that what is created can be deleted; a second one comes at once."""
+    """Hold signals that end us back until the context ends, so that what is created can be deleted.
+
+    A second one comes at once. Those that nobody has a handler for stay as they are.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: List[int] = []
+    handlers = ((number, signal.getsignal(number)) for number in (signal.SIGINT, *TERMINATORS))
+    previous = {number: handler for number, handler in handlers if callable(handler)}
 
-    def hold(number: int, _frame: Any) -> None:
+    def hold(number: int, frame: Any) -> None:
         if held:
-            raise KeyboardInterrupt
+            previous[number](number, frame)
         held.append(number)
 
-    previous = signal.signal(signal.SIGINT, hold)
+    for number in previous:
+        signal.signal(number, hold)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if held and callable(previous):
-        previous(signal.SIGINT, None)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    for number in held:
+        previous[number](number, None)
 
 
 def create_request(api: Api, resource: Resource, document: Document) -> Document:
@@ -7875,8 +7883,7 @@ def tidy_when_terminated() -> Iterator[None]:
     def leave(number: int, _frame: Any) -> None:
         sys.exit(128 + number)
 
-    numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-    previous = [(number, signal.signal(number, leave)) for number in numbers  # but under nohup
+    previous = [(number, signal.signal(number, leave)) for number in TERMINATORS  # but under nohup
                 if signal.getsignal(number) != signal.SIG_IGN]
     try:
         yield
