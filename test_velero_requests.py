@@ -27,8 +27,10 @@ import ast
 import atexit
 import base64
 import contextlib
+import ctypes
 import difflib
 import dis
+import errno
 import fcntl
 import functools
 import gzip
@@ -40,6 +42,7 @@ import itertools
 import json
 import logging
 import os
+import platform
 import posixpath
 import pty
 import queue
@@ -55,6 +58,7 @@ import socket
 import ssl
 import stat
 import statistics
+import struct
 import subprocess
 import sys
 import tarfile
@@ -7324,6 +7328,13 @@ class ContractTests(CoreTests):
             with self.subTest(argv=" ".join(argv)):
                 self.assert_failed(run(*argv), 2)
 
+    def test_a_selector_that_is_none_is_code_2(self) -> None:
+        """A label selector that the cluster does not understand is wrong usage, and named."""
+        for selector in ("a in b", "=x", "a b"):
+            for words in (("backup", "get"), ("restore", "get"), ("backup", "describe")):
+                with self.subTest(selector, words=words):
+                    self.assert_failed(self.cli(*words, "-l", selector), 2, f"the selector {selector!r}")
+
     def test_go_durations_are_understood(self) -> None:
         """--timeout takes whatever Go's ParseDuration takes."""
         for text in ("1m30s", "500ms", "1.5h", "2h45m", "100000us", "100000µs", "10s", ".5m", "1m0.5s"):
@@ -7954,18 +7965,21 @@ class FaultTests(FakeWorld):
         gate.set()
         self.assertEqual(program.end().code, 0, program.text())
 
-    def test_ctrl_c_while_creating_leaves_nothing(self) -> None:
-        """Ctrl-C between the request's creation and the answer to it leaves no request behind either."""
-        for resource, argv in (("downloadrequests", ("backup", "logs", "b1")), (SSR, ("plugin", "get"))):
-            with self.subTest(argv=argv):
+    def test_a_signal_while_creating_leaves_nothing(self) -> None:
+        """Ctrl-C or SIGTERM between the request's creation and the answer to it leaves no request behind either."""
+        logs, plugins = ("downloadrequests", ("backup", "logs", "b1")), (SSR, ("plugin", "get"))
+        for number, code, (resource, argv) in (
+                (signal.SIGINT, 130, logs), (signal.SIGINT, 130, plugins), (signal.SIGTERM, 143, logs),
+                (signal.SIGTERM, 143, plugins), (signal.SIGHUP, 129, logs)):
+            with self.subTest(argv=argv, number=number):
                 gate = threading.Event()
                 self.cluster.script("POST", "/" + resource, pause_after=0, gate=gate)
                 program = self.program(*argv)
                 wait_until(lambda resource=resource: self.names(resource), 15, "the request")
-                program.process.send_signal(signal.SIGINT)
+                program.process.send_signal(number)
                 gate.set()
                 result = program.end()
-                self.assertEqual((result.code, result.out, self.names(resource)), (130, b"", []), result.err)
+                self.assertEqual((result.code, result.out, self.names(resource)), (code, b"", []), result.err)
 
     def test_ctrl_c_during_a_transfer_leaves_nothing(self) -> None:
         """An interrupted download leaves neither a file nor a request, and exits with 130."""
@@ -15015,6 +15029,21 @@ def resident(pid: int) -> float:
 # Downloads, row 1: atomic
 # ------------------------------------------------------------------------------------------------------------
 
+FLOCK = {"x86_64": 73, "aarch64": 32}        # the number of the system call flock
+
+
+def refuse_flock(number: int) -> None:
+    """Let the kernel answer each flock of this process with an error, as a file system without locks does (seccomp)."""
+    code = b"".join(struct.pack("HBBI", *step) for step in (
+        (0x20, 0, 0, 0), (0x15, 0, 1, FLOCK[platform.machine()]),  # load the number of the call; is it flock?
+        (0x06, 0, 0, 0x50000 | number), (0x06, 0, 0, 0x7fff0000)))  # yes: this error; no: go on
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(38, 1, 0, 0, 0) or prctl(22, 2, program):  # no new privileges, set the filter
+        raise OSError(ctypes.get_errno(), "no filter for system calls")
+
+
 class TestDownloadAtomic(DownloadWorld, unittest.TestCase):
     """A target is the whole object, or as it was."""
 
@@ -15169,22 +15198,37 @@ class TestDownloadAtomic(DownloadWorld, unittest.TestCase):
                 self.clear()
                 if old:
                     write_bytes(self.path, old)
-                code, err = self.limited(400_000, "download", "b1", "-o", self.path, "--force", *IDLE_FLAG)
-                self.assertEqual(code, 1, err)
-                self.assert_sentence(Result(code, b"", err), re.escape(self.path.lower()), "large|space|full")
+                limit = functools.partial(posix_resource.setrlimit, posix_resource.RLIMIT_FSIZE, (400_000, 400_000))
+                result = self.limited(limit, "download", "b1", "-o", self.path, "--force", *IDLE_FLAG)
+                self.assertEqual(result.code, 1, result.err)
+                self.assert_sentence(result, re.escape(self.path.lower()), "large|space|full")
                 self.assertEqual(self.left(), {"x"} if old else set())
                 self.assertEqual(old and read_bytes(self.path), old)
         self.assertEqual(self.names(), [])
 
-    def limited(self, size: int, *argv: str) -> Tuple[int, str]:
-        """Run a command that may write no file larger than this, as on a disk that is full."""
-        def limit() -> None:
-            posix_resource.setrlimit(posix_resource.RLIMIT_FSIZE, (size, size))
+    def limited(self, limit: Callable[[], None], *argv: str) -> Result:
+        """Run a command as a process that is denied something, by what `limit` does as it starts."""
         done = subprocess.run(
             [sys.executable, velero_requests.__file__, *argv, "--kubeconfig", self.kubeconfig, "-n",
              self.namespace], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
             check=False, preexec_fn=limit)  # pylint: disable=subprocess-popen-preexec-fn
-        return done.returncode, done.stderr.decode()
+        return Result(done.returncode, done.stdout, done.stderr.decode())
+
+    @unittest.skipUnless(sys.platform == "linux" and platform.machine() in FLOCK, "no way here to refuse flock")
+    def test_a_file_system_without_locks(self) -> None:
+        """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
+        stored = self.contents()
+        for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            with self.subTest(errno.errorcode[number]):
+                self.clear()
+                limit = functools.partial(refuse_flock, number)
+                self.assert_right(self.limited(limit, "download", "b1", "-o", self.path, "--quiet"), stored)
+                said = self.limited(limit, "download", "b1", "-o", self.path, "--force", "-v").err
+                self.assertIn(f"another download of {self.path} would not be noticed: {os.strerror(number)}", said)
+        self.clear()
+        limit = functools.partial(refuse_flock, errno.EBADF)
+        result = self.limited(limit, "download", "b1", "-o", self.path)
+        self.assert_absent(result, 1, re.escape(self.path.lower()), may_remain=True)
 
     def test_a_place_that_cannot_be_written(self) -> None:
         """A file system that takes no file is one sentence with the file in it."""
@@ -16385,6 +16429,23 @@ def backup_document(name: str, phase: str = "Completed") -> bytes:
                    "completionTimestamp": "2026-01-02T03:05:05Z", "expiration": "2026-02-01T03:04:05Z"}}).encode()
 
 
+@contextlib.contextmanager
+def without_rights(*paths: str) -> Iterator[None]:
+    """Take all permissions from files or folders for a while, and from root its privilege to ignore that."""
+    modes = [(path, os.stat(path).st_mode & 0o777) for path in paths]
+    user = os.geteuid()
+    for path in paths:
+        os.chmod(path, 0)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        for path, mode in modes:
+            os.chmod(path, mode)
+
+
 class DirectTests(Sentences):
     """Downloads without a controller, on either pair of servers."""
 
@@ -16440,7 +16501,7 @@ class DirectTests(Sentences):
         self.assert_right(result, stored[KEYS["BackupContents"]])
         self.assertEqual(self.cli("backup", "logs", "b1", "--direct"), (0, LOG, ""))
         self.assertEqual(self.cli("restore", "logs", "r1", "--direct"), (0, LOG[:500], ""))
-        url = self.cli("download", "b1", "--direct", "--url-only").out.decode().strip()
+        url = self.cli("download", "b1", "--direct", "--url-only", "--force=false").out.decode().strip()
         self.assertEqual(fetch(url).data, stored[KEYS["BackupContents"]])
         self.assertEqual(self.names(), [])
 
@@ -16504,6 +16565,47 @@ class DirectTests(Sentences):
         self.assertNotRegex(one.out.decode(), r"(?m)^b1\s")
         self.assert_sentence(run("backup", "get", "nobody", *flags), "nobody")
 
+    def test_backups_listed_from_every_location(self) -> None:
+        """What can be listed is, under its location's name; what cannot is a line each, the first one's code counts."""
+        self.fill_bucket()
+        self.fill_bucket("other/")
+        self.store.put(self.namespace, "other/backups/b3/velero-backup.json", backup_document("b3", "Completed"))
+        self.make_location("other", prefix="other")
+        self.make_location("unreachable", {"s3Url": "http://127.0.0.1:1"})
+        result = self.cli("backup", "get", "--direct")
+        rows = [(line.split()[0], line.split()[-2]) for line in result.out.decode().splitlines()[1:]]
+        self.assertEqual([("b1", "default"), ("b1", "other"), ("b2", "default"), ("b2", "other"), ("b3", "other")],
+                         rows)
+        self.assertEqual(6, result.code, result.err)
+        self.assert_sentence(result, "^error: storage location 'unreachable': .*127.0.0.1:1")
+        one = self.cli("backup", "get", "b1", "--direct", "-o", "json")
+        self.assertEqual(["default", "other"],
+                         [item["spec"]["storageLocation"] for item in json.loads(one.out)["items"]])
+        self.make_location("lost", secret="gone")
+        self.make_location("odd", {"s3ForcePathStyle": "perhaps"})
+        result = self.cli("backup", "get", "nobody", "b3", "--direct")
+        self.assertEqual((3, 2), (result.code, len(result.out.splitlines())), result.err)
+        errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+        for number, said in enumerate(("storage location 'lost'", "storage location 'odd'",
+                                       "storage location 'unreachable'", 'backup "nobody" does not exist')):
+            self.assertEqual(1, errors[number].count(said), errors)
+        self.assertEqual(4, len(errors), errors)
+
+    def test_nothing_that_could_be_listed(self) -> None:
+        """Where no location can be listed stdout is empty in every format: no list is not an empty list."""
+        self.admin.delete("backupstoragelocations", "default", self.namespace)
+        self.make_location("lost", secret="gone")
+        for output in ("table", "json", "yaml"):
+            self.assert_failed(self.cli("backup", "get", "--direct", "-o", output), 3, "'lost'", "gone")
+
+    def test_one_backup_that_cannot_be_listed(self) -> None:
+        """A velero-backup.json that cannot be read hides no other backup, and is said with its location."""
+        self.fill_bucket()
+        self.store.put(self.namespace, "backups/b3/velero-backup.json", b" " * (17 << 20))
+        result = run("backup", "get", *self.files())
+        self.assertEqual((1, 3), (result.code, len(result.out.splitlines())), result.err)
+        self.assert_sentence(result, "backup 'b3' in .*location.yaml: it is larger than 16 mib")
+
     def test_what_is_wrong_with_the_files(self) -> None:
         """A location or credentials that cannot be read are one sentence each, with the file or the field in it."""
         self.fill_bucket()
@@ -16511,6 +16613,8 @@ class DirectTests(Sentences):
         cases: Tuple[Tuple[Any, Optional[str], str], ...] = (
             (b"- a list", None, "location"), (b"", None, "location"), (b"a: [b", None, "location"),
             (b"\x00\x01", None, "location"), ({"spec": {}}, None, "bucket|provider"), (b"5", None, "location"),
+            (backup_document("b1", "Completed"), None, "kind 'backup'.* backupstoragelocation"),
+            ({"kind": "List", "items": [whole]}, None, "kind 'list'.* backupstoragelocation"),
             ({**whole["spec"], "provider": "azure"}, None, "azure"), (whole, "", "cloud|credential"),
             (whole, "nonsense", "cloud|credential|line"), (whole, "[default]\n", "cloud|key|credential"))
         for document, keys, words in cases:
@@ -16538,7 +16642,16 @@ class DirectTests(Sentences):
     def test_flags_that_say_nothing(self) -> None:
         """What nobody would use is wrong usage, and the hint leads to the help of the command."""
         for words, said in ((("backup", "logs", "b1", "--credentials-file", "gone"), "without --direct or --location"),
-                            (("download", "b1", "--url-only", "-o", "x"), "makes no file"),
+                            (("download", "b1", "--url-only", "-o", "x"), "makes no file; leave out --output\n"),
+                            (("download", "b1", "--url-only", "--sha256", "0" * 64, "--check"),
+                             "leave out --sha256 and --check\n"),
+                            (("download", "b1", "--url-only", "--connections", "2", "--force"),
+                             "leave out --force and --connections\n"),
+                            (("backup", "get", "--location", ""), "--location: it is empty"),
+                            (("backup", "get", "--location="), "--location: it is empty"),
+                            (("backup", "get", "--direct", "--credentials-file="), "-file: it is empty"),
+                            (("backup", "logs", "b1", "--cacert", ""), "--cacert: it is empty"),
+                            (("backup", "describe", "--cacert="), "--cacert: it is empty"),
                             (("backup", "logs", "b1", "--follow"), "velero_requests.py backup logs --help")):
             with self.subTest(words=words):
                 result = self.cli(*words)
@@ -16626,6 +16739,46 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
     """Direct on the fakes, and what only they can show."""
 
     serves = False
+
+    def test_a_folder_that_is_another(self) -> None:
+        """Whatever is looked for in a folder that holds no copied bucket, the hint says which folder to name."""
+        folder, hint = self.copied(), "hint: name the folder that holds the folder backups\n"
+        for words in (("backup", "get"), ("backup", "logs", "b1"), ("download", "b1", "-o", self.path)):
+            for path in (os.path.join(folder, "backups"), os.path.join(folder, "backups", "b1"), self.folder):
+                result = run(*words, "--location", path)
+                self.assertEqual((3, b""), (result.code, result.out), result.err)
+                self.assertIn(hint, result.err)
+        missing = run("backup", "logs", "b2", "--location", folder)
+        self.assertEqual((3, False), (missing.code, hint in missing.err), missing.err)
+
+    def test_a_damaged_log_has_a_cure(self) -> None:
+        """It says how to tell a bad line from a bad object, and how to have that as it is stored."""
+        folder = self.copied()
+        packed = gzip.compress(LOG)
+        self.store.put(self.namespace, KEYS["BackupLog"], packed[:-9])
+        for words in (("--direct",), self.files()):
+            result = self.cli("backup", "logs", "b1", *words)
+            self.assertEqual((1, True), (result.code, LOG.startswith(result.out)), result.err)
+            self.assertIn("hint: fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$("
+                          "velero_requests.py download b1 --kind BackupLog --url-only)\"`", result.err)
+        write_bytes(os.path.join(folder, KEYS["BackupLog"]), packed[:-9])
+        result = self.cli("backup", "logs", "b1", "--location", folder)
+        self.assertEqual((1, True), (result.code, LOG.startswith(result.out)), result.err)
+        self.assertIn(f"hint: copy {folder}/backups/b1/b1-logs.gz from the bucket again", result.err)
+
+    def test_a_folder_that_may_not_be_read(self) -> None:
+        """What the file system forbids in a copied bucket is code 5 with its path, and the rest is listed."""
+        os.chmod(self.folder, 0o755)
+        backups = os.path.join(self.copied(), "backups")
+        for path, words in ((backups, ("backup", "get")), (backups, ("backup", "logs", "b1")),
+                            (os.path.join(backups, "b1", "b1-logs.gz"), ("backup", "logs", "b1")),
+                            (os.path.join(backups, "b1", "velero-backup.json"), ("backup", "get"))):
+            with self.subTest(path, words=words):
+                with without_rights(path):
+                    result = run(*words, "--location", os.path.dirname(backups))
+                self.assertEqual(5, result.code, result.err)
+                self.assert_sentence(result, re.escape(path.lower()), "permission denied")
+                self.assertEqual(path.endswith(".json"), b"b2" in result.out)
 
     def test_only_readings_reach_the_cluster(self) -> None:
         """--direct sends nothing but GET to the cluster."""
@@ -16873,6 +17026,11 @@ class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
         before = state()
         vr.stream(self.api, self.namespace, "BackupLog", "b1", io.BytesIO())
         self.assertEqual(state(), before)
+        self.addCleanup(signal.signal, signal.SIGTERM, before[1])
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = state()
+        vr.stream(self.api, self.namespace, "BackupLog", "b1", io.BytesIO())
+        self.assertEqual(state(), before)
 
     def test_it_says_what_it_needs(self) -> None:
         """The functions that a program uses tell units, errors and who closes what."""
@@ -16977,7 +17135,7 @@ def put_in_parts(store: Any, bucket: str, key: str, member: bytes, count: int, i
     place = f"{store.url}/{bucket}/" + uri_encode(key.encode(), b"/")
     connection = http.client.HTTPConnection(store.host, timeout=120)
 
-    def exchange(method: str, query: str, body: bytes = b"") -> Tuple[Mapping[str, str], str]:
+    def exchange(method: str, query: str, body: bytes = b"") -> Tuple[http.client.HTTPMessage, str]:
         url = presigned_url(place, store.access_key, store.secret_key, store.region, method=method, extra=query)
         connection.request(method, url[len(store.url):], body)
         response = connection.getresponse()
@@ -18571,6 +18729,19 @@ class TestStart(unittest.TestCase):
         for options in ((), ("-I",), ("-u", "-W", "error::ResourceWarning")):
             with self.subTest(options=options):
                 self.assertIn("NAME", self.run_beside_strangers(*options))
+
+    def test_the_current_folder_is_gone(self) -> None:
+        """What starts at a current folder that was deleted is refused with that; what does not goes on."""
+        for words, code, said in ((("download", "b1"), 1, b"error: the current folder cannot be used"),
+                                  (("backup", "get", "--kubeconfig", "x"), 1, b"error: the current folder"),
+                                  (("version", "--client-only"), 0, b"")):
+            with self.subTest(words):
+                folder = tempfile.mkdtemp()
+                done = subprocess.run(
+                    [sys.executable, os.path.abspath(velero_requests.__file__), *words], cwd=folder, timeout=60,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
+                    preexec_fn=functools.partial(os.rmdir, folder))  # pylint: disable=subprocess-popen-preexec-fn
+                self.assertEqual((code, said), (done.returncode, done.stderr[:len(said)]))
 
     def test_a_module_stays_one(self) -> None:
         """`python -m velero_requests` is a module already."""

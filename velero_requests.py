@@ -445,11 +445,12 @@ class Error(Exception):
 
 @contextlib.contextmanager
 def about(subject: str) -> Iterator[None]:
-    """Let an error that passes begin with what it is about."""
+    """Let an error that passes begin with what it is about, unless it names that itself."""
     try:
         yield
     except Error as error:
-        error.args = (f"{subject}: {error}",)
+        if subject not in str(error):
+            error.args = (f"{subject}: {error}",)
         raise
 
 
@@ -4161,17 +4162,26 @@ def _is_absent(path: str) -> bool:
     return False
 
 
+def absolute(path: str) -> str:
+    """A path from the root on; Error when there is no current folder at which a relative one could start."""
+    try:
+        return os.path.abspath(path)
+    except OSError as error:
+        raise Error(f"the current folder cannot be used: {error.strerror}", hints=[
+            "it may have been deleted; change into another one"]) from error
+
+
 def kubeconfig_paths(kubeconfig: str) -> List[str]:
     """The kubeconfig files that count, absolute: the one given, else those of KUBECONFIG, else ~/.kube/config.
 
     A KUBECONFIG that is set, even to nothing but separators, keeps ~/.kube/config out. Only absent files are skipped.
     """
     if kubeconfig:
-        return [os.path.abspath(kubeconfig)]
+        return [absolute(kubeconfig)]
     listed = os.environ.get("KUBECONFIG", "")
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
     names = listed.split(os.pathsep) if listed else [default]
-    paths = list(dict.fromkeys(os.path.abspath(name) for name in names if name))
+    paths = list(dict.fromkeys(absolute(name) for name in names if name))
     there = [path for path in paths if os.path.lexists(path) or not _is_absent(path)]
     if listed and not there:
         log.warning("none of the files in KUBECONFIG exists: %s", one_line(listed))
@@ -4818,6 +4828,7 @@ IDLE_LIMIT = 30.0                            # seconds without a byte
 REFUSAL_TIME = 2.0                           # seconds that the text of a refusal is read; it may have no end
 FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
 PIECE = 8 << 20                              # bytes that one of several connections fetches at a time
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # such as NFS without its lock daemon
 RESTARTS = 3                                 # times that an object may change while it is downloaded
 SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
 
@@ -5105,8 +5116,16 @@ def url_source(locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float 
     return Source(open_part, renew_url)
 
 
-def file_source(path: str) -> Source:
-    """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time."""
+def unreadable(path: str, error: OSError) -> StoreError:
+    """The error for a file or folder of a copied bucket that cannot be read, as a store would refuse it."""
+    return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
+
+
+def file_source(path: str, hints: Iterable[str] = ()) -> Source:
+    """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time.
+
+    hints: what to do when it is not there.
+    """
 
     @contextlib.contextmanager
     def open_part(start: int, stop: Optional[int], etag: str) -> Iterator[Answer]:
@@ -5122,9 +5141,9 @@ def file_source(path: str) -> Source:
                 file.seek(start)
                 yield Answer(head, iter(lambda: file.read(CHUNK), b""), lambda: None)
         except FileNotFoundError:
-            raise NotFound(f"there is no file {path}", reason="ArtifactNotFound") from None
+            raise NotFound(f"there is no file {path}", hints=hints, reason="ArtifactNotFound") from None
         except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+            raise unreadable(path, error) from error
 
     def renew_nothing(error: StoreError) -> None:
         raise error
@@ -5534,6 +5553,17 @@ def _clear_the_way(path: str) -> None:
             os.unlink(path)
 
 
+def _lock(file: Any, path: str) -> None:
+    """Keep other downloads of a target out, where there are locks at all; BlockingIOError when one has it."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.info("another download of %s would not be noticed: %s", path, error.strerror)
+
+
 def _open_part(place: Place) -> Any:
     """The partial file, locked and unbuffered; Error when another download has it."""
     while True:
@@ -5541,8 +5571,7 @@ def _open_part(place: Place) -> Any:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         file = open(os.open(place.part, flags, 0o600), "r+b", buffering=0)
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, place.path)
             if os.path.exists(place.part) and os.path.samestat(os.stat(place.part), os.fstat(file.fileno())):
                 return file
             file.close()                     # it was finished and renamed between our two calls
@@ -6337,6 +6366,7 @@ def run_controller(controller: Controller) -> None:
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
 JSON_LIMIT = 32 << 20                        # bytes of a JSON artifact that a screen is made of
 GIVE_UP_TIME = 1.0                           # seconds
+TERMINATORS = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 
 
 def get_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
@@ -6416,7 +6446,13 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
                    ) -> Tuple[List[Document], str]:
     """Backups or restores in the order named, else those that a selector chooses, and the version of the list."""
     if not names:
-        return list_all(api, resource, namespace, selector)
+        try:
+            return list_all(api, resource, namespace, selector)
+        except ApiError as error:
+            if error.status != 400 or not selector:
+                raise
+            raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}"
+                             ) from None
     documents = side_by_side(functools.partial(get_owner, api, resource, namespace, name) for name in names)
     for document in documents:
         if isinstance(document, Error):
@@ -6434,24 +6470,31 @@ def hasty(api: Api) -> Api:
 
 @contextlib.contextmanager
 def interrupted_later() -> Iterator[None]:
-    """Hold a Ctrl-C back until the context ends, so that what is created can be deleted; a second one comes at once."""
+    """Hold signals that end us back until the context ends, so that what is created can be deleted.
+
+    A second one comes at once. Those that nobody has a handler for stay as they are.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: List[int] = []
+    handlers = ((number, signal.getsignal(number)) for number in (signal.SIGINT, *TERMINATORS))
+    previous = {number: handler for number, handler in handlers if callable(handler)}
 
-    def hold(number: int, _frame: Any) -> None:
+    def hold(number: int, frame: Any) -> None:
         if held:
-            raise KeyboardInterrupt
+            previous[number](number, frame)
         held.append(number)
 
-    previous = signal.signal(signal.SIGINT, hold)
+    for number in previous:
+        signal.signal(number, hold)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if held and callable(previous):
-        previous(signal.SIGINT, None)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    for number in held:
+        previous[number](number, None)
 
 
 def create_request(api: Api, resource: Resource, document: Document) -> Document:
@@ -6705,18 +6748,21 @@ def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = 
 
 def folder_bucket(path: str) -> Bucket:
     """A folder that holds a copied bucket: `backups` and `restores` are in it."""
+    hints = () if os.path.isdir(os.path.join(path, "backups")) else ("name the folder that holds the folder backups",)
 
     def refuse_url(_key: str) -> str:
         raise UsageError(f"there is no URL of what lies in the folder {path}")
 
     def folders(key: str) -> List[str]:
+        folder = os.path.join(path, key)
         try:
-            return sorted(entry.name for entry in os.scandir(os.path.join(path, key)) if entry.is_dir())
+            return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        except PermissionError as error:
+            raise unreadable(folder, error) from error
         except OSError as error:
-            raise NotFound(f"cannot read the folder {os.path.join(path, key)}: {error.strerror}", hints=[
-                "name the folder that holds the folder backups"]) from error
+            raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=hints) from error
 
-    return Bucket("", lambda key: file_source(os.path.join(path, key)), refuse_url, folders)
+    return Bucket("", lambda key: file_source(os.path.join(path, key), hints), refuse_url, folders)
 
 
 def location_of_file(path: str) -> Location:
@@ -6724,6 +6770,11 @@ def location_of_file(path: str) -> Location:
     document = parse_yaml(read_file(path, "storage location file", KUBECONFIG_LIMIT), f"storage location file {path}")
     if not isinstance(document, dict):
         raise ConfigError(f"storage location file {path} is no BackupStorageLocation and no spec of one")
+    kind = _text(document, "kind") or LOCATIONS.kind
+    if kind != LOCATIONS.kind:
+        raise ConfigError(f"storage location file {path} holds an object of kind {one_line(kind, 64)!r}; expected is a "
+                          "BackupStorageLocation, or its spec", hints=[
+                              "`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
     document = document if "spec" in document else {"spec": document}
     document = {**document, "metadata": {"name": _text(document, "metadata", "name") or os.path.basename(path)}}
     if _at(document, "spec", "objectStorage", "caCertRef"):
@@ -6754,20 +6805,24 @@ def is_too_deep(value: Any) -> bool:
     return bool(level)
 
 
-def read_backups(bucket: Bucket) -> List[Document]:
-    """The Backups in a bucket, as Velero left them there in velero-backup.json; what is none is passed over."""
+def read_backups(bucket: Bucket, where: str, troubles: List[Error]) -> List[Document]:
+    """The Backups in a bucket, as Velero left them there in velero-backup.json; what is none is passed over.
+
+    `where` names the bucket in errors; one that hides a single backup is left in `troubles`.
+    """
     root = object_key(bucket.prefix, Artifact("", BACKUPS, "backups/"), "")
     backups = []
     for name in filter(is_object_name, bucket.folders(root)):
-        what = f"backup {one_line(name, 64)!r} in the bucket"
+        what = f"backup {one_line(name, 64)!r} in {where}"
         try:
             document = json.loads(read_small(bucket.source(f"{root}{name}/velero-backup.json"), what))
             if is_too_deep(document):
                 raise ValueError("it is nested too deeply")
         except (NotFound, ValueError, RecursionError, StoreError) as error:
             if isinstance(error, StoreError) and error.status != 404:
-                raise
-            log.info("%s is passed over: %s", what, one_line(error))
+                troubles.append(error)
+            else:
+                log.info("%s is passed over: %s", what, one_line(error))
             continue
         if isinstance(_at(document, "metadata"), dict):
             backups.append({**document, "metadata": {**document["metadata"], "name": name}})
@@ -7208,17 +7263,31 @@ def metered(options: Options, transfer: Transfer, output: str) -> Iterator[Calla
     print(*ends, sep="\n", end="\n" if ends else "", file=sys.stderr)
 
 
+def damage_cure(options: Options, kind: str) -> str:
+    """What to do about an artifact that is damaged."""
+    if options.location and os.path.isdir(options.location):
+        path = os.path.join(options.location, object_key("", TARGETS[kind], options.name))
+        return f"copy {path} from the bucket again"
+    return (f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} download "
+            f"{options.name} --kind {kind} --url-only)\"`, with the flags of this command, gets it as it is")
+
+
 def fetch_to(options: Options, kind: str, output: str) -> None:
     """Download one artifact to a file, or to stdout for `-`."""
     transfer = Transfer()
     shown = "" if sys.stderr.isatty() and not options.quiet else None  # a hash that nobody sees costs a quarter more
     wish = Wish(f"{kind} of {options.name}", TARGETS[kind].gunzip, options.check, options.sha256 or shown,
                 options.connections)
-    with source_of(options, kind) as source, metered(options, transfer, output) as tell_end:
-        if output == "-":
-            tell_end(write_object(source, sys.stdout.buffer, transfer, wish))
-        else:
-            tell_end(save_object(output, source, transfer, wish, force=options.force))
+    try:
+        with source_of(options, kind) as source, metered(options, transfer, output) as tell_end:
+            if output == "-":
+                tell_end(write_object(source, sys.stdout.buffer, transfer, wish))
+            else:
+                tell_end(save_object(output, source, transfer, wish, force=options.force))
+    except StoreError as error:
+        if transfer.head and not error.status and error.reason == "StoreError":  # it came, and is not what it should be
+            error.hints += (damage_cure(options, kind),)
+        raise
 
 
 def url_of(options: Options, kind: str) -> str:
@@ -7235,12 +7304,15 @@ def cmd_download(options: Options) -> int:
     """Any artifact: BackupContents into a file as `backup download`, the others to stdout unless -o names a file."""
     kind, name = options.kind, options.name
     if options.url_only:
-        if options.output:
-            raise UsageError("--url-only prints the URL and makes no file; leave out --output")
+        idle = [flag for flag, given in (
+            ("--output", options.output), ("--force", options.force), ("--sha256", options.sha256),
+            ("--check", options.check), ("--connections", options.connections > 1)) if given]
+        if idle:
+            raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(idle)}")
         trust_of(options)
         write_text(url_of(options, kind) + "\n")
         return Exit.DONE
-    output = options.output or (os.path.join(os.getcwd(), f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
+    output = options.output or (absolute(f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
     if options.check and kind != BACKUP_CONTENTS:
         raise UsageError(f"--check looks into {BACKUP_CONTENTS}, and {kind} is no archive")
     if output != "-":
@@ -7265,22 +7337,43 @@ def cmd_logs(options: Options, kind: str) -> int:
     return Exit.DONE
 
 
-def backups_without_cluster(options: Options) -> List[Document]:
-    """The Backups that a bucket holds: --location's, else with --direct those of every location in the cluster."""
+def backups_in(options: Options, api: Optional[Api], location: Document, troubles: List[Error]) -> List[Document]:
+    """The Backups in a storage location of the cluster, or without one in --location; what fails is left in `troubles`.
+
+    The location is called as it is here, and not as where a backup was made, which is how Velero's sync does it, too.
+    """
+    name = _text(location, "metadata", "name")
+    where = f"storage location {name!r}" if api else options.location
+    try:
+        with about(where):
+            bucket = bucket_of_file(options) or bucket_of(options, find_location(api, options.namespace, location), api)
+            found = read_backups(bucket, where, troubles)
+    except Error as error:
+        troubles.append(error)
+        return []
+    for backup in found if api else []:
+        if isinstance(backup.setdefault("spec", {}), dict):
+            backup["spec"]["storageLocation"] = name
+    return found
+
+
+def backups_without_cluster(options: Options, troubles: List[Error]) -> List[Document]:
+    """The Backups that --location holds, else with --direct every location in the cluster, by name.
+
+    Locations may hold backups of one name; each is shown. Why some cannot be is left in `troubles`.
+    """
     if options.selector:
         raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
-    found, backups = bucket_of_file(options), {}
-    if found:
-        backups = {_text(backup, "metadata", "name"): backup for backup in read_backups(found)}
-    else:
-        api, namespace = api_of(options), options.namespace
-        for document in list_all(api, LOCATIONS, namespace)[0]:
-            bucket = bucket_of(options, find_location(api, namespace, document), api)
-            backups.update((_text(backup, "metadata", "name"), backup) for backup in read_backups(bucket))
+    trust_of(options)  # what is wrong with it is said once, not for each location
+    api = None if options.location else api_of(options)
+    backups: Dict[str, List[Document]] = {name: [] for name in options.names}
+    for location in list_all(api, LOCATIONS, options.namespace)[0] if api else [{}]:
+        for backup in backups_in(options, api, location, troubles):
+            backups.setdefault(_text(backup, "metadata", "name"), []).append(backup)
     for name in options.names:
-        if name not in backups:
-            raise NotFound(f"backup \"{one_line(name, 64)}\" does not exist in the bucket")
-    return [backups[name] for name in options.names or sorted(backups)]
+        if not backups[name]:
+            troubles.append(NotFound(f"backup \"{one_line(name, 64)}\" does not exist in any bucket that was listed"))
+    return [backup for name in options.names or sorted(backups) for backup in backups[name]]
 
 
 def local_time(instant: datetime) -> datetime:
@@ -7288,13 +7381,8 @@ def local_time(instant: datetime) -> datetime:
     return instant.astimezone()
 
 
-def cmd_get(options: Options, resource: Resource) -> int:
-    """Backups or restores: a table, JSON or YAML."""
-    if without_controller(options):
-        documents, version = backups_without_cluster(options), ""
-    else:
-        documents, version = find_documents(api_of(options), resource, options.namespace, options.names,
-                                            options.selector)
+def write_list(options: Options, resource: Resource, documents: List[Document], version: str) -> None:
+    """Backups or restores as a table, JSON or YAML."""
     if options.output == "json":
         for part in list_json(resource, documents, version):
             write_text(part)
@@ -7304,7 +7392,27 @@ def cmd_get(options: Options, resource: Resource) -> int:
         columns = [name for text in options.label_columns or () for name in text.split(",") if name]
         write_text(resource_table(resource, documents, utc_now(), label_columns=columns,
                                   show_labels=options.show_labels, localize=local_time))
-    return Exit.DONE
+
+
+def report_all(troubles: List[Error]) -> int:
+    """Say what was missing, below what there was -> the exit code, which is that of the first trouble."""
+    sys.stdout.flush()
+    for trouble in troubles:
+        report(trouble)
+    return troubles[0].exit if troubles else Exit.DONE
+
+
+def cmd_get(options: Options, resource: Resource) -> int:
+    """Backups or restores; what cannot be listed is said on stderr, and decides the exit code."""
+    troubles: List[Error] = []
+    if without_controller(options):
+        documents, version = backups_without_cluster(options, troubles), ""
+    else:
+        documents, version = find_documents(api_of(options), resource, options.namespace, options.names,
+                                            options.selector)
+    if documents or not troubles:            # no list at all is not an empty list
+        write_list(options, resource, documents, version)
+    return report_all(troubles)
 
 
 def is_colorized(options: Options) -> bool:
@@ -7344,13 +7452,10 @@ def cmd_describe(options: Options, resource: Resource) -> int:
             write_text("\n\n" * bool(number) + screen.content)
     if options.output == "json":
         write_text(describe_json(screens))
-    sys.stdout.flush()
     silent = [trouble for trouble in troubles if isinstance(trouble, TimedOut)]
     for trouble in silent[-1:]:
         trouble.hints += tuple(silence_hints(api, options.namespace))
-    for trouble in troubles:
-        report(trouble)
-    return troubles[0].exit if troubles else Exit.DONE
+    return report_all(troubles)
 
 
 def cmd_plugin_get(options: Options) -> int:
@@ -7411,6 +7516,13 @@ def duration_argument(text: str) -> float:
     if seconds <= 0:
         raise argparse.ArgumentTypeError(f"{text} is no time to wait; write for example 30s or 5m")
     return min(seconds, LONGEST_WAIT)
+
+
+def path_argument(text: str) -> str:
+    """A file or folder on the command line."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; was a variable not set?")
+    return text
 
 
 def sha256_argument(text: str) -> str:
@@ -7500,7 +7612,7 @@ DEFAULTS = {"is_log": False, "direct": False, "location": "", "credentials_file"
 BACKUP_NAME = argument("name", metavar="BACKUP", help="name of the backup")
 RESTORE_NAME = argument("name", metavar="RESTORE", help="name of the restore")
 TLS = (
-    argument("--cacert", metavar="FILE", default="", help="certificate authority of the store (PEM)"),
+    argument("--cacert", type=path_argument, metavar="FILE", help="certificate authority of the store (PEM)"),
     switch("--insecure-skip-tls-verify", help="trust any certificate of the store"),
 )
 TO_FILE = (
@@ -7513,9 +7625,9 @@ SOURCE = (
              help="how long the store may send nothing before the transfer is taken up anew (default: 30s)"),
     argument("--direct", action="store_true",
              help="ask no controller: read storage location and Secret with your own rights, and sign here"),
-    argument("--location", metavar="FILE|DIR", default="",
+    argument("--location", type=path_argument, metavar="FILE|DIR",
              help="ask no cluster: the storage location in a file, or a folder that holds a copied bucket"),
-    argument("--credentials-file", metavar="FILE", default="",
+    argument("--credentials-file", type=path_argument, metavar="FILE",
              help="AWS credentials file that opens the location's bucket, for --direct and --location"),
     *TLS)
 QUIET = argument("--quiet", action="store_true", help="say nothing of a success")
@@ -7807,8 +7919,7 @@ def tidy_when_terminated() -> Iterator[None]:
     def leave(number: int, _frame: Any) -> None:
         sys.exit(128 + number)
 
-    numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-    previous = [(number, signal.signal(number, leave)) for number in numbers  # but under nohup
+    previous = [(number, signal.signal(number, leave)) for number in TERMINATORS  # but under nohup
                 if signal.getsignal(number) != signal.SIG_IGN]
     try:
         yield
