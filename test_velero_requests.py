@@ -4414,7 +4414,7 @@ class FakeCluster(LoopbackServer, Cluster):
         for name in ("deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"):
             metadata.pop(name, None)
         if "name" not in metadata:
-            metadata["name"] = self._new_name(metadata, kind)
+            metadata["name"] = self._new_name(metadata, target)
         if kind.status:
             document.pop("status", None)
         metadata.update(uid=str(uuid.UUID(int=self._random.getrandbits(128), version=4)),
@@ -4457,13 +4457,18 @@ class FakeCluster(LoopbackServer, Cluster):
             raise bad_request("the namespace of the provided object does not match the namespace sent on "
                               "the request")
 
-    def _new_name(self, metadata: Document, kind: Kind) -> str:
+    def _new_name(self, metadata: Document, target: Target) -> str:
+        """Return a name that is free; the real server gives up after eight that were not (registry/store.go)."""
         if "generateName" not in metadata:
-            raise invalid(kind, "", [Cause("FieldValueRequired",
-                                           "Required value: name or generateName is required",
-                                           "metadata.name")])
-        return str(metadata["generateName"])[:58] + "".join(self._random.choice(NAME_LETTERS)
-                                                            for _ in range(5))
+            raise invalid(target.kind, "", [Cause("FieldValueRequired",
+                                                  "Required value: name or generateName is required",
+                                                  "metadata.name")])
+        taken, name = self._shelf(target.kind).objects, ""
+        for _ in range(8):
+            name = str(metadata["generateName"])[:58] + "".join(self._random.choice(NAME_LETTERS) for _ in range(5))
+            if (target.namespace, name) not in taken:
+                break
+        return name
 
     def _store(self, shelf: Shelf, key: Tuple[str, str], document: Document) -> bytes:
         version = self._next_version()
@@ -14505,12 +14510,25 @@ def aws_chunked(data: bytes, size: int = 64, signed: bool = True, trailers: byte
     return framed[:-2] + trailers + b"\r\n" if trailers else framed
 
 
+class TestListing(unittest.TestCase):
+    """Names in a page of ListObjectsV2."""
+
+    def test_names_are_unescaped(self) -> None:
+        """XML's own characters in prefixes and in the token are what they stand for."""
+        page = ("<ListBucketResult><IsTruncated>{}</IsTruncated><NextContinuationToken>1&amp;2</NextContinuationToken>"
+                "<CommonPrefixes><Prefix>a&amp;b=c/backups/one/</Prefix></CommonPrefixes>"
+                "<CommonPrefixes><Prefix>a&amp;b=c/backups/t&#39;wo/</Prefix></CommonPrefixes></ListBucketResult>")
+        names = ["a&b=c/backups/one/", "a&b=c/backups/t'wo/"]
+        for more, token in (("true", "1&2"), ("false", "")):
+            self.assertEqual((names, token), velero_requests.listed_prefixes(page.format(more).encode()))
+
+
 class TestStoreClock(unittest.TestCase):
     """What a refusal says about clocks, from the Date that every answer carries."""
 
-    def refusal(self, code: str, minutes: float) -> velero_requests.StoreError:
+    def refusal(self, code: str, minutes: float, message: str = "Request has expired") -> velero_requests.StoreError:
         """Return the error for a store whose clock is ahead of ours by some minutes."""
-        body = f"<Error><Code>{code}</Code><Message>Request has expired</Message></Error>".encode()
+        body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         now = datetime(2024, 5, 1, 12, 0, tzinfo=timezone.utc)
         theirs = formatdate((now + timedelta(minutes=minutes)).timestamp(), usegmt=True)
         return velero_requests.store_refusal(403, body, {"Date": theirs}, "the store", "https://s/k", now)
@@ -14526,6 +14544,13 @@ class TestStoreClock(unittest.TestCase):
                 self.assertEqual((reason, timedelta(minutes=minutes)), (error.reason, error.skew))
                 self.assertIn(words, str(error))
         self.assertNotIn("clock is", str(self.refusal("AccessDenied", 0.5)))
+
+    def test_a_url_of_the_future(self) -> None:
+        """AWS and MinIO say AccessDenied for a clock that is ahead of theirs, each in words of its own."""
+        for message in ("Request is not yet valid", "Request is not valid yet"):
+            error = self.refusal("AccessDenied", -20, message)
+            self.assertEqual(("ClockSkew", timedelta(minutes=-20)), (error.reason, error.skew))
+            self.assertIn("20m0s behind", str(error))
 
     def test_a_date_that_is_none(self) -> None:
         """An absent or broken Date header is no skew."""
@@ -15618,6 +15643,24 @@ class TestDownloadCuts(DownloadWorld, unittest.TestCase):
                 self.assert_right(self.download(), stored)
                 self.assertLess(time.monotonic() - began, 12)
 
+    def test_stalls_again_and_again(self) -> None:
+        """What came before a stall is kept, however little it was: the next connection goes on behind it."""
+        stored = self.contents(250_000)
+        self.store.script("GET", times=3, pause_after=60_000, gate=threading.Event())
+        self.store.forget()
+        self.assert_right(self.download(), stored)
+        self.assertEqual([0, 59_999, 119_998, 179_997], [first_byte(request) for request in self.gets()])
+
+    def test_an_error_counts_bytes_of_the_object(self) -> None:
+        """Where it broke off is told in bytes of the whole, not of the last piece asked for."""
+        stored = self.contents(250_000)
+        url = self.store.url_of(self.namespace, KEYS["BackupContents"])
+        self.store.script("GET", wire=cut_body(70_000))
+        with self.assertRaises(vr.Unreachable) as caught, vr.url_source(lambda _skew: (url, vr.Trust())).open(
+                100_000, None, "") as answer:
+            self.assertEqual(stored[100_000:], b"".join(answer.chunks))
+        self.assertEqual(f"the download broke off after 170000 of {len(stored)} bytes", str(caught.exception))
+
     def test_a_stall_before_the_header(self) -> None:
         """So is one that never answers at all, or stops in the middle of the header."""
         stored = self.contents()
@@ -15912,6 +15955,15 @@ class TestDownloadCuts(DownloadWorld, unittest.TestCase):
         self.assert_absent(self.download(), 3, "b1")
         del self.store.buckets[self.namespace]
         self.assert_absent(self.download(), (1, 3), "b1|bucket")
+
+    def test_nothing_by_several_connections(self) -> None:
+        """An empty object has no range that could be asked for, and has not changed for that."""
+        self.store.put(self.namespace, KEYS["BackupContents"], b"")
+        for connections in ("1", "4"):
+            result = self.download("--connections", connections)
+            self.assertEqual((1, False), (result.code, os.path.exists(self.path)))
+            self.assertIn("the file is empty, not gzip", result.err)
+            self.assertNotIn("changed", result.err)
 
     def test_several_connections(self) -> None:
         """--connections N gives the same object, also when one breaks, Range is ignored or the object changes."""

@@ -70,6 +70,7 @@ import functools
 import hashlib
 import heapq
 import hmac
+import http.client
 import ipaddress
 import itertools
 import json
@@ -2197,11 +2198,14 @@ def _character(entity: Any) -> str:
     return chr(code) if code < 0x110000 else entity.group()
 
 
+def _unescaped(text: str) -> str:
+    return re.sub(r"&(#x[0-9A-Fa-f]{1,6}|#[0-9]{1,7}|[a-z]+);", _character, text)
+
+
 def xml_fields(body: bytes) -> Dict[str, str]:
     """The leaf elements of a small XML answer, by name and unescaped; no parser, so nothing in it is carried out."""
     text = body[:65536].decode("utf-8", "replace")
-    return {name: re.sub(r"&(#x[0-9A-Fa-f]{1,6}|#[0-9]{1,7}|[a-z]+);", _character, value)
-            for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
+    return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
 
 
 def explain_signature(url: str, theirs: str) -> str:
@@ -2271,8 +2275,8 @@ def listed_prefixes(body: bytes) -> Tuple[List[str], str]:
     text = body.decode("utf-8", "replace")
     found = re.findall(r"<CommonPrefixes>\s*<Prefix>([^<]*)</Prefix>\s*</CommonPrefixes>", text)
     token = re.search(r"<NextContinuationToken>([^<]+)</NextContinuationToken>", text)
-    plain = xml_fields(b"<t>" + (token.group(1) if token else "").encode() + b"</t>")["t"]
-    return found, plain if "<IsTruncated>true</IsTruncated>" in text else ""
+    more = token and "<IsTruncated>true</IsTruncated>" in text
+    return [_unescaped(prefix) for prefix in found], _unescaped(token.group(1)) if more else ""
 
 
 # -- downloads: what an answer says of an object, and whether to try again
@@ -4824,6 +4828,7 @@ def find_location(api: Optional[Api], namespace: str, document: Document) -> Loc
 
 CHUNK = 124 * 1024                           # bytes at a time; from 128 KiB on malloc maps each anew, which is slow
 AHEAD = 2                                    # chunks that wait between two threads; what a kill -9 may cost
+SLOW = 0.1                                   # seconds after which a chunk that is not full goes on
 IDLE_LIMIT = 30.0                            # seconds without a byte
 REFUSAL_TIME = 2.0                           # seconds that the text of a refusal is read; it may have no end
 FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
@@ -4867,6 +4872,7 @@ class Refusal(NamedTuple):
 
 WRONG_ENDPOINT = Refusal("WrongEndpoint", "correct region or s3Url of the storage location")
 WRONG_REGION = Refusal("WrongRegion", "correct region of the storage location")
+CLOCK_SKEW = Refusal("ClockSkew", "set the clock of the host that signs")
 URL_EXPIRED = Refusal("UrlExpired", "ask for the URL again; if it is new, the clocks differ")
 
 # S3's error codes that a GET by signed URL can meet
@@ -4880,8 +4886,9 @@ REFUSALS = {
         "InvalidCredentials", "the store does not know the access key; correct the Secret")),
     "SignatureDoesNotMatch": Refusal("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
     "ExpiredToken": Refusal("CredentialsExpired", "renew the temporary credentials in the Secret"),
-    "InvalidToken": Refusal("InvalidCredentials", "the session token does not belong to these keys"),
-    "RequestTimeTooSkewed": Refusal("ClockSkew", "set the clock of the host that signs"),
+    **dict.fromkeys(("InvalidToken", "InvalidTokenId"), Refusal(  # the second is MinIO's
+        "InvalidCredentials", "the session token does not belong to these keys")),
+    "RequestTimeTooSkewed": CLOCK_SKEW,
     **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect"), WRONG_ENDPOINT),
     **dict.fromkeys(("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError",
                      "IllegalLocationConstraintException"), WRONG_REGION),
@@ -4903,6 +4910,8 @@ def _meaning(status: int, code: str, message: str, region: str) -> Optional[Refu
     known = REFUSALS.get(code)
     if code == "AccessDenied" and "expired" in message.lower():
         return URL_EXPIRED
+    if code == "AccessDenied" and re.search("not (yet valid|valid yet)", message.lower()):  # AWS's words, and MinIO's
+        return CLOCK_SKEW
     if known is None and region:  # whatever it complains of, it knows the right region
         known = {301: WRONG_ENDPOINT, 307: WRONG_ENDPOINT, 400: WRONG_REGION}.get(status)
     return known or {403: REFUSALS["AccessDenied"], 404: REFUSALS["NoSuchKey"]}.get(status)
@@ -5043,23 +5052,57 @@ def verify_url(url: str, trust: Trust) -> None:
         return
 
 
-def read_body(response: Response, idle: float = IDLE_LIMIT) -> Iterator[bytes]:
-    """The bytes of a response in chunks; Unreachable when fewer than announced come, or none for `idle` seconds."""
-    announced = response.headers.get("Content-Length", "")
-    received_bytes = 0
+def _read_more(response: Response, size: int) -> bytes:
+    """What has come of a body, at most `size` bytes; the first of them is waited for, there is none at the end.
+
+    `read` would wait for all, and lose those that came before a break. urllib3 before 2.1 has no `read1` of its own.
+    """
+    if hasattr(response, "read1"):
+        return response.read1(size, decode_content=False)
+    return response._fp.read1(size)
+
+
+def _pieces(response: Response) -> Iterator[bytes]:
+    """A body in chunks of CHUNK bytes, smaller ones where the line is slow; those that came before a break, too."""
+    held: List[bytes] = []
+    size, due = 0, time.monotonic() + SLOW
     try:
-        for chunk in response.stream(CHUNK, decode_content=False):
-            received_bytes += len(chunk)
+        while True:
+            piece = _read_more(response, CHUNK - size)
+            if not piece:
+                break
+            held.append(piece)
+            size += len(piece)
+            if size == CHUNK or time.monotonic() > due:
+                yield b"".join(held)
+                held.clear()
+                size, due = 0, time.monotonic() + SLOW
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+        yield b"".join(held)
+        raise
+    yield b"".join(held)
+
+
+def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> Iterator[bytes]:
+    """The bytes of a response in chunks; Unreachable when fewer than announced come, or none for `idle` seconds.
+
+    before: bytes of the object that the response does not have, for errors.
+    """
+    announced = response.headers.get("Content-Length", "")
+    expected = before + int(announced) if re.fullmatch(r"\d{1,18}", announced, re.ASCII) else None
+    came = before
+    try:
+        for chunk in filter(None, _pieces(response)):
+            came += len(chunk)
             yield chunk
-    except urllib3.exceptions.ReadTimeoutError as error:
-        raise Unreachable(f"the store sent nothing for {format_duration(idle)}, after {received_bytes} bytes",
+    except (urllib3.exceptions.ReadTimeoutError, socket.timeout) as error:
+        raise Unreachable(f"the store sent nothing for {format_duration(idle)}, after {came} bytes",
                           reason="BrokenOff") from error
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        total = one_line(announced, 20) or "an unknown number of"
-        raise Unreachable(f"the download broke off after {received_bytes} of {total} bytes",
-                          reason="BrokenOff") from error
-    if re.fullmatch(r"\d{1,18}", announced, re.ASCII) and received_bytes != int(announced):
-        raise Unreachable(f"the download was cut short: {received_bytes} of {announced} bytes", reason="BrokenOff")
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+        total = "an unknown number of" if expected is None else expected
+        raise Unreachable(f"the download broke off after {came} of {total} bytes", reason="BrokenOff") from error
+    if expected not in (None, came):
+        raise Unreachable(f"the download was cut short: {came} of {expected} bytes", reason="BrokenOff")
 
 
 # -- one object, whatever breaks
@@ -5107,8 +5150,8 @@ def url_source(locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float 
         headers = range_headers(start, stop, etag)
         wanted = (200, 206) if headers else (200,)
         with open_url(url, trust, headers=headers, wanted=wanted, idle=idle) as response:
-            yield Answer(head_from(response.status, response.headers), read_body(response, idle),
-                         lambda: interrupt(response))
+            head = head_from(response.status, response.headers)
+            yield Answer(head, read_body(response, idle, max(0, head.start)), lambda: interrupt(response))
 
     def renew_url(error: StoreError) -> None:
         current[0] = locate(error.skew if abs(error.skew) >= SKEW_WORTH else timedelta(0))
@@ -5208,7 +5251,10 @@ def received(source: Source, transfer: Transfer, start: int = 0, stop: Optional[
             return
         except (StoreError, Unreachable) as error:
             if isinstance(error, StoreError) and error.status in (412, 416):
-                raise changed_object(position) from error
+                if error.status == 412 or position or stop is None:
+                    raise changed_object(position) from error
+                stop = None                  # an empty object has no range, and can be asked for as a whole
+                continue
             failures += 1
             if is_for_a_new_url(error, position > start) and renewals < 2:
                 renewals += 1
