@@ -4826,7 +4826,7 @@ def find_location(api: Optional[Api], namespace: str, document: Document) -> Loc
 #     by side.
 # ====================================================================================================
 
-CHUNK = 124 * 1024                           # bytes at a time; from 128 KiB on malloc maps each anew, which is slow
+CHUNK = 508 * 1024                           # bytes at a time; handing over and writing larger ones is less work
 AHEAD = 2                                    # chunks that wait between two threads; what a kill -9 may cost
 SLOW = 0.1                                   # seconds after which a chunk that is not full goes on
 IDLE_LIMIT = 30.0                            # seconds without a byte
