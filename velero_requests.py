@@ -5021,9 +5021,10 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
             if isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)):
                 failed.reason = "BrokenOff"
             raise failed from error
-        if response.status not in wanted:
-            raise store_refusal(response.status, _read_some(response), response.headers, where, url, utc_now())
-        yield response
+        with contextlib.closing(response):
+            if response.status not in wanted:
+                raise store_refusal(response.status, _read_some(response), response.headers, where, url, utc_now())
+            yield response
     finally:
         door.pool.close()
 
@@ -5102,7 +5103,7 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> 
         total = "an unknown number of" if expected is None else expected
         raise Unreachable(f"the download broke off after {came} of {total} bytes", reason="BrokenOff") from error
     if expected not in (None, came):
-        raise Unreachable(f"the download was cut short: {came} of {expected} bytes", reason="BrokenOff")
+        raise Unreachable(f"the download broke off after {came} of {expected} bytes", reason="BrokenOff")
 
 
 # -- one object, whatever breaks
