@@ -4221,7 +4221,7 @@ def read_velero_config() -> Document:
 
 # ====================================================================================================
 # 10. Kubernetes verbs — one `send`, thin verbs over it, one event stream
-#     get, list_pages, create, merge_patch, delete, open_watch, watch_events, interrupt, served_resources
+#     get, get_wanted, list_pages, create, merge_patch, delete, open_watch, watch_events, interrupt, served_resources
 #
 #     urllib3 does transport and this section policy: its own retries and redirects are switched off on every call. What
 #     may be sent twice is retried here, a POST never.
@@ -4387,6 +4387,17 @@ def get(api: Api, resource: Resource, namespace: str, name: str) -> Document:
         raise ApiError(f'{resource.plural} "{one_line(name, 64)}" not found: no object can have this name', status=404,
                        api_reason="NotFound")
     return call(api, "GET", api_path(resource, namespace, name))
+
+
+def get_wanted(api: Api, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
+    """`get` of what another object asks for; NotFound with a stable reason when there is none."""
+    try:
+        return get(api, resource, namespace, name)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        raise NotFound(f"{resource.kind} {namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
+                       reason=reason) from None
 
 
 def list_pages(api: Api, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE
@@ -4736,15 +4747,8 @@ def shared_profiles() -> Tuple[Profiles, str]:
 def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, asked_by: str) -> bytes:
     """One key of a Secret in Velero's namespace; NotFound or ConfigError naming it, as without a cluster."""
     if api is None:
-        raise ConfigError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
-    try:
-        secret = get(api, SECRETS, namespace, name)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        raise NotFound(f"Secret {namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
-                       reason="SecretNotFound") from None
-    return secret_value(secret, name, key, asked_by)
+        raise CredentialsError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
+    return secret_value(get_wanted(api, SECRETS, namespace, name, "SecretNotFound", asked_by), name, key, asked_by)
 
 
 def read_own_profiles(api: Optional[Api], namespace: str, location: Location) -> Tuple[Optional[Profiles], str]:
@@ -5063,6 +5067,9 @@ def _read_more(response: Response, size: int) -> bytes:
     return response._fp.read1(size)
 
 
+BREAKS = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)  # what ends the reading of a body
+
+
 def _pieces(response: Response) -> Iterator[bytes]:
     """A body in chunks of CHUNK bytes, smaller ones where the line is slow; those that came before a break, too."""
     held: List[bytes] = []
@@ -5078,7 +5085,7 @@ def _pieces(response: Response) -> Iterator[bytes]:
                 yield b"".join(held)
                 held.clear()
                 size, due = 0, time.monotonic() + SLOW
-    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+    except BREAKS:
         yield b"".join(held)
         raise
     yield b"".join(held)
@@ -5091,7 +5098,7 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> 
     """
     announced = response.headers.get("Content-Length", "")
     expected = before + int(announced) if re.fullmatch(r"\d{1,18}", announced, re.ASCII) else None
-    came = before
+    came, fault = before, None
     try:
         for chunk in filter(None, _pieces(response)):
             came += len(chunk)
@@ -5099,11 +5106,11 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> 
     except (urllib3.exceptions.ReadTimeoutError, socket.timeout) as error:
         raise Unreachable(f"the store sent nothing for {format_duration(idle)}, after {came} bytes",
                           reason="BrokenOff") from error
-    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+    except BREAKS as error:
+        fault = error
+    if fault or expected not in (None, came):
         total = "an unknown number of" if expected is None else expected
-        raise Unreachable(f"the download broke off after {came} of {total} bytes", reason="BrokenOff") from error
-    if expected not in (None, came):
-        raise Unreachable(f"the download broke off after {came} of {expected} bytes", reason="BrokenOff")
+        raise Unreachable(f"the download broke off after {came} of {total} bytes", reason="BrokenOff") from fault
 
 
 # -- one object, whatever breaks
@@ -6026,15 +6033,9 @@ def recall(controller: Controller, name: Tuple[str, ...], read: Callable[[], Any
 
 def look_up(controller: Controller, resource: Resource, name: str, reason: str, asked_by: str) -> Document:
     """One object of the controller's namespace; NotFound with a stable reason when there is none."""
-    try:
-        if not name:
-            raise NotFound(f"{asked_by} names no {resource.kind}", reason=reason)
-        return get(controller.api, resource, controller.namespace, name)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        raise NotFound(f"{resource.kind} {controller.namespace}/{one_line(name)} does not exist; "
-                       f"{asked_by} asks for it", reason=reason) from None
+    if not name:
+        raise NotFound(f"{asked_by} names no {resource.kind}", reason=reason)
+    return get_wanted(controller.api, resource, controller.namespace, name, reason, asked_by)
 
 
 def tell_oddities(controller: Controller, location: Location) -> None:
@@ -7181,16 +7182,13 @@ def without_controller(options: Options) -> bool:
 def bucket_of(options: Options, location: Location, api: Optional[Api]) -> Bucket:
     """A location's bucket, opened by --credentials-file, else by the location's Secret, else by the environment."""
     trust = trust_of(options) or client_trust(location)
-    cure = "name a file with what the Secret holds: --credentials-file FILE"
     if options.credentials_file:
         location = location._replace(secret_name="", credentials_file=options.credentials_file)
-    elif location.secret_name and api is None:
-        raise CredentialsError(f"storage location {location.name!r} names the Secret {location.secret_name!r}, and no "
-                               "cluster is asked", hints=[cure])
     try:
         plan = plan_for(api, options.namespace, location)
-    except ApiError as error:
-        error.hints += (cure,)
+    except Error as error:
+        if isinstance(error, ApiError) or (location.secret_name and api is None):
+            error.hints += ("name a file with what the Secret holds: --credentials-file FILE",)
         raise
     return store_bucket(location, plan, trust, idle=options.idle_timeout)
 
