@@ -117,20 +117,27 @@ log = logging.getLogger("velero_requests")
 
 # ====================================================================================================
 # 1. Vocabulary — all constants, tables and records the rest is written in; no behaviour
-#    discreet, Exit, Resource, Artifact, TARGETS, Key, DownloadRequest, StatusRequest, Location, Credentials,
+#    hides, Exit, Resource, Artifact, TARGETS, Key, DownloadRequest, StatusRequest, Location, Credentials,
 #    Cluster, Facts, Server, Outcome, Finding
 # ====================================================================================================
 
 Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on untouched
 
 
-def discreet(record: Any, *secrets: str) -> str:
-    """The repr of a record without these fields.
+def hides(*secrets: str) -> Callable[[type], Any]:
+    """A record whose repr leaves these fields out.
 
     All records are NamedTuples: thirty dataclasses take 25 ms of each start, for each is source to be compiled then.
     """
-    shown = [f"{name}={value!r}" for name, value in zip(record._fields, record) if name not in secrets]
-    return f"{type(record).__name__}({', '.join(shown)})"
+    def show(record: Any) -> str:
+        shown = [f"{name}={value!r}" for name, value in zip(record._fields, record) if name not in secrets]
+        return f"{type(record).__name__}({', '.join(shown)})"
+
+    def hide(record: type) -> type:
+        record.__repr__ = show  # type: ignore[assignment]
+        return record
+
+    return hide
 
 
 class Exit(enum.IntEnum):
@@ -245,6 +252,7 @@ class Key(NamedTuple):
         return f"{self.resource.kind} {self.namespace}/{self.name}"
 
 
+@hides("url")
 class DownloadRequest(NamedTuple):
     """A DownloadRequest as far as decisions need it; times that cannot be read are None."""
 
@@ -260,9 +268,6 @@ class DownloadRequest(NamedTuple):
     expiration: Optional[datetime]
     reason: str
     message: str
-
-    def __repr__(self) -> str:
-        return discreet(self, "url")
 
 
 class StatusRequest(NamedTuple):
@@ -280,6 +285,7 @@ class StatusRequest(NamedTuple):
 Request = Union[DownloadRequest, StatusRequest]
 
 
+@hides("s3_url", "public_url", "ca_cert")
 class Location(NamedTuple):
     """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
 
@@ -301,10 +307,8 @@ class Location(NamedTuple):
     profile: str = ""
     warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
 
-    def __repr__(self) -> str:
-        return discreet(self, "ca_cert")
 
-
+@hides("access_key", "secret_key", "session_token")
 class Credentials(NamedTuple):
     """AWS keys; `expires` is None for keys that last."""
 
@@ -313,14 +317,12 @@ class Credentials(NamedTuple):
     session_token: str = ""
     expires: Optional[datetime] = None
 
-    def __repr__(self) -> str:
-        return discreet(self, "access_key", "secret_key", "session_token")
-
 
 EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
 
 
+@hides("arguments", "environment")
 class ExecPlugin(NamedTuple):
     """A program of the kubeconfig that prints who we are."""
 
@@ -332,10 +334,8 @@ class ExecPlugin(NamedTuple):
     provide_cluster_info: bool
     interactive_mode: str
 
-    def __repr__(self) -> str:
-        return discreet(self, "environment")
 
-
+@hides("ca_data", "proxy_url", "exec_config", "token", "password", "certificate_data", "key_data")
 class Cluster(NamedTuple):
     """How to reach one Kubernetes API server, and as whom; of each pair of data and file at most one is set."""
 
@@ -358,11 +358,8 @@ class Cluster(NamedTuple):
     impersonate: Tuple[Tuple[str, str], ...] = ()
     exec_plugin: Optional[ExecPlugin] = None
 
-    def __repr__(self) -> str:
-        return discreet(self, "ca_data", "proxy_url", "exec_config", "token", "password", "certificate_data",
-                        "key_data")
 
-
+@hides("token", "certificate", "key")
 class Identity(NamedTuple):
     """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
 
@@ -370,9 +367,6 @@ class Identity(NamedTuple):
     certificate: bytes = b""
     key: bytes = b""
     expires: Optional[datetime] = None
-
-    def __repr__(self) -> str:
-        return discreet(self, "token", "certificate", "key")
 
 
 class Facts(NamedTuple):
@@ -390,6 +384,7 @@ class Server(NamedTuple):
     plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS
 
 
+@hides("body")
 class Outcome(NamedTuple):
     """What one look at a request comes to.
 
@@ -402,9 +397,6 @@ class Outcome(NamedTuple):
     body: Optional[Document] = None  # may hold a signed URL
     again: Optional[datetime] = None
     failed: bool = False
-
-    def __repr__(self) -> str:
-        return discreet(self, "body")
 
 
 class Finding(NamedTuple):
@@ -1025,6 +1017,7 @@ def check_types(value: Any, fields: Any, where: str) -> None:
             check_types(item, fields.get(name, fields.get("*", object)), f"{where}.{name}" if where else str(name))
 
 
+@hides("clusters", "users", "contexts")
 class Kubeconfig(NamedTuple):
     """Several kubeconfig files seen as one: each entry with the file that it comes from."""
 
@@ -1033,9 +1026,6 @@ class Kubeconfig(NamedTuple):
     contexts: Dict[str, Tuple[Document, str]]
     current_context: str
     source: str                              # the files, for errors
-
-    def __repr__(self) -> str:
-        return discreet(self, "clusters", "users", "contexts")
 
 
 def check_kubeconfig(document: Any, path: str) -> None:
@@ -1964,25 +1954,21 @@ class WebIdentity(NamedTuple):
     session_name: str = ""
 
 
+@hides("command")
 class Process(NamedTuple):
     """A program that prints keys (credential_process)."""
 
     command: str
     profile: str = ""
 
-    def __repr__(self) -> str:
-        return discreet(self, "command")
 
-
+@hides("token")
 class Container(NamedTuple):
     """An endpoint beside the container: ECS, or EKS Pod Identity."""
 
     url: str
     token: str = ""
     token_file: str = ""
-
-    def __repr__(self) -> str:
-        return discreet(self, "token")
 
 
 class Instance(NamedTuple):
@@ -1992,6 +1978,7 @@ class Instance(NamedTuple):
     allow_v1: bool = False
 
 
+@hides("external_id")
 class AssumedRole(NamedTuple):
     """The keys of another plan, exchanged at STS for those of a role."""
 
@@ -2639,6 +2626,7 @@ def list_document(resource: Resource, documents: List[Document], version: str = 
             "metadata": {"resourceVersion": version} if version else {}, "items": documents}
 
 
+@hides("content")
 class Described(NamedTuple):
     """A screen or its JSON document, and what it lacks; the exit code of a command is that of its first trouble."""
 
@@ -2700,6 +2688,7 @@ def _tree(lines: Iterable[Line]) -> Document:
     return _numbered(result)
 
 
+@hides("document", "related", "artifacts")
 class Subject(NamedTuple):
     """What one screen is about: everything in its shape already, or an Error in its place."""
 
@@ -3958,6 +3947,7 @@ def parse_yaml(content: bytes, what: str) -> Any:
 # -- who we are
 
 
+@hides("ca_cert", "certificate", "key")
 class Material(NamedTuple):
     """What a door to a cluster is made of: PEM of the authority, and of our certificate with its key."""
 
@@ -4508,6 +4498,7 @@ NO_KEYS_CURE = ("name a Secret in spec.credential of the storage location, set A
 INSTANCE_PATH = "/latest/meta-data/iam/security-credentials/"
 
 
+@hides("body", "headers")
 class Reply(NamedTuple):
     """What a small exchange brought."""
 
@@ -4617,16 +4608,16 @@ def assume_role(plan: AssumedRole, source: Credentials, region: str) -> Credenti
 
 
 def run_credential_process(plan: Process, _region: str) -> Credentials:
-    """The keys that a program prints, within a minute; its stderr is shown when it fails, its stdout never."""
+    """The keys that a program prints, within a minute; nothing it says is shown, for either stream may hold them."""
     try:
         done = subprocess.run(plan.command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, timeout=PROCESS_TIMEOUT, check=False)
+                              stderr=subprocess.DEVNULL, timeout=PROCESS_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired):
         raise CredentialsError(f"{plan.profile}: credential_process cannot be run or takes longer than a minute"
                                ) from None
     if done.returncode:
-        said = one_line(redact(done.stderr.decode("utf-8", "replace")))
-        raise CredentialsError(f"{plan.profile}: credential_process failed with exit code {done.returncode}: {said}")
+        raise CredentialsError(f"{plan.profile}: credential_process failed with exit code {done.returncode}; "
+                               "run it by hand to see why")
     values = _json_object(done.stdout)
     if values.get("Version") != 1:
         raise CredentialsError(f"{plan.profile}: credential_process printed no JSON of Version 1")
@@ -4842,15 +4833,13 @@ RESTARTS = 3                                 # times that an object may change w
 SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
 
 
+@hides("ca_cert")
 class Trust(NamedTuple):
     """Whom to trust behind a store's https URL: the system's authorities and `ca_cert` (PEM), or anybody."""
 
     ca_cert: bytes = b""
     insecure: bool = False
     source: str = "the certificate authority"  # named in errors
-
-    def __repr__(self) -> str:
-        return discreet(self, "ca_cert")
 
 
 def _what_is(body: bytes) -> str:
