@@ -6782,7 +6782,7 @@ class ContractTests(CoreTests):
             {"AWS_SHARED_CREDENTIALS_FILE": path},
             {"AWS_ACCESS_KEY_ID": self.store.access_key, "AWS_SECRET_ACCESS_KEY": self.store.secret_key})
         for env in worlds:
-            with self.subTest(env=list(env)), environment(env):
+            with self.subTest(env=list(env)), environment({**env, "AWS_ENDPOINT_URL_S3": self.store.url}):
                 name = self.ask(name="b2")
                 self.assertEqual(self.cli("controller", "--once").code, 0)
                 self.assertEqual(fetch(self.answered(name)["status"]["downloadURL"]).data, b"x")
@@ -13896,6 +13896,7 @@ class TestStoreWholePath(KeyTests, StoreWorld, unittest.TestCase):
     def pod(self, **more: Optional[str]) -> Dict[str, Optional[str]]:
         """Return the environment of a pod with a web identity."""
         return {"AWS_ROLE_ARN": STORE_ROLE, "AWS_ENDPOINT_URL_STS": self.services.url,
+                "AWS_ENDPOINT_URL_S3": self.store.url,
                 "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token), **more}
 
     def test_a_web_identity_signs_the_url(self) -> None:
@@ -13956,7 +13957,8 @@ class TestStoreWholePath(KeyTests, StoreWorld, unittest.TestCase):
                    "process": {"AWS_CONFIG_FILE": config}}
         for name, source in sources.items():
             with self.subTest(name):
-                document = self.answer_to("--verify-urls", env={"AWS_EC2_METADATA_DISABLED": None, **source})
+                document = self.answer_to("--verify-urls", env={
+                    "AWS_EC2_METADATA_DISABLED": None, "AWS_ENDPOINT_URL_S3": self.store.url, **source})
                 self.url_in(document)
 
     def test_the_location_s_own_secret_comes_first(self) -> None:

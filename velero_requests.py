@@ -305,6 +305,7 @@ class Location(NamedTuple):
     secret_key: str = ""
     credentials_file: str = ""
     profile: str = ""
+    trusted: bool = False                    # the operator's word, not the cluster's
     warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
 
 
@@ -814,6 +815,17 @@ def is_http_url(url: str) -> bool:
         return False
 
 
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+
+
+def dns_label(text: str, source: str) -> str:
+    """A text that can be a label of a host name, such as a region; ConfigError that names its source for any other."""
+    if not _DNS_LABEL.fullmatch(text):
+        raise ConfigError(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1",
+                          reason="InvalidStorageLocation")
+    return text
+
+
 _GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
              **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False)}
 _BOOL = tuple(_GO_BOOLS)
@@ -868,7 +880,7 @@ def location_from(document: Document) -> Location:
     if not bucket or "/" in bucket or has_dot_segment(bucket) or bucket != one_line(bucket) or " " in bucket:
         raise wrong(f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into "
                     "objectStorage.prefix")
-    warnings = _check_config(config, wrong)
+    warnings, region = _check_config(config, wrong), config.get("region", "")
     ca_cert = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
     if ca_cert is None:
         raise wrong("objectStorage.caCert is not base64")
@@ -878,7 +890,7 @@ def location_from(document: Document) -> Location:
     return Location(
         name=name, bucket=bucket,
         prefix=_text(document, "spec", "objectStorage", "prefix").strip("/"),
-        region=config.get("region", ""),
+        region=region and dns_label(region, f"storage location {name!r}: config.region"),
         s3_url=config.get("s3Url", ""), public_url=config.get("publicUrl", ""),
         path_style=_GO_BOOLS[config.get("s3ForcePathStyle", "")],
         insecure=_GO_BOOLS[config.get("insecureSkipTLSVerify", "")],
@@ -1367,7 +1379,6 @@ def artifact_from(kind: str, value: Any) -> Any:
 # A Kubernetes object name (RFC 1123 subdomain). Backups and restores are objects, so no other name can exist; holding a
 # target to this rule keeps every key inside `backups/` or `restores/`.
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _VIRTUAL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
 _IP_ADDRESS = re.compile(r"\[.*\]|\d+(\.\d+){3}", re.ASCII)
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.ASCII)
@@ -1437,6 +1448,9 @@ def partition_of(region: str) -> Partition:
     return next(partition for partition in PARTITIONS if region.startswith(partition.prefix))
 
 
+FOREIGN_ENDPOINT = "ForeignEndpoint"          # reason: our own identity does not belong to a location's endpoint
+
+
 def _wrong(location: Location, what: str) -> ConfigError:
     return ConfigError(f"storage location {location.name!r}: {what}", reason="InvalidStorageLocation")
 
@@ -1458,37 +1472,86 @@ def _is_virtual_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
         len(label) >= 3 and _VIRTUAL_BUCKET.fullmatch(label) for label in labels)
 
 
-def _endpoint_of(location: Location) -> Tuple[str, str, str, str]:
-    """(scheme, host, port part, base path) of a location's own endpoint: publicUrl, else s3Url, else all empty.
+def _ip_address(text: str) -> Any:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
 
-    An error names the key and never the URL, which may hold a password.
+
+class Endpoint(NamedTuple):
+    """Where a store is; `port` is `:PORT`, or empty for the scheme's own."""
+
+    scheme: str
+    host: str                                # an IPv6 address is in brackets
+    port: str
+    base: str                                # path in front of every key
+
+
+def endpoint_from(url: str, source: str) -> Endpoint:
+    """The endpoint in a URL. A ConfigError names the source and never the URL, which may hold a password.
+
+    Blanks, control characters and backslashes are refused: urlsplit drops some, and others take them for slashes.
     """
-    key, url = ("publicUrl", location.public_url) if location.public_url else ("s3Url", location.s3_url)
-    if not url:
-        return "", "", "", ""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port = "", None
     if (not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
+            or re.search(r"^\s|\s$|[\\\x00-\x1f\x7f]", url)
             or ("[" in parts.netloc) != (":" in host)  # Python before 3.11 takes any text in brackets
             or "@" in parts.netloc or parts.query or parts.fragment or has_dot_segment(parts.path)):
-        raise ConfigError(f"storage location {location.name!r}: {key} is no plain http or https URL of a store "
-                          "(host, perhaps port and path, nothing else)", reason="InvalidStorageLocation")
+        raise ConfigError(f"{source} is no plain http or https URL of a store (host, perhaps port and path, nothing "
+                          "else)", reason="InvalidStorageLocation")
     default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
-    bracketed = f"[{host}]" if ":" in host else host
-    return parts.scheme, bracketed, "" if default else f":{port}", quote(parts.path.rstrip("/"), safe="/-._~%")
+    return Endpoint(parts.scheme, f"[{host}]" if ":" in host else host, "" if default else f":{port}",
+                    quote(parts.path.rstrip("/"), safe="/-._~%"))
 
 
-def _aws_host(location: Location, region: str, service: str) -> str:
-    """The host of S3, or of a part of it, in a region: `s3[-fips][.dualstack].REGION.SUFFIX`."""
-    partition = partition_of(region)
-    if location.fips and partition.name == "aws-cn":
-        raise _wrong(location, f"there are no FIPS endpoints in {region}; unset AWS_USE_FIPS_ENDPOINT")
-    if location.dualstack and not partition.dualstack:
-        raise _wrong(location, f"there are no dual-stack endpoints in {region}; unset AWS_USE_DUALSTACK_ENDPOINT")
-    return f"{service}{'-fips' * location.fips}{'.dualstack' * location.dualstack}.{region}.{partition.suffix}"
+def _endpoint_of(location: Location) -> Optional[Endpoint]:
+    """A location's own endpoint: publicUrl, else s3Url; None for AWS's."""
+    key, url = ("publicUrl", location.public_url) if location.public_url else ("s3Url", location.s3_url)
+    return endpoint_from(url, f"storage location {location.name!r}: {key}") if url else None
+
+
+def _origin(endpoint: Endpoint) -> Tuple[str, Any, str]:
+    """Scheme, host and port in the one form that can be compared."""
+    host = endpoint.host.strip("[]").rstrip(".")
+    return endpoint.scheme, _ip_address(host) or host, endpoint.port
+
+
+def is_aws_endpoint(location: Location) -> bool:
+    """Whether a location is at S3 itself, named or not, by https.
+
+    Only the hosts that `aws_host` makes count: under amazonaws.com there are machines of all the world.
+    """
+    endpoint = _endpoint_of(location)
+    if endpoint is None:
+        return True
+    scheme, host, port = _origin(endpoint)
+    match = re.fullmatch(r"s3(?:-fips)?(?:\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\.(.+)", str(host))
+    return (scheme, port) == ("https", "") and (
+        host == "s3.amazonaws.com" or (match is not None and match[2] == partition_of(match[1]).suffix))
+
+
+def is_own_endpoint(location: Location, endpoint: str) -> bool:
+    """Whether our own identity belongs to a location's endpoint: AWS's, or the one whose URL the operator named."""
+    theirs = _endpoint_of(location)
+    return theirs is None or is_aws_endpoint(location) or bool(
+        endpoint and _origin(theirs) == _origin(endpoint_from(endpoint, "AWS_ENDPOINT_URL_S3")))
+
+
+def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool = False) -> str:
+    """The host of a service of AWS, `SERVICE[-fips][.dualstack].REGION.SUFFIX`; no other place makes one."""
+    partition = partition_of(dns_label(region, "the region"))
+    for wanted, absent, what, name in (
+            (fips, partition.name == "aws-cn", "FIPS", "use_fips_endpoint"),
+            (dualstack, not partition.dualstack, "dual-stack", "use_dualstack_endpoint")):
+        if wanted and absent:
+            raise ConfigError(f"there are no {what} endpoints in {region}; unset AWS_{name.upper()}, or {name} in the "
+                              "profile", reason="InvalidStorageLocation")
+    return f"{dns_label(service, 'the service')}{'-fips' * fips}{'.dualstack' * dualstack}.{region}.{partition.suffix}"
 
 
 def _arn_address(location: Location) -> Address:
@@ -1514,47 +1577,46 @@ def _arn_address(location: Location) -> Address:
         raise _wrong(location, "the bucket's ARN is neither an access point nor one on Outposts")
     if not all(_DNS_LABEL.fullmatch(label) for label in (account, *words[1:])):
         raise _wrong(location, "the bucket's ARN has a part that cannot be in a host name")
-    scheme, host, port, base = _endpoint_of(location)
-    if not host:
-        scheme, host = "https", _aws_host(location, region, host_service)
+    scheme, host, port, base = _endpoint_of(location) or Endpoint(
+        "https", aws_host(host_service, region, fips=location.fips, dualstack=location.dualstack), "", "")
     return Address(scheme, f"{front}.{host}{port}", base, region, "s3-outposts" if service == "s3-outposts" else "s3")
 
 
-@functools.lru_cache(maxsize=64)
-def bucket_address(location: Location) -> Address:
-    """Where a location's bucket is; ConfigError when its region or its URLs cannot be used."""
-    if not _DNS_LABEL.fullmatch(location.region):
-        raise _wrong(location, f"region {one_line(location.region, 64)!r} is no DNS label; correct config.region")
-    scheme, host, port, base = _endpoint_of(location)
-    custom, region = bool(host), location.region
-    if custom and (location.fips or location.dualstack):
+def _bucket_address(location: Location) -> Address:
+    endpoint, region = _endpoint_of(location), location.region
+    custom = endpoint is not None
+    if endpoint and (location.fips or location.dualstack):
         raise _wrong(location, "FIPS and dual-stack endpoints are AWS's own; unset AWS_USE_FIPS_ENDPOINT and "
-                     "AWS_USE_DUALSTACK_ENDPOINT for a location with s3Url")
+                     "AWS_USE_DUALSTACK_ENDPOINT, or use_fips_endpoint and use_dualstack_endpoint in the profile, for "
+                     "a location with s3Url")
     if location.bucket.startswith("arn:"):
         return _arn_address(location)
     if location.bucket.endswith("--x-s3"):
         raise _wrong(location, "a directory bucket (S3 Express) needs sessions of its own, which are not made here")
     if region == "aws-global":
         region = "us-east-1"
-    if not custom:
+    if endpoint is None:
         plain = location.region == "aws-global" and not location.fips and not location.dualstack
-        scheme, host = "https", "s3.amazonaws.com" if plain else _aws_host(location, region, "s3")
+        endpoint = Endpoint("https", "s3.amazonaws.com" if plain else aws_host(
+            "s3", region, fips=location.fips, dualstack=location.dualstack), "", "")
+    scheme, host, port, base = endpoint
     if not location.path_style and _is_virtual_host(location.bucket, scheme, host, custom=custom):
         return Address(scheme, f"{location.bucket}.{host}{port}", base, region)
     return Address(scheme, host + port, f"{base}/{quote(location.bucket, safe='-._~')}", region)
+
+
+@functools.lru_cache(maxsize=64)
+def bucket_address(location: Location) -> Address:
+    """Where a location's bucket is; ConfigError when its region or its URLs cannot be used."""
+    with about(f"storage location {location.name!r}"):
+        dns_label(location.region, "config.region")
+        return _bucket_address(location)
 
 
 def object_address(location: Location, key: str) -> Address:
     """Where an object of a location is: each byte of the key percent-encoded once, slashes kept, nothing cleaned up."""
     bucket = bucket_address(location)
     return bucket._replace(path=f"{bucket.path}/{quote(key, safe='/-._~')}")
-
-
-def _ip_address(text: str) -> Any:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None
 
 
 def is_ip_address(host: str) -> bool:
@@ -1810,25 +1872,35 @@ def url_life(credentials: Credentials, signed: datetime) -> timedelta:
                * timedelta(seconds=1))
 
 
+def sign(location: Location, key: str, credentials: Credentials, now: datetime, skew: timedelta,
+         more: Tuple[Tuple[str, str], ...] = ()) -> Tuple[str, datetime]:
+    """A URL for an object, or without a key for the bucket itself -> with the instant, by our clock, when it ends.
+
+    A URL dies with the credentials that signed it, so its life is clipped to theirs; expired ones sign nothing.
+    skew: how far the store's clock is ahead of ours.
+    """
+    life = url_life(credentials, max(now, now + skew))
+    if life < timedelta(seconds=1):
+        raise ConfigError(f"the credentials of storage location {location.name!r} have expired",
+                          reason="CredentialsExpired")
+    address = object_address(location, key) if key else bucket_address(location)
+    address = address._replace(path=address.path or "/")
+    return presign(address, credentials, address.region, now + skew, life, address.service, more), now + life
+
+
 def answer_download(request: DownloadRequest, facts: Facts, now: datetime) -> Outcome:
     """The patch that answers a DownloadRequest: URL, phase and expiration in one.
 
-    A URL dies with the credentials that signed it, so its life is clipped to theirs and the expiration says so. Raises
-    InvalidRequest or ConfigError when there can be no answer.
+    Raises InvalidRequest or ConfigError when there can be no answer.
     """
     artifact = target_of(request.target_kind, request.target_name)
     key = object_key(facts.location.prefix, artifact, request.target_name)
-    life = url_life(facts.credentials, max(now, now + facts.skew))
-    if life < timedelta(seconds=1):
-        raise ConfigError(f"the credentials of storage location {facts.location.name!r} have expired",
-                          reason="CredentialsExpired")
-    address = object_address(facts.location, key)
-    url = presign(address, facts.credentials, address.region, now + facts.skew, life, address.service)
+    url, ends = sign(facts.location, key, facts.credentials, now, facts.skew)
     return _patch(
         request, f"{request.target_kind} of {request.target_name}: signed for {key}",
-        status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(now + life)},
+        status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(ends)},
         annotations={REASON: None, MESSAGE: None} if request.reason else None,
-        again=now + life)
+        again=ends)
 
 
 def refuse_download(request: DownloadRequest, error: Error, now: datetime) -> Outcome:
@@ -2010,10 +2082,18 @@ def _pair(values: Mapping[str, str], where: str) -> Optional[Credentials]:
     return Credentials(access_key, secret_key, token) if access_key else None
 
 
+ENVIRONMENT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY")
+
+
+def environment_profile(environment: Mapping[str, str]) -> str:
+    """The profile that the environment names, if any."""
+    return environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE") or ""
+
+
 def plan_environment(environment: Mapping[str, str]) -> Optional[Credentials]:
     """Keys in environment variables."""
-    access_key = environment.get("AWS_ACCESS_KEY_ID") or environment.get("AWS_ACCESS_KEY") or ""
-    secret_key = environment.get("AWS_SECRET_ACCESS_KEY") or environment.get("AWS_SECRET_KEY") or ""
+    access_key, other_access, secret_key, other_secret = (environment.get(name, "") for name in ENVIRONMENT_KEYS)
+    access_key, secret_key = access_key or other_access, secret_key or other_secret
     if not access_key or not secret_key:
         return None
     return Credentials(access_key, secret_key, environment.get("AWS_SESSION_TOKEN", ""))
@@ -2089,11 +2169,25 @@ def _plan_own(values: Mapping[str, str], environment: Mapping[str, str], where: 
                            "keys")
 
 
-def _check_profile(profiles: Profiles, name: str, source: str) -> Dict[str, str]:
-    """The values of a profile; CredentialsError when it does not exist, contradicts itself or needs a person."""
+# What the operator alone may put into a profile, and what it would do in one of the cluster.
+_OPERATORS_OWN = {"credential_process": "runs a program", "web_identity_token_file": "reads a file of this host",
+                  "credential_source": "uses the identity of this host", "sso_": "uses a login of this host"}
+
+
+def _check_profile(profiles: Profiles, name: str, source: str, theirs: bool) -> Dict[str, str]:
+    """The values of a profile; CredentialsError when it does not exist, contradicts itself or needs a person.
+
+    theirs: it is the cluster's, which gives keys and the roles on top of them, and nothing that acts here.
+    """
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
     values, where = profiles[name], _where(name, source)
+    for start, act in _OPERATORS_OWN.items() if theirs else ():
+        for key in values:
+            if key.startswith(start):
+                raise CredentialsError(f"{where}: {one_line(key, 64)} is refused here, for it {act}; put "
+                                       "aws_access_key_id and aws_secret_access_key there, and perhaps a role_arn that "
+                                       "is assumed with them")
     role_arn, duration = values.get("role_arn"), values.get("duration_seconds", "0")
     for key in () if role_arn else ("source_profile", "credential_source", "web_identity_token_file"):
         if values.get(key):
@@ -2107,11 +2201,11 @@ def _check_profile(profiles: Profiles, name: str, source: str) -> Dict[str, str]
     return values
 
 
-def _source_chain(profiles: Profiles, name: str, source: str) -> List[str]:
+def _source_chain(profiles: Profiles, name: str, source: str, theirs: bool) -> List[str]:
     """The profiles that hang together by source_profile, from the one named to the one that has the keys."""
     chain = [name]
     while True:
-        values = _check_profile(profiles, chain[-1], source)
+        values = _check_profile(profiles, chain[-1], source, theirs)
         origin = values.get("source_profile", "")
         if not origin or (origin == chain[-1] and _pair(values, _where(origin, source))):
             return chain
@@ -2122,12 +2216,13 @@ def _source_chain(profiles: Profiles, name: str, source: str) -> List[str]:
         chain.append(origin)
 
 
-def plan_profile(profiles: Profiles, name: str, source: str, environment: Mapping[str, str]) -> Plan:
+def plan_profile(profiles: Profiles, name: str, source: str, environment: Mapping[str, str], *, theirs: bool = False
+                 ) -> Plan:
     """What one profile of an ini file comes to, or why not: a source of keys, and the roles assumed one after another.
 
-    source: names the file in errors.
+    source: names the file in errors. theirs: it may say no more than the cluster may.
     """
-    chain = _source_chain(profiles, name, source)
+    chain = _source_chain(profiles, name, source, theirs)
     plan = _plan_own(profiles[chain[-1]], environment, _where(chain[-1], source))
     for link in chain[::-1]:
         values = profiles[link]
@@ -2142,22 +2237,27 @@ _SOURCE_KEYS = KEY_NAMES[:2] + ("role_arn", "source_profile", "credential_", "we
 
 
 def plan_credentials(profile: str, own: Optional[Profiles], shared: Profiles, source: str,
-                     environment: Mapping[str, str]) -> Plan:
+                     environment: Mapping[str, str], *, theirs: bool = False) -> Plan:
     """The whole chain: a location's own file, else profile named, environment, web identity, shared files, container,
     instance.
 
-    profile: of the location's config. own: what its Secret or credentialsFile holds, None when it names none. The
-    location's own comes first: in the plugin, keys in the environment beat it.
+    profile: of the location's config. own: what its Secret or credentialsFile holds, None when it names none; `theirs`:
+    it may say no more than the cluster may. It comes first: in the plugin, keys of the environment beat it.
     """
     if own is not None:
-        return plan_profile(own, profile or "default", source, environment)
+        return plan_profile(own, profile or "default", source, environment, theirs=theirs)
     if profile:
         return plan_profile(shared, profile, source, environment)
-    named = environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE") or ""
+    named = environment_profile(environment)
     plan: Optional[Plan] = plan_environment(environment) or plan_web_identity(environment)
     if plan is None and (named or any(key.startswith(_SOURCE_KEYS) for key in shared.get("default", {}))):
         plan = plan_profile(shared, named or "default", source, environment)
-    plan = plan or plan_container(environment) or plan_instance(environment)
+    plan = plan or plan_container(environment)
+    half = any(environment.get(name) for name in ENVIRONMENT_KEYS)
+    if plan is None and half:                # the plugin goes on to the instance, and nobody learns of the typing error
+        raise CredentialsError("the environment has only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and "
+                               "nothing else that holds keys is configured; set both")
+    plan = plan or plan_instance(environment)
     if plan is None:
         raise ConfigError("no credentials for the store: the storage location names no Secret, and there are none in "
                           f"the environment, in {source}, of a container or of an instance",
@@ -4480,7 +4580,8 @@ def interrupt(response: Response) -> None:
 
 # ====================================================================================================
 # 11. Credentials — carry out the plan of section 7: Secret, environment, STS, files, container, instance metadata
-#     fetch_credentials, Purse, keys_from_purse, plan_for, discover_region, find_location, read_secret_key
+#     fetch_credentials, Purse, keys_from_purse, open_location, discover_region, find_location,
+#     read_secret_key
 #
 #     No host is asked but those that the chain defines: STS of the location's region, the container's endpoint, the
 #     instance's metadata service (these two never through a proxy), and S3 itself for the region of a location that
@@ -4490,6 +4591,7 @@ def interrupt(response: Response) -> None:
 STS_VERSION = "2011-06-15"
 STS_TIMEOUT, CONTAINER_TIMEOUT, INSTANCE_TIMEOUT, PROCESS_TIMEOUT = 10.0, 2.0, 1.0, 60.0  # seconds
 ASK_ATTEMPTS = 3
+CREDENTIALS_LIMIT = 1 << 20                  # bytes of a file that a location names; a Secret holds no more
 RENEWAL_PAUSE = timedelta(seconds=60)        # between tries to renew keys that still live
 THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded")  # which STS says with status 400
 INSTANCE_TOKEN_LIFE = 300                    # seconds; aws-sdk-go-v2
@@ -4563,8 +4665,7 @@ def _json_object(body: bytes) -> Dict[str, Any]:
 
 def _sts(region: str, parameters: Callable[[], Dict[str, str]], signer: Optional[Credentials], who: str) -> Credentials:
     """One call to the Security Token Service of a region -> temporary keys; signed when there is a signer."""
-    partition = partition_of(region)
-    url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{region}.{partition.suffix}"
+    url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://{aws_host('sts', region)}"
 
     def body() -> bytes:
         return urlencode({**parameters(), "Version": STS_VERSION}).encode()
@@ -4742,25 +4843,53 @@ def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, ask
     return secret_value(get_wanted(api, SECRETS, namespace, name, "SecretNotFound", asked_by), name, key, asked_by)
 
 
-def read_own_profiles(api: Optional[Api], namespace: str, location: Location) -> Tuple[Optional[Profiles], str]:
+def read_allowed_file(location: Location, allowed: Iterable[str]) -> bytes:
+    """The file that a location of the cluster names, when the operator has allowed this very path.
+
+    Links are followed: who may change what lies there is the operator's to know. What is opened is looked at through
+    its descriptor, so that it cannot be changed for a device meanwhile.
+    """
+    path = location.credentials_file
+    if path not in allowed:
+        raise CredentialsError(
+            f"storage location {location.name!r}: credentialsFile names a file of this host, {one_line(path, 256)!r}, "
+            "which is refused; put the keys into a Secret and name that in spec.credential, or allow the file by "
+            "--allow-credentials-file", reason="CredentialsFileNotAllowed")
+    try:
+        with open(path, "rb", opener=_open_now) as file:
+            content = file.read(CREDENTIALS_LIMIT + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    except (OSError, ValueError) as error:
+        raise CredentialsError(f"cannot read credentials file {path}: {getattr(error, 'strerror', None) or error}"
+                               ) from error
+    if content is None or len(content) > CREDENTIALS_LIMIT:
+        raise CredentialsError(f"credentials file {path} is no regular file of at most {CREDENTIALS_LIMIT >> 20} MiB")
+    return content
+
+
+def read_own_profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]
+                      ) -> Tuple[Optional[Profiles], str]:
     """What a location's own Secret or credentialsFile holds -> with its name; None when it names neither."""
+    source = f"credentials file {location.credentials_file}"
     if location.secret_name:
         source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
         content = read_secret_key(api, namespace, location.secret_name, location.secret_key,
                                   f"storage location {location.name!r}")
-    elif location.credentials_file:
-        source = f"credentials file {location.credentials_file}"
+    elif location.credentials_file and location.trusted:
         content = read_file(location.credentials_file, "credentials file")
+    elif location.credentials_file:
+        content = read_allowed_file(location, allowed)
     else:
         return None, ""
     return own_profiles_from(content, source), source
 
 
-def plan_for(api: Optional[Api], namespace: str, location: Location) -> Plan:
-    """The plan for a location; files and Secret are read now, no service is asked yet."""
-    own, source = read_own_profiles(api, namespace, location)
-    shared, files = ({}, "") if own is not None else shared_profiles()
-    return plan_credentials(location.profile, own, shared, source or files, os.environ)
+def own_endpoint() -> str:
+    """The URL of the store that the operator names, empty for AWS; ConfigError naming the variable when it is none."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if os.environ.get(name):
+            endpoint_from(os.environ[name], name)
+            return os.environ[name]
+    return ""
 
 
 def discover_region(address: Address) -> str:
@@ -4773,7 +4902,8 @@ def discover_region(address: Address) -> str:
     if answer.status == 404:
         raise NotFound(f"S3 at {address.host} knows no such bucket", reason="BucketNotFound", hints=[
             "correct objectStorage.bucket, or set config.region outside of the standard partition"])
-    return answer.headers.get("x-amz-bucket-region", "")
+    region = answer.headers.get("x-amz-bucket-region", "")
+    return region and dns_label(region, f"the region in the answer of {address.host}")
 
 
 def _region_of(location: Location, profile: Mapping[str, str]) -> str:
@@ -4782,8 +4912,9 @@ def _region_of(location: Location, profile: Mapping[str, str]) -> str:
     if not region and not location.s3_url and not location.public_url:
         with about(f"storage location {location.name!r} names no region"):
             region = discover_region(bucket_address(location._replace(region="us-east-1")))
-    return (region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or profile.get("region")
-            or "us-east-1")  # which stores that know no regions announce themselves
+    others = {"AWS_REGION": os.environ.get("AWS_REGION"), "AWS_DEFAULT_REGION": os.environ.get("AWS_DEFAULT_REGION"),
+              "region of the profile": profile.get("region"), "": "us-east-1"}  # the last is what most stores announce
+    return region or next(dns_label(value, source) for source, value in others.items() if value)
 
 
 def _is_on(name: str, profile: Mapping[str, str], key: str) -> bool:
@@ -4798,17 +4929,47 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
         api, namespace, *location.ca_secret, f"storage location {location.name!r}"))
 
 
-def find_location(api: Optional[Api], namespace: str, document: Document) -> Location:
-    """A storage location, completed by what environment, profile and Secret say: endpoint, region, hosts, authority."""
+def find_location(api: Optional[Api], namespace: str, document: Document, *, trusted: bool = False) -> Location:
+    """A storage location with its endpoint and authority, once it is sure that its bucket can have an address.
+
+    trusted: it is the operator's own word. What a location of the cluster says of TLS does not count where our own
+    identity signs for AWS: the system's authorities vouch for those hosts.
+    """
     location = location_from(document)
-    profiles, _ = shared_profiles()
-    profile = profiles.get(location.profile or os.environ.get("AWS_PROFILE") or "default", {})
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    location = location._replace(s3_url=location.s3_url or endpoint)
-    return with_authority(api, namespace, location)._replace(
+    location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
+    bucket_address(location._replace(region=location.region or "us-east-1"))
+    lax = location.insecure or location.ca_cert or location.ca_secret[0]
+    if lax and not (trusted or location.secret_name) and is_aws_endpoint(location):
+        return location._replace(insecure=False, ca_cert=b"", ca_secret=("", ""), warnings=location.warnings + (
+            "insecureSkipTLSVerify, caCert and caCertRef are not used at AWS without a Secret in spec.credential",))
+    return with_authority(api, namespace, location)
+
+
+def open_location(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str] = ()
+                  ) -> Tuple[Location, Plan]:
+    """A location with the region and hosts that environment and profile name -> with the plan for its keys.
+
+    Files and Secret are read now; no service is asked yet but S3, for a region that nobody names. allowed: files of
+    this host that a location of the cluster may name; they say more than a Secret only where our own identity belongs.
+    """
+    given = bool(location.secret_name)
+    at_home = location.trusted or given or is_own_endpoint(location, own_endpoint())
+    own, source = read_own_profiles(api, namespace, location, allowed)
+    if own is None and not at_home:
+        raise CredentialsError(
+            f"storage location {location.name!r} names no Secret, and the credentials of this process sign only for "
+            "AWS and for the endpoint in AWS_ENDPOINT_URL_S3, not for its s3Url or publicUrl; name a Secret in "
+            "spec.credential, or set AWS_ENDPOINT_URL_S3 to that URL", reason=FOREIGN_ENDPOINT)
+    shared, files = ({}, "") if own is not None else shared_profiles()
+    plan = plan_credentials(location.profile, own, shared, source or files, os.environ, theirs=given or not at_home)
+    named = location.profile or ("" if own is not None else environment_profile(os.environ)) or "default"
+    profile = (shared if own is None else own).get(named, {})
+    location = location._replace(
         region=_region_of(location, profile),
         dualstack=_is_on("AWS_USE_DUALSTACK_ENDPOINT", profile, "use_dualstack_endpoint"),
         fips=_is_on("AWS_USE_FIPS_ENDPOINT", profile, "use_fips_endpoint"))
+    bucket_address(location)                 # before keys are fetched for it
+    return location, plan
 
 # ====================================================================================================
 # 12. Object store — fetch a URL or a file, go on after a break, inflate, verify, save
@@ -5973,13 +6134,13 @@ class Controller:
     """The state of one running controller for one namespace; everything in it can be lost without harm.
 
     `now` is its only clock; dry_run makes it decide and change nothing, verify_urls fetch one byte with every URL
-    before it is handed out.
+    before it is handed out; `allowed` are the files of this host that a location may name.
     """
 
     def __init__(self, api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
-                 dry_run: bool = False, verify_urls: bool = False) -> None:
+                 dry_run: bool = False, verify_urls: bool = False, allowed: Sequence[str] = ()) -> None:
         self.api, self.namespace, self.server, self.now = api, namespace, server, now
-        self.dry_run, self.verify_urls = dry_run, verify_urls
+        self.dry_run, self.verify_urls, self.allowed = dry_run, verify_urls, allowed
         self.queue = Queue(lambda: now().timestamp())
         self.records: Dict[Key, Request] = {}             # newest copies, without their URLs
         self.versions: Dict[Resource, str] = {}           # where each watch goes on; absent: list anew
@@ -6050,7 +6211,8 @@ def gather(controller: Controller, request: DownloadRequest) -> Facts:
         controller.api, controller.namespace,
         look_up(controller, LOCATIONS, name, "StorageLocationNotFound", f"backup {backup!r}")))
     tell_oddities(controller, location)
-    plan = recall(controller, ("plan", name), lambda: plan_for(controller.api, controller.namespace, location))
+    location, plan = recall(controller, ("plan", name), lambda: open_location(
+        controller.api, controller.namespace, location, controller.allowed))
     if len(controller.purses) > FACTS_KEPT:
         controller.purses.clear()
     purse = controller.purses.setdefault((type(plan), plan, location.region), Purse())
@@ -6754,15 +6916,12 @@ def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = 
     """A location's bucket in its store; keys are had from the plan when they are needed, and renewed."""
     purse = Purse()
 
-    def sign(key: str, skew: timedelta, more: Tuple[Tuple[str, str], ...] = ()) -> str:
+    def url(key: str, skew: timedelta = timedelta(0), more: Tuple[Tuple[str, str], ...] = ()) -> str:
         now = utc_now()
-        credentials = keys_from_purse(purse, plan, location.region, now)
-        address = object_address(location, key) if key else bucket_address(location)
-        address = address._replace(path=address.path or "/")
-        return presign(address, credentials, address.region, now + skew, URL_LIFE, address.service, more)
+        return sign(location, key, keys_from_purse(purse, plan, location.region, now), now, skew, more)[0]
 
     def source(key: str, more: Tuple[Tuple[str, str], ...] = ()) -> Source:
-        return url_source(lambda skew: (sign(key, skew, more), trust), idle=idle)
+        return url_source(lambda skew: (url(key, skew, more), trust), idle=idle)
 
     def folders(key: str) -> List[str]:
         names, token, what = [], "", f"the listing of bucket {location.bucket!r}"
@@ -6780,7 +6939,7 @@ def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = 
             token = following
         raise StoreError(f"{what} has no end")
 
-    return Bucket(location.prefix, source, lambda key: sign(key, timedelta(0)), folders)
+    return Bucket(location.prefix, source, url, folders)
 
 
 def folder_bucket(path: str) -> Bucket:
@@ -6817,7 +6976,7 @@ def location_of_file(path: str) -> Location:
     if _at(document, "spec", "objectStorage", "caCertRef"):
         raise ConfigError(f"storage location file {path} names a Secret in caCertRef, and no cluster is asked",
                           hints=["put the certificate into objectStorage.caCert, or name a file with --cacert"])
-    return find_location(None, "", document)
+    return find_location(None, "", document, trusted=True)
 
 
 def location_of_artifact(api: Api, namespace: str, artifact: Artifact, name: str) -> Location:
@@ -7148,7 +7307,8 @@ def cmd_controller(options: Options) -> int:
     if missing:
         log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
                     " and ".join(sorted(missing)), PROGRAM)
-    controller = Controller(api, namespace, server, dry_run=options.dry_run, verify_urls=options.verify_urls)
+    controller = Controller(api, namespace, server, dry_run=options.dry_run, verify_urls=options.verify_urls,
+                            allowed=options.allow_credentials_file)
     if options.once:
         run_once(controller)
         return Exit.DONE
@@ -7172,11 +7332,11 @@ def bucket_of(options: Options, location: Location, api: Optional[Api]) -> Bucke
     """A location's bucket, opened by --credentials-file, else by the location's Secret, else by the environment."""
     trust = trust_of(options) or client_trust(location)
     if options.credentials_file:
-        location = location._replace(secret_name="", credentials_file=options.credentials_file)
+        location = location._replace(secret_name="", credentials_file=options.credentials_file, trusted=True)
     try:
-        plan = plan_for(api, options.namespace, location)
+        location, plan = open_location(api, options.namespace, location, options.allow_credentials_file)
     except Error as error:
-        if isinstance(error, ApiError) or (location.secret_name and api is None):
+        if isinstance(error, ApiError) or (location.secret_name and api is None) or error.reason == FOREIGN_ENDPOINT:
             error.hints += ("name a file with what the Secret holds: --credentials-file FILE",)
         raise
     return store_bucket(location, plan, trust, idle=options.idle_timeout)
@@ -7640,7 +7800,8 @@ COMMON = (
     argument("-v", "--verbose", action="count", help="say more on stderr"),
 )
 VERSION_FLAG = argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-DEFAULTS = {"is_log": False, "direct": False, "location": "", "credentials_file": "", "namespace": "",
+DEFAULTS = {"is_log": False, "direct": False, "location": "", "credentials_file": "", "allow_credentials_file": (),
+            "namespace": "",
             "kubeconfig": "", "context": "", "timeout": None, "colorized": None, "features": "", "verbose": 0}
 
 BACKUP_NAME = argument("name", metavar="BACKUP", help="name of the backup")
@@ -7649,6 +7810,8 @@ TLS = (
     argument("--cacert", type=path_argument, metavar="FILE", help="certificate authority of the store (PEM)"),
     switch("--insecure-skip-tls-verify", help="trust any certificate of the store"),
 )
+ALLOWED_FILE = argument("--allow-credentials-file", type=path_argument, action="append", default=[], metavar="FILE",
+                        help="a file of this host that credentialsFile of a storage location may name; repeatable")
 TO_FILE = (
     argument("-o", "--output", metavar="FILE", default="",
              help="file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
@@ -7663,7 +7826,7 @@ SOURCE = (
              help="ask no cluster: the storage location in a file, or a folder that holds a copied bucket"),
     argument("--credentials-file", type=path_argument, metavar="FILE",
              help="AWS credentials file that opens the location's bucket, for --direct and --location"),
-    *TLS)
+    ALLOWED_FILE, *TLS)
 QUIET = argument("--quiet", action="store_true", help="say nothing of a success")
 FETCH = (
     *TO_FILE,
@@ -7710,6 +7873,7 @@ COMMANDS = (
         argument("--once", action="store_true", help="look once at every request that is there, then exit"),
         argument("--dry-run", action="store_true", help="print what would be done and change nothing"),
         argument("--verify-urls", action="store_true", help="fetch one byte with every URL before handing it out"),
+        ALLOWED_FILE,
         argument("--server-version", default="", metavar="VERSION", help="version to report (default: our own)"),
         argument("--plugin", action="append", type=plugin_argument, metavar="KIND=NAME",
                  help="plugin to report; repeatable"),
