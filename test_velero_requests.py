@@ -12167,6 +12167,72 @@ class TestStoreEndpoints(unittest.TestCase):
             with self.subTest(region=region):
                 self.assertEqual((name, suffix), vr.partition_of(region)[1:3])
 
+    def test_only_labels_make_hosts(self) -> None:
+        """What would lead a host elsewhere is refused where a location is read, and again where a host is made."""
+        for text in ("x.evil.example/", "x@host:1/", "x/", "x#", "x?", "EU-West-1", "eu west", "x\n", "é", "x。y", "-x",
+                     "x" * 64, "%2e", "x\\y"):
+            for attempt in (lambda: vr.location_from(a_location_document({"region": text})),
+                            lambda: vr.aws_host("sts", text), lambda: vr.aws_host(text, "eu-west-1"),
+                            lambda: vr.bucket_address(a_location(region=text))):
+                with self.subTest(text=text), self.assertRaisesRegex(vr.ConfigError, "no DNS label") as caught:
+                    attempt()
+                self.assertEqual("InvalidStorageLocation", caught.exception.reason)
+                self.assertTrue(str(caught.exception).isprintable())
+        self.assertEqual("sts.cn-north-1.amazonaws.com.cn", vr.aws_host("sts", "cn-north-1"))
+
+    def test_endpoints_that_are_another_host(self) -> None:
+        """What urlsplit drops or reads otherwise than others do is refused, by a sentence that does not show it."""
+        for url in (" http://h", "http://h ", "\thttp://h", "http://h\n", "http://a\nb", "http://a\tb", "ht\rtp://h",
+                    "http://h\\@evil", "http://h\\evil", "http://u:s3cr3t@h", "http://h@evil", "http://h#@evil",
+                    "http://h?x", "http://h%2eevil", "http://h。evil", "http://h℀evil", "http://[h]", "http://[::1]x",
+                    "http://[1:2]", "http://h:0", "http://h:99999", "http://h:x", "//h", "h", "ftp://h", "http:h",
+                    "http:///h", "http://", "\x00http://h", "http://h\x7f", "http://h/a/../b", "http://h ost",
+                    "\u2003http://h"):
+            for over in ({"s3_url": url}, {"s3_url": "http://h", "public_url": url}):
+                with self.subTest(**over), self.assertRaisesRegex(vr.ConfigError, "no plain http or https URL") as e:
+                    vr.bucket_address(a_location(**over))
+                self.assertNotIn("s3cr3t", str(e.exception))
+
+    def test_buckets_do_not_change_the_host(self) -> None:
+        """Whatever a bucket is called, its host is the endpoint's or below it."""
+        for url, host in (("", "s3.eu-west-1.amazonaws.com"), ("https://own.example", "own.example"),
+                          ("http://own.example:9000", "own.example:9000")):
+            for bucket in ("x@evil", "evil.example", "evil.example#", "UPPER", "x:y", "a?b", "[::1]", "é", "10.0.0.1",
+                           "arn:aws:s3:eu-west-1:@evil/:accesspoint:x", "arn:aws:s3:eu-west-1:1.evil:accesspoint:x",
+                           "arn:aws:s3:evil.example:1:accesspoint:x", "arn:aws:s3:eu-west-1:1:accesspoint:x@evil"):
+                with self.subTest(url=url, bucket=bucket):
+                    try:
+                        address = vr.bucket_address(vr.location_from(a_location_document(
+                            {"region": "eu-west-1", "s3Url": url}, objectStorage={"bucket": bucket})))
+                    except vr.ConfigError:
+                        continue
+                    self.assertRegex(address.host, rf"^([a-z0-9.-]+\.)?{re.escape(host)}$")
+
+    def test_where_our_own_identity_belongs(self) -> None:
+        """At AWS, and at the operator's endpoint: scheme, host and port are compared, and not how they are written."""
+        for own, ours, others in (
+                ("", "https://s3.amazonaws.com https://s3.eu-west-1.amazonaws.com/ "
+                 "https://s3.eu-west-1.amazonaws.com.:443 https://s3-fips.dualstack.us-gov-west-1.amazonaws.com https://s3.cn-north-1.amazonaws.com.cn",
+                 "http://s3.eu-west-1.amazonaws.com https://s3.eu-west-1.amazonaws.com:444 https://s3xamazonaws.com "
+                 "https://ec2-1-2-3-4.compute-1.amazonaws.com https://evil.s3.amazonaws.com "
+                 "https://s3.evil.amazonaws.com https://vpce-1.vpce-svc-2.us-east-1.vpce.amazonaws.com https://s3.cn-north-1.amazonaws.com "
+                 "https://s3.eu-west-1.amazonaws.com.evil.example http://minio:9000"),
+                ("http://minio:9000", "http://minio:9000 HTTP://MinIO.:9000/base",
+                 "http://minio:9001 http://minio:90 http://minio https://minio:9000 http://xminio:9000"),
+                ("http://minio.", "http://minio http://minio:80", "http://minio.evil.example http://minio:8"),
+                ("https://minio", "https://minio:443", "http://minio:443 https://minio.example https://mini"),
+                ("http://127.0.0.10", "http://127.0.0.10", "http://127.0.0.010 http://2130706442"),
+                ("http://[fd00::000A]:9", "http://[FD00:0::a]:9", "http://[fd00::b]:9 http://[fd00::a]")):
+            for url in (ours + " " + others).split():
+                for over in ({"s3_url": url}, {"s3_url": own, "public_url": url}):
+                    with self.subTest(own=own, **over):
+                        try:
+                            self.assertEqual(url in ours.split(), vr.is_own_endpoint(a_location(**over), own))
+                        except vr.ConfigError:
+                            self.assertNotIn(url, ours.split())
+        self.assertTrue(vr.is_own_endpoint(a_location(s3_url="http://evil", public_url="http://minio"), "http://minio"))
+        self.assertTrue(vr.is_own_endpoint(a_location(), ""))
+
     def test_hosts_on_aws(self) -> None:
         """Region, FIPS, dual-stack and style together make the host of AWS."""
         self.check((
@@ -12713,6 +12779,24 @@ class TestStoreIni(unittest.TestCase):
 class TestStoreProfile(unittest.TestCase):
     """Tests for `plan_profile`."""
 
+    def test_what_the_cluster_may_say(self) -> None:
+        """Keys, and roles assumed with them; the operator's own files may say the rest."""
+        role = {"role_arn": ROLE, "source_profile": "b", "external_id": "e", "role_session_name": "n",
+                "duration_seconds": "3600", "region": "eu-west-1", "output": "json", "cli_pager": ""}
+        for profiles, expected in (
+                ({"a": {**PAIR, "aws_session_token": "t"}}, vr.Credentials("AKIA1", "s1", "t")),
+                ({"a": role, "b": PAIR}, vr.AssumedRole(KEYS_1, ROLE, "n", "e", 3600)),
+                ({"a": PAIR, "b": {"credential_process": "touch x"}}, KEYS_1)):
+            self.assertEqual(expected, vr.plan_profile(profiles, "a", "the Secret", {}, theirs=True))
+        for key, value in (("credential_process", "touch x"), ("web_identity_token_file", "/token"),
+                           ("credential_source", "Environment"), ("credential_source", "Ec2InstanceMetadata"),
+                           ("sso_session", "x"), ("sso_account_id", "1")):
+            for profiles in ({"a": {key: value}}, {"a": {**PAIR, key: value}}, {"a": {"role_arn": ROLE, key: value}},
+                             {"a": {"role_arn": ROLE, "source_profile": "b"}, "b": {**PAIR, key: value}}):
+                with self.subTest(profiles=profiles), self.assertRaisesRegex(
+                        vr.CredentialsError, f"of the Secret: {key} is refused here.*aws_access_key_id"):
+                    vr.plan_profile(profiles, "a", "the Secret", dict(CHAIN[1][1]), theirs=True)
+
     @staticmethod
     def plan(profiles: Dict[str, Dict[str, str]], name: str = "a", **environment: str) -> Any:
         """What a profile comes to."""
@@ -12962,6 +13046,14 @@ class TestStoreChain(unittest.TestCase):
                  vr.Credentials("a", "b", "t"))):
             with self.subTest(environment=environment):
                 self.assertEqual(expected, vr.plan_environment(environment))
+
+    def test_half_a_pair_in_the_environment(self) -> None:
+        """Other sources go on before it, as in the plugin; before the instance is asked it is named."""
+        for half in ({"AWS_ACCESS_KEY_ID": "a"}, {"AWS_SECRET_ACCESS_KEY": "b"}, {"AWS_SECRET_KEY": "b"}):
+            for _, present, expected in CHAIN[2:-1]:
+                self.assertEqual(expected, chain_plan({**half, **present}))
+            with self.assertRaisesRegex(vr.CredentialsError, "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+                chain_plan(half)
 
     def test_web_identity(self) -> None:
         """IRSA needs token file and role; the name of the session may be given."""
@@ -13940,6 +14032,17 @@ class TestStoreWholePath(KeyTests, StoreWorld, unittest.TestCase):
         self.once(env=self.pod())
         self.url_in(self.admin.get("downloadrequests", asked, self.namespace))
 
+    def test_direct_urls_end_with_the_keys(self) -> None:
+        """Who signs without a controller clips and refuses as a controller does."""
+        self.put()
+        for life, code, words in ((200, 0, "^$"), (-5, 1, "error: the credentials of .*have expired")):
+            self.services.life = life
+            result = self.cli("download", "b1", "--kind", "BackupLog", "--direct", "--url-only", env=self.pod())
+            self.assertEqual(code, result.code, result.err)
+            self.assertRegex(result.err, words)
+            for seconds in re.findall(rb"X-Amz-Expires=(\d+)", result.out):
+                self.assertTrue(180 < int(seconds) <= 200, seconds)
+
     def test_every_network_source_signs(self) -> None:
         """Container, instance and credential_process lead to a URL that works, through the whole
         controller."""
@@ -13983,6 +14086,190 @@ class TestStoreWholePath(KeyTests, StoreWorld, unittest.TestCase):
             self.ask()
         self.once(env=self.pod())
         self.assertEqual(len(self.services.seen()), 1)
+
+
+# What somebody writes who may create locations and Secrets -> the reason, and words of the message. {evil} is a host of
+# his own, {own} the operator's endpoint, {here} a folder of ours.
+SIGNERS: Tuple[Tuple[str, Document, str, str, str], ...] = (
+    ("a region with a host", {"region": "x@{evil}/"}, "", "InvalidStorageLocation", "region"),
+    ("a region with a domain", {"region": "x.evil.example/", "s3Url": ""}, "", "InvalidStorageLocation", "region"),
+    ("another store", {"s3Url": "http://{evil}"}, "", "ForeignEndpoint", "spec.credential.*AWS_ENDPOINT_URL_S3"),
+    ("another public store", {"publicUrl": "http://{evil}"}, "", "ForeignEndpoint", "AWS_ENDPOINT_URL_S3"),
+    ("another store by a profile", {"s3Url": "http://{evil}", "profile": "p"}, "", "ForeignEndpoint", "not for its"),
+    ("the same beginning", {"s3Url": "{own}@{evil}"}, "", "InvalidStorageLocation", "s3Url"),
+    ("the same host", {"s3Url": "{own}0"}, "", "InvalidStorageLocation|ForeignEndpoint", "s3Url"),
+    ("a line end", {"s3Url": "http://127.0.\n0.1:1"}, "", "InvalidStorageLocation", "s3Url"),
+    ("a program", {}, "[default]\ncredential_process = touch {here}/ran\n", "InvalidCredentials", "credential_process"),
+    ("a program in another profile", {"profile": "p"}, "[profile p]\nCredential_Process = touch {here}/ran\n",
+     "InvalidCredentials", "credential_process"),
+    ("a token of ours", {}, "[default]\nrole_arn = {role}\nweb_identity_token_file = {here}/token\n",
+     "InvalidCredentials", "web_identity_token_file"),
+    ("our environment", {}, "[default]\nrole_arn = {role}\ncredential_source = Environment\n", "InvalidCredentials",
+     "credential_source"),
+    ("a profile of ours", {}, "[default]\nrole_arn = {role}\nsource_profile = p\n", "InvalidCredentials",
+     "no profile 'p'"),
+    ("a region of a profile", {"region": ""}, "\ufeff[default]\naws_access_key_id = a\naws_secret_access_key = b\n"
+     "region = x@{evil}/\n", "InvalidStorageLocation", "region of the profile"),
+    ("a file of ours", {"credentialsFile": "{here}/credentials"}, "", "CredentialsFileNotAllowed",
+     "spec.credential.*--allow-credentials-file"),
+    ("a way to an allowed file", {"credentialsFile": "{here}/./allowed"}, "", "CredentialsFileNotAllowed", "allow"),
+    ("a program in an allowed file", {"credentialsFile": "{here}/allowed", "s3Url": "http://{evil}"}, "",
+     "InvalidCredentials", "credential_process"),
+)
+
+
+class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
+    """Locations and Secrets of the cluster carry our identity nowhere, run nothing and read no file."""
+
+    def setUp(self) -> None:
+        """Give this process an identity by environment, files and STS, and the stranger a host."""
+        StoreWorld.setUp(self)
+        self.start_services()
+        self.evil = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(self.evil.close)
+        self.put()
+        keys = keys_file(self.store.access_key, self.store.secret_key)
+        self.allowed = self.write("allowed", f"[default]\ncredential_process = touch {self.folder}/ran\n")
+        self.env = {"AWS_ROLE_ARN": STORE_ROLE, "AWS_ENDPOINT_URL_STS": None, "AWS_ENDPOINT_URL_S3": self.store.url,
+                    "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
+                    "AWS_SHARED_CREDENTIALS_FILE": self.write("credentials", keys.replace("default", "p") + keys)}
+
+    def fill_in(self, text: str) -> str:
+        """Put this test's places into a text of the table."""
+        return text.format(evil=f"127.0.0.1:{self.evil.getsockname()[1]}", own=self.store.url, here=self.folder,
+                           role=STORE_ROLE)
+
+    def lay_out(self, number: int, config: Document, secret: str) -> str:
+        """Create what a row says, and return the name of a backup that lies there."""
+        name = f"row{number}"
+        self.make_secret(name, text=self.fill_in(secret))
+        self.make_location(name, {key: self.fill_in(value) for key, value in config.items()}, name if secret else None)
+        self.make_backup(name, name)
+        return name
+
+    def assert_nothing_happened(self) -> None:
+        """Check that nobody came to the stranger's host, nothing ran, and no keys were asked for."""
+        self.evil.setblocking(False)
+        self.assertRaises(BlockingIOError, self.evil.accept)
+        self.assertFalse(os.path.exists(os.path.join(self.folder, "ran")))
+        self.assertEqual([], self.services.seen())
+
+    def test_attacks_on_the_controller(self) -> None:
+        """Each is refused with its reason before anything is fetched, sent or run, --verify-urls or not."""
+        asked = {}
+        for number, (what, config, secret, _, _) in enumerate(SIGNERS):
+            asked[what] = self.ask(name=self.lay_out(number, config, secret))
+        self.once("--verify-urls", "--allow-credentials-file", self.allowed, env=self.env)
+        for what, _, _, reason, words in SIGNERS:
+            with self.subTest(what):
+                document = self.admin.get("downloadrequests", asked[what], self.namespace)
+                self.assert_reason(document, reason_of(document))
+                self.assertRegex(reason_of(document), f"^({reason})$")
+                self.assertRegex(document["metadata"]["annotations"][MESSAGE], words)
+        self.assert_nothing_happened()
+
+    def test_attacks_on_who_uses_direct(self) -> None:
+        """The same by --direct, on the caller's host."""
+        for number, (what, config, secret, _, words) in enumerate(SIGNERS):
+            with self.subTest(what):
+                name = self.lay_out(number, config, secret)
+                result = self.cli("download", name, "--direct", "--url-only", "--allow-credentials-file", self.allowed,
+                                  env=self.env)
+                self.assert_failed(result, 1)
+                self.assertRegex(result.err, words)
+        self.assert_nothing_happened()
+
+    def test_what_the_operator_says_himself(self) -> None:
+        """--credentials-file and --location go anywhere; a Secret's role is assumed with the Secret's keys."""
+        keys = keys_file(self.store.access_key, self.store.secret_key)
+        self.services.signers[self.store.access_key] = (self.store.secret_key, "")
+        self.store.keys = {**self.services.issued, self.store.access_key: (self.store.secret_key, "")}
+        self.addCleanup(setattr, self.store, "keys", {self.store.access_key: (self.store.secret_key, "")})
+        elsewhere = {**self.env, "AWS_ENDPOINT_URL_S3": None, "AWS_ROLE_ARN": None,
+                     "AWS_ENDPOINT_URL_STS": self.services.url}
+        self.make_location("bare", secret=None)
+        self.make_backup("b2", "bare")
+        self.make_secret("role", text=keys.replace("default", "k")
+                         + f"[default]\nrole_arn = {STORE_ROLE}\nsource_profile = k\n")
+        self.make_location("role", secret="role")
+        self.make_backup("b3", "role")
+        self.make_location("file", {"credentialsFile": self.write("keys", keys)}, secret=None)
+        self.make_backup("b4", "file")
+        location = self.write("location", json.dumps({"spec": {
+            "provider": "aws", "objectStorage": {"bucket": self.namespace},
+            "config": {"region": self.store.region, "s3Url": self.store.url,
+                       "credentialsFile": os.path.join(self.folder, "keys")}}}))
+        for name, flags in (("b2", ("--direct", "--credentials-file", os.path.join(self.folder, "keys"))),
+                            ("b2", ("--location", location)), ("b3", ("--direct",)),
+                            ("b4", ("--direct", "--allow-credentials-file", os.path.join(self.folder, "keys")))):
+            with self.subTest(name=name, flags=flags):
+                result = self.cli("download", name, *flags, "--url-only", env=elsewhere)
+                self.assertEqual((0, 1), (result.code, result.out.count(b"X-Amz-Signature=")), result.err)
+        self.assertEqual(["POST"], [request.method for request in self.services.seen()])
+
+    def test_files_that_are_allowed(self) -> None:
+        """Only a regular file of a MiB is read, also behind a link; anything else is one sentence and blocks nobody."""
+        good = self.write("good", keys_file(self.store.access_key, self.store.secret_key))
+        os.symlink(good, os.path.join(self.folder, "link"))
+        os.mkfifo(os.path.join(self.folder, "fifo"))
+        os.mkdir(os.path.join(self.folder, "empty"))
+        self.write("large", "#" * (1 << 20) + "\n")
+        for number, (name, code, words) in enumerate((
+                ("good", 0, "^$"), ("link", 0, "^$"), ("fifo", 1, "FIFO"), ("empty", 1, "Is a directory|no regular"),
+                ("large", 1, "at most 1 MiB"), ("absent", 1, "cannot read credentials file"),
+                ("/dev/zero", 1, "no regular file"))):
+            with self.subTest(name=name):
+                path = os.path.join(self.folder, name)
+                backup = self.lay_out(number, {"credentialsFile": path}, "")
+                result = self.cli("download", backup, "--direct", "--url-only", "--allow-credentials-file", path)
+                self.assertEqual(code, result.code, result.err)
+                self.assertRegex(result.err, words)
+
+    def test_tls_of_aws_is_nobody_s_to_loosen(self) -> None:
+        """Our own identity trusts the system's authorities at AWS, whatever a location says; a Secret or a file may."""
+        spec = {"config": {"region": "eu-west-1", "insecureSkipTLSVerify": "true"},
+                "objectStorage": {"bucket": "bkt", "caCert": base64.b64encode(b"PEM").decode()}}
+        for more, own, insecure in (({}, False, False), ({"credential": {"name": "n", "key": "k"}}, False, True),
+                                    ({}, True, True)):
+            location = velero_requests.find_location(None, "", a_location_document(**{**spec, **more}), trusted=own)
+            self.assertEqual((insecure, insecure, not insecure),
+                             (location.insecure, bool(location.ca_cert), bool(location.warnings)))
+        spec["config"] = {**spec["config"], "s3Url": "https://minio"}
+        self.assertTrue(velero_requests.find_location(None, "", a_location_document(**spec)).insecure)
+
+    def test_hosts_and_regions_of_the_secret_s_profile(self) -> None:
+        """FIPS, dual stack and region are those of the profile that has the keys; what cannot be names the culprit."""
+        keys = keys_file("AKIA", "secret") + "use_fips_endpoint = true\nregion = us-east-2\n"
+        path = self.write("fips", keys)
+        for config, host, words in (({"region": "us-east-1"}, "bkt.s3-fips.us-east-1.amazonaws.com", ""),
+                                    ({"region": "cn-north-1"}, "", "use_fips_endpoint in the profile"),
+                                    ({"s3Url": "http://minio"}, "", "use_fips_endpoint")):
+            with self.subTest(config=config), environment({"AWS_ENDPOINT_URL_S3": None}):
+                document = a_location_document({**config, "credentialsFile": path})
+                found = velero_requests.find_location(None, "", document, trusted=True)
+                try:
+                    location, _ = velero_requests.open_location(None, "", found)
+                    self.assertEqual(host, velero_requests.bucket_address(location).host)
+                except velero_requests.ConfigError as error:
+                    self.assertEqual("", host, error)
+                    self.assertRegex(str(error), words)
+        self.write("fips", keys.replace("use_fips", "not"))
+        found = velero_requests.find_location(None, "", a_location_document(
+            {"s3Url": "http://minio", "credentialsFile": path}), trusted=True)
+        self.assertEqual("us-east-2", velero_requests.open_location(None, "", found)[0].region)
+
+    def test_variables_that_cannot_be(self) -> None:
+        """An endpoint or region of the environment that is none is named by its variable."""
+        for name, value, words in (("AWS_ENDPOINT_URL_S3", " http://minio", "AWS_ENDPOINT_URL_S3 is no plain"),
+                                   ("AWS_ENDPOINT_URL", "http://a\nb", "AWS_ENDPOINT_URL is no plain"),
+                                   ("AWS_REGION", "x@evil/", "AWS_REGION is 'x@evil/', no DNS label")):
+            with self.subTest(name=name):
+                backup = self.lay_out(len(name), {"region": ""} if name == "AWS_REGION" else {"s3Url": ""}, "")
+                own = None if name == "AWS_ENDPOINT_URL" else self.store.url
+                result = self.cli("download", backup, "--direct", "--url-only",
+                                  env={**self.env, "AWS_ENDPOINT_URL_S3": own, name: value})
+                self.assert_failed(result, 1)
+                self.assertIn(words, result.err)
 
 
 class TestStoreAuthority(FakeWorld, unittest.TestCase):
@@ -14069,6 +14356,12 @@ class TestStoreRegion(unittest.TestCase):
         for request in self.service.requests:
             self.assertEqual(("HEAD", "/bucket"), (request.method, request.path))
             self.assertNotIn("authorization", {name.lower() for name in request.headers})
+
+    def test_a_region_that_is_no_label(self) -> None:
+        """What S3's name is borrowed for does not choose a host either."""
+        self.service.chosen = Answer(200, b"", (("x-amz-bucket-region", "x@evil.example/"),))
+        with self.assertRaisesRegex(velero_requests.ConfigError, "region in the answer of 127.0.0.1.*no DNS label"):
+            velero_requests.discover_region(self.address)
 
     def test_no_region_and_no_bucket(self) -> None:
         """An answer without the header is no region; 404 is an error with the cure."""

@@ -1491,21 +1491,22 @@ class Endpoint(NamedTuple):
 def endpoint_from(url: str, source: str) -> Endpoint:
     """The endpoint in a URL. A ConfigError names the source and never the URL, which may hold a password.
 
-    Blanks, control characters and backslashes are refused: urlsplit drops some, and others take them for slashes.
+    Whatever urlsplit drops is refused, for others read it and come to another host.
     """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port = "", None
+    bracketed = f"[{host}]" if ":" in host else host
     if (not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
-            or re.search(r"^\s|\s$|[\\\x00-\x1f\x7f]", url)
-            or ("[" in parts.netloc) != (":" in host)  # Python before 3.11 takes any text in brackets
-            or "@" in parts.netloc or parts.query or parts.fragment or has_dot_segment(parts.path)):
+            or not re.fullmatch(re.escape(bracketed) + "(:[0-9]*)?", parts.netloc.lower())
+            or (":" in host and _ip_address(host) is None) or re.search(r"^\s|\s$|[\\\x00-\x1f\x7f]", url)
+            or parts.query or parts.fragment or has_dot_segment(parts.path)):
         raise ConfigError(f"{source} is no plain http or https URL of a store (host, perhaps port and path, nothing "
                           "else)", reason="InvalidStorageLocation")
     default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
-    return Endpoint(parts.scheme, f"[{host}]" if ":" in host else host, "" if default else f":{port}",
+    return Endpoint(parts.scheme, bracketed, "" if default else f":{port}",
                     quote(parts.path.rstrip("/"), safe="/-._~%"))
 
 
@@ -1517,8 +1518,8 @@ def _endpoint_of(location: Location) -> Optional[Endpoint]:
 
 def _origin(endpoint: Endpoint) -> Tuple[str, Any, str]:
     """Scheme, host and port in the one form that can be compared."""
-    host = endpoint.host.strip("[]").rstrip(".")
-    return endpoint.scheme, _ip_address(host) or host, endpoint.port
+    host = endpoint.host[:-1] if endpoint.host.endswith(".") else endpoint.host
+    return endpoint.scheme, _ip_address(host[1:-1]) if host.startswith("[") else host, endpoint.port
 
 
 def is_aws_endpoint(location: Location) -> bool:
