@@ -14179,6 +14179,18 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
                 self.assertRegex(result.err, words)
         self.assert_nothing_happened()
 
+    def test_no_keys_for_locations_that_cannot_be(self) -> None:
+        """No token leaves for a location whose bucket can have no address."""
+        env = {**self.env, "AWS_ENDPOINT_URL_STS": self.services.url}
+        for number, (bucket, more) in enumerate((("arn:aws:s3:x@evil:1:accesspoint:x", {}), ("x--x-s3", {}),
+                                                 ("bkt", {"AWS_USE_FIPS_ENDPOINT": "true"}))):
+            name = f"odd{number}"
+            self.make_location(name, {"s3ForcePathStyle": ""}, None, bucket=bucket)
+            self.make_backup(name, name)
+            document = self.answer_to("--verify-urls", env={**env, **more}, name=name)
+            self.assert_reason(document, "InvalidStorageLocation", name)
+        self.assert_nothing_happened()
+
     def test_what_the_operator_says_himself(self) -> None:
         """--credentials-file and --location go anywhere; a Secret's role is assumed with the Secret's keys."""
         keys = keys_file(self.store.access_key, self.store.secret_key)
@@ -14217,7 +14229,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         for number, (name, code, words) in enumerate((
                 ("good", 0, "^$"), ("link", 0, "^$"), ("fifo", 1, "FIFO"), ("empty", 1, "Is a directory|no regular"),
                 ("large", 1, "at most 1 MiB"), ("absent", 1, "cannot read credentials file"),
-                ("/dev/zero", 1, "no regular file"))):
+                ("/dev/zero", 1, "no regular file"), ("/dev/null", 1, "no regular file"))):
             with self.subTest(name=name):
                 path = os.path.join(self.folder, name)
                 backup = self.lay_out(number, {"credentialsFile": path}, "")

@@ -4931,14 +4931,13 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
 
 
 def find_location(api: Optional[Api], namespace: str, document: Document, *, trusted: bool = False) -> Location:
-    """A storage location with its endpoint and authority, once it is sure that its bucket can have an address.
+    """A storage location with its endpoint and authority.
 
     trusted: it is the operator's own word. What a location of the cluster says of TLS does not count where our own
     identity signs for AWS: the system's authorities vouch for those hosts.
     """
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
-    bucket_address(location._replace(region=location.region or "us-east-1"))
     lax = location.insecure or location.ca_cert or location.ca_secret[0]
     if lax and not (trusted or location.secret_name) and is_aws_endpoint(location):
         return location._replace(insecure=False, ca_cert=b"", ca_secret=("", ""), warnings=location.warnings + (
