@@ -1372,8 +1372,8 @@ def artifact_from(kind: str, value: Any) -> Any:
 
 # ====================================================================================================
 # 5. Object keys and URLs — artifact -> key -> endpoint, path or virtual-host style
-#    is_object_name, target_of, object_key, Address, partition_of, bucket_address, object_address, proxy_for, api_path,
-#    rule_for
+#    is_object_name, target_of, object_key, Address, partition_of, endpoint_from, is_own_endpoint, aws_host,
+#    bucket_address, object_address, proxy_for, api_path, rule_for
 # ====================================================================================================
 
 # A Kubernetes object name (RFC 1123 subdomain). Backups and restores are objects, so no other name can exist; holding a
@@ -1810,7 +1810,7 @@ def presign(address: Address, credentials: Credentials, region: str, now: dateti
 
 # ====================================================================================================
 # 7. Decisions — every policy, as functions from values to an Outcome
-#    triage_download, answer_download, refuse_download, fall_back_download, is_news, decide_status, backoff,
+#    triage_download, sign, answer_download, refuse_download, fall_back_download, is_news, decide_status, backoff,
 #    is_version_expired, is_answered, logs_refusal, event_for, new_download_request, new_status_request, head_from,
 #    bytes_to_skip, download_wait, resume_point
 #
