@@ -19316,14 +19316,19 @@ def bench() -> int:
     return 0
 
 
-def main() -> None:
+def main(argv: List[str]) -> None:
     """Run the demo, the benchmark, or like any test file the tests."""
-    play = {"--demo": demo, "--bench": bench}.get(sys.argv[1] if len(sys.argv) == 2 else "")
-    if play:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # or the servers would stay behind
+    play = {"--demo": demo, "--bench": bench}.get(argv[0] if len(argv) == 1 else "")
+    if not play:
+        unittest.main()
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # or the servers would stay behind
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
         sys.exit(play())
-    unittest.main()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -6834,8 +6834,11 @@ def folder_bucket(path: str) -> Bucket:
     return Bucket("", lambda key: file_source(os.path.join(path, key), hints), refuse_url, folders)
 
 
-def location_of_file(path: str) -> Location:
-    """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
+def location_of_file(path: str, *, opened: bool) -> Location:
+    """A storage location from a file of YAML or JSON: the whole object, or its spec alone.
+
+    opened: whether the caller has credentials for it; a Secret is not to be had, and that is said before AWS is asked.
+    """
     document = parse_yaml(read_file(path, "storage location file", KUBECONFIG_LIMIT), f"storage location file {path}")
     if not isinstance(document, dict):
         raise ConfigError(f"storage location file {path} is no BackupStorageLocation and no spec of one")
@@ -6849,6 +6852,10 @@ def location_of_file(path: str) -> Location:
     if _at(document, "spec", "objectStorage", "caCertRef"):
         raise ConfigError(f"storage location file {path} names a Secret in caCertRef, and no cluster is asked",
                           hints=["put the certificate into objectStorage.caCert, or name a file with --cacert"])
+    secret = "" if opened else location_from(document).secret_name
+    if secret:
+        raise CredentialsError(f"storage location file {path} names the Secret {secret!r}, and no cluster is asked",
+                               hints=["name a file with what the Secret holds: --credentials-file FILE"])
     return find_location(None, "", document)
 
 
@@ -7263,10 +7270,11 @@ def bucket_of(options: Options, location: Location, api: Optional[Api]) -> Bucke
     try:
         plan = plan_for(api, options.namespace, location)
     except Error as error:
-        if isinstance(error, ApiError) or (location.secret_name and api is None):
+        if isinstance(error, ApiError):
             error.hints += ("name a file with what the Secret holds: --credentials-file FILE",)
         raise
-    log.info("the store is %s, the bucket %s", one_line(redact(bucket_address(location).host)), one_line(location.bucket))
+    log.info("the store is %s, the bucket %s", one_line(redact(bucket_address(location).host)),
+             one_line(location.bucket))
     return store_bucket(location, plan, trust, idle=options.idle_timeout)
 
 
@@ -7276,7 +7284,7 @@ def bucket_of_file(options: Options) -> Optional[Bucket]:
         return None
     if os.path.isdir(options.location):
         return folder_bucket(options.location)
-    return bucket_of(options, location_of_file(options.location), None)
+    return bucket_of(options, location_of_file(options.location, opened=bool(options.credentials_file)), None)
 
 
 def bucket_of_artifact(options: Options, artifact: Artifact, api: Optional[Api]) -> Bucket:
@@ -8098,7 +8106,7 @@ def run(argv: List[str]) -> int:
 
 
 def let_go(stream: Any) -> None:
-    """Flush a stream that may be broken, so that the interpreter finds nothing to flush, and to fail with, at its exit."""
+    """Flush a stream that may be broken, so that the interpreter's own flush at its exit has nothing to fail with."""
     try:
         stream.flush()
     except (OSError, ValueError):
