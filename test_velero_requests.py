@@ -18675,6 +18675,258 @@ class TestCompletion(FolderCase):
                     subprocess.run([shell, "-n"], input=script, check=True)
 
 
+class TestCommandLine(unittest.TestCase):
+    """What is typed, and what is said of it."""
+
+    def test_spellings(self) -> None:
+        """`download backup NAME` is turned round wherever it stands, and never what is a flag's value."""
+        for typed, meant in (
+                ("download backup b1", "backup download b1"),
+                ("-n ns download backup b1", "-n ns backup download b1"),
+                ("download -n ns backup b1", "backup download -n ns b1"),
+                ("download backup -o x b1", "backup download -o x b1"),
+                ("-vn ns download backup b1", "-vn ns backup download b1"),
+                ("download backup", "download backup"),
+                ("download backup -o x", "download backup -o x"),
+                ("-n download backup get", "-n download backup get"),
+                ("-vn download backup get", "-vn download backup get"),
+                ("--context download backup logs b1", "--context download backup logs b1"),
+                ("backup logs b1 --location download backup b1", "backup logs b1 --location download backup b1"),
+                ("backup get -l download backup x", "backup get -l download backup x"),
+                ("backup get --show-labels -n create", "backup get --show-labels=true -n create"),
+                ("download -- download backup b1", "download -- download backup b1")):
+            with self.subTest(typed):
+                self.assertEqual(meant.split(), vr.spelled_out(typed.split()))
+
+    def test_wrong_usage(self) -> None:
+        """It names what was typed; what only Velero does is velero's."""
+        for typed, words in (
+                ("plugin get --force", "unrecognized arguments: --force\n"),
+                ("plugin get --force=true", "unrecognized arguments: --force=true\n"),
+                ("version --details --nope=x", "unrecognized arguments: --details --nope=x\n"),
+                ("backup create b1", "`velero backup create`"), ("create backup b1", "`velero create backup`"),
+                ("restore create --from-backup b1", "`velero restore create`"), ("delete restore x", "`velero delete"),
+                ("-n ns backup delete b1 --confirm", "`velero backup delete`"), ("get schedules", "`velero get sch"),
+                ("schedule get", "`velero schedule get`"), ("install --help", "`velero install`"),
+                ("plugin add x", "`velero plugin add`"), ("get backup-locations", "`velero get backup-locations`")):
+            with self.subTest(typed):
+                result = run(*typed.split())
+                self.assertEqual((2, b""), (result.code, result.out), result.err)
+                self.assertIn(words, result.err)
+
+    def test_a_secret_is_missed_before_anybody_is_asked(self) -> None:
+        """A location in a file that names a Secret fails at once, though its region would have to be asked for."""
+        proxy = FakeStore()
+        self.addCleanup(proxy.close)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write("{provider: aws, objectStorage: {bucket: b}, credential: {name: cloud, key: keys}}")
+            file.flush()
+            result = run("backup", "get", "--location", file.name, env={"HTTPS_PROXY": proxy.url, "NO_PROXY": ""})
+            self.assertEqual((1, []), (result.code, proxy.requests), result.err)
+        self.assertRegex(result.err, "names the Secret 'cloud'.*\nhint: .*--credentials-file FILE")
+
+
+class Ended(NamedTuple):
+    """A command line whose stdout or stderr takes nothing, the code it ends with, and what is on stderr then."""
+
+    command: str
+    stdout: str
+    stderr: str
+    code: int
+    said: str = ""
+
+
+NO_SPACE = "error: cannot write the output: No space left on device\n"
+ENDS = (
+    *(Ended(command, "full", "", 1, NO_SPACE) for command in ("--help", "--version", "backup logs --help", "manifests",
+                                                              "completion zsh", "version --client-only")),
+    *(Ended(command, "closed", "", 141) for command in ("--help", "--version", "plugin --help", "manifests",
+                                                        "completion fish", "version --client-only")),
+    *(Ended(command, stdout, stderr, code) for stderr in ("full", "closed") for command, stdout, code in (
+        ("nonsense", "", 2), ("backup logs", "", 2), ("backup logs b1 --kubeconfig /dev/null", "", 1),
+        ("backup logs b1 -vv --kubeconfig /dev/null", "", 1), ("--help", "full", 1), ("--version", "closed", 141),
+        ("version --client-only", "", 0))))
+
+
+class TestEnds(unittest.TestCase):
+    """However a command ends, there is one sentence and its code, and no word from the interpreter."""
+
+    def test_full_disks_and_closed_pipes(self) -> None:
+        """As on a user's machine, where streams are buffered, and where they are not."""
+        base = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        reading, closed = os.pipe()
+        os.close(reading)
+        self.addCleanup(os.close, closed)
+        with open("/dev/full", "wb") as full:
+            leads = {"full": full, "closed": closed, "": subprocess.PIPE}
+            for environ in (base, {**base, "PYTHONUNBUFFERED": "1"}):
+                started = [(row, subprocess.Popen(
+                    [sys.executable, velero_requests.__file__, *row.command.split()], stdout=leads[row.stdout],
+                    stderr=leads[row.stderr], env=environ)) for row in ENDS]
+                for row, process in started:
+                    with self.subTest(row, unbuffered="PYTHONUNBUFFERED" in environ):
+                        _, err = process.communicate(timeout=60)
+                        self.assertEqual((row.code, row.said if err is None or row.said or row.code == 141 else ""),
+                                         (process.returncode, (err or b"").decode()))
+
+    def test_ctrl_c_while_it_is_imported(self) -> None:
+        """The code is 130 and nothing is said, also by the installed command; an ignored one stays ignored."""
+        for before, code in ((None, 130), (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), 0)):
+            process = subprocess.Popen(
+                [sys.executable, "-X", "importtime", velero_requests.__file__, "version", "--client-only"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before)  # pylint: disable=W1509
+            assert process.stderr
+            said = b""
+            while b" argparse\n" not in said:  # urllib3 and yaml, four fifths of all, are still to come
+                said += process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            _, rest = process.communicate(timeout=60)
+            self.assertEqual(code, process.returncode, rest)
+            self.assertNotIn(b"Traceback", rest)
+
+
+CANARY = "canary/7+secret"
+# All commands; those that print a URL or an object are asked for what they show, so only their stderr must be clean.
+CANARY_COMMANDS = (
+    "controller --once", "controller --once --dry-run", "controller --once --verify-urls", "download b1 -o FILE",
+    "download b1 --kind BackupLog", "download b1 --url-only", "backup get", "backup get --direct -o yaml",
+    "backup describe b1 --details", "backup describe b1 -o json", "backup logs b1", "backup logs b1 --direct",
+    "backup download b1 -o FILE --force", "restore get -o json", "restore describe r1", "restore logs r1",
+    "plugin get --timeout 300ms", "version --timeout 300ms", "manifests", "completion bash")
+ECHO = f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorization: Bearer {CANARY} http://u:{quote(CANARY, '')}@h/"
+
+
+class TestCanary(DownloadWorld, unittest.TestCase):
+    """No secret of ours is in what any command says, logs at any level, or leaves in the cluster."""
+
+    def setUp(self) -> None:
+        """Give the store keys of which every part is a canary, and the program's host a logger that keeps all."""
+        super().setUp()
+        self.store.keys["AKIACANARY"] = (CANARY + "-key", CANARY + "-session")
+        self.addCleanup(self.store.keys.pop, "AKIACANARY")
+        self.make_secret("canary", text=keys_file("AKIACANARY", CANARY + "-key")
+                         + f"aws_session_token = {CANARY}-session\n[other]\naws_secret_access_key = {CANARY}\n")
+        self.make_location("canary", secret="canary")
+        for name in ("b1", "r1"):
+            resource = "backups" if name == "b1" else "restores"
+            self.admin.delete(resource, name, self.namespace)
+        self.make_backup("b1", location="canary")
+        self.make_restore("r1", "b1")
+        self.contents()
+        for kind in ("BackupLog", "RestoreLog"):
+            self.put(kind)
+        self.root = io.StringIO()
+        handler = logging.StreamHandler(self.root)
+        root = logging.getLogger()
+        level = root.level
+        root.addHandler(handler)
+        root.setLevel(logging.DEBUG)
+        self.addCleanup(root.removeHandler, handler)
+        self.addCleanup(root.setLevel, level)
+
+    def kubeconfig_of(self, **user: Any) -> str:
+        """Write the kubeconfig for another user entry, and return the path."""
+        document = yaml.safe_load(read_bytes(self.kubeconfig))
+        document["users"][0]["user"] = user
+        return write_bytes(os.path.join(self.folder, "of-" + uuid.uuid4().hex), yaml.safe_dump(document).encode())
+
+    def assert_no_canary(self, *texts: str) -> None:
+        """Look for all secrets, as they are and as they are quoted."""
+        self.assert_clean(*texts)
+        for text in texts:
+            for spelled in (CANARY, quote(CANARY), quote(CANARY, safe=""), "AKIACANARY",
+                            base64.b64encode(CANARY.encode()).decode()[:-4]):
+                place = text.find(spelled)
+                self.assertEqual(-1, place, text[max(0, place - 300):place + 100])
+
+    def check(self, command: str, code: Optional[int] = None, kubeconfig: str = "") -> None:
+        """Run a command as talkative as can be, and look at all that it leaves anywhere."""
+        file = os.path.join(self.folder, "target", "canary")
+        words = [file if word == "FILE" else word for word in command.split()]
+        for kept in (self.log, self.root):
+            kept.seek(0)
+            kept.truncate()
+        timeout = [] if "--timeout" in words else ["--timeout", "2s"]
+        result = run("-vvv", "--kubeconfig", kubeconfig or self.kubeconfig, "-n", self.namespace, *words, *timeout)
+        self.cluster.unscript()
+        self.store.unscript()
+        if code is not None:
+            self.assertEqual(code, result.code, result.err[-2000:])
+        self.assert_no_canary(result.err, self.log.getvalue(), self.root.getvalue(), *(
+            json.dumps(self.admin.list(resource, self.namespace)["items"]) for resource in ("downloadrequests", "events")
+            if result.code), *([] if "--url-only" in words else [result.out.decode()]))
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(file)
+
+    def test_when_all_goes_well(self) -> None:
+        """Every command there is."""
+        self.assertEqual({command.words for command in vr.COMMANDS}, {command.words for command in vr.COMMANDS if any(
+            row.startswith(command.words) for row in CANARY_COMMANDS)}, "a command is not in CANARY_COMMANDS")
+        self.serve("admin", plugins=(("ObjectStore", "velero.io/aws"),))
+        for command in CANARY_COMMANDS:
+            with self.subTest(command):
+                self.check(command, 0)
+
+    def test_when_something_fails(self) -> None:
+        """Stores and clusters that say secrets back, lines that break, and what a kubeconfig or Secret holds."""
+        store_says = f"<Error><Code>AccessDenied</Code><Message>{ECHO}</Message></Error>".replace("&", "&amp;").encode()
+        cluster_says = {"kind": "Status", "message": ECHO, "reason": "Forbidden"}
+        for command in ("backup logs b1", "backup logs b1 --direct", "backup describe b1", "download b1 -o FILE",
+                        "controller --once --verify-urls"):
+            for server, method, fault in (
+                    (self.store, "GET", {"status": 403, "body": store_says, "times": 99}),
+                    (self.store, "GET", {"status": 400, "body": store_says, "times": 99}),
+                    (self.cluster, "GET", {"status": 403, "body": cluster_says, "times": 99}),
+                    (self.cluster, "POST", {"status": 422, "body": cluster_says, "times": 99}),
+                    (self.cluster, "PATCH", {"status": 409, "body": cluster_says, "times": 1})):
+                with self.subTest(command=command, method=method, fault=fault["status"]):
+                    if command.startswith("controller"):
+                        self.ask()
+                    server.script(method, "/" if server is self.store else "/velero.io/", **fault)
+                    self.check(command)
+
+    def test_who_we_are(self) -> None:
+        """What is wrong with credentials of every kind is said without them."""
+        program = write_bytes(os.path.join(self.folder, "plugin"), f"#!/bin/sh\necho '{CANARY} {{'\nexit $1\n".encode())
+        os.chmod(program, 0o700)
+        plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": program, "interactiveMode": "Never"}
+        for user in ({"token": CANARY}, {"username": "u", "password": CANARY}, {"tokenFile": CANARY + "\n"},
+                     {"token": [CANARY]}, {"client-key-data": base64.b64encode(CANARY.encode()).decode()},
+                     {"exec": {**plugin, "args": ["0"]}}, {"exec": {**plugin, "args": ["1"]}},
+                     {"exec": {**plugin, "args": ["0"], "env": [{"name": "A", "value": CANARY}, {"name": 5}]}}):
+            with self.subTest(user):
+                path = user.get("tokenFile")
+                if path:
+                    user = {"tokenFile": write_bytes(os.path.join(self.folder, "token"), f"{CANARY}\0".encode())}
+                self.check("backup logs b1", kubeconfig=self.kubeconfig_of(**user))
+        for text in (f"[default]\naws_secret_access_key {CANARY}\n", f"{CANARY}\n", f"[default]\n{CANARY} = x\n",
+                     f"[default]\naws_access_key_id = a\naws_secret_access_key = {CANARY}\n x\n"):
+            with self.subTest(text):
+                name = "bad-" + uuid.uuid4().hex[:6]
+                self.make_secret(name, text=text)
+                self.make_location(name, secret=name)
+                self.make_backup(name, location=name)
+                self.check(f"backup logs {name} --direct")
+                self.ask(name=name)
+                self.check("controller --once")
+
+    def test_records(self) -> None:
+        """Neither does `repr` tell them, nor a traceback, of what holds them."""
+        clusters = [vr.load_cluster(self.kubeconfig_of(**user)) for user in (
+            {"token": CANARY}, {"username": "u", "password": CANARY})]
+        for record in (*clusters, *map(vr.connect, clusters), vr.Identity(token=CANARY),
+                       vr.Credentials("a", CANARY, CANARY), vr.download_request_from({"status": {"downloadURL": ECHO}})):
+            self.assert_no_canary(repr(record), str(record))
+        self.store.script("GET", status=403, body=ECHO, times=9)
+        self.serve("admin")
+        api = vr.connect(vr.load_cluster(self.kubeconfig))
+        try:
+            vr.stream(api, self.namespace, "BackupLog", "b1", io.BytesIO(), timeout=5)
+            self.fail("the store refuses")
+        except vr.Error:
+            self.assert_no_canary(traceback.format_exc())
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Demo: the main job on a machine without a cluster
 # ------------------------------------------------------------------------------------------------------------
