@@ -18852,9 +18852,11 @@ class TestCanary(DownloadWorld, unittest.TestCase):
         self.store.unscript()
         if code is not None:
             self.assertEqual(code, result.code, result.err[-2000:])
-        self.assert_no_canary(result.err, self.log.getvalue(), self.root.getvalue(), *(
-            json.dumps(self.admin.list(resource, self.namespace)["items"]) for resource in ("downloadrequests", "events")
-            if result.code), *([] if "--url-only" in words else [result.out.decode()]))
+        left = [self.admin.list(resource, self.namespace)["items"] for resource in ("downloadrequests", "events")]
+        self.assert_no_canary(
+            result.err, self.log.getvalue(), self.root.getvalue(), json.dumps(left[1]),
+            *(json.dumps(item["metadata"]) for item in left[0]),
+            *([] if "--url-only" in words else [result.out.decode()]))
         with contextlib.suppress(FileNotFoundError):
             os.remove(file)
 
