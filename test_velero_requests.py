@@ -37,6 +37,7 @@ import gzip
 import hashlib
 import hmac
 import http.client
+import importlib.util
 import io
 import itertools
 import json
@@ -45,6 +46,7 @@ import os
 import platform
 import posixpath
 import pty
+import py_compile
 import queue
 import random
 import re
@@ -7987,6 +7989,30 @@ class FaultTests(FakeWorld):
                 result = program.end()
                 self.assertEqual((result.code, result.out, self.names(resource)), (code, b"", []), result.err)
 
+    def test_a_create_of_unknown_outcome_leaves_nothing(self) -> None:
+        """What was carried out though its answer was lost, wrong or interrupted is deleted; nothing else is."""
+        kept = self.ask(name="b2")
+        hang = threading.Event()
+        self.addCleanup(hang.set)
+        for fault, number, code, deletes in (
+                ({"apply": True, "drop": True}, None, 6, 1),
+                ({"apply": True, "status": 500, "body": b"{}"}, None, 1, 1),
+                ({"apply": True, "status": 201, "body": {"kind": "DownloadRequest"}}, None, 6, 1),
+                ({"status": 403, "body": b"{}"}, None, 5, 0),
+                ({"pause_after": 0, "gate": hang}, signal.SIGINT, 130, 1),
+                ({"pause_after": 0, "gate": hang}, signal.SIGTERM, 143, 1)):
+            with self.subTest(fault, number=number):
+                self.cluster.forget()
+                self.cluster.script("POST", "/downloadrequests", **fault)
+                program = self.program("backup", "logs", "b1")
+                if number:
+                    wait_until(lambda: len(self.names()) > 1, 15, "the create")
+                result = program.end(number)
+                self.assertEqual((result.code, result.out, self.names()), (code, b"", [kept]), result.err)
+                paths = [request.target for request in self.cluster.seen("DELETE", "/downloadrequests")]
+                self.assertEqual(deletes, len(paths), paths)
+                self.assertTrue(all(re.search("/downloadrequests/b1-[0-9a-f]+$", path) for path in paths), paths)
+
     def test_ctrl_c_during_a_transfer_leaves_nothing(self) -> None:
         """An interrupted download leaves neither a file nor a request, and exits with 130."""
         self.serve()
@@ -10017,6 +10043,29 @@ class TestKubeconfigBadInput(KubeFolder):
             self.assertEqual(velero_requests.load_cluster(f"/dev/fd/{reader}").token, "t")
         finally:
             os.close(reader)
+
+    def test_a_pipe_that_takes_its_time(self) -> None:
+        """While somebody may write to it, as `<(slow command)` does, it is waited for; its pieces make a whole."""
+        with open(self.write(kube_config()), "rb") as file:
+            content = file.read()
+        fifo = os.path.join(self.folder, "slow")
+        os.mkfifo(fifo)
+        for path in (fifo, "/dev/fd/"):
+            with self.subTest(path):
+                reader, writer = os.pipe() if path != fifo else (0, 0)
+
+                def write(path: str = path, writer: int = writer) -> None:
+                    with open(path if path == fifo else writer, "wb", buffering=0) as file:
+                        for piece in (content[:20], content[20:]):
+                            late = time.monotonic() + vr.FIFO_TIMEOUT + 0.2
+                            wait_until(lambda late=late: time.monotonic() > late, what="the time to pass")
+                            file.write(piece)
+                thread = threading.Thread(target=write)
+                thread.start()
+                self.assertEqual(velero_requests.load_cluster(path if path == fifo else path + str(reader)).token, "t")
+                thread.join(5)
+                if reader:
+                    os.close(reader)
 
     def test_names_with_control_characters(self) -> None:
         """Names from the file come to the terminal without control characters."""
@@ -16145,7 +16194,8 @@ class TestDownloadAfterKill(DownloadWorld, unittest.TestCase):
         self.assertLess(time.monotonic() - began, 5)
         self.assertEqual((result.code, result.out, self.names()), (130, b"", []), result.err)
         self.assert_tidy(result.err)
-        self.assertIn(f"kept in {part_of(self.path)}", result.err)
+        self.assertTrue(result.err.endswith(f"interrupted by SIGINT; what has come is kept in {part_of(self.path)}, "
+                                            "and the same command goes on from there\n"), result.err)
         self.assertLessEqual(self.left(), self.remains())
         self.store.forget()
         self.assert_right(self.download(), stored)
@@ -16399,6 +16449,62 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         self.assertEqual(text.count("\x1b[?25l"), text.count("\x1b[?25h"))
         self.assertNotIn("Traceback", text)
         self.assertLessEqual(self.left(), self.remains())
+
+    def test_it_says_which_signal_and_what_is_kept(self) -> None:
+        """Of a file that cannot be continued nothing is."""
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            with self.subTest(number):
+                self.put(body=noise(2 * MIB).hex().encode())
+                fault = self.store.script("GET", pause_after=MIB, gate=threading.Event())
+                program = self.program("download", "b1", "--kind", "BackupLog", "-o", self.path)
+                wait_until(lambda fault=fault: fault.hits and size_of(part_of(self.path)), 15, "the transfer")
+                result = program.end(number)
+                self.assertEqual((code, f"interrupted by {number.name}; nothing of it is kept\n", set()),
+                                 (result.code, result.err, self.left()))
+
+    def test_a_terminal_sees_what_is_waited_for(self) -> None:
+        """After a second, on one line that is gone in the end; not with --quiet, and not in a pipe."""
+        for controller in self.controllers:
+            controller.stop.set()
+        self.cluster.limit("controller", "patch", resource="downloadrequests")
+        self.addCleanup(self.cluster.unlimit)
+        line = r"\A(\rwaiting for %s, at most [01]s more\x1b\[K)+\r\x1b\[K(error|Name): "
+        logs = ("backup", "logs", "b1", "--timeout", "1600ms")
+        piped, *terminals = self.program(*logs), *(
+            (self.terminal(*words), pattern) for words, pattern in (
+                (logs, line % "the URL of BackupLog of b1"), ((*logs, "--quiet"), r"\Aerror: "),
+                (("backup", "describe", "b1", "--timeout", "1600ms"), line % "what belongs to backup b1")))
+        for terminal, pattern in terminals:
+            self.assertRegex(terminal.end()[1], pattern)
+        self.assertTrue(piped.end().err.startswith("error: "))
+
+    def test_talkative_when_all_goes_well(self) -> None:
+        """-v names cluster, namespace, way, request and store, and each retry; without it there is silence."""
+        self.put()
+        asked = [rf"the cluster is {self.cluster.url}, the namespace {self.namespace}", "the way: a controller's answer",
+                 r"created DownloadRequest \S+/b1-[0-9a-f]+", rf"is answered; the store is {self.store.url}",
+                 r"deleted DownloadRequest \S+/b1-[0-9a-f]+"]
+        direct = ["the way: the storage location, signed for here", rf"the store is {self.store.url[7:]}, the bucket "]
+        for flags, lines in (((), asked), (("--direct",), direct)):
+            with self.subTest(flags):
+                for fault, retry in (({}, []), ({"status": 503, "body": b"{}"}, [r"with 503; trying again in"])):
+                    if fault:
+                        self.cluster.script("GET", "/backups/", **fault)
+                    result = self.cli("backup", "logs", "b1", "-v", *flags)
+                    self.assertEqual((0, LOG), (result.code, result.out))
+                    for line in lines + retry:
+                        self.assertRegex(result.err, line)
+                    self.assert_clean(result.err)
+                self.assertEqual("", self.cli("backup", "logs", "b1", *flags).err)
+
+    def test_nothing_to_list(self) -> None:
+        """An empty table is said on stderr, as kubectl does; JSON and YAML are lists without items."""
+        said = f"No resources found in {self.namespace} namespace.\n"
+        for words, err in (("backup get -l no=such", said), ("restore get -l no=such", said),
+                           ("backup get -l no=such -o json", ""), ("get backups", "")):
+            with self.subTest(words):
+                result = self.cli(*words.split())
+                self.assertEqual((0, err, not err), (result.code, result.err, bool(result.out)))
 
     def test_a_second_ctrl_c(self) -> None:
         """A second Ctrl-C does not wait for a cluster that does not answer."""
@@ -18738,36 +18844,32 @@ class Ended(NamedTuple):
 
 NO_SPACE = "error: cannot write the output: No space left on device\n"
 ENDS = (
-    *(Ended(command, "full", "", 1, NO_SPACE) for command in ("--help", "--version", "backup logs --help", "manifests",
-                                                              "completion zsh", "version --client-only")),
-    *(Ended(command, "closed", "", 141) for command in ("--help", "--version", "plugin --help", "manifests",
-                                                        "completion fish", "version --client-only")),
-    *(Ended(command, stdout, stderr, code) for stderr in ("full", "closed") for command, stdout, code in (
-        ("nonsense", "", 2), ("backup logs", "", 2), ("backup logs b1 --kubeconfig /dev/null", "", 1),
-        ("backup logs b1 -vv --kubeconfig /dev/null", "", 1), ("--help", "full", 1), ("--version", "closed", 141),
-        ("version --client-only", "", 0))))
+    *(Ended(command, "full", "", 1, NO_SPACE) for command in ("--help", "--version", "completion zsh")),
+    *(Ended(command, "closed", "", 141) for command in ("plugin --help", "--version", "manifests")),
+    *(Ended(command, stdout, stderr, code) for command, stdout, stderr, code in (
+        ("nonsense", "", "full", 2), ("backup logs b1 -vv --kubeconfig /dev/null", "", "full", 1),
+        ("backup logs", "", "closed", 2), ("--version", "full", "full", 1), ("--help", "closed", "closed", 141))))
 
 
 class TestEnds(unittest.TestCase):
     """However a command ends, there is one sentence and its code, and no word from the interpreter."""
 
     def test_full_disks_and_closed_pipes(self) -> None:
-        """As on a user's machine, where streams are buffered, and where they are not."""
+        """As on a user's machine, where streams are buffered, and of the first and the last also where they are not."""
         base = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         reading, closed = os.pipe()
         os.close(reading)
         self.addCleanup(os.close, closed)
         with open("/dev/full", "wb") as full:
             leads = {"full": full, "closed": closed, "": subprocess.PIPE}
-            for environ in (base, {**base, "PYTHONUNBUFFERED": "1"}):
-                started = [(row, subprocess.Popen(
-                    [sys.executable, velero_requests.__file__, *row.command.split()], stdout=leads[row.stdout],
-                    stderr=leads[row.stderr], env=environ)) for row in ENDS]
-                for row, process in started:
-                    with self.subTest(row, unbuffered="PYTHONUNBUFFERED" in environ):
-                        _, err = process.communicate(timeout=60)
-                        self.assertEqual((row.code, row.said if err is None or row.said or row.code == 141 else ""),
-                                         (process.returncode, (err or b"").decode()))
+            started = [(row, environ, subprocess.Popen(
+                [sys.executable, velero_requests.__file__, *row.command.split()], stdout=leads[row.stdout],
+                stderr=leads[row.stderr], env={**base, **environ}))
+                for environ, rows in (({}, ENDS), ({"PYTHONUNBUFFERED": "1"}, (ENDS[0], ENDS[-1]))) for row in rows]
+            for row, environ, process in started:
+                with self.subTest(row, environ=environ):
+                    out, err = process.communicate(timeout=60)
+                    self.assertEqual((row.code, row.said), (process.returncode, (err or b"").decode()), out)
 
     def test_ctrl_c_while_it_is_imported(self) -> None:
         """The code is 130 and nothing is said, also by the installed command; an ignored one stays ignored."""
@@ -19037,6 +19139,25 @@ class TestStart(unittest.TestCase):
             with self.subTest(options=options):
                 self.assertIn("NAME", self.run_beside_strangers(*options))
 
+    def test_nothing_beside_the_file_is_imported(self) -> None:
+        """Neither source nor what is compiled, not even of the file itself: what runs is what was read."""
+        with tempfile.TemporaryDirectory() as folder:
+            script = os.path.join(folder, "velero_requests.py")
+            shutil.copy(velero_requests.__file__, script)
+            stranger = os.path.join(folder, "stranger.py")
+            write_bytes(stranger, b"raise SystemExit('a stranger was run')")
+            for name in ("argparse", "signal", "yaml", "json"):
+                py_compile.compile(stranger, os.path.join(folder, name + ".pyc"))
+            shutil.copy(stranger, os.path.join(folder, "logging.py"))
+            py_compile.compile(stranger, importlib.util.cache_from_source(script),
+                               invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+            for words, code in (("controller", 1), ("download b1", 1), ("backup logs b1", 1), ("version --client-only", 0)):
+                with self.subTest(words):
+                    done = subprocess.run([sys.executable, script, *words.split(), "--kubeconfig", "/dev/null"],
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
+                    self.assertEqual(code, done.returncode, done.stderr)
+                    self.assertNotIn(b"stranger", done.stderr)
+
     def test_the_current_folder_is_gone(self) -> None:
         """What starts at a current folder that was deleted is refused with that; what does not goes on."""
         for words, code, said in ((("download", "b1"), 1, b"error: the current folder cannot be used"),
@@ -19080,6 +19201,35 @@ class TestStart(unittest.TestCase):
             code, out, err = said("-S")
             self.assertEqual((1, ""), (code, out), err)
             self.assertTrue(err.startswith("error: the package urllib3 is missing\nhint: "), err)
+            with open(command, encoding="utf-8") as file:
+                self.assertEqual(f"#!{sys.executable}\n", file.readline())
+            self.make("uninstall", f"PREFIX={prefix}")
+            self.assertEqual([[], []], [os.listdir(os.path.join(prefix, name)) for name in ("bin", "lib")])
+
+    def make(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Run make beside the module, and return how it ended."""
+        return subprocess.run(["make", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False,
+                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)), encoding="utf-8")
+
+    @unittest.skipUnless(shutil.which("make"), "there is no make")
+    def test_without_the_packages(self) -> None:
+        """make says in one sentence what is missing and how to get it, and installs nothing."""
+        with tempfile.TemporaryDirectory() as prefix:
+            for target in ("install", "test-alone"):
+                done = self.make("--silent", target, f"PREFIX={prefix}", f"PYTHON={sys.executable} -S")
+                self.assertEqual((2, "", []), (done.returncode, done.stdout, os.listdir(prefix)), done.stderr)
+                for words in ("error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
+                              "dnf install", "apk add", "pip install"):
+                    self.assertEqual(1, done.stderr.count(words), done.stderr)
+
+    @unittest.skipUnless(shutil.which("make"), "there is no make")
+    def test_tests_run_as_on_a_users_machine(self) -> None:
+        """make takes the variables away under which streams and modules are others than those of users."""
+        done = subprocess.run(["make", "-f", "-", "seen"], input=b"include Makefile\nseen:\n\t@env\n", timeout=60,
+                              stdout=subprocess.PIPE, cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)),
+                              env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}, check=True)
+        self.assertIn(b"PATH=", done.stdout)
+        self.assertNotRegex(done.stdout, b"PYTHON(UNBUFFERED|DONTWRITEBYTECODE)=")
 
     def test_nohup_is_respected(self) -> None:
         """A command that was started with SIGHUP ignored goes on ignoring it."""

@@ -7380,7 +7380,7 @@ def fetch_to(options: Options, kind: str, output: str) -> None:
             else:
                 tell_end(save_object(output, source, transfer, wish, force=options.force))
     except KeyboardInterrupt as error:
-        error.args = error.args or ("nothing of it is kept",)
+        error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
         raise
     except StoreError as error:
         if transfer.head and not error.status and error.reason == "StoreError":  # it came, and is not what it should be
