@@ -2065,7 +2065,7 @@ class TestNewDownloadRequest(unittest.TestCase):
     def test_status_requests(self) -> None:
         """A ServerStatusRequest is named as the velero CLI names its own."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {},
-                          "metadata": {"name": "velero-cli-0a1b", "namespace": "ns"}},
+                          "metadata": {"generateName": "velero-cli-", "name": "velero-cli-0a1b", "namespace": "ns"}},
                          vr.new_status_request("ns", "0a1b"))
 
 
@@ -8011,7 +8011,7 @@ class FaultTests(FakeWorld):
                 self.assertEqual((result.code, result.out, self.names()), (code, b"", [kept]), result.err)
                 paths = [request.target for request in self.cluster.seen("DELETE", "/downloadrequests")]
                 self.assertEqual(deletes, len(paths), paths)
-                self.assertTrue(all(re.search("/downloadrequests/b1-[0-9a-f]+$", path) for path in paths), paths)
+                self.assertTrue(all(re.search("/downloadrequests/b1-[a-z0-9]{5}$", path) for path in paths), paths)
 
     def test_ctrl_c_during_a_transfer_leaves_nothing(self) -> None:
         """An interrupted download leaves neither a file nor a request, and exits with 130."""
@@ -16482,8 +16482,8 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         """-v names cluster, namespace, way, request and store, and each retry; without it there is silence."""
         self.put()
         asked = [rf"the cluster is {self.cluster.url}, the namespace {self.namespace}", "the way: a controller's answer",
-                 r"created DownloadRequest \S+/b1-[0-9a-f]+", rf"is answered; the store is {self.store.url}",
-                 r"deleted DownloadRequest \S+/b1-[0-9a-f]+"]
+                 r"created DownloadRequest \S+/b1-[a-z0-9]{5}", rf"is answered; the store is {self.store.url}",
+                 r"deleted DownloadRequest \S+/b1-[a-z0-9]{5}"]
         direct = ["the way: the storage location, signed for here", rf"the store is {self.store.url[7:]}, the bucket "]
         for flags, lines in (((), asked), (("--direct",), direct)):
             with self.subTest(flags):

@@ -1946,9 +1946,10 @@ def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> D
 
 
 def new_status_request(namespace: str, suffix: str) -> Document:
-    """The ServerStatusRequest a client creates, named as the velero CLI names its own."""
+    """The ServerStatusRequest a client creates; with `-o json` it looks as the one of the velero CLI."""
     return {"apiVersion": "velero.io/v1", "kind": STATUS_REQUESTS.kind,
-            "metadata": {"name": f"velero-cli-{suffix}", "namespace": namespace}, "spec": {}}
+            "metadata": {"generateName": "velero-cli-", "name": f"velero-cli-{suffix}", "namespace": namespace},
+            "spec": {}}
 
 # Where credentials come from. A plan is made of values alone, so the whole chain can be seen and tested without a
 # network.
@@ -6451,6 +6452,7 @@ def run_controller(controller: Controller) -> None:
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
 JSON_LIMIT = 32 << 20                        # bytes of a JSON artifact that a screen is made of
 GIVE_UP_TIME = 1.0                           # seconds
+NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
 
 
 def get_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
@@ -6553,8 +6555,8 @@ def hasty(api: Api) -> Api:
 
 
 def random_suffix() -> str:
-    """What no other request's name ends with."""
-    return os.urandom(5).hex()
+    """What no other request's name ends with, as API servers make it up for a generateName."""
+    return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
 
 
 def refused_request(error: ApiError, document: Document) -> Error:
