@@ -6763,7 +6763,8 @@ class ContractTests(CoreTests):
         self.serve()
         url = self.answered(self.ask(name="b2"))["status"]["downloadURL"]
         self.assertTrue(url.startswith(public + "/"))
-        self.assertEqual(fetch(url).data, b"x")
+        here, port = self.store.url.rpartition(":")[::2]  # of a name that need not be in /etc/hosts
+        self.assertEqual(fetch(url.replace("http://localhost", here), {"Host": f"localhost:{port}"}).data, b"x")
 
     def test_keys_come_from_environment_or_file_when_there_is_no_secret(self) -> None:
         """A location without a Secret is opened with the two variables, else with the shared file."""
@@ -8890,8 +8891,8 @@ KUBE_CASES: Tuple[KubeCase, ...] = (
               {**KUBE_CA, "server": "https://@HTTPS@/k8s?a=b#c"}),
     kube_case("a server with a password", "https: basic u:p", KUBE_CERT,
               {**KUBE_CA, "server": "https://u:p@@HTTPS@"}),
-    kube_case("a server by name", "https as localhost: token t", None,
-              {**KUBE_CA, "server": "https://localhost:@PORT@"}),
+    kube_case("a server by name, which the proxy looks up", "https as localhost by proxy: token t", None,
+              {**KUBE_CA, "server": "https://localhost:@PORT@", "proxy-url": "http://@PROXY@"}),
     # proxies
     kube_case("a proxy", "https by proxy: token t", None, {**KUBE_CA, "proxy-url": "http://@PROXY@"}),
     kube_case("a proxy with a password", "https by guarded: token t", None,
