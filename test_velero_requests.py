@@ -10693,7 +10693,7 @@ CALLS: Dict[str, Tuple[str, str, Callable[[Any, str], Any]]] = {
         api, velero_requests.Key(velero_requests.BACKUPS, space, "b2"))),
     "create": ("POST", "/downloadrequests", lambda api, space: velero_requests.create(
         api, velero_requests.DOWNLOAD_REQUESTS,
-        velero_requests.new_download_request(space, "BackupLog", "b1"))),
+        velero_requests.new_download_request(space, "BackupLog", "b1", velero_requests.random_suffix()))),
 }
 REPEATABLE = [name for name in CALLS if name != "create"]
 
