@@ -10061,7 +10061,7 @@ class TestKubeconfigBadInput(KubeFolder):
                             late = time.monotonic() + vr.FIFO_TIMEOUT + 0.2
                             wait_until(lambda late=late: time.monotonic() > late, what="the time to pass")
                             file.write(piece)
-                thread = threading.Thread(target=write)
+                thread = threading.Thread(target=write, daemon=True)
                 thread.start()
                 self.assertEqual(velero_requests.load_cluster(path if path == fifo else path + str(reader)).token, "t")
                 thread.join(5)
