@@ -16,20 +16,29 @@ PIP     := $(VENV) -m pip install --quiet --no-input --disable-pip-version-check
 # Runs $(1) with the python at hand when that has the two packages, else with the one of .venv.
 run      = @if $(PYTHON) -c 'import urllib3, yaml' 2>/dev/null; then $(PYTHON) $(1); \
 	else $(MAKE) --no-print-directory .venv/runtime && $(VENV) $(1); fi
+# One sentence and the cure, where a Python lacks the two packages.
+needs    = @$(PYTHON) $(MODULE) --version >/dev/null
+# Ctrl-C while Python still compiles the tests needs no traceback; once they run they have a handler of their own.
+DEMO    := -c 'import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import test_velero_requests as tests; \
+	tests.main(["--demo"])'
 export HYPOTHESIS_STORAGE_DIRECTORY := .venv/hypothesis
+# Streams are buffered and modules are compiled on every user's machine, so they are here.
+unexport PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-alone check bench install clean
+.PHONY: help demo test test-alone check bench install uninstall clean FORCE
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' Makefile
 
 demo: ## show the main job on a machine without a cluster
-	$(call run,$(TESTS) --demo)
+	$(call run,$(DEMO))
 
 test: .venv/ready ## run all tests in .venv, or with T=Name those whose name contains it
-	$(VENV) -m pytest $(if $(T),-k '$(T)') $(ARGS) $(TESTS)
+	@$(if $(T),,echo "all tests take about 13 minutes on two cores; T=Name runs some of them")
+	$(VENV) -m pytest -rs $(if $(T),-k '$(T)') $(ARGS) $(TESTS)
 
 test-alone: ## run the tests with the python at hand; it needs urllib3 and PyYAML only
+	$(needs)
 	$(PYTHON) $(TESTS) $(if $(T),-k '$(T)')
 
 check: ## compile as Python 3.8 would, and test the laws of the file
@@ -42,12 +51,21 @@ bench: .venv/ready ## measure speed and memory, about two minutes
 	@$(VENV) $(TESTS) --bench
 
 install: ## put the one file into PREFIX/lib (/usr/local), compiled once for all starts, and its command into PREFIX/bin
+	$(needs)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(HOME_OF_MODULE)
 	install -m 644 $(MODULE) $(DESTDIR)$(HOME_OF_MODULE)
 	$(PYTHON) -m compileall -q -d $(HOME_OF_MODULE) $(DESTDIR)$(HOME_OF_MODULE)
-	printf '%s\n' '#!/usr/bin/env python3' 'import runpy, sys' 'sys.path[0] = "$(HOME_OF_MODULE)"' \
-	'runpy.run_module("velero_requests", run_name="__main__", alter_sys=True)' > $(DESTDIR)$(PREFIX)/bin/$(MODULE)
+	@$(PYTHON) -c 'import sys; print("#!" + sys.executable)' > $(DESTDIR)$(PREFIX)/bin/$(MODULE)
+	@printf '%s\n' '# Runs the module from the folder it was installed into, with what Python compiled there: whoever may' \
+	'# write into that folder could change the module itself as well.' 'import os, runpy, signal, sys' \
+	'if signal.getsignal(signal.SIGINT) is signal.default_int_handler:' \
+	'    signal.signal(signal.SIGINT, lambda *_: os._exit(130))' 'sys.path[0] = "$(HOME_OF_MODULE)"' \
+	'runpy.run_module("velero_requests", run_name="__main__", alter_sys=True)' >> $(DESTDIR)$(PREFIX)/bin/$(MODULE)
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/$(MODULE)
+
+uninstall: ## remove what install put there, with the same PREFIX
+	rm -rf $(DESTDIR)$(HOME_OF_MODULE)
+	rm -f $(DESTDIR)$(PREFIX)/bin/$(MODULE)
 
 clean: ## remove what the other targets made
 	rm -rf .venv .pytest_cache __pycache__
@@ -56,8 +74,14 @@ clean: ## remove what the other targets made
 	$(PIP) $(TESTING)
 	@touch $@
 
-.venv/runtime: Makefile
+# Laid anew when the Makefile has changed, or PYTHON is another one than it was made by.
+.venv/runtime: Makefile FORCE
+	@made_by=$$($(PYTHON) -c 'import sys; print(sys.base_prefix, sys.version)') || exit 1; \
+	[ Makefile -nt $@ ] || [ "$$made_by" != "$$(cat $@ 2>/dev/null)" ] || exit 0; \
+	$(MAKE) --no-print-directory venv && echo "$$made_by" > $@
+
+.PHONY: venv
+venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(OLDEST)".split("."))))' || { echo "error: $(PYTHON) is no Python $(OLDEST) or newer, which the pinned packages need; name one with PYTHON=, or install urllib3 and PyYAML for this one, which is enough for 'make demo' and 'make test-alone'" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: $(PYTHON) has no venv or ensurepip; on Debian and Ubuntu 'apt-get install python3-venv'" >&2; exit 1; }
 	rm -rf .venv && $(PYTHON) -m venv .venv && $(PIP) $(RUNTIME)
-	@touch $@

@@ -37,6 +37,7 @@ import gzip
 import hashlib
 import hmac
 import http.client
+import importlib.util
 import io
 import itertools
 import json
@@ -45,6 +46,7 @@ import os
 import platform
 import posixpath
 import pty
+import py_compile
 import queue
 import random
 import re
@@ -2050,28 +2052,29 @@ class TestNewDownloadRequest(unittest.TestCase):
     """Tests for `new_download_request`."""
 
     def test_document(self) -> None:
-        """The object names its target and lets the API server complete its name."""
+        """The object names its target, and bears its name with the suffix given."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "DownloadRequest",
-                          "metadata": {"generateName": "nightly-", "namespace": "velero"},
+                          "metadata": {"name": "nightly-0a1b", "namespace": "velero"},
                           "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}},
-                         vr.new_download_request("velero", "BackupLog", "nightly"))
+                         vr.new_download_request("velero", "BackupLog", "nightly", "0a1b"))
 
     def test_names(self) -> None:
-        """The completed name is valid and uncut for every name of a backup, 253 characters included."""
+        """The name is valid for every name of a backup, 253 characters included, and no two are the same."""
         for name in AWKWARD_NAMES:
-            start = vr.new_download_request("velero", "BackupLog", name)["metadata"]["generateName"]
-            self.assertTrue(VALID_NAME.match(start + "x7k2p") and len(start) <= 58, start)
+            found = vr.new_download_request("velero", "BackupLog", name, vr.random_suffix())["metadata"]["name"]
+            self.assertTrue(VALID_NAME.match(found) and len(found) <= 63, found)
+        self.assertEqual(100, len({vr.random_suffix() for _ in range(100)}))
 
     def test_it_is_read_back(self) -> None:
         """What is created is what the controller reads."""
-        request = vr.download_request_from(vr.new_download_request("velero", "RestoreLog", "r"))
+        request = vr.download_request_from(vr.new_download_request("velero", "RestoreLog", "r", "1"))
         self.assertEqual(("RestoreLog", "r", ""), (request.target_kind, request.target_name, request.phase))
 
     def test_status_requests(self) -> None:
         """A ServerStatusRequest is named as the velero CLI names its own."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {},
-                          "metadata": {"generateName": "velero-cli-", "namespace": "ns"}},
-                         vr.new_status_request("ns"))
+                          "metadata": {"generateName": "velero-cli-", "name": "velero-cli-0a1b", "namespace": "ns"}},
+                         vr.new_status_request("ns", "0a1b"))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -6768,7 +6771,8 @@ class ContractTests(CoreTests):
         self.serve()
         url = self.answered(self.ask(name="b2"))["status"]["downloadURL"]
         self.assertTrue(url.startswith(public + "/"))
-        self.assertEqual(fetch(url).data, b"x")
+        here, port = self.store.url.rpartition(":")[::2]  # of a name that need not be in /etc/hosts
+        self.assertEqual(fetch(url.replace("http://localhost", here), {"Host": f"localhost:{port}"}).data, b"x")
 
     def test_keys_come_from_environment_or_file_when_there_is_no_secret(self) -> None:
         """A location without a Secret is opened with the two variables, else with the shared file."""
@@ -7994,6 +7998,30 @@ class FaultTests(FakeWorld):
                 result = program.end()
                 self.assertEqual((result.code, result.out, self.names(resource)), (code, b"", []), result.err)
 
+    def test_a_create_of_unknown_outcome_leaves_nothing(self) -> None:
+        """What was carried out though its answer was lost, wrong or interrupted is deleted; nothing else is."""
+        kept = self.ask(name="b2")
+        hang = threading.Event()
+        self.addCleanup(hang.set)
+        for fault, number, code, deletes in (
+                ({"apply": True, "drop": True}, None, 6, 1),
+                ({"apply": True, "status": 500, "body": b"{}"}, None, 1, 1),
+                ({"apply": True, "status": 201, "body": {"kind": "DownloadRequest"}}, None, 6, 1),
+                ({"status": 403, "body": b"{}"}, None, 5, 0),
+                ({"pause_after": 0, "gate": hang}, signal.SIGINT, 130, 1),
+                ({"pause_after": 0, "gate": hang}, signal.SIGTERM, 143, 1)):
+            with self.subTest(fault, number=number):
+                self.cluster.forget()
+                self.cluster.script("POST", "/downloadrequests", **fault)
+                program = self.program("backup", "logs", "b1")
+                if number:
+                    wait_until(lambda: len(self.names()) > 1, 15, "the create")
+                result = program.end(number)
+                self.assertEqual((result.code, result.out, self.names()), (code, b"", [kept]), result.err)
+                paths = [request.target for request in self.cluster.seen("DELETE", "/downloadrequests")]
+                self.assertEqual(deletes, len(paths), paths)
+                self.assertTrue(all(re.search("/downloadrequests/b1-[a-z0-9]{5}$", path) for path in paths), paths)
+
     def test_ctrl_c_during_a_transfer_leaves_nothing(self) -> None:
         """An interrupted download leaves neither a file nor a request, and exits with 130."""
         self.serve()
@@ -8871,8 +8899,8 @@ KUBE_CASES: Tuple[KubeCase, ...] = (
               {**KUBE_CA, "server": "https://@HTTPS@/k8s?a=b#c"}),
     kube_case("a server with a password", "https: basic u:p", KUBE_CERT,
               {**KUBE_CA, "server": "https://u:p@@HTTPS@"}),
-    kube_case("a server by name", "https as localhost: token t", None,
-              {**KUBE_CA, "server": "https://localhost:@PORT@"}),
+    kube_case("a server by name, which the proxy looks up", "https as localhost by proxy: token t", None,
+              {**KUBE_CA, "server": "https://localhost:@PORT@", "proxy-url": "http://@PROXY@"}),
     # proxies
     kube_case("a proxy", "https by proxy: token t", None, {**KUBE_CA, "proxy-url": "http://@PROXY@"}),
     kube_case("a proxy with a password", "https by guarded: token t", None,
@@ -10025,6 +10053,29 @@ class TestKubeconfigBadInput(KubeFolder):
         finally:
             os.close(reader)
 
+    def test_a_pipe_that_takes_its_time(self) -> None:
+        """While somebody may write to it, as `<(slow command)` does, it is waited for; its pieces make a whole."""
+        with open(self.write(kube_config()), "rb") as file:
+            content = file.read()
+        fifo = os.path.join(self.folder, "slow")
+        os.mkfifo(fifo)
+        for path in (fifo, "/dev/fd/"):
+            with self.subTest(path):
+                reader, writer = os.pipe() if path != fifo else (0, 0)
+
+                def write(path: str = path, writer: int = writer) -> None:
+                    with open(path if path == fifo else writer, "wb", buffering=0) as file:
+                        for piece in (content[:20], content[20:]):
+                            late = time.monotonic() + vr.FIFO_TIMEOUT + 0.2
+                            wait_until(lambda late=late: time.monotonic() > late, what="the time to pass")
+                            file.write(piece)
+                thread = threading.Thread(target=write, daemon=True)
+                thread.start()
+                self.assertEqual(velero_requests.load_cluster(path if path == fifo else path + str(reader)).token, "t")
+                thread.join(5)
+                if reader:
+                    os.close(reader)
+
     def test_names_with_control_characters(self) -> None:
         """Names from the file come to the terminal without control characters."""
         path = self.write(json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")))
@@ -10650,7 +10701,7 @@ CALLS: Dict[str, Tuple[str, str, Callable[[Any, str], Any]]] = {
         api, velero_requests.Key(velero_requests.BACKUPS, space, "b2"))),
     "create": ("POST", "/downloadrequests", lambda api, space: velero_requests.create(
         api, velero_requests.DOWNLOAD_REQUESTS,
-        velero_requests.new_download_request(space, "BackupLog", "b1"))),
+        velero_requests.new_download_request(space, "BackupLog", "b1", velero_requests.random_suffix()))),
 }
 REPEATABLE = [name for name in CALLS if name != "create"]
 
@@ -16459,7 +16510,8 @@ class TestDownloadAfterKill(DownloadWorld, unittest.TestCase):
         self.assertLess(time.monotonic() - began, 5)
         self.assertEqual((result.code, result.out, self.names()), (130, b"", []), result.err)
         self.assert_tidy(result.err)
-        self.assertIn(f"kept in {part_of(self.path)}", result.err)
+        self.assertTrue(result.err.endswith(f"interrupted by SIGINT; what has come is kept in {part_of(self.path)}, "
+                                            "and the same command goes on from there\n"), result.err)
         self.assertLessEqual(self.left(), self.remains())
         self.store.forget()
         self.assert_right(self.download(), stored)
@@ -16713,6 +16765,62 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         self.assertEqual(text.count("\x1b[?25l"), text.count("\x1b[?25h"))
         self.assertNotIn("Traceback", text)
         self.assertLessEqual(self.left(), self.remains())
+
+    def test_it_says_which_signal_and_what_is_kept(self) -> None:
+        """Of a file that cannot be continued nothing is."""
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            with self.subTest(number):
+                self.put(body=noise(2 * MIB).hex().encode())
+                fault = self.store.script("GET", pause_after=MIB, gate=threading.Event())
+                program = self.program("download", "b1", "--kind", "BackupLog", "-o", self.path)
+                wait_until(lambda fault=fault: fault.hits and size_of(part_of(self.path)), 15, "the transfer")
+                result = program.end(number)
+                self.assertEqual((code, f"interrupted by {number.name}; nothing of it is kept\n", set()),
+                                 (result.code, result.err, self.left()))
+
+    def test_a_terminal_sees_what_is_waited_for(self) -> None:
+        """After a second, on one line that is gone in the end; not with --quiet, and not in a pipe."""
+        for controller in self.controllers:
+            controller.stop.set()
+        self.cluster.limit("controller", "patch", resource="downloadrequests")
+        self.addCleanup(self.cluster.unlimit)
+        line = r"\A(\rwaiting for %s, at most [01]s more\x1b\[K)+\r\x1b\[K(error|Name): "
+        logs = ("backup", "logs", "b1", "--timeout", "1600ms")
+        piped, *terminals = self.program(*logs), *(
+            (self.terminal(*words), pattern) for words, pattern in (
+                (logs, line % "the URL of BackupLog of b1"), ((*logs, "--quiet"), r"\Aerror: "),
+                (("backup", "describe", "b1", "--timeout", "1600ms"), line % "what belongs to backup b1")))
+        for terminal, pattern in terminals:
+            self.assertRegex(terminal.end()[1], pattern)
+        self.assertTrue(piped.end().err.startswith("error: "))
+
+    def test_talkative_when_all_goes_well(self) -> None:
+        """-v names cluster, namespace, way, request and store, and each retry; without it there is silence."""
+        self.put()
+        asked = [rf"the cluster is {self.cluster.url}, the namespace {self.namespace}", "the way: a controller's answer",
+                 r"created DownloadRequest \S+/b1-[a-z0-9]{5}", rf"is answered; the store is {self.store.url}",
+                 r"deleted DownloadRequest \S+/b1-[a-z0-9]{5}"]
+        direct = ["the way: the storage location, signed for here", rf"the store is {self.store.url[7:]}, the bucket "]
+        for flags, lines in (((), asked), (("--direct",), direct)):
+            with self.subTest(flags):
+                for fault, retry in (({}, []), ({"status": 503, "body": b"{}"}, [r"with 503; trying again in"])):
+                    if fault:
+                        self.cluster.script("GET", "/backups/", **fault)
+                    result = self.cli("backup", "logs", "b1", "-v", *flags)
+                    self.assertEqual((0, LOG), (result.code, result.out))
+                    for line in lines + retry:
+                        self.assertRegex(result.err, line)
+                    self.assert_clean(result.err)
+                self.assertEqual("", self.cli("backup", "logs", "b1", *flags).err)
+
+    def test_nothing_to_list(self) -> None:
+        """An empty table is said on stderr, as kubectl does; JSON and YAML are lists without items."""
+        said = f"No resources found in {self.namespace} namespace.\n"
+        for words, err in (("backup get -l no=such", said), ("restore get -l no=such", said),
+                           ("backup get -l no=such -o json", ""), ("get backups", "")):
+            with self.subTest(words):
+                result = self.cli(*words.split())
+                self.assertEqual((0, err, not err), (result.code, result.err, bool(result.out)))
 
     def test_a_second_ctrl_c(self) -> None:
         """A second Ctrl-C does not wait for a cluster that does not answer."""
@@ -18989,6 +19097,256 @@ class TestCompletion(FolderCase):
                     subprocess.run([shell, "-n"], input=script, check=True)
 
 
+class TestCommandLine(unittest.TestCase):
+    """What is typed, and what is said of it."""
+
+    def test_spellings(self) -> None:
+        """`download backup NAME` is turned round wherever it stands, and never what is a flag's value."""
+        for typed, meant in (
+                ("download backup b1", "backup download b1"),
+                ("-n ns download backup b1", "-n ns backup download b1"),
+                ("download -n ns backup b1", "backup download -n ns b1"),
+                ("download backup -o x b1", "backup download -o x b1"),
+                ("-vn ns download backup b1", "-vn ns backup download b1"),
+                ("download backup", "download backup"),
+                ("download backup -o x", "download backup -o x"),
+                ("-n download backup get", "-n download backup get"),
+                ("-vn download backup get", "-vn download backup get"),
+                ("--context download backup logs b1", "--context download backup logs b1"),
+                ("backup logs b1 --location download backup b1", "backup logs b1 --location download backup b1"),
+                ("backup get -l download backup x", "backup get -l download backup x"),
+                ("backup get --show-labels -n create", "backup get --show-labels=true -n create"),
+                ("download -- download backup b1", "download -- download backup b1")):
+            with self.subTest(typed):
+                self.assertEqual(meant.split(), vr.spelled_out(typed.split()))
+
+    def test_wrong_usage(self) -> None:
+        """It names what was typed; what only Velero does is velero's."""
+        for typed, words in (
+                ("plugin get --force", "unrecognized arguments: --force\n"),
+                ("plugin get --force=true", "unrecognized arguments: --force=true\n"),
+                ("version --details --nope=x", "unrecognized arguments: --details --nope=x\n"),
+                ("backup create b1", "`velero backup create`"), ("create backup b1", "`velero create backup`"),
+                ("restore create --from-backup b1", "`velero restore create`"), ("delete restore x", "`velero delete"),
+                ("-n ns backup delete b1 --confirm", "`velero backup delete`"), ("get schedules", "`velero get sch"),
+                ("schedule get", "`velero schedule get`"), ("install --help", "`velero install`"),
+                ("plugin add x", "`velero plugin add`"), ("get backup-locations", "`velero get backup-locations`")):
+            with self.subTest(typed):
+                result = run(*typed.split())
+                self.assertEqual((2, b""), (result.code, result.out), result.err)
+                self.assertIn(words, result.err)
+
+    def test_a_secret_is_missed_before_anybody_is_asked(self) -> None:
+        """A location in a file that names a Secret fails at once, though its region would have to be asked for."""
+        proxy = FakeStore()
+        self.addCleanup(proxy.close)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write("{provider: aws, objectStorage: {bucket: b}, credential: {name: cloud, key: keys}}")
+            file.flush()
+            result = run("backup", "get", "--location", file.name, env={"HTTPS_PROXY": proxy.url, "NO_PROXY": ""})
+            self.assertEqual((1, []), (result.code, proxy.requests), result.err)
+        self.assertRegex(result.err, "names the Secret 'cloud'.*\nhint: .*--credentials-file FILE")
+
+
+class Ended(NamedTuple):
+    """A command line whose stdout or stderr takes nothing, the code it ends with, and what is on stderr then."""
+
+    command: str
+    stdout: str
+    stderr: str
+    code: int
+    said: str = ""
+
+
+NO_SPACE = "error: cannot write the output: No space left on device\n"
+ENDS = (
+    *(Ended(command, "full", "", 1, NO_SPACE) for command in ("--help", "--version", "completion zsh")),
+    *(Ended(command, "closed", "", 141) for command in ("plugin --help", "--version", "manifests")),
+    *(Ended(command, stdout, stderr, code) for command, stdout, stderr, code in (
+        ("nonsense", "", "full", 2), ("backup logs b1 -vv --kubeconfig /dev/null", "", "full", 1),
+        ("backup logs", "", "closed", 2), ("--version", "full", "full", 1), ("--help", "closed", "closed", 141))))
+
+
+class TestEnds(unittest.TestCase):
+    """However a command ends, there is one sentence and its code, and no word from the interpreter."""
+
+    def test_full_disks_and_closed_pipes(self) -> None:
+        """As on a user's machine, where streams are buffered, and of the first and the last also where they are not."""
+        base = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        reading, closed = os.pipe()
+        os.close(reading)
+        self.addCleanup(os.close, closed)
+        with open("/dev/full", "wb") as full:
+            leads = {"full": full, "closed": closed, "": subprocess.PIPE}
+            started = [(row, environ, subprocess.Popen(
+                [sys.executable, velero_requests.__file__, *row.command.split()], stdout=leads[row.stdout],
+                stderr=leads[row.stderr], env={**base, **environ}))
+                for environ, rows in (({}, ENDS), ({"PYTHONUNBUFFERED": "1"}, (ENDS[0], ENDS[-1]))) for row in rows]
+            for row, environ, process in started:
+                with self.subTest(row, environ=environ):
+                    out, err = process.communicate(timeout=60)
+                    self.assertEqual((row.code, row.said), (process.returncode, (err or b"").decode()), out)
+
+    def test_ctrl_c_while_it_is_imported(self) -> None:
+        """The code is 130 and nothing is said, also by the installed command; an ignored one stays ignored."""
+        for before, code in ((None, 130), (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), 0)):
+            process = subprocess.Popen(
+                [sys.executable, "-X", "importtime", velero_requests.__file__, "version", "--client-only"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before)  # pylint: disable=W1509
+            assert process.stderr
+            said = b""
+            while b" argparse\n" not in said:  # urllib3 and yaml, four fifths of all, are still to come
+                said += process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            _, rest = process.communicate(timeout=60)
+            self.assertEqual(code, process.returncode, rest)
+            self.assertNotIn(b"Traceback", rest)
+
+
+CANARY = "canary/7+secret"
+# All commands; those that print a URL or an object are asked for what they show, so only their stderr must be clean.
+CANARY_COMMANDS = (
+    "controller --once", "controller --once --dry-run", "controller --once --verify-urls", "download b1 -o FILE",
+    "download b1 --kind BackupLog", "download b1 --url-only", "backup get", "backup get --direct -o yaml",
+    "backup describe b1 --details", "backup describe b1 -o json", "backup logs b1", "backup logs b1 --direct",
+    "backup download b1 -o FILE --force", "restore get -o json", "restore describe r1", "restore logs r1",
+    "plugin get --timeout 300ms", "version --timeout 300ms", "manifests", "completion bash")
+ECHO = f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorization: Bearer {CANARY} http://u:{quote(CANARY, '')}@h/"
+
+
+class TestCanary(DownloadWorld, unittest.TestCase):
+    """No secret of ours is in what any command says, logs at any level, or leaves in the cluster."""
+
+    def setUp(self) -> None:
+        """Give the store keys of which every part is a canary, and the program's host a logger that keeps all."""
+        super().setUp()
+        self.store.keys["AKIACANARY"] = (CANARY + "-key", CANARY + "-session")
+        self.addCleanup(self.store.keys.pop, "AKIACANARY")
+        self.make_secret("canary", text=keys_file("AKIACANARY", CANARY + "-key")
+                         + f"aws_session_token = {CANARY}-session\n[other]\naws_secret_access_key = {CANARY}\n")
+        self.make_location("canary", secret="canary")
+        for name in ("b1", "r1"):
+            resource = "backups" if name == "b1" else "restores"
+            self.admin.delete(resource, name, self.namespace)
+        self.make_backup("b1", location="canary")
+        self.make_restore("r1", "b1")
+        self.contents()
+        for kind in ("BackupLog", "RestoreLog"):
+            self.put(kind)
+        self.root = io.StringIO()
+        handler = logging.StreamHandler(self.root)
+        root = logging.getLogger()
+        level = root.level
+        root.addHandler(handler)
+        root.setLevel(logging.DEBUG)
+        self.addCleanup(root.removeHandler, handler)
+        self.addCleanup(root.setLevel, level)
+
+    def kubeconfig_of(self, **user: Any) -> str:
+        """Write the kubeconfig for another user entry, and return the path."""
+        document = yaml.safe_load(read_bytes(self.kubeconfig))
+        document["users"][0]["user"] = user
+        return write_bytes(os.path.join(self.folder, "of-" + uuid.uuid4().hex), yaml.safe_dump(document).encode())
+
+    def assert_no_canary(self, *texts: str) -> None:
+        """Look for all secrets, as they are and as they are quoted."""
+        self.assert_clean(*texts)
+        for text in texts:
+            for spelled in (CANARY, quote(CANARY), quote(CANARY, safe=""), "AKIACANARY",
+                            base64.b64encode(CANARY.encode()).decode()[:-4]):
+                place = text.find(spelled)
+                self.assertEqual(-1, place, text[max(0, place - 300):place + 100])
+
+    def check(self, command: str, code: Optional[int] = None, kubeconfig: str = "") -> None:
+        """Run a command as talkative as can be, and look at all that it leaves anywhere."""
+        file = os.path.join(self.folder, "target", "canary")
+        words = [file if word == "FILE" else word for word in command.split()]
+        for kept in (self.log, self.root):
+            kept.seek(0)
+            kept.truncate()
+        timeout = [] if "--timeout" in words else ["--timeout", "2s"]
+        result = run("-vvv", "--kubeconfig", kubeconfig or self.kubeconfig, "-n", self.namespace, *words, *timeout)
+        self.cluster.unscript()
+        self.store.unscript()
+        if code is not None:
+            self.assertEqual(code, result.code, result.err[-2000:])
+        left = [self.admin.list(resource, self.namespace)["items"] for resource in ("downloadrequests", "events")]
+        self.assert_no_canary(
+            result.err, self.log.getvalue(), self.root.getvalue(), json.dumps(left[1]),
+            *(json.dumps(item["metadata"]) for item in left[0]),
+            *([] if "--url-only" in words else [result.out.decode()]))
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(file)
+
+    def test_when_all_goes_well(self) -> None:
+        """Every command there is."""
+        self.assertEqual({command.words for command in vr.COMMANDS}, {command.words for command in vr.COMMANDS if any(
+            row.startswith(command.words) for row in CANARY_COMMANDS)}, "a command is not in CANARY_COMMANDS")
+        self.serve("admin", plugins=(("ObjectStore", "velero.io/aws"),))
+        for command in CANARY_COMMANDS:
+            with self.subTest(command):
+                self.check(command, 0)
+
+    def test_when_something_fails(self) -> None:
+        """Stores and clusters that say secrets back, lines that break, and what a kubeconfig or Secret holds."""
+        store_says = f"<Error><Code>AccessDenied</Code><Message>{ECHO}</Message></Error>".replace("&", "&amp;").encode()
+        cluster_says = {"kind": "Status", "message": ECHO, "reason": "Forbidden"}
+        for command in ("backup logs b1", "backup logs b1 --direct", "backup describe b1", "download b1 -o FILE",
+                        "controller --once --verify-urls"):
+            for server, method, fault in (
+                    (self.store, "GET", {"status": 403, "body": store_says, "times": 99}),
+                    (self.store, "GET", {"status": 400, "body": store_says, "times": 99}),
+                    (self.cluster, "GET", {"status": 403, "body": cluster_says, "times": 99}),
+                    (self.cluster, "POST", {"status": 422, "body": cluster_says, "times": 99}),
+                    (self.cluster, "PATCH", {"status": 409, "body": cluster_says, "times": 1})):
+                with self.subTest(command=command, method=method, fault=fault["status"]):
+                    if command.startswith("controller"):
+                        self.ask()
+                    server.script(method, "/" if server is self.store else "/velero.io/", **fault)
+                    self.check(command)
+
+    def test_who_we_are(self) -> None:
+        """What is wrong with credentials of every kind is said without them."""
+        program = write_bytes(os.path.join(self.folder, "plugin"), f"#!/bin/sh\necho '{CANARY} {{'\nexit $1\n".encode())
+        os.chmod(program, 0o700)
+        plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": program, "interactiveMode": "Never"}
+        for user in ({"token": CANARY}, {"username": "u", "password": CANARY}, {"tokenFile": CANARY + "\n"},
+                     {"token": [CANARY]}, {"client-key-data": base64.b64encode(CANARY.encode()).decode()},
+                     {"exec": {**plugin, "args": ["0"]}}, {"exec": {**plugin, "args": ["1"]}},
+                     {"exec": {**plugin, "args": ["0"], "env": [{"name": "A", "value": CANARY}, {"name": 5}]}}):
+            with self.subTest(user):
+                path = user.get("tokenFile")
+                if path:
+                    user = {"tokenFile": write_bytes(os.path.join(self.folder, "token"), f"{CANARY}\0".encode())}
+                self.check("backup logs b1", kubeconfig=self.kubeconfig_of(**user))
+        for text in (f"[default]\naws_secret_access_key {CANARY}\n", f"{CANARY}\n", f"[default]\n{CANARY} = x\n",
+                     f"[default]\naws_access_key_id = a\naws_secret_access_key = {CANARY}\n x\n"):
+            with self.subTest(text):
+                name = "bad-" + uuid.uuid4().hex[:6]
+                self.make_secret(name, text=text)
+                self.make_location(name, secret=name)
+                self.make_backup(name, location=name)
+                self.check(f"backup logs {name} --direct")
+                self.ask(name=name)
+                self.check("controller --once")
+
+    def test_records(self) -> None:
+        """Neither does `repr` tell them, nor a traceback, of what holds them."""
+        clusters = [vr.load_cluster(self.kubeconfig_of(**user)) for user in (
+            {"token": CANARY}, {"username": "u", "password": CANARY})]
+        for record in (*clusters, *map(vr.connect, clusters), vr.Identity(token=CANARY),
+                       vr.Credentials("a", CANARY, CANARY), vr.download_request_from({"status": {"downloadURL": ECHO}})):
+            self.assert_no_canary(repr(record), str(record))
+        self.store.script("GET", status=403, body=ECHO, times=9)
+        self.serve("admin")
+        api = vr.connect(vr.load_cluster(self.kubeconfig))
+        try:
+            vr.stream(api, self.namespace, "BackupLog", "b1", io.BytesIO(), timeout=5)
+            self.fail("the store refuses")
+        except vr.Error:
+            self.assert_no_canary(traceback.format_exc())
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Demo: the main job on a machine without a cluster
 # ------------------------------------------------------------------------------------------------------------
@@ -19078,7 +19436,7 @@ def demo() -> int:
 
 
 class TestStart(unittest.TestCase):
-    """Commands that may run long start anew as a module; nobody else's code gets in by that."""
+    """What runs is what was read: nobody else's code gets in, wherever it lies."""
 
     def run_beside_strangers(self, *options: str) -> str:
         """Run `download` without a name in a folder of hostile modules, and return stderr."""
@@ -19096,6 +19454,25 @@ class TestStart(unittest.TestCase):
         for options in ((), ("-I",), ("-u", "-W", "error::ResourceWarning")):
             with self.subTest(options=options):
                 self.assertIn("NAME", self.run_beside_strangers(*options))
+
+    def test_nothing_beside_the_file_is_imported(self) -> None:
+        """Neither source nor what is compiled, not even of the file itself: what runs is what was read."""
+        with tempfile.TemporaryDirectory() as folder:
+            script = os.path.join(folder, "velero_requests.py")
+            shutil.copy(velero_requests.__file__, script)
+            stranger = os.path.join(folder, "stranger.py")
+            write_bytes(stranger, b"raise SystemExit('a stranger was run')")
+            for name in ("argparse", "signal", "yaml", "json"):
+                py_compile.compile(stranger, os.path.join(folder, name + ".pyc"))
+            shutil.copy(stranger, os.path.join(folder, "logging.py"))
+            py_compile.compile(stranger, importlib.util.cache_from_source(script),
+                               invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+            for words, code in (("controller", 1), ("download b1", 1), ("backup logs b1", 1), ("version --client-only", 0)):
+                with self.subTest(words):
+                    done = subprocess.run([sys.executable, script, *words.split(), "--kubeconfig", "/dev/null"],
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
+                    self.assertEqual(code, done.returncode, done.stderr)
+                    self.assertNotIn(b"stranger", done.stderr)
 
     def test_the_current_folder_is_gone(self) -> None:
         """What starts at a current folder that was deleted is refused with that; what does not goes on."""
@@ -19140,6 +19517,35 @@ class TestStart(unittest.TestCase):
             code, out, err = said("-S")
             self.assertEqual((1, ""), (code, out), err)
             self.assertTrue(err.startswith("error: the package urllib3 is missing\nhint: "), err)
+            with open(command, encoding="utf-8") as file:
+                self.assertEqual(f"#!{sys.executable}\n", file.readline())
+            self.make("uninstall", f"PREFIX={prefix}")
+            self.assertEqual([[], []], [os.listdir(os.path.join(prefix, name)) for name in ("bin", "lib")])
+
+    def make(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Run make beside the module, and return how it ended."""
+        return subprocess.run(["make", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False,
+                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)), encoding="utf-8")
+
+    @unittest.skipUnless(shutil.which("make"), "there is no make")
+    def test_without_the_packages(self) -> None:
+        """make says in one sentence what is missing and how to get it, and installs nothing."""
+        with tempfile.TemporaryDirectory() as prefix:
+            for target in ("install", "test-alone"):
+                done = self.make("--silent", target, f"PREFIX={prefix}", f"PYTHON={sys.executable} -S")
+                self.assertEqual((2, "", []), (done.returncode, done.stdout, os.listdir(prefix)), done.stderr)
+                for words in ("error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
+                              "dnf install", "apk add", "pip install"):
+                    self.assertEqual(1, done.stderr.count(words), done.stderr)
+
+    @unittest.skipUnless(shutil.which("make"), "there is no make")
+    def test_tests_run_as_on_a_users_machine(self) -> None:
+        """make takes the variables away under which streams and modules are others than those of users."""
+        done = subprocess.run(["make", "-f", "-", "seen"], input=b"include Makefile\nseen:\n\t@env\n", timeout=60,
+                              stdout=subprocess.PIPE, cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)),
+                              env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}, check=True)
+        self.assertIn(b"PATH=", done.stdout)
+        self.assertNotRegex(done.stdout, b"PYTHON(UNBUFFERED|DONTWRITEBYTECODE)=")
 
     def test_nohup_is_respected(self) -> None:
         """A command that was started with SIGHUP ignored goes on ignoring it."""
@@ -19148,13 +19554,6 @@ class TestStart(unittest.TestCase):
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True,
                               cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)))
         self.assertEqual(b"True\n", done.stdout)
-
-    def test_it_starts_anew(self) -> None:
-        """The import log tells the script from the module; isolated Python is left as it is."""
-        for options, anew in (((), hasattr(sys, "orig_argv") and os.name == "posix"), (("-I",), False)):
-            with self.subTest(options=options):
-                said = self.run_beside_strangers(*options, "-X", "importtime")
-                self.assertEqual(anew, " velero_requests\n" in said)
 
 
 class TestDemo(unittest.TestCase):
@@ -19637,14 +20036,19 @@ def bench() -> int:
     return 0
 
 
-def main() -> None:
+def main(argv: List[str]) -> None:
     """Run the demo, the benchmark, or like any test file the tests."""
-    play = {"--demo": demo, "--bench": bench}.get(sys.argv[1] if len(sys.argv) == 2 else "")
-    if play:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # or the servers would stay behind
+    play = {"--demo": demo, "--bench": bench}.get(argv[0] if len(argv) == 1 else "")
+    if not play:
+        unittest.main()
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # or the servers would stay behind
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
         sys.exit(play())
-    unittest.main()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

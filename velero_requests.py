@@ -46,17 +46,13 @@ import sys
 if sys.version_info < (3, 8):
     sys.exit("error: velero_requests.py needs Python 3.8 or newer, this is %d.%d" % sys.version_info[:2])
 
-# Python keeps the syntax tree of a script while it runs, a quarter of all memory here, and that of a module not.
-# So commands that may run long replace this process, before anything else is done, by one that imports this file.
-_AS_MODULE = ("import sys; sys.path[0] = sys.argv.pop(1); import velero_requests as itself; itself.return_memory(); "
-              "sys.exit(itself.main())")
-if (__name__ == "__main__" and {"controller", "download", "logs"}.intersection(sys.argv) and hasattr(sys, "orig_argv")
-        and sys.modules["__main__"].__spec__ is None  # under -m it is a module already
-        and os.name == "posix" and os.path.basename(__file__) == "velero_requests.py" and sys.executable
-        and not sys.flags.isolated and not getattr(sys.flags, "safe_path", False)):
-    _options = sys.orig_argv[1:len(sys.orig_argv) - len(sys.argv)]  # Python's own, such as -u
-    os.execv(sys.executable, [sys.executable, *_options, "-c", _AS_MODULE, os.path.dirname(os.path.abspath(__file__)),
-                              *sys.argv[1:]])
+if __name__ == "__main__" and __spec__ is None and sys.path[0] == os.path.dirname(os.path.realpath(__file__)):
+    del sys.path[0]                          # what lies beside a script is no part of it, compiled or not
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while the rest is imported needs no traceback
 
 import argparse
 import base64
@@ -81,7 +77,6 @@ import queue
 import random
 import re
 import select
-import signal
 import socket
 import ssl
 import stat
@@ -108,8 +103,11 @@ try:
 except ImportError as missing:
     if __name__ != "__main__":
         raise
-    sys.exit(f"error: the package {missing.name} is missing\nhint: install urllib3 and PyYAML, for example with "
-             f"`pip install 'urllib3>=1.26,<3' 'PyYAML>=5.3'`; without a network see Install in README.md")
+    sys.exit(f"error: the package {missing.name} is missing\n"
+             "hint: `apt-get install python3-urllib3 python3-yaml`, `dnf install python3-urllib3 python3-pyyaml` or "
+             "`apk add py3-urllib3 py3-yaml`\n"
+             "hint: or in a venv: `python3 -m venv venv && venv/bin/pip install 'urllib3>=1.26,<3' 'PyYAML>=5.3'`; "
+             "without a network see Install in README.md")
 
 __version__ = "0.1.0"
 
@@ -2003,17 +2001,18 @@ def event_for(request: DownloadRequest, reason: str, message: str, now: datetime
     }
 
 
-def new_download_request(namespace: str, kind: str, name: str) -> Document:
-    """The DownloadRequest a client creates; the API server completes the name, so two never collide."""
+def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
+    """The DownloadRequest a client creates; the suffix keeps two of them apart."""
     return {"apiVersion": "velero.io/v1", "kind": DOWNLOAD_REQUESTS.kind,
-            "metadata": {"generateName": f"{name[:50].rstrip('-.')}-", "namespace": namespace},
+            "metadata": {"name": f"{name[:50].rstrip('-.')}-{suffix}", "namespace": namespace},
             "spec": {"target": {"kind": kind, "name": name}}}
 
 
-def new_status_request(namespace: str) -> Document:
-    """The ServerStatusRequest a client creates, named as the velero CLI names its own."""
+def new_status_request(namespace: str, suffix: str) -> Document:
+    """The ServerStatusRequest a client creates; with `-o json` it looks as the one of the velero CLI."""
     return {"apiVersion": "velero.io/v1", "kind": STATUS_REQUESTS.kind,
-            "metadata": {"generateName": "velero-cli-", "namespace": namespace}, "spec": {}}
+            "metadata": {"generateName": "velero-cli-", "name": f"velero-cli-{suffix}", "namespace": namespace},
+            "spec": {}}
 
 # Where credentials come from. A plan is made of values alone, so the whole chain can be seen and tested without a
 # network.
@@ -3738,7 +3737,8 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 CONNECT_TIMEOUT = 10.0                       # seconds
 READ_TIMEOUT = 20.0                          # seconds without a byte; less than the 30 s a pod has to stop
-FIFO_TIMEOUT = 0.5                           # seconds
+FIFO_TIMEOUT = 0.5                           # seconds until somebody writes to it
+FIFO_PATIENCE = 30.0                         # seconds until its writer has ended, as in <(command)
 PROBE_TIMEOUT = 5.0                          # seconds, for a second look at a certificate that was not trusted
 TOKEN_LIFE = 50.0                            # seconds; client-go transport/token_source.go: a minute less 10 s
 FILES_LIFE = 300.0                           # seconds; client-go reads certificate files again every 5 minutes
@@ -3756,22 +3756,31 @@ def utc_now() -> datetime:
 
 
 def _open_now(path: str, flags: int) -> int:
-    """Open, but do not wait for ever on a FIFO that nobody writes to."""
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-        readable = select.select([descriptor], [], [], FIFO_TIMEOUT)[0]
-        os.set_blocking(descriptor, True)
-        if not readable:
-            os.close(descriptor)
-            raise OSError(errno.ETIMEDOUT, "it is a FIFO that nobody writes to", path)
-    return descriptor
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO may have nobody who writes to it
+
+
+def _read_fifo(file: Any, limit: int) -> bytes:
+    """What a FIFO brings until its writer ends; OSError when nobody writes to it, or does not come to an end."""
+    content, deadline = b"", time.monotonic() + FIFO_PATIENCE
+    while limit < 0 or len(content) < limit:
+        readable = select.select([file], [], [], FIFO_TIMEOUT)[0]
+        piece = file.raw.read(select.PIPE_BUF)  # None: its writer has not gone on yet; empty: there is no writer
+        if readable and piece == b"":
+            break
+        if piece == b"":
+            raise OSError(errno.ETIMEDOUT, "it is a FIFO that nobody writes to")
+        if time.monotonic() > deadline:
+            raise OSError(errno.ETIMEDOUT, f"it is a FIFO whose writer does not end within {FIFO_PATIENCE:.0f} s")
+        content += piece or b""
+    return content
 
 
 def read_file(path: str, purpose: str, limit: int = -1) -> bytes:
     """The content of a file, at most `limit` bytes and one more; ConfigError that names the file and what it is for."""
     try:
         with open(path, "rb", opener=_open_now) as file:
-            return file.read(limit if limit < 0 else limit + 1)
+            read = functools.partial(_read_fifo, file) if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode) else file.read
+            return read(limit if limit < 0 else limit + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {purpose} {path}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -3922,6 +3931,24 @@ def _socket_options() -> List[Tuple[int, int, int]]:
     return options
 
 
+class RedactingFilter(logging.Filter):
+    """Lets a line pass without signatures and tokens."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Redact a line with its arguments filled in."""
+        record.msg, record.args = redact(record.getMessage()), ()
+        return True
+
+
+_REDACTING = RedactingFilter()
+
+
+def redact_transport_logs() -> None:
+    """Let urllib3's own loggers, which at DEBUG tell every URL that is asked for, tell none that is a secret."""
+    for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
+        logging.getLogger(f"urllib3.{name}").addFilter(_REDACTING)  # the same one again has no effect
+
+
 class Door(NamedTuple):
     """A pool of connections to one host; `prefix` goes in front of every path."""
 
@@ -3935,6 +3962,7 @@ def open_door(url: str, context: Optional[ssl.SSLContext], *, proxy: str = "", s
 
     Through a proxy https is tunnelled; plain http is asked for with the whole URL, as proxies want it.
     """
+    redact_transport_logs()
     parts = urlsplit(url)
     options: Dict[str, Any] = {"maxsize": size, "socket_options": _socket_options(),
                                "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)}
@@ -4067,6 +4095,11 @@ class Login:
         self.warned: Set[str] = set()        # warnings of the API server that were shown
 
 
+def unseen(_what: str, _seconds: float) -> ContextManager[None]:
+    """How a library waits: nobody is told."""
+    return contextlib.nullcontext()
+
+
 class Api(NamedTuple):
     """An open door to one Kubernetes API server."""
 
@@ -4074,6 +4107,7 @@ class Api(NamedTuple):
     login: Login
     path: str                                # of the server URL, for API servers behind a path
     patience: float = READ_TIMEOUT           # seconds without a byte, for calls that do not say
+    waiting: Callable[[str, float], ContextManager[None]] = unseen  # shows for what it waits, and how many seconds
 
 
 def authority_of(cluster: Cluster) -> bytes:
@@ -4437,19 +4471,23 @@ def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = 
             response, identity = _attempt(api, method, target, content, content_type, read or api.patience)
         except Unreachable as error:
             if method != "POST" and attempt < RETRIES and isinstance(error.__cause__, urllib3.exceptions.ProtocolError):
-                continue  # an idle connection that the other side had closed
+                log.info("%s; trying again", error)  # an idle connection that the other side had closed
+                continue
             raise
         _tell_warnings(api, response.headers)
         if response.status < 300:
             return response
         refusal = _read_refusal(response)
         if response.status == 401 and trusted and distrust(api, identity):
+            log.info("the cluster does not accept who we are; trying again with a new identity")
             trusted = False
             continue
         wait = retry_wait(method, attempt, response.status,
                           retry_after_seconds(response.headers.get("Retry-After", ""), utc_now()))
         if wait is None:
             raise api_error(response.status, refusal, method, path, "watch" in (query or {}))
+        log.info("the cluster answered %s %s with %d; trying again in %s", method, path, response.status,
+                 format_duration(wait))
         time.sleep(wait)
 
 
@@ -5835,7 +5873,7 @@ def _new_file(path: str, *, force: bool) -> Iterator[Tuple[Place, Any]]:
                     raise
                 kept = f"what has come is kept in {place.part}, and the same command goes on from there"
                 if isinstance(error, KeyboardInterrupt):
-                    raise KeyboardInterrupt(kept) from None
+                    error.args = (kept,)
                 if isinstance(error, Error):
                     error.hints += (kept,)
                 raise
@@ -6565,7 +6603,7 @@ def run_controller(controller: Controller) -> None:
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
 JSON_LIMIT = 32 << 20                        # bytes of a JSON artifact that a screen is made of
 GIVE_UP_TIME = 1.0                           # seconds
-TERMINATORS = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
 
 
 def get_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
@@ -6667,67 +6705,48 @@ def hasty(api: Api) -> Api:
     return api._replace(patience=HASTE)
 
 
-@contextlib.contextmanager
-def interrupted_later() -> Iterator[None]:
-    """Hold signals that end us back until the context ends, so that what is created can be deleted.
-
-    A second one comes at once. Those that nobody has a handler for stay as they are.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: List[int] = []
-    handlers = ((number, signal.getsignal(number)) for number in (signal.SIGINT, *TERMINATORS))
-    previous = {number: handler for number, handler in handlers if callable(handler)}
-
-    def hold(number: int, frame: Any) -> None:
-        if held:
-            previous[number](number, frame)
-        held.append(number)
-
-    for number in previous:
-        signal.signal(number, hold)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    for number in held:
-        previous[number](number, None)
+def random_suffix() -> str:
+    """What no other request's name ends with, as API servers make it up for a generateName."""
+    return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
 
 
-def create_request(api: Api, resource: Resource, document: Document) -> Document:
-    """`create`, with a cure when the cluster's CRDs do not know what is asked for."""
-    try:
-        return create(api, resource, document)
-    except ApiError as error:
-        if error.status != 422:
-            raise
-        kind = _text(document, "spec", "target", "kind")
-        raise Error(f"the cluster does not know {resource.kind}s of kind {kind}: {error}", reason="UnknownKind", hints=[
-            "its CRDs are of another version of Velero than that kind; the kinds they know are named above"]) from None
+def refused_request(error: ApiError, document: Document) -> Error:
+    """Why a request was not created, with a cure when the cluster's CRDs do not know what is asked for."""
+    kind = _text(document, "spec", "target", "kind")
+    if error.status != 422 or not kind:
+        return error
+    return Error(f"the cluster does not know {document['kind']}s of kind {kind}: {error}", reason="UnknownKind", hints=[
+        "its CRDs are of another version of Velero than that kind; the kinds they know are named above"])
 
 
 def tidy_away(api: Api, key: Key) -> None:
     """Delete a request; without the right to it is left to the controller, which deletes it when it expires."""
     try:
-        delete(hasty(api), key)
+        if delete(hasty(api), key):
+            log.info("deleted %s", key)
     except Error as error:
         log.info("%s stays until it expires: %s", key, error)
 
 
 @contextlib.contextmanager
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
-    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C."""
-    key = None
-    try:
-        with interrupted_later():
-            stored = create_request(api, resource, document)
-            key = Key(resource, document["metadata"]["namespace"], _text(stored, "metadata", "name"))
+    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C.
+
+    Its name is known before, so a create whose answer never came is tidied up after, too.
+    """
+    key = Key(resource, document["metadata"]["namespace"], document["metadata"]["name"])
+    with contextlib.ExitStack() as end:
+        end.callback(tidy_away, api, key)
+        try:
+            stored = create(api, resource, document)
+        except ApiError as error:
+            if error.status < 500:
+                end.pop_all()                # it was refused, so there is nothing to delete
+            raise refused_request(error, document) from None
+        if _text(stored, "metadata", "name") != key.name:
+            raise Unreachable(f"the cluster answered the creation of {key} with something else")
+        log.info("created %s", key)
         yield stored
-    finally:
-        if key:
-            tidy_away(api, key)
 
 
 def _deleted(key: Key) -> Error:
@@ -6806,14 +6825,18 @@ def _has_url(document: Document) -> bool:
 
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
     """The pre-signed URL that a DownloadRequest is answered with."""
-    document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
-    return download_request_from(document).url
+    asked = download_request_from(stored)
+    with api.waiting(f"the URL of {asked.target_kind} of {asked.target_name}", timeout):
+        document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
+    url = download_request_from(document).url
+    log.info("%s is answered; the store is %s", asked.key, one_line(redact("/".join(url.split("/", 3)[:3]))))
+    return url
 
 
 def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0) -> str:
     """A URL that anybody may GET for about ten minutes: a bearer token. Raises as `read_artifact`."""
     target_of(kind, name)
-    with created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name)) as stored:
+    with created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name, random_suffix())) as stored:
         return answered_url(api, stored, timeout)
 
 
@@ -6847,7 +6870,7 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
         def locate(_skew: timedelta) -> Tuple[str, Trust]:
             requests.close()
             stored = requests.enter_context(
-                created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name)))
+                created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name, random_suffix())))
             url = answered_url(api, stored, timeout)
             return url, trust_for(url, trust, lambda: find_trust(api, namespace, artifact, name))
 
@@ -6961,8 +6984,11 @@ def folder_bucket(path: str) -> Bucket:
     return Bucket("", lambda key: file_source(os.path.join(path, key), hints), refuse_url, folders)
 
 
-def location_of_file(path: str) -> Location:
-    """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
+def location_of_file(path: str, *, opened: bool) -> Location:
+    """A storage location from a file of YAML or JSON: the whole object, or its spec alone.
+
+    opened: whether the caller has credentials for it; a Secret is not to be had, and that is said before AWS is asked.
+    """
     document = parse_yaml(read_file(path, "storage location file", KUBECONFIG_LIMIT), f"storage location file {path}")
     if not isinstance(document, dict):
         raise ConfigError(f"storage location file {path} is no BackupStorageLocation and no spec of one")
@@ -6976,6 +7002,10 @@ def location_of_file(path: str) -> Location:
     if _at(document, "spec", "objectStorage", "caCertRef"):
         raise ConfigError(f"storage location file {path} names a Secret in caCertRef, and no cluster is asked",
                           hints=["put the certificate into objectStorage.caCert, or name a file with --cacert"])
+    secret = "" if opened else location_from(document).secret_name
+    if secret:
+        raise CredentialsError(f"storage location file {path} names the Secret {secret!r}, and no cluster is asked",
+                               hints=["name a file with what the Secret holds: --credentials-file FILE"])
     return find_location(None, "", document, trusted=True)
 
 
@@ -7071,7 +7101,8 @@ def decode_json(chunks: Iterable[bytes]) -> Any:
 
 
 def _read_json(reading: Reading, kind: str, name: str) -> Any:
-    api, request = reading.api, new_download_request(reading.namespace, target_of(kind, name).kind, name)
+    api, request = reading.api, new_download_request(
+        reading.namespace, target_of(kind, name).kind, name, random_suffix())
     with created(api, DOWNLOAD_REQUESTS, request) as stored:
         key = Key(DOWNLOAD_REQUESTS, reading.namespace, _text(stored, "metadata", "name"))
         reading.opened[key.name] = key
@@ -7126,9 +7157,10 @@ def read_screen(reading: Reading, resource: Resource, document: Document, kinds:
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
     """The answered ServerStatusRequest: status.serverVersion and status.plugins. Raises TimedOut or ApiError."""
-    with created(api, STATUS_REQUESTS, new_status_request(namespace)) as stored:
-        return wait_for(api, STATUS_REQUESTS, stored, lambda document: phase_from(document) == PROCESSED,
-                        seconds=timeout, poll=STATUS_POLL)
+    with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
+        with api.waiting("the server's status", timeout):
+            return wait_for(api, STATUS_REQUESTS, stored, lambda document: phase_from(document) == PROCESSED,
+                            seconds=timeout, poll=STATUS_POLL)
 
 # ====================================================================================================
 # 16. Doctor — why nobody answered: checks, each one finding with its cure
@@ -7212,6 +7244,7 @@ def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = Non
 Options = argparse.Namespace
 LONGEST_WAIT = 366 * 86400.0                 # seconds; sockets take no more than a few years
 SECOND_WAIT = 1.0                            # seconds for further screens once nobody has answered
+WAIT_UNSEEN = 1.0                            # seconds that nobody needs an explanation for
 PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two tellings of progress, on a terminal and elsewhere
 
 
@@ -7220,9 +7253,71 @@ def find_namespace() -> str:
     return os.environ.get("VELERO_NAMESPACE") or _text(read_velero_config(), "namespace") or DEFAULT_NAMESPACE
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Write to stderr; when that cannot take it, such as on a full disk, the exit code has to do."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text + end)
+        sys.stderr.flush()
+
+
+class Meter:
+    """A line on stderr about what goes on: redrawn on a terminal, else written anew now and then.
+
+    `text` makes it of the seconds that have passed; while it is empty, nothing is shown.
+    """
+
+    def __init__(self, text: Callable[[float], str]):
+        self.text, self.began = text, time.monotonic()
+        self.terminal, self.drawn = sys.stderr.isatty(), False
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.draw, daemon=True)
+
+    def draw(self) -> None:
+        """Show it until it is over."""
+        while not self.over.wait(PROGRESS_REDRAW if self.terminal else PROGRESS_PLAIN):
+            text = self.text(self.seconds())
+            if text:
+                self.drawn = True
+                say(*((f"\r{text[:self.columns() - 1]}\x1b[K", "") if self.terminal else (text,)))
+
+    def columns(self) -> int:
+        """How wide the terminal is."""
+        with contextlib.suppress(OSError, ValueError):
+            return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        return 80
+
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return time.monotonic() - self.began
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        self.over.set()
+        self.thread.join()
+        if self.terminal and self.drawn:
+            say("\r\x1b[K", "")
+
+
+@contextlib.contextmanager
+def shown(what: str, seconds: float) -> Iterator[None]:
+    """On a terminal, say from the second second on for what we wait and for how long still."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    meter = Meter(lambda passed: "" if passed < WAIT_UNSEEN else
+                  f"waiting for {one_line(what)}, at most {format_duration(max(0, round(seconds - passed)))} more")
+    meter.thread.start()
+    try:
+        yield
+    finally:
+        meter.stop()
+
+
 def api_of(options: Options) -> Api:
     """The cluster that the flags name."""
-    return connect(load_cluster(options.kubeconfig, options.context))
+    api = connect(load_cluster(options.kubeconfig, options.context))
+    log.info("the cluster is %s, the namespace %s", redact(one_line(api.cluster.server)), options.namespace)
+    return api if getattr(options, "quiet", False) else api._replace(waiting=shown)
 
 
 def trust_of(options: Options) -> Optional[Trust]:
@@ -7259,20 +7354,10 @@ def write_text(text: str) -> None:
     sys.stdout.write(text)
 
 
-def return_memory() -> None:
-    """Give back to the system what compiling this file needed, about 10 MiB that glibc would keep; elsewhere nothing.
-
-    For commands that may run long; others do without the few milliseconds.
-    """
-    import ctypes  # pylint: disable=import-outside-toplevel
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def report(error: Error) -> int:
     """Say what went wrong, on stderr -> the exit code."""
     for line in [f"error: {error}", *(f"hint: {hint}" for hint in error.hints)]:
-        print(one_line(redact(line), 4096), file=sys.stderr)
+        say(one_line(redact(line), 4096))
     return error.exit
 
 
@@ -7336,9 +7421,11 @@ def bucket_of(options: Options, location: Location, api: Optional[Api]) -> Bucke
     try:
         location, plan = open_location(api, options.namespace, location, options.allow_credentials_file)
     except Error as error:
-        if isinstance(error, ApiError) or (location.secret_name and api is None) or error.reason == FOREIGN_ENDPOINT:
+        if isinstance(error, ApiError) or error.reason == FOREIGN_ENDPOINT:
             error.hints += ("name a file with what the Secret holds: --credentials-file FILE",)
         raise
+    log.info("the store is %s, the bucket %s", one_line(redact(bucket_address(location).host)),
+             one_line(location.bucket))
     return store_bucket(location, plan, trust, idle=options.idle_timeout)
 
 
@@ -7348,7 +7435,7 @@ def bucket_of_file(options: Options) -> Optional[Bucket]:
         return None
     if os.path.isdir(options.location):
         return folder_bucket(options.location)
-    return bucket_of(options, location_of_file(options.location), None)
+    return bucket_of(options, location_of_file(options.location, opened=bool(options.credentials_file)), None)
 
 
 def bucket_of_artifact(options: Options, artifact: Artifact, api: Optional[Api]) -> Bucket:
@@ -7382,6 +7469,7 @@ def owner_of(options: Options, kind: str) -> Optional[Api]:
 def way_to(options: Options, kind: str) -> Tuple[Optional[Api], Optional[Bucket]]:
     """The cluster in which to ask for an artifact, or without a controller the bucket it lies in."""
     direct, api = without_controller(options), owner_of(options, kind)
+    log.info("the way: %s", "the storage location, signed for here" if direct else "a controller's answer")
     return (None, bucket_of_artifact(options, TARGETS[kind], api)) if direct else (api, None)
 
 
@@ -7398,51 +7486,14 @@ def source_of(options: Options, kind: str) -> Iterator[Source]:
         yield source
 
 
-class Meter:
-    """The progress of a transfer on stderr: one line redrawn on a terminal, else a plain line now and then."""
-
-    def __init__(self, transfer: Transfer):
-        self.transfer, self.began = transfer, time.monotonic()
-        self.terminal = sys.stderr.isatty()
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.draw, daemon=True)
-
-    def draw(self) -> None:
-        """Tell how far it is, until it is over."""
-        while not self.over.wait(PROGRESS_REDRAW if self.terminal else PROGRESS_PLAIN):
-            done, head = self.transfer.done, self.transfer.head
-            if not head:
-                continue
-            text = progress_text(done, head.size, max(0, done - self.transfer.kept), self.seconds())
-            sys.stderr.write(f"\r{text[:self.columns() - 1]}\x1b[K" if self.terminal else text + "\n")
-            sys.stderr.flush()
-
-    def columns(self) -> int:
-        """How wide the terminal is."""
-        with contextlib.suppress(OSError, ValueError):
-            return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        return 80
-
-    def seconds(self) -> float:
-        """How long it has been going on."""
-        return time.monotonic() - self.began
-
-    def stop(self) -> None:
-        """Leave the terminal as it was."""
-        self.over.set()
-        self.thread.join()
-        if self.terminal:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-
 @contextlib.contextmanager
 def metered(options: Options, transfer: Transfer, output: str) -> Iterator[Callable[[Saved], None]]:
     """Show a transfer as it goes on, unless nobody wants to see it -> what tells its end."""
     if options.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty())):
         yield lambda saved: None
         return
-    meter = Meter(transfer)
+    meter = Meter(lambda seconds: progress_text(
+        transfer.done, transfer.head.size, max(0, transfer.done - transfer.kept), seconds) if transfer.head else "")
 
     def tell_end(saved: Saved) -> None:
         if meter.terminal or meter.seconds() >= PROGRESS_PLAIN:
@@ -7454,7 +7505,8 @@ def metered(options: Options, transfer: Transfer, output: str) -> Iterator[Calla
         yield tell_end
     finally:
         meter.stop()
-    print(*ends, sep="\n", end="\n" if ends else "", file=sys.stderr)
+    for end in ends:
+        say(end)
 
 
 def damage_cure(options: Options, kind: str) -> str:
@@ -7478,6 +7530,9 @@ def fetch_to(options: Options, kind: str, output: str) -> None:
                 tell_end(write_object(source, sys.stdout.buffer, transfer, wish))
             else:
                 tell_end(save_object(output, source, transfer, wish, force=options.force))
+    except KeyboardInterrupt as error:
+        error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
+        raise
     except StoreError as error:
         if transfer.head and not error.status and error.reason == "StoreError":  # it came, and is not what it should be
             error.hints += (damage_cure(options, kind),)
@@ -7582,6 +7637,8 @@ def write_list(options: Options, resource: Resource, documents: List[Document], 
             write_text(part)
     elif options.output == "yaml":
         write_text(get_yaml(list_document(resource, documents, version)))
+    elif not documents:
+        say(f"No resources found in {options.location or options.namespace + ' namespace'}.")
     else:
         columns = [name for text in options.label_columns or () for name in text.split(",") if name]
         write_text(resource_table(resource, documents, utc_now(), label_columns=columns,
@@ -7625,8 +7682,10 @@ def describe(options: Options, api: Api, resource: Resource, documents: List[Doc
     colors = {} if structured else {"colorized": is_colorized(options)}
     for document in documents:
         kinds = artifacts_of(resource, document, details=options.details, structured=structured)
-        reading = new_reading(api, options.namespace, resource, _text(document, "metadata", "name"), timeout, trust)
-        related, artifacts = read_screen(reading, resource, document, kinds)
+        reading = new_reading(api._replace(waiting=unseen), options.namespace, resource,
+                              _text(document, "metadata", "name"), timeout, trust)
+        with api.waiting(f"what belongs to {resource.kind.lower()} {_text(document, 'metadata', 'name')}", timeout):
+            related, artifacts = read_screen(reading, resource, document, kinds)
         if any(isinstance(value, TimedOut) for value in artifacts.values()):
             timeout = min(timeout, SECOND_WAIT)
         make = describe_document if structured else describe_text
@@ -7904,6 +7963,14 @@ COMMANDS = (
         cmd_completion),
 )
 
+# Commands of the velero CLI, by their first words, that are no business of this file.
+VELERO_WORDS = {
+    "backup-location", "bug", "client", "create", "debug", "delete", "install", "plugin add", "plugin remove", "repo",
+    "schedule", "snapshot-location", "uninstall",
+    *(f"{noun} {verb}" for noun in ("backup", "restore") for verb in ("create", "delete")),
+    *(f"{verb} {noun}{end}" for verb in ("get", "describe") for end in ("", "s")
+      for noun in ("backup-location", "repo", "schedule", "snapshot-location"))}
+
 DESCRIPTION = "Fetch logs and contents of Velero backups, and answer such requests in place of Velero's server."
 EPILOG = """exit codes:
   0 done   1 any other failure   2 usage   3 does not exist   4 nobody answered in time
@@ -7915,6 +7982,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise UsageError(message, hints=[f"see `{self.prog} --help`"])
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write help; argparse itself would hide that it cannot be written."""
+        write_text(message)
 
 
 def add_arguments(parser: argparse.ArgumentParser, arguments: Iterable[Argument]) -> None:
@@ -7958,18 +8029,32 @@ def build_parser(argv: Optional[List[str]] = None) -> Parser:
     return top
 
 
+def command_places(argv: List[str], takers: Set[str]) -> List[int]:
+    """Where the words of a command line stand that are neither flags nor the values of flags."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    before = ["", *(re.sub("^-v+(?=[a-zA-Z]$)", "-", word) for word in argv)]  # -vn is -v -n
+    return [place for place in range(end) if not argv[place].startswith("-") and before[place] not in takers]
+
+
 def spelled_out(argv: List[str]) -> List[str]:
-    """velero's spellings -> those that argparse can tell apart.
+    """velero's spellings -> those that argparse can tell apart; UsageError for what only velero's CLI does.
 
     A switch without a value gets one, so that it takes none from what follows; `download backup NAME` is turned round.
     """
     rows = [*COMMON, *(row for command in COMMANDS for row in command.arguments)]
     switches = {flag for flags, keywords in rows if keywords.get("type") is bool_argument for flag in flags}
+    takers = {flag for flags, keywords in rows if "nargs" not in keywords
+              and keywords.get("action", "append") == "append" for flag in flags if flag.startswith("-")}
     end = argv.index("--") if "--" in argv else len(argv)
     words = [f"{word}=true" if word in switches else word for word in argv[:end]] + argv[end:]
-    for place in range(len(words) - 2):
-        if words[place:place + 2] == ["download", "backup"] and not words[place + 2].startswith("-"):
-            words[place:place + 2] = ["backup", "download"]
+    places = command_places(argv, takers)
+    named = [argv[place] for place in places[:2]]
+    if VELERO_WORDS & {" ".join(named), *named[:1]}:
+        raise UsageError(f"`{' '.join(named)}` is not done here but by Velero itself",
+                         hints=[f"use its own command line: `velero {' '.join(named)}`"])
+    if named == ["download", "backup"] and len(places) > 2:
+        words[places[0]:places[0] + 1] = ["backup", "download"]
+        del words[places[1] + 1]
     return words
 
 
@@ -8093,9 +8178,21 @@ def completion_script(shell: str) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Log lines without signatures and tokens, whatever was put into them; on a terminal over a line of progress."""
+    """Log lines without signatures, tokens and control characters, whatever was put into them.
+
+    On a terminal they go over a line of progress.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line itself."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """A traceback, whose last line may hold a stranger's text."""
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
     def format(self, record: logging.LogRecord) -> str:
+        """Both together."""
         return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(super().format(record))
 
 
@@ -8110,15 +8207,24 @@ def configure_logging(options: Options) -> None:
     urllib3.disable_warnings()  # of its own it would repeat on every call that verification was switched off
 
 
+class Terminated(KeyboardInterrupt):
+    """A signal that ends a client as Ctrl-C does."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
 @contextlib.contextmanager
 def tidy_when_terminated() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a client as Ctrl-C does: its request and its temporary file are removed first."""
 
     def leave(number: int, _frame: Any) -> None:
-        sys.exit(128 + number)
+        raise Terminated(number)
 
-    previous = [(number, signal.signal(number, leave)) for number in TERMINATORS  # but under nohup
-                if signal.getsignal(number) != signal.SIG_IGN]
+    previous = [(number, signal.signal(number, leave))
+                for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+                if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
     try:
         yield
     finally:
@@ -8126,46 +8232,60 @@ def tidy_when_terminated() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run(argv: Optional[List[str]]) -> int:
-    """Parse and run one command -> its exit code."""
-    with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
-        sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
-    words = spelled_out(sys.argv[1:] if argv is None else argv)
+def parse(argv: List[str]) -> Options:
+    """The options of a command line; UsageError in the words that were typed."""
+    words = spelled_out(argv)
     options, unknown = build_parser(words).parse_known_args(words)
     if unknown:
-        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}",
-                         hints=[f"see `{PROGRAM} {options.command.words} --help`"])
+        typed = " ".join(word if word in argv else word.rpartition("=")[0] for word in unknown)
+        raise UsageError(f"unrecognized arguments: {typed}", hints=[f"see `{PROGRAM} {options.command.words} --help`"])
     for name, value in DEFAULTS.items():
         setattr(options, name, getattr(options, name, value))
     options.timeout = options.timeout or options.command.timeout
-    configure_logging(options)
-    options.namespace = options.namespace or find_namespace()
-    options.completion_script = completion_script
-    with tidy_when_terminated():
-        code = options.command.run(options)
+    return options
+
+
+def run(argv: List[str]) -> int:
+    """Parse and run one command -> its exit code."""
+    with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
+        sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
+    try:
+        options = parse(argv)
+        configure_logging(options)
+        options.namespace = options.namespace or find_namespace()
+        options.completion_script = completion_script
+        with tidy_when_terminated():
+            return options.command.run(options)
+    finally:
         sys.stdout.flush()
-    return code
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """The command line -> exit code; the only place that turns errors into exit codes.
+def let_go(stream: Any) -> None:
+    """Flush a stream that may be broken, so that the interpreter's own flush at its exit has nothing to fail with."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # it need not have a descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def ended(argv: Optional[List[str]]) -> int:
+    """Run a command line -> exit code; the only place that turns errors into exit codes.
 
     Files, sockets and the cluster turn their own OSErrors into an Error, so what is left comes from stdout.
     """
-    sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
         if sys.stdout is None:
             raise Error("stdout is closed", hints=["let it lead somewhere, such as >/dev/null"])
-        return run(argv)
+        return run(sys.argv[1:] if argv is None else argv)
     except Error as error:
         log.debug("raised at:", exc_info=True)
         return report(error)
     except KeyboardInterrupt as error:
-        print(one_line(f"interrupted; {error}" if error.args else "interrupted", 4096), file=sys.stderr)
-        return Exit.INTERRUPTED
+        number = getattr(error, "number", signal.SIGINT)
+        say(one_line("; ".join([f"interrupted by {signal.Signals(number).name}", *map(str, error.args)]), 4096))
+        return 128 + number
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own flush at exit does not fail
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.BROKEN_PIPE
     except OSError as error:
         log.info("raised at:", exc_info=True)
@@ -8176,5 +8296,17 @@ def main(argv: Optional[List[str]] = None) -> int:
                             hints=["this is a bug; run again with -v and report what it says"]))
 
 
+def main(argv: Optional[List[str]] = None) -> int:
+    """The command line -> exit code, and no word from the interpreter about streams that are full or closed."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    try:
+        return ended(argv)
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            let_go(stream)
+
+
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())
