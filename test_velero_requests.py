@@ -692,6 +692,173 @@ class TestLines(unittest.TestCase):
         self.assertEqual([b"x" * 8], list(vr.lines([b"xxxx", b"xxxx", b"\n"], limit=8)))
 
 
+# What takes a careless reader longer than in proportion: a piece that is repeated, or how a text begins, goes on and ends.
+NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
+    ' |\n|\t|\0|\\|"|a|A|9|%25|\\"|""|","|<|&|&a|\u202e|\U0001f600|a://|a://@|a://%|a://b:c|https://|sig=|Bearer |Bearer\t|'
+    'Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|#\n|a:\t|'
+    '&a [*a]\n|k = v\n|[x]\n| k = v\n| #|a.|a-|-|a.a-|[a]|:|1:1:|299 - "|299 - "\\|299 |, |; |a/|../|99 a=b\n|a,b=c,|'
+    '-----BEGIN CERTIFICATE-----|-----BEGIN CERTIFICATE-----a-----END CERTIFICATE-----|<CommonPrefixes>|<CommonPrefixes> |'
+    '<NextContinuationToken>a|0;chunk-signature=').split("|")),
+    ("2026-05-04T12:00:00.", "0", "x"), ("1", "0", ""), ("1", "0", "x"), ("", "1", " size=x\n"), ("<a>", "b", "</"),
+    ("sig=", "%", "&"), ("a://", "b", ""), ("a://b:c", "/", ""), ("https://", "@", "/"), ("[x]\nk =", " ", "x"),
+    ("[x]\nk = v\n", " k = v\n", ""), ("[x]\nk", " ", ""), ("[x]\n", "a", ""), ("a: ", "9", ""), ('a: "', "\\x41", ""),
+    ("a: '", "\n", ""), ("a: [", "a,", ""), ("a: {", "a,", ""), ("[", "{},", "{}]"), ("[", '"[",', '""]'),
+    ('["', "\\\\", '"]'), ('{"a":"', "[", '"}'), ("[", "9", "]"), ("[", "[],", "[]]"), ("1", "0", "\r\n"),
+    ("<CommonPrefixes>", " ", "<Prefix>"), ("-----BEGIN CERTIFICATE-----", "\n", ""), ("&", "a", ""), ("&#", "9", ";"),
+    ("299 ", "x", '"'), ('299 - "', "\\x", ""), ("Mon, 04 May 2026 ", "1:", " GMT"), ("Bearer", " ", '"'),
+    ("a", "-", ""), ("a", "-20260504120000", "-"))
+
+
+def deeper(function: Callable[[bytes], Any]) -> Callable[[str], Any]:
+    """The same for text."""
+    return lambda text: function(text.encode("utf-8", "replace"))
+
+
+def in_pieces(function: Callable[[Iterable[bytes]], Any]) -> Callable[[str], Any]:
+    """The same for a text that comes byte by byte."""
+    return lambda text: list(function(
+        bytes([value]) for value in text.encode("utf-8", "replace")))
+
+
+def tar_header(size: bytes, kind: bytes = b"0") -> bytes:
+    """A header of a tar with this text in the field of its size."""
+    header = b"name".ljust(124, b"\0") + size.ljust(12, b"\0") + b"\0" * 20 + kind + b"\0" * 355
+    return header[:148] + b"%06o\0 " % (sum(header) + 8 * 32) + header[156:]
+
+
+def pax(text: str) -> Iterable[bytes]:
+    """An archive of one empty file behind an extended header."""
+    content = text.encode("utf-8", "replace")
+    padding = b"\0" * (-len(content) % 512)
+    return vr.walked([tar_header(b"%o" % len(content), b"x"), content + padding, tar_header(b"0"), b"\0" * 1024])
+
+
+def described(text: str) -> Any:
+    """A screen with a text in many places."""
+    evil = {"metadata": {"name": text, "labels": {text: text}}, "spec": {"ttl": text, "labelSelector": {
+        "matchLabels": {text: text}}, "orderedResources": {text: text}}, "status": {"phase": text, "errors": 1}}
+    related = {vr.DELETE_REQUESTS: [], vr.POD_VOLUME_BACKUPS: []}
+    artifacts = {"BackupResults": {"errors": {"namespaces": {text: [text]}}}, "BackupResourceList": {text: [text] * 99}}
+    return vr.describe_text(vr.BACKUPS, evil, related, {
+        kind: vr.artifact_from(kind, value) for kind, value in artifacts.items()}, details=True)
+
+
+def warned_of(text: str) -> None:
+    """An answer of the API with a warning; nothing is sent for it."""
+    vr._tell_warnings(vr.connect(vr.Cluster("http://127.0.0.1:1")), {"Warning": text})
+
+
+PLUGIN = vr.ExecPlugin("x", (), (), vr.EXEC_VERSIONS[0], "", False, "Never")
+
+# Every function that reads what a stranger wrote.
+READERS: Dict[str, Callable[[str], Any]] = {
+    "parse_time": vr.parse_time, "parse_duration": vr.parse_duration, "go_duration": vr.go_duration,
+    "redact": vr.redact, "one_line": vr.one_line, "printable": vr.printable, "encodable": vr.encodable,
+    "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json), "lines": in_pieces(vr.lines),
+    "aligned": lambda text: vr.aligned([text, "a\tb\tc"] * 50),
+    "table": lambda text: vr.table([(text, text)] + [("a", "b")] * 99),
+    "is_http_url": vr.is_http_url, "has_dot_segment": vr.has_dot_segment,
+    "_endpoint_of": lambda text: vr._endpoint_of(a_location(s3_url=text)),
+    "_is_virtual_host": lambda text: vr._is_virtual_host(text, "http", text, True),
+    "_arn_address": lambda text: vr._arn_address(a_location(bucket=f"arn:aws:s3:{text}")),
+    "bucket_address": lambda text: vr.bucket_address(a_location(region=text, bucket=text)),
+    "location_from": lambda text: vr.location_from({"metadata": {"name": text}, "spec": {
+        "provider": "aws", "objectStorage": {"bucket": "b", "prefix": text, "caCert": text}, "config": {text: text}}}),
+    "object_key": lambda text: vr.object_key(text, vr.TARGETS["BackupLog"], "n"),
+    "ini_sections": lambda text: vr.merge_profiles(vr.ini_sections(text, "X"), {}),
+    "_check_profile": lambda text: vr._check_profile({"p": {"role_arn": "r", "duration_seconds": text}}, "p", "X"),
+    "identity_from_exec": lambda text: vr.identity_from_exec({"apiVersion": PLUGIN.api_version, "status": {
+        "token": "t", "expirationTimestamp": text}}, PLUGIN),
+    "is_object_name": vr.is_object_name, "rule_for": lambda text: vr.rule_for("GET", "/apis/" + text, False),
+    "_unescaped": vr._unescaped, "xml_fields": deeper(vr.xml_fields), "listed_prefixes": deeper(vr.listed_prefixes),
+    "checksums_from": lambda text: vr.checksums_from({"x-amz-checksum-sha256": text}, f'"{text}"'),
+    "head_from": lambda text: vr.head_from(206, dict.fromkeys(("Content-Range", "Content-Length", "ETag"), text)),
+    "_is_label_key": vr._is_label_key, "_requirement": lambda text: vr._requirement("a", "In", [text]),
+    "sorted_backups": lambda text: vr.sorted_backups([{"metadata": {"name": text + end}} for end in "ab"]),
+    "_go_scalar": lambda text: vr.get_yaml({"a": text}), "describe_text": described,
+    "_trust_each": lambda text: vr._trust_each(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), text),
+    "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")), "_number": vr._number,
+    "_refuse_bombs": deeper(lambda content: vr.parse_yaml(content, "X")),
+    "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")), "_tell_warnings": warned_of,
+    "retry_after_seconds": lambda text: vr.retry_after_seconds(text, NOW),
+    "clock_skew": lambda text: vr.clock_skew({"Date": text}, NOW),
+    "_meaning": lambda text: vr._meaning(403, "AccessDenied", text, ""), "_what_is": deeper(vr._what_is),
+    "store_refusal": deeper(lambda body: vr.store_refusal(
+        403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {}, "the store",
+        "https://h/k", NOW)),
+    "_without_frames": in_pieces(vr._without_frames), "unframed": in_pieces(vr.unframed),
+    "inflate": in_pieces(vr.inflate), "walked": in_pieces(vr.walked), "_pax_size": lambda text: list(pax(text))}
+NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
+    "crd_manifests": "copies our own", "read_body": "Content-Length, which http.client bounds",
+    "sha256_argument": "the command line", "connections_argument": "the command line"}
+READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|_DECODER|GoLoader|PATTERN)\."
+                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode|GoLoader)")
+
+
+def readers_in(source: str) -> Set[str]:
+    """The functions of a source that apply a regular expression, or a parser of the library, to something."""
+    statements = ast.parse(source).body
+    patterns = {node.targets[0].id for node in statements if isinstance(node, ast.Assign) and isinstance(
+        node.targets[0], ast.Name) and "re.compile(" in (ast.get_source_segment(source, node) or "")}
+    found = set()
+    for function in (node for node in ast.walk(ast.Module(statements, [])) if isinstance(node, ast.FunctionDef)):
+        for call in (node.func for node in ast.walk(function) if isinstance(node, ast.Call)):
+            if isinstance(call, ast.Attribute) and READING.fullmatch(
+                    ("PATTERN" if getattr(call.value, "id", "") in patterns else ast.get_source_segment(
+                        source, call.value) or "") + "." + call.attr):
+                found.add(function.name)
+    return found
+
+
+class TestTimingLaw(unittest.TestCase):
+    """Text of strangers takes time in proportion to its length, whatever it is."""
+
+    def setUp(self) -> None:
+        """Let warnings go nowhere."""
+        handler = logging.NullHandler()
+        vr.log.addHandler(handler)
+        self.addCleanup(vr.log.removeHandler, handler)
+
+    def seconds(self, function: Callable[[str], Any], text: str, tries: int = 1) -> float:
+        """What a function takes for a text, at best; it may refuse it, in the ways that its callers expect."""
+        taken = []
+        for _ in range(tries):
+            start = time.thread_time()
+            with contextlib.suppress(vr.Error, ValueError):
+                function(text)
+            taken.append(time.thread_time() - start)
+        return min(taken)
+
+    def check(self, function: Callable[[str], Any], head: str, piece: str, tail: str) -> None:
+        """Twice the text takes less than three times as long; what takes no time worth measuring is not measured."""
+        short, long = (head + piece * (size // len(piece)) + tail for size in (20_000, 40_000))
+        if self.seconds(function, long) > 0.03:
+            once = self.seconds(function, short, 3)
+            self.assertLess(self.seconds(function, long, 3), 3 * once, f"{once} s for half of it")
+
+    def test_twice_the_text_takes_less_than_three_times_as_long(self) -> None:
+        """For every reader, and every nasty text."""
+        for name, function in READERS.items():
+            for nasty in NASTY:
+                with self.subTest(name, nasty=nasty):
+                    self.check(function, *nasty)
+
+    def test_the_law_knows_every_reader(self) -> None:
+        """A function that reads by a regular expression or a parser is in the table."""
+        self.assertLessEqual(readers_in(SOURCE), {*READERS, *NO_READERS})
+        functions = {node.name for node in STATEMENTS if isinstance(node, ast.FunctionDef)}
+        self.assertLessEqual({*READERS, *NO_READERS}, functions, "functions that are gone")
+
+    def test_the_law_sees_what_it_is_to_see(self) -> None:
+        """Compiled patterns, functions of `re`, parsers; and a quadratic function fails."""
+        source = "import re\n_P = re.compile('a')\ndef f(x):\n    {}\n"
+        for line, seen in (("_P.search(x)", {"f"}), ("re.sub('a', '', x)", {"f"}), ("json.loads(x)", {"f"}),
+                           ("yaml.safe_load(x)", set()), ("x.split()", set()), ("yaml.load(x)", {"f"})):
+            self.assertEqual(readers_in(source.format(line)), seen, line)
+        with self.assertRaisesRegex(AssertionError, "for half of it"):
+            self.check(lambda text: re.search("a+b", text), "", "a", "")
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Section 4: documents into records
 # ------------------------------------------------------------------------------------------------------------
@@ -18476,7 +18643,7 @@ class ScreenTests(FakeWorld):
         self.serve()
         result = self.cli("backup", "describe", "b1", "--details")
         self.assertEqual(result.code, 1, result.err)
-        self.assertIn(b"it is larger than 32 MiB", result.out)
+        self.assertIn(b"it is larger than 16 MiB", result.out)
         self.assertIn(b"Backup Volumes:", result.out)
 
     def test_several_as_json(self) -> None:

@@ -648,7 +648,8 @@ def decode_base64(text: str) -> Optional[bytes]:
 
 
 DEEPEST = 100                                # levels of a document; whatever walks it later can follow as many
-MOST_ELEMENTS = 1_000_000                    # of a JSON document; an object of etcd's 1.5 MB cannot have more
+MOST_ELEMENTS = 2_200_000                    # of a JSON document; an object of etcd's 1.5 MiB cannot have more
+MAPPING_WEIGHT = 3                           # elements that a mapping counts for, for it takes more memory
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
@@ -673,7 +674,7 @@ def parse_json(content: bytes, most: int = MOST_ELEMENTS) -> Any:
     marks = bytes(content).replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
     outside = marks.split(b'"')[::2] if marks.count(b'"') <= 2 * most + 2 else []
     marks = b"".join(outside)
-    if not outside or marks.count(b",") + marks.count(b"[") + marks.count(b"{") > most:
+    if not outside or marks.count(b",") + marks.count(b"[") + MAPPING_WEIGHT * marks.count(b"{") > most:
         raise TooMuch(f"has more than {most} elements")
     marks = marks.translate(None, b",")
     for _ in range(DEEPEST if marks else 0):
@@ -4323,7 +4324,7 @@ RETRY_STATUS = (429, 500, 502, 503, 504)
 RETRIES = 3
 RETRY_AFTER_CAP = 10.0                       # seconds
 ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
-ANSWER_ELEMENTS = 6 * MOST_ELEMENTS          # of such a page
+ANSWER_ELEMENTS = 10_000_000                 # of such a page
 WATCH_SECONDS = (300, 600)                   # client-go: a watch ends by itself after a random time in between
 WATCH_SILENCE = 90.0                         # seconds without a byte; a quiet kind has no bookmarks either
 
@@ -6526,7 +6527,7 @@ def run_controller(controller: Controller) -> None:
 # ====================================================================================================
 
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
-JSON_LIMIT = 32 << 20                        # bytes of a JSON artifact that a screen is made of
+JSON_LIMIT = 16 << 20                        # bytes of a JSON artifact that a screen is made of
 SCREEN_ELEMENTS = 200_000                    # and its elements, for each may become some lines
 GIVE_UP_TIME = 1.0                           # seconds
 TERMINATORS = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
