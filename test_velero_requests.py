@@ -67,6 +67,7 @@ import termios
 import threading
 import time
 import traceback
+import unicodedata
 import unittest
 import uuid
 import warnings
@@ -608,7 +609,10 @@ SECRET_SHAPES: Tuple[Tuple[str, str], ...] = (
     ("password in a URL", "cannot reach https://user:{}@proxy.example:3128/"),
     ("name in a URL", "cannot reach http://{}@proxy.example"),
     ("in a Python tuple", "('https://s3/k?X-Amz-Signature={}', 443)"),
-    ("in JSON", '{{"url": "https://s3/k?X-Amz-Signature={}"}}'))
+    ("in JSON", '{{"url": "https://s3/k?X-Amz-Signature={}"}}'),
+    *((f"encoded {name}", f"https://proxy/?u=https%3A%2F%2Fs3%2Fk%3Fa%3Db%26{name}{equals}{{}}")
+      for equals in ("%3D", "%253D", "%25253d", "\\u003d")
+      for name in ("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "Security-Token", "sig")))
 
 
 class TestRedact(unittest.TestCase):
@@ -641,6 +645,26 @@ class TestRedact(unittest.TestCase):
             with self.subTest(text=text):
                 self.assertEqual(text.replace("bearer of", "bearer ***"),
                                  vr.redact(text).replace("bearer of", "bearer ***"))
+
+    def test_only_the_secret_goes(self) -> None:
+        """Host and path stay, with an `@` in the path too, and what follows an encoded parameter."""
+        for text, expected in (
+                ("https://h/a@b/c?d=e@f", "https://h/a@b/c?d=e@f"), ("https://h:9000/a@b", "https://h:9000/a@b"),
+                ("https://[::1]:9/a@b", "https://[::1]:9/a@b"), ("https://h?a@b", "https://h?a@b"),
+                ("https://u:p@h/a@b", "https://***@h/a@b"), ("https://u:p@q@h/a", "https://***@h/a"),
+                ("https://u:p/q@h/a", "https://***@h/a"), ("https://u:1/q@h", "https://u:1/q@h"),
+                ("sig%3Dabc%26se%3D5", "sig%3D***%26se%3D5"), ("sig%253Dabc%2526se", "sig%253D***%2526se"),
+                ("sig=abc&se=5", "sig=***&se=5")):
+            with self.subTest(text):
+                self.assertEqual(expected, vr.redact(text))
+
+    def test_the_cut(self) -> None:
+        """Long text is cut before it is looked at, and no secret is cut in half and shown."""
+        for end in ("https://u:s3cr3t@h", "a https://u:s3cr3t@h", "sig=s3cr3t"):
+            for place in range(30):
+                redacted = vr.redact("word " * 13_000 + "x" * (vr.REDACTED_LIMIT - 65_000 - place) + " " + end)
+                self.assertNotIn("s3cr", redacted)
+                self.assertLessEqual(len(redacted), vr.REDACTED_LIMIT + 1)
 
     def test_our_own_urls(self) -> None:
         """Of a URL signed here, with a token, nothing that opens the store is left."""
@@ -692,13 +716,13 @@ class TestLines(unittest.TestCase):
         self.assertEqual([b"x" * 8], list(vr.lines([b"xxxx", b"xxxx", b"\n"], limit=8)))
 
 
-# What takes a careless reader longer than in proportion: a piece that is repeated, or how a text begins, goes on and ends.
+# What takes a careless reader too long: a piece that is repeated, or how a text begins, goes on and ends.
 NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
-    ' |\n|\t|\0|\\|"|a|A|9|%25|\\"|""|","|<|&|&a|\u202e|\U0001f600|a://|a://@|a://%|a://b:c|https://|sig=|Bearer |Bearer\t|'
-    'Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|#\n|a:\t|'
+    ' |\n|\t|\0|\\|"|a|A|9|%25|\\"|""|","|<|&|&a|\u202e|\U0001f600|a://|a://@|a://%|a://b:c|https://|sig=|Bearer |'
+    'Bearer\t|Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|#\n|a:\t|'
     '&a [*a]\n|k = v\n|[x]\n| k = v\n| #|a.|a-|-|a.a-|[a]|:|1:1:|299 - "|299 - "\\|299 |, |; |a/|../|99 a=b\n|a,b=c,|'
-    '-----BEGIN CERTIFICATE-----|-----BEGIN CERTIFICATE-----a-----END CERTIFICATE-----|<CommonPrefixes>|<CommonPrefixes> |'
-    '<NextContinuationToken>a|0;chunk-signature=').split("|")),
+    '-----BEGIN CERTIFICATE-----|-----BEGIN CERTIFICATE-----a-----END CERTIFICATE-----|<CommonPrefixes>|'
+    '<CommonPrefixes> |<NextContinuationToken>a|0;chunk-signature=').split("|")),
     ("2026-05-04T12:00:00.", "0", "x"), ("1", "0", ""), ("1", "0", "x"), ("", "1", " size=x\n"), ("<a>", "b", "</"),
     ("sig=", "%", "&"), ("a://", "b", ""), ("a://b:c", "/", ""), ("https://", "@", "/"), ("[x]\nk =", " ", "x"),
     ("[x]\nk = v\n", " k = v\n", ""), ("[x]\nk", " ", ""), ("[x]\n", "a", ""), ("a: ", "9", ""), ('a: "', "\\x41", ""),
@@ -738,7 +762,7 @@ def described(text: str) -> Any:
     evil = {"metadata": {"name": text, "labels": {text: text}}, "spec": {"ttl": text, "labelSelector": {
         "matchLabels": {text: text}}, "orderedResources": {text: text}}, "status": {"phase": text, "errors": 1}}
     related = {vr.DELETE_REQUESTS: [], vr.POD_VOLUME_BACKUPS: []}
-    artifacts = {"BackupResults": {"errors": {"namespaces": {text: [text]}}}, "BackupResourceList": {text: [text] * 99}}
+    artifacts = {"BackupResults": {"errors": {"namespaces": {text: [text]}}}, "BackupResourceList": {text: [text]}}
     return vr.describe_text(vr.BACKUPS, evil, related, {
         kind: vr.artifact_from(kind, value) for kind, value in artifacts.items()}, details=True)
 
@@ -755,7 +779,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "parse_time": vr.parse_time, "parse_duration": vr.parse_duration, "go_duration": vr.go_duration,
     "redact": vr.redact, "one_line": vr.one_line, "printable": vr.printable, "encodable": vr.encodable,
     "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json), "lines": in_pieces(vr.lines),
-    "aligned": lambda text: vr.aligned([text, "a\tb\tc"] * 50),
+    "aligned": lambda text: vr.aligned([vr.printable(text) + "\t", "a\tb\tc"] * 50),
     "table": lambda text: vr.table([(text, text)] + [("a", "b")] * 99),
     "is_http_url": vr.is_http_url, "has_dot_segment": vr.has_dot_segment,
     "_endpoint_of": lambda text: vr._endpoint_of(a_location(s3_url=text)),
@@ -784,10 +808,31 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "clock_skew": lambda text: vr.clock_skew({"Date": text}, NOW),
     "_meaning": lambda text: vr._meaning(403, "AccessDenied", text, ""), "_what_is": deeper(vr._what_is),
     "store_refusal": deeper(lambda body: vr.store_refusal(
-        403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {}, "the store",
-        "https://h/k", NOW)),
+        403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {},
+        "the store", "https://h/k", NOW)),
     "_without_frames": in_pieces(vr._without_frames), "unframed": in_pieces(vr.unframed),
     "inflate": in_pieces(vr.inflate), "walked": in_pieces(vr.walked), "_pax_size": lambda text: list(pax(text))}
+BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
+    ("redaction", vr.redact, "a://" * 25_000, ""), ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
+    ("blanks in an ini file", READERS["ini_sections"], "[x]\nk" + " " * 60_000, "line 2"),
+    ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
+    ("a duration", vr.parse_duration, "1" * 1_200, "invalid duration"),
+    ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
+    ("a bundle without ends", READERS["_trust_each"], "-----BEGIN CERTIFICATE-----" * 40_000, ""),
+    ("a large bundle", vr.tls_context, b"-" * ((1 << 20) + 1), "certificate authority is larger than 1 MiB"),
+    ("an extended header", READERS["_pax_size"], "1" * 1_000_000, ""),
+    ("a tar that goes backwards", lambda size: list(vr.walked([tar_header(size)])), b"-0001750", "damaged"),
+    ("a tar in bytes", in_pieces(vr.walked), tar_header(b"3777777", b"x").decode() + "1" * 200_000, "cut short"),
+    ("a long line in bytes", in_pieces(vr.lines), "x" * 300_000, ""),
+    ("a name of places", lambda name: vr.artifact_from("BackupResourceList", {name: ["x"] * 9999}), "k" * 1_000_000, ""),
+    ("a wide cell", vr.table, [("x" * 1_000_000, "y")] + [("x", "y")] * 9999, ""),
+    ("a wide line", vr.aligned, ["x" * 1_000_000 + "\ty"] + ["x\ty"] * 9999, ""),
+    ("a long number in YAML", READERS["parse_yaml"], "a: " + "9" * 1_000_000, ""),
+    ("depth of a refusal", READERS["api_error"], "[" * 60_000, ""),
+    ("JSON of empty mappings", vr.decode_json, [b"[" + b"{}," * 5_000_000 + b"{}]"], "elements, too large to be shown"),
+    ("JSON of mappings in an answer", vr.parse_json, b"[" + b"{}," * 5_000_000 + b"{}]", "more than 2200000 elements"),
+    ("JSON of quotes", vr.parse_json, b'",' * 8_000_000, "elements"),
+    ("JSON of digits", vr.parse_json, b"[" + b"9" * 1_000_000 + b"]", "no JSON"))
 NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
     "crd_manifests": "copies our own", "read_body": "Content-Length, which http.client bounds",
     "sha256_argument": "the command line", "connections_argument": "the command line"}
@@ -831,8 +876,8 @@ class TestTimingLaw(unittest.TestCase):
 
     def check(self, function: Callable[[str], Any], head: str, piece: str, tail: str) -> None:
         """Twice the text takes less than three times as long; what takes no time worth measuring is not measured."""
-        short, long = (head + piece * (size // len(piece)) + tail for size in (20_000, 40_000))
-        if self.seconds(function, long) > 0.03:
+        short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
+        if self.seconds(function, long) > 0.015:
             once = self.seconds(function, short, 3)
             self.assertLess(self.seconds(function, long, 3), 3 * once, f"{once} s for half of it")
 
@@ -849,6 +894,20 @@ class TestTimingLaw(unittest.TestCase):
         functions = {node.name for node in STATEMENTS if isinstance(node, ast.FunctionDef)}
         self.assertLessEqual({*READERS, *NO_READERS}, functions, "functions that are gone")
 
+    def test_no_text_is_a_bomb(self) -> None:
+        """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
+        for what, function, text, outcome in BOMBS:
+            with self.subTest(what):
+                said = ""
+                start = time.thread_time()
+                try:
+                    function(text)
+                except (vr.Error, ValueError) as error:
+                    said = str(error)
+                self.assertLess(time.thread_time() - start, 1.0)
+                self.assertIn(outcome, said)
+                self.assertEqual(bool(outcome), bool(said), said)
+
     def test_the_law_sees_what_it_is_to_see(self) -> None:
         """Compiled patterns, functions of `re`, parsers; and a quadratic function fails."""
         source = "import re\n_P = re.compile('a')\ndef f(x):\n    {}\n"
@@ -857,6 +916,56 @@ class TestTimingLaw(unittest.TestCase):
             self.assertEqual(readers_in(source.format(line)), seen, line)
         with self.assertRaisesRegex(AssertionError, "for half of it"):
             self.check(lambda text: re.search("a+b", text), "", "a", "")
+
+
+class TestParseJson(unittest.TestCase):
+    """Tests for `parse_json`."""
+
+    def test_what_is_read(self) -> None:
+        """All of JSON, marks in strings and escapes included, a hundred levels deep."""
+        for value in (None, 0, -1.5e300, 10 ** 300, "", "\\", '"', '\\"', "[", "{\"", "\ud800", "ü😀", [], {}, [{}], {"": ""},
+                      {"[": "]"}, {"a,b": ['"', "\\\\", "}{"]}, ["\\"], ['\\"[', "]"], functools.reduce(
+                          lambda inner, _: [inner], range(99), [])):
+            for ascii_only in (True, False):
+                text = json.dumps(value, ensure_ascii=ascii_only, indent=1).encode("utf-8", "surrogatepass")
+                for content in (text, bytearray(text), b"\xef\xbb\xbf" + text):
+                    self.assertEqual(vr.parse_json(content), value)
+
+    def test_what_is_none(self) -> None:
+        """One error without a word of it, whatever is wrong; never a RecursionError."""
+        for content in (b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"[" * 100_000, b'{"a":' * 100_000,
+                        b"{s3cr3t}", b"[1,]", b"\xff", "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]"):
+            with self.subTest(content[:9]), self.assertRaisesRegex(ValueError, "^is no JSON$"):
+                vr.parse_json(content)
+
+    def test_what_is_too_much(self) -> None:
+        """Depth and elements have a limit; what stands in a string is no element."""
+        for content, words in ((b"[" * 101 + b"]" * 101, "100 levels"), (b'{"a":' * 101 + b"1" + b"}" * 101, "100 levels"),
+                               (b"[0,0,0,0]", "3 elements"), (b"[{},0]", "3 elements"), (b'["a","b","c","d"]', "3 elements"),
+                               (b'"' * 99, "3 elements")):
+            with self.subTest(content[:9]), self.assertRaisesRegex(vr.TooMuch, words):
+                vr.parse_json(content, 3)
+        self.assertEqual(vr.parse_json(b'["[{,,,,,}]","\\",,,,"]', 2), ["[{,,,,,}]", '",,,,'])
+
+    @unittest.skipUnless(HAS_HYPOTHESIS, NO_HYPOTHESIS)
+    def test_any_document(self) -> None:
+        """What json writes is read as json reads it."""
+        @hypothesis.given(json_values)
+        def check(value: Any) -> None:
+            text = json.dumps(value)
+            self.assertEqual(repr(vr.parse_json(text.encode())), repr(json.loads(text)))
+        check()
+
+
+class TestSaidOnce(unittest.TestCase):
+    """Tests for `SaidOnce`."""
+
+    def test_no_more_than_there_is_room_for(self) -> None:
+        """Each text is news once, as far as it is kept, and beyond the limit none is."""
+        told = vr.SaidOnce(2)
+        rows = (("a", True), ("a", False), ("x" * 9999, True), ("x" * 8888, False), ("b", False))
+        self.assertEqual([told.is_news(text) for text, _ in rows], [news for _, news in rows])
+        self.assertLess(sum(map(len, told.texts)), 2000)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -12829,6 +12938,33 @@ class TestStoreIni(unittest.TestCase):
         text = "[x]\ns3 =\n  aws_access_key_id = nested\n  endpoint_url = y\naws_secret_access_key = s\n"
         self.assertEqual({"s3", "aws_secret_access_key"}, set(sections(text)["x"]))
 
+    def test_what_is_no_ini(self) -> None:
+        """The line that is neither a profile nor a key is named, and nothing of it is shown."""
+        for text, line in (("s3cr3t", 1), ("k = s3cr3t", 1), ("[x]\ns3cr3t", 2), ("[x]\n= s3cr3t", 2), ("[x\nk=s3cr3t", 1),
+                           ("[x]\nk = v\n\n  s3cr3t", 4), ("[x]\n  k = v\n  s3cr3t", 3)):
+            with self.subTest(text=text), self.assertRaisesRegex(vr.CredentialsError, f"the file .* line {line} is") as caught:
+                sections(text)
+            self.assertNotIn("s3cr3t", str(caught.exception))
+
+    def test_indentation(self) -> None:
+        """A line that is indented more than its key goes on with its value; after a blank or a comment it is a key."""
+        for text, expected in (
+                ("  k = v\n  l = w", {"k": "v", "l": "w"}), ("k = v\n\n  l = w", {"k": "v", "l": "w"}),
+                ("k = v\n# c\n  l = w", {"k": "v", "l": "w"}), ("k = v\n  w # c\n x", {"k": "v\nw\nx"}),
+                ("s3 =\n  a = b\n  c = d\nk = v", {"s3": "\na = b\nc = d", "k": "v"}), ("k = v\r\nl = w\r\n", {"k": "v", "l": "w"})):
+            with self.subTest(text=text):
+                self.assertEqual({"x": expected}, sections(f"[x]\n{text}"))
+
+    def test_keys_with_blanks(self) -> None:
+        """A key or token with a blank or a line end in it is refused by its name, unseen; an indented line is why."""
+        for name in vr.KEY_NAMES:
+            for value in ("s3cr3t\n  more", "s3cr3t more", "s3cr3t\u00a0", "s3\u200bcr3t"):
+                lines = "".join(f"{key} = {value if key == name else 'k'}\n" for key in vr.KEY_NAMES)
+                with self.subTest(name, value=value), self.assertRaisesRegex(
+                        vr.CredentialsError, f"profile 'x' of the file: {name} has a blank") as caught:
+                    vr.plan_profile(sections(f"[x]\n{lines}"), "x", "the file", {})
+                self.assertIn("indented", caught.exception.hints[0])
+
     def test_merging(self) -> None:
         """Key by key the credentials file wins, and `[x]` beats `[profile x]`, whichever comes first."""
         for credentials, config, expected in (
@@ -16835,7 +16971,13 @@ class DirectTests(Sentences):
             (backup_document("b1", "Completed"), None, "kind 'backup'.* backupstoragelocation"),
             ({"kind": "List", "items": [whole]}, None, "kind 'list'.* backupstoragelocation"),
             ({**whole["spec"], "provider": "azure"}, None, "azure"), (whole, "", "cloud|credential"),
-            (whole, "nonsense", "cloud|credential|line"), (whole, "[default]\n", "cloud|key|credential"))
+            (whole, "nonsense", "cloud|credential|line"), (whole, "[default]\n", "cloud|key|credential"),
+            *(({**whole["spec"], "config": {**whole["spec"]["config"], key: value}}, None,
+               f"location.yaml: spec.config.{key} must be a string: write it in quotes".lower())
+              for key, value in (("s3ForcePathStyle", True), ("region", 2024), ("profile", 1.5), (2024, 2024))),
+            ({**whole["spec"], "objectStorage": {"bucket": "b", "prefix": 2024}}, None,
+             "spec.objectstorage.prefix must be a string: write it in quotes"),
+            (b"spec:\n  config: {x: %b}" % (b"x" * (1 << 20)), None, "larger than 1 mib"))
         for document, keys, words in cases:
             with self.subTest(str(document)[:40], keys=keys):
                 flags = self.files(document, keys)
@@ -17587,6 +17729,14 @@ class TestWords(unittest.TestCase):
         """Joiners inside of words are no controls."""
         self.assertEqual(velero_requests.printable("a\x1b[31m\tb\u202ec\ud800"), "a [31m b c ")
         self.assertEqual(velero_requests.printable("日本\u200d語"), "日本\u200d語")
+
+    def test_nothing_of_unicode_drives_a_terminal(self) -> None:
+        """Controls, format characters such as bidi marks and tags, halves, separators: all are blanks but two joiners."""
+        for code in range(sys.maxunicode + 1):
+            if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+                expected = chr(code) if chr(code) in "\u200c\u200d" else " "
+                self.assertEqual(velero_requests.printable(f"a{chr(code)}b"), f"a{expected}b", hex(code))
+                self.assertEqual(velero_requests.one_line(f"a{chr(code)}b"), "a b", hex(code))
 
 
 class TestShapes(unittest.TestCase):
