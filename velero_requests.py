@@ -679,7 +679,7 @@ def parse_json(content: bytes, most: int = MOST_ELEMENTS) -> Any:
     marks = marks.translate(None, b",")
     for _ in range(DEEPEST if marks else 0):
         marks = marks.replace(b"[]", b"").replace(b"{}", b"")
-    if marks and 2 * (marks.count(b"[") + marks.count(b"{")) == len(marks.replace(b'"', b"")):
+    if marks and marks.count(b"[") == marks.count(b"]") and marks.count(b"{") == marks.count(b"}"):
         raise TooMuch(f"is nested more than {DEEPEST} levels deep")
     try:
         if marks:
