@@ -841,17 +841,22 @@ READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|_DECOD
                      r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode|GoLoader)")
 
 
+def dotted(node: Any) -> str:
+    """A name with its attributes, as it is written; of anything else only the attributes."""
+    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
 def readers_in(source: str) -> Set[str]:
     """The functions of a source that apply a regular expression, or a parser of the library, to something."""
     statements = ast.parse(source).body
-    patterns = {node.targets[0].id for node in statements if isinstance(node, ast.Assign) and isinstance(
-        node.targets[0], ast.Name) and "re.compile(" in (ast.get_source_segment(source, node) or "")}
+    patterns = {dotted(node.targets[0]) for node in statements if isinstance(node, ast.Assign)
+                and dotted(getattr(node.value, "func", None)) == "re.compile"}
     found = set()
-    for function in (node for node in ast.walk(ast.Module(statements, [])) if isinstance(node, ast.FunctionDef)):
-        for call in (node.func for node in ast.walk(function) if isinstance(node, ast.Call)):
-            if isinstance(call, ast.Attribute) and READING.fullmatch(
-                    ("PATTERN" if getattr(call.value, "id", "") in patterns else ast.get_source_segment(
-                        source, call.value) or "") + "." + call.attr):
+    inside = [node for outer in statements for node in ([outer] if not isinstance(outer, ast.ClassDef) else outer.body)]
+    for function in (node for node in inside if isinstance(node, ast.FunctionDef)):
+        for call in (dotted(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)):
+            subject, _, verb = call.rpartition(".")
+            if READING.fullmatch(f"PATTERN.{verb}" if subject in patterns else call):
                 found.add(function.name)
     return found
 
