@@ -884,8 +884,8 @@ class TestTimingLaw(unittest.TestCase):
 
     def check(self, function: Callable[[str], Any], head: str, piece: str, tail: str) -> None:
         """Twice the text takes less than three times as long; what takes no time worth measuring is not measured."""
-        short, long = (head + piece * (size // len(piece)) + tail for size in (4_000, 8_000))
-        if self.seconds(function, long) > 0.015:
+        short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
+        if self.seconds(function, long) > 0.01:
             once = self.seconds(function, short, 3)
             self.assertLess(self.seconds(function, long, 3), 3 * once, f"{once} s for half of it")
 
