@@ -14826,6 +14826,19 @@ class TestListing(unittest.TestCase):
             self.assertEqual((names, token), velero_requests.listed_prefixes(page.format(more).encode()))
 
 
+class TestWhatIs(unittest.TestCase):
+    """What is said of a body that should be something else."""
+
+    def test_bodies(self) -> None:
+        """Binary data is not called text, with or without a NUL; text may be cut within a character."""
+        for body, said in ((b"", "nothing"), (b"\x89PNG\r\n\x1a\n", "binary data"), (b"\x1f\x8b\x08", "binary data"),
+                           (b"a\xff\xfeb", "binary data"), (b"a\x1b[2Jb", "binary data"), (b"a\0b", "binary data"),
+                           (b"<html>", "an HTML page"), (b"<?xml?>", "an XML document"), (b"sig=s3cr3t\n", "text: sig=***"),
+                           ("gr\u00fcn\tx".encode(), "text: gr\u00fcn x"), (b"a" * 199 + "\u00fc".encode(), "text: aaa")):
+            with self.subTest(body[:9]):
+                self.assertTrue(velero_requests._what_is(body).startswith(said), velero_requests._what_is(body))
+
+
 class TestStoreClock(unittest.TestCase):
     """What a refusal says about clocks, from the Date that every answer carries."""
 
