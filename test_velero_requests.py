@@ -33,6 +33,7 @@ import dis
 import errno
 import fcntl
 import functools
+import gc
 import gzip
 import hashlib
 import hmac
@@ -69,6 +70,7 @@ import termios
 import threading
 import time
 import traceback
+import unicodedata
 import unittest
 import uuid
 import warnings
@@ -218,7 +220,7 @@ with open(MODULE, encoding="utf-8") as module_file:
 STATEMENTS = ast.parse(SOURCE).body
 
 # What arithmetic on values may import; everything else is the world.
-PURE = {"base64", "binascii", "configparser", "contextlib", "datetime", "deque", "difflib",
+PURE = {"base64", "binascii", "contextlib", "datetime", "deque", "difflib",
         "enum", "functools", "hashlib", "hmac", "itertools", "json", "math", "posixpath", "quote",
         "re", "timedelta",
         "timezone", "urlencode", "urlsplit", "yaml", "Any", "BinaryIO", "Callable", "Dict", "Iterable",
@@ -486,7 +488,7 @@ class TestParseTime(unittest.TestCase):
                 ("2026-05-05T00:00:00+12:00", NOW), ("2026-05-04T12:00:00.5Z", after(seconds=.5)),
                 ("2026-05-04T12:00:00.000001Z", after(microseconds=1)),
                 ("2026-05-04T12:00:00.123456789Z", after(microseconds=123456)),
-                ("2026-05-04T12:00:00." + "0" * 9999 + "Z", NOW), ("2024-02-29T00:00:00Z", datetime(
+                ("2026-05-04T12:00:00." + "0" * 99 + "Z", NOW), ("2024-02-29T00:00:00Z", datetime(
                     2024, 2, 29, tzinfo=timezone.utc)),
                 ("9999-12-31T23:59:59Z", FAR_OFF), ("0001-01-01T00:00:00Z", LONG_AGO)):
             with self.subTest(text=text[:40]):
@@ -618,7 +620,10 @@ SECRET_SHAPES: Tuple[Tuple[str, str], ...] = (
     ("password in a URL", "cannot reach https://user:{}@proxy.example:3128/"),
     ("name in a URL", "cannot reach http://{}@proxy.example"),
     ("in a Python tuple", "('https://s3/k?X-Amz-Signature={}', 443)"),
-    ("in JSON", '{{"url": "https://s3/k?X-Amz-Signature={}"}}'))
+    ("in JSON", '{{"url": "https://s3/k?X-Amz-Signature={}"}}'),
+    *((f"encoded {name}", f"https://proxy/?u=https%3A%2F%2Fs3%2Fk%3Fa%3Db%26{name}{equals}{{}}")
+      for equals in ("%3D", "%253D", "%25253d", "\\u003d")
+      for name in ("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "Security-Token", "sig")))
 
 
 class TestRedact(unittest.TestCase):
@@ -651,6 +656,26 @@ class TestRedact(unittest.TestCase):
             with self.subTest(text=text):
                 self.assertEqual(text.replace("bearer of", "bearer ***"),
                                  vr.redact(text).replace("bearer of", "bearer ***"))
+
+    def test_only_the_secret_goes(self) -> None:
+        """Host and path stay, with an `@` in the path too, and what follows an encoded parameter."""
+        for text, expected in (
+                ("https://h/a@b/c?d=e@f", "https://h/a@b/c?d=e@f"), ("https://h:9000/a@b", "https://h:9000/a@b"),
+                ("https://[::1]:9/a@b", "https://[::1]:9/a@b"), ("https://h?a@b", "https://h?a@b"),
+                ("https://u:p@h/a@b", "https://***@h/a@b"), ("https://u:p@q@h/a", "https://***@h/a"),
+                ("https://u:p/q@h/a", "https://***@h/a"), ("https://u:1/q@h", "https://u:1/q@h"),
+                ("sig%3Dabc%26se%3D5", "sig%3D***%26se%3D5"), ("sig%253Dabc%2526se", "sig%253D***%2526se"),
+                ("sig=abc&se=5", "sig=***&se=5")):
+            with self.subTest(text):
+                self.assertEqual(expected, vr.redact(text))
+
+    def test_the_cut(self) -> None:
+        """Long text is cut before it is looked at, and no secret is cut in half and shown."""
+        for end in ("https://u:s3cr3t@h", "a https://u:s3cr3t@h", "sig=s3cr3t"):
+            for place in range(30):
+                redacted = vr.redact("word " * 13_000 + "x" * (vr.REDACTED_LIMIT - 65_000 - place) + " " + end)
+                self.assertNotIn("s3cr", redacted)
+                self.assertLessEqual(len(redacted), vr.REDACTED_LIMIT + 1)
 
     def test_our_own_urls(self) -> None:
         """Of a URL signed here, with a token, nothing that opens the store is left."""
@@ -700,6 +725,257 @@ class TestLines(unittest.TestCase):
     def test_a_line_as_long_as_the_limit(self) -> None:
         """A line that just fits is no error."""
         self.assertEqual([b"x" * 8], list(vr.lines([b"xxxx", b"xxxx", b"\n"], limit=8)))
+
+
+# What takes a careless reader too long: a piece that is repeated, or how a text begins, goes on and ends.
+NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
+    ' |\n|\t|\0|\\|"|a|A|9|%25|\\"|""|","|<|&|&a|\u202e|\U0001f600|a://|a://@|a://%|a://b:c|https://|sig=|Bearer |'
+    'Bearer\t|Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|#\n|'
+    'a:\t|&a [*a]\n|k = v\n|[x]\n| k = v\n| #|a.|a-|-|a.a-|[a]|:|1:1:|299 - "|299 - "\\|299 |, |; |a/|../|99 a=b\n|a,b=c,|'
+    '-----BEGIN CERTIFICATE-----|-----BEGIN CERTIFICATE-----a-----END CERTIFICATE-----|<CommonPrefixes>|'
+    '<CommonPrefixes> |<NextContinuationToken>a|0;chunk-signature=').split("|")),
+    ("2026-05-04T12:00:00.", "0", "x"), ("1", "0", ""), ("1", "0", "x"), ("", "1", " size=x\n"), ("<a>", "b", "</"),
+    ("sig=", "%", "&"), ("a://", "b", ""), ("a://b:c", "/", ""), ("https://", "@", "/"), ("[x]\nk =", " ", "x"),
+    ("[x]\nk = v\n", " k = v\n", ""), ("[x]\nk", " ", ""), ("[x]\n", "a", ""), ("a: ", "9", ""), ('a: "', "\\x41", ""),
+    ("a: '", "\n", ""), ("a: [", "a,", ""), ("a: {", "a,", ""), ("[", "{},", "{}]"), ("[", '"[",', '""]'),
+    ('["', "\\\\", '"]'), ('{"a":"', "[", '"}'), ("[", "9", "]"), ("[", "[],", "[]]"), ("1", "0", "\r\n"),
+    ("<CommonPrefixes>", " ", "<Prefix>"), ("-----BEGIN CERTIFICATE-----", "\n", ""), ("&", "a", ""), ("&#", "9", ";"),
+    ("299 ", "x", '"'), ('299 - "', "\\x", ""), ("Mon, 04 May 2026 ", "1:", " GMT"), ("Bearer", " ", '"'),
+    ("a", "-", ""), ("a", "-20260504120000", "-"))
+
+
+def deeper(function: Callable[[bytes], Any]) -> Callable[[str], Any]:
+    """The same for text."""
+    return lambda text: function(text.encode("utf-8", "replace"))
+
+
+def in_pieces(function: Callable[[Iterable[bytes]], Any]) -> Callable[[str], Any]:
+    """The same for a text that comes in small pieces."""
+    return lambda text: list(function(bytes(piece) for piece in zip(*[iter(text.encode("utf-8", "replace"))] * 4)))
+
+
+def tar_header(size: bytes, kind: bytes = b"0") -> bytes:
+    """A header of a tar with this text in the field of its size."""
+    header = b"name".ljust(124, b"\0") + size.ljust(12, b"\0") + b"\0" * 20 + kind + b"\0" * 355
+    return header[:148] + b"%06o\0 " % (sum(header) + 8 * 32) + header[156:]
+
+
+def pax(text: str) -> Iterable[bytes]:
+    """An archive of one empty file behind an extended header."""
+    content = text.encode("utf-8", "replace")
+    padding = b"\0" * (-len(content) % 512)
+    return vr.walked([tar_header(b"%o" % len(content), b"x"), content + padding, tar_header(b"0"), b"\0" * 1024])
+
+
+def described(text: str) -> Any:
+    """A screen with a text in many places."""
+    evil = {"metadata": {"name": text, "labels": {text: text}}, "spec": {"ttl": text, "labelSelector": {
+        "matchLabels": {text: text}}, "orderedResources": {text: text}}, "status": {"phase": text, "errors": 1}}
+    related = {vr.DELETE_REQUESTS: [], vr.POD_VOLUME_BACKUPS: []}
+    artifacts = {"BackupResults": {"errors": {"namespaces": {text: [text]}}}, "BackupResourceList": {text: [text]}}
+    return vr.describe_text(vr.BACKUPS, evil, related, {
+        kind: vr.artifact_from(kind, value) for kind, value in artifacts.items()}, details=True)
+
+
+def warned_of(text: str) -> None:
+    """An answer of the API with a warning; nothing is sent for it."""
+    vr._tell_warnings(vr.connect(vr.Cluster("http://127.0.0.1:1")), {"Warning": text})
+
+
+PLUGIN = vr.ExecPlugin("x", (), (), vr.EXEC_VERSIONS[0], "", False, "Never")
+
+# Every function that reads what a stranger wrote.
+READERS: Dict[str, Callable[[str], Any]] = {
+    "parse_time": vr.parse_time, "parse_duration": vr.parse_duration, "go_duration": vr.go_duration,
+    "redact": vr.redact, "one_line": vr.one_line, "printable": vr.printable, "encodable": vr.encodable,
+    "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json), "lines": in_pieces(vr.lines),
+    "aligned": lambda text: vr.aligned([vr.printable(text) + "\t", "a\tb\tc"] * 50),
+    "table": lambda text: vr.table([(text, text)] + [("a", "b")] * 99),
+    "is_http_url": vr.is_http_url, "has_dot_segment": vr.has_dot_segment,
+    "_endpoint_of": lambda text: vr._endpoint_of(a_location(s3_url=text)),
+    "_is_virtual_host": lambda text: vr._is_virtual_host(text, "http", text, True),
+    "_arn_address": lambda text: vr._arn_address(a_location(bucket=f"arn:aws:s3:{text}")),
+    "bucket_address": lambda text: vr.bucket_address(a_location(region=text, bucket=text)),
+    "location_from": lambda text: vr.location_from({"metadata": {"name": text}, "spec": {
+        "provider": "aws", "objectStorage": {"bucket": "b", "prefix": text, "caCert": text}, "config": {text: text}}}),
+    "object_key": lambda text: vr.object_key(text, vr.TARGETS["BackupLog"], "n"),
+    "ini_sections": lambda text: vr.merge_profiles(vr.ini_sections(text, "X"), {}),
+    "_check_profile": lambda text: vr._check_profile({"p": {"role_arn": "r", "duration_seconds": text}}, "p", "X"),
+    "identity_from_exec": lambda text: vr.identity_from_exec({"apiVersion": PLUGIN.api_version, "status": {
+        "token": "t", "expirationTimestamp": text}}, PLUGIN),
+    "is_object_name": vr.is_object_name, "rule_for": lambda text: vr.rule_for("GET", "/apis/" + text, False),
+    "_unescaped": vr._unescaped, "xml_fields": deeper(vr.xml_fields), "listed_prefixes": deeper(vr.listed_prefixes),
+    "checksums_from": lambda text: vr.checksums_from({"x-amz-checksum-sha256": text}, f'"{text}"'),
+    "head_from": lambda text: vr.head_from(206, dict.fromkeys(("Content-Range", "Content-Length", "ETag"), text)),
+    "_is_label_key": vr._is_label_key, "_requirement": lambda text: vr._requirement("a", "In", [text]),
+    "sorted_backups": lambda text: vr.sorted_backups([{"metadata": {"name": text + end}} for end in "ab"]),
+    "_go_scalar": lambda text: vr.get_yaml({"a": text}), "describe_text": described,
+    "_trust_each": lambda text: vr._trust_each(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), text),
+    "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")), "_number": vr._number,
+    "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")), "_tell_warnings": warned_of,
+    "retry_after_seconds": lambda text: vr.retry_after_seconds(text, NOW),
+    "clock_skew": lambda text: vr.clock_skew({"Date": text}, NOW),
+    "_meaning": lambda text: vr._meaning(403, "AccessDenied", text, ""), "_what_is": deeper(vr._what_is),
+    "store_refusal": deeper(lambda body: vr.store_refusal(
+        403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {},
+        "the store", "https://h/k", NOW)),
+    "_without_frames": in_pieces(vr._without_frames), "unframed": in_pieces(vr.unframed),
+    "inflate": in_pieces(vr.inflate), "walked": in_pieces(vr.walked), "_pax_size": lambda text: list(pax(text))}
+BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
+    ("redaction", vr.redact, "a://" * 25_000, ""), ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
+    ("blanks in an ini file", READERS["ini_sections"], "[x]\nk" + " " * 60_000, "line 2"),
+    ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
+    ("a duration", vr.parse_duration, "1" * 1_200, "invalid duration"),
+    ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
+    ("a bundle without ends", READERS["_trust_each"], "-----BEGIN CERTIFICATE-----" * 40_000, ""),
+    ("a large bundle", vr.tls_context, b"-" * ((1 << 20) + 1), "certificate authority is larger than 1 MiB"),
+    ("an extended header", READERS["_pax_size"], "1" * 1_000_000, ""),
+    ("a tar that goes backwards", lambda size: list(vr.walked([tar_header(size)])), b"-0001750", "damaged"),
+    ("a tar in bytes", in_pieces(vr.walked), tar_header(b"3777777", b"x").decode() + "1" * 200_000, "cut short"),
+    ("a long line in bytes", in_pieces(vr.lines), "x" * 300_000, ""),
+    ("a name of places", lambda name: vr.artifact_from("BackupResourceList", {name: ["x"] * 9999}),
+     "k" * 1_000_000, ""),
+    ("a wide cell", vr.table, [("x" * 1_000_000, "y")] + [("x", "y")] * 9999, ""),
+    ("a wide line", vr.aligned, ["x" * 1_000_000 + "\ty"] + ["x\ty"] * 9999, ""),
+    ("a long number in YAML", READERS["parse_yaml"], "a: " + "9" * 1_000_000, ""),
+    ("depth of a refusal", READERS["api_error"], "[" * 60_000, ""),
+    ("JSON of empty mappings", vr.decode_json, [b"[" + b"{}," * 5_000_000 + b"{}]"], "elements, too large to be shown"),
+    ("JSON of mappings in an answer", vr.parse_json, b"[" + b"{}," * 5_000_000 + b"{}]", "more than 2200000 elements"),
+    ("JSON of quotes", vr.parse_json, b'",' * 8_000_000, "elements"),
+    ("JSON of digits", vr.parse_json, b"[" + b"9" * 1_000_000 + b"]", "no JSON"))
+NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
+    "crd_manifests": "copies our own", "_refuse_bombs": "parse_yaml is timed with it",
+    "read_body": "Content-Length, which http.client bounds",
+    "sha256_argument": "the command line", "connections_argument": "the command line"}
+READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|_DECODER|GoLoader|PATTERN)\."
+                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode|GoLoader)")
+
+
+def dotted(node: Any) -> str:
+    """A name with its attributes, as it is written; of anything else only the attributes."""
+    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def readers_in(source: str) -> Set[str]:
+    """The functions of a source that apply a regular expression, or a parser of the library, to something."""
+    statements = ast.parse(source).body
+    patterns = {dotted(node.targets[0]) for node in statements if isinstance(node, ast.Assign)
+                and dotted(getattr(node.value, "func", None)) == "re.compile"}
+    found = set()
+    inside = [node for outer in statements for node in ([outer] if not isinstance(outer, ast.ClassDef) else outer.body)]
+    for function in (node for node in inside if isinstance(node, ast.FunctionDef)):
+        for call in (dotted(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)):
+            subject, _, verb = call.rpartition(".")
+            if READING.fullmatch(f"PATTERN.{verb}" if subject in patterns else call):
+                found.add(function.name)
+    return found
+
+
+class TestTimingLaw(unittest.TestCase):
+    """Text of strangers takes time in proportion to its length, whatever it is."""
+
+    def setUp(self) -> None:
+        """Let warnings go nowhere, and the garbage of other tests lie."""
+        gc.disable()
+        self.addCleanup(gc.enable)
+        handler = logging.NullHandler()
+        vr.log.addHandler(handler)
+        self.addCleanup(vr.log.removeHandler, handler)
+
+    def seconds(self, function: Callable[[str], Any], text: str, tries: int = 1) -> float:
+        """What a function takes for a text, at best; it may refuse it, in the ways that its callers expect."""
+        taken = []
+        for _ in range(tries):
+            start = time.thread_time()
+            with contextlib.suppress(vr.Error, ValueError):
+                function(text)
+            taken.append(time.thread_time() - start)
+        return min(taken)
+
+    def check(self, function: Callable[[str], Any], head: str, piece: str, tail: str) -> None:
+        """Twice the text takes less than three times as long; what takes no time worth measuring is not measured."""
+        short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
+        if self.seconds(function, long) > 0.01:
+            once = self.seconds(function, short, 3)
+            self.assertLess(self.seconds(function, long, 3), 3 * once, f"{once} s for half of it")
+
+    def test_twice_the_text_takes_less_than_three_times_as_long(self) -> None:
+        """For every reader, and every nasty text."""
+        for name, function in READERS.items():
+            for nasty in NASTY:
+                with self.subTest(name, nasty=nasty):
+                    self.check(function, *nasty)
+
+    def test_the_law_knows_every_reader(self) -> None:
+        """A function that reads by a regular expression or a parser is in the table."""
+        self.assertLessEqual(readers_in(SOURCE), {*READERS, *NO_READERS})
+        functions = {node.name for node in STATEMENTS if isinstance(node, ast.FunctionDef)}
+        self.assertLessEqual({*READERS, *NO_READERS}, functions, "functions that are gone")
+
+    def test_no_text_is_a_bomb(self) -> None:
+        """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
+        for what, function, text, outcome in BOMBS:
+            with self.subTest(what):
+                said = ""
+                start = time.thread_time()
+                try:
+                    function(text)
+                except (vr.Error, ValueError) as error:
+                    said = str(error)
+                self.assertLess(time.thread_time() - start, 1.0)
+                self.assertIn(outcome, said)
+                self.assertEqual(bool(outcome), bool(said), said)
+
+    def test_the_law_sees_what_it_is_to_see(self) -> None:
+        """Compiled patterns, functions of `re`, parsers; and a quadratic function fails."""
+        source = "import re\n_P = re.compile('a')\ndef f(x):\n    {}\n"
+        for line, seen in (("_P.search(x)", {"f"}), ("re.sub('a', '', x)", {"f"}), ("json.loads(x)", {"f"}),
+                           ("yaml.safe_load(x)", set()), ("x.split()", set()), ("yaml.load(x)", {"f"})):
+            self.assertEqual(readers_in(source.format(line)), seen, line)
+        with self.assertRaisesRegex(AssertionError, "for half of it"):
+            self.check(lambda text: re.search("a+b", text), "", "a", "")
+
+
+class TestParseJson(unittest.TestCase):
+    """Tests for `parse_json`."""
+
+    def test_what_is_read(self) -> None:
+        """All of JSON, marks in strings and escapes included, a hundred levels deep."""
+        for value in (None, 0, -1.5e300, 10 ** 300, "", "\\", '"', '\\"', "[", "{\"", "\ud800", "ü😀", [], {}, [{}],
+                      {"": ""}, {"[": "]"}, {"a,b": ['"', "\\\\", "}{"]}, ["\\"], ['\\"[', "]"], functools.reduce(
+                          lambda inner, _: [inner], range(99), [])):
+            for ascii_only in (True, False):
+                text = json.dumps(value, ensure_ascii=ascii_only, indent=1).encode("utf-8", "surrogatepass")
+                for content in (text, bytearray(text), b"\xef\xbb\xbf" + text):
+                    self.assertEqual(vr.parse_json(content), value)
+
+    def test_what_is_none(self) -> None:
+        """One error without a word of it, whatever is wrong; never a RecursionError."""
+        for content in (b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"[" * 100_000,
+                        b'{"a":' * 100_000, b"{s3cr3t}", b"[1,]", b"\xff", "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]"):
+            with self.subTest(content[:9]), self.assertRaisesRegex(ValueError, "^is no JSON$"):
+                vr.parse_json(content)
+
+    def test_what_is_too_much(self) -> None:
+        """Depth and elements have a limit; what stands in a string is no element."""
+        for content, most, words in (
+                (b"[" * 101 + b"]" * 101, 999, "100 levels"), (b'{"a":' * 101 + b"1" + b"}" * 101, 999, "100 levels"),
+                (b"[0,0,0,0]", 3, "3 elements"), (b"[{},0]", 4, "4 elements"), (b'["a","b","c","d"]', 3, "3 elements"),
+                (b'",' * 99, 3, "3 elements")):
+            with self.subTest(content[:9]), self.assertRaisesRegex(vr.TooMuch, words):
+                vr.parse_json(content, most)
+        self.assertEqual(vr.parse_json(b'["[{,,,,,}]","\\",,,,"]', 2), ["[{,,,,,}]", '",,,,'])
+
+
+class TestSaidOnce(unittest.TestCase):
+    """Tests for `SaidOnce`."""
+
+    def test_no_more_than_there_is_room_for(self) -> None:
+        """Each text is news once, as far as it is kept, and beyond the limit none is."""
+        told = vr.SaidOnce(2)
+        rows = (("a", True), ("a", False), ("x" * 9999, True), ("x" * 8888, False), ("b", False))
+        self.assertEqual([told.is_news(text) for text, _ in rows], [news for _, news in rows])
+        self.assertLess(sum(map(len, told.texts)), 2000)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -12787,6 +13063,33 @@ class TestStoreIni(unittest.TestCase):
         text = "[x]\ns3 =\n  aws_access_key_id = nested\n  endpoint_url = y\naws_secret_access_key = s\n"
         self.assertEqual({"s3", "aws_secret_access_key"}, set(sections(text)["x"]))
 
+    def test_what_is_no_ini(self) -> None:
+        """The line that is neither a profile nor a key is named, and nothing of it is shown."""
+        for text, line in (("s3cr3t", 1), ("k = s3cr3t", 1), ("[x]\ns3cr3t", 2), ("[x]\n= s3cr3t", 2), ("[x\nk=s3cr3t", 1),
+                           ("[x]\nk = v\n\n  s3cr3t", 4), ("[x]\n  k = v\n  s3cr3t", 3)):
+            with self.subTest(text=text), self.assertRaisesRegex(vr.CredentialsError, f"the file .* line {line} is") as caught:
+                sections(text)
+            self.assertNotIn("s3cr3t", str(caught.exception))
+
+    def test_indentation(self) -> None:
+        """A line that is indented more than its key goes on with its value; after a blank or a comment it is a key."""
+        for text, expected in (
+                ("  k = v\n  l = w", {"k": "v", "l": "w"}), ("k = v\n\n  l = w", {"k": "v", "l": "w"}),
+                ("k = v\n# c\n  l = w", {"k": "v", "l": "w"}), ("k = v\n  w # c\n x", {"k": "v\nw\nx"}),
+                ("s3 =\n  a = b\n  c = d\nk = v", {"s3": "\na = b\nc = d", "k": "v"}), ("k = v\r\nl = w\r\n", {"k": "v", "l": "w"})):
+            with self.subTest(text=text):
+                self.assertEqual({"x": expected}, sections(f"[x]\n{text}"))
+
+    def test_keys_with_blanks(self) -> None:
+        """A key or token with a blank or a line end in it is refused by its name, unseen; an indented line is why."""
+        for name in vr.KEY_NAMES:
+            for value in ("s3cr3t\n  more", "s3cr3t more", "s3cr3t\u00a0more", "s3\u200bcr3t"):
+                lines = "".join(f"{key} = {value if key == name else 'k'}\n" for key in vr.KEY_NAMES)
+                with self.subTest(name, value=value), self.assertRaisesRegex(
+                        vr.CredentialsError, f"profile 'x' of the file: {name} has a blank") as caught:
+                    vr.plan_profile(sections(f"[x]\n{lines}"), "x", "the file", {})
+                self.assertIn("indented", caught.exception.hints[0])
+
     def test_merging(self) -> None:
         """Key by key the credentials file wins, and `[x]` beats `[profile x]`, whichever comes first."""
         for credentials, config, expected in (
@@ -14887,6 +15190,19 @@ class TestListing(unittest.TestCase):
         names = ["a&b=c/backups/one/", "a&b=c/backups/t'wo/"]
         for more, token in (("true", "1&2"), ("false", "")):
             self.assertEqual((names, token), velero_requests.listed_prefixes(page.format(more).encode()))
+
+
+class TestWhatIs(unittest.TestCase):
+    """What is said of a body that should be something else."""
+
+    def test_bodies(self) -> None:
+        """Binary data is not called text, with or without a NUL; text may be cut within a character."""
+        for body, said in ((b"", "nothing"), (b"\x89PNG\r\n\x1a\n", "binary data"), (b"\x1f\x8b\x08", "binary data"),
+                           (b"a\xff\xfeb", "binary data"), (b"a\x1b[2Jb", "binary data"), (b"a\0b", "binary data"),
+                           (b"<html>", "an HTML page"), (b"<?xml?>", "an XML document"), (b"sig=s3cr3t\n", "text: sig=***"),
+                           ("gr\u00fcn\tx".encode(), "text: gr\u00fcn x"), (b"a" * 199 + "\u00fc".encode(), "text: aaa")):
+            with self.subTest(body[:9]):
+                self.assertTrue(velero_requests._what_is(body).startswith(said), velero_requests._what_is(body))
 
 
 class TestStoreClock(unittest.TestCase):
@@ -17091,7 +17407,13 @@ class DirectTests(Sentences):
             (backup_document("b1", "Completed"), None, "kind 'backup'.* backupstoragelocation"),
             ({"kind": "List", "items": [whole]}, None, "kind 'list'.* backupstoragelocation"),
             ({**whole["spec"], "provider": "azure"}, None, "azure"), (whole, "", "cloud|credential"),
-            (whole, "nonsense", "cloud|credential|line"), (whole, "[default]\n", "cloud|key|credential"))
+            (whole, "nonsense", "cloud|credential|line"), (whole, "[default]\n", "cloud|key|credential"),
+            *(({**whole["spec"], "config": {**whole["spec"]["config"], key: value}}, None,
+               f"location.yaml: spec.config.{key} must be a string: write it in quotes".lower())
+              for key, value in (("s3ForcePathStyle", True), ("region", 2024), ("profile", 1.5), (2024, 2024))),
+            ({**whole["spec"], "objectStorage": {"bucket": "b", "prefix": 2024}}, None,
+             "spec.objectstorage.prefix must be a string: write it in quotes"),
+            (b"spec:\n  config: {x: %b}" % (b"x" * (1 << 20)), None, "larger than 1 mib"))
         for document, keys, words in cases:
             with self.subTest(str(document)[:40], keys=keys):
                 flags = self.files(document, keys)
@@ -17843,6 +18165,14 @@ class TestWords(unittest.TestCase):
         """Joiners inside of words are no controls."""
         self.assertEqual(velero_requests.printable("a\x1b[31m\tb\u202ec\ud800"), "a [31m b c ")
         self.assertEqual(velero_requests.printable("日本\u200d語"), "日本\u200d語")
+
+    def test_nothing_of_unicode_drives_a_terminal(self) -> None:
+        """Controls, format characters such as bidi marks and tags, halves, separators: all are blanks but two joiners."""
+        for code in range(sys.maxunicode + 1):
+            if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+                expected = chr(code) if chr(code) in "\u200c\u200d" else " "
+                self.assertEqual(velero_requests.printable(f"a{chr(code)}b"), f"a{expected}b", hex(code))
+                self.assertEqual(velero_requests.one_line(f"a{chr(code)}b"), "a b", hex(code))
 
 
 class TestShapes(unittest.TestCase):
@@ -18899,7 +19229,7 @@ class ScreenTests(FakeWorld):
         self.serve()
         result = self.cli("backup", "describe", "b1", "--details")
         self.assertEqual(result.code, 1, result.err)
-        self.assertIn(b"it is larger than 32 MiB", result.out)
+        self.assertIn(b"it is larger than 16 MiB", result.out)
         self.assertIn(b"Backup Volumes:", result.out)
 
     def test_several_as_json(self) -> None:

@@ -56,7 +56,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import base64
-import configparser
 import contextlib
 import difflib
 import email.utils
@@ -519,10 +518,14 @@ class TimedOut(Error):
 
 # ====================================================================================================
 # 3. Text and time — RFC 3339, Go durations, redaction, byte lines
-#    parse_time, format_time, one_line, parse_duration, format_duration, redact, decode_base64, lines
+#    parse_time, format_time, printable, one_line, parse_duration, format_duration, redact, SaidOnce, decode_base64,
+#    parse_json, TooMuch, lines
+#
+#    Strangers write these texts. Whatever reads one takes time in proportion to its length, and has a limit to that.
 # ====================================================================================================
 
-_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:[.,](\d+))?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII)
+_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,99}))?([Zz]|[+-]\d\d:?\d\d)?",
+                   re.ASCII)
 
 
 def parse_time(text: object) -> Optional[datetime]:
@@ -550,26 +553,32 @@ def format_time(instant: datetime) -> str:
     return instant.astimezone(timezone.utc).isoformat()[:19] + "Z"
 
 
+JOINERS = "\u200c\u200d"                      # which some scripts need inside of words; they drive nothing
+
+
+def printable(text: str) -> str:
+    """A stranger's text, with blanks for what would drive a terminal, turn the direction of writing or hide."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in JOINERS else " " for c in text)
+
+
 def one_line(text: object, limit: int = 300) -> str:
-    """Foreign text made fit for a terminal or an annotation: one line, no control characters, cut at `limit`."""
+    """Foreign text made fit for a terminal or an annotation: one line, nothing invisible, cut at `limit`."""
     start = str(text)[:4 * limit]  # a stranger's text may be megabytes
     line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
 
 _DURATION_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_DURATION_PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
+_DURATION = re.compile(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", re.ASCII)
+DURATION_LIMIT = 100                         # characters; nobody means more of them
 
 
 def parse_duration(text: str) -> float:
     """Go's duration notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else."""
-    digits = text[1:] if text[:1] in ("-", "+") else text
-    if digits == "0":
-        return 0.0
-    parts = _DURATION_PART.findall(digits)
-    if not parts or "".join(number + unit for number, unit in parts) != digits:
+    if len(text) > DURATION_LIMIT or not _DURATION.fullmatch(text):
         raise ValueError(f"invalid duration {one_line(text, 64)!r}")
-    seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text))
     if seconds >= 2 ** 63 / 1e9:
         raise ValueError(f"invalid duration {one_line(text, 64)!r}: Go's end at 292 years")
     return -seconds if text[0] == "-" else seconds
@@ -586,19 +595,39 @@ def format_duration(seconds: float) -> str:
     return f"{hours:.0f}h{minutes:.0f}m{text}" if hours else f"{minutes:.0f}m{text}" if minutes else text
 
 
-# The parameters of a pre-signed URL that make it a bearer token (AWS SigV4 and SigV2, Google, Azure), a bearer token
-# in a header, and a password in a URL.
+# The parameters of a pre-signed URL that make it a bearer token (AWS SigV4 and SigV2, Google, Azure), also where the
+# URL is itself a parameter of another; a bearer token in a header; name and password in a URL. These end before the
+# path, which may hold an `@`, unless what stands there can be no host: then it is a password with a slash in it.
 _SECRETS = re.compile(
-    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|SecurityToken|GoogleAccessId"
-    r"|sig)=)"
-    r"[^&\s\"'<>]+"
-    r"|(\bBearer\s+|\bAuthorization: Basic |\bCredential=|\bX-Amz-Signature%3D)[^\s\"',&]+"
-    r"|(\w://)[^\s\"'<>]*@", re.IGNORECASE)
+    r"((?:Signature|Credential|(?:Security-?|Session|WebIdentity)Token|AWSAccessKeyId|GoogleAccessId|sig)"
+    r"(?:=|%(?:25){0,9}3D|\\u003d))(?:(?!%(?:25){0,9}26)[^&\s\"'<>])+"
+    r"|(\bBearer\s+|\bAuthorization: Basic )[^\s\"',&]+"
+    r"|(\w://)(?:[^\s\"'<>/?#]*@"
+    r"|(?!(?:[\w.-]*|\[[\w:.]*\])(?::\d{0,5})?(?:[\s\"'<>/?#]|$))[^\s\"'<>]{0,256}@)", re.IGNORECASE)
+REDACTED_LIMIT = 1 << 16                     # characters; longer text is cut, at a blank so that no secret is halved
 
 
 def redact(text: str) -> str:
-    """The text with signatures, credentials, bearer tokens and passwords in URLs blanked."""
+    """The text, cut, with signatures, credentials, bearer tokens and passwords in URLs blanked."""
+    if len(text) > REDACTED_LIMIT:
+        text = "".join(re.split(r"(\s)", text[:REDACTED_LIMIT])[:-1]) + "…"
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match.group(3) else "***"), text)
+
+
+class SaidOnce:
+    """Texts that were said already; no more of them, and no longer ones, than memory has room for."""
+
+    def __init__(self, most: int) -> None:
+        self.texts: Set[str] = set()
+        self.most = most
+
+    def is_news(self, text: str) -> bool:
+        """Whether a text was not said yet; beyond the limit none is news."""
+        text = text[:MESSAGE_LIMIT]
+        if text in self.texts or len(self.texts) >= self.most:
+            return False
+        self.texts.add(text)
+        return True
 
 
 def decode_base64(text: str) -> Optional[bytes]:
@@ -609,20 +638,64 @@ def decode_base64(text: str) -> Optional[bytes]:
         return None
 
 
+DEEPEST = 100                                # levels of a document; whatever walks it later can follow as many
+MOST_ELEMENTS = 2_200_000                    # of a JSON document; an object of etcd's 1.5 MiB cannot have more
+MAPPING_WEIGHT = 3                           # elements that a mapping counts for, for it takes more memory
+_NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
+
+
+class TooMuch(ValueError):
+    """JSON that a few bytes of text would make too deep, or too large in memory."""
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 400:  # Python's own limit is missing in old ones, where long numbers take long
+        raise ValueError("a number of more than 400 digits")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
+
+
+def parse_json(content: bytes, most: int = MOST_ELEMENTS) -> Any:
+    """A stranger's JSON, of at most `most` elements; ValueError, with no word of it, when it is none.
+
+    What is TooMuch is told by the marks outside of strings, before anything is built of it.
+    """
+    marks = bytes(content).replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
+    outside = marks.split(b'"')[::2] if marks.count(b'"') <= 2 * most + 2 else []
+    marks = b"".join(outside)
+    if not outside or marks.count(b",") + marks.count(b"[") + MAPPING_WEIGHT * marks.count(b"{") > most:
+        raise TooMuch(f"has more than {most} elements")
+    marks = marks.translate(None, b",")
+    for _ in range(DEEPEST if marks else 0):
+        marks = marks.replace(b"[]", b"").replace(b"{}", b"")
+    if marks and marks.count(b"[") == marks.count(b"]") and marks.count(b"{") == marks.count(b"}"):
+        raise TooMuch(f"is nested more than {DEEPEST} levels deep")
+    try:
+        if marks:
+            raise ValueError("a bracket too many or too few")
+        return _DECODER.decode(str(content, "utf-8-sig", "surrogatepass"))
+    except ValueError:
+        raise ValueError("is no JSON") from None
+
+
 def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
     """Byte chunks -> whole lines without their newline.
 
     Splitting bytes and never text keeps a character that two chunks share in one piece. A last line without a newline
     was cut off and is dropped; one that grows beyond `limit` bytes is an error.
     """
-    rest = b""
+    held: List[bytes] = []                   # pieces of the line that has not ended yet
+    size = 0
     for chunk in chunks:
-        first, *more = chunk.split(b"\n")
-        rest += first
-        for line in more:
-            yield rest
-            rest = line
-        if len(rest) > limit:
+        *whole, rest = chunk.split(b"\n")
+        for piece in whole:
+            yield b"".join([*held, piece])
+            held, size = [], 0
+        held.append(rest)
+        size += len(rest)
+        if size > limit:
             raise Unreachable(f"a line of more than {limit} bytes in the answer")
 
 
@@ -681,18 +754,12 @@ def age(seconds: float) -> str:
     return f"{seconds // (365 * 86400)}y"
 
 
-# Control characters, line separators, marks that turn the direction of writing, halves of characters.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """A stranger's text, with blanks for what would drive a terminal or break a column."""
-    return text if text.isprintable() else _CONTROLS.sub(" ", text)
-
-
 def encodable(text: str) -> str:
     """Text without halves of characters, which JSON may spell and no encoding can write."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+WIDEST = 1000                                # characters that a column is padded to; a long cell in it just sticks out
 
 
 def aligned(lines: Iterable[str]) -> str:
@@ -705,7 +772,7 @@ def aligned(lines: Iterable[str]) -> str:
     for column in range(max(map(len, rows), default=1) - 1):
         for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
             cells = list(block) if wide else []
-            width = max((len(row[column]) for row in cells), default=0) + 2
+            width = min(WIDEST, max((len(row[column]) for row in cells), default=0)) + 2
             for row in cells:
                 row[column] = row[column].ljust(width)
     return "".join("".join(row) + "\n" for row in rows)
@@ -738,12 +805,12 @@ def _name(document: Any, *path: str) -> str:
 
 def _identity(resource: Resource, document: Document) -> Dict[str, Any]:
     return {
-        "key": Key(resource, _text(document, "metadata", "namespace"), _text(document, "metadata", "name")),
-        "uid": _text(document, "metadata", "uid"),
-        "version": _text(document, "metadata", "resourceVersion"),
+        "key": Key(resource, _name(document, "metadata", "namespace"), _name(document, "metadata", "name")),
+        "uid": _name(document, "metadata", "uid"),
+        "version": _name(document, "metadata", "resourceVersion"),
         "created": parse_time(_at(document, "metadata", "creationTimestamp")),
         "deleting": _at(document, "metadata", "deletionTimestamp") is not None,
-        "phase": _text(document, "status", "phase"),
+        "phase": _name(document, "status", "phase"),
     }
 
 
@@ -851,7 +918,7 @@ def _check_config(config: Dict[str, str], wrong: Callable[[str], ConfigError]) -
             raise wrong(f"{key} is {one_line(value, 64)!r}; allowed: {shown}{more}")
     warnings = []
     for key in sorted(set(config) - set(LOCATION_KEYS))[:MOST_WARNINGS]:
-        near = difflib.get_close_matches(key, LOCATION_KEYS, 1, 0.5)
+        near = difflib.get_close_matches(key[:64], LOCATION_KEYS, 1, 0.5)
         meant = f"; {near[0]} may be meant" if near else ""
         warnings.append(f"config key {one_line(key, 64)!r} is unknown{meant}")
     return tuple(warnings)
@@ -865,7 +932,7 @@ def location_from(document: Document) -> Location:
     """
     name = _text(document, "metadata", "name")
     config = _at(document, "spec", "config")
-    config = {key: _text(config, key) for key in config} if isinstance(config, dict) else {}
+    config = {str(key): _text(config, key) for key in config} if isinstance(config, dict) else {}
 
     def wrong(what: str) -> ConfigError:
         return ConfigError(f"storage location {name!r}: {what}", reason="InvalidStorageLocation")
@@ -907,23 +974,38 @@ def location_trouble_from(document: Document) -> str:
 
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+INI_LIMIT = 1 << 20                          # characters
 
 
 def ini_sections(text: str, source: str) -> Profiles:
     """An AWS ini file -> its sections; ` #` after a value begins a comment, a `#` inside one stays.
 
+    A line that is indented more than its key goes on with that key's value, as in the nested blocks of AWS (`s3 =`).
     `source` names the file in errors; what the file says never shows in one, for it holds secrets.
     """
-    parser = configparser.RawConfigParser(
-        default_section="", strict=False, delimiters=("=",), comment_prefixes=("#", ";"),
-        inline_comment_prefixes=("#", ";"), empty_lines_in_values=False)
-    try:
-        parser.read_string(text.lstrip("\ufeff"))
-    except configparser.Error as error:
-        line = getattr(error, "lineno", 0) or (getattr(error, "errors", None) or [(1, "")])[0][0]
-        raise CredentialsError(f"{source} is no AWS credentials file: line {line} is neither a [profile] nor "
-                               "key = value") from None
-    return {name: dict(parser.items(name)) for name in parser.sections()}
+    if len(text) > INI_LIMIT:
+        raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB")
+    found: Dict[str, Dict[str, List[str]]] = {}
+    values: Optional[Dict[str, List[str]]] = None  # of the section
+    value: Optional[List[str]] = None        # of the key that the next line may go on with, and its indentation
+    depth = 0
+    for number, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):
+        content = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
+        indent = len(line) - len(line.lstrip())
+        key, equals, rest = map(str.strip, content.partition("="))
+        if not content:
+            value = None
+        elif value is not None and indent > depth:
+            value.append(content)
+        elif content[0] == "[" and "]" in content:
+            values, value = found.setdefault(content[1:].partition("]")[0].strip(), {}), None
+        elif values is None or not key or not equals:
+            raise CredentialsError(f"{source} is no AWS credentials file: line {number} is neither a [profile] nor "
+                                   "key = value")
+        else:
+            values[key.lower()] = value = [rest]
+            depth = indent
+    return {name: {key: "\n".join(parts) for key, parts in section.items()} for name, section in found.items()}
 
 
 def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
@@ -1015,7 +1097,8 @@ def check_types(value: Any, fields: Any, where: str) -> None:
         return
     wanted = fields if isinstance(fields, type) else type(fields)
     if not isinstance(value, wanted):
-        raise ConfigError(f"{where} must be {_TYPE_NAMES[wanted]}")
+        raise ConfigError(f"{where} must be {_TYPE_NAMES[wanted]}"
+                          + (": write it in quotes" if wanted is str and isinstance(value, (int, float)) else ""))
     if isinstance(fields, list):
         names = [_text(item, "name") for item in value]
         if fields is _EXTENSIONS and len(set(names)) < len(names):
@@ -1346,7 +1429,7 @@ def shaped(value: Any, shape: Any, where: str, wrong: List[str]) -> Any:
         return _ZEROS[wanted] if value is None else value
     values, prefix = value or {}, f"{where}." if where else ""
     if "*" in shape:
-        return {str(name): shaped(item, shape["*"], f"{prefix}{name}", wrong) for name, item in values.items()}
+        return {str(name): shaped(item, shape["*"], prefix + str(name)[:64], wrong) for name, item in values.items()}
     folded = {str(name).lower(): item for name, item in values.items()}  # Go prefers the exact name, then ignores case
     result = {}
     for mark, inner in shape.items():
@@ -2079,6 +2162,10 @@ def _pair(values: Mapping[str, str], where: str) -> Optional[Credentials]:
     access_key, secret_key, token = (values.get(name, "") for name in KEY_NAMES)
     if bool(access_key) != bool(secret_key):
         raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key")
+    for name in KEY_NAMES:
+        if any(c.isspace() or not c.isprintable() for c in values.get(name, "")):
+            raise CredentialsError(f"{where}: {name} has a blank or a line end in it", hints=[
+                "a line that is indented goes on with the value above it"])
     return Credentials(access_key, secret_key, token) if access_key else None
 
 
@@ -2507,7 +2594,7 @@ def may_be_continued(error: BaseException) -> bool:
 
 def table(rows: List[Tuple[str, ...]]) -> str:
     """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
-    widths = [max(6, 3 + max(map(len, column))) for column in zip(*rows)]
+    widths = [max(6, 3 + min(WIDEST, max(map(len, column)))) for column in zip(*rows)]
     return "".join("".join(cell.ljust(width) for cell, width in zip(row, widths[:-1])) + row[-1] + "\n" for row in rows)
 
 
@@ -3745,7 +3832,7 @@ FILES_LIFE = 300.0                           # seconds; client-go reads certific
 EXEC_LEEWAY = 30.0                           # seconds before its end that an exec plugin's answer is renewed
 ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
 KUBECONFIG_LIMIT = 8 << 20                   # bytes
-DEEPEST_YAML, LARGEST_YAML = 100, 200_000    # levels, and nodes with aliases followed; 10,000 clusters have as many
+LARGEST_YAML = 100_000                       # nodes with aliases followed; 3,000 clusters have as many
 POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
 USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
 
@@ -3788,12 +3875,16 @@ def read_file(path: str, purpose: str, limit: int = -1) -> bytes:
 # -- TLS
 
 
+BUNDLE_LIMIT, MOST_CERTIFICATES = 1 << 20, 1000  # bytes, and how many; a system trusts 150 in 220 KB
+
+
 def _trust_each(context: ssl.SSLContext, pem: str) -> int:
     """Trust the certificates of a bundle -> how many; one that cannot be read spoils no other, as in Go."""
-    count = 0
-    for block in re.findall("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", pem, re.DOTALL):
+    begin, end, count = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----", 0
+    for block in pem.split(begin, MOST_CERTIFICATES)[1:]:
+        body, ended, _ = block.partition(end)
         with contextlib.suppress(ssl.SSLError, ValueError):
-            context.load_verify_locations(cadata=block)
+            context.load_verify_locations(cadata=begin + (body if ended else "") + end)
             count += 1
     return count
 
@@ -3819,6 +3910,8 @@ def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = 
     if system:
         context.load_default_certs()
     if ca_cert:
+        if len(ca_cert) > BUNDLE_LIMIT:
+            raise ConfigError(f"{source} is larger than {BUNDLE_LIMIT >> 20} MiB", reason="InvalidStorageLocation")
         context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
         if not _trust_each(context, ca_cert.decode("ascii", "ignore")):  # comments may be in any language
             raise ConfigError(f"{source} holds no PEM certificate", reason="InvalidStorageLocation")
@@ -3897,7 +3990,7 @@ def _tls_text(cause: BaseException) -> str:
     reason = getattr(cause, "reason", None) or str(cause)
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         return "what answers there does not speak TLS; is it an http port?"
-    return redact(one_line(str(reason).replace("_", " ").lower()))
+    return one_line(redact(str(reason).replace("_", " ").lower()))
 
 
 def unreachable(error: Exception, where: str, url: str, server_name: str = "", hint: str = "") -> Unreachable:
@@ -3916,7 +4009,7 @@ def unreachable(error: Exception, where: str, url: str, server_name: str = "", h
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
     if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
         return Unreachable(f"{where} does not answer in time")
-    return Unreachable(f"cannot reach {where}: {getattr(cause, 'strerror', None) or redact(one_line(cause))}")
+    return Unreachable(f"cannot reach {where}: {getattr(cause, 'strerror', None) or one_line(redact(str(cause)))}")
 
 
 # -- pools
@@ -3994,7 +4087,7 @@ class GoLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[m
 
 def _number(text: str) -> Union[int, float]:
     """A number as Go reads it; what only Go can read is 0, for nobody asks more than that it is a number."""
-    digits = text.replace("_", "").lower()
+    digits = text.replace("_", "").lower()[:400]
     for read in (lambda: int(digits, 0), lambda: int(digits, 8), lambda: float(digits.replace(".inf", "inf"))):
         with contextlib.suppress(ValueError):
             return read()
@@ -4043,23 +4136,23 @@ def _refuse_bombs(text: str) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             sizes[event.anchor] = 1
         count += isinstance(event, yaml.NodeEvent)
-        if len(open_nodes) > DEEPEST_YAML or count > LARGEST_YAML:
+        if len(open_nodes) > DEEPEST or count > LARGEST_YAML:
             raise yaml.composer.ComposerError(None, None, "too deep or too large", event.start_mark)
         if isinstance(event, yaml.DocumentEndEvent):
             return
 
 
-def parse_yaml(content: bytes, what: str) -> Any:
+def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
     """The first document of YAML or JSON, read as Go reads it; an error names the line and never quotes it."""
-    if len(content) > KUBECONFIG_LIMIT:
-        raise ConfigError(f"{what} is larger than {KUBECONFIG_LIMIT >> 20} MiB")
+    if len(content) > limit:
+        raise ConfigError(f"{what} is larger than {limit >> 20} MiB")
     try:
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except ValueError:
         raise ConfigError(f"{what} is not UTF-8 text") from None
-    with contextlib.suppress(ValueError, RecursionError):
+    with contextlib.suppress(ValueError):
         if text.lstrip().startswith("{"):  # JSON may be indented by tabs, YAML may not
-            return json.loads(text)
+            return parse_json(text.encode(), LARGEST_YAML)
     text = re.sub(r"(?m)^([ ]*(?:- )*[A-Za-z-]+:)\t+", r"\1 ", text)  # Go takes a tab after the colon
     try:
         _refuse_bombs(text)
@@ -4092,7 +4185,7 @@ class Login:
         self.door, self.material, self.files_until = door, material, files_until
         self.identity, self.until = Identity(), -math.inf
         self.lock = threading.RLock()
-        self.warned: Set[str] = set()        # warnings of the API server that were shown
+        self.warned = SaidOnce(100)          # what the API server warned of and was shown
 
 
 def unseen(_what: str, _seconds: float) -> ContextManager[None]:
@@ -4338,8 +4431,8 @@ def read_velero_config() -> Document:
     """~/.config/velero/config.json of the velero CLI (namespace, cacert, colorized); empty when it is not there."""
     path = os.path.join(os.path.expanduser("~"), ".config", "velero", "config.json")
     try:
-        config = json.loads(read_file(path, "velero's configuration")) if os.path.exists(path) else {}
-    except (ConfigError, ValueError, RecursionError) as error:
+        config = parse_json(read_file(path, "velero's configuration", ERROR_LIMIT)) if os.path.exists(path) else {}
+    except (ConfigError, ValueError) as error:
         log.warning("ignoring %s: %s", path, error)
         return {}
     return config if isinstance(config, dict) else {}
@@ -4355,8 +4448,8 @@ def read_velero_config() -> Document:
 RETRY_STATUS = (429, 500, 502, 503, 504)
 RETRIES = 3
 RETRY_AFTER_CAP = 10.0                       # seconds
-WARNINGS_KEPT = 100                          # texts; whatever an API server warns of beyond that is not shown
 ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
+ANSWER_ELEMENTS = 10_000_000                 # of such a page
 WATCH_SECONDS = (300, 600)                   # client-go: a watch ends by itself after a random time in between
 WATCH_SILENCE = 90.0                         # seconds without a byte; a quiet kind has no bookmarks either
 
@@ -4366,7 +4459,7 @@ Response = urllib3.response.BaseHTTPResponse if hasattr(urllib3.response, "BaseH
 def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
     """A refusal of the API in its own words, when it found some, and what grants the missing right."""
     try:
-        document = json.loads(body)
+        document = parse_json(body)
     except ValueError:
         document = None
     message = _text(document, "message") or one_line(body.decode("utf-8", "replace")) or "no text"
@@ -4389,7 +4482,7 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
     if re.fullmatch(r"\d{1,9}", header, re.ASCII):
         return float(header)
     try:
-        instant = email.utils.parsedate_to_datetime(header)
+        instant = email.utils.parsedate_to_datetime(header[:64])
         return max(0.0, (instant.astimezone(timezone.utc) - now).total_seconds())
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
@@ -4408,10 +4501,9 @@ def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[flo
 
 def _tell_warnings(api: Api, headers: Any) -> None:
     """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
-    for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")):
-        if text not in api.login.warned and len(api.login.warned) < WARNINGS_KEPT:
-            api.login.warned.add(text)
-            log.warning("warning of the cluster: %s", redact(one_line(text)))
+    for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
+        if api.login.warned.is_news(text):
+            log.warning("warning of the cluster: %s", one_line(redact(text)))
 
 
 def _read_refusal(response: Response) -> bytes:
@@ -4496,8 +4588,11 @@ def call(api: Api, method: str, path: str, **options: Any) -> Document:
     response = send(api, method, path, **options)
     try:
         content = response.read(ANSWER_LIMIT)
-        document = json.loads(content)
-    except (urllib3.exceptions.HTTPError, ValueError, RecursionError) as error:
+        document = parse_json(content, ANSWER_ELEMENTS)
+    except TooMuch as error:
+        response.close()
+        raise Unreachable(f"the cluster's answer to {method} {path} {error}", reason="AnswerTooLarge") from None
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
         response.close()
         raise Unreachable(f"the cluster's answer to {method} {path} broke off or is no JSON") from error
     response.release_conn()
@@ -4595,7 +4690,7 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
     """The events of a watch as (type, object) until it ends, by itself or by silence; ERROR is raised as ApiError."""
     try:
         for line in lines(response.stream(65536, decode_content=False)):
-            event = json.loads(line)
+            event = parse_json(line)
             document = _at(event, "object") or {}
             if _text(event, "type") == "ERROR":
                 code = _at(document, "code")
@@ -4604,7 +4699,7 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
             yield _text(event, "type"), document
     except urllib3.exceptions.ReadTimeoutError:
         return
-    except (urllib3.exceptions.HTTPError, OSError, ValueError, RecursionError) as error:
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         raise Unreachable(f"the watch broke off: {one_line(error)}") from error
     finally:
         response.close()
@@ -4696,8 +4791,8 @@ def _keys_from(values: Dict[str, Any], token: str, who: str) -> Credentials:
 
 def _json_object(body: bytes) -> Dict[str, Any]:
     try:
-        values = json.loads(body)
-    except (ValueError, RecursionError):
+        values = parse_json(body)
+    except ValueError:
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -4861,7 +4956,8 @@ def keys_from_purse(purse: Purse, plan: Plan, region: str, now: datetime) -> Cre
 def _read_ini(path: str) -> Profiles:
     if not path or not os.path.exists(path):
         return {}
-    return ini_sections(read_file(path, "credentials file").decode("utf-8", "replace"), f"credentials file {path}")
+    content = read_file(path, "credentials file", INI_LIMIT)
+    return ini_sections(content.decode("utf-8", "replace"), f"credentials file {path}")
 
 
 def _home(*names: str) -> str:
@@ -5050,9 +5146,10 @@ def _what_is(body: bytes) -> str:
         return "an HTML page; does the URL lead to a console or a login?"
     if start.startswith((b"<?xml", b"<error")):
         return "an XML document"
-    if b"\0" in start or start.startswith(b"\x1f\x8b"):
+    text = body[:200].decode("utf-8", "replace").rstrip("\ufffd")  # the cut may halve a character
+    if "\ufffd" in text or any(not c.isprintable() and not c.isspace() for c in text):
         return "binary data"
-    return "text: " + redact(one_line(body[:200].decode("utf-8", "replace"), 80))
+    return "text: " + one_line(redact(text), 80)
 
 
 class Refusal(NamedTuple):
@@ -5091,7 +5188,7 @@ REFUSALS = {
 def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
     """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say."""
     try:
-        theirs = email.utils.parsedate_to_datetime(headers.get("Date") or "")
+        theirs = email.utils.parsedate_to_datetime((headers.get("Date") or "")[:64])
         return theirs.astimezone(timezone.utc) - now
     except (TypeError, ValueError, IndexError, OverflowError):
         return timedelta(0)
@@ -5619,16 +5716,32 @@ def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise StoreError("the file is empty, not gzip")
 
 
+def _pax_size(records: bytes) -> Optional[int]:
+    """The size that an extended header gives in its records, `LENGTH KEY=VALUE` and a line end; the last one counts."""
+    at, size = 0, None
+    while at < len(records):
+        length = records[at:at + 9].split(b" ")[0]
+        if not length.isdigit() or length == b"0":
+            break
+        name, _, value = records[at:at + int(length)].partition(b"=")
+        if name == length + b" size":
+            size = int(value[:20], 10)
+        at += int(length)
+    return size
+
+
 def _tar_size(header: bytes, extended: bytes) -> int:
     """The bytes of content behind a tar header; an extended header before it may say more than the field can hold."""
-    match = re.search(rb"\d+ size=(\d{1,18})\n", extended)
-    size = header[124:136]
+    field = header[124:136]
     try:
         if sum(header[:148]) + 8 * 32 + sum(header[156:]) != int(header[148:156].strip(b"\0 "), 8):
             raise ValueError
-        if match or size[0] < 128:
-            return int(match.group(1)) if match else int(size.strip(b"\0 ") or b"0", 8)
-        return int.from_bytes(size[1:], "big")  # GNU's way to write what takes more than 11 octal digits
+        size = _pax_size(extended)
+        if size is None:  # from 128 on it is GNU's way to write what takes more than 11 octal digits
+            size = int(field.strip(b"\0 ") or b"0", 8) if field[0] < 128 else int.from_bytes(field[1:], "big")
+        if size < 0:
+            raise ValueError
+        return size
     except ValueError:
         raise StoreError("the archive is damaged: a header in it is none") from None
 
@@ -5638,25 +5751,27 @@ def walked(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
     The tarfile module takes a damaged header for the end, and keeps a record of each file.
     """
-    rest, skip, ended, extended = b"", 0, False, b""
+    rest, wanted, skip, ended, extended = bytearray(), 512, 0, False, b""
     for piece in pieces:
         taken = min(skip, len(piece))
-        rest, skip = rest + piece[taken:], skip - taken
-        while len(rest) >= 512 and not ended:
-            header = rest[:512]
+        skip -= taken
+        rest += b"" if ended else piece[taken:]
+        while len(rest) >= wanted and not ended:
+            header = bytes(rest[:512])
             if not header.strip(b"\0"):
                 ended = True
                 break
             size = _tar_size(header, extended)
             behind = 512 + (size + 511) // 512 * 512
             if header[156:157] == b"x" and size < 1 << 20:
+                wanted = behind
                 if len(rest) < behind:
                     break
-                extended = rest[512:512 + size]
+                extended = bytes(rest[512:512 + size])
             else:
                 extended = b""
-            rest, skip = rest[behind:], max(0, behind - len(rest))
-        rest = b"" if ended else rest
+            skip, wanted = max(0, behind - len(rest)), 512
+            del rest[:behind]
         yield piece
     if not ended:
         raise StoreError("the archive is cut short: it has no end")
@@ -5826,8 +5941,8 @@ def _read_record(place: Place) -> Any:
     """The record of a partial file; None when there is none, or anything else in its place."""
     _clear_the_way(place.record)
     try:
-        return json.loads(read_file(place.record, "record", ERROR_LIMIT))
-    except (ConfigError, ValueError, RecursionError):
+        return parse_json(read_file(place.record, "record", ERROR_LIMIT))
+    except (ConfigError, ValueError):
         return None
 
 
@@ -6186,7 +6301,7 @@ class Controller:
         self.facts: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
         self.streams: Dict[Resource, Response] = {}       # open watches, to be interrupted
         self.told: Dict[Key, str] = {}                    # failures that the log has already
-        self.once_told: Set[str] = set()                  # rights and oddities that the log has already
+        self.once_told = SaidOnce(1000)                   # rights and oddities that the log has already
         self.purses: Dict[Any, Purse] = {}                # keys had, by kind of plan, plan and region
         self.skews: Dict[str, timedelta] = {}             # stores whose clock is far from ours
         self.stop = threading.Event()
@@ -6195,8 +6310,7 @@ class Controller:
 
 def tell_once(controller: Controller, text: str) -> None:
     """Warn, unless the log has that sentence already."""
-    if text not in controller.once_told:
-        controller.once_told.add(text)
+    if controller.once_told.is_news(text):
         log.warning("%s", text)
 
 
@@ -6452,8 +6566,9 @@ def tell_outcome(controller: Controller, key: Key, outcome: Outcome) -> None:
         return
     level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
     if outcome.failed and outcome is not CONFLICT:
-        level = logging.WARNING if controller.told.get(key) != outcome.why else logging.DEBUG
-        controller.told[key] = outcome.why
+        why = outcome.why[:MESSAGE_LIMIT]
+        level = logging.WARNING if controller.told.get(key) != why else logging.DEBUG
+        controller.told[key] = why
     else:
         controller.told.pop(key, None)
     log.log(level, "%s", text)
@@ -6601,7 +6716,8 @@ def run_controller(controller: Controller) -> None:
 # ====================================================================================================
 
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
-JSON_LIMIT = 32 << 20                        # bytes of a JSON artifact that a screen is made of
+JSON_LIMIT = 16 << 20                        # bytes of a JSON artifact that a screen is made of
+SCREEN_ELEMENTS = 200_000                    # and its elements, for each may become some lines
 GIVE_UP_TIME = 1.0                           # seconds
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
 
@@ -6984,12 +7100,19 @@ def folder_bucket(path: str) -> Bucket:
     return Bucket("", lambda key: file_source(os.path.join(path, key), hints), refuse_url, folders)
 
 
+LOCATION_LIMIT = 1 << 20                     # bytes
+_LOCATION_FIELDS = {"spec": {
+    "provider": str, "config": {"*": str}, "credential": {"name": str, "key": str},
+    "objectStorage": {"bucket": str, "prefix": str, "caCert": str, "caCertRef": {"name": str, "key": str}}}}
+
+
 def location_of_file(path: str, *, opened: bool) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone.
 
     opened: whether the caller has credentials for it; a Secret is not to be had, and that is said before AWS is asked.
     """
-    document = parse_yaml(read_file(path, "storage location file", KUBECONFIG_LIMIT), f"storage location file {path}")
+    what = f"storage location file {path}"
+    document = parse_yaml(read_file(path, "storage location file", LOCATION_LIMIT), what, LOCATION_LIMIT)
     if not isinstance(document, dict):
         raise ConfigError(f"storage location file {path} is no BackupStorageLocation and no spec of one")
     kind = _text(document, "kind") or LOCATIONS.kind
@@ -6999,6 +7122,8 @@ def location_of_file(path: str, *, opened: bool) -> Location:
                               "`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
     document = document if "spec" in document else {"spec": document}
     document = {**document, "metadata": {"name": _text(document, "metadata", "name") or os.path.basename(path)}}
+    with about(what):
+        check_types(document, _LOCATION_FIELDS, "")
     if _at(document, "spec", "objectStorage", "caCertRef"):
         raise ConfigError(f"storage location file {path} names a Secret in caCertRef, and no cluster is asked",
                           hints=["put the certificate into objectStorage.caCert, or name a file with --cacert"])
@@ -7022,15 +7147,6 @@ def location_of_artifact(api: Api, namespace: str, artifact: Artifact, name: str
     return find_location(api, namespace, document)
 
 
-def is_too_deep(value: Any) -> bool:
-    """Whether JSON is nested deeper than what walks it later can follow; no Backup is."""
-    level = [value]
-    for _ in range(DEEPEST_YAML):
-        level = [child for row in level if isinstance(row, (dict, list))
-                 for child in (row.values() if isinstance(row, dict) else row)]
-    return bool(level)
-
-
 def read_backups(bucket: Bucket, where: str, troubles: List[Error]) -> List[Document]:
     """The Backups in a bucket, as Velero left them there in velero-backup.json; what is none is passed over.
 
@@ -7041,10 +7157,8 @@ def read_backups(bucket: Bucket, where: str, troubles: List[Error]) -> List[Docu
     for name in filter(is_object_name, bucket.folders(root)):
         what = f"backup {one_line(name, 64)!r} in {where}"
         try:
-            document = json.loads(read_small(bucket.source(f"{root}{name}/velero-backup.json"), what))
-            if is_too_deep(document):
-                raise ValueError("it is nested too deeply")
-        except (NotFound, ValueError, RecursionError, StoreError) as error:
+            document = parse_json(read_small(bucket.source(f"{root}{name}/velero-backup.json"), what))
+        except (NotFound, ValueError, StoreError) as error:
             if isinstance(error, StoreError) and error.status != 404:
                 troubles.append(error)
             else:
@@ -7092,11 +7206,13 @@ def give_up(reading: Reading) -> None:
 
 def decode_json(chunks: Iterable[bytes]) -> Any:
     """The JSON in an artifact; StoreError for what is none, or too large to be held in memory."""
-    found = collected(chunks, JSON_LIMIT, ", too large to be shown", [
-        f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"])
+    hints = [f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"]
+    found = collected(chunks, JSON_LIMIT, ", too large to be shown", hints)
     try:
-        return json.loads(found)
-    except (ValueError, RecursionError):
+        return parse_json(found, SCREEN_ELEMENTS)
+    except TooMuch as error:
+        raise StoreError(f"it {error}, too large to be shown", hints=hints) from None
+    except ValueError:
         raise StoreError(f"it is not JSON but {_what_is(bytes(found[:512]))}") from None
 
 
