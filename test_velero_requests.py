@@ -10802,15 +10802,16 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
                 self.assertNotIn("downloadrequests", listed)
 
     def test_answers_that_are_compressed_or_large(self) -> None:
-        """A gzip answer is read, one of 50 MB is refused with an error that names the call."""
+        """A gzip answer is read, one of 50 MB is refused with an error that names the call, and a list goes on."""
         api = self.api()
         body = gzip.compress(json.dumps({"metadata": {"name": "b1"}}).encode())
         self.cluster.script("GET", "/backups/b1", status=200, body=body, headers={"Content-Encoding": "gzip"})
         self.assertEqual(CALLS["get"][2](api, self.namespace)["metadata"]["name"], "b1")
         for whole in (b'{"items": ["' + b"x" * (50 << 20) + b'"]}', b"x" * (50 << 20)):
-            self.cluster.script("GET", "/backups?", status=200, body=whole)
-            with self.assertRaisesRegex(velero_requests.Unreachable, "GET .*/backups"):
-                CALLS["list"][2](api, self.namespace)
+            self.cluster.script("GET", "/backups/b1", status=200, body=whole)
+            with self.assertRaisesRegex(velero_requests.Unreachable, "GET .*/backups/b1 has more than 48 MiB"):
+                CALLS["get"][2](api, self.namespace)
+        self.cluster.script("GET", "/backups?", status=200, body=b"x" * (50 << 20))
         self.assertEqual(len(CALLS["list"][2](api, self.namespace)), 1)
 
     def test_a_padded_answer_does_not_spoil_the_next_call(self) -> None:
@@ -13784,7 +13785,9 @@ class TestStorePurse(KeyTests, unittest.TestCase):
         with self.assertRaisesRegex(velero_requests.ConfigError, "AccessDenied"):
             self.take(purse, plan, minutes=61)
         self.services.unscript()
-        self.assertNotEqual(self.take(purse, plan, minutes=61), first)
+        with self.assertRaisesRegex(velero_requests.ConfigError, "AccessDenied"):
+            self.take(purse, plan, minutes=61)  # nobody is asked again so soon
+        self.assertNotEqual(self.take(purse, plan, minutes=61, seconds=6), first)
 
     def test_a_service_that_is_down_is_not_asked_for_every_request(self) -> None:
         """While old keys serve, a burst of requests costs few exchanges, for each may take half a minute."""
