@@ -10886,6 +10886,125 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         self.assertEqual(self.said("they differ"), 0)
 
 
+def slowly(start: bytes, more: bytes) -> Iterator[bytes]:
+    """Yield a start, and then one byte after the other, without an end."""
+    yield start
+    for byte in itertools.cycle(more):
+        yield bytes([byte])
+
+
+def at_once(start: bytes, more: bytes) -> Iterator[bytes]:
+    """Yield a start, and then the same 64 KB again and again, without an end."""
+    yield start
+    yield from itertools.repeat(more * (65536 // len(more)))
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+NO = b"HTTP/1.1 403 No\r\nContent-Length: 60000\r\n\r\n"
+
+
+@functools.lru_cache(maxsize=None)
+def bomb(layers: int) -> bytes:
+    """Return an answer of 60 MB of zeros, compressed so many times."""
+    body = functools.reduce(lambda content, _: gzip.compress(content, 6), range(layers), bytes(60 << 20))
+    return OK + f"Content-Encoding: {', '.join(['gzip'] * layers)}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+HANDSHAKE = "a handshake that trickles"
+# What a server may answer -> its pieces; one of a single byte is followed by a short pause.
+ATTACKS: Dict[str, Callable[[], Iterable[bytes]]] = {
+    "silence": lambda: (),
+    HANDSHAKE: lambda: slowly(b"\x16\x03\x03\x40\x00\x02\x00", b"\x00"),
+    "a status line that trickles": lambda: slowly(b"HTTP/1.1 200 ", b"very "),
+    "a header that trickles": lambda: slowly(OK + b"X: ", b"yes "),
+    "headers without an end": lambda: at_once(OK, b"X: y\r\n"),
+    "a header without an end": lambda: at_once(OK, b"X"),
+    "informational answers without an end": lambda: at_once(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a body that trickles": lambda: slowly(OK + b"Content-Length: 60000\r\n\r\n{", b" "),
+    "a body without an end": lambda: at_once(OK + b"\r\n{", b" "),
+    "a chunk's header that trickles": lambda: slowly(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+    "a chunk's header without an end": lambda: at_once(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+    "trailers without an end": lambda: at_once(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
+    "a refusal that trickles": lambda: slowly(NO + b"<", b"x"),
+    "a bomb": lambda: [bomb(2)],
+    "a smaller bomb": lambda: [bomb(1)],
+    "an unknown encoding": lambda: [OK + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}"]}
+
+
+class Stranger(LoopbackServer):
+    """A server that answers everything by one of the ATTACKS."""
+
+    def __init__(self, attack: str, tls: bool = False) -> None:
+        """Start serving."""
+        super().__init__(tls and attack != HANDSHAKE)
+        self.url = f"{'https' if tls else 'http'}://{self.host}"
+        self.attack = attack
+        self.start()
+
+    def _converse(self, accepted: socket.socket) -> None:
+        if self.attack != HANDSHAKE:
+            super()._converse(accepted)
+        elif accepted.recv(65536):
+            with contextlib.suppress(OSError), contextlib.closing(Connection(accepted)) as connection:
+                self.answer(Request("", "", [], b""), connection)
+
+    def answer(self, request: Request, connection: Connection) -> bool:
+        """Send the pieces as long as the client stays."""
+        for piece in ATTACKS[self.attack]():
+            connection.socket.sendall(piece)
+            if self.closing.wait(0.02 if len(piece) == 1 else 0) or connection.peer_has_left():
+                return False
+        self._wait(self.closing, connection)
+        return False
+
+
+def strange_api(**more: Any) -> Any:
+    """Ask an API server for a backup, within half a second."""
+    api = velero_requests.connect(velero_requests.Cluster(insecure=True, **more))._replace(patience=0.5)
+    return velero_requests.get(api, velero_requests.BACKUPS, "velero", "b1")
+
+
+# A small exchange -> what asks a server for it, within half a second.
+EXCHANGES: Dict[str, Callable[[Stranger], Any]] = {
+    "API": lambda server: strange_api(server=server.url),
+    "API by a proxy": lambda server: strange_api(server=server.url, proxy_url=kube_proxy().url),
+    "API by TLS with a proxy": lambda server: strange_api(
+        server=server.url, proxy_url=f"https://{kube_proxy('tls').host}"),
+    "CONNECT": lambda server: strange_api(server="https://a.example.com", proxy_url=server.url),
+    "STS": lambda server: velero_requests.ask_again("POST", server.url, dict, lambda: b"x", timeout=0.5),
+    "region": lambda server: velero_requests.discover_region(
+        velero_requests.Address("http", server.host, "/bucket", "us-east-1"), 0.5),
+    "verify": lambda server: velero_requests.verify_url(server.url + "/b/k", velero_requests.Trust(), 0.5)}
+
+
+class TestSlowStrangers(unittest.TestCase):
+    """Whatever trickles, is silent or has no end: a small exchange is over in time, and in bounds."""
+
+    def suffer(self, row: Tuple[str, str]) -> Tuple[str, float]:
+        """Make one exchange with one attacker -> what came of it, and after how many seconds."""
+        exchange, attack = row
+        server = Stranger(attack, tls=exchange.startswith("API"))
+        started = time.monotonic()
+        try:
+            return f"{EXCHANGES[exchange](server)!r:.100}", time.monotonic() - started
+        except velero_requests.Error as error:
+            return type(error).__name__, time.monotonic() - started
+        finally:
+            server.close()
+
+    def test_every_exchange_has_a_deadline(self) -> None:
+        """No answer of a stranger takes longer than the exchange may, and what is no answer is an error."""
+        bomb(1), bomb(2)
+        with ThreadPoolExecutor(8) as pool:
+            rows = [(exchange, attack) for exchange in EXCHANGES for attack in ATTACKS]
+            outcomes = dict(zip(rows, pool.map(self.suffer, rows)))
+        for (exchange, attack), (outcome, seconds) in outcomes.items():
+            with self.subTest(exchange=exchange, attack=attack):
+                self.assertLess(seconds, 2.0)
+                if exchange not in ("region", "verify") or attack in list(ATTACKS)[:7]:  # which need no body
+                    self.assertIn(outcome, ("Unreachable", "ApiError"))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Endurance: who we are
 # ------------------------------------------------------------------------------------------------------------

@@ -5054,13 +5054,13 @@ def plan_for(api: Optional[Api], namespace: str, location: Location) -> Plan:
     return plan_credentials(location.profile, own, shared, source or files, os.environ)
 
 
-def discover_region(address: Address) -> str:
+def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
     """The region that S3 itself names for a bucket, asked as velero-plugin-for-aws does: whatever the status, unsigned.
 
     Empty when it names none. Raises NotFound when there is no such bucket, Unreachable.
     """
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
-    with asking(url), within(STS_TIMEOUT):
+    with asking(url), within(seconds):
         answer = ask("HEAD", url, {}, proxy=proxy_for(url, os.environ))
     if answer.status == 404:
         raise NotFound(f"S3 at {address.host} knows no such bucket", reason="BucketNotFound", hints=[
@@ -5311,12 +5311,12 @@ def trust_for(url: str, trust: Optional[Trust], ask: Callable[[], Trust]) -> Tru
     return trust or (ask() if url.startswith("https:") else Trust())
 
 
-def verify_url(url: str, trust: Trust) -> None:
-    """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work.
+def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
+    """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time.
 
     A signed GET cannot be tried by HEAD, for the method is signed; 416 is what an empty object answers.
     """
-    with asking(url), within(VERIFY_TIMEOUT):
+    with asking(url), within(seconds):
         with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416)):
             return
 
@@ -6483,6 +6483,7 @@ def look_at(controller: Controller, key: Key) -> Outcome:
     request = controller.records.get(key)
     if request is None:
         return GONE
+    _thread.hosts = controller.hosts
     try:
         return RECONCILE[key.resource](controller, request)
     except ApiError as error:
@@ -6495,6 +6496,8 @@ def look_at(controller: Controller, key: Key) -> Outcome:
     except Exception as error:  # the fence: a bug that one object triggers must not cost the others their answer
         log.debug("looking at %s", key, exc_info=True)
         return Outcome("leave", f"unexpected {type(error).__name__}: {one_line(error)}", failed=True)
+    finally:
+        _thread.hosts = None
 
 
 def settle(controller: Controller, key: Key, outcome: Outcome) -> None:
@@ -6530,7 +6533,6 @@ def tell_outcome(controller: Controller, key: Key, outcome: Outcome) -> None:
 
 def work(controller: Controller) -> None:
     """A worker: take a key, look at it, settle it, until the queue closes."""
-    _thread.hosts = controller.hosts
     while True:
         key = controller.queue.take()
         if key is None:
