@@ -1910,6 +1910,17 @@ def backoff(failures: int, base: float, cap: float) -> float:
     return min(cap, base * 2.0 ** min(failures - 1, 64))
 
 
+def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
+    """Seconds until the next watch, after failures in a row or one that lived so long; jitter is 1 to 2.
+
+    reached: whether an API server refused, or no answer came at all.
+    """
+    if not failures:
+        return max(0.0, WATCH_BASE - lived)
+    cap = WATCH_CAP if reached else LINE_CAP
+    return min(cap, backoff(failures, WATCH_BASE, cap) * jitter)
+
+
 def is_version_expired(error: ApiError) -> bool:
     """Whether the API no longer has the version a list or watch asked for, in any of its forms: list anew."""
     return error.status == 410 or error.api_reason in ("Expired", "Gone")
@@ -6609,7 +6620,7 @@ def feed(controller: Controller, resource: Resource) -> None:
     """
     failures, told = 0, ""
     while not controller.stop.is_set():
-        started, before, cap = time.monotonic(), controller.events[resource], WATCH_CAP
+        started, before, reached = time.monotonic(), controller.events[resource], True
         trouble, expired = "the watch ended at once", False
         try:
             feed_once(controller, resource)
@@ -6618,7 +6629,7 @@ def feed(controller: Controller, resource: Resource) -> None:
             cures = error.hints if getattr(error, "status", 0) != 403 else ()
             trouble = "; ".join([str(error), *cures])
             expired = isinstance(error, ApiError) and is_version_expired(error)
-            cap = LINE_CAP if isinstance(error, Unreachable) else WATCH_CAP
+            reached = not isinstance(error, Unreachable)
         except Exception as error:  # the fence: without its feeder a controller would look healthy and answer nothing
             log.debug("feeding %s", resource.plural, exc_info=True)
             trouble = f"unexpected {type(error).__name__}: {one_line(error)}"
@@ -6629,8 +6640,7 @@ def feed(controller: Controller, resource: Resource) -> None:
         if failures and trouble != told and not controller.stop.is_set():
             log.warning("%s: %s; trying again", resource.plural, redact(trouble))
         told = trouble if failures else ""
-        pause = min(cap, backoff(failures, WATCH_BASE, cap) * random.uniform(1, 2))
-        controller.stop.wait(pause if failures else max(0.0, WATCH_BASE - lived))
+        controller.stop.wait(watch_pause(failures, lived, reached, random.uniform(1, 2)))
 
 
 def run_once(controller: Controller) -> None:
