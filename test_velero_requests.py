@@ -1968,8 +1968,8 @@ class TestBackoff(unittest.TestCase):
     def test_the_next_watch(self) -> None:
         """A watch that lived or brought something is followed at once, a line that is down never by a long wait."""
         for failures, lived, reached, jitter, expected in (
-                (0, 0.0, True, 1, 1), (0, 0.4, False, 2, .6), (0, 6.0, False, 1, 0), (1, 0.0, True, 1, 1), (3, 0, True, 2, 8),
-                (9, 0.0, True, 2, 30), (1, 0.0, False, 1.5, 1.5), (3, 0.0, False, 1, 3), (9, 20.0, False, 2, 3)):
+                (0, 0.0, True, 1, 1), (0, 0.4, False, 2, .6), (0, 6.0, False, 1, 0), (1, 0.0, True, 1, 1),
+                (3, 0.0, True, 2, 8), (9, 0.0, True, 2, 30), (1, 0.0, False, 1.5, 1.5), (3, 0.0, False, 1, 3), (9, 20.0, False, 2, 3)):
             with self.subTest(failures=failures, lived=lived, reached=reached):
                 self.assertAlmostEqual(expected, vr.watch_pause(failures, lived, reached, jitter))
 
@@ -10922,7 +10922,8 @@ NO = b"HTTP/1.1 403 No\r\nContent-Length: 60000\r\n\r\n"
 def bomb(layers: int) -> bytes:
     """Return an answer of 60 MB of zeros, compressed so many times."""
     body = functools.reduce(lambda content, _: gzip.compress(content, 6), range(layers), bytes(60 << 20))
-    return OK + f"Content-Encoding: {', '.join(['gzip'] * layers)}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    encoding = ", ".join(["gzip"] * layers)
+    return OK + f"Content-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 HANDSHAKE = "a handshake that trickles"
@@ -11018,6 +11019,67 @@ class TestSlowStrangers(unittest.TestCase):
                 self.assertLess(seconds, 2.0)
                 if exchange not in ("region", "verify") or attack in list(ATTACKS)[:7]:  # which need no body
                     self.assertIn(outcome, ("Unreachable", "ApiError"))
+
+
+CLOUD = {"name": "cloud", "key": "keys"}
+# Whom twenty requests may wait for -> what their location says of itself, and the environment of the controller.
+BLACK_HOLES: Dict[str, Tuple[Document, Dict[str, str]]] = {
+    "store": ({"config": {"region": "r", "s3Url": "@", "s3ForcePathStyle": "true"}, "credential": CLOUD}, {}),
+    "STS": ({"config": {"region": "eu-west-1"}}, {
+        "AWS_ROLE_ARN": "arn:aws:iam::1:role/r", "AWS_WEB_IDENTITY_TOKEN_FILE": __file__, "AWS_ENDPOINT_URL_STS": "@"}),
+    "container": ({"config": {"region": "eu-west-1"}}, {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "@/keys"}),
+    "instance": ({"config": {"region": "eu-west-1"}}, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": "@"}),
+    "region": ({"credential": CLOUD}, {"HTTPS_PROXY": "@"})}
+
+
+class TestBlackHoles(EnduranceWorld, unittest.TestCase):
+    """Who is silent holds up one worker, once, and neither the others nor the end."""
+
+    def dig(self, name: str, strangers: List[Stranger]) -> None:
+        """Make twenty requests that wait for silent servers."""
+        for number in range(20):
+            stranger = strangers[number % len(strangers)]
+            if number < len(strangers):
+                self.addCleanup(stranger.close)
+                spec = json.dumps({"provider": "aws", "objectStorage": {"bucket": "bucket"}, **BLACK_HOLES[name][0]})
+                self.make("backupstoragelocations", "BackupStorageLocation", f"hole-{number}",
+                          spec=json.loads(spec.replace("@", stranger.url)))
+            self.make_backup(f"lost-{number}", f"hole-{number % len(strangers)}")
+            self.ask(name=f"lost-{number}")
+
+    def looked_at(self, name: str) -> None:
+        """Wait until a request has an answer or a reason."""
+        wait_until(lambda: (self.look(name) or {}).get("status"), 5, f"a status of {name}")
+
+    def test_twenty_requests_of_a_black_hole(self) -> None:
+        """They cost one worker one deadline; a good request is answered within two seconds, and SIGTERM is heard."""
+        for name, hosts in [*((name, 1) for name in BLACK_HOLES), ("store", 20)]:
+            with self.subTest(silent=name, hosts=hosts):
+                self.move()
+                self.put()
+                strangers, variables = [Stranger("silence") for _ in range(hosts)], BLACK_HOLES[name][1]
+                with environment({key: value.replace("@", strangers[0].url) for key, value in variables.items()}):
+                    controller = self.serve(verify_urls=name == "store", stop_time=0.3)
+                    self.answered(self.ask())
+                    self.dig(name, strangers)
+                    wait_until(lambda: any(stranger.requests for stranger in strangers), 5, "the first to wait")
+                    self.make_backup("b2")
+                    good, asked = self.ask(name="b2", kind="BackupContents"), time.monotonic()
+                    self.looked_at(good)
+                    self.assertLess(time.monotonic() - asked, 2.0)
+                    self.assertLessEqual(sum(len(stranger.requests) for stranger in strangers), 3)
+                    controller.stop.set()
+
+    def test_a_signal_is_heard_while_all_is_silent(self) -> None:
+        """SIGTERM ends a controller within five seconds whoever keeps a worker waiting."""
+        stranger = Stranger("silence")
+        self.dig("STS", [stranger])
+        program = self.program("controller", env={key: value.replace("@", stranger.url)
+                                                  for key, value in BLACK_HOLES["STS"][1].items()})
+        wait_until(lambda: stranger.requests, 10, "the first to wait")
+        started = time.monotonic()
+        self.assertEqual(program.end(signal.SIGTERM).code, 0)
+        self.assertLess(time.monotonic() - started, 5.0)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -6239,7 +6239,7 @@ class Queue:
 WORKERS = 4
 SHORT_WATCH = 3.0                            # seconds; a watch that ends sooner and brought nothing counts as a failure
 BUSY_PAUSE = timedelta(seconds=0.2)          # until a request looks again, when another one waits for the same host
-STOP_TIME = 4.0                              # seconds that passes in hand have to finish when the controller stops
+STOP_TIME = 3.0                              # seconds that passes in hand have to finish when the controller stops
 SKEW_LIMIT = timedelta(minutes=5)            # S3 tolerates 15; from here on URLs are signed by the store's clock
 FACTS_KEPT = 1000                            # entries; more backups than that at once are looked up again
 
