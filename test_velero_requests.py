@@ -10720,6 +10720,36 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
                     CALLS["create"][2](api, self.namespace)
                 self.assertEqual(self.cluster.count("POST", self.path()) - before, 1)
 
+    def test_nobody_waits_longer_than_the_patience(self) -> None:
+        """A Retry-After beyond the time that a call has is an error at once, as for a call that only tidies up."""
+        api = self.api(patience=0.5)
+        for name in CALLS:
+            with self.subTest(call=name):
+                self.cluster.script(CALLS[name][0], CALLS[name][1], status=429, headers={"Retry-After": "5"})
+                started = time.monotonic()
+                with self.assertRaisesRegex(velero_requests.ApiError, "429"):
+                    CALLS[name][2](api, self.namespace)
+                self.assertLess(time.monotonic() - started, 0.5)
+
+    def test_only_what_was_created_is_deleted(self) -> None:
+        """An answer to a create without a name, or with another one, deletes nothing; no verb takes an empty name."""
+        others = [self.ask(), self.ask()]
+        api = self.api()
+        request = velero_requests.new_download_request(self.namespace, "BackupLog", "b1")
+        for metadata in ({}, {"name": ""}, {"name": 5}, {"name": others[0]}, {"name": "../backups"}, None):
+            with self.subTest(metadata=metadata):
+                self.cluster.script("POST", self.path(), status=201, body={"metadata": metadata})
+                with self.assertRaisesRegex(velero_requests.Unreachable, "not the object that was created"):
+                    with velero_requests.created(api, velero_requests.DOWNLOAD_REQUESTS, request):
+                        pass
+        for name in ("", ".", "..", "a/b", "A"):
+            key = velero_requests.Key(velero_requests.DOWNLOAD_REQUESTS, self.namespace, name)
+            self.assertFalse(velero_requests.delete(api, key))
+            for refused in (lambda: velero_requests.merge_patch(api, key, {}), lambda: velero_requests.get(api, *key)):
+                with self.assertRaisesRegex(velero_requests.ApiError, "no object can have this name"):
+                    refused()
+        self.assertEqual((self.cluster.count("DELETE"), sorted(self.names())), (0, sorted(others)))
+
     def test_a_throttled_post_is_sent_again(self) -> None:
         """429 says that nothing was done, so a POST is sent again and makes one object."""
         self.cluster.script("POST", self.path(), 2, status=429, headers={"Retry-After": "0"})
@@ -11784,6 +11814,18 @@ class TestLeaks(UsageWorld, unittest.TestCase):
         self.answered(self.ask_status(), SSR)  # an event ends the back-off of the watch
         self.settle()
         return struck
+
+    def test_forty_large_objects(self) -> None:
+        """A first list of forty objects of 1.2 MB is read in small pages, and needs no more than 60 MiB in all."""
+        for number in range(40):
+            self.ask(name=f"{number:03}" + "x" * 1_200_000)
+        program = self.program("controller")
+        self.watched()
+        small = self.ask_status()
+        self.answered(small, SSR)
+        with open(f"/proc/{program.process.pid}/status", encoding="ascii") as file:
+            peak = int(re.search(r"VmHWM:\s+(\d+)", file.read()).group(1)) / 1024
+        self.assertLess(peak, 60)
 
     def test_fifty_faults_leak_nothing(self) -> None:
         """After fifty faults of watches, lists and calls, threads, sockets and memory are those of before."""

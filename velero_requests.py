@@ -4439,7 +4439,7 @@ RETRIES = 3
 RETRY_AFTER_CAP = 10.0                       # seconds
 WARNINGS_KEPT = 100                          # texts; whatever an API server warns of beyond that is not shown
 ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
-PAGE_LIMIT = 4 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
+PAGE_LIMIT = 2 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
 WATCH_SECONDS = (31, 34)                     # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
 WATCH_SILENCE = 40.0                         # seconds without a byte after which a watch is dead
 
