@@ -9765,6 +9765,11 @@ class TestTlsErrors(KubeFolder):
                    "127.0.0.1")
         self.fails({**KUBE_CA, "tls-server-name": "b.a.example.com"}, "b.a.example.com", "localhost")
 
+    def test_no_look_past_a_proxy(self) -> None:
+        """Through a proxy a certificate is called wrong as well, and nobody is asked for it directly."""
+        text = self.fails({**KUBE_CA, "server": "https://@EXPIRED@", "proxy-url": "http://@PROXY@"}, "expired")
+        self.assertNotIn("it is for", text)
+
     def test_common_name_only(self) -> None:
         """A certificate with nothing but a common name is not accepted, though the name is right."""
         self.fails({**KUBE_CA, "server": "https://@NAMELESS@", "tls-server-name": "localhost"}, "'localhost'")
@@ -11599,6 +11604,22 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         self.settle()
         self.settle()
         self.assertEqual(self.cluster.seen(None, f"/{other}/downloadrequests/stray", "controller"), [])
+
+    def test_a_watch_can_be_interrupted(self) -> None:
+        """Another thread ends a watch, whatever proxy is between, TLS within TLS too."""
+        for proxy in ("", kube_proxy().url, f"https://{kube_proxy('tls').host}"):
+            with self.subTest(proxy=proxy):
+                cluster = velero_requests.load_cluster(self.kubeconfig)._replace(
+                    proxy_url=proxy, insecure=True, ca_data=b"", ca_file="")
+                api = velero_requests.connect(cluster)
+                self.addCleanup(api.login.door.pool.close)
+                response = velero_requests.open_watch(api, velero_requests.BACKUPS, self.namespace,
+                                                      self.cluster.version, seconds=30)
+                timer = threading.Timer(0.1, velero_requests.interrupt, [response])
+                timer.start()
+                with self.assertRaisesRegex(velero_requests.Unreachable, "broke off"):
+                    list(velero_requests.watch_events(response))
+                timer.join()
 
     def test_a_silent_watch_ends(self) -> None:
         """A connection that stays open and says nothing is given up after the silence asked for."""
