@@ -15379,17 +15379,13 @@ class TestDownloadAtomic(DownloadWorld, unittest.TestCase):
     def test_a_file_system_without_locks(self) -> None:
         """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
         stored = self.contents()
-        for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO):
             with self.subTest(errno.errorcode[number]):
                 self.clear()
                 limit = functools.partial(refuse_flock, number)
                 self.assert_right(self.limited(limit, "download", "b1", "-o", self.path, "--quiet"), stored)
                 said = self.limited(limit, "download", "b1", "-o", self.path, "--force", "-v").err
                 self.assertIn(f"another download of {self.path} would not be noticed: {os.strerror(number)}", said)
-        self.clear()
-        limit = functools.partial(refuse_flock, errno.EBADF)
-        result = self.limited(limit, "download", "b1", "-o", self.path)
-        self.assert_absent(result, 1, re.escape(self.path.lower()), may_remain=True)
 
     def test_a_place_that_cannot_be_written(self) -> None:
         """A file system that takes no file is one sentence with the file in it."""
@@ -15549,7 +15545,7 @@ class TestDownloadVerified(DownloadWorld, unittest.TestCase):
         return with_headers(true, Content_Encoding="gzip")
 
     def test_an_encoding_that_is_true(self) -> None:
-        """A proxy that really compresses once more makes another object of it, which never passes for the stored one."""
+        """A proxy that really compresses once more makes another object, which never passes for the stored one."""
         self.contents()
         self.store.script("GET", times=50, answer=lambda _request, true: with_headers(
             true._replace(body=gzip.compress(true.body)), Content_Encoding="gzip"))
@@ -16230,11 +16226,10 @@ class TestDownloadUrlOnly(DownloadWorld, unittest.TestCase):
     serves = False
 
     def test_only_a_url_is_printed(self) -> None:
-        """No control characters, no blanks, nothing but ASCII, http or https; else a sentence, and nothing on stdout."""
-        for url, code in (("https://s.example/k?X-Amz-Signature=a", 0), ("http://[::1]:9000/k", 0),
-                          ("https://s.example/\x1b[2Jk", 1), ("https://s.example/a b", 1), ("https://s.example/\nrm", 1),
-                          ("https://s.example/k\u202e", 1), ("https://s.example/\xe9", 1), ("https://s.example/k\x7f", 1),
-                          ("file:///etc/passwd", 1), ("javascript:alert(1)", 1), ("https://", 1), (" https://s.de/", 1)):
+        """No control characters, no blanks, only ASCII, http or https; else a sentence, and nothing on stdout."""
+        for url, code in (("https://s.example/k?X-Amz-Signature=a", 0), ("http://[::1]:9000/k", 0), ("https://", 1),
+                          *((f"https://s.example/a{odd}k", 1) for odd in ("\x1b[2J", " ", "\n", "\u202e", "\xe9", "\x7f")),
+                          ("file:///etc/passwd", 1), ("javascript:alert(1)", 1), (" https://s.example/", 1)):
             with self.subTest(url):
                 program = self.program("download", "b1", "--url-only")
                 name, = wait_until(self.names, 15, "the request")

@@ -4827,7 +4827,6 @@ SLOW = 0.1                                   # seconds after which a chunk that 
 IDLE_LIMIT = 30.0                            # seconds without a byte
 REFUSAL_TIME = 2.0                           # seconds that the text of a refusal is read; it may have no end
 FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # such as NFS without its lock daemon
 RESTARTS = 3                                 # times that an object may change while it is downloaded
 SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
 MOST_SKEW = timedelta(days=1)
@@ -5279,6 +5278,7 @@ def received(source: Source, transfer: Transfer, start: int = 0, etag: str = "")
                 transfer.head = transfer.head or held
                 failures, waited, renewals = 0, 0.0, 0
                 position += len(chunk)
+                transfer.done = position
                 yield chunk
             return
         except (StoreError, Unreachable) as error:
@@ -5366,20 +5366,12 @@ def _peek(chunks: Iterator[bytes], size: int) -> Tuple[bytes, Iterator[bytes]]:
     return b"".join(first)[:size], _rejoin(first, chunks)
 
 
-def _new_md5() -> Any:
-    """An object that computes an MD5, None where the system forbids it."""
-    try:
-        return hashlib.new("md5")
-    except ValueError:
-        log.info("the ETag is not checked: this system has no MD5")
-        return None
-
-
 def proven(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
     """The same chunks; StoreError at their end when the store's ETag is an MD5, and another one than theirs."""
     _, chunks = _peek(chunks, 1)             # with the first of them comes what the store says of the object
-    wanted = transfer.head.md5 if transfer.head else ""
-    digest = _new_md5() if wanted else None
+    wanted, digest = transfer.head.md5 if transfer.head else "", None
+    with contextlib.suppress(ValueError):    # some systems forbid MD5
+        digest = hashlib.new("md5") if wanted else None
     for chunk in chunks:
         if digest:
             digest.update(chunk)
@@ -5553,9 +5545,7 @@ class NewFile:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Error(f"another download is writing {self.path}", hints=["wait for it, or end it"]) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+        except OSError as error:             # such as NFS without its lock daemon
             log.info("another download of %s would not be noticed: %s", self.path, error.strerror)
 
     def _take(self, name: str, create: int = 0) -> bool:
@@ -5671,52 +5661,27 @@ def new_file(path: str, what: str, *, force: bool, named: bool = True) -> Iterat
         raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
 
-def _open_special(path: str) -> int:
-    """Open a device, or a FIFO once somebody reads it; what is looked at is what is opened."""
-    nonblocking = getattr(os, "O_NONBLOCK", 0)
-    while True:
-        _followed(path)
-        there = os.stat(path)
-        is_fifo = stat.S_ISFIFO(there.st_mode)
-        if stat.S_ISREG(there.st_mode) or (is_fifo and not _is_trusted(there)):
-            raise OSError("it is a file by now, or a FIFO of another user")
-        try:
-            number = os.open(path, os.O_WRONLY | nonblocking)
-        except OSError as error:
-            if not is_fifo or error.errno != errno.ENXIO:
-                raise
-            time.sleep(FIFO_TIMEOUT / 10)
-            continue
-        if os.path.samestat(there, os.fstat(number)):
-            if nonblocking:
-                os.set_blocking(number, True)
-            return number
-        os.close(number)
-
-
 @contextlib.contextmanager
 def _special_file(path: str) -> Iterator[Any]:
-    """A device or a FIFO to write to."""
+    """A device to write to, or a FIFO of our own; opening that waits for a reader."""
     try:
-        with open(_open_special(path), "wb", buffering=0) as file:
+        _followed(path)
+        there = os.stat(path)
+        if stat.S_ISREG(there.st_mode) or (stat.S_ISFIFO(there.st_mode) and not _is_trusted(there)):
+            raise OSError("it is a file by now, or a FIFO of another user")
+        with open(os.open(path, os.O_WRONLY), "wb", buffering=0) as file:
+            if not os.path.samestat(there, os.fstat(file.fileno())):
+                raise OSError("it was exchanged meanwhile")
             yield file
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
-
-
-def counted(transfer: Transfer, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, with `transfer.done` keeping count of them."""
-    transfer.done = 0
-    for chunk in chunks:
-        transfer.done += len(chunk)
-        yield chunk
 
 
 def write_object(source: Source, writer: Any, transfer: Transfer, what: str, *, gunzip: bool) -> int:
     """Write an object into a writer, which stays open -> the bytes; StoreError when it is not whole, after its sound
     part."""
     size = 0
-    raw = counted(transfer, received(source, transfer))
+    raw = received(source, transfer)
     with contextlib.closing(content(raw, transfer, what, gunzip=gunzip)) as chunks:
         for chunk in chunks:
             write_all(writer, chunk)
@@ -5748,7 +5713,7 @@ def _fill(new: NewFile, source: Source, transfer: Transfer, what: str, gunzip: b
     start = transfer.kept = new.find_part()
     position, flushed = 0, start
     raw = received(source, transfer, start, new.etag)
-    raw = counted(transfer, _behind(new.file, start, raw) if start else raw)
+    raw = _behind(new.file, start, raw) if start else raw
     with contextlib.closing(content(raw, transfer, what, gunzip=gunzip)) as chunks:
         for chunk in chunks:
             if new.file is None:
