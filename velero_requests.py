@@ -5368,11 +5368,12 @@ def _peek(chunks: Iterator[bytes], size: int) -> Tuple[bytes, Iterator[bytes]]:
 
 def proven(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
     """The same chunks; StoreError at their end when the store's ETag is an MD5, and another one than theirs."""
-    _, chunks = _peek(chunks, 1)             # with the first of them comes what the store says of the object
-    wanted, digest = transfer.head.md5 if transfer.head else "", None
-    with contextlib.suppress(ValueError):    # some systems forbid MD5
-        digest = hashlib.new("md5") if wanted else None
+    wanted, digest = None, None
     for chunk in chunks:
+        if wanted is None:                   # with the first chunk comes what the store says of the object
+            wanted = transfer.head.md5 if transfer.head else ""
+            with contextlib.suppress(ValueError):  # some systems forbid MD5
+                digest = hashlib.new("md5") if wanted else None
         if digest:
             digest.update(chunk)
         yield chunk
