@@ -1715,6 +1715,17 @@ def _in_network(address: Any, text: str) -> bool:
         return False
 
 
+# Where clouds give keys to whoever asks: link-local addresses, addresses of their own, and IPv6 forms of IPv4's.
+_LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
+               "::ffff:169.254.0.0/112", "::169.254.0.0/112", "64:ff9b::169.254.0.0/112", "2002:a9fe::/32")
+
+
+def is_link_local(address: str) -> bool:
+    """Whether an address is one of link-local services, such as the metadata of an instance."""
+    value = _ip_address(address.partition("%")[0])
+    return value is not None and any(_in_network(value, network) for network in _LINK_LOCAL)
+
+
 def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
     """Whether NO_PROXY names a host: `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
     address = _ip_address(host)
@@ -1895,7 +1906,7 @@ def presign(address: Address, credentials: Credentials, region: str, now: dateti
 # 7. Decisions — every policy, as functions from values to an Outcome
 #    triage_download, sign, answer_download, refuse_download, fall_back_download, is_news, decide_status, backoff,
 #    is_version_expired, is_answered, logs_refusal, event_for, new_download_request, new_status_request, head_from,
-#    bytes_to_skip, download_wait, resume_point
+#    bytes_to_skip, download_wait
 #
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
@@ -2474,7 +2485,6 @@ PASSING_STATUS = (408, 429, 500, 502, 503, 504, 522, 524)  # curl's --retry, too
 EXPIRED = ("UrlExpired", "ClockSkew", "CredentialsExpired")  # reasons that another signature may cure
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(?:(\d{1,18})|\*)", re.ASCII)
 _MD5_ETAG = re.compile(r'"[0-9a-f]{32}"', re.ASCII)
-CHECKSUM_SIZES = {"crc32": 4, "sha1": 20, "sha256": 32}  # bytes; the standard library has no CRC32C and no CRC64NVME
 
 
 class Head(NamedTuple):
@@ -2482,29 +2492,19 @@ class Head(NamedTuple):
 
     etag: str = ""                           # as sent; empty for a weak one, which identifies no bytes
     size: Optional[int] = None               # of the whole object
-    checksums: Tuple[Tuple[str, bytes], ...] = ()  # algorithm and digest of the whole object
+    md5: str = ""                            # of the whole object, in hex
     start: int = 0                           # -1 for a Content-Range that cannot be
     end: Optional[int] = None
     whole: bool = True                       # answered 200, whatever was asked for
     ends: bool = True                        # its end can be told from a break: it has a length or comes in chunks
-    encoded: bool = False                    # says Content-Encoding: gzip
 
 
-def checksums_from(headers: Mapping[str, str], etag: str) -> Tuple[Tuple[str, bytes], ...]:
-    """The digests of the whole object that can be computed here: S3's headers, and an ETag where it is an MD5.
-
-    Checksums over parts (`…-3`), and ETags of parts or of what KMS or the customer's keys encrypt, are none.
-    """
-    found = []
-    for name, size in CHECKSUM_SIZES.items():
-        digest = decode_base64(headers.get(f"x-amz-checksum-{name}", ""))
-        if digest is not None and len(digest) == size:
-            found.append((name, digest))
-    encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
-    if _MD5_ETAG.fullmatch(etag) and not encrypted and not headers.get(
-            "x-amz-server-side-encryption-customer-algorithm"):
-        found.append(("md5", bytes.fromhex(etag.strip('"'))))
-    return tuple(found)
+def md5_from(headers: Mapping[str, str], etag: str) -> str:
+    """The MD5 of the whole object where the ETag is one: of objects in parts, and of those that KMS or a customer's key
+    encrypts, it is something else."""
+    encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms") or headers.get(
+        "x-amz-server-side-encryption-customer-algorithm")
+    return etag.strip('"') if _MD5_ETAG.fullmatch(etag) and not encrypted else ""
 
 
 def head_from(status: int, headers: Mapping[str, str]) -> Head:
@@ -2514,8 +2514,7 @@ def head_from(status: int, headers: Mapping[str, str]) -> Head:
     length = headers.get("Content-Length", "")
     size = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
     chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
-    common = {"etag": etag, "checksums": checksums_from(headers, etag), "ends": size is not None or chunked,
-              "encoded": headers.get("Content-Encoding", "").lower() == "gzip"}
+    common = {"etag": etag, "md5": md5_from(headers, etag), "ends": size is not None or chunked}
     if status == 200:
         return Head(size=size, end=size, **common)
     match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
@@ -2526,12 +2525,10 @@ def head_from(status: int, headers: Mapping[str, str]) -> Head:
     return Head(size=total, start=first, end=last + 1, whole=False, **common)
 
 
-def range_headers(start: int, stop: Optional[int], etag: str) -> Dict[str, str]:
-    """The headers that ask for a part of an object, if it is still the same."""
-    if not start and stop is None:
-        return {}
-    headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
-    return {**headers, "If-Match": etag} if etag else headers
+def range_headers(start: int, etag: str) -> Dict[str, str]:
+    """The headers that ask for the rest of an object, if it is still the same."""
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    return {**headers, "If-Match": etag} if start and etag else headers
 
 
 def changed_object(position: int) -> StoreError:
@@ -2539,15 +2536,14 @@ def changed_object(position: int) -> StoreError:
     return StoreError(f"the object changed after {position} bytes of it had come", reason="ObjectChanged")
 
 
-def bytes_to_skip(held: Head, head: Head, position: int, stop: Optional[int]) -> int:
+def bytes_to_skip(held: Head, head: Head, position: int) -> int:
     """How many bytes of an answer are in hand already; StoreError when it does not go on where `held` stopped.
 
     One byte in hand is asked for again, so that behind the last one, too, there is something to ask for. A store that
     ignores Range sends the object from its beginning: nothing is lost but time.
     """
-    if head.whole and not (head.ends or head.etag or head.checksums):
-        raise Unreachable("the store's answer has no length, no ETag and no checksum: it was cut short",
-                          reason="BrokenOff")
+    if head.whole and not (head.ends or head.etag):
+        raise Unreachable("the store's answer has neither length nor ETag: it was cut short", reason="BrokenOff")
     asked = max(0, position - 1)
     differs = None not in (held.size, head.size) and held.size != head.size
     if position and (differs or (held.etag and held.etag != head.etag and (head.etag or head.whole))):
@@ -2555,8 +2551,7 @@ def bytes_to_skip(held: Head, head: Head, position: int, stop: Optional[int]) ->
     if head.whole:
         return position
     size = held.size if head.size is None else head.size
-    expected_end = size if stop is None or size is None else min(stop, size)
-    if head.start != asked or (expected_end is not None and head.end != expected_end):
+    if head.start != asked or (size is not None and head.end != size):
         raise StoreError("the store answered with another part of the object than it was asked for",
                          reason="WrongRange")
     return position - asked
@@ -2581,14 +2576,6 @@ def download_wait(error: Error, failures: int, waited: float, moved: bool) -> Op
     tries = FEW_TRIES if few else DOWNLOAD_TRIES if moved else FIRST_TRIES
     wait = max(backoff(failures, 0.2, 10.0), getattr(error, "retry_after", None) or 0.0)
     return None if failures >= tries or waited + wait > DOWNLOAD_WAIT else wait
-
-
-def resume_point(record: Any, size: int, what: str) -> Tuple[int, str]:
-    """The record beside a partial file of `size` bytes -> from which byte to go on, and the ETag; (0, "") for anew."""
-    etag, done = _text(record, "etag"), _at(record, "done")
-    start = min(size, done) if isinstance(done, int) and done >= 0 else size
-    known = etag == one_line(etag) and etag.isascii() and len(etag) > 2 and _text(record, "object") == what
-    return (start, etag) if known and start else (0, "")
 
 
 def may_be_continued(error: BaseException) -> bool:
@@ -2639,9 +2626,9 @@ def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) ->
     return ", ".join(parts)
 
 
-def saved_text(size: int, seconds: float, sha256: str) -> str:
+def saved_text(size: int, seconds: float) -> str:
     """The last line of a download."""
-    return f"{bytes_text(size)} in {format_duration(round(seconds, 1))}" + (f", sha256 {sha256}" if sha256 else "")
+    return f"{bytes_text(size)} in {format_duration(round(seconds, 1))}"
 
 
 def json_text(document: Any) -> str:
@@ -4015,7 +4002,8 @@ def unreachable(error: Exception, where: str, url: str, server_name: str = "", h
                 ) -> Unreachable:
     """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, proxy, or why TLS failed.
 
-    A certificate is looked at a second time only where no proxy is between, for that look goes straight to the host.
+    url: where to look at the certificate; empty where the sentence may hold nothing that the peer has sent. Where a
+    proxy is between, there is no second look, for that goes straight to the host.
     """
     cause: BaseException = error
     while cause.__cause__ or cause.__context__:
@@ -4024,14 +4012,16 @@ def unreachable(error: Exception, where: str, url: str, server_name: str = "", h
         text = getattr(cause, "strerror", None) or _tls_text(cause)
         return Unreachable(f"cannot reach {where} through its proxy: {text}")
     if isinstance(cause, ssl.SSLCertVerificationError):
-        problem = cause.verify_message if proxied else explain_certificate(url, server_name, cause.verify_message)
+        look = url and not proxied
+        problem = explain_certificate(url, server_name, cause.verify_message) if look else cause.verify_message
         return Unreachable(f"{where} has a certificate that is not trusted: {problem}", hints=[hint] if hint else [])
     if isinstance(error, urllib3.exceptions.SSLError) or isinstance(cause, ssl.SSLError):
         return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
     if isinstance(cause, socket.timeout) or isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
         return Unreachable(f"{where} does not answer in time")
-    return Unreachable(f"cannot reach {where}: {getattr(cause, 'strerror', None) or one_line(redact(str(cause)))}")
+    text = getattr(cause, "strerror", None) or (one_line(redact(str(cause))) if url else "it does not answer in HTTP")
+    return Unreachable(f"cannot reach {where}: {text}")
 
 
 # -- time, and pools
@@ -5408,10 +5398,10 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
 # ====================================================================================================
 # 12. Object store — fetch a URL or a file, go on after a break, inflate, verify, save
 #     Trust, open_url, read_body, Transfer, Source, url_source, file_source, received, ahead, content, inflate, checked,
-#     walked, check_target, save, save_object
+#     check_target, NewFile, save_object
 #
 #     A download is a chain of generators of bytes, each with one job:
-#     received (a source, whatever breaks) -> proven (checksums) -> unframed -> inflate or checked (gzip) -> a writer.
+#     received (a source, whatever breaks) -> proven (MD5) -> unframed -> inflate or checked (gzip) -> a writer.
 #     `ahead` puts what comes before it into a thread of its own; receiving, proving, inflating and writing go on side
 #     by side.
 # ====================================================================================================
@@ -5422,10 +5412,9 @@ SLOW = 0.1                                   # seconds after which a chunk that 
 IDLE_LIMIT = 30.0                            # seconds without a byte
 VERIFY_TIMEOUT = 5.0                         # seconds in which a store must have answered, to have its URL handed out
 FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
-PIECE = 8 << 20                              # bytes that one of several connections fetches at a time
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # such as NFS without its lock daemon
 RESTARTS = 3                                 # times that an object may change while it is downloaded
 SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
+MOST_SKEW = timedelta(days=1)
 
 
 @hides("ca_cert")
@@ -5485,13 +5474,21 @@ REFUSALS = {
 }
 
 
+OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "InvalidRange", "InvalidRequest",
+               "MethodNotAllowed", "RequestTimeout", "ServiceUnavailable", "SlowDown")
+
+
 def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
-    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say."""
+    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say, or nothing credible.
+
+    By a date that is too far off we would sign what is good only years from now.
+    """
     try:
         theirs = email.utils.parsedate_to_datetime((headers.get("Date") or "")[:64])
-        return theirs.astimezone(timezone.utc) - now
+        skew = theirs.astimezone(timezone.utc) - now
     except (TypeError, ValueError, IndexError, OverflowError):
         return timedelta(0)
+    return skew if abs(skew) <= MOST_SKEW else timedelta(0)
 
 
 def _meaning(status: int, code: str, message: str, region: str) -> Optional[Refusal]:
@@ -5506,16 +5503,21 @@ def _meaning(status: int, code: str, message: str, region: str) -> Optional[Refu
     return known or {403: REFUSALS["AccessDenied"], 404: REFUSALS["NoSuchKey"]}.get(status)
 
 
-def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime
-                  ) -> StoreError:
-    """A store's refusal -> one sentence with its cause, and the cure; nothing of the signature shows."""
+def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime,
+                  *, quoting: bool = True) -> StoreError:
+    """A store's refusal -> one sentence with its cause, and the cure; nothing of the signature shows.
+
+    quoting: whether it may hold what the store has written; else it holds no more than a code that is known.
+    """
     fields = xml_fields(body) if body.lstrip()[:1] == b"<" else {}
     code, message = fields.get("Code", ""), fields.get("Message", "")
     region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
     meaning = _meaning(status, code, message, region) or Refusal("StoreError", "")
     skew = clock_skew(headers, now)
     detail = f"{code}: {message}" if code else _what_is(body)
-    if code == "SignatureDoesNotMatch" and fields.get("CanonicalRequest"):
+    if not quoting:
+        detail = code if code in REFUSALS or code in OTHER_CODES else "without a code of S3"
+    elif code == "SignatureDoesNotMatch" and fields.get("CanonicalRequest"):
         detail = f"{code}: {explain_signature(url, fields['CanonicalRequest'])}"
     elif meaning.reason in ("WrongRegion", "WrongEndpoint") and region:
         detail = f"{detail} (the bucket is in region {region})"
@@ -5564,10 +5566,12 @@ def _without_frames(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, str]] = None,
-             wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT) -> Iterator[Response]:
+             wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT, address: str = "", quoting: bool = True
+             ) -> Iterator[Response]:
     """GET a pre-signed URL -> the response, its body unread; closed by the context.
 
-    idle: seconds without a byte. Raises StoreError for any status that is not wanted, Unreachable without a connection;
+    idle: seconds without a byte. address: of the host, where it has been looked up. quoting: whether an error may hold
+    what the host has written. Raises StoreError for any status that is not wanted, Unreachable without a connection;
     neither shows the URL's signature. Further headers need no signature, for only `host` is signed.
     """
     if not is_http_url(url):
@@ -5578,21 +5582,27 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
     context = None
     if "https" in (parts.scheme, urlsplit(proxy).scheme):
         context = tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source, host=parts.hostname or "")
-    door = open_door(url, context, proxy=proxy)
+    if address:
+        headers = {"Host": parts.netloc, **(headers or {})}
+        netloc = (f"[{address}]" if ":" in address else address) + (f":{parts.port}" if parts.port else "")
+        door = open_door(f"{parts.scheme}://{netloc}", context, server_name=parts.hostname or "")
+    else:
+        door = open_door(url, context, proxy=proxy)
     try:
         try:
             response = send_request(door, "GET", parts.path + (f"?{parts.query}" if parts.query else ""), {
                 "Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})}, idle=idle)
         except urllib3.exceptions.HTTPError as error:
-            failed = unreachable(error, where, url, hint="name the store's certificate authority with --cacert",
-                                 proxied=bool(proxy))
+            failed = unreachable(error, where, url if quoting else "",
+                                 hint="name the store's certificate authority with --cacert", proxied=bool(proxy))
             failed.retry = not isinstance(error, urllib3.exceptions.SSLError)
             if isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)):
                 failed.reason = "BrokenOff"
             raise failed from error
         with contextlib.closing(response):
             if response.status not in wanted:
-                raise store_refusal(response.status, read_refusal(response), response.headers, where, url, utc_now())
+                raise store_refusal(response.status, read_refusal(response), response.headers, where, url, utc_now(),
+                                    quoting=quoting)
             yield response
     finally:
         door.pool.close()
@@ -5613,14 +5623,38 @@ def trust_for(url: str, trust: Optional[Trust], ask: Callable[[], Trust]) -> Tru
     return trust or (ask() if url.startswith("https:") else Trust())
 
 
+def store_addresses(host: str) -> List[str]:
+    """The addresses at which to ask a store, one of each family; StoreError when one is of a link-local service."""
+    found: Dict[int, str] = {}
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+            if is_link_local(str(address[0])):
+                raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
+                                 reason="WrongEndpoint", hints=[WRONG_ENDPOINT.cure])
+            found.setdefault(family, str(address[0]))
+    except (OSError, UnicodeError) as error:
+        log.debug("no address of %s: %s", host, error)
+    return list(found.values())
+
+
 def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
     """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time.
 
-    A signed GET cannot be tried by HEAD, for the method is signed; 416 is what an empty object answers.
+    A signed GET cannot be tried by HEAD, for the method is signed; 416 is what an empty object answers. A stranger may
+    have chosen the host and read the error, so that has status and known codes, and nothing that the host has written.
     """
+    parts = urlsplit(url)
+    headers, wanted = {"Range": "bytes=0-0"}, (200, 206, 416)
+    failed = Unreachable(f"cannot reach the store at {parts.netloc}: it has no address here")
     with asking(url), within(seconds):
-        with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416)):
-            return
+        addresses = store_addresses(parts.hostname or "")
+        for address in [""] if proxy_for(url, os.environ) else addresses:
+            try:
+                with open_url(url, trust, headers=headers, wanted=wanted, address=address, quoting=False):
+                    return
+            except Unreachable as error:
+                failed = error
+        raise failed
 
 
 def _pieces(response: Response) -> Iterator[bytes]:
@@ -5678,7 +5712,7 @@ class Transfer:
         self.head: Optional[Head] = None     # what the store says of the object, once a byte has come
         self.stop = threading.Event()
         self.failure: Optional[BaseException] = None  # why one of its threads ended it
-        self.aborts: Set[Callable[[], None]] = set()
+        self.abort: Callable[[], None] = lambda: None  # ends the chunks that come just now
 
 
 class Answer(NamedTuple):
@@ -5692,11 +5726,11 @@ class Answer(NamedTuple):
 class Source(NamedTuple):
     """Where an object can be had, again and again.
 
-    `open(start, stop, etag)` gives its bytes from start to before stop (None: to the end) if it is still of this ETag.
-    `renew(error)` gets another URL after a refusal.
+    `open(start, etag)` gives its bytes from start on if it is still of this ETag; `renew(error)` gets another URL after
+    a refusal.
     """
 
-    open: Callable[[int, Optional[int], str], ContextManager[Answer]]
+    open: Callable[[int, str], ContextManager[Answer]]
     renew: Callable[[StoreError], None]
 
 
@@ -5706,9 +5740,9 @@ def url_source(locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float 
     current = [locate(timedelta(0))]
 
     @contextlib.contextmanager
-    def open_part(start: int, stop: Optional[int], etag: str) -> Iterator[Answer]:
+    def open_rest(start: int, etag: str) -> Iterator[Answer]:
         url, trust = current[0]
-        headers = range_headers(start, stop, etag)
+        headers = range_headers(start, etag)
         wanted = (200, 206) if headers else (200,)
         with open_url(url, trust, headers=headers, wanted=wanted, idle=idle) as response:
             head = head_from(response.status, response.headers)
@@ -5717,7 +5751,7 @@ def url_source(locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float 
     def renew_url(error: StoreError) -> None:
         current[0] = locate(error.skew if abs(error.skew) >= SKEW_WORTH else timedelta(0))
 
-    return Source(open_part, renew_url)
+    return Source(open_rest, renew_url)
 
 
 def unreadable(path: str, error: OSError) -> StoreError:
@@ -5732,14 +5766,14 @@ def file_source(path: str, hints: Iterable[str] = ()) -> Source:
     """
 
     @contextlib.contextmanager
-    def open_part(start: int, stop: Optional[int], etag: str) -> Iterator[Answer]:
+    def open_rest(start: int, etag: str) -> Iterator[Answer]:
         try:
             with open(path, "rb", buffering=0, opener=_open_now) as file:
                 about_it = os.fstat(file.fileno())
                 if not stat.S_ISREG(about_it.st_mode):
                     raise NotFound(f"{path} is no file", reason="ArtifactNotFound")
-                head = Head(f'"{about_it.st_mtime_ns}-{about_it.st_size}"', about_it.st_size, (), start,
-                            about_it.st_size if stop is None else min(stop, about_it.st_size), whole=False)
+                head = Head(f'"{about_it.st_mtime_ns}-{about_it.st_size}"', about_it.st_size, "", start,
+                            about_it.st_size, whole=False)
                 if etag not in ("", head.etag):
                     raise changed_object(start)
                 file.seek(start)
@@ -5752,37 +5786,25 @@ def file_source(path: str, hints: Iterable[str] = ()) -> Source:
     def renew_nothing(error: StoreError) -> None:
         raise error
 
-    return Source(open_part, renew_nothing)
+    return Source(open_rest, renew_nothing)
 
 
 def halt(transfer: Transfer) -> None:
     """End a transfer: its threads see their connections end, and leave."""
     transfer.stop.set()
-    for abort in list(transfer.aborts):
-        abort()
+    transfer.abort()
 
 
-@contextlib.contextmanager
-def _registered(transfer: Transfer, answer: Answer) -> Iterator[Iterator[bytes]]:
-    """The chunks of an answer, for as long as `halt` may end them."""
-    transfer.aborts.add(answer.abort)
-    try:
-        if not transfer.stop.is_set():
-            yield answer.chunks
-        else:
-            yield iter(())
-    finally:
-        transfer.aborts.discard(answer.abort)
-
-
-def _rest(source: Source, transfer: Transfer, held: Head, position: int, stop: Optional[int]
-          ) -> Iterator[Tuple[Head, bytes]]:
+def _rest(source: Source, transfer: Transfer, held: Head, position: int) -> Iterator[Tuple[Head, bytes]]:
     """One attempt: what comes of an object behind `position`, with what is said of it; raises when it is not all."""
-    with source.open(max(0, position - 1), stop, held.etag) as answer, _registered(transfer, answer) as chunks:
+    with source.open(max(0, position - 1), held.etag) as answer:
+        transfer.abort = answer.abort
+        if transfer.stop.is_set():           # `halt` may have come before there was something to abort
+            raise StoreError("the transfer was ended")
         head = answer.head
-        skip = bytes_to_skip(held, head, position, stop)
+        skip = bytes_to_skip(held, head, position)
         came = 0
-        for chunk in chunks:
+        for chunk in answer.chunks:
             came += len(chunk)
             fresh, skip = chunk[skip:], max(0, skip - len(chunk))
             if fresh:
@@ -5792,9 +5814,8 @@ def _rest(source: Source, transfer: Transfer, held: Head, position: int, stop: O
         yield head, b""
 
 
-def received(source: Source, transfer: Transfer, start: int = 0, stop: Optional[int] = None, etag: str = ""
-             ) -> Iterator[bytes]:
-    """The bytes of an object from `start` to before `stop`, whatever breaks meanwhile.
+def received(source: Source, transfer: Transfer, start: int = 0, etag: str = "") -> Iterator[bytes]:
+    """The bytes of an object from `start` on, whatever breaks meanwhile.
 
     Goes on at the byte reached, by Range and If-Match, with back-off, and with another URL when one has expired.
     etag: of the object that the bytes before `start` are of. Raises StoreError with reason ObjectChanged when it is
@@ -5803,19 +5824,17 @@ def received(source: Source, transfer: Transfer, start: int = 0, stop: Optional[
     position, held, known, failures, waited, renewals = start, Head(etag=etag), False, 0, 0.0, 0
     while not transfer.stop.is_set():
         try:
-            for head, chunk in _rest(source, transfer, held, position, stop):
+            for head, chunk in _rest(source, transfer, held, position):
                 held, known = held if known else head, True
                 transfer.head = transfer.head or held
                 failures, waited, renewals = 0, 0.0, 0
                 position += len(chunk)
+                transfer.done = position
                 yield chunk
             return
         except (StoreError, Unreachable) as error:
             if isinstance(error, StoreError) and error.status in (412, 416):
-                if error.status == 412 or position or stop is None:
-                    raise changed_object(position) from error
-                stop = None                  # an empty object has no range, and can be asked for as a whole
-                continue
+                raise changed_object(position) from error
             failures += 1
             if is_for_a_new_url(error, position > start) and renewals < 2:
                 renewals += 1
@@ -5882,46 +5901,6 @@ def ahead(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
 # -- whether it is the object
 
 
-class _Crc32:
-    """zlib's CRC32 as hashlib's objects are."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def update(self, data: bytes) -> None:
-        """Take more bytes."""
-        self.value = zlib.crc32(data, self.value)
-
-    def digest(self) -> bytes:
-        """Four bytes, big end first, as S3 writes them."""
-        return self.value.to_bytes(4, "big")
-
-
-def _new_digest(name: str) -> Any:
-    """An object that computes a digest; None for MD5 where the system forbids it."""
-    try:
-        return _Crc32() if name == "crc32" else hashlib.new(name)
-    except ValueError:
-        log.info("the ETag is not checked: this system has no %s", name)
-        return None
-
-
-def proven(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
-    """The same chunks; StoreError at their end when they have not the checksums that the store has for the object."""
-    digests: Optional[List[Tuple[str, bytes, Any]]] = None
-    for chunk in chunks:
-        if digests is None:
-            digests = [(name, wanted, _new_digest(name)) for name, wanted in transfer.head.checksums]
-        for _, _, digest in digests:
-            if digest:
-                digest.update(chunk)
-        yield chunk
-    for name, wanted, digest in digests or ():
-        if digest and digest.digest() != wanted:
-            raise StoreError(f"the file is damaged: its {name} checksum is {digest.digest().hex()}, the store has "
-                             f"{wanted.hex()}")
-
-
 def _rejoin(first: List[bytes], chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from first
     yield from chunks
@@ -5936,6 +5915,21 @@ def _peek(chunks: Iterator[bytes], size: int) -> Tuple[bytes, Iterator[bytes]]:
             break
         first.append(chunk)
     return b"".join(first)[:size], _rejoin(first, chunks)
+
+
+def proven(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
+    """The same chunks; StoreError at their end when the store's ETag is an MD5, and another one than theirs."""
+    wanted, digest = None, None
+    for chunk in chunks:
+        if wanted is None:                   # with the first chunk comes what the store says of the object
+            wanted = transfer.head.md5 if transfer.head else ""
+            with contextlib.suppress(ValueError):  # some systems forbid MD5
+                digest = hashlib.new("md5") if wanted else None
+        if digest:
+            digest.update(chunk)
+        yield chunk
+    if digest and digest.hexdigest() != wanted:
+        raise StoreError(f"the file is damaged: its MD5 is {digest.hexdigest()}, the store's ETag is {wanted}")
 
 
 def unframed(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -5984,69 +5978,8 @@ def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise StoreError("the file is empty, not gzip")
 
 
-def _pax_size(records: bytes) -> Optional[int]:
-    """The size that an extended header gives in its records, `LENGTH KEY=VALUE` and a line end; the last one counts."""
-    at, size = 0, None
-    while at < len(records):
-        length = records[at:at + 9].split(b" ")[0]
-        if not length.isdigit() or length == b"0":
-            break
-        name, _, value = records[at:at + int(length)].partition(b"=")
-        if name == length + b" size":
-            size = int(value[:20], 10)
-        at += int(length)
-    return size
-
-
-def _tar_size(header: bytes, extended: bytes) -> int:
-    """The bytes of content behind a tar header; an extended header before it may say more than the field can hold."""
-    field = header[124:136]
-    try:
-        if sum(header[:148]) + 8 * 32 + sum(header[156:]) != int(header[148:156].strip(b"\0 "), 8):
-            raise ValueError
-        size = _pax_size(extended)
-        if size is None:  # from 128 on it is GNU's way to write what takes more than 11 octal digits
-            size = int(field.strip(b"\0 ") or b"0", 8) if field[0] < 128 else int.from_bytes(field[1:], "big")
-        if size < 0:
-            raise ValueError
-        return size
-    except ValueError:
-        raise StoreError("the archive is damaged: a header in it is none") from None
-
-
-def walked(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same pieces, proven on the way to be a whole tar: each header sound, each content there, an end mark.
-
-    The tarfile module takes a damaged header for the end, and keeps a record of each file.
-    """
-    rest, wanted, skip, ended, extended = bytearray(), 512, 0, False, b""
-    for piece in pieces:
-        taken = min(skip, len(piece))
-        skip -= taken
-        rest += b"" if ended else piece[taken:]
-        while len(rest) >= wanted and not ended:
-            header = bytes(rest[:512])
-            if not header.strip(b"\0"):
-                ended = True
-                break
-            size = _tar_size(header, extended)
-            behind = 512 + (size + 511) // 512 * 512
-            if header[156:157] == b"x" and size < 1 << 20:
-                wanted = behind
-                if len(rest) < behind:
-                    break
-                extended = bytes(rest[512:512 + size])
-            else:
-                extended = b""
-            skip, wanted = max(0, behind - len(rest)), 512
-            del rest[:behind]
-        yield piece
-    if not ended:
-        raise StoreError("the archive is cut short: it has no end")
-
-
-def checked(chunks: Iterable[bytes], look: Callable[[Iterator[bytes]], Iterable[bytes]] = iter) -> Iterator[bytes]:
-    """The same chunks, proven on the way to be whole gzip; StoreError as `inflate`. look: sees what is inside."""
+def checked(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same chunks, proven on the way to be whole gzip; StoreError as `inflate`."""
     passed: deque = deque()
 
     def tap() -> Iterator[bytes]:
@@ -6054,61 +5987,20 @@ def checked(chunks: Iterable[bytes], look: Callable[[Iterator[bytes]], Iterable[
             passed.append(chunk)
             yield chunk
 
-    for _ in look(inflate(tap())):
+    for _ in inflate(tap()):
         while passed:
             yield passed.popleft()
     yield from passed
 
 
-def unwrapped(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
-    """The stored bytes, where a proxy on the way has compressed once more what is gzip already."""
-    head, pieces = _peek(chunks, 1024)
-    try:
-        doubled = zlib.decompressobj(31).decompress(head)[:2] == b"\x1f\x8b"
-    except zlib.error:
-        doubled = False
-    said = transfer.head is not None and transfer.head.encoded
-    yield from inflate(pieces) if said and doubled else pieces
+def content(chunks: Iterator[bytes], transfer: Transfer, what: str, *, gunzip: bool) -> Iterator[bytes]:
+    """What a person wants of a stored object: inflated, or as it is stored, and proven either way. Close it.
 
-
-class Saved(NamedTuple):
-    """A finished download: its bytes and their SHA-256 in hex, empty when it was not asked for."""
-
-    size: int
-    sha256: str
-
-
-class Wish(NamedTuple):
-    """How an object is to be had: inflated, walked as a tar, with this SHA-256 (None: not computed), over so many
-    connections.
-
-    `what` names it in errors, and in the record of a partial file, which is not continued with another object.
+    what: its name, in errors.
     """
-
-    what: str
-    gunzip: bool = False
-    check: bool = False
-    sha256: Optional[str] = None
-    connections: int = 1
-
-
-def hashed(chunks: Iterator[bytes], wish: Wish, digests: List[str]) -> Iterator[bytes]:
-    """The same chunks, their SHA-256 in hex left in `digests`; StoreError at the end when another was demanded."""
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-        yield chunk
-    digests.append(digest.hexdigest())
-    if wish.sha256 and wish.sha256.lower() != digests[0]:
-        raise StoreError(f"the sha256 is {digests[0]}, not {wish.sha256.lower()} as demanded")
-
-
-def content(chunks: Iterator[bytes], transfer: Transfer, wish: Wish, digests: List[str]) -> Iterator[bytes]:
-    """What a person wants of a stored object: as it is stored, or inflated, and proven either way. Close it."""
-    with about(wish.what):
-        stored = unframed(ahead(proven(ahead(unwrapped(chunks, transfer), transfer), transfer), transfer))
-        wanted = inflate(stored) if wish.gunzip else checked(stored, walked if wish.check else iter)
-        yield from ahead(wanted if wish.sha256 is None else hashed(wanted, wish, digests), transfer)
+    with about(what):
+        stored = unframed(ahead(proven(ahead(chunks, transfer), transfer), transfer))
+        yield from ahead(inflate(stored) if gunzip else checked(stored), transfer)
 
 
 def write_all(writer: Any, chunk: bytes) -> None:
@@ -6127,242 +6019,239 @@ def is_special(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def check_target(path: str, *, force: bool) -> None:
-    """Raise, before anything is asked of anybody, when a file cannot be put at this path."""
+def _is_trusted(there: os.stat_result) -> bool:
+    """Whether we or root made something: in a shared folder anybody makes what leads or sends our bytes elsewhere."""
+    return there.st_uid in (0, getattr(os, "geteuid", int)())
+
+
+def _followed(path: str) -> str:
+    """Where symbolic links lead that can be trusted."""
+    for _ in range(40):                      # as many as Linux follows
+        try:
+            there = os.lstat(path)
+            if not stat.S_ISLNK(there.st_mode):
+                return path
+            if not _is_trusted(there):
+                raise Error(f"cannot write {path}: it is a symbolic link of another user", hints=[
+                    "name the file that it leads to, if that is meant"])
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:                      # what is wrong with it, opening it will say
+            return path
+    raise Error(f"cannot write {path}: too many symbolic links")
+
+
+def _exists(path: str) -> Error:
+    return Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
+
+
+def check_target(path: str, *, force: bool, named: bool = True) -> None:
+    """Raise, before anything is asked of anybody, when a file cannot be put at this path.
+
+    named: whether the user named it, who may mean a device, a FIFO or a link; else it must be a regular file.
+    """
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise Error(f"cannot write {path}: there is no folder {folder}")
     if os.path.isdir(path):
         raise Error(f"cannot write {path}: it is a folder", hints=["name a file in it"])
+    if not named and os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise Error(f"cannot write {path}: it is no regular file", hints=["if it is meant, name it with --output"])
     if os.path.lexists(path) and not force and not is_special(path):
-        raise Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
+        raise _exists(path)
+    _followed(path)
 
 
-def _give_name(temporary: str, path: str, *, force: bool) -> None:
-    """Rename; without `force` link first, which fails on a file that came meanwhile, where there are links at all."""
-    if not force:
-        try:
-            os.link(temporary, path)
-            return
-        except FileExistsError:
-            check_target(path, force=False)
-            raise
-        except OSError:
-            check_target(path, force=force)
-    os.replace(temporary, path)
+_NAMED_BY_ETAG = re.compile(r'"([\w-]{1,64})"', re.ASCII)  # ETags that can be part of a file's name: all of S3's
+_PART = ".velero-requests.part"
 
 
-class Place(NamedTuple):
-    """Where a download is put: the target, and beside it what is there while it comes, its record included."""
+class NewFile:
+    """A file that gets its name once it is whole, and beside it till then its partial file.
 
-    path: str
-    part: str
-    record: str
+    The partial file's name tells target, object and ETag, so that another run can go on from it. In a shared folder
+    anybody makes files: so the folder is opened once, and a file in it is looked at through its descriptor.
+    """
 
+    def __init__(self, path: str, what: str, *, force: bool, named: bool):
+        self.path, self.force, self.file, self.etag = path, force, None, ""
+        self.where, self.name = os.path.split(_followed(path) if named else path)
+        self.where = self.where or "."
+        self.folder = os.open(self.where, os.O_RDONLY | os.O_DIRECTORY) if os.open in os.supports_dir_fd else None
+        name_mark, self.mark = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (self.name, what))
+        self.part, self.stem = "", f".{self.name[:32]}.{name_mark}."
 
-def place_of(path: str) -> Place:
-    """The names beside a target; a name that leaves no room for more is replaced by its hash."""
-    path = os.path.realpath(path)
-    folder, name = os.path.split(path)
-    if len(os.fsencode(name)) > 200:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    stem = os.path.join(folder, f".{name}.velero-requests.")
-    return Place(path, stem + "part", stem + "json")
+    def at(self, name: str) -> str:
+        """A file of the folder, for calls with `dir_fd`."""
+        return name if self.folder is not None else os.path.join(self.where, name)
 
-
-def _clear_the_way(path: str) -> None:
-    """Remove what is no plain file of our own from a partial file's name: a link would lead elsewhere."""
-    with contextlib.suppress(FileNotFoundError):
-        there = os.lstat(path)
-        if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1 or there.st_uid != getattr(os, "geteuid", int)():
-            os.unlink(path)
-
-
-def _lock(file: Any, path: str) -> None:
-    """Keep other downloads of a target out, where there are locks at all; BlockingIOError when one has it."""
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        log.info("another download of %s would not be noticed: %s", path, error.strerror)
-
-
-def _open_part(place: Place) -> Any:
-    """The partial file, locked and unbuffered; Error when another download has it."""
-    while True:
-        _clear_the_way(place.part)
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        file = open(os.open(place.part, flags, 0o600), "r+b", buffering=0)
-        try:
-            _lock(file, place.path)
-            if os.path.exists(place.part) and os.path.samestat(os.stat(place.part), os.fstat(file.fileno())):
-                return file
-            file.close()                     # it was finished and renamed between our two calls
-        except BlockingIOError:
-            file.close()
-            raise Error(f"another download is writing {place.path}", hints=["wait for it, or end it"]) from None
-
-
-def _read_record(place: Place) -> Any:
-    """The record of a partial file; None when there is none, or anything else in its place."""
-    _clear_the_way(place.record)
-    try:
-        return parse_json(read_file(place.record, "record", ERROR_LIMIT))
-    except (ConfigError, ValueError):
-        return None
-
-
-def _write_record(place: Place, record: Document) -> None:
-    descriptor = os.open(place.record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(record, file)
-
-
-def _remove(*paths: str) -> None:
-    for path in paths:
+    def _is(self, name: str, file: Any) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            return os.path.samestat(os.stat(self.at(name), dir_fd=self.folder, follow_symlinks=False),
+                                    os.fstat(file.fileno()))
+        return False
 
-
-def _sync_folder(path: str) -> None:
-    """Put a new name on disk, where folders can be synced at all."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    def _lock(self, file: Any) -> None:
+        """Keep other downloads of the target out, where there are locks at all."""
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Error(f"another download is writing {self.path}", hints=["wait for it, or end it"]) from None
+        except OSError as error:             # such as NFS without its lock daemon
+            log.info("another download of %s would not be noticed: %s", self.path, error.strerror)
+
+    def _take(self, name: str, create: int = 0) -> bool:
+        """Open a partial file that is new, or our own and known by no other name; locked and unbuffered."""
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | create
+        try:
+            file = open(os.open(self.at(name), flags, 0o600, dir_fd=self.folder), "r+b", buffering=0)
+        except OSError as error:
+            if create and not isinstance(error, FileExistsError):
+                raise
+            return False
+        with contextlib.ExitStack() as unless_taken:
+            unless_taken.callback(file.close)
+            there = os.fstat(file.fileno())
+            ours = stat.S_ISREG(there.st_mode) and there.st_uid == getattr(os, "geteuid", int)()
+            if not create and not (ours and there.st_nlink == 1):
+                return False
+            self._lock(file)
+            if not self._is(name, file):     # another download finished it between our calls
+                return False
+            unless_taken.pop_all()
+        self.part, self.file = name, file
+        return True
+
+    def find_part(self) -> int:
+        """Open what an earlier run left of the object -> its size, 0 for nothing; what it left of others is removed."""
+        for name in os.listdir(self.where if self.folder is None else self.folder):
+            if not (name.startswith(self.stem) and name.endswith(_PART) and self._take(name)):
+                continue
+            mark, _, etag = name[len(self.stem):-len(_PART)].partition(".")
+            size = os.fstat(self.file.fileno()).st_size
+            if size and mark == self.mark and _NAMED_BY_ETAG.fullmatch(f'"{etag}"'):
+                self.etag = f'"{etag}"'
+                return size
+            self.discard()
+        return 0
+
+    def open_part(self, etag: str) -> None:
+        """Begin a partial file; under a name that nobody can foresee where somebody else's file has the usual one."""
+        match = _NAMED_BY_ETAG.fullmatch(etag)
+        for named_etag in (match.group(1) if match else "~", f"~{os.urandom(8).hex()}"):
+            name = f"{self.stem}{self.mark}.{named_etag}{_PART}"
+            if self._take(name, os.O_CREAT | os.O_EXCL) or self._take(name):
+                self.etag = etag if named_etag[0] != "~" else ""
+                self.file.truncate(0)
+                return
+        raise OSError(f"its partial file {name} belongs to somebody else")
+
+    def give_name(self) -> None:
+        """Put everything on disk, then name it; without force by a link, which fails where a file came meanwhile."""
+        os.fsync(self.file.fileno())
+        part, name, linked = self.at(self.part), self.at(self.name), False
+        folders = {"src_dir_fd": self.folder, "dst_dir_fd": self.folder}
+        with contextlib.suppress(OSError):   # it is there, or the file system knows no links
+            if not self.force:
+                os.link(part, name, **folders)
+                linked = True
+                os.unlink(part, dir_fd=self.folder)
+        if not linked:
+            with contextlib.suppress(FileNotFoundError):
+                mode = os.stat(name, dir_fd=self.folder, follow_symlinks=False).st_mode
+                if not self.force:
+                    raise _exists(self.path)
+                if not stat.S_ISREG(mode):
+                    raise OSError("something that is no regular file has come in its place")
+            os.replace(part, name, **folders)
+        if not self._is(self.name, self.file):
+            raise OSError("somebody else has put another file there")
+        if self.folder is not None:
+            with contextlib.suppress(OSError):  # where folders cannot be synced
+                os.fsync(self.folder)
+
+    def discard(self) -> None:
+        """Remove the partial file."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.at(self.part), dir_fd=self.folder)
+            self.file.close()
+        self.file, self.etag = None, ""
+
+    def leave(self, error: BaseException) -> None:
+        """After an error: keep what another run can go on from, and say so; else remove it."""
+        if not self.etag or not os.fstat(self.file.fileno()).st_size or not may_be_continued(error):
+            self.discard()
+            return
+        part = os.path.join(self.where, self.part)
+        kept = f"what has come is kept in {part}, and the same command goes on from there"
+        if isinstance(error, KeyboardInterrupt):
+            error.args = (kept,)
+        if isinstance(error, Error):
+            error.hints += (kept,)
+
+    def close(self) -> None:
+        """Let go of file and folder."""
+        if self.file is not None:
+            self.file.close()
+        if self.folder is not None:
+            os.close(self.folder)
 
 
 @contextlib.contextmanager
-def _new_file(path: str, *, force: bool) -> Iterator[Tuple[Place, Any]]:
-    """A partial file to fill, which gets its name on disk when the context ends well.
-
-    When it does not, the file and its record stay only if there is a record, and the error lets it be continued.
-    """
+def new_file(path: str, what: str, *, force: bool, named: bool = True) -> Iterator[NewFile]:
+    """A file to fill, which gets its name when the context ends well; Error naming it when it cannot be written."""
     try:
-        place = place_of(path)
-        with _open_part(place) as file:
+        with contextlib.closing(NewFile(path, what, force=force, named=named)) as new:
             try:
-                yield place, file
-                os.fsync(file.fileno())
-                _give_name(place.part, place.path, force=force)
+                yield new
+                new.give_name()
             except BaseException as error:
-                empty = not os.fstat(file.fileno()).st_size
-                if empty or not os.path.exists(place.record) or not may_be_continued(error):
-                    _remove(place.part, place.record)
-                    raise
-                kept = f"what has come is kept in {place.part}, and the same command goes on from there"
-                if isinstance(error, KeyboardInterrupt):
-                    error.args = (kept,)
-                if isinstance(error, Error):
-                    error.hints += (kept,)
+                new.leave(error)
                 raise
-            _remove(place.part, place.record)
-        _sync_folder(place.path)
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
 
 @contextlib.contextmanager
-def _special_file(path: str) -> Iterator[Tuple[None, Any]]:
-    """A device or a FIFO to write to."""
+def _special_file(path: str) -> Iterator[Any]:
+    """A device to write to, or a FIFO of our own; opening that waits for a reader."""
     try:
-        with open(path, "wb", buffering=0) as file:
-            yield None, file
+        _followed(path)
+        there = os.stat(path)
+        if stat.S_ISREG(there.st_mode) or (stat.S_ISFIFO(there.st_mode) and not _is_trusted(there)):
+            raise OSError("it is a file by now, or a FIFO of another user")
+        with open(os.open(path, os.O_WRONLY), "wb", buffering=0) as file:
+            if not os.path.samestat(there, os.fstat(file.fileno())):
+                raise OSError("it was exchanged meanwhile")
+            yield file
     except OSError as error:
-        raise Error(f"cannot write {path}: {error.strerror}") from error
+        raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
 
-def save(path: str, chunks: Iterable[bytes], *, force: bool = False) -> int:
-    """Write chunks into a new file -> its size in bytes; the file appears whole or not at all.
-
-    They go to a partial file beside the target, which gets its name once everything is on disk. An existing file is
-    replaced only with `force`, and only then; what a symbolic link points to is replaced, not the link. A device or a
-    FIFO is written to as it is. Raises Error naming the file.
-    """
+def write_object(source: Source, writer: Any, transfer: Transfer, what: str, *, gunzip: bool) -> int:
+    """Write an object into a writer, which stays open -> the bytes; StoreError when it is not whole, after its sound
+    part."""
     size = 0
-    with _special_file(path) if is_special(path) else _new_file(path, force=force) as (place, file):
-        if place:
-            file.truncate(0)
+    raw = received(source, transfer)
+    with contextlib.closing(content(raw, transfer, what, gunzip=gunzip)) as chunks:
         for chunk in chunks:
-            write_all(file, chunk)
+            write_all(writer, chunk)
             size += len(chunk)
     return size
 
 
-def counted(transfer: Transfer, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, with `transfer.done` keeping count of them."""
-    transfer.done = 0
-    for chunk in chunks:
-        transfer.done += len(chunk)
-        yield chunk
-
-
-def write_object(source: Source, writer: Any, transfer: Transfer, wish: Wish) -> Saved:
-    """Write an object into a writer, which stays open; StoreError when it is not whole, after its sound part."""
-    size, digests = 0, []
-    raw = counted(transfer, received(source, transfer))
-    with contextlib.closing(content(raw, transfer, wish, digests)) as chunks:
-        for chunk in chunks:
-            write_all(writer, chunk)
-            size += len(chunk)
-    return Saved(size, "".join(digests))
-
-
-def _read_range(path: str, start: int, stop: int) -> Iterator[bytes]:
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while start < stop:
-            chunk = file.read(min(CHUNK, stop - start))
-            if not chunk:
-                raise StoreError(f"{path} has become shorter")
-            start += len(chunk)
-            yield chunk
-
-
-def _behind(path: str, start: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The first `start` bytes from a file, then the chunks; the first of which is waited for, as it may be refused."""
+def _behind(file: Any, start: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The `start` bytes of a file, then the chunks; the first of which is waited for, as it may be refused."""
     _, chunks = _peek(chunks, 1)
-    yield from _read_range(path, 0, start)
-    yield from chunks
-
-
-def _fetch_piece(source: Source, transfer: Transfer, path: str, start: int, stop: int) -> Iterator[bytes]:
-    """Put a piece of an object into its place in a file; yields nothing."""
-    with open(path, "r+b", buffering=0) as file:
-        file.seek(start)
-        for chunk in received(source, transfer, start, stop, transfer.head.etag):
-            write_all(file, chunk[:stop - start])
-            start += len(chunk)
-            if start >= stop:                # a store that ignores Range sends more
-                return
-    yield from ()
-
-
-def by_connections(source: Source, transfer: Transfer, path: str, start: int, etag: str, connections: int
-                 ) -> Iterator[bytes]:
-    """The bytes of an object from `start` on in order, fetched in pieces by several connections into a file.
-
-    The first piece comes alone: it tells how large the object is, and whether the store knows Range at all.
-    """
-    position = start
-    for chunk in received(source, transfer, start, start + PIECE, etag):
-        position += len(chunk)
+    file.seek(0)
+    while start > 0:
+        chunk = file.read(min(CHUNK, start))
+        if not chunk:
+            raise StoreError("the partial file has become shorter")
+        start -= len(chunk)
         yield chunk
-    size = transfer.head.size or 0
-    starts, running = iter(range(position, size, PIECE)), deque()
-    for begin in itertools.chain(itertools.islice(starts, connections), starts, [size] * connections):
-        if begin < size:
-            stop = min(begin + PIECE, size)
-            running.append((begin, stop, ahead(_fetch_piece(source, transfer, path, begin, stop), transfer)))
-        if running and (len(running) >= connections or begin >= size):
-            begin, stop, fetching = running.popleft()
-            for _ in fetching:
-                pass
-            yield from _read_range(path, begin, stop)
+    yield from chunks
 
 
 def _flush(file: Any, start: int, stop: int) -> None:
@@ -6371,57 +6260,49 @@ def _flush(file: Any, start: int, stop: int) -> None:
         os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
-def _fill(place: Place, file: Any, source: Source, transfer: Transfer, wish: Wish, start: int, etag: str) -> Saved:
-    """Put an object into a partial file of which the first `start` bytes are there, and prove all of it."""
-    position, recorded, flushed, digests = 0, -PIECE, start, []
-    wide = wish.connections > 1 and not wish.gunzip
-    transfer.kept = start
-    raw = by_connections(source, transfer, place.part, start, etag, wish.connections) if wide else received(
-        source, transfer, start, None, etag)
-    raw = counted(transfer, _behind(place.part, start, raw) if start else raw)
-    file.truncate(start)
-    file.seek(start)
-    try:
-        with contextlib.closing(content(raw, transfer, wish, digests)) as chunks:
-            for chunk in chunks:
-                write_all(file, chunk[max(0, start - position):] if position < start else chunk)
-                position += len(chunk)
-                if position - flushed >= FLUSH:
-                    _flush(file, flushed, position)
-                    flushed = position
-                if transfer.head.etag and not wish.gunzip and position - recorded >= PIECE and (wide or recorded < 0):
-                    recorded = position
-                    _write_record(place, {"object": wish.what, "etag": transfer.head.etag,
-                                          **({"done": max(start, position)} if wide else {})})
-    finally:
-        file.truncate(max(start, position))
-    return Saved(position, "".join(digests))
+def _fill(new: NewFile, source: Source, transfer: Transfer, what: str, gunzip: bool) -> int:
+    """Put an object into a new file, behind what an earlier run left of it, and prove all of it -> its bytes."""
+    start = transfer.kept = new.find_part()
+    position, flushed = 0, start
+    raw = received(source, transfer, start, new.etag)
+    raw = _behind(new.file, start, raw) if start else raw
+    with contextlib.closing(content(raw, transfer, what, gunzip=gunzip)) as chunks:
+        for chunk in chunks:
+            if new.file is None:
+                new.open_part(transfer.head.etag if transfer.head and not gunzip else "")
+            write_all(new.file, chunk[max(0, start - position):] if position < start else chunk)
+            position += len(chunk)
+            if position - flushed >= FLUSH:
+                _flush(new.file, flushed, position)
+                flushed = position
+    return position
 
 
-def save_object(path: str, source: Source, transfer: Transfer, wish: Wish, *, force: bool = False) -> Saved:
-    """Download an object into a new file, as `save`; a partial file of an earlier run is continued when it fits.
+def save_object(path: str, source: Source, transfer: Transfer, what: str, *, gunzip: bool, force: bool = False,
+                named: bool = True) -> int:
+    """Download an object into a new file -> its bytes; what an earlier run left is continued when it fits.
 
-    An object that changes meanwhile is begun anew. Raises StoreError when it is not whole, Unreachable when the line
-    stays broken.
+    The file appears whole or not at all; what a symbolic link points to is replaced, not the link. A device or FIFO
+    that the user named is written to as it is. An object that changes meanwhile is begun anew. Raises Error naming the
+    file, StoreError when the object is not whole, Unreachable when the line stays broken.
     """
-    if is_special(path):
-        with _special_file(path) as (_, file):
-            return write_object(source, file, transfer, wish)
-    with _new_file(path, force=force) as (place, file):
-        start, etag = resume_point(_read_record(place), os.fstat(file.fileno()).st_size, wish.what)
-        start, etag = (0, "") if wish.gunzip else (start, etag)
-        for attempt in itertools.count(1):
+    if named and is_special(path):
+        with _special_file(path) as file:
+            return write_object(source, file, transfer, what, gunzip=gunzip)
+    restarts = 0
+    with new_file(path, what, force=force, named=named) as new:
+        while True:
             try:
-                return _fill(place, file, source, transfer, wish, start, etag)
+                return _fill(new, source, transfer, what, gunzip)
             except StoreError as error:
-                kept = start > 0 and not may_be_continued(error) and error.reason != "ObjectChanged"
-                if attempt > RESTARTS or not (kept or error.reason == "ObjectChanged"):
+                damaged = transfer.kept > 0 and not may_be_continued(error) and error.reason != "ObjectChanged"
+                restarts += 1
+                if restarts > RESTARTS or not (damaged or error.reason == "ObjectChanged"):
                     raise
-                log.warning("%s; starting over", "what an earlier run left is damaged" if kept else error)
-            start, etag = 0, ""
+                log.warning("%s; starting over", "what an earlier run left is damaged" if damaged else error)
+            new.discard()
             transfer.head = transfer.failure = None
             transfer.stop.clear()
-    raise AssertionError("unreachable")
 
 # ====================================================================================================
 # 13. Queue — dedupe, delays and back-off; the one class with behaviour
@@ -6572,7 +6453,7 @@ class Controller:
         self.told: Dict[Key, str] = {}                    # failures that the log has already
         self.once_told = SaidOnce(1000)                   # rights and oddities that the log has already
         self.purses: Dict[Any, Purse] = {}                # keys had, by kind of plan, plan and region
-        self.skews: Dict[str, timedelta] = {}             # stores whose clock is far from ours
+        self.skews: Dict[Tuple[str, str], timedelta] = {}  # scheme and host of stores whose clock is far from ours
         self.hosts = Hosts(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = {DOWNLOAD_REQUESTS: 0, STATUS_REQUESTS: 0}  # how many the watches have brought
         self.watch_seconds, self.silence, self.stop_time = WATCH_SECONDS, WATCH_SILENCE, STOP_TIME
@@ -6641,7 +6522,7 @@ def gather(controller: Controller, request: DownloadRequest) -> Facts:
         controller.purses.clear()
     purse = controller.purses.setdefault((type(plan), plan, location.region), Purse())
     credentials = keys_from_purse(purse, plan, location.region, controller.now(), wait=False)
-    return Facts(location, credentials, controller.skews.get(name, timedelta(0)))
+    return Facts(location, credentials, controller.skews.get(bucket_address(location)[:2], timedelta(0)))
 
 
 def status_path(controller: Controller, resource: Resource) -> str:
@@ -6732,7 +6613,9 @@ def verified(controller: Controller, request: DownloadRequest, facts: Facts, out
             raise
         log.warning("the clock of storage location %r differs by %s; signing by that clock", facts.location.name,
                     format_duration(abs(error.skew.total_seconds())))
-        controller.skews[facts.location.name] = error.skew
+        if len(controller.skews) >= FACTS_KEPT:
+            controller.skews.clear()
+        controller.skews[bucket_address(facts.location)[:2]] = error.skew
         again = answer_download(request, facts._replace(skew=error.skew), controller.now())
         verify_url(again.body["status"]["downloadURL"], trust)  # type: ignore[index]
         return again
@@ -7281,9 +7164,9 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
     generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist,
     RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
     """
-    transfer, wish = Transfer(), Wish(f"{kind} of {name}", target_of(kind, name).gunzip)
+    transfer, gunzip = Transfer(), target_of(kind, name).gunzip
     with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle) as source:
-        yield from content(received(source, transfer), transfer, wish, [])
+        yield from content(received(source, transfer), transfer, f"{kind} of {name}", gunzip=gunzip)
 
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, timeout: float = 60.0,
@@ -7882,17 +7765,17 @@ def source_of(options: Options, kind: str) -> Iterator[Source]:
 
 
 @contextlib.contextmanager
-def metered(options: Options, transfer: Transfer, output: str) -> Iterator[Callable[[Saved], None]]:
+def metered(options: Options, transfer: Transfer, output: str) -> Iterator[Callable[[int], None]]:
     """Show a transfer as it goes on, unless nobody wants to see it -> what tells its end."""
     if options.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty())):
-        yield lambda saved: None
+        yield lambda size: None
         return
     meter = Meter(lambda seconds: progress_text(
         transfer.done, transfer.head.size, max(0, transfer.done - transfer.kept), seconds) if transfer.head else "")
 
-    def tell_end(saved: Saved) -> None:
+    def tell_end(size: int) -> None:
         if meter.terminal or meter.seconds() >= PROGRESS_PLAIN:
-            ends.append(saved_text(saved.size, meter.seconds(), saved.sha256))
+            ends.append(saved_text(size, meter.seconds()))
 
     ends: List[str] = []
     meter.thread.start()
@@ -7915,16 +7798,14 @@ def damage_cure(options: Options, kind: str) -> str:
 
 def fetch_to(options: Options, kind: str, output: str) -> None:
     """Download one artifact to a file, or to stdout for `-`."""
-    transfer = Transfer()
-    shown = "" if sys.stderr.isatty() and not options.quiet else None  # a hash that nobody sees costs a quarter more
-    wish = Wish(f"{kind} of {options.name}", TARGETS[kind].gunzip, options.check, options.sha256 or shown,
-                options.connections)
+    transfer, what, gunzip = Transfer(), f"{kind} of {options.name}", TARGETS[kind].gunzip
     try:
         with source_of(options, kind) as source, metered(options, transfer, output) as tell_end:
             if output == "-":
-                tell_end(write_object(source, sys.stdout.buffer, transfer, wish))
+                tell_end(write_object(source, sys.stdout.buffer, transfer, what, gunzip=gunzip))
             else:
-                tell_end(save_object(output, source, transfer, wish, force=options.force))
+                tell_end(save_object(output, source, transfer, what, gunzip=gunzip, force=options.force,
+                                     named=bool(options.output)))
     except KeyboardInterrupt as error:
         error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
         raise
@@ -7948,19 +7829,21 @@ def cmd_download(options: Options) -> int:
     """Any artifact: BackupContents into a file as `backup download`, the others to stdout unless -o names a file."""
     kind, name = options.kind, options.name
     if options.url_only:
-        idle = [flag for flag, given in (
-            ("--output", options.output), ("--force", options.force), ("--sha256", options.sha256),
-            ("--check", options.check), ("--connections", options.connections > 1)) if given]
+        idle = [flag for flag, given in (("--output", options.output), ("--force", options.force)) if given]
         if idle:
             raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(idle)}")
         trust_of(options)
-        write_text(url_of(options, kind) + "\n")
+        url = url_of(options, kind)
+        if not is_http_url(url) or re.search("[^!-~]", url):  # whoever may write the status may have made it up
+            raise StoreError("the answer holds no printable http or https URL")
+        write_text(url + "\n")
         return Exit.DONE
     output = options.output or (absolute(f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
-    if options.check and kind != BACKUP_CONTENTS:
-        raise UsageError(f"--check looks into {BACKUP_CONTENTS}, and {kind} is no archive")
     if output != "-":
-        check_target(output, force=options.force)
+        check_target(output, force=options.force, named=bool(options.output))
+    elif not TARGETS[kind].gunzip and sys.stdout.isatty() and not options.force:
+        raise UsageError(f"{kind} is binary, and stdout is a terminal", hints=[
+            "name a file with --output, or add --force"])
     fetch_to(options, kind, output)
     if output != "-" and not options.quiet:
         subject = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
@@ -7976,7 +7859,7 @@ def cmd_backup_download(options: Options) -> int:
 
 def cmd_logs(options: Options, kind: str) -> int:
     """The log of a finished backup or restore, to stdout."""
-    options.is_log, options.check, options.sha256, options.connections = True, False, None, 1
+    options.is_log = True
     fetch_to(options, kind, "-")
     return Exit.DONE
 
@@ -8173,20 +8056,6 @@ def path_argument(text: str) -> str:
     return text
 
 
-def sha256_argument(text: str) -> str:
-    """A SHA-256 in hex on the command line."""
-    if not re.fullmatch("[0-9a-fA-F]{64}", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{one_line(text, 80)!r} is no sha256: 64 hex digits")
-    return text
-
-
-def connections_argument(text: str) -> int:
-    """A number of connections on the command line."""
-    if not re.fullmatch("[1-9][0-9]?", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{one_line(text, 64)!r} is no number of connections, from 1 to 99")
-    return int(text)
-
-
 def namespace_argument(text: str) -> str:
     """The name of a namespace on the command line."""
     if not is_object_name(text):
@@ -8282,13 +8151,7 @@ SOURCE = (
              help="AWS credentials file that opens the location's bucket, for --direct and --location"),
     ALLOWED_FILE, *TLS)
 QUIET = argument("--quiet", action="store_true", help="say nothing of a success")
-FETCH = (
-    *TO_FILE,
-    argument("--connections", type=connections_argument, metavar="N", default=1,
-             help="fetch contents into the file over N connections, for stores where one is slow"),
-    argument("--sha256", type=sha256_argument, metavar="HEX", help="what the file must have"),
-    argument("--check", action="store_true", help="walk the contents as a tar archive, too"),
-    QUIET)
+FETCH = (*TO_FILE, QUIET)
 OUTPUT_FORMAT = argument("-o", "--output", choices=("table", "json", "yaml"), default="", help="output format")
 SELECTOR_FLAG = argument("-l", "--selector", metavar="SELECTOR", default="", help="only objects with these labels")
 LABEL_FLAGS = (
