@@ -754,19 +754,6 @@ def in_pieces(function: Callable[[Iterable[bytes]], Any]) -> Callable[[str], Any
     return lambda text: list(function(bytes(piece) for piece in zip(*[iter(text.encode("utf-8", "replace"))] * 4)))
 
 
-def tar_header(size: bytes, kind: bytes = b"0") -> bytes:
-    """A header of a tar with this text in the field of its size."""
-    header = b"name".ljust(124, b"\0") + size.ljust(12, b"\0") + b"\0" * 20 + kind + b"\0" * 355
-    return header[:148] + b"%06o\0 " % (sum(header) + 8 * 32) + header[156:]
-
-
-def pax(text: str) -> Iterable[bytes]:
-    """An archive of one empty file behind an extended header."""
-    content = text.encode("utf-8", "replace")
-    padding = b"\0" * (-len(content) % 512)
-    return vr.walked([tar_header(b"%o" % len(content), b"x"), content + padding, tar_header(b"0"), b"\0" * 1024])
-
-
 def described(text: str) -> Any:
     """A screen with a text in many places."""
     evil = {"metadata": {"name": text, "labels": {text: text}}, "spec": {"ttl": text, "labelSelector": {
@@ -800,12 +787,15 @@ READERS: Dict[str, Callable[[str], Any]] = {
         "provider": "aws", "objectStorage": {"bucket": "b", "prefix": text, "caCert": text}, "config": {text: text}}}),
     "object_key": lambda text: vr.object_key(text, vr.TARGETS["BackupLog"], "n"),
     "ini_sections": lambda text: vr.merge_profiles(vr.ini_sections(text, "X"), {}),
-    "_check_profile": lambda text: vr._check_profile({"p": {"role_arn": "r", "duration_seconds": text}}, "p", "X"),
+    "_check_profile": lambda text: vr._check_profile(
+        {"p": {"role_arn": "r", "duration_seconds": text}}, "p", "X", True),
     "identity_from_exec": lambda text: vr.identity_from_exec({"apiVersion": PLUGIN.api_version, "status": {
         "token": "t", "expirationTimestamp": text}}, PLUGIN),
     "is_object_name": vr.is_object_name, "rule_for": lambda text: vr.rule_for("GET", "/apis/" + text, False),
     "_unescaped": vr._unescaped, "xml_fields": deeper(vr.xml_fields), "listed_prefixes": deeper(vr.listed_prefixes),
-    "checksums_from": lambda text: vr.checksums_from({"x-amz-checksum-sha256": text}, f'"{text}"'),
+    "md5_from": lambda text: vr.md5_from({}, f'"{text}"'), "dns_label": lambda text: vr.dns_label(text, "X"),
+    "endpoint_from": lambda text: vr.endpoint_from(f"https://{text}", "X"),
+    "is_aws_endpoint": lambda text: vr.is_aws_endpoint(a_location(s3_url=f"https://s3.{text}")),
     "head_from": lambda text: vr.head_from(206, dict.fromkeys(("Content-Range", "Content-Length", "ETag"), text)),
     "_is_label_key": vr._is_label_key, "_requirement": lambda text: vr._requirement("a", "In", [text]),
     "sorted_backups": lambda text: vr.sorted_backups([{"metadata": {"name": text + end}} for end in "ab"]),
@@ -820,7 +810,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
         403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {},
         "the store", "https://h/k", NOW)),
     "_without_frames": in_pieces(vr._without_frames), "unframed": in_pieces(vr.unframed),
-    "inflate": in_pieces(vr.inflate), "walked": in_pieces(vr.walked), "_pax_size": lambda text: list(pax(text))}
+    "inflate": in_pieces(vr.inflate)}
 BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
     ("redaction", vr.redact, "a://" * 25_000, ""), ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
     ("blanks in an ini file", READERS["ini_sections"], "[x]\nk" + " " * 60_000, "line 2"),
@@ -829,9 +819,6 @@ BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reade
     ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
     ("a bundle without ends", READERS["_trust_each"], "-----BEGIN CERTIFICATE-----" * 40_000, ""),
     ("a large bundle", vr.tls_context, b"-" * ((1 << 20) + 1), "certificate authority is larger than 1 MiB"),
-    ("an extended header", READERS["_pax_size"], "1" * 1_000_000, ""),
-    ("a tar that goes backwards", lambda size: list(vr.walked([tar_header(size)])), b"-0001750", "damaged"),
-    ("a tar in bytes", in_pieces(vr.walked), tar_header(b"3777777", b"x").decode() + "1" * 200_000, "cut short"),
     ("a long line in bytes", in_pieces(vr.lines), "x" * 300_000, ""),
     ("a name of places", lambda name: vr.artifact_from("BackupResourceList", {name: ["x"] * 9999}),
      "k" * 1_000_000, ""),
@@ -846,7 +833,8 @@ BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reade
 NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
     "crd_manifests": "copies our own", "_refuse_bombs": "parse_yaml is timed with it",
     "read_body": "Content-Length, which http.client bounds",
-    "sha256_argument": "the command line", "connections_argument": "the command line"}
+    "find_part": "names of files", "open_part": "an ETag, of which 64 characters are looked at",
+    "command_places": "the command line", "cmd_download": "a URL that is_http_url has seen"}
 READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|_DECODER|GoLoader|PATTERN)\."
                      r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode|GoLoader)")
 
@@ -897,20 +885,20 @@ class TestTimingLaw(unittest.TestCase):
         short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
         if self.seconds(function, long) > 0.01:
             once = self.seconds(function, short, 3)
-            self.assertLess(self.seconds(function, long, 3), 3 * once, f"{once} s for half of it")
+            self.assertLess(self.seconds(function, long, 3), 3 * once, f"{once} s for half of {(head, piece, tail)}")
 
     def test_twice_the_text_takes_less_than_three_times_as_long(self) -> None:
         """For every reader, and every nasty text."""
         for name, function in READERS.items():
-            for nasty in NASTY:
-                with self.subTest(name, nasty=nasty):
+            with self.subTest(name):
+                for nasty in NASTY:
                     self.check(function, *nasty)
 
     def test_the_law_knows_every_reader(self) -> None:
         """A function that reads by a regular expression or a parser is in the table."""
-        self.assertLessEqual(readers_in(SOURCE), {*READERS, *NO_READERS})
-        functions = {node.name for node in STATEMENTS if isinstance(node, ast.FunctionDef)}
-        self.assertLessEqual({*READERS, *NO_READERS}, functions, "functions that are gone")
+        functions = {node.name for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.FunctionDef)}
+        self.assertEqual(set(), readers_in(SOURCE) - {*READERS, *NO_READERS}, "readers that are in no table")
+        self.assertEqual(set(), {*READERS, *NO_READERS} - functions, "functions that are gone")
 
     def test_no_text_is_a_bomb(self) -> None:
         """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
@@ -932,7 +920,7 @@ class TestTimingLaw(unittest.TestCase):
         for line, seen in (("_P.search(x)", {"f"}), ("re.sub('a', '', x)", {"f"}), ("json.loads(x)", {"f"}),
                            ("yaml.safe_load(x)", set()), ("x.split()", set()), ("yaml.load(x)", {"f"})):
             self.assertEqual(readers_in(source.format(line)), seen, line)
-        with self.assertRaisesRegex(AssertionError, "for half of it"):
+        with self.assertRaisesRegex(AssertionError, "for half of"):
             self.check(lambda text: re.search("a+b", text), "", "a", "")
 
 
@@ -1162,8 +1150,8 @@ class TestLocationFrom(unittest.TestCase):
             document = a_location_document(objectStorage={"bucket": "bkt", "caCert": text})
             with self.subTest(text=text[:3] + repr(text[-2:])):
                 self.assertEqual(b"PEM" * 50, vr.location_from(document).ca_cert)
-        for text in ("-----BEGIN CERTIFICATE-----", "UEVN!", "UEV", "ü"):
-            with self.subTest(text=text), self.assertRaisesRegex(vr.ConfigError, "caCert"):
+        for text in ("-----BEGIN CERTIFICATE-----", "UEVN!", "UEV", "ü", "UEVN" * 90_000):
+            with self.subTest(text=text[:99]), self.assertRaisesRegex(vr.ConfigError, "caCert"):
                 vr.location_from(a_location_document(objectStorage={"bucket": "bkt", "caCert": text}))
 
     def test_any_field_may_be_wrong(self) -> None:
@@ -14931,7 +14919,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         os.mkdir(os.path.join(self.folder, "empty"))
         self.write("large", "#" * (1 << 20) + "\n")
         for number, (name, code, words) in enumerate((
-                ("good", 0, "^$"), ("link", 0, "^$"), ("fifo", 1, "FIFO"), ("empty", 1, "Is a directory|no regular"),
+                ("good", 0, "^$"), ("link", 0, "^$"), ("fifo", 1, "no regular"), ("empty", 1, "Is a directory|no regular"),
                 ("large", 1, "at most 1 MiB"), ("absent", 1, "cannot read credentials file"),
                 ("/dev/zero", 1, "no regular file"), ("/dev/null", 1, "no regular file"))):
             with self.subTest(name=name):

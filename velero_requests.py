@@ -898,6 +898,7 @@ _GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
 _BOOL = tuple(_GO_BOOLS)
 _PROVIDERS = ("aws", "velero.io/aws")
 MOST_WARNINGS = 10                           # about one location; its config may hold a megabyte of keys
+CA_LIMIT = 256 << 10                         # bytes; all authorities of a system are less, and locations are kept
 
 # Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; none means any text.
 # The upper half says what a GET is, the lower half is without effect on one.
@@ -951,6 +952,8 @@ def location_from(document: Document) -> Location:
     ca_cert = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
     if ca_cert is None:
         raise wrong("objectStorage.caCert is not base64")
+    if len(ca_cert) > CA_LIMIT:
+        raise wrong(f"objectStorage.caCert has more than {CA_LIMIT >> 10} KiB")
     ca_reference = _at(document, "spec", "objectStorage", "caCertRef")
     if ca_cert and ca_reference:
         raise wrong("objectStorage.caCert and caCertRef exclude each other")
@@ -1582,7 +1585,7 @@ def endpoint_from(url: str, source: str) -> Endpoint:
     except ValueError:
         host, port = "", None
     bracketed = f"[{host}]" if ":" in host else host
-    if (not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
+    if (len(url) > 2048 or not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
             or not re.fullmatch(re.escape(bracketed) + "(:[0-9]*)?", parts.netloc.lower())
             or (":" in host and _ip_address(host) is None) or re.search(r"^\s|\s$|[\\\x00-\x1f\x7f]", url)
             or parts.query or parts.fragment or has_dot_segment(parts.path)):
@@ -6430,7 +6433,7 @@ WORKERS = 4
 SHORT_WATCH = 3.0                            # seconds; a watch that ends sooner and brought nothing counts as a failure
 STOP_TIME = 3.0                              # seconds that passes in hand have to finish when the controller stops
 SKEW_LIMIT = timedelta(minutes=5)            # S3 tolerates 15; from here on URLs are signed by the store's clock
-FACTS_KEPT = 1000                            # entries; more backups than that at once are looked up again
+FACTS_KEPT = 200                             # entries; more backups than that at once are looked up again
 
 
 class Controller:
