@@ -9573,7 +9573,8 @@ class TestTlsErrors(KubeFolder):
         shown = ("(it is for localhost, *.localhost, 127.0.0.1; subject commonName=loopback; issuer "
                  "commonName=test-ca; valid until ")
         for cluster, words in (
-                ({"server": "https://@EXPIRED@"}, ("expired", "valid until", str(datetime.now().year))),
+                ({"server": "https://@EXPIRED@"}, (
+                    "expired", "valid until", str((datetime.now(timezone.utc) - timedelta(days=1)).year))),
                 (KUBE_NO_CA, (shown, "certificate-authority")), ({"certificate-authority-data": "@CERT@"}, (shown,)),
                 ({**KUBE_NO_CA, "proxy-url": "http://@PROXY@"}, (shown,)),
                 ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, (shown,)),

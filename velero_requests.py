@@ -3891,14 +3891,6 @@ def run_exec_plugin(cluster: Cluster, plugin: ExecPlugin) -> Identity:
     return identity_from_exec(parse_yaml(done.stdout, f"the answer of exec plugin {plugin.command}"), plugin)
 
 
-def read_token(path: str) -> Identity:
-    """The token of a file, as an identity."""
-    content = read_file(path, "token").decode("utf-8", "replace").strip()
-    if not content:
-        raise ConfigError(f"the token file {path} is empty")
-    return Identity(header_value(content, f"the token in {path}"))
-
-
 class Session:
     """Connections to one API server, and as whom they are made; renewed by one caller while the others wait."""
 
@@ -3912,7 +3904,7 @@ class Session:
         self.until = -math.inf               # time.monotonic() of the next renewal
         self.identity = Identity(cluster.token)
         self.pem = self._read_pem(Identity())
-        self.door = self._open()
+        self.door = self._open(self.pem)
 
     def _read_pem(self, identity: Identity) -> Tuple[bytes, bytes, bytes]:
         """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's.
@@ -3923,8 +3915,8 @@ class Session:
                 identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
                 identity.key or read_pem(self.cluster.key, "client key"))
 
-    def _open(self) -> Door:
-        cluster, context, (authority, certificate, key) = self.cluster, None, self.pem
+    def _open(self, pem: Tuple[bytes, bytes, bytes]) -> Door:
+        cluster, context, (authority, certificate, key) = self.cluster, None, pem
         if "https:" in (cluster.server[:6], self.proxy[:6]):
             source = cluster.authority if isinstance(cluster.authority, str) else ""
             context = tls_context(authority, insecure=cluster.insecure, system=not authority,
@@ -3939,22 +3931,22 @@ class Session:
         if self.cluster.exec_plugin:
             self.identity = run_exec_plugin(self.cluster, self.cluster.exec_plugin)
         elif self.cluster.token_file:
-            self.identity = read_token(self.cluster.token_file)
+            path = self.cluster.token_file
+            token = read_file(path, "token").decode("utf-8", "replace").strip()
+            if not token:
+                raise ConfigError(f"the token file {path} is empty")
+            self.identity = Identity(header_value(token, f"the token in {path}"))
 
     def _reopen(self) -> None:
         """Read certificate files again, as kubelet, kubeadm and cert-manager replace them in place.
 
         When something changed, the old connections are closed, for a connection goes on as whom it was opened for.
         """
-        before, old = self.pem, self.door
-        self.pem = self._read_pem(self.identity)
-        if self.pem != before:
-            try:
-                self.door = self._open()
-            except ConfigError:
-                self.pem = before
-                raise
-            old.pool.close()
+        pem = self._read_pem(self.identity)
+        if pem != self.pem:
+            door = self._open(pem)
+            self.close()
+            self.pem, self.door = pem, door
 
     def renew(self) -> Identity:
         """Who we are now. What cannot be read leaves what is there in use, but an exec plugin must not fail.
