@@ -71,6 +71,7 @@ import hashlib
 import heapq
 import hmac
 import http.client
+import io
 import ipaddress
 import itertools
 import json
@@ -186,6 +187,7 @@ MESSAGE_LIMIT = 1024                         # characters; what core/v1 Event al
 
 RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
+LINE_CAP = 3.0                               # seconds; the same when it is the line, which no retry burdens
 FACTS_LIFE = 5.0                             # seconds that a backup, location or Secret is remembered after a success
 PAGE_SIZE = 25                               # objects; client-go's 500 may be 700 MB of hostile ones
 
@@ -1793,6 +1795,17 @@ def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outc
 def backoff(failures: int, base: float, cap: float) -> float:
     """Seconds to wait after the n-th failure in a row (n >= 1): base * 2**(n-1), at most cap."""
     return min(cap, base * 2.0 ** min(failures - 1, 64))
+
+
+def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
+    """Seconds until the next watch, after failures in a row or one that lived so long; jitter is 1 to 2.
+
+    reached: whether an API server refused, or no answer came at all.
+    """
+    if not failures:
+        return max(0.0, WATCH_BASE - lived)
+    cap = WATCH_CAP if reached else LINE_CAP
+    return min(cap, backoff(failures, WATCH_BASE, cap) * jitter)
 
 
 def is_version_expired(error: ApiError) -> bool:
@@ -3534,13 +3547,16 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 CONNECT_TIMEOUT = 10.0                       # seconds
-READ_TIMEOUT = 20.0                          # seconds without a byte; less than the 30 s a pod has to stop
+READ_TIMEOUT = 20.0                          # seconds that a call to the API may take in all
 FIFO_TIMEOUT = 0.5                           # seconds
 PROBE_TIMEOUT = 5.0                          # seconds, for a second look at a certificate that was not trusted
 TOKEN_LIFE = 50.0                            # seconds; client-go transport/token_source.go: a minute less 10 s
 FILES_LIFE = 300.0                           # seconds; client-go reads certificate files again every 5 minutes
 EXEC_LEEWAY = 30.0                           # seconds before its end that an exec plugin's answer is renewed
 ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
+REFUSAL_TIME = 2.0                           # seconds that the text of a refusal is read; it may have no end
+IDLE_DOOR = 10.0                             # seconds without an answer, after which no old connection is relied upon
+TOO_LARGE = "TooLarge"                       # reason of an error; asking for less may help
 KUBECONFIG_LIMIT = 8 << 20                   # bytes
 DEEPEST_YAML, LARGEST_YAML = 100, 200_000    # levels, and nodes with aliases followed; 10,000 clusters have as many
 POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
@@ -3644,14 +3660,17 @@ def load_client_certificate(context: ssl.SSLContext, certificate: bytes, key: by
 X509_PARTIAL_CHAIN, X509_NO_CHECK_TIME = 0x80000, 0x200000
 
 
-def _peer_certificate(url: str, server_name: str, proxy: str, context: ssl.SSLContext, binary: bool) -> Any:
+def _peer_certificate(url: str, server_name: str, proxy: str, until: float, context: ssl.SSLContext, binary: bool
+                      ) -> Any:
     parts, gate = urlsplit(url), urlsplit(proxy or url)
-    connection = http.client.HTTPConnection(gate.hostname or "", gate.port or (80 if proxy else 443), PROBE_TIMEOUT)
+    connection = http.client.HTTPConnection(gate.hostname or "", gate.port or (80 if proxy else 443),
+                                            timeout=max(0.01, until - time.monotonic()))
     if proxy:
         login = f"{unquote(gate.username)}:{unquote(gate.password or '')}" if gate.username else None
         connection.set_tunnel(parts.hostname or "", parts.port or 443, urllib3.make_headers(proxy_basic_auth=login))
     with contextlib.closing(connection):
         connection.connect()
+        connection.sock.settimeout(max(0.01, until - time.monotonic()))
         with context.wrap_socket(connection.sock, server_hostname=server_name or parts.hostname) as secured:
             return secured.getpeercert(binary_form=binary)
 
@@ -3661,7 +3680,7 @@ def explain_certificate(url: str, server_name: str, proxy: str) -> str:
 
     Python decodes only what it has verified, so a second handshake trusts exactly the certificate of the first.
     """
-    look = functools.partial(_peer_certificate, url, server_name, proxy)
+    look = functools.partial(_peer_certificate, url, server_name, proxy, time.monotonic() + PROBE_TIMEOUT)
     exact = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     exact.check_hostname = False
     exact.verify_flags = ssl.VerifyFlags(X509_PARTIAL_CHAIN | X509_NO_CHECK_TIME)
@@ -3699,12 +3718,107 @@ def unreachable(error: Exception, where: str, url: str, server_name: str = "", h
     if isinstance(error, urllib3.exceptions.SSLError) or isinstance(cause, ssl.SSLError):
         return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
-    if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
+    if isinstance(cause, socket.timeout) or isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
         return Unreachable(f"{where} does not answer in time")
     return Unreachable(f"cannot reach {where}: {getattr(cause, 'strerror', None) or redact(one_line(cause))}")
 
 
-# -- pools
+# -- time, and pools
+
+_thread = threading.local()                  # its `deadline`: when what the thread asks of the network must be over
+
+
+def time_left() -> float:
+    """Seconds until the deadline of this thread; infinite without one."""
+    return getattr(_thread, "deadline", math.inf) - time.monotonic()
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Let everything that this thread asks of the network be over in so many seconds, however little comes at a time.
+
+    Connecting, TLS, a proxy's CONNECT, sending, headers and body count together. What is read of a response after the
+    context has no deadline, but the idle limit that it was asked for with.
+    """
+    before = getattr(_thread, "deadline", math.inf)
+    _thread.deadline = min(before, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _thread.deadline = before
+
+
+@contextlib.contextmanager
+def off_the_clock() -> Iterator[None]:
+    """Do not count what happens here against the deadline, such as a person who logs in."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        _thread.deadline = getattr(_thread, "deadline", math.inf) + time.monotonic() - started
+
+
+def _limit(sock: Any, idle: Optional[float]) -> None:
+    """Give the next call of a socket its idle limit, or less when the deadline comes before that."""
+    left = min(time_left(), math.inf if idle is None else idle)
+    if left <= 0:
+        raise socket.timeout("timed out")
+    sock.settimeout(None if left == math.inf else left)
+
+
+class _TimedReader(io.RawIOBase):
+    """The bytes of a socket; each reading waits no longer than `_limit` says."""
+
+    def __init__(self, sock: Any) -> None:
+        self._socket, self._idle = sock, sock.gettimeout()
+        self._file = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> Optional[int]:
+        _limit(self._socket, self._idle)
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    """A response, to a request or to a proxy's CONNECT, that is read by a _TimedReader."""
+
+    def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_TimedReader(sock), 65536)
+
+
+class _TimedTls(ssl.SSLSocket):
+    """TLS with a proxy; a second TLS within it reads record by record, and each could take its time."""
+
+    def recv(self, *args: Any) -> bytes:
+        _limit(self, self.gettimeout())
+        return super().recv(*args)
+
+
+class _Timed:
+    """What makes a connection of urllib3 keep the deadline."""
+
+    response_class = _TimedResponse
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()  # type: ignore[misc]
+        _limit(sock, sock.gettimeout())  # for the handshake of TLS, which has all of a socket's timeout
+        return sock
+
+
+class _TimedHttp(_Timed, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _TimedHttps(_Timed, urllib3.connection.HTTPSConnection):
+    pass
 
 
 def _socket_options() -> List[Tuple[int, int, int]]:
@@ -3737,8 +3851,12 @@ def open_door(url: str, context: Optional[ssl.SSLContext], *, proxy: str = "", s
         secure.update(server_hostname=server_name)
     if not proxy:
         kind = urllib3.HTTPConnectionPool if parts.scheme == "http" else urllib3.HTTPSConnectionPool
-        return Door(kind(parts.hostname, parts.port, **options, **({} if parts.scheme == "http" else secure)))
+        pool = kind(parts.hostname, parts.port, **options, **({} if parts.scheme == "http" else secure))
+        pool.ConnectionCls = _TimedHttp if parts.scheme == "http" else _TimedHttps
+        return Door(pool)
     gate = urlsplit(proxy)
+    if gate.scheme == "https" and context is not None:
+        context.sslsocket_class = _TimedTls
     password = f"{unquote(gate.username)}:{unquote(gate.password or '')}" if gate.username else None
     manager = urllib3.ProxyManager(
         f"{gate.scheme}://{gate.netloc.rpartition('@')[2]}",
@@ -3746,7 +3864,84 @@ def open_door(url: str, context: Optional[ssl.SSLContext], *, proxy: str = "", s
         proxy_headers=urllib3.make_headers(proxy_basic_auth=password) if password else None,
         **options, **(secure if parts.scheme == "https" else {}))
     pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
+    pool.ConnectionCls = _TimedHttp if parts.scheme == "http" else _TimedHttps
     return Door(pool, "" if parts.scheme == "https" else f"http://{parts.netloc}")
+
+
+# -- one exchange
+
+Response = urllib3.response.BaseHTTPResponse if hasattr(urllib3.response, "BaseHTTPResponse") else urllib3.HTTPResponse
+BREAKS = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)  # what ends the reading of a body
+
+
+class Reply(NamedTuple):
+    """What a small exchange brought."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+def send_request(door: Door, method: str, target: str, headers: Mapping[str, str], body: Optional[bytes] = None, *,
+            idle: float) -> Response:
+    """Send one request -> the response, its body unread; what urllib3 raises is for the caller to word.
+
+    idle: seconds without a byte. Until the headers are there, all of it together has no more than that.
+    """
+    with within(idle):
+        return door.pool.urlopen(
+            method, door.prefix + target, body=body, headers=headers, retries=False, redirect=False,
+            preload_content=False, assert_same_host=False,
+            timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, idle), read=idle))
+
+
+def read_more(response: Response, size: int) -> bytes:
+    """What has come of a body, at most `size` bytes; the first of them is waited for, there is none at the end.
+
+    `read` would wait for all, and lose those that came before a break. urllib3 before 2.1 has no `read1` of its own.
+    """
+    if hasattr(response, "read1"):
+        return response.read1(size, decode_content=False)
+    return response._fp.read1(size)
+
+
+def read_refusal(response: Response) -> bytes:
+    """The text of a refusal as far as it comes soon; the connection is not used again."""
+    text = bytearray()
+    with within(REFUSAL_TIME), contextlib.closing(response), contextlib.suppress(*BREAKS):
+        while len(text) < ERROR_LIMIT:
+            piece = read_more(response, ERROR_LIMIT - len(text))
+            if not piece:
+                break
+            text += piece
+    return bytes(text)
+
+
+def inflated(body: bytes, encoding: str, limit: int) -> bytes:
+    """A body that came compressed though nobody asked for that; ValueError unless by gzip, once, and in bounds."""
+    if encoding.strip().lower() in ("", "identity"):
+        return body
+    if encoding.strip().lower() not in ("gzip", "x-gzip"):
+        raise ValueError("it is encoded in a way that nobody asked for")
+    machine = zlib.decompressobj(31)
+    try:
+        content = machine.decompress(body, limit + 1)
+    except zlib.error:
+        raise ValueError("it is no gzip") from None
+    if not machine.eof or len(content) > limit:
+        raise ValueError("it is cut short or too large")
+    return content
+
+
+def read_answer(response: Response, limit: int) -> bytes:
+    """A whole body, of which urllib3 decodes nothing; ValueError when it has more than `limit` bytes, TOO_LARGE."""
+    encoding = response.headers.pop("Content-Encoding", "")
+    body = response.read(limit + 1, decode_content=False)
+    if len(body) > limit:
+        response.close()
+        raise ValueError(TOO_LARGE)
+    response.release_conn()
+    return inflated(body, encoding, limit)
 
 
 # -- YAML
@@ -3901,6 +4096,7 @@ class Session:
         self.proxy = cluster.proxy_url or proxy_for(cluster.server, os.environ)
         self.warned: Set[str] = set()        # warnings of the API server that were shown
         self.lock = threading.RLock()
+        self.heard = time.monotonic()        # when the last answer came
         self.until = -math.inf               # time.monotonic() of the next renewal
         self.identity = Identity(cluster.token)
         self.pem = self._read_pem(Identity())
@@ -3937,39 +4133,48 @@ class Session:
                 raise ConfigError(f"the token file {path} is empty")
             self.identity = Identity(header_value(token, f"the token in {path}"))
 
-    def _reopen(self) -> None:
+    def _reopen(self, pem: Tuple[bytes, bytes, bytes]) -> None:
+        """Go on with new connections; those in use are closed when they are given back."""
+        door = self._open(pem)
+        self.close()
+        self.pem, self.door, self.heard = pem, door, time.monotonic()
+
+    def _read_again(self) -> None:
         """Read certificate files again, as kubelet, kubeadm and cert-manager replace them in place.
 
-        When something changed, the old connections are closed, for a connection goes on as whom it was opened for.
+        When something changed there are new connections, for a connection goes on as whom it was opened for.
         """
         pem = self._read_pem(self.identity)
         if pem != self.pem:
-            door = self._open(pem)
-            self.close()
-            self.pem, self.door = pem, door
+            self._reopen(pem)
 
-    def renew(self) -> Identity:
-        """Who we are now. What cannot be read leaves what is there in use, but an exec plugin must not fail.
+    def _renew(self) -> None:
+        """Find out anew who we are. What cannot be read leaves the old in use, but an exec plugin must not fail.
 
         `until` is set last: while a plugin fails, every call fails, and none goes out as nobody.
         """
         cluster = self.cluster
+        for step, known in ((self._identify, self.identity.token), (self._read_again, True)):
+            try:
+                step()
+            except ConfigError as error:
+                if cluster.exec_plugin or not known:
+                    raise
+                log.warning("%s; what was read before stays in use", error)
+        life = TOKEN_LIFE if cluster.token_file else FILES_LIFE
+        if cluster.exec_plugin:
+            expires = self.identity.expires
+            life = (expires - utc_now()).total_seconds() - EXEC_LEEWAY if expires else math.inf
+        self.until = time.monotonic() + life
+
+    def renew(self) -> Tuple[Identity, Door]:
+        """Who we are now, and connections that are fit for use; one caller renews, the others wait for it."""
         with self.lock:
-            if time.monotonic() < self.until:
-                return self.identity
-            for step, known in ((self._identify, self.identity.token), (self._reopen, True)):
-                try:
-                    step()
-                except ConfigError as error:
-                    if cluster.exec_plugin or not known:
-                        raise
-                    log.warning("%s; what was read before stays in use", error)
-            life = TOKEN_LIFE if cluster.token_file else FILES_LIFE
-            if cluster.exec_plugin:
-                expires = self.identity.expires
-                life = (expires - utc_now()).total_seconds() - EXEC_LEEWAY if expires else math.inf
-            self.until = time.monotonic() + life
-            return self.identity
+            if time.monotonic() >= self.until:
+                self._renew()
+            if time.monotonic() - self.heard > IDLE_DOOR:  # a line that died meanwhile says nothing, for minutes
+                self._reopen(self.pem)
+            return self.identity, self.door
 
     def distrust(self, identity: Identity) -> bool:
         """The API no longer accepts an identity -> whether another one can be had, which the next call then uses."""
@@ -3988,7 +4193,7 @@ class Api(NamedTuple):
     """One Kubernetes API server, as the verbs see it."""
 
     session: Session
-    patience: float = READ_TIMEOUT           # seconds without a byte, for calls that do not say
+    patience: float = READ_TIMEOUT           # seconds that a call may take, tries again and all
 
 
 def connect(cluster: Cluster) -> Api:
@@ -4073,10 +4278,9 @@ RETRIES = 3
 RETRY_AFTER_CAP = 10.0                       # seconds
 WARNINGS_KEPT = 100                          # texts; whatever an API server warns of beyond that is not shown
 ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
-WATCH_SECONDS = (300, 600)                   # client-go: a watch ends by itself after a random time in between
-WATCH_SILENCE = 90.0                         # seconds without a byte; a quiet kind has no bookmarks either
-
-Response = urllib3.response.BaseHTTPResponse if hasattr(urllib3.response, "BaseHTTPResponse") else urllib3.HTTPResponse
+PAGE_LIMIT = 2 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
+WATCH_SECONDS = (31, 34)                     # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
+WATCH_SILENCE = 40.0                         # seconds without a byte after which a watch is dead
 
 
 def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
@@ -4130,19 +4334,12 @@ def _tell_warnings(api: Api, headers: Any) -> None:
             log.warning("warning of the cluster: %s", redact(one_line(text)))
 
 
-def _read_refusal(response: Response) -> bytes:
-    """The body of a refusal as far as it comes; the connection is not used again."""
-    try:
-        return response.read(ERROR_LIMIT)
-    except urllib3.exceptions.HTTPError:
-        return b""
-    finally:
-        response.close()
-
-
-def _exchange(api: Api, identity: Identity, method: str, target: str, body: Optional[bytes], content_type: str,
-              read: float) -> Response:
-    cluster, door = api.session.cluster, api.session.door
+def _attempt(api: Api, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
+             ) -> Tuple[Response, Identity]:
+    """One exchange; a connection that breaks is Unreachable."""
+    session, cluster = api.session, api.session.cluster
+    with off_the_clock():
+        identity, door = session.renew()
     # Impersonate-Group may come several times, which a dict cannot hold.
     headers = urllib3.response.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
     if identity.token:
@@ -4154,29 +4351,24 @@ def _exchange(api: Api, identity: Identity, method: str, target: str, body: Opti
         headers.add(name, value)
     if body is not None:
         headers["Content-Type"] = content_type
-    return door.pool.urlopen(method, door.prefix + api.session.path + target, body=body, headers=headers, retries=False,
-                             redirect=False, preload_content=False, assert_same_host=False,
-                             timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, read), read=read))
-
-
-def _attempt(api: Api, method: str, target: str, body: Optional[bytes], content_type: str, read: float
-             ) -> Tuple[Response, Identity]:
-    """One exchange; a connection that breaks is Unreachable."""
-    identity = api.session.renew()
     try:
-        return _exchange(api, identity, method, target, body, content_type, read), identity
+        response = send_request(door, method, session.path + target, headers, body, idle=idle)
     except urllib3.exceptions.HTTPError as error:
-        cluster = api.session.cluster
+        if isinstance(error, urllib3.exceptions.TimeoutError):
+            session.heard = -math.inf
         raise unreachable(error, f"the cluster at {redact(cluster.server)}", cluster.server, cluster.server_name,
                           "does certificate-authority in the kubeconfig belong to this cluster?",
-                          api.session.proxy) from error
+                          session.proxy) from error
+    session.heard = time.monotonic()
+    return response, identity
 
 
 def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
-         content_type: str = "application/json", read: float = 0) -> Response:
+         content_type: str = "application/json", idle: float = 0) -> Response:
     """One call to the API -> a response with status below 300, its body unread; the one place that tries again.
 
-    read: seconds without a byte, 0 for the Api's own. Raises ApiError with the API's own message, Unreachable when
+    The caller's deadline counts for all tries together, and nobody waits for a try that would come after it. idle:
+    seconds without a byte, for a body without deadline. Raises ApiError with the API's own message, Unreachable when
     there is no connection.
     """
     target = f"{path}?{urlencode(query)}" if query else path
@@ -4185,50 +4377,59 @@ def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = 
     while True:
         attempt += 1
         try:
-            response, identity = _attempt(api, method, target, content, content_type, read or api.patience)
+            response, identity = _attempt(api, method, target, content, content_type, idle or api.patience)
         except Unreachable as error:
-            if method != "POST" and attempt < RETRIES and isinstance(error.__cause__, urllib3.exceptions.ProtocolError):
+            if isinstance(error.__cause__, urllib3.exceptions.ClosedPoolError):
+                continue  # another thread has just replaced the door; nothing was sent
+            if method != "POST" and attempt == 1 and isinstance(error.__cause__, urllib3.exceptions.ProtocolError):
                 continue  # an idle connection that the other side had closed
             raise
         _tell_warnings(api, response.headers)
         if response.status < 300:
             return response
-        refusal = _read_refusal(response)
+        refusal = read_refusal(response)
         if response.status == 401 and trusted and api.session.distrust(identity):
             trusted = False
             continue
         wait = retry_wait(method, attempt, response.status,
                           retry_after_seconds(response.headers.get("Retry-After", ""), utc_now()))
-        if wait is None:
+        if wait is None or wait >= time_left():
             raise api_error(response.status, refusal, method, path, "watch" in (query or {}))
         time.sleep(wait)
 
 
-def call(api: Api, method: str, path: str, **options: Any) -> Document:
-    """`send`, and the JSON object that came back; Unreachable when it is none or broke off."""
-    response = send(api, method, path, **options)
-    try:
-        content = response.read(ANSWER_LIMIT)
-        document = json.loads(content)
-    except (urllib3.exceptions.HTTPError, ValueError, RecursionError) as error:
-        response.close()
-        raise Unreachable(f"the cluster's answer to {method} {path} broke off or is no JSON") from error
-    response.release_conn()
+def call(api: Api, method: str, path: str, limit: int = ANSWER_LIMIT, **options: Any) -> Document:
+    """`send`, and the JSON object that came back; Unreachable when it is none, broke off or is larger than `limit`."""
+    with within(api.patience):
+        response = send(api, method, path, **options)
+        try:
+            document = json.loads(read_answer(response, limit))
+        except (urllib3.exceptions.HTTPError, ValueError, RecursionError) as error:
+            response.close()
+            if error.args == (TOO_LARGE,):
+                raise Unreachable(f"the cluster's answer to {method} {path} has more than {limit >> 20} MiB",
+                                  reason=TOO_LARGE) from None
+            raise Unreachable(f"the cluster's answer to {method} {path} broke off or is no JSON") from error
     if not isinstance(document, dict):
         raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
     return document
 
 
-def get(api: Api, resource: Resource, namespace: str, name: str) -> Document:
-    """One object; ApiError with status 404 when there is none.
+def object_path(key: Key, subresource: str = "") -> str:
+    """The path of one object, or of its subresource; ApiError with status 404 for a name that no object can have.
 
-    Names come from documents that anybody may have written. One that no object can have is not asked for: a `/` in it
-    would lead to another path, for API servers decode %2F.
+    Names come from documents that anybody may have written. An empty one would lead to all objects of the kind, and a
+    `/` in it to another path, for API servers decode %2F.
     """
-    if not is_object_name(name):
-        raise ApiError(f'{resource.plural} "{one_line(name, 64)}" not found: no object can have this name', status=404,
-                       api_reason="NotFound")
-    return call(api, "GET", api_path(resource, namespace, name))
+    if not is_object_name(key.name):
+        raise ApiError(f'{key.resource.plural} "{one_line(key.name, 64)}" not found: no object can have this name',
+                       status=404, api_reason="NotFound")
+    return api_path(key.resource, key.namespace, key.name, subresource)
+
+
+def get(api: Api, resource: Resource, namespace: str, name: str) -> Document:
+    """One object; ApiError with status 404 when there is none."""
+    return call(api, "GET", object_path(Key(resource, namespace, name)))
 
 
 def get_wanted(api: Api, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
@@ -4242,19 +4443,30 @@ def get_wanted(api: Api, resource: Resource, namespace: str, name: str, reason: 
                        reason=reason) from None
 
 
-def list_pages(api: Api, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE
-               ) -> Iterator[Document]:
-    """The pages of a list, at most `size` objects each; a continue token that expired is an ApiError (list anew)."""
-    query = start = {"limit": str(size), **({"labelSelector": selector} if selector else {})}
+def list_pages(api: Api, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
+               limit: int = ANSWER_LIMIT) -> Iterator[Document]:
+    """The pages of a list; a continue token that expired is an ApiError (list anew).
+
+    A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
+    """
+    path, token = api_path(resource, namespace), ""
     while True:
-        page = call(api, "GET", api_path(resource, namespace), query=query)
+        query = {"limit": str(size), "labelSelector": selector, "continue": token}
+        try:
+            page = call(api, "GET", path, limit if size > 1 else ANSWER_LIMIT,
+                        query={name: value for name, value in query.items() if value})
+        except Unreachable as error:
+            if error.reason != TOO_LARGE or size == 1:
+                raise
+            size //= 2
+            continue
+        before, token = token, _text(page, "metadata", "continue")
+        if token and token == before:
+            raise Unreachable(f"the cluster's list of {resource.plural} does not end")
         yield page
-        token = _text(page, "metadata", "continue")
+        del page  # before the next one is read
         if not token:
             return
-        if token == query.get("continue"):
-            raise Unreachable(f"the cluster's list of {resource.plural} does not end")
-        query = {**start, "continue": token}
 
 
 def create(api: Api, resource: Resource, document: Document) -> Document:
@@ -4264,14 +4476,14 @@ def create(api: Api, resource: Resource, document: Document) -> Document:
 
 def merge_patch(api: Api, key: Key, body: Document, subresource: str = "") -> Document:
     """RFC 7386 patch of an object or its status -> the object as stored; with a resourceVersion a conflict is 409."""
-    return call(api, "PATCH", api_path(key.resource, key.namespace, key.name, subresource), body=body,
+    return call(api, "PATCH", object_path(key, subresource), body=body,
                 content_type="application/merge-patch+json")
 
 
 def delete(api: Api, key: Key, options: Optional[Document] = None) -> bool:
     """Delete an object -> whether it was there; `options` may hold preconditions, which fail as 409."""
     try:
-        call(api, "DELETE", api_path(key.resource, key.namespace, key.name), body=options)
+        call(api, "DELETE", object_path(key), body=options)
     except ApiError as error:
         if error.status != 404:
             raise
@@ -4301,13 +4513,14 @@ def open_watch(api: Api, resource: Resource, namespace: str, version: str, *, se
              "timeoutSeconds": str(max(1, math.ceil(seconds)))}
     if name:
         query["fieldSelector"] = f"metadata.name={name}"
-    return send(api, "GET", api_path(resource, namespace), query=query, read=silence)
+    with within(api.patience):
+        return send(api, "GET", api_path(resource, namespace), query=query, idle=silence)
 
 
 def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
     """The events of a watch as (type, object) until it ends, by itself or by silence; ERROR is raised as ApiError."""
     try:
-        for line in lines(response.stream(65536, decode_content=False)):
+        for line in lines(iter(lambda: read_more(response, 65536), b"")):
             event = json.loads(line)
             document = _at(event, "object") or {}
             if _text(event, "type") == "ERROR":
@@ -4315,9 +4528,9 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
                 raise ApiError(f"the watch ended: {one_line(_text(document, 'message'))}",
                                status=code if isinstance(code, int) else 500, api_reason=_text(document, "reason"))
             yield _text(event, "type"), document
-    except urllib3.exceptions.ReadTimeoutError:
+    except (urllib3.exceptions.ReadTimeoutError, socket.timeout):
         return
-    except (urllib3.exceptions.HTTPError, OSError, ValueError, RecursionError) as error:
+    except (*BREAKS, ValueError, RecursionError) as error:
         raise Unreachable(f"the watch broke off: {one_line(error)}") from error
     finally:
         response.close()
@@ -4326,9 +4539,12 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
 def interrupt(response: Response) -> None:
     """End a response from another thread, a watch or a transfer: its reader sees the stream end."""
     connection = getattr(response, "connection", None) or getattr(response, "_connection", None)
+    sock = getattr(connection, "sock", None)
+    while sock is not None and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
+        sock = getattr(sock, "socket", None)
     with contextlib.suppress(OSError):
-        if connection is not None and connection.sock is not None:
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+        if sock is not None:
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 # ====================================================================================================
 # 11. Credentials — carry out the plan of section 7: Secret, environment, STS, files, container, instance metadata
@@ -4340,9 +4556,12 @@ def interrupt(response: Response) -> None:
 # ====================================================================================================
 
 STS_VERSION = "2011-06-15"
-STS_TIMEOUT, CONTAINER_TIMEOUT, INSTANCE_TIMEOUT, PROCESS_TIMEOUT = 10.0, 2.0, 1.0, 60.0  # seconds
+STS_TIMEOUT, CONTAINER_TIMEOUT, INSTANCE_TIMEOUT, PROCESS_TIMEOUT = 12.0, 6.0, 3.0, 60.0  # seconds for all tries
 ASK_ATTEMPTS = 3
 RENEWAL_PAUSE = timedelta(seconds=60)        # between tries to renew keys that still live
+FAILURE_PAUSE = timedelta(seconds=5)         # between tries to have keys at all, or an answer of a silent host
+QUICK_FAILURE = 0.3                          # seconds; a failure that took no longer may be asked for again at once
+HOSTS_KEPT = 1000
 THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded")  # which STS says with status 400
 INSTANCE_TOKEN_LIFE = 300                    # seconds; aws-sdk-go-v2
 NO_KEYS_CURE = ("name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and "
@@ -4350,26 +4569,80 @@ NO_KEYS_CURE = ("name a Secret in spec.credential of the storage location, set A
 INSTANCE_PATH = "/latest/meta-data/iam/security-credentials/"
 
 
-class Reply(NamedTuple):
-    """What a small exchange brought."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
+class Busy(Error):
+    """Another worker is waiting for the same answer; to be tried again in a moment."""
 
 
-def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = ""
-        ) -> Reply:
-    """One small exchange with a service of AWS; Unreachable when it does not answer."""
+class Hosts:
+    """The hosts of strangers that the workers of a controller ask, so that a silent one costs one worker one deadline.
+
+    One that has answered may be asked by some at a time, any other by one, and all but one worker may wait for such;
+    who would be one too many is Busy. After a time-out a host is not asked for a while, it has the same error again.
+    """
+
+    def __init__(self, workers: int, memory: float) -> None:
+        self._workers, self._memory = workers, memory
+        self._lock = threading.Lock()
+        self._asked: Dict[str, int] = {}                     # host -> by how many workers
+        self._known: Dict[str, None] = {}                    # those that have answered
+        self._silent: Dict[str, Tuple[float, Unreachable]] = {}  # until when, with which error
+
+    @contextlib.contextmanager
+    def asking(self, host: str) -> Iterator[None]:
+        """Ask a host within this context; Busy or the error of a moment ago instead."""
+        with self._lock:
+            self._enter(host)
+        started = time.monotonic()
+        try:
+            yield
+            self._keep(self._known, host, None)
+        except Unreachable as error:
+            if time.monotonic() - started > QUICK_FAILURE:
+                self._keep(self._silent, host, (time.monotonic() + self._memory, error))
+                self._known.pop(host, None)
+            raise
+        finally:
+            with self._lock:
+                self._asked[host] -= 1
+                if not self._asked[host]:
+                    del self._asked[host]
+
+    def _enter(self, host: str) -> None:
+        until, error = self._silent.get(host, (-math.inf, None))
+        if error and time.monotonic() < until:
+            raise error.with_traceback(None)
+        known = host in self._known
+        strange = sum(other not in self._known for other in self._asked)
+        if self._asked.get(host, 0) >= (self._workers - 2 if known else 1) or (
+                not known and strange >= self._workers - 1):
+            raise Busy(f"another request waits for an answer of {host}")
+        self._asked[host] = self._asked.get(host, 0) + 1
+
+    def _keep(self, memory: Dict[str, Any], host: str, value: Any) -> None:
+        with self._lock:
+            if len(memory) >= HOSTS_KEPT:
+                memory.clear()
+            memory[host] = value
+
+
+def asking(url: str) -> ContextManager[None]:
+    """Ask the host of a URL as the Hosts of this thread allow; anybody but a worker just asks."""
+    hosts = getattr(_thread, "hosts", None)
+    return hosts.asking(urlsplit(url).netloc.rpartition("@")[2]) if hosts else contextlib.nullcontext()
+
+
+def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, proxy: str = "") -> Reply:
+    """One small exchange with a service of AWS, within the caller's deadline; Unreachable when it does not answer."""
     parts = urlsplit(url)
     context = tls_context() if "https:" in (url[:6], proxy[:6]) else None
     door = open_door(url, context, proxy=proxy)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
-        response = door.pool.urlopen(
-            method, door.prefix + (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), body=body or None,
-            headers={"User-Agent": USER_AGENT, **headers}, retries=False, redirect=False, preload_content=False,
-            timeout=urllib3.Timeout(connect=timeout, read=timeout))
-        return Reply(response.status, response.read(ERROR_LIMIT), response.headers)
+        with contextlib.closing(send_request(door, method, target, {"User-Agent": USER_AGENT, **headers}, body or None,
+                                             idle=max(0.01, time_left()))) as response:
+            return Reply(response.status, read_answer(response, ERROR_LIMIT), response.headers)
+    except ValueError:
+        raise Unreachable(f"the answer of the service at {parts.netloc.rpartition('@')[2]} cannot be read") from None
     except urllib3.exceptions.HTTPError as error:
         raise unreachable(error, f"the service at {parts.netloc.rpartition('@')[2]}", url, proxy=proxy) from error
     finally:
@@ -4377,20 +4650,19 @@ def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, ti
 
 
 def ask_again(method: str, url: str, headers: Callable[[], Dict[str, str]], body: Callable[[], bytes], *,
-              timeout: float, proxy: str = "", passing: Tuple[str, ...] = ()) -> Tuple[int, bytes]:
-    """`ask`, again after 429, 5xx, no answer, or an error code in `passing`, with new headers and body each time."""
-    for attempt in range(1, ASK_ATTEMPTS + 1):
-        try:
-            status, answer, _ = ask(method, url, headers(), body(), timeout=timeout, proxy=proxy)
-        except Unreachable:
-            if attempt == ASK_ATTEMPTS:
-                raise
-            status, answer = 0, b""
-        code = xml_fields(answer).get("Code", "")
-        if attempt == ASK_ATTEMPTS or (status and status not in RETRY_STATUS and code not in passing):
-            return status, answer
-        time.sleep(backoff(attempt, 0.1, 1.0))
-    raise AssertionError("unreachable")
+              timeout: float, proxy: str = "", passing: Tuple[str, ...] = ()) -> Reply:
+    """`ask`, again after 429, 5xx, no answer, or an error code in `passing`, with new headers and body each time.
+
+    timeout: seconds for all tries together; a try that hangs leaves some to the next.
+    """
+    with asking(url), within(timeout):
+        for attempt in range(1, ASK_ATTEMPTS):
+            with contextlib.suppress(Unreachable), within(timeout / ASK_ATTEMPTS):
+                reply = ask(method, url, headers(), body(), proxy=proxy)
+                if reply.status not in RETRY_STATUS and xml_fields(reply.body).get("Code", "") not in passing:
+                    return reply
+            time.sleep(min(backoff(attempt, 0.1, 1.0), max(0.0, time_left())))
+        return ask(method, url, headers(), body(), proxy=proxy)
 
 
 def _keys_from(values: Dict[str, Any], token: str, who: str) -> Credentials:
@@ -4424,7 +4696,7 @@ def _sts(region: str, parameters: Callable[[], Dict[str, str]], signer: Optional
         plain = {"content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": urlsplit(url).netloc}
         return sign_headers("POST", "/", plain, body(), signer, region, "sts", utc_now()) if signer else plain
 
-    status, answer = ask_again("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ),
+    status, answer, _ = ask_again("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ),
                                passing=("IDPCommunicationError", "InvalidIdentityToken") + THROTTLED)
     fields = xml_fields(answer)
     if status != 200:
@@ -4484,7 +4756,7 @@ def ask_container(plan: Container, _region: str) -> Credentials:
             token = read_file(plan.token_file, "container authorization token").decode("utf-8", "replace").strip()
         return {"Authorization": header_value(token, "the container authorization token")} if token else {}
 
-    status, answer = ask_again("GET", plan.url, headers, lambda: b"", timeout=CONTAINER_TIMEOUT)
+    status, answer, _ = ask_again("GET", plan.url, headers, lambda: b"", timeout=CONTAINER_TIMEOUT)
     if status != 200:
         values = _json_object(answer)
         raise CredentialsError(f"the container's credential endpoint answered {status}: "
@@ -4495,7 +4767,7 @@ def ask_container(plan: Container, _region: str) -> Credentials:
 def _instance_token(plan: Instance) -> str:
     """The token of IMDS version 2, empty for version 1 where that is allowed and the service knows no other."""
     try:
-        status, answer = ask_again("PUT", f"{plan.endpoint}/latest/api/token",
+        status, answer, _ = ask_again("PUT", f"{plan.endpoint}/latest/api/token",
                                    lambda: {"x-aws-ec2-metadata-token-ttl-seconds": str(INSTANCE_TOKEN_LIFE)},
                                    lambda: b"", timeout=INSTANCE_TIMEOUT)
     except Unreachable:
@@ -4514,11 +4786,11 @@ def ask_instance(plan: Instance, _region: str) -> Credentials:
     for last in (False, True):
         token = _instance_token(plan)
         headers = {"x-aws-ec2-metadata-token": token} if token else {}
-        status, answer = ask_again("GET", plan.endpoint + INSTANCE_PATH, lambda: headers, lambda: b"",
+        status, answer, _ = ask_again("GET", plan.endpoint + INSTANCE_PATH, lambda: headers, lambda: b"",
                                    timeout=INSTANCE_TIMEOUT)
         role = answer.decode("utf-8", "replace").split("\n")[0].strip()
         if status == 200 and role:
-            status, answer = ask_again("GET", plan.endpoint + INSTANCE_PATH + quote(role, safe=""), lambda: headers,
+            status, answer, _ = ask_again("GET", plan.endpoint + INSTANCE_PATH + quote(role, safe=""), lambda: headers,
                                        lambda: b"", timeout=INSTANCE_TIMEOUT)
         if status != 401 or last:
             break
@@ -4543,30 +4815,47 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
 
 
 class Purse:
-    """The keys last had for a plan; one caller renews them, the others wait for it."""
+    """The keys last had for a plan, and when the next try to have some may be made; one caller renews at a time."""
 
     def __init__(self) -> None:
         self.credentials: Optional[Credentials] = None
-        self.patient_until: Optional[datetime] = None  # after a renewal that failed, when to try the next
+        self.failure: Optional[Error] = None
+        self.patient_until = datetime.min.replace(tzinfo=timezone.utc)  # after a failure, when to try again
         self.lock = threading.Lock()
 
 
-def keys_from_purse(purse: Purse, plan: Plan, region: str, now: datetime) -> Credentials:
-    """Keys that are fresh, renewed if need be; when that fails the old ones serve as long as they live."""
-    with purse.lock:
-        old = purse.credentials
-        alive = old is not None and (old.expires is None or old.expires > now)
-        if old is not None and (is_fresh(old, now) or (alive and purse.patient_until and now < purse.patient_until)):
+def keys_from_purse(purse: Purse, plan: Plan, region: str, now: datetime, wait: bool = True) -> Credentials:
+    """Keys that are fresh, renewed if need be; when that fails the old ones serve as long as they live.
+
+    While another caller renews, the old ones serve, too; when there are none its keys are waited for, or it is Busy.
+    """
+    old = purse.credentials
+    alive = old is not None and (old.expires is None or old.expires > now)
+    if old is not None and is_fresh(old, now):
+        return old
+    if not purse.lock.acquire(blocking=wait and not alive):
+        if old is not None and alive:
             return old
-        try:
-            purse.credentials = fetch_credentials(plan, region)
-            return purse.credentials
-        except Error as error:
-            if old is None or not alive:
-                raise
-            purse.patient_until = now + RENEWAL_PAUSE
-            log.warning("%s; the keys before serve until they end", error)
-            return old
+        raise Busy("another request waits for the same keys")
+    try:
+        if purse.credentials is not old:  # another caller has renewed them meanwhile
+            return purse.credentials  # type: ignore[return-value]
+        if purse.failure is None or now >= purse.patient_until:
+            try:
+                purse.credentials, purse.failure = fetch_credentials(plan, region), None
+                return purse.credentials
+            except Busy:
+                if not alive:
+                    raise
+            except Error as error:
+                purse.failure, purse.patient_until = error, now + (RENEWAL_PAUSE if alive else FAILURE_PAUSE)
+                if alive:
+                    log.warning("%s; the keys before serve until they end", error)
+    finally:
+        purse.lock.release()
+    if old is not None and alive:
+        return old
+    raise purse.failure.with_traceback(None)  # type: ignore[union-attr]
 
 
 def _read_ini(path: str) -> Profiles:
@@ -4614,13 +4903,14 @@ def plan_for(api: Optional[Api], namespace: str, location: Location) -> Plan:
     return plan_credentials(location.profile, own, shared, source or files, os.environ)
 
 
-def discover_region(address: Address) -> str:
+def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
     """The region that S3 itself names for a bucket, asked as velero-plugin-for-aws does: whatever the status, unsigned.
 
     Empty when it names none. Raises NotFound when there is no such bucket, Unreachable.
     """
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
-    answer = ask("HEAD", url, {}, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ))
+    with asking(url), within(seconds):
+        answer = ask("HEAD", url, {}, proxy=proxy_for(url, os.environ))
     if answer.status == 404:
         raise NotFound(f"S3 at {address.host} knows no such bucket", reason="BucketNotFound", hints=[
             "correct objectStorage.bucket, or set config.region outside of the standard partition"])
@@ -4676,7 +4966,7 @@ CHUNK = 508 * 1024                           # bytes at a time; handing over and
 AHEAD = 2                                    # chunks that wait between two threads; what a kill -9 may cost
 SLOW = 0.1                                   # seconds after which a chunk that is not full goes on
 IDLE_LIMIT = 30.0                            # seconds without a byte
-REFUSAL_TIME = 2.0                           # seconds that the text of a refusal is read; it may have no end
+VERIFY_TIMEOUT = 10.0                        # seconds in which a store must have answered, to have its URL handed out
 FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
 PIECE = 8 << 20                              # bytes that one of several connections fetches at a time
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # such as NFS without its lock daemon
@@ -4819,28 +5109,6 @@ def _without_frames(chunks: Iterable[bytes]) -> Iterator[bytes]:
     raise StoreError("the file is cut short: its aws-chunked framing has no end")
 
 
-def _read_some(response: Response) -> bytes:
-    """The text of a refusal as far as it comes soon."""
-    timer = threading.Timer(REFUSAL_TIME, interrupt, [response])
-    timer.daemon = True
-    timer.start()
-    try:
-        return response.read(ERROR_LIMIT, decode_content=False)
-    except (urllib3.exceptions.HTTPError, OSError):
-        return b""
-    finally:
-        timer.cancel()
-
-
-def _exchange_with_store(door: Door, url: str, headers: Optional[Dict[str, str]], idle: float) -> Response:
-    parts = urlsplit(url)
-    return door.pool.urlopen(
-        "GET", door.prefix + parts.path + (f"?{parts.query}" if parts.query else ""), retries=False,
-        redirect=False, preload_content=False, assert_same_host=False,
-        headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})},
-        timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, idle), read=idle))
-
-
 @contextlib.contextmanager
 def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, str]] = None,
              wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT) -> Iterator[Response]:
@@ -4860,7 +5128,8 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
     door = open_door(url, context, proxy=proxy)
     try:
         try:
-            response = _exchange_with_store(door, url, headers, idle)
+            response = send_request(door, "GET", parts.path + (f"?{parts.query}" if parts.query else ""), {
+                "Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})}, idle=idle)
         except urllib3.exceptions.HTTPError as error:
             failed = unreachable(error, where, url, proxy=proxy,
                                  hint="name the store's certificate authority with --cacert")
@@ -4870,7 +5139,7 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
             raise failed from error
         with contextlib.closing(response):
             if response.status not in wanted:
-                raise store_refusal(response.status, _read_some(response), response.headers, where, url, utc_now())
+                raise store_refusal(response.status, read_refusal(response), response.headers, where, url, utc_now())
             yield response
     finally:
         door.pool.close()
@@ -4891,26 +5160,14 @@ def trust_for(url: str, trust: Optional[Trust], ask: Callable[[], Trust]) -> Tru
     return trust or (ask() if url.startswith("https:") else Trust())
 
 
-def verify_url(url: str, trust: Trust) -> None:
-    """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work.
+def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
+    """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time.
 
     A signed GET cannot be tried by HEAD, for the method is signed; 416 is what an empty object answers.
     """
-    with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416)):
-        return
-
-
-def _read_more(response: Response, size: int) -> bytes:
-    """What has come of a body, at most `size` bytes; the first of them is waited for, there is none at the end.
-
-    `read` would wait for all, and lose those that came before a break. urllib3 before 2.1 has no `read1` of its own.
-    """
-    if hasattr(response, "read1"):
-        return response.read1(size, decode_content=False)
-    return response._fp.read1(size)
-
-
-BREAKS = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)  # what ends the reading of a body
+    with asking(url), within(seconds):
+        with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416)):
+            return
 
 
 def _pieces(response: Response) -> Iterator[bytes]:
@@ -4919,7 +5176,7 @@ def _pieces(response: Response) -> Iterator[bytes]:
     size, due = 0, time.monotonic() + SLOW
     try:
         while True:
-            piece = _read_more(response, CHUNK - size)
+            piece = read_more(response, CHUNK - size)
             if not piece:
                 break
             held.append(piece)
@@ -5818,7 +6075,9 @@ class Queue:
 # ====================================================================================================
 
 WORKERS = 4
-SHORT_WATCH = 10.0                           # seconds; a watch that ends sooner and brought nothing counts as a failure
+SHORT_WATCH = 3.0                            # seconds; a watch that ends sooner and brought nothing counts as a failure
+BUSY_PAUSE = timedelta(seconds=0.2)          # until a request looks again, when another one waits for the same host
+STOP_TIME = 3.0                              # seconds that passes in hand have to finish when the controller stops
 SKEW_LIMIT = timedelta(minutes=5)            # S3 tolerates 15; from here on URLs are signed by the store's clock
 FACTS_KEPT = 1000                            # entries; more backups than that at once are looked up again
 
@@ -5844,6 +6103,9 @@ class Controller:
         self.once_told: Set[str] = set()                  # rights and oddities that the log has already
         self.purses: Dict[Any, Purse] = {}                # keys had, by kind of plan, plan and region
         self.skews: Dict[str, timedelta] = {}             # stores whose clock is far from ours
+        self.hosts = Hosts(WORKERS, FAILURE_PAUSE.total_seconds())
+        self.events = {DOWNLOAD_REQUESTS: 0, STATUS_REQUESTS: 0}  # how many the watches have brought
+        self.watch_seconds, self.silence, self.stop_time = WATCH_SECONDS, WATCH_SILENCE, STOP_TIME
         self.stop = threading.Event()
         self.broken: Optional[OSError] = None             # why a dry run cannot print any more
 
@@ -5908,7 +6170,7 @@ def gather(controller: Controller, request: DownloadRequest) -> Facts:
     if len(controller.purses) > FACTS_KEPT:
         controller.purses.clear()
     purse = controller.purses.setdefault((type(plan), plan, location.region), Purse())
-    credentials = keys_from_purse(purse, plan, location.region, controller.now())
+    credentials = keys_from_purse(purse, plan, location.region, controller.now(), wait=False)
     return Facts(location, credentials, controller.skews.get(name, timedelta(0)))
 
 
@@ -6012,6 +6274,8 @@ def answer_or_refuse(controller: Controller, request: DownloadRequest) -> Outcom
         facts = gather(controller, request)
         outcome = answer_download(request, facts, controller.now())
         return verified(controller, request, facts, outcome) if controller.verify_urls else outcome
+    except Busy as error:
+        return Outcome("leave", str(error), again=controller.now() + BUSY_PAUSE)
     except Error as error:
         tell_missing_right(controller, error)
         return refuse_download(request, error, controller.now())
@@ -6068,6 +6332,7 @@ def look_at(controller: Controller, key: Key) -> Outcome:
     request = controller.records.get(key)
     if request is None:
         return GONE
+    _thread.hosts = controller.hosts
     try:
         return RECONCILE[key.resource](controller, request)
     except ApiError as error:
@@ -6080,6 +6345,8 @@ def look_at(controller: Controller, key: Key) -> Outcome:
     except Exception as error:  # the fence: a bug that one object triggers must not cost the others their answer
         log.debug("looking at %s", key, exc_info=True)
         return Outcome("leave", f"unexpected {type(error).__name__}: {one_line(error)}", failed=True)
+    finally:
+        _thread.hosts = None
 
 
 def settle(controller: Controller, key: Key, outcome: Outcome) -> None:
@@ -6134,11 +6401,12 @@ def relist(controller: Controller, resource: Resource) -> None:
     """List all requests of a kind anew: every one is looked at, one that is no longer there is dropped."""
     found = set()
     version = ""
-    for page in list_pages(controller.api, resource, controller.namespace):
+    for page in list_pages(controller.api, resource, controller.namespace, limit=PAGE_LIMIT):
         if not isinstance(_at(page, "items"), list):
             raise Unreachable(f"the cluster's answer is no list of {resource.plural}")
         version = _text(page, "metadata", "resourceVersion")
         found.update(remember(controller, resource, document)[0] for document in page["items"])
+        del page  # before the next one is read
     for key in list(controller.records):  # a copy, for the other feeder and the workers go on meanwhile
         if key.resource == resource and key not in found:
             controller.records.pop(key, None)
@@ -6148,16 +6416,15 @@ def relist(controller: Controller, resource: Resource) -> None:
     controller.versions[resource] = version
 
 
-def follow(controller: Controller, resource: Resource) -> int:
-    """Watch a kind until the watch ends -> how many events it brought."""
-    count = 0
+def follow(controller: Controller, resource: Resource) -> None:
+    """Watch a kind until the watch ends."""
     response = open_watch(controller.api, resource, controller.namespace, controller.versions[resource],
-                          seconds=random.uniform(*WATCH_SECONDS))
+                          seconds=random.uniform(*controller.watch_seconds), silence=controller.silence)
     controller.streams[resource] = response
     if controller.stop.is_set():
         interrupt(response)
     for kind, document in watch_events(response):
-        count += 1
+        controller.events[resource] += 1
         if kind in ("ADDED", "MODIFIED"):
             key, news = remember(controller, resource, document)
             if news:
@@ -6167,15 +6434,14 @@ def follow(controller: Controller, resource: Resource) -> int:
             controller.records.pop(key, None)
             controller.queue.add(key)
         controller.versions[resource] = _text(document, "metadata", "resourceVersion")
-    return count
 
 
-def feed_once(controller: Controller, resource: Resource) -> int:
-    """List if need be, then watch until the watch ends -> how many events came."""
+def feed_once(controller: Controller, resource: Resource) -> None:
+    """List if need be, then watch until the watch ends."""
     try:
         if resource not in controller.versions:
             relist(controller, resource)
-        return follow(controller, resource)
+        follow(controller, resource)
     except (ApiError, Unreachable) as error:
         if isinstance(error, Unreachable) or is_version_expired(error) or error.status == 404:
             controller.versions.pop(resource, None)  # start from a list: who knows what the API server is now
@@ -6186,31 +6452,33 @@ def feed_once(controller: Controller, resource: Resource) -> int:
 def feed(controller: Controller, resource: Resource) -> None:
     """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up.
 
-    A watch that fails or ends at once is followed by a back-off, and no two are opened within a second; only a version
-    that expired is answered by a list at once, the first time.
+    A watch that failed or ended before it had lived or brought something is followed by a back-off, a short one where
+    no API server was reached at all, and no two are opened within a second; only a version that expired is answered by
+    a list at once, the first time.
     """
     failures, told = 0, ""
     while not controller.stop.is_set():
-        started, count, trouble, expired = time.monotonic(), 0, "the watch ended at once", False
+        started, before, reached = time.monotonic(), controller.events[resource], True
+        trouble, expired = "the watch ended at once", False
         try:
-            count = feed_once(controller, resource)
+            feed_once(controller, resource)
         except Error as error:
             tell_missing_right(controller, error)
             cures = error.hints if getattr(error, "status", 0) != 403 else ()
             trouble = "; ".join([str(error), *cures])
             expired = isinstance(error, ApiError) and is_version_expired(error)
+            reached = not isinstance(error, Unreachable)
         except Exception as error:  # the fence: without its feeder a controller would look healthy and answer nothing
             log.debug("feeding %s", resource.plural, exc_info=True)
             trouble = f"unexpected {type(error).__name__}: {one_line(error)}"
         lived = time.monotonic() - started
-        failures = 0 if count or lived > SHORT_WATCH else failures + 1
+        failures = 0 if controller.events[resource] > before or lived > SHORT_WATCH else failures + 1
         if expired and failures == 1:
             continue  # nothing is wrong, only the version is too old
         if failures and trouble != told and not controller.stop.is_set():
             log.warning("%s: %s; trying again", resource.plural, redact(trouble))
         told = trouble if failures else ""
-        pause = min(WATCH_CAP, backoff(failures, WATCH_BASE, WATCH_CAP) * random.uniform(1, 2))
-        controller.stop.wait(pause if failures else max(0.0, WATCH_BASE - lived))
+        controller.stop.wait(watch_pause(failures, lived, reached, random.uniform(1, 2)))
 
 
 def run_once(controller: Controller) -> None:
@@ -6228,7 +6496,7 @@ def run_once(controller: Controller) -> None:
 
 
 def run_controller(controller: Controller) -> None:
-    """Serve both kinds of request until `controller.stop` is set; every pass in hand is finished first.
+    """Serve both kinds of request until `controller.stop` is set; a pass in hand is finished first, if it can be soon.
 
     Raises OSError only for a dry run whose stdout is gone.
     """
@@ -6237,13 +6505,12 @@ def run_controller(controller: Controller) -> None:
     for thread in workers + feeders:
         thread.start()
     controller.stop.wait()
+    deadline = time.monotonic() + controller.stop_time
     controller.queue.close()
-    for thread in workers:
-        thread.join()
     for response in list(controller.streams.values()):
         interrupt(response)
-    for thread in feeders:
-        thread.join(timeout=1)
+    for thread in workers + feeders:
+        thread.join(max(0.0, deadline - time.monotonic()))
     controller.api.session.close()
     if controller.broken:
         raise controller.broken
@@ -6400,6 +6667,16 @@ def create_request(api: Api, resource: Resource, document: Document) -> Document
             "its CRDs are of another version of Velero than that kind; the kinds they know are named above"]) from None
 
 
+def created_name(document: Document, stored: Document) -> str:
+    """The name that an object got; Unreachable when what came back is another one, which is not ours to delete."""
+    name, wanted = _text(stored, "metadata", "name"), _text(document, "metadata", "name")
+    if name != wanted if wanted else not name.startswith(_text(document, "metadata", "generateName")):
+        name = ""
+    if not is_object_name(name):
+        raise Unreachable("the cluster's answer to a create is not the object that was created")
+    return name
+
+
 def tidy_away(api: Api, key: Key) -> None:
     """Delete a request; without the right to it is left to the controller, which deletes it when it expires."""
     try:
@@ -6415,7 +6692,7 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
     try:
         with interrupted_later():
             stored = create_request(api, resource, document)
-            key = Key(resource, document["metadata"]["namespace"], _text(stored, "metadata", "name"))
+            key = Key(resource, document["metadata"]["namespace"], created_name(document, stored))
         yield stored
     finally:
         if key:
