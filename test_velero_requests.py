@@ -8726,7 +8726,7 @@ KUBE_CASES = kube_cases((
     ("a proxy with a password", "https by guarded: token t", None, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
     ("a proxy with a wrong password", "error: through its proxy", None, {"proxy-url": "http://me:s3cr3t@@GUARDED@"}),
     ("an https proxy", "https by secure: token t", None, {"proxy-url": "https://@SECURE@"}),
-    ("an https proxy that is not trusted", "error: through its proxy", None,
+    ("an https proxy that is not trusted", "error: certificate", None,
      {**KUBE_NO_CA, "proxy-url": "https://@SECURE@"}),
     ("a proxy that is not there", "error: through its proxy", None, {"proxy-url": "http://127.0.0.1:1"}),
     ("a proxy of another scheme", "error: cluster 'c': proxy-url is no http", None, {"proxy-url": "ftp://u:s3cr3t@h"}),
@@ -9540,7 +9540,7 @@ class TestProxyOnTheWire(KubeFolder):
                 self.assertEqual([(asked.method, asked.target) for asked in kube_servers()[proxy].seen()],
                                  [("GET", url) if url == plain else ("CONNECT", urlsplit(url).netloc)])
         with kube_environment(HTTPS_PROXY=kube_fill("https://@SECURE@")):
-            self.fails(velero_requests.Unreachable, velero_requests.open_url(secure).__enter__, "proxy")
+            self.fails(velero_requests.Unreachable, velero_requests.open_url(secure).__enter__, "certificate")
 
     def test_the_proxy_hears_nothing(self) -> None:
         """A proxy sees neither token nor, for https, impersonation; the cluster does not see the proxy's password."""
@@ -9561,7 +9561,8 @@ class TestProxyOnTheWire(KubeFolder):
         for proxy, code, words in (
                 (f"http://me:s3cr3t@{gone}", 6, "through its proxy: Connection refused"),
                 ("http://me:s3cr3t@@GUARDED@", 6, "through its proxy: tunnel connection failed: 407"),
-                ("https://me:s3cr3t@@PROXY@", 6, "through its proxy"), ("https://me:s3cr3t@@EXPIRED@", 6, "proxy"),
+                ("https://me:s3cr3t@@PROXY@", 6, "the cluster at https://a.example.com"),
+                ("https://me:s3cr3t@@EXPIRED@", 6, "certificate"),
                 ("socks5://me:s3cr3t@h", 1, "SOCKS"), ("http://me:s3cr3t@[::1", 1, "no http or https URL")):
             path = self.write(kube_config(None, {**KUBE_BY_NAME, "proxy-url": proxy}))
             with self.subTest(proxy):
@@ -11111,6 +11112,22 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         self.settle()
         self.settle()
         self.assertEqual(self.cluster.seen(None, f"/{other}/downloadrequests/stray", "controller"), [])
+
+    def test_a_watch_can_be_interrupted(self) -> None:
+        """Another thread ends a watch, whatever proxy is between, TLS within TLS too."""
+        for proxy in ("", kube_servers()["proxy"].url, f"https://{kube_servers()['secure'].host}"):
+            with self.subTest(proxy=proxy):
+                cluster = velero_requests.load_cluster(self.kubeconfig)._replace(
+                    proxy_url=proxy, insecure=True, authority=b"")
+                api = velero_requests.connect(cluster)
+                self.addCleanup(api.session.close)
+                response = velero_requests.open_watch(api, velero_requests.BACKUPS, self.namespace,
+                                                      self.cluster.version, seconds=30)
+                timer = threading.Timer(0.1, velero_requests.interrupt, [response])
+                timer.start()
+                with self.assertRaisesRegex(velero_requests.Unreachable, "broke off"):
+                    list(velero_requests.watch_events(response))
+                timer.join()
 
     def test_a_silent_watch_ends(self) -> None:
         """A connection that stays open and says nothing is given up after the silence asked for."""

@@ -3547,7 +3547,7 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 CONNECT_TIMEOUT = 10.0                       # seconds
-READ_TIMEOUT = 20.0                          # seconds that a call to the API may take in all
+READ_TIMEOUT = 20.0                          # seconds that a call to the API may take in all, a page of a list thrice
 FIFO_TIMEOUT = 0.5                           # seconds
 PROBE_TIMEOUT = 5.0                          # seconds, for a second look at a certificate that was not trusted
 TOKEN_LIFE = 50.0                            # seconds; client-go transport/token_source.go: a minute less 10 s
@@ -3603,8 +3603,8 @@ def _trust_each(context: ssl.SSLContext, pem: str) -> int:
 
 
 def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = True,
-                source: str = "the certificate authority", host: str = "") -> ssl.SSLContext:
-    """A TLS client context for a host; ConfigError naming `source` when ca_cert is unusable.
+                source: str = "the certificate authority", hosts: Sequence[Optional[str]] = ()) -> ssl.SSLContext:
+    """A TLS client context for a host and its proxy; ConfigError naming `source` when ca_cert is unusable.
 
     ca_cert: PEM that is trusted; with `system` in addition to the system's authorities, without it instead of them.
     Python 3.13 sets VERIFY_X509_STRICT, which private authorities of old clusters fail; for a pinned one it is cleared.
@@ -3616,8 +3616,8 @@ def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = 
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
-    if urllib3.__version__.startswith("1.") and _ip_address(host) is not None:
-        context.check_hostname = False  # it names no IP address to OpenSSL, and checks it itself instead
+    if urllib3.__version__.startswith("1.") and any(_ip_address(host or "") is not None for host in hosts):
+        context.check_hostname = False  # it names no IP address to OpenSSL, and checks every name itself then
     with contextlib.suppress(AttributeError):  # an OpenSSL too old to be asked
         context.hostname_checks_common_name = False
     if system:
@@ -3763,7 +3763,9 @@ def _limit(sock: Any, idle: Optional[float]) -> None:
     left = min(time_left(), math.inf if idle is None else idle)
     if left <= 0:
         raise socket.timeout("timed out")
-    sock.settimeout(None if left == math.inf else left)
+    wanted = None if left == math.inf else left
+    if sock.gettimeout() != wanted:          # which is no system call, but the next line is one
+        sock.settimeout(wanted)
 
 
 class _TimedReader(io.RawIOBase):
@@ -4117,7 +4119,8 @@ class Session:
             source = cluster.authority if isinstance(cluster.authority, str) else ""
             context = tls_context(authority, insecure=cluster.insecure, system=not authority,
                                   source=source or "certificate-authority-data of the kubeconfig",
-                                  host=cluster.server_name or urlsplit(cluster.server).hostname or "")
+                                  hosts=(cluster.server_name or urlsplit(cluster.server).hostname,
+                                         urlsplit(self.proxy).hostname))
             if certificate:
                 load_client_certificate(context, certificate, key, "the kubeconfig or its exec plugin")
         return open_door(cluster.server, context, proxy=self.proxy, server_name=cluster.server_name, size=POOL_SIZE)
@@ -4278,6 +4281,7 @@ RETRIES = 3
 RETRY_AFTER_CAP = 10.0                       # seconds
 WARNINGS_KEPT = 100                          # texts; whatever an API server warns of beyond that is not shown
 ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
+SLOW_LIST = 3                                # times the patience for a page that keeps coming, over a slow line
 PAGE_LIMIT = 2 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
 WATCH_SECONDS = (31, 34)                     # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
 WATCH_SILENCE = 40.0                         # seconds without a byte after which a watch is dead
@@ -4398,9 +4402,12 @@ def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = 
         time.sleep(wait)
 
 
-def call(api: Api, method: str, path: str, limit: int = ANSWER_LIMIT, **options: Any) -> Document:
-    """`send`, and the JSON object that came back; Unreachable when it is none, broke off or is larger than `limit`."""
-    with within(api.patience):
+def call(api: Api, method: str, path: str, limit: int = ANSWER_LIMIT, times: int = 1, **options: Any) -> Document:
+    """`send`, and the JSON object that came back; Unreachable when it is none, broke off or is larger than `limit`.
+
+    times: how often the Api's patience may pass before all of it is there.
+    """
+    with within(times * api.patience):
         response = send(api, method, path, **options)
         try:
             document = json.loads(read_answer(response, limit))
@@ -4453,7 +4460,7 @@ def list_pages(api: Api, resource: Resource, namespace: str, selector: str = "",
     while True:
         query = {"limit": str(size), "labelSelector": selector, "continue": token}
         try:
-            page = call(api, "GET", path, limit if size > 1 else ANSWER_LIMIT,
+            page = call(api, "GET", path, limit if size > 1 else ANSWER_LIMIT, SLOW_LIST,
                         query={name: value for name, value in query.items() if value})
         except Unreachable as error:
             if error.reason != TOO_LARGE or size == 1:
@@ -4562,6 +4569,7 @@ RENEWAL_PAUSE = timedelta(seconds=60)        # between tries to renew keys that 
 FAILURE_PAUSE = timedelta(seconds=5)         # between tries to have keys at all, or an answer of a silent host
 QUICK_FAILURE = 0.3                          # seconds; a failure that took no longer may be asked for again at once
 HOSTS_KEPT = 1000
+BUSY = "another request waits for the same answer"
 THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded")  # which STS says with status 400
 INSTANCE_TOKEN_LIFE = 300                    # seconds; aws-sdk-go-v2
 NO_KEYS_CURE = ("name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and "
@@ -4576,8 +4584,8 @@ class Busy(Error):
 class Hosts:
     """The hosts of strangers that the workers of a controller ask, so that a silent one costs one worker one deadline.
 
-    One that has answered may be asked by some at a time, any other by one, and all but one worker may wait for such;
-    who would be one too many is Busy. After a time-out a host is not asked for a while, it has the same error again.
+    One that has answered may be asked by all workers but one at a time, any other by one, and all but one may wait for
+    such; who would be one too many is Busy. After a time-out a host is not asked for a while: the error is the same.
     """
 
     def __init__(self, workers: int, memory: float) -> None:
@@ -4592,20 +4600,15 @@ class Hosts:
         """Ask a host within this context; Busy or the error of a moment ago instead."""
         with self._lock:
             self._enter(host)
-        started = time.monotonic()
+        started, silent = time.monotonic(), None
         try:
             yield
-            self._keep(self._known, host, None)
         except Unreachable as error:
-            if time.monotonic() - started > QUICK_FAILURE:
-                self._keep(self._silent, host, (time.monotonic() + self._memory, error))
-                self._known.pop(host, None)
+            silent = error
             raise
         finally:
             with self._lock:
-                self._asked[host] -= 1
-                if not self._asked[host]:
-                    del self._asked[host]
+                self._leave(host, silent, time.monotonic() - started)
 
     def _enter(self, host: str) -> None:
         until, error = self._silent.get(host, (-math.inf, None))
@@ -4613,16 +4616,23 @@ class Hosts:
             raise error.with_traceback(None)
         known = host in self._known
         strange = sum(other not in self._known for other in self._asked)
-        if self._asked.get(host, 0) >= (self._workers - 2 if known else 1) or (
+        if self._asked.get(host, 0) >= (self._workers - 1 if known else 1) or (
                 not known and strange >= self._workers - 1):
-            raise Busy(f"another request waits for an answer of {host}")
+            raise Busy(BUSY)
         self._asked[host] = self._asked.get(host, 0) + 1
 
-    def _keep(self, memory: Dict[str, Any], host: str, value: Any) -> None:
-        with self._lock:
+    def _leave(self, host: str, silent: Optional[Unreachable], seconds: float) -> None:
+        self._asked[host] -= 1
+        if not self._asked[host]:
+            del self._asked[host]
+        for memory in self._known, self._silent:
             if len(memory) >= HOSTS_KEPT:
-                memory.clear()
-            memory[host] = value
+                memory.clear()  # type: ignore[attr-defined]
+        if silent is None:
+            self._known[host] = None
+        elif seconds > QUICK_FAILURE:
+            self._known.pop(host, None)
+            self._silent[host] = time.monotonic() + self._memory, silent
 
 
 def asking(url: str) -> ContextManager[None]:
@@ -4836,7 +4846,7 @@ def keys_from_purse(purse: Purse, plan: Plan, region: str, now: datetime, wait: 
     if not purse.lock.acquire(blocking=wait and not alive):
         if old is not None and alive:
             return old
-        raise Busy("another request waits for the same keys")
+        raise Busy(BUSY)
     try:
         if purse.credentials is not old:  # another caller has renewed them meanwhile
             return purse.credentials  # type: ignore[return-value]
@@ -4966,7 +4976,7 @@ CHUNK = 508 * 1024                           # bytes at a time; handing over and
 AHEAD = 2                                    # chunks that wait between two threads; what a kill -9 may cost
 SLOW = 0.1                                   # seconds after which a chunk that is not full goes on
 IDLE_LIMIT = 30.0                            # seconds without a byte
-VERIFY_TIMEOUT = 10.0                        # seconds in which a store must have answered, to have its URL handed out
+VERIFY_TIMEOUT = 5.0                         # seconds in which a store must have answered, to have its URL handed out
 FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
 PIECE = 8 << 20                              # bytes that one of several connections fetches at a time
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # such as NFS without its lock daemon
@@ -5124,7 +5134,8 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
     proxy = proxy_for(url, os.environ)
     context = None
     if "https" in (parts.scheme, urlsplit(proxy).scheme):
-        context = tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source, host=parts.hostname or "")
+        context = tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source,
+                              hosts=(parts.hostname, urlsplit(proxy).hostname))
     door = open_door(url, context, proxy=proxy)
     try:
         try:
@@ -6076,7 +6087,6 @@ class Queue:
 
 WORKERS = 4
 SHORT_WATCH = 3.0                            # seconds; a watch that ends sooner and brought nothing counts as a failure
-BUSY_PAUSE = timedelta(seconds=0.2)          # until a request looks again, when another one waits for the same host
 STOP_TIME = 3.0                              # seconds that passes in hand have to finish when the controller stops
 SKEW_LIMIT = timedelta(minutes=5)            # S3 tolerates 15; from here on URLs are signed by the store's clock
 FACTS_KEPT = 1000                            # entries; more backups than that at once are looked up again
@@ -6275,7 +6285,7 @@ def answer_or_refuse(controller: Controller, request: DownloadRequest) -> Outcom
         outcome = answer_download(request, facts, controller.now())
         return verified(controller, request, facts, outcome) if controller.verify_urls else outcome
     except Busy as error:
-        return Outcome("leave", str(error), again=controller.now() + BUSY_PAUSE)
+        return Outcome("leave", str(error), failed=True)
     except Error as error:
         tell_missing_right(controller, error)
         return refuse_download(request, error, controller.now())
@@ -6372,7 +6382,9 @@ def tell_outcome(controller: Controller, key: Key, outcome: Outcome) -> None:
         print(text, flush=True)
         return
     level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
-    if outcome.failed and outcome is not CONFLICT:
+    if outcome.why in (CONFLICT.why, BUSY):
+        level = logging.DEBUG
+    elif outcome.failed:
         level = logging.WARNING if controller.told.get(key) != outcome.why else logging.DEBUG
         controller.told[key] = outcome.why
     else:
