@@ -9854,6 +9854,14 @@ class TestKubeconfigBadInput(KubeFolder):
         with self.assertRaises(velero_requests.ConfigError):
             kube_call(path)
 
+    def test_a_list_of_files_that_are_not_there(self) -> None:
+        """A KUBECONFIG without a file that exists is warned of, but not when a flag names another."""
+        with kube_environment(KUBECONFIG="/gone/a:/gone/b", HOME=self.home):
+            with self.assertLogs("velero_requests", "WARNING") as logs:
+                self.fails(velero_requests.ConfigError, velero_requests.load_cluster, "no kubeconfig found")
+                self.fails(velero_requests.ConfigError, lambda: velero_requests.load_cluster("/gone/c"), "/gone/c")
+        self.assertEqual([line.partition("exists: ")[2] for line in logs.output], ["/gone/a:/gone/b"])
+
     def test_a_fifo(self) -> None:
         """A FIFO that nobody writes to does not hang the program."""
         path = os.path.join(self.folder, "fifo")
