@@ -999,7 +999,8 @@ class Entry:
         """A field; what is absent or null is empty, as in Go."""
         value = self.fields.get(name)
         if value is not None and not isinstance(value, kind):
-            raise ConfigError(f"{self.where}: {name} must be {_TYPE_NAMES[kind]}")
+            cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
+            raise ConfigError(f"{self.where}: {name} must be {_TYPE_NAMES[kind]}{cure}")
         return kind() if value is None else value
 
     def need(self, name: str) -> str:
