@@ -77,6 +77,7 @@ import queue
 import random
 import re
 import select
+import shutil
 import socket
 import ssl
 import stat
@@ -335,13 +336,12 @@ class ExecPlugin(NamedTuple):
     interactive_mode: str
 
 
-@hides("ca_data", "proxy_url", "exec_config", "token", "password", "certificate_data", "key_data")
+@hides("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
 class Cluster(NamedTuple):
-    """How to reach one Kubernetes API server, and as whom; of each pair of data and file at most one is set."""
+    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
 
     server: str
-    ca_data: bytes = b""
-    ca_file: str = ""
+    authority: Union[bytes, str] = b""
     insecure: bool = False
     server_name: str = ""                    # tls-server-name: whose certificate is expected
     proxy_url: str = ""
@@ -351,10 +351,8 @@ class Cluster(NamedTuple):
     token_file: str = ""
     username: str = ""
     password: str = ""
-    certificate_data: bytes = b""
-    certificate_file: str = ""
-    key_data: bytes = b""
-    key_file: str = ""
+    certificate: Union[bytes, str] = b""
+    key: Union[bytes, str] = b""
     impersonate: Tuple[Tuple[str, str], ...] = ()
     exec_plugin: Optional[ExecPlugin] = None
 
@@ -782,7 +780,7 @@ def aligned(lines: Iterable[str]) -> str:
 # ====================================================================================================
 # 4. Documents into records — the only place that digs in dicts
 #    download_request_from, status_request_from, plugins_from, location_from, ini_sections, merge_profiles,
-#    own_profiles_from, secret_value, Kubeconfig, kubeconfig_from, cluster_from_kubeconfig, identity_from_exec
+#    own_profiles_from, secret_value, Entry, cluster_from_kubeconfigs, identity_from_exec
 #
 #    Documents come from strangers: any field may be missing or of another type. Reading never raises on an object of
 #    the cluster that somebody may have filled in by hand; it raises ConfigError on configuration, naming what is wrong.
@@ -1058,285 +1056,197 @@ def header_value(text: str, what: str) -> str:
     return text
 
 
-# What kubectl does with odd kubeconfigs, and so do we (client-go tools/clientcmd loader.go, validation.go; run against
-# kubectl 1.33 and 1.34):
+# What kubectl does with odd kubeconfigs (client-go tools/clientcmd loader.go, validation.go; run against kubectl 1.33
+# and 1.34), and so do we:
 #   --kubeconfig X                   that one file, which must exist; KUBECONFIG: a list, absent members are skipped
-#   the same name in two files       the first file owns the whole entry; twice in one file is an error
+#   the same name in two files       the first file owns the whole entry
 #   a relative path                  starts at the folder of the file that says it (of a symlink, not of its target)
-#   a value of a wrong type          fails the whole file, also in an entry that is not used
-#   any other mistake                counts only in the entries that are used
 #   no current-context               never guessed from the only context there is
 #   token and tokenFile              the file wins while it can be read
 #   token or password or certificate with exec: the plugin is not run
+#   a password in the server's URL   beats them all
 #   an http server                   gets no token, password or plugin credential; an absent scheme means http
+# What kubectl refuses is refused where somebody could be harmed. Else precedence decides: the first entry of a name,
+# data before a file, a token before a password, a plugin before an auth-provider, an authority before
+# insecure-skip-tls-verify; and a mistake counts only in what is used.
 
-_STRINGS = {"*": str}
-_EXTENSIONS = [{"name": str, "extension": object}]
-_EXEC_FIELDS = {
-    "command": str, "args": [str], "env": [{"name": str, "value": str}], "apiVersion": str, "installHint": str,
-    "provideClusterInfo": bool, "interactiveMode": str}
-_KUBECONFIG_FIELDS = {
-    "apiVersion": str, "kind": str, "current-context": str, "extensions": _EXTENSIONS,
-    "preferences": {"colors": bool, "extensions": _EXTENSIONS},
-    "clusters": [{"name": str, "cluster": {
-        "server": str, "tls-server-name": str, "insecure-skip-tls-verify": bool, "certificate-authority": str,
-        "certificate-authority-data": str, "proxy-url": str, "disable-compression": bool, "extensions": _EXTENSIONS}}],
-    "users": [{"name": str, "user": {
-        "client-certificate": str, "client-certificate-data": str, "client-key": str, "client-key-data": str,
-        "token": str, "tokenFile": str, "username": str, "password": str, "as": str, "as-uid": str, "as-groups": [str],
-        "as-user-extra": {"*": [str]}, "auth-provider": {"name": str, "config": _STRINGS}, "exec": _EXEC_FIELDS,
-        "extensions": _EXTENSIONS}}],
-    "contexts": [{"name": str, "context": {
-        "cluster": str, "user": str, "namespace": str, "extensions": _EXTENSIONS}}],
-}
 _TYPE_NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "a mapping"}
 
 
-def check_types(value: Any, fields: Any, where: str) -> None:
-    """Raise ConfigError, naming the place and never the value, unless a document has the types of a field table.
+class Entry:
+    """One mapping of a kubeconfig or of a plugin's answer; a wrong type is a ConfigError without the value."""
 
-    fields: a type, `[T]` for a list, a dict for a mapping. Null counts as absent and unknown fields are let through, as
-    in Go.
-    """
-    if value is None or fields is object:
-        return
-    wanted = fields if isinstance(fields, type) else type(fields)
-    if not isinstance(value, wanted):
-        raise ConfigError(f"{where} must be {_TYPE_NAMES[wanted]}"
-                          + (": write it in quotes" if wanted is str and isinstance(value, (int, float)) else ""))
-    if isinstance(fields, list):
-        names = [_text(item, "name") for item in value]
-        if fields is _EXTENSIONS and len(set(names)) < len(names):
-            raise ConfigError(f"{where} has two entries of one name")
-        for number, item in enumerate(value):
-            check_types(item, fields[0], f"{where}[{number}]")
-    elif isinstance(fields, dict):
-        for name, item in value.items():
-            check_types(item, fields.get(name, fields.get("*", object)), f"{where}.{name}" if where else str(name))
+    def __init__(self, fields: Any, file: str, where: str) -> None:
+        """Keep the fields; file: where relative paths start, where: the place for errors."""
+        if fields is not None and not isinstance(fields, dict):
+            raise ConfigError(f"{where} must be a mapping")
+        self.fields = {str(name): value for name, value in (fields or {}).items()}
+        self.file, self.where = file, where
 
+    def get(self, name: str, kind: type = str) -> Any:
+        """A field; what is absent or null is empty, as in Go."""
+        value = self.fields.get(name)
+        if value is not None and not isinstance(value, kind):
+            cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
+            raise ConfigError(f"{self.where}: {name} must be {_TYPE_NAMES[kind]}{cure}")
+        return kind() if value is None else value
 
-@hides("clusters", "users", "contexts")
-class Kubeconfig(NamedTuple):
-    """Several kubeconfig files seen as one: each entry with the file that it comes from."""
+    def need(self, name: str) -> str:
+        """A text that must be there."""
+        text: str = self.get(name)
+        if not text:
+            raise ConfigError(f"{self.where} has no {name}")
+        return text
 
-    clusters: Dict[str, Tuple[Document, str]]
-    users: Dict[str, Tuple[Document, str]]
-    contexts: Dict[str, Tuple[Document, str]]
-    current_context: str
-    source: str                              # the files, for errors
+    def texts(self, name: str) -> List[str]:
+        """A list of texts."""
+        values = self.get(name, list)
+        if not all(value is None or isinstance(value, str) for value in values):
+            raise ConfigError(f"{self.where}: {name} must be a list of strings")
+        return [value or "" for value in values]
 
+    def path(self, name: str) -> str:
+        """A path, seen from the folder of the file; `..` goes by the letters, as Go's filepath.Join."""
+        path = self.get(name)
+        return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
 
-def check_kubeconfig(document: Any, path: str) -> None:
-    """Raise unless a document has the shape of a kubeconfig; an empty one has."""
-    if document is not None and not isinstance(document, dict):
-        raise ConfigError(f"kubeconfig {path} is no mapping, so it is no kubeconfig")
-    for name, allowed in (("apiVersion", ("v1", "")), ("kind", ("Config", ""))):
-        if isinstance(_at(document, name), str) and _text(document, name) not in allowed:
-            raise ConfigError(f"kubeconfig {path} has {name} {one_line(_text(document, name), 64)!r}, not {allowed[0]}")
-    try:
-        check_types(document, _KUBECONFIG_FIELDS, "")
-    except ConfigError as error:
-        raise ConfigError(f"kubeconfig {path}: {error}") from None
+    def pem(self, name: str) -> Union[bytes, str]:
+        """The PEM of `name-data`, else the path of the file that `name` says, else nothing."""
+        data = decode_base64(self.get(f"{name}-data"))
+        if data is None:
+            raise ConfigError(f"{self.where}: {name}-data is not base64")
+        return data or self.path(name) or data
 
 
-def kubeconfig_from(files: List[Tuple[str, Any]]) -> Kubeconfig:
-    """Kubeconfig documents with their paths, first one first -> one view of them; ConfigError names file and place."""
-    sections: Dict[str, Dict[str, Tuple[Document, str]]] = {"clusters": {}, "users": {}, "contexts": {}}
-    current = ""
-    for path, document in files:
-        check_kubeconfig(document, path)
-        current = current or _text(document, "current-context")
-        for section, entries in sections.items():
-            own: Dict[str, Tuple[Document, str]] = {}
-            for entry in _at(document, section) or ():
-                name = _text(entry, "name")
-                if name in own:
-                    raise ConfigError(f"kubeconfig {path} has two {section} named {one_line(name)!r}")
-                own[name] = (_at(entry, section[:-1]) or {}, path)
-            sections[section] = {**own, **entries}
-    return Kubeconfig(current_context=current, source=", ".join(path for path, _ in files), **sections)
+def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
+    """The first entry of a name, which counts whole."""
+    names = []
+    for file in files:
+        for item in file.get(f"{kind}s", list):
+            names.append(_text(item, "name"))
+            if names[-1] == name:
+                return Entry(_at(item, kind), file.file, f"{file.where}, {kind} {one_line(name)!r}")
+    if kind == "user":  # one that is not there is nobody, as in kubectl
+        return Entry({}, "", "")
+    raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
+                      hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
 
 
-def _chosen(entries: Dict[str, Tuple[Document, str]], kind: str, name: str, source: str) -> Tuple[Document, str]:
-    if name not in entries:
-        raise ConfigError(f"kubeconfig {source} has no {kind} {one_line(name)!r}",
-                          hints=[f"it has: {', '.join(map(one_line, entries)) or 'none'}"])
-    return entries[name]
-
-
-def _relative(path: str, file: str) -> str:
-    """A path of a kubeconfig, seen from the folder of its file; `..` goes by the letters, as Go's filepath.Join."""
-    return posixpath.normpath(posixpath.join(posixpath.dirname(file), path)) if path else ""
-
-
-def _data_or_file(entry: Document, name: str, file: str, where: str) -> Tuple[bytes, str]:
-    """The two forms of a field: inline base64 (`name-data`), or a path."""
-    data, path = _text(entry, f"{name}-data"), _text(entry, name)
-    if data and path:
-        raise ConfigError(f"{where} has both {name}-data and {name}; one of them must go")
-    content = decode_base64(data)
-    if content is None:
-        raise ConfigError(f"{where}: {name}-data is not base64")
-    return content, _relative(path, file)
-
-
-def exec_plugin_from(entry: Document, file: str, where: str) -> ExecPlugin:
+def exec_plugin_from(entry: Entry) -> ExecPlugin:
     """A user's `exec` -> record (client-go validation.go, plugin/pkg/client/auth/exec)."""
-    command, version, mode = (_text(entry, name) for name in ("command", "apiVersion", "interactiveMode"))
-    if not command:
-        raise ConfigError(f"{where}: exec has no command")
+    command, version = entry.need("command"), entry.get("apiVersion")
+    mode = entry.get("interactiveMode") or INTERACTIVE_MODES[1]
     if version not in EXEC_VERSIONS:
-        raise ConfigError(f"{where}: exec has apiVersion {one_line(version, 64)!r}, not {' or '.join(EXEC_VERSIONS)}",
+        raise ConfigError(f"{entry.where} has apiVersion {one_line(version, 64)!r}, not {' or '.join(EXEC_VERSIONS)}",
                           hints=["a newer version of the plugin writes a newer kubeconfig"])
-    if not mode and version == EXEC_VERSIONS[0]:
-        raise ConfigError(f"{where}: exec needs interactiveMode with {version}: {', '.join(INTERACTIVE_MODES)}")
-    if mode and mode not in INTERACTIVE_MODES:
-        raise ConfigError(f"{where}: exec has interactiveMode {one_line(mode, 64)!r}, not one of "
+    if mode not in INTERACTIVE_MODES:
+        raise ConfigError(f"{entry.where} has interactiveMode {one_line(mode, 64)!r}, not one of "
                           f"{', '.join(INTERACTIVE_MODES)}")
-    variables = _at(entry, "env") or ()
-    if not all(_text(variable, "name") for variable in variables):
-        raise ConfigError(f"{where}: exec has an env entry without a name")
+    variables = [Entry(item, "", f"{entry.where}, env") for item in entry.get("env", list)]
     return ExecPlugin(
-        command=_relative(command, file) if "/" in command else command,
-        arguments=tuple(_at(entry, "args") or ()),
-        environment=tuple((_text(variable, "name"), _text(variable, "value")) for variable in variables),
-        api_version=version, install_hint=_text(entry, "installHint"),
-        provide_cluster_info=_at(entry, "provideClusterInfo") is True, interactive_mode=mode or "IfAvailable")
+        command=entry.path("command") if "/" in command else command, arguments=tuple(entry.texts("args")),
+        environment=tuple((variable.get("name"), variable.get("value")) for variable in variables),
+        api_version=version, install_hint=entry.get("installHint"),
+        provide_cluster_info=entry.get("provideClusterInfo", bool), interactive_mode=mode)
 
 
-def _impersonation_from(user: Document, where: str) -> Tuple[Tuple[str, str], ...]:
+def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
     """A user's as, as-uid, as-groups, as-user-extra -> request headers (client-go transport/round_trippers.go)."""
-    name, uid = _text(user, "as"), _text(user, "as-uid")
-    groups, extra = _at(user, "as-groups") or (), _at(user, "as-user-extra") or {}
-    if (uid or groups or extra) and not name:
-        raise ConfigError(f"{where} impersonates a uid, groups or extra values without a user (as)")
+    name, uid, groups = user.get("as"), user.get("as-uid"), user.texts("as-groups")
+    extra = Entry(user.get("as-user-extra", dict), "", f"{user.where}, as-user-extra")
+    if not name and (uid or groups or extra.fields):
+        raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
     headers = [("Impersonate-User", name)] if name else []
     headers += [("Impersonate-Uid", uid)] if uid else []
     headers += [("Impersonate-Group", group) for group in groups]
     headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
-                for key, values in sorted(extra.items()) for value in values or ()]
+                for key in sorted(extra.fields) for value in extra.texts(key)]
     if not all(value.isprintable() for _, value in headers):
-        raise ConfigError(f"{where}: whom it impersonates has characters that cannot be sent, such as a line end")
+        raise ConfigError(f"{user.where}: whom it impersonates has characters that cannot be sent, such as a line end")
     return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
 
 
-def _identity_fields(user: Document, file: str, where: str) -> Dict[str, Any]:
-    """A user entry -> the fields of Cluster that say who we are."""
-    if _at(user, "auth-provider") is not None:
-        name = _text(user, "auth-provider", "name")
-        raise ConfigError(f"{where} uses auth-provider {one_line(name, 64)!r}, which kubectl has dropped or will drop",
-                          hints=["replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
-    certificate_data, certificate_file = _data_or_file(user, "client-certificate", file, where)
-    key_data, key_file = _data_or_file(user, "client-key", file, where)
-    if not certificate_data and not certificate_file:
-        key_data, key_file = b"", ""  # a key alone is ignored
-    elif not key_data and not key_file:
-        raise ConfigError(f"{where} has a client-certificate without its client-key")
-    token, token_file = _text(user, "token"), _relative(_text(user, "tokenFile"), file)
-    username, password = _text(user, "username"), _text(user, "password")
-    if (token or token_file) and (username or password):
-        raise ConfigError(f"{where} has both a token and a username; one of them must go")
-    plugin = exec_plugin_from(_at(user, "exec"), file, where) if _at(user, "exec") is not None else None
-    return {"certificate_data": certificate_data, "certificate_file": certificate_file,
-            "key_data": key_data, "key_file": key_file, "token": header_value(token, f"{where}: token"),
-            "token_file": token_file, "username": username, "password": password,
-            "impersonate": _impersonation_from(user, where),
-            "exec_plugin": None if token or token_file or username or certificate_data or certificate_file else plugin}
+def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
+    """A user, and the name and password in the server's URL, which beat its own -> how Cluster proves who we are."""
+    certificate = user.pem("client-certificate")
+    fields = {"certificate": certificate, "key": certificate and user.pem("client-key")}
+    if login[0]:
+        return {**fields, "username": login[0], "password": login[1]}
+    fields.update(token=header_value(user.get("token"), f"{user.where}: token"), token_file=user.path("tokenFile"),
+                  username=user.get("username"), password=user.get("password"))
+    if certificate or fields["token"] or fields["token_file"] or fields["username"]:
+        return fields
+    if user.fields.get("exec") is not None:
+        return {"exec_plugin": exec_plugin_from(Entry(user.fields["exec"], user.file, f"{user.where}, exec"))}
+    if user.fields.get("auth-provider") is not None:
+        name = _text(user.fields, "auth-provider", "name")
+        raise ConfigError(
+            f"{user.where} uses auth-provider {one_line(name, 64)!r}, which kubectl has dropped or will drop",
+            hints=["replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
+    return fields
 
 
-def _server_url(text: str, where: str) -> str:
-    """The server of a cluster entry as a URL; without a scheme it is http (client-go rest/url_utils.go)."""
-    if not text:
-        raise ConfigError(f"{where} has no server")
-    url = text if "://" in text else f"http://{text}"
-    if not is_http_url(url) or ("://" not in text and "/" in text):
-        raise ConfigError(f"{where}: server {one_line(redact(text))!r} is no http or https URL")
-    scheme, _, rest = url.partition("://")
-    return f"{scheme.lower()}://{rest}"
-
-
-def check_proxy(url: str, what: str) -> None:
-    """Raise ConfigError, without showing the URL, unless a proxy is none or one that we can use."""
-    scheme = url.partition("://")[0].lower() if "://" in url else "http"
-    if scheme.startswith("socks"):
+def proxy_url(text: str, what: str) -> str:
+    """A proxy as a URL, http when it has no scheme; ConfigError, without showing it, when we cannot use it."""
+    url = text if "://" in text or not text else f"http://{text}"
+    if url.lower().startswith("socks"):
         raise ConfigError(f"{what} is a SOCKS proxy, which needs a package that this file does without", hints=[
             "use an http proxy, or an ssh tunnel (ssh -L) and its local address"])
-    if url and (scheme not in ("http", "https") or not is_http_url(url if "://" in url else f"http://{url}")):
+    if url and not is_http_url(url):
         raise ConfigError(f"{what} is no http or https URL")
+    return url
 
 
-def _cluster_fields(cluster: Document, file: str, where: str) -> Dict[str, Any]:
-    """A cluster entry -> the fields of Cluster that say where to go and whom to trust."""
-    ca_data, ca_file = _data_or_file(cluster, "certificate-authority", file, where)
-    insecure = _at(cluster, "insecure-skip-tls-verify") is True
-    if insecure and (ca_data or ca_file):
-        raise ConfigError(f"{where}: certificate-authority and insecure-skip-tls-verify exclude each other")
-    proxy_url = _text(cluster, "proxy-url")
-    check_proxy(proxy_url, f"{where}: proxy-url")
-    if proxy_url and "://" not in proxy_url:
-        raise ConfigError(f"{where}: proxy-url has no scheme; write http:// in front")
-    configs = [_at(entry, "extension") for entry in _at(cluster, "extensions") or ()
-               if _text(entry, "name") == "client.authentication.k8s.io/exec"]
-    return {"server": _server_url(_text(cluster, "server"), where), "ca_data": ca_data, "ca_file": ca_file,
-            "insecure": insecure, "server_name": _text(cluster, "tls-server-name"), "proxy_url": proxy_url,
-            "disable_compression": _at(cluster, "disable-compression") is True,
-            "exec_config": configs[0] if configs else None}
-
-
-def _without_login(url: str) -> Tuple[str, Tuple[str, str]]:
-    """A server URL -> without user and password, and these, which kubectl sends when nothing else says who we are."""
-    parts = urlsplit(url)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    return bare, (unquote(parts.username or ""), unquote(parts.password or ""))
-
-
-def cluster_from_kubeconfig(config: Kubeconfig, context: str) -> Optional[Cluster]:
-    """The cluster and user of one context; None when neither the caller nor the files choose one."""
-    name = context or config.current_context
-    if not name:
+def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") -> Optional[Cluster]:
+    """Kubeconfigs as (path, document) -> cluster and user of one context; None when no context is chosen anywhere."""
+    entries = [Entry(document, path, f"kubeconfig {path}") for path, document in files]
+    context = context or next(filter(None, (entry.get("current-context") for entry in entries)), "")
+    if not context:
         return None
-    chosen, _ = _chosen(config.contexts, "context", name, config.source)
-    cluster_name, user_name = _text(chosen, "cluster"), _text(chosen, "user")
-    cluster, cluster_file = _chosen(config.clusters, "cluster", cluster_name, config.source)
-    user, user_file = config.users.get(user_name, ({}, ""))  # one that is not there is nobody, as in kubectl
-    fields = _cluster_fields(cluster, cluster_file, f"kubeconfig {cluster_file}, cluster {one_line(cluster_name)!r}")
-    identity = _identity_fields(user, user_file, f"kubeconfig {user_file}, user {one_line(user_name)!r}")
-    fields["server"], login = _without_login(fields["server"])
-    if login[0] and not any(identity[name] for name in ("token", "token_file", "username")):
-        identity["username"], identity["password"] = login
-    if fields["server"].startswith("http:"):  # what would prove who we are is never sent where anybody can read it
-        identity.update(token="", token_file="", username="", password="", exec_plugin=None)
-    return Cluster(**fields, **identity)
-
-
-_EXEC_ANSWER = {"apiVersion": str, "kind": str, "status": {
-    "token": str, "clientCertificateData": str, "clientKeyData": str, "expirationTimestamp": str}}
+    chosen = _entry_named(entries, "context", context)
+    cluster = _entry_named(entries, "cluster", chosen.get("cluster"))
+    user = _entry_named(entries, "user", chosen.get("user"))
+    text = cluster.need("server")
+    url = text if "://" in text else f"http://{text}"  # client-go rest/url_utils.go
+    if not is_http_url(url):
+        raise ConfigError(f"{cluster.where}: server {one_line(redact(text))!r} is no http or https URL")
+    parts = urlsplit(url)
+    login = unquote(parts.username or ""), unquote(parts.password or "")
+    configs = [_at(item, "extension") for item in cluster.get("extensions", list)
+               if _text(item, "name") == "client.authentication.k8s.io/exec"]
+    authority = cluster.pem("certificate-authority")
+    # What would prove who we are is never sent where anybody can read it.
+    identity = _identity_fields(user, login) if parts.scheme == "https" else {}
+    return Cluster(
+        server=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority=authority,
+        insecure=cluster.get("insecure-skip-tls-verify", bool) and not authority,
+        server_name=cluster.get("tls-server-name"),
+        proxy_url=proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
+        disable_compression=cluster.get("disable-compression", bool), exec_config=configs[0] if configs else None,
+        impersonate=_impersonation_headers(user), **identity)
 
 
 def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
     """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
     where = f"the answer of exec plugin {plugin.command}"
-    if _text(answer, "kind") not in ("ExecCredential", "") or _text(answer, "apiVersion") != plugin.api_version:
+    top = Entry(answer, "", where)
+    if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != plugin.api_version:
         raise ConfigError(f"{where} is no ExecCredential of {plugin.api_version}", hints=[
             "the plugin may be older or newer than the kubeconfig"])
-    check_types(answer, _EXEC_ANSWER, where)
-    status = _at(answer, "status")
-    expires = parse_time(_at(status, "expirationTimestamp"))
-    if _at(status, "expirationTimestamp") is not None and (
-            expires is None or not re.search(r"([Zz]|[+-]\d\d:\d\d)$", status["expirationTimestamp"], re.ASCII)):
+    status = Entry(top.get("status", dict), "", where)
+    expires = parse_time(status.fields.get("expirationTimestamp"))
+    if expires is None and status.fields.get("expirationTimestamp") is not None:
         raise ConfigError(f"{where} has an expirationTimestamp that is no time")
-    token = _text(status, "token")
-    certificate, key = _text(status, "clientCertificateData"), _text(status, "clientKeyData")
+    token, certificate, key = map(status.get, ("token", "clientCertificateData", "clientKeyData"))
     if bool(certificate) != bool(key) or not (token or certificate):
         raise ConfigError(f"{where} has neither a token nor a certificate with its key")
-    return Identity(token=header_value(token, f"the token in {where}"), certificate=certificate.encode(),
-                    key=key.encode(), expires=expires)
+    return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), expires)
 
 
 Listed = Union[List[Document], Error]              # the documents of a list, or why there is none
 Artifacts = Mapping[str, Any]                      # kind of artifact -> decoded JSON, or why there is none
 
-# Shapes of what describe reads, in the manner of `check_types`: a type, [T], {"*": T} for a map, {field: T} for a
+# Shapes of what describe reads, a type, [T], {"*": T} for a map, {field: T} for a
 # struct. A field that is marked with ? stays None when it is absent; the others then have Go's zero value, except that
 # an absent truth value is None, which is neither true nor false.
 
@@ -1706,16 +1616,10 @@ def object_address(location: Location, key: str) -> Address:
     return bucket._replace(path=f"{bucket.path}/{quote(key, safe='/-._~')}")
 
 
-def is_ip_address(host: str) -> bool:
-    """Whether a host is an address and not a name."""
-    return _ip_address(host) is not None
-
-
 def _in_network(address: Any, text: str) -> bool:
-    try:
+    with contextlib.suppress(ValueError, TypeError):
         return address in ipaddress.ip_network(text, strict=False)
-    except (ValueError, TypeError):
-        return False
+    return False
 
 
 # Where clouds give keys to whoever asks: link-local addresses, addresses of their own, and IPv6 forms of IPv4's.
@@ -1732,24 +1636,14 @@ def is_link_local(address: str) -> bool:
 def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
     """Whether NO_PROXY names a host: `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
     address = _ip_address(host)
-    for entry in (part.strip().lower() for part in no_proxy.split(",")):
-        if entry == "*":
-            return True
-        if "/" in entry and address is not None and _in_network(address, entry):
-            return True
-        name, colon, number = entry.rpartition(":")
-        if not colon or _ip_address(entry) is not None or not number.isdecimal():
-            name, number = entry, ""
-        elif name.startswith("[") and name.endswith("]"):
-            name = name[1:-1]
-        if not name or number not in ("", str(port)):
-            continue
-        if address is not None:
-            if _ip_address(name) == address:
-                return True
-            continue
+    for entry in map(str.strip, no_proxy.lower().split(",")):
+        with_port = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):(\d+)", entry)
+        name, number = (with_port[1] or with_port[2], with_port[3]) if with_port else (entry, str(port))
         suffix = name[1:] if name.startswith("*.") else name
-        if host.endswith(suffix if suffix.startswith(".") else f".{suffix}") or host == suffix:
+        if entry == "*" or (address is not None and _in_network(address, entry)):
+            return True
+        if name and number == str(port) and (_ip_address(name) == address if address is not None else (
+                host == suffix or host.endswith(suffix if suffix.startswith(".") else f".{suffix}"))):
             return True
     return False
 
@@ -1762,16 +1656,12 @@ def proxy_for(url: str, variables: Mapping[str, str]) -> str:
     """
     parts = urlsplit(url)
     host, secure = (parts.hostname or "").lower(), parts.scheme == "https"
-    name, no_name = ("HTTPS_PROXY" if secure else "HTTP_PROXY"), "NO_PROXY"
-    proxy = variables.get(name) or variables.get(name.lower()) or ""
+    name, no_proxy = "HTTPS_PROXY" if secure else "HTTP_PROXY", variables.get("NO_PROXY") or variables.get("no_proxy")
     address = _ip_address(host)
-    if not proxy or host == "localhost" or (address is not None and address.is_loopback):
+    if host == "localhost" or (address is not None and address.is_loopback) or _is_exempt(
+            host, parts.port or (443 if secure else 80), no_proxy or ""):
         return ""
-    port = parts.port or (443 if secure else 80)
-    if _is_exempt(host, port, variables.get(no_name) or variables.get(no_name.lower()) or ""):
-        return ""
-    check_proxy(proxy, name)
-    return proxy if "://" in proxy else f"http://{proxy}"
+    return proxy_url(variables.get(name) or variables.get(name.lower()) or "", name)
 
 
 VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
@@ -3821,7 +3711,7 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 
 # ====================================================================================================
 # 9. Connections — TLS, proxies, pools, kubeconfig and in-cluster loading, identities renewed
-#    Api, connect, load_cluster, identity_of, run_exec_plugin, tls_context, Door, open_door, unreachable
+#    Session, Api, connect, load_cluster, run_exec_plugin, tls_context, Door, open_door, unreachable
 # ====================================================================================================
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -3896,8 +3786,8 @@ def _trust_each(context: ssl.SSLContext, pem: str) -> int:
 
 
 def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = True,
-                source: str = "the certificate authority", host: str = "") -> ssl.SSLContext:
-    """A TLS client context for a host; ConfigError naming `source` when ca_cert is unusable.
+                source: str = "the certificate authority", hosts: Sequence[Optional[str]] = ()) -> ssl.SSLContext:
+    """A TLS client context for a host and its proxy; ConfigError naming `source` when ca_cert is unusable.
 
     ca_cert: PEM that is trusted; with `system` in addition to the system's authorities, without it instead of them.
     Python 3.13 sets VERIFY_X509_STRICT, which private authorities of old clusters fail; for a pinned one it is cleared.
@@ -3909,8 +3799,8 @@ def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = 
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
-    if urllib3.__version__.startswith("1.") and is_ip_address(host):
-        context.check_hostname = False  # it names no IP address to OpenSSL, and checks it itself instead
+    if urllib3.__version__.startswith("1.") and any(_ip_address(host or "") is not None for host in hosts):
+        context.check_hostname = False  # it names no IP address to OpenSSL, and checks every name itself then
     with contextlib.suppress(AttributeError):  # an OpenSSL too old to be asked
         context.hostname_checks_common_name = False
     if system:
@@ -3955,43 +3845,40 @@ def load_client_certificate(context: ssl.SSLContext, certificate: bytes, key: by
 X509_PARTIAL_CHAIN, X509_NO_CHECK_TIME = 0x80000, 0x200000
 
 
-def _handshake(url: str, server_name: str, context: ssl.SSLContext, binary: bool, until: float) -> Any:
-    parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port or 443), max(0.01, until - time.monotonic())) as plain:
-        plain.settimeout(max(0.01, until - time.monotonic()))
-        with context.wrap_socket(plain, server_hostname=server_name or parts.hostname) as secured:
+def _peer_certificate(url: str, server_name: str, proxy: str, until: float, context: ssl.SSLContext, binary: bool
+                      ) -> Any:
+    parts, gate = urlsplit(url), urlsplit(proxy or url)
+    connection = http.client.HTTPConnection(gate.hostname or "", gate.port or (80 if proxy else 443),
+                                            timeout=max(0.01, until - time.monotonic()))
+    if proxy:
+        login = f"{unquote(gate.username)}:{unquote(gate.password or '')}" if gate.username else None
+        connection.set_tunnel(parts.hostname or "", parts.port or 443, urllib3.make_headers(proxy_basic_auth=login))
+    with contextlib.closing(connection):
+        connection.connect()
+        connection.sock.settimeout(max(0.01, until - time.monotonic()))
+        with context.wrap_socket(connection.sock, server_hostname=server_name or parts.hostname) as secured:
             return secured.getpeercert(binary_form=binary)
 
 
-def presented_certificate(url: str, server_name: str) -> Dict[str, Any]:
-    """The certificate that a server shows, decoded and not trusted; empty when it cannot be had.
+def explain_certificate(url: str, server_name: str, proxy: str) -> str:
+    """Whose certificate a server shows that was not trusted; empty when it cannot be had, as through an https proxy.
 
     Python decodes only what it has verified, so a second handshake trusts exactly the certificate of the first.
     """
+    look = functools.partial(_peer_certificate, url, server_name, proxy, time.monotonic() + PROBE_TIMEOUT)
     exact = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     exact.check_hostname = False
     exact.verify_flags = ssl.VerifyFlags(X509_PARTIAL_CHAIN | X509_NO_CHECK_TIME)
-    until = time.monotonic() + PROBE_TIMEOUT
     try:
-        exact.load_verify_locations(cadata=_handshake(url, server_name, tls_context(insecure=True), True, until))
-        return _handshake(url, server_name, exact, False, until)
-    except (OSError, ValueError):
-        return {}
-
-
-def _distinguished(name: Any) -> str:
-    """A certificate's subject or issuer as ssl gives it -> `CN=…, O=…`."""
-    return ", ".join(f"{key}={value}" for part in name or () for key, value in part) or "nobody"
-
-
-def explain_certificate(url: str, server_name: str, problem: str) -> str:
-    """What is wrong with a server's certificate, with the names that let a person see it."""
-    shown = presented_certificate(url, server_name)
-    if not shown:
-        return problem
+        exact.load_verify_locations(cadata=look(tls_context(insecure=True), True))
+        shown = look(exact, False)
+    except (OSError, ValueError, http.client.HTTPException):
+        return ""
     names = ", ".join(value for _, value in shown.get("subjectAltName", ())) or "no name at all"
-    return one_line(f"{problem} (it is for {names}; subject {_distinguished(shown.get('subject'))}; issuer "
-                    f"{_distinguished(shown.get('issuer'))}; valid until {shown.get('notAfter')})", 1000)
+    subject, issuer = (", ".join(f"{key}={value}" for part in shown.get(field, ()) for key, value in part)
+                       for field in ("subject", "issuer"))
+    return one_line(f"(it is for {names}; subject {subject or 'nobody'}; issuer {issuer or 'nobody'}; valid until "
+                    f"{shown.get('notAfter')})", 1000)
 
 
 def _tls_text(cause: BaseException) -> str:
@@ -4001,12 +3888,11 @@ def _tls_text(cause: BaseException) -> str:
     return one_line(redact(str(reason).replace("_", " ").lower()))
 
 
-def unreachable(error: Exception, where: str, url: str, server_name: str = "", hint: str = "", proxied: bool = False
+def unreachable(error: Exception, where: str, url: str, server_name: str = "", hint: str = "", proxy: str = ""
                 ) -> Unreachable:
     """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, proxy, or why TLS failed.
 
-    url: where to look at the certificate; empty where the sentence may hold nothing that the peer has sent. Where a
-    proxy is between, there is no second look, for that goes straight to the host.
+    url: where to look at the certificate; empty where the sentence may hold nothing that the peer has sent.
     """
     cause: BaseException = error
     while cause.__cause__ or cause.__context__:
@@ -4015,8 +3901,8 @@ def unreachable(error: Exception, where: str, url: str, server_name: str = "", h
         text = getattr(cause, "strerror", None) or _tls_text(cause)
         return Unreachable(f"cannot reach {where} through its proxy: {text}")
     if isinstance(cause, ssl.SSLCertVerificationError):
-        look = url and not proxied
-        problem = explain_certificate(url, server_name, cause.verify_message) if look else cause.verify_message
+        shown = explain_certificate(url, server_name, proxy) if url else ""
+        problem = f"{cause.verify_message} {shown}".rstrip()
         return Unreachable(f"{where} has a certificate that is not trusted: {problem}", hints=[hint] if hint else [])
     if isinstance(error, urllib3.exceptions.SSLError) or isinstance(cause, ssl.SSLError):
         return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
@@ -4363,95 +4249,19 @@ def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
 # -- who we are
 
 
-@hides("ca_cert", "certificate", "key")
-class Material(NamedTuple):
-    """What a door to a cluster is made of: PEM of the authority, and of our certificate with its key."""
-
-    ca_cert: bytes
-    certificate: bytes
-    key: bytes
-
-
-class Login:
-    """The identity in use, renewed under its lock; `until` and `files_until` are time.monotonic() instants."""
-
-    def __init__(self, door: Door, material: Material, files_until: float) -> None:
-        self.door, self.material, self.files_until = door, material, files_until
-        self.identity, self.until = Identity(), -math.inf
-        self.lock = threading.RLock()
-        self.heard = time.monotonic()        # when the last answer came
-        self.warned = SaidOnce(100)          # what the API server warned of and was shown
-
-
-def unseen(_what: str, _seconds: float) -> ContextManager[None]:
-    """How a library waits: nobody is told."""
-    return contextlib.nullcontext()
-
-
-class Api(NamedTuple):
-    """An open door to one Kubernetes API server."""
-
-    cluster: Cluster
-    login: Login
-    path: str                                # of the server URL, for API servers behind a path
-    patience: float = READ_TIMEOUT           # seconds that a call may take, tries again and all
-    waiting: Callable[[str, float], ContextManager[None]] = unseen  # shows for what it waits, and how many seconds
-
-
-def authority_of(cluster: Cluster) -> bytes:
-    """PEM of the cluster's own authority as it is now, empty when the system's are to be trusted."""
-    return cluster.ca_data or (read_file(cluster.ca_file, "certificate authority") if cluster.ca_file else b"")
-
-
-def material_of(cluster: Cluster, identity: Identity) -> Material:
-    """The authority and certificate in use now: an exec plugin's, else the kubeconfig's, whose files are read.
-
-    Every file is opened, also where it is not needed: kubectl refuses a kubeconfig that names an absent one.
-    """
-    ca_cert = authority_of(cluster)
-    if identity.certificate or not (cluster.certificate_data or cluster.certificate_file):
-        return Material(ca_cert, identity.certificate, identity.key)
-    return Material(ca_cert, cluster.certificate_data or read_file(cluster.certificate_file, "client certificate"),
-                    cluster.key_data or read_file(cluster.key_file, "client key"))
-
-
-def cluster_door(cluster: Cluster, material: Material) -> Door:
-    """A door to a cluster through its proxy."""
-    context = None
-    proxy = cluster.proxy_url or proxy_for(cluster.server, os.environ)
-    if cluster.server.startswith("https:") or proxy.startswith("https:"):
-        context = tls_context(material.ca_cert, insecure=cluster.insecure, system=not material.ca_cert,
-                              source=cluster.ca_file or "certificate-authority-data of the kubeconfig",
-                              host=cluster.server_name or urlsplit(cluster.server).hostname or "")
-        if material.certificate:
-            load_client_certificate(context, material.certificate, material.key, "the kubeconfig or its exec plugin")
-    return open_door(cluster.server, context, proxy=proxy, server_name=cluster.server_name, size=POOL_SIZE)
-
-
-def connect(cluster: Cluster) -> Api:
-    """Prepare the connection to a cluster; nothing is sent yet. Raises ConfigError for unusable certificates."""
-    material = material_of(cluster, Identity())
-    login = Login(cluster_door(cluster, material), material, time.monotonic() + FILES_LIFE)
-    return Api(cluster, login, urlsplit(cluster.server).path.rstrip("/"))
-
-
-def _find_program(name: str) -> str:
-    """The file of an exec plugin's command, from our own PATH; never from the current folder (Go's os/exec)."""
-    folders = [""] if "/" in name else [part for part in os.environ.get("PATH", "").split(os.pathsep)
-                                        if os.path.isabs(part)]
-    for path in (os.path.join(folder, name) for folder in folders):
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    return ""
+def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
+    """PEM that stands in the kubeconfig, or in a file that it names, as it is now."""
+    return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
 
 
 def _exec_info(cluster: Cluster, plugin: ExecPlugin, interactive: bool) -> str:
     """KUBERNETES_EXEC_INFO: what an exec plugin is told (client-go pkg/apis/clientauthentication)."""
     spec: Document = {"interactive": interactive}
     if plugin.provide_cluster_info:
+        authority = base64.b64encode(read_pem(cluster.authority, "certificate authority")).decode()
         told = {"server": cluster.server, "tls-server-name": cluster.server_name,
                 "insecure-skip-tls-verify": cluster.insecure, "proxy-url": cluster.proxy_url,
-                "certificate-authority-data": base64.b64encode(authority_of(cluster)).decode(),
+                "certificate-authority-data": authority,
                 "disable-compression": cluster.disable_compression, "config": cluster.exec_config}
         spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
     try:
@@ -4464,9 +4274,11 @@ def run_exec_plugin(cluster: Cluster, plugin: ExecPlugin) -> Identity:
     """Run the kubeconfig's credential plugin -> who we are. Every failure is a ConfigError, never an anonymous call.
 
     Its stderr is ours; its stdin too, when it may ask and there is a terminal. What it printed never shows in an error.
+    A name without a slash is looked for on our own PATH, and never in the current folder (Go's os/exec).
     """
     hints = [one_line(plugin.install_hint, 1000)] if plugin.install_hint else []
-    program = _find_program(plugin.command)
+    folders = filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep))
+    program = shutil.which(plugin.command, path=os.pathsep.join(folders))
     if not program:
         raise ConfigError(f"exec plugin {plugin.command} of the kubeconfig is not installed", hints=hints)
     terminal = sys.stdin is not None and sys.stdin.isatty()
@@ -4486,83 +4298,126 @@ def run_exec_plugin(cluster: Cluster, plugin: ExecPlugin) -> Identity:
     return identity_from_exec(parse_yaml(done.stdout, f"the answer of exec plugin {plugin.command}"), plugin)
 
 
-def read_token(cluster: Cluster, old: str) -> str:
-    """The token of a token file, else the token in use, else the kubeconfig's own."""
-    try:
-        content = read_file(cluster.token_file, "token").decode("utf-8", "replace").strip()
-        if not content:
-            raise ConfigError(f"the token file {cluster.token_file} is empty")
-        return header_value(content, f"the token in {cluster.token_file}")
-    except ConfigError as error:
-        if not old and not cluster.token:
-            raise
-        log.warning("%s; the token before stays in use", error)
-        return old or cluster.token
+class Session:
+    """Connections to one API server, and as whom they are made; renewed by one caller while the others wait."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        """Open the pool, which sends nothing; ConfigError for unusable certificates."""
+        self.cluster = cluster
+        self.path = urlsplit(cluster.server).path.rstrip("/")  # for API servers behind a path
+        self.proxy = cluster.proxy_url or proxy_for(cluster.server, os.environ)
+        self.warned = SaidOnce(100)          # what the API server warned of and was shown
+        self.lock = threading.RLock()
+        self.heard = time.monotonic()        # when the last answer came
+        self.until = -math.inf               # time.monotonic() of the next renewal
+        self.identity = Identity(cluster.token)
+        self.pem = self._read_pem(Identity())
+        self.door = self._open(self.pem)
+
+    def _read_pem(self, identity: Identity) -> Tuple[bytes, bytes, bytes]:
+        """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's.
+
+        Every file is opened, also where it is not needed: kubectl refuses a kubeconfig that names an absent one.
+        """
+        return (read_pem(self.cluster.authority, "certificate authority"),
+                identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
+                identity.key or read_pem(self.cluster.key, "client key"))
+
+    def _open(self, pem: Tuple[bytes, bytes, bytes]) -> Door:
+        cluster, context, (authority, certificate, key) = self.cluster, None, pem
+        if "https:" in (cluster.server[:6], self.proxy[:6]):
+            source = cluster.authority if isinstance(cluster.authority, str) else ""
+            context = tls_context(authority, insecure=cluster.insecure, system=not authority,
+                                  source=source or "certificate-authority-data of the kubeconfig",
+                                  hosts=(cluster.server_name or urlsplit(cluster.server).hostname,
+                                         urlsplit(self.proxy).hostname))
+            if certificate:
+                load_client_certificate(context, certificate, key, "the kubeconfig or its exec plugin")
+        return open_door(cluster.server, context, proxy=self.proxy, server_name=cluster.server_name, size=POOL_SIZE)
+
+    def _identify(self) -> None:
+        """Take the identity of the exec plugin or the token file; without either it stays the kubeconfig's own."""
+        if self.cluster.exec_plugin:
+            self.identity = run_exec_plugin(self.cluster, self.cluster.exec_plugin)
+        elif self.cluster.token_file:
+            path = self.cluster.token_file
+            token = read_file(path, "token").decode("utf-8", "replace").strip()
+            if not token:
+                raise ConfigError(f"the token file {path} is empty")
+            self.identity = Identity(header_value(token, f"the token in {path}"))
+
+    def _reopen(self, pem: Tuple[bytes, bytes, bytes]) -> None:
+        """Go on with new connections; those in use are closed when they are given back."""
+        door = self._open(pem)
+        self.close()
+        self.pem, self.door, self.heard = pem, door, time.monotonic()
+
+    def _read_again(self) -> None:
+        """Read certificate files again, as kubelet, kubeadm and cert-manager replace them in place.
+
+        When something changed there are new connections, for a connection goes on as whom it was opened for.
+        """
+        pem = self._read_pem(self.identity)
+        if pem != self.pem:
+            self._reopen(pem)
+
+    def _renew(self) -> None:
+        """Find out anew who we are. What cannot be read leaves the old in use, but an exec plugin must not fail.
+
+        `until` is set last: while a plugin fails, every call fails, and none goes out as nobody.
+        """
+        cluster = self.cluster
+        for step, known in ((self._identify, self.identity.token), (self._read_again, True)):
+            try:
+                step()
+            except ConfigError as error:
+                if cluster.exec_plugin or not known:
+                    raise
+                log.warning("%s; what was read before stays in use", error)
+        life = TOKEN_LIFE if cluster.token_file else FILES_LIFE
+        if cluster.exec_plugin:
+            expires = self.identity.expires
+            life = (expires - utc_now()).total_seconds() - EXEC_LEEWAY if expires else math.inf
+        self.until = time.monotonic() + life
+
+    def renew(self) -> Tuple[Identity, Door]:
+        """Who we are now, and connections that are fit for use; one caller renews, the others wait for it."""
+        with self.lock:
+            if time.monotonic() >= self.until:
+                self._renew()
+            if time.monotonic() - self.heard > IDLE_DOOR:  # a line that died meanwhile says nothing, for minutes
+                self._reopen(self.pem)
+            return self.identity, self.door
+
+    def distrust(self, identity: Identity) -> bool:
+        """The API no longer accepts an identity -> whether another one can be had, which the next call then uses."""
+        with self.lock:
+            if self.identity is identity:
+                self.until = -math.inf
+        cluster = self.cluster
+        return bool(cluster.token_file or cluster.exec_plugin or isinstance(cluster.certificate, str))
+
+    def close(self) -> None:
+        """Close the connections that nobody uses at the moment."""
+        self.door.pool.close()
 
 
-def renew(api: Api) -> None:
-    """Find out anew who we are, under the login's lock: token file, exec plugin, or what the kubeconfig says.
-
-    `until` is set last: while it fails, every call fails, and none goes out as nobody.
-    """
-    cluster, login, until = api.cluster, api.login, math.inf
-    if cluster.token_file:
-        login.identity = Identity(token=read_token(cluster, login.identity.token))
-        until = time.monotonic() + TOKEN_LIFE
-    elif cluster.exec_plugin:
-        login.identity = run_exec_plugin(cluster, cluster.exec_plugin)
-        if login.identity.expires:
-            until = time.monotonic() + (login.identity.expires - utc_now()).total_seconds() - EXEC_LEEWAY
-        login.files_until = -math.inf
-    else:
-        login.identity = Identity(token=cluster.token)
-    login.until = until
+def unseen(_what: str, _seconds: float) -> ContextManager[None]:
+    """How a library waits: nobody is told."""
+    return contextlib.nullcontext()
 
 
-def replace_door(api: Api, material: Material) -> None:
-    """Go on with new connections, under the login's lock; those in use are closed when they are given back."""
-    login = api.login
-    old, login.door = login.door, cluster_door(api.cluster, material)
-    login.material, login.heard = material, time.monotonic()
-    old.pool.close()
+class Api(NamedTuple):
+    """One Kubernetes API server, as the verbs see it."""
+
+    session: Session
+    patience: float = READ_TIMEOUT           # seconds that a call may take, tries again and all
+    waiting: Callable[[str, float], ContextManager[None]] = unseen  # shows for what it waits, and how many seconds
 
 
-def renew_door(api: Api) -> None:
-    """Read certificate files again, under the login's lock, as kubelet, kubeadm and cert-manager replace them in place.
-
-    When something changed, the old connections are closed, for a connection goes on as whom it was opened for.
-    """
-    login = api.login
-    try:
-        material = material_of(api.cluster, login.identity)
-        if material != login.material:
-            replace_door(api, material)
-    except ConfigError as error:
-        if api.cluster.exec_plugin:
-            login.until = -math.inf
-            raise
-        log.warning("%s; the certificates before stay in use", error)
-    login.files_until = time.monotonic() + FILES_LIFE
-
-
-def identity_of(api: Api) -> Identity:
-    """Who we are now, behind a door that is fit for use; one caller renews, the others wait for it."""
-    with api.login.lock:
-        if time.monotonic() >= api.login.until:
-            renew(api)
-        if time.monotonic() >= api.login.files_until:
-            renew_door(api)
-        if time.monotonic() - api.login.heard > IDLE_DOOR:  # a line that died meanwhile says nothing, for minutes
-            replace_door(api, api.login.material)
-        return api.login.identity
-
-
-def distrust(api: Api, identity: Identity) -> bool:
-    """The API no longer accepts an identity -> whether another one can be had, which the next call then uses."""
-    with api.login.lock:
-        if api.login.identity is identity:
-            api.login.until = api.login.files_until = -math.inf
-    return bool(api.cluster.token_file or api.cluster.exec_plugin or api.cluster.certificate_file)
+def connect(cluster: Cluster) -> Api:
+    """Prepare the connection to a cluster; nothing is sent yet. Raises ConfigError for unusable certificates."""
+    return Api(Session(cluster))
 
 
 # -- configuration
@@ -4574,17 +4429,7 @@ def in_cluster() -> Optional[Cluster]:
     if not host or not port or not os.path.exists(f"{SERVICE_ACCOUNT}/token"):
         return None
     return Cluster(server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-                   ca_file=f"{SERVICE_ACCOUNT}/ca.crt", token_file=f"{SERVICE_ACCOUNT}/token")
-
-
-def _is_absent(path: str) -> bool:
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False  # to be opened, and refused with its own words
-    return False
+                   authority=f"{SERVICE_ACCOUNT}/ca.crt", token_file=f"{SERVICE_ACCOUNT}/token")
 
 
 def absolute(path: str) -> str:
@@ -4596,34 +4441,33 @@ def absolute(path: str) -> str:
             "it may have been deleted; change into another one"]) from error
 
 
-def kubeconfig_paths(kubeconfig: str) -> List[str]:
-    """The kubeconfig files that count, absolute: the one given, else those of KUBECONFIG, else ~/.kube/config.
+def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
+    """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> absolute paths and documents.
 
-    A KUBECONFIG that is set, even to nothing but separators, keeps ~/.kube/config out. Only absent files are skipped.
+    A KUBECONFIG that is set, even to nothing but separators, keeps ~/.kube/config out.
     """
-    if kubeconfig:
-        return [absolute(kubeconfig)]
     listed = os.environ.get("KUBECONFIG", "")
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
-    names = listed.split(os.pathsep) if listed else [default]
-    paths = list(dict.fromkeys(absolute(name) for name in names if name))
-    there = [path for path in paths if os.path.lexists(path) or not _is_absent(path)]
-    if listed and not there:
+    names = [kubeconfig] if kubeconfig else listed.split(os.pathsep) if listed else [default]
+    files = []
+    for path in dict.fromkeys(absolute(name) for name in names if name):
+        try:
+            files.append((path, parse_yaml(read_file(path, "kubeconfig", KUBECONFIG_LIMIT), f"kubeconfig {path}")))
+        except ConfigError as error:
+            if kubeconfig or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    if listed and not kubeconfig and not files:
         log.warning("none of the files in KUBECONFIG exists: %s", one_line(listed))
-    return there
+    return files
 
 
 def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
-    """The cluster to talk to: of the kubeconfigs (see kubeconfig_paths), else the pod's own.
-
-    Raises ConfigError naming the file and what is wrong with it.
-    """
-    paths = kubeconfig_paths(kubeconfig)
-    config = kubeconfig_from([
-        (path, parse_yaml(read_file(path, "kubeconfig", KUBECONFIG_LIMIT), f"kubeconfig {path}")) for path in paths])
-    cluster = cluster_from_kubeconfig(config, context) or in_cluster()
-    if cluster is None and paths:
-        raise ConfigError(f"kubeconfig {config.source} has no current-context", hints=["choose one with --context"])
+    """The cluster to talk to: of the kubeconfigs, else the pod's own; ConfigError names the file and what is wrong."""
+    files = read_kubeconfigs(kubeconfig)
+    cluster = cluster_from_kubeconfigs(files, context) or in_cluster()
+    if cluster is None and files:
+        paths = ", ".join(path for path, _ in files)
+        raise ConfigError(f"kubeconfig {paths} has no current-context", hints=["choose one with --context"])
     if cluster is None:
         raise ConfigError("no kubeconfig found", hints=[
             "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
@@ -4705,36 +4549,36 @@ def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[flo
 def _tell_warnings(api: Api, headers: Any) -> None:
     """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
     for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
-        if api.login.warned.is_news(text):
+        if api.session.warned.is_news(text):
             log.warning("warning of the cluster: %s", one_line(redact(text)))
 
 
 def _attempt(api: Api, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
              ) -> Tuple[Response, Identity]:
     """One exchange; a connection that breaks is Unreachable."""
+    session, cluster = api.session, api.session.cluster
     with off_the_clock():
-        identity = identity_of(api)
-    # Several Impersonate-Group headers need a multi-dict; urllib3 1.26 has it in this private place only.
-    headers = urllib3._collections.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
+        identity, door = session.renew()
+    # Impersonate-Group may come several times, which a dict cannot hold.
+    headers = urllib3.response.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
     if identity.token:
         headers["Authorization"] = f"Bearer {identity.token}"
-    elif api.cluster.username:
-        secret = f"{api.cluster.username}:{api.cluster.password}".encode()
+    elif cluster.username:
+        secret = f"{cluster.username}:{cluster.password}".encode()
         headers["Authorization"] = f"Basic {base64.b64encode(secret).decode()}"
-    for name, value in api.cluster.impersonate:
+    for name, value in cluster.impersonate:
         headers.add(name, value)
     if body is not None:
         headers["Content-Type"] = content_type
-    login, door = api.login, api.login.door
     try:
-        response = send_request(door, method, api.path + target, headers, body, idle=idle)
+        response = send_request(door, method, session.path + target, headers, body, idle=idle)
     except urllib3.exceptions.HTTPError as error:
         if isinstance(error, urllib3.exceptions.TimeoutError):
-            login.heard = -math.inf
-        raise unreachable(error, f"the cluster at {redact(api.cluster.server)}", api.cluster.server,
-                          api.cluster.server_name, proxied=door.pool.proxy is not None,
-                          hint="does certificate-authority in the kubeconfig belong to this cluster?") from error
-    login.heard = time.monotonic()
+            session.heard = -math.inf
+        raise unreachable(error, f"the cluster at {redact(cluster.server)}", cluster.server, cluster.server_name,
+                          "does certificate-authority in the kubeconfig belong to this cluster?",
+                          session.proxy) from error
+    session.heard = time.monotonic()
     return response, identity
 
 
@@ -4764,7 +4608,7 @@ def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = 
         if response.status < 300:
             return response
         refusal = read_refusal(response)
-        if response.status == 401 and trusted and distrust(api, identity):
+        if response.status == 401 and trusted and api.session.distrust(identity):
             log.info("the cluster does not accept who we are; trying again with a new identity")
             trusted = False
             continue
@@ -5031,8 +4875,7 @@ def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, pr
     except ValueError:
         raise Unreachable(f"the answer of the service at {parts.netloc.rpartition('@')[2]} cannot be read") from None
     except urllib3.exceptions.HTTPError as error:
-        raise unreachable(error, f"the service at {parts.netloc.rpartition('@')[2]}", url, proxied=bool(proxy)
-                          ) from error
+        raise unreachable(error, f"the service at {parts.netloc.rpartition('@')[2]}", url, proxy=proxy) from error
     finally:
         door.pool.close()
 
@@ -5584,7 +5427,8 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
     proxy = proxy_for(url, os.environ)
     context = None
     if "https" in (parts.scheme, urlsplit(proxy).scheme):
-        context = tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source, host=parts.hostname or "")
+        context = tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source,
+                              hosts=(parts.hostname, urlsplit(proxy).hostname))
     if address:
         headers = {"Host": parts.netloc, **(headers or {})}
         netloc = (f"[{address}]" if ":" in address else address) + (f":{parts.port}" if parts.port else "")
@@ -5596,8 +5440,8 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
             response = send_request(door, "GET", parts.path + (f"?{parts.query}" if parts.query else ""), {
                 "Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})}, idle=idle)
         except urllib3.exceptions.HTTPError as error:
-            failed = unreachable(error, where, url if quoting else "",
-                                 hint="name the store's certificate authority with --cacert", proxied=bool(proxy))
+            failed = unreachable(error, where, url if quoting else "", proxy=proxy,
+                                 hint="name the store's certificate authority with --cacert")
             failed.retry = not isinstance(error, urllib3.exceptions.SSLError)
             if isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)):
                 failed.reason = "BrokenOff"
@@ -6870,7 +6714,7 @@ def run_controller(controller: Controller) -> None:
         interrupt(response)
     for thread in workers + feeders:
         thread.join(max(0.0, deadline - time.monotonic()))
-    controller.api.login.door.pool.close()
+    controller.api.session.close()
     if controller.broken:
         raise controller.broken
 
@@ -7266,9 +7110,17 @@ def folder_bucket(path: str) -> Bucket:
 
 
 LOCATION_LIMIT = 1 << 20                     # bytes
-_LOCATION_FIELDS = {"spec": {
-    "provider": str, "config": {"*": str}, "credential": {"name": str, "key": str},
-    "objectStorage": {"bucket": str, "prefix": str, "caCert": str, "caCertRef": {"name": str, "key": str}}}}
+_LOCATION_TEXTS = {"": ("provider",), "objectStorage": ("bucket", "prefix", "caCert"), "credential": ("name", "key")}
+
+
+def check_location_texts(spec: Any, where: str) -> None:
+    """Raise ConfigError for a value of a storage location's spec that is no text, such as an unquoted `true`."""
+    spec = Entry(spec, "", f"{where}: spec")
+    config = Entry(spec.get("config", dict), "", f"{where}: spec.config")
+    for name, fields in (*_LOCATION_TEXTS.items(), ("config", config.fields)):
+        entry = Entry(spec.get(name, dict), "", f"{where}: spec.{name}") if name else spec
+        for field in fields:
+            entry.get(field)
 
 
 def location_of_file(path: str, *, opened: bool) -> Location:
@@ -7287,8 +7139,7 @@ def location_of_file(path: str, *, opened: bool) -> Location:
                               "`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
     document = document if "spec" in document else {"spec": document}
     document = {**document, "metadata": {"name": _text(document, "metadata", "name") or os.path.basename(path)}}
-    with about(what):
-        check_types(document, _LOCATION_FIELDS, "")
+    check_location_texts(document["spec"], what)
     if _at(document, "spec", "objectStorage", "caCertRef"):
         raise ConfigError(f"storage location file {path} names a Secret in caCertRef, and no cluster is asked",
                           hints=["put the certificate into objectStorage.caCert, or name a file with --cacert"])
@@ -7680,7 +7531,7 @@ def cmd_controller(options: Options) -> int:
         return Exit.DONE
     stop_on_signals(controller)
     log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
-             redact(api.cluster.server))
+             redact(api.session.cluster.server))
     run_controller(controller)
     log.info("stopped")
     return Exit.DONE
