@@ -833,7 +833,7 @@ BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reade
 NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
     "crd_manifests": "copies our own", "_refuse_bombs": "parse_yaml is timed with it",
     "read_body": "Content-Length, which http.client bounds",
-    "find_part": "names of files", "open_part": "an ETag, of which 64 characters are looked at",
+    "_is_exempt": "the environment", "find_part": "names of files", "open_part": "an ETag, of which 64 characters are looked at",
     "command_places": "the command line", "cmd_download": "a URL that is_http_url has seen"}
 READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|_DECODER|GoLoader|PATTERN)\."
                      r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode|GoLoader)")
