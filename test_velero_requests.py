@@ -2450,6 +2450,27 @@ class HandClock:
         return self.now
 
 
+# What is done to a queue, and the keys it hands out at each `take` (all that are ready; the clock starts at 1000).
+QUEUE_CASES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
+    "keys come in order, each once": ("add a, add b, add a, add c, take, take", ("abc", "")),
+    "a key added while it is worked on comes again, once, afterwards": (
+        "add a, work, add a, add a, work, done a, take", ("a", "", "a")),
+    "a key comes at its instant and not before, several in the order of their instants": (
+        "at l 1030, at s 1010, at n 1020, at p 5, take, clock 1009.9, take, clock 1010, take, clock 1019, take, "
+        "clock 1030, take, clock 9999, take", ("p", "", "s", "", "nl", "")),
+    "a later instant replaces the one before": (
+        "at a 1010, at a 1020, clock 1019, take, clock 1020, take, clock 1100, take", ("", "a", "")),
+    "so does an earlier one": ("at a 1020, at a 1010, clock 1009, take, clock 1010, take, clock 1100, take", ("", "a", "")),
+    "an instant said again fires once": (
+        "at a 1010, at a 1020, at a 1010, clock 1010, take, clock 1100, take", ("a", "")),
+    "a cancelled instant never comes, one said afterwards does": (
+        "at a 1010, cancel a, cancel x, clock 1010, take, at a 1020, clock 1020, take", ("", "a")),
+    "a look now does not cancel the look said for later": ("at a 1010, add a, take, clock 1010, take", ("a", "a")),
+    "an instant that comes while the key is worked on counts afterwards": (
+        "add a, work, at a 1010, clock 1010, work, done a, take", ("a", "", "a")),
+}
+
+
 class TestQueue(unittest.TestCase):
     """Tests for `Queue`."""
 
@@ -2457,84 +2478,34 @@ class TestQueue(unittest.TestCase):
         self.clock = HandClock()
         self.queue = vr.Queue(self.clock)
 
-    def take_all(self) -> List[Any]:
+    def work(self) -> str:
+        """Take a key without waiting; no key is an empty text."""
+        return self.queue.take(wait=False) or ""
+
+    def take(self) -> str:
         """Take and finish keys until none is ready."""
-        taken = []
-        while True:
-            key = self.queue.take(wait=False)
-            if key is None:
-                return taken
-            taken.append(key)
+        taken = ""
+        for key in iter(self.work, ""):
+            taken += key
             self.queue.done(key)
+        return taken
 
-    def at(self, now: float) -> List[Any]:
-        """Turn the clock and take all that is ready then."""
-        self.clock.now = now
-        return self.take_all()
-
-    def test_order_and_dedupe(self) -> None:
-        """Keys come in the order they were added, each once however often it was added."""
-        for key in "abacab":
-            self.queue.add(key)
-        self.assertEqual(["a", "b", "c"], self.take_all())
-        self.assertEqual([], self.take_all())
-
-    def test_dirty_while_working(self) -> None:
-        """A key added while it is worked on comes again afterwards, once, and not before."""
-        self.queue.add("a")
-        self.assertEqual("a", self.queue.take(wait=False))
-        self.queue.add("a")
-        self.queue.add("a")
-        self.assertIsNone(self.queue.take(wait=False))
-        self.queue.done("a")
-        self.assertEqual(["a"], self.take_all())
-
-    def test_delays(self) -> None:
-        """A key comes at its instant, not before, and once; several come in the order of their instants."""
-        for key, instant in (("late", 1030), ("soon", 1010), ("next", 1020), ("past", 5)):
-            self.queue.add_at(key, instant)
-        self.assertEqual([["past"], [], ["soon"], [], ["next", "late"], []],
-                         [self.at(now) for now in (1000, 1009.9, 1010, 1019, 1030, 9999)])
-
-    def test_the_last_instant_counts(self) -> None:
-        """Another instant replaces the one before, earlier or later."""
-        for first, second in ((1010, 1020), (1020, 1010)):
-            self.clock.now = 1000.0
-            self.queue.add_at("a", first)
-            self.queue.add_at("a", second)
-            with self.subTest(first=first, second=second):
-                self.assertEqual([[], ["a"], []], [self.at(now) for now in (second - 1, second, 1100)])
-
-    def test_back_and_forth(self) -> None:
-        """An instant that is said again after another one fires once."""
-        for instant in (1010, 1020, 1010):
-            self.queue.add_at("a", instant)
-        self.assertEqual([["a"], []], [self.at(1010), self.at(1100)])
-
-    def test_cancel(self) -> None:
-        """A cancelled instant never comes, and one said afterwards does."""
-        self.queue.add_at("a", 1010)
-        self.queue.cancel("a")
-        self.queue.cancel("never there")
-        self.assertEqual([], self.at(1010))
-        self.queue.add_at("a", 1020)
-        self.assertEqual(["a"], self.at(1020))
-
-    def test_adding_keeps_the_instant(self) -> None:
-        """A look now does not cancel the look that was said for later."""
-        self.queue.add_at("a", 1010)
-        self.queue.add("a")
-        self.assertEqual([["a"], ["a"]], [self.at(1000), self.at(1010)])
-
-    def test_due_while_working(self) -> None:
-        """An instant that comes while the key is worked on counts afterwards."""
-        self.queue.add("a")
-        self.queue.take(wait=False)
-        self.queue.add_at("a", 1010)
-        self.clock.now = 1010.0
-        self.assertIsNone(self.queue.take(wait=False))
-        self.queue.done("a")
-        self.assertEqual(["a"], self.take_all())
+    def test_cases(self) -> None:
+        """Every row of QUEUE_CASES."""
+        for what, (script, wanted) in QUEUE_CASES.items():
+            self.setUp()
+            taken = []
+            for deed, *words in map(str.split, script.split(",")):
+                if deed in ("take", "work"):
+                    taken.append(getattr(self, deed)())
+                elif deed == "clock":
+                    self.clock.now = float(words[0])
+                elif deed == "at":
+                    self.queue.add_at(words[0], float(words[1]))
+                else:
+                    getattr(self.queue, deed)(*words)
+            with self.subTest(what):
+                self.assertEqual(list(wanted), taken)
 
     def test_failures(self) -> None:
         """Failures in a row are counted for each key until it is forgotten."""
@@ -2543,41 +2514,28 @@ class TestQueue(unittest.TestCase):
         self.queue.forget("never there")
         self.assertEqual([1, 2], [self.queue.fail("a"), self.queue.fail("b")])
 
-    def test_close_wakes(self) -> None:
-        """Closing ends every waiting `take`, and nothing more is handed out."""
-        answers: List[Any] = []
-        threads = [threading.Thread(target=lambda: answers.append(self.queue.take()),
-                                    daemon=True) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        self.queue.close()
-        self.queue.add("a")
-        for thread in threads:
-            thread.join(10)
-        self.assertEqual(([None] * 3, None), (answers, self.queue.take()))
-
-    def test_turning_the_clock_wakes(self) -> None:
-        """A worker that waits for an instant gets the key when the clock is turned there and it is woken."""
-        self.queue.add_at("a", 5000)
-        answers: List[Any] = []
-        thread = threading.Thread(target=lambda: answers.append(self.queue.take()), daemon=True)
-        thread.start()
-        self.clock.now = 5000.0
-        self.queue.wake()
-        thread.join(10)
-        self.assertEqual(["a"], answers)
+    def test_waiting_takes_are_woken(self) -> None:
+        """By the clock when it is turned to the instant of a key; by closing, after which nothing is handed out."""
+        with ThreadPoolExecutor(3) as pool:
+            self.queue.add_at("a", 5000)
+            taken = [pool.submit(self.queue.take) for _ in range(3)]
+            self.clock.now = 5000.0
+            self.queue.wake()
+            wait_until(lambda: any(future.done() for future in taken))
+            self.queue.close()
+            self.queue.add("b")
+            self.assertEqual([None, None, "a"], sorted((future.result(10) for future in taken), key=str))
+        self.assertIsNone(self.queue.take())
 
     def test_threads_never_share_a_key(self) -> None:
         """Many threads work on few keys, no two on the same one, and no key is lost."""
-        held: Dict[int, int] = dict.fromkeys(range(4), 0)
+        held, worked = dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 0)
         trouble: List[int] = []
-        worked: Dict[int, int] = dict.fromkeys(range(4), 0)
 
         def work() -> None:
             for key in iter(self.queue.take, None):
                 held[key] += 1
-                if held[key] > 1:
-                    trouble.append(key)
+                trouble.extend([key] if held[key] > 1 else [])
                 worked[key] += 1
                 if worked[key] < 200:
                     self.queue.add(key)
@@ -2585,13 +2543,11 @@ class TestQueue(unittest.TestCase):
                 self.queue.done(key)
                 if min(worked.values()) >= 200:
                     self.queue.close()
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
         for key in held:
             self.queue.add(key)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
+        with ThreadPoolExecutor(8) as pool:
+            for future in [pool.submit(work) for _ in range(8)]:
+                future.result(30)
         self.assertEqual(([], dict.fromkeys(range(4), 200)), (trouble, worked))
 
 
@@ -10649,16 +10605,11 @@ class Stage(NamedTuple):
         return f"{names[self.cluster.kind][0]}, {names[self.store.kind][1]}"
 
 
-def open_cluster() -> Cluster:
-    """Start the real API server when KUBEBUILDER_ASSETS names one, else the stand-in."""
-    assets = assets_folder()
-    return RealCluster(assets) if assets else FakeCluster(tls=True)
-
-
-def open_store() -> Any:
-    """Start the real S3 server when KUBEBUILDER_ASSETS has one, else the stand-in."""
-    assets = assets_folder()
-    return RealStore(assets) if assets and os.path.exists(os.path.join(assets, "versitygw")) else FakeStore()
+def best_servers() -> Iterator[Any]:
+    """Start the real API server and the real S3 server where KUBEBUILDER_ASSETS has them, else their stand-ins."""
+    assets, with_store = assets_folder(), assets_folder("versitygw")
+    yield RealCluster(assets) if assets else FakeCluster(tls=True)
+    yield RealStore(with_store) if with_store else FakeStore()
 
 
 def user_environment(folder: str) -> Dict[str, str]:
@@ -10687,8 +10638,7 @@ def set_stage() -> Iterator[Stage]:
     """Start the servers and furnish a folder; stop and remove everything afterwards."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
-        cluster = stack.enter_context(contextlib.closing(open_cluster()))
-        store = stack.enter_context(contextlib.closing(open_store()))
+        cluster, store = (stack.enter_context(contextlib.closing(server)) for server in best_servers())
         furnish(folder, cluster)
         yield Stage(cluster, store, folder, user_environment(folder))
 
@@ -17712,18 +17662,18 @@ def idle_rate(stage: Stage, seconds: float = 30) -> float:
     return (requests_seen(stage) - before) * 60 / seconds
 
 
-def wall_time(stage: Stage, *command: str) -> float:
-    """Return the milliseconds that a whole command takes, from exec to exit."""
+def seconds_of(stage: Stage, *command: str) -> float:
+    """Return the wall time of a whole command, from exec to exit; it must succeed."""
     talk = subprocess.DEVNULL if os.path.basename(command[0]) == "velero" else None  # it misses kinds we do without
     begun = time.perf_counter()
     process = stage.start(*command, stdout=subprocess.DEVNULL, stderr=talk)
     guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
     guard.start()
     code = process.wait()
-    taken = 1000 * (time.perf_counter() - begun)
+    taken = time.perf_counter() - begun
     guard.cancel()
     if code:
-        raise RuntimeError(f"`{' '.join(command)}` failed with exit code {code}")
+        raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
     return taken
 
 
@@ -17862,8 +17812,8 @@ def command_figures(stage: Stage) -> Iterator[Figure]:
     velero = shutil.which("velero")
     for row in TIMED:
         programs = [*ours.values(), *([(velero,)] if velero else [])]
-        taken = [statistics.median(times) for times in in_turns(
-            2 * ROUNDS, *(functools.partial(wall_time, stage, *program, *row.words) for program in programs))]
+        taken = [1000 * statistics.median(times) for times in in_turns(
+            2 * ROUNDS, *(functools.partial(seconds_of, stage, *program, *row.words) for program in programs))]
         yield Figure(f"{row.name}, median of {2 * ROUNDS}", taken[0], "ms", row.limit, row.velero)
         yield Figure("the same as a script", taken[1], "ms")
         if velero:
@@ -17914,20 +17864,6 @@ def add_finished(stage: Stage, name: str, **status: int) -> None:
     stage.cluster.admin.create("backups", {
         "kind": "Backup", "metadata": {"name": name}, "spec": {"storageLocation": "default"},
         "status": {"phase": "Completed", **status}}, NAMESPACE)
-
-
-def seconds_of(stage: Stage, *command: str) -> float:
-    """Return the wall time of a command, which must succeed."""
-    begun = time.perf_counter()
-    process = stage.start(*command, stdout=subprocess.DEVNULL)
-    try:
-        code = process.wait(PATIENCE)
-    finally:
-        stop_process(process)
-    taken = time.perf_counter() - begun
-    if code:
-        raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
-    return taken
 
 
 def peak_memory(stage: Stage, *command: str) -> float:
