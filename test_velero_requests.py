@@ -2460,7 +2460,8 @@ QUEUE_CASES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
         "clock 1030, take, clock 9999, take", ("p", "", "s", "", "nl", "")),
     "a later instant replaces the one before": (
         "at a 1010, at a 1020, clock 1019, take, clock 1020, take, clock 1100, take", ("", "a", "")),
-    "so does an earlier one": ("at a 1020, at a 1010, clock 1009, take, clock 1010, take, clock 1100, take", ("", "a", "")),
+    "so does an earlier one": (
+        "at a 1020, at a 1010, clock 1009, take, clock 1010, take, clock 1100, take", ("", "a", "")),
     "an instant said again fires once": (
         "at a 1010, at a 1020, at a 1010, clock 1010, take, clock 1100, take", ("a", "")),
     "a cancelled instant never comes, one said afterwards does": (
@@ -2890,22 +2891,8 @@ class Connection:
         method, target, _ = line.decode("latin-1").split(" ", 2)
         lines = iter(lambda: self.reader.readline(65537).strip(b"\r\n").decode("latin-1"), "")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
-        request = Request(method, target, headers, b"")
-        if request.headers.get("expect", "").lower() == "100-continue":
-            self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.body = self._body(request)
-        return request
-
-    def _body(self, request: Request) -> bytes:
-        if request.headers.get("transfer-encoding", "").lower() != "chunked":
-            return self.reader.read(int(request.headers.get("content-length", "0")))
-        parts = []
-        while True:
-            size = int(self.reader.readline().split(b";")[0], 16)
-            parts.append(self.reader.read(size))
-            self.reader.readline()
-            if not size:
-                return b"".join(parts)
+        length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
+        return Request(method, target, headers, self.reader.read(length))
 
     def peer_has_left(self) -> bool:
         """Say whether the client closed its side; nobody pipelines, so anything to read means the end."""
@@ -3941,20 +3928,6 @@ def presigned_url(url: str, access_key: str, secret_key: str, region: str, at: O
         secret_key, scope, string_to_sign(when, scope, request))
 
 
-def signed_headers(method: str, host: str, target: str, body: bytes, access_key: str, secret_key: str, region: str,
-                   at: Optional[float] = None) -> Dict[str, str]:
-    """Return the headers of a request signed in its Authorization header."""
-    when = stamp(time.time() if at is None else at)
-    scope = f"{when[:8]}/{region}/s3/aws4_request"
-    payload = hashlib.sha256(body).hexdigest()
-    headers = {"host": host, "x-amz-content-sha256": payload, "x-amz-date": when}
-    path, _, query = target.partition("?")
-    request = canonical_request(method, path, query, headers.items(), headers, payload)
-    signature = signature_of(secret_key, scope, string_to_sign(when, scope, request))
-    return {**headers, "authorization": f"{ALGORITHM} Credential={access_key}/{scope}, "
-            f"SignedHeaders={';'.join(sorted(headers))}, Signature={signature}"}
-
-
 # ------------------------------------------------------------------------------------------------------------
 # FakeStore
 # ------------------------------------------------------------------------------------------------------------
@@ -4138,12 +4111,11 @@ class FakeStore(LoopbackServer):
 
     def _verify(self, request: Request) -> None:
         """Refuse the request unless its signature is right, in time and in scope."""
-        in_query, in_header = "X-Amz-Algorithm=" in request.raw_query, "authorization" in request.headers
-        if in_query and in_header:
+        if "authorization" in request.headers:
             raise StoreError(400, "InvalidArgument", "Only one auth mechanism allowed", ArgumentName="Authorization")
-        if not in_query and not in_header:
+        if "X-Amz-Algorithm=" not in request.raw_query:
             raise StoreError(403, "AccessDenied", "Access Denied")
-        claim = self._query_claim(request) if in_query else self._header_claim(request)
+        claim = self._claim(request)
         request.user = claim.access_key
         if claim.access_key not in self.keys:
             raise StoreError(403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our "
@@ -4153,7 +4125,7 @@ class FakeStore(LoopbackServer):
             raise StoreError(400, "InvalidToken", "The provided token is malformed or otherwise invalid.",
                              **{"Token-0": claim.token})
         unsigned = [name for name in request.headers if (name.startswith("x-amz-") or name == "host")
-                    and name not in claim.signed and not (in_query and name == "x-amz-content-sha256")]
+                    and name not in claim.signed and name != "x-amz-content-sha256"]
         if unsigned:
             raise StoreError(403, "AccessDenied", "There were headers present in the request which were not signed",
                              HeadersNotSigned=", ".join(unsigned))
@@ -4166,7 +4138,7 @@ class FakeStore(LoopbackServer):
                              AWSAccessKeyId=claim.access_key, StringToSign=text, SignatureProvided=claim.signature,
                              CanonicalRequest=canonical)
 
-    def _query_claim(self, request: Request) -> Claim:
+    def _claim(self, request: Request) -> Claim:
         """Read a pre-signed URL and check its time."""
         wrong = functools.partial(StoreError, 400, "AuthorizationQueryParametersError")
         given = {unquote(name): unquote(value) for name, value in query_pairs(request.raw_query)}
@@ -4175,7 +4147,11 @@ class FakeStore(LoopbackServer):
         if not given["X-Amz-Expires"].isdigit() or int(given["X-Amz-Expires"]) > 604800:
             raise wrong("X-Amz-Expires must be less than a week (in seconds)")
         when, expires = given["X-Amz-Date"], int(given["X-Amz-Expires"])
-        access_key, scope = self._scope(given["X-Amz-Credential"], when, wrong)
+        match = re.match(r"^(.+?)/((\d+)/([^/]*)/s3/aws4_request)$", given["X-Amz-Credential"])
+        if not match or match[3] != when[:8]:
+            raise wrong('the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/s3/aws4_request".')
+        if match[4] != self.region:
+            raise wrong(f"the region '{match[4]}' is wrong; expecting '{self.region}'", Region=self.region)
         begin, now = self._instant(when), self.clock()
         if begin > now + 900:
             raise StoreError(403, "AccessDenied", "Request is not yet valid")
@@ -4184,7 +4160,7 @@ class FakeStore(LoopbackServer):
             raise StoreError(403, "AccessDenied", "Request has expired", **{
                 "X-Amz-Expires": expires, **dict(zip(("Expires", "ServerTime"), shown))})
         payload = request.headers.get("x-amz-content-sha256") or given.get("X-Amz-Content-Sha256") or UNSIGNED
-        return Claim(access_key, scope, when, given["X-Amz-SignedHeaders"].split(";"), given["X-Amz-Signature"],
+        return Claim(match[1], match[2], when, given["X-Amz-SignedHeaders"].split(";"), given["X-Amz-Signature"],
                      payload, given.get("X-Amz-Security-Token", ""))
 
     def _instant(self, when: str) -> float:
@@ -4194,36 +4170,6 @@ class FakeStore(LoopbackServer):
             raise StoreError(400, "AuthorizationQueryParametersError", "X-Amz-Date must be in the ISO8601 Long "
                              "Format \"yyyyMMdd'T'HHmmss'Z'\"") from None
         return parsed.replace(tzinfo=timezone.utc).timestamp()
-
-    def _scope(self, credential: str, when: str, wrong: Callable[..., StoreError]) -> Tuple[str, str]:
-        """Return access key and scope of a credential that fits this store."""
-        match = re.match(r"^(.+)/(\d+)/([^/]*)/([^/]*)/aws4_request$", credential)
-        if not match or match[2] != when[:8]:
-            raise wrong('the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".')
-        if match[3] != self.region:
-            raise wrong(f"the region '{match[3]}' is wrong; expecting '{self.region}'", Region=self.region)
-        if match[4] != "s3":
-            raise wrong(f'incorrect service "{match[4]}". This endpoint belongs to "s3".')
-        return match[1], credential[len(match[1]) + 1:]
-
-    def _header_claim(self, request: Request) -> Claim:
-        """Read an Authorization header and check the time and the body's hash."""
-        wrong = functools.partial(StoreError, 400, "AuthorizationHeaderMalformed")
-        match = re.match(ALGORITHM + r"\s+Credential=([^,\s]+),\s*SignedHeaders=([^,\s]+),\s*Signature=([0-9a-f]+)\s*$",
-                         request.headers["authorization"])
-        if not match:
-            raise wrong("The authorization header requires Credential, SignedHeaders and Signature.")
-        when, payload = request.headers.get("x-amz-date", ""), request.headers.get("x-amz-content-sha256", "")
-        access_key, scope = self._scope(match[1], when, wrong)
-        if abs(self._instant(when) - self.clock()) > 900:
-            raise StoreError(403, "RequestTimeTooSkewed", "The difference between the request time and the current "
-                             "time is too large.", RequestTime=when, ServerTime=stamp(self.clock()),
-                             MaxAllowedSkewMilliseconds=900000)
-        if payload not in (UNSIGNED, hashlib.sha256(request.body).hexdigest()):
-            raise StoreError(400, "XAmzContentSHA256Mismatch", "The provided 'x-amz-content-sha256' header does not "
-                             "match what was computed.", ClientComputedContentSHA256=payload)
-        return Claim(access_key, scope, when, match[2].split(";"), match[3], payload,
-                     request.headers.get("x-amz-security-token", ""))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -4429,10 +4375,10 @@ class RealStore:
     def put(self, bucket: str, key: str, body: bytes) -> None:
         """Store an object, making the bucket if need be, with an ETag as a PUT would have left it."""
         self.create_bucket(bucket)
-        target = f"/{bucket}/" + quote(key, safe="/-._~")
-        headers = signed_headers("PUT", self.host, target, body, self.access_key, self.secret_key, self.region)
+        url = presigned_url(f"{self.url}/{bucket}/" + uri_encode(key.encode(), b"/"), self.access_key, self.secret_key,
+                            self.region, method="PUT")
         with urllib3.PoolManager() as pool:
-            response = pool.request("PUT", self.url + target, body=body, headers=headers, retries=False)
+            response = pool.request("PUT", url, body=body, retries=False)
         if response.status != 200:
             raise RuntimeError(f"versitygw answered {response.status}: {response.data.decode(errors='replace')}")
 
@@ -4853,13 +4799,6 @@ class TestServersSignature(unittest.TestCase):
             with self.subTest(url=url, more=more):
                 options: Document = {"at": self.AT, **more}
                 self.assertEqual(wanted, presigned_url(url, *self.KEYS, region, **options).rpartition("=")[2][:16])
-
-    def test_authorization_headers_of_the_documentation(self) -> None:
-        """The examples of a GET with a query."""
-        for target, wanted in (("/?lifecycle", "fea454ca298b7da1"), ("/?max-keys=2&prefix=J", "34b48302e7b5fa45")):
-            headers = signed_headers("GET", "examplebucket.s3.amazonaws.com", target, b"", *self.KEYS, "us-east-1",
-                                     self.AT)
-            self.assertIn("Signature=" + wanted, headers["authorization"])
 
 
 def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] = None) -> Any:
@@ -7221,29 +7160,11 @@ def kube_config(user: Any = None, cluster: Any = None, context: Any = None, **to
             **{name.replace("_", "-"): value for name, value in top.items()}}
 
 
-class kube_environment:  # pylint: disable=invalid-name
-    """Set variables of the process, None removes one, and put everything back."""
-
-    def __init__(self, **values: Optional[str]) -> None:
-        """Remember what to set; the variables of proxies and kubeconfigs start empty."""
-        absent = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy",
-                                "https_proxy",
-                                "no_proxy", "all_proxy", "KUBECONFIG", "KUBERNETES_SERVICE_HOST",
-                                "KUBERNETES_MASTER"))
-        self.values: Dict[str, Optional[str]] = {**absent, **values}
-
-    def __enter__(self) -> None:
-        """Set them."""
-        self.before = dict(os.environ)
-        for name, value in self.values.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-    def __exit__(self, *_: Any) -> None:
-        """Put them back."""
-        os.environ.clear()
-        os.environ.update(self.before)
+def kube_environment(**values: Optional[str]) -> Any:
+    """Set variables for a while; those of proxies and kubeconfigs start empty."""
+    absent = ("HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy KUBECONFIG "
+              "KUBERNETES_SERVICE_HOST KUBERNETES_MASTER")
+    return environment({**dict.fromkeys(absent.split()), **values})
 
 
 class KubeCase(NamedTuple):
