@@ -2652,7 +2652,6 @@ class Refused(Exception):
     """The server answered a call of the administrator with an error status."""
 
     def __init__(self, status: int, body: bytes) -> None:
-        """Keep the status and, when the body is JSON, the document in it."""
         super().__init__(f"{status}: {body[:500].decode(errors='replace')}")
         self.status = status
         try:
@@ -2665,7 +2664,6 @@ class Admin:
     """A small Kubernetes client for tests that shares no line with the module under test."""
 
     def __init__(self, url: str, token: Optional[str], ca: Optional[str] = None) -> None:
-        """Remember where the API is and who calls."""
         self.headers = {"Authorization": "Bearer " + token} if token else {}
         options: Document = {"ca_certs": ca, "cert_reqs": "CERT_REQUIRED"} if url.startswith("https") else {}
         self.pool = urllib3.connection_from_url(url, maxsize=8, timeout=urllib3.Timeout(connect=5, read=150),
@@ -2730,7 +2728,6 @@ class Admin:
             response.close()
 
     def close(self) -> None:
-        """Close the connections."""
         self.pool.close()
 
 
@@ -2804,7 +2801,6 @@ class Cluster:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Stop the server and remove its files."""
         raise NotImplementedError
 
 
@@ -2816,7 +2812,6 @@ class Request:
     """One request as it came over the wire; target is the raw request line's, unfolded and undecoded."""
 
     def __init__(self, method: str, target: str, headers: List[Tuple[str, str]], body: bytes) -> None:
-        """Split the target, and index the headers by lower-case name."""
         self.method = method
         self.target = target
         self.raw_path, _, self.raw_query = target.partition("?")
@@ -2830,21 +2825,17 @@ class Request:
 
     @property
     def path(self) -> str:
-        """Return the decoded path."""
         return unquote(self.raw_path)
 
     @property
     def query(self) -> Dict[str, str]:
-        """Return the decoded query."""
         return dict(parse_qsl(self.raw_query, keep_blank_values=True))
 
     @property
     def content_type(self) -> str:
-        """Return the media type without its parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip()
 
     def __repr__(self) -> str:
-        """Show what a failing test needs to see."""
         return f"<{self.method} {self.target} by {self.user} -> {self.status}>"
 
 
@@ -2863,7 +2854,6 @@ class Fault:
     """A scripted misbehaviour, used up after some times; `hits` counts how often it struck."""
 
     def __init__(self, method: Optional[str], path_part: str, times: int, options: Document) -> None:
-        """Remember what to match and what to do."""
         self.method = method
         self.path_part = path_part
         self.left = times
@@ -2879,7 +2869,6 @@ class Connection:
     """The server's side of one connection."""
 
     def __init__(self, sock: socket.socket) -> None:
-        """Wrap the accepted socket."""
         self.socket = sock
         self.reader = sock.makefile("rb")
 
@@ -2933,7 +2922,6 @@ class LoopbackServer:
     """
 
     def __init__(self, tls: bool = False, certificate: Optional[Certificate] = None, forward: str = "") -> None:
-        """Listen on a free port."""
         self.requests: List[Request] = []
         self.bugs: List[str] = []
         self.faults: List[Fault] = []
@@ -2962,7 +2950,6 @@ class LoopbackServer:
         return context
 
     def start(self) -> None:
-        """Begin to accept connections."""
         self._thread.start()
 
     def _accept(self) -> None:
@@ -3197,7 +3184,6 @@ class Failure(Exception):
     """A request that ends in a Status document."""
 
     def __init__(self, code: int, reason: str, message: str) -> None:
-        """Make the document."""
         super().__init__(message)
         self.code = code
         self.document: Document = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -3330,12 +3316,11 @@ class Watcher:
     """One open watch."""
 
     def __init__(self, path: str, namespace: str, matches: Matcher, bookmarks: bool) -> None:
-        """Start with an empty queue, in which None ends the watch."""
         self.path = path
         self.namespace = namespace
         self.matches = matches
         self.bookmarks = bookmarks
-        self.queue: "queue.SimpleQueue[Optional[bytes]]" = queue.SimpleQueue()
+        self.queue: "queue.SimpleQueue[Optional[bytes]]" = queue.SimpleQueue()  # None ends the watch
 
     def tell(self, change: Change) -> None:
         """Queue the event that this watch sees of a change, if any."""
@@ -3356,7 +3341,6 @@ class Kind:
 
     def __init__(self, api_version: str, plural: str, kind: str, schema: Optional[Document] = None,
                  status: bool = False) -> None:
-        """Start empty."""
         self.api_version = api_version
         self.group = api_version.rpartition("/")[0]
         self.plural = plural
@@ -3417,7 +3401,6 @@ class Target(NamedTuple):
 
     @property
     def key(self) -> Tuple[str, str]:
-        """Return the key among the objects of the kind."""
         return self.namespace, self.name
 
     @property
@@ -3450,7 +3433,6 @@ class FakeCluster(LoopbackServer, Cluster):
     kind = "fake"
 
     def __init__(self, tls: bool = False, certificate: Optional[Certificate] = None) -> None:
-        """Start serving, with the usual namespaces and no CRD."""
         super().__init__(tls, certificate)
         self.tokens = {token_of(user): user for user in USERS}
         self._lock = threading.RLock()
@@ -3465,7 +3447,6 @@ class FakeCluster(LoopbackServer, Cluster):
         self.forget()
 
     def close(self) -> None:
-        """Stop serving and end every watch."""
         self.cut_watches()
         self.admin.close()
         super().close()
@@ -3519,13 +3500,11 @@ class FakeCluster(LoopbackServer, Cluster):
 
     @property
     def version(self) -> str:
-        """Return the newest resourceVersion."""
         return str(self._version)
 
     # -- who, what, and may they -----------------------------------------------------------------------------
 
     def identify(self, request: Request) -> None:
-        """Find the user of the bearer token, and parse the body for the log."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         request.user = self.tokens.get(token.strip()) if scheme.lower() == "bearer" else "system:anonymous"
         with contextlib.suppress(ValueError):
@@ -3947,7 +3926,6 @@ class StoreError(Exception):
     """A request that ends in an S3 error document."""
 
     def __init__(self, status: int, code: str, message: str, **elements: Any) -> None:
-        """Keep what the XML is to say."""
         super().__init__(message)
         self.status = status
         self.elements = {"Code": code, "Message": message, **elements}
@@ -3987,7 +3965,6 @@ class FakeStore(LoopbackServer):
     page = 1000  # keys in one page of a listing
 
     def __init__(self, tls: bool = False, certificate: Optional[Certificate] = None, region: str = "us-east-1") -> None:
-        """Start serving, empty, with one key pair."""
         super().__init__(tls, certificate)
         self.access_key, self.secret_key, self.region = "AKIAFAKESTORE", "fake-store-secret/+", region
         # More keys may be added: access key -> (secret, session token that must come with it or "").
@@ -4195,7 +4172,6 @@ class Child:
     """A server process of ours with its log, stopped by its own pid."""
 
     def __init__(self, folder: str, program: str, *arguments: str) -> None:
-        """Start the program with its output in a log file of the folder."""
         self.name = os.path.basename(program)
         self.log = os.path.join(folder, self.name + ".log")
         with open(self.log, "wb") as log:
@@ -4239,7 +4215,6 @@ class RealCluster(Cluster):
     kind = "real"
 
     def __init__(self, assets: str) -> None:
-        """Start both servers and wait until they are ready."""
         self.folder = tempfile.mkdtemp(prefix="velero-requests-real-")
         self.children: List[Child] = []
         try:
@@ -4333,7 +4308,6 @@ class RealCluster(Cluster):
             return json.loads(pool.request("POST", f"{self.etcd_url}/v3/kv/{call}", body=json.dumps(body)).data)
 
     def close(self) -> None:
-        """Stop both processes, the API server first, and remove the folder."""
         if hasattr(self, "admin"):
             self.admin.close()
         for child in reversed(self.children):
@@ -4349,7 +4323,6 @@ class RealStore:
     ca: Optional[str] = None
 
     def __init__(self, assets: str) -> None:
-        """Start the server and wait until it answers."""
         self.folder = tempfile.mkdtemp(prefix="velero-requests-store-")
         self.data = os.path.join(self.folder, "data")
         os.mkdir(self.data)
@@ -4383,7 +4356,6 @@ class RealStore:
             raise RuntimeError(f"versitygw answered {response.status}: {response.data.decode(errors='replace')}")
 
     def close(self) -> None:
-        """Stop the process and remove its folder."""
         self.child.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -4441,7 +4413,6 @@ class ServerChecks(Mixin):
     cluster: Any
 
     def setUp(self) -> None:
-        """Give every test a namespace of its own."""
         self.crds = velero_requests.crd_manifests(False)
         self.cluster.install_crds(self.crds)
         self.admin: Admin = self.cluster.admin
@@ -4565,7 +4536,6 @@ class TestServersFake(ServerChecks, unittest.TestCase):
     """The checks on the fake, and what only the fake can do."""
 
     def setUp(self) -> None:
-        """Start a fake, which must not fail in itself."""
         self.cluster = FakeCluster(tls=True)
         self.addCleanup(lambda: self.assertEqual([], self.cluster.bugs))
         self.addCleanup(self.cluster.close)
@@ -4601,7 +4571,6 @@ class TestServersReal(ServerChecks, unittest.TestCase):
     """The checks on the real kube-apiserver."""
 
     def setUp(self) -> None:
-        """Use the one real cluster."""
         self.cluster = real_cluster()
         super().setUp()
 
@@ -4727,7 +4696,6 @@ class TestServersFaults(unittest.TestCase):
     """The vocabulary of faults, on a server that forwards what is not wrong to another one."""
 
     def setUp(self) -> None:
-        """Start both."""
         self.store = FakeStore()
         self.addCleanup(self.store.close)
         self.store.put("bucket", "k", b"0123456789")
@@ -4859,7 +4827,6 @@ class TestServersFakeStore(StoreChecks, unittest.TestCase):
     """The checks against the fake store, and what only the fake can do."""
 
     def setUp(self) -> None:
-        """Start a store over TLS."""
         self.store = FakeStore()
         self.addCleanup(self.store.close)
 
@@ -4896,7 +4863,6 @@ class TestServersRealStore(StoreChecks, unittest.TestCase):
     unknown_key = "404 XAdminUserNotFound"  # here it differs from AWS, and the fake follows AWS
 
     def setUp(self) -> None:
-        """Use the one real store."""
         self.store = real_store()
 
 
@@ -4973,7 +4939,6 @@ class Program:
 
     def __init__(self, folder: str, *argv: str, stdout: Any = None,
                  env: Optional[Dict[str, str]] = None) -> None:
-        """Start it."""
         base = os.path.join(folder, "program-" + uuid.uuid4().hex[:6])
         self.out_path, self.err_path = base + ".out", base + ".err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
@@ -4995,7 +4960,6 @@ class Program:
             return Result(code, out.read(), err.read())
 
     def kill(self) -> None:
-        """End it for good, if it has not ended."""
         self.process.kill()
         self.process.wait()
 
@@ -5004,7 +4968,6 @@ class Clock:
     """A clock that the test turns."""
 
     def __init__(self) -> None:
-        """Start with the right time."""
         self.ahead = timedelta(0)
 
     def __call__(self) -> datetime:
@@ -5040,7 +5003,6 @@ class World(Mixin):
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        """Return the cluster and the store."""
         raise NotImplementedError
 
     @classmethod
@@ -5050,13 +5012,11 @@ class World(Mixin):
 
     @classmethod
     def setUpClass(cls) -> None:
-        """Start the servers and install the CRDs."""
         crds = cls.crds()
         cls.cluster, cls.store = cls.start()
         cls.cluster.install_crds(crds)
 
     def setUp(self) -> None:
-        """Make a folder, a namespace, a clock, a log, and what the requests of the tests are about."""
         self.folder = tempfile.mkdtemp(prefix="velero-requests-test-")
         self.addCleanup(shutil.rmtree, self.folder, True)
         hidden = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
@@ -5256,7 +5216,6 @@ class FakeWorld(World):
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        """Start both fakes."""
         return FakeCluster(tls=True), FakeStore()
 
     def setUp(self) -> None:
@@ -5267,7 +5226,6 @@ class FakeWorld(World):
 
     @classmethod
     def tearDownClass(cls) -> None:
-        """Stop them; they must not have failed in themselves."""
         cls.cluster.close()
         cls.store.close()
         assert not cls.cluster.bugs + cls.store.bugs, (cls.cluster.bugs + cls.store.bugs)[0]
@@ -5278,7 +5236,6 @@ class RealWorld(World):
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        """Return them, or skip the class."""
         return real_cluster(), real_store()
 
 
@@ -5294,7 +5251,6 @@ class VeleroWorld(World):
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        """Return the best servers there are."""
         if assets_folder():
             return real_cluster(), real_store()
         servers = FakeCluster(tls=True), FakeStore()
