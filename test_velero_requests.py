@@ -4919,18 +4919,25 @@ def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextlib.contextmanager
+def logger_kept() -> Iterator[logging.Logger]:
+    """Let somebody set up the module's logger for a while."""
+    logger = logging.getLogger("velero_requests")
+    kept = (logger.handlers[:], logger.level, logger.propagate)
+    try:
+        yield logger
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = kept
+
+
 def run(*argv: str, env: Optional[Dict[str, Optional[str]]] = None) -> Result:
     """Run the command line in this process, with streams of its own, and return how it ended."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    logger = logging.getLogger("velero_requests")
-    kept = (logger.handlers[:], logger.level, logger.propagate)
-    with environment(env or {}), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with environment(env or {}), logger_kept(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = int(velero_requests.main(list(argv)))
         except SystemExit as end:
             code = int(end.code or 0)
-        finally:
-            logger.handlers[:], logger.level, logger.propagate = kept
     return Result(code, out.buffer.getvalue(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
 
 
@@ -5024,25 +5031,16 @@ class World(Mixin):
         self.addCleanup(stack.close)
         stack.enter_context(environment({**dict.fromkeys(hidden + ["KUBECONFIG", "VELERO_NAMESPACE"]),
                                          "HOME": self.folder}))
+        logger = stack.enter_context(logger_kept())
+        self.log = io.StringIO()  # every word that the module logs in this process
+        logger.handlers[:], logger.propagate = [logging.StreamHandler(self.log)], False
+        logger.setLevel(logging.DEBUG)
         self.admin: Admin = self.cluster.admin
         self.namespace: str = self.cluster.new_namespace()
         self.kubeconfig: str = self.cluster.kubeconfig(self.folder)
         self.clock = Clock()
         self.controllers: List[Any] = []
-        self.listen()
         self.seed()
-
-    def listen(self) -> None:
-        """Keep every word that the module logs in this process."""
-        logger = logging.getLogger("velero_requests")
-        kept = (logger.handlers[:], logger.level, logger.propagate)
-
-        def restore() -> None:
-            logger.handlers[:], logger.level, logger.propagate = kept
-        self.addCleanup(restore)
-        self.log = io.StringIO()
-        logger.handlers[:], logger.propagate = [logging.StreamHandler(self.log)], False
-        logger.setLevel(logging.DEBUG)
 
     def seed(self) -> None:
         """Make a Secret, a location, a finished backup and a finished restore."""
