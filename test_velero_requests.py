@@ -6539,48 +6539,48 @@ class FaultTests(FaultWorld):
 class TestContractFaultsStore(FaultWorld, unittest.TestCase):
     """The client and what a store does to it, which no dialect of the status changes."""
 
+    def downloads(self, *cases: Tuple[str, bytes, Document]) -> List[Tuple[str, Program]]:
+        """Download an artifact for each (kind, what an old file holds, fault), all at once; yield paths and processes."""
+        self.serve()
+        started = []
+        for number, (kind, old, fault) in enumerate(cases):
+            name = f"c{number}"
+            path = os.path.join(self.folder, name, "x")
+            os.mkdir(os.path.dirname(path))
+            if old:
+                write_bytes(path, old)
+            self.make_backup(name)
+            self.store.put(self.namespace, KEYS[kind].replace("b1", name), gzip.compress(LOG))
+            self.store.script("GET", f"/{name}/", times=50, **fault)
+            started.append((path, self.program("download", name, "--kind", kind, "-o", path, "--force")))
+        return started
+
     def test_bad_answers_of_the_store_leave_no_file(self) -> None:
         """Each status has its code; a file that was there stays, and none is left where there was none."""
-        self.serve()
-        target = os.path.join(self.folder, "target")
-        os.mkdir(target)
-        with open(os.path.join(target, "old"), "wb") as file:
-            file.write(b"old")
-        for status, code in ((401, 5), (403, 5), (404, 3), (500, 1), (503, 1), (302, 1), (204, 1)):
-            for name in ("new", "old"):
-                with self.subTest(status=status, name=name):
-                    self.store.unscript()
-                    self.put("BackupContents")
-                    self.store.script("GET", times=20, status=status,
-                                      headers={"Location": "http://127.0.0.1:1/"})
-                    path = os.path.join(target, name)
-                    self.assert_failed(self.cli("download", "b1", "-o", path, "--force"), code, "b1")
-                    self.assertEqual(os.listdir(target), ["old"])
-        with open(os.path.join(target, "old"), "rb") as file:
-            self.assertEqual(file.read(), b"old")
+        codes = {401: 5, 403: 5, 404: 3, 500: 1, 503: 1, 302: 1, 204: 1}
+        cases = [(status, old) for status in codes for old in (b"", b"old")]
+        for (status, old), (path, program) in zip(cases, self.downloads(*(
+                ("BackupContents", old, {"status": status, "headers": {"Location": "http://127.0.0.1:1/"}})
+                for status, old in cases))):
+            with self.subTest(status=status, old=old):
+                folder = os.path.dirname(path)
+                self.assert_failed(program.end(seconds=40), codes[status], os.path.basename(folder))
+                self.assertEqual([old] if old else [], [read_bytes(os.path.join(folder, name))
+                                                        for name in os.listdir(folder)])
 
     def test_a_body_cut_short_is_one_error_or_made_up_for(self) -> None:
         """A body that ends too early every time, told or untold, leaves no file and the right code."""
-        self.serve()
-        target = os.path.join(self.folder, "target")
-        os.mkdir(target)
-        for kind in ("BackupContents", "BackupLog"):
-            for options in ({"cut_after": 40}, {"cut_after": 40, "content_length": 40}, {"cut_after": 0},
-                            {"drop": True}):
-                with self.subTest(kind=kind, **options):
-                    self.store.unscript()
-                    self.put(kind)
-                    self.store.script("GET", times=50, **options)
-                    result = self.cli("download", "b1", "--kind", kind, "-o", os.path.join(target, "x"))
-                    left = os.listdir(target)
-                    if result.code == 0:     # each answer brought 40 bytes more
-                        self.assertEqual(left, ["x"])
-                    else:
-                        self.assertIn(result.code, (1, 6))
-                        self.assert_failed(result, result.code)
-                        self.assertNotIn("x", left)
-                    for name in left:
-                        os.unlink(os.path.join(target, name))
+        faults = ({"cut_after": 40}, {"cut_after": 40, "content_length": 40}, {"cut_after": 0}, {"drop": True})
+        cases = [(kind, b"", fault) for kind in ("BackupContents", "BackupLog") for fault in faults]
+        for (kind, _, fault), (path, program) in zip(cases, self.downloads(*cases)):
+            with self.subTest(kind=kind, **fault):
+                result = program.end(seconds=40)
+                if result.code == 0:     # each answer brought 40 bytes more
+                    self.assertEqual(["x"], os.listdir(os.path.dirname(path)))
+                else:
+                    self.assertIn(result.code, (1, 6))
+                    self.assert_failed(result, result.code)
+                    self.assertFalse(os.path.exists(path))
 
     def test_the_waiting_budget_does_not_end_a_transfer(self) -> None:
         """A transfer that takes longer than --timeout goes on."""
@@ -17864,7 +17864,8 @@ def main() -> None:
 
 # Classes with waits of many seconds begin first, so that the others fill the time of the other processes; those that
 # measure come last, one after the other, when nobody else is at work.
-LONG_WAITS = ("TestDownloadHopeless", "TestWatchFaults", "TestOutageReal", "TestContractFaults", "TestSoak")
+LONG_WAITS = ("TestDownloadHopeless", "TestOutageReal", "TestWatchFaults", "TestKubeconfigLikeKubectl",
+              "TestProxyOfTheEnvironment", "TestContractFaults", "TestSoak")
 MEASURES = ("TestLeaks", "TestDownloadMemory")
 
 
