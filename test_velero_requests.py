@@ -5118,7 +5118,8 @@ class World(Mixin):
 
     def serve(self, user: str = "admin", plugins: Tuple[Tuple[str, str], ...] = ()) -> Any:
         """Run a controller on the test's clock until the test ends."""
-        api = velero_requests.connect(velero_requests.load_cluster(self.cluster.kubeconfig(self.folder, user)))
+        api = velero_requests.connect(velero_requests.load_cluster(self.cluster.kubeconfig(self.folder,
+                                                                                           user)))
         server = velero_requests.Server("v1.18.1", plugins or velero_requests.Server("").plugins)
         controller = velero_requests.Controller(api, self.namespace, server, now=self.clock)
         thread = threading.Thread(target=velero_requests.run_controller, args=(controller,), daemon=True)
@@ -7114,11 +7115,29 @@ def kube_config(user: Any = None, cluster: Any = None, context: Any = None, **to
             **{name.replace("_", "-"): value for name, value in top.items()}}
 
 
-def kube_environment(**values: Optional[str]) -> Any:
-    """Set variables for a while; those of proxies and kubeconfigs start empty."""
-    absent = ("HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy KUBECONFIG "
-              "KUBERNETES_SERVICE_HOST KUBERNETES_MASTER")
-    return environment({**dict.fromkeys(absent.split()), **values})
+class kube_environment:  # pylint: disable=invalid-name
+    """Set variables of the process, None removes one, and put everything back."""
+
+    def __init__(self, **values: Optional[str]) -> None:
+        """Remember what to set; the variables of proxies and kubeconfigs start empty."""
+        absent = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy",
+                                "https_proxy",
+                                "no_proxy", "all_proxy", "KUBECONFIG", "KUBERNETES_SERVICE_HOST",
+                                "KUBERNETES_MASTER"))
+        self.values: Dict[str, Optional[str]] = {**absent, **values}
+
+    def __enter__(self) -> None:
+        """Set them."""
+        self.before = dict(os.environ)
+        for name, value in self.values.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    def __exit__(self, *_: Any) -> None:
+        """Put them back."""
+        os.environ.clear()
+        os.environ.update(self.before)
 
 
 class KubeCase(NamedTuple):
