@@ -7096,7 +7096,6 @@ def kube_write(folder: str, name: str, content: Any) -> str:
     """Write a file of a case and return its path: bytes as they are, text filled in, documents as YAML."""
     path = os.path.join(folder, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    content = content() if callable(content) else content
     if not isinstance(content, (bytes, str)):
         content = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     with open(path, "wb") as file:
@@ -7360,10 +7359,10 @@ KUBE_CASES: Tuple[KubeCase, ...] = (
     kube_case("a certificate", "https: certificate alice", KUBE_CERT),
     kube_case("a certificate in files", "https: certificate alice",
               {"client-certificate": "pki/a.crt", "client-key": "@DIR@/a.key"},
-              files={"pki/a.crt": lambda: kube_bytes("alice.crt"), "a.key": lambda: kube_bytes("alice.key")}),
+              files={"pki/a.crt": kube_bytes("alice.crt"), "a.key": kube_bytes("alice.key")}),
     kube_case("a certificate in a file, its key inline", "https: certificate alice",
               {"client-certificate": "a.crt", "client-key-data": "@KEY@"},
-              files={"a.crt": lambda: kube_bytes("alice.crt")}),
+              files={"a.crt": kube_bytes("alice.crt")}),
     kube_case("a certificate and a token", "https: token t", {**KUBE_CERT, "token": "t"}),
     kube_case("a certificate with another's key", "error", {**KUBE_CERT, "client-key-data": "@BOBKEY@"}),
     kube_case("a certificate without key", "error", {"client-certificate-data": "@CERT@"}),
@@ -7435,7 +7434,7 @@ KUBE_CASES: Tuple[KubeCase, ...] = (
     kube_case("an auth-provider without a name", "error", {"token": "t", "auth-provider": {}}),
     # where to, and whom to trust
     kube_case("an authority in a file", "https: token t", None, {"certificate-authority": "pki/ca"},
-              files={"pki/ca": lambda: kube_bytes("ca.crt")}),
+              files={"pki/ca": kube_bytes("ca.crt")}),
     kube_case("a missing authority", "error", None, {"certificate-authority": "gone"}),
     kube_case("an authority both ways", "error", None, {**KUBE_CA, "certificate-authority": "@PKI@/ca.crt"}),
     kube_case("no authority", "error", None, {}),
@@ -7443,9 +7442,9 @@ KUBE_CASES: Tuple[KubeCase, ...] = (
     kube_case("an empty authority file", "error", None, {"certificate-authority": "ca"}, files={"ca": ""}),
     kube_case("an authority with a bad block before it", "https: token t", None,
               {"certificate-authority": "ca"},
-              files={"ca": lambda: kube_bytes("ca.crt").replace(b"MII", b"QUJD", 1) + kube_bytes("ca.crt")}),
+              files={"ca": kube_bytes("ca.crt").replace(b"MII", b"QUJD", 1) + kube_bytes("ca.crt")}),
     kube_case("an authority after a comment", "https: token t", None, {"certificate-authority": "ca"},
-              files={"ca": lambda: "# é\n".encode() + kube_bytes("ca.crt")}),
+              files={"ca": "# é\n".encode() + kube_bytes("ca.crt")}),
     kube_case("another authority", "error", None, {"certificate-authority": "@PKI@/alice.crt"}),
     kube_case("insecure", "https: token t", None, {"insecure-skip-tls-verify": True}),
     kube_case("insecure with an authority", "error", None, {**KUBE_CA, "insecure-skip-tls-verify": True}),
@@ -7611,7 +7610,7 @@ KUBE_CASES: Tuple[KubeCase, ...] = (
     kube_text("a text", "error", lambda text: "hello"),
     kube_text("nothing", "error", lambda text: ""),
     kube_text("a comment", "error", lambda text: "# x\n"),
-    KubeCase("Latin-1", "error", {"config": b"token: \xe9\n"}),
+    KubeCase("Latin-1", "error", {"config": kube_fill("", "").encode() + b"token: \xe9\n"}),
     KubeCase("UTF-16", "https: token t", {"config": "utf16"}),
     # files
     KubeCase("a file that is not there", "error", {}),
