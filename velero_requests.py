@@ -195,20 +195,18 @@ PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginO
 
 OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): all that this file does of a Velero server's plugins
 
-BOTH_DIALECTS, NEWER_DIALECT, NEITHER_DIALECT = "", "+", "+-"  # marks of the CRD notation in section 8
-
 
 class Artifact(NamedTuple):
     """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it.
 
-    `dialect` says which of our two CRDs list the kind.
+    `releases` are those whose CustomResourceDefinition lists the kind.
     """
 
     kind: str
     owner: Resource
     key: str
     gunzip: bool = True
-    dialect: str = NEWER_DIALECT
+    releases: str = "1.18"
 
 
 BACKUP_CONTENTS = "BackupContents"
@@ -217,21 +215,21 @@ BACKUP_CONTENTS = "BackupContents"
 # pkg/persistence/object_store_layout.go. Two rows surprise: RestoreResults has no `.json` in its name, and
 # RestoreVolumeInfo alone has no `restore-` prefix. BackupItemSnapshots existed from 1.8 to 1.10 only.
 TARGETS = {row.kind: row for row in (
-    Artifact("BackupLog", BACKUPS, "backups/{name}/{name}-logs.gz", dialect=BOTH_DIALECTS),
-    Artifact(BACKUP_CONTENTS, BACKUPS, "backups/{name}/{name}.tar.gz", gunzip=False, dialect=BOTH_DIALECTS),
-    Artifact("BackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-volumesnapshots.json.gz", dialect=BOTH_DIALECTS),
+    Artifact("BackupLog", BACKUPS, "backups/{name}/{name}-logs.gz", releases="1.6 1.18"),
+    Artifact(BACKUP_CONTENTS, BACKUPS, "backups/{name}/{name}.tar.gz", gunzip=False, releases="1.6 1.18"),
+    Artifact("BackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-volumesnapshots.json.gz", releases="1.6 1.18"),
     Artifact("BackupItemOperations", BACKUPS, "backups/{name}/{name}-itemoperations.json.gz"),
-    Artifact("BackupResourceList", BACKUPS, "backups/{name}/{name}-resource-list.json.gz", dialect=BOTH_DIALECTS),
+    Artifact("BackupResourceList", BACKUPS, "backups/{name}/{name}-resource-list.json.gz", releases="1.6 1.18"),
     Artifact("BackupResults", BACKUPS, "backups/{name}/{name}-results.gz"),
-    Artifact("RestoreLog", RESTORES, "restores/{name}/restore-{name}-logs.gz", dialect=BOTH_DIALECTS),
-    Artifact("RestoreResults", RESTORES, "restores/{name}/restore-{name}-results.gz", dialect=BOTH_DIALECTS),
+    Artifact("RestoreLog", RESTORES, "restores/{name}/restore-{name}-logs.gz", releases="1.6 1.18"),
+    Artifact("RestoreResults", RESTORES, "restores/{name}/restore-{name}-results.gz", releases="1.6 1.18"),
     Artifact("RestoreResourceList", RESTORES, "restores/{name}/restore-{name}-resource-list.json.gz"),
     Artifact("RestoreItemOperations", RESTORES, "restores/{name}/restore-{name}-itemoperations.json.gz"),
     Artifact("CSIBackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-csi-volumesnapshots.json.gz"),
     Artifact("CSIBackupVolumeSnapshotContents", BACKUPS, "backups/{name}/{name}-csi-volumesnapshotcontents.json.gz"),
     Artifact("BackupVolumeInfos", BACKUPS, "backups/{name}/{name}-volumeinfo.json.gz"),
     Artifact("RestoreVolumeInfo", RESTORES, "restores/{name}/{name}-volumeinfo.json.gz"),
-    Artifact("BackupItemSnapshots", BACKUPS, "backups/{name}/{name}-itemsnapshots.json.gz", dialect=NEITHER_DIALECT),
+    Artifact("BackupItemSnapshots", BACKUPS, "backups/{name}/{name}-itemsnapshots.json.gz", releases=""),
 )}
 
 class Key(NamedTuple):
@@ -3418,223 +3416,49 @@ def version_document(server_version: Optional[str], source: str = "") -> Documen
     return client if server_version is None else {**client, "server": server}
 
 
-# The CustomResourceDefinitions are Velero's own but for the descriptions. One notation holds both dialects,
-# that of 1.6.3 (with a status subresource) and that of 1.18.1 (without):
-#
-#   "type"             a row of PRIMITIVES
-#   ("A", "B")         a string, one of these
-#   [T]   [T, {...}]   an array of T; the dict holds further keywords of the array
-#   {"*": T}           an object with any keys, each value a T
-#   {"a b": T}         an object with the fields a and b, each a T; an entry x-* is a keyword of the object
-#
-# Marks behind a name:  ! required   ? nullable   + only without status subresource   - only with it
+# Strict are the two kinds that are requests to a controller: every field and value that Velero's own definitions have.
+# The others are Velero's to define, and take what its servers, old and new, write into them.
 
-NUMBER = r"(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
-QUANTITY = rf"^(\+|-)?{NUMBER}(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?{NUMBER}))?$"
-INT_OR_STRING = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
-PRIMITIVES = {
-    "boolean": {"type": "boolean"}, "integer": {"type": "integer"}, "string": {"type": "string"},
-    "int32": {"type": "integer", "format": "int32"}, "int64": {"type": "integer", "format": "int64"},
-    "bytes": {"type": "string", "format": "byte"}, "time": {"type": "string", "format": "date-time"},
-    "string = ''": {"type": "string", "default": ""},
-    "int-or-string": INT_OR_STRING, "quantity": {**INT_OR_STRING, "pattern": QUANTITY}}
-
-# Fragments that several kinds share.
-ATOMIC_LIST = {"x-kubernetes-list-type+": "atomic"}
-ATOMIC_OBJECT = {"x-kubernetes-map-type+": "atomic"}
-LABEL_SELECTOR = {
-    "matchLabels": {"*": "string"},
-    "matchExpressions": [{"key! operator!": "string", "values": ["string", ATOMIC_LIST]}, ATOMIC_LIST],
-    **ATOMIC_OBJECT}
-KEY_SELECTOR = {"key! name-": "string", "name+": "string = ''", "optional": "boolean", **ATOMIC_OBJECT}
-LOCAL_OBJECT_REFERENCE = {"apiGroup kind! name!": "string", **ATOMIC_OBJECT}
-RESOURCE_FILTER = {
-    "includedNamespaces? excludedNamespaces? includedResources? excludedResources?": ["string"],
-    "labelSelector?": LABEL_SELECTOR}
-EXEC_HOOK = {"container": "string", "command!": ["string", {"minItems": 1}], "onError": ("Continue", "Fail")}
-COMMON_SPEC = {
-    **RESOURCE_FILTER, "orLabelSelectors?+": [LABEL_SELECTOR],
-    "includeClusterResources?": "boolean", "itemOperationTimeout+": "string"}
-COMMON_STATUS = {
-    "startTimestamp? completionTimestamp?": "time", "validationErrors?": ["string"],
-    "warnings errors": "integer", "hookStatus?+": {"hooksAttempted hooksFailed": "integer"}}
-ACCESS_MODE = ("ReadOnly", "ReadWrite")
-REQUEST_PHASE = ("New", "Processed")
-
-# The Container of Kubernetes 1.19: 1.6.3 spells it out for the init containers of restore hooks.
-LIFECYCLE_HANDLER = {
-    "exec": {"command": ["string"]},
-    "httpGet": {
-        "host path scheme": "string", "port!": "int-or-string", "httpHeaders": [{"name! value!": "string"}]},
-    "tcpSocket": {"host": "string", "port!": "int-or-string"}}
-PROBE = {
-    **LIFECYCLE_HANDLER,
-    "initialDelaySeconds timeoutSeconds periodSeconds successThreshold failureThreshold": "int32"}
-ENVIRONMENT_VARIABLE_SOURCE = {
-    "fieldRef": {"apiVersion fieldPath!": "string"},
-    "resourceFieldRef": {"containerName resource!": "string", "divisor": "quantity"},
-    "configMapKeyRef secretKeyRef": KEY_SELECTOR}
-SECURITY_CONTEXT = {
-    "capabilities": {"add drop": ["string"]},
-    "privileged allowPrivilegeEscalation readOnlyRootFilesystem runAsNonRoot": "boolean",
-    "runAsUser runAsGroup": "int64", "procMount": "string",
-    "seLinuxOptions": {"user role type level": "string"},
-    "seccompProfile": {"type! localhostProfile": "string"},
-    "windowsOptions": {"gmsaCredentialSpecName gmsaCredentialSpec runAsUserName": "string"}}
-PORT_KEYS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["containerPort", "protocol"]}
-CONTAINER = {
-    "name! image imagePullPolicy workingDir terminationMessagePath terminationMessagePolicy": "string",
-    "command args": ["string"],
-    "ports": [{"containerPort! hostPort": "int32", "protocol! name hostIP": "string"}, PORT_KEYS],
-    "env": [{"name! value": "string", "valueFrom": ENVIRONMENT_VARIABLE_SOURCE}],
-    "envFrom": [{"prefix": "string", "configMapRef secretRef": {"name": "string", "optional": "boolean"}}],
-    "resources": {"limits requests": {"*": "quantity"}},
-    "volumeMounts": [{
-        "mountPath! name! subPath subPathExpr mountPropagation": "string", "readOnly": "boolean"}],
-    "volumeDevices": [{"devicePath! name!": "string"}],
-    "livenessProbe readinessProbe startupProbe": PROBE,
-    "lifecycle": {"postStart preStop": LIFECYCLE_HANDLER},
-    "securityContext": SECURITY_CONTEXT,
-    "stdin stdinOnce tty": "boolean"}
-ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}  # 1.18.1 leaves the same place open
-
-BACKUP_HOOK = {"exec!": {**EXEC_HOOK, "timeout": "string"}}
-BACKUP_SCHEMA = {
-    "spec": {
-        **COMMON_SPEC,
-        "includedClusterScopedResources?+ excludedClusterScopedResources?+": ["string"],
-        "includedNamespaceScopedResources?+ excludedNamespaceScopedResources?+": ["string"],
-        "metadata+": {"labels": {"*": "string"}},
-        "hooks": {"resources?": [{"name!": "string", **RESOURCE_FILTER, "pre post": [BACKUP_HOOK]}]},
-        "orderedResources?": {"*": "string"}, "resourcePolicy+": LOCAL_OBJECT_REFERENCE,
-        "storageLocation ttl csiSnapshotTimeout+ datamover+ volumeGroupSnapshotLabelKey+": "string",
-        "volumeSnapshotLocations": ["string"],
-        "snapshotVolumes? snapshotMoveData?+ defaultVolumesToFsBackup?+": "boolean",
-        "defaultVolumesToRestic- defaultVolumesToRestic?+": "boolean",
-        "uploaderConfig?+": {"parallelFilesUpload": "integer"}},
-    "status": {
-        **COMMON_STATUS,
-        "phase": (
-            "New", "Queued+", "ReadyToStart+", "FailedValidation", "InProgress",
-            "WaitingForPluginOperations+", "WaitingForPluginOperationsPartiallyFailed+", "Finalizing+",
-            "FinalizingPartiallyFailed+", "Completed", "PartiallyFailed", "Failed", "Deleting"),
-        "expiration?": "time", "formatVersion failureReason+": "string",
-        "version queuePosition+ volumeSnapshotsAttempted volumeSnapshotsCompleted": "integer",
-        "csiVolumeSnapshotsAttempted+ csiVolumeSnapshotsCompleted+": "integer",
-        "backupItemOperationsAttempted+ backupItemOperationsCompleted+": "integer",
-        "backupItemOperationsFailed+": "integer",
-        "progress?": {"totalItems itemsBackedUp": "integer"}}}
-BACKUP_STORAGE_LOCATION_SCHEMA = {
-    "spec": {
-        "objectStorage!": {"bucket! prefix": "string", "caCert": "bytes", "caCertRef+": KEY_SELECTOR},
-        "provider!": "string",
-        "config": {"*": "string"}, "credential": KEY_SELECTOR, "default": "boolean",
-        "accessMode": ACCESS_MODE,
-        "backupSyncPeriod? validationFrequency?": "string"},
-    "status": {
-        "phase": ("Available", "Unavailable"), "accessMode": ACCESS_MODE,
-        "message+ lastSyncedRevision": "string", "lastSyncedTime? lastValidationTime?": "time"}}
-DOWNLOAD_TARGET = {"kind!": tuple(row.kind + row.dialect for row in TARGETS.values()), "name!": "string"}
-DOWNLOAD_REQUEST_SCHEMA = {
-    "spec": {"target!": DOWNLOAD_TARGET},
-    "status": {"phase": REQUEST_PHASE, "downloadURL": "string", "expiration?": "time"}}
-RESTORE_HOOK = {
-    "exec": {**EXEC_HOOK, "execTimeout waitTimeout": "string", "waitForReady?+": "boolean"},
-    "init": {"initContainers-": [CONTAINER], "initContainers+": [ANYTHING, ANYTHING], "timeout": "string"}}
-RESTORE_SCHEMA = {
-    "spec": {
-        **COMMON_SPEC,
-        "backupName!- backupName+ scheduleName existingResourcePolicy?+": "string",
-        "namespaceMapping": {"*": "string"},
-        "restorePVs? preserveNodePorts?": "boolean",
-        "restoreStatus?+": {"includedResources? excludedResources?": ["string"]},
-        "resourceModifier?+": LOCAL_OBJECT_REFERENCE,
-        "hooks": {"resources": [{"name!": "string", **RESOURCE_FILTER, "postHooks": [RESTORE_HOOK]}]},
-        "uploaderConfig?+": {"writeSparseFiles?": "boolean", "parallelFilesDownload": "integer"}},
-    "status": {
-        **COMMON_STATUS,
-        "phase": (
-            "New", "FailedValidation", "InProgress",
-            "WaitingForPluginOperations+", "WaitingForPluginOperationsPartiallyFailed+",
-            "Completed", "PartiallyFailed", "Failed", "Finalizing+", "FinalizingPartiallyFailed+"),
-        "failureReason": "string",
-        "restoreItemOperationsAttempted+ restoreItemOperationsCompleted+": "integer",
-        "restoreItemOperationsFailed+": "integer",
-        "progress?": {"totalItems itemsRestored": "integer"}}}
-SERVER_STATUS_REQUEST_SCHEMA = {
-    "spec": {},
-    "status": {
-        "phase": REQUEST_PHASE, "processedTimestamp?": "time",
-        "serverVersion": "string", "plugins?": [{"kind! name!": "string"}]}}
-
-STATUS_SUBRESOURCE = {"subresources-": {"status": {}}}
-LOCATION_VERSION = {
-    **STATUS_SUBRESOURCE, "subresources+": {}, "additionalPrinterColumns": [
-        {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
-        {"name": "Last Validated", "type": "date", "jsonPath": ".status.lastValidationTime"},
-        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-        {"name": "Default", "type": "boolean", "jsonPath": ".spec.default"}]}
-CUSTOM_RESOURCES = (  # kind, further names, schema, further keywords of the version
-    ("Backup", {}, BACKUP_SCHEMA, {}),
-    ("BackupStorageLocation", {"shortNames": ["bsl"]}, BACKUP_STORAGE_LOCATION_SCHEMA, LOCATION_VERSION),
-    ("DownloadRequest", {}, DOWNLOAD_REQUEST_SCHEMA, STATUS_SUBRESOURCE),
-    ("Restore", {}, RESTORE_SCHEMA, {}),
-    ("ServerStatusRequest", {"shortNames": ["ssr"]}, SERVER_STATUS_REQUEST_SCHEMA, STATUS_SUBRESOURCE))
-
-
-def _present(entries: Document, absent: str) -> Iterator[Tuple[str, str, Any]]:
-    """Name, marks and value of every entry but those with the mark of the other dialect."""
-    for words, value in entries.items():
-        for word in words.split():
-            name = word.rstrip("!?+-")
-            marks = word[len(name):]
-            if absent not in marks:
-                yield name, marks, value
-
-
-def _keywords(entries: Document, absent: str) -> Document:
-    """For entries whose values are final, not notation."""
-    return {name: value for name, _, value in _present(entries, absent)}
-
-
-def _openapi_schema(notation: Any, absent: str) -> Document:
-    """Shares parts with the constants above: to be copied before anybody changes it."""
-    if isinstance(notation, str):
-        return PRIMITIVES[notation]
-    if isinstance(notation, tuple):
-        return {"type": "string", "enum": list(_keywords(dict.fromkeys(notation), absent))}
-    if isinstance(notation, list):
-        item, keywords = notation if len(notation) == 2 else (notation[0], {})
-        return {"type": "array", "items": _openapi_schema(item, absent), **_keywords(keywords, absent)}
-    schema: Document = {"type": "object"}
-    for name, marks, value in _present(notation, absent):
-        if name.startswith("x-"):
-            schema[name] = value
-        elif name == "*":
-            schema["additionalProperties"] = _openapi_schema(value, absent)
-        else:
-            inner = _openapi_schema(value, absent)
-            schema.setdefault("properties", {})[name] = {**inner, "nullable": True} if "?" in marks else inner
-            if "!" in marks:
-                schema.setdefault("required", []).append(name)
-    return schema
+def _request_schemas(status_subresource: bool) -> Dict[str, Tuple[Document, Document]]:
+    """Kind -> the schemas of spec and status."""
+    text, time = {"type": "string"}, {"type": "string", "format": "date-time", "nullable": True}
+    phase, release = {"type": "string", "enum": [NEW, PROCESSED]}, "1.6" if status_subresource else "1.18"
+    kinds = {"type": "string", "enum": [row.kind for row in TARGETS.values() if release in row.releases.split()]}
+    target = {"type": "object", "properties": {"kind": kinds, "name": text}, "required": ["kind", "name"]}
+    plugin = {"type": "object", "properties": {"kind": text, "name": text}, "required": ["kind", "name"]}
+    return {
+        "DownloadRequest": (
+            {"type": "object", "properties": {"target": target}, "required": ["target"]},
+            {"type": "object", "properties": {"downloadURL": text, "expiration": time, "phase": phase}}),
+        "ServerStatusRequest": ({"type": "object"}, {"type": "object", "properties": {
+            "phase": phase, "processedTimestamp": time, "serverVersion": text,
+            "plugins": {"type": "array", "items": plugin, "nullable": True}}})}
 
 
 def crd_manifests(status_subresource: bool) -> List[Document]:
-    """Velero 1.6.3's with a status subresource, 1.18.1's without; only the descriptions are missing."""
-    absent, manifests = "+" if status_subresource else "-", []
-    for kind, more_names, notation, version_keywords in CUSTOM_RESOURCES:
-        plural = kind.lower() + "s"
-        names = {"kind": kind, "listKind": kind + "List", "singular": kind.lower(), "plural": plural}
-        names.update(more_names)
-        schema = _openapi_schema({"apiVersion kind": "string", "metadata": {}, **notation}, absent)
-        version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
-        version.update(_keywords(version_keywords, absent))
+    """The CustomResourceDefinitions, as Velero 1.6 has them (with a status subresource) or 1.18 (without)."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schemas, manifests = _request_schemas(status_subresource), []
+    for kind, *short_names in (("Backup",), ("BackupStorageLocation", "bsl"), ("DownloadRequest",), ("Restore",),
+                               ("ServerStatusRequest", "ssr")):
+        spec, status = schemas.get(kind, (anything, anything))
+        names = {"kind": kind, "listKind": f"{kind}List", "singular": kind.lower(), "plural": f"{kind.lower()}s"}
+        version: Document = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {
+            "type": "object", "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"},
+                                             "metadata": {"type": "object"}, "spec": spec, "status": status}}}}
+        if status_subresource and kind not in ("Backup", "Restore"):
+            version["subresources"] = {"status": {}}
+        if kind == "BackupStorageLocation":
+            version["additionalPrinterColumns"] = [
+                {"name": name, "type": column_type, "jsonPath": path} for name, column_type, path in (
+                    ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
+                    ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": plural + ".velero.io", "labels": {"component": "velero"}},
-            "spec": {"group": "velero.io", "names": names, "scope": "Namespaced", "versions": [version]}})
-    return json.loads(json.dumps(manifests))  # a copy that shares nothing, so that YAML shows no anchors
+            "metadata": {"name": f"{names['plural']}.velero.io", "labels": {"component": "velero"}},
+            "spec": {"group": "velero.io", "names": {**names, **({"shortNames": short_names} if short_names else {})},
+                     "scope": "Namespaced", "versions": [version]}})
+    return manifests
 
 # ════════════════════════════════════════════════════════════════════════════════════════════════════
 # The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
