@@ -2410,7 +2410,7 @@ def may_be_continued(error: BaseException) -> bool:
 
 # ====================================================================================================
 # 8. Text for people and machines — strings and documents only, nothing is printed here
-#    table, resource_table, list_json, get_json, get_yaml, describe_text, describe_document, describe_json,
+#    table, resource_table, describe_text, describe_document,
 #    plugin_table, version_text, version_document, bytes_text, progress_text, saved_text, crd_manifests, yaml_text,
 #    json_text
 # ====================================================================================================
@@ -2455,14 +2455,48 @@ def saved_text(size: int, seconds: float, sha256: str) -> str:
     return f"{bytes_text(size)} in {format_duration(round(seconds, 1))}" + (f", sha256 {sha256}" if sha256 else "")
 
 
+# In JSON everything else that `printable` takes away is escaped already.
+_UNESCAPED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
+
+
 def json_text(document: Any) -> str:
-    """A document as velero and kubectl print JSON: two blanks of indent, no ASCII escapes."""
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    """A document as JSON with an indent of two and every character that can be shown; the others are escaped."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return _UNESCAPED.sub(lambda match: f"\\u{ord(match.group()):04x}", text) + "\n"
+
+
+# What needs no quotes: words that neither Go nor YAML 1.1 reads as anything but a string, with single blanks or signs
+# between them. All other strings are written as in JSON, whose strings are YAML's, too.
+_PLAIN = re.compile(r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/]([-\w./+@]|[ :=,](?=[\w/]))*",
+                    re.ASCII | re.IGNORECASE)
+
+
+def _yaml_scalar(value: Any) -> str:
+    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json_text(value)[:-1]
+
+
+def _yaml_lines(value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            nested = isinstance(item, (dict, list)) and item
+            yield f"{_yaml_scalar(name)}:{'' if nested else ' ' + _yaml_scalar(item)}"
+            indent = "  " if isinstance(item, dict) else ""
+            yield from (indent + line for line in (_yaml_lines(item) if nested else ()))
+    elif isinstance(value, list) and value:
+        for item in value:
+            first, *rest = _yaml_lines(item)
+            yield f"- {first}"
+            yield from (f"  {line}" for line in rest)
+    else:
+        yield _yaml_scalar(value)
 
 
 def yaml_text(*documents: Any) -> str:
-    """Documents as YAML, separated by `---` when there are several."""
-    return yaml.safe_dump_all(documents, default_flow_style=False, sort_keys=True, allow_unicode=True)
+    """Documents as YAML in block style, separated by `---` when there are several."""
+    return "---\n".join("".join(f"{line}\n" for line in _yaml_lines(document)) for document in documents)
+
+
+DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
 
 
 NONE = "<none>"
@@ -2580,53 +2614,6 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
         cells = [*cells_of(record, now, localize), *(labels.get(name, "") for name in label_columns)]
         rows.append(tuple(map(printable, cells + ([_labels_text(labels)] if show_labels else []))))
     return table(rows) if len(rows) > 1 else ""
-
-
-# The order in which Go writes the fields of these structs; maps and fields that are not here follow, sorted.
-_GO_ORDER = {name: {field: place for place, field in enumerate(fields.split())} for name, fields in {
-    "": "kind apiVersion metadata spec status items",
-    "metadata": "name generateName namespace selfLink uid resourceVersion generation creationTimestamp "
-                "deletionTimestamp deletionGracePeriodSeconds labels annotations ownerReferences finalizers",
-    "ownerReferences": "apiVersion kind name uid controller blockOwnerDeletion",
-    "spec": "metadata backupName scheduleName includedNamespaces excludedNamespaces includedResources "
-            "excludedResources includedClusterScopedResources excludedClusterScopedResources "
-            "includedNamespaceScopedResources excludedNamespaceScopedResources namespaceMapping labelSelector "
-            "orLabelSelectors snapshotVolumes ttl volumeGroupSnapshotLabelKey restorePVs restoreStatus "
-            "preserveNodePorts includeClusterResources hooks storageLocation volumeSnapshotLocations "
-            "defaultVolumesToRestic defaultVolumesToFsBackup orderedResources existingResourcePolicy "
-            "csiSnapshotTimeout itemOperationTimeout resourcePolicy resourceModifier snapshotMoveData datamover "
-            "uploaderConfig",
-    "labelSelector": "matchLabels matchExpressions", "orLabelSelectors": "matchLabels matchExpressions",
-    "matchExpressions": "key operator values", "resourcePolicy": "apiGroup kind name",
-    "resourceModifier": "apiGroup kind name", "restoreStatus": "includedResources excludedResources",
-    "uploaderConfig": "parallelFilesUpload writeSparseFiles parallelFilesDownload",
-    "resources": "name includedNamespaces excludedNamespaces includedResources excludedResources labelSelector pre "
-                 "post postHooks",
-    "pre": "exec init", "post": "exec init", "postHooks": "exec init",
-    "exec": "container command onError timeout execTimeout waitTimeout waitForReady",
-    "init": "initContainers timeout", "progress": "totalItems itemsBackedUp itemsRestored",
-    "hookStatus": "hooksAttempted hooksFailed", "plugins": "name kind",
-    "status": "version formatVersion expiration phase processedTimestamp serverVersion plugins queuePosition "
-              "validationErrors startTimestamp completionTimestamp volumeSnapshotsAttempted volumeSnapshotsCompleted "
-              "failureReason warnings errors progress csiVolumeSnapshotsAttempted csiVolumeSnapshotsCompleted "
-              "backupItemOperationsAttempted backupItemOperationsCompleted backupItemOperationsFailed hookStatus",
-    "Restore.status": "phase validationErrors warnings errors failureReason startTimestamp completionTimestamp "
-                      "progress restoreItemOperationsAttempted restoreItemOperationsCompleted "
-                      "restoreItemOperationsFailed hookStatus",
-}.items()}
-
-
-def go_ordered(value: Any, field: str = "", kind: str = "") -> Any:
-    """A document with its fields in the order in which velero prints them; nothing is added and nothing left out."""
-    if isinstance(value, list):
-        return [go_ordered(item, field, kind) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if field in ("", "items"):
-        field, kind = "", _text(value, "kind")
-    order = _GO_ORDER.get(f"{kind}.{field}") or _GO_ORDER.get(field, {})
-    names = sorted(value, key=lambda name: (order.get(name, len(order)), str(name)))
-    return {name: go_ordered(value[name], name, kind) for name in names}
 
 
 def list_document(resource: Resource, documents: List[Document], version: str = "") -> Document:
@@ -3339,64 +3326,6 @@ def describe_document(resource: Resource, document: Document, related: Mapping[R
     """The same as a document for -o json."""
     subject = _subject(resource, document, related, artifacts, details, localize)
     return Described(_tree(DESCRIPTIONS[resource](subject)), _troubles(subject))
-
-
-def describe_json(documents: List[Document]) -> str:
-    """`describe -o json`: velero's indent of four and sorted keys; several documents, or none, are an array."""
-    content = documents[0] if len(documents) == 1 else documents
-    return encodable(json.dumps(content, indent=4, sort_keys=True, ensure_ascii=False)) + "\n"
-
-
-# ---- get -o json|yaml, version ----
-
-_GO_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
-
-
-def get_json(document: Document) -> str:
-    """A Kubernetes object as velero prints JSON: Go's order of fields, indent and escapes."""
-    return encodable(json.dumps(go_ordered(document), indent=2, ensure_ascii=False)).translate(_GO_ESCAPES) + "\n"
-
-
-def list_json(resource: Resource, documents: Iterable[Document], version: str = "") -> Iterator[str]:
-    """`get -o json` in pieces, so that a long list is never whole in memory; one document is printed by itself."""
-    rest = iter(documents)
-    start = list(itertools.islice(rest, 2))
-    if len(start) == 1:
-        yield get_json(start[0])
-        return
-    head, tail = get_json({**list_document(resource, [], version), "items": ["HERE"]}).split('\n    "HERE"')
-    for number, document in enumerate(itertools.chain(start, rest)):
-        yield ("," if number else head) + "\n    " + get_json(document)[:-1].replace("\n", "\n    ")
-    yield tail if start else head + tail[3:]
-
-
-class _GoDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Quotes as Go's YAML does: double quotes where a bare word would be read as something else than a string."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Documents are printed in full."""
-        return True
-
-
-_GO_NO_STRING = re.compile(
-    r"[yYnN]|[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?0o[0-7]+|\d{4}-\d\d?-\d\d?", re.ASCII)
-
-_PLAIN_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:yaml")  # the latter for `*`, which libyaml quotes singly
-
-
-def _go_scalar(dumper: Any, text: str) -> Any:
-    plain = dumper.resolve(yaml.ScalarNode, text, (True, False)) in _PLAIN_TAGS
-    style = "|" if "\n" in text else None if plain and not _GO_NO_STRING.fullmatch(text) else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", encodable(text), style=style)
-
-
-_GoDumper.add_representer(str, _go_scalar)
-
-
-def get_yaml(document: Document) -> str:
-    """A Kubernetes object as velero prints YAML, which ends with an empty line."""
-    text = yaml.dump(document, Dumper=_GoDumper, default_flow_style=False, sort_keys=True, allow_unicode=True)
-    return (text[:-4] if text.endswith("\n...\n") else text) + "\n"
 
 
 def version_text(server_version: Optional[str], source: str = "") -> str:
@@ -7252,11 +7181,8 @@ def local_time(instant: datetime) -> datetime:
 
 def write_list(options: Options, resource: Resource, documents: List[Document], version: str) -> None:
     """Backups or restores as a table, JSON or YAML."""
-    if options.output == "json":
-        for part in list_json(resource, documents, version):
-            write_text(part)
-    elif options.output == "yaml":
-        write_text(get_yaml(list_document(resource, documents, version)))
+    if options.output in ("json", "yaml"):
+        write_text(DOCUMENT_TEXTS[options.output](list_document(resource, documents, version)))
     else:
         columns = [name for text in options.label_columns or () for name in text.split(",") if name]
         write_text(resource_table(resource, documents, utc_now(), label_columns=columns,
@@ -7320,7 +7246,7 @@ def cmd_describe(options: Options, resource: Resource) -> int:
         else:
             write_text("\n\n" * bool(number) + screen.content)
     if options.output == "json":
-        write_text(describe_json(screens))
+        write_text(json_text(screens[0] if len(screens) == 1 else screens))
     silent = [trouble for trouble in troubles if isinstance(trouble, TimedOut)]
     for trouble in silent[-1:]:
         trouble.hints += tuple(silence_hints(api, options.namespace))
@@ -7332,18 +7258,15 @@ def cmd_plugin_get(options: Options) -> int:
     api = api_of(options)
     with explained(api, options.namespace):
         document = get_server_status(api, options.namespace, timeout=options.timeout)
-    render = {"table": lambda: plugin_table(plugins_from(document)), "json": lambda: get_json(document),
-              "yaml": lambda: get_yaml(document)}
-    write_text(render[options.output or "table"]())
+    render = DOCUMENT_TEXTS.get(options.output)
+    write_text(render(document) if render else plugin_table(plugins_from(document)))
     return Exit.DONE
 
 
 def write_version(options: Options, version: Optional[str], source: str = "") -> None:
     """The versions as text, JSON or YAML."""
-    document = version_document(version, source)
-    render = {"table": lambda: version_text(version, source), "json": lambda: json_text(document),
-              "yaml": lambda: yaml_text(document)}
-    write_text(render[options.output or "table"]())
+    render = DOCUMENT_TEXTS.get(options.output)
+    write_text(render(version_document(version, source)) if render else version_text(version, source))
 
 
 def cmd_version(options: Options) -> int:
