@@ -2589,24 +2589,24 @@ def _native_snapshot(info: Fields, details: bool, at: Path) -> Lines:
 
 
 def _local_snapshot(info: Fields, restored: bool = False) -> Rows:
-    operation, driver = info("csiSnapshotInfo.operationID"), info("csiSnapshotInfo.driver")
-    ids = [("Snapshot Content Name", "snapshotContentName", info("csiSnapshotInfo.vscName")),
-           ("Storage Snapshot ID", "storageSnapshotID", info("csiSnapshotInfo.snapshotHandle"))]
+    csi = info.part("csiSnapshotInfo") or Fields({})
+    operation, driver = csi("operationID"), ("CSI Driver", "csiDriver", csi("driver"))
+    ids = [("Snapshot Content Name", "snapshotContentName", csi("vscName")),
+           ("Storage Snapshot ID", "storageSnapshotID", csi("snapshotHandle"))]
     if restored:
-        return [*ids, ("CSI Driver", "csiDriver", driver)]
-    first = [] if info("snapshotDataMoved", bool) else [
-        ("Operation ID" if operation else None, "operationID", operation)]
-    return [*first, *ids, ("Snapshot Size (bytes)", "snapshotSize(bytes)", info("csiSnapshotInfo.size", int)),
-            ("CSI Driver", "csiDriver", driver), ("Result", "result", info("result"))]
+        return [*ids, driver]
+    first = [("Operation ID" if operation else None, "operationID", operation)] * (not info("snapshotDataMoved", bool))
+    return [*first, *ids, ("Snapshot Size (bytes)", "snapshotSize(bytes)", csi("size", int)), driver,
+            ("Result", "result", info("result"))]
 
 
 def _data_movement(info: Fields, restored: bool = False) -> Rows:
-    mover, size, increment = (info(f"snapshotDataMovementInfo.{name}", kind) for name, kind in (
-        ("dataMover", str), ("size", int), ("incrementalSize", int)))
+    moved = info.part("snapshotDataMovementInfo") or Fields({})
+    mover, size, increment = moved("dataMover"), moved("size", int), moved("incrementalSize", int)
     known = size > 0 or increment > 0
-    rows = [("Operation ID", "operationID", info("snapshotDataMovementInfo.operationID")),
+    rows = [("Operation ID", "operationID", moved("operationID")),
             ("Data Mover", "dataMover", mover if restored else mover or "velero"),
-            ("Uploader Type", "uploaderType", info("snapshotDataMovementInfo.uploaderType"))]
+            ("Uploader Type", "uploaderType", moved("uploaderType"))]
     return rows if restored else [
         *rows, ("Moved data Size (bytes)", "size" if known else "", size),
         ("Incremental data Size (bytes)" if increment > 0 else None, "incrementalSize" if known else "", increment),
@@ -2660,8 +2660,6 @@ class Description:
         name = f"{self.kind} {one_line(self.document('metadata.name'), 254)}"
         more = f" (and {len(self.wrong) - 1} more)" if len(self.wrong) > 1 else ""
         return [Error(f"{name}: {one_line(text, 200)}{more}") for text in list(self.wrong)[:1]] + self.errors
-
-    # -- reading -------------------------------------------------------------------------------------
 
     def _artifact(self, kind: str) -> Fields:
         """An artifact; one that nobody fetched is not there."""
@@ -3096,20 +3094,21 @@ def version_document(server_version: Optional[str], source: str = "") -> Documen
 # Strict are the two kinds that are requests to a controller: every field and value that Velero's own definitions have.
 # The others are Velero's to define, and take what its servers, old and new, write into them.
 
+def _struct(*required: str, **fields: Document) -> Document:
+    return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
+
+
 def _request_schemas(status_subresource: bool) -> Dict[str, Tuple[Document, Document]]:
     """Kind -> the schemas of spec and status."""
     text, time = {"type": "string"}, {"type": "string", "format": "date-time", "nullable": True}
     phase, release = {"type": "string", "enum": [NEW, PROCESSED]}, "1.6" if status_subresource else "1.18"
     kinds = {"type": "string", "enum": [row.kind for row in TARGETS.values() if release in row.releases.split()]}
-    target = {"type": "object", "properties": {"kind": kinds, "name": text}, "required": ["kind", "name"]}
-    plugin = {"type": "object", "properties": {"kind": text, "name": text}, "required": ["kind", "name"]}
+    plugins = {"type": "array", "items": _struct("kind", "name", kind=text, name=text), "nullable": True}
     return {
-        "DownloadRequest": (
-            {"type": "object", "properties": {"target": target}, "required": ["target"]},
-            {"type": "object", "properties": {"downloadURL": text, "expiration": time, "phase": phase}}),
-        "ServerStatusRequest": ({"type": "object"}, {"type": "object", "properties": {
-            "phase": phase, "processedTimestamp": time, "serverVersion": text,
-            "plugins": {"type": "array", "items": plugin, "nullable": True}}})}
+        "DownloadRequest": (_struct("target", target=_struct("kind", "name", kind=kinds, name=text)),
+                            _struct(downloadURL=text, expiration=time, phase=phase)),
+        "ServerStatusRequest": ({"type": "object"}, _struct(
+            phase=phase, processedTimestamp=time, serverVersion=text, plugins=plugins))}
 
 
 def crd_manifests(status_subresource: bool) -> List[Document]:
@@ -3120,9 +3119,9 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
                                ("ServerStatusRequest", "ssr")):
         spec, status = schemas.get(kind, (anything, anything))
         names = {"kind": kind, "listKind": f"{kind}List", "singular": kind.lower(), "plural": f"{kind.lower()}s"}
-        version: Document = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {
-            "type": "object", "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"},
-                                             "metadata": {"type": "object"}, "spec": spec, "status": status}}}}
+        version: Document = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": _struct(
+            apiVersion={"type": "string"}, kind={"type": "string"}, metadata={"type": "object"}, spec=spec,
+            status=status)}}
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
         if kind == "BackupStorageLocation":
@@ -6983,13 +6982,13 @@ def cmd_describe(options: Options, resource: Resource) -> int:
     """Screens or JSON; what is missing on them is said on stderr too, and decides the exit code."""
     api, troubles = api_of(options), []
     documents, _ = find_documents(api, resource, options.namespace, options.names, options.selector)
-    screens = []
+    screens, colorized = [], options.output != "json" and is_colorized(options)
     for number, screen in enumerate(describe(options, api, resource, documents)):
         troubles += screen.troubles
         if options.output == "json":
             screens.append(screen.json())
         else:
-            write_text("\n\n" * bool(number) + screen.text(is_colorized(options)))
+            write_text("\n\n" * bool(number) + screen.text(colorized))
     if options.output == "json":
         write_text(json_text(screens[0] if len(screens) == 1 else screens))
     silent = [trouble for trouble in troubles if isinstance(trouble, TimedOut)]
