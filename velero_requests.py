@@ -2521,24 +2521,6 @@ class Line(NamedTuple):
             yield f"{tabs}\t{text}"
 
 
-def _tree(lines: Iterable[Line]) -> Document:
-    """The JSON of lines; a mapping whose keys are numbers becomes a list."""
-    def listed(tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        values = {key: listed(value) for key, value in tree.items()}
-        return list(values.values()) if values and all(isinstance(key, int) for key in values) else values
-
-    result: Document = {}
-    for line in lines:
-        target, path = result, line.path.split("/") if isinstance(line.path, str) else line.path
-        for step in path[:-1]:
-            target = target.setdefault(step, {})
-        if line.path:
-            target[path[-1]] = line.value
-    return listed(result)
-
-
 Lines = Iterator[Line]
 BLANK = Line("")
 RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
@@ -2651,8 +2633,21 @@ class Description:
         return aligned(text for line in self.lines if line.label is not None for text in line.text(colorized))
 
     def json(self) -> Document:
-        """The same as a document for -o json."""
-        return _tree(self.lines)
+        """The same as a document for -o json; a mapping whose keys are numbers is a list."""
+        def listed(tree: Any) -> Any:
+            if not isinstance(tree, dict):
+                return tree
+            values = {key: listed(value) for key, value in tree.items()}
+            return list(values.values()) if values and all(isinstance(key, int) for key in values) else values
+
+        result: Document = {}
+        for line in self.lines:
+            target, path = result, line.path.split("/") if isinstance(line.path, str) else line.path
+            for step in path[:-1]:
+                target = target.setdefault(step, {})
+            if line.path:
+                target[path[-1]] = line.value
+        return listed(result)
 
     @property
     def troubles(self) -> List[Error]:
