@@ -2067,7 +2067,7 @@ class TestNewDownloadRequest(unittest.TestCase):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Section 8: text for people and machines
+# Section 8: manifests; its screens are tested before the golden cases
 # ------------------------------------------------------------------------------------------------------------
 
 
