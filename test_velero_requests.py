@@ -17345,10 +17345,11 @@ class TestFields(unittest.TestCase):
         vr.Fields([1], "", wrong)("a")
         vr.Fields([{"a": 1}], "", wrong).rows()[0]("a")
         vr.Fields({"text": 5}, "", wrong).part("text")
+        vr.Fields({"list": [{"a": 1}]}, "", wrong).rows("list")[0]("a")
         self.assertEqual(list(wrong), [f"{place} must be {kind}" for place, kind in (
             ("Backup one.spec.ttl", "a string"), ("Backup one.rows[1]", "a mapping"),
             ("Backup one.rows[0].a", "a whole number"), ("the document", "a mapping"), ("[0].a", "a string"),
-            ("text", "a mapping"))])
+            ("text", "a mapping"), ("list[0].a", "a string"))])
 
     def test_words(self) -> None:
         """For lists, maps and truth values."""
@@ -17599,7 +17600,8 @@ class TestScreens(unittest.TestCase):
             "status": {"phase": "Failed", "error": "no", "nTotal": 4, "operationUnits": "Bytes",
                        "created": "2026-05-01T12:00:00Z"}}
         subject = document("Restore", status={"restoreItemOperationsAttempted": 1, "restoreItemOperationsFailed": 1})
-        artifacts = {**NO_VOLUMES, "RestoreItemOperations": [operation, {}], "RestoreResourceList": {}}
+        artifacts = {**NO_VOLUMES, "RestoreItemOperations": [operation, {"status": {"nCompleted": 1}}],
+                     "RestoreResourceList": {}}
         screen = described(subject, artifacts, details=True)
         self.assertEqual(section(screen.text(), "Restore Item"), "\n".join((
             "Restore Item Operations:", "  Operation for deployments.apps n/d:", "    Restore Item Action Plugin:  x/y",
@@ -17607,11 +17609,12 @@ class TestScreens(unittest.TestCase):
             "    Phase:            Failed", "    Operation Error:  no", "    Progress:         0 of 4 complete (Bytes)",
             "    Created:          2026-05-01 12:00:00 +0000 UTC", "  Operation for  /:",
             "    Restore Item Action Plugin:  ", "    Operation ID:                ",
-            "    Phase:                       ")))
+            "    Phase:                       ", "    Progress:                    1 of 0 complete ()")))
         for of_details, more in ((True, {"operations": [{
                 "resource": "deployments.apps n/d", "plugin": "x/y", "operationID": "7", "phase": "Failed",
                 "error": "no", "progress": "0 of 4 complete (Bytes)", "created": "2026-05-01 12:00:00 +0000 UTC"},
-                {"resource": " /", "plugin": "", "operationID": "", "phase": ""}]}), (False, {})):
+                {"resource": " /", "plugin": "", "operationID": "", "phase": "", "progress": "1 of 0 complete ()"}]}),
+                               (False, {})):
             content = described(subject, artifacts, details=of_details).json()
             self.assertEqual(content["status"]["restoreItemOperations"],
                              {"attempted": 1, "completed": 0, "failed": 1, **more})
@@ -17658,6 +17661,36 @@ class TestScreens(unittest.TestCase):
         self.assertIn("\n  Velero-Native Snapshots: <none included>\n\n"
                       "  CSI Snapshots: <none included or not detectable>\n", none.text())
         self.assertEqual(none.troubles, [])
+
+    def test_volumes_of_which_nothing_is_known(self) -> None:
+        """Each row stands there, empty."""
+        ids = {"snapshotContentName": "", "storageSnapshotID": "", "csiDriver": ""}
+        size, moving = {"snapshotSize(bytes)": 0, "result": ""}, {"operationID": "", "uploaderType": ""}
+        for kind, moved, expected in (
+                ("Backup", False, {"snapshot": {"operationID": "", **ids, **size}}),
+                ("Backup", True, {"snapshot": {**ids, **size},
+                                  "dataMovement": {**moving, "dataMover": "velero", "result": ""}}),
+                ("Restore", False, {"snapshot": ids}),
+                ("Restore", True, {"dataMovement": {**moving, "dataMover": ""}})):
+            infos = [{"backupMethod": "CSISnapshot", "restoreMethod": "CSISnapshot", "pvcNamespace": "n",
+                      "pvcName": "c", "preserveLocalSnapshot": True, "snapshotDataMoved": moved}]
+            artifacts = {"BackupVolumeInfos": infos, "RestoreVolumeInfo": infos}
+            status = described(document(kind), artifacts, details=True).json()["status"]
+            found = status["csiSnapshotRestores"] if kind == "Restore" else status["backupVolumes"]["csiSnapshots"]
+            self.assertEqual(found, {"n/c": expected})
+
+    def test_sizes_of_pod_volumes(self) -> None:
+        """What is known of each, by its phase."""
+        for phase, done, total, increment, expected in (
+                ("Completed", 0, 0, 0, "v"), ("Completed", 0, 1, 0, "v (size: 1)"),
+                ("InProgress", 1, 3, 0, "v (33.33%)"),
+                ("Completed", 0, 2, 1, "v (size: 2, incremental size: 1)"), ("InProgress", 0, 0, 0, "v"),
+                ("InProgress", 0, 1, 1, "v (0.00%)"), ("Failed", 1, 3, 1, "v")):
+            volume = {"spec": {"pod": {"namespace": "n", "name": "p"}, "volume": "v"}, "status": {
+                "phase": phase, "progress": {"totalBytes": total, "bytesDone": done}, "incrementalBytes": increment}}
+            text = described(document("Backup"), related={vr.POD_VOLUME_BACKUPS: [volume]},
+                             artifacts={**NO_VOLUMES, "BackupResourceList": {}}, details=True).text()
+            self.assertTrue(text.endswith(f"\n      n/p: {expected}\n"), text[-60:])
 
     def test_a_missing_bucket_or_owner_is_no_missing_artifact(self) -> None:
         """So that a restore whose backup is gone does not look like one of an older server."""
@@ -17756,6 +17789,9 @@ class TestStrangeDocuments(unittest.TestCase):
 
     def test_fields_of_the_wrong_type(self) -> None:
         """Are listed in a section of their own, the first ten of them."""
+        for count, last in ((10, "spec.includedNamespaces[9] must be a string"), (11, "and 1 more")):
+            content = described(document("Backup", spec={"includedNamespaces": [1] * count})).json()
+            self.assertEqual(content["unreadable"][-1], last)
         subject = document("Backup", spec={"includedNamespaces": [1] * 5000})
         related = {vr.DELETE_REQUESTS: [{"metadata": {"name": "d"}, "status": {"errors": "x"}}]}
         screen = described(subject, related=related)

@@ -2332,12 +2332,12 @@ class Fields:
 
     def part(self, path: str) -> "Optional[Fields]":
         """The struct at a path, or None."""
-        value, place = self.found(path), f"{self.place}.{path}" if self.place else path
+        value, place = self.found(path), ".".join(filter(None, (self.place, path)))
         return None if value is None else Fields(self.typed(value, dict, path), place, self.wrong)
 
     def rows(self, path: str = "") -> "List[Fields]":
         """The items of the list at a path."""
-        place = f"{self.place}.{path}" if self.place and path else self.place or path
+        place = ".".join(filter(None, (self.place, path)))
         return [Fields(self.typed(item, dict, path, f"[{number}]"), f"{place}[{number}]", self.wrong)
                 for number, item in enumerate(self(path, list))]
 
@@ -2365,7 +2365,7 @@ class Fields:
 
     def selector(self, path: str = "") -> str:
         """A label selector in one line, sorted by key: `app=web,env in (prod,stage),!legacy`."""
-        selector = self.part(path) if path else self
+        selector = self.part(path)
         if selector is None:
             return NONE
         forms = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
@@ -2383,7 +2383,7 @@ def _expires(backup: Fields, now: datetime) -> str:
     instant, created = parse_time(backup("status.expiration")), parse_time(backup("metadata.creationTimestamp"))
     try:
         if created and not (instant and instant.year > 1):
-            life = parse_duration(backup("spec.ttl") or "0")
+            life = parse_duration(backup("spec.ttl"))
             instant = created + timedelta(seconds=life) if life > 0 else None
     except (ValueError, OverflowError):
         instant = None
