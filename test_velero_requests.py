@@ -17297,6 +17297,7 @@ class TestWords(unittest.TestCase):
     def test_label_values_are_cut_as_velero_cuts_them(self) -> None:
         """Names that differ only at their ends get different labels."""
         self.assertEqual(vr.label_value("n" * 63), "n" * 63)
+        self.assertEqual(len(vr.label_value("\ud800" * 64)), 63)
         cut_ = vr.label_value("n" * 64)
         self.assertEqual((cut_[:57], len(cut_), cut_ == vr.label_value("n" * 65)), ("n" * 57, 63, False))
 
@@ -17675,9 +17676,29 @@ class TestScreens(unittest.TestCase):
             infos = [{"backupMethod": "CSISnapshot", "restoreMethod": "CSISnapshot", "pvcNamespace": "n",
                       "pvcName": "c", "preserveLocalSnapshot": True, "snapshotDataMoved": moved}]
             artifacts = {"BackupVolumeInfos": infos, "RestoreVolumeInfo": infos}
-            status = described(document(kind), artifacts, details=True).json()["status"]
+            screen = described(document(kind), artifacts, details=True)
+            self.assertEqual("Operation ID" in screen.text(), moved)  # that of a snapshot only where there is one
+            status = screen.json()["status"]
             found = status["csiSnapshotRestores"] if kind == "Restore" else status["backupVolumes"]["csiSnapshots"]
             self.assertEqual(found, {"n/c": expected})
+
+    def test_sizes_of_moved_data(self) -> None:
+        """Both or none are in the JSON."""
+        for size, increment, known in ((0, 0, {}), (1, 0, {"size": 1, "incrementalSize": 0}),
+                                       (0, 1, {"size": 0, "incrementalSize": 1})):
+            info = {"backupMethod": "CSISnapshot", "snapshotDataMoved": True, "snapshotDataMovementInfo": {
+                "size": size, "incrementalSize": increment}}
+            artifacts = {"BackupVolumeInfos": [info], "BackupResourceList": {}}
+            screen = described(document("Backup"), artifacts, details=True)
+            moved = screen.json()["status"]["backupVolumes"]["csiSnapshots"]["/"]["dataMovement"]
+            self.assertEqual({name: number for name, number in moved.items() if "ize" in name}, known)
+            self.assertEqual("Incremental data Size (bytes): 1" in screen.text(), bool(increment))
+
+    def test_resource_lists(self) -> None:
+        """Sorted by kind, in the server's order below it."""
+        artifacts = {**NO_VOLUMES, "BackupResourceList": {"v1/Pod": ["b", "a"], "apps/v1/Deployment": []}}
+        self.assertEqual(section(described(document("Backup"), artifacts, details=True).text(), "Resource List:"),
+                         "Resource List:\n  apps/v1/Deployment:\n    - \n  v1/Pod:\n    - b\n    - a")
 
     def test_sizes_of_pod_volumes(self) -> None:
         """What is known of each, by its phase."""
@@ -17789,9 +17810,12 @@ class TestStrangeDocuments(unittest.TestCase):
 
     def test_fields_of_the_wrong_type(self) -> None:
         """Are listed in a section of their own, the first ten of them."""
-        for count, last in ((10, "spec.includedNamespaces[9] must be a string"), (11, "and 1 more")):
-            content = described(document("Backup", spec={"includedNamespaces": [1] * count})).json()
-            self.assertEqual(content["unreadable"][-1], last)
+        for count, last, more in (
+                (1, "spec.includedNamespaces[0] must be a string", ""), (11, "and 1 more", " (and 10 more)"),
+                (10, "spec.includedNamespaces[9] must be a string", " (and 9 more)")):
+            screen = described(document("Backup", spec={"includedNamespaces": [1] * count}))
+            self.assertEqual((screen.json()["unreadable"][-1], str(screen.troubles[0])), (
+                last, f"Backup one: spec.includedNamespaces[0] must be a string{more}"))
         subject = document("Backup", spec={"includedNamespaces": [1] * 5000})
         related = {vr.DELETE_REQUESTS: [{"metadata": {"name": "d"}, "status": {"errors": "x"}}]}
         screen = described(subject, related=related)
