@@ -202,20 +202,18 @@ PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginO
 
 OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): all that this file does of a Velero server's plugins
 
-BOTH_DIALECTS, NEWER_DIALECT, NEITHER_DIALECT = "", "+", "+-"  # marks of the CRD notation in section 8
-
 
 class Artifact(NamedTuple):
     """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it.
 
-    `dialect` says which of our two CRDs list the kind.
+    `releases` are those whose CustomResourceDefinition lists the kind.
     """
 
     kind: str
     owner: Resource
     key: str
     gunzip: bool = True
-    dialect: str = NEWER_DIALECT
+    releases: str = "1.18"
 
 
 BACKUP_CONTENTS = "BackupContents"
@@ -224,21 +222,21 @@ BACKUP_CONTENTS = "BackupContents"
 # pkg/persistence/object_store_layout.go. Two rows surprise: RestoreResults has no `.json` in its name, and
 # RestoreVolumeInfo alone has no `restore-` prefix. BackupItemSnapshots existed from 1.8 to 1.10 only.
 TARGETS = {row.kind: row for row in (
-    Artifact("BackupLog", BACKUPS, "backups/{name}/{name}-logs.gz", dialect=BOTH_DIALECTS),
-    Artifact(BACKUP_CONTENTS, BACKUPS, "backups/{name}/{name}.tar.gz", gunzip=False, dialect=BOTH_DIALECTS),
-    Artifact("BackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-volumesnapshots.json.gz", dialect=BOTH_DIALECTS),
+    Artifact("BackupLog", BACKUPS, "backups/{name}/{name}-logs.gz", releases="1.6 1.18"),
+    Artifact(BACKUP_CONTENTS, BACKUPS, "backups/{name}/{name}.tar.gz", gunzip=False, releases="1.6 1.18"),
+    Artifact("BackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-volumesnapshots.json.gz", releases="1.6 1.18"),
     Artifact("BackupItemOperations", BACKUPS, "backups/{name}/{name}-itemoperations.json.gz"),
-    Artifact("BackupResourceList", BACKUPS, "backups/{name}/{name}-resource-list.json.gz", dialect=BOTH_DIALECTS),
+    Artifact("BackupResourceList", BACKUPS, "backups/{name}/{name}-resource-list.json.gz", releases="1.6 1.18"),
     Artifact("BackupResults", BACKUPS, "backups/{name}/{name}-results.gz"),
-    Artifact("RestoreLog", RESTORES, "restores/{name}/restore-{name}-logs.gz", dialect=BOTH_DIALECTS),
-    Artifact("RestoreResults", RESTORES, "restores/{name}/restore-{name}-results.gz", dialect=BOTH_DIALECTS),
+    Artifact("RestoreLog", RESTORES, "restores/{name}/restore-{name}-logs.gz", releases="1.6 1.18"),
+    Artifact("RestoreResults", RESTORES, "restores/{name}/restore-{name}-results.gz", releases="1.6 1.18"),
     Artifact("RestoreResourceList", RESTORES, "restores/{name}/restore-{name}-resource-list.json.gz"),
     Artifact("RestoreItemOperations", RESTORES, "restores/{name}/restore-{name}-itemoperations.json.gz"),
     Artifact("CSIBackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-csi-volumesnapshots.json.gz"),
     Artifact("CSIBackupVolumeSnapshotContents", BACKUPS, "backups/{name}/{name}-csi-volumesnapshotcontents.json.gz"),
     Artifact("BackupVolumeInfos", BACKUPS, "backups/{name}/{name}-volumeinfo.json.gz"),
     Artifact("RestoreVolumeInfo", RESTORES, "restores/{name}/{name}-volumeinfo.json.gz"),
-    Artifact("BackupItemSnapshots", BACKUPS, "backups/{name}/{name}-itemsnapshots.json.gz", dialect=NEITHER_DIALECT),
+    Artifact("BackupItemSnapshots", BACKUPS, "backups/{name}/{name}-itemsnapshots.json.gz", releases=""),
 )}
 
 class Key(NamedTuple):
@@ -584,15 +582,17 @@ def parse_duration(text: str) -> float:
     return -seconds if text[0] == "-" else seconds
 
 
-def format_duration(seconds: float) -> str:
-    """Seconds -> Go's notation (`1m0s`, `1.5s`, `250ms`), milliseconds being the finest."""
-    seconds = round(seconds, 3)
-    if seconds < 1:
-        return f"{seconds * 1000:.0f}ms" if seconds else "0s"
-    hours, rest = divmod(seconds, 3600)
-    minutes, rest = divmod(rest, 60)
-    text = f"{rest:.3f}".rstrip("0").rstrip(".") + "s"
-    return f"{hours:.0f}h{minutes:.0f}m{text}" if hours else f"{minutes:.0f}m{text}" if minutes else text
+def format_duration(seconds: float, digits: int = 3) -> str:
+    """Seconds -> Go's notation (`1m0s`, `1.5s`, `250ms`), with so many digits of a second; 9 are all that Go has."""
+    number = round(round(abs(seconds), digits) * 1e9)
+    sign = "-" if seconds < 0 < number else ""
+    if 0 < number < 10 ** 9:
+        unit, name = next(row for row in ((10 ** 6, "ms"), (10 ** 3, "µs"), (1, "ns")) if number >= row[0])
+        return f"{sign}{number / unit:.6f}".rstrip("0").rstrip(".") + name
+    minutes, rest = divmod(number, 60 * 10 ** 9)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest / 1e9:.9f}".rstrip("0").rstrip(".") + "s"
+    return sign + (f"{hours}h{minutes}m{text}" if hours else f"{minutes}m{text}" if minutes else text)
 
 
 # The parameters of a pre-signed URL that make it a bearer token (AWS SigV4 and SigV2, Google, Azure), also where the
@@ -698,84 +698,6 @@ def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
         if size > limit:
             raise Unreachable(f"a line of more than {limit} bytes in the answer")
 
-
-Localize = Callable[[datetime], datetime]          # an instant -> the same one in the user's time zone
-
-_SMALL_UNITS = (("ms", 1_000_000), ("µs", 1_000), ("ns", 1))
-
-
-def _decimal(number: int, unit: int) -> str:
-    whole, rest = divmod(number, unit)
-    return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0") if rest else str(whole)
-
-
-def go_duration(text: str) -> str:
-    """A duration as Kubernetes stores it -> as Go prints it: `720h` -> `720h0m0s`; empty is Go's zero, `0s`."""
-    try:
-        number = round(parse_duration(text) * 1e9) if text else 0
-    except ValueError:
-        return f"<invalid duration {one_line(text, 64)!r}>"
-    sign, number = "-" if number < 0 else "", abs(number)
-    if 0 < number < 1_000_000_000:
-        return sign + next(_decimal(number, unit) + name for name, unit in _SMALL_UNITS if number >= unit)
-    minutes, rest = divmod(number, 60_000_000_000)
-    hours, minutes = divmod(minutes, 60)
-    seconds = _decimal(rest, 1_000_000_000) + "s"
-    return sign + (f"{hours}h{minutes}m{seconds}" if hours else f"{minutes}m{seconds}" if minutes else seconds)
-
-
-def utc(instant: datetime) -> datetime:
-    """An instant in UTC."""
-    return instant.astimezone(timezone.utc)
-
-
-def go_time(text: str, localize: Localize, absent: str) -> str:
-    """RFC 3339 -> as Go prints a time, `2026-03-01 02:00:00 +0000 UTC`; `absent` for none and for Go's zero time."""
-    instant = parse_time(text)
-    if instant is None or instant.year == 1:
-        return f"<invalid time {one_line(text, 64)!r}>" if text and instant is None else absent
-    try:
-        local = localize(instant)
-    except (OverflowError, ValueError, OSError):  # of a time zone at the ends of the calendar
-        local = instant
-    fraction = f".{local.microsecond:06d}".rstrip("0") if local.microsecond else ""
-    return f"{local.isoformat(' ')[:19]}{fraction} {local:%z %Z}"
-
-
-_AGES = ((60, 1, "s"), (3600, 60, "m"), (86400, 3600, "h"), (365 * 86400, 86400, "d"))
-
-
-def age(seconds: float) -> str:
-    """Seconds -> `59s`, `59m`, `23h`, `364d`, `2y`, cut off as kubectl does; Go counts no further than 292 years."""
-    seconds = int(min(seconds, (2 ** 63 - 1) / 1e9))
-    for limit, unit, name in _AGES:
-        if seconds < limit:
-            return f"{seconds // unit}{name}"
-    return f"{seconds // (365 * 86400)}y"
-
-
-def encodable(text: str) -> str:
-    """Text without halves of characters, which JSON may spell and no encoding can write."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-WIDEST = 1000                                # characters that a column is padded to; a long cell in it just sticks out
-
-
-def aligned(lines: Iterable[str]) -> str:
-    """Lines with tabs -> text in columns, by the rules of Go's text/tabwriter with a padding of two blanks.
-
-    A cell ends with a tab; what follows the last tab of a line is none. Neighbouring lines that have a cell at the same
-    position make a block, as wide as its longest cell. That a line of a block has the cells left of it follows.
-    """
-    rows = [line.split("\t") for line in lines]
-    for column in range(max(map(len, rows), default=1) - 1):
-        for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
-            cells = list(block) if wide else []
-            width = min(WIDEST, max((len(row[column]) for row in cells), default=0)) + 2
-            for row in cells:
-                row[column] = row[column].ljust(width)
-    return "".join("".join(row) + "\n" for row in rows)
 
 # ====================================================================================================
 # 4. Documents into records — the only place that digs in dicts
@@ -1242,129 +1164,6 @@ def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
         raise ConfigError(f"{where} has neither a token nor a certificate with its key")
     return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), expires)
 
-
-Listed = Union[List[Document], Error]              # the documents of a list, or why there is none
-Artifacts = Mapping[str, Any]                      # kind of artifact -> decoded JSON, or why there is none
-
-# Shapes of what describe reads, a type, [T], {"*": T} for a map, {field: T} for a
-# struct. A field that is marked with ? stays None when it is absent; the others then have Go's zero value, except that
-# an absent truth value is None, which is neither true nor false.
-
-SELECTOR = {"matchLabels": {"*": str}, "matchExpressions": [{"key": str, "operator": str, "values": [str]}]}
-HOOK = {"exec?": {"container": str, "command": [str], "onError": str, "timeout": str}}
-FILTER = {"includedNamespaces": [str], "excludedNamespaces": [str], "includedResources": [str],
-          "excludedResources": [str], "labelSelector?": SELECTOR}
-COMMON_SPEC_SHAPE = {**FILTER, "orLabelSelectors": [SELECTOR], "includeClusterResources": bool,
-                     "itemOperationTimeout": str}
-COMMON_STATUS_SHAPE = {
-    "phase": str, "errors": int, "warnings": int, "validationErrors": [str], "startTimestamp": str,
-    "completionTimestamp": str, "hookStatus?": {"hooksAttempted": int, "hooksFailed": int}}
-METADATA_SHAPE = {"name": str, "namespace": str, "uid": str, "labels": {"*": str}, "annotations": {"*": str},
-                  "creationTimestamp": str, "deletionTimestamp": str}
-REFERENCE = {"kind": str, "name": str}
-BACKUP_SHAPE = {"metadata": METADATA_SHAPE, "spec": {
-    **COMMON_SPEC_SHAPE, "includedClusterScopedResources": [str], "excludedClusterScopedResources": [str],
-    "includedNamespaceScopedResources": [str], "excludedNamespaceScopedResources": [str],
-    "storageLocation": str, "snapshotVolumes": bool, "defaultVolumesToFsBackup": bool, "snapshotMoveData": bool,
-    "datamover": str, "ttl": str, "csiSnapshotTimeout": str, "resourcePolicy?": REFERENCE,
-    "uploaderConfig": {"parallelFilesUpload": int}, "orderedResources?": {"*": str},
-    "hooks": {"resources": [{"name": str, **FILTER, "pre": [HOOK], "post": [HOOK]}]},
-}, "status": {
-    **COMMON_STATUS_SHAPE, "queuePosition": int, "formatVersion": str, "expiration": str,
-    "progress?": {"totalItems": int, "itemsBackedUp": int},
-    "volumeSnapshotsAttempted": int, "csiVolumeSnapshotsAttempted": int, "backupItemOperationsAttempted": int,
-    "backupItemOperationsCompleted": int, "backupItemOperationsFailed": int}}
-RESTORE_SHAPE = {"metadata": METADATA_SHAPE, "spec": {
-    **COMMON_SPEC_SHAPE, "backupName": str, "namespaceMapping": {"*": str}, "restorePVs": bool,
-    "preserveNodePorts": bool, "existingResourcePolicy": str, "resourceModifier?": REFERENCE,
-    "uploaderConfig?": {"writeSparseFiles": bool, "parallelFilesDownload": int},
-}, "status": {
-    **COMMON_STATUS_SHAPE, "progress?": {"totalItems": int, "itemsRestored": int},
-    "restoreItemOperationsAttempted": int, "restoreItemOperationsCompleted": int, "restoreItemOperationsFailed": int}}
-ROW_SHAPE = {  # what `get` shows of either kind; thousands are read at once
-    "metadata": {"name": str, "labels": {"*": str}, "creationTimestamp": str, "deletionTimestamp": str},
-    "spec": {"backupName": str, "storageLocation": str, "ttl": str, "labelSelector?": SELECTOR},
-    "status": {"phase": str, "errors": int, "warnings": int, "startTimestamp": str, "completionTimestamp": str,
-               "expiration": str, "queuePosition": int}}
-POD_VOLUME_SHAPE = {
-    "spec": {"pod": {"namespace": str, "name": str}, "volume": str, "uploaderType": str},
-    "status": {"phase": str, "progress": {"totalBytes": int, "bytesDone": int}, "incrementalBytes": int}}
-DELETE_REQUEST_SHAPE = {"metadata": METADATA_SHAPE, "status": {"phase": str, "errors": [str]}}
-DOCUMENT_SHAPES = {BACKUPS: BACKUP_SHAPE, RESTORES: RESTORE_SHAPE, POD_VOLUME_BACKUPS: POD_VOLUME_SHAPE,
-                   POD_VOLUME_RESTORES: POD_VOLUME_SHAPE, DELETE_REQUESTS: DELETE_REQUEST_SHAPE}
-
-RESULT_SHAPE = {"velero": [str], "cluster": [str], "namespaces": {"*": [str]}}
-RESULTS_SHAPE = {"warnings": RESULT_SHAPE, "errors": RESULT_SHAPE}
-ITEM_SHAPE = {"Group": str, "Resource": str, "Namespace": str, "Name": str}
-OPERATIONS_SHAPE = [{"spec": {
-    "backupItemAction": str, "restoreItemAction": str, "operationID": str, "resourceIdentifier": ITEM_SHAPE,
-    "postOperationItems": [ITEM_SHAPE],
-}, "status": {"phase": str, "error": str, "nCompleted": int, "nTotal": int, "operationUnits": str, "description": str,
-              "created": str, "started": str, "updated": str}}]
-VOLUME_INFO_SHAPE = [{
-    "pvcName": str, "pvcNamespace": str, "pvName": str, "backupMethod": str, "restoreMethod": str, "result": str,
-    "snapshotDataMoved": bool, "preserveLocalSnapshot": bool,
-    "csiSnapshotInfo": {"snapshotHandle": str, "size": int, "driver": str, "vscName": str, "operationID": str},
-    "snapshotDataMovementInfo": {"dataMover": str, "uploaderType": str, "operationID": str, "size": int,
-                                 "incrementalSize": int},
-    "nativeSnapshotInfo": {"snapshotHandle": str, "volumeType": str, "volumeAZ": str, "iops": str}}]
-ARTIFACT_SHAPES = {
-    "BackupResults": RESULTS_SHAPE, "RestoreResults": RESULTS_SHAPE,
-    "BackupResourceList": {"*": [str]}, "RestoreResourceList": {"*": [str]},
-    "BackupItemOperations": OPERATIONS_SHAPE, "RestoreItemOperations": OPERATIONS_SHAPE,
-    "BackupVolumeInfos": VOLUME_INFO_SHAPE, "RestoreVolumeInfo": VOLUME_INFO_SHAPE,
-    "BackupVolumeSnapshots": [{
-        "spec": {"persistentVolumeName": str, "volumeType": str, "volumeAZ": str, "volumeIOPS?": int},
-        "status": {"providerSnapshotID": str}}],
-    "CSIBackupVolumeSnapshots": [{
-        "metadata": {"namespace": str}, "spec": {"source": {"persistentVolumeClaimName": str}},
-        "status": {"boundVolumeSnapshotContentName": str}}],
-    "CSIBackupVolumeSnapshotContents": [{
-        "metadata": {"name": str}, "spec": {"driver": str}, "status": {"snapshotHandle": str, "restoreSize": int}}],
-}
-
-_ZEROS = {str: "", int: 0, bool: None}
-_SHAPE_NAMES = {**_TYPE_NAMES, int: "a whole number"}
-
-
-def shaped(value: Any, shape: Any, where: str, wrong: List[str]) -> Any:
-    """A stranger's document -> one of exactly this shape, as Go decodes into a struct, but never failing.
-
-    A value of another type counts as absent and is reported in `wrong`, by its place.
-    """
-    wanted = shape if isinstance(shape, type) else type(shape)
-    fits = isinstance(value, wanted) and isinstance(value, bool) is (wanted is bool) and not (
-        wanted is int and abs(value) >= 2 ** 63)
-    if value is not None and not fits:
-        wrong.append(f"{where or 'the document'} must be {_SHAPE_NAMES[wanted]}")
-        value = None
-    if wanted is list:
-        return [shaped(item, shape[0], f"{where}[{number}]", wrong) for number, item in enumerate(value or ())]
-    if wanted is not dict:
-        return _ZEROS[wanted] if value is None else value
-    values, prefix = value or {}, f"{where}." if where else ""
-    if "*" in shape:
-        return {str(name): shaped(item, shape["*"], prefix + str(name)[:64], wrong) for name, item in values.items()}
-    folded = {str(name).lower(): item for name, item in values.items()}  # Go prefers the exact name, then ignores case
-    result = {}
-    for mark, inner in shape.items():
-        name = mark.rstrip("?")
-        item = values.get(name, folded.get(name.lower()))
-        result[name] = None if item is None and mark != name else shaped(item, inner, prefix + name, wrong)
-    return result
-
-
-def _summary(wrong: List[str]) -> str:
-    return one_line(wrong[0], 200) + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
-
-
-def artifact_from(kind: str, value: Any) -> Any:
-    """A decoded artifact -> one of its kind's shape, or the Error that says what is wrong with it."""
-    if isinstance(value, Error):
-        return value
-    wrong: List[str] = []
-    result = shaped(value, ARTIFACT_SHAPES[kind], "", wrong)
-    return StoreError(f"{kind} is not what Velero writes: {_summary(wrong)}") if wrong else result
 
 # ====================================================================================================
 # 5. Object keys and URLs — artifact -> key -> endpoint, path or virtual-host style
@@ -2312,55 +2111,6 @@ def explain_signature(url: str, theirs: str) -> str:
     return "the store saw what was signed, so the secret key is not the one of this access key"
 
 
-# What older servers do not write and running backups do not have yet: velero has words for it, and so it is no failure.
-MAY_BE_MISSING = ("BackupResults", "BackupVolumeInfos", "BackupResourceList", "RestoreVolumeInfo",
-                  "RestoreResourceList")
-
-
-# The reasons of errors that mean there is no such artifact: a store's 404 for a key, met by a client or a controller,
-# and a kind that the CRDs of an older server do not know.
-ARTIFACT_NOT_FOUND, UNKNOWN_KIND = "ArtifactNotFound", "UnknownKind"
-
-
-def is_missing(value: Any) -> bool:
-    """Whether there is no such artifact; that its bucket or the owner is gone is another matter."""
-    return isinstance(value, Error) and value.reason in (ARTIFACT_NOT_FOUND, UNKNOWN_KIND)
-
-
-def label_value(name: str) -> str:
-    """A name as Velero puts it into a label, which holds 63 characters (velero pkg/label)."""
-    return name if len(name) <= 63 else name[:57] + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:6]
-
-
-def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, str]]:
-    """What else describe lists, as (resource, label selector)."""
-    name = label_value(_text(document, "metadata", "name"))
-    if resource is RESTORES:
-        return [(POD_VOLUME_RESTORES, f"{RESTORE_NAME_LABEL}={name}")]
-    of_backup, uid = f"{BACKUP_NAME_LABEL}={name}", _text(document, "metadata", "uid")
-    return [(DELETE_REQUESTS, f"{of_backup},{BACKUP_UID_LABEL}={uid}"), (POD_VOLUME_BACKUPS, of_backup)]
-
-
-def artifacts_of(resource: Resource, document: Document, *, details: bool, structured: bool = False) -> List[str]:
-    """The artifacts that describe shows; velero's JSON (`structured`) of a backup has no item operations."""
-    kind, status = resource.kind, shaped(document, DOCUMENT_SHAPES[resource], "", [])["status"]
-    operations = status[f"{kind.lower()}ItemOperationsAttempted"] > 0 and not (structured and resource is BACKUPS)
-    wanted = ((f"{kind}Results", status["warnings"] or status["errors"]),
-              (f"{kind}ItemOperations", details and operations),
-              (f"{kind}ResourceList", details),
-              ("BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo", True))
-    return [name for name, needed in wanted if needed]
-
-
-def legacy_artifacts_of(backup: Document) -> List[str]:
-    """What describe needs besides when there is no BackupVolumeInfos, which servers before 1.13 did not write."""
-    status = shaped(backup, BACKUP_SHAPE, "", [])["status"]
-    csi = ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
-    return (["BackupVolumeSnapshots"] if status["volumeSnapshotsAttempted"] > 0 else []) + (
-        csi if status["csiVolumeSnapshotsAttempted"] > 0 else [])
-
-
-
 def listed_prefixes(body: bytes) -> Tuple[List[str], str]:
     """A page of ListObjectsV2 -> the prefixes that keys have in common, and the token of the next page or nothing."""
     text = body.decode("utf-8", "replace")
@@ -2479,23 +2229,9 @@ def may_be_continued(error: BaseException) -> bool:
 
 # ====================================================================================================
 # 8. Text for people and machines — strings and documents only, nothing is printed here
-#    table, resource_table, list_json, get_json, get_yaml, describe_text, describe_document, describe_json,
-#    plugin_table, version_text, version_document, bytes_text, progress_text, saved_text, crd_manifests, yaml_text,
-#    json_text
+#    bytes_text, progress_text, saved_text, json_text, yaml_text, Fields, resource_table, plugin_table, Description,
+#    version_text, version_document, crd_manifests
 # ====================================================================================================
-
-
-def table(rows: List[Tuple[str, ...]]) -> str:
-    """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
-    widths = [max(6, 3 + min(WIDEST, max(map(len, column)))) for column in zip(*rows)]
-    return "".join("".join(cell.ljust(width) for cell, width in zip(row, widths[:-1])) + row[-1] + "\n" for row in rows)
-
-
-def plugin_table(plugins: List[Tuple[str, str]]) -> str:
-    """(kind, name) pairs as `velero plugin get` prints them; nothing at all for no plugins."""
-    if not plugins:
-        return ""
-    return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins])
 
 
 def bytes_text(count: float) -> str:
@@ -2525,82 +2261,192 @@ def saved_text(size: int, seconds: float) -> str:
 
 
 def json_text(document: Any) -> str:
-    """A document as velero and kubectl print JSON: two blanks of indent, no ASCII escapes."""
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    """A document as JSON with an indent of two and every character that can be shown; the others are escaped."""
+    lines = json.dumps(document, indent=2, ensure_ascii=False).split("\n")
+    return "".join((line if line.isprintable() else "".join(
+        c if c.isprintable() or c in JOINERS else json.dumps(c)[1:-1] for c in line)) + "\n" for line in lines)
+
+
+# What needs no quotes: words that neither Go nor YAML 1.1 reads as anything but a string, with single blanks or signs
+# between them. All other strings are written as in JSON, whose strings are YAML's, too.
+_PLAIN = re.compile(r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/]([-\w./+@]|[ :=,](?=[\w/]))*",
+                    re.ASCII | re.IGNORECASE)
+
+
+def _yaml_scalar(value: Any) -> str:
+    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json_text(value)[:-1]
+
+
+def _yaml_lines(value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            nested = isinstance(item, (dict, list)) and item
+            yield f"{_yaml_scalar(name)}:{'' if nested else ' ' + _yaml_scalar(item)}"
+            indent = "  " if isinstance(item, dict) else ""
+            yield from (indent + line for line in (_yaml_lines(item) if nested else ()))
+    elif isinstance(value, list) and value:
+        for item in value:
+            first, *rest = _yaml_lines(item)
+            yield f"- {first}"
+            yield from (f"  {line}" for line in rest)
+    else:
+        yield _yaml_scalar(value)
 
 
 def yaml_text(*documents: Any) -> str:
-    """Documents as YAML, separated by `---` when there are several."""
-    return yaml.safe_dump_all(documents, default_flow_style=False, sort_keys=True, allow_unicode=True)
+    """Documents as YAML in block style, separated by `---` when there are several."""
+    return "---\n".join("".join(f"{line}\n" for line in _yaml_lines(document)) for document in documents)
 
 
-NONE = "<none>"
-_LABEL_NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]", re.ASCII)
+DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
 
 
-def _is_label_key(key: str) -> bool:
-    prefix, slash, name = key.rpartition("/")
-    return bool(_LABEL_NAME.fullmatch(name)) and (not slash or (len(prefix) <= 253 and is_object_name(prefix)))
+# ---- words of Go and kubectl ----
+
+Localize = Callable[[datetime], datetime]          # an instant -> the same one in the user's time zone
+NONE, NONE_INCLUDED = "<none>", "<none included>"
+WIDEST = 300  # characters; a longer cell, which only a stranger can have written, widens no column
 
 
-def _requirement(key: str, operator: str, values: List[str]) -> str:
-    """One condition of a selector; ValueError where Kubernetes refuses it."""
-    exists, contains = {"Exists": "{}", "DoesNotExist": "!{}"}, {"In": "in", "NotIn": "notin"}
-    valid = all(value == "" or _LABEL_NAME.fullmatch(value) for value in values)
-    if not _is_label_key(key) or not valid or bool(values) is not (operator in contains):
-        raise ValueError(key)
-    if operator in contains:
-        return f"{key} {contains[operator]} ({','.join(sorted(values))})"
-    if operator not in exists:
-        raise ValueError(operator)
-    return exists[operator].format(key)
-
-
-def selector_text(selector: Optional[Document]) -> str:
-    """A label selector of SELECTOR's shape in one line, sorted by key: `app=web,env in (prod,stage),!legacy`."""
-    if not selector or not (selector["matchLabels"] or selector["matchExpressions"]):
-        return NONE
+def go_time(text: str, localize: Localize, absent: str) -> str:
+    """RFC 3339 -> as Go prints a time, `2026-03-01 02:00:00 +0000 UTC`; `absent` for none and for Go's zero time."""
+    instant = parse_time(text)
+    if instant is None or instant.year == 1:
+        return f"<invalid time {one_line(text, 64)!r}>" if text and instant is None else absent
     try:
-        conditions = []
-        for key, value in selector["matchLabels"].items():
-            _requirement(key, "In", [value])
-            conditions.append((key, f"{key}={value}"))
-        for row in selector["matchExpressions"]:
-            conditions.append((row["key"], _requirement(row["key"], row["operator"], row["values"])))
-    except ValueError:
-        return "<error>"
-    return printable(",".join(text for _, text in sorted(conditions, key=lambda pair: pair[0])))
+        local = localize(instant)
+    except (OverflowError, ValueError, OSError):  # of a time zone at the ends of the calendar
+        local = instant
+    fraction = f".{local.microsecond:06d}".rstrip("0") if local.microsecond else ""
+    return f"{local.isoformat(' ')[:19]}{fraction} {local:%z %Z}"
 
 
-def _labels_text(labels: Mapping[str, str]) -> str:
-    return printable(",".join(f"{key}={value}" for key, value in sorted(labels.items()))) or NONE
+def age(seconds: float) -> str:
+    """Seconds -> `59s`, `59m`, `23h`, `364d`, `2y`, cut off as kubectl does; Go counts no further than 292 years."""
+    seconds = int(min(seconds, (2 ** 63 - 1) / 1e9))
+    units = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+    unit, name = next((row for row in units if seconds >= row[0]), units[-1])
+    return f"{seconds // unit}{name}"
 
 
-_SCHEDULED = re.compile(r"(.*)-\d{14}", re.ASCII | re.DOTALL)
+def table(rows: List[Tuple[str, ...]]) -> str:
+    """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
+    widths = [max(6, 3 + min(WIDEST, max(map(len, column)))) for column in zip(*rows)]
+    return "".join("".join(cell.ljust(width) for cell, width in zip(row, widths[:-1])) + row[-1] + "\n" for row in rows)
 
 
-def sorted_backups(backups: Iterable[Document]) -> List[Document]:
-    """Backups by name, but those of one schedule, told by the time at the end of their names, newest first."""
-    def name_of(backup: Document) -> str:
-        return _text(backup, "metadata", "name")
+def aligned(lines: Iterable[str]) -> str:
+    """Lines with tabs -> text in columns, by the rules of Go's text/tabwriter with a padding of two blanks.
 
-    def schedule_of(backup: Document) -> str:
-        match = _SCHEDULED.fullmatch(name_of(backup))
-        return match.group(1) + "-" if match else ""
+    A cell ends with a tab; what follows the last tab of a line is none. Neighbouring lines that have a cell at the same
+    position make a block, as wide as its longest cell. That a line of a block has the cells left of it follows.
+    """
+    rows = [line.split("\t") for line in lines]
+    for column in range(max(map(len, rows), default=1) - 1):
+        for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
+            cells = list(block) if wide else []
+            width = min(WIDEST, max((len(row[column]) for row in cells), default=0)) + 2
+            for row in cells:
+                row[column] = row[column].ljust(width)
+    return "".join("".join(row) + "\n" for row in rows)
 
-    result: List[Document] = []
-    for schedule, group in itertools.groupby(sorted(backups, key=name_of), key=schedule_of):
-        result.extend(reversed(list(group)) if schedule else group)
-    return result
+
+# ---- typed access ----
+
+class Fields:
+    """Typed access to a stranger's document by dotted paths, with Go's zero value for what is absent.
+
+    What has another type counts as absent, and is noted in `wrong`. Artifacts have no such list: there it is an Error.
+    """
+
+    TYPES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
+
+    def __init__(self, document: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
+        self.document, self.place, self.wrong = document, place, wrong
+
+    def typed(self, value: Any, kind: Any, *path: str) -> Any:
+        """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
+        wanted = kind if isinstance(kind, type) else type(kind)
+        fits = isinstance(value, wanted) and isinstance(value, bool) is (wanted is bool) and not (
+            wanted is int and abs(value) >= 2 ** 63)
+        if value is not None and not fits:
+            place = ".".join(filter(None, (self.place, *path))).replace(".[", "[") or "the document"
+            text = f"{place} must be {self.TYPES[wanted]}"
+            if self.wrong is None:
+                raise StoreError(f"this is not what Velero writes: {one_line(text)}")
+            self.wrong[text] = None
+        if not fits:
+            return None if wanted is bool else wanted()
+        if isinstance(kind, list):
+            return [self.typed(item, kind[0], *path, f"[{number}]") for number, item in enumerate(value)]
+        if isinstance(kind, dict):
+            return {str(name): self.typed(item, kind[str], *path, str(name)[:64]) for name, item in value.items()}
+        return value
+
+    def found(self, path: str) -> Any:
+        """The value at a path, of whatever type."""
+        value, steps = self.document, path.split(".") if path else []
+        for number, step in enumerate(steps):
+            value = self.typed(value, dict, *steps[:number]).get(step)
+        return value
+
+    def __call__(self, path: str, kind: Any = str) -> Any:
+        return self.typed(self.found(path), kind, path)
+
+    def part(self, path: str) -> "Optional[Fields]":
+        """The struct at a path, or None."""
+        value, place = self.found(path), ".".join(filter(None, (self.place, path)))
+        return None if value is None else Fields(self.typed(value, dict, path), place, self.wrong)
+
+    def rows(self, path: str = "") -> "List[Fields]":
+        """The items of the list at a path."""
+        place = ".".join(filter(None, (self.place, path)))
+        return [Fields(self.typed(item, dict, path, f"[{number}]"), f"{place}[{number}]", self.wrong)
+                for number, item in enumerate(self(path, list))]
+
+    def joined(self, path: str, otherwise: str) -> str:
+        """A list of names in one line."""
+        return ", ".join(self(path, [str])) or otherwise
+
+    def switch(self, path: str, false: str = "false", true: str = "true", absent: Optional[str] = "auto"
+               ) -> Optional[str]:
+        """A word for each state of a truth value."""
+        value = self(path, bool)
+        return absent if value is None else true if value else false
+
+    def duration(self, path: str) -> str:
+        """A duration as Go prints it: `720h` -> `720h0m0s`; an absent one is Go's zero, `0s`."""
+        text = self(path)
+        try:
+            return format_duration(parse_duration(text or "0"), 9)
+        except ValueError:
+            return f"<invalid duration {one_line(text, 64)!r}>"
+
+    def pairs(self, path: str) -> List[str]:
+        """A map of strings as `key=value`, sorted."""
+        return [f"{key}={value}" for key, value in sorted(self(path, {str: str}).items())]
+
+    def selector(self, path: str = "") -> str:
+        """A label selector in one line, sorted by key: `app=web,env in (prod,stage),!legacy`."""
+        selector = self.part(path)
+        if selector is None:
+            return NONE
+        forms = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
+        terms = [(key, f"{key}={value}") for key, value in selector("matchLabels", {str: str}).items()]
+        for row in selector.rows("matchExpressions"):
+            form, key, values = forms.get(row("operator"), "<error>"), row("key"), sorted(row("values", [str]))
+            terms.append((key, form.format(key, ",".join(values))))
+        return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
 
 
-def _expires(document: Document, now: datetime) -> str:
+# ---- get ----
+
+def _expires(backup: Fields, now: datetime) -> str:
     """When a backup expires, from now; one that was not processed yet by its age and its time to live."""
-    instant = parse_time(document["status"]["expiration"])
-    created = parse_time(document["metadata"]["creationTimestamp"])
+    instant, created = parse_time(backup("status.expiration")), parse_time(backup("metadata.creationTimestamp"))
     try:
         if created and not (instant and instant.year > 1):
-            life = parse_duration(document["spec"]["ttl"] or "0")
+            life = parse_duration(backup("spec.ttl"))
             instant = created + timedelta(seconds=life) if life > 0 else None
     except (ValueError, OverflowError):
         instant = None
@@ -2610,92 +2456,44 @@ def _expires(document: Document, now: datetime) -> str:
     return age(seconds) if seconds >= 0 else age(-seconds) + " ago"
 
 
-def phase_text(restore: Document) -> str:
-    """A restore's phase, and that it is being deleted."""
-    deleting = " (Deleting)" if restore["metadata"]["deletionTimestamp"] else ""
-    return (restore["status"]["phase"] or "New") + deleting
+def _columns(resource: Resource, row: Fields, now: datetime, localize: Localize) -> Dict[str, str]:
+    """The titles and cells of 1.18."""
+    def time(path: str) -> str:
+        return go_time(row(path), localize, "<nil>")
+
+    name, phase, deleting = row("metadata.name"), row("status.phase") or "New", row("metadata.deletionTimestamp")
+    counts = {"ERRORS": str(row("status.errors", int)), "WARNINGS": str(row("status.warnings", int))}
+    if resource is BACKUPS:
+        return {"NAME": name, "STATUS": "Deleting" if deleting else phase, **counts,
+                "CREATED": time("status.startTimestamp"), "EXPIRES": _expires(row, now),
+                "STORAGE LOCATION": row("spec.storageLocation"),
+                "QUEUE POSITION": str(row("status.queuePosition", int) or ""),
+                "SELECTOR": row.selector("spec.labelSelector")}
+    return {"NAME": name, "BACKUP": row("spec.backupName"), "STATUS": phase + (" (Deleting)" if deleting else ""),
+            "STARTED": time("status.startTimestamp"), "COMPLETED": time("status.completionTimestamp"), **counts,
+            "CREATED": time("metadata.creationTimestamp"), "SELECTOR": row.selector("spec.labelSelector")}
 
 
-def _backup_cells(backup: Document, now: datetime, localize: Localize) -> List[str]:
-    metadata, spec, status = backup["metadata"], backup["spec"], backup["status"]
-    return [metadata["name"], "Deleting" if metadata["deletionTimestamp"] else status["phase"] or "New",
-            str(status["errors"]), str(status["warnings"]), go_time(status["startTimestamp"], localize, "<nil>"),
-            _expires(backup, now), spec["storageLocation"], str(status["queuePosition"] or ""),
-            selector_text(spec["labelSelector"])]
+def by_schedule(name: str) -> str:
+    """A key that sorts backups by name, but those of one schedule, whose names end with a time, newest first."""
+    reverse = str.maketrans("0123456789", "9876543210")
+    return re.sub(r"(?<=-\d\d)\d{12}\Z", lambda match: match.group().translate(reverse), name, flags=re.ASCII)
 
 
-def _restore_cells(restore: Document, _now: datetime, localize: Localize) -> List[str]:
-    metadata, spec, status = restore["metadata"], restore["spec"], restore["status"]
-    started, completed = (go_time(status[name + "Timestamp"], localize, "<nil>") for name in ("start", "completion"))
-    return [metadata["name"], spec["backupName"], phase_text(restore), started, completed, str(status["errors"]),
-            str(status["warnings"]), go_time(metadata["creationTimestamp"], localize, "<nil>"),
-            selector_text(spec["labelSelector"])]
-
-
-BACKUP_COLUMNS = ("Name", "Status", "Errors", "Warnings", "Created", "Expires", "Storage Location", "Queue Position",
-                  "Selector")
-RESTORE_COLUMNS = ("Name", "Backup", "Status", "Started", "Completed", "Errors", "Warnings", "Created", "Selector")
-
-
-def resource_table(resource: Resource, documents: Iterable[Document], now: datetime, *,
-                   label_columns: Sequence[str] = (), show_labels: bool = False, localize: Localize = utc) -> str:
+def resource_table(resource: Resource, documents: Iterable[Document], now: datetime, *, localize: Localize,
+                   label_columns: Sequence[str] = (), show_labels: bool = False) -> str:
     """Backups or restores as `velero backup get` and `restore get` print them; nothing at all for none."""
-    columns, cells_of = ((BACKUP_COLUMNS, _backup_cells) if resource is BACKUPS else (RESTORE_COLUMNS, _restore_cells))
-    titles = [*columns, *(name.rpartition("/")[2] for name in label_columns), *(["Labels"] if show_labels else [])]
-    rows = [tuple(title.upper() for title in titles)]
-    for document in sorted_backups(documents) if resource is BACKUPS else documents:
-        record = shaped(document, ROW_SHAPE, "", [])
-        labels = record["metadata"]["labels"]
-        cells = [*cells_of(record, now, localize), *(labels.get(name, "") for name in label_columns)]
-        rows.append(tuple(map(printable, cells + ([_labels_text(labels)] if show_labels else []))))
-    return table(rows) if len(rows) > 1 else ""
-
-
-# The order in which Go writes the fields of these structs; maps and fields that are not here follow, sorted.
-_GO_ORDER = {name: {field: place for place, field in enumerate(fields.split())} for name, fields in {
-    "": "kind apiVersion metadata spec status items",
-    "metadata": "name generateName namespace selfLink uid resourceVersion generation creationTimestamp "
-                "deletionTimestamp deletionGracePeriodSeconds labels annotations ownerReferences finalizers",
-    "ownerReferences": "apiVersion kind name uid controller blockOwnerDeletion",
-    "spec": "metadata backupName scheduleName includedNamespaces excludedNamespaces includedResources "
-            "excludedResources includedClusterScopedResources excludedClusterScopedResources "
-            "includedNamespaceScopedResources excludedNamespaceScopedResources namespaceMapping labelSelector "
-            "orLabelSelectors snapshotVolumes ttl volumeGroupSnapshotLabelKey restorePVs restoreStatus "
-            "preserveNodePorts includeClusterResources hooks storageLocation volumeSnapshotLocations "
-            "defaultVolumesToRestic defaultVolumesToFsBackup orderedResources existingResourcePolicy "
-            "csiSnapshotTimeout itemOperationTimeout resourcePolicy resourceModifier snapshotMoveData datamover "
-            "uploaderConfig",
-    "labelSelector": "matchLabels matchExpressions", "orLabelSelectors": "matchLabels matchExpressions",
-    "matchExpressions": "key operator values", "resourcePolicy": "apiGroup kind name",
-    "resourceModifier": "apiGroup kind name", "restoreStatus": "includedResources excludedResources",
-    "uploaderConfig": "parallelFilesUpload writeSparseFiles parallelFilesDownload",
-    "resources": "name includedNamespaces excludedNamespaces includedResources excludedResources labelSelector pre "
-                 "post postHooks",
-    "pre": "exec init", "post": "exec init", "postHooks": "exec init",
-    "exec": "container command onError timeout execTimeout waitTimeout waitForReady",
-    "init": "initContainers timeout", "progress": "totalItems itemsBackedUp itemsRestored",
-    "hookStatus": "hooksAttempted hooksFailed", "plugins": "name kind",
-    "status": "version formatVersion expiration phase processedTimestamp serverVersion plugins queuePosition "
-              "validationErrors startTimestamp completionTimestamp volumeSnapshotsAttempted volumeSnapshotsCompleted "
-              "failureReason warnings errors progress csiVolumeSnapshotsAttempted csiVolumeSnapshotsCompleted "
-              "backupItemOperationsAttempted backupItemOperationsCompleted backupItemOperationsFailed hookStatus",
-    "Restore.status": "phase validationErrors warnings errors failureReason startTimestamp completionTimestamp "
-                      "progress restoreItemOperationsAttempted restoreItemOperationsCompleted "
-                      "restoreItemOperationsFailed hookStatus",
-}.items()}
-
-
-def go_ordered(value: Any, field: str = "", kind: str = "") -> Any:
-    """A document with its fields in the order in which velero prints them; nothing is added and nothing left out."""
-    if isinstance(value, list):
-        return [go_ordered(item, field, kind) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if field in ("", "items"):
-        field, kind = "", _text(value, "kind")
-    order = _GO_ORDER.get(f"{kind}.{field}") or _GO_ORDER.get(field, {})
-    names = sorted(value, key=lambda name: (order.get(name, len(order)), str(name)))
-    return {name: go_ordered(value[name], name, kind) for name in names}
+    titles, rows = [], []
+    records = [Fields(document, "", {}) for document in documents]
+    if resource is BACKUPS:
+        records.sort(key=lambda record: by_schedule(record("metadata.name")))
+    for record in records:
+        columns, labels = _columns(resource, record, now, localize), record("metadata.labels", {str: str})
+        titles = [*columns, *(name.rpartition("/")[2].upper() for name in label_columns), *["LABELS"] * show_labels]
+        every = [",".join(record.pairs("metadata.labels")) or NONE] if show_labels else []
+        cells = [*columns.values(), *(labels.get(name, "") for name in label_columns), *every]
+        rows.append(tuple(map(printable, cells)))
+    return table([tuple(titles), *rows]) if rows else ""
 
 
 def list_document(resource: Resource, documents: List[Document], version: str = "") -> Document:
@@ -2706,768 +2504,632 @@ def list_document(resource: Resource, documents: List[Document], version: str = 
             "metadata": {"resourceVersion": version} if version else {}, "items": documents}
 
 
-@hides("content")
-class Described(NamedTuple):
-    """A screen or its JSON document, and what it lacks; the exit code of a command is that of its first trouble."""
+def plugin_table(plugins: List[Tuple[str, str]]) -> str:
+    """(kind, name) pairs as `velero plugin get` prints them; nothing at all for no plugins."""
+    return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins]) if plugins else ""
 
-    content: Any
-    troubles: Tuple[Error, ...]
+
+# ---- describe: what it needs ----
+
+# The reasons of errors that mean there is no such artifact: a store's 404 for a key, met by a client or a controller,
+# and a kind that the CRDs of an older server do not know.
+ARTIFACT_NOT_FOUND, UNKNOWN_KIND = "ArtifactNotFound", "UnknownKind"
+
+
+def is_missing(value: Any) -> bool:
+    """Whether there is no such artifact; that its bucket or the owner is gone is another matter."""
+    return isinstance(value, Error) and value.reason in (ARTIFACT_NOT_FOUND, UNKNOWN_KIND)
+
+
+def label_value(name: str) -> str:
+    """A name as Velero puts it into a label, which holds 63 characters (velero pkg/label)."""
+    return name if len(name) <= 63 else name[:57] + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:6]
+
+
+def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, str]]:
+    """What else describe lists, as (resource, label selector)."""
+    name = label_value(_text(document, "metadata", "name"))
+    if resource is RESTORES:
+        return [(POD_VOLUME_RESTORES, f"{RESTORE_NAME_LABEL}={name}")]
+    of_backup, uid = f"{BACKUP_NAME_LABEL}={name}", _text(document, "metadata", "uid")
+    return [(DELETE_REQUESTS, f"{of_backup},{BACKUP_UID_LABEL}={uid}"), (POD_VOLUME_BACKUPS, of_backup)]
+
+
+def artifacts_of(resource: Resource, document: Document, *, details: bool, structured: bool = False) -> List[str]:
+    """The artifacts that describe shows; velero's JSON (`structured`) of a backup has no item operations."""
+    kind, status = resource.kind, Fields(document, "", {})
+    operations = status(f"status.{kind.lower()}ItemOperationsAttempted", int) > 0
+    wanted = ((f"{kind}Results", status("status.warnings", int) or status("status.errors", int)),
+              (f"{kind}ItemOperations", details and operations and not (structured and resource is BACKUPS)),
+              (f"{kind}ResourceList", details),
+              ("BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo", True))
+    return [name for name, needed in wanted if needed]
+
+
+def legacy_artifacts_of(backup: Document) -> List[str]:
+    """What describe needs besides when there is no BackupVolumeInfos, which servers before 1.13 did not write."""
+    status, csi = Fields(backup, "", {}), ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
+    return (["BackupVolumeSnapshots"] if status("status.volumeSnapshotsAttempted", int) > 0 else []) + (
+        csi if status("status.csiVolumeSnapshotsAttempted", int) > 0 else [])
 
 
 # ---- describe: one stream of lines makes both the text and the JSON ----
+
+Path = Union[str, Tuple[Union[str, int], ...]]
+
 
 class Line(NamedTuple):
     """One line of the text and one value of the JSON.
 
     The label holds the tabs that place it, as velero writes them; None is for the JSON only. A list is one line for
-    each item, in the column of the first. The path leads to the value in the JSON, numbers being places in lists; an
-    empty one is for the text only. The note follows the value, uncolored.
+    each item, in the column of the first. The path leads to the value in the JSON, with numbers as places in lists; an
+    empty one is for the text only. The note follows the value, uncolored. A labelled line without a value is left out.
     """
 
     label: Optional[str]
     value: Any = ""
-    path: Tuple[Union[str, int], ...] = ()
+    path: Path = ""
     color: str = "{}"
     note: str = ""
+
+    def text(self, colorized: bool) -> Iterator[str]:
+        """What `aligned` lays out; where a list is empty, velero indents the word for that once more."""
+        words = (self.label or "").lstrip("\t")
+        tabs, gap = "\t" * (len(self.label or "") - len(words)), "\t" if words.endswith("\t") else ""
+        values = self.value if isinstance(self.value, list) else [str(self.value)]
+        texts = [printable(text) for value in values for text in value.rstrip("\r\n").split("\n")]
+        first, *more = [self.color.format(text) if colorized else text for text in texts] or [tabs + NONE]
+        yield tabs + printable(words.rstrip("\t")) + gap + first + printable(self.note)
+        for text in more:
+            yield f"{tabs}\t{text}"
 
 
 Lines = Iterator[Line]
 BLANK = Line("")
 RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
 PHASE_COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED}
-
-
-def _text_lines(line: Line, colorized: bool) -> Iterator[str]:
-    """A line as `aligned` wants it; where a list is empty, velero indents the word for that once more."""
-    words = (line.label or "").lstrip("\t")
-    tabs, gap = "\t" * (len(line.label or "") - len(words)), "\t" if words.endswith("\t") else ""
-    values = line.value if isinstance(line.value, list) else [str(line.value)]
-    texts = [printable(text) for value in values for text in value.rstrip("\r\n").split("\n")]
-    first, *more = [line.color.format(text) if colorized else text for text in texts] or [tabs + NONE]
-    yield tabs + printable(words.rstrip("\t")) + gap + first + printable(line.note)
-    for text in more:
-        yield f"{tabs}\t{text}"
-
-
-def _numbered(tree: Any) -> Any:
-    """Mappings of numbers become lists."""
-    if not isinstance(tree, dict):
-        return tree
-    values = {key: _numbered(value) for key, value in tree.items()}
-    return list(values.values()) if values and all(isinstance(key, int) for key in values) else values
-
-
-def _tree(lines: Iterable[Line]) -> Document:
-    """The JSON of lines."""
-    result: Document = {}
-    for path, value in ((line.path, line.value) for line in lines if line.path):
-        target = result
-        for step in path[:-1]:
-            target = target.setdefault(step, {})
-        target[path[-1]] = value
-    return _numbered(result)
-
-
-@hides("document", "related", "artifacts")
-class Subject(NamedTuple):
-    """What one screen is about: everything in its shape already, or an Error in its place."""
-
-    resource: Resource
-    document: Document
-    related: Mapping[Resource, Listed]
-    artifacts: Artifacts
-    wrong: List[str]
-    details: bool
-    localize: Localize
-
-    def artifact(self, kind: str) -> Any:
-        """An artifact, or the Error in its place; one that nobody fetched is not there."""
-        return self.artifacts.get(kind, StoreError("file not found", status=404, reason=ARTIFACT_NOT_FOUND))
-
-    def time(self, text: str, absent: str = "<n/a>") -> str:
-        """A time in the user's zone."""
-        return go_time(text, self.localize, absent)
-
-
-def _subject(resource: Resource, document: Document, related: Mapping[Resource, Listed], artifacts: Artifacts,
-             details: bool, localize: Localize) -> Subject:
-    wrong: List[str] = []
-    record = shaped(document, DOCUMENT_SHAPES[resource], "", wrong)
-    lists = {kind: items if isinstance(items, Error) else
-             [shaped(item, DOCUMENT_SHAPES[kind], f"{kind.kind} {_text(item, 'metadata', 'name')}", wrong)
-              for item in items] for kind, items in related.items()}
-    contents = {kind: artifact_from(kind, value) for kind, value in artifacts.items()}
-    return Subject(resource, record, lists, contents, wrong, details, localize)
-
-
-def _troubles(subject: Subject) -> Tuple[Error, ...]:
-    """What the screen lacks, but for what velero has words for."""
-    name = f"{subject.resource.kind} {one_line(subject.document['metadata']['name'], 254)}"
-    found = [Error(f"{name}: {_summary(subject.wrong)}")] if subject.wrong else []
-    unused = [] if is_missing(subject.artifact("BackupVolumeInfos")) else legacy_artifacts_of(subject.document)
-    found += [value for value in subject.related.values() if isinstance(value, Error)]
-    return tuple(found + [
-        value for kind, value in subject.artifacts.items() if isinstance(value, Error) and kind not in unused
-        and not (kind in MAY_BE_MISSING and is_missing(value))])
-
-
-def _why(error: Error) -> str:
-    return "file not found" if is_missing(error) else one_line(error)
-
-
-# ---- describe: the spec, as tables ----
-
-def _joined(field: str, otherwise: str) -> Callable[[Document], str]:
-    return lambda spec: ", ".join(spec[field]) or otherwise
-
-
-def _switch(field: str, false: str, true: str, absent: Optional[str] = "auto") -> Callable[[Document], Optional[str]]:
-    return lambda spec: absent if spec[field] is None else true if spec[field] else false
-
-
-def _duration(field: str) -> Callable[[Document], str]:
-    return lambda spec: go_duration(spec[field])
-
-
-# Rows are a label, a path in the JSON ("" where velero has none) and the value, None being left out; a block is a
-# heading and its rows, and an empty line stands before it. 1.18's JSON of a backup is behind its text: it has neither
-# the newer resource filters nor or-selectors nor some of the settings.
-Row = Tuple[str, str, Callable[[Document], Optional[str]]]
-Block = Tuple[str, Tuple[Row, ...]]
-
-EXCLUDED_NAMESPACES: Row = ("Excluded:", "namespaces/excluded", _joined("excludedNamespaces", NONE))
-NAMESPACES: Block = ("Namespaces:", (("Included:", "namespaces/included", _joined("includedNamespaces", "*")),
-                                     EXCLUDED_NAMESPACES))
-RESOURCES: Block = ("Resources:", (("Included:", "resources/included", _joined("includedResources", "*")),
-                                   ("Excluded:", "resources/excluded", _joined("excludedResources", NONE))))
-CLUSTER_SCOPED: Row = ("Cluster-scoped:", "resources/clusterScoped",
-                       _switch("includeClusterResources", "excluded", "included"))
-ALL_RESOURCES: Block = ("Resources:", (*RESOURCES[1], CLUSTER_SCOPED))
-SCOPED_RESOURCES: Block = ("Resources:", (
-    ("Included cluster-scoped:", "", _joined("includedClusterScopedResources", NONE)),
-    ("Excluded cluster-scoped:", "", _joined("excludedClusterScopedResources", NONE)),
-    ("Included namespace-scoped:", "", _joined("includedNamespaceScopedResources", "*")),
-    ("Excluded namespace-scoped:", "", _joined("excludedNamespaceScopedResources", NONE))))
-LABELS: Block = ("", (("Label selector:", "labelSelector", lambda spec: selector_text(spec["labelSelector"])),))
-
-
-def _or_selectors(spec: Document) -> str:
-    return " or ".join(map(selector_text, spec["orLabelSelectors"])) or NONE
-
-
-BACKUP_BLOCKS: Tuple[Block, ...] = (
-    LABELS, ("", (("Or label selector:", "", _or_selectors),)),
-    ("", (("Storage Location:", "storageLocation", lambda spec: spec["storageLocation"]),)),
-    ("", (("Velero-Native Snapshot PVs:", "veleroNativeSnapshotPVs", _switch("snapshotVolumes", "false", "true")),
-          ("File System Backup (Default):", "", _switch("defaultVolumesToFsBackup", "false", "true", None)),
-          ("Snapshot Move Data:", "veleroSnapshotMoveData", _switch("snapshotMoveData", "false", "true")),
-          ("Data Mover:", "", lambda spec: spec["datamover"] or "velero"))),
-    ("", (("TTL:", "TTL", _duration("ttl")),)),
-    ("", (("CSISnapshotTimeout:", "CSISnapshotTimeout", _duration("csiSnapshotTimeout")),
-          ("ItemOperationTimeout:", "", _duration("itemOperationTimeout")))))
-
-
-def _restored_namespaces(spec: Document) -> str:
-    every = spec["includedNamespaces"] in ([], ["*"])
-    return "all namespaces found in the backup" if every else ", ".join(spec["includedNamespaces"])
-
-
-RESTORE_BLOCKS: Tuple[Block, ...] = (
-    ("", (("Backup:", "backup", lambda spec: spec["backupName"]),)),
-    ("Namespaces:", (("Included:", "namespaces/included", _restored_namespaces), EXCLUDED_NAMESPACES)), ALL_RESOURCES)
-RESTORE_SELECTION_BLOCKS: Tuple[Block, ...] = (
-    LABELS, ("", (("Or label selector:", "orLabelSelector", _or_selectors),)),
-    ("", (("Restore PVs:", "restorePVs", _switch("restorePVs", "false", "true")),)))
-RESTORE_SETTING_BLOCKS: Tuple[Block, ...] = (
-    ("", (("Existing Resource Policy: ", "existingResourcePolicy", lambda spec: spec["existingResourcePolicy"] or NONE),
-          ("ItemOperationTimeout:", "itemOperationTimeout", _duration("itemOperationTimeout")))),
-    ("", (("Preserve Service NodePorts:", "preserveServiceNodePorts", _switch("preserveNodePorts", "false", "true")),)))
-UPLOADER: Block = ("Uploader config:", (
-    ("Write Sparse Files:", "writeSparseFiles", lambda config: "true" if config["writeSparseFiles"] else None),
-    ("Parallel Restore:", "parallelFilesDownload", lambda config: str(config["parallelFilesDownload"] or "") or None)))
-
-
-def _blocks(blocks: Iterable[Block], values: Document, at: Tuple[str, ...], indent: str = "") -> Lines:
-    for heading, rows in blocks:
-        yield BLANK
-        if heading:
-            yield Line(indent + heading)
-        for label, path, value_of in rows:
-            value = value_of(values)
-            if value is not None:
-                tabs = indent + "\t" * bool(heading)
-                yield Line(f"{tabs}{label}\t", value, (*at, *path.split("/")) if path else ())
-
-
-def _command(title: str, command: Document, at: Tuple[Union[str, int], ...]) -> Lines:
-    yield from (BLANK, Line(f"\t\t\t{title}"))
-    yield Line("\t\t\t\tContainer:\t", command["container"], (*at, "container"))
-    yield Line("\t\t\t\tCommand:\t", " ".join(command["command"]), (*at, "command"))
-    yield Line("\t\t\t\tOn Error:\t", command["onError"], (*at, "onError:"))
-    yield Line("\t\t\t\tTimeout:\t", go_duration(command["timeout"]), (*at, "timeout"))
-
-
-def _hooks(spec: Document) -> Lines:
-    """The hooks of a backup; `onError:` is velero's spelling."""
-    hooks = spec["hooks"]["resources"]
-    yield from (Line("Hooks:"), Line("\tResources:")) if hooks else (Line("Hooks:\t", NONE),)
-    for hook in hooks:
-        at = ("spec", "hooks", "resources", hook["name"])
-        yield from (Line(f"\t\t{hook['name']}:"), Line(None, {}, at))
-        yield from itertools.islice(_blocks((NAMESPACES, RESOURCES, LABELS), hook, at, "\t\t\t"), 1, None)
-        for title, name in (("Pre", "pre"), ("Post", "post")):
-            commands = [step["exec"] for step in hook[name] if step["exec"] is not None]
-            if not commands:
-                yield Line(None, [], (*at, f"{name}ExecHook"))
-            for number, command in enumerate(commands):
-                yield from _command(f"{title} Exec Hook:", command, (*at, f"{name}ExecHook", number))
-
-
-def _reference(title: str, reference: Optional[Document], *at: str) -> Lines:
-    if reference is not None:
-        yield from (BLANK, Line(title))
-        yield Line("\tType:\t", reference["kind"], (*at, "type"))
-        yield Line("\tName:\t", reference["name"], (*at, "name"))
-
-
-# ---- describe: what backups and restores have in common ----
-
-def _head(subject: Subject) -> Lines:
-    """From the name to the phase."""
-    metadata, status, kind = subject.document["metadata"], subject.document["status"], subject.resource.kind.lower()
-    phase = status["phase"] or "New"
-    quote = "`" if kind == "backup" else "'"
-    note = f" (run {quote}velero {kind} logs {metadata['name']}{quote} for more information)"
-    yield Line("Name:\t", metadata["name"], ("metadata", "name"), BOLD)
-    yield Line("Namespace:\t", metadata["namespace"], ("metadata", "namespace"))
-    for name in ("labels", "annotations"):
-        yield Line(f"{name.title()}:\t", [f"{key}={value}" for key, value in sorted(metadata[name].items())])
-        yield Line(None, metadata[name] or None, ("metadata", name))
-    yield from (BLANK, Line(None, status["phase"], ("phase",)))
-    yield Line("Phase:\t", phase if kind == "backup" else phase_text(subject.document), (),
-               PHASE_COLORS.get(phase, "{}"), note if phase in ("Failed", "PartiallyFailed") else "")
-
-
-def _validation(subject: Subject) -> Lines:
-    """Velero's validation errors, and what in the objects cannot be read, which makes velero show nothing at all."""
-    more = [f"and {len(subject.wrong) - 10} more"] if len(subject.wrong) > 10 else []
-    for title, name, texts in (
-            ("Validation errors:\t", "validationErrors", subject.document["status"]["validationErrors"]),
-            ("Unreadable:\t", "unreadable", subject.wrong[:10] + more)):
-        if texts:
-            yield from (BLANK, Line(title, texts, (name,), RED))
-
-
-def _times(subject: Subject) -> Lines:
-    for title, name in (("Started:\t", "start"), ("Completed:\t", "completion")):
-        yield Line(title, subject.time(subject.document["status"][name + "Timestamp"]), ("status", title[:-2].lower()))
-
-
-def _progress(subject: Subject) -> Lines:
-    """The lines about items: an estimate while they are being worked on."""
-    status, backup = subject.document["status"], subject.resource is BACKUPS
-    if status["progress"] is None:
-        return
-    verb, name = ("backed up", "BackedUp") if backup else ("restored", "Restored")
-    running, count = status["phase"] == "InProgress", f"items{name}"
-    total = (f"Estimated total items to be {verb}:\t", f"estimatedTotalItemsToBe{name}") if running else (
-        f"Total items to be {verb}:\t", f"totalItemsToBe{name}")
-    done = (f"Items {verb} so far:\t", f"{count}SoFar") if running else (f"Items {verb}:\t", count)
-    yield Line(total[0], status["progress"]["totalItems"], ("status", total[1]))
-    yield Line(done[0], status["progress"][count], ("status", done[1]))
-
-
-def _result(title: str, result: Document, at: str) -> Lines:
-    yield from (BLANK, Line(f"{title}:"))
-    yield Line("\tVelero:\t", result["velero"], (at, "velero"))
-    yield Line("\tCluster:\t", result["cluster"], (at, "cluster"))
-    yield Line("\tNamespaces:" if result["namespaces"] else f"\tNamespaces: {NONE}")
-    yield Line(None, result["namespaces"] or [], (at, "namespace"))
-    for namespace, texts in sorted(result["namespaces"].items()):
-        yield Line(f"\t\t{namespace}:\t", texts)
-
-
-def _results(subject: Subject) -> Lines:
-    """Warnings and errors; of a backup by a server before 1.11 there is no file, only the numbers."""
-    status, results = subject.document["status"], subject.artifact(f"{subject.resource.kind}Results")
-    if not status["warnings"] and not status["errors"]:
-        return
-    if is_missing(results) and subject.resource is BACKUPS:
-        for name in ("errors", "warnings"):
-            yield Line(f"{name.title()}:\t", status[name], (name, "count"))
-        return
-    for name in ("warnings", "errors"):
-        title = name.title()
-        if isinstance(results, Error):
-            yield from [BLANK] * (name == "errors")
-            yield Line(f"{title}:\t", f"<error getting {name}: {_why(results)}>", (name, f"errorGetting{title}"))
-        elif status[name] > 0:
-            yield from _result(title, results[name], name)
-        else:
-            yield Line(None, {}, (name,))
-
-
-def _resource_list(subject: Subject) -> Lines:
-    kind = subject.resource.kind
-    resources = subject.artifact(f"{kind}ResourceList")
-    if isinstance(resources, Error):
-        word = (f"<{kind.lower()} resource list not found>" if is_missing(resources)
-                else f"<error getting {kind.lower()} resource list: {_why(resources)}>")
-        yield Line("Resource List:\t", word, ("status", "errorGettingResourceList"))
-        return
-    yield Line(None, resources, ("status", "resourceList"))
-    yield Line("Resource List:")
-    for group, names in sorted(resources.items()):
-        yield Line(f"\t{group}:")
-        for name in names or [""]:
-            yield Line(f"\t\t- {name}")
-
-
-def _item_text(item: Document) -> str:
-    group = f".{item['Group']}" if item["Group"] else ""
-    return f"{item['Resource']}{group} {item['Namespace']}/{item['Name']}"
-
-
-def _operation(subject: Subject, operation: Document, at: Tuple[Union[str, int], ...]) -> Lines:
-    kind, spec, status = subject.resource.kind, operation["spec"], operation["status"]
-    yield Line(f"\tOperation for {_item_text(spec['resourceIdentifier'])}:")
-    yield Line(None, _item_text(spec["resourceIdentifier"]), (*at, "resource"))
-    yield Line(f"\t\t{kind} Item Action Plugin:\t", spec[f"{kind.lower()}ItemAction"], (*at, "plugin"))
-    yield Line("\t\tOperation ID:\t", spec["operationID"], (*at, "operationID"))
-    items = [Line(f"\t\t\t{_item_text(item)}") for item in spec["postOperationItems"]]
-    yield from [Line("\t\tItems to Update:"), *items] if items else []
-    yield Line("\t\tPhase:\t", status["phase"], (*at, "phase"))
-    progress = f"{status['nCompleted']} of {status['nTotal']} complete ({status['operationUnits']})"
-    for title, name, value in (
-            ("Operation Error", "error", status["error"]),
-            ("Progress", "progress", progress if status["nTotal"] > 0 or status["nCompleted"] > 0 else ""),
-            ("Progress description", "description", status["description"]),
-            *((name.title(), name, subject.time(status[name], "")) for name in ("created", "started", "updated"))):
-        if value:
-            yield Line(f"\t\t{title}:\t", value, (*at, name))
-
-
-def _operations(subject: Subject) -> Lines:
-    """What plugins go on with after the items were handled. velero has no such JSON: that of restores is ours."""
-    kind, status = subject.resource.kind, subject.document["status"]
-    title, at = f"{kind} Item Operations:", ("status", "restoreItemOperations")
-    numbers = {name.lower(): status[f"{kind.lower()}ItemOperations{name}"]
-               for name in ("Attempted", "Completed", "Failed")}
-    if numbers["attempted"] <= 0:
-        return
-    operations = subject.artifact(f"{kind}ItemOperations") if subject.details else []
-    yield from (Line(None, number, (*at, name)) for name, number in numbers.items())
-    if not subject.details:
-        yield Line(f"{title}\t", "{completed} of {attempted} completed successfully, {failed} failed "
-                   "(specify --details for more information)".format(**numbers))
-    elif isinstance(operations, Error):
-        yield Line(f"{title}\t", f"<error getting operation info: {_why(operations)}>", (*at, "error"))
-    else:
-        yield Line(title)
-        for number, operation in enumerate(operations):
-            yield from _operation(subject, operation, (*at, "operations", number))
-
-
-def _hook_status(subject: Subject, gap: str = "") -> Lines:
-    hooks = subject.document["status"]["hookStatus"]
-    if hooks is not None:
-        yield BLANK
-        yield Line(f"HooksAttempted:{gap}\t", hooks["hooksAttempted"], ("status", "hooksAttempted"))
-        yield Line(f"HooksFailed:{gap}\t", hooks["hooksFailed"], ("status", "hooksFailed"))
-
-
-# ---- describe: volumes ----
-
+SEE_DETAILS = "specify --details for more information"
 POD_VOLUME_PHASES = {
     POD_VOLUME_BACKUPS: ("Completed", "Failed", "Canceled", "In Progress", "Canceling", "Prepared", "Accepted", "New"),
     POD_VOLUME_RESTORES: ("Completed", "Canceled", "Failed", "In Progress", "Canceling", "Prepared", "Accepted", "New")}
-SEE_DETAILS = "specify --details for more information"
-NONE_INCLUDED = "<none included>"
+Rows = List[Tuple[Optional[str], str, Any]]        # label (None: JSON only), key of the JSON ("": text only), value
 
 
-def _pod_volume_text(volume: Document, phase: str) -> str:
+def _filter(spec: Fields, what: str, path: Tuple[str, ...], indent: str = "", every: str = "*") -> Lines:
+    """Which namespaces or resources are included and excluded."""
+    title, included = what.title(), spec.joined(f"included{what.title()}", "*")
+    yield Line(f"{indent}{title}:")
+    yield Line(f"{indent}\tIncluded:\t", every if included == "*" else included, (*path, what, "included"))
+    yield Line(f"{indent}\tExcluded:\t", spec.joined(f"excluded{title}", NONE), (*path, what, "excluded"))
+
+
+def _item_text(item: Fields) -> str:
+    group = f".{item('Group')}" if item("Group") else ""
+    return f"{item('Resource')}{group} {item('Namespace')}/{item('Name')}"
+
+
+def _pod_volume_text(volume: Fields, phase: str) -> str:
     """A volume with what is known of its size; pod volume restores have no incremental one."""
-    progress, name = volume["status"]["progress"], volume["spec"]["volume"]
-    total, increment = progress["totalBytes"], volume["status"]["incrementalBytes"]
+    name, total = volume("spec.volume"), volume("status.progress.totalBytes", int)
+    increment = volume("status.incrementalBytes", int)
     if phase == "In Progress" and total:
-        return f"{name} ({progress['bytesDone'] / total * 100:.2f}%)"
+        return f"{name} ({volume('status.progress.bytesDone', int) / total * 100:.2f}%)"
     if phase == "Completed" and increment > 0:
         return f"{name} (size: {total}, incremental size: {increment})"
     return f"{name} (size: {total})" if phase == "Completed" and total > 0 else name
 
 
-def _pod_volumes(subject: Subject, resource: Resource, indent: str, at: Tuple[str, ...]) -> Lines:
-    """The lines below the heading: by phase in velero's order, those it does not know last, then by pod.
-
-    The JSON is in velero's spelling and in the order of the API, the text is sorted.
-    """
-    volumes, phases = subject.related[resource], {name: {} for name in POD_VOLUME_PHASES[resource]}
-    yield Line(None, volumes[0]["spec"]["uploaderType"], (*at, "uploderType"))
-    for volume in volumes:
-        phase = {"": "New", "InProgress": "In Progress"}.get(volume["status"]["phase"], volume["status"]["phase"])
-        pod = "{namespace}/{name}".format(**volume["spec"]["pod"])
-        phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
-    for phase, pods in phases.items():
-        path = (*at, at[-1] + "Details", phase)
-        if pods and not subject.details:
-            yield Line(f"{indent}{phase}:\t", sum(map(len, pods.values())), path)
-        elif pods:
-            yield Line(None, [{pod: ", ".join(names)} for pod, names in pods.items()], path)
-            yield Line(f"{indent}{phase}:")
-            yield from (Line(f"{indent}\t{pod}: {', '.join(sorted(names))}") for pod, names in sorted(pods.items()))
-
-
-def _legacy_native(subject: Subject) -> Any:
-    """The snapshots of a server before 1.13, as volume infos."""
-    snapshots = subject.artifact("BackupVolumeSnapshots")
-    if subject.document["status"]["volumeSnapshotsAttempted"] <= 0:
-        return []
-    return snapshots if isinstance(snapshots, Error) else shaped([{
-        "pvName": row["spec"]["persistentVolumeName"], "nativeSnapshotInfo": {
-            "snapshotHandle": row["status"]["providerSnapshotID"], "volumeType": row["spec"]["volumeType"],
-            "volumeAZ": row["spec"]["volumeAZ"],
-            "iops": "" if row["spec"]["volumeIOPS"] is None else str(row["spec"]["volumeIOPS"])},
-    } for row in snapshots], VOLUME_INFO_SHAPE, "", [])
-
-
-def _legacy_csi(subject: Subject) -> Any:
-    """The CSI snapshots of a server before 1.13, as volume infos: the contents, with the claims of their snapshots."""
-    snapshots, contents = map(subject.artifact, ("CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
-    if subject.document["status"]["csiVolumeSnapshotsAttempted"] <= 0:
-        return []
-    if isinstance(snapshots, Error) or isinstance(contents, Error):
-        return snapshots if isinstance(snapshots, Error) else contents
-    claims = {row["status"]["boundVolumeSnapshotContentName"]: {
-        "pvcNamespace": row["metadata"]["namespace"], "pvcName": row["spec"]["source"]["persistentVolumeClaimName"],
-    } for row in snapshots if row["spec"]["source"]["persistentVolumeClaimName"]}
-    return shaped([{
-        "preserveLocalSnapshot": True, **claims.get(row["metadata"]["name"], {"pvcName": "<PVC name not found>"}),
-        "csiSnapshotInfo": {"vscName": row["metadata"]["name"], "driver": row["spec"]["driver"],
-                            "snapshotHandle": row["status"]["snapshotHandle"], "size": row["status"]["restoreSize"]},
-    } for row in contents], VOLUME_INFO_SHAPE, "", [])
-
-
-def _native_snapshot(info: Document, details: bool, at: Tuple[str, ...]) -> Lines:
-    native, path = info["nativeSnapshotInfo"], (*at, info["pvName"])
+def _native_snapshot(info: Fields, details: bool, at: Path) -> Lines:
+    name = info("pvName")
     if not details:
-        yield from (Line(f"\t\t{info['pvName']}: {SEE_DETAILS}"), Line(None, SEE_DETAILS, path))
+        yield from (Line(f"\t\t{name}: {SEE_DETAILS}"), Line(None, SEE_DETAILS, (*at, name)))
         return
-    yield Line(f"\t\t{info['pvName']}:")
-    for title, name, value in (
-            ("Snapshot ID", "snapshotID", native["snapshotHandle"]), ("Type", "type", native["volumeType"]),
-            ("Availability Zone", "availabilityZone", native["volumeAZ"]), ("IOPS", "IOPS", native["iops"]),
-            ("Result", "result", info["result"])):
-        yield Line(f"\t\t\t{title}:\t", value, (*path, name))
+    yield Line(f"\t\t{name}:")
+    for title, key, path in (
+            ("Snapshot ID", "snapshotID", "nativeSnapshotInfo.snapshotHandle"),
+            ("Type", "type", "nativeSnapshotInfo.volumeType"),
+            ("Availability Zone", "availabilityZone", "nativeSnapshotInfo.volumeAZ"),
+            ("IOPS", "IOPS", "nativeSnapshotInfo.iops"), ("Result", "result", "result")):
+        yield Line(f"\t\t\t{title}:\t", info(path), (*at, name, key))
 
 
-Rows = List[Tuple[Optional[str], str, Any]]        # label (None: JSON only), key of the JSON ("": text only), value
+def _local_snapshot(info: Fields, restored: bool = False) -> Rows:
+    csi = info.part("csiSnapshotInfo") or Fields({})
+    operation, driver = csi("operationID"), ("CSI Driver", "csiDriver", csi("driver"))
+    ids = [("Snapshot Content Name", "snapshotContentName", csi("vscName")),
+           ("Storage Snapshot ID", "storageSnapshotID", csi("snapshotHandle"))]
+    if restored:
+        return [*ids, driver]
+    first = [("Operation ID" if operation else None, "operationID", operation)] * (not info("snapshotDataMoved", bool))
+    return [*first, *ids, ("Snapshot Size (bytes)", "snapshotSize(bytes)", csi("size", int)), driver,
+            ("Result", "result", info("result"))]
 
 
-def _local_snapshot(info: Document) -> Rows:
-    csi = info["csiSnapshotInfo"]
-    operation = csi["operationID"]
-    return [*([] if info["snapshotDataMoved"] else [("Operation ID" if operation else None, "operationID", operation)]),
-            ("Snapshot Content Name", "snapshotContentName", csi["vscName"]),
-            ("Storage Snapshot ID", "storageSnapshotID", csi["snapshotHandle"]),
-            ("Snapshot Size (bytes)", "snapshotSize(bytes)", csi["size"]), ("CSI Driver", "csiDriver", csi["driver"]),
-            ("Result", "result", info["result"])]
+def _data_movement(info: Fields, restored: bool = False) -> Rows:
+    moved = info.part("snapshotDataMovementInfo") or Fields({})
+    mover, size, increment = moved("dataMover"), moved("size", int), moved("incrementalSize", int)
+    known = size > 0 or increment > 0
+    rows = [("Operation ID", "operationID", moved("operationID")),
+            ("Data Mover", "dataMover", mover if restored else mover or "velero"),
+            ("Uploader Type", "uploaderType", moved("uploaderType"))]
+    return rows if restored else [
+        *rows, ("Moved data Size (bytes)", "size" if known else "", size),
+        ("Incremental data Size (bytes)" if increment > 0 else None, "incrementalSize" if known else "", increment),
+        ("Result", "result", info("result"))]
 
 
-def _data_movement(info: Document) -> Rows:
-    moved = info["snapshotDataMovementInfo"]
-    known = moved["size"] > 0 or moved["incrementalSize"] > 0
-    return [("Operation ID", "operationID", moved["operationID"]),
-            ("Data Mover", "dataMover", moved["dataMover"] or "velero"),
-            ("Uploader Type", "uploaderType", moved["uploaderType"]),
-            ("Moved data Size (bytes)", "size" if known else "", moved["size"]),
-            ("Incremental data Size (bytes)" if moved["incrementalSize"] > 0 else None,
-             "incrementalSize" if known else "", moved["incrementalSize"]),
-            ("Result", "result", info["result"])]
-
-
-def _csi_snapshot(info: Document, details: bool, at: Tuple[str, ...]) -> Lines:
+def _csi_snapshot(info: Fields, details: bool, at: Path) -> Lines:
     """A claim, with its local snapshot, the data moved away from it, or both."""
-    path = (*at, f"{info['pvcNamespace']}/{info['pvcName']}")
+    path = (*at, f"{info('pvcNamespace')}/{info('pvcName')}")
     yield from (Line(f"\t\t{path[-1]}:"), Line(None, {}, path))
-    for title, name, kept, rows in (
-            ("Snapshot", "snapshot", info["preserveLocalSnapshot"], _local_snapshot(info)),
-            ("Data Movement", "dataMovement", info["snapshotDataMoved"], _data_movement(info))):
-        if kept and not details:
+    for title, name, kept, rows_of in (
+            ("Snapshot", "snapshot", "preserveLocalSnapshot", _local_snapshot),
+            ("Data Movement", "dataMovement", "snapshotDataMoved", _data_movement)):
+        if info(kept, bool) and not details:
             yield Line(f"\t\t\t{title}: ", f"included, {SEE_DETAILS}", (*path, name))
-        elif kept:
+        elif info(kept, bool):
             yield Line(f"\t\t\t{title}:")
-            for label, key, value in rows:
-                yield Line(label and f"\t\t\t\t{label}: ", value, (*path, name, key) if key else ())
+            for label, key, value in rows_of(info):
+                yield Line(label and f"\t\t\t\t{label}: ", value, (*path, name, key) if key else "")
 
 
-def _snapshots(title: str, names: Tuple[str, str, str], infos: Any, none: str, details: bool,
-               lines_of: Callable[[Document, bool, Tuple[str, ...]], Lines]) -> Lines:
-    """Native or CSI snapshots; `names` are the key of the JSON, the one for an error, and the word in that."""
-    at = ("status", "backupVolumes")
-    if isinstance(infos, Error):
-        text = f"error concluding {names[2]} snapshot info: {_why(infos)}"
-        yield from (Line(f"\t{title}: <{text}>"), Line(None, text, (*at, names[1])))
-    elif not infos:
-        yield Line(f"\t{title}: ", none, (*at, names[0]))
-    else:
-        yield Line(f"\t{title}:")
-        yield from (line for info in infos for line in lines_of(info, details, (*at, names[0])))
+class Description:
+    """What `velero backup|restore describe` shows of an object; what could not be had is said where it would stand.
 
+    An Error stands in place of a list or artifact that could not be read. What the screen lacks is in `troubles`, but
+    for what velero itself has words for.
+    """
 
-def _pod_volume_backups(subject: Subject, at: Tuple[str, ...]) -> Lines:
-    volumes = subject.related[POD_VOLUME_BACKUPS]
-    if isinstance(volumes, Error) or not volumes:
-        word = f"<error getting pod volume backups: {_why(volumes)}>" if isinstance(volumes, Error) else NONE_INCLUDED
-        yield Line("\tPod Volume Backups: ", word, at)
-        return
-    more = "" if subject.details else f" ({SEE_DETAILS})"
-    yield Line(f"\tPod Volume Backups - {volumes[0]['spec']['uploaderType']}{more}:")
-    yield from _pod_volumes(subject, POD_VOLUME_BACKUPS, "\t\t", at)
+    def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
+                 artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False) -> None:
+        self.wrong: Dict[str, None] = {}
+        self.document = Fields(document, "", self.wrong)
+        self.spec, self.status = (Fields(self.document(part, dict), part, self.wrong) for part in ("spec", "status"))
+        self.kind, self.is_backup, self.details = resource.kind, resource is BACKUPS, details
+        self.related, self.artifacts, self.localize = related, artifacts, localize
+        self.errors: List[Error] = []
+        lines = self._backup() if self.is_backup else self._restore()
+        self.lines = [line for line in lines if line.label is None or line.value is not None]
 
+    def text(self, colorized: bool = False) -> str:
+        """The screen."""
+        return aligned(text for line in self.lines if line.label is not None for text in line.text(colorized))
 
-def _backup_volumes(subject: Subject) -> Lines:
-    """The section Backup Volumes; velero says no more after the first part of it that fails."""
-    infos, details, none = subject.artifact("BackupVolumeInfos"), subject.details, NONE_INCLUDED
-    yield Line("Backup Volumes:")
-    if isinstance(infos, Error) and not is_missing(infos):
-        text = f"error getting backup volume info: {_why(infos)}"
-        yield from (Line(f"\t<{text}>"), Line(None, text, ("status", "backupVolumes", "errorGetBackupVolumeInfo")))
-    else:
-        if is_missing(infos):
-            native, csi, none = _legacy_native(subject), _legacy_csi(subject), "<none included or not detectable>"
+    def json(self) -> Document:
+        """The same as a document for -o json; a mapping whose keys are numbers is a list."""
+        def listed(tree: Any) -> Any:
+            if not isinstance(tree, dict):
+                return tree
+            values = {key: listed(value) for key, value in tree.items()}
+            return list(values.values()) if values and all(isinstance(key, int) for key in values) else values
+
+        result: Document = {}
+        for line in self.lines:
+            target, path = result, line.path.split("/") if isinstance(line.path, str) else line.path
+            for step in path[:-1]:
+                target = target.setdefault(step, {})
+            if line.path:
+                target[path[-1]] = line.value
+        return listed(result)
+
+    @property
+    def troubles(self) -> List[Error]:
+        """What the screen lacks; the exit code of a command is that of the first."""
+        name = f"{self.kind} {one_line(self.document('metadata.name'), 254)}"
+        more = f" (and {len(self.wrong) - 1} more)" if len(self.wrong) > 1 else ""
+        return [Error(f"{name}: {one_line(text, 200)}{more}") for text in list(self.wrong)[:1]] + self.errors
+
+    def _artifact(self, kind: str) -> Fields:
+        """An artifact; one that nobody fetched is not there."""
+        value = self.artifacts.get(kind, StoreError("file not found", status=404, reason=ARTIFACT_NOT_FOUND))
+        if isinstance(value, Error):
+            raise value
+        return Fields(value, kind)
+
+    def _lacks(self, kind: str) -> bool:
+        """Whether an artifact is missing, and the server is one that has a word for that."""
+        return is_missing(self.artifacts.get(kind, StoreError("", reason=ARTIFACT_NOT_FOUND)))
+
+    def _listed(self, resource: Resource) -> List[Fields]:
+        """The related objects of a kind."""
+        items = self.related[resource]
+        if isinstance(items, Error):
+            raise items
+        return [Fields(item, f"{resource.kind} {_text(item, 'metadata', 'name')}", self.wrong) for item in items]
+
+    def _guarded(self, lines: Lines, *instead: Line) -> List[Line]:
+        """The lines of a section, or those that say, in place of {}, why it cannot be shown."""
+        try:
+            return list(lines)
+        except Error as error:
+            self.errors += [] if error in self.errors else [error]
+            why = "file not found" if is_missing(error) else one_line(error)
+            return [line._replace(value=line.value.format(why)) for line in instead]
+
+    def _time(self, text: str, absent: str = "<n/a>") -> str:
+        return go_time(text, self.localize, absent)
+
+    # -- what backups and restores have in common ----------------------------------------------------
+
+    def _row(self, label: str, value: Any, key: str = "") -> Line:
+        return Line(f"{label}\t", value, f"spec/{key}" if key else "")
+
+    def _head(self) -> Lines:
+        name, phase, deleting = self.document("metadata.name"), self.status("phase"), ""
+        if not self.is_backup and self.document("metadata.deletionTimestamp"):
+            deleting = " (Deleting)"
+        quote = "`" if self.is_backup else "'"
+        note = f" (run {quote}velero {self.kind.lower()} logs {name}{quote} for more information)"
+        yield Line("Name:\t", name, "metadata/name", BOLD)
+        yield Line("Namespace:\t", self.document("metadata.namespace"), "metadata/namespace")
+        for field in ("labels", "annotations"):
+            yield Line(f"{field.title()}:\t", self.document.pairs(f"metadata.{field}"))
+            yield Line(None, self.document(f"metadata.{field}", {str: str}) or None, f"metadata/{field}")
+        yield from (BLANK, Line(None, phase, "phase"))
+        yield Line("Phase:\t", (phase or "New") + deleting, "", PHASE_COLORS.get(phase, "{}"),
+                   note if phase in ("Failed", "PartiallyFailed") else "")
+
+    def _validation(self) -> Lines:
+        """Velero's validation errors, and what in the objects cannot be read, where velero shows nothing at all."""
+        texts, wrong = self.status("validationErrors", [str]), list(self.wrong)
+        shown = wrong[:10] + ([f"and {len(wrong) - 10} more"] if len(wrong) > 10 else [])
+        for title, name, values in (("Validation errors:\t", "validationErrors", texts),
+                                    ("Unreadable:\t", "unreadable", shown)):
+            if values:
+                yield from (BLANK, Line(title, values, name, RED))
+
+    def _times(self) -> Lines:
+        for title, name in (("Started:\t", "start"), ("Completed:\t", "completion")):
+            yield Line(title, self._time(self.status(name + "Timestamp")), f"status/{title[:-2].lower()}")
+
+    def _progress(self) -> Lines:
+        """The lines about items: an estimate while they are being worked on."""
+        progress = self.status.part("progress")
+        if progress is None:
+            return
+        verb, name = ("backed up", "BackedUp") if self.is_backup else ("restored", "Restored")
+        total, done = f"Total items to be {verb}", f"Items {verb}"
+        paths = f"status/totalItemsToBe{name}", f"status/items{name}"
+        if self.status("phase") == "InProgress":
+            total, done = f"Estimated total items to be {verb}", f"Items {verb} so far"
+            paths = f"status/estimatedTotalItemsToBe{name}", f"status/items{name}SoFar"
+        yield Line(f"{total}:\t", progress("totalItems", int), paths[0])
+        yield Line(f"{done}:\t", progress(f"items{name}", int), paths[1])
+
+    def _reference(self, title: str, part: str, path: str) -> Lines:
+        """The kind and name of a ConfigMap that the spec names."""
+        reference = self.spec.part(part)
+        if reference is not None:
+            yield from (BLANK, Line(title), Line("\tType:\t", reference("kind"), f"{path}/type"),
+                        Line("\tName:\t", reference("name"), f"{path}/name"))
+
+    def _result(self, name: str, count: int) -> Lines:
+        results = self._artifact(f"{self.kind}Results")
+        if count <= 0:
+            yield Line(None, {}, name)
+            return
+        result = results.part(name) or Fields({})
+        namespaces = result("namespaces", {str: [str]})
+        yield from (BLANK, Line(f"{name.title()}:"), Line("\tVelero:\t", result("velero", [str]), f"{name}/velero"),
+                    Line("\tCluster:\t", result("cluster", [str]), f"{name}/cluster"),
+                    Line("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}"),
+                    Line(None, namespaces or [], f"{name}/namespace"))
+        yield from (Line(f"\t\t{namespace}:\t", texts) for namespace, texts in sorted(namespaces.items()))
+
+    def _results(self) -> Lines:
+        """Warnings and errors; of a backup by a server before 1.11 there is no file, only the numbers."""
+        counts = {name: self.status(name, int) for name in ("errors", "warnings")}
+        if any(counts.values()) and self.is_backup and self._lacks("BackupResults"):
+            yield from (Line(f"{name.title()}:\t", count, f"{name}/count") for name, count in counts.items())
+        elif any(counts.values()):
+            for name, before in (("warnings", ()), ("errors", (BLANK,))):
+                yield from self._guarded(self._result(name, counts[name]), *before, Line(
+                    f"{name.title()}:\t", f"<error getting {name}: {{}}>", f"{name}/errorGetting{name.title()}"))
+
+    def _resource_list(self) -> Lines:
+        """The names of all resources by kind."""
+        what, path = f"{self.kind.lower()} resource list", "status/errorGettingResourceList"
+        if self._lacks(f"{self.kind}ResourceList"):
+            yield Line("Resource List:\t", f"<{what} not found>", path)
         else:
-            native, csi = ([row for row in infos if row["backupMethod"] == method]
-                           for method in ("NativeSnapshot", "CSISnapshot"))
-        names = ("nativeSnapshots", "errorConcludeNativeSnapshot", "native")
-        yield from _snapshots("Velero-Native Snapshots", names, native, NONE_INCLUDED, details, _native_snapshot)
+            yield from self._guarded(self._resources(), Line("Resource List:\t", f"<error getting {what}: {{}}>", path))
+
+    def _resources(self) -> Lines:
+        resources = self._artifact(f"{self.kind}ResourceList")("", {str: [str]})
+        yield from (Line(None, resources, "status/resourceList"), Line("Resource List:"))
+        for group, names in sorted(resources.items()):
+            yield from (Line(f"\t{group}:"), *(Line(f"\t\t- {name}") for name in names or [""]))
+
+    def _operation(self, operation: Fields, at: Path) -> Lines:
+        status = operation.part("status") or Fields({})
+        item = _item_text(operation.part("spec.resourceIdentifier") or Fields({}))
+        yield from (Line(f"\tOperation for {item}:"), Line(None, item, (*at, "resource")))
+        yield Line(f"\t\t{self.kind} Item Action Plugin:\t", operation(f"spec.{self.kind.lower()}ItemAction"),
+                   (*at, "plugin"))
+        yield Line("\t\tOperation ID:\t", operation("spec.operationID"), (*at, "operationID"))
+        items = [Line(f"\t\t\t{_item_text(row)}") for row in operation.rows("spec.postOperationItems")]
+        yield from [Line("\t\tItems to Update:"), *items] if items else []
+        yield Line("\t\tPhase:\t", status("phase"), (*at, "phase"))
+        done, total = status("nCompleted", int), status("nTotal", int)
+        progress = f"{done} of {total} complete ({status('operationUnits')})" if total > 0 or done > 0 else ""
+        for title, name, value in (
+                ("Operation Error", "error", status("error")), ("Progress", "progress", progress),
+                ("Progress description", "description", status("description")),
+                *((name.title(), name, self._time(status(name), "")) for name in ("created", "started", "updated"))):
+            if value:
+                yield Line(f"\t\t{title}:\t", value, (*at, name))
+
+    def _operations(self) -> Lines:
+        """What plugins go on with after the items were handled. velero has no such JSON: that of restores is ours."""
+        title, at = f"{self.kind} Item Operations:", "status/restoreItemOperations"
+        counts = {name.lower(): self.status(f"{self.kind.lower()}ItemOperations{name}", int)
+                  for name in ("Attempted", "Completed", "Failed")}
+        if counts["attempted"] <= 0:
+            return
+        yield from (Line(None, count, f"{at}/{name}") for name, count in counts.items())
+        if not self.details or f"{self.kind}ItemOperations" not in self.artifacts:
+            text = "{completed} of {attempted} completed successfully, {failed} failed".format(**counts)
+            yield Line(f"{title}\t", f"{text} ({SEE_DETAILS})")
+        else:
+            yield from self._guarded(self._operation_list(title, at), Line(
+                f"{title}\t", "<error getting operation info: {}>", f"{at}/error"))
+
+    def _operation_list(self, title: str, at: str) -> Lines:
+        rows = self._artifact(f"{self.kind}ItemOperations").rows()
+        yield Line(title)
+        for number, row in enumerate(rows):
+            yield from self._operation(row, (*at.split("/"), "operations", number))
+
+    def _hook_status(self, gap: str = "") -> Lines:
+        hooks = self.status.part("hookStatus")
+        if hooks is not None:
+            yield BLANK
+            yield Line(f"HooksAttempted:{gap}\t", hooks("hooksAttempted", int), "status/hooksAttempted")
+            yield Line(f"HooksFailed:{gap}\t", hooks("hooksFailed", int), "status/hooksFailed")
+
+    def _pod_volumes(self) -> Lines:
+        """Volumes whose files were copied, or why they cannot be shown."""
+        path = ("status", "backupVolumes", "podVolumeBackups") if self.is_backup else ("status", "podVolumeRestores")
+        title = "\tPod Volume Backups: " if self.is_backup else "Pod Volume Restores: "
+        yield from self._guarded(self._pod_volumes_by_phase(title, path), *[BLANK] * (not self.is_backup), Line(
+            title, f"<error getting {title.strip().lower()} {{}}>", path))
+
+    def _pod_volumes_by_phase(self, title: str, path: Tuple[str, ...]) -> Lines:
+        """In velero's order, with phases it does not know last, then by pod; the JSON is in the order of the API."""
+        resource = POD_VOLUME_BACKUPS if self.is_backup else POD_VOLUME_RESTORES
+        volumes, indent = self._listed(resource), "\t\t" if self.is_backup else "\t"
+        if not volumes:
+            yield Line(title if self.is_backup else None, NONE_INCLUDED, path)
+            return
+        uploader, more = volumes[0]("spec.uploaderType"), "" if self.details else f" ({SEE_DETAILS})"
+        yield from [Line(f"\tPod Volume Backups - {uploader}{more}:")] if self.is_backup else [
+            BLANK, Line(f"{uploader} Restores{more}:")]
+        yield Line(None, uploader, (*path, "uploderType"))  # velero's spelling
+        phases: Dict[str, Dict[str, List[str]]] = {name: {} for name in POD_VOLUME_PHASES[resource]}
+        for volume in volumes:
+            phase = {"": "New", "InProgress": "In Progress"}.get(volume("status.phase"), volume("status.phase"))
+            pod = f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
+            phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
+        for phase, pods in phases.items():
+            at = (*path, f"{path[-1]}Details", phase)
+            if pods and not self.details:
+                yield Line(f"{indent}{phase}:\t", sum(map(len, pods.values())), at)
+            elif pods:
+                yield Line(None, [{pod: ", ".join(names)} for pod, names in pods.items()], at)
+                yield Line(f"{indent}{phase}:")
+                yield from (Line(f"{indent}\t{pod}: {', '.join(sorted(names))}") for pod, names in sorted(pods.items()))
+
+    # -- backups -------------------------------------------------------------------------------------
+
+    def _backup(self) -> Lines:
+        """`backup describe` in 1.18's order."""
+        rest = [*self._results(), *self._backup_spec(), *self._backup_status()]  # first, for what in them is wrong
+        uploads = self.spec("uploaderConfig.parallelFilesUpload", int)
+        yield from self._head()
+        if self.status("phase") == "Queued":
+            yield Line("Queue position:\t", self.status("queuePosition", int))
+        yield from self._reference("Resource policies:", "resourcePolicy", "resourcePolicies")
+        if uploads > 0:
+            yield from (BLANK, Line("Uploader config:"), Line("\tParallel files upload:\t", uploads))
+        yield from (*self._validation(), BLANK, *rest)
+
+    def _older_filters(self) -> List[Line]:
+        return [*_filter(self.spec, "resources", ("spec",)), self._row(
+            "\tCluster-scoped:", self.spec.switch("includeClusterResources", "excluded", "included"),
+            "resources/clusterScoped")]
+
+    def _backup_filters(self) -> Lines:
+        """Namespaces and resources; the JSON has the older resource filters also where the newer ones are in use."""
+        yield from (BLANK, *_filter(self.spec, "namespaces", ("spec",)), BLANK)
+        older = any(self.spec(f"{word}Resources", [str]) for word in ("included", "excluded"))
+        if older or self.spec("includeClusterResources", bool) is not None:
+            yield from self._older_filters()
+            return
+        yield Line("Resources:")
+        for scope, every in (("cluster", NONE), ("namespace", "*")):
+            for word, otherwise in (("Included", every), ("Excluded", NONE)):
+                names = self.spec.joined(f"{word.lower()}{scope.title()}ScopedResources", otherwise)
+                yield Line(f"\t{word} {scope}-scoped:\t", names)
+        yield from (line._replace(label=None) for line in self._older_filters() if line.path)
+
+    def _selectors(self, path: str = "") -> Lines:
+        either = " or ".join(row.selector() for row in self.spec.rows("orLabelSelectors")) or NONE
+        yield from (BLANK, self._row("Label selector:", self.spec.selector("labelSelector"), "labelSelector"),
+                    BLANK, self._row("Or label selector:", either, path), BLANK)
+
+    def _backup_spec(self) -> Lines:
+        spec, row = self.spec, self._row
+        yield from (
+            *self._backup_filters(), *self._selectors(),
+            row("Storage Location:", spec("storageLocation"), "storageLocation"), BLANK,
+            row("Velero-Native Snapshot PVs:", spec.switch("snapshotVolumes"), "veleroNativeSnapshotPVs"),
+            row("File System Backup (Default):", spec.switch("defaultVolumesToFsBackup", absent=None)),
+            row("Snapshot Move Data:", spec.switch("snapshotMoveData"), "veleroSnapshotMoveData"),
+            row("Data Mover:", spec("datamover") or "velero"), Line(None, spec("datamover") or NONE, "spec/dataMover"),
+            BLANK, row("TTL:", spec.duration("ttl"), "TTL"),
+            BLANK, row("CSISnapshotTimeout:", spec.duration("csiSnapshotTimeout"), "CSISnapshotTimeout"),
+            row("ItemOperationTimeout:", spec.duration("itemOperationTimeout")), BLANK, *self._hooks())
+        if spec.part("orderedResources") is not None:
+            ordered = spec("orderedResources", {str: str})
+            yield from (BLANK, Line("OrderedResources:"), Line(None, ordered, "spec/orderedResources"))
+            yield from (Line(f"\t{key}: {value}") for key, value in sorted(ordered.items()))
+
+    def _hooks(self) -> Lines:
+        """Commands in pods, before and after; `onError:` is velero's spelling."""
+        hooks = self.spec.rows("hooks.resources")
+        yield from (Line("Hooks:"), Line("\tResources:")) if hooks else (Line("Hooks:\t", NONE),)
+        for hook in hooks:
+            at = ("spec", "hooks", "resources", hook("name"))
+            yield from (Line(f"\t\t{hook('name')}:"), Line(None, {}, at), *_filter(hook, "namespaces", at, "\t\t\t"),
+                        BLANK, *_filter(hook, "resources", at, "\t\t\t"), BLANK,
+                        Line("\t\t\tLabel selector:\t", hook.selector("labelSelector"), (*at, "labelSelector")))
+            for name in ("pre", "post"):
+                commands = list(filter(None, (row.part("exec") for row in hook.rows(name))))
+                yield from [] if commands else [Line(None, [], (*at, f"{name}ExecHook"))]
+                for number, command in enumerate(commands):
+                    path = (*at, f"{name}ExecHook", number)
+                    yield from (BLANK, Line(f"\t\t\t{name.title()} Exec Hook:"))
+                    yield Line("\t\t\t\tContainer:\t", command("container"), (*path, "container"))
+                    yield Line("\t\t\t\tCommand:\t", " ".join(command("command", [str])), (*path, "command"))
+                    yield Line("\t\t\t\tOn Error:\t", command("onError"), (*path, "onError:"))
+                    yield Line("\t\t\t\tTimeout:\t", command.duration("timeout"), (*path, "timeout"))
+
+    def _backup_status(self) -> Lines:
+        yield from (BLANK, Line("Backup Format Version:\t", self.status("formatVersion"), "status/backupFormatVersion"))
+        yield from (BLANK, *self._times(), BLANK)
+        yield from (Line("Expiration:\t", self._time(self.status("expiration"), "<nil>"), "status/expiration"), BLANK)
+        progress = list(self._progress())
+        yield from (*progress, BLANK) if progress else ()
+        yield from (line._replace(path="") for line in self._operations())
+        yield from (*self._resource_list(), BLANK) if self.details else ()
+        yield Line("Backup Volumes:")
+        yield from self._guarded(self._snapshots(), Line("\t", "<error getting backup volume info: {}>"), Line(
+            None, "error getting backup volume info: {}", "status/backupVolumes/errorGetBackupVolumeInfo"))
         yield BLANK
-        names = ("csiSnapshots", "errorConcludeCSISnapshot", "CSI")
-        yield from _snapshots("CSI Snapshots", names, csi, none, details, _csi_snapshot)
-    yield BLANK
-    yield from _pod_volume_backups(subject, ("status", "backupVolumes", "podVolumeBackups"))
+        yield from (*self._pod_volumes(), *self._hook_status())
+        yield from self._guarded(self._deletions(), BLANK, Line(
+            "Deletion Attempts: ", "<error getting deletion attempts: {}>", "deletionAttempts/error"))
 
+    def _snapshots(self) -> Lines:
+        """Native and CSI snapshots, of which servers before 1.13 tell in other artifacts."""
+        older, none = self._lacks("BackupVolumeInfos"), NONE_INCLUDED
+        infos = [] if older else self._artifact("BackupVolumeInfos").rows()
+        native, csi = ([row for row in infos if row("backupMethod") == f"{name}Snapshot"] for name in ("Native", "CSI"))
+        if older:
+            native, csi, none = self._legacy_native(), self._legacy_csi(), "<none included or not detectable>"
+        yield from self._snapshots_of("native", "Velero-Native Snapshots", native, NONE_INCLUDED)
+        yield from (BLANK, *self._snapshots_of("CSI", "CSI Snapshots", csi, none))
 
-def _pod_volume_restores(subject: Subject) -> Lines:
-    restores, at = subject.related[POD_VOLUME_RESTORES], ("status", "podVolumeRestores")
-    if isinstance(restores, Error):
-        yield from (BLANK, Line("Pod Volume Restores: ", f"<error getting pod volume restores: {_why(restores)}>", at))
-    elif not restores:
-        yield Line(None, NONE_INCLUDED, at)
-    else:
-        more = "" if subject.details else f" ({SEE_DETAILS})"
-        yield from (BLANK, Line(f"{restores[0]['spec']['uploaderType']} Restores{more}:"))
-        yield from _pod_volumes(subject, POD_VOLUME_RESTORES, "\t", at)
+    def _snapshots_of(self, word: str, title: str, infos: Iterable[Fields], none: str) -> Lines:
+        """The snapshots of one sort, or why they cannot be shown."""
+        path = ("status", "backupVolumes", f"{word.lower()}Snapshots")
 
+        def lines() -> Lines:
+            show = _csi_snapshot if word == "CSI" else _native_snapshot
+            found = [line for info in infos for line in show(info, self.details, path)]
+            yield from (Line(f"\t{title}:"), *found) if found else (Line(f"\t{title}: ", none, path),)
 
-def _csi_restore(info: Document, details: bool, at: Tuple[str, ...]) -> Lines:
-    csi, moved = info["csiSnapshotInfo"], info["snapshotDataMovementInfo"]
-    title, name, rows = ("Snapshot", "snapshot", (
-        ("Snapshot Content Name", "snapshotContentName", csi["vscName"]),
-        ("Storage Snapshot ID", "storageSnapshotID", csi["snapshotHandle"]),
-        ("CSI Driver", "csiDriver", csi["driver"])))
-    if info["snapshotDataMoved"]:
-        title, name, rows = ("Data Movement", "dataMovement", (
-            ("Operation ID", "operationID", moved["operationID"]), ("Data Mover", "dataMover", moved["dataMover"]),
-            ("Uploader Type", "uploaderType", moved["uploaderType"])))
-    yield Line(f"\t{at[-1]}:")
-    if not details:
-        yield Line(f"\t\t{title}: ", SEE_DETAILS, (*at, name))
-        return
-    yield Line(f"\t\t{title}:")
-    yield from (Line(f"\t\t\t{label}: ", value, (*at, name, key)) for label, key, value in rows)
+        text, upper = f"error concluding {word} snapshot info: {{}}", word[0].upper() + word[1:]
+        yield from self._guarded(lines(), Line(f"\t{title}: ", f"<{text}>"),
+                                Line(None, text, (*path[:2], f"errorConclude{upper}Snapshot")))
 
+    def _legacy_native(self) -> Iterator[Fields]:
+        """The snapshots of a server before 1.13, as volume infos; 1.6 began one name with a capital letter."""
+        if self.status("volumeSnapshotsAttempted", int) <= 0:
+            return
+        for row in self._artifact("BackupVolumeSnapshots").rows():
+            iops = "" if row.found("spec.volumeIOPS") is None else str(row("spec.volumeIOPS", int))
+            yield Fields({
+                "pvName": row("spec.persistentVolumeName") or row("spec.PersistentVolumeName"), "nativeSnapshotInfo": {
+                    "snapshotHandle": row("status.providerSnapshotID"), "volumeType": row("spec.volumeType"),
+                    "volumeAZ": row("spec.volumeAZ"), "iops": iops}})
 
-def _csi_restores(subject: Subject) -> Lines:
-    """The volumes that came from CSI snapshots, moved ones last; nothing where an old server wrote no file."""
-    infos, title = subject.artifact("RestoreVolumeInfo"), "CSI Snapshot Restores:"
-    at = ("status", "csiSnapshotRestores")
-    if is_missing(infos):
-        return
-    yield BLANK
-    if isinstance(infos, Error):
-        yield Line(f"{title} ", f"<error getting restore volume info: {_why(infos)}>", at)
-        return
-    restored = [row for row in infos if row["restoreMethod"] == "CSISnapshot"]
-    yield Line(title) if restored else Line(f"{title} ", NONE_INCLUDED, at)
-    for info in sorted(restored, key=lambda row: bool(row["snapshotDataMoved"])):
-        yield from _csi_restore(info, subject.details, (*at, f"{info['pvcNamespace']}/{info['pvcName']}"))
+    def _legacy_csi(self) -> Iterator[Fields]:
+        """The CSI snapshots of such a server: the contents, with the claims of their snapshots."""
+        if self.status("csiVolumeSnapshotsAttempted", int) <= 0:
+            return
+        snapshots, contents = (self._artifact(kind).rows() for kind in (
+            "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
+        claim = "spec.source.persistentVolumeClaimName"
+        claims = {row("status.boundVolumeSnapshotContentName"): {
+            "pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)} for row in snapshots if row(claim)}
+        for row in contents:
+            name = row("metadata.name")
+            yield Fields({"preserveLocalSnapshot": True, **claims.get(name, {"pvcName": "<PVC name not found>"}),
+                          "csiSnapshotInfo": {"vscName": name, "driver": row("spec.driver"), "snapshotHandle": row(
+                              "status.snapshotHandle"), "size": row("status.restoreSize", int)}})
 
+    def _deletions(self) -> Lines:
+        """The requests to delete a backup, and what they failed by."""
+        attempts = self._listed(DELETE_REQUESTS)
+        failed = sum(row("status.phase") == "Processed" and bool(row("status.errors", list)) for row in attempts)
+        yield from [Line(None, failed, "deletionAttempts/failed")] if failed else []
+        for number, row in enumerate(attempts):
+            path, created = ("deletionAttempts", "deleteBackupRequests", number), self._time(
+                row("metadata.creationTimestamp"))
+            phase, errors = row("status.phase"), row("status.errors", [str])
+            yield BLANK
+            if not number:
+                yield Line("Deletion Attempts" + (f" ({failed} failed)" if failed else "") + ":")
+            yield from (Line(None, created, (*path, "creationTimestamp")), Line(None, phase, (*path, "phase")))
+            yield Line(f"\t{created}: {phase}")
+            if errors:
+                yield from (Line(None, errors, (*path, "errors")), Line("\tErrors:"))
+                yield from (Line("\t\t", part) for text in errors for part in text.rstrip("\r\n").split("\n"))
 
-def _deletions(subject: Subject) -> Lines:
-    attempts, at = subject.related[DELETE_REQUESTS], ("deletionAttempts",)
-    if isinstance(attempts, Error):
-        yield from (BLANK, Line("Deletion Attempts: ", f"<error getting deletion attempts: {_why(attempts)}>",
-                                (*at, "error")))
-        return
-    failed = sum(row["status"]["phase"] == "Processed" and bool(row["status"]["errors"]) for row in attempts)
-    if failed:
-        yield Line(None, failed, (*at, "failed"))
-    for number, row in enumerate(attempts):
-        path, status = (*at, "deleteBackupRequests", number), row["status"]
-        created = subject.time(row["metadata"]["creationTimestamp"])
-        yield BLANK
-        if not number:
-            yield Line("Deletion Attempts" + (f" ({failed} failed)" if failed else "") + ":")
-        yield from (Line(None, created, (*path, "creationTimestamp")), Line(None, status["phase"], (*path, "phase")))
-        yield Line(f"\t{created}: {status['phase']}")
-        if status["errors"]:
-            yield from (Line(None, status["errors"], (*path, "errors")), Line("\tErrors:"))
-            yield from (Line("\t\t", part) for text in status["errors"] for part in text.rstrip("\r\n").split("\n"))
+    # -- restores ------------------------------------------------------------------------------------
 
+    def _restore(self) -> Lines:
+        """`restore describe` in 1.18's order; the JSON has the same shape as that of a backup."""
+        # What is wrong in the rest is said above it, so the rest is read first.
+        rest = [*self._results(), *self._restore_spec(), BLANK, *self._operations(), *self._hook_status(" ")]
+        yield from self._head()
+        yield Line(None, bool(self.document("metadata.deletionTimestamp")), "deleting")
+        more = [BLANK, *self._resource_list()] if self.details else []
+        yield from (*self._progress(), BLANK, *self._times(), *self._validation(), *rest, *more)
 
-# ---- describe: the screens ----
+    def _restore_spec(self) -> Lines:
+        """What was asked for, and between it the volumes."""
+        spec, row = self.spec, self._row
+        yield from (
+            BLANK, row("Backup:", spec("backupName"), "backup"), BLANK,
+            *_filter(spec, "namespaces", ("spec",), every="all namespaces found in the backup"), BLANK,
+            *self._older_filters(), BLANK, row("Namespace mappings:", spec.pairs("namespaceMapping")),
+            Line(None, spec("namespaceMapping", {str: str}), "spec/namespaceMappings"),
+            *self._selectors("orLabelSelector"), row("Restore PVs:", spec.switch("restorePVs"), "restorePVs"),
+            *self._pod_volumes())
+        if not self._lacks("RestoreVolumeInfo"):
+            yield from (BLANK, *self._guarded(self._csi_restores(), Line(
+                "CSI Snapshot Restores: ", "<error getting restore volume info: {}>", "status/csiSnapshotRestores")))
+        yield from (
+            BLANK,
+            row("Existing Resource Policy: ", spec("existingResourcePolicy") or NONE, "existingResourcePolicy"),
+            row("ItemOperationTimeout:", spec.duration("itemOperationTimeout"), "itemOperationTimeout"),
+            BLANK, row("Preserve Service NodePorts:", spec.switch("preserveNodePorts"), "preserveServiceNodePorts"),
+            *self._reference("Resource modifier:", "resourceModifier", "spec/resourceModifier"))
+        uploads = spec.part("uploaderConfig")
+        if uploads is not None:
+            sparse, parallel = uploads("writeSparseFiles", bool), uploads("parallelFilesDownload", int)
+            yield from (BLANK, Line("Uploader config:"),
+                        row("\tWrite Sparse Files:", "true" if sparse else None, "uploaderConfig/writeSparseFiles"),
+                        row("\tParallel Restore:", str(parallel) if parallel else None,
+                            "uploaderConfig/parallelFilesDownload"))
 
-def _backup_filters(spec: Document) -> Lines:
-    """Namespaces and resources; the JSON has the older resource filters also where the newer ones are in use."""
-    old = spec["includeClusterResources"] is not None or spec["includedResources"] or spec["excludedResources"]
-    yield from _blocks((NAMESPACES, ALL_RESOURCES if old else SCOPED_RESOURCES), spec, ("spec",))
-    if not old:
-        yield from (line._replace(label=None) for line in _blocks((ALL_RESOURCES,), spec, ("spec",)) if line.path)
-
-
-def _backup_status(subject: Subject) -> Lines:
-    status, at = subject.document["status"], ("status",)
-    yield from (BLANK, Line("Backup Format Version:\t", status["formatVersion"], (*at, "backupFormatVersion")), BLANK)
-    yield from _times(subject)
-    expiration = subject.time(status["expiration"], "<nil>")
-    yield from (BLANK, Line("Expiration:\t", expiration, (*at, "expiration")), BLANK)
-    yield from _progress(subject)
-    yield from [] if status["progress"] is None else [BLANK]
-    yield from (line._replace(path=()) for line in _operations(subject))
-    if subject.details:
-        yield from _resource_list(subject)
-        yield BLANK
-    yield from _backup_volumes(subject)
-    yield from _hook_status(subject)
-    yield from _deletions(subject)
-
-
-def _backup_lines(subject: Subject) -> Lines:
-    """`backup describe` in 1.18's order."""
-    spec, status, at = subject.document["spec"], subject.document["status"], ("spec",)
-    uploads, ordered = spec["uploaderConfig"]["parallelFilesUpload"], spec["orderedResources"]
-    yield from _head(subject)
-    if status["phase"] == "Queued":
-        yield Line("Queue position:\t", status["queuePosition"])
-    yield from _reference("Resource policies:", spec["resourcePolicy"], "resourcePolicies")
-    if uploads > 0:
-        yield from (BLANK, Line("Uploader config:"), Line("\tParallel files upload:\t", uploads))
-    yield from _validation(subject)
-    yield BLANK
-    yield from _results(subject)
-    yield from _backup_filters(spec)
-    yield from _blocks(BACKUP_BLOCKS, spec, at)
-    yield from (Line(None, spec["datamover"] or NONE, (*at, "dataMover")), BLANK)
-    yield from _hooks(spec)
-    if ordered is not None:
-        yield from (BLANK, Line("OrderedResources:"), Line(None, ordered, (*at, "orderedResources")))
-        yield from (Line(f"\t{key}: {value}") for key, value in sorted(ordered.items()))
-    yield from _backup_status(subject)
-
-
-def _restore_lines(subject: Subject) -> Lines:
-    """`restore describe` in 1.18's order; the JSON has the same shape as that of a backup."""
-    spec, at = subject.document["spec"], ("spec",)
-    yield from _head(subject)
-    yield Line(None, bool(subject.document["metadata"]["deletionTimestamp"]), ("deleting",))
-    yield from _progress(subject)
-    yield BLANK
-    yield from _times(subject)
-    yield from _validation(subject)
-    yield from _results(subject)
-    yield from _blocks(RESTORE_BLOCKS, spec, at)
-    yield BLANK
-    yield Line("Namespace mappings:\t", [f"{key}={value}" for key, value in sorted(spec["namespaceMapping"].items())])
-    yield Line(None, spec["namespaceMapping"], (*at, "namespaceMappings"))
-    yield from _blocks(RESTORE_SELECTION_BLOCKS, spec, at)
-    yield from _pod_volume_restores(subject)
-    yield from _csi_restores(subject)
-    yield from _blocks(RESTORE_SETTING_BLOCKS, spec, at)
-    yield from _reference("Resource modifier:", spec["resourceModifier"], "spec", "resourceModifier")
-    if spec["uploaderConfig"] is not None:
-        yield from _blocks((UPLOADER,), spec["uploaderConfig"], (*at, "uploaderConfig"))
-    yield BLANK
-    yield from _operations(subject)
-    yield from _hook_status(subject, " ")
-    if subject.details:
-        yield BLANK
-        yield from _resource_list(subject)
-
-
-DESCRIPTIONS = {BACKUPS: _backup_lines, RESTORES: _restore_lines}
-
-
-def describe_text(resource: Resource, document: Document, related: Mapping[Resource, Listed], artifacts: Artifacts, *,
-                  details: bool = False, colorized: bool = False, localize: Localize = utc) -> Described:
-    """The screen of `velero backup|restore describe`; what could not be had is said where it would stand."""
-    subject = _subject(resource, document, related, artifacts, details, localize)
-    lines = (line for line in DESCRIPTIONS[resource](subject) if line.label is not None)
-    return Described(aligned(text for line in lines for text in _text_lines(line, colorized)), _troubles(subject))
-
-
-def describe_document(resource: Resource, document: Document, related: Mapping[Resource, Listed], artifacts: Artifacts,
-                      *, details: bool = False, localize: Localize = utc) -> Described:
-    """The same as a document for -o json."""
-    subject = _subject(resource, document, related, artifacts, details, localize)
-    return Described(_tree(DESCRIPTIONS[resource](subject)), _troubles(subject))
-
-
-def describe_json(documents: List[Document]) -> str:
-    """`describe -o json`: velero's indent of four and sorted keys; several documents, or none, are an array."""
-    content = documents[0] if len(documents) == 1 else documents
-    return encodable(json.dumps(content, indent=4, sort_keys=True, ensure_ascii=False)) + "\n"
-
-
-# ---- get -o json|yaml, version ----
-
-_GO_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
-
-
-def get_json(document: Document) -> str:
-    """A Kubernetes object as velero prints JSON: Go's order of fields, indent and escapes."""
-    return encodable(json.dumps(go_ordered(document), indent=2, ensure_ascii=False)).translate(_GO_ESCAPES) + "\n"
-
-
-def list_json(resource: Resource, documents: Iterable[Document], version: str = "") -> Iterator[str]:
-    """`get -o json` in pieces, so that a long list is never whole in memory; one document is printed by itself."""
-    rest = iter(documents)
-    start = list(itertools.islice(rest, 2))
-    if len(start) == 1:
-        yield get_json(start[0])
-        return
-    head, tail = get_json({**list_document(resource, [], version), "items": ["HERE"]}).split('\n    "HERE"')
-    for number, document in enumerate(itertools.chain(start, rest)):
-        yield ("," if number else head) + "\n    " + get_json(document)[:-1].replace("\n", "\n    ")
-    yield tail if start else head + tail[3:]
-
-
-class _GoDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Quotes as Go's YAML does: double quotes where a bare word would be read as something else than a string."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Documents are printed in full."""
-        return True
-
-
-_GO_NO_STRING = re.compile(
-    r"[yYnN]|[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?0o[0-7]+|\d{4}-\d\d?-\d\d?", re.ASCII)
-
-_PLAIN_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:yaml")  # the latter for `*`, which libyaml quotes singly
-
-
-def _go_scalar(dumper: Any, text: str) -> Any:
-    plain = dumper.resolve(yaml.ScalarNode, text, (True, False)) in _PLAIN_TAGS
-    style = "|" if "\n" in text else None if plain and not _GO_NO_STRING.fullmatch(text) else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", encodable(text), style=style)
-
-
-_GoDumper.add_representer(str, _go_scalar)
-
-
-def get_yaml(document: Document) -> str:
-    """A Kubernetes object as velero prints YAML, which ends with an empty line."""
-    text = yaml.dump(document, Dumper=_GoDumper, default_flow_style=False, sort_keys=True, allow_unicode=True)
-    return (text[:-4] if text.endswith("\n...\n") else text) + "\n"
+    def _csi_restores(self) -> Lines:
+        """The volumes that came from CSI snapshots, moved ones last."""
+        infos = [row for row in self._artifact("RestoreVolumeInfo").rows() if row("restoreMethod") == "CSISnapshot"]
+        title, at = "CSI Snapshot Restores:", ("status", "csiSnapshotRestores")
+        yield Line(title) if infos else Line(f"{title} ", NONE_INCLUDED, at)
+        for info in sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))):
+            moved, path = info("snapshotDataMoved", bool), (*at, f"{info('pvcNamespace')}/{info('pvcName')}")
+            word, name = ("Data Movement", "dataMovement") if moved else ("Snapshot", "snapshot")
+            yield Line(f"\t{path[-1]}:")
+            if not self.details:
+                yield Line(f"\t\t{word}: ", SEE_DETAILS, (*path, name))
+                continue
+            yield Line(f"\t\t{word}:")
+            for label, key, value in (_data_movement if moved else _local_snapshot)(info, restored=True):
+                yield Line(f"\t\t\t{label}: ", value, (*path, name, key))
 
 
 def version_text(server_version: Optional[str], source: str = "") -> str:
@@ -3487,223 +3149,50 @@ def version_document(server_version: Optional[str], source: str = "") -> Documen
     return client if server_version is None else {**client, "server": server}
 
 
-# The CustomResourceDefinitions are Velero's own but for the descriptions. One notation holds both dialects,
-# that of 1.6.3 (with a status subresource) and that of 1.18.1 (without):
-#
-#   "type"             a row of PRIMITIVES
-#   ("A", "B")         a string, one of these
-#   [T]   [T, {...}]   an array of T; the dict holds further keywords of the array
-#   {"*": T}           an object with any keys, each value a T
-#   {"a b": T}         an object with the fields a and b, each a T; an entry x-* is a keyword of the object
-#
-# Marks behind a name:  ! required   ? nullable   + only without status subresource   - only with it
+# Strict are the two kinds that are requests to a controller: every field and value that Velero's own definitions have.
+# The others are Velero's to define, and take what its servers, old and new, write into them.
 
-NUMBER = r"(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
-QUANTITY = rf"^(\+|-)?{NUMBER}(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?{NUMBER}))?$"
-INT_OR_STRING = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
-PRIMITIVES = {
-    "boolean": {"type": "boolean"}, "integer": {"type": "integer"}, "string": {"type": "string"},
-    "int32": {"type": "integer", "format": "int32"}, "int64": {"type": "integer", "format": "int64"},
-    "bytes": {"type": "string", "format": "byte"}, "time": {"type": "string", "format": "date-time"},
-    "string = ''": {"type": "string", "default": ""},
-    "int-or-string": INT_OR_STRING, "quantity": {**INT_OR_STRING, "pattern": QUANTITY}}
-
-# Fragments that several kinds share.
-ATOMIC_LIST = {"x-kubernetes-list-type+": "atomic"}
-ATOMIC_OBJECT = {"x-kubernetes-map-type+": "atomic"}
-LABEL_SELECTOR = {
-    "matchLabels": {"*": "string"},
-    "matchExpressions": [{"key! operator!": "string", "values": ["string", ATOMIC_LIST]}, ATOMIC_LIST],
-    **ATOMIC_OBJECT}
-KEY_SELECTOR = {"key! name-": "string", "name+": "string = ''", "optional": "boolean", **ATOMIC_OBJECT}
-LOCAL_OBJECT_REFERENCE = {"apiGroup kind! name!": "string", **ATOMIC_OBJECT}
-RESOURCE_FILTER = {
-    "includedNamespaces? excludedNamespaces? includedResources? excludedResources?": ["string"],
-    "labelSelector?": LABEL_SELECTOR}
-EXEC_HOOK = {"container": "string", "command!": ["string", {"minItems": 1}], "onError": ("Continue", "Fail")}
-COMMON_SPEC = {
-    **RESOURCE_FILTER, "orLabelSelectors?+": [LABEL_SELECTOR],
-    "includeClusterResources?": "boolean", "itemOperationTimeout+": "string"}
-COMMON_STATUS = {
-    "startTimestamp? completionTimestamp?": "time", "validationErrors?": ["string"],
-    "warnings errors": "integer", "hookStatus?+": {"hooksAttempted hooksFailed": "integer"}}
-ACCESS_MODE = ("ReadOnly", "ReadWrite")
-REQUEST_PHASE = ("New", "Processed")
-
-# The Container of Kubernetes 1.19: 1.6.3 spells it out for the init containers of restore hooks.
-LIFECYCLE_HANDLER = {
-    "exec": {"command": ["string"]},
-    "httpGet": {
-        "host path scheme": "string", "port!": "int-or-string", "httpHeaders": [{"name! value!": "string"}]},
-    "tcpSocket": {"host": "string", "port!": "int-or-string"}}
-PROBE = {
-    **LIFECYCLE_HANDLER,
-    "initialDelaySeconds timeoutSeconds periodSeconds successThreshold failureThreshold": "int32"}
-ENVIRONMENT_VARIABLE_SOURCE = {
-    "fieldRef": {"apiVersion fieldPath!": "string"},
-    "resourceFieldRef": {"containerName resource!": "string", "divisor": "quantity"},
-    "configMapKeyRef secretKeyRef": KEY_SELECTOR}
-SECURITY_CONTEXT = {
-    "capabilities": {"add drop": ["string"]},
-    "privileged allowPrivilegeEscalation readOnlyRootFilesystem runAsNonRoot": "boolean",
-    "runAsUser runAsGroup": "int64", "procMount": "string",
-    "seLinuxOptions": {"user role type level": "string"},
-    "seccompProfile": {"type! localhostProfile": "string"},
-    "windowsOptions": {"gmsaCredentialSpecName gmsaCredentialSpec runAsUserName": "string"}}
-PORT_KEYS = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["containerPort", "protocol"]}
-CONTAINER = {
-    "name! image imagePullPolicy workingDir terminationMessagePath terminationMessagePolicy": "string",
-    "command args": ["string"],
-    "ports": [{"containerPort! hostPort": "int32", "protocol! name hostIP": "string"}, PORT_KEYS],
-    "env": [{"name! value": "string", "valueFrom": ENVIRONMENT_VARIABLE_SOURCE}],
-    "envFrom": [{"prefix": "string", "configMapRef secretRef": {"name": "string", "optional": "boolean"}}],
-    "resources": {"limits requests": {"*": "quantity"}},
-    "volumeMounts": [{
-        "mountPath! name! subPath subPathExpr mountPropagation": "string", "readOnly": "boolean"}],
-    "volumeDevices": [{"devicePath! name!": "string"}],
-    "livenessProbe readinessProbe startupProbe": PROBE,
-    "lifecycle": {"postStart preStop": LIFECYCLE_HANDLER},
-    "securityContext": SECURITY_CONTEXT,
-    "stdin stdinOnce tty": "boolean"}
-ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}  # 1.18.1 leaves the same place open
-
-BACKUP_HOOK = {"exec!": {**EXEC_HOOK, "timeout": "string"}}
-BACKUP_SCHEMA = {
-    "spec": {
-        **COMMON_SPEC,
-        "includedClusterScopedResources?+ excludedClusterScopedResources?+": ["string"],
-        "includedNamespaceScopedResources?+ excludedNamespaceScopedResources?+": ["string"],
-        "metadata+": {"labels": {"*": "string"}},
-        "hooks": {"resources?": [{"name!": "string", **RESOURCE_FILTER, "pre post": [BACKUP_HOOK]}]},
-        "orderedResources?": {"*": "string"}, "resourcePolicy+": LOCAL_OBJECT_REFERENCE,
-        "storageLocation ttl csiSnapshotTimeout+ datamover+ volumeGroupSnapshotLabelKey+": "string",
-        "volumeSnapshotLocations": ["string"],
-        "snapshotVolumes? snapshotMoveData?+ defaultVolumesToFsBackup?+": "boolean",
-        "defaultVolumesToRestic- defaultVolumesToRestic?+": "boolean",
-        "uploaderConfig?+": {"parallelFilesUpload": "integer"}},
-    "status": {
-        **COMMON_STATUS,
-        "phase": (
-            "New", "Queued+", "ReadyToStart+", "FailedValidation", "InProgress",
-            "WaitingForPluginOperations+", "WaitingForPluginOperationsPartiallyFailed+", "Finalizing+",
-            "FinalizingPartiallyFailed+", "Completed", "PartiallyFailed", "Failed", "Deleting"),
-        "expiration?": "time", "formatVersion failureReason+": "string",
-        "version queuePosition+ volumeSnapshotsAttempted volumeSnapshotsCompleted": "integer",
-        "csiVolumeSnapshotsAttempted+ csiVolumeSnapshotsCompleted+": "integer",
-        "backupItemOperationsAttempted+ backupItemOperationsCompleted+": "integer",
-        "backupItemOperationsFailed+": "integer",
-        "progress?": {"totalItems itemsBackedUp": "integer"}}}
-BACKUP_STORAGE_LOCATION_SCHEMA = {
-    "spec": {
-        "objectStorage!": {"bucket! prefix": "string", "caCert": "bytes", "caCertRef+": KEY_SELECTOR},
-        "provider!": "string",
-        "config": {"*": "string"}, "credential": KEY_SELECTOR, "default": "boolean",
-        "accessMode": ACCESS_MODE,
-        "backupSyncPeriod? validationFrequency?": "string"},
-    "status": {
-        "phase": ("Available", "Unavailable"), "accessMode": ACCESS_MODE,
-        "message+ lastSyncedRevision": "string", "lastSyncedTime? lastValidationTime?": "time"}}
-DOWNLOAD_TARGET = {"kind!": tuple(row.kind + row.dialect for row in TARGETS.values()), "name!": "string"}
-DOWNLOAD_REQUEST_SCHEMA = {
-    "spec": {"target!": DOWNLOAD_TARGET},
-    "status": {"phase": REQUEST_PHASE, "downloadURL": "string", "expiration?": "time"}}
-RESTORE_HOOK = {
-    "exec": {**EXEC_HOOK, "execTimeout waitTimeout": "string", "waitForReady?+": "boolean"},
-    "init": {"initContainers-": [CONTAINER], "initContainers+": [ANYTHING, ANYTHING], "timeout": "string"}}
-RESTORE_SCHEMA = {
-    "spec": {
-        **COMMON_SPEC,
-        "backupName!- backupName+ scheduleName existingResourcePolicy?+": "string",
-        "namespaceMapping": {"*": "string"},
-        "restorePVs? preserveNodePorts?": "boolean",
-        "restoreStatus?+": {"includedResources? excludedResources?": ["string"]},
-        "resourceModifier?+": LOCAL_OBJECT_REFERENCE,
-        "hooks": {"resources": [{"name!": "string", **RESOURCE_FILTER, "postHooks": [RESTORE_HOOK]}]},
-        "uploaderConfig?+": {"writeSparseFiles?": "boolean", "parallelFilesDownload": "integer"}},
-    "status": {
-        **COMMON_STATUS,
-        "phase": (
-            "New", "FailedValidation", "InProgress",
-            "WaitingForPluginOperations+", "WaitingForPluginOperationsPartiallyFailed+",
-            "Completed", "PartiallyFailed", "Failed", "Finalizing+", "FinalizingPartiallyFailed+"),
-        "failureReason": "string",
-        "restoreItemOperationsAttempted+ restoreItemOperationsCompleted+": "integer",
-        "restoreItemOperationsFailed+": "integer",
-        "progress?": {"totalItems itemsRestored": "integer"}}}
-SERVER_STATUS_REQUEST_SCHEMA = {
-    "spec": {},
-    "status": {
-        "phase": REQUEST_PHASE, "processedTimestamp?": "time",
-        "serverVersion": "string", "plugins?": [{"kind! name!": "string"}]}}
-
-STATUS_SUBRESOURCE = {"subresources-": {"status": {}}}
-LOCATION_VERSION = {
-    **STATUS_SUBRESOURCE, "subresources+": {}, "additionalPrinterColumns": [
-        {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
-        {"name": "Last Validated", "type": "date", "jsonPath": ".status.lastValidationTime"},
-        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-        {"name": "Default", "type": "boolean", "jsonPath": ".spec.default"}]}
-CUSTOM_RESOURCES = (  # kind, further names, schema, further keywords of the version
-    ("Backup", {}, BACKUP_SCHEMA, {}),
-    ("BackupStorageLocation", {"shortNames": ["bsl"]}, BACKUP_STORAGE_LOCATION_SCHEMA, LOCATION_VERSION),
-    ("DownloadRequest", {}, DOWNLOAD_REQUEST_SCHEMA, STATUS_SUBRESOURCE),
-    ("Restore", {}, RESTORE_SCHEMA, {}),
-    ("ServerStatusRequest", {"shortNames": ["ssr"]}, SERVER_STATUS_REQUEST_SCHEMA, STATUS_SUBRESOURCE))
+def _struct(*required: str, **fields: Document) -> Document:
+    return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
 
 
-def _present(entries: Document, absent: str) -> Iterator[Tuple[str, str, Any]]:
-    """Name, marks and value of every entry but those with the mark of the other dialect."""
-    for words, value in entries.items():
-        for word in words.split():
-            name = word.rstrip("!?+-")
-            marks = word[len(name):]
-            if absent not in marks:
-                yield name, marks, value
-
-
-def _keywords(entries: Document, absent: str) -> Document:
-    """For entries whose values are final, not notation."""
-    return {name: value for name, _, value in _present(entries, absent)}
-
-
-def _openapi_schema(notation: Any, absent: str) -> Document:
-    """Shares parts with the constants above: to be copied before anybody changes it."""
-    if isinstance(notation, str):
-        return PRIMITIVES[notation]
-    if isinstance(notation, tuple):
-        return {"type": "string", "enum": list(_keywords(dict.fromkeys(notation), absent))}
-    if isinstance(notation, list):
-        item, keywords = notation if len(notation) == 2 else (notation[0], {})
-        return {"type": "array", "items": _openapi_schema(item, absent), **_keywords(keywords, absent)}
-    schema: Document = {"type": "object"}
-    for name, marks, value in _present(notation, absent):
-        if name.startswith("x-"):
-            schema[name] = value
-        elif name == "*":
-            schema["additionalProperties"] = _openapi_schema(value, absent)
-        else:
-            inner = _openapi_schema(value, absent)
-            schema.setdefault("properties", {})[name] = {**inner, "nullable": True} if "?" in marks else inner
-            if "!" in marks:
-                schema.setdefault("required", []).append(name)
-    return schema
+def _request_schemas(status_subresource: bool) -> Dict[str, Tuple[Document, Document]]:
+    """Kind -> the schemas of spec and status."""
+    text, time = {"type": "string"}, {"type": "string", "format": "date-time", "nullable": True}
+    phase, release = {"type": "string", "enum": [NEW, PROCESSED]}, "1.6" if status_subresource else "1.18"
+    kinds = {"type": "string", "enum": [row.kind for row in TARGETS.values() if release in row.releases.split()]}
+    plugins = {"type": "array", "items": _struct("kind", "name", kind=text, name=text), "nullable": True}
+    return {
+        "DownloadRequest": (_struct("target", target=_struct("kind", "name", kind=kinds, name=text)),
+                            _struct(downloadURL=text, expiration=time, phase=phase)),
+        "ServerStatusRequest": ({"type": "object"}, _struct(
+            phase=phase, processedTimestamp=time, serverVersion=text, plugins=plugins))}
 
 
 def crd_manifests(status_subresource: bool) -> List[Document]:
-    """Velero 1.6.3's with a status subresource, 1.18.1's without; only the descriptions are missing."""
-    absent, manifests = "+" if status_subresource else "-", []
-    for kind, more_names, notation, version_keywords in CUSTOM_RESOURCES:
-        plural = kind.lower() + "s"
-        names = {"kind": kind, "listKind": kind + "List", "singular": kind.lower(), "plural": plural}
-        names.update(more_names)
-        schema = _openapi_schema({"apiVersion kind": "string", "metadata": {}, **notation}, absent)
-        version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
-        version.update(_keywords(version_keywords, absent))
+    """The CustomResourceDefinitions, as Velero 1.6 has them (with a status subresource) or 1.18 (without)."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schemas, manifests = _request_schemas(status_subresource), []
+    for kind, *short_names in (("Backup",), ("BackupStorageLocation", "bsl"), ("DownloadRequest",), ("Restore",),
+                               ("ServerStatusRequest", "ssr")):
+        spec, status = schemas.get(kind, (anything, anything))
+        names = {"kind": kind, "listKind": f"{kind}List", "singular": kind.lower(), "plural": f"{kind.lower()}s"}
+        version: Document = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": _struct(
+            apiVersion={"type": "string"}, kind={"type": "string"}, metadata={"type": "object"}, spec=spec,
+            status=status)}}
+        if status_subresource and kind not in ("Backup", "Restore"):
+            version["subresources"] = {"status": {}}
+        if kind == "BackupStorageLocation":
+            version["additionalPrinterColumns"] = [
+                {"name": name, "type": column_type, "jsonPath": path} for name, column_type, path in (
+                    ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
+                    ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": plural + ".velero.io", "labels": {"component": "velero"}},
-            "spec": {"group": "velero.io", "names": names, "scope": "Namespaced", "versions": [version]}})
-    return json.loads(json.dumps(manifests))  # a copy that shares nothing, so that YAML shows no anchors
+            "metadata": {"name": f"{names['plural']}.velero.io", "labels": {"component": "velero"}},
+            "spec": {"group": "velero.io", "names": {**names, **({"shortNames": short_names} if short_names else {})},
+                     "scope": "Namespaced", "versions": [version]}})
+    return manifests
 
 # ════════════════════════════════════════════════════════════════════════════════════════════════════
 # The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
@@ -7764,11 +7253,8 @@ def local_time(instant: datetime) -> datetime:
 
 def write_list(options: Options, resource: Resource, documents: List[Document], version: str) -> None:
     """Backups or restores as a table, JSON or YAML."""
-    if options.output == "json":
-        for part in list_json(resource, documents, version):
-            write_text(part)
-    elif options.output == "yaml":
-        write_text(get_yaml(list_document(resource, documents, version)))
+    if options.output in ("json", "yaml"):
+        write_text(DOCUMENT_TEXTS[options.output](list_document(resource, documents, version)))
     elif not documents:
         say(f"No resources found in {options.location or options.namespace + ' namespace'}.")
     else:
@@ -7807,11 +7293,9 @@ def is_colorized(options: Options) -> bool:
     return sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
 
 
-def describe(options: Options, api: Api, resource: Resource, documents: List[Document]) -> Iterator[Described]:
+def describe(options: Options, api: Api, resource: Resource, documents: List[Document]) -> Iterator[Description]:
     """One screen after the other; once nobody answered, the next ones are not waited for as long again."""
     trust, structured, timeout = trust_of(options), options.output == "json", options.timeout
-    how = {"details": options.details, "localize": local_time}
-    colors = {} if structured else {"colorized": is_colorized(options)}
     for document in documents:
         kinds = artifacts_of(resource, document, details=options.details, structured=structured)
         reading = new_reading(api._replace(waiting=unseen), options.namespace, resource,
@@ -7820,23 +7304,22 @@ def describe(options: Options, api: Api, resource: Resource, documents: List[Doc
             related, artifacts = read_screen(reading, resource, document, kinds)
         if any(isinstance(value, TimedOut) for value in artifacts.values()):
             timeout = min(timeout, SECOND_WAIT)
-        make = describe_document if structured else describe_text
-        yield make(resource, document, related, artifacts, **how, **colors)
+        yield Description(resource, document, related, artifacts, localize=local_time, details=options.details)
 
 
 def cmd_describe(options: Options, resource: Resource) -> int:
     """Screens or JSON; what is missing on them is said on stderr too, and decides the exit code."""
     api, troubles = api_of(options), []
     documents, _ = find_documents(api, resource, options.namespace, options.names, options.selector)
-    screens = []
+    screens, colorized = [], options.output != "json" and is_colorized(options)
     for number, screen in enumerate(describe(options, api, resource, documents)):
         troubles += screen.troubles
         if options.output == "json":
-            screens.append(screen.content)
+            screens.append(screen.json())
         else:
-            write_text("\n\n" * bool(number) + screen.content)
+            write_text("\n\n" * bool(number) + screen.text(colorized))
     if options.output == "json":
-        write_text(describe_json(screens))
+        write_text(json_text(screens[0] if len(screens) == 1 else screens))
     silent = [trouble for trouble in troubles if isinstance(trouble, TimedOut)]
     for trouble in silent[-1:]:
         trouble.hints += tuple(silence_hints(api, options.namespace))
@@ -7848,18 +7331,15 @@ def cmd_plugin_get(options: Options) -> int:
     api = api_of(options)
     with explained(api, options.namespace):
         document = get_server_status(api, options.namespace, timeout=options.timeout)
-    render = {"table": lambda: plugin_table(plugins_from(document)), "json": lambda: get_json(document),
-              "yaml": lambda: get_yaml(document)}
-    write_text(render[options.output or "table"]())
+    render = DOCUMENT_TEXTS.get(options.output)
+    write_text(render(document) if render else plugin_table(plugins_from(document)))
     return Exit.DONE
 
 
 def write_version(options: Options, version: Optional[str], source: str = "") -> None:
     """The versions as text, JSON or YAML."""
-    document = version_document(version, source)
-    render = {"table": lambda: version_text(version, source), "json": lambda: json_text(document),
-              "yaml": lambda: yaml_text(document)}
-    write_text(render[options.output or "table"]())
+    render = DOCUMENT_TEXTS.get(options.output)
+    write_text(render(version_document(version, source)) if render else version_text(version, source))
 
 
 def cmd_version(options: Options) -> int:
