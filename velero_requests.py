@@ -6937,7 +6937,7 @@ def shown(what: str, seconds: float) -> Iterator[None]:
 def api_of(options: Options) -> Api:
     """The cluster that the flags name."""
     api = connect(load_cluster(options.kubeconfig, options.context))
-    log.info("the cluster is %s, the namespace %s", redact(one_line(api.cluster.server)), options.namespace)
+    log.info("the cluster is %s, the namespace %s", redact(one_line(api.session.cluster.server)), options.namespace)
     return api if getattr(options, "quiet", False) else api._replace(waiting=shown)
 
 
