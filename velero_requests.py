@@ -16,24 +16,24 @@ ways with Velero 1.6.3 to 1.18.
     python3 velero_requests.py --help                    everything else
 
 Contents
-     1  Vocabulary                       constants, tables and records the rest is written in
-     2  Errors                           whose fault it is, whether to try again, the exit code, the cure
-     3  Text and time                    RFC 3339, Go durations, redaction, byte lines
-     4  Documents into records           the only place that digs in dicts
-     5  Object keys and URLs             artifact -> key -> address in the store
-     6  Signing                          AWS Signature Version 4, one function per noun of the specification
-     7  Decisions                        every policy, as functions from values to an Outcome
-     8  Text for people and machines     tables, version, manifests: strings and documents only
+     1  Ground          exit codes, the error family, text and time, typed access to strangers' documents
+     2  Requests        the kinds, what can be asked for, and every policy of the controller
+     3  Locations       BackupStorageLocation -> record -> object key -> address
+     4  Signing         AWS Signature Version 4, one function per noun of the specification
+     5  Keys            AWS ini files, profiles, and the plan where keys come from
+     6  Kubeconfig      documents -> cluster and identity; proxy rules
+     7  Downloads       what an answer says of an object, ranges, refusals and their cures, when to try again
+     8  Screens         tables, describe, JSON and YAML
+     9  Manifests       the CustomResourceDefinitions
     ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world
-     9  Connections                      TLS, proxies, pools, kubeconfig and in-cluster loading, identities renewed
-    10  Kubernetes verbs                 one `send`, thin verbs over it, one event stream
-    11  Credentials                      Secret, environment, shared credentials file
-    12  Object store                     fetch, go on after a break, inflate, verify, save
-    13  Queue                            dedupe, delays and back-off; the one class with behaviour
-    14  Controller                       feeders, gather, apply, reconcile, run
-    15  Client helpers                   create a request, wait for the answer, tidy up; or do without a controller
-    16  Doctor                           why nobody answered: checks, each one finding with its cure
-    17  Command line                     the COMMANDS table, the parser made from it, main
+    10  Connections     TLS, deadlines, pools, sessions and their renewal
+    11  Cluster         one exchange, thin verbs over it, one event stream
+    12  Key sources     Secret, STS, files, container, instance metadata
+    13  Store           receive, go on, verify, save
+    14  Controller      queue, feeders, workers, gather, apply, run
+    15  Client          create, wait, stream, tidy up; or do without a controller
+    16  Doctor          why nobody answered: checks, each one finding with its cure
+    17  Command line    the COMMANDS table, the parser made from it, main
 
 How to read it: from top to bottom. A name is explained before it is used, and nothing above the waterline touches I/O,
 clocks, threads or randomness; both are checked by test_velero_requests.py. Importing this file does nothing.
@@ -115,9 +115,7 @@ __version__ = "0.1.0"
 log = logging.getLogger("velero_requests")
 
 # ====================================================================================================
-# 1. Vocabulary — all constants, tables and records the rest is written in; no behaviour
-#    hides, Exit, Resource, Artifact, TARGETS, Key, DownloadRequest, StatusRequest, Location, Credentials,
-#    Cluster, Facts, Server, Outcome, Finding
+# 1. Ground — exit codes, the error family, text and time, typed access to strangers' documents
 # ====================================================================================================
 
 Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on untouched
@@ -153,266 +151,10 @@ class Exit(enum.IntEnum):
     BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output left, as in `backup logs NAME | head`
 
 
-class Resource(NamedTuple):
-    """A kind of Kubernetes object and where the API serves it."""
-
-    kind: str
-    plural: str
-    group: str = "velero.io"
-    version: str = "v1"
-
-
-BACKUPS = Resource("Backup", "backups")
-RESTORES = Resource("Restore", "restores")
-LOCATIONS = Resource("BackupStorageLocation", "backupstoragelocations")
-DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
-STATUS_REQUESTS = Resource("ServerStatusRequest", "serverstatusrequests")
-SECRETS = Resource("Secret", "secrets", group="")
-EVENTS = Resource("Event", "events", group="")
-DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
-
 DEFAULT_NAMESPACE = "velero"
 PROGRAM = "velero_requests.py"
 
-# Phases of both request kinds. Velero 1.6 to 1.18 never write New (it is the empty phase in practice); Failed came
-# after 1.18 and carries status.message.
-NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
-UNANSWERED = ("", NEW)
-
-URL_LIFE = timedelta(minutes=10)             # of a signed URL and of its DownloadRequest (velero pkg/persistence)
-STATUS_LIFE = timedelta(minutes=1)           # of a ServerStatusRequest (velero pkg/controller)
-STATUS_LOOK_AGAIN = timedelta(minutes=5)     # an answered one is looked at again, and deleted, only after this
-URL_POLL = 0.025                             # seconds between reads where watching is not allowed (velero's CLI, too)
-STATUS_POLL = 0.25
-
-REASON = "velero-requests.io/reason"         # annotation: a stable CamelCase word
-MESSAGE = "velero-requests.io/message"       # annotation: one sentence, no secrets
 MESSAGE_LIMIT = 1024                         # characters; what core/v1 Event allows for a message
-
-RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
-WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
-LINE_CAP = 3.0                               # seconds; the same when it is the line, which no retry burdens
-FACTS_LIFE = 5.0                             # seconds that a backup, location or Secret is remembered after a success
-PAGE_SIZE = 25                               # objects; client-go's 500 may be 700 MB of hostile ones
-
-# Logs exist once a backup or restore has finished; 1.11 added the two phases in which only plugins still work.
-PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
-                    "WaitingForPluginOperationsPartiallyFailed")
-
-
-OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): all that this file does of a Velero server's plugins
-
-
-class Artifact(NamedTuple):
-    """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it.
-
-    `releases` are those whose CustomResourceDefinition lists the kind.
-    """
-
-    kind: str
-    owner: Resource
-    key: str
-    gunzip: bool = True
-    releases: str = "1.18"
-
-
-BACKUP_CONTENTS = "BackupContents"
-
-# Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with the keys of velero
-# pkg/persistence/object_store_layout.go. Two rows surprise: RestoreResults has no `.json` in its name, and
-# RestoreVolumeInfo alone has no `restore-` prefix. BackupItemSnapshots existed from 1.8 to 1.10 only.
-TARGETS = {row.kind: row for row in (
-    Artifact("BackupLog", BACKUPS, "backups/{name}/{name}-logs.gz", releases="1.6 1.18"),
-    Artifact(BACKUP_CONTENTS, BACKUPS, "backups/{name}/{name}.tar.gz", gunzip=False, releases="1.6 1.18"),
-    Artifact("BackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-volumesnapshots.json.gz", releases="1.6 1.18"),
-    Artifact("BackupItemOperations", BACKUPS, "backups/{name}/{name}-itemoperations.json.gz"),
-    Artifact("BackupResourceList", BACKUPS, "backups/{name}/{name}-resource-list.json.gz", releases="1.6 1.18"),
-    Artifact("BackupResults", BACKUPS, "backups/{name}/{name}-results.gz"),
-    Artifact("RestoreLog", RESTORES, "restores/{name}/restore-{name}-logs.gz", releases="1.6 1.18"),
-    Artifact("RestoreResults", RESTORES, "restores/{name}/restore-{name}-results.gz", releases="1.6 1.18"),
-    Artifact("RestoreResourceList", RESTORES, "restores/{name}/restore-{name}-resource-list.json.gz"),
-    Artifact("RestoreItemOperations", RESTORES, "restores/{name}/restore-{name}-itemoperations.json.gz"),
-    Artifact("CSIBackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-csi-volumesnapshots.json.gz"),
-    Artifact("CSIBackupVolumeSnapshotContents", BACKUPS, "backups/{name}/{name}-csi-volumesnapshotcontents.json.gz"),
-    Artifact("BackupVolumeInfos", BACKUPS, "backups/{name}/{name}-volumeinfo.json.gz"),
-    Artifact("RestoreVolumeInfo", RESTORES, "restores/{name}/{name}-volumeinfo.json.gz"),
-    Artifact("BackupItemSnapshots", BACKUPS, "backups/{name}/{name}-itemsnapshots.json.gz", releases=""),
-)}
-
-class Key(NamedTuple):
-    """One object in the controller's queue."""
-
-    resource: Resource
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.resource.kind} {self.namespace}/{self.name}"
-
-
-@hides("url")
-class DownloadRequest(NamedTuple):
-    """A DownloadRequest as far as decisions need it; times that cannot be read are None."""
-
-    key: Key
-    uid: str
-    version: str
-    created: Optional[datetime]
-    deleting: bool
-    target_kind: str
-    target_name: str
-    phase: str
-    url: str
-    expiration: Optional[datetime]
-    reason: str
-    message: str
-
-
-class StatusRequest(NamedTuple):
-    """A ServerStatusRequest as far as decisions need it."""
-
-    key: Key
-    uid: str
-    version: str
-    created: Optional[datetime]
-    deleting: bool
-    phase: str
-    processed: Optional[datetime]
-
-
-Request = Union[DownloadRequest, StatusRequest]
-
-
-@hides("s3_url", "public_url", "ca_cert")
-class Location(NamedTuple):
-    """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
-
-    name: str
-    bucket: str
-    prefix: str = ""
-    region: str = ""
-    s3_url: str = ""
-    public_url: str = ""
-    path_style: bool = False
-    dualstack: bool = False
-    fips: bool = False
-    insecure: bool = False
-    ca_cert: bytes = b""
-    ca_secret: Tuple[str, str] = ("", "")    # name and key of the Secret that holds the authority
-    secret_name: str = ""
-    secret_key: str = ""
-    credentials_file: str = ""
-    profile: str = ""
-    trusted: bool = False                    # the operator's word, not the cluster's
-    warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
-
-
-@hides("access_key", "secret_key", "session_token")
-class Credentials(NamedTuple):
-    """AWS keys; `expires` is None for keys that last."""
-
-    access_key: str
-    secret_key: str
-    session_token: str = ""
-    expires: Optional[datetime] = None
-
-
-EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
-INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
-
-
-@hides("arguments", "environment")
-class ExecPlugin(NamedTuple):
-    """A program of the kubeconfig that prints who we are."""
-
-    command: str
-    arguments: Tuple[str, ...]
-    environment: Tuple[Tuple[str, str], ...]
-    api_version: str
-    install_hint: str
-    provide_cluster_info: bool
-    interactive_mode: str
-
-
-@hides("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
-class Cluster(NamedTuple):
-    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
-
-    server: str
-    authority: Union[bytes, str] = b""
-    insecure: bool = False
-    server_name: str = ""                    # tls-server-name: whose certificate is expected
-    proxy_url: str = ""
-    disable_compression: bool = False        # only told to exec plugins
-    exec_config: Any = None  # what the cluster has to say to exec plugins
-    token: str = ""
-    token_file: str = ""
-    username: str = ""
-    password: str = ""
-    certificate: Union[bytes, str] = b""
-    key: Union[bytes, str] = b""
-    impersonate: Tuple[Tuple[str, str], ...] = ()
-    exec_plugin: Optional[ExecPlugin] = None
-
-
-@hides("token", "certificate", "key")
-class Identity(NamedTuple):
-    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
-
-    token: str = ""
-    certificate: bytes = b""
-    key: bytes = b""
-    expires: Optional[datetime] = None
-
-
-class Facts(NamedTuple):
-    """What had to be looked up to answer a DownloadRequest."""
-
-    location: Location
-    credentials: Credentials
-    skew: timedelta = timedelta(0)           # how far the store's clock is ahead of ours, when that matters
-
-
-class Server(NamedTuple):
-    """What a ServerStatusRequest is answered with; plugins are (kind, name)."""
-
-    version: str
-    plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS
-
-
-@hides("body")
-class Outcome(NamedTuple):
-    """What one look at a request comes to.
-
-    `verb` is leave, patch or delete; `body` the merge patch or the preconditions; `again` the instant of the next look;
-    `failed` asks for another look with back-off; `why` is the log line, without secrets.
-    """
-
-    verb: str
-    why: str
-    body: Optional[Document] = None  # may hold a signed URL
-    again: Optional[datetime] = None
-    failed: bool = False
-
-
-class Finding(NamedTuple):
-    """One likely reason why nobody answered, and its cure."""
-
-    text: str
-    cure: str
-
-POD_VOLUME_BACKUPS = Resource("PodVolumeBackup", "podvolumebackups")
-POD_VOLUME_RESTORES = Resource("PodVolumeRestore", "podvolumerestores")
-DELETE_REQUESTS = Resource("DeleteBackupRequest", "deletebackuprequests")
-
-BACKUP_NAME_LABEL, BACKUP_UID_LABEL = "velero.io/backup-name", "velero.io/backup-uid"
-RESTORE_NAME_LABEL = "velero.io/restore-name"
-
-# ====================================================================================================
-# 2. Errors — one family: whose fault, try again or not, exit code, hints
-#    Error, about, UsageError, ConfigError, CredentialsError, InvalidRequest, NotFound, ApiError, RequestFailed,
-#    StoreError, Unreachable, TimedOut
-# ====================================================================================================
 
 
 class Error(Exception):
@@ -514,13 +256,6 @@ class TimedOut(Error):
 
     exit = Exit.TIMED_OUT
 
-# ====================================================================================================
-# 3. Text and time — RFC 3339, Go durations, redaction, byte lines
-#    parse_time, format_time, printable, one_line, parse_duration, format_duration, redact, SaidOnce, decode_base64,
-#    parse_json, TooMuch, lines
-#
-#    Strangers write these texts. Whatever reads one takes time in proportion to its length, and has a limit to that.
-# ====================================================================================================
 
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,99}))?([Zz]|[+-]\d\d:?\d\d)?",
                    re.ASCII)
@@ -699,16 +434,6 @@ def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
             raise Unreachable(f"a line of more than {limit} bytes in the answer")
 
 
-# ====================================================================================================
-# 4. Documents into records — the only place that digs in dicts
-#    download_request_from, status_request_from, plugins_from, location_from, ini_sections, merge_profiles,
-#    own_profiles_from, secret_value, Entry, cluster_from_kubeconfigs, identity_from_exec
-#
-#    Documents come from strangers: any field may be missing or of another type. Reading never raises on an object of
-#    the cluster that somebody may have filled in by hand; it raises ConfigError on configuration, naming what is wrong.
-# ====================================================================================================
-
-
 def _at(document: Any, *path: str) -> Any:
     for name in path:
         document = document.get(name) if isinstance(document, dict) else None
@@ -723,6 +448,289 @@ def _text(document: Any, *path: str) -> str:
 def _name(document: Any, *path: str) -> str:
     """A name of an object, cut where no name can go on: strangers may write megabytes, and records are kept."""
     return _text(document, *path)[:254]
+
+
+def has_dot_segment(path: str) -> bool:
+    """Whether a path has a `.` or `..` between slashes, which clients and proxies resolve, changing what was signed."""
+    return any(segment in (".", "..") for segment in path.split("/"))
+
+
+def is_http_url(url: str) -> bool:
+    """Whether a URL has a scheme we speak, a host, and a port that can be."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
+    except ValueError:
+        return False
+
+
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+
+
+def dns_label(text: str, source: str) -> str:
+    """A text that can be a label of a host name, such as a region; ConfigError that names its source for any other."""
+    if not _DNS_LABEL.fullmatch(text):
+        raise ConfigError(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1",
+                          reason="InvalidStorageLocation")
+    return text
+
+
+_GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+             **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False)}
+
+
+def header_value(text: str, what: str) -> str:
+    """Text that may go into an HTTP header; ConfigError, without the text, when it has other than printable ASCII."""
+    if not text.isascii() or not text.isprintable():
+        raise ConfigError(f"{what} has characters that cannot be sent, such as a line end")
+    return text
+
+
+_TYPE_NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "a mapping"}
+
+# A Kubernetes object name (RFC 1123 subdomain). Backups and restores are objects, so no other name can exist; holding a
+# target to this rule keeps every key inside `backups/` or `restores/`.
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
+
+
+def is_object_name(name: str) -> bool:
+    """Whether Kubernetes could have an object of this name."""
+    return len(name) <= 253 and _OBJECT_NAME.fullmatch(name) is not None
+
+
+def _ip_address(text: str) -> Any:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _in_network(address: Any, text: str) -> bool:
+    with contextlib.suppress(ValueError, TypeError):
+        return address in ipaddress.ip_network(text, strict=False)
+    return False
+
+
+# Where clouds give keys to whoever asks: link-local addresses, addresses of their own, and IPv6 forms of IPv4's.
+_LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
+               "::ffff:169.254.0.0/112", "::169.254.0.0/112", "64:ff9b::169.254.0.0/112", "2002:a9fe::/32")
+
+
+def is_link_local(address: str) -> bool:
+    """Whether an address is one of link-local services, such as the metadata of an instance."""
+    value = _ip_address(address.partition("%")[0])
+    return value is not None and any(_in_network(value, network) for network in _LINK_LOCAL)
+
+
+def backoff(failures: int, base: float, cap: float) -> float:
+    """Seconds to wait after the n-th failure in a row (n >= 1): base * 2**(n-1), at most cap."""
+    return min(cap, base * 2.0 ** min(failures - 1, 64))
+
+
+_ENTITIES = {"lt": "<", "gt": ">", "amp": "&", "quot": '"', "apos": "'"}
+
+
+def _character(entity: Any) -> str:
+    """What a match of an XML entity stands for; one that stands for nothing stays as it is."""
+    name = entity.group(1)
+    if name[0] != "#":
+        return _ENTITIES.get(name, entity.group())
+    code = int("0" + name[1:], 16) if name[1] == "x" else int(name[1:])
+    return chr(code) if code < 0x110000 else entity.group()
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"&(#x[0-9A-Fa-f]{1,6}|#[0-9]{1,7}|[a-z]+);", _character, text)
+
+
+def xml_fields(body: bytes) -> Dict[str, str]:
+    """The leaf elements of a small XML answer, by name and unescaped; no parser, so nothing in it is carried out."""
+    text = body[:65536].decode("utf-8", "replace")
+    return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
+
+
+def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
+    """Retry-After, seconds or an HTTP date (RFC 9110 10.2.3) -> seconds from now; None when it says neither."""
+    if re.fullmatch(r"\d{1,9}", header, re.ASCII):
+        return float(header)
+    try:
+        instant = email.utils.parsedate_to_datetime(header[:64])
+        return max(0.0, (instant.astimezone(timezone.utc) - now).total_seconds())
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+
+# ====================================================================================================
+# 2. Requests — the kinds, what can be asked for, and every policy of the controller: values in, an Outcome out
+#
+#    DownloadRequest                                          ServerStatusRequest
+#      being deleted                -> leave                    being deleted                     -> leave
+#      past its expiration          -> delete, any phase        empty or New                      -> patch: Processed
+#      empty or New                 -> facts needed, then       Processed, older than 1 min       -> delete
+#                                      patch: Processed         Processed                         -> leave for 5 min
+#                                      or patch: reason           (without timestamp: its creation counts)
+#      any other phase,                                         any other phase                   -> leave, look never
+#        expiration beyond now + 10 min -> patch: cut down
+#        otherwise                      -> leave until then (creation + 10 min if it does not say)
+#
+#    Whoever may create an object may have filled in its status, so no time in it is trusted further than a request
+#    lives. Every patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another
+#    look.
+# ====================================================================================================
+
+class Resource(NamedTuple):
+    """A kind of Kubernetes object and where the API serves it."""
+
+    kind: str
+    plural: str
+    group: str = "velero.io"
+    version: str = "v1"
+
+
+BACKUPS = Resource("Backup", "backups")
+RESTORES = Resource("Restore", "restores")
+LOCATIONS = Resource("BackupStorageLocation", "backupstoragelocations")
+DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
+STATUS_REQUESTS = Resource("ServerStatusRequest", "serverstatusrequests")
+SECRETS = Resource("Secret", "secrets", group="")
+EVENTS = Resource("Event", "events", group="")
+DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
+
+# Phases of both request kinds. Velero 1.6 to 1.18 never write New (it is the empty phase in practice); Failed came
+# after 1.18 and carries status.message.
+NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
+UNANSWERED = ("", NEW)
+
+URL_LIFE = timedelta(minutes=10)             # of a signed URL and of its DownloadRequest (velero pkg/persistence)
+STATUS_LIFE = timedelta(minutes=1)           # of a ServerStatusRequest (velero pkg/controller)
+STATUS_LOOK_AGAIN = timedelta(minutes=5)     # an answered one is looked at again, and deleted, only after this
+URL_POLL = 0.025                             # seconds between reads where watching is not allowed (velero's CLI, too)
+STATUS_POLL = 0.25
+
+REASON = "velero-requests.io/reason"         # annotation: a stable CamelCase word
+MESSAGE = "velero-requests.io/message"       # annotation: one sentence, no secrets
+
+RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
+WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
+LINE_CAP = 3.0                               # seconds; the same when it is the line, which no retry burdens
+FACTS_LIFE = 5.0                             # seconds that a backup, location or Secret is remembered after a success
+PAGE_SIZE = 25                               # objects; client-go's 500 may be 700 MB of hostile ones
+
+# Logs exist once a backup or restore has finished; 1.11 added the two phases in which only plugins still work.
+PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
+                    "WaitingForPluginOperationsPartiallyFailed")
+
+OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): all that this file does of a Velero server's plugins
+
+
+class Artifact(NamedTuple):
+    """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it.
+
+    `releases` are those whose CustomResourceDefinition lists the kind.
+    """
+
+    kind: str
+    owner: Resource
+    key: str
+    gunzip: bool = True
+    releases: str = "1.18"
+
+
+BACKUP_CONTENTS = "BackupContents"
+
+# Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with the keys of velero
+# pkg/persistence/object_store_layout.go. Two rows surprise: RestoreResults has no `.json` in its name, and
+# RestoreVolumeInfo alone has no `restore-` prefix. BackupItemSnapshots existed from 1.8 to 1.10 only.
+TARGETS = {row.kind: row for row in (
+    Artifact("BackupLog", BACKUPS, "backups/{name}/{name}-logs.gz", releases="1.6 1.18"),
+    Artifact(BACKUP_CONTENTS, BACKUPS, "backups/{name}/{name}.tar.gz", gunzip=False, releases="1.6 1.18"),
+    Artifact("BackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-volumesnapshots.json.gz", releases="1.6 1.18"),
+    Artifact("BackupItemOperations", BACKUPS, "backups/{name}/{name}-itemoperations.json.gz"),
+    Artifact("BackupResourceList", BACKUPS, "backups/{name}/{name}-resource-list.json.gz", releases="1.6 1.18"),
+    Artifact("BackupResults", BACKUPS, "backups/{name}/{name}-results.gz"),
+    Artifact("RestoreLog", RESTORES, "restores/{name}/restore-{name}-logs.gz", releases="1.6 1.18"),
+    Artifact("RestoreResults", RESTORES, "restores/{name}/restore-{name}-results.gz", releases="1.6 1.18"),
+    Artifact("RestoreResourceList", RESTORES, "restores/{name}/restore-{name}-resource-list.json.gz"),
+    Artifact("RestoreItemOperations", RESTORES, "restores/{name}/restore-{name}-itemoperations.json.gz"),
+    Artifact("CSIBackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-csi-volumesnapshots.json.gz"),
+    Artifact("CSIBackupVolumeSnapshotContents", BACKUPS, "backups/{name}/{name}-csi-volumesnapshotcontents.json.gz"),
+    Artifact("BackupVolumeInfos", BACKUPS, "backups/{name}/{name}-volumeinfo.json.gz"),
+    Artifact("RestoreVolumeInfo", RESTORES, "restores/{name}/{name}-volumeinfo.json.gz"),
+    Artifact("BackupItemSnapshots", BACKUPS, "backups/{name}/{name}-itemsnapshots.json.gz", releases=""),
+)}
+
+
+class Key(NamedTuple):
+    """One object in the controller's queue."""
+
+    resource: Resource
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.resource.kind} {self.namespace}/{self.name}"
+
+
+@hides("url")
+class DownloadRequest(NamedTuple):
+    """A DownloadRequest as far as decisions need it; times that cannot be read are None."""
+
+    key: Key
+    uid: str
+    version: str
+    created: Optional[datetime]
+    deleting: bool
+    target_kind: str
+    target_name: str
+    phase: str
+    url: str
+    expiration: Optional[datetime]
+    reason: str
+    message: str
+
+
+class StatusRequest(NamedTuple):
+    """A ServerStatusRequest as far as decisions need it."""
+
+    key: Key
+    uid: str
+    version: str
+    created: Optional[datetime]
+    deleting: bool
+    phase: str
+    processed: Optional[datetime]
+
+
+Request = Union[DownloadRequest, StatusRequest]
+
+
+class Server(NamedTuple):
+    """What a ServerStatusRequest is answered with; plugins are (kind, name)."""
+
+    version: str
+    plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS
+
+
+@hides("body")
+class Outcome(NamedTuple):
+    """What one look at a request comes to.
+
+    `verb` is leave, patch or delete; `body` the merge patch or the preconditions; `again` the instant of the next look;
+    `failed` asks for another look with back-off; `why` is the log line, without secrets.
+    """
+
+    verb: str
+    why: str
+    body: Optional[Document] = None  # may hold a signed URL
+    again: Optional[datetime] = None
+    failed: bool = False
+
+
+POD_VOLUME_BACKUPS = Resource("PodVolumeBackup", "podvolumebackups")
+POD_VOLUME_RESTORES = Resource("PodVolumeRestore", "podvolumerestores")
+DELETE_REQUESTS = Resource("DeleteBackupRequest", "deletebackuprequests")
+
+BACKUP_NAME_LABEL, BACKUP_UID_LABEL = "velero.io/backup-name", "velero.io/backup-uid"
+RESTORE_NAME_LABEL = "velero.io/restore-name"
 
 
 def _identity(resource: Resource, document: Document) -> Dict[str, Any]:
@@ -788,33 +796,220 @@ def phase_from(document: Document) -> str:
     return _text(document, "status", "phase")
 
 
-def has_dot_segment(path: str) -> bool:
-    """Whether a path has a `.` or `..` between slashes, which clients and proxies resolve, changing what was signed."""
-    return any(segment in (".", "..") for segment in path.split("/"))
+def target_of(kind: str, name: str) -> Artifact:
+    """The row of TARGETS for a request's target; InvalidRequest for a kind or a name that cannot exist."""
+    if kind not in TARGETS:
+        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
+                             reason="UnknownKind")
+    if not is_object_name(name):
+        owner = TARGETS[kind].owner.kind.lower()
+        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {owner}", reason="InvalidName")
+    return TARGETS[kind]
 
 
-def is_http_url(url: str) -> bool:
-    """Whether a URL has a scheme we speak, a host, and a port that can be."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
-    except ValueError:
-        return False
+VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
 
 
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
+    """A call to the API -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
+    match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
+    if not match:
+        return "", ""
+    group, namespace, plural, name, subresource = match.groups()
+    verb = VERBS.get(method) or ("watch" if watching else "get" if name else "list")
+    resource = plural + (subresource or "")
+    return (f"{verb} {resource} in namespace {namespace}",
+            f'- {{apiGroups: ["{group or ""}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
 
 
-def dns_label(text: str, source: str) -> str:
-    """A text that can be a label of a host name, such as a region; ConfigError that names its source for any other."""
-    if not _DNS_LABEL.fullmatch(text):
-        raise ConfigError(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1",
-                          reason="InvalidStorageLocation")
-    return text
+def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
+    """The path of a namespaced collection, object or subresource in the Kubernetes REST API."""
+    root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+    parts = ["namespaces", namespace, resource.plural, name, subresource]
+    return root + "".join("/" + quote(part, safe="") for part in parts if part)
 
 
-_GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
-             **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False)}
+def _leave(why: str, again: Optional[datetime] = None) -> Outcome:
+    return Outcome("leave", why, again=again)
+
+
+def _delete(request: Request, why: str) -> Outcome:
+    return Outcome("delete", why, body={"preconditions": {"uid": request.uid, "resourceVersion": request.version}})
+
+
+def _patch(request: Request, why: str, *, status: Document, annotations: Optional[Document] = None,
+           again: Optional[datetime] = None, failed: bool = False) -> Outcome:
+    metadata: Document = {"resourceVersion": request.version}
+    if annotations:
+        metadata["annotations"] = annotations
+    body = {"metadata": metadata, "status": status} if status else {"metadata": metadata}
+    return Outcome("patch", why, body=body, again=again, failed=failed)
+
+
+def triage_download(request: DownloadRequest, now: datetime) -> Optional[Outcome]:
+    """What can be decided about a DownloadRequest without looking anything up; None when facts are needed."""
+    if request.deleting:
+        return _leave("it is being deleted")
+    limit = now + URL_LIFE
+    if request.expiration and request.expiration <= now:
+        return _delete(request, f"expired at {format_time(request.expiration)}")
+    if request.phase in UNANSWERED:
+        return None
+    if request.expiration and request.expiration > limit:
+        return _patch(request, "its expiration is further off than a URL lives; cut down",
+                      status={"expiration": format_time(limit)}, again=limit)
+    expires = request.expiration or min(request.created or now, now) + URL_LIFE
+    if expires <= now:
+        return _delete(request, "it says no expiration and is older than a URL lives")
+    return _leave(f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
+
+
+def refuse_download(request: DownloadRequest, error: Error, now: datetime) -> Outcome:
+    """What a failed look leaves behind: the reason, once, and an expiration that later failures do not push further."""
+    limit = now + URL_LIFE
+    message = one_line(redact(str(error)), MESSAGE_LIMIT)
+    expires = request.expiration if request.expiration and request.expiration <= limit else None
+    status = {} if expires else {"expiration": format_time(limit)}
+    annotations = {REASON: error.reason, MESSAGE: message}
+    if (request.reason, request.message) == (error.reason, message):
+        annotations = {}
+    why, again = f"{error.reason}: {message}", expires or limit
+    if not status and not annotations:
+        return Outcome("leave", why, again=again, failed=error.retry)
+    return _patch(request, why, status=status, annotations=annotations, again=again, failed=error.retry)
+
+
+def fall_back_download(request: DownloadRequest, outcome: Outcome, now: datetime) -> Outcome:
+    """What to do when the API takes a patch for invalid, as for an object whose annotations are full: the status alone.
+
+    Without one to write, the object is deleted once it is older than a request lives, so that it cannot stay for ever.
+    """
+    body = outcome.body or {}
+    if "status" in body and "annotations" in body["metadata"]:
+        return _patch(request, outcome.why, status=body["status"], again=outcome.again, failed=outcome.failed)
+    if request.created and now - request.created >= URL_LIFE:
+        return _delete(request, "it cannot be updated and is older than a request lives")
+    return Outcome("leave", outcome.why, again=outcome.again, failed=True)
+
+
+def is_news(old: Optional[Request], new: Request) -> bool:
+    """Whether a changed object is worth a look now.
+
+    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: were they
+    news, two controllers that fail for different reasons would wake each other without end.
+    """
+    if old is None or type(old) is not type(new):
+        return True
+    same: Dict[str, Any] = {"version": new.version}
+    if isinstance(new, DownloadRequest):
+        same.update(reason=new.reason, message=new.message)
+        if new.phase in UNANSWERED:
+            same.update(expiration=new.expiration)
+    return old._replace(**same) != new
+
+
+def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outcome:
+    """The whole policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
+    if request.deleting:
+        return _leave("it is being deleted")
+    if request.phase in UNANSWERED:
+        plugins = [{"kind": kind, "name": name} for kind, name in server.plugins]
+        return _patch(request, f"answered with {server.version}, plugins: {len(plugins)}",
+                      status={"phase": PROCESSED, "processedTimestamp": format_time(now),
+                              "serverVersion": server.version, "plugins": plugins},
+                      again=now + STATUS_LOOK_AGAIN)
+    if request.phase != PROCESSED:
+        return _leave(f"unknown phase {one_line(request.phase, 64)!r}")
+    answered = request.processed if request.processed and request.processed <= now else min(request.created or now, now)
+    if answered + STATUS_LIFE <= now:
+        return _delete(request, f"answered at {format_time(answered)}, more than a minute ago")
+    return _leave(f"answered at {format_time(answered)}", again=now + STATUS_LOOK_AGAIN)
+
+
+def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
+    """Seconds until the next watch, after failures in a row or one that lived so long; jitter is 1 to 2.
+
+    reached: whether an API server refused, or no answer came at all.
+    """
+    if not failures:
+        return max(0.0, WATCH_BASE - lived)
+    cap = WATCH_CAP if reached else LINE_CAP
+    return min(cap, backoff(failures, WATCH_BASE, cap) * jitter)
+
+
+def is_version_expired(error: ApiError) -> bool:
+    """Whether the API no longer has the version a list or watch asked for, in any of its forms: list anew."""
+    return error.status == 410 or error.api_reason in ("Expired", "Gone")
+
+
+def is_answered(request: DownloadRequest) -> bool:
+    """Whether a client may stop waiting: there is a URL, whatever the phase (the velero CLI's own test)."""
+    return bool(request.url)
+
+
+def logs_refusal(owner: Resource, name: str, phase: str) -> str:
+    """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
+    if phase in PHASES_WITH_LOGS:
+        return ""
+    kind = owner.kind.lower()
+    return (f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
+            f"wait until the {kind} has a phase of Completed or Failed and try again")
+
+
+def event_for(request: DownloadRequest, reason: str, message: str, now: datetime) -> Document:
+    """A core/v1 Event that shows a request's reason in `kubectl describe` and `kubectl get events`."""
+    key, instant = request.key, format_time(now)
+    return {
+        "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message,
+        "metadata": {"generateName": f"{key.name[:40].rstrip('-.')}-", "namespace": key.namespace},
+        "involvedObject": {"apiVersion": "velero.io/v1", "kind": key.resource.kind, "namespace": key.namespace,
+                           "name": key.name, "uid": request.uid, "resourceVersion": request.version},
+        "source": {"component": "velero-requests"}, "count": 1,
+        "firstTimestamp": instant, "lastTimestamp": instant,
+    }
+
+
+def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
+    """The DownloadRequest a client creates; the suffix keeps two of them apart."""
+    return {"apiVersion": "velero.io/v1", "kind": DOWNLOAD_REQUESTS.kind,
+            "metadata": {"name": f"{name[:50].rstrip('-.')}-{suffix}", "namespace": namespace},
+            "spec": {"target": {"kind": kind, "name": name}}}
+
+
+def new_status_request(namespace: str, suffix: str) -> Document:
+    """The ServerStatusRequest a client creates; with `-o json` it looks as the one of the velero CLI."""
+    return {"apiVersion": "velero.io/v1", "kind": STATUS_REQUESTS.kind,
+            "metadata": {"generateName": "velero-cli-", "name": f"velero-cli-{suffix}", "namespace": namespace},
+            "spec": {}}
+
+# ====================================================================================================
+# 3. Locations — BackupStorageLocation -> record -> object key -> address
+# ====================================================================================================
+
+@hides("s3_url", "public_url", "ca_cert")
+class Location(NamedTuple):
+    """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
+
+    name: str
+    bucket: str
+    prefix: str = ""
+    region: str = ""
+    s3_url: str = ""
+    public_url: str = ""
+    path_style: bool = False
+    dualstack: bool = False
+    fips: bool = False
+    insecure: bool = False
+    ca_cert: bytes = b""
+    ca_secret: Tuple[str, str] = ("", "")    # name and key of the Secret that holds the authority
+    secret_name: str = ""
+    secret_key: str = ""
+    credentials_file: str = ""
+    profile: str = ""
+    trusted: bool = False                    # the operator's word, not the cluster's
+    warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
+
+
 _BOOL = tuple(_GO_BOOLS)
 _PROVIDERS = ("aws", "velero.io/aws")
 MOST_WARNINGS = 10                           # about one location; its config may hold a megabyte of keys
@@ -897,302 +1092,9 @@ def location_trouble_from(document: Document) -> str:
     return one_line(_text(document, "status", "message") or "no message; see the Velero server's log")
 
 
-Profiles = Dict[str, Dict[str, str]]
-KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-INI_LIMIT = 1 << 20                          # characters
-
-
-def ini_sections(text: str, source: str) -> Profiles:
-    """An AWS ini file -> its sections; ` #` after a value begins a comment, a `#` inside one stays.
-
-    A line that is indented more than its key goes on with that key's value, as in the nested blocks of AWS (`s3 =`).
-    `source` names the file in errors; what the file says never shows in one, for it holds secrets.
-    """
-    if len(text) > INI_LIMIT:
-        raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB")
-    found: Dict[str, Dict[str, List[str]]] = {}
-    values: Optional[Dict[str, List[str]]] = None  # of the section
-    value: Optional[List[str]] = None        # of the key that the next line may go on with, and its indentation
-    depth = 0
-    for number, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):
-        content = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
-        indent = len(line) - len(line.lstrip())
-        key, equals, rest = map(str.strip, content.partition("="))
-        if not content:
-            value = None
-        elif value is not None and indent > depth:
-            value.append(content)
-        elif content[0] == "[" and "]" in content:
-            values, value = found.setdefault(content[1:].partition("]")[0].strip(), {}), None
-        elif values is None or not key or not equals:
-            raise CredentialsError(f"{source} is no AWS credentials file: line {number} is neither a [profile] nor "
-                                   "key = value")
-        else:
-            values[key.lower()] = value = [rest]
-            depth = indent
-    return {name: {key: "\n".join(parts) for key, parts in section.items()} for name, section in found.items()}
-
-
-def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
-    """The sections of a credentials file and of a config file -> profiles; key by key the credentials file wins.
-
-    `[x]` beats `[profile x]`, and both are read in either file, as the plugin loads one file as both. Keys of a store
-    belong together: a section that has one of them takes none from another.
-    """
-    profiles: Profiles = {}
-    for sections in (config, credentials):
-        for prefixed in (True, False):
-            for section, values in sections.items():
-                name = section[8:].strip() if section.startswith("profile ") else section
-                if prefixed == section.startswith("profile "):
-                    old = profiles.get(name, {})
-                    if any(key in values for key in KEY_NAMES):
-                        old = {key: value for key, value in old.items() if key not in KEY_NAMES}
-                    profiles[name] = {**old, **values}
-    return profiles
-
-
-def own_profiles_from(content: bytes, source: str) -> Profiles:
-    """What a location's own Secret or file holds, which is read as both kinds of file."""
-    try:
-        return merge_profiles(ini_sections(content.decode("utf-8"), source), {})
-    except UnicodeDecodeError:
-        raise CredentialsError(f"{source} is not UTF-8 text") from None
-
-
-def secret_value(secret: Document, name: str, key: str, asked_by: str) -> bytes:
-    """One key of a Secret; ConfigError when it is not there or no base64."""
-    source = f"key {key!r} of Secret {name!r}"
-    content = decode_base64(_text(secret, "data", key))
-    if content is None:
-        raise CredentialsError(f"{source} is not base64")
-    if not content:
-        raise ConfigError(f"{source} does not exist or is empty; {asked_by} asks for it", reason="SecretKeyNotFound")
-    return content
-
-
-def header_value(text: str, what: str) -> str:
-    """Text that may go into an HTTP header; ConfigError, without the text, when it has other than printable ASCII."""
-    if not text.isascii() or not text.isprintable():
-        raise ConfigError(f"{what} has characters that cannot be sent, such as a line end")
-    return text
-
-
-# What kubectl does with odd kubeconfigs (client-go tools/clientcmd loader.go, validation.go; run against kubectl 1.33
-# and 1.34), and so do we:
-#   --kubeconfig X                   that one file, which must exist; KUBECONFIG: a list, absent members are skipped
-#   the same name in two files       the first file owns the whole entry
-#   a relative path                  starts at the folder of the file that says it (of a symlink, not of its target)
-#   no current-context               never guessed from the only context there is
-#   token and tokenFile              the file wins while it can be read
-#   token or password or certificate with exec: the plugin is not run
-#   a password in the server's URL   beats them all
-#   an http server                   gets no token, password or plugin credential; an absent scheme means http
-# What kubectl refuses is refused where somebody could be harmed. Else precedence decides: the first entry of a name,
-# data before a file, a token before a password, a plugin before an auth-provider, an authority before
-# insecure-skip-tls-verify; and a mistake counts only in what is used.
-
-_TYPE_NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "a mapping"}
-
-
-class Entry:
-    """One mapping of a kubeconfig or of a plugin's answer; a wrong type is a ConfigError without the value."""
-
-    def __init__(self, fields: Any, file: str, where: str) -> None:
-        """Keep the fields; file: where relative paths start, where: the place for errors."""
-        if fields is not None and not isinstance(fields, dict):
-            raise ConfigError(f"{where} must be a mapping")
-        self.fields = {str(name): value for name, value in (fields or {}).items()}
-        self.file, self.where = file, where
-
-    def get(self, name: str, kind: type = str) -> Any:
-        """A field; what is absent or null is empty, as in Go."""
-        value = self.fields.get(name)
-        if value is not None and not isinstance(value, kind):
-            cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
-            raise ConfigError(f"{self.where}: {name} must be {_TYPE_NAMES[kind]}{cure}")
-        return kind() if value is None else value
-
-    def need(self, name: str) -> str:
-        """A text that must be there."""
-        text: str = self.get(name)
-        if not text:
-            raise ConfigError(f"{self.where} has no {name}")
-        return text
-
-    def texts(self, name: str) -> List[str]:
-        """A list of texts."""
-        values = self.get(name, list)
-        if not all(value is None or isinstance(value, str) for value in values):
-            raise ConfigError(f"{self.where}: {name} must be a list of strings")
-        return [value or "" for value in values]
-
-    def path(self, name: str) -> str:
-        """A path, seen from the folder of the file; `..` goes by the letters, as Go's filepath.Join."""
-        path = self.get(name)
-        return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
-
-    def pem(self, name: str) -> Union[bytes, str]:
-        """The PEM of `name-data`, else the path of the file that `name` says, else nothing."""
-        data = decode_base64(self.get(f"{name}-data"))
-        if data is None:
-            raise ConfigError(f"{self.where}: {name}-data is not base64")
-        return data or self.path(name) or data
-
-
-def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
-    """The first entry of a name, which counts whole."""
-    names = []
-    for file in files:
-        for item in file.get(f"{kind}s", list):
-            names.append(_text(item, "name"))
-            if names[-1] == name:
-                return Entry(_at(item, kind), file.file, f"{file.where}, {kind} {one_line(name)!r}")
-    if kind == "user":  # one that is not there is nobody, as in kubectl
-        return Entry({}, "", "")
-    raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
-                      hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
-
-
-def exec_plugin_from(entry: Entry) -> ExecPlugin:
-    """A user's `exec` -> record (client-go validation.go, plugin/pkg/client/auth/exec)."""
-    command, version = entry.need("command"), entry.get("apiVersion")
-    mode = entry.get("interactiveMode") or INTERACTIVE_MODES[1]
-    if version not in EXEC_VERSIONS:
-        raise ConfigError(f"{entry.where} has apiVersion {one_line(version, 64)!r}, not {' or '.join(EXEC_VERSIONS)}",
-                          hints=["a newer version of the plugin writes a newer kubeconfig"])
-    if mode not in INTERACTIVE_MODES:
-        raise ConfigError(f"{entry.where} has interactiveMode {one_line(mode, 64)!r}, not one of "
-                          f"{', '.join(INTERACTIVE_MODES)}")
-    variables = [Entry(item, "", f"{entry.where}, env") for item in entry.get("env", list)]
-    return ExecPlugin(
-        command=entry.path("command") if "/" in command else command, arguments=tuple(entry.texts("args")),
-        environment=tuple((variable.get("name"), variable.get("value")) for variable in variables),
-        api_version=version, install_hint=entry.get("installHint"),
-        provide_cluster_info=entry.get("provideClusterInfo", bool), interactive_mode=mode)
-
-
-def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
-    """A user's as, as-uid, as-groups, as-user-extra -> request headers (client-go transport/round_trippers.go)."""
-    name, uid, groups = user.get("as"), user.get("as-uid"), user.texts("as-groups")
-    extra = Entry(user.get("as-user-extra", dict), "", f"{user.where}, as-user-extra")
-    if not name and (uid or groups or extra.fields):
-        raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
-    headers = [("Impersonate-User", name)] if name else []
-    headers += [("Impersonate-Uid", uid)] if uid else []
-    headers += [("Impersonate-Group", group) for group in groups]
-    headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
-                for key in sorted(extra.fields) for value in extra.texts(key)]
-    if not all(value.isprintable() for _, value in headers):
-        raise ConfigError(f"{user.where}: whom it impersonates has characters that cannot be sent, such as a line end")
-    return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
-
-
-def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
-    """A user, and the name and password in the server's URL, which beat its own -> how Cluster proves who we are."""
-    certificate = user.pem("client-certificate")
-    fields = {"certificate": certificate, "key": certificate and user.pem("client-key")}
-    if login[0]:
-        return {**fields, "username": login[0], "password": login[1]}
-    fields.update(token=header_value(user.get("token"), f"{user.where}: token"), token_file=user.path("tokenFile"),
-                  username=user.get("username"), password=user.get("password"))
-    if certificate or fields["token"] or fields["token_file"] or fields["username"]:
-        return fields
-    if user.fields.get("exec") is not None:
-        return {"exec_plugin": exec_plugin_from(Entry(user.fields["exec"], user.file, f"{user.where}, exec"))}
-    if user.fields.get("auth-provider") is not None:
-        name = _text(user.fields, "auth-provider", "name")
-        raise ConfigError(
-            f"{user.where} uses auth-provider {one_line(name, 64)!r}, which kubectl has dropped or will drop",
-            hints=["replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
-    return fields
-
-
-def proxy_url(text: str, what: str) -> str:
-    """A proxy as a URL, http when it has no scheme; ConfigError, without showing it, when we cannot use it."""
-    url = text if "://" in text or not text else f"http://{text}"
-    if url.lower().startswith("socks"):
-        raise ConfigError(f"{what} is a SOCKS proxy, which needs a package that this file does without", hints=[
-            "use an http proxy, or an ssh tunnel (ssh -L) and its local address"])
-    if url and not is_http_url(url):
-        raise ConfigError(f"{what} is no http or https URL")
-    return url
-
-
-def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") -> Optional[Cluster]:
-    """Kubeconfigs as (path, document) -> cluster and user of one context; None when no context is chosen anywhere."""
-    entries = [Entry(document, path, f"kubeconfig {path}") for path, document in files]
-    context = context or next(filter(None, (entry.get("current-context") for entry in entries)), "")
-    if not context:
-        return None
-    chosen = _entry_named(entries, "context", context)
-    cluster = _entry_named(entries, "cluster", chosen.get("cluster"))
-    user = _entry_named(entries, "user", chosen.get("user"))
-    text = cluster.need("server")
-    url = text if "://" in text else f"http://{text}"  # client-go rest/url_utils.go
-    if not is_http_url(url):
-        raise ConfigError(f"{cluster.where}: server {one_line(redact(text))!r} is no http or https URL")
-    parts = urlsplit(url)
-    login = unquote(parts.username or ""), unquote(parts.password or "")
-    configs = [_at(item, "extension") for item in cluster.get("extensions", list)
-               if _text(item, "name") == "client.authentication.k8s.io/exec"]
-    authority = cluster.pem("certificate-authority")
-    # What would prove who we are is never sent where anybody can read it.
-    identity = _identity_fields(user, login) if parts.scheme == "https" else {}
-    return Cluster(
-        server=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority=authority,
-        insecure=cluster.get("insecure-skip-tls-verify", bool) and not authority,
-        server_name=cluster.get("tls-server-name"),
-        proxy_url=proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
-        disable_compression=cluster.get("disable-compression", bool), exec_config=configs[0] if configs else None,
-        impersonate=_impersonation_headers(user), **identity)
-
-
-def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
-    """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
-    where = f"the answer of exec plugin {plugin.command}"
-    top = Entry(answer, "", where)
-    if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != plugin.api_version:
-        raise ConfigError(f"{where} is no ExecCredential of {plugin.api_version}", hints=[
-            "the plugin may be older or newer than the kubeconfig"])
-    status = Entry(top.get("status", dict), "", where)
-    expires = parse_time(status.fields.get("expirationTimestamp"))
-    if expires is None and status.fields.get("expirationTimestamp") is not None:
-        raise ConfigError(f"{where} has an expirationTimestamp that is no time")
-    token, certificate, key = map(status.get, ("token", "clientCertificateData", "clientKeyData"))
-    if bool(certificate) != bool(key) or not (token or certificate):
-        raise ConfigError(f"{where} has neither a token nor a certificate with its key")
-    return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), expires)
-
-
-# ====================================================================================================
-# 5. Object keys and URLs — artifact -> key -> endpoint, path or virtual-host style
-#    is_object_name, target_of, object_key, Address, partition_of, endpoint_from, is_own_endpoint, aws_host,
-#    bucket_address, object_address, proxy_for, api_path, rule_for
-# ====================================================================================================
-
-# A Kubernetes object name (RFC 1123 subdomain). Backups and restores are objects, so no other name can exist; holding a
-# target to this rule keeps every key inside `backups/` or `restores/`.
-_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 _VIRTUAL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
 _IP_ADDRESS = re.compile(r"\[.*\]|\d+(\.\d+){3}", re.ASCII)
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.ASCII)
-
-
-def is_object_name(name: str) -> bool:
-    """Whether Kubernetes could have an object of this name."""
-    return len(name) <= 253 and _OBJECT_NAME.fullmatch(name) is not None
-
-
-def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS for a request's target; InvalidRequest for a kind or a name that cannot exist."""
-    if kind not in TARGETS:
-        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
-                             reason="UnknownKind")
-    if not is_object_name(name):
-        owner = TARGETS[kind].owner.kind.lower()
-        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {owner}", reason="InvalidName")
-    return TARGETS[kind]
 
 
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
@@ -1265,13 +1167,6 @@ def _is_virtual_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
         return False
     return custom and scheme == "http" and len(labels) > 1 and all(
         len(label) >= 3 and _VIRTUAL_BUCKET.fullmatch(label) for label in labels)
-
-
-def _ip_address(text: str) -> Any:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None
 
 
 class Endpoint(NamedTuple):
@@ -1414,84 +1309,30 @@ def object_address(location: Location, key: str) -> Address:
     bucket = bucket_address(location)
     return bucket._replace(path=f"{bucket.path}/{quote(key, safe='/-._~')}")
 
-
-def _in_network(address: Any, text: str) -> bool:
-    with contextlib.suppress(ValueError, TypeError):
-        return address in ipaddress.ip_network(text, strict=False)
-    return False
-
-
-# Where clouds give keys to whoever asks: link-local addresses, addresses of their own, and IPv6 forms of IPv4's.
-_LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
-               "::ffff:169.254.0.0/112", "::169.254.0.0/112", "64:ff9b::169.254.0.0/112", "2002:a9fe::/32")
-
-
-def is_link_local(address: str) -> bool:
-    """Whether an address is one of link-local services, such as the metadata of an instance."""
-    value = _ip_address(address.partition("%")[0])
-    return value is not None and any(_in_network(value, network) for network in _LINK_LOCAL)
-
-
-def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
-    """Whether NO_PROXY names a host: `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
-    address = _ip_address(host)
-    for entry in map(str.strip, no_proxy.lower().split(",")):
-        with_port = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):(\d+)", entry)
-        name, number = (with_port[1] or with_port[2], with_port[3]) if with_port else (entry, str(port))
-        suffix = name[1:] if name.startswith("*.") else name
-        if entry == "*" or (address is not None and _in_network(address, entry)):
-            return True
-        if name and number == str(port) and (_ip_address(name) == address if address is not None else (
-                host == suffix or host.endswith(suffix if suffix.startswith(".") else f".{suffix}"))):
-            return True
-    return False
-
-
-def proxy_for(url: str, variables: Mapping[str, str]) -> str:
-    """The proxy that the environment names for a URL, empty for none (Go's golang.org/x/net/http/httpproxy).
-
-    Upper case beats lower case and an empty value falls through; ALL_PROXY is ignored; `localhost` and loopback
-    literals are always exempt, names that resolve to them are not. A space in NO_PROXY separates nothing.
-    """
-    parts = urlsplit(url)
-    host, secure = (parts.hostname or "").lower(), parts.scheme == "https"
-    name, no_proxy = "HTTPS_PROXY" if secure else "HTTP_PROXY", variables.get("NO_PROXY") or variables.get("no_proxy")
-    address = _ip_address(host)
-    if host == "localhost" or (address is not None and address.is_loopback) or _is_exempt(
-            host, parts.port or (443 if secure else 80), no_proxy or ""):
-        return ""
-    return proxy_url(variables.get(name) or variables.get(name.lower()) or "", name)
-
-
-VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
-
-
-def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
-    """A call to the API -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
-    match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
-    if not match:
-        return "", ""
-    group, namespace, plural, name, subresource = match.groups()
-    verb = VERBS.get(method) or ("watch" if watching else "get" if name else "list")
-    resource = plural + (subresource or "")
-    return (f"{verb} {resource} in namespace {namespace}",
-            f'- {{apiGroups: ["{group or ""}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
-
-
-def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
-    """The path of a namespaced collection, object or subresource in the Kubernetes REST API."""
-    root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
-    parts = ["namespaces", namespace, resource.plural, name, subresource]
-    return root + "".join("/" + quote(part, safe="") for part in parts if part)
-
 # ====================================================================================================
-# 6. Signing — AWS Signature Version 4 for the query string, one function per noun of the specification
-#    canonical_query, canonical_request, credential_scope, string_to_sign, signing_key, signature, presign_query,
-#    presign, sign_headers
+# 4. Signing — AWS Signature Version 4, one function per noun of the specification
 #
 #    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html. Only `host` is signed and no
 #    parameter is added: the smallest URL is the one that most stores, proxies and clients agree on.
 # ====================================================================================================
+
+@hides("access_key", "secret_key", "session_token")
+class Credentials(NamedTuple):
+    """AWS keys; `expires` is None for keys that last."""
+
+    access_key: str
+    secret_key: str
+    session_token: str = ""
+    expires: Optional[datetime] = None
+
+
+class Facts(NamedTuple):
+    """What had to be looked up to answer a DownloadRequest."""
+
+    location: Location
+    credentials: Credentials
+    skew: timedelta = timedelta(0)           # how far the store's clock is ahead of ours, when that matters
+
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
@@ -1594,62 +1435,6 @@ def presign(address: Address, credentials: Credentials, region: str, now: dateti
     signed = signature(key, string_to_sign(timestamp, scope, request))
     return f"{address.scheme}://{address.host}{address.path}?{query}&X-Amz-Signature={signed}"
 
-# ====================================================================================================
-# 7. Decisions — every policy, as functions from values to an Outcome
-#    triage_download, sign, answer_download, refuse_download, fall_back_download, is_news, decide_status, backoff,
-#    is_version_expired, is_answered, logs_refusal, event_for, new_download_request, new_status_request, head_from,
-#    bytes_to_skip, download_wait
-#
-#    DownloadRequest                                          ServerStatusRequest
-#      being deleted                -> leave                    being deleted                     -> leave
-#      past its expiration          -> delete, any phase        empty or New                      -> patch: Processed
-#      empty or New                 -> facts needed, then       Processed, older than 1 min       -> delete
-#                                      patch: Processed         Processed                         -> leave for 5 min
-#                                      or patch: reason           (without timestamp: its creation counts)
-#      any other phase,                                         any other phase                   -> leave, look never
-#        expiration beyond now + 10 min -> patch: cut down
-#        otherwise                      -> leave until then (creation + 10 min if it does not say)
-#
-#    Whoever may create an object may have filled in its status, so no time in it is trusted further than a request
-#    lives. Every patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another
-#    look.
-# ====================================================================================================
-
-
-def _leave(why: str, again: Optional[datetime] = None) -> Outcome:
-    return Outcome("leave", why, again=again)
-
-
-def _delete(request: Request, why: str) -> Outcome:
-    return Outcome("delete", why, body={"preconditions": {"uid": request.uid, "resourceVersion": request.version}})
-
-
-def _patch(request: Request, why: str, *, status: Document, annotations: Optional[Document] = None,
-           again: Optional[datetime] = None, failed: bool = False) -> Outcome:
-    metadata: Document = {"resourceVersion": request.version}
-    if annotations:
-        metadata["annotations"] = annotations
-    body = {"metadata": metadata, "status": status} if status else {"metadata": metadata}
-    return Outcome("patch", why, body=body, again=again, failed=failed)
-
-
-def triage_download(request: DownloadRequest, now: datetime) -> Optional[Outcome]:
-    """What can be decided about a DownloadRequest without looking anything up; None when facts are needed."""
-    if request.deleting:
-        return _leave("it is being deleted")
-    limit = now + URL_LIFE
-    if request.expiration and request.expiration <= now:
-        return _delete(request, f"expired at {format_time(request.expiration)}")
-    if request.phase in UNANSWERED:
-        return None
-    if request.expiration and request.expiration > limit:
-        return _patch(request, "its expiration is further off than a URL lives; cut down",
-                      status={"expiration": format_time(limit)}, again=limit)
-    expires = request.expiration or min(request.created or now, now) + URL_LIFE
-    if expires <= now:
-        return _delete(request, "it says no expiration and is older than a URL lives")
-    return _leave(f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
-
 
 def url_life(credentials: Credentials, signed: datetime) -> timedelta:
     """How long a URL signed at an instant may live, in whole seconds: no longer than its keys; none when they ended."""
@@ -1689,132 +1474,82 @@ def answer_download(request: DownloadRequest, facts: Facts, now: datetime) -> Ou
         annotations={REASON: None, MESSAGE: None} if request.reason else None,
         again=ends)
 
+# ====================================================================================================
+# 5. Keys — AWS ini files, profiles, and the plan where keys come from
+# ====================================================================================================
 
-def refuse_download(request: DownloadRequest, error: Error, now: datetime) -> Outcome:
-    """What a failed look leaves behind: the reason, once, and an expiration that later failures do not push further."""
-    limit = now + URL_LIFE
-    message = one_line(redact(str(error)), MESSAGE_LIMIT)
-    expires = request.expiration if request.expiration and request.expiration <= limit else None
-    status = {} if expires else {"expiration": format_time(limit)}
-    annotations = {REASON: error.reason, MESSAGE: message}
-    if (request.reason, request.message) == (error.reason, message):
-        annotations = {}
-    why, again = f"{error.reason}: {message}", expires or limit
-    if not status and not annotations:
-        return Outcome("leave", why, again=again, failed=error.retry)
-    return _patch(request, why, status=status, annotations=annotations, again=again, failed=error.retry)
+Profiles = Dict[str, Dict[str, str]]
+KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+INI_LIMIT = 1 << 20                          # characters
 
 
-def fall_back_download(request: DownloadRequest, outcome: Outcome, now: datetime) -> Outcome:
-    """What to do when the API takes a patch for invalid, as for an object whose annotations are full: the status alone.
+def ini_sections(text: str, source: str) -> Profiles:
+    """An AWS ini file -> its sections; ` #` after a value begins a comment, a `#` inside one stays.
 
-    Without one to write, the object is deleted once it is older than a request lives, so that it cannot stay for ever.
+    A line that is indented more than its key goes on with that key's value, as in the nested blocks of AWS (`s3 =`).
+    `source` names the file in errors; what the file says never shows in one, for it holds secrets.
     """
-    body = outcome.body or {}
-    if "status" in body and "annotations" in body["metadata"]:
-        return _patch(request, outcome.why, status=body["status"], again=outcome.again, failed=outcome.failed)
-    if request.created and now - request.created >= URL_LIFE:
-        return _delete(request, "it cannot be updated and is older than a request lives")
-    return Outcome("leave", outcome.why, again=outcome.again, failed=True)
+    if len(text) > INI_LIMIT:
+        raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB")
+    found: Dict[str, Dict[str, List[str]]] = {}
+    values: Optional[Dict[str, List[str]]] = None  # of the section
+    value: Optional[List[str]] = None        # of the key that the next line may go on with, and its indentation
+    depth = 0
+    for number, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):
+        content = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
+        indent = len(line) - len(line.lstrip())
+        key, equals, rest = map(str.strip, content.partition("="))
+        if not content:
+            value = None
+        elif value is not None and indent > depth:
+            value.append(content)
+        elif content[0] == "[" and "]" in content:
+            values, value = found.setdefault(content[1:].partition("]")[0].strip(), {}), None
+        elif values is None or not key or not equals:
+            raise CredentialsError(f"{source} is no AWS credentials file: line {number} is neither a [profile] nor "
+                                   "key = value")
+        else:
+            values[key.lower()] = value = [rest]
+            depth = indent
+    return {name: {key: "\n".join(parts) for key, parts in section.items()} for name, section in found.items()}
 
 
-def is_news(old: Optional[Request], new: Request) -> bool:
-    """Whether a changed object is worth a look now.
+def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
+    """The sections of a credentials file and of a config file -> profiles; key by key the credentials file wins.
 
-    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: were they
-    news, two controllers that fail for different reasons would wake each other without end.
+    `[x]` beats `[profile x]`, and both are read in either file, as the plugin loads one file as both. Keys of a store
+    belong together: a section that has one of them takes none from another.
     """
-    if old is None or type(old) is not type(new):
-        return True
-    same: Dict[str, Any] = {"version": new.version}
-    if isinstance(new, DownloadRequest):
-        same.update(reason=new.reason, message=new.message)
-        if new.phase in UNANSWERED:
-            same.update(expiration=new.expiration)
-    return old._replace(**same) != new
+    profiles: Profiles = {}
+    for sections in (config, credentials):
+        for prefixed in (True, False):
+            for section, values in sections.items():
+                name = section[8:].strip() if section.startswith("profile ") else section
+                if prefixed == section.startswith("profile "):
+                    old = profiles.get(name, {})
+                    if any(key in values for key in KEY_NAMES):
+                        old = {key: value for key, value in old.items() if key not in KEY_NAMES}
+                    profiles[name] = {**old, **values}
+    return profiles
 
 
-def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outcome:
-    """The whole policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
-    if request.deleting:
-        return _leave("it is being deleted")
-    if request.phase in UNANSWERED:
-        plugins = [{"kind": kind, "name": name} for kind, name in server.plugins]
-        return _patch(request, f"answered with {server.version}, plugins: {len(plugins)}",
-                      status={"phase": PROCESSED, "processedTimestamp": format_time(now),
-                              "serverVersion": server.version, "plugins": plugins},
-                      again=now + STATUS_LOOK_AGAIN)
-    if request.phase != PROCESSED:
-        return _leave(f"unknown phase {one_line(request.phase, 64)!r}")
-    answered = request.processed if request.processed and request.processed <= now else min(request.created or now, now)
-    if answered + STATUS_LIFE <= now:
-        return _delete(request, f"answered at {format_time(answered)}, more than a minute ago")
-    return _leave(f"answered at {format_time(answered)}", again=now + STATUS_LOOK_AGAIN)
+def own_profiles_from(content: bytes, source: str) -> Profiles:
+    """What a location's own Secret or file holds, which is read as both kinds of file."""
+    try:
+        return merge_profiles(ini_sections(content.decode("utf-8"), source), {})
+    except UnicodeDecodeError:
+        raise CredentialsError(f"{source} is not UTF-8 text") from None
 
 
-def backoff(failures: int, base: float, cap: float) -> float:
-    """Seconds to wait after the n-th failure in a row (n >= 1): base * 2**(n-1), at most cap."""
-    return min(cap, base * 2.0 ** min(failures - 1, 64))
-
-
-def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
-    """Seconds until the next watch, after failures in a row or one that lived so long; jitter is 1 to 2.
-
-    reached: whether an API server refused, or no answer came at all.
-    """
-    if not failures:
-        return max(0.0, WATCH_BASE - lived)
-    cap = WATCH_CAP if reached else LINE_CAP
-    return min(cap, backoff(failures, WATCH_BASE, cap) * jitter)
-
-
-def is_version_expired(error: ApiError) -> bool:
-    """Whether the API no longer has the version a list or watch asked for, in any of its forms: list anew."""
-    return error.status == 410 or error.api_reason in ("Expired", "Gone")
-
-
-def is_answered(request: DownloadRequest) -> bool:
-    """Whether a client may stop waiting: there is a URL, whatever the phase (the velero CLI's own test)."""
-    return bool(request.url)
-
-
-def logs_refusal(owner: Resource, name: str, phase: str) -> str:
-    """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
-    if phase in PHASES_WITH_LOGS:
-        return ""
-    kind = owner.kind.lower()
-    return (f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
-            f"wait until the {kind} has a phase of Completed or Failed and try again")
-
-
-def event_for(request: DownloadRequest, reason: str, message: str, now: datetime) -> Document:
-    """A core/v1 Event that shows a request's reason in `kubectl describe` and `kubectl get events`."""
-    key, instant = request.key, format_time(now)
-    return {
-        "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message,
-        "metadata": {"generateName": f"{key.name[:40].rstrip('-.')}-", "namespace": key.namespace},
-        "involvedObject": {"apiVersion": "velero.io/v1", "kind": key.resource.kind, "namespace": key.namespace,
-                           "name": key.name, "uid": request.uid, "resourceVersion": request.version},
-        "source": {"component": "velero-requests"}, "count": 1,
-        "firstTimestamp": instant, "lastTimestamp": instant,
-    }
-
-
-def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
-    """The DownloadRequest a client creates; the suffix keeps two of them apart."""
-    return {"apiVersion": "velero.io/v1", "kind": DOWNLOAD_REQUESTS.kind,
-            "metadata": {"name": f"{name[:50].rstrip('-.')}-{suffix}", "namespace": namespace},
-            "spec": {"target": {"kind": kind, "name": name}}}
-
-
-def new_status_request(namespace: str, suffix: str) -> Document:
-    """The ServerStatusRequest a client creates; with `-o json` it looks as the one of the velero CLI."""
-    return {"apiVersion": "velero.io/v1", "kind": STATUS_REQUESTS.kind,
-            "metadata": {"generateName": "velero-cli-", "name": f"velero-cli-{suffix}", "namespace": namespace},
-            "spec": {}}
-
-# Where credentials come from. A plan is made of values alone, so the whole chain can be seen and tested without a
-# network.
+def secret_value(secret: Document, name: str, key: str, asked_by: str) -> bytes:
+    """One key of a Secret; ConfigError when it is not there or no base64."""
+    source = f"key {key!r} of Secret {name!r}"
+    content = decode_base64(_text(secret, "data", key))
+    if content is None:
+        raise CredentialsError(f"{source} is not base64")
+    if not content:
+        raise ConfigError(f"{source} does not exist or is empty; {asked_by} asks for it", reason="SecretKeyNotFound")
+    return content
 
 
 class WebIdentity(NamedTuple):
@@ -1864,6 +1599,7 @@ Plan = Union[Credentials, WebIdentity, Process, Container, Instance, AssumedRole
 
 SOURCE_PROFILES = 10                         # profiles that may hang together by source_profile
 ECS_HOST = "http://169.254.170.2"
+
 # Plain http goes only to addresses that never leave the machine (aws-sdk-go-v2 config/resolve_credentials.go).
 CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost")
 IMDS_ENDPOINTS = {"ipv4": "http://169.254.169.254", "ipv6": "http://[fd00:ec2::254]"}
@@ -2072,31 +1808,261 @@ def is_fresh(credentials: Credentials, now: datetime) -> bool:
     """Whether credentials live long enough to sign with: they need not be renewed yet."""
     return credentials.expires is None or credentials.expires - now >= URL_LIFE + timedelta(seconds=60)
 
+# ====================================================================================================
+# 6. Kubeconfig — documents -> cluster and identity; proxy rules
+# ====================================================================================================
 
-# -- a store's refusals
-
-
-_ENTITIES = {"lt": "<", "gt": ">", "amp": "&", "quot": '"', "apos": "'"}
-
-
-def _character(entity: Any) -> str:
-    """What a match of an XML entity stands for; one that stands for nothing stays as it is."""
-    name = entity.group(1)
-    if name[0] != "#":
-        return _ENTITIES.get(name, entity.group())
-    code = int("0" + name[1:], 16) if name[1] == "x" else int(name[1:])
-    return chr(code) if code < 0x110000 else entity.group()
+EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
 
 
-def _unescaped(text: str) -> str:
-    return re.sub(r"&(#x[0-9A-Fa-f]{1,6}|#[0-9]{1,7}|[a-z]+);", _character, text)
+@hides("arguments", "environment")
+class ExecPlugin(NamedTuple):
+    """A program of the kubeconfig that prints who we are."""
+
+    command: str
+    arguments: Tuple[str, ...]
+    environment: Tuple[Tuple[str, str], ...]
+    api_version: str
+    install_hint: str
+    provide_cluster_info: bool
+    interactive_mode: str
 
 
-def xml_fields(body: bytes) -> Dict[str, str]:
-    """The leaf elements of a small XML answer, by name and unescaped; no parser, so nothing in it is carried out."""
-    text = body[:65536].decode("utf-8", "replace")
-    return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
+@hides("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
+class Cluster(NamedTuple):
+    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
 
+    server: str
+    authority: Union[bytes, str] = b""
+    insecure: bool = False
+    server_name: str = ""                    # tls-server-name: whose certificate is expected
+    proxy_url: str = ""
+    disable_compression: bool = False        # only told to exec plugins
+    exec_config: Any = None  # what the cluster has to say to exec plugins
+    token: str = ""
+    token_file: str = ""
+    username: str = ""
+    password: str = ""
+    certificate: Union[bytes, str] = b""
+    key: Union[bytes, str] = b""
+    impersonate: Tuple[Tuple[str, str], ...] = ()
+    exec_plugin: Optional[ExecPlugin] = None
+
+
+@hides("token", "certificate", "key")
+class Identity(NamedTuple):
+    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
+
+    token: str = ""
+    certificate: bytes = b""
+    key: bytes = b""
+    expires: Optional[datetime] = None
+
+
+class Entry:
+    """One mapping of a kubeconfig or of a plugin's answer; a wrong type is a ConfigError without the value."""
+
+    def __init__(self, fields: Any, file: str, where: str) -> None:
+        """Keep the fields; file: where relative paths start, where: the place for errors."""
+        if fields is not None and not isinstance(fields, dict):
+            raise ConfigError(f"{where} must be a mapping")
+        self.fields = {str(name): value for name, value in (fields or {}).items()}
+        self.file, self.where = file, where
+
+    def get(self, name: str, kind: type = str) -> Any:
+        """A field; what is absent or null is empty, as in Go."""
+        value = self.fields.get(name)
+        if value is not None and not isinstance(value, kind):
+            cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
+            raise ConfigError(f"{self.where}: {name} must be {_TYPE_NAMES[kind]}{cure}")
+        return kind() if value is None else value
+
+    def need(self, name: str) -> str:
+        """A text that must be there."""
+        text: str = self.get(name)
+        if not text:
+            raise ConfigError(f"{self.where} has no {name}")
+        return text
+
+    def texts(self, name: str) -> List[str]:
+        """A list of texts."""
+        values = self.get(name, list)
+        if not all(value is None or isinstance(value, str) for value in values):
+            raise ConfigError(f"{self.where}: {name} must be a list of strings")
+        return [value or "" for value in values]
+
+    def path(self, name: str) -> str:
+        """A path, seen from the folder of the file; `..` goes by the letters, as Go's filepath.Join."""
+        path = self.get(name)
+        return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
+
+    def pem(self, name: str) -> Union[bytes, str]:
+        """The PEM of `name-data`, else the path of the file that `name` says, else nothing."""
+        data = decode_base64(self.get(f"{name}-data"))
+        if data is None:
+            raise ConfigError(f"{self.where}: {name}-data is not base64")
+        return data or self.path(name) or data
+
+
+def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
+    """The first entry of a name, which counts whole."""
+    names = []
+    for file in files:
+        for item in file.get(f"{kind}s", list):
+            names.append(_text(item, "name"))
+            if names[-1] == name:
+                return Entry(_at(item, kind), file.file, f"{file.where}, {kind} {one_line(name)!r}")
+    if kind == "user":  # one that is not there is nobody, as in kubectl
+        return Entry({}, "", "")
+    raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
+                      hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
+
+
+def exec_plugin_from(entry: Entry) -> ExecPlugin:
+    """A user's `exec` -> record (client-go validation.go, plugin/pkg/client/auth/exec)."""
+    command, version = entry.need("command"), entry.get("apiVersion")
+    mode = entry.get("interactiveMode") or INTERACTIVE_MODES[1]
+    if version not in EXEC_VERSIONS:
+        raise ConfigError(f"{entry.where} has apiVersion {one_line(version, 64)!r}, not {' or '.join(EXEC_VERSIONS)}",
+                          hints=["a newer version of the plugin writes a newer kubeconfig"])
+    if mode not in INTERACTIVE_MODES:
+        raise ConfigError(f"{entry.where} has interactiveMode {one_line(mode, 64)!r}, not one of "
+                          f"{', '.join(INTERACTIVE_MODES)}")
+    variables = [Entry(item, "", f"{entry.where}, env") for item in entry.get("env", list)]
+    return ExecPlugin(
+        command=entry.path("command") if "/" in command else command, arguments=tuple(entry.texts("args")),
+        environment=tuple((variable.get("name"), variable.get("value")) for variable in variables),
+        api_version=version, install_hint=entry.get("installHint"),
+        provide_cluster_info=entry.get("provideClusterInfo", bool), interactive_mode=mode)
+
+
+def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
+    """A user's as, as-uid, as-groups, as-user-extra -> request headers (client-go transport/round_trippers.go)."""
+    name, uid, groups = user.get("as"), user.get("as-uid"), user.texts("as-groups")
+    extra = Entry(user.get("as-user-extra", dict), "", f"{user.where}, as-user-extra")
+    if not name and (uid or groups or extra.fields):
+        raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
+    headers = [("Impersonate-User", name)] if name else []
+    headers += [("Impersonate-Uid", uid)] if uid else []
+    headers += [("Impersonate-Group", group) for group in groups]
+    headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
+                for key in sorted(extra.fields) for value in extra.texts(key)]
+    if not all(value.isprintable() for _, value in headers):
+        raise ConfigError(f"{user.where}: whom it impersonates has characters that cannot be sent, such as a line end")
+    return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
+
+
+def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
+    """A user, and the name and password in the server's URL, which beat its own -> how Cluster proves who we are."""
+    certificate = user.pem("client-certificate")
+    fields = {"certificate": certificate, "key": certificate and user.pem("client-key")}
+    if login[0]:
+        return {**fields, "username": login[0], "password": login[1]}
+    fields.update(token=header_value(user.get("token"), f"{user.where}: token"), token_file=user.path("tokenFile"),
+                  username=user.get("username"), password=user.get("password"))
+    if certificate or fields["token"] or fields["token_file"] or fields["username"]:
+        return fields
+    if user.fields.get("exec") is not None:
+        return {"exec_plugin": exec_plugin_from(Entry(user.fields["exec"], user.file, f"{user.where}, exec"))}
+    if user.fields.get("auth-provider") is not None:
+        name = _text(user.fields, "auth-provider", "name")
+        raise ConfigError(
+            f"{user.where} uses auth-provider {one_line(name, 64)!r}, which kubectl has dropped or will drop",
+            hints=["replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
+    return fields
+
+
+def proxy_url(text: str, what: str) -> str:
+    """A proxy as a URL, http when it has no scheme; ConfigError, without showing it, when we cannot use it."""
+    url = text if "://" in text or not text else f"http://{text}"
+    if url.lower().startswith("socks"):
+        raise ConfigError(f"{what} is a SOCKS proxy, which needs a package that this file does without", hints=[
+            "use an http proxy, or an ssh tunnel (ssh -L) and its local address"])
+    if url and not is_http_url(url):
+        raise ConfigError(f"{what} is no http or https URL")
+    return url
+
+
+def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") -> Optional[Cluster]:
+    """Kubeconfigs as (path, document) -> cluster and user of one context; None when no context is chosen anywhere."""
+    entries = [Entry(document, path, f"kubeconfig {path}") for path, document in files]
+    context = context or next(filter(None, (entry.get("current-context") for entry in entries)), "")
+    if not context:
+        return None
+    chosen = _entry_named(entries, "context", context)
+    cluster = _entry_named(entries, "cluster", chosen.get("cluster"))
+    user = _entry_named(entries, "user", chosen.get("user"))
+    text = cluster.need("server")
+    url = text if "://" in text else f"http://{text}"  # client-go rest/url_utils.go
+    if not is_http_url(url):
+        raise ConfigError(f"{cluster.where}: server {one_line(redact(text))!r} is no http or https URL")
+    parts = urlsplit(url)
+    login = unquote(parts.username or ""), unquote(parts.password or "")
+    configs = [_at(item, "extension") for item in cluster.get("extensions", list)
+               if _text(item, "name") == "client.authentication.k8s.io/exec"]
+    authority = cluster.pem("certificate-authority")
+    # What would prove who we are is never sent where anybody can read it.
+    identity = _identity_fields(user, login) if parts.scheme == "https" else {}
+    return Cluster(
+        server=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority=authority,
+        insecure=cluster.get("insecure-skip-tls-verify", bool) and not authority,
+        server_name=cluster.get("tls-server-name"),
+        proxy_url=proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
+        disable_compression=cluster.get("disable-compression", bool), exec_config=configs[0] if configs else None,
+        impersonate=_impersonation_headers(user), **identity)
+
+
+def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
+    """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
+    where = f"the answer of exec plugin {plugin.command}"
+    top = Entry(answer, "", where)
+    if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != plugin.api_version:
+        raise ConfigError(f"{where} is no ExecCredential of {plugin.api_version}", hints=[
+            "the plugin may be older or newer than the kubeconfig"])
+    status = Entry(top.get("status", dict), "", where)
+    expires = parse_time(status.fields.get("expirationTimestamp"))
+    if expires is None and status.fields.get("expirationTimestamp") is not None:
+        raise ConfigError(f"{where} has an expirationTimestamp that is no time")
+    token, certificate, key = map(status.get, ("token", "clientCertificateData", "clientKeyData"))
+    if bool(certificate) != bool(key) or not (token or certificate):
+        raise ConfigError(f"{where} has neither a token nor a certificate with its key")
+    return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), expires)
+
+
+def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
+    """Whether NO_PROXY names a host: `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
+    address = _ip_address(host)
+    for entry in map(str.strip, no_proxy.lower().split(",")):
+        with_port = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):(\d+)", entry)
+        name, number = (with_port[1] or with_port[2], with_port[3]) if with_port else (entry, str(port))
+        suffix = name[1:] if name.startswith("*.") else name
+        if entry == "*" or (address is not None and _in_network(address, entry)):
+            return True
+        if name and number == str(port) and (_ip_address(name) == address if address is not None else (
+                host == suffix or host.endswith(suffix if suffix.startswith(".") else f".{suffix}"))):
+            return True
+    return False
+
+
+def proxy_for(url: str, variables: Mapping[str, str]) -> str:
+    """The proxy that the environment names for a URL, empty for none (Go's golang.org/x/net/http/httpproxy).
+
+    Upper case beats lower case and an empty value falls through; ALL_PROXY is ignored; `localhost` and loopback
+    literals are always exempt, names that resolve to them are not. A space in NO_PROXY separates nothing.
+    """
+    parts = urlsplit(url)
+    host, secure = (parts.hostname or "").lower(), parts.scheme == "https"
+    name, no_proxy = "HTTPS_PROXY" if secure else "HTTP_PROXY", variables.get("NO_PROXY") or variables.get("no_proxy")
+    address = _ip_address(host)
+    if host == "localhost" or (address is not None and address.is_loopback) or _is_exempt(
+            host, parts.port or (443 if secure else 80), no_proxy or ""):
+        return ""
+    return proxy_url(variables.get(name) or variables.get(name.lower()) or "", name)
+
+# ====================================================================================================
+# 7. Downloads — what an answer says of an object, ranges, refusals and their cures, when to try again
+# ====================================================================================================
 
 def explain_signature(url: str, theirs: str) -> str:
     """Which element of the canonical request a store sees otherwise than we signed it."""
@@ -2119,8 +2085,6 @@ def listed_prefixes(body: bytes) -> Tuple[List[str], str]:
     more = token and "<IsTruncated>true</IsTruncated>" in text
     return [_unescaped(prefix) for prefix in found], _unescaped(token.group(1)) if more else ""
 
-
-# -- downloads: what an answer says of an object, and whether to try again
 
 DOWNLOAD_TRIES, FIRST_TRIES, FEW_TRIES = 10, 5, 3  # failures in a row: after bytes had come, before, not worth more
 DOWNLOAD_WAIT = 60.0                         # seconds of waiting in a row; settles that endless 503 end within 100 s
@@ -2227,12 +2191,6 @@ def may_be_continued(error: BaseException) -> bool:
         return error.status not in (0, 404) or error.reason == "WrongRange"
     return not isinstance(error, OSError)
 
-# ====================================================================================================
-# 8. Text for people and machines — strings and documents only, nothing is printed here
-#    bytes_text, progress_text, saved_text, json_text, yaml_text, Fields, resource_table, plugin_table, Description,
-#    version_text, version_document, crd_manifests
-# ====================================================================================================
-
 
 def bytes_text(count: float) -> str:
     """A number of bytes for people: `17 B`, `1.5 KiB`, `3.2 GiB`."""
@@ -2259,6 +2217,119 @@ def saved_text(size: int, seconds: float) -> str:
     """The last line of a download."""
     return f"{bytes_text(size)} in {format_duration(round(seconds, 1))}"
 
+
+MOST_SKEW = timedelta(days=1)
+
+
+def _what_is(body: bytes) -> str:
+    """What a body that should be something else looks like, for an error."""
+    start = body[:512].lstrip().lower()
+    if not body:
+        return "nothing"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page; does the URL lead to a console or a login?"
+    if start.startswith((b"<?xml", b"<error")):
+        return "an XML document"
+    text = body[:200].decode("utf-8", "replace").rstrip("\ufffd")  # the cut may halve a character
+    if "\ufffd" in text or any(not c.isprintable() and not c.isspace() for c in text):
+        return "binary data"
+    return "text: " + one_line(redact(text), 80)
+
+
+class Refusal(NamedTuple):
+    """What a store's error code means: the word for a request, and the cure."""
+
+    reason: str
+    cure: str
+
+
+WRONG_ENDPOINT = Refusal("WrongEndpoint", "correct region or s3Url of the storage location")
+WRONG_REGION = Refusal("WrongRegion", "correct region of the storage location")
+CLOCK_SKEW = Refusal("ClockSkew", "set the clock of the host that signs")
+URL_EXPIRED = Refusal("UrlExpired", "ask for the URL again; if it is new, the clocks differ")
+
+# S3's error codes that a GET by signed URL can meet
+# (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html).
+REFUSALS = {
+    "NoSuchKey": Refusal("ArtifactNotFound", "the backup or restore may never have written it, or it has expired"),
+    "NoSuchBucket": Refusal("BucketNotFound", "correct objectStorage.bucket of the storage location"),
+    "AccessDenied": Refusal("StoreAccessDenied", "the credentials need s3:GetObject on it; without s3:ListBucket a "
+                                                 "missing file looks the same"),
+    **dict.fromkeys(("InvalidAccessKeyId", "XAdminUserNotFound"), Refusal(  # the second is versitygw's
+        "InvalidCredentials", "the store does not know the access key; correct the Secret")),
+    "SignatureDoesNotMatch": Refusal("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
+    "ExpiredToken": Refusal("CredentialsExpired", "renew the temporary credentials in the Secret"),
+    **dict.fromkeys(("InvalidToken", "InvalidTokenId"), Refusal(  # the second is MinIO's
+        "InvalidCredentials", "the session token does not belong to these keys")),
+    "RequestTimeTooSkewed": CLOCK_SKEW,
+    **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect"), WRONG_ENDPOINT),
+    **dict.fromkeys(("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError",
+                     "IllegalLocationConstraintException"), WRONG_REGION),
+    "InvalidObjectState": Refusal("ArtifactArchived", "the object is in an archive tier; restore it there first"),
+}
+
+OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "InvalidRange", "InvalidRequest",
+               "MethodNotAllowed", "RequestTimeout", "ServiceUnavailable", "SlowDown")
+
+
+def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
+    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say, or nothing credible.
+
+    By a date that is too far off we would sign what is good only years from now.
+    """
+    try:
+        theirs = email.utils.parsedate_to_datetime((headers.get("Date") or "")[:64])
+        skew = theirs.astimezone(timezone.utc) - now
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return timedelta(0)
+    return skew if abs(skew) <= MOST_SKEW else timedelta(0)
+
+
+def _meaning(status: int, code: str, message: str, region: str) -> Optional[Refusal]:
+    """What a refusal means: what its code says, unless something else in the answer says more."""
+    known = REFUSALS.get(code)
+    if code == "AccessDenied" and "expired" in message.lower():
+        return URL_EXPIRED
+    if code == "AccessDenied" and re.search("not (yet valid|valid yet)", message.lower()):  # AWS's words, and MinIO's
+        return CLOCK_SKEW
+    if known is None and region:  # whatever it complains of, it knows the right region
+        known = {301: WRONG_ENDPOINT, 307: WRONG_ENDPOINT, 400: WRONG_REGION}.get(status)
+    return known or {403: REFUSALS["AccessDenied"], 404: REFUSALS["NoSuchKey"]}.get(status)
+
+
+def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime,
+                  *, quoting: bool = True) -> StoreError:
+    """A store's refusal -> one sentence with its cause, and the cure; nothing of the signature shows.
+
+    quoting: whether it may hold what the store has written; else it holds no more than a code that is known.
+    """
+    fields = xml_fields(body) if body.lstrip()[:1] == b"<" else {}
+    code, message = fields.get("Code", ""), fields.get("Message", "")
+    region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
+    meaning = _meaning(status, code, message, region) or Refusal("StoreError", "")
+    skew = clock_skew(headers, now)
+    detail = f"{code}: {message}" if code else _what_is(body)
+    if not quoting:
+        detail = code if code in REFUSALS or code in OTHER_CODES else "without a code of S3"
+    elif code == "SignatureDoesNotMatch" and fields.get("CanonicalRequest"):
+        detail = f"{code}: {explain_signature(url, fields['CanonicalRequest'])}"
+    elif meaning.reason in ("WrongRegion", "WrongEndpoint") and region:
+        detail = f"{detail} (the bucket is in region {region})"
+    elif meaning.reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
+        detail += (f" (the store's clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
+                   f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's)")
+    said = {"ArtifactNotFound": "has no such file", "BucketNotFound": "has no such bucket"}.get(meaning.reason)
+    said = f"{said} ({one_line(redact(detail))})" if said else f"answered {status}: {one_line(redact(detail), 600)}"
+    error = StoreError(f"{where} {said}", status=status, reason=meaning.reason, hints=filter(None, [meaning.cure]))
+    error.skew = skew
+    error.retry_after = retry_after_seconds(headers.get("Retry-After", ""), now)
+    if meaning.reason in EXPIRED:
+        error.exit = Exit.FAILED             # that is no lack of rights
+    return error
+
+# ====================================================================================================
+# 8. Screens — tables, describe, JSON and YAML; strings and documents only
+# ====================================================================================================
 
 def json_text(document: Any) -> str:
     """A document as JSON with an indent of two and every character that can be shown; the others are escaped."""
@@ -2299,9 +2370,6 @@ def yaml_text(*documents: Any) -> str:
 
 
 DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
-
-
-# ---- words of Go and kubectl ----
 
 Localize = Callable[[datetime], datetime]          # an instant -> the same one in the user's time zone
 NONE, NONE_INCLUDED = "<none>", "<none included>"
@@ -2350,8 +2418,6 @@ def aligned(lines: Iterable[str]) -> str:
                 row[column] = row[column].ljust(width)
     return "".join("".join(row) + "\n" for row in rows)
 
-
-# ---- typed access ----
 
 class Fields:
     """Typed access to a stranger's document by dotted paths, with Go's zero value for what is absent.
@@ -2439,8 +2505,6 @@ class Fields:
         return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
 
 
-# ---- get ----
-
 def _expires(backup: Fields, now: datetime) -> str:
     """When a backup expires, from now; one that was not processed yet by its age and its time to live."""
     instant, created = parse_time(backup("status.expiration")), parse_time(backup("metadata.creationTimestamp"))
@@ -2509,8 +2573,6 @@ def plugin_table(plugins: List[Tuple[str, str]]) -> str:
     return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins]) if plugins else ""
 
 
-# ---- describe: what it needs ----
-
 # The reasons of errors that mean there is no such artifact: a store's 404 for a key, met by a client or a controller,
 # and a kind that the CRDs of an older server do not know.
 ARTIFACT_NOT_FOUND, UNKNOWN_KIND = "ArtifactNotFound", "UnknownKind"
@@ -2552,8 +2614,6 @@ def legacy_artifacts_of(backup: Document) -> List[str]:
     return (["BackupVolumeSnapshots"] if status("status.volumeSnapshotsAttempted", int) > 0 else []) + (
         csi if status("status.csiVolumeSnapshotsAttempted", int) > 0 else [])
 
-
-# ---- describe: one stream of lines makes both the text and the JSON ----
 
 Path = Union[str, Tuple[Union[str, int], ...]]
 
@@ -3148,9 +3208,9 @@ def version_document(server_version: Optional[str], source: str = "") -> Documen
     server = {"version": server_version, **({"source": source} if source else {})}
     return client if server_version is None else {**client, "server": server}
 
-
-# Strict are the two kinds that are requests to a controller: every field and value that Velero's own definitions have.
-# The others are Velero's to define, and take what its servers, old and new, write into them.
+# ====================================================================================================
+# 9. Manifests — the CustomResourceDefinitions
+# ====================================================================================================
 
 def _struct(*required: str, **fields: Document) -> Document:
     return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
@@ -3199,8 +3259,7 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 # ════════════════════════════════════════════════════════════════════════════════════════════════════
 
 # ====================================================================================================
-# 9. Connections — TLS, proxies, pools, kubeconfig and in-cluster loading, identities renewed
-#    Session, Api, connect, load_cluster, run_exec_plugin, tls_context, Door, open_door, unreachable
+# 10. Connections — TLS, deadlines, pools, sessions and their renewal
 # ====================================================================================================
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -3255,9 +3314,6 @@ def read_file(path: str, purpose: str, limit: int = -1) -> bytes:
             return read(limit if limit < 0 else limit + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {purpose} {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-# -- TLS
 
 
 BUNDLE_LIMIT, MOST_CERTIFICATES = 1 << 20, 1000  # bytes, and how many; a system trusts 150 in 220 KB
@@ -3401,8 +3457,6 @@ def unreachable(error: Exception, where: str, url: str, server_name: str = "", h
     text = getattr(cause, "strerror", None) or (one_line(redact(str(cause))) if url else "it does not answer in HTTP")
     return Unreachable(f"cannot reach {where}: {text}")
 
-
-# -- time, and pools
 
 _thread = threading.local()                  # its `deadline`: when what the thread asks of the network must be over
 
@@ -3568,8 +3622,6 @@ def open_door(url: str, context: Optional[ssl.SSLContext], *, proxy: str = "", s
     return Door(pool, "" if parts.scheme == "https" else f"http://{parts.netloc}")
 
 
-# -- one exchange
-
 Response = urllib3.response.BaseHTTPResponse if hasattr(urllib3.response, "BaseHTTPResponse") else urllib3.HTTPResponse
 BREAKS = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)  # what ends the reading of a body
 
@@ -3643,9 +3695,6 @@ def read_answer(response: Response, limit: int) -> bytes:
         raise TooMuch(f"has more than {limit >> 20} MiB")
     response.release_conn()
     return inflated(body, encoding, limit)
-
-
-# -- YAML
 
 
 class GoLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -3733,9 +3782,6 @@ def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{what} is not YAML" + (f": line {mark.line + 1} cannot be read" if mark else "")) from None
-
-
-# -- who we are
 
 
 def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
@@ -3909,9 +3955,6 @@ def connect(cluster: Cluster) -> Api:
     return Api(Session(cluster))
 
 
-# -- configuration
-
-
 def in_cluster() -> Optional[Cluster]:
     """The cluster of the pod this runs in, by the environment and files every pod gets; None outside of one."""
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
@@ -3974,8 +4017,7 @@ def read_velero_config() -> Document:
     return config if isinstance(config, dict) else {}
 
 # ====================================================================================================
-# 10. Kubernetes verbs — one `send`, thin verbs over it, one event stream
-#     get, get_wanted, list_pages, create, merge_patch, delete, open_watch, watch_events, interrupt, served_resources
+# 11. Cluster — one exchange, thin verbs over it, one event stream
 #
 #     urllib3 does transport and this section policy: its own retries and redirects are switched off on every call. What
 #     may be sent twice is retried here, a POST never.
@@ -4011,17 +4053,6 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
         hints = ["are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"]
     return ApiError(f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
                     api_reason=_text(document, "reason"), hints=hints)
-
-
-def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
-    """Retry-After, seconds or an HTTP date (RFC 9110 10.2.3) -> seconds from now; None when it says neither."""
-    if re.fullmatch(r"\d{1,9}", header, re.ASCII):
-        return float(header)
-    try:
-        instant = email.utils.parsedate_to_datetime(header[:64])
-        return max(0.0, (instant.astimezone(timezone.utc) - now).total_seconds())
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return None
 
 
 def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[float]) -> Optional[float]:
@@ -4262,9 +4293,7 @@ def interrupt(response: Response) -> None:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 # ====================================================================================================
-# 11. Credentials — carry out the plan of section 7: Secret, environment, STS, files, container, instance metadata
-#     fetch_credentials, Purse, keys_from_purse, open_location, discover_region, find_location,
-#     read_secret_key
+# 12. Key sources — Secret, STS, files, container, instance metadata
 #
 #     No host is asked but those that the chain defines: STS of the location's region, the container's endpoint, the
 #     instance's metadata service (these two never through a proxy), and S3 itself for the region of a location that
@@ -4731,9 +4760,7 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
     return location, plan
 
 # ====================================================================================================
-# 12. Object store — fetch a URL or a file, go on after a break, inflate, verify, save
-#     Trust, open_url, read_body, Transfer, Source, url_source, file_source, received, ahead, content, inflate, checked,
-#     check_target, NewFile, save_object
+# 13. Store — receive, go on, verify, save
 #
 #     A download is a chain of generators of bytes, each with one job:
 #     received (a source, whatever breaks) -> proven (MD5) -> unframed -> inflate or checked (gzip) -> a writer.
@@ -4749,7 +4776,6 @@ VERIFY_TIMEOUT = 5.0                         # seconds in which a store must hav
 FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
 RESTARTS = 3                                 # times that an object may change while it is downloaded
 SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
-MOST_SKEW = timedelta(days=1)
 
 
 @hides("ca_cert")
@@ -4759,114 +4785,6 @@ class Trust(NamedTuple):
     ca_cert: bytes = b""
     insecure: bool = False
     source: str = "the certificate authority"  # named in errors
-
-
-def _what_is(body: bytes) -> str:
-    """What a body that should be something else looks like, for an error."""
-    start = body[:512].lstrip().lower()
-    if not body:
-        return "nothing"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page; does the URL lead to a console or a login?"
-    if start.startswith((b"<?xml", b"<error")):
-        return "an XML document"
-    text = body[:200].decode("utf-8", "replace").rstrip("\ufffd")  # the cut may halve a character
-    if "\ufffd" in text or any(not c.isprintable() and not c.isspace() for c in text):
-        return "binary data"
-    return "text: " + one_line(redact(text), 80)
-
-
-class Refusal(NamedTuple):
-    """What a store's error code means: the word for a request, and the cure."""
-
-    reason: str
-    cure: str
-
-
-WRONG_ENDPOINT = Refusal("WrongEndpoint", "correct region or s3Url of the storage location")
-WRONG_REGION = Refusal("WrongRegion", "correct region of the storage location")
-CLOCK_SKEW = Refusal("ClockSkew", "set the clock of the host that signs")
-URL_EXPIRED = Refusal("UrlExpired", "ask for the URL again; if it is new, the clocks differ")
-
-# S3's error codes that a GET by signed URL can meet
-# (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html).
-REFUSALS = {
-    "NoSuchKey": Refusal("ArtifactNotFound", "the backup or restore may never have written it, or it has expired"),
-    "NoSuchBucket": Refusal("BucketNotFound", "correct objectStorage.bucket of the storage location"),
-    "AccessDenied": Refusal("StoreAccessDenied", "the credentials need s3:GetObject on it; without s3:ListBucket a "
-                                                 "missing file looks the same"),
-    **dict.fromkeys(("InvalidAccessKeyId", "XAdminUserNotFound"), Refusal(  # the second is versitygw's
-        "InvalidCredentials", "the store does not know the access key; correct the Secret")),
-    "SignatureDoesNotMatch": Refusal("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
-    "ExpiredToken": Refusal("CredentialsExpired", "renew the temporary credentials in the Secret"),
-    **dict.fromkeys(("InvalidToken", "InvalidTokenId"), Refusal(  # the second is MinIO's
-        "InvalidCredentials", "the session token does not belong to these keys")),
-    "RequestTimeTooSkewed": CLOCK_SKEW,
-    **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect"), WRONG_ENDPOINT),
-    **dict.fromkeys(("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError",
-                     "IllegalLocationConstraintException"), WRONG_REGION),
-    "InvalidObjectState": Refusal("ArtifactArchived", "the object is in an archive tier; restore it there first"),
-}
-
-
-OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "InvalidRange", "InvalidRequest",
-               "MethodNotAllowed", "RequestTimeout", "ServiceUnavailable", "SlowDown")
-
-
-def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
-    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say, or nothing credible.
-
-    By a date that is too far off we would sign what is good only years from now.
-    """
-    try:
-        theirs = email.utils.parsedate_to_datetime((headers.get("Date") or "")[:64])
-        skew = theirs.astimezone(timezone.utc) - now
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return timedelta(0)
-    return skew if abs(skew) <= MOST_SKEW else timedelta(0)
-
-
-def _meaning(status: int, code: str, message: str, region: str) -> Optional[Refusal]:
-    """What a refusal means: what its code says, unless something else in the answer says more."""
-    known = REFUSALS.get(code)
-    if code == "AccessDenied" and "expired" in message.lower():
-        return URL_EXPIRED
-    if code == "AccessDenied" and re.search("not (yet valid|valid yet)", message.lower()):  # AWS's words, and MinIO's
-        return CLOCK_SKEW
-    if known is None and region:  # whatever it complains of, it knows the right region
-        known = {301: WRONG_ENDPOINT, 307: WRONG_ENDPOINT, 400: WRONG_REGION}.get(status)
-    return known or {403: REFUSALS["AccessDenied"], 404: REFUSALS["NoSuchKey"]}.get(status)
-
-
-def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime,
-                  *, quoting: bool = True) -> StoreError:
-    """A store's refusal -> one sentence with its cause, and the cure; nothing of the signature shows.
-
-    quoting: whether it may hold what the store has written; else it holds no more than a code that is known.
-    """
-    fields = xml_fields(body) if body.lstrip()[:1] == b"<" else {}
-    code, message = fields.get("Code", ""), fields.get("Message", "")
-    region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
-    meaning = _meaning(status, code, message, region) or Refusal("StoreError", "")
-    skew = clock_skew(headers, now)
-    detail = f"{code}: {message}" if code else _what_is(body)
-    if not quoting:
-        detail = code if code in REFUSALS or code in OTHER_CODES else "without a code of S3"
-    elif code == "SignatureDoesNotMatch" and fields.get("CanonicalRequest"):
-        detail = f"{code}: {explain_signature(url, fields['CanonicalRequest'])}"
-    elif meaning.reason in ("WrongRegion", "WrongEndpoint") and region:
-        detail = f"{detail} (the bucket is in region {region})"
-    elif meaning.reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
-        detail += (f" (the store's clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
-                   f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's)")
-    said = {"ArtifactNotFound": "has no such file", "BucketNotFound": "has no such bucket"}.get(meaning.reason)
-    said = f"{said} ({one_line(redact(detail))})" if said else f"answered {status}: {one_line(redact(detail), 600)}"
-    error = StoreError(f"{where} {said}", status=status, reason=meaning.reason, hints=filter(None, [meaning.cure]))
-    error.skew = skew
-    error.retry_after = retry_after_seconds(headers.get("Retry-After", ""), now)
-    if meaning.reason in EXPIRED:
-        error.exit = Exit.FAILED             # that is no lack of rights
-    return error
 
 
 # aws-chunked framing that some SDK left in the object it stored (velero#7995):
@@ -5034,9 +4952,6 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> 
     if fault or expected not in (None, came):
         total = "an unknown number of" if expected is None else expected
         raise Unreachable(f"the download broke off after {came} of {total} bytes", reason="BrokenOff") from fault
-
-
-# -- one object, whatever breaks
 
 
 class Transfer:
@@ -5234,9 +5149,6 @@ def ahead(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
     return take()
 
 
-# -- whether it is the object
-
-
 def _rejoin(first: List[bytes], chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from first
     yield from chunks
@@ -5345,9 +5257,6 @@ def write_all(writer: Any, chunk: bytes) -> None:
     while view:
         count = writer.write(view)
         view = view[len(view) if count is None else count:]
-
-
-# -- into a file
 
 
 def is_special(path: str) -> bool:
@@ -5641,8 +5550,7 @@ def save_object(path: str, source: Source, transfer: Transfer, what: str, *, gun
             transfer.stop.clear()
 
 # ====================================================================================================
-# 13. Queue — dedupe, delays and back-off; the one class with behaviour
-#     Queue
+# 14. Controller — queue, feeders, workers, gather, apply, run
 #
 #     client-go's work queue (util/workqueue): a key that is added while it waits is there once; one that is added while
 #     it is worked on comes again afterwards, so no two workers ever hold the same key. Delays are instants of the wall
@@ -5752,15 +5660,6 @@ class Queue:
                 self._make_ready(key)
         return min(self._heap[0][0] - now, LONGEST_NAP) if self._heap else LONGEST_NAP
 
-# ====================================================================================================
-# 14. Controller — feeders list and watch, workers gather, decide and apply, one place settles the queue
-#     Controller, gather, write_status, apply, reconcile_download_request,
-#     reconcile_server_status_request, look_at, settle, feed, run_once, run_controller
-#
-#     feed(resource) keeps the newest copy of every request and puts its key into the queue -> a worker takes the key:
-#     newest copy -> decide -> if facts are needed gather them -> decide -> apply -> settle the queue. Work starts from
-#     the newest copy and never from the event that woke it, so a lost, doubled or reordered event changes nothing.
-# ====================================================================================================
 
 WORKERS = 4
 SHORT_WATCH = 3.0                            # seconds; a watch that ends sooner and brought nothing counts as a failure
@@ -6208,9 +6107,7 @@ def run_controller(controller: Controller) -> None:
         raise controller.broken
 
 # ====================================================================================================
-# 15. Client helpers — create a request, wait for the answer, tidy up; or do without a controller
-#     find_documents, require_owner, get_download_url, requested_source, read_artifact, stream, read_screen, Bucket,
-#     store_bucket, folder_bucket, read_backups, get_server_status
+# 15. Client — create, wait, stream, tidy up; or do without a controller
 # ====================================================================================================
 
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
@@ -6517,9 +6414,6 @@ def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, 
             write_all(writer, chunk)
 
 
-# -- without a controller: the caller's own rights, and signatures made here
-
-
 class Bucket(NamedTuple):
     """A bucket that is read without anybody's help; keys are whole, Velero's prefix in it included."""
 
@@ -6785,8 +6679,13 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
 
 # ====================================================================================================
 # 16. Doctor — why nobody answered: checks, each one finding with its cure
-#     explain_silence, check_server, check_location, server_image, version_of_image
 # ====================================================================================================
+
+class Finding(NamedTuple):
+    """One likely reason why nobody answered, and its cure."""
+
+    text: str
+    cure: str
 
 
 def server_image(api: Api, namespace: str) -> str:
@@ -6859,7 +6758,6 @@ def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = Non
 
 # ====================================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
-#     cmd_*, COMMANDS, build_parser, main
 # ====================================================================================================
 
 Options = argparse.Namespace
@@ -7519,6 +7417,7 @@ def owner_commands(resource: Resource) -> Tuple[Command, ...]:
                 lambda options: cmd_logs(options, f"{resource.kind}Log"),
                 aliases=tuple(f"logs {word}" for word in reversed(nouns))))
 
+
 COMMANDS = (
     Command("controller", "answer DownloadRequests and ServerStatusRequests", (
         argument("--once", action="store_true", help="look once at every request that is there, then exit"),
@@ -7739,6 +7638,7 @@ end
 complete -c {program} -f
 {lines}
 """}
+
 # The words before the one at the cursor; `--flag=value` is three of them in bash, and zsh has set `--flag=` apart.
 GIVEN = {"bash": '"${COMP_WORDS[@]:1:COMP_CWORD-1}"', "zsh": '"${(@)words[2,CURRENT-1]}" ${IPREFIX%=}'}
 
