@@ -38,8 +38,8 @@ Contents
 How to read it: from top to bottom. A name is explained before it is used, and nothing above the waterline touches I/O,
 clocks, threads or randomness; both are checked by test_velero_requests.py. Importing this file does nothing.
 """
-from __future__ import annotations
 
+from __future__ import annotations
 import os
 import sys
 
@@ -3937,24 +3937,6 @@ class Session:
         self.door.pool.close()
 
 
-def unseen(_what: str, _seconds: float) -> ContextManager[None]:
-    """How a library waits: nobody is told."""
-    return contextlib.nullcontext()
-
-
-class Api(NamedTuple):
-    """One Kubernetes API server, as the verbs see it."""
-
-    session: Session
-    patience: float = READ_TIMEOUT           # seconds that a call may take, tries again and all
-    waiting: Callable[[str, float], ContextManager[None]] = unseen  # shows for what it waits, and how many seconds
-
-
-def connect(cluster: Cluster) -> Api:
-    """Prepare the connection to a cluster; nothing is sent yet. Raises ConfigError for unusable certificates."""
-    return Api(Session(cluster))
-
-
 def in_cluster() -> Optional[Cluster]:
     """The cluster of the pod this runs in, by the environment and files every pod gets; None outside of one."""
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
@@ -4023,6 +4005,11 @@ def read_velero_config() -> Document:
 #     may be sent twice is retried here, a POST never.
 # ====================================================================================================
 
+def unseen(_what: str, _seconds: float) -> ContextManager[None]:
+    """How a library waits: nobody is told."""
+    return contextlib.nullcontext()
+
+
 RETRY_STATUS = (429, 500, 502, 503, 504)
 RETRIES = 3
 RETRY_AFTER_CAP = 10.0                       # seconds
@@ -4066,101 +4053,6 @@ def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[flo
     return min(RETRY_AFTER_CAP, backoff(attempt, 0.1, 2.0) if retry_after is None else retry_after)
 
 
-def _tell_warnings(api: Api, headers: Any) -> None:
-    """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
-    for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
-        if api.session.warned.is_news(text):
-            log.warning("warning of the cluster: %s", one_line(redact(text)))
-
-
-def _attempt(api: Api, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
-             ) -> Tuple[Response, Identity]:
-    """One exchange; a connection that breaks is Unreachable."""
-    session, cluster = api.session, api.session.cluster
-    with off_the_clock():
-        identity, door = session.renew()
-    # Impersonate-Group may come several times, which a dict cannot hold.
-    headers = urllib3.response.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
-    if identity.token:
-        headers["Authorization"] = f"Bearer {identity.token}"
-    elif cluster.username:
-        secret = f"{cluster.username}:{cluster.password}".encode()
-        headers["Authorization"] = f"Basic {base64.b64encode(secret).decode()}"
-    for name, value in cluster.impersonate:
-        headers.add(name, value)
-    if body is not None:
-        headers["Content-Type"] = content_type
-    try:
-        response = send_request(door, method, session.path + target, headers, body, idle=idle)
-    except urllib3.exceptions.HTTPError as error:
-        if isinstance(error, urllib3.exceptions.TimeoutError):
-            session.heard = -math.inf
-        raise unreachable(error, f"the cluster at {redact(cluster.server)}", cluster.server, cluster.server_name,
-                          "does certificate-authority in the kubeconfig belong to this cluster?",
-                          session.proxy) from error
-    session.heard = time.monotonic()
-    return response, identity
-
-
-def send(api: Api, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
-         content_type: str = "application/json", idle: float = 0) -> Response:
-    """One call to the API -> a response with status below 300, its body unread; the one place that tries again.
-
-    The caller's deadline counts for all tries together, and nobody waits for a try that would come after it. idle:
-    seconds without a byte, for a body without deadline. Raises ApiError with the API's own message, Unreachable when
-    there is no connection.
-    """
-    target = f"{path}?{urlencode(query)}" if query else path
-    content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-    attempt, trusted = 0, True
-    while True:
-        attempt += 1
-        try:
-            response, identity = _attempt(api, method, target, content, content_type, idle or api.patience)
-        except Unreachable as error:
-            if isinstance(error.__cause__, urllib3.exceptions.ClosedPoolError):
-                continue  # another thread has just replaced the door; nothing was sent
-            if method != "POST" and attempt == 1 and isinstance(error.__cause__, urllib3.exceptions.ProtocolError):
-                log.info("%s; trying again", error)  # an idle connection that the other side had closed
-                continue
-            raise
-        _tell_warnings(api, response.headers)
-        if response.status < 300:
-            return response
-        refusal = read_refusal(response)
-        if response.status == 401 and trusted and api.session.distrust(identity):
-            log.info("the cluster does not accept who we are; trying again with a new identity")
-            trusted = False
-            continue
-        wait = retry_wait(method, attempt, response.status,
-                          retry_after_seconds(response.headers.get("Retry-After", ""), utc_now()))
-        if wait is None or wait >= time_left():
-            raise api_error(response.status, refusal, method, path, "watch" in (query or {}))
-        log.info("the cluster answered %s %s with %d; trying again in %s", method, path, response.status,
-                 format_duration(wait))
-        time.sleep(wait)
-
-
-def call(api: Api, method: str, path: str, limit: int = ANSWER_LIMIT, times: int = 1, **options: Any) -> Document:
-    """`send`, and the JSON object that came back; Unreachable when it is none, broke off or is larger than `limit`.
-
-    times: how often the Api's patience may pass before all of it is there.
-    """
-    with within(times * api.patience):
-        response = send(api, method, path, **options)
-        try:
-            document = parse_json(read_answer(response, limit), ANSWER_ELEMENTS)
-        except TooMuch as error:
-            response.close()
-            raise Unreachable(f"the cluster's answer to {method} {path} {error}", reason=TOO_LARGE) from None
-        except (urllib3.exceptions.HTTPError, ValueError) as error:
-            response.close()
-            raise Unreachable(f"the cluster's answer to {method} {path} broke off or is no JSON") from error
-    if not isinstance(document, dict):
-        raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
-    return document
-
-
 def object_path(key: Key, subresource: str = "") -> str:
     """The path of one object, or of its subresource; ApiError with status 404 for a name that no object can have.
 
@@ -4171,96 +4063,6 @@ def object_path(key: Key, subresource: str = "") -> str:
         raise ApiError(f'{key.resource.plural} "{one_line(key.name, 64)}" not found: no object can have this name',
                        status=404, api_reason="NotFound")
     return api_path(key.resource, key.namespace, key.name, subresource)
-
-
-def get(api: Api, resource: Resource, namespace: str, name: str) -> Document:
-    """One object; ApiError with status 404 when there is none."""
-    return call(api, "GET", object_path(Key(resource, namespace, name)))
-
-
-def get_wanted(api: Api, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
-    """`get` of what another object asks for; NotFound with a stable reason when there is none."""
-    try:
-        return get(api, resource, namespace, name)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        raise NotFound(f"{resource.kind} {namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
-                       reason=reason) from None
-
-
-def list_pages(api: Api, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
-               limit: int = ANSWER_LIMIT) -> Iterator[Document]:
-    """The pages of a list; a continue token that expired is an ApiError (list anew).
-
-    A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
-    """
-    path, token = api_path(resource, namespace), ""
-    while True:
-        query = {"limit": str(size), "labelSelector": selector, "continue": token}
-        try:
-            page = call(api, "GET", path, limit if size > 1 else ANSWER_LIMIT, SLOW_LIST,
-                        query={name: value for name, value in query.items() if value})
-        except Unreachable as error:
-            if error.reason != TOO_LARGE or size == 1:
-                raise
-            size //= 2
-            continue
-        before, token = token, _text(page, "metadata", "continue")
-        if token and token == before:
-            raise Unreachable(f"the cluster's list of {resource.plural} does not end")
-        yield page
-        del page  # before the next one is read
-        if not token:
-            return
-
-
-def create(api: Api, resource: Resource, document: Document) -> Document:
-    """Create an object in the namespace it names -> the object as stored."""
-    return call(api, "POST", api_path(resource, document["metadata"]["namespace"]), body=document)
-
-
-def merge_patch(api: Api, key: Key, body: Document, subresource: str = "") -> Document:
-    """RFC 7386 patch of an object or its status -> the object as stored; with a resourceVersion a conflict is 409."""
-    return call(api, "PATCH", object_path(key, subresource), body=body,
-                content_type="application/merge-patch+json")
-
-
-def delete(api: Api, key: Key, options: Optional[Document] = None) -> bool:
-    """Delete an object -> whether it was there; `options` may hold preconditions, which fail as 409."""
-    try:
-        call(api, "DELETE", object_path(key), body=options)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
-
-
-def served_resources(api: Api, group_version: str) -> List[str]:
-    """The names discovery lists for a group, such as `downloadrequests/status`; empty when it has no such group."""
-    try:
-        document = call(api, "GET", f"/apis/{group_version}")
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return []
-    entries = _at(document, "resources")
-    return [_text(entry, "name") for entry in entries] if isinstance(entries, list) else []
-
-
-def open_watch(api: Api, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
-               silence: float = WATCH_SILENCE) -> Response:
-    """Start a watch after `version`, of all objects or of the one named -> a response for watch_events.
-
-    seconds: the API ends the watch after so long. silence: seconds without a byte after which it counts as broken.
-    """
-    query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
-             "timeoutSeconds": str(max(1, math.ceil(seconds)))}
-    if name:
-        query["fieldSelector"] = f"metadata.name={name}"
-    with within(api.patience):
-        return send(api, "GET", api_path(resource, namespace), query=query, idle=silence)
 
 
 def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
@@ -4291,6 +4093,199 @@ def interrupt(response: Response) -> None:
     with contextlib.suppress(OSError):
         if sock is not None:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+HASTE = 5.0                                  # seconds
+
+
+class Api(NamedTuple):
+    """One Kubernetes API server, as the verbs see it."""
+
+    session: Session
+    patience: float = READ_TIMEOUT           # seconds that a call may take, tries again and all
+    waiting: Callable[[str, float], ContextManager[None]] = unseen  # shows for what it waits, and how many seconds
+
+    def _tell_warnings(self, headers: Any) -> None:
+        """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
+        for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
+            if self.session.warned.is_news(text):
+                log.warning("warning of the cluster: %s", one_line(redact(text)))
+
+    def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
+                 ) -> Tuple[Response, Identity]:
+        """One exchange; a connection that breaks is Unreachable."""
+        session, cluster = self.session, self.session.cluster
+        with off_the_clock():
+            identity, door = session.renew()
+        # Impersonate-Group may come several times, which a dict cannot hold.
+        headers = urllib3.response.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
+        if identity.token:
+            headers["Authorization"] = f"Bearer {identity.token}"
+        elif cluster.username:
+            secret = f"{cluster.username}:{cluster.password}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(secret).decode()}"
+        for name, value in cluster.impersonate:
+            headers.add(name, value)
+        if body is not None:
+            headers["Content-Type"] = content_type
+        try:
+            response = send_request(door, method, session.path + target, headers, body, idle=idle)
+        except urllib3.exceptions.HTTPError as error:
+            if isinstance(error, urllib3.exceptions.TimeoutError):
+                session.heard = -math.inf
+            raise unreachable(error, f"the cluster at {redact(cluster.server)}", cluster.server, cluster.server_name,
+                              "does certificate-authority in the kubeconfig belong to this cluster?",
+                              session.proxy) from error
+        session.heard = time.monotonic()
+        return response, identity
+
+    def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
+             content_type: str = "application/json", idle: float = 0) -> Response:
+        """One call to the API -> a response with status below 300, its body unread; the one place that tries again.
+
+        The caller's deadline counts for all tries together, and nobody waits for a try that would come after it. idle:
+        seconds without a byte, for a body without deadline. Raises ApiError with the API's own message, Unreachable
+        when there is no connection.
+        """
+        target = f"{path}?{urlencode(query)}" if query else path
+        content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        attempt, trusted = 0, True
+        while True:
+            attempt += 1
+            try:
+                response, identity = self._attempt(method, target, content, content_type, idle or self.patience)
+            except Unreachable as error:
+                if isinstance(error.__cause__, urllib3.exceptions.ClosedPoolError):
+                    continue  # another thread has just replaced the door; nothing was sent
+                if method != "POST" and attempt == 1 and isinstance(error.__cause__, urllib3.exceptions.ProtocolError):
+                    log.info("%s; trying again", error)  # an idle connection that the other side had closed
+                    continue
+                raise
+            self._tell_warnings(response.headers)
+            if response.status < 300:
+                return response
+            refusal = read_refusal(response)
+            if response.status == 401 and trusted and self.session.distrust(identity):
+                log.info("the cluster does not accept who we are; trying again with a new identity")
+                trusted = False
+                continue
+            wait = retry_wait(method, attempt, response.status,
+                              retry_after_seconds(response.headers.get("Retry-After", ""), utc_now()))
+            if wait is None or wait >= time_left():
+                raise api_error(response.status, refusal, method, path, "watch" in (query or {}))
+            log.info("the cluster answered %s %s with %d; trying again in %s", method, path, response.status,
+                     format_duration(wait))
+            time.sleep(wait)
+
+    def call(self, method: str, path: str, limit: int = ANSWER_LIMIT, times: int = 1, **options: Any) -> Document:
+        """`send`, and the JSON object that came back; Unreachable when it is none, broke off or is larger than `limit`.
+
+        times: how often the Api's patience may pass before all of it is there.
+        """
+        with within(times * self.patience):
+            response = self.send(method, path, **options)
+            try:
+                document = parse_json(read_answer(response, limit), ANSWER_ELEMENTS)
+            except TooMuch as error:
+                response.close()
+                raise Unreachable(f"the cluster's answer to {method} {path} {error}", reason=TOO_LARGE) from None
+            except (urllib3.exceptions.HTTPError, ValueError) as error:
+                response.close()
+                raise Unreachable(f"the cluster's answer to {method} {path} broke off or is no JSON") from error
+        if not isinstance(document, dict):
+            raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
+        return document
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Document:
+        """One object; ApiError with status 404 when there is none."""
+        return self.call("GET", object_path(Key(resource, namespace, name)))
+
+    def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
+        """`get` of what another object asks for; NotFound with a stable reason when there is none."""
+        try:
+            return self.get(resource, namespace, name)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            raise NotFound(f"{resource.kind} {namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
+                           reason=reason) from None
+
+    def list_pages(self, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
+                   limit: int = ANSWER_LIMIT) -> Iterator[Document]:
+        """The pages of a list; a continue token that expired is an ApiError (list anew).
+
+        A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
+        """
+        path, token = api_path(resource, namespace), ""
+        while True:
+            query = {"limit": str(size), "labelSelector": selector, "continue": token}
+            try:
+                page = self.call("GET", path, limit if size > 1 else ANSWER_LIMIT, SLOW_LIST,
+                            query={name: value for name, value in query.items() if value})
+            except Unreachable as error:
+                if error.reason != TOO_LARGE or size == 1:
+                    raise
+                size //= 2
+                continue
+            before, token = token, _text(page, "metadata", "continue")
+            if token and token == before:
+                raise Unreachable(f"the cluster's list of {resource.plural} does not end")
+            yield page
+            del page  # before the next one is read
+            if not token:
+                return
+
+    def create(self, resource: Resource, document: Document) -> Document:
+        """Create an object in the namespace it names -> the object as stored."""
+        return self.call("POST", api_path(resource, document["metadata"]["namespace"]), body=document)
+
+    def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
+        """RFC 7386 patch of an object or its status -> the object as stored; a stale resourceVersion is a 409."""
+        return self.call("PATCH", object_path(key, subresource), body=body,
+                    content_type="application/merge-patch+json")
+
+    def delete(self, key: Key, options: Optional[Document] = None) -> bool:
+        """Delete an object -> whether it was there; `options` may hold preconditions, which fail as 409."""
+        try:
+            self.call("DELETE", object_path(key), body=options)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
+    def served_resources(self, group_version: str) -> List[str]:
+        """The names discovery lists for a group, such as `downloadrequests/status`; empty when it has no such group."""
+        try:
+            document = self.call("GET", f"/apis/{group_version}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return []
+        entries = _at(document, "resources")
+        return [_text(entry, "name") for entry in entries] if isinstance(entries, list) else []
+
+    def open_watch(self, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
+                   silence: float = WATCH_SILENCE) -> Response:
+        """Start a watch after `version`, of all objects or of the one named -> a response for watch_events.
+
+        seconds: the API ends the watch after so long. silence: seconds without a byte after which it counts as broken.
+        """
+        query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
+                 "timeoutSeconds": str(max(1, math.ceil(seconds)))}
+        if name:
+            query["fieldSelector"] = f"metadata.name={name}"
+        with within(self.patience):
+            return self.send("GET", api_path(resource, namespace), query=query, idle=silence)
+
+    def hasty(self) -> Api:
+        """The same door for calls that only tidy up or explain: nobody should wait long for them."""
+        return self._replace(patience=HASTE)
+
+
+def connect(cluster: Cluster) -> Api:
+    """Prepare the connection to a cluster; nothing is sent yet. Raises ConfigError for unusable certificates."""
+    return Api(Session(cluster))
 
 # ====================================================================================================
 # 12. Key sources — Secret, STS, files, container, instance metadata
@@ -4628,7 +4623,7 @@ def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, ask
     """One key of a Secret in Velero's namespace; NotFound or ConfigError naming it, as without a cluster."""
     if api is None:
         raise CredentialsError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
-    return secret_value(get_wanted(api, SECRETS, namespace, name, "SecretNotFound", asked_by), name, key, asked_by)
+    return secret_value(api.get_wanted(SECRETS, namespace, name, "SecretNotFound", asked_by), name, key, asked_by)
 
 
 def read_allowed_file(location: Location, allowed: Iterable[str]) -> bytes:
@@ -5667,6 +5662,9 @@ STOP_TIME = 3.0                              # seconds that passes in hand have 
 SKEW_LIMIT = timedelta(minutes=5)            # S3 tolerates 15; from here on URLs are signed by the store's clock
 FACTS_KEPT = 200                             # entries; more backups than that at once are looked up again
 
+GONE = Outcome("leave", "it is gone")
+CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
+
 
 class Controller:
     """The state of one running controller for one namespace; everything in it can be lost without harm.
@@ -5695,395 +5693,365 @@ class Controller:
         self.stop = threading.Event()
         self.broken: Optional[OSError] = None             # why a dry run cannot print any more
 
+    def tell_once(self, text: str) -> None:
+        """Warn, unless the log has that sentence already."""
+        if self.once_told.is_news(text):
+            log.warning("%s", text)
 
-def tell_once(controller: Controller, text: str) -> None:
-    """Warn, unless the log has that sentence already."""
-    if controller.once_told.is_news(text):
-        log.warning("%s", text)
+    def tell_missing_right(self, error: Error) -> None:
+        """Say once which right is missing and which line of a Role grants it."""
+        for hint in error.hints if isinstance(error, ApiError) and error.status == 403 else ():
+            self.tell_once(hint)
 
-
-def tell_missing_right(controller: Controller, error: Error) -> None:
-    """Say once which right is missing and which line of a Role grants it."""
-    for hint in error.hints if isinstance(error, ApiError) and error.status == 403 else ():
-        tell_once(controller, hint)
-
-
-def recall(controller: Controller, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
-    """What `read` gives, remembered for a few seconds after a success and never after a failure."""
-    now = controller.now()
-    until, value = controller.facts.get(name, (now, None))
-    if until > now:
+    def recall(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
+        """What `read` gives, remembered for a few seconds after a success and never after a failure."""
+        now = self.now()
+        until, value = self.facts.get(name, (now, None))
+        if until > now:
+            return value
+        value = read()
+        if len(self.facts) >= FACTS_KEPT:
+            self.facts.clear()
+        self.facts[name] = (now + timedelta(seconds=FACTS_LIFE), value)
         return value
-    value = read()
-    if len(controller.facts) >= FACTS_KEPT:
-        controller.facts.clear()
-    controller.facts[name] = (now + timedelta(seconds=FACTS_LIFE), value)
-    return value
 
+    def look_up(self, resource: Resource, name: str, reason: str, asked_by: str) -> Document:
+        """One object of the controller's namespace; NotFound with a stable reason when there is none."""
+        if not name:
+            raise NotFound(f"{asked_by} names no {resource.kind}", reason=reason)
+        return self.api.get_wanted(resource, self.namespace, name, reason, asked_by)
 
-def look_up(controller: Controller, resource: Resource, name: str, reason: str, asked_by: str) -> Document:
-    """One object of the controller's namespace; NotFound with a stable reason when there is none."""
-    if not name:
-        raise NotFound(f"{asked_by} names no {resource.kind}", reason=reason)
-    return get_wanted(controller.api, resource, controller.namespace, name, reason, asked_by)
+    def tell_oddities(self, location: Location) -> None:
+        """Say once what is odd about a storage location."""
+        for warning in location.warnings:
+            self.tell_once(f"storage location {location.name!r}: {warning}")
 
+    def gather(self, request: DownloadRequest) -> Facts:
+        """Artifact -> backup, for a restore the one it came from -> storage location -> credentials.
 
-def tell_oddities(controller: Controller, location: Location) -> None:
-    """Say once what is odd about a storage location."""
-    for warning in location.warnings:
-        tell_once(controller, f"storage location {location.name!r}: {warning}")
+        Raises InvalidRequest, NotFound or ConfigError with the reason that belongs on the request.
+        """
+        artifact = target_of(request.target_kind, request.target_name)
+        backup = request.target_name
+        if artifact.owner == RESTORES:
+            backup = self.recall(("restore", backup), lambda: backup_name_from(self.look_up(
+                RESTORES, request.target_name, "RestoreNotFound", "the request")))
+        asked_by = "the request" if artifact.owner == BACKUPS else f"restore {request.target_name!r}"
+        name = self.recall(("backup", backup), lambda: storage_location_from(self.look_up(
+            BACKUPS, backup, "BackupNotFound", asked_by)))
+        location = self.recall(("location", name), lambda: find_location(
+            self.api, self.namespace,
+            self.look_up(LOCATIONS, name, "StorageLocationNotFound", f"backup {backup!r}")))
+        self.tell_oddities(location)
+        location, plan = self.recall(("plan", name), lambda: open_location(
+            self.api, self.namespace, location, self.allowed))
+        if len(self.purses) > FACTS_KEPT:
+            self.purses.clear()
+        purse = self.purses.setdefault((type(plan), plan, location.region), Purse())
+        credentials = keys_from_purse(purse, plan, location.region, self.now(), wait=False)
+        return Facts(location, credentials, self.skews.get(bucket_address(location)[:2], timedelta(0)))
 
+    def status_path(self, resource: Resource) -> str:
+        """`status` when the live CRD has a status subresource, else empty; by discovery, never from a version.
 
-def gather(controller: Controller, request: DownloadRequest) -> Facts:
-    """Artifact -> backup, for a restore the one it came from -> storage location -> credentials.
+        Velero 1.6 to 1.8 installed CRDs with it, 1.9 and later without, and CRDs are not upgraded with the server.
+        """
+        if resource not in self.status_paths:
+            served = self.api.served_resources(f"{resource.group}/{resource.version}")
+            self.status_paths[resource] = "status" if f"{resource.plural}/status" in served else ""
+        return self.status_paths[resource]
 
-    Raises InvalidRequest, NotFound or ConfigError with the reason that belongs on the request.
-    """
-    artifact = target_of(request.target_kind, request.target_name)
-    backup = request.target_name
-    if artifact.owner == RESTORES:
-        backup = recall(controller, ("restore", backup), lambda: backup_name_from(look_up(
-            controller, RESTORES, request.target_name, "RestoreNotFound", "the request")))
-    asked_by = "the request" if artifact.owner == BACKUPS else f"restore {request.target_name!r}"
-    name = recall(controller, ("backup", backup), lambda: storage_location_from(look_up(
-        controller, BACKUPS, backup, "BackupNotFound", asked_by)))
-    location = recall(controller, ("location", name), lambda: find_location(
-        controller.api, controller.namespace,
-        look_up(controller, LOCATIONS, name, "StorageLocationNotFound", f"backup {backup!r}")))
-    tell_oddities(controller, location)
-    location, plan = recall(controller, ("plan", name), lambda: open_location(
-        controller.api, controller.namespace, location, controller.allowed))
-    if len(controller.purses) > FACTS_KEPT:
-        controller.purses.clear()
-    purse = controller.purses.setdefault((type(plan), plan, location.region), Purse())
-    credentials = keys_from_purse(purse, plan, location.region, controller.now(), wait=False)
-    return Facts(location, credentials, controller.skews.get(bucket_address(location)[:2], timedelta(0)))
+    def remember(self, resource: Resource, document: Document) -> Tuple[Key, bool]:
+        """Keep the newest copy of a request, without its URL -> its key, and whether it is worth a look now."""
+        record = REQUEST_FROM[resource](document)
+        if record.key.namespace != self.namespace:
+            return record.key, False  # not ours, whoever sent it
+        if isinstance(record, DownloadRequest):
+            record = record._replace(url="")
+        old = self.records.get(record.key)
+        self.records[record.key] = record
+        return record.key, is_news(old, record)
 
+    def write_status(self, key: Key, body: Document) -> None:
+        """Send a merge patch with status and perhaps annotations, in the way the live CRD takes it.
 
-def status_path(controller: Controller, resource: Resource) -> str:
-    """`status` when the live CRD has a status subresource, else empty; found out by discovery, never from a version.
-
-    Velero 1.6 to 1.8 installed CRDs with it, 1.9 and later without, and CRDs are not upgraded with the server.
-    """
-    if resource not in controller.status_paths:
-        served = served_resources(controller.api, f"{resource.group}/{resource.version}")
-        controller.status_paths[resource] = "status" if f"{resource.plural}/status" in served else ""
-    return controller.status_paths[resource]
-
-
-def remember(controller: Controller, resource: Resource, document: Document) -> Tuple[Key, bool]:
-    """Keep the newest copy of a request as a record, without its URL -> its key, and whether it is worth a look now."""
-    record = REQUEST_FROM[resource](document)
-    if record.key.namespace != controller.namespace:
-        return record.key, False  # not ours, whoever sent it
-    if isinstance(record, DownloadRequest):
-        record = record._replace(url="")
-    old = controller.records.get(record.key)
-    controller.records[record.key] = record
-    return record.key, is_news(old, record)
-
-
-def write_status(controller: Controller, key: Key, body: Document) -> None:
-    """Send a merge patch with status and perhaps annotations, in the way the live CRD takes it.
-
-    With a status subresource each half goes its own way, the second on the version that the first made. When the answer
-    shows that the CRD was replaced meanwhile, what is known of it is forgotten and the pass fails, to be tried again.
-    """
-    path = status_path(controller, key.resource)
-    parts = [(path, body)]
-    if path:
-        parts = [(path, {"status": body["status"]})] if "status" in body else []
-        if "annotations" in body["metadata"]:
-            parts.append(("", {"metadata": {"annotations": body["metadata"]["annotations"]}}))
-    version = body["metadata"]["resourceVersion"]
-    try:
-        for subresource, part in parts:
-            part = {**part, "metadata": {**part.get("metadata", {}), "resourceVersion": version}}
-            stored = merge_patch(controller.api, key, part, subresource)
-            version = _text(stored, "metadata", "resourceVersion")
-            written = _at(stored, "status") or {}
-            if any(written.get(name) != value for name, value in part.get("status", {}).items()):
-                raise Error(f"the API server dropped the status of {key}: its CRD was replaced")
-            remember(controller, key.resource, stored)
-    except Error as error:
-        if not isinstance(error, ApiError) or error.status == 404:  # gone, or the CRD has no /status any more
-            controller.status_paths.pop(key.resource, None)
-        raise
-
-
-def tell_event(controller: Controller, request: DownloadRequest, outcome: Outcome) -> None:
-    """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, do without."""
-    annotations = (outcome.body or {}).get("metadata", {}).get("annotations", {})
-    if not annotations.get(REASON):
-        return
-    try:
-        create(controller.api, EVENTS,
-               event_for(request, annotations[REASON], annotations[MESSAGE], controller.now()))
-    except Error as error:
-        tell_missing_right(controller, error)
-        log.debug("no Event for %s: %s", request.key, error)
-
-
-def apply(controller: Controller, request: Request, outcome: Outcome) -> None:
-    """Carry out an outcome; a copy that was stale is an ApiError with status 409."""
-    if controller.dry_run or outcome.verb == "leave":
-        return
-    if outcome.verb == "patch":
-        write_status(controller, request.key, outcome.body or {})
-    else:
-        delete(controller.api, request.key, outcome.body)
-    if isinstance(request, DownloadRequest):
-        tell_event(controller, request, outcome)
-
-
-def verified(controller: Controller, request: DownloadRequest, facts: Facts, outcome: Outcome) -> Outcome:
-    """The outcome, once its URL has been tried; signed anew, once, when the store's clock is far from ours."""
-    trust = trust_in(facts.location)
-    try:
-        verify_url(outcome.body["status"]["downloadURL"], trust)  # type: ignore[index]
-        return outcome
-    except StoreError as error:
-        if abs(error.skew - facts.skew) < SKEW_LIMIT or error.reason not in (
-                "ClockSkew", "UrlExpired", "StoreAccessDenied"):
-            raise
-        log.warning("the clock of storage location %r differs by %s; signing by that clock", facts.location.name,
-                    format_duration(abs(error.skew.total_seconds())))
-        if len(controller.skews) >= FACTS_KEPT:
-            controller.skews.clear()
-        controller.skews[bucket_address(facts.location)[:2]] = error.skew
-        again = answer_download(request, facts._replace(skew=error.skew), controller.now())
-        verify_url(again.body["status"]["downloadURL"], trust)  # type: ignore[index]
-        return again
-
-
-def answer_or_refuse(controller: Controller, request: DownloadRequest) -> Outcome:
-    """Look up what is needed and sign, or say why not."""
-    try:
-        facts = gather(controller, request)
-        outcome = answer_download(request, facts, controller.now())
-        return verified(controller, request, facts, outcome) if controller.verify_urls else outcome
-    except Busy as error:
-        return Outcome("leave", str(error), failed=True)
-    except Error as error:
-        tell_missing_right(controller, error)
-        return refuse_download(request, error, controller.now())
-    except Exception as error:  # a bug, too, must leave a reason and an end on the request that brings it out
-        log.debug("answering %s", request.key, exc_info=True)
-        return refuse_download(request, Error(f"unexpected {type(error).__name__}"), controller.now())
-
-
-def reconcile_download_request(controller: Controller, request: DownloadRequest) -> Outcome:
-    """One look at a DownloadRequest -> what was decided and done."""
-    outcome = triage_download(request, controller.now())
-    if outcome is None:
-        outcome = answer_or_refuse(controller, request)
-    try:
-        apply(controller, request, outcome)
-    except ApiError as error:
-        if error.status != 422:
-            raise
-        outcome = fall_back_download(request, outcome, controller.now())
-        apply(controller, request, outcome)
-    return outcome
-
-
-def reconcile_server_status_request(controller: Controller, request: StatusRequest) -> Outcome:
-    """One look at a ServerStatusRequest -> what was decided and done."""
-    outcome = decide_status(request, controller.server, controller.now())
-    apply(controller, request, outcome)
-    return outcome
-
-
-RECONCILE: Dict[Resource, Callable[[Controller, Any], Outcome]] = {
-    DOWNLOAD_REQUESTS: reconcile_download_request, STATUS_REQUESTS: reconcile_server_status_request}
-
-GONE = Outcome("leave", "it is gone")
-CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
-
-
-def refresh(controller: Controller, key: Key) -> Outcome:
-    """Read an object whose copy turned out stale, for the event that would bring a newer one may have come already."""
-    try:
-        remember(controller, key.resource, get(controller.api, key.resource, key.namespace, key.name))
-    except ApiError as error:
-        if error.status == 404:
-            controller.records.pop(key, None)
-            return GONE
-        return Outcome("leave", str(error), failed=True)
-    except Error as error:
-        return Outcome("leave", str(error), failed=True)
-    return CONFLICT
-
-
-def look_at(controller: Controller, key: Key) -> Outcome:
-    """One look at a key; whatever goes wrong becomes an outcome, so no object can stop a worker."""
-    request = controller.records.get(key)
-    if request is None:
-        return GONE
-    _thread.hosts = controller.hosts
-    try:
-        return RECONCILE[key.resource](controller, request)
-    except ApiError as error:
-        tell_missing_right(controller, error)
-        if error.status not in (404, 409):
-            return Outcome("leave", str(error), failed=True)
-        return refresh(controller, key)
-    except Error as error:
-        return Outcome("leave", str(error), failed=True)
-    except Exception as error:  # the fence: a bug that one object triggers must not cost the others their answer
-        log.debug("looking at %s", key, exc_info=True)
-        return Outcome("leave", f"unexpected {type(error).__name__}: {one_line(error)}", failed=True)
-    finally:
-        _thread.hosts = None
-
-
-def settle(controller: Controller, key: Key, outcome: Outcome) -> None:
-    """Turn an outcome into the next look: failed -> back-off, but not beyond `again`; again -> then; else never."""
-    instant = outcome.again.timestamp() if outcome.again else math.inf
-    if controller.dry_run and outcome.verb != "leave":
-        instant = math.inf
-    elif outcome.failed:
-        wait = backoff(controller.queue.fail(key), RETRY_BASE, RETRY_CAP)
-        instant = min(instant, controller.now().timestamp() + wait)
-    else:
-        controller.queue.forget(key)
-    if instant < math.inf:
-        controller.queue.add_at(key, instant)
-    else:
-        controller.queue.cancel(key)
-
-
-def tell_outcome(controller: Controller, key: Key, outcome: Outcome) -> None:
-    """Log an outcome, a failure only when it is another than last time; a dry run prints it instead."""
-    text = redact(f"{key}: {outcome.verb}: {outcome.why}")
-    if controller.dry_run and outcome is not GONE:
-        print(text, flush=True)
-        return
-    level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
-    if outcome.why in (CONFLICT.why, BUSY):
-        level = logging.DEBUG
-    elif outcome.failed:
-        why = outcome.why[:MESSAGE_LIMIT]
-        level = logging.WARNING if controller.told.get(key) != why else logging.DEBUG
-        controller.told[key] = why
-    else:
-        controller.told.pop(key, None)
-    log.log(level, "%s", text)
-
-
-def work(controller: Controller) -> None:
-    """A worker: take a key, look at it, settle it, until the queue closes."""
-    while True:
-        key = controller.queue.take()
-        if key is None:
-            return
-        outcome = look_at(controller, key)
+        With a status subresource each half goes its own way, the second on the version that the first made. When the
+        answer shows that the CRD was replaced, what is known of it is forgotten and the pass fails, to be tried again.
+        """
+        path = self.status_path(key.resource)
+        parts = [(path, body)]
+        if path:
+            parts = [(path, {"status": body["status"]})] if "status" in body else []
+            if "annotations" in body["metadata"]:
+                parts.append(("", {"metadata": {"annotations": body["metadata"]["annotations"]}}))
+        version = body["metadata"]["resourceVersion"]
         try:
-            tell_outcome(controller, key, outcome)
-        except OSError as error:
-            controller.broken = error
-            controller.stop.set()
-            return
-        settle(controller, key, outcome)
-        controller.queue.done(key)
-
-
-def relist(controller: Controller, resource: Resource) -> None:
-    """List all requests of a kind anew: every one is looked at, one that is no longer there is dropped."""
-    found = set()
-    version = ""
-    for page in list_pages(controller.api, resource, controller.namespace, limit=PAGE_LIMIT):
-        if not isinstance(_at(page, "items"), list):
-            raise Unreachable(f"the cluster's answer is no list of {resource.plural}")
-        version = _text(page, "metadata", "resourceVersion")
-        found.update(remember(controller, resource, document)[0] for document in page["items"])
-        del page  # before the next one is read
-    for key in list(controller.records):  # a copy, for the other feeder and the workers go on meanwhile
-        if key.resource == resource and key not in found:
-            controller.records.pop(key, None)
-            controller.queue.add(key)
-    for key in found:
-        controller.queue.add(key)
-    controller.versions[resource] = version
-
-
-def follow(controller: Controller, resource: Resource) -> None:
-    """Watch a kind until the watch ends."""
-    response = open_watch(controller.api, resource, controller.namespace, controller.versions[resource],
-                          seconds=random.uniform(*controller.watch_seconds), silence=controller.silence)
-    controller.streams[resource] = response
-    if controller.stop.is_set():
-        interrupt(response)
-    for kind, document in watch_events(response):
-        controller.events[resource] += 1
-        if kind in ("ADDED", "MODIFIED"):
-            key, news = remember(controller, resource, document)
-            if news:
-                controller.queue.add(key)
-        elif kind == "DELETED":
-            key = REQUEST_FROM[resource](document).key
-            controller.records.pop(key, None)
-            controller.queue.add(key)
-        controller.versions[resource] = _text(document, "metadata", "resourceVersion")
-
-
-def feed_once(controller: Controller, resource: Resource) -> None:
-    """List if need be, then watch until the watch ends."""
-    try:
-        if resource not in controller.versions:
-            relist(controller, resource)
-        follow(controller, resource)
-    except (ApiError, Unreachable) as error:
-        if isinstance(error, Unreachable) or is_version_expired(error) or error.status == 404:
-            controller.versions.pop(resource, None)  # start from a list: who knows what the API server is now
-            controller.status_paths.pop(resource, None)
-        raise
-
-
-def feed(controller: Controller, resource: Resource) -> None:
-    """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up.
-
-    A watch that failed or ended before it had lived or brought something is followed by a back-off, a short one where
-    no API server was reached at all, and no two are opened within a second; only a version that expired is answered by
-    a list at once, the first time.
-    """
-    failures, told = 0, ""
-    while not controller.stop.is_set():
-        started, before, reached = time.monotonic(), controller.events[resource], True
-        trouble, expired = "the watch ended at once", False
-        try:
-            feed_once(controller, resource)
+            for subresource, part in parts:
+                part = {**part, "metadata": {**part.get("metadata", {}), "resourceVersion": version}}
+                stored = self.api.merge_patch(key, part, subresource)
+                version = _text(stored, "metadata", "resourceVersion")
+                written = _at(stored, "status") or {}
+                if any(written.get(name) != value for name, value in part.get("status", {}).items()):
+                    raise Error(f"the API server dropped the status of {key}: its CRD was replaced")
+                self.remember(key.resource, stored)
         except Error as error:
-            tell_missing_right(controller, error)
-            cures = error.hints if getattr(error, "status", 0) != 403 else ()
-            trouble = "; ".join([str(error), *cures])
-            expired = isinstance(error, ApiError) and is_version_expired(error)
-            reached = not isinstance(error, Unreachable)
-        except Exception as error:  # the fence: without its feeder a controller would look healthy and answer nothing
-            log.debug("feeding %s", resource.plural, exc_info=True)
-            trouble = f"unexpected {type(error).__name__}: {one_line(error)}"
-        lived = time.monotonic() - started
-        failures = 0 if controller.events[resource] > before or lived > SHORT_WATCH else failures + 1
-        if expired and failures == 1:
-            continue  # nothing is wrong, only the version is too old
-        if failures and trouble != told and not controller.stop.is_set():
-            log.warning("%s: %s; trying again", resource.plural, redact(trouble))
-        told = trouble if failures else ""
-        controller.stop.wait(watch_pause(failures, lived, reached, random.uniform(1, 2)))
+            if not isinstance(error, ApiError) or error.status == 404:  # gone, or the CRD has no /status any more
+                self.status_paths.pop(key.resource, None)
+            raise
 
-
-def run_once(controller: Controller) -> None:
-    """Look once at every request that is there, again where another writer came in between."""
-    for _ in range(5):
-        for resource in RECONCILE:
-            relist(controller, resource)
-        outcomes = []
-        for key in iter(lambda: controller.queue.take(wait=False), None):
-            outcomes.append(look_at(controller, key))
-            tell_outcome(controller, key, outcomes[-1])
-            controller.queue.done(key)
-        if CONFLICT not in outcomes:
+    def tell_event(self, request: DownloadRequest, outcome: Outcome) -> None:
+        """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, do without."""
+        annotations = (outcome.body or {}).get("metadata", {}).get("annotations", {})
+        if not annotations.get(REASON):
             return
+        try:
+            self.api.create(EVENTS,
+                   event_for(request, annotations[REASON], annotations[MESSAGE], self.now()))
+        except Error as error:
+            self.tell_missing_right(error)
+            log.debug("no Event for %s: %s", request.key, error)
+
+    def apply(self, request: Request, outcome: Outcome) -> None:
+        """Carry out an outcome; a copy that was stale is an ApiError with status 409."""
+        if self.dry_run or outcome.verb == "leave":
+            return
+        if outcome.verb == "patch":
+            self.write_status(request.key, outcome.body or {})
+        else:
+            self.api.delete(request.key, outcome.body)
+        if isinstance(request, DownloadRequest):
+            self.tell_event(request, outcome)
+
+    def verified(self, request: DownloadRequest, facts: Facts, outcome: Outcome) -> Outcome:
+        """The outcome, once its URL has been tried; signed anew, once, when the store's clock is far from ours."""
+        trust = trust_in(facts.location)
+        try:
+            verify_url(outcome.body["status"]["downloadURL"], trust)  # type: ignore[index]
+            return outcome
+        except StoreError as error:
+            if abs(error.skew - facts.skew) < SKEW_LIMIT or error.reason not in (
+                    "ClockSkew", "UrlExpired", "StoreAccessDenied"):
+                raise
+            log.warning("the clock of storage location %r differs by %s; signing by that clock", facts.location.name,
+                        format_duration(abs(error.skew.total_seconds())))
+            if len(self.skews) >= FACTS_KEPT:
+                self.skews.clear()
+            self.skews[bucket_address(facts.location)[:2]] = error.skew
+            again = answer_download(request, facts._replace(skew=error.skew), self.now())
+            verify_url(again.body["status"]["downloadURL"], trust)  # type: ignore[index]
+            return again
+
+    def answer_or_refuse(self, request: DownloadRequest) -> Outcome:
+        """Look up what is needed and sign, or say why not."""
+        try:
+            facts = self.gather(request)
+            outcome = answer_download(request, facts, self.now())
+            return self.verified(request, facts, outcome) if self.verify_urls else outcome
+        except Busy as error:
+            return Outcome("leave", str(error), failed=True)
+        except Error as error:
+            self.tell_missing_right(error)
+            return refuse_download(request, error, self.now())
+        except Exception as error:  # a bug, too, must leave a reason and an end on the request that brings it out
+            log.debug("answering %s", request.key, exc_info=True)
+            return refuse_download(request, Error(f"unexpected {type(error).__name__}"), self.now())
+
+    def reconcile_download_request(self, request: DownloadRequest) -> Outcome:
+        """One look at a DownloadRequest -> what was decided and done."""
+        outcome = triage_download(request, self.now())
+        if outcome is None:
+            outcome = self.answer_or_refuse(request)
+        try:
+            self.apply(request, outcome)
+        except ApiError as error:
+            if error.status != 422:
+                raise
+            outcome = fall_back_download(request, outcome, self.now())
+            self.apply(request, outcome)
+        return outcome
+
+    def reconcile_server_status_request(self, request: StatusRequest) -> Outcome:
+        """One look at a ServerStatusRequest -> what was decided and done."""
+        outcome = decide_status(request, self.server, self.now())
+        self.apply(request, outcome)
+        return outcome
+
+    def refresh(self, key: Key) -> Outcome:
+        """Read an object whose copy turned out stale, for the event that brings a newer one may have come already."""
+        try:
+            self.remember(key.resource, self.api.get(key.resource, key.namespace, key.name))
+        except ApiError as error:
+            if error.status == 404:
+                self.records.pop(key, None)
+                return GONE
+            return Outcome("leave", str(error), failed=True)
+        except Error as error:
+            return Outcome("leave", str(error), failed=True)
+        return CONFLICT
+
+    def look_at(self, key: Key) -> Outcome:
+        """One look at a key; whatever goes wrong becomes an outcome, so no object can stop a worker."""
+        request = self.records.get(key)
+        if request is None:
+            return GONE
+        _thread.hosts = self.hosts
+        try:
+            if isinstance(request, DownloadRequest):
+                return self.reconcile_download_request(request)
+            return self.reconcile_server_status_request(request)
+        except ApiError as error:
+            self.tell_missing_right(error)
+            if error.status not in (404, 409):
+                return Outcome("leave", str(error), failed=True)
+            return self.refresh(key)
+        except Error as error:
+            return Outcome("leave", str(error), failed=True)
+        except Exception as error:  # the fence: a bug that one object triggers must not cost the others their answer
+            log.debug("looking at %s", key, exc_info=True)
+            return Outcome("leave", f"unexpected {type(error).__name__}: {one_line(error)}", failed=True)
+        finally:
+            _thread.hosts = None
+
+    def settle(self, key: Key, outcome: Outcome) -> None:
+        """Turn an outcome into the next look: failed -> back-off, but not beyond `again`; again -> then; else never."""
+        instant = outcome.again.timestamp() if outcome.again else math.inf
+        if self.dry_run and outcome.verb != "leave":
+            instant = math.inf
+        elif outcome.failed:
+            wait = backoff(self.queue.fail(key), RETRY_BASE, RETRY_CAP)
+            instant = min(instant, self.now().timestamp() + wait)
+        else:
+            self.queue.forget(key)
+        if instant < math.inf:
+            self.queue.add_at(key, instant)
+        else:
+            self.queue.cancel(key)
+
+    def tell_outcome(self, key: Key, outcome: Outcome) -> None:
+        """Log an outcome, a failure only when it is another than last time; a dry run prints it instead."""
+        text = redact(f"{key}: {outcome.verb}: {outcome.why}")
+        if self.dry_run and outcome is not GONE:
+            print(text, flush=True)
+            return
+        level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
+        if outcome.why in (CONFLICT.why, BUSY):
+            level = logging.DEBUG
+        elif outcome.failed:
+            why = outcome.why[:MESSAGE_LIMIT]
+            level = logging.WARNING if self.told.get(key) != why else logging.DEBUG
+            self.told[key] = why
+        else:
+            self.told.pop(key, None)
+        log.log(level, "%s", text)
+
+    def work(self) -> None:
+        """A worker: take a key, look at it, settle it, until the queue closes."""
+        while True:
+            key = self.queue.take()
+            if key is None:
+                return
+            outcome = self.look_at(key)
+            try:
+                self.tell_outcome(key, outcome)
+            except OSError as error:
+                self.broken = error
+                self.stop.set()
+                return
+            self.settle(key, outcome)
+            self.queue.done(key)
+
+    def relist(self, resource: Resource) -> None:
+        """List all requests of a kind anew: every one is looked at, one that is no longer there is dropped."""
+        found = set()
+        version = ""
+        for page in self.api.list_pages(resource, self.namespace, limit=PAGE_LIMIT):
+            if not isinstance(_at(page, "items"), list):
+                raise Unreachable(f"the cluster's answer is no list of {resource.plural}")
+            version = _text(page, "metadata", "resourceVersion")
+            found.update(self.remember(resource, document)[0] for document in page["items"])
+            del page  # before the next one is read
+        for key in list(self.records):  # a copy, for the other feeder and the workers go on meanwhile
+            if key.resource == resource and key not in found:
+                self.records.pop(key, None)
+                self.queue.add(key)
+        for key in found:
+            self.queue.add(key)
+        self.versions[resource] = version
+
+    def follow(self, resource: Resource) -> None:
+        """Watch a kind until the watch ends."""
+        response = self.api.open_watch(resource, self.namespace, self.versions[resource],
+                              seconds=random.uniform(*self.watch_seconds), silence=self.silence)
+        self.streams[resource] = response
+        if self.stop.is_set():
+            interrupt(response)
+        for kind, document in watch_events(response):
+            self.events[resource] += 1
+            if kind in ("ADDED", "MODIFIED"):
+                key, news = self.remember(resource, document)
+                if news:
+                    self.queue.add(key)
+            elif kind == "DELETED":
+                key = REQUEST_FROM[resource](document).key
+                self.records.pop(key, None)
+                self.queue.add(key)
+            self.versions[resource] = _text(document, "metadata", "resourceVersion")
+
+    def feed_once(self, resource: Resource) -> None:
+        """List if need be, then watch until the watch ends."""
+        try:
+            if resource not in self.versions:
+                self.relist(resource)
+            self.follow(resource)
+        except (ApiError, Unreachable) as error:
+            if isinstance(error, Unreachable) or is_version_expired(error) or error.status == 404:
+                self.versions.pop(resource, None)  # start from a list: who knows what the API server is now
+                self.status_paths.pop(resource, None)
+            raise
+
+    def feed(self, resource: Resource) -> None:
+        """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up.
+
+        A watch that failed or ended before it had lived or brought something is followed by a back-off, a short one
+        where no API server was reached at all, and no two are opened within a second; only a version that expired is
+        answered by a list at once, the first time.
+        """
+        failures, told = 0, ""
+        while not self.stop.is_set():
+            started, before, reached = time.monotonic(), self.events[resource], True
+            trouble, expired = "the watch ended at once", False
+            try:
+                self.feed_once(resource)
+            except Error as error:
+                self.tell_missing_right(error)
+                cures = error.hints if getattr(error, "status", 0) != 403 else ()
+                trouble = "; ".join([str(error), *cures])
+                expired = isinstance(error, ApiError) and is_version_expired(error)
+                reached = not isinstance(error, Unreachable)
+            except Exception as error:  # the fence: without its feeder a controller looks healthy and is deaf
+                log.debug("feeding %s", resource.plural, exc_info=True)
+                trouble = f"unexpected {type(error).__name__}: {one_line(error)}"
+            lived = time.monotonic() - started
+            failures = 0 if self.events[resource] > before or lived > SHORT_WATCH else failures + 1
+            if expired and failures == 1:
+                continue  # nothing is wrong, only the version is too old
+            if failures and trouble != told and not self.stop.is_set():
+                log.warning("%s: %s; trying again", resource.plural, redact(trouble))
+            told = trouble if failures else ""
+            self.stop.wait(watch_pause(failures, lived, reached, random.uniform(1, 2)))
+
+    def run_once(self) -> None:
+        """Look once at every request that is there, again where another writer came in between."""
+        for _ in range(5):
+            for resource in REQUEST_FROM:
+                self.relist(resource)
+            outcomes = []
+            for key in iter(lambda: self.queue.take(wait=False), None):
+                outcomes.append(self.look_at(key))
+                self.tell_outcome(key, outcomes[-1])
+                self.queue.done(key)
+            if CONFLICT not in outcomes:
+                return
 
 
 def run_controller(controller: Controller) -> None:
@@ -6091,8 +6059,8 @@ def run_controller(controller: Controller) -> None:
 
     Raises OSError only for a dry run whose stdout is gone.
     """
-    workers = [threading.Thread(target=work, args=(controller,), daemon=True) for _ in range(WORKERS)]
-    feeders = [threading.Thread(target=feed, args=(controller, resource), daemon=True) for resource in RECONCILE]
+    workers = [threading.Thread(target=controller.work, daemon=True) for _ in range(WORKERS)]
+    feeders = [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_FROM]
     for thread in workers + feeders:
         thread.start()
     controller.stop.wait()
@@ -6120,7 +6088,7 @@ NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names,
 def get_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
     """A backup or restore; NotFound when there is none."""
     try:
-        return get(api, owner, namespace, name)
+        return api.get(owner, namespace, name)
     except ApiError as error:
         if error.status != 404 or error.api_reason != "NotFound":
             raise
@@ -6183,7 +6151,7 @@ def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -
     """The objects that a label selector chooses, in the API's order, and the version of the list."""
     documents: List[Document] = []
     version = ""
-    for page in list_pages(api, resource, namespace, selector, LIST_SIZE):
+    for page in api.list_pages(resource, namespace, selector, LIST_SIZE):
         items = _at(page, "items")
         documents += [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
         version = version or _text(page, "metadata", "resourceVersion")
@@ -6208,14 +6176,6 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
     return documents, ""
 
 
-HASTE = 5.0                                  # seconds
-
-
-def hasty(api: Api) -> Api:
-    """The same door for calls that only tidy up or explain: nobody should wait long for them."""
-    return api._replace(patience=HASTE)
-
-
 def random_suffix() -> str:
     """What no other request's name ends with, as API servers make it up for a generateName."""
     return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
@@ -6233,7 +6193,7 @@ def refused_request(error: ApiError, document: Document) -> Error:
 def tidy_away(api: Api, key: Key) -> None:
     """Delete a request; without the right to it is left to the controller, which deletes it when it expires."""
     try:
-        if delete(hasty(api), key):
+        if api.hasty().delete(key):
             log.info("deleted %s", key)
     except Error as error:
         log.info("%s stays until it expires: %s", key, error)
@@ -6249,7 +6209,7 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
     with contextlib.ExitStack() as end:
         end.callback(tidy_away, api, key)
         try:
-            stored = create(api, resource, document)
+            stored = api.create(resource, document)
         except ApiError as error:
             if error.status < 500:
                 end.pop_all()                # it was refused, so there is nothing to delete
@@ -6268,7 +6228,7 @@ def _watch_until(api: Api, key: Key, version: str, is_done: Callable[[Document],
                  ) -> Optional[Document]:
     """Follow one object after a version -> its first copy that is done, None when the watch ended before."""
     deadline = time.monotonic() + seconds
-    response = open_watch(api, key.resource, key.namespace, version, seconds=seconds, name=key.name, silence=seconds)
+    response = api.open_watch(key.resource, key.namespace, version, seconds=seconds, name=key.name, silence=seconds)
     with contextlib.closing(watch_events(response)) as events:
         for kind, document in events:
             if _text(document, "metadata", "name") != key.name:
@@ -6285,7 +6245,7 @@ def _watch_until(api: Api, key: Key, version: str, is_done: Callable[[Document],
 def _read_again(api: Api, key: Key, document: Document) -> Document:
     """The object as it is now, or the copy in hand when the cluster has only a passing trouble."""
     try:
-        return get(api, key.resource, key.namespace, key.name)
+        return api.get(key.resource, key.namespace, key.name)
     except ApiError as error:
         if error.status == 404:
             raise _deleted(key) from None
@@ -6361,7 +6321,7 @@ def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) 
 def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust:
     """Whom to trust for a store: the location's own caCert, as the velero CLI does since 1.17; else only the system."""
     try:
-        location = location_from(get(api, LOCATIONS, namespace, read_location_name(api, namespace, artifact, name)))
+        location = location_from(api.get(LOCATIONS, namespace, read_location_name(api, namespace, artifact, name)))
         return client_trust(with_authority(api, namespace, location))
     except Error as error:
         log.info("the storage location's caCert is not used: %s", error)
@@ -6537,7 +6497,7 @@ def location_of_artifact(api: Api, namespace: str, artifact: Artifact, name: str
     """The storage location that an artifact lies in, read with the caller's own rights."""
     location = read_location_name(api, namespace, artifact, name)
     try:
-        document = get(api, LOCATIONS, namespace, location)
+        document = api.get(LOCATIONS, namespace, location)
     except ApiError as error:
         if error.status != 404:
             raise
@@ -6691,7 +6651,7 @@ class Finding(NamedTuple):
 def server_image(api: Api, namespace: str) -> str:
     """The image of Velero's Deployment, which tells the server's version when it does not; empty when unseen."""
     try:
-        containers = _at(get(hasty(api), DEPLOYMENTS, namespace, "velero"), "spec", "template", "spec", "containers")
+        containers = _at(api.hasty().get(DEPLOYMENTS, namespace, "velero"), "spec", "template", "spec", "containers")
     except Error as error:
         log.info("the image of the Deployment cannot be seen: %s", error)
         return ""
@@ -6708,7 +6668,7 @@ def version_of_image(image: str) -> str:
 def check_server(api: Api, namespace: str) -> Optional[Finding]:
     """Whether Velero's Deployment is there and has a ready pod."""
     try:
-        deployment = get(api, DEPLOYMENTS, namespace, "velero")
+        deployment = api.get(DEPLOYMENTS, namespace, "velero")
     except ApiError as error:
         if error.status != 404:
             raise
@@ -6724,7 +6684,7 @@ def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> O
     """Whether the storage location behind an artifact exists and is available."""
     location = read_location_name(api, namespace, artifact, name)
     try:
-        trouble = location_trouble_from(get(api, LOCATIONS, namespace, location))
+        trouble = location_trouble_from(api.get(LOCATIONS, namespace, location))
     except ApiError as error:
         if error.status != 404:
             raise
@@ -6737,9 +6697,9 @@ def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> O
 
 def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = None, name: str = "") -> List[Finding]:
     """Why a request got no answer, as far as the caller's rights let it be seen; at least one finding."""
-    checks: List[Callable[[], Optional[Finding]]] = [lambda: check_server(hasty(api), namespace)]
+    checks: List[Callable[[], Optional[Finding]]] = [lambda: check_server(api.hasty(), namespace)]
     if artifact:
-        checks.append(lambda: check_location(hasty(api), namespace, artifact, name))
+        checks.append(lambda: check_location(api.hasty(), namespace, artifact, name))
     findings, blind = [], False
     for check in checks:
         try:
@@ -6907,14 +6867,14 @@ def cmd_controller(options: Options) -> int:
     own = tuple(plugin for plugin in OWN_PLUGINS if plugin not in declared)
     server = Server(options.server_version or f"v{__version__}", own + declared)
     api, namespace = api_of(options), options.namespace
-    missing = {resource.plural for resource in RECONCILE} - set(served_resources(api, "velero.io/v1"))
+    missing = {resource.plural for resource in REQUEST_FROM} - set(api.served_resources("velero.io/v1"))
     if missing:
         log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
                     " and ".join(sorted(missing)), PROGRAM)
     controller = Controller(api, namespace, server, dry_run=options.dry_run, verify_urls=options.verify_urls,
                             allowed=options.allow_credentials_file)
     if options.once:
-        run_once(controller)
+        controller.run_once()
         return Exit.DONE
     stop_on_signals(controller)
     log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
