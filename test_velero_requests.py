@@ -356,13 +356,15 @@ class TestLawsOfTheFile(unittest.TestCase):
             ast.parse(text_of(name), feature_version=(3, 8))
 
     def test_importing_does_nothing(self) -> None:
-        """Importing starts no thread, opens no file descriptor, configures no logging and prints nothing."""
+        """Importing either file starts no thread or server, configures no logging and prints nothing."""
         script = ("import logging, os, sys, threading, urllib3, yaml\n"
                   "before = os.listdir('/dev/fd'), list(logging.root.handlers)\n"
                   "import velero_requests\n"
                   "assert (os.listdir('/dev/fd'), list(logging.root.handlers)) == before\n"
                   "assert threading.active_count() == 1\n"
-                  "assert not logging.getLogger('velero_requests').handlers\n")
+                  "assert not logging.getLogger('velero_requests').handlers\n"
+                  "import test_velero_requests\n"
+                  "assert threading.active_count() == 1\n")
         done = subprocess.run([sys.executable, "-B", "-c", script], cwd=FOLDER, timeout=60, check=False,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.assertEqual((0, b""), (done.returncode, done.stdout))
@@ -2810,18 +2812,18 @@ def make_certificate(folder: str) -> Certificate:
     return made
 
 
-SHARED: Dict[str, Any] = {}       # what is made once for a process
-SHARED_LOCK = threading.RLock()   # two threads may ask for the first certificate at once
+CERTIFICATES: List[Certificate] = []  # the one of this process, once it has been asked for
+CERTIFICATE_LOCK = threading.Lock()   # two threads may ask at once
 
 
 def shared_certificate() -> Certificate:
     """Return the one certificate of this process, made at the first call and removed at exit."""
-    with SHARED_LOCK:
-        if "certificate" not in SHARED:
+    with CERTIFICATE_LOCK:
+        if not CERTIFICATES:
             folder = tempfile.mkdtemp(prefix="velero-requests-tls-")
             atexit.register(shutil.rmtree, folder, True)
-            SHARED["certificate"] = make_certificate(folder)
-        return SHARED["certificate"]
+            CERTIFICATES.append(make_certificate(folder))
+        return CERTIFICATES[0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -4182,7 +4184,7 @@ def assets_folder(program: str = "kube-apiserver") -> Optional[str]:
     return folder if folder and os.path.exists(os.path.join(folder, program)) else None
 
 
-def ended(process: subprocess.Popen[bytes]) -> int:
+def stop_process(process: subprocess.Popen[bytes]) -> int:
     """End a process, first kindly, and return its exit code; ten seconds are more than a pass in hand can need."""
     process.terminate()
     try:
@@ -4214,7 +4216,7 @@ class Child:
                 raise RuntimeError(f"{trouble}; its log ends:\n{log.read()[-3000:].decode(errors='replace')}")
 
     def stop(self) -> None:
-        ended(self.process)
+        stop_process(self.process)
 
 
 def answers(url: str, expected: bytes, **options: Any) -> bool:
@@ -10301,7 +10303,6 @@ class Stage(NamedTuple):
     environment: Dict[str, str]
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a command in the folder, without a terminal."""
         return subprocess.Popen(command, cwd=self.folder, env=self.environment,
                                 **{"stdin": subprocess.DEVNULL, **options})
 
@@ -10317,13 +10318,6 @@ class Stage(NamedTuple):
         return f"{names[self.cluster.kind][0]}, {names[self.store.kind][1]}"
 
 
-def best_servers() -> Iterator[Any]:
-    """Start the real API server and the real S3 server where KUBEBUILDER_ASSETS has them, else their stand-ins."""
-    assets, with_store = assets_folder(), assets_folder("versitygw")
-    yield RealCluster(assets) if assets else FakeCluster(tls=True)
-    yield RealStore(with_store) if with_store else FakeStore()
-
-
 def user_environment(folder: str) -> Dict[str, str]:
     """Return our environment without anything that could lead a command to another cluster or store."""
     leading = ("AWS_", "KUBE", "VELERO_")
@@ -10333,25 +10327,23 @@ def user_environment(folder: str) -> Dict[str, str]:
             "PYTHONUSERBASE": site.getuserbase()}  # HOME would hide packages that were installed with --user
 
 
-def furnish(folder: str, cluster: Cluster) -> None:
-    """Put into the folder what a user would have there: the module, a kubeconfig, `python` on the PATH."""
-    import velero_requests
-    shutil.copy(str(velero_requests.__file__), folder)
-    os.rename(cluster.kubeconfig(folder), os.path.join(folder, "kubeconfig"))
-    python = os.path.join(folder, "bin", "python")
-    os.mkdir(os.path.dirname(python))
-    with open(python, "w", encoding="utf-8") as file:  # a link would lose the virtual environment
-        file.write(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    os.chmod(python, 0o755)
-
-
 @contextlib.contextmanager
 def set_stage() -> Iterator[Stage]:
-    """Start the servers and furnish a folder; stop and remove everything afterwards."""
+    """Start the best servers that are there, and put what a user would have into a folder; remove all of it afterwards."""
+    assets, with_store = assets_folder(), assets_folder("versitygw")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
-        cluster, store = (stack.enter_context(contextlib.closing(server)) for server in best_servers())
-        furnish(folder, cluster)
+        cluster: Any = RealCluster(assets) if assets else FakeCluster(tls=True)
+        stack.callback(cluster.close)
+        store: Any = RealStore(with_store) if with_store else FakeStore()
+        stack.callback(store.close)
+        shutil.copy(str(velero_requests.__file__), folder)
+        os.rename(cluster.kubeconfig(folder), os.path.join(folder, "kubeconfig"))
+        python = os.path.join(folder, "bin", "python")
+        os.mkdir(os.path.dirname(python))
+        with open(python, "w", encoding="utf-8") as file:  # a link would lose the virtual environment
+            file.write(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        os.chmod(python, 0o755)
         yield Stage(cluster, store, folder, user_environment(folder))
 
 
@@ -10363,16 +10355,6 @@ def serving(stage: Stage, *command: str, **options: Any) -> Iterator[subprocess.
         yield process
     finally:
         stop_process(process)
-
-
-def stop_process(process: subprocess.Popen[bytes]) -> int:
-    """Send SIGTERM, wait, and return the exit code; ten seconds are more than a pass in hand can need."""
-    process.terminate()
-    try:
-        return process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def tar_of(files: Dict[str, bytes]) -> bytes:
@@ -10400,7 +10382,7 @@ def add_location(stage: Stage) -> None:
     """Create the namespace, the storage location `default`, and the Secret that opens it."""
     stage.cluster.new_namespace(NAMESPACE)
     store, admin = stage.store, stage.cluster.admin
-    keys = f"[default]\naws_access_key_id = {store.access_key}\naws_secret_access_key = {store.secret_key}\n"
+    keys = keys_file(store.access_key, store.secret_key)
     admin.create("secrets", {"kind": "Secret", "metadata": {"name": "cloud-credentials"},
                              "data": {"cloud": base64.b64encode(keys.encode()).decode()}}, NAMESPACE)
     config = {"region": store.region, "s3Url": store.url, "s3ForcePathStyle": "true"}
@@ -17956,203 +17938,16 @@ class TestDemo(unittest.TestCase):
 # Benchmark: figures beside what is expected and what Velero 1.18.1 does on the same kind of machine (2 cores)
 # ------------------------------------------------------------------------------------------------------------
 
-class Figure(NamedTuple):
-    """One line of the table; `limit` is the most (or with `at_least` the least) that is expected."""
-
-    name: str
-    measured: float
-    unit: str
-    limit: Optional[float] = None
-    velero: str = "-"
-    at_least: bool = False
-
-    def columns(self) -> Tuple[str, ...]:
-        """Return the texts of the line."""
-        if self.limit is None:
-            return self.name, amount(self.measured, self.unit), "-", self.velero, "-"
-        good = self.measured >= self.limit if self.at_least else self.measured <= self.limit
-        expected = (">= " if self.at_least else "<= ") + amount(self.limit, self.unit)
-        return (self.name, amount(self.measured, self.unit), expected, self.velero,
-                "ok" if good else "falls short")
-
-
-def amount(value: float, unit: str) -> str:
-    """Return a number in three digits or so with its unit."""
-    return f"{value:,.{0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2}f} {unit}".rstrip()
-
-
-def tell_row(columns: Iterable[str]) -> None:
-    """Print a line of the table; lines come one by one, since the whole takes minutes."""
-    name, measured, expected, velero, verdict = columns
-    tell(f"{name:<46}{measured:>12}{expected:>13}{velero:>12}  {verdict}")
-
-
-LOG_REQUEST = {"kind": "DownloadRequest", "metadata": {"generateName": "bench-"},
-               "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}}
 REQUESTS, BURST, WRITERS, PATIENCE = 200, 1000, 4, 60  # the last one in seconds: the end of every wait
-
-
-def create_request(client: Admin) -> str:
-    """Create one DownloadRequest and return its name."""
-    return str(client.create("downloadrequests", LOG_REQUEST, NAMESPACE)["metadata"]["name"])
-
-
-def watch_answers(client: Admin, version: str) -> Iterator[Tuple[str, float]]:
-    """Yield name and instant when a request has got its URL, for events after this resource version."""
-    known = set()
-    events = client.watch("downloadrequests", NAMESPACE, resourceVersion=version, timeoutSeconds=PATIENCE)
-    for event in events:
-        name = event["object"]["metadata"].get("name")
-        if (event["object"].get("status") or {}).get("downloadURL") and name not in known:
-            known.add(name)
-            yield name, time.time()
-
-
-def newest_version(client: Admin) -> str:
-    """Return the resource version to watch from."""
-    return str(client.list("downloadrequests", NAMESPACE, limit=1)["metadata"]["resourceVersion"])
-
-
-def response_times(stage: Stage, count: int) -> List[Tuple[float, float]]:
-    """Return milliseconds until a watch shows the URL, one request at a time: since created, since sent."""
-    client = stage.cluster.client("admin")
-    answers = watch_answers(client, newest_version(client))
-    times = []
-    for _ in range(count):
-        sent = time.time()
-        name = create_request(client)
-        created = time.time()
-        at = next(at for answered, at in answers if answered == name)
-        times.append((1000 * (at - created), 1000 * (at - sent)))
-    answers.close()  # type: ignore[attr-defined]
-    client.close()
-    return times
-
-
-def remove_requests(stage: Stage) -> None:
-    """Delete the DownloadRequests of a measurement, so that the next one starts from nothing."""
-    admin = stage.cluster.admin
-    admin.call("DELETE", resource_path("downloadrequests", NAMESPACE))
-    wait_until(lambda: not admin.list("downloadrequests", NAMESPACE, limit=1)["items"], PATIENCE, "deletion")
-
-
-def write_requests(stage: Stage, count: int, ended: List[float]) -> None:
-    """Create requests over a connection of its own, and note the instant of the last one."""
-    client = stage.cluster.client("admin")
-    for _ in range(count):
-        create_request(client)
-    ended.append(time.time())
-    client.close()
-
-
-def burst_times(stage: Stage) -> Tuple[float, float]:
-    """Return the seconds until the writers had created all requests, and until all were answered.
-
-    The writers are threads: four processes on two cores took longer to create the same, not shorter.
-    """
-    client = stage.cluster.client("admin")
-    answers = watch_answers(client, newest_version(client))
-    ended: List[float] = []
-    writers = [threading.Thread(target=write_requests, args=(stage, BURST // WRITERS, ended), daemon=True)
-               for _ in range(WRITERS)]
-    begun = time.time()
-    for writer in writers:
-        writer.start()
-    answered = [at for _, (_, at) in zip(range(BURST), answers)]
-    for writer in writers:
-        writer.join(PATIENCE)
-    if len(answered) < BURST or len(ended) < WRITERS:
-        raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s")
-    return max(ended) - begun, answered[-1] - begun
-
-
-def memory(process: subprocess.Popen[bytes], field: str) -> float:
-    """Return VmRSS or VmHWM of a process in MiB."""
-    with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field + ":")) / 1024
-
-
-def requests_seen(stage: Stage) -> int:
-    """Return how many requests for velero.io the API server has counted; a real one counts ended watches."""
-    if stage.cluster.kind == "fake":
-        return int(stage.cluster.count(path_part="/apis/velero.io/"))  # type: ignore[attr-defined]
-    text = stage.cluster.admin.raw("GET", "/metrics").data.decode()
-    return sum(int(float(line.rsplit(" ", 1)[1])) for line in text.splitlines()
-               if line.startswith("apiserver_request_total{") and 'group="velero.io"' in line)
-
-
-def idle_rate(stage: Stage, seconds: float = 30) -> float:
-    """Return the velero.io requests a minute while nobody asks for anything, ourselves included."""
-    before = requests_seen(stage)
-    if not before:
-        raise RuntimeError("the API server does not count its requests, so none would prove nothing")
-    time.sleep(seconds)
-    return (requests_seen(stage) - before) * 60 / seconds
-
-
-def seconds_of(stage: Stage, *command: str) -> float:
-    """Return the wall time of a whole command, from exec to exit; it must succeed."""
-    talk = subprocess.DEVNULL if os.path.basename(command[0]) == "velero" else None  # it misses kinds we do without
-    begun = time.perf_counter()
-    process = stage.start(*command, stdout=subprocess.DEVNULL, stderr=talk)
-    guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
-    guard.start()
-    code = process.wait()
-    taken = time.perf_counter() - begun
-    guard.cancel()
-    if code:
-        raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
-    return taken
-
-
-def rate_of(sign: Callable[[str], str], count: int) -> float:
-    """Return URLs a second over keys that were never signed before."""
-    keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(count)]
-    begun = time.perf_counter()
-    for key in keys:
-        sign(key)
-    return count / (time.perf_counter() - begun)
-
-
-def our_presigner() -> Callable[[str], str]:
-    """Return a function from a key to its URL as the controller makes it."""
-    import velero_requests as ours
-    location = ours.Location("default", "aws", BUCKET, region="us-east-1", s3_url="http://127.0.0.1:9000",
-                             path_style=True)
-    credentials = ours.Credentials("AKIABENCH", "bench-secret")
-    life = timedelta(minutes=10)
-    return lambda key: ours.presign(ours.object_address(location, key), credentials, location.region,
-                                    datetime.now(timezone.utc), life)
-
-
-def botocore_presigner() -> Callable[[str], str]:
-    """Return the same with botocore."""
-    import botocore.config
-    import botocore.session
-    client = botocore.session.Session().create_client(
-        "s3", region_name="us-east-1", endpoint_url="http://127.0.0.1:9000", aws_access_key_id="AKIABENCH",
-        aws_secret_access_key="bench-secret", config=botocore.config.Config(
-            signature_version="s3v4", s3={"addressing_style": "path"}))
-    return lambda key: str(client.generate_presigned_url("get_object", {"Bucket": BUCKET, "Key": key}, 600))
-
-
-def presign_figures() -> Iterator[Figure]:
-    """Compare in alternating rounds, so that a busy machine slows both alike."""
-    ours = our_presigner()
-    try:
-        theirs = botocore_presigner()
-    except ImportError:
-        yield Figure("pre-signing, URLs a second", rate_of(ours, 5000), "/s")
-        tell("(pre-signing: not compared, botocore is not installed; `make bench` installs it)")
-        return
-    rounds = [(rate_of(ours, 3000), rate_of(theirs, 300)) for _ in range(9)]
-    ratio = statistics.median(one / other for one, other in rounds)
-    yield Figure("pre-signing, URLs a second", statistics.median(one for one, _ in rounds), "/s")
-    yield Figure("pre-signing by botocore", statistics.median(other for _, other in rounds), "/s")
-    enough = min(20, 60000 / statistics.median(other for _, other in rounds))
-    yield Figure("pre-signing, ours against botocore", ratio, "x", enough, at_least=True)
-
-
+ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
+TIMED: Tuple[Tuple[str, float, str, Optional[float], str], ...] = (
+    # name, milliseconds expected, velero's, share of the velero CLI's time in the same run, words
+    ("--help", 60, "-", None, "--help"),
+    ("plugin get", 0.38 * 303, "303 ms", 0.38, "plugin get"),
+    ("describe --details", 0.8 * 183, "183 ms", 0.8, "backup describe described --details"),
+    ("backup logs, 5.6 MB", 125, "125 ms", 1.0, "backup logs chatty"))
+LINE = ('time="2026-05-01T03:{:02}:{:02}Z" level=info msg="Backing up item" backup=velero/wordy logSource='
+        '"pkg/backup/item_backupper.go:{}" name=settings-{:07} namespace=shop-{} resource=configmaps\n')
 FIRST_URL = """
 import time
 from datetime import datetime, timedelta, timezone
@@ -18166,144 +17961,19 @@ print(time.perf_counter() - begun)
 """
 
 
-def first_url_figure() -> Figure:
-    """Measure the first URL of a process that has its credentials, in a new process each time."""
-    runs = [subprocess.run([sys.executable, "-c", FIRST_URL], cwd=os.path.dirname(os.path.abspath(__file__)),
-                           stdout=subprocess.PIPE, check=True, timeout=60).stdout for _ in range(9)]
-    return Figure("first URL once there are credentials", statistics.median(map(float, runs)) * 1000, "ms", 2)
+def amount(value: float, unit: str) -> str:
+    """Return a number in three digits or so with its unit."""
+    return f"{value:,.{0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2}f} {unit}".rstrip()
 
 
-def memory_figures(controller: subprocess.Popen[bytes], *fields: Tuple[str, str, Optional[float], str]
-                   ) -> Iterator[Figure]:
-    """Return lines from (name, field, limit, Velero's figure) where the kernel tells them."""
-    if os.path.exists(f"/proc/{controller.pid}/status"):
-        for name, field, limit, velero in fields:
-            yield Figure(name, memory(controller, field), "MiB", limit, velero)
-    else:
-        tell("(memory: not measured, there is no /proc here)")
-
-
-def response_figures(since_created: Tuple[float, ...], since_sent: Tuple[float, ...]) -> Iterator[Figure]:
-    """Return the lines about requests that came one at a time."""
-    p95 = sorted(since_created)[int(0.95 * REQUESTS)]
-    yield Figure(f"request created -> URL, median of {REQUESTS}", statistics.median(since_created), "ms", 8,
-                 "33 ms")
-    yield Figure("request created -> URL, p95", p95, "ms", None, "45 ms")
-    yield Figure("create sent -> URL, median", statistics.median(since_sent), "ms")
-
-
-def controller_figures(stage: Stage, controller: subprocess.Popen[bytes]) -> Iterator[Figure]:
-    """Measure the controller alone: idle, request by request, in a burst, and idle again."""
-    response_times(stage, 1)  # waits until it serves
-    yield from memory_figures(controller, ("controller memory, idle", "VmRSS", 40, "82 MiB"))
-    yield from response_figures(*zip(*response_times(stage, REQUESTS)))
-    remove_requests(stage)
-    created, answered = burst_times(stage)
-    yield Figure(f"burst: {BURST} requests created by {WRITERS} writers in", created, "s", None, "1.7 s")
-    yield Figure("burst: all answered after", answered, "s", None, "33.7 s")
-    yield Figure("burst: answered after / created in", answered / created, "x", 2, "19.8 x")
-    yield from memory_figures(controller, ("controller memory, after the burst", "VmRSS", 50, "89 MiB"),
-                              ("controller memory, peak so far", "VmHWM", None, "-"))
-    remove_requests(stage)
-    yield Figure("idle: API requests a minute", idle_rate(stage), "", 2, "8")
-
-
-class Timed(NamedTuple):
-    """A command to time: the milliseconds expected, Velero's, and the share of the velero CLI's time in the same run."""
-
-    name: str
-    words: Tuple[str, ...]
-    limit: float
-    velero: str = "-"
-    share: Optional[float] = None
-
-
-TIMED = (
-    Timed("--help", ("--help",), 100),
-    Timed("plugin get", ("plugin", "get"), 0.45 * 303, "303 ms", 0.45),
-    Timed("describe --details", ("backup", "describe", "described", "--details"), 0.8 * 183, "183 ms", 0.8),
-    Timed("backup logs, 5.6 MB", ("backup", "logs", "chatty"), 125, "125 ms"),
-)
-
-
-def install_for(stage: Stage) -> Tuple[str, ...]:
-    """Install the module into the stage's folder, and return the command as it is there."""
-    prefix = os.path.join(stage.folder, "installed")
-    subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
-                   timeout=PATIENCE, cwd=os.path.dirname(os.path.abspath(__file__)))
-    return sys.executable, os.path.join(prefix, "bin", "velero_requests.py")
-
-
-def command_figures(stage: Stage) -> Iterator[Figure]:
-    """Measure whole commands in turns: installed, as a script that is compiled at each start, and velero's own."""
-    ours = {"installed": install_for(stage), "as a script": (sys.executable, "velero_requests.py")}
-    velero = shutil.which("velero")
-    for row in TIMED:
-        programs = [*ours.values(), *([(velero,)] if velero else [])]
-        taken = [1000 * statistics.median(times) for times in in_turns(
-            2 * ROUNDS, *(functools.partial(seconds_of, stage, *program, *row.words) for program in programs))]
-        yield Figure(f"{row.name}, median of {2 * ROUNDS}", taken[0], "ms", row.limit, row.velero)
-        yield Figure("the same as a script", taken[1], "ms")
-        if velero:
-            yield Figure("the same by the velero CLI", taken[2], "ms")
-            yield Figure("ours against the velero CLI", taken[0] / taken[2], "x", row.share)
-    if not velero:
-        tell("(commands: not compared, there is no velero on the PATH)")
-
-
-ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
-LINE = ('time="2026-05-01T03:{:02}:{:02}Z" level=info msg="Backing up item" backup=velero/wordy logSource='
-        '"pkg/backup/item_backupper.go:{}" name=settings-{:07} namespace=shop-{} resource=configmaps\n')
-
-
-def add_large_backup(stage: Stage, name: str, put: Callable[..., str]) -> None:
-    """Leave a backup of 1 GiB that does not compress."""
-    add_finished(stage, name)
-    put(stage.store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
-
-
-def add_described_backup(stage: Stage, name: str) -> None:
-    """Leave a backup with every artifact, of which its description needs as many as it can."""
-    add_finished(stage, name, warnings=1, backupItemOperationsAttempted=1, backupItemOperationsCompleted=1)
-    shapes: Dict[str, Any] = {
-        "BackupResults": {"warnings": {"velero": ["slow"]}, "errors": {}},
-        "BackupResourceList": {"v1/ConfigMap": [f"shop/settings-{number}" for number in range(500)]}}
-    for artifact in velero_requests.TARGETS.values():
-        if artifact.owner == velero_requests.BACKUPS and artifact.gunzip:
-            stage.store.put(BUCKET, artifact.key.format(name=name),
-                            gzip.compress(json.dumps(shapes.get(artifact.kind, [])).encode()))
-
-
-def add_wordy_backup(stage: Stage, name: str) -> None:
-    """Leave a backup with a log of 400 MB, one gzip member as Velero writes it."""
-    add_finished(stage, name)
-    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
-    packed, size, number = bytearray(), 0, 0
-    while size < LOG_MB * 1_000_000:
-        text = "".join(LINE.format(at // 60 % 60, at % 60, at * 7919 % 997, at * 2654435761 % 1000003, at % 17)
-                       for at in range(number, number + 20_000)).encode()
-        number, size = number + 20_000, size + len(text)
-        packed += packer.compress(text)
-    stage.store.put(BUCKET, f"backups/{name}/{name}-logs.gz", bytes(packed + packer.flush()))
-
-
-def add_finished(stage: Stage, name: str, **status: int) -> None:
-    """Create a finished backup."""
-    stage.cluster.admin.create("backups", {
-        "kind": "Backup", "metadata": {"name": name}, "spec": {"storageLocation": "default"},
-        "status": {"phase": "Completed", **status}}, NAMESPACE)
-
-
-def peak_memory(stage: Stage, *command: str) -> float:
-    """Return the most that a command has resident, in MiB, once it has run for half a second."""
-    process = stage.start(*command, stdout=subprocess.DEVNULL)
-    begun, peak = time.monotonic(), 0.0
-    while process.poll() is None and time.monotonic() < begun + PATIENCE:
-        peak = max(peak, resident(process.pid)) if time.monotonic() > begun + 0.5 else peak
-        time.sleep(0.02)
-    if stop_process(process) or not peak:
-        raise RuntimeError(f"`{' '.join(command)[:60]}` failed, or was over before it was looked at")
-    return peak
+def figure(name: str, measured: float, unit: str = "", limit: Optional[float] = None, velero: str = "-",
+           at_least: bool = False) -> None:
+    """Print a line of the table; `limit` is the most (or with `at_least` the least) that is expected."""
+    expected, verdict = "-", "-"
+    if limit is not None:
+        expected = (">= " if at_least else "<= ") + amount(limit, unit)
+        verdict = "ok" if (measured >= limit if at_least else measured <= limit) else "falls short"
+    tell(f"{name:<46}{amount(measured, unit):>12}{expected:>13}{velero:>12}  {verdict}")
 
 
 def in_turns(rounds: int, *actions: Callable[[], float]) -> List[List[float]]:
@@ -18312,83 +17982,274 @@ def in_turns(rounds: int, *actions: Callable[[], float]) -> List[List[float]]:
     return [sorted(times) for times in zip(*taken)]
 
 
-def url_in(stage: Stage, key: str) -> str:
-    """Return a pre-signed URL of an object in the stage's bucket."""
-    store = stage.store
-    return presigned_url(f"{store.url}/{BUCKET}/{key}", store.access_key, store.secret_key, store.region)
+def presign_figures() -> None:
+    """Compare in alternating rounds over keys that were never signed before."""
+    location = vr.Location("default", "aws", BUCKET, region="us-east-1", s3_url="http://127.0.0.1:9000",
+                           path_style=True)
+    credentials, life = vr.Credentials("AKIABENCH", "bench-secret"), timedelta(minutes=10)
 
+    def ours(key: str) -> str:
+        return vr.presign(vr.object_address(location, key), credentials, location.region,
+                          datetime.now(timezone.utc), life)
 
-def download_figures(stage: Stage) -> Iterator[Figure]:
-    """Compare with curl in the same run; needs the real S3 server and curl, for a fake would measure itself."""
-    if stage.store.kind != "real":
-        tell("(downloads: not measured, there is no real S3 server)")
+    def rate_of(sign: Callable[[str], str], count: int) -> float:
+        keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(count)]
+        begun = time.perf_counter()
+        for key in keys:
+            sign(key)
+        return count / (time.perf_counter() - begun)
+    if not HAS_BOTOCORE:
+        figure("pre-signing, URLs a second", rate_of(ours, 5000), "/s")
+        tell("(pre-signing: not compared, botocore is not installed; `make bench` installs it)")
         return
-    yield from archive_figures(stage)
-    yield from log_figures(stage)
+    import botocore.config
+    client = botocore.session.Session().create_client(
+        "s3", region_name="us-east-1", endpoint_url="http://127.0.0.1:9000", aws_access_key_id="AKIABENCH",
+        aws_secret_access_key="bench-secret", config=botocore.config.Config(
+            signature_version="s3v4", s3={"addressing_style": "path"}))
+
+    def botocores(key: str) -> str:
+        return str(client.generate_presigned_url("get_object", {"Bucket": BUCKET, "Key": key}, 600))
+    rounds = [(rate_of(ours, 3000), rate_of(botocores, 300)) for _ in range(9)]
+    mine, theirs, ratio = (statistics.median(column) for column in zip(*((*row, row[0] / row[1]) for row in rounds)))
+    figure("pre-signing, URLs a second", mine, "/s")
+    figure("pre-signing by botocore", theirs, "/s")
+    figure("pre-signing, ours against botocore", ratio, "x", min(20, 60000 / theirs), at_least=True)
 
 
-def archive_figures(stage: Stage) -> Iterator[Figure]:
-    """Measure 1 GiB into a file: verified and synced by us, as it comes by curl."""
-    add_large_backup(stage, "large", put_in_parts)
-    add_large_backup(stage, "single", put_members)
-    target = os.path.join(stage.folder, "large.tar.gz")
-    theirs = "rm -f \"$2\" && curl -sf -o \"$2\" \"$1\""
+class Bench:
+    """What is measured with one controller on one stage."""
 
-    def ours(name: str) -> Tuple[str, ...]:
-        return sys.executable, "velero_requests.py", "download", name, "-o", target, "--force", "--quiet"
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.admin = stage, stage.cluster.admin
+        self.velero = shutil.which("velero")
 
-    def curl(then: str) -> float:
-        return seconds_of(stage, "sh", "-c", theirs + then, "sh", url_in(stage, "backups/large/large.tar.gz"), target)
+    # -- what there is to ask for ----------------------------------------------------------------------------
 
-    def own(name: str) -> float:
-        if os.path.exists(target):
-            os.unlink(target)
-        return seconds_of(stage, *ours(name))
-    seconds_of(stage, *ours("large"))        # warms the cache
-    plain, synced, parts, single = in_turns(
-        ROUNDS, lambda: curl(""), lambda: curl(" && sync \"$2\""), lambda: own("large"), lambda: own("single"))
-    yield Figure(f"1 GiB stored in parts into a file, best of {ROUNDS}", parts[0], "s")
-    yield Figure("the same by curl", plain[0], "s")
-    yield Figure("the same by curl && sync", synced[0], "s")
-    yield Figure("1 GiB, ours against curl", parts[0] / plain[0], "x", 1.1)
-    yield Figure("1 GiB, ours against curl && sync", parts[0] / synced[0], "x")
-    yield Figure("the same where the ETag is an MD5", single[0] / plain[0], "x")
-    yield Figure("1 GiB, memory while it runs", peak_memory(stage, *ours("large")), "MiB", PEAK)
-    os.unlink(target)
+    def furnish(self) -> None:
+        """Install the CRDs, a location, and the backups that the commands are timed with."""
+        done = self.stage.run(sys.executable, "velero_requests.py", "manifests", stdout=subprocess.PIPE)
+        self.stage.cluster.install_crds(yaml.safe_load_all(done.stdout))
+        add_location(self.stage)
+        add_backup(self.stage, "nightly", BACKUP_LOG.encode())
+        add_backup(self.stage, "chatty", "".join(
+            f'time="2024-05-01T03:00:00Z" level=info msg="Backing up item shop/settings-{number:06}" '
+            f'backup=velero/chatty\n' for number in range(54400)).encode())
+        self.add_finished("described", warnings=1, backupItemOperationsAttempted=1, backupItemOperationsCompleted=1)
+        shapes: Dict[str, Any] = {
+            "BackupResults": {"warnings": {"velero": ["slow"]}, "errors": {}},
+            "BackupResourceList": {"v1/ConfigMap": [f"shop/settings-{number}" for number in range(500)]}}
+        for artifact in vr.TARGETS.values():
+            if artifact.owner == vr.BACKUPS and artifact.gunzip:
+                self.stage.store.put(BUCKET, artifact.key.format(name="described"),
+                                     gzip.compress(json.dumps(shapes.get(artifact.kind, [])).encode()))
 
+    def add_finished(self, name: str, **status: int) -> None:
+        self.admin.create("backups", {
+            "kind": "Backup", "metadata": {"name": name}, "spec": {"storageLocation": "default"},
+            "status": {"phase": "Completed", **status}}, NAMESPACE)
 
-def log_figures(stage: Stage) -> Iterator[Figure]:
-    """Measure 400 MB of log text through a pipe to nowhere."""
-    add_wordy_backup(stage, "wordy")
-    ours = (sys.executable, "velero_requests.py", "backup", "logs", "wordy")
-    pipeline = "curl -sf \"$1\" | gzip -dc > /dev/null"
+    def add_wordy_backup(self) -> None:
+        """Leave a backup with a log of 400 MB, one gzip member as Velero writes it."""
+        self.add_finished("wordy")
+        packer, log, size, number = zlib.compressobj(6, zlib.DEFLATED, 31), bytearray(), 0, 0
+        while size < LOG_MB * 1_000_000:
+            text = "".join(LINE.format(at // 60 % 60, at % 60, at * 7919 % 997, at * 2654435761 % 1000003, at % 17)
+                           for at in range(number, number + 20_000)).encode()
+            number, size = number + 20_000, size + len(text)
+            log += packer.compress(text)
+        self.stage.store.put(BUCKET, "backups/wordy/wordy-logs.gz", bytes(log + packer.flush()))
 
-    def curl() -> float:
-        return seconds_of(stage, "sh", "-c", pipeline, "sh", url_in(stage, "backups/wordy/wordy-logs.gz"))
-    theirs, own = in_turns(ROUNDS, curl, lambda: seconds_of(stage, *ours))
-    yield Figure(f"{LOG_MB} MB of log text, best of {ROUNDS}", own[0], "s")
-    yield Figure("the same by curl | gzip -dc", theirs[0], "s")
-    yield Figure("log text, ours against curl | gzip -dc", own[0] / theirs[0], "x", 0.9)
-    yield Figure("log text, memory while it runs", peak_memory(stage, *ours), "MiB", PEAK)
+    # -- the controller --------------------------------------------------------------------------------------
 
+    def create_request(self, client: Admin) -> str:
+        """Create one DownloadRequest and return its name."""
+        return str(client.create("downloadrequests", {
+            "kind": "DownloadRequest", "metadata": {"generateName": "bench-"},
+            "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}}, NAMESPACE)["metadata"]["name"])
 
-def all_figures(stage: Stage) -> Iterator[Figure]:
-    """Measure everything with one controller process."""
-    done = stage.run(sys.executable, "velero_requests.py", "manifests", stdout=subprocess.PIPE)
-    stage.cluster.install_crds(yaml.safe_load_all(done.stdout))
-    add_location(stage)
-    add_backup(stage, "nightly", BACKUP_LOG.encode())
-    add_described_backup(stage, "described")
-    add_backup(stage, "chatty", "".join(
-        f'time="2024-05-01T03:00:00Z" level=info msg="Backing up item shop/settings-{number:06}" '
-        f'backup=velero/chatty\n' for number in range(54400)).encode())
-    with open(os.path.join(stage.folder, "controller.log"), "wb") as log, serving(
-            stage, sys.executable, "velero_requests.py", "controller", stderr=log) as controller:
-        yield from controller_figures(stage, controller)
-        yield from command_figures(stage)
-        yield from download_figures(stage)
-    yield from presign_figures()
-    yield first_url_figure()
+    def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
+        """Return an iterator over name and instant of each request that has got its URL from now on."""
+        version = client.list("downloadrequests", NAMESPACE, limit=1)["metadata"]["resourceVersion"]
+        events = client.watch("downloadrequests", NAMESPACE, resourceVersion=version, timeoutSeconds=PATIENCE)
+        return ((event["object"]["metadata"]["name"], time.time()) for event in events
+                if (event["object"].get("status") or {}).get("downloadURL"))
+
+    def response_times(self, count: int) -> List[Tuple[float, float]]:
+        """Return milliseconds until a watch shows the URL, one request at a time: since created, since sent."""
+        client, times = self.stage.cluster.client("admin"), []
+        answers = self.answers(client)
+        for _ in range(count):
+            sent = time.time()
+            name = self.create_request(client)
+            created = time.time()
+            at = next(at for answered, at in answers if answered == name)
+            times.append((1000 * (at - created), 1000 * (at - sent)))
+        self.remove_requests()
+        return times
+
+    def remove_requests(self) -> None:
+        """Delete the DownloadRequests of a measurement, so that the next one starts from nothing."""
+        self.admin.call("DELETE", resource_path("downloadrequests", NAMESPACE))
+        wait_until(lambda: not self.admin.list("downloadrequests", NAMESPACE, limit=1)["items"], PATIENCE, "deletion")
+
+    def burst_times(self) -> Tuple[float, float]:
+        """Return the seconds until the writers had created all requests, and until all were answered.
+
+        The writers are threads: four processes on two cores took longer to create the same, not shorter.
+        """
+        def write(_: int) -> float:
+            client = self.stage.cluster.client("admin")
+            for _ in range(BURST // WRITERS):
+                self.create_request(client)
+            return time.time()
+        answers, begun = self.answers(self.stage.cluster.client("admin")), time.time()
+        with ThreadPoolExecutor(WRITERS) as pool:
+            ends = pool.map(write, range(WRITERS))
+            answered: Dict[str, float] = {}
+            while len(answered) < BURST:
+                try:
+                    answered.setdefault(*next(answers))
+                except StopIteration:
+                    raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s"
+                                       ) from None
+            created = max(ends)
+        self.remove_requests()
+        return created - begun, max(answered.values()) - begun
+
+    def requests_seen(self) -> int:
+        """Return how many requests for velero.io the API server has counted; a real one counts ended watches."""
+        if self.stage.cluster.kind == "fake":
+            return int(self.stage.cluster.count(path_part="/apis/velero.io/"))  # type: ignore[attr-defined]
+        text = self.admin.raw("GET", "/metrics").data.decode()
+        return sum(int(float(line.rsplit(" ", 1)[1])) for line in text.splitlines()
+                   if line.startswith("apiserver_request_total{") and 'group="velero.io"' in line)
+
+    def memory_figure(self, name: str, process: subprocess.Popen[bytes], field: str, limit: Optional[float] = None,
+                      velero: str = "-") -> None:
+        """Print VmRSS or VmHWM of a process, where the kernel tells them."""
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{process.pid}/status", encoding="ascii") as file:
+            kib = next(int(line.split()[1]) for line in file if line.startswith(field + ":"))
+            figure(name, kib / 1024, "MiB", limit, velero)
+
+    def controller_figures(self, controller: subprocess.Popen[bytes]) -> None:
+        """Measure the controller alone: idle, request by request, in a burst, and idle again."""
+        self.response_times(1)  # waits until it serves
+        self.memory_figure("controller memory, idle", controller, "VmRSS", 33, "82 MiB")
+        since_created, since_sent = zip(*self.response_times(REQUESTS))
+        figure(f"request created -> URL, median of {REQUESTS}", statistics.median(since_created), "ms", 8, "33 ms")
+        figure("request created -> URL, p95", sorted(since_created)[int(0.95 * REQUESTS)], "ms", None, "45 ms")
+        figure("create sent -> URL, median", statistics.median(since_sent), "ms")
+        created, answered = self.burst_times()
+        figure(f"burst: {BURST} requests created by {WRITERS} writers in", created, "s", None, "1.7 s")
+        figure("burst: all answered after", answered, "s", None, "33.7 s")
+        figure("burst: answered after / created in", answered / created, "x", 2, "19.8 x")
+        self.memory_figure("controller memory, after the burst", controller, "VmRSS", 36, "89 MiB")
+        self.memory_figure("controller memory, peak so far", controller, "VmHWM")
+        before = self.requests_seen()
+        if not before:
+            raise RuntimeError("the API server does not count its requests, so none would prove nothing")
+        time.sleep(30)
+        figure("idle: API requests a minute", (self.requests_seen() - before) * 2, "", 4, "8")
+
+    # -- commands --------------------------------------------------------------------------------------------
+
+    def seconds_of(self, *command: str) -> float:
+        """Return the wall time of a whole command, from exec to exit; it must succeed."""
+        talk = subprocess.DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
+        begun = time.perf_counter()
+        process = self.stage.start(*command, stdout=subprocess.DEVNULL, stderr=talk)
+        guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
+        guard.start()
+        code = process.wait()
+        taken = time.perf_counter() - begun
+        guard.cancel()
+        if code:
+            raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
+        return taken
+
+    def command_figures(self) -> None:
+        """Measure whole commands in turns: installed, as a script that is compiled at each start, and velero's own."""
+        prefix = os.path.join(self.stage.folder, "installed")
+        subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
+                       timeout=PATIENCE, cwd=FOLDER)
+        programs = [(sys.executable, os.path.join(prefix, "bin", "velero_requests.py")),
+                    (sys.executable, "velero_requests.py"), *([(self.velero,)] if self.velero else [])]
+        for name, limit, velero, share, words in TIMED:
+            installed, script, *theirs = (1000 * statistics.median(times) for times in in_turns(2 * ROUNDS, *(
+                functools.partial(self.seconds_of, *program, *words.split()) for program in programs)))
+            figure(f"{name}, median of {2 * ROUNDS}", installed, "ms", limit, velero)
+            figure("the same as a script", script, "ms")
+            for taken in theirs:
+                figure("the same by the velero CLI", taken, "ms")
+                figure("ours against the velero CLI", installed / taken, "x", share)
+                figure("ours as a script against the velero CLI", script / taken, "x")
+        if not self.velero:
+            tell("(commands: not compared, there is no velero on the PATH)")
+
+    # -- downloads -------------------------------------------------------------------------------------------
+
+    def peak_memory(self, *command: str) -> float:
+        """Return the most that a command has resident, in MiB, once it has run for half a second."""
+        process = self.stage.start(*command, stdout=subprocess.DEVNULL)
+        begun, peak = time.monotonic(), 0.0
+        while process.poll() is None and time.monotonic() < begun + PATIENCE:
+            peak = max(peak, resident(process.pid)) if time.monotonic() > begun + 0.5 else peak
+            time.sleep(0.02)
+        if stop_process(process) or not peak:
+            raise RuntimeError(f"`{' '.join(command)[:60]}` failed, or was over before it was looked at")
+        return peak
+
+    def compared(self, name: str, ours: Tuple[str, ...], others: Dict[str, Tuple[str, ...]],
+                 limits: Dict[str, float], before: Callable[[], None] = lambda: None) -> None:
+        """Print the best of some rounds of our command, and of the others in turns with it, and the ratios."""
+        def timed(*command: str) -> float:
+            before()
+            return self.seconds_of(*command)
+        best, *theirs = (times[0] for times in in_turns(ROUNDS, *(
+            functools.partial(timed, *command) for command in (ours, *others.values()))))
+        figure(f"{name}, best of {ROUNDS}", best, "s")
+        for other, taken in zip(others, theirs):
+            figure(f"the same by {other}", taken, "s")
+            figure(f"ours against {other}", best / taken, "x", limits.get(other))
+
+    def download_figures(self) -> None:
+        """Compare with curl and velero in the same run; a fake store would measure itself."""
+        store, target = self.stage.store, os.path.join(self.stage.folder, "large.tar.gz")
+        if store.kind != "real":
+            tell("(downloads: not measured, there is no real S3 server)")
+            return
+        for name, put in (("large", put_in_parts), ("single", put_members)):
+            self.add_finished(name)
+            put(store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
+        self.add_wordy_backup()
+
+        def curl(key: str, then: str) -> Tuple[str, ...]:
+            url = presigned_url(f"{store.url}/{BUCKET}/{key}", store.access_key, store.secret_key, store.region)
+            return "sh", "-c", f'curl -sf "$1" {then}', "sh", url, target
+
+        def ours(name: str) -> Tuple[str, ...]:
+            return sys.executable, "velero_requests.py", "download", name, "-o", target, "--force", "--quiet"
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(target)
+        self.seconds_of(*ours("large"))        # warms the cache
+        velero = {"velero": (self.velero, "backup", "download", "large", "-o", target)} if self.velero else {}
+        self.compared("1 GiB stored in parts into a file", ours("large"), {
+            "curl": curl("backups/large/large.tar.gz", '-o "$2"'),
+            "curl && sync": curl("backups/large/large.tar.gz", '-o "$2" && sync "$2"'), **velero},
+            {"curl": 1.2, "velero": 1.0}, remove)
+        self.compared("1 GiB where the ETag is an MD5", ours("single"), {
+            "curl": curl("backups/single/single.tar.gz", '-o "$2"')}, {}, remove)
+        figure("1 GiB, memory while it runs", self.peak_memory(*ours("large")), "MiB", PEAK)
+        remove()
+        log = (sys.executable, "velero_requests.py", "backup", "logs", "wordy")
+        velero = {"velero": (self.velero, "backup", "logs", "wordy")} if self.velero else {}
+        self.compared(f"{LOG_MB} MB of log text", log, {
+            "curl | gzip -dc": curl("backups/wordy/wordy-logs.gz", "| gzip -dc > /dev/null"), **velero},
+            {"curl | gzip -dc": 0.9, "velero": 1.0})
+        figure("log text, memory while it runs", self.peak_memory(*log), "MiB", PEAK)
 
 
 def bench() -> int:
@@ -18396,11 +18257,20 @@ def bench() -> int:
     with set_stage() as stage:
         tell(f"{stage.servers()}; Python {sys.version.split()[0]}, {os.cpu_count()} cores\n"
              "Velero: 1.18.1 against the real servers on 2 cores\n")
-        tell_row(("figure", "measured", "expected", "Velero", "verdict"))
+        tell(f"{'figure':<46}{'measured':>12}{'expected':>13}{'Velero':>12}  verdict")
         try:
-            for figure in all_figures(stage):
-                tell_row(figure.columns())
-        except (AssertionError, RuntimeError, subprocess.TimeoutExpired) as error:
+            measured = Bench(stage)
+            measured.furnish()
+            with open(os.path.join(stage.folder, "controller.log"), "wb") as log, serving(
+                    stage, sys.executable, "velero_requests.py", "controller", stderr=log) as controller:
+                measured.controller_figures(controller)
+                measured.command_figures()
+                measured.download_figures()
+            presign_figures()
+            firsts = [subprocess.run([sys.executable, "-c", FIRST_URL], cwd=FOLDER, stdout=subprocess.PIPE, check=True,
+                                     timeout=PATIENCE).stdout for _ in range(9)]
+            figure("first URL once there are credentials", statistics.median(map(float, firsts)) * 1000, "ms", 2)
+        except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"bench: could not go on: {error}", file=sys.stderr)
             return 1
     return 0
@@ -18420,22 +18290,27 @@ def main(argv: List[str]) -> None:
         sys.exit(130)
 
 
-# Classes with waits of many seconds begin first, so that the others fill the time of the other processes; those that
-# measure come last, one after the other, when nobody else is at work.
-LONG_WAITS = ("TestDownloadHopeless", "TestOutageReal", "TestWatchFaults", "TestKubeconfigLikeKubectl",
-              "TestProxyOfTheEnvironment", "TestContractFaults", "TestSoak")
-MEASURES = ("TestLeaks", "TestDownloadMemory")
+# What waits for many seconds begins first, so that the others fill the time; what measures comes last and alone.
+LONG_WAITS = ("real servers", "TestDownloadHopeless", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore",
+              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestSoak", "TestRights", "TestCanary")
+MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
+
+
+def group_of(case: type) -> str:
+    """Return what runs in one process: a class, for it shares its servers, or all that needs the real servers."""
+    if case.__name__ in MEASURES:
+        return "measures"
+    with_real_servers = "Real" in case.__name__ or case is TestServersAgree or issubclass(case, VeleroWorld)
+    return "real servers" if with_real_servers and case is not TestOutageReal else case.__name__
 
 
 def pytest_collection_modifyitems(items: List[Any]) -> None:
-    """For pytest-xdist, when this file is its plugin (-p): a class stays in one process, for it shares its servers."""
+    """For pytest-xdist, when this file is its plugin (-p): tell it the groups, in the order in which they begin."""
     import pytest
-
-    def rank(item: Any) -> int:
-        return 2 if item.cls.__name__ in MEASURES else 0 if item.cls.__name__.startswith(LONG_WAITS) else 1
+    order = {name: number for number, name in enumerate((*LONG_WAITS, "", "measures"))}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("measures" if rank(item) == 2 else item.cls.__name__))
-    items.sort(key=rank)
+        item.add_marker(pytest.mark.xdist_group(group_of(item.cls)))
+    items.sort(key=lambda item: order.get(group_of(item.cls), order[""]))
 
 
 if __name__ == "__main__":
