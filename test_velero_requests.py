@@ -227,8 +227,9 @@ SOURCE = text_of(MODULE)
 STATEMENTS = ast.parse(SOURCE).body
 
 # What arithmetic on values may import; everything else is the world.
-PURE = set("""base64 binascii collections contextlib datetime difflib email enum functools hashlib hmac html ipaddress
-    itertools json math posixpath re string struct textwrap types typing unicodedata urllib.parse yaml zlib""".split())
+PURE = set("""base64 binascii codecs collections configparser contextlib copy datetime difflib email enum functools
+    hashlib heapq hmac html ipaddress itertools json math operator posixpath re string struct textwrap types typing
+    unicodedata urllib.parse yaml zlib""".split())
 WORLDLY_NAMES = {"open", "print", "input", "exec", "eval", "compile", "__import__", "log", "breakpoint"}
 WORLDLY_ATTRIBUTES = {"now", "today", "utcnow", "localtime", "gmtime", "urandom", "environ", "getenv", "getLogger",
                       "sleep", "monotonic", "uuid4", "token_hex"}
