@@ -3622,7 +3622,7 @@ class FakeCluster(LoopbackServer, Cluster):
         acts: Dict[Tuple[str, bool], Tuple[str, Callable[[Request, Target], Answer]]] = {
             ("GET", True): ("get", lambda _, target: json_answer(target.object)), ("GET", False): ("list", self._list),
             ("POST", False): ("create", self._create), ("PATCH", True): ("patch", self._patch),
-            ("DELETE", True): ("delete", self._delete)}
+            ("DELETE", True): ("delete", self._delete), ("DELETE", False): ("deletecollection", self._delete_all)}
         verb, act = acts[request.method, bool(target.name)]
         if verb == "list" and request.query.get("watch", "0") not in ("0", "false"):
             verb, act = "watch", self._check_watch
@@ -3822,6 +3822,12 @@ class FakeCluster(LoopbackServer, Cluster):
             raise Failure(409, "Conflict", f'Operation cannot be fulfilled on {target.kind.full_name} "{target.name}": '
                           f"the precondition {packed(wanted).decode()} does not match the record")
         return json_answer(self._remove(target))
+
+    def _delete_all(self, request: Request, target: Target) -> Answer:
+        for namespace, name in sorted(target.kind.objects):
+            if target.namespace in ("", namespace):
+                self._remove(target._replace(namespace=namespace, name=name))
+        return self._list(request, target)
 
     def _remove(self, target: Target, now: bool = False) -> Document:
         """Remove an object, or only mark it as deleted while it has finalizers."""
@@ -18018,8 +18024,7 @@ class Bench:
 
     def remove_requests(self) -> None:
         """Delete the DownloadRequests of a measurement, so that the next one starts from nothing."""
-        for item in self.admin.list("downloadrequests", NAMESPACE)["items"]:
-            self.admin.delete("downloadrequests", item["metadata"]["name"], NAMESPACE)
+        self.admin.call("DELETE", resource_path("downloadrequests", NAMESPACE))
 
     def burst_times(self) -> Tuple[float, float]:
         """Return the seconds until the writers had created all requests, and until all were answered.
