@@ -4459,7 +4459,6 @@ class ServerChecks(Mixin):
 
     def test_an_old_version_is_an_error_event(self) -> None:
         """A watch from a version long gone answers 200 with one ERROR event that holds a Status 410."""
-        self.make("a")
         (event,) = self.events("1")
         status = event["object"]
         self.assertEqual(("ERROR", 410, "Expired"), (event["type"], status["code"], status["reason"]))
@@ -4504,34 +4503,12 @@ class ServerChecks(Mixin):
 
 
 class TestServersFake(ServerChecks, unittest.TestCase):
-    """The checks on the fake, and what only the fake can do."""
+    """The checks on the fake."""
 
     def setUp(self) -> None:
         self.cluster = FakeCluster(tls=True)
         self.addCleanup(self.cluster.close)
         super().setUp()
-
-    def test_compaction_cut_watches_and_limits(self) -> None:
-        """Compaction makes watches and continue tokens too old; cut watches end well; a limit holds for the admin."""
-        version = self.make("a")
-        self.make("b")
-        token = self.admin.list("downloadrequests", self.namespace, limit=1)["metadata"]["continue"]
-        self.cluster.compact()
-        self.assertEqual([410], [event["object"]["code"] for event in self.events(version)])
-        with self.assertRaisesRegex(Refused, "410.*Expired"):
-            self.admin.list("downloadrequests", self.namespace, limit=1, **{"continue": token})
-        with ThreadPoolExecutor(1) as pool:
-            watch = pool.submit(self.events, self.cluster.version, allowWatchBookmarks="true")
-            wait_until(lambda: self.cluster.watches("downloadrequests"))
-            self.cluster.send_bookmarks()
-            self.assertEqual(1, self.cluster.cut_watches())
-            self.assertEqual(["BOOKMARK"], [event["type"] for event in watch.result(10)])
-        path = resource_path("downloadrequests", self.namespace)
-        self.cluster.limit("admin", "patch", resource="downloadrequests")
-        self.assertEqual(403, self.admin.raw("PATCH", path + "/a", {}, MERGE).status)
-        self.assertEqual(200, self.admin.raw("GET", path).status)
-        self.cluster.unlimit("admin")
-        self.assertEqual(200, self.admin.raw("PATCH", path + "/a", {}, MERGE).status)
 
 
 class TestServersReal(ServerChecks, unittest.TestCase):
@@ -18225,7 +18202,7 @@ def main(argv: List[str]) -> None:
 
 # What waits for many seconds begins first, so that the others fill the time; what measures comes last and alone.
 LONG_WAITS = ("real servers", "TestDownloadHopeless", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore",
-              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestSoak", "TestRights", "TestCanary")
+              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestSoak", "TestRights", "TestCanary", "TestDemo")
 MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
 
