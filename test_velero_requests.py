@@ -4447,7 +4447,7 @@ class ServerChecks(Mixin):
 
     def test_a_bookmark_comes_before_the_end(self) -> None:
         """A watch that wants bookmarks gets one shortly before its timeout, if anything has happened."""
-        query = {"resourceVersion": self.make("a"), "timeoutSeconds": 4, "allowWatchBookmarks": "true"}
+        query = {"resourceVersion": self.make("a"), "timeoutSeconds": 5, "allowWatchBookmarks": "true"}
         self.make("b")
         events, last = [], "0"
         for event in self.admin.watch("downloadrequests", self.namespace, **query):
@@ -18202,7 +18202,8 @@ def main(argv: List[str]) -> None:
 
 # What waits for many seconds begins first, so that the others fill the time; what measures comes last and alone.
 LONG_WAITS = ("real servers", "TestDownloadHopeless", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore",
-              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestSoak", "TestRights", "TestCanary", "TestDemo")
+              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestSoak", "TestRights", "TestCanary",
+              "TestDemo")
 MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
 
