@@ -371,13 +371,15 @@ class TestLawsOfTheFile(unittest.TestCase):
         self.assertEqual((0, b""), (done.returncode, done.stdout))
 
     def test_the_readme_says_what_the_code_does(self) -> None:
-        """Its tables list the exit codes of --help, every command, and every environment variable of the code."""
+        """Its tables list the exit codes of --help, every command, the rights that are tested, and every variable."""
         readme, codes = text_of("README.md"), [int(member) for member in vr.Exit]
         self.assertIn(vr.EPILOG, vr.build_parser().format_help())
         self.assertEqual(codes, [int(code) for code in re.findall(r"(?m)(?:^| ) (\d+) ", vr.EPILOG)])
         self.assertEqual(codes, [int(code) for code in re.findall(r"(?m)^\| (\d+) \|", readme)])
         self.assertEqual(set(), {command.words for command in vr.COMMANDS if not re.search(
             rf"\b{command.words}\b", readme)}, "not shown in the README")
+        rights = re.search(r"```yaml\n(- \{apiGroups.*?)```", readme, re.DOTALL)
+        self.assertEqual(LEAST, yaml.safe_load(rights[1] if rights else "")[:len(LEAST)], "the controller's rights")
         variables = {node.value for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)
                      and re.fullmatch(r"(AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", str(node.value))}
         told = set(re.findall(r"\b(?:AWS|VELERO|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", readme))
