@@ -380,7 +380,7 @@ class TestLawsOfTheFile(unittest.TestCase):
             rf"\b{command.words}\b", readme)}, "not shown in the README")
         rights = re.search(r"```yaml\n(- \{apiGroups.*?)```", readme, re.DOTALL)
         self.assertEqual(LEAST, yaml.safe_load(rights[1] if rights else "")[:len(LEAST)], "the controller's rights")
-        variables = {node.value for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)
+        variables = {str(node.value) for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)
                      and re.fullmatch(r"(AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", str(node.value))}
         told = set(re.findall(r"\b(?:AWS|VELERO|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", readme))
         families = tuple(name for name in told if name.endswith("_"))  # AWS_CONTAINER_…
@@ -4607,7 +4607,7 @@ class TestServersAgree(unittest.TestCase):
     def test_both_dialects(self) -> None:
         """Send the script to both, with Velero's own CRDs, and compare."""
         for release in ("1.18.1", "1.6.3"):
-            clusters: List[Cluster] = [real_cluster(), FakeCluster()]
+            clusters: List[Any] = [real_cluster(), FakeCluster()]
             self.addCleanup(clusters[1].close)
             spaces = []
             for cluster in clusters:
@@ -18147,7 +18147,9 @@ class Bench:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(target)
         self.seconds_of(*ours("large"))        # warms the cache
-        velero = {"velero": (self.velero, "backup", "download", "large", "-o", target)} if self.velero else {}
+        velero: Dict[str, Tuple[str, ...]] = {}
+        if self.velero:
+            velero = {"velero": (self.velero, "backup", "download", "large", "-o", target)}
         self.compared("1 GiB stored in parts into a file", ours("large"), {
             "curl": curl("backups/large/large.tar.gz", '-o "$2"'),
             "curl && sync": curl("backups/large/large.tar.gz", '-o "$2" && sync "$2"'), **velero},
@@ -18157,7 +18159,8 @@ class Bench:
         figure("1 GiB, memory while it runs", self.peak_memory(*ours("large")), "MiB", PEAK)
         remove()
         log = (sys.executable, "velero_requests.py", "backup", "logs", "wordy")
-        velero = {"velero": (self.velero, "backup", "logs", "wordy")} if self.velero else {}
+        if self.velero:
+            velero = {"velero": (self.velero, "backup", "logs", "wordy")}
         self.compared(f"{LOG_MB} MB of log text", log, {
             "curl | gzip -dc": curl("backups/wordy/wordy-logs.gz", "| gzip -dc > /dev/null"), **velero},
             {"curl | gzip -dc": 0.9, "velero": 1.0})
