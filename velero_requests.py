@@ -1098,7 +1098,6 @@ class Location(NamedTuple):
 
 FOREIGN_ENDPOINT = "ForeignEndpoint"         # reason: our own identity does not belong to a location's endpoint
 _BOOL = tuple(_GO_BOOLS)
-CA_LIMIT = 256 << 10                         # bytes; all authorities of a system are less, and locations are kept
 
 # Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; none means any text.
 # The upper half says what a GET is, the lower half is without effect on one.
@@ -1137,18 +1136,6 @@ def _config_from(document: Document) -> Dict[str, str]:
     return config
 
 
-def _authority_from(document: Document) -> bytes:
-    """objectStorage.caCert, decoded."""
-    content = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
-    if content is None:
-        raise InvalidLocation("objectStorage.caCert is not base64")
-    if len(content) > CA_LIMIT:
-        raise InvalidLocation(f"objectStorage.caCert has more than {CA_LIMIT >> 10} KiB")
-    if content and _at(document, "spec", "objectStorage", "caCertRef"):
-        raise InvalidLocation("objectStorage.caCert and caCertRef exclude each other")
-    return content
-
-
 def location_from(document: Document) -> Location:
     """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it.
 
@@ -1159,9 +1146,11 @@ def location_from(document: Document) -> Location:
         if provider not in ("aws", "velero.io/aws"):
             raise ConfigError(f"provider is {one_line(provider)!r}; only aws (any S3 store) is served here",
                               reason="UnsupportedProvider")
-        bucket, config, ca_cert = _bucket_from(document), _config_from(document), _authority_from(document)
-    ca_secret = _at(document, "spec", "objectStorage", "caCertRef")
-    region = config.get("region", "")
+        bucket, config = _bucket_from(document), _config_from(document)
+        ca_cert = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
+        if ca_cert is None or len(ca_cert) > 256 << 10:  # all authorities of a system are less, and locations are kept
+            raise InvalidLocation("objectStorage.caCert is not base64, or has more than 256 KiB")
+    region, ca_secret = config.get("region", ""), _at(document, "spec", "objectStorage", "caCertRef")
     return Location(
         name=name, bucket=bucket, prefix=_text(document, "spec", "objectStorage", "prefix").strip("/"),
         region="us-east-1" if region == "aws-global" else region,  # another name of it
@@ -1490,15 +1479,6 @@ def plan_environment(environment: Mapping[str, str]) -> Optional[Plan]:
     return plan_keys(dict(zip(KEY_NAMES, values)), "the environment") if values[0] and values[1] else None
 
 
-def plan_web_identity(environment: Mapping[str, str]) -> Optional[Plan]:
-    """IRSA, as EKS puts it into a pod's environment."""
-    token_file, role_arn = environment.get("AWS_WEB_IDENTITY_TOKEN_FILE"), environment.get("AWS_ROLE_ARN")
-    if not token_file or not role_arn:
-        return None
-    return Plan.of("web identity", role_arn=role_arn, token_file=token_file,
-                   session_name=environment.get("AWS_ROLE_SESSION_NAME", ""))
-
-
 # Plain http goes only to addresses that never leave the machine (aws-sdk-go-v2 config/resolve_credentials.go).
 CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost")
 
@@ -1538,35 +1518,12 @@ _OPERATORS_OWN = {"credential_process": "runs a program", "web_identity_token_fi
                   "credential_source": "uses the identity of this host", "sso_": "uses a login of this host"}
 
 
-def _check_profile(values: Mapping[str, str], where: str, theirs: bool) -> None:
-    """CredentialsError when a profile says what it may not, lacks a role, or needs a person.
-
-    theirs: it is the cluster's, which gives keys and the roles on top of them, and nothing that acts here.
-    """
-    for start, act in _OPERATORS_OWN.items() if theirs else ():
-        for key in values:
-            if key.startswith(start):
-                raise CredentialsError(f"{where}: {one_line(key, 64)} is refused here, for it {act}; put "
-                                       "aws_access_key_id and aws_secret_access_key there, and perhaps a role_arn that "
-                                       "is assumed with them")
-    if not values.get("role_arn"):
-        for key in ("source_profile", "credential_source", "web_identity_token_file"):
-            if values.get(key):
-                raise CredentialsError(f"{where}: {key} needs a role_arn")
-        return
-    if values.get("mfa_serial"):
-        raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code; use a profile without it")
-    if not re.fullmatch(r"[0-9]{1,6}", values.get("duration_seconds", "0")):
-        raise CredentialsError(f"{where}: duration_seconds is {one_line(values['duration_seconds'], 64)!r}; allowed: "
-                               "a number of seconds")
-
-
 def _plan_own(values: Mapping[str, str], environment: Mapping[str, str], where: str) -> Plan:
     """Where a profile's own keys come from (aws-sdk-go-v2 config/resolve_credentials.go, resolveCredsFromProfile)."""
-    plan, named = plan_keys(values, where), values.get("credential_source")
+    plan, role_arn, named = plan_keys(values, where), values.get("role_arn"), values.get("credential_source")
     if plan:
         return plan
-    if named:
+    if role_arn and named:
         if named not in CREDENTIAL_SOURCES:
             raise CredentialsError(f"{where}: credential_source is {one_line(named, 64)!r}; allowed: "
                                    f"{', '.join(CREDENTIAL_SOURCES)}")
@@ -1574,41 +1531,46 @@ def _plan_own(values: Mapping[str, str], environment: Mapping[str, str], where: 
         if plan is None:
             raise CredentialsError(f"{where}: credential_source {named} has nothing to give here")
         return plan
-    if values.get("web_identity_token_file"):
-        return Plan.of("web identity", role_arn=values["role_arn"], token_file=values["web_identity_token_file"],
+    if role_arn and values.get("web_identity_token_file"):
+        return Plan.of("web identity", role_arn=role_arn, token_file=values["web_identity_token_file"],
                        session_name=values.get("role_session_name", ""))
     if any(key.startswith("sso_") for key in values):
         raise CredentialsError(f"{where}: logging in by SSO needs a browser; run `aws configure export-credentials` "
                                "where one is, and use the keys it prints")
     if values.get("credential_process"):
         return Plan.of("process", command=values["credential_process"], profile=where)
-    raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or another source of "
-                           "keys")
+    raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or a role_arn and a "
+                           "source of keys for it")
 
 
 def plan_profile(profiles: Profiles, name: str, source: str, environment: Mapping[str, str], *, theirs: bool = False,
                  path: Tuple[str, ...] = ()) -> Plan:
     """What one profile of an ini file comes to: its keys or those of its source_profile, and the role they assume.
 
-    source: names the file in errors. theirs: it may say no more than the cluster may. path: the profiles that led here.
+    source: names the file in errors. path: the profiles that led here. theirs: it is the cluster's, which gives keys
+    and the roles on top of them, and nothing that acts here.
     """
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
     values, where = profiles[name], f"profile {one_line(name, 64)!r} of {source}"
-    _check_profile(values, where, theirs)
-    origin, path = values.get("source_profile", ""), (*path, name)
-    if origin and not (origin == name and plan_keys(values, where)):
-        if origin in path or len(path) >= 10:
-            how = "in a circle" if origin in path else "too far"
-            raise CredentialsError(f"{where}: source_profile leads {how}: {one_line(' -> '.join((*path, origin)))}")
-        plan = plan_profile(profiles, origin, source, environment, theirs=theirs, path=path)
-    else:
+    for key, (start, act) in itertools.product(values, _OPERATORS_OWN.items() if theirs else ()):
+        if key.startswith(start):
+            raise CredentialsError(f"{where}: {one_line(key, 64)} is refused here, for it {act}; put aws_access_key_id "
+                                   "and aws_secret_access_key there, and perhaps a role_arn that is assumed with them")
+    role_arn, path = values.get("role_arn"), (*path, name)
+    if role_arn and values.get("mfa_serial"):
+        raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code; use a profile without it")
+    origin = values.get("source_profile", "") if role_arn else ""
+    if not origin or (origin == name and plan_keys(values, where)):
         plan = _plan_own(values, environment, where)
-        if plan.how == "web identity":       # has the role already
+        if not role_arn or plan.how == "web identity":  # which has the role already
             return plan
-    if not values.get("role_arn"):
-        return plan
-    return Plan.of("role", plan, role_arn=values["role_arn"], session_name=values.get("role_session_name", ""),
+    elif origin in path or len(path) >= 10:
+        how = "in a circle" if origin in path else "too far"
+        raise CredentialsError(f"{where}: source_profile leads {how}: {one_line(' -> '.join((*path, origin)))}")
+    else:
+        plan = plan_profile(profiles, origin, source, environment, theirs=theirs, path=path)
+    return Plan.of("role", plan, role_arn=role_arn or "", session_name=values.get("role_session_name", ""),
                    external_id=values.get("external_id", ""), duration=values.get("duration_seconds", ""))
 
 
@@ -1621,7 +1583,10 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Mapping[s
 
     named: the profile that the environment names, if any. source: names the shared files in errors.
     """
-    plan = plan_environment(environment) or plan_web_identity(environment)
+    plan, token_file = plan_environment(environment), environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")
+    if plan is None and token_file and environment.get("AWS_ROLE_ARN"):  # IRSA, as EKS puts it into a pod
+        plan = Plan.of("web identity", role_arn=environment["AWS_ROLE_ARN"], token_file=token_file,
+                       session_name=environment.get("AWS_ROLE_SESSION_NAME", ""))
     if plan is None and (named or any(key.startswith(_SOURCE_KEYS) for key in shared.get("default", {}))):
         plan = plan_profile(shared, named or "default", source, environment)
     plan = plan or plan_container(environment)
@@ -4123,10 +4088,8 @@ def connect(cluster: Cluster) -> Api:
 #     names neither region nor s3Url.
 # ====================================================================================================
 
-STS_TIMEOUT, CONTAINER_TIMEOUT, INSTANCE_TIMEOUT, PROCESS_TIMEOUT = 12.0, 6.0, 3.0, 60.0  # seconds for all tries
+STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0    # seconds for all tries
 ASK_ATTEMPTS = 3
-RENEWAL_LEEWAY = URL_LIFE + timedelta(seconds=60)  # before their end, when keys are renewed
-RENEWAL_PAUSE = timedelta(seconds=60)        # between tries to renew keys that still live
 FAILURE_PAUSE = timedelta(seconds=5)         # between tries to have keys at all, or an answer of a silent host
 HOSTS_KEPT = 1000
 BUSY = "another request waits for the same answer"
@@ -4257,10 +4220,9 @@ def assume_role(role: Mapping[str, str], source: Optional[Credentials], region: 
     if source is None:
         token = read_file(role["token_file"], "web identity token").decode("utf-8", "replace").strip()
         form.update(Action="AssumeRoleWithWebIdentity", WebIdentityToken=token)
-    if "external_id" in role:
-        form["ExternalId"] = role["external_id"]
-    if int(role.get("duration", "0")) > 900:  # as aws-sdk-go-v2: the shortest life is what STS gives anyway
-        form["DurationSeconds"] = role["duration"]
+    for name, key in (("ExternalId", "external_id"), ("DurationSeconds", "duration")):
+        if key in role:
+            form[name] = role[key]
     body = urlencode(form).encode()
     headers = {"content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": urlsplit(url).netloc}
     if source:
@@ -4279,7 +4241,7 @@ def run_credential_process(program: Mapping[str, str]) -> Credentials:
     what = f"{program['profile']}: credential_process"
     try:
         done = subprocess.run(program["command"], shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=PROCESS_TIMEOUT, check=False)
+                              stderr=subprocess.DEVNULL, timeout=60, check=False)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         raise CredentialsError(f"{what} cannot be run or takes longer than a minute") from None
     if done.returncode:
@@ -4296,7 +4258,7 @@ def ask_container(container: Mapping[str, str]) -> Credentials:
     if "token_file" in container:
         token = read_file(container["token_file"], "container authorization token").decode("utf-8", "replace").strip()
     headers = {"Authorization": header_value(token, "the container authorization token")} if token else {}
-    reply = ask("GET", container["url"], headers, timeout=CONTAINER_TIMEOUT)
+    reply = ask("GET", container["url"], headers, timeout=6.0)
     values = _json_object(reply.body)
     if reply.status != 200:
         why = redact(str(values.get("message") or values.get("code") or "no reason"))
@@ -4359,7 +4321,7 @@ class CredentialCache:
         Busy.
         """
         old = self.credentials
-        if old is not None and old.are_valid(now + RENEWAL_LEEWAY):
+        if old is not None and old.are_valid(now + URL_LIFE + timedelta(minutes=1)):
             return old
         alive = old is not None and old.are_valid(now)
         if self.lock.acquire(blocking=wait and not alive):
@@ -4380,7 +4342,7 @@ class CredentialCache:
                 if not alive:
                     raise
             except Error as error:
-                self.failure, self.retry_at = error, now + (RENEWAL_PAUSE if alive else FAILURE_PAUSE)
+                self.failure, self.retry_at = error, now + (timedelta(minutes=1) if alive else FAILURE_PAUSE)
                 if alive:
                     log.warning("%s; the keys before serve until they end", error)
         if self.failure and not alive:
