@@ -11754,39 +11754,35 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         spec["config"] = {**spec["config"], "s3Url": "https://minio"}
         self.assertTrue(velero_requests.find_location(None, "", a_location_document(**spec)).insecure)
 
-    def test_hosts_and_regions_of_the_secret_s_profile(self) -> None:
+    def test_hosts_and_regions_of_the_profile(self) -> None:
         """FIPS, dual stack and region are those of the profile that has the keys; what cannot be names the culprit."""
-        keys = keys_file("AKIA", "secret") + "use_fips_endpoint = true\nregion = us-east-2\n"
-        path = self.write("fips", keys)
-        for config, host, words in (({"region": "us-east-1"}, "bkt.s3-fips.us-east-1.amazonaws.com", ""),
-                                    ({"region": "cn-north-1"}, "", "use_fips_endpoint in the profile"),
-                                    ({"s3Url": "http://minio"}, "", "use_fips_endpoint")):
-            with self.subTest(config=config), environment({"AWS_ENDPOINT_URL_S3": None}):
-                document = a_location_document({**config, "credentialsFile": path})
-                found = velero_requests.find_location(None, "", document, trusted=True)
+        for config, more, host, words in (
+                ({"region": "us-east-1"}, "use_fips_endpoint = true", "bkt.s3-fips.us-east-1.amazonaws.com", ""),
+                ({"region": "us-east-1"}, "use_dualstack_endpoint = TRUE", "bkt.s3.dualstack.us-east-1.amazonaws.com", ""),
+                ({"region": "us-east-1"}, "use_fips_endpoint = no", "bkt.s3.us-east-1.amazonaws.com", ""),
+                ({"s3Url": "http://minio"}, "region = us-east-2", "bkt.minio", ""),
+                ({"region": "cn-north-1"}, "use_fips_endpoint = true", "", "use_fips_endpoint in the profile"),
+                ({"s3Url": "http://minio"}, "use_fips_endpoint = true", "", "use_fips_endpoint")):
+            with self.subTest(config=config, more=more), environment({"AWS_ENDPOINT_URL_S3": None}):
+                path = self.write("file", keys_file("AKIA", "secret") + more + "\n")
+                found = velero_requests.find_location(None, "", a_location_document(
+                    {**config, "credentialsFile": path}), trusted=True)
                 try:
-                    location, _ = velero_requests.open_location(None, "", found)
-                    self.assertEqual(host, velero_requests.bucket_address(location).host)
+                    address = velero_requests.bucket_address(velero_requests.open_location(None, "", found)[0])
+                    self.assertEqual((host, config.get("region", "us-east-2")), (address.host, address.region))
                 except velero_requests.ConfigError as error:
                     self.assertEqual("", host, error)
                     self.assertRegex(str(error), words)
-        self.write("fips", keys.replace("use_fips", "not"))
-        found = velero_requests.find_location(None, "", a_location_document(
-            {"s3Url": "http://minio", "credentialsFile": path}), trusted=True)
-        self.assertEqual("us-east-2", velero_requests.open_location(None, "", found)[0].region)
 
     def test_variables_that_cannot_be(self) -> None:
         """An endpoint or region of the environment that is none is named by its variable."""
-        for name, value, words in (("AWS_ENDPOINT_URL_S3", " http://minio", "AWS_ENDPOINT_URL_S3 is no plain"),
-                                   ("AWS_ENDPOINT_URL", "http://a\nb", "AWS_ENDPOINT_URL is no plain"),
-                                   ("AWS_REGION", "x@evil/", "AWS_REGION is 'x@evil/', no DNS label")):
-            with self.subTest(name=name):
-                backup = self.lay_out(len(name), {"region": ""} if name == "AWS_REGION" else {"s3Url": ""}, "")
-                own = None if name == "AWS_ENDPOINT_URL" else self.store.url
-                result = self.cli("download", backup, "--direct", "--url-only",
-                                  env={**self.env, "AWS_ENDPOINT_URL_S3": own, name: value})
-                self.assert_failed(result, 1)
-                self.assertIn(words, result.err)
+        for number, (config, env, words) in enumerate((
+                ({"s3Url": ""}, {"AWS_ENDPOINT_URL_S3": " http://minio"}, "AWS_ENDPOINT_URL_S3 is no plain"),
+                ({"s3Url": ""}, {"AWS_ENDPOINT_URL_S3": None, "AWS_ENDPOINT_URL": "http://a\nb"}, "AWS_ENDPOINT_URL is no plain"),
+                ({"region": ""}, {"AWS_REGION": "x@evil/"}, "AWS_REGION is 'x@evil/', no DNS label"))):
+            result = self.cli("download", self.lay_out(number, config, ""), "--direct", "--url-only", env={**self.env, **env})
+            self.assert_failed(result, 1)
+            self.assertIn(words, result.err)
 
 
 class TestStoreAuthority(FakeWorld, unittest.TestCase):
@@ -11806,6 +11802,7 @@ class TestStoreAuthority(FakeWorld, unittest.TestCase):
         self.make_secret("authority", "ca.crt", authority)
         rows = (("good", {"caCertRef": {"name": "authority", "key": "ca.crt"}}, ""),
                 ("none", {}, None),
+                ("half", {"caCertRef": {"name": "authority", "key": "ca.pem"}}, "SecretKeyNotFound"),
                 ("lost", {"caCertRef": {"name": "absent", "key": "ca.crt"}}, "SecretNotFound"))
         for name, more, reason in rows:
             with self.subTest(name):

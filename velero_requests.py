@@ -4116,7 +4116,7 @@ class SilentHosts:
         self.most, self.pause, self.quick = workers - 1, pause, quick
         self.lock = threading.Lock()
         self.asked: List[str] = []                                # the host that each worker waits for
-        self.answered: Dict[str, None] = {}                       # hosts that have
+        self.answered: Set[str] = set()                           # hosts that have
         self.failures: Dict[str, Tuple[float, Unreachable]] = {}  # of silent hosts: until when, and the error
 
     @contextlib.contextmanager
@@ -4135,11 +4135,11 @@ class SilentHosts:
                 self.asked.remove(host)
                 for memory in self.answered, self.failures:
                     if len(memory) >= HOSTS_KEPT:
-                        memory.clear()  # type: ignore[attr-defined]
+                        memory.clear()
                 if failure is None:
-                    self.answered[host] = None
+                    self.answered.add(host)
                 elif time.monotonic() - started > self.quick:
-                    self.answered.pop(host, None)
+                    self.answered.discard(host)
                     self.failures[host] = time.monotonic() + self.pause, failure
 
     def _enter(self, host: str) -> None:
@@ -4298,7 +4298,7 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
     """Carry out a plan -> keys, fresh ones when they are temporary."""
     values = dict(plan.values)
     if plan.how == "keys":
-        return Credentials(**values)
+        return Credentials(values["access_key"], values["secret_key"], values.get("session_token", ""))
     if plan.how in ("role", "web identity"):
         return assume_role(values, plan.source and fetch_credentials(plan.source, region), region)
     return {"process": run_credential_process, "container": ask_container, "instance": ask_instance}[plan.how](values)
@@ -4437,10 +4437,11 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
     lax = location.insecure or location.ca_cert or location.ca_secret[0]
-    if lax and not (trusted or location.secret_name) and location.is_at_aws():
-        return location._replace(insecure=False, ca_cert=b"", ca_secret=("", ""), warnings=location.warnings + (
-            "insecureSkipTLSVerify, caCert and caCertRef are not used at AWS without a Secret in spec.credential",))
-    return with_authority(api, namespace, location)
+    with about(f"storage location {location.name!r}"):
+        if not lax or trusted or location.secret_name or not location.is_at_aws():
+            return with_authority(api, namespace, location)
+    return location._replace(insecure=False, ca_cert=b"", ca_secret=("", ""), warnings=location.warnings + (
+        "insecureSkipTLSVerify, caCert and caCertRef are not used at AWS without a Secret in spec.credential",))
 
 
 def open_location(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str] = ()
