@@ -1242,14 +1242,6 @@ class TestObjectKey(unittest.TestCase):
                 key = vr.object_key(location.prefix, vr.TARGETS["BackupLog"], "b")
                 self.assertEqual((False, posixpath.normpath(key)), (vr.has_dot_segment(key), key), prefix)
 
-    def test_never_outside(self) -> None:
-        """Whatever the name, a key lies in its own folder of backups/ or restores/, or there is none."""
-        for kind, name in itertools.product(vr.TARGETS, BAD_NAMES + GOOD_NAMES):
-            with contextlib.suppress(vr.InvalidRequest):
-                artifact = vr.target_of(kind, name)
-                key = vr.object_key("p", artifact, name)
-                self.assertTrue(key.startswith(f"p/{artifact.owner.plural}/{name}/") and ".." not in key.split("/"), key)
-
 
 class TestApiPath(unittest.TestCase):
     """Tests for `api_path`."""
@@ -1339,6 +1331,17 @@ class TestSigningVectors(unittest.TestCase):
                 address = vr.Address(scheme or "https", host, quote(key, safe="/-._~"), region)
                 url = vr.presign(address, some_credentials(session_token=token), DOC_TIME, timedelta(seconds=seconds))
                 self.assertEqual(expected, url.rpartition("&X-Amz-Signature=")[2])
+                self.assertTrue(url.startswith(f"{address.scheme}://{host}{address.path}?X-Amz-Algorithm=AWS4-HMAC-SHA256&"
+                                               "X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2F"), url)
+
+    def test_life(self) -> None:
+        """A URL lives from one second to seven days, in whole seconds cut off."""
+        address = vr.Address("https", "h", "/k", "eu-west-1")
+        for seconds, expected in ((1, "1"), (1.9, "1"), (604800, "604800")):
+            url = vr.presign(address, some_credentials(), after(microseconds=999999), timedelta(seconds=seconds))
+            self.assertIn(f"&X-Amz-Date=20260504T120000Z&X-Amz-Expires={expected}&X-Amz-SignedHeaders=host&", url)
+        for seconds in (0, .9, -1, 604801, 1e9):
+            self.assertRaises(ValueError, vr.presign, address, some_credentials(), NOW, timedelta(seconds=seconds))
 
     def test_suite(self) -> None:
         """Paths are encoded once and not cleaned up; parameters are encoded, then sorted."""
@@ -1371,32 +1374,6 @@ class TestSigningVectors(unittest.TestCase):
                     f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{vr.amz_date(now)[:8]}/us-east-1/{service}/aws4_request, "
                     f"SignedHeaders={';'.join(sorted({*signed} - {'authorization'}))}, Signature={expected}",
                     signed["authorization"])
-
-
-class TestPresign(unittest.TestCase):
-    """Tests for `presign`."""
-
-    def sign(self, life: timedelta = vr.URL_LIFE, now: datetime = NOW) -> str:
-        """A URL with the keys of the documentation."""
-        return vr.presign(vr.Address("https", "h", "/k", "eu-west-1"), some_credentials(), now, life)
-
-    def test_the_smallest_url(self) -> None:
-        """A URL has the parameters of the specification, signs `host` alone, and ends with its signature."""
-        pairs = parse_qsl(urlsplit(self.sign()).query, strict_parsing=True)
-        self.assertEqual([
-            ("X-Amz-Algorithm", "AWS4-HMAC-SHA256"),
-            ("X-Amz-Credential", "AKIAIOSFODNN7EXAMPLE/20260504/eu-west-1/s3/aws4_request"),
-            ("X-Amz-Date", "20260504T120000Z"), ("X-Amz-Expires", "600"), ("X-Amz-SignedHeaders", "host")], pairs[:-1])
-        self.assertEqual("X-Amz-Signature", pairs[-1][0])
-        self.assertIn("%2F20260504%2Feu-west-1%2Fs3%2F", self.sign())
-        self.assertEqual(self.sign(), self.sign(now=after(microseconds=999999)))
-
-    def test_limits(self) -> None:
-        """A URL lives from one second to seven days, in whole seconds cut off."""
-        for seconds, expected in ((1, "1"), (1.9, "1"), (604800, "604800")):
-            self.assertIn(f"X-Amz-Expires={expected}&", self.sign(timedelta(seconds=seconds)))
-        for seconds in (0, .9, -1, 604801, 1e9):
-            self.assertRaises(ValueError, self.sign, timedelta(seconds=seconds))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -10582,15 +10559,6 @@ class TestStoreIni(unittest.TestCase):
             self.assertEqual(("InvalidCredentials", None), (caught.exception.reason, caught.exception.__cause__))
             self.assertNotIn("s3cr3t", str(caught.exception))
 
-    def test_any_text(self) -> None:
-        """Any text at all gives sections or a CredentialsError."""
-        chance, found = random.Random(3), 0
-        pieces = ["[", "]", "x", "\n", "=", " ", "\t", "\r", "#", ";", ":", "%", "\0", "\ufeff", "\x0c", "\u2028", "[x]\n"]
-        for _ in range(1000):
-            with contextlib.suppress(vr.CredentialsError):
-                found += len(vr.ini_sections("".join(chance.choices(pieces, k=chance.randrange(14))).encode(), "the file"))
-        self.assertGreater(found, 20)
-
     def test_merging(self) -> None:
         for credentials, config, expected in MERGED:
             before = repr((credentials, config))
@@ -10795,14 +10763,16 @@ class TestStoreLife(unittest.TestCase):
     """A URL never outlives the credentials that signed it, and the answer says when it ends."""
 
     def test_signing(self) -> None:
-        """Seconds that keys live, the store's clock before ours -> the URL's life by the store's clock, and by ours."""
-        for left, skew, life in ((None, 0, 600), (100000, 0, 600), (600, 0, 600), (599.5, 0, 599), (300, 0, 300), (1, 0, 1),
-                                 (None, 3600, 600), (300, -1800, 300), (300, -240, 300), (300, 240, 60), (300, 299, 1)):
-            with self.subTest(left=left, skew=skew):
+        """Fraction of the second, when keys end, the store's clock before ours -> the URL's life."""
+        for fraction, left, skew, life in (
+                (0, None, 0, 600), (0, 100000, 0, 600), (0, 600, 0, 600), (0, 599.5, 0, 599), (0, 300, 0, 300), (0, 1, 0, 1),
+                (0.9, 300.5, 0, 300), (0.4, 300.5, 0, 300), (0.9, 601, 0, 600), (0, None, 3600, 600), (0, 300, -1800, 300),
+                (0, 300, -240, 300), (0, 300, 240, 60), (0, 300, 299, 1)):
+            with self.subTest(fraction=fraction, left=left, skew=skew):
                 keys = some_credentials(expires=None if left is None else after(seconds=left))
-                url, ends = vr.sign(a_location(), "k", keys, NOW, timedelta(seconds=skew))
+                url, ends = vr.sign(a_location(), "k", keys, after(seconds=fraction), timedelta(seconds=skew))
                 query = dict(parse_qsl(urlsplit(url).query))
-                self.assertEqual((vr.amz_date(after(seconds=skew)), str(life), after(seconds=life)),
+                self.assertEqual((vr.amz_date(after(seconds=skew)), str(life), after(seconds=fraction + life)),
                                  (query["X-Amz-Date"], query["X-Amz-Expires"], ends))
         self.assertEqual("https://s3.eu-west-1.amazonaws.com/b.t", vr.sign(
             a_location(bucket="b.t"), "", some_credentials(), NOW, timedelta(0))[0].partition("?")[0])
@@ -10813,17 +10783,6 @@ class TestStoreLife(unittest.TestCase):
             with self.subTest(left=left), self.assertRaisesRegex(vr.ConfigError, "'default'.*expired") as caught:
                 vr.sign(a_location(), "k", some_credentials(expires=after(seconds=left)), NOW, timedelta(seconds=skew))
             self.assertEqual("CredentialsExpired", caught.exception.reason)
-
-    def test_clipping_with_fractions(self) -> None:
-        """With fractions of seconds too, the URL does not go beyond the credentials."""
-        chance = random.Random(16)
-        for _ in range(200):
-            now = after(microseconds=chance.randrange(10**6))
-            expires = now + timedelta(seconds=chance.uniform(2, 700))
-            url, ends = vr.sign(a_location(), "k", some_credentials(expires=expires), now, timedelta(0))
-            seconds = int(dict(parse_qsl(urlsplit(url).query))["X-Amz-Expires"])
-            self.assertLessEqual(now.replace(microsecond=0) + timedelta(seconds=seconds), expires)
-            self.assertLess(min(expires, now + vr.URL_LIFE) - ends, timedelta(seconds=2))
 
 
 class TestStoreAnswers(unittest.TestCase):
@@ -11076,9 +11035,8 @@ SERVICES: Tuple[Tuple[str, str, str], ...] = (
     ("web_identity", "POST", "/"), ("role", "POST", "/"), ("container", "GET", "/container"),
     ("instance", "PUT", STORE_IMDS_TOKEN), ("instance", "GET", STORE_IMDS_KEYS), ("instance", "GET", STORE_IMDS_ROLE))
 
-# What passes, and how often it may happen.
-PASSING_FAULTS: Tuple[Tuple[Document, int], ...] = (
-    ({"status": 500}, 1), ({"status": 503}, 2), ({"status": 429}, 1), ({"drop": True}, 1))
+# What passes.
+PASSING_FAULTS: Tuple[Document, ...] = ({"status": 500}, {"status": 503}, {"status": 429}, {"drop": True})
 PASSING_REFUSALS = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException", "RequestLimitExceeded")
 
 # Answers without keys in them, which are not shown; the second half is for all but STS.
@@ -11098,7 +11056,8 @@ class TestStoreServices(KeyTests, unittest.TestCase):
 
     def test_what_passes_is_asked_again(self) -> None:
         """At each exchange of each service, and the third try may be right."""
-        for (name, method, part), (fault, times) in itertools.product(SERVICES, PASSING_FAULTS):
+        rows = [(*row, PASSING_FAULTS[1], 2) for row in SERVICES] + [(*SERVICES[0], fault, 1) for fault in PASSING_FAULTS]
+        for name, method, part, fault, times in rows:
             with self.subTest(name=name, part=part, **fault):
                 before = len(self.services.seen(method, part))
                 self.services.script(method, part, times=times, **fault)
@@ -11113,9 +11072,8 @@ class TestStoreServices(KeyTests, unittest.TestCase):
     def test_a_try_that_hangs_leaves_time_to_the_next(self) -> None:
         never = threading.Event()
         self.addCleanup(never.set)
-        for name, method, part in SERVICES[2:4]:
-            self.services.script(method, part, hang=never)
-            self.assert_keys(self.fetch(getattr(self, name)()))
+        self.services.script("PUT", hang=never)
+        self.assert_keys(self.fetch(self.instance()))
 
     def test_what_does_not_pass_ends_after_three_tries(self) -> None:
         for name, method, part in SERVICES:
@@ -11238,9 +11196,7 @@ class TestStoreInstance(KeyTests, unittest.TestCase):
 
     def test_without_a_token_nothing_is_asked(self) -> None:
         """Version 1 is never spoken."""
-        never = threading.Event()
-        self.addCleanup(never.set)
-        for fault, words in (({"status": 403}, "status 403"), ({"status": 405}, "status 405"), ({"hang": never}, "no answer")):
+        for fault, words in (({"status": 403}, "status 403"), ({"status": 405}, "status 405"), ({"drop": True}, "no answer")):
             self.services.script("PUT", times=9, **fault)
             self.assert_no_keys(self.instance(), f"gives no token .{words}.*nothing else", "CredentialsNotFound")
             self.services.unscript()
