@@ -11145,6 +11145,12 @@ class TestStoreTokenService(KeyTests, unittest.TestCase):
                 self.assert_keys(self.fetch(self.role(token=token, external_id="ext/ id&=ü")))
                 self.assertEqual(self.form()["ExternalId"], "ext/ id&=ü")
 
+    def test_the_host_is_that_of_the_region(self) -> None:
+        """Through a proxy, where the environment names one."""
+        with environment({"AWS_ENDPOINT_URL_STS": None, "HTTPS_PROXY": self.services.url}):
+            self.assertRaises(velero_requests.Unreachable, self.fetch, self.web_identity())
+        self.assertEqual({request.target for request in self.services.seen()}, {"sts.eu-north-1.amazonaws.com:443"})
+
     def test_a_role_may_be_assumed_with_keys_of_another_role(self) -> None:
         self.services.signers = self.services.issued
         self.assert_keys(self.fetch(role_plan(self.web_identity(), STORE_ROLE)))

@@ -992,43 +992,40 @@ class InvalidLocation(ConfigError):
     usual_reason = "InvalidStorageLocation"
 
 
-class Endpoint(NamedTuple):
-    """Where a store is; `port` is `:PORT`, or empty for the scheme's own."""
+class Address(NamedTuple):
+    """Where an object is, or a store: `host` with its port unless that is the default, `path` percent-encoded once; and
+    the region that a signature is scoped to."""
 
     scheme: str
-    host: str                                # an IPv6 address is in brackets
-    port: str
-    base: str                                # path in front of every key
-
-    def origin(self) -> Tuple[str, Any, str]:
-        """Scheme, host and port in the one form that can be compared."""
-        host = self.host[:-1] if self.host.endswith(".") else self.host
-        return self.scheme, _ip_address(host[1:-1]) if host.startswith("[") else host, self.port
+    host: str
+    path: str
+    region: str = ""
 
 
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.ASCII)
 
 
-def endpoint_from(url: str, source: str) -> Endpoint:
-    """The endpoint in a URL. An error names the source and never the URL, which may hold a password.
+def endpoint_from(url: str, source: str) -> Address:
+    """The address in a store's URL, in the one form that can be compared.
 
-    Whatever urlsplit drops is refused, for others read it and come to another host.
+    An error names the source and never the URL, which may hold a password. Whatever urlsplit drops is refused, for
+    others read it and come to another host.
     """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port = "", None
-    bracketed = f"[{host}]" if ":" in host else host
+    bracketed, address = f"[{host}]" if ":" in host else host, _ip_address(host)
+    name = f"[{address}]" if ":" in host else host.rstrip(".")
     if (len(url) > 2048 or not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
             or not re.fullmatch(re.escape(bracketed) + "(:[0-9]*)?", parts.netloc.lower())
-            or (":" in host and _ip_address(host) is None) or re.search(r"^\s|\s$|[\\\x00-\x1f\x7f]", url)
+            or not name or (":" in host and address is None) or re.search(r"^\s|\s$|[\\\x00-\x1f\x7f]", url)
             or parts.query or parts.fragment or has_dot_segment(parts.path)):
         raise InvalidLocation(f"{source} is no plain http or https URL of a store (host, perhaps port and path, "
                               "nothing else)")
     default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
-    return Endpoint(parts.scheme, bracketed, "" if default else f":{port}",
-                    quote(parts.path.rstrip("/"), safe="/-._~%"))
+    return Address(parts.scheme, name if default else f"{name}:{port}", quote(parts.path.rstrip("/"), safe="/-._~%"))
 
 
 # The regions of AWS's separate partitions begin so. Any other region is in the main one, as an unknown new one most
@@ -1071,7 +1068,7 @@ class Location(NamedTuple):
     trusted: bool = False                    # the operator's word, not the cluster's
     warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
 
-    def endpoint(self) -> Optional[Endpoint]:
+    def endpoint(self) -> Optional[Address]:
         """Its own endpoint, publicUrl or else s3Url; None when it has AWS's."""
         key, url = ("publicUrl", self.public_url) if self.public_url else ("s3Url", self.s3_url)
         return endpoint_from(url, key) if url else None
@@ -1081,19 +1078,16 @@ class Location(NamedTuple):
 
         Only the hosts that `aws_host` makes count: under amazonaws.com there are machines of all the world.
         """
-        endpoint = self.endpoint()
-        if endpoint is None:
-            return True
-        scheme, host, port = endpoint.origin()
-        match = re.fullmatch(r"s3(-fips)?(\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\..+", str(host))
-        return (scheme, port) == ("https", "") and host in (
+        scheme, host = (self.endpoint() or ("https", "s3.amazonaws.com"))[:2]
+        match = re.fullmatch(r"s3(-fips)?(\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\..+", host)
+        return scheme == "https" and host in (
             "s3.amazonaws.com", match and aws_host("s3", match[3], fips=bool(match[1]), dualstack=bool(match[2])))
 
     def is_for_own_identity(self, named: str) -> bool:
         """Whether our own identity belongs to its endpoint: AWS's, or the one whose URL the operator named."""
         endpoint = self.endpoint()
-        return endpoint is None or self.is_at_aws() or bool(
-            named and endpoint.origin() == endpoint_from(named, "AWS_ENDPOINT_URL_S3").origin())
+        return self.is_at_aws() or bool(
+            endpoint and named and endpoint[:2] == endpoint_from(named, "AWS_ENDPOINT_URL_S3")[:2])
 
 
 FOREIGN_ENDPOINT = "ForeignEndpoint"         # reason: our own identity does not belong to a location's endpoint
@@ -1181,18 +1175,8 @@ def object_key(prefix: str, artifact: Artifact, name: str) -> str:
     return f"{root}/{key}" if root not in ("", ".") else key
 
 
-class Address(NamedTuple):
-    """Where an object is: `host` with its port unless that is the default, `path` percent-encoded once; and the region
-    that a signature for it is scoped to."""
-
-    scheme: str
-    host: str
-    path: str
-    region: str = ""
-
-
 _LABEL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
-_IP_ADDRESS = re.compile(r"\[.*\]|\d+(\.\d+){3}", re.ASCII)
+_IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
 
 
 def _goes_before_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
@@ -1216,11 +1200,11 @@ def bucket_address(location: Location) -> Address:
             raise InvalidLocation("FIPS and dual-stack endpoints are AWS's own; unset AWS_USE_FIPS_ENDPOINT and "
                                   "AWS_USE_DUALSTACK_ENDPOINT, or use_fips_endpoint and use_dualstack_endpoint in the "
                                   "profile, for a location with s3Url")
-        scheme, host, port, base = own or Endpoint("https", aws_host(
-            "s3", region, fips=location.fips, dualstack=location.dualstack), "", "")
-    if not location.path_style and _goes_before_host(location.bucket, scheme, host, own is not None):
-        return Address(scheme, f"{location.bucket}.{host}{port}", base, region)
-    return Address(scheme, host + port, f"{base}/{quote(location.bucket, safe='-._~')}", region)
+        endpoint = own or Address("https", aws_host("s3", region, fips=location.fips, dualstack=location.dualstack), "")
+    endpoint, bucket = endpoint._replace(region=region), location.bucket
+    if not location.path_style and _goes_before_host(bucket, endpoint.scheme, endpoint.host, own is not None):
+        return endpoint._replace(host=f"{bucket}.{endpoint.host}")
+    return endpoint._replace(path=f"{endpoint.path}/{quote(bucket, safe='-._~')}")
 
 
 def object_address(location: Location, key: str) -> Address:
@@ -1557,7 +1541,7 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Mappin
         if key.startswith(start):
             raise CredentialsError(f"{where}: {one_line(key, 64)} is refused here, for it {act}; put aws_access_key_id "
                                    "and aws_secret_access_key there, and perhaps a role_arn that is assumed with them")
-    role_arn, path = values.get("role_arn"), (*path, name)
+    role_arn, path = values.get("role_arn", ""), (*path, name)
     if role_arn and values.get("mfa_serial"):
         raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code; use a profile without it")
     origin = values.get("source_profile", "") if role_arn else ""
@@ -1570,7 +1554,7 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Mappin
         raise CredentialsError(f"{where}: source_profile leads {how}: {one_line(' -> '.join((*path, origin)))}")
     else:
         plan = plan_profile(profiles, origin, source, environment, theirs=theirs, path=path)
-    return Plan.of("role", plan, role_arn=role_arn or "", session_name=values.get("role_session_name", ""),
+    return Plan.of("role", plan, role_arn=role_arn, session_name=values.get("role_session_name", ""),
                    external_id=values.get("external_id", ""), duration=values.get("duration_seconds", ""))
 
 
