@@ -428,7 +428,8 @@ class TestErrors(unittest.TestCase):
         telling = re.compile("(?i)token$|password|secret|access_key|key$|_data$|certificate$|ca_cert$|body|argument|"
                              "environment|command|external|headers|document|content|url$|clusters|users|contexts")
         harmless = {"Artifact.key", "DownloadRequest.key", "StatusRequest.key", "Location.ca_secret",
-                    "Location.secret_name", "Location.secret_key", "ExecPlugin.command", "Bucket.url", "Command.arguments"}
+                    "Location.secret_name", "Location.secret_key", "ExecPlugin.command", "Bucket.url",
+                    "Command.arguments"}
         records = {name: record for name, record in vars(vr).items()
                    if isinstance(record, type) and hasattr(record, "_fields")}
         self.assertGreater(len(records), 15)
@@ -1086,7 +1087,8 @@ LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...
         "customerKeyEncryptionSecret": ("name/key",), "tagging": ("a=b&c=d", "nonsense"), "bucket": ("stale",),
         "prefix": ("stale",), "caCert": ("stale",)}.items() for value in values),
     ({"s3url": "x"}, {}, {"warnings": ("config key 's3url' is unknown",)}),
-    ({"zz": "x", "": "x", "mm": "x"}, {}, {"warnings": tuple(f"config key {key!r} is unknown" for key in ("", "mm", "zz"))}),
+    ({"zz": "x", "": "x", "mm": "x"}, {}, {"warnings": tuple(f"config key {key!r} is unknown"
+                                                             for key in ("", "mm", "zz"))}),
     ({f"k{number:04}": "x" for number in range(5000)}, {}, {  # ten warnings are enough for anybody
         "warnings": tuple(f"config key 'k{number:04}' is unknown" for number in range(10))}))
 
@@ -1099,7 +1101,8 @@ LOCATIONS_REFUSED: Tuple[Tuple[Dict[str, Any], Dict[str, Any], str, str], ...] =
     *(({}, {"objectStorage": {"bucket": bucket}}, "ARN .*alias", "") for bucket in (
         ACCESS_POINT, OUTPOST, "arn:", "arn:aws:s3:eu-west-1:@evil/:accesspoint:x")),
     ({}, {"objectStorage": {"bucket": "bkt--use1-az4--x-s3"}}, "S3 Express", ""),
-    *(({}, {"objectStorage": {"bucket": "bkt", "caCert": text}}, "caCert is not base64, or has more than 256 KiB", "") for text in (
+    *(({}, {"objectStorage": {"bucket": "bkt", "caCert": text}}, "caCert is not base64, or has more than 256 KiB", "")
+      for text in (
         "-----BEGIN CERTIFICATE-----", "UEVN!", "UEV", "ü", "UEVN" * 90_000)),
     *(({key: value}, {}, f"{key} is {re.escape(repr(value))}; allowed: {allowed}", "") for key, value, allowed in (
         ("s3ForcePathStyle", "yes", "true or false"), ("s3ForcePathStyle", "tRUE", "true or false"),
@@ -1108,7 +1111,8 @@ LOCATIONS_REFUSED: Tuple[Tuple[Dict[str, Any], Dict[str, Any], str, str], ...] =
         ("checksumAlgorithm", "crc32", "CRC32, CRC32C, SHA1, SHA256"))),
     *(({"signatureVersion": value}, {}, "signatureVersion", "") for value in ("x" * 100_000, "a\nb", "\x1b[2J")),
     *(({"region": region}, {}, "config.region .*no DNS label", "") for region in (
-        "x.evil.example/", "x@host:1/", "x/", "x#", "x?", "EU-West-1", "eu west", "x\n", "é", "x。y", "-x", "x" * 64, "x\\y")))
+        "x.evil.example/", "x@host:1/", "x/", "x#", "x?", "EU-West-1", "eu west", "x\n", "é", "x。y", "-x", "x" * 64,
+        "x\\y")))
 
 
 class TestLocationFrom(unittest.TestCase):
@@ -1223,12 +1227,14 @@ class TestObjectKey(unittest.TestCase):
     def test_prefixes(self) -> None:
         """A prefix is cleaned as Go's path.Join cleans it; one that leads out of the bucket is the location's fault."""
         artifact = vr.TARGETS["BackupLog"]
-        for prefix, root in (("", ""), (".", ""), ("./", ""), ("p", "p/"), ("p/q", "p/q/"), ("p//q", "p/q/"), ("a/./b", "a/b/"),
+        for prefix, root in (("", ""), (".", ""), ("./", ""), ("p", "p/"), ("p/q", "p/q/"), ("p//q", "p/q/"),
+                             ("a/./b", "a/b/"),
                              ("p/../q", "q/"), ("./p", "p/"), ("a b/ü", "a b/ü/"), ("p/..", ""), ("...", ".../"),
                              ("..a", "..a/"), ("a/b/../../c", "c/"), ("%2e%2e", "%2e%2e/")):
             self.assertEqual(f"{root}backups/n/n-logs.gz", vr.object_key(prefix, artifact, "n"), prefix)
         for prefix in ("..", "../x", "a/../..", "a/../../b", "./.."):
-            with self.subTest(prefix=prefix), self.assertRaisesRegex(vr.ConfigError, "leads out of the bucket") as caught:
+            with self.subTest(prefix=prefix), self.assertRaisesRegex(vr.ConfigError,
+                                                                     "leads out of the bucket") as caught:
                 vr.object_key(prefix, artifact, "n")
             self.assertEqual("InvalidStorageLocation", caught.exception.reason)
 
@@ -1277,7 +1283,8 @@ SUITE_TOKEN = "6e86291e8372ff2a2260956d9b8aae1d763fbf315fa00fa31553b73ebf194267"
 PRESIGNED: Tuple[Tuple[str, str, str, int, str, str], ...] = (
     ("examplebucket.s3.amazonaws.com", "/test.txt", "us-east-1", 86400, "",
      "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"),
-    ("bkt.s3.eu-west-1.amazonaws.com", "/backups/b1/b1-logs.gz", "eu-west-1", 600, "AQoDYXdzEPT//////////wEXAMPLE+token=",
+    ("bkt.s3.eu-west-1.amazonaws.com", "/backups/b1/b1-logs.gz", "eu-west-1", 600,
+     "AQoDYXdzEPT//////////wEXAMPLE+token=",
      "64d07eb96c4fcb2d264e378b1f95f8da62b08d610325102125ba8424578465ee"),
     ("s3.eu-west-1.amazonaws.com", "/my.dotted.bucket/a b+c/ü~$%.txt", "eu-west-1", 600, "",
      "8259c85cf5c1f58732c3aba775205f67b67cec765d4e209bf4ec26493eac951f"),
@@ -1297,11 +1304,12 @@ SUITE: Tuple[Tuple[str, str], ...] = (
     (f"/{UNRESERVED}", "95968482db1b9e0fadef6efc1bd24689f77c77d9ef56919c96a28cc92e0d6005"),
     ("//example//", "822a5a9ba28072c5ab2bb4a6307d0c88276d40e49fec6b724c03fb4d4ba60fc2"),
     ("/example1/example2/../..", "b45db0bfd1cf15003493b733e33aa208dd981bd0e63037a6ed953f71d2118a16"),
-    ("/?Param-3=Value3&Param=Value2&%E1%88%B4=Value1", "c5f1848ceec943ac2ca68ee720460c23aaae30a2300586597ada94c4a65e4787"),
+    ("/?Param-3=Value3&Param=Value2&%E1%88%B4=Value1",
+     "c5f1848ceec943ac2ca68ee720460c23aaae30a2300586597ada94c4a65e4787"),
     (f"/?{UNRESERVED}={UNRESERVED}", "8e76a88a7433637b12778d5592799b29ad21ecd6cf6325051c21d86f0acda2bf"),
     (f"/?X-Amz-Security-Token={SUITE_TOKEN}", "7ff2b50b376cb4d151970630573d6291dc128cc5c2a12ffb237f73cc53f67b6c"))
 
-# Signatures in a header, of the suite and of the documentation of S3: keys, time, method, path, headers, body, signature.
+# Signatures in a header, of suite and documentation: keys, time, method, path, headers, body, signature.
 EXAMPLE_HOST, S3_HOST = {"host": "example.amazonaws.com"}, {"host": "examplebucket.s3.amazonaws.com"}
 SIGNED_HEADERS: Tuple[Tuple[Any, datetime, str, str, Dict[str, str], bytes, str], ...] = (
     (SUITE_KEYS, SUITE_TIME, "GET", "/", EXAMPLE_HOST, b"",
@@ -1331,8 +1339,8 @@ class TestSigningVectors(unittest.TestCase):
                 address = vr.Address(scheme or "https", host, quote(key, safe="/-._~"), region)
                 url = vr.presign(address, some_credentials(session_token=token), DOC_TIME, timedelta(seconds=seconds))
                 self.assertEqual(expected, url.rpartition("&X-Amz-Signature=")[2])
-                self.assertTrue(url.startswith(f"{address.scheme}://{host}{address.path}?X-Amz-Algorithm=AWS4-HMAC-SHA256&"
-                                               "X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2F"), url)
+                start = f"{address.scheme}://{host}{address.path}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential="
+                self.assertTrue(url.startswith(f"{start}AKIAIOSFODNN7EXAMPLE%2F20130524%2F"), url)
 
     def test_life(self) -> None:
         """A URL lives from one second to seven days, in whole seconds cut off."""
@@ -1371,7 +1379,8 @@ class TestSigningVectors(unittest.TestCase):
                 added = {"x-amz-date", "authorization"} | ({"x-amz-security-token"} if keys.session_token else set())
                 self.assertEqual((given, {*given, *added}), (headers, set(signed)))
                 self.assertEqual(
-                    f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{vr.amz_date(now)[:8]}/us-east-1/{service}/aws4_request, "
+                    f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{vr.amz_date(now)[:8]}/us-east-1/{service}/"
+                    "aws4_request, "
                     f"SignedHeaders={';'.join(sorted({*signed} - {'authorization'}))}, Signature={expected}",
                     signed["authorization"])
 
@@ -10246,18 +10255,22 @@ ADDRESSES: Tuple[Tuple[Dict[str, Any], str], ...] = (
         ("ab-", "ab-"), ("bkt!", "bkt%21"), ("a" * 64, "a" * 64), ("ü", "%C3%BC"), ("1.2.3.4", "1.2.3.4"))),
     (dict(s3_url="http://in:9000", public_url="https://out"), "https://bkt.out"),
     *((dict(s3_url=url), expected) for url, expected in (
-        ("http://MinIO:9000", "http://bkt.minio:9000"), ("HTTP://h:80", "http://bkt.h"), ("https://h:443/", "https://bkt.h"),
+        ("http://MinIO:9000", "http://bkt.minio:9000"), ("HTTP://h:80", "http://bkt.h"),
+        ("https://h:443/", "https://bkt.h"),
         ("https://h:65535", "https://bkt.h:65535"), ("http://[::1]:80", "http://[::1]/bkt"),
-        ("https://[::1]:80", "https://[::1]:80/bkt"), ("https://[2001:DB8::1]:8443/x", "https://[2001:db8::1]:8443/x/bkt"),
+        ("https://[::1]:80", "https://[::1]:80/bkt"),
+        ("https://[2001:DB8::1]:8443/x", "https://[2001:db8::1]:8443/x/bkt"),
         ("http://10.0.0.1:9000", "http://10.0.0.1:9000/bkt"), ("http://10.0.0.1.nip.io", "http://bkt.10.0.0.1.nip.io"),
         ("http://h/base", "http://bkt.h/base"), ("http://my_minio.svc", "http://bkt.my_minio.svc"))),
     *((dict(s3_url=url, path_style=True), expected) for url, expected in (
         ("http://h:443", "http://h:443/bkt"), ("https://h:", "https://h/bkt"), ("https://h:0443", "https://h/bkt"),
         ("http://h/base//", "http://h/base/bkt"), ("http://h//a//b", "http://h//a//b/bkt"),
-        ("http://h/a%20b", "http://h/a%20b/bkt"), ("http://h/a b", "http://h/a%20b/bkt"), ("http://h/ü", "http://h/%C3%BC/bkt"),
+        ("http://h/a%20b", "http://h/a%20b/bkt"), ("http://h/a b", "http://h/a%20b/bkt"),
+        ("http://h/ü", "http://h/%C3%BC/bkt"),
         ("http://h/a+b", "http://h/a%2Bb/bkt"), ("http://h/~x", "http://h/~x/bkt"))),
     *((dict(s3_url="http://h", bucket=bucket), f"http://{bucket}.h" if before else f"http://h/{bucket}")
-      for bucket, before in (("abc.def", True), ("abc.de", False), ("abc..def", False), (".abc", False), ("abc.", False),
+      for bucket, before in (("abc.def", True), ("abc.de", False), ("abc..def", False), (".abc", False),
+                             ("abc.", False),
                              ("abc.-de", False), ("Team", False), ("192.168.100.100", False))),
     (dict(s3_url="https://h", bucket="abc.def"), "https://h/abc.def"))
 
@@ -10266,9 +10279,12 @@ NO_ENDPOINTS = (
     " http://h", "http://h ", "\thttp://h", "http://h\n", "http://a\nb", "http://a\tb", "ht\rtp://h", "http://h\\@evil",
     "http://me:s3cr3t@h", "http://s3cr3t@h", "http://h#@evil", "http://h?s3cr3t", "http://h/#s3cr3t", "http://h%2eevil",
     "http://h。evil", "http://h℀evil", "http://[s3cr3t]", "http://[::1]x", "http://[::1", "http://[::1%25eth0]",
-    "http://[1:2]", "http://h:0", "http://h:65536", "http://h:-1", "http://h:s3cr3t", "//h", "h", "h:9000", "s3://s3cr3t",
-    "ftp://h", "http:h", "http:///s3cr3t", "http://", "https://:9000", "\x00http://h", "http://h\x7f", "http://h/a/../b",
-    "http://h/.", "http://h ost", "http://ü", "http://h|x", "http://*.s3cr3t", "\u2003http://h", "http://h/" + "x" * 2048)
+    "http://[1:2]", "http://h:0", "http://h:65536", "http://h:-1", "http://h:s3cr3t", "//h", "h", "h:9000",
+    "s3://s3cr3t",
+    "ftp://h", "http:h", "http:///s3cr3t", "http://", "https://:9000", "\x00http://h", "http://h\x7f",
+    "http://h/a/../b",
+    "http://h/.", "http://h ost", "http://ü", "http://h|x", "http://*.s3cr3t", "\u2003http://h",
+    "http://h/" + "x" * 2048)
 
 
 class TestStoreEndpoints(unittest.TestCase):
@@ -10289,13 +10305,15 @@ class TestStoreEndpoints(unittest.TestCase):
                             (dict(s3_url="http://minio", fips=True), "FIPS.*s3Url"),
                             (dict(s3_url="http://minio", dualstack=True), "AWS_USE_DUALSTACK_ENDPOINT"),
                             (dict(public_url="http://minio", fips=True, path_style=True), "AWS_USE_FIPS_ENDPOINT")):
-            with self.subTest(**over), self.assertRaisesRegex(vr.ConfigError, f"location 'default': .*{words}") as caught:
+            with self.subTest(**over), self.assertRaisesRegex(vr.ConfigError,
+                                                              f"location 'default': .*{words}") as caught:
                 vr.bucket_address(a_location(**over))
             self.assertEqual("InvalidStorageLocation", caught.exception.reason)
 
     def test_only_labels_make_hosts(self) -> None:
         """What would lead a host elsewhere is refused again where a host is made."""
-        for text in ("", "x.evil.example/", "x@host:1/", "x/", "EU-West-1", "eu west", "x\n", "é", "-x", "x-", "x" * 64, "a_b"):
+        for text in ("", "x.evil.example/", "x@host:1/", "x/", "EU-West-1", "eu west", "x\n", "é", "-x", "x-", "x" * 64,
+                     "a_b"):
             for make in (lambda: vr.aws_host("sts", text), lambda: vr.aws_host(text, "eu-west-1"),
                          lambda: vr.bucket_address(a_location(region=text)),
                          lambda: vr.bucket_address(a_location(region=text, s3_url="http://minio"))):
@@ -10327,12 +10345,14 @@ class TestStoreEndpoints(unittest.TestCase):
     def test_where_our_own_identity_belongs(self) -> None:
         """At AWS, and at the operator's endpoint: scheme, host and port are compared, and not how they are written."""
         for own, ours, others in (
-                ("", "https://s3.amazonaws.com https://s3.eu-west-1.amazonaws.com/ https://s3.eu-west-1.amazonaws.com.:443 "
+                ("",
+                 "https://s3.amazonaws.com https://s3.eu-west-1.amazonaws.com/ https://s3.eu-west-1.amazonaws.com.:443 "
                  "https://s3-fips.dualstack.us-gov-west-1.amazonaws.com https://s3.cn-north-1.amazonaws.com.cn",
                  "http://s3.eu-west-1.amazonaws.com https://s3.eu-west-1.amazonaws.com:444 https://s3xamazonaws.com "
                  "https://ec2-1-2-3-4.compute-1.amazonaws.com https://evil.s3.amazonaws.com "
                  "https://s3.evil.amazonaws.com https://vpce-1.vpce-svc-2.us-east-1.vpce.amazonaws.com "
-                 "https://s3.cn-north-1.amazonaws.com https://s3.eu-west-1.amazonaws.com.evil.example http://minio:9000 "
+                 "https://s3.cn-north-1.amazonaws.com https://s3.eu-west-1.amazonaws.com.evil.example "
+                 "http://minio:9000 "
                  "https://s3-fips.cn-north-1.amazonaws.com.cn https://s3.dualstack.eu-west-1.amazonaws.com.cn"),
                 ("http://minio:9000", "http://minio:9000 HTTP://MinIO.:9000/base",
                  "http://minio:9001 http://minio:90 http://minio https://minio:9000 http://xminio:9000"),
@@ -10455,16 +10475,19 @@ class TestStoreLikeBotocore(unittest.TestCase):
         """Random locations, keys, tokens, times and lives give the identical URL."""
         chance, compared = random.Random(13), 0
         for _ in range(150):
-            location, key, token = a_random_location(chance), a_random_key(chance), chance.choice(("", a_random_key(chance) * 9))
+            location, key = a_random_location(chance), a_random_key(chance)
+            token = chance.choice(("", a_random_key(chance) * 9))
             now, seconds, bucket = a_random_time(chance), chance.choice((1, 600, 604800)), self.by_the_rules(location)
             if bucket:
                 credentials = vr.Credentials("AKIA" + str(chance.randrange(10**9)), a_random_key(chance), token)
                 theirs = self.signed(botocore.auth.S3SigV4QueryAuth, credentials, "s3", location.region, now,
-                                     botocore.awsrequest.AWSRequest("GET", f"{bucket}/{self.percent_encode(key)}"), seconds).url
+                                     botocore.awsrequest.AWSRequest("GET", f"{bucket}/{self.percent_encode(key)}"),
+                                     seconds).url
                 # Rule 3: we send the parameters in the order in which they are signed, botocore puts the token last.
                 *parameters, signature = theirs.partition("?")[2].split("&")
                 ours = vr.presign(vr.object_address(location, key), credentials, now, timedelta(seconds=seconds))
-                self.assertEqual(f"{theirs.partition('?')[0]}?{'&'.join(sorted(parameters))}&{signature}", ours, location)
+                self.assertEqual(f"{theirs.partition('?')[0]}?{'&'.join(sorted(parameters))}&{signature}", ours,
+                                 location)
                 compared += 1
         self.assertGreater(compared, 80)
 
@@ -10512,18 +10535,22 @@ WEB_IDENTITY = a_plan("web identity", role_arn=ROLE, token_file="/t")
 # A file, and its sections.
 INI_FILES: Tuple[Tuple[str, Sections], ...] = (
     *((f"[x]\n{line}\n", {"x": {"k": value}}) for line, value in (
-        ("k = v # comment", "v"), ("k = v\t# comment", "v"), ("k = a#b", "a#b"), ("k = a#b #c", "a#b"), ("k = a;b", "a;b"),
+        ("k = v # comment", "v"), ("k = v\t# comment", "v"), ("k = a#b", "a#b"), ("k = a#b #c", "a#b"),
+        ("k = a;b", "a;b"),
         ("k = v ; c", "v"), ("k = a==", "a=="), ("k = a%b%(c)s", "a%b%(c)s"), ("k=v", "v"), ("k =", ""), ("K = v", "v"),
-        ("k   =\t v", "v"), ("k = \"v\"", "\"v\""), ("k = a b", "a b"), ("k = $HOME", "$HOME"), ("k = \\n", "\\n"), ("k = ü", "ü"))),
+        ("k   =\t v", "v"), ("k = \"v\"", "\"v\""), ("k = a b", "a b"), ("k = $HOME", "$HOME"), ("k = \\n", "\\n"),
+        ("k = ü", "ü"))),
     ("", {}), ("\n\n", {}), ("# c\n; c\n", {}), ("[x]\n", {"x": {}}), ("[x] # c\nk=v", {"x": {"k": "v"}}),
     ("\n[x]\n# k = no\n\nk = v\n  # c\nl = w", {"x": {"k": "v", "l": "w"}}), ("[x]\nk = 1\nk = 2", {"x": {"k": "2"}}),
     ("[x]\nk = 1\n[y]\nk = 2\n[x]\nl = 3", {"x": {"k": "1", "l": "3"}, "y": {"k": "2"}}),
-    ("[DEFAULT]\nk = 1\n[x]\n", {"DEFAULT": {"k": "1"}, "x": {}}), ("[profile a b]\nk = 1", {"profile a b": {"k": "1"}}),
+    ("[DEFAULT]\nk = 1\n[x]\n", {"DEFAULT": {"k": "1"}, "x": {}}),
+    ("[profile a b]\nk = 1", {"profile a b": {"k": "1"}}),
     ("\ufeff[x]\nk=v", {"x": {"k": "v"}}), ("[x]\r\nk = v\r\nl = w\r\n", {"x": {"k": "v", "l": "w"}}),
     # What is indented more than its key goes on with its value; after a blank or a comment it is a key.
     ("[x]\n  k = v\n  l = w", {"x": {"k": "v", "l": "w"}}), ("[x]\nk = v\n\n  l = w", {"x": {"k": "v", "l": "w"}}),
     ("[x]\nk = v\n# c\n  l = w", {"x": {"k": "v", "l": "w"}}), ("[x]\nk = v\n  w # c\n x", {"x": {"k": "v\nw\nx"}}),
-    ("[x]\ns3 =\n  aws_access_key_id = nested\n  c = d\nk = v", {"x": {"s3": "\naws_access_key_id = nested\nc = d", "k": "v"}}))
+    ("[x]\ns3 =\n  aws_access_key_id = nested\n  c = d\nk = v",
+     {"x": {"s3": "\naws_access_key_id = nested\nc = d", "k": "v"}}))
 
 # What is no such file, and the words of the error; none of it is shown.
 NO_INI_FILES: Tuple[Tuple[bytes, str], ...] = (
@@ -10554,7 +10581,8 @@ class TestStoreIni(unittest.TestCase):
 
     def test_what_is_no_file(self) -> None:
         for content, words in NO_INI_FILES:
-            with self.subTest(content=content[:40]), self.assertRaisesRegex(vr.CredentialsError, f"^the file .*{words}") as caught:
+            with self.subTest(content=content[:40]), self.assertRaisesRegex(vr.CredentialsError,
+                                                                            f"^the file .*{words}") as caught:
                 vr.ini_sections(content, "the file")
             self.assertEqual(("InvalidCredentials", None), (caught.exception.reason, caught.exception.__cause__))
             self.assertNotIn("s3cr3t", str(caught.exception))
@@ -10566,17 +10594,19 @@ class TestStoreIni(unittest.TestCase):
             self.assertEqual(before, repr((credentials, config)))
 
 
-# What a profile `a` says, in the operator's own files, and its plan. There are profiles b with keys and c with a process.
+# What a profile `a` says in the operator's own files, beside OTHER_PROFILES, and its plan.
 PROFILES: Tuple[Tuple[Dict[str, str], Any], ...] = (
     (PAIR, KEYS_1), ({**PAIR, "aws_session_token": "t"}, keys_plan("AKIA1", "s1", "t")),
     ({**PAIR, "region": "x", "output": "json"}, KEYS_1), ({**PAIR, "credential_process": "x"}, KEYS_1),
     ({**PAIR, "source_profile": "b"}, KEYS_1),
-    ({**PAIR, "sso_account_id": "1", "sso_session": "x"}, KEYS_1), ({**PAIR, "mfa_serial": "arn:aws:iam::1:mfa/me"}, KEYS_1),
+    ({**PAIR, "sso_account_id": "1", "sso_session": "x"}, KEYS_1),
+    ({**PAIR, "mfa_serial": "arn:aws:iam::1:mfa/me"}, KEYS_1),
     ({"credential_process": "x y"}, a_plan("process", command="x y", profile="profile 'a' of the file")),
     *(({"role_arn": ROLE, **values}, expected) for values, expected in (
         (PAIR, role_plan(KEYS_1)), ({"source_profile": "b"}, role_plan(keys_plan("AKIA2", "s2"))),
         ({**PAIR, "source_profile": "b"}, role_plan(keys_plan("AKIA2", "s2"))),
-        ({**PAIR, "source_profile": "a"}, role_plan(KEYS_1)), ({**PAIR, "duration_seconds": "900"}, role_plan(KEYS_1, duration="900")),
+        ({**PAIR, "source_profile": "a"}, role_plan(KEYS_1)),
+        ({**PAIR, "duration_seconds": "900"}, role_plan(KEYS_1, duration="900")),
         ({"source_profile": "b", "role_session_name": "n", "external_id": "e", "duration_seconds": "3600"},
          role_plan(keys_plan("AKIA2", "s2"), session_name="n", external_id="e", duration="3600")),
         ({"source_profile": "c"}, role_plan(a_plan("process", command="c", profile="profile 'c' of the file"))),
@@ -10585,7 +10615,8 @@ PROFILES: Tuple[Tuple[Dict[str, str], Any], ...] = (
         ({"source_profile": "b", "credential_source": "Environment"}, role_plan(keys_plan("AKIA2", "s2"))),
         ({"credential_source": "Environment"}, role_plan(keys_plan("E", "e", "t"))),
         ({"credential_source": "EcsContainer"}, role_plan(a_plan("container", url="http://169.254.170.2/c"))),
-        ({"credential_source": "Ec2InstanceMetadata"}, role_plan(a_plan("instance", endpoint="http://169.254.169.254"))),
+        ({"credential_source": "Ec2InstanceMetadata"}, role_plan(
+            a_plan("instance", endpoint="http://169.254.169.254"))),
         ({"credential_process": "x"}, role_plan(a_plan("process", command="x", profile="profile 'a' of the file"))),
         ({"web_identity_token_file": "/t"}, WEB_IDENTITY),
         ({"web_identity_token_file": "/t", "role_session_name": "n"},
@@ -10593,7 +10624,8 @@ PROFILES: Tuple[Tuple[Dict[str, str], Any], ...] = (
 OTHER_PROFILES: Sections = {
     "b": {"aws_access_key_id": "AKIA2", "aws_secret_access_key": "s2"}, "c": {"credential_process": "c"},
     "d": {"role_arn": "r1", "source_profile": "d", **PAIR}, "e": {"role_arn": "r2", "web_identity_token_file": "/t"},
-    "half": {"aws_secret_access_key": "s3cr3t"}, "sso": {"sso_session": "x"}, "circle": {"role_arn": "r", "source_profile": "a"},
+    "half": {"aws_secret_access_key": "s3cr3t"}, "sso": {"sso_session": "x"},
+    "circle": {"role_arn": "r", "source_profile": "a"},
     "f": {"role_arn": "r", "source_profile": "g"}, "g": {"role_arn": "r", "source_profile": "f"}}
 OPERATORS_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "E", "AWS_SECRET_ACCESS_KEY": "e", "AWS_SESSION_TOKEN": "t",
                          "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/c"}
@@ -10602,17 +10634,22 @@ OPERATORS_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "E", "AWS_SECRET_ACCESS_KEY": "e",
 NO_PROFILES: Tuple[Tuple[Dict[str, str], str], ...] = (
     ({}, "needs both"), ({"region": "x"}, "needs both"), ({"aws_access_key_id": "AKIA"}, "needs both"),
     ({"aws_secret_access_key": "s3cr3t", "aws_access_key_id": ""}, "needs both"),
-    *(({key: "x"}, "needs both.* a role_arn") for key in ("source_profile", "credential_source", "web_identity_token_file")),
-    ({"sso_session": "x"}, "SSO.*aws configure export-credentials"), ({"sso_start_url": "x", "sso_account_id": "1"}, "SSO"),
+    *(({key: "x"}, "needs both.* a role_arn") for key in ("source_profile", "credential_source",
+                                                          "web_identity_token_file")),
+    ({"sso_session": "x"}, "SSO.*aws configure export-credentials"),
+    ({"sso_start_url": "x", "sso_account_id": "1"}, "SSO"),
     *(({**PAIR, name: value}, f"profile 'a' of the file: {name} has a blank") for name in vr.KEY_NAMES
       for value in ("s3cr3t\nmore", "s3cr3t more", "s3cr3t\u00a0more", "s3\u200bcr3t")),
     *(({"role_arn": ROLE, **values}, words) for values, words in (
-        ({}, "needs both"), ({"source_profile": "gone"}, "no profile 'gone'"), ({"source_profile": "half"}, "'half'.*needs both"),
+        ({}, "needs both"), ({"source_profile": "gone"}, "no profile 'gone'"),
+        ({"source_profile": "half"}, "'half'.*needs both"),
         ({"source_profile": "a"}, "circle: a -> a"), ({"source_profile": "circle"}, "circle: a -> circle -> a"),
         ({"source_profile": "f"}, "circle: a -> f -> g -> f"), ({"source_profile": "p0"}, "too far: a -> p0 -> p1"),
         ({"source_profile": "sso"}, "'sso'.*SSO"), ({**PAIR, "mfa_serial": "arn:aws:iam::1:mfa/me"}, "mfa_serial"),
-        ({"credential_source": "environment"}, "'environment'; allowed: Environment, EcsContainer, Ec2InstanceMetadata"),
-        *(({"credential_source": name}, f"{name} has nothing") for name in ("Environment", "EcsContainer", "Ec2InstanceMetadata")))))
+        ({"credential_source": "environment"},
+         "'environment'; allowed: Environment, EcsContainer, Ec2InstanceMetadata"),
+        *(({"credential_source": name}, f"{name} has nothing")
+          for name in ("Environment", "EcsContainer", "Ec2InstanceMetadata")))))
 
 
 class TestStoreProfile(unittest.TestCase):
@@ -10630,7 +10667,8 @@ class TestStoreProfile(unittest.TestCase):
         chain = {f"p{number}": {"role_arn": "r", "source_profile": f"p{number + 1}"} for number in range(5000)}
         for values, words in NO_PROFILES:
             with self.subTest(values=values), self.assertRaisesRegex(vr.CredentialsError, words) as caught:
-                vr.plan_profile({**OTHER_PROFILES, **chain, "a": values}, "a", "the file", {"AWS_EC2_METADATA_DISABLED": "TRUE"})
+                vr.plan_profile({**OTHER_PROFILES, **chain, "a": values}, "a", "the file",
+                                {"AWS_EC2_METADATA_DISABLED": "TRUE"})
             text = str(caught.exception)
             self.assertTrue("the file" in text and "s3cr3t" not in text and len(text) < 1000, text)
             self.assertEqual("has a blank" in words, "indented" in str(caught.exception.hints))
@@ -10703,28 +10741,36 @@ CHAINS: Tuple[Tuple[Dict[str, Any], Any], ...] = (
     ({"AWS_ROLE_ARN": "r"}, INSTANCE), ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/t"}, INSTANCE),
     ({**IRSA, "AWS_ROLE_SESSION_NAME": "n"}, a_plan("web identity", role_arn=ROLE, token_file="/t", session_name="n")),
     *(({FULL: url}, a_plan("container", url=url)) for url in (
-        "http://[fd00:ec2::23]/v1", "http://localhost:8080/x", "http://127.9.9.9:81/x", "http://[::1]:80/x", "http://LOCALHOST/x",
+        "http://[fd00:ec2::23]/v1", "http://localhost:8080/x", "http://127.9.9.9:81/x", "http://[::1]:80/x",
+        "http://LOCALHOST/x",
         "https://vault.example/x", "https://10.0.0.1:8443/x")),
     ({RELATIVE: "//evil.example"}, a_plan("container", url="http://169.254.170.2//evil.example")),
     ({RELATIVE: "/x", FULL: "http://localhost/y"}, a_plan("container", url="http://localhost/y")),
-    ({FULL: "http://localhost/x", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "t", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/f"},
+    ({FULL: "http://localhost/x", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "t",
+      "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/f"},
      a_plan("container", url="http://localhost/x", token="t", token_file="/f")),
     ({"AWS_EC2_METADATA_DISABLED": "false"}, INSTANCE),
-    ({"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://[fd00:ec2::254]/"}, a_plan("instance", endpoint="http://[fd00:ec2::254]")),
+    ({"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://[fd00:ec2::254]/"},
+     a_plan("instance", endpoint="http://[fd00:ec2::254]")),
     (dict.fromkeys(("AWS_PROFILE", "AWS_EC2_METADATA_DISABLED", "AWS_EC2_METADATA_SERVICE_ENDPOINT",
                     *(name for present, _ in CHAIN for name in present if name.isupper())), ""), INSTANCE))
 
 # What is wrong, words of the error, and its reason.
 NO_CHAINS: Tuple[Tuple[Dict[str, Any], str, str], ...] = (
-    ({"AWS_EC2_METADATA_DISABLED": "True"}, "names no Secret.*environment.*the files.*container.*inst", "CredentialsNotFound"),
+    ({"AWS_EC2_METADATA_DISABLED": "True"}, "names no Secret.*environment.*the files.*container.*inst",
+     "CredentialsNotFound"),
     *((present, words, "InvalidCredentials") for present, words in (
         ({"shared": SHARED, "AWS_PROFILE": "gone"}, "the files has no profile 'gone'"),
-        ({"AWS_DEFAULT_PROFILE": "gone"}, "no profile 'gone'"), ({"shared": {"default": {"aws_access_key_id": "x"}}}, "needs both"),
-        ({"shared": {"default": {"sso_session": "x"}}}, "SSO"), ({"AWS_ACCESS_KEY_ID": "a b", "AWS_SECRET_KEY": "b"}, "a blank"),
+        ({"AWS_DEFAULT_PROFILE": "gone"}, "no profile 'gone'"),
+        ({"shared": {"default": {"aws_access_key_id": "x"}}}, "needs both"),
+        ({"shared": {"default": {"sso_session": "x"}}}, "SSO"),
+        ({"AWS_ACCESS_KEY_ID": "a b", "AWS_SECRET_KEY": "b"}, "a blank"),
         *(({name: "x"}, "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") for name in vr.ENVIRONMENT_KEYS),
-        *(({"AWS_EC2_METADATA_SERVICE_ENDPOINT": url}, "METADATA_SERVICE_ENDPOINT") for url in ("h", "ftp://h", "http://")),
+        *(({"AWS_EC2_METADATA_SERVICE_ENDPOINT": url}, "METADATA_SERVICE_ENDPOINT")
+          for url in ("h", "ftp://h", "http://")),
         *(({FULL: url}, "AWS_CONTAINER_CREDENTIALS_FULL_URI must be https") for url in (
-            "http://evil.example/x", "hTTp://10.0.0.1/", "http://169.254.169.254/x", "http://169.254.170.2.evil.example/",
+            "http://evil.example/x", "hTTp://10.0.0.1/", "http://169.254.169.254/x",
+            "http://169.254.170.2.evil.example/",
             "http://127.0.0.1.evil.example", "http://169.254.170.2@evil.example/x", "http://localhost.evil.example",
             "http://[fd00:ec2::24]/", "ftp://localhost/x", "localhost/x", "/x", "http://", "http://localhost:99999/",
             "http://0.0.0.0/x", "http://[::1")),
@@ -10765,8 +10811,10 @@ class TestStoreLife(unittest.TestCase):
     def test_signing(self) -> None:
         """Fraction of the second, when keys end, the store's clock before ours -> the URL's life."""
         for fraction, left, skew, life in (
-                (0, None, 0, 600), (0, 100000, 0, 600), (0, 600, 0, 600), (0, 599.5, 0, 599), (0, 300, 0, 300), (0, 1, 0, 1),
-                (0.9, 300.5, 0, 300), (0.4, 300.5, 0, 300), (0.9, 601, 0, 600), (0, None, 3600, 600), (0, 300, -1800, 300),
+                (0, None, 0, 600), (0, 100000, 0, 600), (0, 600, 0, 600), (0, 599.5, 0, 599), (0, 300, 0, 300),
+                (0, 1, 0, 1),
+                (0.9, 300.5, 0, 300), (0.4, 300.5, 0, 300), (0.9, 601, 0, 600), (0, None, 3600, 600),
+                (0, 300, -1800, 300),
                 (0, 300, -240, 300), (0, 300, 240, 60), (0, 300, 299, 1)):
             with self.subTest(fraction=fraction, left=left, skew=skew):
                 keys = some_credentials(expires=None if left is None else after(seconds=left))
@@ -10808,7 +10856,8 @@ class TestStoreAnswers(unittest.TestCase):
         url = vr.presign(address, some_credentials(session_token=token), NOW, vr.URL_LIFE)
         lines = {"method": "GET", "path": address.path, "query": urlsplit(url).query.rpartition("&")[0],
                  "host": "host:h:9000", "empty": "", "names": "host", "payload": "UNSIGNED-PAYLOAD"}
-        text = vr.explain_signature(url, "\n".join({**lines, **changed}.values()) if "all" not in changed else changed["all"])
+        text = vr.explain_signature(url, "\n".join({**lines, **changed}.values()) if "all" not in changed
+                                    else changed["all"])
         self.assertTrue(text.isprintable() and len(text) < 600, text[:99])
         return text
 
@@ -10819,11 +10868,15 @@ class TestStoreAnswers(unittest.TestCase):
                 ({"method": "HEAD"}, "the method differs: signed 'GET', the store saw 'HEAD'"),
                 ({"path": "/bkt/a+b"}, r"the path differs: signed '/bkt/a%20b', the store saw '/bkt/a\+b'"),
                 ({"query": "x=1"}, "the query differs"),
-                ({"host": "host:internal"}, "the host header differs: signed 'host:h:9000', the store saw 'host:internal'"),
+                ({"host": "host:internal"},
+                 "the host header differs: signed 'host:h:9000', the store saw 'host:internal'"),
                 ({"names": "host;range"}, "the names of the signed headers differs"),
-                ({"payload": EMPTY_SHA256}, "the payload hash differs"), ({"path": "/x", "host": "host:y"}, "the path differs"),
-                ({"all": ""}, "the method differs"), ({"all": "\n" * 50}, "differs"), ({"all": "x" * 100000}, "differs"),
-                ({"all": "GET\r\n/k\r\n"}, "differs"), ({"method": "\x1b[2J"}, "differs"), ({"payload": "UNSIGNED-PAYLOAD\nmore"}, "differs")):
+                ({"payload": EMPTY_SHA256}, "the payload hash differs"),
+                ({"path": "/x", "host": "host:y"}, "the path differs"),
+                ({"all": ""}, "the method differs"), ({"all": "\n" * 50}, "differs"),
+                ({"all": "x" * 100000}, "differs"),
+                ({"all": "GET\r\n/k\r\n"}, "differs"), ({"method": "\x1b[2J"}, "differs"),
+                ({"payload": "UNSIGNED-PAYLOAD\nmore"}, "differs")):
             with self.subTest(**changed):
                 self.assertRegex(self.explained(**changed), words)
         text = self.explained("s3cr3t", query="X-Amz-Security-Token=s3cr3t&X-Amz-Signature=ab12")
@@ -10871,7 +10924,8 @@ class KeyServices(LoopbackServer):
         access_key, secret_key, token = f"ASIATEMP{number:08}", f"temp-secret/+{number}", f"temp-token/+={number}"
         self.ends.append(store_date(store_now() + timedelta(seconds=self.life)))
         self.issued[access_key] = (secret_key, token)
-        return {"AccessKeyId": access_key, "SecretAccessKey": secret_key, "SessionToken": token, "Expiration": self.ends[-1]}
+        return {"AccessKeyId": access_key, "SecretAccessKey": secret_key, "SessionToken": token,
+                "Expiration": self.ends[-1]}
 
     def handle(self, request: Request) -> Answer:
         """Return the answer to one request."""
@@ -10918,7 +10972,8 @@ class KeyServices(LoopbackServer):
     def _signature_trouble(self, request: Request) -> str:
         """Return what is wrong with a signature in the Authorization header, worked out anew from the request."""
         match = re.match(r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8}/[\w-]+/sts/aws4_request), "
-                         r"SignedHeaders=([\w;-]+), Signature=([0-9a-f]{64})$", request.headers.get("authorization", ""))
+                         r"SignedHeaders=([\w;-]+), Signature=([0-9a-f]{64})$",
+                         request.headers.get("authorization", ""))
         if not match:
             return "IncompleteSignature"
         access_key, scope, names, given = match.groups()
@@ -10930,7 +10985,8 @@ class KeyServices(LoopbackServer):
             return "SignatureDoesNotMatch"
         canonical = canonical_request(request.method, request.raw_path, "", request.header_list, names.split(";"),
                                       hashlib.sha256(request.body).hexdigest())
-        return "" if signature_of(secret, scope, string_to_sign(when, scope, canonical)) == given else "SignatureDoesNotMatch"
+        right = signature_of(secret, scope, string_to_sign(when, scope, canonical))
+        return "" if right == given else "SignatureDoesNotMatch"
 
     def _imds(self, request: Request) -> Answer:
         if request.raw_path == STORE_IMDS_TOKEN:
@@ -10980,7 +11036,8 @@ class KeyTests(Mixin):
 
     def web_identity(self, role: str = STORE_ROLE, **more: str) -> Any:
         """Return the plan of a pod with a token that STS knows."""
-        return a_plan("web identity", role_arn=role, token_file=self.write("token", self.services.web_token + "\n"), **more)
+        return a_plan("web identity", role_arn=role, token_file=self.write("token", self.services.web_token + "\n"),
+                      **more)
 
     def role(self, secret: str = "source-secret/+", token: str = "", **more: str) -> Any:
         """Return the plan of a role that is assumed with static keys."""
@@ -10988,7 +11045,8 @@ class KeyTests(Mixin):
 
     def container(self, **more: str) -> Any:
         """Return the plan of a container with its token."""
-        return a_plan("container", url=self.services.url + "/container", **more or {"token": self.services.container_token})
+        return a_plan("container", url=self.services.url + "/container",
+                      **more or {"token": self.services.container_token})
 
     def instance(self) -> Any:
         """Return the plan of an instance."""
@@ -10996,7 +11054,8 @@ class KeyTests(Mixin):
 
     def process(self, script: str) -> Any:
         """Return the plan that runs a shell script."""
-        return a_plan("process", command="sh " + shlex.quote(self.write("keys.sh", script)), profile="profile 'p' of file f")
+        return a_plan("process", command="sh " + shlex.quote(self.write("keys.sh", script)),
+                      profile="profile 'p' of file f")
 
     def print_keys(self, **more: Any) -> Any:
         """Return the plan of a program that prints keys."""
@@ -11037,11 +11096,13 @@ SERVICES: Tuple[Tuple[str, str, str], ...] = (
 
 # What passes.
 PASSING_FAULTS: Tuple[Document, ...] = ({"status": 500}, {"status": 503}, {"status": 429}, {"drop": True})
-PASSING_REFUSALS = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException", "RequestLimitExceeded")
+PASSING_REFUSALS = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
+                    "RequestLimitExceeded")
 
 # Answers without keys in them, which are not shown; the second half is for all but STS.
 NO_KEYS: Tuple[bytes, ...] = (
-    b"", b"<html>login</html>", b"{}", b"\xff\xfe\0", b"<AccessKeyId>ASIASHOWN</AccessKeyId><SecretAccessKey></SecretAccessKey>",
+    b"", b"<html>login</html>", b"{}", b"\xff\xfe\0",
+    b"<AccessKeyId>ASIASHOWN</AccessKeyId><SecretAccessKey></SecretAccessKey>",
     b"<AccessKeyId>ASIASHOWN</AccessKeyId><SecretAccessKey>cut-sec", b"[]", b"null", b'{"AccessKeyId": "ASIASHOWN"}',
     b'{"AccessKeyId": 7, "SecretAccessKey": ["ASIASHOWN"]}', b'{"AccessKeyId": "ASIASHOWN", "Sec', b"[" * 60000)
 
@@ -11056,7 +11117,8 @@ class TestStoreServices(KeyTests, unittest.TestCase):
 
     def test_what_passes_is_asked_again(self) -> None:
         """At each exchange of each service, and the third try may be right."""
-        rows = [(*row, PASSING_FAULTS[1], 2) for row in SERVICES] + [(*SERVICES[0], fault, 1) for fault in PASSING_FAULTS]
+        rows = [(*row, PASSING_FAULTS[1], 2) for row in SERVICES]
+        rows += [(*SERVICES[0], fault, 1) for fault in PASSING_FAULTS]
         for name, method, part, fault, times in rows:
             with self.subTest(name=name, part=part, **fault):
                 before = len(self.services.seen(method, part))
@@ -11116,7 +11178,7 @@ class TestStoreTokenService(KeyTests, unittest.TestCase):
     """Web identity and assumed roles."""
 
     def test_a_web_identity_is_exchanged_unsigned(self) -> None:
-        """The pod's token goes in the body of an unsigned POST, never into a URL or a header; it is read anew each time."""
+        """The pod's token goes in the body of an unsigned POST and nowhere else; it is read anew each time."""
         identity = self.web_identity()
         self.assert_keys(self.fetch(identity))
         request, = self.services.seen()
@@ -11159,7 +11221,8 @@ class TestStoreTokenService(KeyTests, unittest.TestCase):
     def test_a_refusal_is_final(self) -> None:
         """It is not asked again; its sentence names the role and the code, and neither key nor token."""
         self.services.signers = {"AKIASOURCE": ("source-secret", "")}
-        for refused, words in ((self.web_identity(STORE_ROLE + "-other"), f"STS refuses role {STORE_ROLE}-other: AccessDenied"),
+        for refused, words in ((self.web_identity(STORE_ROLE + "-other"),
+                                f"STS refuses role {STORE_ROLE}-other: AccessDenied"),
                                (self.role("wrong-secret"), "SignatureDoesNotMatch")):
             before = len(self.services.seen())
             self.assert_no_keys(refused, words)
@@ -11202,7 +11265,8 @@ class TestStoreInstance(KeyTests, unittest.TestCase):
 
     def test_without_a_token_nothing_is_asked(self) -> None:
         """Version 1 is never spoken."""
-        for fault, words in (({"status": 403}, "status 403"), ({"status": 405}, "status 405"), ({"drop": True}, "no answer")):
+        for fault, words in (({"status": 403}, "status 403"), ({"status": 405}, "status 405"),
+                             ({"drop": True}, "no answer")):
             self.services.script("PUT", times=9, **fault)
             self.assert_no_keys(self.instance(), f"gives no token .{words}.*nothing else", "CredentialsNotFound")
             self.services.unscript()
@@ -11222,7 +11286,8 @@ class TestStoreInstance(KeyTests, unittest.TestCase):
 
     def test_instances_without_keys(self) -> None:
         for part, fault, words in (
-                (STORE_IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorizedAccess"}'}, "AssumeRoleUnauthorized"),
+                (STORE_IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorizedAccess"}'},
+                 "AssumeRoleUnauthorized"),
                 *((STORE_IMDS_KEYS, fault, "have a role?") for fault in (
                     {"status": 404}, {"status": 200, "body": b""}, {"status": 200, "body": b"\n"}))):
             with self.subTest(fault):
@@ -11252,9 +11317,11 @@ class TestStoreProcess(KeyTests, unittest.TestCase):
         for script, words in (
                 ("echo shown-secret\necho shown-secret >&2\nexit 3\n", "profile 'p' of file f: .*exit code 3"),
                 ("read answer || exit 41\n", "exit code 41"), ("exec /absent\n", "exit code 127"),
-                *((f"printf %s {shlex.quote(output)}", "profile 'p' of file f: credential_process printed no JSON of Version 1")
-                  for output in ("", "shown-secret", "[]", '{"Version": 2, "AccessKeyId": "a", "SecretAccessKey": "shown-secret"}',
-                                 '{"AccessKeyId": "a", "SecretAccessKey": "shown-secret"}', "\udcff")),
+                *((f"printf %s {shlex.quote(output)}",
+                   "profile 'p' of file f: credential_process printed no JSON of Version 1")
+                  for output in (
+                      "", "shown-secret", "[]", '{"Version": 2, "AccessKeyId": "a", "SecretAccessKey": "shown-secret"}',
+                      '{"AccessKeyId": "a", "SecretAccessKey": "shown-secret"}', "\udcff")),
                 ("echo '{\"Version\": 1, \"SecretAccessKey\": \"shown-secret\"}'", "holds no keys")):
             with self.subTest(script=ascii(script)):
                 self.assert_no_keys(self.process(script), words)
@@ -11328,7 +11395,8 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
 
     def test_keys_that_last_cost_nothing(self) -> None:
         cache = velero_requests.CredentialCache(keys_plan("AKIASOURCE", "source-secret"), "us-east-1")
-        self.assertEqual(cache.get(store_now() + timedelta(days=365)), velero_requests.Credentials("AKIASOURCE", "source-secret"))
+        self.assertEqual(cache.get(store_now() + timedelta(days=365)),
+                         velero_requests.Credentials("AKIASOURCE", "source-secret"))
         self.assertEqual(self.services.seen(), [])
 
 
@@ -11348,7 +11416,8 @@ class TestSilentHosts(unittest.TestCase):
     def test_who_may_ask(self) -> None:
         """Hosts that have answered before, hosts that are being asked, the host to ask, and whether it may be."""
         for answered, asked, host, may in (
-                ("", "", "a", True), ("", "a", "a", False), ("", "a", "b", True), ("", "ab", "c", True), ("", "abc", "d", False),
+                ("", "", "a", True), ("", "a", "a", False), ("", "a", "b", True), ("", "ab", "c", True),
+                ("", "abc", "d", False),
                 ("a", "bcd", "a", True), ("a", "aa", "a", True), ("a", "aaa", "a", False), ("a", "aaa", "b", True),
                 ("ab", "aaab", "b", True), ("a", "aab", "b", False)):
             with self.subTest(answered=answered, asked=asked, host=host), contextlib.ExitStack() as stack:
@@ -11480,7 +11549,7 @@ class TestStoreWholePath(KeyTests, StoreWorld, unittest.TestCase):
                 "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token), **more}
 
     def test_a_web_identity_signs_the_url(self) -> None:
-        """The URL made with keys of STS opens the object, token and all, and lives its ten minutes; one exchange does."""
+        """It opens the object, token and all, and lives its ten minutes; one exchange serves nine requests."""
         stored, more = self.put(), [self.ask() for _ in range(8)]
         document = self.answer_to(env=self.pod())
         url = self.url_in(document)
@@ -11488,12 +11557,13 @@ class TestStoreWholePath(KeyTests, StoreWorld, unittest.TestCase):
             self.assertEqual(b"".join(velero_requests.read_body(response)), stored)
         query = dict(parse_qsl(urlsplit(url).query))
         self.assertEqual(query["X-Amz-Expires"], "600")
-        self.assertEqual(query["X-Amz-Security-Token"], self.services.issued[query["X-Amz-Credential"].split("/")[0]][1])
+        self.assertEqual(query["X-Amz-Security-Token"],
+                         self.services.issued[query["X-Amz-Credential"].split("/")[0]][1])
         self.assert_soon(document["status"]["expiration"], 10)
         self.assertEqual((self.store.seen(status=403), len(self.services.seen()), len(more)), ([], 1, 8))
 
     def test_urls_end_with_the_keys(self) -> None:
-        """URL, expiration and a URL signed by --direct end with keys that end before ten minutes; ended ones sign nothing."""
+        """URL, expiration, and what --direct signs; ended keys sign nothing."""
         self.put()
         self.services.life = 200
         document = self.answer_to("--verify-urls", env=self.pod())
@@ -11531,7 +11601,8 @@ class TestStoreWholePath(KeyTests, StoreWorld, unittest.TestCase):
                       "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": self.write("c", self.services.container_token)}),
                 ("", {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.services.url}),
                 ("", {"AWS_CONFIG_FILE": self.write("config", f"[default]\ncredential_process = {program}\n")}),
-                ("", {"AWS_SHARED_CREDENTIALS_FILE": self.write("q", static.replace("default", "q")), "AWS_PROFILE": "q"}),
+                ("", {"AWS_SHARED_CREDENTIALS_FILE": self.write("q", static.replace("default", "q")),
+                      "AWS_PROFILE": "q"}),
                 ("p", {**self.pod(), "AWS_SHARED_CREDENTIALS_FILE": self.write("p", static.replace("default", "p"))}))):
             with self.subTest(source=list(source)):
                 name = f"source{number}"
@@ -11720,7 +11791,8 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         """FIPS, dual stack and region are those of the profile that has the keys; what cannot be names the culprit."""
         for config, more, host, words in (
                 ({"region": "us-east-1"}, "use_fips_endpoint = true", "bkt.s3-fips.us-east-1.amazonaws.com", ""),
-                ({"region": "us-east-1"}, "use_dualstack_endpoint = TRUE", "bkt.s3.dualstack.us-east-1.amazonaws.com", ""),
+                ({"region": "us-east-1"}, "use_dualstack_endpoint = TRUE", "bkt.s3.dualstack.us-east-1.amazonaws.com",
+                 ""),
                 ({"region": "us-east-1"}, "use_fips_endpoint = no", "bkt.s3.us-east-1.amazonaws.com", ""),
                 ({"s3Url": "http://minio"}, "region = us-east-2", "bkt.minio", ""),
                 ({"region": "cn-north-1"}, "use_fips_endpoint = true", "", "use_fips_endpoint in the profile"),
@@ -11740,9 +11812,11 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         """An endpoint or region of the environment that is none is named by its variable."""
         for number, (config, env, words) in enumerate((
                 ({"s3Url": ""}, {"AWS_ENDPOINT_URL_S3": " http://minio"}, "AWS_ENDPOINT_URL_S3 is no plain"),
-                ({"s3Url": ""}, {"AWS_ENDPOINT_URL_S3": None, "AWS_ENDPOINT_URL": "http://a\nb"}, "AWS_ENDPOINT_URL is no plain"),
+                ({"s3Url": ""}, {"AWS_ENDPOINT_URL_S3": None, "AWS_ENDPOINT_URL": "http://a\nb"},
+                 "AWS_ENDPOINT_URL is no plain"),
                 ({"region": ""}, {"AWS_REGION": "x@evil/"}, "AWS_REGION is 'x@evil/', no DNS label"))):
-            result = self.cli("download", self.lay_out(number, config, ""), "--direct", "--url-only", env={**self.env, **env})
+            result = self.cli("download", self.lay_out(number, config, ""), "--direct", "--url-only",
+                              env={**self.env, **env})
             self.assert_failed(result, 1)
             self.assertIn(words, result.err)
 
@@ -12320,7 +12394,8 @@ class TestStoreRealKeys(unittest.TestCase):
     def test_every_awkward_key_is_fetched(self) -> None:
         """What was put under a key comes by its signed URL, raw and through the module's own client."""
         # versitygw keeps keys as names of files, where these are others.
-        for key in (key for key, _ in AWKWARD_OBJECT_KEYS if key.strip("/") == key and "\x01" not in key and key != "..."):
+        for key in (key for key, _ in AWKWARD_OBJECT_KEYS if key.strip("/") == key and "\x01" not in key
+                    and key != "..."):
             with self.subTest(key):
                 body = ("the object " + key).encode()
                 self.store.put(self.bucket, key, body)
