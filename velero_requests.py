@@ -1179,32 +1179,31 @@ _LABEL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
 _IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
 
 
-def _goes_before_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
+def _goes_before_host(bucket: str, endpoint: Address) -> bool:
     """Whether the bucket goes in front of the host, by the AWS rule set as the plugin applies it.
 
-    A dot in the bucket breaks the certificate's wildcard, so it needs plain http, a custom endpoint, and labels of
-    three or more characters; an IP address takes no label in front.
+    A dot in the bucket breaks the certificate's wildcard, so it needs plain http, and labels of three or more
+    characters; an IP address takes no label in front.
     """
-    if _IP_ADDRESS.fullmatch(host) or _IP_ADDRESS.fullmatch(bucket):
+    if _IP_ADDRESS.fullmatch(endpoint.host) or _IP_ADDRESS.fullmatch(bucket):
         return False
-    dots_may_be = custom and scheme == "http"
-    return all(_LABEL_BUCKET.fullmatch(label) for label in (bucket.split(".") if dots_may_be else [bucket]))
+    return all(map(_LABEL_BUCKET.fullmatch, bucket.split(".") if endpoint.scheme == "http" else [bucket]))
 
 
 @functools.lru_cache(maxsize=64)
 def bucket_address(location: Location) -> Address:
     """Where a location's bucket is; ConfigError when its region or its URLs cannot be used."""
     with about(f"storage location {location.name!r}"):
-        region, own = dns_label(location.region, "config.region"), location.endpoint()
-        if own and (location.fips or location.dualstack):
+        region, endpoint = dns_label(location.region, "config.region"), location.endpoint()
+        if endpoint and (location.fips or location.dualstack):
             raise InvalidLocation("FIPS and dual-stack endpoints are AWS's own; unset AWS_USE_FIPS_ENDPOINT and "
                                   "AWS_USE_DUALSTACK_ENDPOINT, or use_fips_endpoint and use_dualstack_endpoint in the "
                                   "profile, for a location with s3Url")
-        endpoint = own or Address("https", aws_host("s3", region, fips=location.fips, dualstack=location.dualstack), "")
-    endpoint, bucket = endpoint._replace(region=region), location.bucket
-    if not location.path_style and _goes_before_host(bucket, endpoint.scheme, endpoint.host, own is not None):
-        return endpoint._replace(host=f"{bucket}.{endpoint.host}")
-    return endpoint._replace(path=f"{endpoint.path}/{quote(bucket, safe='-._~')}")
+        endpoint = endpoint or Address("https", aws_host(
+            "s3", region, fips=location.fips, dualstack=location.dualstack), "")
+    if not location.path_style and _goes_before_host(location.bucket, endpoint):
+        return endpoint._replace(host=f"{location.bucket}.{endpoint.host}", region=region)
+    return endpoint._replace(path=f"{endpoint.path}/{quote(location.bucket, safe='-._~')}", region=region)
 
 
 def object_address(location: Location, key: str) -> Address:
