@@ -10694,20 +10694,6 @@ class TestStoreProfile(unittest.TestCase):
                         vr.CredentialsError, f"of the Secret: {key} is refused here.*aws_access_key_id"):
                     vr.plan_profile(profiles, "a", "the Secret", OPERATORS_ENVIRONMENT, theirs=True)
 
-    def test_random_profiles(self) -> None:
-        """Any mixture of keys in three profiles comes to a plan or a CredentialsError."""
-        chance, plans = random.Random(15), 0
-        keys = ("aws_access_key_id", "aws_secret_access_key", "role_arn", "source_profile", "credential_source",
-                "web_identity_token_file", "credential_process", "mfa_serial", "sso_session", "duration_seconds")
-        for _ in range(2000):
-            profiles = {name: {key: chance.choice(("a", "b", "c", "Environment", "")) for key in
-                               chance.sample(keys, chance.randrange(5))} for name in "abc"}
-            try:
-                plans += bool(vr.plan_profile(profiles, "a", "the file", OPERATORS_ENVIRONMENT))
-            except vr.CredentialsError as error:
-                self.assertIn("the file", str(error))
-        self.assertGreater(plans, 100)
-
 
 SHARED = {"default": {"aws_access_key_id": "SHARED", "aws_secret_access_key": "s"},
           "p": {"aws_access_key_id": "SHAREDP", "aws_secret_access_key": "s"}}
@@ -11392,6 +11378,19 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
         self.assertRaisesRegex(velero_requests.ConfigError, "AccessDenied", self.take, minutes=61, seconds=4)
         self.assertEqual(len(self.services.seen()), before, "nobody is asked again so soon")
         self.assertNotEqual(self.take(minutes=61, seconds=7), first)
+
+    def test_a_service_that_another_worker_waits_for(self) -> None:
+        """Old keys serve; without any it is Busy, which is no failure to be remembered."""
+        hosts = velero_requests.SilentHosts(2, 3600)
+        velero_requests._thread.hosts = hosts  # pylint: disable=protected-access
+        self.addCleanup(setattr, velero_requests._thread, "hosts", None)
+        with hosts.guard(self.services.host):
+            self.assertRaises(velero_requests.Busy, self.take)
+        first = self.take()
+        with hosts.guard(self.services.host):
+            self.assertEqual(self.take(minutes=55), first)
+            self.assertRaises(velero_requests.Busy, self.take, minutes=61)
+        self.assertNotEqual(self.take(minutes=55), first)
 
     def test_keys_that_last_cost_nothing(self) -> None:
         cache = velero_requests.CredentialCache(keys_plan("AKIASOURCE", "source-secret"), "us-east-1")
