@@ -986,6 +986,65 @@ def new_status_request(namespace: str, suffix: str) -> Document:
 # 3. Locations — BackupStorageLocation -> record -> object key -> address
 # ====================================================================================================
 
+class InvalidLocation(ConfigError):
+    """A storage location says something that cannot be, or that is not done here."""
+
+    usual_reason = "InvalidStorageLocation"
+
+
+class Address(NamedTuple):
+    """Where an object is, or a store: `host` with its port unless that is the default, `path` percent-encoded once; and
+    the region that a signature is scoped to."""
+
+    scheme: str
+    host: str
+    path: str
+    region: str = ""
+
+
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.ASCII)
+
+
+def endpoint_from(url: str, source: str) -> Address:
+    """The address in a store's URL, in the one form that can be compared.
+
+    An error names the source and never the URL, which may hold a password. Whatever urlsplit drops is refused, for
+    others read it and come to another host.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", None
+    bracketed, address = f"[{host}]" if ":" in host else host, _ip_address(host)
+    name = f"[{address}]" if ":" in host else host.rstrip(".")
+    if (len(url) > 2048 or not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
+            or not re.fullmatch(re.escape(bracketed) + "(:[0-9]*)?", parts.netloc.lower())
+            or not name or (":" in host and address is None) or re.search(r"^\s|\s$|[\\\x00-\x1f\x7f]", url)
+            or parts.query or parts.fragment or has_dot_segment(parts.path)):
+        raise InvalidLocation(f"{source} is no plain http or https URL of a store (host, perhaps port and path, "
+                              "nothing else)")
+    default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
+    return Address(parts.scheme, name if default else f"{name}:{port}", quote(parts.path.rstrip("/"), safe="/-._~%"))
+
+
+# The regions of AWS's separate partitions begin so. Any other region is in the main one, as an unknown new one most
+# likely is (aws-sdk-go-v2 endpoint rules).
+_AWS_SUFFIXES = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": "c2s.ic.gov",
+                 "us-isob-": "sc2s.sgov.gov", "eu-isoe-": "cloud.adc-e.uk", "us-isof-": "csp.hci.ic.gov",
+                 "": "amazonaws.com"}
+
+
+def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool = False) -> str:
+    """The host of a service of AWS, `SERVICE[-fips][.dualstack].REGION.SUFFIX`; no other place makes one."""
+    dns_label(region, "the region")
+    if fips and region.startswith("cn-"):
+        raise InvalidLocation(f"there are no FIPS endpoints in {region}; unset AWS_USE_FIPS_ENDPOINT, or "
+                              "use_fips_endpoint in the profile")
+    suffix = next(suffix for start, suffix in _AWS_SUFFIXES.items() if region.startswith(start))
+    return f"{dns_label(service, 'the service')}{'-fips' * fips}{'.dualstack' * dualstack}.{region}.{suffix}"
+
+
 @hides("s3_url", "public_url", "ca_cert")
 class Location(NamedTuple):
     """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
@@ -1009,11 +1068,30 @@ class Location(NamedTuple):
     trusted: bool = False                    # the operator's word, not the cluster's
     warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
 
+    def endpoint(self) -> Optional[Address]:
+        """Its own endpoint, publicUrl or else s3Url; None when it has AWS's."""
+        key, url = ("publicUrl", self.public_url) if self.public_url else ("s3Url", self.s3_url)
+        return endpoint_from(url, key) if url else None
 
+    def is_at_aws(self) -> bool:
+        """Whether it is at S3 itself, named or not, by https.
+
+        Only the hosts that `aws_host` makes count: under amazonaws.com there are machines of all the world.
+        """
+        scheme, host = (self.endpoint() or ("https", "s3.amazonaws.com"))[:2]
+        match = re.fullmatch(r"s3(-fips)?(\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\..+", host)
+        return scheme == "https" and host in (
+            "s3.amazonaws.com", match and aws_host("s3", match[3], fips=bool(match[1]), dualstack=bool(match[2])))
+
+    def is_for_own_identity(self, named: str) -> bool:
+        """Whether our own identity belongs to its endpoint: AWS's, or the one whose URL the operator named."""
+        endpoint = self.endpoint()
+        return self.is_at_aws() or bool(
+            endpoint and named and endpoint[:2] == endpoint_from(named, "AWS_ENDPOINT_URL_S3")[:2])
+
+
+FOREIGN_ENDPOINT = "ForeignEndpoint"         # reason: our own identity does not belong to a location's endpoint
 _BOOL = tuple(_GO_BOOLS)
-_PROVIDERS = ("aws", "velero.io/aws")
-MOST_WARNINGS = 10                           # about one location; its config may hold a megabyte of keys
-CA_LIMIT = 256 << 10                         # bytes; all authorities of a system are less, and locations are kept
 
 # Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; none means any text.
 # The upper half says what a GET is, the lower half is without effect on one.
@@ -1026,63 +1104,59 @@ LOCATION_KEYS: Dict[str, Tuple[str, ...]] = {
 }
 
 
-def _check_config(config: Dict[str, str], wrong: Callable[[str], ConfigError]) -> Tuple[str, ...]:
-    """Raise for a value that cannot be -> a warning for each key that nobody knows, with the nearest that is known."""
+def _bucket_from(document: Document) -> str:
+    """The bucket's name without the slashes around it (velero object_store.go)."""
+    bucket = _text(document, "spec", "objectStorage", "bucket").strip("/")
+    if bucket.startswith("arn:"):
+        raise InvalidLocation("an ARN as bucket is not served here; name the access point's alias, as in NAME-s3alias")
+    if bucket.endswith("--x-s3"):
+        raise InvalidLocation("a directory bucket (S3 Express) needs sessions of its own, which are not made here")
+    if not bucket or "/" in bucket or has_dot_segment(bucket) or bucket != one_line(bucket) or " " in bucket:
+        raise InvalidLocation(f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into "
+                              "objectStorage.prefix")
+    return bucket
+
+
+def _config_from(document: Document) -> Dict[str, str]:
+    """spec.config, with values that the plugin takes."""
+    config = _at(document, "spec", "config")
+    config = {str(key): _text(config, key) for key in config} if isinstance(config, dict) else {}
     for key, allowed in LOCATION_KEYS.items():
-        value = config.get(key, "")
-        if allowed and value not in allowed:
+        if allowed and config.get(key, "") not in allowed:
             shown = "true or false" if allowed is _BOOL else ", ".join(filter(None, allowed))
-            more = "; signature version 2 and older are not made here" if key == "signatureVersion" else ""
-            raise wrong(f"{key} is {one_line(value, 64)!r}; allowed: {shown}{more}")
-    warnings = []
-    for key in sorted(set(config) - set(LOCATION_KEYS))[:MOST_WARNINGS]:
-        near = difflib.get_close_matches(key[:64], LOCATION_KEYS, 1, 0.5)
-        meant = f"; {near[0]} may be meant" if near else ""
-        warnings.append(f"config key {one_line(key, 64)!r} is unknown{meant}")
-    return tuple(warnings)
+            raise InvalidLocation(f"{key} is {one_line(config[key], 64)!r}; allowed: {shown}")
+    if config.get("region"):
+        dns_label(config["region"], "config.region")
+    return config
 
 
 def location_from(document: Document) -> Location:
     """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it.
 
-    Slashes around bucket and prefix are dropped (velero object_store.go). Raises ConfigError naming location, key and
-    what is allowed.
+    Raises ConfigError naming location, key and what is allowed.
     """
-    name = _text(document, "metadata", "name")
-    config = _at(document, "spec", "config")
-    config = {str(key): _text(config, key) for key in config} if isinstance(config, dict) else {}
-
-    def wrong(what: str) -> ConfigError:
-        return ConfigError(f"storage location {name!r}: {what}", reason="InvalidStorageLocation")
-
-    provider = _text(document, "spec", "provider")
-    if provider not in _PROVIDERS:
-        raise ConfigError(f"storage location {name!r} has provider {one_line(provider)!r}; only aws (any S3 store) is "
-                          "served here", reason="UnsupportedProvider")
-    bucket = _text(document, "spec", "objectStorage", "bucket").strip("/")
-    if not bucket or "/" in bucket or has_dot_segment(bucket) or bucket != one_line(bucket) or " " in bucket:
-        raise wrong(f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into "
-                    "objectStorage.prefix")
-    warnings, region = _check_config(config, wrong), config.get("region", "")
-    ca_cert = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
-    if ca_cert is None:
-        raise wrong("objectStorage.caCert is not base64")
-    if len(ca_cert) > CA_LIMIT:
-        raise wrong(f"objectStorage.caCert has more than {CA_LIMIT >> 10} KiB")
-    ca_reference = _at(document, "spec", "objectStorage", "caCertRef")
-    if ca_cert and ca_reference:
-        raise wrong("objectStorage.caCert and caCertRef exclude each other")
+    name, provider = _text(document, "metadata", "name"), _text(document, "spec", "provider")
+    with about(f"storage location {name!r}"):
+        if provider not in ("aws", "velero.io/aws"):
+            raise ConfigError(f"provider is {one_line(provider)!r}; only aws (any S3 store) is served here",
+                              reason="UnsupportedProvider")
+        bucket, config = _bucket_from(document), _config_from(document)
+        ca_cert = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
+        if ca_cert is None or len(ca_cert) > 256 << 10:  # all authorities of a system are less, and locations are kept
+            raise InvalidLocation("objectStorage.caCert is not base64, or has more than 256 KiB")
+    region, ca_secret = config.get("region", ""), _at(document, "spec", "objectStorage", "caCertRef")
     return Location(
-        name=name, bucket=bucket,
-        prefix=_text(document, "spec", "objectStorage", "prefix").strip("/"),
-        region=region and dns_label(region, f"storage location {name!r}: config.region"),
+        name=name, bucket=bucket, prefix=_text(document, "spec", "objectStorage", "prefix").strip("/"),
+        region="us-east-1" if region == "aws-global" else region,  # another name of it
         s3_url=config.get("s3Url", ""), public_url=config.get("publicUrl", ""),
         path_style=_GO_BOOLS[config.get("s3ForcePathStyle", "")],
         insecure=_GO_BOOLS[config.get("insecureSkipTLSVerify", "")],
-        ca_cert=ca_cert, ca_secret=(_name(ca_reference, "name"), _name(ca_reference, "key")),
+        ca_cert=ca_cert, ca_secret=(_name(ca_secret, "name"), _name(ca_secret, "key")),
         secret_name=_name(document, "spec", "credential", "name"),
         secret_key=_name(document, "spec", "credential", "key"),
-        credentials_file=config.get("credentialsFile", ""), profile=config.get("profile", ""), warnings=warnings)
+        credentials_file=config.get("credentialsFile", ""), profile=config.get("profile", ""),
+        warnings=tuple(f"config key {one_line(key, 64)!r} is unknown"
+                       for key in sorted(set(config) - set(LOCATION_KEYS))[:10]))  # of perhaps a megabyte
 
 
 def location_trouble_from(document: Document) -> str:
@@ -1092,216 +1166,44 @@ def location_trouble_from(document: Document) -> str:
     return one_line(_text(document, "status", "message") or "no message; see the Velero server's log")
 
 
-_VIRTUAL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
-_IP_ADDRESS = re.compile(r"\[.*\]|\d+(\.\d+){3}", re.ASCII)
-_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.ASCII)
-
-
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
     """The key of an artifact in its bucket; the prefix is cleaned as Go's path.Join does in Velero's layout."""
     root = posixpath.normpath(prefix) if prefix else ""
     if root.split("/")[0] == "..":
-        raise ConfigError(f"the storage location's prefix {prefix!r} leads out of the bucket",
-                          reason="InvalidStorageLocation")
+        raise InvalidLocation(f"the storage location's prefix {prefix!r} leads out of the bucket")
     key = artifact.key.format(name=name)
     return f"{root}/{key}" if root not in ("", ".") else key
 
 
-class Address(NamedTuple):
-    """Where an object is: `host` with its port unless that is the default, `path` percent-encoded once; and what a
-    signature for it is scoped to."""
-
-    scheme: str
-    host: str
-    path: str
-    region: str = ""
-    service: str = "s3"
+_LABEL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
+_IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
 
 
-class Partition(NamedTuple):
-    """A separate AWS: its regions begin with `prefix`, its hosts end in `suffix`."""
+def _goes_before_host(bucket: str, endpoint: Address) -> bool:
+    """Whether the bucket goes in front of the host, by the AWS rule set as the plugin applies it.
 
-    prefix: str
-    name: str
-    suffix: str
-    dualstack: bool = True
-
-
-# Whatever matches none is in partition `aws`, as an unknown new region most likely is (aws-sdk-go-v2 endpoint rules).
-PARTITIONS = (
-    Partition("cn-", "aws-cn", "amazonaws.com.cn"),
-    Partition("us-gov-", "aws-us-gov", "amazonaws.com"),
-    Partition("us-iso-", "aws-iso", "c2s.ic.gov", dualstack=False),
-    Partition("us-isob-", "aws-iso-b", "sc2s.sgov.gov", dualstack=False),
-    Partition("eu-isoe-", "aws-iso-e", "cloud.adc-e.uk", dualstack=False),
-    Partition("us-isof-", "aws-iso-f", "csp.hci.ic.gov", dualstack=False),
-    Partition("eusc-", "aws-eusc", "amazonaws.eu"),
-    Partition("", "aws", "amazonaws.com"),
-)
-
-
-def partition_of(region: str) -> Partition:
-    """The partition a region lies in."""
-    return next(partition for partition in PARTITIONS if region.startswith(partition.prefix))
-
-
-FOREIGN_ENDPOINT = "ForeignEndpoint"          # reason: our own identity does not belong to a location's endpoint
-
-
-def _wrong(location: Location, what: str) -> ConfigError:
-    return ConfigError(f"storage location {location.name!r}: {what}", reason="InvalidStorageLocation")
-
-
-def _is_virtual_host(bucket: str, scheme: str, host: str, custom: bool) -> bool:
-    """Whether the bucket goes in front of the host, by the AWS rule set as the plugin applies it (upstream 8.4).
-
-    A dot in the bucket breaks the certificate's wildcard, so it needs plain http, a custom endpoint, and labels of
-    three or more characters; an IP address takes no label in front.
+    A dot in the bucket breaks the certificate's wildcard, so it needs plain http, and labels of three or more
+    characters; an IP address takes no label in front.
     """
-    if _IP_ADDRESS.fullmatch(host):
+    if _IP_ADDRESS.fullmatch(endpoint.host) or _IP_ADDRESS.fullmatch(bucket):
         return False
-    if _VIRTUAL_BUCKET.fullmatch(bucket):
-        return True
-    labels = bucket.split(".")
-    if _IP_ADDRESS.fullmatch(bucket):
-        return False
-    return custom and scheme == "http" and len(labels) > 1 and all(
-        len(label) >= 3 and _VIRTUAL_BUCKET.fullmatch(label) for label in labels)
-
-
-class Endpoint(NamedTuple):
-    """Where a store is; `port` is `:PORT`, or empty for the scheme's own."""
-
-    scheme: str
-    host: str                                # an IPv6 address is in brackets
-    port: str
-    base: str                                # path in front of every key
-
-
-def endpoint_from(url: str, source: str) -> Endpoint:
-    """The endpoint in a URL. A ConfigError names the source and never the URL, which may hold a password.
-
-    Whatever urlsplit drops is refused, for others read it and come to another host.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        host, port = "", None
-    bracketed = f"[{host}]" if ":" in host else host
-    if (len(url) > 2048 or not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
-            or not re.fullmatch(re.escape(bracketed) + "(:[0-9]*)?", parts.netloc.lower())
-            or (":" in host and _ip_address(host) is None) or re.search(r"^\s|\s$|[\\\x00-\x1f\x7f]", url)
-            or parts.query or parts.fragment or has_dot_segment(parts.path)):
-        raise ConfigError(f"{source} is no plain http or https URL of a store (host, perhaps port and path, nothing "
-                          "else)", reason="InvalidStorageLocation")
-    default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
-    return Endpoint(parts.scheme, bracketed, "" if default else f":{port}",
-                    quote(parts.path.rstrip("/"), safe="/-._~%"))
-
-
-def _endpoint_of(location: Location) -> Optional[Endpoint]:
-    """A location's own endpoint: publicUrl, else s3Url; None for AWS's."""
-    key, url = ("publicUrl", location.public_url) if location.public_url else ("s3Url", location.s3_url)
-    return endpoint_from(url, f"storage location {location.name!r}: {key}") if url else None
-
-
-def _origin(endpoint: Endpoint) -> Tuple[str, Any, str]:
-    """Scheme, host and port in the one form that can be compared."""
-    host = endpoint.host[:-1] if endpoint.host.endswith(".") else endpoint.host
-    return endpoint.scheme, _ip_address(host[1:-1]) if host.startswith("[") else host, endpoint.port
-
-
-def is_aws_endpoint(location: Location) -> bool:
-    """Whether a location is at S3 itself, named or not, by https.
-
-    Only the hosts that `aws_host` makes count: under amazonaws.com there are machines of all the world.
-    """
-    endpoint = _endpoint_of(location)
-    if endpoint is None:
-        return True
-    scheme, host, port = _origin(endpoint)
-    match = re.fullmatch(r"s3(?:-fips)?(?:\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\.(.+)", str(host))
-    return (scheme, port) == ("https", "") and (
-        host == "s3.amazonaws.com" or (match is not None and match[2] == partition_of(match[1]).suffix))
-
-
-def is_own_endpoint(location: Location, endpoint: str) -> bool:
-    """Whether our own identity belongs to a location's endpoint: AWS's, or the one whose URL the operator named."""
-    theirs = _endpoint_of(location)
-    return theirs is None or is_aws_endpoint(location) or bool(
-        endpoint and _origin(theirs) == _origin(endpoint_from(endpoint, "AWS_ENDPOINT_URL_S3")))
-
-
-def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool = False) -> str:
-    """The host of a service of AWS, `SERVICE[-fips][.dualstack].REGION.SUFFIX`; no other place makes one."""
-    partition = partition_of(dns_label(region, "the region"))
-    for wanted, absent, what, name in (
-            (fips, partition.name == "aws-cn", "FIPS", "use_fips_endpoint"),
-            (dualstack, not partition.dualstack, "dual-stack", "use_dualstack_endpoint")):
-        if wanted and absent:
-            raise ConfigError(f"there are no {what} endpoints in {region}; unset AWS_{name.upper()}, or {name} in the "
-                              "profile", reason="InvalidStorageLocation")
-    return f"{dns_label(service, 'the service')}{'-fips' * fips}{'.dualstack' * dualstack}.{region}.{partition.suffix}"
-
-
-def _arn_address(location: Location) -> Address:
-    """The address of an access point: `arn:aws:s3:REGION:ACCOUNT:accesspoint:NAME` or one on Outposts."""
-    parts = location.bucket.split(":", 5)
-    _, partition, service, region, account, resource = parts if len(parts) == 6 else [""] * 6
-    words = re.split("[:/]", resource)
-    if location.path_style:
-        raise _wrong(location, "an ARN as bucket and s3ForcePathStyle exclude each other")
-    if service == "s3" and words[0] == "accesspoint" and (not region or words[-1].endswith(".mrap")):
-        raise _wrong(location, "multi-region access points need SigV4A signatures, which are not made here; name the "
-                     "access point of one region")
-    if region != location.region or partition != partition_of(region).name:
-        raise _wrong(location, f"the bucket's ARN is for region {one_line(region, 64)!r} of "
-                     f"{one_line(partition, 64)!r}, config.region is {location.region!r}")
-    if service == "s3" and len(words) == 2 and words[0] == "accesspoint":
-        front, host_service = f"{words[1]}-{account}", "s3-accesspoint"
-    elif service == "s3-outposts" and len(words) == 4 and (words[0], words[2]) == ("outpost", "accesspoint"):
-        if location.fips or location.dualstack:
-            raise _wrong(location, "there are no FIPS and no dual-stack endpoints of Outposts")
-        front, host_service = f"{words[3]}-{account}.{words[1]}", "s3-outposts"
-    else:
-        raise _wrong(location, "the bucket's ARN is neither an access point nor one on Outposts")
-    if not all(_DNS_LABEL.fullmatch(label) for label in (account, *words[1:])):
-        raise _wrong(location, "the bucket's ARN has a part that cannot be in a host name")
-    scheme, host, port, base = _endpoint_of(location) or Endpoint(
-        "https", aws_host(host_service, region, fips=location.fips, dualstack=location.dualstack), "", "")
-    return Address(scheme, f"{front}.{host}{port}", base, region, "s3-outposts" if service == "s3-outposts" else "s3")
-
-
-def _bucket_address(location: Location) -> Address:
-    endpoint, region = _endpoint_of(location), location.region
-    custom = endpoint is not None
-    if endpoint and (location.fips or location.dualstack):
-        raise _wrong(location, "FIPS and dual-stack endpoints are AWS's own; unset AWS_USE_FIPS_ENDPOINT and "
-                     "AWS_USE_DUALSTACK_ENDPOINT, or use_fips_endpoint and use_dualstack_endpoint in the profile, for "
-                     "a location with s3Url")
-    if location.bucket.startswith("arn:"):
-        return _arn_address(location)
-    if location.bucket.endswith("--x-s3"):
-        raise _wrong(location, "a directory bucket (S3 Express) needs sessions of its own, which are not made here")
-    if region == "aws-global":
-        region = "us-east-1"
-    if endpoint is None:
-        plain = location.region == "aws-global" and not location.fips and not location.dualstack
-        endpoint = Endpoint("https", "s3.amazonaws.com" if plain else aws_host(
-            "s3", region, fips=location.fips, dualstack=location.dualstack), "", "")
-    scheme, host, port, base = endpoint
-    if not location.path_style and _is_virtual_host(location.bucket, scheme, host, custom=custom):
-        return Address(scheme, f"{location.bucket}.{host}{port}", base, region)
-    return Address(scheme, host + port, f"{base}/{quote(location.bucket, safe='-._~')}", region)
+    return all(map(_LABEL_BUCKET.fullmatch, bucket.split(".") if endpoint.scheme == "http" else [bucket]))
 
 
 @functools.lru_cache(maxsize=64)
 def bucket_address(location: Location) -> Address:
     """Where a location's bucket is; ConfigError when its region or its URLs cannot be used."""
     with about(f"storage location {location.name!r}"):
-        dns_label(location.region, "config.region")
-        return _bucket_address(location)
+        region, endpoint = dns_label(location.region, "config.region"), location.endpoint()
+        if endpoint and (location.fips or location.dualstack):
+            raise InvalidLocation("FIPS and dual-stack endpoints are AWS's own; unset AWS_USE_FIPS_ENDPOINT and "
+                                  "AWS_USE_DUALSTACK_ENDPOINT, or use_fips_endpoint and use_dualstack_endpoint in the "
+                                  "profile, for a location with s3Url")
+        endpoint = endpoint or Address("https", aws_host(
+            "s3", region, fips=location.fips, dualstack=location.dualstack), "")
+    if not location.path_style and _goes_before_host(location.bucket, endpoint):
+        return endpoint._replace(host=f"{location.bucket}.{endpoint.host}", region=region)
+    return endpoint._replace(path=f"{endpoint.path}/{quote(location.bucket, safe='-._~')}", region=region)
 
 
 def object_address(location: Location, key: str) -> Address:
@@ -1324,6 +1226,10 @@ class Credentials(NamedTuple):
     secret_key: str
     session_token: str = ""
     expires: Optional[datetime] = None
+
+    def are_valid(self, instant: datetime) -> bool:
+        """Whether they still sign at an instant."""
+        return self.expires is None or self.expires > instant
 
 
 class Facts(NamedTuple):
@@ -1356,32 +1262,24 @@ def amz_date(now: datetime) -> str:
     return now.isoformat()[:19].replace("-", "").replace(":", "") + "Z"
 
 
-def credential_scope(date: str, region: str, service: str) -> str:
-    """What a signing key is good for: one day (YYYYMMDD), region and service."""
-    return f"{date}/{region}/{service}/aws4_request"
-
-
-def string_to_sign(timestamp: str, scope: str, request: str) -> str:
-    """The text under the signature: algorithm, time, scope, and the hash of the canonical request."""
-    return f"{ALGORITHM}\n{timestamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-
-
-def _hmac(key: bytes, text: str) -> bytes:
-    return hmac.digest(key, text.encode(), "sha256")
+def credential_scope(timestamp: str, region: str, service: str) -> str:
+    """What a signing key is good for: one day, region and service."""
+    return f"{timestamp[:8]}/{region}/{service}/aws4_request"
 
 
 @functools.lru_cache(maxsize=16)
-def signing_key(secret_key: str, date: str, region: str, service: str) -> bytes:
-    """The key derived for one day, region and service; it is the same for every URL of that day, so it is kept."""
-    key = _hmac(b"AWS4" + secret_key.encode(), date)
-    for part in (region, service, "aws4_request"):
-        key = _hmac(key, part)
+def signing_key(secret_key: str, scope: str) -> bytes:
+    """The key derived for a scope; it is the same for every URL of a day, so it is kept."""
+    key = b"AWS4" + secret_key.encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
     return key
 
 
-def signature(key: bytes, text: str) -> str:
-    """HMAC-SHA256 in lower-case hex."""
-    return _hmac(key, text).hex()
+def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
+    """The signature of a canonical request, in lower-case hex; what is signed is the specification's string to sign."""
+    text = f"{ALGORITHM}\n{timestamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+    return hmac.digest(signing_key(secret_key, scope), text.encode(), "sha256").hex()
 
 
 @functools.lru_cache(maxsize=16)
@@ -1405,20 +1303,19 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
                  service: str, now: datetime) -> Dict[str, str]:
     """Headers (lower-case names, `host` among them) -> with those that authorize a request; all of them are signed."""
     timestamp = amz_date(now)
-    scope = credential_scope(timestamp[:8], region, service)
+    scope = credential_scope(timestamp, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
         signed["x-amz-security-token"] = credentials.session_token
     request = canonical_request(method, path, "", signed, hashlib.sha256(body).hexdigest())
-    key = signing_key(credentials.secret_key, timestamp[:8], region, service)
     signed["authorization"] = (
         f"{ALGORITHM} Credential={credentials.access_key}/{scope}, SignedHeaders={';'.join(sorted(signed))}, "
-        f"Signature={signature(key, string_to_sign(timestamp, scope, request))}")
+        f"Signature={signature(credentials.secret_key, timestamp, scope, request)}")
     return signed
 
 
-def presign(address: Address, credentials: Credentials, region: str, now: datetime, life: timedelta,
-            service: str = "s3", more: Tuple[Tuple[str, str], ...] = ()) -> str:
+def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
+            more: Tuple[Tuple[str, str], ...] = ()) -> str:
     """A URL that anybody may GET until now (UTC) + life (1 second to 7 days); a bearer token, so never log it.
 
     more: parameters of the request itself, such as those of a listing.
@@ -1427,21 +1324,11 @@ def presign(address: Address, credentials: Credentials, region: str, now: dateti
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
     timestamp = amz_date(now)
-    date = timestamp[:8]
-    scope = credential_scope(date, region, service)
+    scope = credential_scope(timestamp, address.region, "s3")
     query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
-    key = signing_key(credentials.secret_key, date, region, service)
-    signed = signature(key, string_to_sign(timestamp, scope, request))
+    signed = signature(credentials.secret_key, timestamp, scope, request)
     return f"{address.scheme}://{address.host}{address.path}?{query}&X-Amz-Signature={signed}"
-
-
-def url_life(credentials: Credentials, signed: datetime) -> timedelta:
-    """How long a URL signed at an instant may live, in whole seconds: no longer than its keys; none when they ended."""
-    if credentials.expires is None:
-        return URL_LIFE
-    return min(URL_LIFE, (credentials.expires - signed.replace(microsecond=0)) // timedelta(seconds=1)
-               * timedelta(seconds=1))
 
 
 def sign(location: Location, key: str, credentials: Credentials, now: datetime, skew: timedelta,
@@ -1451,13 +1338,15 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
     A URL dies with the credentials that signed it, so its life is clipped to theirs; expired ones sign nothing.
     skew: how far the store's clock is ahead of ours.
     """
-    life = url_life(credentials, max(now, now + skew))
+    life = URL_LIFE
+    if credentials.expires is not None:
+        left = credentials.expires - max(now, now + skew).replace(microsecond=0)
+        life = min(life, timedelta(seconds=left // timedelta(seconds=1)))
     if life < timedelta(seconds=1):
         raise ConfigError(f"the credentials of storage location {location.name!r} have expired",
                           reason="CredentialsExpired")
     address = object_address(location, key) if key else bucket_address(location)
-    address = address._replace(path=address.path or "/")
-    return presign(address, credentials, address.region, now + skew, life, address.service, more), now + life
+    return presign(address._replace(path=address.path or "/"), credentials, now + skew, life, more), now + life
 
 
 def answer_download(request: DownloadRequest, facts: Facts, now: datetime) -> Outcome:
@@ -1480,31 +1369,35 @@ def answer_download(request: DownloadRequest, facts: Facts, now: datetime) -> Ou
 
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-INI_LIMIT = 1 << 20                          # characters
+INI_LIMIT = 1 << 20                          # bytes; a Secret holds no more
 
 
-def ini_sections(text: str, source: str) -> Profiles:
+def ini_sections(content: bytes, source: str) -> Profiles:
     """An AWS ini file -> its sections; ` #` after a value begins a comment, a `#` inside one stays.
 
     A line that is indented more than its key goes on with that key's value, as in the nested blocks of AWS (`s3 =`).
     `source` names the file in errors; what the file says never shows in one, for it holds secrets.
     """
-    if len(text) > INI_LIMIT:
+    if len(content) > INI_LIMIT:
         raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CredentialsError(f"{source} is not UTF-8 text") from None
     found: Dict[str, Dict[str, List[str]]] = {}
     values: Optional[Dict[str, List[str]]] = None  # of the section
     value: Optional[List[str]] = None        # of the key that the next line may go on with, and its indentation
     depth = 0
-    for number, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):
-        content = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
+    for number, line in enumerate(text.split("\n"), 1):
+        entry = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
         indent = len(line) - len(line.lstrip())
-        key, equals, rest = map(str.strip, content.partition("="))
-        if not content:
+        key, equals, rest = map(str.strip, entry.partition("="))
+        if not entry:
             value = None
         elif value is not None and indent > depth:
-            value.append(content)
-        elif content[0] == "[" and "]" in content:
-            values, value = found.setdefault(content[1:].partition("]")[0].strip(), {}), None
+            value.append(entry)
+        elif entry[0] == "[" and "]" in entry:
+            values, value = found.setdefault(entry[1:].partition("]")[0].strip(), {}), None
         elif values is None or not key or not equals:
             raise CredentialsError(f"{source} is no AWS credentials file: line {number} is neither a [profile] nor "
                                    "key = value")
@@ -1533,83 +1426,21 @@ def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
     return profiles
 
 
-def own_profiles_from(content: bytes, source: str) -> Profiles:
-    """What a location's own Secret or file holds, which is read as both kinds of file."""
-    try:
-        return merge_profiles(ini_sections(content.decode("utf-8"), source), {})
-    except UnicodeDecodeError:
-        raise CredentialsError(f"{source} is not UTF-8 text") from None
+@hides("values")
+class Plan(NamedTuple):
+    """Where keys come from; `fetch_credentials` carries it out."""
+
+    how: str                                 # keys | web identity | role | process | container | instance
+    values: Tuple[Tuple[str, str], ...]
+    source: Any = None                       # of a role: the plan whose keys may assume it
+
+    @classmethod
+    def of(cls, how: str, source: Any = None, **values: str) -> Plan:
+        """A plan with those of the values that are not empty."""
+        return cls(how, tuple(item for item in values.items() if item[1]), source)
 
 
-def secret_value(secret: Document, name: str, key: str, asked_by: str) -> bytes:
-    """One key of a Secret; ConfigError when it is not there or no base64."""
-    source = f"key {key!r} of Secret {name!r}"
-    content = decode_base64(_text(secret, "data", key))
-    if content is None:
-        raise CredentialsError(f"{source} is not base64")
-    if not content:
-        raise ConfigError(f"{source} does not exist or is empty; {asked_by} asks for it", reason="SecretKeyNotFound")
-    return content
-
-
-class WebIdentity(NamedTuple):
-    """A token file that STS exchanges for the keys of a role (IRSA)."""
-
-    role_arn: str
-    token_file: str
-    session_name: str = ""
-
-
-@hides("command")
-class Process(NamedTuple):
-    """A program that prints keys (credential_process)."""
-
-    command: str
-    profile: str = ""
-
-
-@hides("token")
-class Container(NamedTuple):
-    """An endpoint beside the container: ECS, or EKS Pod Identity."""
-
-    url: str
-    token: str = ""
-    token_file: str = ""
-
-
-class Instance(NamedTuple):
-    """The metadata service of the machine (IMDS); version 1 of it only when told."""
-
-    endpoint: str
-    allow_v1: bool = False
-
-
-@hides("external_id")
-class AssumedRole(NamedTuple):
-    """The keys of another plan, exchanged at STS for those of a role."""
-
-    source: Any
-    role_arn: str
-    session_name: str = ""
-    external_id: str = ""
-    duration: int = 0
-
-
-Plan = Union[Credentials, WebIdentity, Process, Container, Instance, AssumedRole]
-
-SOURCE_PROFILES = 10                         # profiles that may hang together by source_profile
-ECS_HOST = "http://169.254.170.2"
-
-# Plain http goes only to addresses that never leave the machine (aws-sdk-go-v2 config/resolve_credentials.go).
-CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost")
-IMDS_ENDPOINTS = {"ipv4": "http://169.254.169.254", "ipv6": "http://[fd00:ec2::254]"}
-
-
-def _where(name: str, source: str) -> str:
-    return f"profile {one_line(name, 64)!r} of {source}"
-
-
-def _pair(values: Mapping[str, str], where: str) -> Optional[Credentials]:
+def plan_keys(values: Mapping[str, str], where: str) -> Optional[Plan]:
     """The static keys of a profile; half a pair is an error."""
     access_key, secret_key, token = (values.get(name, "") for name in KEY_NAMES)
     if bool(access_key) != bool(secret_key):
@@ -1618,182 +1449,132 @@ def _pair(values: Mapping[str, str], where: str) -> Optional[Credentials]:
         if any(c.isspace() or not c.isprintable() for c in values.get(name, "")):
             raise CredentialsError(f"{where}: {name} has a blank or a line end in it", hints=[
                 "a line that is indented goes on with the value above it"])
-    return Credentials(access_key, secret_key, token) if access_key else None
+    return Plan.of("keys", access_key=access_key, secret_key=secret_key, session_token=token) if access_key else None
 
 
 ENVIRONMENT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY")
 
 
-def environment_profile(environment: Mapping[str, str]) -> str:
-    """The profile that the environment names, if any."""
-    return environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE") or ""
-
-
-def plan_environment(environment: Mapping[str, str]) -> Optional[Credentials]:
+def plan_environment(environment: Mapping[str, str]) -> Optional[Plan]:
     """Keys in environment variables."""
     access_key, other_access, secret_key, other_secret = (environment.get(name, "") for name in ENVIRONMENT_KEYS)
-    access_key, secret_key = access_key or other_access, secret_key or other_secret
-    if not access_key or not secret_key:
-        return None
-    return Credentials(access_key, secret_key, environment.get("AWS_SESSION_TOKEN", ""))
+    values = (access_key or other_access, secret_key or other_secret, environment.get("AWS_SESSION_TOKEN", ""))
+    return plan_keys(dict(zip(KEY_NAMES, values)), "the environment") if values[0] and values[1] else None
 
 
-def plan_web_identity(environment: Mapping[str, str]) -> Optional[WebIdentity]:
-    """IRSA, as EKS puts it into a pod's environment."""
-    token_file, role_arn = environment.get("AWS_WEB_IDENTITY_TOKEN_FILE"), environment.get("AWS_ROLE_ARN")
-    if not token_file or not role_arn:
-        return None
-    return WebIdentity(role_arn, token_file, environment.get("AWS_ROLE_SESSION_NAME", ""))
+# Plain http goes only to addresses that never leave the machine (aws-sdk-go-v2 config/resolve_credentials.go).
+CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost")
 
 
-def plan_container(environment: Mapping[str, str]) -> Optional[Container]:
+def plan_container(environment: Mapping[str, str]) -> Optional[Plan]:
     """ECS and EKS Pod Identity, by the variables they set; plain http only to a host on this machine."""
     url = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI", "")
     relative = environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "")
     if not url and not relative:
         return None
-    url = url or ECS_HOST + relative
+    url = url or f"http://{CONTAINER_HOSTS[0]}{relative}"
     host = (urlsplit(url).hostname or "").lower() if is_http_url(url) else ""
     address = _ip_address(host)
     local = host in CONTAINER_HOSTS or (address is not None and address.is_loopback)
     if not host or (urlsplit(url).scheme == "http" and not local):
         raise CredentialsError("AWS_CONTAINER_CREDENTIALS_FULL_URI must be https, or http to this machine "
-                          f"({', '.join(CONTAINER_HOSTS)} or loopback)")
-    return Container(url, environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", ""),
-                     environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", ""))
+                               f"({', '.join(CONTAINER_HOSTS)} or loopback)")
+    return Plan.of("container", url=url, token=environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", ""),
+                   token_file=environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", ""))
 
 
-def plan_instance(environment: Mapping[str, str]) -> Optional[Instance]:
-    """Instance metadata, unless disabled; its version 1 only with AWS_EC2_METADATA_V1_DISABLED=false."""
+def plan_instance(environment: Mapping[str, str]) -> Optional[Plan]:
+    """The metadata service of the machine (IMDS), unless it is disabled."""
     if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return None
-    mode = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "").lower() or "ipv4"
-    endpoint = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or IMDS_ENDPOINTS.get(mode, "")
+    endpoint = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or "http://169.254.169.254"
     if not is_http_url(endpoint):
-        raise CredentialsError("AWS_EC2_METADATA_SERVICE_ENDPOINT is no http URL, or its mode neither IPv4 nor IPv6")
-    return Instance(endpoint.rstrip("/"), environment.get("AWS_EC2_METADATA_V1_DISABLED", "").lower() == "false")
+        raise CredentialsError("AWS_EC2_METADATA_SERVICE_ENDPOINT is no http URL")
+    return Plan.of("instance", endpoint=endpoint.rstrip("/"))
 
 
-def _plan_source(source: str, environment: Mapping[str, str], where: str) -> Plan:
-    """What `credential_source` names."""
-    if source == "Environment":
-        plan: Optional[Plan] = plan_environment(environment)
-    elif source == "EcsContainer":
-        plan = plan_container(environment)
-    elif source == "Ec2InstanceMetadata":
-        plan = plan_instance(environment)
-    else:
-        raise CredentialsError(f"{where}: credential_source is {one_line(source, 64)!r}; allowed: Environment, "
-                               "EcsContainer, Ec2InstanceMetadata")
-    if plan is None:
-        raise CredentialsError(f"{where}: credential_source {source} has nothing to give here")
-    return plan
-
-
-def _plan_own(values: Mapping[str, str], environment: Mapping[str, str], where: str) -> Plan:
-    """Where a profile's own keys come from (aws-sdk-go-v2 config/resolve_credentials.go, resolveCredsFromProfile)."""
-    pair = _pair(values, where)
-    if pair:
-        return pair
-    if values.get("credential_source"):
-        return _plan_source(values["credential_source"], environment, where)
-    if values.get("web_identity_token_file"):
-        return WebIdentity(values["role_arn"], values["web_identity_token_file"], values.get("role_session_name", ""))
-    if any(key.startswith("sso_") for key in values):
-        raise CredentialsError(f"{where}: logging in by SSO needs a browser; run `aws configure export-credentials` "
-                               "where one is, and use the keys it prints")
-    if values.get("credential_process"):
-        return Process(values["credential_process"], where)
-    raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or another source of "
-                           "keys")
-
+CREDENTIAL_SOURCES: Dict[str, Callable[[Mapping[str, str]], Optional[Plan]]] = {
+    "Environment": plan_environment, "EcsContainer": plan_container, "Ec2InstanceMetadata": plan_instance}
 
 # What the operator alone may put into a profile, and what it would do in one of the cluster.
 _OPERATORS_OWN = {"credential_process": "runs a program", "web_identity_token_file": "reads a file of this host",
                   "credential_source": "uses the identity of this host", "sso_": "uses a login of this host"}
 
 
-def _check_profile(profiles: Profiles, name: str, source: str, theirs: bool) -> Dict[str, str]:
-    """The values of a profile; CredentialsError when it does not exist, contradicts itself or needs a person.
+def _plan_own(values: Mapping[str, str], environment: Mapping[str, str], where: str) -> Plan:
+    """Where a profile's own keys come from (aws-sdk-go-v2 config/resolve_credentials.go, resolveCredsFromProfile)."""
+    plan, role_arn, named = plan_keys(values, where), values.get("role_arn"), values.get("credential_source")
+    if plan:
+        return plan
+    if role_arn and named:
+        if named not in CREDENTIAL_SOURCES:
+            raise CredentialsError(f"{where}: credential_source is {one_line(named, 64)!r}; allowed: "
+                                   f"{', '.join(CREDENTIAL_SOURCES)}")
+        plan = CREDENTIAL_SOURCES[named](environment)
+        if plan is None:
+            raise CredentialsError(f"{where}: credential_source {named} has nothing to give here")
+        return plan
+    if role_arn and values.get("web_identity_token_file"):
+        return Plan.of("web identity", role_arn=role_arn, token_file=values["web_identity_token_file"],
+                       session_name=values.get("role_session_name", ""))
+    if any(key.startswith("sso_") for key in values):
+        raise CredentialsError(f"{where}: logging in by SSO needs a browser; run `aws configure export-credentials` "
+                               "where one is, and use the keys it prints")
+    if values.get("credential_process"):
+        return Plan.of("process", command=values["credential_process"], profile=where)
+    raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or a role_arn and a "
+                           "source of keys for it")
 
-    theirs: it is the cluster's, which gives keys and the roles on top of them, and nothing that acts here.
+
+def plan_profile(profiles: Profiles, name: str, source: str, environment: Mapping[str, str], *, theirs: bool = False,
+                 path: Tuple[str, ...] = ()) -> Plan:
+    """What one profile of an ini file comes to: its keys or those of its source_profile, and the role they assume.
+
+    source: names the file in errors. path: the profiles that led here. theirs: it is the cluster's, which gives keys
+    and the roles on top of them, and nothing that acts here.
     """
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
-    values, where = profiles[name], _where(name, source)
-    for start, act in _OPERATORS_OWN.items() if theirs else ():
-        for key in values:
-            if key.startswith(start):
-                raise CredentialsError(f"{where}: {one_line(key, 64)} is refused here, for it {act}; put "
-                                       "aws_access_key_id and aws_secret_access_key there, and perhaps a role_arn that "
-                                       "is assumed with them")
-    role_arn, duration = values.get("role_arn"), values.get("duration_seconds", "0")
-    for key in () if role_arn else ("source_profile", "credential_source", "web_identity_token_file"):
-        if values.get(key):
-            raise CredentialsError(f"{where}: {key} needs a role_arn")
-    if values.get("source_profile") and values.get("credential_source"):
-        raise CredentialsError(f"{where}: source_profile and credential_source exclude each other")
+    values, where = profiles[name], f"profile {one_line(name, 64)!r} of {source}"
+    for key, (start, act) in itertools.product(values, _OPERATORS_OWN.items() if theirs else ()):
+        if key.startswith(start):
+            raise CredentialsError(f"{where}: {one_line(key, 64)} is refused here, for it {act}; put aws_access_key_id "
+                                   "and aws_secret_access_key there, and perhaps a role_arn that is assumed with them")
+    role_arn, path = values.get("role_arn", ""), (*path, name)
     if role_arn and values.get("mfa_serial"):
         raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code; use a profile without it")
-    if role_arn and not re.fullmatch(r"[0-9]{1,6}", duration):
-        raise CredentialsError(f"{where}: duration_seconds is {one_line(duration, 64)!r}; allowed: a number of seconds")
-    return values
-
-
-def _source_chain(profiles: Profiles, name: str, source: str, theirs: bool) -> List[str]:
-    """The profiles that hang together by source_profile, from the one named to the one that has the keys."""
-    chain = [name]
-    while True:
-        values = _check_profile(profiles, chain[-1], source, theirs)
-        origin = values.get("source_profile", "")
-        if not origin or (origin == chain[-1] and _pair(values, _where(origin, source))):
-            return chain
-        if origin in chain or len(chain) >= SOURCE_PROFILES:
-            how = "in a circle" if origin in chain else "too far"
-            raise CredentialsError(f"{_where(chain[-1], source)}: source_profile leads {how}: "
-                                   f"{one_line(' -> '.join(chain + [origin]))}")
-        chain.append(origin)
-
-
-def plan_profile(profiles: Profiles, name: str, source: str, environment: Mapping[str, str], *, theirs: bool = False
-                 ) -> Plan:
-    """What one profile of an ini file comes to, or why not: a source of keys, and the roles assumed one after another.
-
-    source: names the file in errors. theirs: it may say no more than the cluster may.
-    """
-    chain = _source_chain(profiles, name, source, theirs)
-    plan = _plan_own(profiles[chain[-1]], environment, _where(chain[-1], source))
-    for link in chain[::-1]:
-        values = profiles[link]
-        if values.get("role_arn") and not (link == chain[-1] and isinstance(plan, WebIdentity)):  # has the role already
-            plan = AssumedRole(plan, values["role_arn"], values.get("role_session_name", ""),
-                               values.get("external_id", ""), int(values.get("duration_seconds", "0")))
-    return plan
+    origin = values.get("source_profile", "") if role_arn else ""
+    if not origin or (origin == name and plan_keys(values, where)):
+        plan = _plan_own(values, environment, where)
+        if not role_arn or plan.how == "web identity":  # which has the role already
+            return plan
+    elif origin in path or len(path) >= 10:
+        how = "in a circle" if origin in path else "too far"
+        raise CredentialsError(f"{where}: source_profile leads {how}: {one_line(' -> '.join((*path, origin)))}")
+    else:
+        plan = plan_profile(profiles, origin, source, environment, theirs=theirs, path=path)
+    return Plan.of("role", plan, role_arn=role_arn, session_name=values.get("role_session_name", ""),
+                   external_id=values.get("external_id", ""), duration=values.get("duration_seconds", ""))
 
 
 # A default profile with none of these (one with a region alone is common) lets the chain go on.
 _SOURCE_KEYS = KEY_NAMES[:2] + ("role_arn", "source_profile", "credential_", "web_identity_token_file", "sso_")
 
 
-def plan_credentials(profile: str, own: Optional[Profiles], shared: Profiles, source: str,
-                     environment: Mapping[str, str], *, theirs: bool = False) -> Plan:
-    """The whole chain: a location's own file, else profile named, environment, web identity, shared files, container,
-    instance.
+def plan_chain(shared: Profiles, named: str, source: str, environment: Mapping[str, str]) -> Plan:
+    """Our own identity: environment, web identity, shared files, container, instance.
 
-    profile: of the location's config. own: what its Secret or credentialsFile holds, None when it names none; `theirs`:
-    it may say no more than the cluster may. It comes first: in the plugin, keys of the environment beat it.
+    named: the profile that the environment names, if any. source: names the shared files in errors.
     """
-    if own is not None:
-        return plan_profile(own, profile or "default", source, environment, theirs=theirs)
-    if profile:
-        return plan_profile(shared, profile, source, environment)
-    named = environment_profile(environment)
-    plan: Optional[Plan] = plan_environment(environment) or plan_web_identity(environment)
+    plan, token_file = plan_environment(environment), environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")
+    if plan is None and token_file and environment.get("AWS_ROLE_ARN"):  # IRSA, as EKS puts it into a pod
+        plan = Plan.of("web identity", role_arn=environment["AWS_ROLE_ARN"], token_file=token_file,
+                       session_name=environment.get("AWS_ROLE_SESSION_NAME", ""))
     if plan is None and (named or any(key.startswith(_SOURCE_KEYS) for key in shared.get("default", {}))):
         plan = plan_profile(shared, named or "default", source, environment)
     plan = plan or plan_container(environment)
-    half = any(environment.get(name) for name in ENVIRONMENT_KEYS)
-    if plan is None and half:                # the plugin goes on to the instance, and nobody learns of the typing error
+    if plan is None and any(environment.get(name) for name in ENVIRONMENT_KEYS):
+        # The plugin goes on to the instance, and nobody learns of the typing error.
         raise CredentialsError("the environment has only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and "
                                "nothing else that holds keys is configured; set both")
     plan = plan or plan_instance(environment)
@@ -1802,11 +1583,6 @@ def plan_credentials(profile: str, own: Optional[Profiles], shared: Profiles, so
                           f"the environment, in {source}, of a container or of an instance",
                           reason="CredentialsNotFound")
     return plan
-
-
-def is_fresh(credentials: Credentials, now: datetime) -> bool:
-    """Whether credentials live long enough to sign with: they need not be renewed yet."""
-    return credentials.expires is None or credentials.expires - now >= URL_LIFE + timedelta(seconds=60)
 
 # ====================================================================================================
 # 6. Kubeconfig — documents -> cluster and identity; proxy rules
@@ -4295,121 +4071,110 @@ def connect(cluster: Cluster) -> Api:
 #     names neither region nor s3Url.
 # ====================================================================================================
 
-STS_VERSION = "2011-06-15"
-STS_TIMEOUT, CONTAINER_TIMEOUT, INSTANCE_TIMEOUT, PROCESS_TIMEOUT = 12.0, 6.0, 3.0, 60.0  # seconds for all tries
+STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0    # seconds for all tries
 ASK_ATTEMPTS = 3
-CREDENTIALS_LIMIT = 1 << 20                  # bytes of a file that a location names; a Secret holds no more
-RENEWAL_PAUSE = timedelta(seconds=60)        # between tries to renew keys that still live
 FAILURE_PAUSE = timedelta(seconds=5)         # between tries to have keys at all, or an answer of a silent host
-QUICK_FAILURE = 0.3                          # seconds; a failure that took no longer may be asked for again at once
 HOSTS_KEPT = 1000
 BUSY = "another request waits for the same answer"
-THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded")  # which STS says with status 400
-INSTANCE_TOKEN_LIFE = 300                    # seconds; aws-sdk-go-v2
+PASSING_CODES = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
+                 "RequestLimitExceeded")     # which STS says with status 400
+INSTANCE_PATH = "/latest/meta-data/iam/security-credentials/"
 NO_KEYS_CURE = ("name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or give a client --credentials-file")
-INSTANCE_PATH = "/latest/meta-data/iam/security-credentials/"
 
 
 class Busy(Error):
     """Another worker is waiting for the same answer; to be tried again in a moment."""
 
 
-class Hosts:
-    """The hosts of strangers that the workers of a controller ask, so that a silent one costs one worker one deadline.
+class SilentHosts:
+    """Sees to it that a host that says nothing costs the workers of a controller one worker for one deadline.
 
     One that has answered may be asked by all workers but one at a time, any other by one, and all but one may wait for
-    such; who would be one too many is Busy. After a time-out a host is not asked for a while: the error is the same.
+    such; who would be one too many is Busy. A host that failed, and took more than `quick` seconds to, is not asked
+    for a pause: the error is the same.
     """
 
-    def __init__(self, workers: int, memory: float) -> None:
-        self._workers, self._memory = workers, memory
-        self._lock = threading.Lock()
-        self._asked: Dict[str, int] = {}                     # host -> by how many workers
-        self._known: Dict[str, None] = {}                    # those that have answered
-        self._silent: Dict[str, Tuple[float, Unreachable]] = {}  # until when, with which error
+    def __init__(self, workers: int, pause: float, quick: float = 0.3) -> None:
+        self.most, self.pause, self.quick = workers - 1, pause, quick
+        self.lock = threading.Lock()
+        self.asked: List[str] = []                                # the host that each worker waits for
+        self.answered: Set[str] = set()                           # hosts that have
+        self.failures: Dict[str, Tuple[float, Unreachable]] = {}  # of silent hosts: until when, and the error
 
     @contextlib.contextmanager
-    def asking(self, host: str) -> Iterator[None]:
+    def guard(self, host: str) -> Iterator[None]:
         """Ask a host within this context; Busy or the error of a moment ago instead."""
-        with self._lock:
+        with self.lock:
             self._enter(host)
-        started, silent = time.monotonic(), None
+        started, failure = time.monotonic(), None
         try:
             yield
         except Unreachable as error:
-            silent = error
+            failure = error
             raise
         finally:
-            with self._lock:
-                self._leave(host, silent, time.monotonic() - started)
+            with self.lock:
+                self.asked.remove(host)
+                for memory in self.answered, self.failures:
+                    if len(memory) >= HOSTS_KEPT:
+                        memory.clear()
+                if failure is None:
+                    self.answered.add(host)
+                elif time.monotonic() - started > self.quick:
+                    self.answered.discard(host)
+                    self.failures[host] = time.monotonic() + self.pause, failure
 
     def _enter(self, host: str) -> None:
-        until, error = self._silent.get(host, (-math.inf, None))
-        if error and time.monotonic() < until:
-            raise error.with_traceback(None)
-        known = host in self._known
-        strange = sum(other not in self._known for other in self._asked)
-        if self._asked.get(host, 0) >= (self._workers - 1 if known else 1) or (
-                not known and strange >= self._workers - 1):
+        until, failure = self.failures.get(host, (0.0, None))
+        if failure and time.monotonic() < until:
+            raise failure.with_traceback(None)
+        strange, known = sum(other not in self.answered for other in self.asked), host in self.answered
+        if self.asked.count(host) >= (self.most if known else 1) or (not known and strange >= self.most):
             raise Busy(BUSY)
-        self._asked[host] = self._asked.get(host, 0) + 1
-
-    def _leave(self, host: str, silent: Optional[Unreachable], seconds: float) -> None:
-        self._asked[host] -= 1
-        if not self._asked[host]:
-            del self._asked[host]
-        for memory in self._known, self._silent:
-            if len(memory) >= HOSTS_KEPT:
-                memory.clear()  # type: ignore[attr-defined]
-        if silent is None:
-            self._known[host] = None
-        elif seconds > QUICK_FAILURE:
-            self._known.pop(host, None)
-            self._silent[host] = time.monotonic() + self._memory, silent
+        self.asked.append(host)
 
 
-def asking(url: str) -> ContextManager[None]:
-    """Ask the host of a URL as the Hosts of this thread allow; anybody but a worker just asks."""
+def host_guard(url: str) -> ContextManager[None]:
+    """Ask the host of a URL as this worker's SilentHosts allow; anybody but a worker just asks."""
     hosts = getattr(_thread, "hosts", None)
-    return hosts.asking(urlsplit(url).netloc.rpartition("@")[2]) if hosts else contextlib.nullcontext()
+    return hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if hosts else contextlib.nullcontext()
 
 
-def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, proxy: str = "") -> Reply:
-    """One small exchange with a service of AWS, within the caller's deadline; Unreachable when it does not answer."""
+def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy: str) -> Reply:
+    import urllib3
     parts = urlsplit(url)
     context = tls_context() if "https:" in (url[:6], proxy[:6]) else None
     door = open_door(url, context, proxy=proxy)
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    target, who = (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), parts.netloc.rpartition("@")[2]
     try:
         with contextlib.closing(send_request(door, method, target, {"User-Agent": USER_AGENT, **headers}, body or None,
                                              idle=max(0.01, time_left()))) as response:
             return Reply(response.status, read_answer(response, ERROR_LIMIT), response.headers)
     except ValueError:
-        raise Unreachable(f"the answer of the service at {parts.netloc.rpartition('@')[2]} cannot be read") from None
+        raise Unreachable(f"the answer of the service at {who} cannot be read") from None
     except urllib3.exceptions.HTTPError as error:
-        raise unreachable(error, f"the service at {parts.netloc.rpartition('@')[2]}", url, proxy=proxy) from error
+        raise unreachable(error, f"the service at {who}", url, proxy=proxy) from error
     finally:
         door.pool.close()
 
 
-def ask_again(method: str, url: str, headers: Callable[[], Dict[str, str]], body: Callable[[], bytes], *,
-              timeout: float, proxy: str = "", passing: Tuple[str, ...] = ()) -> Reply:
-    """`ask`, again after 429, 5xx, no answer, or an error code in `passing`, with new headers and body each time.
+def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
+    """A small exchange with a service of AWS; again after 429, 5xx, no answer, or an error code that passes.
 
     timeout: seconds for all tries together; a try that hangs leaves some to the next.
     """
-    with asking(url), within(timeout):
+    with host_guard(url), within(timeout):
         for attempt in range(1, ASK_ATTEMPTS):
             with contextlib.suppress(Unreachable), within(timeout / ASK_ATTEMPTS):
-                reply = ask(method, url, headers(), body(), proxy=proxy)
-                if reply.status not in RETRY_STATUS and xml_fields(reply.body).get("Code", "") not in passing:
+                reply = _ask_once(method, url, headers, body, proxy)
+                if reply.status not in RETRY_STATUS and xml_fields(reply.body).get("Code") not in PASSING_CODES:
                     return reply
             time.sleep(min(backoff(attempt, 0.1, 1.0), max(0.0, time_left())))
-        return ask(method, url, headers(), body(), proxy=proxy)
+        return _ask_once(method, url, headers, body, proxy)
 
 
-def _keys_from(values: Dict[str, Any], token: str, who: str) -> Credentials:
+def _keys_from(values: Mapping[str, Any], token: str, who: str) -> Credentials:
     """The keys in an answer; ConfigError, without its text, when they are not all there."""
     access_key, secret_key = values.get("AccessKeyId"), values.get("SecretAccessKey")
     session, expires = values.get(token) or "", parse_time(values.get("Expiration"))
@@ -4421,249 +4186,187 @@ def _keys_from(values: Dict[str, Any], token: str, who: str) -> Credentials:
 
 
 def _json_object(body: bytes) -> Dict[str, Any]:
-    try:
+    with contextlib.suppress(ValueError):
         values = parse_json(body)
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
+        return values if isinstance(values, dict) else {}
+    return {}
 
 
-def _sts(region: str, parameters: Callable[[], Dict[str, str]], signer: Optional[Credentials], who: str) -> Credentials:
-    """One call to the Security Token Service of a region -> temporary keys; signed when there is a signer."""
+def assume_role(role: Mapping[str, str], source: Optional[Credentials], region: str) -> Credentials:
+    """The keys of a role from the Security Token Service, for those of `source` or the token of a web identity (IRSA).
+
+    The token file is read anew each time, and its text never goes into a URL.
+    """
     url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://{aws_host('sts', region)}"
-
-    def body() -> bytes:
-        return urlencode({**parameters(), "Version": STS_VERSION}).encode()
-
-    def headers() -> Dict[str, str]:
-        plain = {"content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": urlsplit(url).netloc}
-        return sign_headers("POST", "/", plain, body(), signer, region, "sts", utc_now()) if signer else plain
-
-    status, answer, _ = ask_again("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ),
-                               passing=("IDPCommunicationError", "InvalidIdentityToken") + THROTTLED)
-    fields = xml_fields(answer)
-    if status != 200:
-        code, message = fields.get("Code", f"status {status}"), fields.get("Message", "")
-        raise CredentialsError(f"STS refuses {who}: {one_line(redact(f'{code}: {message}'))}")
-    return _keys_from(fields, "SessionToken", f"STS to {who}")
-
-
-def _session_name(name: str) -> str:
-    return name or f"velero-requests-{int(time.time())}"
-
-
-def assume_with_web_identity(plan: WebIdentity, region: str) -> Credentials:
-    """IRSA: the token file, read anew each time, exchanged for the keys of the role; never in a URL."""
-
-    def parameters() -> Dict[str, str]:
-        token = read_file(plan.token_file, "web identity token").decode("utf-8", "replace").strip()
-        return {"Action": "AssumeRoleWithWebIdentity", "RoleArn": plan.role_arn, "WebIdentityToken": token,
-                "RoleSessionName": _session_name(plan.session_name)}
-
-    return _sts(region, parameters, None, f"the web identity of role {plan.role_arn}")
+    form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": role["role_arn"],
+            "RoleSessionName": role.get("session_name") or f"velero-requests-{int(time.time())}"}
+    if source is None:
+        token = read_file(role["token_file"], "web identity token").decode("utf-8", "replace").strip()
+        form.update(Action="AssumeRoleWithWebIdentity", WebIdentityToken=token)
+    for name, key in (("ExternalId", "external_id"), ("DurationSeconds", "duration")):
+        if key in role:
+            form[name] = role[key]
+    body = urlencode(form).encode()
+    headers = {"content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": urlsplit(url).netloc}
+    if source:
+        headers = sign_headers("POST", "/", headers, body, source, region, "sts", utc_now())
+    reply = ask("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ))
+    fields = xml_fields(reply.body)
+    if reply.status != 200:
+        text = f"{fields.get('Code', f'status {reply.status}')}: {fields.get('Message', '')}"
+        raise CredentialsError(f"STS refuses role {role['role_arn']}: {one_line(redact(text))}")
+    return _keys_from(fields, "SessionToken", f"STS to role {role['role_arn']}")
 
 
-def assume_role(plan: AssumedRole, source: Credentials, region: str) -> Credentials:
-    """The keys of the plan's source, exchanged for those of the role."""
-    parameters = {"Action": "AssumeRole", "RoleArn": plan.role_arn, "RoleSessionName": _session_name(plan.session_name)}
-    if plan.external_id:
-        parameters["ExternalId"] = plan.external_id
-    if plan.duration > 900:  # as aws-sdk-go-v2: the shortest life is what STS gives anyway
-        parameters["DurationSeconds"] = str(plan.duration)
-    return _sts(region, lambda: parameters, source, f"role {plan.role_arn}")
-
-
-def run_credential_process(plan: Process, _region: str) -> Credentials:
+def run_credential_process(program: Mapping[str, str]) -> Credentials:
     """The keys that a program prints, within a minute; nothing it says is shown, for either stream may hold them."""
+    import subprocess
+    what = f"{program['profile']}: credential_process"
     try:
-        done = subprocess.run(plan.command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=PROCESS_TIMEOUT, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        raise CredentialsError(f"{plan.profile}: credential_process cannot be run or takes longer than a minute"
-                               ) from None
+        done = subprocess.run(program["command"], shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, timeout=60, check=False)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        raise CredentialsError(f"{what} cannot be run or takes longer than a minute") from None
     if done.returncode:
-        raise CredentialsError(f"{plan.profile}: credential_process failed with exit code {done.returncode}; "
-                               "run it by hand to see why")
+        raise CredentialsError(f"{what} failed with exit code {done.returncode}; run it by hand to see why")
     values = _json_object(done.stdout)
     if values.get("Version") != 1:
-        raise CredentialsError(f"{plan.profile}: credential_process printed no JSON of Version 1")
-    return _keys_from(values, "SessionToken", f"credential_process of {plan.profile}")
+        raise CredentialsError(f"{what} printed no JSON of Version 1")
+    return _keys_from(values, "SessionToken", what)
 
 
-def ask_container(plan: Container, _region: str) -> Credentials:
-    """ECS and EKS Pod Identity; the authorization token is read anew each time."""
-
-    def headers() -> Dict[str, str]:
-        token = plan.token
-        if plan.token_file:
-            token = read_file(plan.token_file, "container authorization token").decode("utf-8", "replace").strip()
-        return {"Authorization": header_value(token, "the container authorization token")} if token else {}
-
-    status, answer, _ = ask_again("GET", plan.url, headers, lambda: b"", timeout=CONTAINER_TIMEOUT)
-    if status != 200:
-        values = _json_object(answer)
-        raise CredentialsError(f"the container's credential endpoint answered {status}: "
-                          f"{one_line(redact(str(values.get('message') or values.get('code') or 'no reason')))}")
-    return _keys_from(_json_object(answer), "Token", "the container's credential endpoint")
+def ask_container(container: Mapping[str, str]) -> Credentials:
+    """The keys of ECS and EKS Pod Identity; the authorization token is read anew each time."""
+    token = container.get("token", "")
+    if "token_file" in container:
+        token = read_file(container["token_file"], "container authorization token").decode("utf-8", "replace").strip()
+    headers = {"Authorization": header_value(token, "the container authorization token")} if token else {}
+    reply = ask("GET", container["url"], headers, timeout=6.0)
+    values = _json_object(reply.body)
+    if reply.status != 200:
+        why = redact(str(values.get("message") or values.get("code") or "no reason"))
+        raise CredentialsError(f"the container's credential endpoint answered {reply.status}: {one_line(why)}")
+    return _keys_from(values, "Token", "the container's credential endpoint")
 
 
-def _instance_token(plan: Instance) -> str:
-    """The token of IMDS version 2, empty for version 1 where that is allowed and the service knows no other."""
-    try:
-        status, answer, _ = ask_again("PUT", f"{plan.endpoint}/latest/api/token",
-                                   lambda: {"x-aws-ec2-metadata-token-ttl-seconds": str(INSTANCE_TOKEN_LIFE)},
-                                   lambda: b"", timeout=INSTANCE_TIMEOUT)
-    except Unreachable:
-        status, answer = 0, b""
-    if status == 200:
-        return header_value(answer.decode("ascii", "replace").strip(), "the token of the instance metadata service")
-    if plan.allow_v1 and status in (0, 404, 405):
-        return ""
-    raise CredentialsError(
-        f"the instance metadata service gives no token ({f'status {status}' if status else 'no answer'}), and nothing "
-        "else that holds keys is configured", reason="CredentialsNotFound", hints=[NO_KEYS_CURE])
-
-
-def ask_instance(plan: Instance, _region: str) -> Credentials:
-    """The keys of the instance's role; a token that the service has forgotten is asked for once more."""
-    for last in (False, True):
-        token = _instance_token(plan)
-        headers = {"x-aws-ec2-metadata-token": token} if token else {}
-        status, answer, _ = ask_again("GET", plan.endpoint + INSTANCE_PATH, lambda: headers, lambda: b"",
-                                   timeout=INSTANCE_TIMEOUT)
-        role = answer.decode("utf-8", "replace").split("\n")[0].strip()
-        if status == 200 and role:
-            status, answer, _ = ask_again("GET", plan.endpoint + INSTANCE_PATH + quote(role, safe=""), lambda: headers,
-                                       lambda: b"", timeout=INSTANCE_TIMEOUT)
-        if status != 401 or last:
+def ask_instance(instance: Mapping[str, str]) -> Credentials:
+    """The keys of the instance's role (IMDS version 2); a token that the service has forgotten is asked for again."""
+    who, endpoint = "the instance metadata service", instance["endpoint"]
+    for _ in range(2):
+        said = "no answer"
+        with contextlib.suppress(Unreachable):
+            reply = ask("PUT", f"{endpoint}/latest/api/token", {"x-aws-ec2-metadata-token-ttl-seconds": "300"},
+                        timeout=INSTANCE_TIMEOUT)
+            said = f"status {reply.status}"
+        if said != "status 200":
+            raise CredentialsError(f"{who} gives no token ({said}), and nothing else that holds keys is configured",
+                                   reason="CredentialsNotFound", hints=[NO_KEYS_CURE])
+        headers = {"x-aws-ec2-metadata-token": header_value(reply.body.decode("ascii", "replace").strip(),
+                                                            f"the token of {who}")}
+        reply = ask("GET", endpoint + INSTANCE_PATH, headers, timeout=INSTANCE_TIMEOUT)
+        role = reply.body.decode("utf-8", "replace").split("\n")[0].strip()
+        if reply.status == 200 and role:
+            reply = ask("GET", endpoint + INSTANCE_PATH + quote(role, safe=""), headers, timeout=INSTANCE_TIMEOUT)
+        if reply.status != 401:
             break
-    values = _json_object(answer)
-    if status != 200 or values.get("Code") != "Success":
-        raise CredentialsError(f"the instance metadata service has no keys (status {status}, code "
+    values = _json_object(reply.body)
+    if reply.status != 200 or values.get("Code") != "Success":
+        raise CredentialsError(f"{who} has no keys (status {reply.status}, code "
                                f"{one_line(values.get('Code', 'none'), 64)}); does the instance have a role?",
                                reason="CredentialsNotFound", hints=[NO_KEYS_CURE])
-    return _keys_from(values, "Token", "the instance metadata service")
+    return _keys_from(values, "Token", who)
 
 
 def fetch_credentials(plan: Plan, region: str) -> Credentials:
     """Carry out a plan -> keys, fresh ones when they are temporary."""
-    if isinstance(plan, Credentials):
-        return plan
-    if isinstance(plan, AssumedRole):
-        return assume_role(plan, fetch_credentials(plan.source, region), region)
-    carry_out: Dict[type, Callable[[Any, str], Credentials]] = {
-        WebIdentity: assume_with_web_identity, Process: run_credential_process,
-        Container: ask_container, Instance: ask_instance}
-    return carry_out[type(plan)](plan, region)
+    values = dict(plan.values)
+    if plan.how == "keys":
+        return Credentials(values["access_key"], values["secret_key"], values.get("session_token", ""))
+    if plan.how in ("role", "web identity"):
+        return assume_role(values, plan.source and fetch_credentials(plan.source, region), region)
+    return {"process": run_credential_process, "container": ask_container, "instance": ask_instance}[plan.how](values)
 
 
-class Purse:
-    """The keys last had for a plan, and when the next try to have some may be made; one caller renews at a time."""
+class CredentialCache:
+    """The keys that a plan came to last; they are renewed before they end, by one caller at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan, region: str) -> None:
+        self.plan, self.region = plan, region
         self.credentials: Optional[Credentials] = None
         self.failure: Optional[Error] = None
-        self.patient_until = datetime.min.replace(tzinfo=timezone.utc)  # after a failure, when to try again
+        self.retry_at = datetime.min.replace(tzinfo=timezone.utc)  # after a failure
         self.lock = threading.Lock()
 
+    def get(self, now: datetime, *, wait: bool = True) -> Credentials:
+        """Keys that are fresh, renewed if need be; when that fails the old ones serve as long as they live.
 
-def keys_from_purse(purse: Purse, plan: Plan, region: str, now: datetime, wait: bool = True) -> Credentials:
-    """Keys that are fresh, renewed if need be; when that fails the old ones serve as long as they live.
-
-    While another caller renews, the old ones serve, too; when there are none its keys are waited for, or it is Busy.
-    """
-    old = purse.credentials
-    alive = old is not None and (old.expires is None or old.expires > now)
-    if old is not None and is_fresh(old, now):
-        return old
-    if not purse.lock.acquire(blocking=wait and not alive):
-        if old is not None and alive:
+        While another caller renews, the old ones serve, too; when there are none its keys are waited for, or it is
+        Busy.
+        """
+        old = self.credentials
+        if old is not None and old.are_valid(now + URL_LIFE + timedelta(minutes=1)):
             return old
-        raise Busy(BUSY)
-    try:
-        if purse.credentials is not old:  # another caller has renewed them meanwhile
-            return purse.credentials  # type: ignore[return-value]
-        if purse.failure is None or now >= purse.patient_until:
+        alive = old is not None and old.are_valid(now)
+        if self.lock.acquire(blocking=wait and not alive):
             try:
-                purse.credentials, purse.failure = fetch_credentials(plan, region), None
-                return purse.credentials
+                if self.credentials is old:  # nobody has renewed them meanwhile
+                    self._renew(now, alive)
+            finally:
+                self.lock.release()
+        elif not alive:
+            raise Busy(BUSY)
+        return self.credentials  # type: ignore[return-value]
+
+    def _renew(self, now: datetime, alive: bool) -> None:
+        if self.failure is None or now >= self.retry_at:
+            try:
+                self.credentials, self.failure = fetch_credentials(self.plan, self.region), None
             except Busy:
                 if not alive:
                     raise
             except Error as error:
-                purse.failure, purse.patient_until = error, now + (RENEWAL_PAUSE if alive else FAILURE_PAUSE)
+                self.failure, self.retry_at = error, now + (timedelta(minutes=1) if alive else FAILURE_PAUSE)
                 if alive:
                     log.warning("%s; the keys before serve until they end", error)
-    finally:
-        purse.lock.release()
-    if old is not None and alive:
-        return old
-    raise purse.failure.with_traceback(None)  # type: ignore[union-attr]
-
-
-def _read_ini(path: str) -> Profiles:
-    if not path or not os.path.exists(path):
-        return {}
-    content = read_file(path, "credentials file", INI_LIMIT)
-    return ini_sections(content.decode("utf-8", "replace"), f"credentials file {path}")
-
-
-def _home(*names: str) -> str:
-    return os.path.join(os.path.expanduser("~"), *names)
+        if self.failure and not alive:
+            raise self.failure.with_traceback(None)
 
 
 def shared_profiles() -> Tuple[Profiles, str]:
     """The profiles of the shared files -> with the names of the files."""
-    credentials = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or _home(".aws", "credentials")
-    config = os.environ.get("AWS_CONFIG_FILE") or _home(".aws", "config")
-    return merge_profiles(_read_ini(credentials), _read_ini(config)), f"{credentials} and {config}"
+    paths = [os.environ.get(name) or os.path.join(os.path.expanduser("~"), ".aws", usual) for name, usual in (
+        ("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config"))]
+    files = [ini_sections(read_file(path, "credentials file", INI_LIMIT), f"credentials file {path}")
+             if os.path.exists(path) else {} for path in paths]
+    return merge_profiles(*files), " and ".join(paths)
 
 
 def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, asked_by: str) -> bytes:
     """One key of a Secret in Velero's namespace; NotFound or ConfigError naming it, as without a cluster."""
     if api is None:
         raise CredentialsError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
-    return secret_value(api.get_wanted(SECRETS, namespace, name, "SecretNotFound", asked_by), name, key, asked_by)
-
-
-def read_allowed_file(location: Location, allowed: Iterable[str]) -> bytes:
-    """The file that a location of the cluster names, when the operator has allowed this very path.
-
-    Links are followed: who may change what lies there is the operator's to know. What is opened is looked at through
-    its descriptor, so that it cannot be changed for a device meanwhile.
-    """
-    path = location.credentials_file
-    if path not in allowed:
-        raise CredentialsError(
-            f"storage location {location.name!r}: credentialsFile names a file of this host, {one_line(path, 256)!r}, "
-            "which is refused; put the keys into a Secret and name that in spec.credential, or allow the file by "
-            "--allow-credentials-file", reason="CredentialsFileNotAllowed")
-    try:
-        with open(path, "rb", opener=_open_now) as file:
-            content = file.read(CREDENTIALS_LIMIT + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
-    except (OSError, ValueError) as error:
-        raise CredentialsError(f"cannot read credentials file {path}: {getattr(error, 'strerror', None) or error}"
-                               ) from error
-    if content is None or len(content) > CREDENTIALS_LIMIT:
-        raise CredentialsError(f"credentials file {path} is no regular file of at most {CREDENTIALS_LIMIT >> 20} MiB")
+    secret = api.get_wanted(SECRETS, namespace, name, "SecretNotFound", asked_by)
+    content = decode_base64(_text(secret, "data", key))
+    if content is None:
+        raise CredentialsError(f"key {key!r} of Secret {name!r} is not base64")
+    if not content:
+        raise ConfigError(f"key {key!r} of Secret {name!r} does not exist or is empty; {asked_by} asks for it",
+                          reason="SecretKeyNotFound")
     return content
 
 
-def read_own_profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]
-                      ) -> Tuple[Optional[Profiles], str]:
-    """What a location's own Secret or credentialsFile holds -> with its name; None when it names neither."""
-    source = f"credentials file {location.credentials_file}"
-    if location.secret_name:
-        source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
-        content = read_secret_key(api, namespace, location.secret_name, location.secret_key,
-                                  f"storage location {location.name!r}")
-    elif location.credentials_file and location.trusted:
-        content = read_file(location.credentials_file, "credentials file")
-    elif location.credentials_file:
-        content = read_allowed_file(location, allowed)
-    else:
-        return None, ""
-    return own_profiles_from(content, source), source
+def check_allowed(path: str, allowed: Iterable[str]) -> None:
+    """Raise unless the operator has allowed the very path that a location of the cluster names, and a file is there.
+
+    Links are followed: who may change what lies there is the operator's to know.
+    """
+    if path not in allowed:
+        raise CredentialsError(
+            f"credentialsFile names a file of this host, {one_line(path, 256)!r}, which is refused; put the keys into "
+            "a Secret and name that in spec.credential, or allow the file by --allow-credentials-file",
+            reason="CredentialsFileNotAllowed")
+    if not os.path.isfile(path):
+        raise CredentialsError(f"credentialsFile {path} is no regular file here")
 
 
 def own_endpoint() -> str:
@@ -4681,12 +4384,11 @@ def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
     Empty when it names none. Raises NotFound when there is no such bucket, Unreachable.
     """
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
-    with asking(url), within(seconds):
-        answer = ask("HEAD", url, {}, proxy=proxy_for(url, os.environ))
-    if answer.status == 404:
+    reply = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
+    if reply.status == 404:
         raise NotFound(f"S3 at {address.host} knows no such bucket", reason="BucketNotFound", hints=[
             "correct objectStorage.bucket, or set config.region outside of the standard partition"])
-    region = answer.headers.get("x-amz-bucket-region", "")
+    region = reply.headers.get("x-amz-bucket-region", "")
     return region and dns_label(region, f"the region in the answer of {address.host}")
 
 
@@ -4699,10 +4401,6 @@ def _region_of(location: Location, profile: Mapping[str, str]) -> str:
     others = {"AWS_REGION": os.environ.get("AWS_REGION"), "AWS_DEFAULT_REGION": os.environ.get("AWS_DEFAULT_REGION"),
               "region of the profile": profile.get("region"), "": "us-east-1"}  # the last is what most stores announce
     return region or next(dns_label(value, source) for source, value in others.items() if value)
-
-
-def _is_on(name: str, profile: Mapping[str, str], key: str) -> bool:
-    return (os.environ.get(name) or profile.get(key) or "").lower() == "true"
 
 
 def with_authority(api: Optional[Api], namespace: str, location: Location) -> Location:
@@ -4722,10 +4420,11 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
     lax = location.insecure or location.ca_cert or location.ca_secret[0]
-    if lax and not (trusted or location.secret_name) and is_aws_endpoint(location):
-        return location._replace(insecure=False, ca_cert=b"", ca_secret=("", ""), warnings=location.warnings + (
-            "insecureSkipTLSVerify, caCert and caCertRef are not used at AWS without a Secret in spec.credential",))
-    return with_authority(api, namespace, location)
+    with about(f"storage location {location.name!r}"):
+        if not lax or trusted or location.secret_name or not location.is_at_aws():
+            return with_authority(api, namespace, location)
+    return location._replace(insecure=False, ca_cert=b"", ca_secret=("", ""), warnings=location.warnings + (
+        "insecureSkipTLSVerify, caCert and caCertRef are not used at AWS without a Secret in spec.credential",))
 
 
 def open_location(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str] = ()
@@ -4735,22 +4434,35 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
     Files and Secret are read now; no service is asked yet but S3, for a region that nobody names. allowed: files of
     this host that a location of the cluster may name; they say more than a Secret only where our own identity belongs.
     """
-    given = bool(location.secret_name)
-    at_home = location.trusted or given or is_own_endpoint(location, own_endpoint())
-    own, source = read_own_profiles(api, namespace, location, allowed)
-    if own is None and not at_home:
-        raise CredentialsError(
-            f"storage location {location.name!r} names no Secret, and the credentials of this process sign only for "
-            "AWS and for the endpoint in AWS_ENDPOINT_URL_S3, not for its s3Url or publicUrl; name a Secret in "
-            "spec.credential, or set AWS_ENDPOINT_URL_S3 to that URL", reason=FOREIGN_ENDPOINT)
-    shared, files = ({}, "") if own is not None else shared_profiles()
-    plan = plan_credentials(location.profile, own, shared, source or files, os.environ, theirs=given or not at_home)
-    named = location.profile or ("" if own is not None else environment_profile(os.environ)) or "default"
-    profile = (shared if own is None else own).get(named, {})
-    location = location._replace(
-        region=_region_of(location, profile),
-        dualstack=_is_on("AWS_USE_DUALSTACK_ENDPOINT", profile, "use_dualstack_endpoint"),
-        fips=_is_on("AWS_USE_FIPS_ENDPOINT", profile, "use_fips_endpoint"))
+    who, path, name = f"storage location {location.name!r}", location.credentials_file, location.profile
+    with about(who):
+        theirs = bool(location.secret_name) or not (location.trusted or location.is_for_own_identity(own_endpoint()))
+        content, source = None, f"credentials file {path}"
+        if location.secret_name:
+            source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
+            content = read_secret_key(api, namespace, location.secret_name, location.secret_key, who)
+        elif path:
+            if not location.trusted:
+                check_allowed(path, allowed)
+            content = read_file(path, "credentials file", INI_LIMIT)
+        elif theirs:
+            raise CredentialsError(
+                "it names no Secret, and the credentials of this process sign only for AWS and for the endpoint in "
+                "AWS_ENDPOINT_URL_S3, not for its s3Url or publicUrl; name a Secret in spec.credential, or set "
+                "AWS_ENDPOINT_URL_S3 to that URL", reason=FOREIGN_ENDPOINT)
+    if content is not None:
+        profiles = merge_profiles(ini_sections(content, source), {})
+    else:
+        profiles, source = shared_profiles()
+        name = name or os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or ""
+    if content is not None or location.profile:
+        plan = plan_profile(profiles, name or "default", source, os.environ, theirs=theirs)
+    else:
+        plan = plan_chain(profiles, name, source, os.environ)
+    profile = profiles.get(name or "default", {})
+    dualstack, fips = ((os.environ.get(f"AWS_{key.upper()}") or profile.get(key) or "").lower() == "true"
+                       for key in ("use_dualstack_endpoint", "use_fips_endpoint"))
+    location = location._replace(region=_region_of(location, profile), dualstack=dualstack, fips=fips)
     bucket_address(location)                 # before keys are fetched for it
     return location, plan
 
@@ -4895,7 +4607,7 @@ def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
     parts = urlsplit(url)
     headers, wanted = {"Range": "bytes=0-0"}, (200, 206, 416)
     failed = Unreachable(f"cannot reach the store at {parts.netloc}: it has no address here")
-    with asking(url), within(seconds):
+    with host_guard(url), within(seconds):
         addresses = store_addresses(parts.hostname or "")
         for address in [""] if proxy_for(url, os.environ) else addresses:
             try:
@@ -5685,9 +5397,9 @@ class Controller:
         self.streams: Dict[Resource, Response] = {}       # open watches, to be interrupted
         self.told: Dict[Key, str] = {}                    # failures that the log has already
         self.once_told = SaidOnce(1000)                   # rights and oddities that the log has already
-        self.purses: Dict[Any, Purse] = {}                # keys had, by kind of plan, plan and region
+        self.credentials: Dict[Any, CredentialCache] = {}  # keys had, by plan and region
         self.skews: Dict[Tuple[str, str], timedelta] = {}  # scheme and host of stores whose clock is far from ours
-        self.hosts = Hosts(WORKERS, FAILURE_PAUSE.total_seconds())
+        self.hosts = SilentHosts(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = {DOWNLOAD_REQUESTS: 0, STATUS_REQUESTS: 0}  # how many the watches have brought
         self.watch_seconds, self.silence, self.stop_time = WATCH_SECONDS, WATCH_SILENCE, STOP_TIME
         self.stop = threading.Event()
@@ -5745,10 +5457,10 @@ class Controller:
         self.tell_oddities(location)
         location, plan = self.recall(("plan", name), lambda: open_location(
             self.api, self.namespace, location, self.allowed))
-        if len(self.purses) > FACTS_KEPT:
-            self.purses.clear()
-        purse = self.purses.setdefault((type(plan), plan, location.region), Purse())
-        credentials = keys_from_purse(purse, plan, location.region, self.now(), wait=False)
+        if len(self.credentials) > FACTS_KEPT:
+            self.credentials.clear()
+        cache = self.credentials.setdefault((plan, location.region), CredentialCache(plan, location.region))
+        credentials = cache.get(self.now(), wait=False)
         return Facts(location, credentials, self.skews.get(bucket_address(location)[:2], timedelta(0)))
 
     def status_path(self, resource: Resource) -> str:
@@ -6405,11 +6117,11 @@ def read_small(source: Source, what: str) -> bytearray:
 
 def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = IDLE_LIMIT) -> Bucket:
     """A location's bucket in its store; keys are had from the plan when they are needed, and renewed."""
-    purse = Purse()
+    cache = CredentialCache(plan, location.region)
 
     def url(key: str, skew: timedelta = timedelta(0), more: Tuple[Tuple[str, str], ...] = ()) -> str:
         now = utc_now()
-        return sign(location, key, keys_from_purse(purse, plan, location.region, now), now, skew, more)[0]
+        return sign(location, key, cache.get(now), now, skew, more)[0]
 
     def source(key: str, more: Tuple[Tuple[str, str], ...] = ()) -> Source:
         return url_source(lambda skew: (url(key, skew, more), trust), idle=idle)
