@@ -2707,7 +2707,8 @@ RESTORE = (
     "[spec.uploaderConfig]", "", "Uploader config:",
     "  Write Sparse Files:  {spec.uploaderConfig.writeSparseFiles:switch true} > spec/uploaderConfig/writeSparseFiles",
     "  Parallel Restore:  {spec.uploaderConfig.parallelFilesDownload:number?}"
-    " > spec/uploaderConfig/parallelFilesDownload", "[]", "", "@operations ! Restore Item Operations:  {getting operation info} > status/restoreItemOperations/error",
+    " > spec/uploaderConfig/parallelFilesDownload",
+    "[]", "", "@operations ! Restore Item Operations:  {getting operation info} > status/restoreItemOperations/error",
     "[status.hookStatus]", "", "HooksAttempted: \t{status.hookStatus.hooksAttempted:number} > status/hooksAttempted",
     "HooksFailed: \t{status.hookStatus.hooksFailed:number} > status/hooksFailed",
     "[--details]", "",
