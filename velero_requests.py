@@ -2675,7 +2675,8 @@ BACKUP = (
     "Data Mover:  {spec.datamover: velero}", "{spec.datamover: <none>} > spec/dataMover",
     "", "TTL:  {spec.ttl:duration} > spec/TTL",
     "", "CSISnapshotTimeout:  {spec.csiSnapshotTimeout:duration} > spec/CSISnapshotTimeout",
-    "ItemOperationTimeout:  {spec.itemOperationTimeout:duration}", "", "@hooks", "@ordered_resources",
+    "ItemOperationTimeout:  {spec.itemOperationTimeout:duration}", "", "@hooks",
+    "[spec.orderedResources]", "", "OrderedResources:", "@ordered_resources", "[]",
     "", "Backup Format Version:  {status.formatVersion} > status/backupFormatVersion", *TIMES,
     "", "Expiration:  {status.expiration:time <nil>} > status/expiration", "",
     "[status.progress]", "@progress", "", "[]",
@@ -2806,7 +2807,7 @@ class Description:
 
         The label holds the tabs that place it; where a list is empty, velero indents the word for that once more.
         """
-        words = label.lstrip("\t")
+        words = label[:4].lstrip("\t") + label[4:]  # none is deeper; further tabs are a stranger's
         tabs, gap = label[:len(label) - len(words)], "\t" if words.endswith("\t") else ""
         values = [f"{key}={value[key]}" for key in sorted(value)] if isinstance(value, dict) else value
         texts = [printable(text) for item in (values if isinstance(values, list) else [str(values)])
@@ -2873,14 +2874,15 @@ class Description:
             raise items
         return [Fields(item, f"{resource.kind} {_text(item, 'metadata', 'name')}", self.wrong) for item in items]
 
-    def _detailed(self, label: str, template: Template, info: Fields, into: Document, words: str = SEE_DETAILS) -> Any:
+    def _detailed(self, tabs: str, title: str, template: Template, info: Fields, words: str = SEE_DETAILS) -> Any:
         """A title with its template below it -> its JSON; without --details only that there is something."""
         if not self.details:
-            self._add(f"{label}: ", words)
+            self._add(f"{tabs}{title}: ", words)
             return words
-        self._add(f"{label}:")
-        self._fill(template, info, into, "\t" * (len(label) - len(label.lstrip("\t")) + 1))
-        return into
+        tree: Document = {}
+        self._add(f"{tabs}{title}:")
+        self._fill(template, info, tree, tabs + "\t")
+        return tree
 
     # -- the sections, by their names in the templates -----------------------------------------------
 
@@ -2954,11 +2956,9 @@ class Description:
                     self._fill(HOOK_COMMAND, command, tree[f"{when}ExecHook"][-1], "\t\t\t")
 
     def _ordered_resources(self) -> None:
-        if self.spec.found("orderedResources") is not None:
-            ordered = self._put("spec/orderedResources", self.spec("orderedResources", {str: str}))
-            self.rows += ["", "OrderedResources:"]
-            for key in sorted(ordered):
-                self._add(f"\t{key}: {ordered[key]}")
+        ordered = self._put("spec/orderedResources", self.spec("orderedResources", {str: str}))
+        for key in sorted(ordered):
+            self._add(f"\t{key}: {ordered[key]}")
 
     def _operations(self) -> None:
         """What plugins go on with after the items were handled. velero has no such JSON: that of restores is ours."""
@@ -3015,7 +3015,7 @@ class Description:
         infos = self._volume_infos("NativeSnapshot", "volumeSnapshotsAttempted", older)
         volumes = self._volumes("\tVelero-Native Snapshots", infos, "status/backupVolumes/nativeSnapshots")
         for info in infos:
-            volumes[info("pvName")] = self._detailed(f"\t\t{info('pvName')}", NATIVE_SNAPSHOT, info, {})
+            volumes[info("pvName")] = self._detailed("\t\t", info("pvName"), NATIVE_SNAPSHOT, info)
 
     def _csi_snapshots(self) -> None:
         """Claims, with their local snapshots, the data moved away from them, or both."""
@@ -3040,11 +3040,11 @@ class Description:
             volumes[name], words = {}, f"included, {SEE_DETAILS}"
             self._add(f"\t\t{name}:")
             if info("preserveLocalSnapshot", bool):
-                volumes[name]["snapshot"] = self._detailed(
-                    "\t\t\tSnapshot", CSI_SNAPSHOT if moved else SNAPSHOT_OPERATION + CSI_SNAPSHOT, info, {}, words)
+                template = CSI_SNAPSHOT if moved else SNAPSHOT_OPERATION + CSI_SNAPSHOT
+                volumes[name]["snapshot"] = self._detailed("\t\t\t", "Snapshot", template, info, words)
             if moved:
-                volumes[name]["dataMovement"] = self._detailed(
-                    "\t\t\tData Movement", DATA_MOVEMENT + MOVED_SIZES if sizes else DATA_MOVEMENT, info, {}, words)
+                template = DATA_MOVEMENT + MOVED_SIZES if sizes else DATA_MOVEMENT
+                volumes[name]["dataMovement"] = self._detailed("\t\t\t", "Data Movement", template, info, words)
 
     def _csi_restores(self) -> None:
         """The volumes that came from CSI snapshots, moved ones last."""
@@ -3058,7 +3058,7 @@ class Description:
             label, key, template = ("Data Movement", "dataMovement", RESTORED_DATA) if info(
                 "snapshotDataMoved", bool) else ("Snapshot", "snapshot", RESTORED_SNAPSHOT)
             self._add(f"\t{name}:")
-            volumes.setdefault(name, {})[key] = self._detailed(f"\t\t{label}", template, info, {})
+            volumes.setdefault(name, {})[key] = self._detailed("\t\t", label, template, info)
 
     def _pod_volumes(self) -> None:
         """In velero's order of phases, unknown ones last, then by pod; the JSON is in the order of the API."""
