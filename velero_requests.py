@@ -2903,7 +2903,7 @@ class Description:
         for title, place, values in (("Validation errors:\t", "validationErrors", texts),
                                      ("Unreadable:\t", "unreadable", unreadable)):
             if values:
-                self.rows.append("")
+                self._add("")
                 self._add(title, values, place, RED)
 
     def _progress(self) -> None:
@@ -3107,11 +3107,8 @@ class Description:
 
 
 def version_text(server_version: Optional[str], source: str = "") -> str:
-    """The text of `velero version`; None for --client-only. This one file is its own commit, so it names none.
-
-    `source` says where the server's version comes from when no server answered.
-    """
-    text = f"Client:\n\tVersion: v{__version__}\n\tGit commit: -\n"
+    """The text of `velero version`; None for --client-only. source: of the server's version, when it did not answer."""
+    text = f"Client:\n\tVersion: v{__version__}\n\tGit commit: -\n"  # one file, which is its own commit
     origin = f" ({one_line(source)})" if source else ""
     return text if server_version is None else f"{text}Server:\n\tVersion: {one_line(server_version)}{origin}\n"
 
@@ -6470,8 +6467,8 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
         refused = {}
         with contextlib.ExitStack() as requests:
             for kind in kinds:
-                request = new_download_request(namespace, kind, name, random_suffix())
                 try:
+                    request = new_download_request(namespace, target_of(kind, name).kind, name, random_suffix())
                     stored = requests.enter_context(created(api, DOWNLOAD_REQUESTS, request))
                     tasks[kind] = functools.partial(fetch, kind, stored)
                 except Error as error:
