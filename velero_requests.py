@@ -2209,8 +2209,7 @@ class Fields:
     def typed(self, value: Any, kind: Any, *path: str) -> Any:
         """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
         wanted = kind if isinstance(kind, type) else type(kind)
-        fits = isinstance(value, wanted) and isinstance(value, bool) is (wanted is bool) and not (
-            wanted is int and abs(value) >= 2 ** 63)
+        fits = type(value) is wanted and not (wanted is int and abs(value) >= 2 ** 63)
         if value is not None and not fits:
             place = ".".join(filter(None, (self.place, *path))).replace(".[", "[") or "the document"
             text = f"{place} must be {self.TYPES[wanted]}"
@@ -2235,50 +2234,32 @@ class Fields:
     def __call__(self, path: str, kind: Any = str) -> Any:
         return self.typed(self.found(path), kind, path)
 
-    def part(self, path: str) -> "Optional[Fields]":
-        """The struct at a path, or None."""
-        value, place = self.found(path), ".".join(filter(None, (self.place, path)))
-        return None if value is None else Fields(self.typed(value, dict, path), place, self.wrong)
+    def part(self, path: str) -> "Fields":
+        """The mapping at a path, empty when there is none."""
+        return Fields(self.found(path), ".".join(filter(None, (self.place, path))), self.wrong)
 
     def rows(self, path: str = "") -> "List[Fields]":
-        """The items of the list at a path."""
+        """The mappings of the list at a path."""
         place = ".".join(filter(None, (self.place, path)))
-        return [Fields(self.typed(item, dict, path, f"[{number}]"), f"{place}[{number}]", self.wrong)
-                for number, item in enumerate(self(path, list))]
+        return [Fields(item, f"{place}[{number}]", self.wrong) for number, item in enumerate(self(path, [dict]))]
 
-    def joined(self, path: str, otherwise: str) -> str:
-        """A list of names in one line."""
-        return ", ".join(self(path, [str])) or otherwise
 
-    def switch(self, path: str, false: str = "false", true: str = "true", absent: Optional[str] = "auto"
-               ) -> Optional[str]:
-        """A word for each state of a truth value."""
-        value = self(path, bool)
-        return absent if value is None else true if value else false
+def duration(text: str) -> str:
+    """A duration as Go prints it: `720h` -> `720h0m0s`; an absent one is Go's zero, `0s`."""
+    try:
+        return format_duration(parse_duration(text or "0"), 9)
+    except ValueError:
+        return f"<invalid duration {one_line(text, 64)!r}>"
 
-    def duration(self, path: str) -> str:
-        """A duration as Go prints it: `720h` -> `720h0m0s`; an absent one is Go's zero, `0s`."""
-        text = self(path)
-        try:
-            return format_duration(parse_duration(text or "0"), 9)
-        except ValueError:
-            return f"<invalid duration {one_line(text, 64)!r}>"
 
-    def pairs(self, path: str) -> List[str]:
-        """A map of strings as `key=value`, sorted."""
-        return [f"{key}={value}" for key, value in sorted(self(path, {str: str}).items())]
-
-    def selector(self, path: str = "") -> str:
-        """A label selector in one line, sorted by key: `app=web,env in (prod,stage),!legacy`."""
-        selector = self.part(path)
-        if selector is None:
-            return NONE
-        forms = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
-        terms = [(key, f"{key}={value}") for key, value in selector("matchLabels", {str: str}).items()]
-        for row in selector.rows("matchExpressions"):
-            form, key, values = forms.get(row("operator"), "<error>"), row("key"), sorted(row("values", [str]))
-            terms.append((key, form.format(key, ",".join(values))))
-        return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
+def label_selector(selector: Fields) -> str:
+    """A label selector in one line, sorted by key: `app=web,env in (prod,stage),!legacy`."""
+    forms = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
+    terms = [(key, f"{key}={value}") for key, value in selector("matchLabels", {str: str}).items()]
+    for row in selector.rows("matchExpressions"):
+        form, key, values = forms.get(row("operator"), "<error>"), row("key"), sorted(row("values", [str]))
+        terms.append((key, form.format(key, ",".join(values))))
+    return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
 
 
 def _expires(backup: Fields, now: datetime) -> str:
@@ -2303,15 +2284,15 @@ def _columns(resource: Resource, row: Fields, now: datetime, localize: Localize)
 
     name, phase, deleting = row("metadata.name"), row("status.phase") or "New", row("metadata.deletionTimestamp")
     counts = {"ERRORS": str(row("status.errors", int)), "WARNINGS": str(row("status.warnings", int))}
+    selector = {"SELECTOR": label_selector(row.part("spec.labelSelector"))}
     if resource is BACKUPS:
         return {"NAME": name, "STATUS": "Deleting" if deleting else phase, **counts,
                 "CREATED": time("status.startTimestamp"), "EXPIRES": _expires(row, now),
                 "STORAGE LOCATION": row("spec.storageLocation"),
-                "QUEUE POSITION": str(row("status.queuePosition", int) or ""),
-                "SELECTOR": row.selector("spec.labelSelector")}
+                "QUEUE POSITION": str(row("status.queuePosition", int) or ""), **selector}
     return {"NAME": name, "BACKUP": row("spec.backupName"), "STATUS": phase + (" (Deleting)" if deleting else ""),
             "STARTED": time("status.startTimestamp"), "COMPLETED": time("status.completionTimestamp"), **counts,
-            "CREATED": time("metadata.creationTimestamp"), "SELECTOR": row.selector("spec.labelSelector")}
+            "CREATED": time("metadata.creationTimestamp"), **selector}
 
 
 def by_schedule(name: str) -> str:
@@ -2330,7 +2311,7 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
     for record in records:
         columns, labels = _columns(resource, record, now, localize), record("metadata.labels", {str: str})
         titles = [*columns, *(name.rpartition("/")[2].upper() for name in label_columns), *["LABELS"] * show_labels]
-        every = [",".join(record.pairs("metadata.labels")) or NONE] if show_labels else []
+        every = [",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE] if show_labels else []
         cells = [*columns.values(), *(labels.get(name, "") for name in label_columns), *every]
         rows.append(tuple(map(printable, cells)))
     return table([tuple(titles), *rows]) if rows else ""
@@ -2375,9 +2356,9 @@ def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, s
 
 def artifacts_of(resource: Resource, document: Document, *, details: bool, structured: bool = False) -> List[str]:
     """The artifacts that describe shows; velero's JSON (`structured`) of a backup has no item operations."""
-    kind, status = resource.kind, Fields(document, "", {})
-    operations = status(f"status.{kind.lower()}ItemOperationsAttempted", int) > 0
-    wanted = ((f"{kind}Results", status("status.warnings", int) or status("status.errors", int)),
+    kind, status = resource.kind, Fields(document, "", {}).part("status")
+    operations = status(f"{kind.lower()}ItemOperationsAttempted", int) > 0
+    wanted = ((f"{kind}Results", status("warnings", int) or status("errors", int)),
               (f"{kind}ItemOperations", details and operations and not (structured and resource is BACKUPS)),
               (f"{kind}ResourceList", details),
               ("BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo", True))
@@ -2386,62 +2367,146 @@ def artifacts_of(resource: Resource, document: Document, *, details: bool, struc
 
 def legacy_artifacts_of(backup: Document) -> List[str]:
     """What describe needs besides when there is no BackupVolumeInfos, which servers before 1.13 did not write."""
-    status, csi = Fields(backup, "", {}), ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
-    return (["BackupVolumeSnapshots"] if status("status.volumeSnapshotsAttempted", int) > 0 else []) + (
-        csi if status("status.csiVolumeSnapshotsAttempted", int) > 0 else [])
+    status, csi = Fields(backup, "", {}).part("status"), ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
+    return (["BackupVolumeSnapshots"] if status("volumeSnapshotsAttempted", int) > 0 else []) + (
+        csi if status("csiVolumeSnapshotsAttempted", int) > 0 else [])
 
 
-Path = Union[str, Tuple[Union[str, int], ...]]
+# What describe shows is drawn by templates, whose strings are the rows of the screen:
+#   `Label:  {path:format words} > place`  two blanks stand for a tab; the path leads to the value in the document, the
+#       words are for the format, such as what stands there for none; the place is that of the value in the JSON. With
+#       `format?` a row without a value is left out. A row that begins with a brace is for the JSON alone.
+#   `[path]` … `[]`  the rows between them are shown when there is something at the path
+#   `@name words ! row`  is drawn by the method of that name; when it fails, the row behind `!` says so, or behind `!!`
+#       below an empty one
+Template = Tuple[str, ...]
+RESULTS = ("@result warnings ! Warnings:  {getting warnings} > warnings/errorGettingWarnings",
+           "@result errors !! Errors:  {getting errors} > errors/errorGettingErrors")
+TIMES = ("", "Started:  {status.startTimestamp:time <n/a>} > status/started",
+         "Completed:  {status.completionTimestamp:time <n/a>} > status/completed")
+NAMESPACES = (
+    "Namespaces:", "  Included:  {includedNamespaces:every *} > namespaces/included",
+    "  Excluded:  {excludedNamespaces:names <none>} > namespaces/excluded", "")
+RESOURCES = (
+    "Resources:", "  Included:  {includedResources:names *} > resources/included",
+    "  Excluded:  {excludedResources:names <none>} > resources/excluded")
+CLUSTER_SCOPED = "{includeClusterResources:switch included excluded auto} > resources/clusterScoped"
+SCOPED_RESOURCES = (
+    "Resources:", "  Included cluster-scoped:  {includedClusterScopedResources:names <none>}",
+    "  Excluded cluster-scoped:  {excludedClusterScopedResources:names <none>}",
+    "  Included namespace-scoped:  {includedNamespaceScopedResources:names *}",
+    "  Excluded namespace-scoped:  {excludedNamespaceScopedResources:names <none>}",
+    "{includedResources:names *} > resources/included", "{excludedResources:names <none>} > resources/excluded",
+    CLUSTER_SCOPED)
+HOOK = (*NAMESPACES, *RESOURCES, "", "Label selector:  {labelSelector:selector} > labelSelector")
+HOOK_COMMAND = (  # `onError:` is velero's spelling
+    "  Container:  {exec.container} > container", "  Command:  {exec.command:words} > command",
+    "  On Error:  {exec.onError} > onError:", "  Timeout:  {exec.timeout:duration} > timeout")
+OPERATION = (
+    "  Operation for {spec.resourceIdentifier:item}: > resource",
+    "    Backup Item Action Plugin:  {spec.backupItemAction:?} > plugin",
+    "    Restore Item Action Plugin:  {spec.restoreItemAction:?} > plugin",
+    "    Operation ID:  {spec.operationID} > operationID",
+    "[spec.postOperationItems]", "    Items to Update:", "      {spec.postOperationItems:items}", "[]",
+    "    Phase:  {status.phase} > phase", "    Operation Error:  {status.error:?} > error",
+    "    Progress:  {status:progress?} > progress", "    Progress description:  {status.description:?} > description",
+    *(f"    {name.title()}:  {{status.{name}:time?}} > {name}" for name in ("created", "started", "updated")))
+NATIVE_SNAPSHOT = (
+    "Snapshot ID:  {nativeSnapshotInfo.snapshotHandle} > snapshotID",
+    "Type:  {nativeSnapshotInfo.volumeType} > type",
+    "Availability Zone:  {nativeSnapshotInfo.volumeAZ} > availabilityZone",
+    "IOPS:  {nativeSnapshotInfo.iops} > IOPS", "Result:  {result} > result")
+CSI_SNAPSHOT = (
+    "Snapshot Content Name: {csiSnapshotInfo.vscName} > snapshotContentName",
+    "Storage Snapshot ID: {csiSnapshotInfo.snapshotHandle} > storageSnapshotID",
+    "Snapshot Size (bytes): {csiSnapshotInfo.size:number} > snapshotSize(bytes)",
+    "CSI Driver: {csiSnapshotInfo.driver} > csiDriver", "Result: {result} > result")
+SNAPSHOT_OPERATION = ("Operation ID: {csiSnapshotInfo.operationID:?}", "{csiSnapshotInfo.operationID} > operationID")
+DATA_MOVEMENT = (
+    "Operation ID: {snapshotDataMovementInfo.operationID} > operationID",
+    "Data Mover: {snapshotDataMovementInfo.dataMover: velero} > dataMover",
+    "Uploader Type: {snapshotDataMovementInfo.uploaderType} > uploaderType",
+    "Moved data Size (bytes): {snapshotDataMovementInfo.size:number}",
+    "Incremental data Size (bytes): {snapshotDataMovementInfo.incrementalSize:number?}", "Result: {result} > result")
+MOVED_SIZES = ("{snapshotDataMovementInfo.size:number} > size",
+               "{snapshotDataMovementInfo.incrementalSize:number} > incrementalSize")
+RESTORED_SNAPSHOT = CSI_SNAPSHOT[:2] + CSI_SNAPSHOT[3:4]
+RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {snapshotDataMovementInfo.dataMover} > dataMover", DATA_MOVEMENT[2])
+HEAD = ("Namespace:  {metadata.namespace} > metadata/namespace", "Labels:  {metadata.labels:map} > metadata/labels",
+        "Annotations:  {metadata.annotations:map} > metadata/annotations", "", "@phase")
+BACKUP_HEAD = (
+    *HEAD,
+    "[spec.resourcePolicy]", "", "Resource policies:",
+    "  Type:  {spec.resourcePolicy.kind} > resourcePolicies/type",
+    "  Name:  {spec.resourcePolicy.name} > resourcePolicies/name",
+    "[spec.uploaderConfig.parallelFilesUpload]", "", "Uploader config:",
+    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", "@validation", "")
+BACKUP = (
+    *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} > spec/labelSelector",
+    "", "Or label selector:  {spec.orLabelSelectors:selectors}",
+    "", "Storage Location:  {spec.storageLocation} > spec/storageLocation",
+    "", "Velero-Native Snapshot PVs:  {spec.snapshotVolumes:switch true false auto} > spec/veleroNativeSnapshotPVs",
+    "File System Backup (Default):  {spec.defaultVolumesToFsBackup:switch true false}",
+    "Snapshot Move Data:  {spec.snapshotMoveData:switch true false auto} > spec/veleroSnapshotMoveData",
+    "Data Mover:  {spec.datamover: velero}", "{spec.datamover: <none>} > spec/dataMover",
+    "", "TTL:  {spec.ttl:duration} > spec/TTL",
+    "", "CSISnapshotTimeout:  {spec.csiSnapshotTimeout:duration} > spec/CSISnapshotTimeout",
+    "ItemOperationTimeout:  {spec.itemOperationTimeout:duration}", "", "@hooks",
+    "[spec.orderedResources]", "", "OrderedResources:", "@ordered_resources", "[]",
+    "", "Backup Format Version:  {status.formatVersion} > status/backupFormatVersion", *TIMES,
+    "", "Expiration:  {status.expiration:time <nil>} > status/expiration", "",
+    "[status.progress]", "@progress", "", "[]",
+    "@operations ! Backup Item Operations:  {getting operation info}",
+    "[--details]", "@resource_list ! Resource List:  {getting backup resource list} > status/errorGettingResourceList",
+    "", "[]", "Backup Volumes:",
+    "@native_snapshots !   Velero-Native Snapshots: {concluding native snapshot info}"
+    " > status/backupVolumes/errorConcludeNativeSnapshot", "",
+    "@csi_snapshots !   CSI Snapshots: {concluding CSI snapshot info} > status/backupVolumes/errorConcludeCSISnapshot",
+    "", "@pod_volumes !   Pod Volume Backups: {getting pod volume backups} > status/backupVolumes/podVolumeBackups",
+    "[status.hookStatus]", "", "HooksAttempted:  {status.hookStatus.hooksAttempted:number} > status/hooksAttempted",
+    "HooksFailed:  {status.hookStatus.hooksFailed:number} > status/hooksFailed", "[]",
+    "@deletions !! Deletion Attempts: {getting deletion attempts} > deletionAttempts/error")
+RESTORE_HEAD = (*HEAD, "[status.progress]", "@progress", "[]", *TIMES, "@validation")
+RESTORE = (
+    *RESULTS, "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
+    "", "Namespace mappings:  {spec.namespaceMapping:map} > spec/namespaceMappings",
+    "", "Label selector:  {spec.labelSelector:selector} > spec/labelSelector",
+    "", "Or label selector:  {spec.orLabelSelectors:selectors} > spec/orLabelSelector",
+    "", "Restore PVs:  {spec.restorePVs:switch true false auto} > spec/restorePVs",
+    "@pod_volumes !! Pod Volume Restores: {getting pod volume restores} > status/podVolumeRestores",
+    "@csi_restores !! CSI Snapshot Restores: {getting restore volume info} > status/csiSnapshotRestores",
+    "", "Existing Resource Policy: \t{spec.existingResourcePolicy: <none>} > spec/existingResourcePolicy",
+    "ItemOperationTimeout:  {spec.itemOperationTimeout:duration} > spec/itemOperationTimeout",
+    "", "Preserve Service NodePorts:  {spec.preserveNodePorts:switch true false auto} > spec/preserveServiceNodePorts",
+    "[spec.resourceModifier]", "", "Resource modifier:",
+    "  Type:  {spec.resourceModifier.kind} > spec/resourceModifier/type",
+    "  Name:  {spec.resourceModifier.name} > spec/resourceModifier/name",
+    "[spec.uploaderConfig]", "", "Uploader config:",
+    "  Write Sparse Files:  {spec.uploaderConfig.writeSparseFiles:switch true} > spec/uploaderConfig/writeSparseFiles",
+    "  Parallel Restore:  {spec.uploaderConfig.parallelFilesDownload:number?}"
+    " > spec/uploaderConfig/parallelFilesDownload",
+    "[]", "", "@operations ! Restore Item Operations:  {getting operation info} > status/restoreItemOperations/error",
+    "[status.hookStatus]", "", "HooksAttempted: \t{status.hookStatus.hooksAttempted:number} > status/hooksAttempted",
+    "HooksFailed: \t{status.hookStatus.hooksFailed:number} > status/hooksFailed",
+    "[--details]", "",
+    "@resource_list ! Resource List:  {getting restore resource list} > status/errorGettingResourceList")
 
-
-class Line(NamedTuple):
-    """One line of the text and one value of the JSON.
-
-    The label holds the tabs that place it, as velero writes them; None is for the JSON only. A list is one line for
-    each item, in the column of the first. The path leads to the value in the JSON, with numbers as places in lists; an
-    empty one is for the text only. The note follows the value, uncolored. A labelled line without a value is left out.
-    """
-
-    label: Optional[str]
-    value: Any = ""
-    path: Path = ""
-    color: str = "{}"
-    note: str = ""
-
-    def text(self, colorized: bool) -> Iterator[str]:
-        """What `aligned` lays out; where a list is empty, velero indents the word for that once more."""
-        words = (self.label or "").lstrip("\t")
-        tabs, gap = "\t" * (len(self.label or "") - len(words)), "\t" if words.endswith("\t") else ""
-        values = self.value if isinstance(self.value, list) else [str(self.value)]
-        texts = [printable(text) for value in values for text in value.rstrip("\r\n").split("\n")]
-        first, *more = [self.color.format(text) if colorized else text for text in texts] or [tabs + NONE]
-        yield tabs + printable(words.rstrip("\t")) + gap + first + printable(self.note)
-        for text in more:
-            yield f"{tabs}\t{text}"
-
-
-Lines = Iterator[Line]
-BLANK = Line("")
 RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
 PHASE_COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED}
 SEE_DETAILS = "specify --details for more information"
 POD_VOLUME_PHASES = {
     POD_VOLUME_BACKUPS: ("Completed", "Failed", "Canceled", "In Progress", "Canceling", "Prepared", "Accepted", "New"),
     POD_VOLUME_RESTORES: ("Completed", "Canceled", "Failed", "In Progress", "Canceling", "Prepared", "Accepted", "New")}
-Rows = List[Tuple[Optional[str], str, Any]]        # label (None: JSON only), key of the JSON ("": text only), value
-
-
-def _filter(spec: Fields, what: str, path: Tuple[str, ...], indent: str = "", every: str = "*") -> Lines:
-    """Which namespaces or resources are included and excluded."""
-    title, included = what.title(), spec.joined(f"included{what.title()}", "*")
-    yield Line(f"{indent}{title}:")
-    yield Line(f"{indent}\tIncluded:\t", every if included == "*" else included, (*path, what, "included"))
-    yield Line(f"{indent}\tExcluded:\t", spec.joined(f"excluded{title}", NONE), (*path, what, "excluded"))
 
 
 def _item_text(item: Fields) -> str:
     group = f".{item('Group')}" if item("Group") else ""
     return f"{item('Resource')}{group} {item('Namespace')}/{item('Name')}"
+
+
+def _operation_progress(status: Fields) -> str:
+    done, total = status("nCompleted", int), status("nTotal", int)
+    return f"{done} of {total} complete ({status('operationUnits')})" if total > 0 or done > 0 else ""
 
 
 def _pod_volume_text(volume: Fields, phase: str) -> str:
@@ -2455,98 +2520,48 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
     return f"{name} (size: {total})" if phase == "Completed" and total > 0 else name
 
 
-def _native_snapshot(info: Fields, details: bool, at: Path) -> Lines:
-    name = info("pvName")
-    if not details:
-        yield from (Line(f"\t\t{name}: {SEE_DETAILS}"), Line(None, SEE_DETAILS, (*at, name)))
-        return
-    yield Line(f"\t\t{name}:")
-    for title, key, path in (
-            ("Snapshot ID", "snapshotID", "nativeSnapshotInfo.snapshotHandle"),
-            ("Type", "type", "nativeSnapshotInfo.volumeType"),
-            ("Availability Zone", "availabilityZone", "nativeSnapshotInfo.volumeAZ"),
-            ("IOPS", "IOPS", "nativeSnapshotInfo.iops"), ("Result", "result", "result")):
-        yield Line(f"\t\t\t{title}:\t", info(path), (*at, name, key))
-
-
-def _local_snapshot(info: Fields, restored: bool = False) -> Rows:
-    csi = info.part("csiSnapshotInfo") or Fields({})
-    operation, driver = csi("operationID"), ("CSI Driver", "csiDriver", csi("driver"))
-    ids = [("Snapshot Content Name", "snapshotContentName", csi("vscName")),
-           ("Storage Snapshot ID", "storageSnapshotID", csi("snapshotHandle"))]
-    if restored:
-        return [*ids, driver]
-    first = [("Operation ID" if operation else None, "operationID", operation)] * (not info("snapshotDataMoved", bool))
-    return [*first, *ids, ("Snapshot Size (bytes)", "snapshotSize(bytes)", csi("size", int)), driver,
-            ("Result", "result", info("result"))]
-
-
-def _data_movement(info: Fields, restored: bool = False) -> Rows:
-    moved = info.part("snapshotDataMovementInfo") or Fields({})
-    mover, size, increment = moved("dataMover"), moved("size", int), moved("incrementalSize", int)
-    known = size > 0 or increment > 0
-    rows = [("Operation ID", "operationID", moved("operationID")),
-            ("Data Mover", "dataMover", mover if restored else mover or "velero"),
-            ("Uploader Type", "uploaderType", moved("uploaderType"))]
-    return rows if restored else [
-        *rows, ("Moved data Size (bytes)", "size" if known else "", size),
-        ("Incremental data Size (bytes)" if increment > 0 else None, "incrementalSize" if known else "", increment),
-        ("Result", "result", info("result"))]
-
-
-def _csi_snapshot(info: Fields, details: bool, at: Path) -> Lines:
-    """A claim, with its local snapshot, the data moved away from it, or both."""
-    path = (*at, f"{info('pvcNamespace')}/{info('pvcName')}")
-    yield from (Line(f"\t\t{path[-1]}:"), Line(None, {}, path))
-    for title, name, kept, rows_of in (
-            ("Snapshot", "snapshot", "preserveLocalSnapshot", _local_snapshot),
-            ("Data Movement", "dataMovement", "snapshotDataMoved", _data_movement)):
-        if info(kept, bool) and not details:
-            yield Line(f"\t\t\t{title}: ", f"included, {SEE_DETAILS}", (*path, name))
-        elif info(kept, bool):
-            yield Line(f"\t\t\t{title}:")
-            for label, key, value in rows_of(info):
-                yield Line(label and f"\t\t\t\t{label}: ", value, (*path, name, key) if key else "")
+# The formats of templates: from fields, a path, and the words behind the format's name to the value.
+FORMATS: Dict[str, Callable[[Fields, str, str], Any]] = {
+    "": lambda fields, path, absent: fields(path) or absent,
+    "number": lambda fields, path, _: fields(path, int),
+    "map": lambda fields, path, _: fields(path, {str: str}),
+    "list": lambda fields, path, _: fields(path, [str]),
+    "names": lambda fields, path, absent: ", ".join(fields(path, [str])) or absent,
+    "every": lambda fields, path, all_: all_ if fields(path, [str]) in ([], ["*"]) else ", ".join(fields(path, [str])),
+    "words": lambda fields, path, _: " ".join(fields(path, [str])),
+    "switch": lambda fields, path, words: dict(zip((True, False, None), words.split())).get(fields(path, bool)),
+    "duration": lambda fields, path, _: duration(fields(path)),
+    "selector": lambda fields, path, _: label_selector(fields.part(path)),
+    "selectors": lambda fields, path, _: " or ".join(map(label_selector, fields.rows(path))) or NONE,
+    "item": lambda fields, path, _: _item_text(fields.part(path)),
+    "items": lambda fields, path, _: list(map(_item_text, fields.rows(path))),
+    "progress": lambda fields, path, _: _operation_progress(fields.part(path))}
 
 
 class Description:
-    """What `velero backup|restore describe` shows of an object; what could not be had is said where it would stand.
+    """What `velero backup|restore describe` shows of an object, as text and as JSON.
 
-    An Error stands in place of a list or artifact that could not be read. What the screen lacks is in `troubles`, but
-    for what velero itself has words for.
+    An Error in place of a list or artifact is one that could not be read; that is said where it would stand. What the
+    screen lacks is in `troubles` too, but for what velero itself has words for.
     """
 
     def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
-                 artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False) -> None:
-        self.wrong: Dict[str, None] = {}
+                 artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False, colorized: bool = False):
+        self.wrong: Dict[str, None] = {}     # what in the objects is of the wrong type
         self.document = Fields(document, "", self.wrong)
-        self.spec, self.status = (Fields(self.document(part, dict), part, self.wrong) for part in ("spec", "status"))
-        self.kind, self.is_backup, self.details = resource.kind, resource is BACKUPS, details
-        self.related, self.artifacts, self.localize = related, artifacts, localize
+        self.spec, self.status = self.document.part("spec"), self.document.part("status")
+        self.kind, self.is_backup, self.details, self.colorized = resource.kind, resource is BACKUPS, details, colorized
+        self.related, self.artifacts = related, artifacts
+        self.formats = {**FORMATS, "time": lambda fields, path, absent: go_time(fields(path), localize, absent)}
         self.errors: List[Error] = []
-        lines = self._backup() if self.is_backup else self._restore()
-        self.lines = [line for line in lines if line.label is None or line.value is not None]
-
-    def text(self, colorized: bool = False) -> str:
-        """The screen."""
-        return aligned(text for line in self.lines if line.label is not None for text in line.text(colorized))
-
-    def json(self) -> Document:
-        """The same as a document for -o json; a mapping whose keys are numbers is a list."""
-        def listed(tree: Any) -> Any:
-            if not isinstance(tree, dict):
-                return tree
-            values = {key: listed(value) for key, value in tree.items()}
-            return list(values.values()) if values and all(isinstance(key, int) for key in values) else values
-
-        result: Document = {}
-        for line in self.lines:
-            target, path = result, line.path.split("/") if isinstance(line.path, str) else line.path
-            for step in path[:-1]:
-                target = target.setdefault(step, {})
-            if line.path:
-                target[path[-1]] = line.value
-        return listed(result)
+        self.json: Document = {}
+        head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
+        self.rows: List[str] = []
+        self._fill(body, self.document, self.json)
+        rows, self.rows = self.rows, []      # the head is drawn last, for it tells what is wrong anywhere
+        self._add("Name:\t", self.document("metadata.name"), "metadata/name", color=BOLD)
+        self._fill(head, self.document, self.json)
+        self.text = aligned(self.rows + rows)
 
     @property
     def troubles(self) -> List[Error]:
@@ -2554,6 +2569,68 @@ class Description:
         name = f"{self.kind} {one_line(self.document('metadata.name'), 254)}"
         more = f" (and {len(self.wrong) - 1} more)" if len(self.wrong) > 1 else ""
         return [Error(f"{name}: {one_line(text, 200)}{more}") for text in list(self.wrong)[:1]] + self.errors
+
+    def _put(self, place: str, value: Any, into: Optional[Document] = None) -> Any:
+        """Set a value at a place in the JSON, such as `status/started`, or in a part of it."""
+        tree, (*above, name) = self.json if into is None else into, place.split("/")
+        for step in above:
+            tree = tree.setdefault(step, {})
+        tree[name] = value
+        return value
+
+    def _add(self, label: str, value: Any = "", place: str = "", color: str = "{}", note: str = "") -> None:
+        """A row of the text, and at a place in the JSON the value; a list has a row for each item, a map for each pair.
+
+        The label holds the tabs that place it; where a list is empty, velero indents the word for that once more.
+        """
+        words = label[:4].lstrip("\t") + label[4:]  # none is deeper; further tabs are a stranger's
+        tabs, gap = label[:len(label) - len(words)], "\t" if words.endswith("\t") else ""
+        values = [f"{key}={value[key]}" for key in sorted(value)] if isinstance(value, dict) else value
+        texts = [printable(text) for item in (values if isinstance(values, list) else [str(values)])
+                 for text in item.rstrip("\r\n").split("\n")]
+        first, *more = [color.format(text) if self.colorized else text for text in texts] or [tabs + NONE]
+        self.rows.append(tabs + printable(words.rstrip("\t")) + gap + first + printable(note))
+        self.rows += [tabs + "\t" * bool(words) + text for text in more]
+        if place:
+            self._put(place, value)
+
+    def _value(self, fields: Fields, slot: str) -> Any:
+        """What stands for `path:format` in a template."""
+        path, _, form = slot.partition(":")
+        name, _, words = form.rstrip("?").partition(" ")
+        value = self.formats[name](fields, path, words)
+        return value or None if form.endswith("?") else value
+
+    def _fill(self, template: Template, fields: Fields, into: Document, indent: str = "") -> None:
+        """Draw a template; the places in it are those of `into`, a part of the JSON."""
+        shown = True
+        for row in template:
+            text, _, place = row.partition(" > ")
+            label, brace, rest = text.partition("{")
+            slot, _, note = rest.partition("}")
+            value = self._value(fields, slot) if brace and shown and not row.startswith("@") else ""
+            if row.startswith("["):
+                found = self.details if row == "[--details]" else fields.found(row[1:-1]) not in (None, 0, [])
+                shown = row == "[]" or found
+            elif shown and row.startswith("@"):
+                self._section(label, slot, place)
+            elif shown and value is not None:
+                if label or not brace:
+                    self._add(indent * bool(label) + label.replace("  ", "\t"), value, note=note)
+                if place:
+                    self._put(place, None if value == {} else value, into)
+
+    def _section(self, label: str, what: str, place: str) -> None:
+        """Draw `@method words ! label`; one that fails leaves the others alone."""
+        call, _, instead = label.partition(" !")
+        name, *words = call[1:].split()
+        try:
+            getattr(self, f"_{name}")(*words)
+        except Error as error:
+            self.errors += [] if str(error) in map(str, self.errors) else [error]
+            why = "file not found" if is_missing(error) else one_line(error)
+            self.rows += [""] * instead.startswith("!")
+            self._add(instead.lstrip("!")[1:].replace("  ", "\t"), f"<error {what}: {why}>", place)
 
     def _artifact(self, kind: str) -> Fields:
         """An artifact; one that nobody fetched is not there."""
@@ -2564,7 +2641,7 @@ class Description:
 
     def _lacks(self, kind: str) -> bool:
         """Whether an artifact is missing, and the server is one that has a word for that."""
-        return is_missing(self.artifacts.get(kind, StoreError("", reason=ARTIFACT_NOT_FOUND)))
+        return kind not in self.artifacts or is_missing(self.artifacts[kind])
 
     def _listed(self, resource: Resource) -> List[Fields]:
         """The related objects of a kind."""
@@ -2573,407 +2650,241 @@ class Description:
             raise items
         return [Fields(item, f"{resource.kind} {_text(item, 'metadata', 'name')}", self.wrong) for item in items]
 
-    def _guarded(self, lines: Lines, *instead: Line) -> List[Line]:
-        """The lines of a section, or those that say, in place of {}, why it cannot be shown."""
-        try:
-            return list(lines)
-        except Error as error:
-            self.errors += [] if error in self.errors else [error]
-            why = "file not found" if is_missing(error) else one_line(error)
-            return [line._replace(value=line.value.format(why)) for line in instead]
+    def _detailed(self, tabs: str, title: str, template: Template, info: Fields, words: str = SEE_DETAILS) -> Any:
+        """A title with its template below it -> its JSON; without --details only that there is something."""
+        if not self.details:
+            self._add(f"{tabs}{title}: ", words)
+            return words
+        tree: Document = {}
+        self._add(f"{tabs}{title}:")
+        self._fill(template, info, tree, tabs + "\t")
+        return tree
 
-    def _time(self, text: str, absent: str = "<n/a>") -> str:
-        return go_time(text, self.localize, absent)
+    # -- the sections, by their names in the templates -----------------------------------------------
 
-    # -- what backups and restores have in common ----------------------------------------------------
-
-    def _row(self, label: str, value: Any, key: str = "") -> Line:
-        return Line(f"{label}\t", value, f"spec/{key}" if key else "")
-
-    def _head(self) -> Lines:
-        name, phase, deleting = self.document("metadata.name"), self.status("phase"), ""
-        if not self.is_backup and self.document("metadata.deletionTimestamp"):
+    def _phase(self) -> None:
+        phase, quote = self._put("phase", self.status("phase")), "`" if self.is_backup else "'"
+        command, deleting = f"velero {self.kind.lower()} logs {self.document('metadata.name')}", ""
+        if not self.is_backup and self._put("deleting", bool(self.document("metadata.deletionTimestamp"))):
             deleting = " (Deleting)"
-        quote = "`" if self.is_backup else "'"
-        note = f" (run {quote}velero {self.kind.lower()} logs {name}{quote} for more information)"
-        yield Line("Name:\t", name, "metadata/name", BOLD)
-        yield Line("Namespace:\t", self.document("metadata.namespace"), "metadata/namespace")
-        for field in ("labels", "annotations"):
-            yield Line(f"{field.title()}:\t", self.document.pairs(f"metadata.{field}"))
-            yield Line(None, self.document(f"metadata.{field}", {str: str}) or None, f"metadata/{field}")
-        yield from (BLANK, Line(None, phase, "phase"))
-        yield Line("Phase:\t", (phase or "New") + deleting, "", PHASE_COLORS.get(phase, "{}"),
-                   note if phase in ("Failed", "PartiallyFailed") else "")
+        note = f" (run {quote}{command}{quote} for more information)" if phase in ("Failed", "PartiallyFailed") else ""
+        self._add("Phase:\t", (phase or "New") + deleting, color=PHASE_COLORS.get(phase, "{}"), note=note)
+        if self.is_backup and phase == "Queued":
+            self._add("Queue position:\t", self.status("queuePosition", int))
 
-    def _validation(self) -> Lines:
+    def _validation(self) -> None:
         """Velero's validation errors, and what in the objects cannot be read, where velero shows nothing at all."""
         texts, wrong = self.status("validationErrors", [str]), list(self.wrong)
-        shown = wrong[:10] + ([f"and {len(wrong) - 10} more"] if len(wrong) > 10 else [])
-        for title, name, values in (("Validation errors:\t", "validationErrors", texts),
-                                    ("Unreadable:\t", "unreadable", shown)):
+        unreadable = wrong[:10] + ([f"and {len(wrong) - 10} more"] if len(wrong) > 10 else [])
+        for title, place, values in (("Validation errors:\t", "validationErrors", texts),
+                                     ("Unreadable:\t", "unreadable", unreadable)):
             if values:
-                yield from (BLANK, Line(title, values, name, RED))
+                self._add("")
+                self._add(title, values, place, RED)
 
-    def _times(self) -> Lines:
-        for title, name in (("Started:\t", "start"), ("Completed:\t", "completion")):
-            yield Line(title, self._time(self.status(name + "Timestamp")), f"status/{title[:-2].lower()}")
-
-    def _progress(self) -> Lines:
-        """The lines about items: an estimate while they are being worked on."""
-        progress = self.status.part("progress")
-        if progress is None:
-            return
+    def _progress(self) -> None:
+        """An estimate while the items are being worked on."""
         verb, name = ("backed up", "BackedUp") if self.is_backup else ("restored", "Restored")
-        total, done = f"Total items to be {verb}", f"Items {verb}"
-        paths = f"status/totalItemsToBe{name}", f"status/items{name}"
-        if self.status("phase") == "InProgress":
-            total, done = f"Estimated total items to be {verb}", f"Items {verb} so far"
-            paths = f"status/estimatedTotalItemsToBe{name}", f"status/items{name}SoFar"
-        yield Line(f"{total}:\t", progress("totalItems", int), paths[0])
-        yield Line(f"{done}:\t", progress(f"items{name}", int), paths[1])
+        total, place, so_far, more = ("Estimated total", "estimatedTotal", " so far", "SoFar") if self.status(
+            "phase") == "InProgress" else ("Total", "total", "", "")
+        self._add(f"{total} items to be {verb}:\t", self.status("progress.totalItems", int),
+                  f"status/{place}ItemsToBe{name}")
+        self._add(f"Items {verb}{so_far}:\t", self.status(f"progress.items{name}", int), f"status/items{name}{more}")
 
-    def _reference(self, title: str, part: str, path: str) -> Lines:
-        """The kind and name of a ConfigMap that the spec names."""
-        reference = self.spec.part(part)
-        if reference is not None:
-            yield from (BLANK, Line(title), Line("\tType:\t", reference("kind"), f"{path}/type"),
-                        Line("\tName:\t", reference("name"), f"{path}/name"))
-
-    def _result(self, name: str, count: int) -> Lines:
-        results = self._artifact(f"{self.kind}Results")
-        if count <= 0:
-            yield Line(None, {}, name)
-            return
-        result = results.part(name) or Fields({})
-        namespaces = result("namespaces", {str: [str]})
-        yield from (BLANK, Line(f"{name.title()}:"), Line("\tVelero:\t", result("velero", [str]), f"{name}/velero"),
-                    Line("\tCluster:\t", result("cluster", [str]), f"{name}/cluster"),
-                    Line("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}"),
-                    Line(None, namespaces or [], f"{name}/namespace"))
-        yield from (Line(f"\t\t{namespace}:\t", texts) for namespace, texts in sorted(namespaces.items()))
-
-    def _results(self) -> Lines:
-        """Warnings and errors; of a backup by a server before 1.11 there is no file, only the numbers."""
+    def _result(self, name: str) -> None:
+        """Warnings or errors; of a backup by a server before 1.11 there is no file, only the numbers."""
         counts = {name: self.status(name, int) for name in ("errors", "warnings")}
         if any(counts.values()) and self.is_backup and self._lacks("BackupResults"):
-            yield from (Line(f"{name.title()}:\t", count, f"{name}/count") for name, count in counts.items())
+            for other in counts if name == "warnings" else ():
+                self._add(f"{other.title()}:\t", counts[other], f"{other}/count")
         elif any(counts.values()):
-            for name, before in (("warnings", ()), ("errors", (BLANK,))):
-                yield from self._guarded(self._result(name, counts[name]), *before, Line(
-                    f"{name.title()}:\t", f"<error getting {name}: {{}}>", f"{name}/errorGetting{name.title()}"))
+            result, tree = self._artifact(f"{self.kind}Results").part(name), self.json.setdefault(name, {})
+            if counts[name] > 0:
+                namespaces = result("namespaces", {str: [str]})
+                self.rows += ["", f"{name.title()}:"]
+                self._fill(("  Velero:  {velero:list} > velero", "  Cluster:  {cluster:list} > cluster"), result, tree)
+                self._add("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}")
+                self._put("namespace", namespaces or [], tree)
+                for namespace in sorted(namespaces):
+                    self._add(f"\t\t{namespace}:\t", namespaces[namespace])
 
-    def _resource_list(self) -> Lines:
-        """The names of all resources by kind."""
-        what, path = f"{self.kind.lower()} resource list", "status/errorGettingResourceList"
-        if self._lacks(f"{self.kind}ResourceList"):
-            yield Line("Resource List:\t", f"<{what} not found>", path)
-        else:
-            yield from self._guarded(self._resources(), Line("Resource List:\t", f"<error getting {what}: {{}}>", path))
+    def _filters(self) -> None:
+        """Namespaces and resources; the JSON has the older resource filters also where the newer ones are in use."""
+        older = not self.is_backup or self.spec("includeClusterResources", bool) is not None or any(
+            self.spec(f"{word}Resources", [str]) for word in ("included", "excluded"))
+        every = "*" if self.is_backup else "all namespaces found in the backup"
+        resources = (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
+        self._fill((*(row.replace("*", every) for row in NAMESPACES), *resources), self.spec,
+                   self.json.setdefault("spec", {}))
 
-    def _resources(self) -> Lines:
-        resources = self._artifact(f"{self.kind}ResourceList")("", {str: [str]})
-        yield from (Line(None, resources, "status/resourceList"), Line("Resource List:"))
-        for group, names in sorted(resources.items()):
-            yield from (Line(f"\t{group}:"), *(Line(f"\t\t- {name}") for name in names or [""]))
+    def _hooks(self) -> None:
+        """Commands in pods, before and after; of hooks of one name the JSON has the last."""
+        hooks, trees = self.spec.rows("hooks.resources"), {}
+        self.rows += ["Hooks:", "\tResources:"] if hooks else [f"Hooks:\t{NONE}"]
+        for hook in hooks:
+            tree = self._put("spec/hooks/resources", trees)[hook("name")] = {"preExecHook": [], "postExecHook": []}
+            self._add(f"\t\t{hook('name')}:")
+            self._fill(HOOK, hook, tree, "\t\t\t")
+            for when in ("pre", "post"):
+                for command in (row for row in hook.rows(when) if row.found("exec") is not None):
+                    self.rows += ["", f"\t\t\t{when.title()} Exec Hook:"]
+                    tree[f"{when}ExecHook"].append({})
+                    self._fill(HOOK_COMMAND, command, tree[f"{when}ExecHook"][-1], "\t\t\t")
 
-    def _operation(self, operation: Fields, at: Path) -> Lines:
-        status = operation.part("status") or Fields({})
-        item = _item_text(operation.part("spec.resourceIdentifier") or Fields({}))
-        yield from (Line(f"\tOperation for {item}:"), Line(None, item, (*at, "resource")))
-        yield Line(f"\t\t{self.kind} Item Action Plugin:\t", operation(f"spec.{self.kind.lower()}ItemAction"),
-                   (*at, "plugin"))
-        yield Line("\t\tOperation ID:\t", operation("spec.operationID"), (*at, "operationID"))
-        items = [Line(f"\t\t\t{_item_text(row)}") for row in operation.rows("spec.postOperationItems")]
-        yield from [Line("\t\tItems to Update:"), *items] if items else []
-        yield Line("\t\tPhase:\t", status("phase"), (*at, "phase"))
-        done, total = status("nCompleted", int), status("nTotal", int)
-        progress = f"{done} of {total} complete ({status('operationUnits')})" if total > 0 or done > 0 else ""
-        for title, name, value in (
-                ("Operation Error", "error", status("error")), ("Progress", "progress", progress),
-                ("Progress description", "description", status("description")),
-                *((name.title(), name, self._time(status(name), "")) for name in ("created", "started", "updated"))):
-            if value:
-                yield Line(f"\t\t{title}:\t", value, (*at, name))
+    def _ordered_resources(self) -> None:
+        ordered = self._put("spec/orderedResources", self.spec("orderedResources", {str: str}))
+        for key in sorted(ordered):
+            self._add(f"\t{key}: {ordered[key]}")
 
-    def _operations(self) -> Lines:
+    def _operations(self) -> None:
         """What plugins go on with after the items were handled. velero has no such JSON: that of restores is ours."""
-        title, at = f"{self.kind} Item Operations:", "status/restoreItemOperations"
-        counts = {name.lower(): self.status(f"{self.kind.lower()}ItemOperations{name}", int)
-                  for name in ("Attempted", "Completed", "Failed")}
-        if counts["attempted"] <= 0:
+        title, artifact = f"{self.kind} Item Operations:", f"{self.kind}ItemOperations"
+        tree: Document = {name: self.status(f"{self.kind.lower()}ItemOperations{name.title()}", int)
+                          for name in ("attempted", "completed", "failed")}
+        if tree["attempted"] <= 0:
             return
-        yield from (Line(None, count, f"{at}/{name}") for name, count in counts.items())
-        if not self.details or f"{self.kind}ItemOperations" not in self.artifacts:
-            text = "{completed} of {attempted} completed successfully, {failed} failed".format(**counts)
-            yield Line(f"{title}\t", f"{text} ({SEE_DETAILS})")
-        else:
-            yield from self._guarded(self._operation_list(title, at), Line(
-                f"{title}\t", "<error getting operation info: {}>", f"{at}/error"))
+        if not self.is_backup:
+            self._put("status/restoreItemOperations", tree)
+        if not self.details or artifact not in self.artifacts:
+            text = "{completed} of {attempted} completed successfully, {failed} failed".format(**tree)
+            self._add(f"{title}\t", f"{text} ({SEE_DETAILS})")
+            return
+        rows = self._artifact(artifact).rows()
+        self._add(title)
+        tree["operations"] = [{} for _ in rows]
+        for row, operation in zip(rows, tree["operations"]):
+            self._fill(OPERATION, row, operation)
 
-    def _operation_list(self, title: str, at: str) -> Lines:
-        rows = self._artifact(f"{self.kind}ItemOperations").rows()
-        yield Line(title)
-        for number, row in enumerate(rows):
-            yield from self._operation(row, (*at.split("/"), "operations", number))
+    def _resource_list(self) -> None:
+        artifact = f"{self.kind}ResourceList"
+        if self._lacks(artifact):
+            text = f"<{self.kind.lower()} resource list not found>"
+            self._add("Resource List:\t", text, "status/errorGettingResourceList")
+            return
+        resources = self._put("status/resourceList", self._artifact(artifact)("", {str: [str]}))
+        self.rows.append("Resource List:")
+        for group in sorted(resources):
+            self._add(f"\t{group}:")
+            for name in resources[group] or [""]:
+                self._add(f"\t\t- {name}")
 
-    def _hook_status(self, gap: str = "") -> Lines:
-        hooks = self.status.part("hookStatus")
-        if hooks is not None:
-            yield BLANK
-            yield Line(f"HooksAttempted:{gap}\t", hooks("hooksAttempted", int), "status/hooksAttempted")
-            yield Line(f"HooksFailed:{gap}\t", hooks("hooksFailed", int), "status/hooksFailed")
+    def _volumes(self, title: str, infos: List[Fields], place: str, none: str = NONE_INCLUDED) -> Document:
+        """The title of a list of volumes -> where in the JSON they are."""
+        self._add(f"{title}:") if infos else self._add(f"{title}: ", none)
+        return self._put(place, {} if infos else none)
 
-    def _pod_volumes(self) -> Lines:
-        """Volumes whose files were copied, or why they cannot be shown."""
-        path = ("status", "backupVolumes", "podVolumeBackups") if self.is_backup else ("status", "podVolumeRestores")
-        title = "\tPod Volume Backups: " if self.is_backup else "Pod Volume Restores: "
-        yield from self._guarded(self._pod_volumes_by_phase(title, path), *[BLANK] * (not self.is_backup), Line(
-            title, f"<error getting {title.strip().lower()} {{}}>", path))
+    def _volume_infos(self, method: str, attempted: str, older: Callable[[], Iterable[Document]]) -> List[Fields]:
+        """The volumes of a backup by one method; servers before 1.13 tell of them in other artifacts."""
+        if self._lacks("BackupVolumeInfos"):
+            return list(map(Fields, older() if self.status(attempted, int) > 0 else ()))
+        return [row for row in self._artifact("BackupVolumeInfos").rows() if row("backupMethod") == method]
 
-    def _pod_volumes_by_phase(self, title: str, path: Tuple[str, ...]) -> Lines:
-        """In velero's order, with phases it does not know last, then by pod; the JSON is in the order of the API."""
-        resource = POD_VOLUME_BACKUPS if self.is_backup else POD_VOLUME_RESTORES
-        volumes, indent = self._listed(resource), "\t\t" if self.is_backup else "\t"
+    def _native_snapshots(self) -> None:
+        def older() -> Iterator[Document]:
+            for row in self._artifact("BackupVolumeSnapshots").rows():  # 1.6 began one name with a capital letter
+                name = row("spec.persistentVolumeName") or row("spec.PersistentVolumeName")
+                iops = "" if row.found("spec.volumeIOPS") is None else str(row("spec.volumeIOPS", int))
+                yield {"pvName": name, "nativeSnapshotInfo": {
+                    "snapshotHandle": row("status.providerSnapshotID"), "volumeType": row("spec.volumeType"),
+                    "volumeAZ": row("spec.volumeAZ"), "iops": iops}}
+
+        infos = self._volume_infos("NativeSnapshot", "volumeSnapshotsAttempted", older)
+        volumes = self._volumes("\tVelero-Native Snapshots", infos, "status/backupVolumes/nativeSnapshots")
+        for info in infos:
+            volumes[info("pvName")] = self._detailed("\t\t", info("pvName"), NATIVE_SNAPSHOT, info)
+
+    def _csi_snapshots(self) -> None:
+        """Claims, with their local snapshots, the data moved away from them, or both."""
+        def older() -> Iterator[Document]:
+            snapshots, contents = (self._artifact(kind).rows() for kind in (
+                "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
+            name, claim = "status.boundVolumeSnapshotContentName", "spec.source.persistentVolumeClaimName"
+            claims = {row(name): {"pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)}
+                      for row in snapshots if row(claim)}
+            for row in contents:
+                yield {"preserveLocalSnapshot": True, "csiSnapshotInfo": {
+                    "vscName": row("metadata.name"), "driver": row("spec.driver"),
+                    "snapshotHandle": row("status.snapshotHandle"), "size": row("status.restoreSize", int)},
+                    **claims.get(row("metadata.name"), {"pvcName": "<PVC name not found>"})}
+
+        none = "<none included or not detectable>" if self._lacks("BackupVolumeInfos") else NONE_INCLUDED
+        infos = self._volume_infos("CSISnapshot", "csiVolumeSnapshotsAttempted", older)
+        volumes = self._volumes("\tCSI Snapshots", infos, "status/backupVolumes/csiSnapshots", none)
+        for info in infos:
+            name, moved = f"{info('pvcNamespace')}/{info('pvcName')}", info("snapshotDataMoved", bool)
+            sizes = any(info(f"snapshotDataMovementInfo.{key}", int) > 0 for key in ("size", "incrementalSize"))
+            volumes[name], words = {}, f"included, {SEE_DETAILS}"
+            self._add(f"\t\t{name}:")
+            if info("preserveLocalSnapshot", bool):
+                template = CSI_SNAPSHOT if moved else SNAPSHOT_OPERATION + CSI_SNAPSHOT
+                volumes[name]["snapshot"] = self._detailed("\t\t\t", "Snapshot", template, info, words)
+            if moved:
+                template = DATA_MOVEMENT + MOVED_SIZES if sizes else DATA_MOVEMENT
+                volumes[name]["dataMovement"] = self._detailed("\t\t\t", "Data Movement", template, info, words)
+
+    def _csi_restores(self) -> None:
+        """The volumes that came from CSI snapshots, moved ones last."""
+        if self._lacks("RestoreVolumeInfo"):
+            return
+        infos = [row for row in self._artifact("RestoreVolumeInfo").rows() if row("restoreMethod") == "CSISnapshot"]
+        self.rows.append("")
+        volumes = self._volumes("CSI Snapshot Restores", infos, "status/csiSnapshotRestores")
+        for info in sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))):
+            name = f"{info('pvcNamespace')}/{info('pvcName')}"
+            label, key, template = ("Data Movement", "dataMovement", RESTORED_DATA) if info(
+                "snapshotDataMoved", bool) else ("Snapshot", "snapshot", RESTORED_SNAPSHOT)
+            self._add(f"\t{name}:")
+            volumes.setdefault(name, {})[key] = self._detailed("\t\t", label, template, info)
+
+    def _pod_volumes(self) -> None:
+        """In velero's order of phases, unknown ones last, then by pod; the JSON is in the order of the API."""
+        resource, indent = (POD_VOLUME_BACKUPS, "\t") if self.is_backup else (POD_VOLUME_RESTORES, "")
+        place = "status/backupVolumes/podVolumeBackups" if self.is_backup else "status/podVolumeRestores"
+        volumes, phases = self._listed(resource), {name: {} for name in POD_VOLUME_PHASES[resource]}
         if not volumes:
-            yield Line(title if self.is_backup else None, NONE_INCLUDED, path)
+            self._put(place, NONE_INCLUDED)
+            self.rows += [f"\tPod Volume Backups: {NONE_INCLUDED}"] if self.is_backup else []
             return
         uploader, more = volumes[0]("spec.uploaderType"), "" if self.details else f" ({SEE_DETAILS})"
-        yield from [Line(f"\tPod Volume Backups - {uploader}{more}:")] if self.is_backup else [
-            BLANK, Line(f"{uploader} Restores{more}:")]
-        yield Line(None, uploader, (*path, "uploderType"))  # velero's spelling
-        phases: Dict[str, Dict[str, List[str]]] = {name: {} for name in POD_VOLUME_PHASES[resource]}
+        self.rows += [] if self.is_backup else [""]
+        self._add(f"\tPod Volume Backups - {uploader}{more}:" if self.is_backup else f"{uploader} Restores{more}:")
         for volume in volumes:
             phase = {"": "New", "InProgress": "In Progress"}.get(volume("status.phase"), volume("status.phase"))
             pod = f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
             phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
+        shown: Document = {}
+        self._put(place, {"uploderType": uploader, f"podVolume{self.kind}sDetails": shown})  # velero's spelling
         for phase, pods in phases.items():
-            at = (*path, f"{path[-1]}Details", phase)
-            if pods and not self.details:
-                yield Line(f"{indent}{phase}:\t", sum(map(len, pods.values())), at)
+            if pods and self.details:
+                shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
+                self._add(f"{indent}\t{phase}:")
+                for pod, names in sorted(pods.items()):
+                    self._add(f"{indent}\t\t{pod}: {', '.join(sorted(names))}")
             elif pods:
-                yield Line(None, [{pod: ", ".join(names)} for pod, names in pods.items()], at)
-                yield Line(f"{indent}{phase}:")
-                yield from (Line(f"{indent}\t{pod}: {', '.join(sorted(names))}") for pod, names in sorted(pods.items()))
+                shown[phase] = sum(map(len, pods.values()))
+                self._add(f"{indent}\t{phase}:\t", shown[phase])
 
-    # -- backups -------------------------------------------------------------------------------------
-
-    def _backup(self) -> Lines:
-        """`backup describe` in 1.18's order."""
-        rest = [*self._results(), *self._backup_spec(), *self._backup_status()]  # first, for what in them is wrong
-        uploads = self.spec("uploaderConfig.parallelFilesUpload", int)
-        yield from self._head()
-        if self.status("phase") == "Queued":
-            yield Line("Queue position:\t", self.status("queuePosition", int))
-        yield from self._reference("Resource policies:", "resourcePolicy", "resourcePolicies")
-        if uploads > 0:
-            yield from (BLANK, Line("Uploader config:"), Line("\tParallel files upload:\t", uploads))
-        yield from (*self._validation(), BLANK, *rest)
-
-    def _older_filters(self) -> List[Line]:
-        return [*_filter(self.spec, "resources", ("spec",)), self._row(
-            "\tCluster-scoped:", self.spec.switch("includeClusterResources", "excluded", "included"),
-            "resources/clusterScoped")]
-
-    def _backup_filters(self) -> Lines:
-        """Namespaces and resources; the JSON has the older resource filters also where the newer ones are in use."""
-        yield from (BLANK, *_filter(self.spec, "namespaces", ("spec",)), BLANK)
-        older = any(self.spec(f"{word}Resources", [str]) for word in ("included", "excluded"))
-        if older or self.spec("includeClusterResources", bool) is not None:
-            yield from self._older_filters()
-            return
-        yield Line("Resources:")
-        for scope, every in (("cluster", NONE), ("namespace", "*")):
-            for word, otherwise in (("Included", every), ("Excluded", NONE)):
-                names = self.spec.joined(f"{word.lower()}{scope.title()}ScopedResources", otherwise)
-                yield Line(f"\t{word} {scope}-scoped:\t", names)
-        yield from (line._replace(label=None) for line in self._older_filters() if line.path)
-
-    def _selectors(self, path: str = "") -> Lines:
-        either = " or ".join(row.selector() for row in self.spec.rows("orLabelSelectors")) or NONE
-        yield from (BLANK, self._row("Label selector:", self.spec.selector("labelSelector"), "labelSelector"),
-                    BLANK, self._row("Or label selector:", either, path), BLANK)
-
-    def _backup_spec(self) -> Lines:
-        spec, row = self.spec, self._row
-        yield from (
-            *self._backup_filters(), *self._selectors(),
-            row("Storage Location:", spec("storageLocation"), "storageLocation"), BLANK,
-            row("Velero-Native Snapshot PVs:", spec.switch("snapshotVolumes"), "veleroNativeSnapshotPVs"),
-            row("File System Backup (Default):", spec.switch("defaultVolumesToFsBackup", absent=None)),
-            row("Snapshot Move Data:", spec.switch("snapshotMoveData"), "veleroSnapshotMoveData"),
-            row("Data Mover:", spec("datamover") or "velero"), Line(None, spec("datamover") or NONE, "spec/dataMover"),
-            BLANK, row("TTL:", spec.duration("ttl"), "TTL"),
-            BLANK, row("CSISnapshotTimeout:", spec.duration("csiSnapshotTimeout"), "CSISnapshotTimeout"),
-            row("ItemOperationTimeout:", spec.duration("itemOperationTimeout")), BLANK, *self._hooks())
-        if spec.part("orderedResources") is not None:
-            ordered = spec("orderedResources", {str: str})
-            yield from (BLANK, Line("OrderedResources:"), Line(None, ordered, "spec/orderedResources"))
-            yield from (Line(f"\t{key}: {value}") for key, value in sorted(ordered.items()))
-
-    def _hooks(self) -> Lines:
-        """Commands in pods, before and after; `onError:` is velero's spelling."""
-        hooks = self.spec.rows("hooks.resources")
-        yield from (Line("Hooks:"), Line("\tResources:")) if hooks else (Line("Hooks:\t", NONE),)
-        for hook in hooks:
-            at = ("spec", "hooks", "resources", hook("name"))
-            yield from (Line(f"\t\t{hook('name')}:"), Line(None, {}, at), *_filter(hook, "namespaces", at, "\t\t\t"),
-                        BLANK, *_filter(hook, "resources", at, "\t\t\t"), BLANK,
-                        Line("\t\t\tLabel selector:\t", hook.selector("labelSelector"), (*at, "labelSelector")))
-            for name in ("pre", "post"):
-                commands = list(filter(None, (row.part("exec") for row in hook.rows(name))))
-                yield from [] if commands else [Line(None, [], (*at, f"{name}ExecHook"))]
-                for number, command in enumerate(commands):
-                    path = (*at, f"{name}ExecHook", number)
-                    yield from (BLANK, Line(f"\t\t\t{name.title()} Exec Hook:"))
-                    yield Line("\t\t\t\tContainer:\t", command("container"), (*path, "container"))
-                    yield Line("\t\t\t\tCommand:\t", " ".join(command("command", [str])), (*path, "command"))
-                    yield Line("\t\t\t\tOn Error:\t", command("onError"), (*path, "onError:"))
-                    yield Line("\t\t\t\tTimeout:\t", command.duration("timeout"), (*path, "timeout"))
-
-    def _backup_status(self) -> Lines:
-        yield from (BLANK, Line("Backup Format Version:\t", self.status("formatVersion"), "status/backupFormatVersion"))
-        yield from (BLANK, *self._times(), BLANK)
-        yield from (Line("Expiration:\t", self._time(self.status("expiration"), "<nil>"), "status/expiration"), BLANK)
-        progress = list(self._progress())
-        yield from (*progress, BLANK) if progress else ()
-        yield from (line._replace(path="") for line in self._operations())
-        yield from (*self._resource_list(), BLANK) if self.details else ()
-        yield Line("Backup Volumes:")
-        yield from self._guarded(self._snapshots(), Line("\t", "<error getting backup volume info: {}>"), Line(
-            None, "error getting backup volume info: {}", "status/backupVolumes/errorGetBackupVolumeInfo"))
-        yield BLANK
-        yield from (*self._pod_volumes(), *self._hook_status())
-        yield from self._guarded(self._deletions(), BLANK, Line(
-            "Deletion Attempts: ", "<error getting deletion attempts: {}>", "deletionAttempts/error"))
-
-    def _snapshots(self) -> Lines:
-        """Native and CSI snapshots, of which servers before 1.13 tell in other artifacts."""
-        older, none = self._lacks("BackupVolumeInfos"), NONE_INCLUDED
-        infos = [] if older else self._artifact("BackupVolumeInfos").rows()
-        native, csi = ([row for row in infos if row("backupMethod") == f"{name}Snapshot"] for name in ("Native", "CSI"))
-        if older:
-            native, csi, none = self._legacy_native(), self._legacy_csi(), "<none included or not detectable>"
-        yield from self._snapshots_of("native", "Velero-Native Snapshots", native, NONE_INCLUDED)
-        yield from (BLANK, *self._snapshots_of("CSI", "CSI Snapshots", csi, none))
-
-    def _snapshots_of(self, word: str, title: str, infos: Iterable[Fields], none: str) -> Lines:
-        """The snapshots of one sort, or why they cannot be shown."""
-        path = ("status", "backupVolumes", f"{word.lower()}Snapshots")
-
-        def lines() -> Lines:
-            show = _csi_snapshot if word == "CSI" else _native_snapshot
-            found = [line for info in infos for line in show(info, self.details, path)]
-            yield from (Line(f"\t{title}:"), *found) if found else (Line(f"\t{title}: ", none, path),)
-
-        text, upper = f"error concluding {word} snapshot info: {{}}", word[0].upper() + word[1:]
-        yield from self._guarded(lines(), Line(f"\t{title}: ", f"<{text}>"),
-                                Line(None, text, (*path[:2], f"errorConclude{upper}Snapshot")))
-
-    def _legacy_native(self) -> Iterator[Fields]:
-        """The snapshots of a server before 1.13, as volume infos; 1.6 began one name with a capital letter."""
-        if self.status("volumeSnapshotsAttempted", int) <= 0:
-            return
-        for row in self._artifact("BackupVolumeSnapshots").rows():
-            iops = "" if row.found("spec.volumeIOPS") is None else str(row("spec.volumeIOPS", int))
-            yield Fields({
-                "pvName": row("spec.persistentVolumeName") or row("spec.PersistentVolumeName"), "nativeSnapshotInfo": {
-                    "snapshotHandle": row("status.providerSnapshotID"), "volumeType": row("spec.volumeType"),
-                    "volumeAZ": row("spec.volumeAZ"), "iops": iops}})
-
-    def _legacy_csi(self) -> Iterator[Fields]:
-        """The CSI snapshots of such a server: the contents, with the claims of their snapshots."""
-        if self.status("csiVolumeSnapshotsAttempted", int) <= 0:
-            return
-        snapshots, contents = (self._artifact(kind).rows() for kind in (
-            "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
-        claim = "spec.source.persistentVolumeClaimName"
-        claims = {row("status.boundVolumeSnapshotContentName"): {
-            "pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)} for row in snapshots if row(claim)}
-        for row in contents:
-            name = row("metadata.name")
-            yield Fields({"preserveLocalSnapshot": True, **claims.get(name, {"pvcName": "<PVC name not found>"}),
-                          "csiSnapshotInfo": {"vscName": name, "driver": row("spec.driver"), "snapshotHandle": row(
-                              "status.snapshotHandle"), "size": row("status.restoreSize", int)}})
-
-    def _deletions(self) -> Lines:
+    def _deletions(self) -> None:
         """The requests to delete a backup, and what they failed by."""
         attempts = self._listed(DELETE_REQUESTS)
         failed = sum(row("status.phase") == "Processed" and bool(row("status.errors", list)) for row in attempts)
-        yield from [Line(None, failed, "deletionAttempts/failed")] if failed else []
+        shown = [self._put("deletionAttempts/deleteBackupRequests", [])] if attempts else []
+        if failed:
+            self._put("deletionAttempts/failed", failed)
         for number, row in enumerate(attempts):
-            path, created = ("deletionAttempts", "deleteBackupRequests", number), self._time(
-                row("metadata.creationTimestamp"))
+            created = self._value(row, "metadata.creationTimestamp:time <n/a>")
             phase, errors = row("status.phase"), row("status.errors", [str])
-            yield BLANK
-            if not number:
-                yield Line("Deletion Attempts" + (f" ({failed} failed)" if failed else "") + ":")
-            yield from (Line(None, created, (*path, "creationTimestamp")), Line(None, phase, (*path, "phase")))
-            yield Line(f"\t{created}: {phase}")
+            shown[0].append({"creationTimestamp": created, "phase": phase, **({"errors": errors} if errors else {})})
+            self.rows += [""] if number else ["", "Deletion Attempts" + f" ({failed} failed)" * bool(failed) + ":"]
+            self._add(f"\t{created}: {phase}")
             if errors:
-                yield from (Line(None, errors, (*path, "errors")), Line("\tErrors:"))
-                yield from (Line("\t\t", part) for text in errors for part in text.rstrip("\r\n").split("\n"))
-
-    # -- restores ------------------------------------------------------------------------------------
-
-    def _restore(self) -> Lines:
-        """`restore describe` in 1.18's order; the JSON has the same shape as that of a backup."""
-        # What is wrong in the rest is said above it, so the rest is read first.
-        rest = [*self._results(), *self._restore_spec(), BLANK, *self._operations(), *self._hook_status(" ")]
-        yield from self._head()
-        yield Line(None, bool(self.document("metadata.deletionTimestamp")), "deleting")
-        more = [BLANK, *self._resource_list()] if self.details else []
-        yield from (*self._progress(), BLANK, *self._times(), *self._validation(), *rest, *more)
-
-    def _restore_spec(self) -> Lines:
-        """What was asked for, and between it the volumes."""
-        spec, row = self.spec, self._row
-        yield from (
-            BLANK, row("Backup:", spec("backupName"), "backup"), BLANK,
-            *_filter(spec, "namespaces", ("spec",), every="all namespaces found in the backup"), BLANK,
-            *self._older_filters(), BLANK, row("Namespace mappings:", spec.pairs("namespaceMapping")),
-            Line(None, spec("namespaceMapping", {str: str}), "spec/namespaceMappings"),
-            *self._selectors("orLabelSelector"), row("Restore PVs:", spec.switch("restorePVs"), "restorePVs"),
-            *self._pod_volumes())
-        if not self._lacks("RestoreVolumeInfo"):
-            yield from (BLANK, *self._guarded(self._csi_restores(), Line(
-                "CSI Snapshot Restores: ", "<error getting restore volume info: {}>", "status/csiSnapshotRestores")))
-        yield from (
-            BLANK,
-            row("Existing Resource Policy: ", spec("existingResourcePolicy") or NONE, "existingResourcePolicy"),
-            row("ItemOperationTimeout:", spec.duration("itemOperationTimeout"), "itemOperationTimeout"),
-            BLANK, row("Preserve Service NodePorts:", spec.switch("preserveNodePorts"), "preserveServiceNodePorts"),
-            *self._reference("Resource modifier:", "resourceModifier", "spec/resourceModifier"))
-        uploads = spec.part("uploaderConfig")
-        if uploads is not None:
-            sparse, parallel = uploads("writeSparseFiles", bool), uploads("parallelFilesDownload", int)
-            yield from (BLANK, Line("Uploader config:"),
-                        row("\tWrite Sparse Files:", "true" if sparse else None, "uploaderConfig/writeSparseFiles"),
-                        row("\tParallel Restore:", str(parallel) if parallel else None,
-                            "uploaderConfig/parallelFilesDownload"))
-
-    def _csi_restores(self) -> Lines:
-        """The volumes that came from CSI snapshots, moved ones last."""
-        infos = [row for row in self._artifact("RestoreVolumeInfo").rows() if row("restoreMethod") == "CSISnapshot"]
-        title, at = "CSI Snapshot Restores:", ("status", "csiSnapshotRestores")
-        yield Line(title) if infos else Line(f"{title} ", NONE_INCLUDED, at)
-        for info in sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))):
-            moved, path = info("snapshotDataMoved", bool), (*at, f"{info('pvcNamespace')}/{info('pvcName')}")
-            word, name = ("Data Movement", "dataMovement") if moved else ("Snapshot", "snapshot")
-            yield Line(f"\t{path[-1]}:")
-            if not self.details:
-                yield Line(f"\t\t{word}: ", SEE_DETAILS, (*path, name))
-                continue
-            yield Line(f"\t\t{word}:")
-            for label, key, value in (_data_movement if moved else _local_snapshot)(info, restored=True):
-                yield Line(f"\t\t\t{label}: ", value, (*path, name, key))
+                self.rows.append("\tErrors:")
+                self._add("\t\t", errors)
 
 
 def version_text(server_version: Optional[str], source: str = "") -> str:
-    """The text of `velero version`; None for --client-only. This one file is its own commit, so it names none.
-
-    `source` says where the server's version comes from when no server answered.
-    """
-    text = f"Client:\n\tVersion: v{__version__}\n\tGit commit: -\n"
+    """The text of `velero version`; None for --client-only. source: of the server's version, when it did not answer."""
+    text = f"Client:\n\tVersion: v{__version__}\n\tGit commit: -\n"  # one file, which is its own commit
     origin = f" ({one_line(source)})" if source else ""
     return text if server_version is None else f"{text}Server:\n\tVersion: {one_line(server_version)}{origin}\n"
 
@@ -5793,7 +5704,6 @@ def run_controller(controller: Controller) -> None:
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
 JSON_LIMIT = 16 << 20                        # bytes of a JSON artifact that a screen is made of
 SCREEN_ELEMENTS = 200_000                    # and its elements, for each may become some lines
-GIVE_UP_TIME = 1.0                           # seconds
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
 
 
@@ -5819,43 +5729,27 @@ def require_owner(api: Api, owner: Resource, namespace: str, name: str) -> Docum
         return {}
 
 
-def _work_off(todo: Any, results: List[Any]) -> None:
-    """Run the tasks of a deque until it is empty."""
-    while True:
-        try:
-            number, task = todo.popleft()
-        except IndexError:
-            return
-        try:
-            results[number] = task()
-        except Error as error:
-            results[number] = error
-        except Exception as error:  # a thread cannot raise; whoever reads the results sees it
-            log.info("raised at:", exc_info=True)
-            results[number] = Error(f"unexpected {type(error).__name__}: {one_line(error)}")
+def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
+    """Run tasks in at most POOL_SIZE threads -> what each returned or the Error that it raised, in their order."""
+    tasks = list(tasks)
+    results: List[Any] = [None] * len(tasks)
+    todo = iter(enumerate(tasks))            # which all threads share
 
+    def work() -> None:
+        for number, task in todo:
+            try:
+                results[number] = task()
+            except Error as error:
+                results[number] = error
+            except Exception as error:       # a thread cannot raise; whoever reads the results sees it
+                log.info("raised at:", exc_info=True)
+                results[number] = Error(f"unexpected {type(error).__name__}: {one_line(error)}")
 
-def side_by_side(tasks: Iterable[Callable[[], Any]], give_up: Callable[[], None] = lambda: None) -> List[Any]:
-    """Run tasks in at most POOL_SIZE threads -> what each returned or the Error that it raised, in their order.
-
-    When the caller is interrupted, no further task begins and `give_up` shall end those that run.
-    """
-    todo = deque(enumerate(tasks))
-    results: List[Any] = [None] * len(todo)
-    threads = [threading.Thread(target=_work_off, args=(todo, results), daemon=True)
-               for _ in range(min(len(todo), POOL_SIZE))]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException:
-        todo.clear()
-        give_up()
-        deadline = time.monotonic() + GIVE_UP_TIME
-        for thread in [thread for thread in threads if thread.is_alive()]:  # not each need have begun
-            thread.join(max(0.0, deadline - time.monotonic()))
-        raise
+    threads = [threading.Thread(target=work, daemon=True) for _ in tasks[:POOL_SIZE]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return results
 
 
@@ -6240,41 +6134,6 @@ def read_backups(bucket: Bucket, where: str, troubles: List[Error]) -> List[Docu
     return backups
 
 
-class Reading(NamedTuple):
-    """How JSON artifacts are read, and which requests are in the cluster for them meanwhile."""
-
-    api: Api
-    namespace: str
-    timeout: float
-    trusted: Callable[[str], Trust]          # whom to trust behind a URL
-    opened: Dict[str, Key]
-    given_up: threading.Event
-
-
-def new_reading(api: Api, namespace: str, resource: Resource, name: str, timeout: float, trust: Optional[Trust]
-                ) -> Reading:
-    """The reading of one object's artifacts; the location is asked for its authority once, and only for https."""
-    artifact = next(row for row in TARGETS.values() if row.owner == resource)
-    asking = threading.Lock()                # a cache alone lets all threads ask at once
-
-    @functools.lru_cache(maxsize=None)
-    def location_trust() -> Trust:
-        return find_trust(api, namespace, artifact, name)
-
-    def ask() -> Trust:
-        with asking:
-            return location_trust()
-
-    return Reading(api, namespace, timeout, lambda url: trust_for(url, trust, ask), {}, threading.Event())
-
-
-def give_up(reading: Reading) -> None:
-    """Delete the requests that are open, which ends whoever waits for an answer to them."""
-    reading.given_up.set()
-    for key in list(reading.opened.values()):
-        tidy_away(reading.api, key)
-
-
 def decode_json(chunks: Iterable[bytes]) -> Any:
     """The JSON in an artifact; StoreError for what is none, or too large to be held in memory."""
     hints = [f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"]
@@ -6287,33 +6146,7 @@ def decode_json(chunks: Iterable[bytes]) -> Any:
         raise StoreError(f"it is not JSON but {_what_is(bytes(found[:512]))}") from None
 
 
-def _read_json(reading: Reading, kind: str, name: str) -> Any:
-    api, request = reading.api, new_download_request(
-        reading.namespace, target_of(kind, name).kind, name, random_suffix())
-    with created(api, DOWNLOAD_REQUESTS, request) as stored:
-        key = Key(DOWNLOAD_REQUESTS, reading.namespace, _text(stored, "metadata", "name"))
-        reading.opened[key.name] = key
-        try:
-            if reading.given_up.is_set():
-                raise Error(f"{kind} of {name}: interrupted")
-            url = answered_url(api, stored, reading.timeout)
-            with about(f"{kind} of {name}"), open_url(url, reading.trusted(url)) as response:
-                return decode_json(inflate(unframed(read_body(response))))
-        finally:
-            del reading.opened[key.name]
-
-
-def read_json(reading: Reading, kind: str, name: str) -> Any:
-    """The decoded content of a JSON artifact; errors as `read_artifact`, a kind the cluster does not know is absent."""
-    try:
-        return _read_json(reading, kind, name)
-    except Error as error:
-        if error.reason != "UnknownKind":
-            raise
-        raise NotFound(str(error), reason=error.reason) from None
-
-
-def _read_related(api: Api, namespace: str, resource: Resource, selector: str) -> List[Document]:
+def read_related(api: Api, namespace: str, resource: Resource, selector: str) -> List[Document]:
     """Objects that belong to another one; a kind that the cluster does not serve has none."""
     try:
         return list_all(api, resource, namespace, selector)[0]
@@ -6324,22 +6157,41 @@ def _read_related(api: Api, namespace: str, resource: Resource, selector: str) -
         return []
 
 
-def read_screen(reading: Reading, resource: Resource, document: Document, kinds: List[str]
-                ) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
-    """What a screen shows of an object besides itself, all read at once: related objects and artifacts by kind.
+def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
+                trust: Optional[Trust]) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
+    """What a screen shows of an object besides itself, read side by side: related objects, and artifacts by kind.
 
-    An Error stands in the place of what could not be read.
+    An Error stands in the place of what could not be read. Requests are made and deleted by this thread alone, so
+    Ctrl-C leaves none behind; that they are gone ends the threads that wait for an answer.
     """
-    name, related = _text(document, "metadata", "name"), related_of(resource, document)
-    lists = [functools.partial(_read_related, reading.api, reading.namespace, *row) for row in related]
-    end = functools.partial(give_up, reading)
-    found = side_by_side([*(functools.partial(read_json, reading, kind, name) for kind in kinds), *lists], end)
-    artifacts = dict(zip(kinds, found))
-    if is_missing(artifacts.get("BackupVolumeInfos")):
-        older = legacy_artifacts_of(document)
-        artifacts.update(zip(older, side_by_side(
-            (functools.partial(read_json, reading, kind, name) for kind in older), end)))
-    return {row: items for (row, _), items in zip(related, found[len(kinds):])}, artifacts
+    name, asking = _text(document, "metadata", "name"), threading.Lock()
+    artifact = next(row for row in TARGETS.values() if row.owner == resource)
+    location_trust = functools.lru_cache(maxsize=None)(lambda: find_trust(api, namespace, artifact, name))
+
+    def fetch(kind: str, stored: Document) -> Any:
+        url = answered_url(api, stored, timeout)
+        with asking:                         # all threads would ask for the location's authority at once
+            whom = trust_for(url, trust, location_trust)
+        with about(f"{kind} of {name}"), open_url(url, whom) as response:
+            return decode_json(inflate(unframed(read_body(response))))
+
+    def read(kinds: List[str], tasks: Dict[Any, Callable[[], Any]]) -> Dict[Any, Any]:
+        refused = {}
+        with contextlib.ExitStack() as requests:
+            for kind in kinds:
+                try:
+                    request = new_download_request(namespace, target_of(kind, name).kind, name, random_suffix())
+                    stored = requests.enter_context(created(api, DOWNLOAD_REQUESTS, request))
+                    tasks[kind] = functools.partial(fetch, kind, stored)
+                except Error as error:
+                    refused[kind] = error
+            return {**refused, **dict(zip(tasks, side_by_side(tasks.values())))}
+
+    lists = {row[0]: functools.partial(read_related, api, namespace, *row) for row in related_of(resource, document)}
+    found = read(kinds, dict(lists))
+    if is_missing(found.get("BackupVolumeInfos")):
+        found.update(read(legacy_artifacts_of(document), {}))
+    return {row: found.pop(row) for row in lists}, found
 
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
@@ -6868,26 +6720,27 @@ def describe(options: Options, api: Api, resource: Resource, documents: List[Doc
     trust, structured, timeout = trust_of(options), options.output == "json", options.timeout
     for document in documents:
         kinds = artifacts_of(resource, document, details=options.details, structured=structured)
-        reading = new_reading(api._replace(waiting=unseen), options.namespace, resource,
-                              _text(document, "metadata", "name"), timeout, trust)
-        with api.waiting(f"what belongs to {resource.kind.lower()} {_text(document, 'metadata', 'name')}", timeout):
-            related, artifacts = read_screen(reading, resource, document, kinds)
+        name = _text(document, "metadata", "name")
+        with api.waiting(f"what belongs to {resource.kind.lower()} {name}", timeout):
+            related, artifacts = read_screen(api._replace(waiting=unseen), options.namespace, resource, document, kinds,
+                                             timeout, trust)
         if any(isinstance(value, TimedOut) for value in artifacts.values()):
             timeout = min(timeout, SECOND_WAIT)
-        yield Description(resource, document, related, artifacts, localize=local_time, details=options.details)
+        yield Description(resource, document, related, artifacts, localize=local_time, details=options.details,
+                          colorized=not structured and is_colorized(options))
 
 
 def cmd_describe(options: Options, resource: Resource) -> int:
     """Screens or JSON; what is missing on them is said on stderr too, and decides the exit code."""
     api, troubles = api_of(options), []
     documents, _ = find_documents(api, resource, options.namespace, options.names, options.selector)
-    screens, colorized = [], options.output != "json" and is_colorized(options)
+    screens = []
     for number, screen in enumerate(describe(options, api, resource, documents)):
         troubles += screen.troubles
         if options.output == "json":
-            screens.append(screen.json())
+            screens.append(screen.json)
         else:
-            write_text("\n\n" * bool(number) + screen.text(colorized))
+            write_text("\n\n" * bool(number) + screen.text)
     if options.output == "json":
         write_text(json_text(screens[0] if len(screens) == 1 else screens))
     silent = [trouble for trouble in troubles if isinstance(trouble, TimedOut)]
