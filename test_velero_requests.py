@@ -809,7 +809,7 @@ NO_READERS = {  # what they read is no stranger's text, or has been read by one 
     "_refuse_bombs": "parse_yaml is timed with it",
     "read_body": "Content-Length, which http.client bounds",
     "_is_exempt": "the environment", "find_part": "names of files", "open_part": "an ETag, of which 64 characters are looked at",
-    "command_places": "the command line", "cmd_download": "a URL that is_http_url has seen"}
+    "value_of": "the command line", "run_download": "a URL that is_http_url has seen"}
 READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|_DECODER|GoLoader|PATTERN)\."
                      r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode|GoLoader)")
 
@@ -17609,98 +17609,97 @@ class TestDescribing(ScreenTests, unittest.TestCase):
     """On the fakes."""
 
 
-COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose"
+COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose --version -n -v"
 OFFERED = {  # what is typed behind the name of the program -> what may stand in place of its last word, or behind its "="
     "": "backup completion controller describe download get logs manifests plugin restore version",
     "ba": "backup",
-    "-": f"{COMMON_FLAGS} --version -n -v",
+    "-": COMMON_FLAGS,
     "backup ": "describe download get logs",
     "backup d": "describe download",
-    "backup -": f"{COMMON_FLAGS} -n -v",
+    "backup -": COMMON_FLAGS,
     "backup get --s": "--selector --show-labels",
     "backup describe nightly-2024 --time": "--timeout",
     "backup get -o ": "json table yaml",
-    "backup get --output j": "json",
     "backup get --output=j": "json",
-    "backup get --output=": "json table yaml",
+    "backup get --output = j": "json",
+    "backup get --output =": "json table yaml",
     "download b1 --kind RestoreLo": "RestoreLog",
-    "download b1 -o my": "my-file",
-    "restore get --kubeconfig my": "my-file",
-    "restore get --kubeconfig=my": "my-file",
-    "--kubeconfig my": "my-file",
-    "backup --kubeconfig my": "my-file",
+    "download b1 -o my": "",
+    "restore get --kubeconfig=my": "",
+    "backup -vn ": "",
     "backup get --idle-timeout 30s -o json --sh": "--show-labels",
     "get ": "backup backups plugin plugins restore restores",
     "get backups --sh": "--show-labels",
-    "describe restore --det": "--details",
     "logs backup nightly-2024 --dir": "--direct",
+    "backup logs b1 --quiet --ver": "--verbose --version",
     "-n velero backup get --sh": "--show-labels",
     "backup -n velero l": "logs",
     "-v --colorized restore d": "describe",
     "--context get backup ": "describe download get logs",
-    "--context=backup restore ": "describe get logs",
+    "plugin get ": f"{COMMON_FLAGS} --output -o",
+    "nonsense ": "",
     "completion ": "bash fish zsh",
+    "completion bash ": COMMON_FLAGS,
 }
-FLAGS_FOR_WANT_OF_WORDS = {"plugin get ": f"{COMMON_FLAGS} --output -n -o -v"}
+TYPED = {"": OFFERED[""], "backup get -o ": "json table yaml", "backup get --output=j": "json", "download b1 -o my": "my-file",
+         "restore get --kubeconfig=my": "my-file", "backup -n velero logs --dir": "--direct"}
 
 
 class TestCompletion(FolderCase):
-    """The scripts that complete our commands, made of the parser's table, in the shells that are here."""
+    """What the program offers, and that the shells which are here offer it, too."""
 
     def setUp(self) -> None:
-        """Lay a file that can be offered, and in place of the program one that writes down its arguments."""
+        """Lay a file that can be offered, and in place of the program one that writes down what it is called with."""
         super().setUp()
-        for name, text in (("my-file", ""), ("velero_requests.py", "#!/bin/sh\nprintf '%s\\n' \"$*\" >>typed\n")):
-            with open(os.path.join(self.folder, name), "w") as file:
-                file.write(text)
-            os.chmod(file.name, 0o755)
+        program = (f"#!/bin/sh\n[ \"$1\" != __complete ] || exec {sys.executable} {velero_requests.__file__} \"$@\"\n"
+                   "printf '%s\\n' \"$*\" >>typed\n")
+        for name, text in (("my-file", ""), ("velero_requests.py", program)):
+            write_bytes(os.path.join(self.folder, name), text.encode())
+            os.chmod(os.path.join(self.folder, name), 0o755)
+
+    def script(self, shell: str, name: str = "script") -> str:
+        return write_bytes(os.path.join(self.folder, name), run("completion", shell).out)
 
     def shell(self, *argv: str) -> Tuple[str, ...]:
-        """Return the command that runs a shell without anybody's settings."""
+        """The command that runs a shell without anybody's settings."""
         return ("env", "-i", f"PATH={self.folder}:{os.environ['PATH']}", f"HOME={self.folder}", "TERM=dumb", "LC_ALL=C",
                 f"ZDOTDIR={self.folder}", "INPUTRC=/dev/null", *argv)
 
-    def script(self, shell: str, name: str = "script") -> str:
-        """Lay the script of a shell, and return its path."""
-        path = os.path.join(self.folder, name)
-        with open(path, "wb") as file:
-            file.write(run("completion", shell).out)
-        return path
+    def same(self, found: List[str], offered: str) -> None:
+        """Compare what is offered, in whatever order, and whether or not a shell says `--flag=` again."""
+        self.assertEqual(sorted(word.rpartition("=")[2] for word in found), sorted(offered.split()))
 
-    def typed(self, lines: List[str], setting: str, *argv: str) -> List[List[str]]:
-        """Type lines in a shell, let it insert at their ends all that it offers, and return their arguments then."""
-        with open(os.path.join(self.folder, ".zshrc"), "w") as file:
-            file.write(f"{setting}\nPS1=READY\n")
+    def check(self, setting: str, *argv: str) -> None:
+        """Type lines in a shell that inserts all it offers, run them, and compare what they are called with."""
+        write_bytes(os.path.join(self.folder, ".zshrc"), f"{setting}\nPS1=READY\n".encode())
         terminal = Terminal(self.folder, program=self.shell(*argv))
         self.addCleanup(terminal.kill)
         wait_until(lambda: "READY" in terminal.text(), what="the prompt")
-        terminal.type("".join(f"{line}\x18\x18\n" for line in (*lines, "exit")).encode())
+        programs = itertools.cycle(("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"))
+        terminal.type("".join(f"{program} {line}\x18\x18\n" for program, line in zip(programs, TYPED)).encode() + b"exit\n")
         _, text = terminal.end()
-        with open(os.path.join(self.folder, "typed")) as file:
-            found = [line.split() for line in file]
-        os.remove(file.name)
-        self.assertEqual(len(found), len(lines), text)
-        return found
-
-    def same(self, found: List[str], offered: str) -> None:
-        """Compare what a shell offers, in whatever order, and whether or not it says `--flag=` again."""
-        self.assertEqual(sorted(word.rpartition("=")[2] for word in found), sorted(offered.split()))
-
-    def check(self, offered: Dict[str, str], setting: str, *argv: str) -> None:
-        """Type each line behind the program's name and its path, and compare what bash or zsh offers."""
-        lines = [f"{program} {line}" for program in ("velero_requests.py", "./velero_requests.py") for line in offered]
-        for line, found in zip(lines, self.typed(lines, setting, *argv)):
+        called = read_bytes(os.path.join(self.folder, "typed")).decode().splitlines()
+        os.remove(os.path.join(self.folder, "typed"))
+        self.assertEqual(len(called), len(TYPED), text)
+        for line, words in zip(TYPED, map(str.split, called)):
             with self.subTest(setting=setting, line=line):
-                finished = line.split(" ")[1:-1]
-                self.assertEqual(found[:len(finished)], finished)
-                self.same(found[len(finished):], offered[line.split(" ", 1)[1]])
+                finished = line.split(" ")[:-1]
+                self.assertEqual(words[:len(finished)], finished)
+                self.same(words[len(finished):], TYPED[line])
+
+    def test_what_is_offered(self) -> None:
+        """Commands, flags and values; nothing where only the shell knows, which are files."""
+        for line, offered in OFFERED.items():
+            with self.subTest(line):
+                result = run("__complete", *line.split(" "))
+                self.assertEqual((0, ""), (result.code, result.err))
+                self.same(result.out.decode().split(), offered)
 
     @unittest.skipUnless(shutil.which("bash"), "there is no bash, so its completion was not tried")
     def test_bash(self) -> None:
-        """Commands, flags, values and files, whatever the user has set."""
-        for setting in ("", "set -u", "IFS=-", "shopt -s nocaseglob nocasematch failglob", "set -o posix"):
-            self.check({**OFFERED, **FLAGS_FOR_WANT_OF_WORDS},
-                       f"bind '\"\\C-x\\C-x\": insert-completions'\n{setting}\n. {self.script('bash')}",
+        """Whatever the user has set."""
+        for setting in ("", "set -u; IFS=-; shopt -s nocaseglob nocasematch failglob", "set -o posix"):
+            self.check(f"bind '\"\\C-x\\C-x\": insert-completions'\n{setting}\n. {self.script('bash')}",
                        "bash", "--noprofile", "--rcfile", ".zshrc", "-i")
 
     @unittest.skipUnless(shutil.which("zsh"), "there is no zsh, so its completion was not tried")
@@ -17708,71 +17707,126 @@ class TestCompletion(FolderCase):
         """The same, and the script may also lie where zsh finds it when it is needed."""
         insert_all = ("zstyle ':completion:*' completer _all_matches _complete\nzstyle ':completion:*' insert true\n"
                       "bindkey '^X^X' complete-word\nautoload -Uz compinit\ncompinit -u -D\n")
-        for setting in (f"{insert_all}. {self.script('zsh')}",
-                        f"{insert_all}setopt ksharrays shwordsplit nounset\n. {self.script('zsh')}",
+        for setting in (f"{insert_all}setopt ksharrays shwordsplit nounset\n. {self.script('zsh')}",
                         f"fpath=({os.path.dirname(self.script('zsh', '_velero_requests'))} $fpath)\n{insert_all}"):
-            self.check({**OFFERED, **FLAGS_FOR_WANT_OF_WORDS}, setting, "zsh", "-d", "-i")
+            self.check(setting, "zsh", "-d", "-i")
 
     @unittest.skipUnless(shutil.which("fish"), "there is no fish, so its completion was not tried")
     def test_fish(self) -> None:
         """The same."""
         ask = "source $argv[1]; for line in $argv[2..-1]; complete -C $line | string split -f 1 \\t; echo .; end"
-        for program in ("velero_requests.py", "./velero_requests.py"):
+        for program in ("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"):
             done = subprocess.run(self.shell("fish", "-c", ask, self.script("fish"), *(
-                f"{program} {line}" for line in OFFERED)), cwd=self.folder, stdout=subprocess.PIPE, check=True)
-            for (line, offered), found in zip(OFFERED.items(), done.stdout.decode().split(".\n")):
+                f"{program} {line}" for line in TYPED)), cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=60)
+            for (line, offered), found in zip(TYPED.items(), done.stdout.decode().split(".\n")):
                 with self.subTest(program=program, line=line):
                     self.same(found.split(), offered)
 
-    def test_every_shell_knows_every_command(self) -> None:
-        """And those that are here accept the script."""
-        for shell in ("bash", "zsh", "fish"):
-            with self.subTest(shell=shell):
-                script = run("completion", shell).out
-                for words, _ in velero_requests.command_words():
-                    self.assertIn(f"' {words}'".encode(), script)
-                if shutil.which(shell):
-                    subprocess.run([shell, "-n"], input=script, check=True)
+
+class TestCompletionOfNames(FakeWorld, unittest.TestCase):
+    """Names of the cluster's objects, when it tells them in time."""
+
+    def offered(self, *words: str) -> Tuple[float, str]:
+        """The words offered, and the seconds it took; nothing is said on stderr."""
+        began = time.monotonic()
+        result = run("__complete", *words)
+        self.assertEqual((0, ""), (result.code, result.err))
+        return time.monotonic() - began, " ".join(result.out.decode().split())
+
+    def test_names(self) -> None:
+        """Backups or restores, whichever the command is about, in the namespace and cluster that the line names."""
+        self.make_backup("nightly")
+        flags = ("--kubeconfig", self.kubeconfig, "-n", self.namespace)
+        for words, names in ((("backup", "logs", ""), "b1 nightly"), (("backup", "describe", "b1", "n"), "nightly"),
+                             (("get", "restores", ""), "r1"), (("download", "--kind", "RestoreLog", ""), "r1"),
+                             (("download", ""), "b1 nightly"), (("backup", "logs", "x"), "")):
+            with self.subTest(words):
+                self.assertEqual(names, self.offered(*flags, *words)[1])
+
+    def test_a_cluster_that_does_not_tell(self) -> None:
+        """Nothing is offered: after a second, or at once for what is wrong."""
+        flags = ("--kubeconfig", self.kubeconfig, "-n", self.namespace, "backup", "logs", "")
+        self.cluster.script("GET", "/backups", hang=b"")
+        seconds, names = self.offered(*flags)
+        self.assertEqual(("", True), (names, seconds < 2), seconds)
+        self.cluster.unscript()
+        self.cluster.script("GET", "/backups", status=403, body={"kind": "Status", "message": "no"})
+        self.assertEqual("", self.offered(*flags)[1])
+        self.assertEqual("", self.offered("--kubeconfig", "/dev/null", "backup", "logs", "")[1])
 
 
 class TestCommandLine(unittest.TestCase):
     """What is typed, and what is said of it."""
 
     def test_spellings(self) -> None:
-        """`download backup NAME` is turned round wherever it stands, and never what is a flag's value."""
-        for typed, meant in (
-                ("download backup b1", "backup download b1"),
-                ("-n ns download backup b1", "-n ns backup download b1"),
-                ("download -n ns backup b1", "backup download -n ns b1"),
-                ("download backup -o x b1", "backup download -o x b1"),
-                ("-vn ns download backup b1", "-vn ns backup download b1"),
-                ("download backup", "download backup"),
-                ("download backup -o x", "download backup -o x"),
-                ("-n download backup get", "-n download backup get"),
-                ("-vn download backup get", "-vn download backup get"),
-                ("--context download backup logs b1", "--context download backup logs b1"),
-                ("backup logs b1 --location download backup b1", "backup logs b1 --location download backup b1"),
-                ("backup get -l download backup x", "backup get -l download backup x"),
-                ("backup get --show-labels -n create", "backup get --show-labels=true -n create"),
-                ("download -- download backup b1", "download -- download backup b1")):
+        """Flags may stand anywhere, verbs first, and what is a flag's value names no command."""
+        for typed, command, options in (
+                ("download backup b1", "backup download", {"name": "b1", "kind": "BackupContents", "url_only": False}),
+                ("-n ns download backup b1", "backup download", {"namespace": "ns", "name": "b1"}),
+                ("download -n ns backup b1", "backup download", {"namespace": "ns", "name": "b1"}),
+                ("download backup -o x b1", "backup download", {"output": "x", "name": "b1"}),
+                ("-vn ns logs restore r1", "restore logs", {"namespace": "ns", "verbose": 1, "is_log": True}),
+                ("-n download backup get", "backup get", {"namespace": "download", "names": [], "timeout": 60.0}),
+                ("-vvn download get backups", "backup get", {"verbose": 2, "namespace": "download", "resource": vr.BACKUPS}),
+                ("--context download backup logs b1", "backup logs", {"context": "download", "kind": "BackupLog"}),
+                ("backup logs b1 --location download", "backup logs", {"location": "download", "direct": False}),
+                ("backup get -l download b1 --show-labels b2", "backup get", {"selector": "download",
+                                                                              "names": ["b1", "b2"]}),
+                ("restore get --show-labels -n create", "restore get", {"namespace": "create", "show_labels": True,
+                                                                        "direct": False, "location": None}),
+                ("describe restores --details=false r1 --colorized", "restore describe", {"colorized": True,
+                                                                                         "details": False}),
+                ("download --force b1 -o -", "download", {"force": True, "output": "-", "quiet": False}),
+                ("download -- --kind", "download", {"name": "--kind"}), ("download -- -", "download", {"name": "-"}),
+                ("plugin get", "plugin get", {"timeout": 5.0, "colorized": None}),
+                ("get plugins --timeout 1000000h", "plugin get", {"timeout": vr.LONGEST_WAIT})):
             with self.subTest(typed):
-                self.assertEqual(meant.split(), vr.spelled_out(typed.split()))
+                found, values = vr.parse(typed.split())
+                self.assertEqual((command, options), (found.words, {name: getattr(values, name) for name in options}))
 
     def test_wrong_usage(self) -> None:
-        """It names what was typed; what only Velero does is velero's."""
+        """It names what was typed, and stdout stays empty; what only Velero does is velero's."""
         for typed, words in (
-                ("plugin get --force", "unrecognized arguments: --force\n"),
-                ("plugin get --force=true", "unrecognized arguments: --force=true\n"),
-                ("version --details --nope=x", "unrecognized arguments: --details --nope=x\n"),
-                ("backup create b1", "`velero backup create`"), ("create backup b1", "`velero create backup`"),
-                ("restore create --from-backup b1", "`velero restore create`"), ("delete restore x", "`velero delete"),
-                ("-n ns backup delete b1 --confirm", "`velero backup delete`"), ("get schedules", "`velero get sch"),
+                ("plugin get --force", "unrecognized arguments: --force\nhint: see `velero_requests.py plugin get --help`"),
+                ("plugin get x --force=true", "unrecognized arguments: --force=true x\n"), ("backup --nope", ": --nope\n"),
+                ("nonsense", "no command `nonsense` here"), ("backup nonsense", "no command `backup nonsense` here"),
+                ("backup create b1", "`velero backup create`"), ("-n ns backup delete b1 --confirm", "`velero backup delete`"),
                 ("schedule get", "`velero schedule get`"), ("install --help", "`velero install`"),
-                ("plugin add x", "`velero plugin add`"), ("get backup-locations", "`velero get backup-locations`")):
+                ("get backup-locations", "`velero get backup-locations`"),
+                ("backup logs", "the following arguments are required: BACKUP"), ("backup get --outp json", "--outp"),
+                ("version --client-only=perhaps", "--client-only: 'perhaps' is neither true nor false"),
+                ("version --client-only=", "'' is neither true nor false"),
+                ("version -n a/b", "'a/b' cannot be the name of a namespace"),
+                ("version --timeout 0s", "'0s' is no time to wait"), ("version --timeout -5s", "expected one argument"),
+                ("version --timeout 5", "'5' is no time to wait; write for example 30s"), ("version --output", "expected one"),
+                ("controller --plugin =x", "'=x' is not KIND=NAME"), ("completion csh", "invalid choice: 'csh'"),
+                ("download b1 --kind Backup", "invalid choice: 'Backup'")):
             with self.subTest(typed):
                 result = run(*typed.split())
                 self.assertEqual((2, b""), (result.code, result.out), result.err)
                 self.assertIn(words, result.err)
+
+    def test_groups_print_their_help(self) -> None:
+        """A group of commands, with or without --help, tells its commands and ends well; so does no command at all."""
+        for words, told in ((), ("backup describe", "exit codes:")), (("backup",), ("describe  ", "logs  ")), (
+                ("-v", "get", "--help"), ("plugins  ", "restore  ")), (("logs", "-n", "ns"), ("print the log of a restore",)), (
+                ("plugin",), ("list the plugins",)), (("backup", "get", "-h"), ("--show-labels", "[BACKUP ...]")):
+            with self.subTest(words):
+                result = run(*words)
+                self.assertEqual((0, ""), (result.code, result.err))
+                for text in told:
+                    self.assertIn(text, result.out.decode())
+
+    def test_no_package_is_needed(self) -> None:
+        """What only prints something uses neither urllib3 nor yaml, and argparse is for command lines."""
+        code = ("import sys, velero_requests as v\nv.urllib3 = v.yaml = sys.modules['urllib3'] = sys.modules['yaml'] = None\n"
+                "sys.exit(v.main(sys.argv[1:]))")
+        for words, expected in (("--help", 0), ("backup", 0), ("--version", 0), ("completion fish", 0), ("manifests", 0),
+                                ("version --client-only -o yaml", 0), ("__complete backup d", 0), ("nonsense", 2)):
+            with self.subTest(words):
+                done = subprocess.run([sys.executable, "-c", code, *words.split()], stdout=subprocess.PIPE, check=False,
+                                      stderr=subprocess.PIPE, timeout=60, cwd=os.path.dirname(MODULE))
+                self.assertEqual(expected, done.returncode, done.stderr)
 
     def test_a_secret_is_missed_before_anybody_is_asked(self) -> None:
         """A location in a file that names a Secret fails at once, though its region would have to be asked for."""
