@@ -6156,7 +6156,7 @@ class ContractTests(CoreTests):
 
     def test_wrong_usage_is_code_2(self) -> None:
         """What cannot be understood is an error line, code 2 and an empty stdout, and asks no cluster."""
-        for argv in (["nonsense"], ["backup"], ["backup", "logs"], ["backup", "logs", "b1", "b2"], [],
+        for argv in (["nonsense"], ["backup", "logs"], ["backup", "logs", "b1", "b2"],
                      ["download", "b1", "--kind", "Nonsense"], ["download"], ["plugin", "get", "-o", "xml"],
                      ["backup", "logs", "b1", "--timeout", "5"],
                      ["backup", "logs", "b1", "--timeout", "soon"],
@@ -17507,13 +17507,6 @@ class TestGoldenRealOld(GoldenRealTests, RealWorld, unittest.TestCase):
 class ScreenTests(FakeWorld):
     """describe, version and completion when things go wrong, and what velero does not have."""
 
-    def deployment(self, image: str) -> None:
-        """Make Velero's Deployment, without a ready pod."""
-        labels, containers = {"app": "velero"}, [{"name": "velero", "image": image}]
-        self.make("deployments", "Deployment", "velero", spec={
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}}})
-
     def test_nobody_answers(self) -> None:
         """The screen is there, each section says what it lacks, the code is 4, and no request is left."""
         result = self.cli("backup", "describe", "b1", "--details", "--timeout", "200ms")
@@ -17552,23 +17545,6 @@ class ScreenTests(FakeWorld):
         self.serve()
         result = self.cli("describe", "restore", "r1", "-o", "json")
         self.assertEqual(json.loads(result.out)["spec"]["backup"], "b1")
-
-    def test_version_of_the_image(self) -> None:
-        """Without an answer the Deployment's image is what is known, said to be that, and the code stays 4."""
-        self.deployment("registry.example:5000/velero/velero:v1.17.2")
-        for arguments in ((), ("-o", "json"), ("-o", "yaml")):
-            with self.subTest(arguments=arguments):
-                result = self.cli("version", "--timeout", "200ms", *arguments)
-                self.assertEqual(result.code, 4)
-                self.assertIn(b"v1.17.2", result.out)
-                self.assertIn(b"image", result.out)
-
-    def test_version_of_an_image_without_tag(self) -> None:
-        """A port is not a tag, and a digest is no version."""
-        self.deployment("registry.example:5000/velero/velero@sha256:" + "0" * 64)
-        result = self.cli("version", "--timeout", "200ms", "-o", "json")
-        self.assertEqual(json.loads(result.out)["server"]["version"], "registry.example:5000/velero/velero@sha256:"
-                         + "0" * 64)
 
     def test_verb_first(self) -> None:
         """Both orders of words are one command."""
@@ -17746,7 +17722,7 @@ class TestCompletionOfNames(FakeWorld, unittest.TestCase):
     def test_a_cluster_that_does_not_tell(self) -> None:
         """Nothing is offered: after a second, or at once for what is wrong."""
         flags = ("--kubeconfig", self.kubeconfig, "-n", self.namespace, "backup", "logs", "")
-        self.cluster.script("GET", "/backups", hang=b"")
+        self.cluster.script("GET", "/backups", hang=threading.Event())
         seconds, names = self.offered(*flags)
         self.assertEqual(("", True), (names, seconds < 2), seconds)
         self.cluster.unscript()
@@ -17840,21 +17816,11 @@ class TestCommandLine(unittest.TestCase):
         self.assertRegex(result.err, "names the Secret 'cloud'.*\nhint: .*--credentials-file FILE")
 
 
-class Ended(NamedTuple):
-    """A command line whose stdout or stderr takes nothing, the code it ends with, and what is on stderr then."""
-
-    command: str
-    stdout: str
-    stderr: str
-    code: int
-    said: str = ""
-
-
 NO_SPACE = "error: cannot write the output: No space left on device\n"
-ENDS = (
-    *(Ended(command, "full", "", 1, NO_SPACE) for command in ("--help", "--version", "completion zsh")),
-    *(Ended(command, "closed", "", 141) for command in ("plugin --help", "--version", "manifests")),
-    *(Ended(command, stdout, stderr, code) for command, stdout, stderr, code in (
+ENDS = (  # a command, where its stdout and stderr lead, the code it ends with, and what is on stderr then
+    *((command, "full", "", 1, NO_SPACE) for command in ("--help", "--version", "completion zsh")),
+    *((command, "closed", "", 141, "") for command in ("plugin --help", "--version", "manifests")),
+    *((*row, "") for row in (
         ("nonsense", "", "full", 2), ("backup logs b1 -vv --kubeconfig /dev/null", "", "full", 1),
         ("backup logs", "", "closed", 2), ("--version", "full", "full", 1), ("--help", "closed", "closed", 141))))
 
@@ -17871,23 +17837,23 @@ class TestEnds(unittest.TestCase):
         with open("/dev/full", "wb") as full:
             leads = {"full": full, "closed": closed, "": subprocess.PIPE}
             started = [(row, environ, subprocess.Popen(
-                [sys.executable, velero_requests.__file__, *row.command.split()], stdout=leads[row.stdout],
-                stderr=leads[row.stderr], env={**base, **environ}))
+                [sys.executable, MODULE, *row[0].split()], stdout=leads[row[1]], stderr=leads[row[2]],
+                env={**base, **environ}))
                 for environ, rows in (({}, ENDS), ({"PYTHONUNBUFFERED": "1"}, (ENDS[0], ENDS[-1]))) for row in rows]
             for row, environ, process in started:
                 with self.subTest(row, environ=environ):
                     out, err = process.communicate(timeout=60)
-                    self.assertEqual((row.code, row.said), (process.returncode, (err or b"").decode()), out)
+                    self.assertEqual(row[3:], (process.returncode, (err or b"").decode()), out)
 
     def test_ctrl_c_while_it_is_imported(self) -> None:
         """The code is 130 and nothing is said, also by the installed command; an ignored one stays ignored."""
         for before, code in ((None, 130), (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), 0)):
             process = subprocess.Popen(
-                [sys.executable, "-X", "importtime", velero_requests.__file__, "version", "--client-only"],
+                [sys.executable, "-X", "importtime", MODULE, "version", "--client-only"],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before)  # pylint: disable=W1509
             assert process.stderr
             said = b""
-            while b" argparse\n" not in said:  # urllib3 and yaml, four fifths of all, are still to come
+            while b" base64\n" not in said:  # of the first to be imported, most is still to come
                 said += process.stderr.readline()
             process.send_signal(signal.SIGINT)
             _, rest = process.communicate(timeout=60)
@@ -17908,6 +17874,8 @@ ECHO = f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorizati
 
 class TestCanary(DownloadWorld, unittest.TestCase):
     """No secret of ours is in what any command says, logs at any level, or leaves in the cluster."""
+
+    serves = False
 
     def setUp(self) -> None:
         """Give the store keys of which every part is a canary, and the program's host a logger that keeps all."""
@@ -17980,20 +17948,25 @@ class TestCanary(DownloadWorld, unittest.TestCase):
                 self.check(command, 0)
 
     def test_when_something_fails(self) -> None:
-        """Stores and clusters that say secrets back, lines that break, and what a kubeconfig or Secret holds."""
+        """Stores and clusters that say secrets back, and lines that break."""
         store_says = f"<Error><Code>AccessDenied</Code><Message>{ECHO}</Message></Error>".replace("&", "&amp;").encode()
         cluster_says = {"kind": "Status", "message": ECHO, "reason": "Forbidden"}
-        for command in ("backup logs b1", "backup logs b1 --direct", "backup describe b1", "download b1 -o FILE",
-                        "controller --once --verify-urls"):
-            for server, method, fault in (
-                    (self.store, "GET", {"status": 403, "body": store_says, "times": 99}),
-                    (self.store, "GET", {"status": 400, "body": store_says, "times": 99}),
-                    (self.cluster, "GET", {"status": 403, "body": cluster_says, "times": 99}),
-                    (self.cluster, "POST", {"status": 422, "body": cluster_says, "times": 99}),
-                    (self.cluster, "PATCH", {"status": 409, "body": cluster_says, "times": 1})):
-                with self.subTest(command=command, method=method, fault=fault["status"]):
+        faults = {name: (server, method, {"status": status, "body": body, "times": times})
+                  for name, server, method, status, body, times in (
+                      ("403", self.store, "GET", 403, store_says, 99), ("400", self.store, "GET", 400, store_says, 99),
+                      ("GET", self.cluster, "GET", 403, cluster_says, 99),
+                      ("POST", self.cluster, "POST", 422, cluster_says, 99),
+                      ("PATCH", self.cluster, "PATCH", 409, cluster_says, 1))}
+        for command, names in (("controller --once --verify-urls", "403 400 GET PATCH"),
+                               ("backup logs b1 --direct", "403 400 GET"), ("backup logs b1", "403 400 GET POST PATCH"),
+                               ("backup describe b1", "403 GET POST"), ("download b1 -o FILE", "400 GET PATCH")):
+            if command == "backup logs b1":
+                self.serve("controller")
+            for name in names.split():
+                with self.subTest(command, fault=name):
                     if command.startswith("controller"):
                         self.ask()
+                    server, method, fault = faults[name]
                     server.script(method, "/" if server is self.store else "/velero.io/", **fault)
                     self.check(command)
 
@@ -18127,125 +18100,122 @@ def demo() -> int:
     return 0
 
 
-class TestStart(unittest.TestCase):
+HOSTILE = b"raise SystemExit('a stranger was run')"
+
+
+class TestStart(FolderCase):
     """What runs is what was read: nobody else's code gets in, wherever it lies."""
 
-    def run_beside_strangers(self, *options: str) -> str:
-        """Run `download` without a name in a folder of hostile modules, and return stderr."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name in ("velero_requests", "json", "argparse", "ctypes"):
-                with open(os.path.join(folder, name + ".py"), "w", encoding="ascii") as file:
-                    file.write("raise SystemExit('a stranger was imported')")
-            done = subprocess.run([sys.executable, *options, os.path.abspath(velero_requests.__file__), "download"],
-                                  cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
-        self.assertEqual((2, b""), (done.returncode, done.stdout), done.stderr)
-        return done.stderr.decode()
+    def start(self, *argv: str, folder: str = "", **options: Any) -> Result:
+        """Run a command of the system, in the module's folder unless it is to run in another one."""
+        done = subprocess.run(argv, cwd=folder or os.path.dirname(MODULE), stdout=subprocess.PIPE, timeout=60, check=False,
+                              stderr=subprocess.PIPE, **options)
+        return Result(done.returncode, done.stdout, done.stderr.decode())
+
+    def lay_strangers(self, *names: str) -> None:
+        for name in names:
+            write_bytes(os.path.join(self.folder, name + ".py"), HOSTILE)
 
     def test_nothing_in_the_current_folder_is_imported(self) -> None:
-        """The module comes from beside the script, the standard library from where it is."""
-        for options in ((), ("-I",), ("-u", "-W", "error::ResourceWarning")):
+        """The module comes from beside the script, the standard library from where it is; `-m` is a module already."""
+        self.lay_strangers("velero_requests", "json", "argparse", "ctypes")
+        for options, folder in (((MODULE,), self.folder), (("-I", MODULE), self.folder),
+                                (("-u", "-W", "error::ResourceWarning", MODULE), self.folder),
+                                (("-m", "velero_requests"), "")):
             with self.subTest(options=options):
-                self.assertIn("NAME", self.run_beside_strangers(*options))
+                result = self.start(sys.executable, *options, "download", folder=folder)
+                self.assertEqual((2, b""), (result.code, result.out), result.err)
+                self.assertIn("NAME", result.err)
 
     def test_nothing_beside_the_file_is_imported(self) -> None:
         """Neither source nor what is compiled, not even of the file itself: what runs is what was read."""
-        with tempfile.TemporaryDirectory() as folder:
-            script = os.path.join(folder, "velero_requests.py")
-            shutil.copy(velero_requests.__file__, script)
-            stranger = os.path.join(folder, "stranger.py")
-            write_bytes(stranger, b"raise SystemExit('a stranger was run')")
-            for name in ("argparse", "signal", "yaml", "json"):
-                py_compile.compile(stranger, os.path.join(folder, name + ".pyc"))
-            shutil.copy(stranger, os.path.join(folder, "logging.py"))
-            py_compile.compile(stranger, importlib.util.cache_from_source(script),
-                               invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-            for words, code in (("controller", 1), ("download b1", 1), ("backup logs b1", 1), ("version --client-only", 0)):
-                with self.subTest(words):
-                    done = subprocess.run([sys.executable, script, *words.split(), "--kubeconfig", "/dev/null"],
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
-                    self.assertEqual(code, done.returncode, done.stderr)
-                    self.assertNotIn(b"stranger", done.stderr)
+        script = os.path.join(self.folder, "velero_requests.py")
+        shutil.copy(MODULE, script)
+        self.lay_strangers("stranger", "logging")
+        stranger = os.path.join(self.folder, "stranger.py")
+        for name in ("argparse", "signal", "yaml", "json"):
+            py_compile.compile(stranger, os.path.join(self.folder, name + ".pyc"))
+        py_compile.compile(stranger, importlib.util.cache_from_source(script),
+                           invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+        for words, code in (("controller", 1), ("backup logs b1", 1), ("version --client-only", 0)):
+            with self.subTest(words):
+                result = self.start(sys.executable, script, *words.split(), "--kubeconfig", "/dev/null")
+                self.assertEqual((code, False), (result.code, "stranger" in result.err), result.err)
 
     def test_the_current_folder_is_gone(self) -> None:
         """What starts at a current folder that was deleted is refused with that; what does not goes on."""
-        for words, code, said in ((("download", "b1"), 1, b"error: the current folder cannot be used"),
-                                  (("backup", "get", "--kubeconfig", "x"), 1, b"error: the current folder"),
-                                  (("version", "--client-only"), 0, b"")):
+        for words, code, said in (("download b1", 1, "error: the current folder cannot be used"),
+                                  ("backup get --kubeconfig x", 1, "error: the current folder"),
+                                  ("version --client-only", 0, "")):
             with self.subTest(words):
                 folder = tempfile.mkdtemp()
-                done = subprocess.run(
-                    [sys.executable, os.path.abspath(velero_requests.__file__), *words], cwd=folder, timeout=60,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
-                    preexec_fn=functools.partial(os.rmdir, folder))  # pylint: disable=subprocess-popen-preexec-fn
-                self.assertEqual((code, said), (done.returncode, done.stderr[:len(said)]))
-
-    def test_a_module_stays_one(self) -> None:
-        """`python -m velero_requests` is a module already."""
-        done = subprocess.run([sys.executable, "-m", "velero_requests", "download"], stderr=subprocess.PIPE, timeout=60,
-                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)), check=False)
-        self.assertEqual(2, done.returncode, done.stderr)
-        self.assertIn(b"NAME", done.stderr)
+                result = self.start(sys.executable, MODULE, *words.split(), folder=folder,
+                                    preexec_fn=functools.partial(os.rmdir, folder))
+                self.assertEqual((code, said), (result.code, result.err[:len(said)]))
 
     @unittest.skipUnless(shutil.which("make"), "there is no make")
     def test_installed(self) -> None:
         """The installed command is compiled once; nothing in the current folder gets in, and what is missing is said."""
-        with tempfile.TemporaryDirectory() as prefix, tempfile.TemporaryDirectory() as strange:
-            for name in ("velero_requests", "json", "runpy", "yaml"):
-                with open(os.path.join(strange, name + ".py"), "w", encoding="ascii") as file:
-                    file.write("raise SystemExit('a stranger was imported')")
-            subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
-                           timeout=60, cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)))
+        self.lay_strangers("velero_requests", "json", "runpy", "yaml")
+        with tempfile.TemporaryDirectory() as prefix:
+            made = self.start("make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}")
+            self.assertEqual(0, made.code, made.err)
             command = os.path.join(prefix, "bin", "velero_requests.py")
             self.assertTrue(os.access(command, os.X_OK))
-
-            def said(*options: str) -> Tuple[int, str, str]:
-                done = subprocess.run([sys.executable, *options, command, "download"], stdout=subprocess.PIPE, check=False,
-                                      stderr=subprocess.PIPE, timeout=60, cwd=strange)
-                return done.returncode, done.stdout.decode(), done.stderr.decode()
-            code, out, err = said("-v")
-            self.assertEqual((2, ""), (code, out), err)
-            self.assertRegex(err, r"velero_requests\.cpython-\d+\.pyc matches")
-            self.assertNotIn("wrote", err)
-            code, out, err = said("-S")
-            self.assertEqual((1, ""), (code, out), err)
-            self.assertTrue(err.startswith("error: the package urllib3 is missing\nhint: "), err)
-            with open(command, encoding="utf-8") as file:
-                self.assertEqual(f"#!{sys.executable}\n", file.readline())
-            self.make("uninstall", f"PREFIX={prefix}")
+            self.assertTrue(read_bytes(command).startswith(f"#!{sys.executable}\n".encode()))
+            result = self.start(sys.executable, "-v", command, "download", folder=self.folder)
+            self.assertEqual((2, b"", False), (result.code, result.out, "wrote" in result.err), result.err)
+            self.assertRegex(result.err, r"velero_requests\.cpython-\d+\.pyc matches")
+            result = self.start(sys.executable, "-S", command, "plugin", "get", "--kubeconfig", self.kubeconfig(),
+                                folder=self.folder)
+            self.assertEqual((1, b""), (result.code, result.out), result.err)
+            self.assertTrue(result.err.startswith("error: the package urllib3 is missing\nhint: "), result.err)
+            self.start("make", "uninstall", f"PREFIX={prefix}")
             self.assertEqual([[], []], [os.listdir(os.path.join(prefix, name)) for name in ("bin", "lib")])
 
-    def make(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        """Run make beside the module, and return how it ended."""
-        return subprocess.run(["make", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False,
-                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)), encoding="utf-8")
+    def kubeconfig(self) -> str:
+        """A kubeconfig as JSON, which needs no package to be read."""
+        config = {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}], "current-context": "c",
+                  "contexts": [{"name": "c", "context": {"cluster": "c"}}]}
+        return write_bytes(os.path.join(self.folder, "config"), json.dumps(config).encode())
+
+    def test_a_package_that_is_missed_late(self) -> None:
+        """Where nothing was imported yet, the first use of a package that is missing is the same sentence."""
+        code = ("import sys, velero_requests as v\n"
+                "def missing(*_): raise ModuleNotFoundError('no', name='yaml')\n"
+                "v.Options.api = missing; sys.exit(v.main(['plugin', 'get']))")
+        result = self.start(sys.executable, "-c", code)
+        self.assertEqual((1, "error: the package yaml is missing", 2),
+                         (result.code, result.err.split("\n")[0], result.err.count("\nhint: ")))
+        self.assertIn("apt-get install python3-urllib3 python3-yaml", result.err)
 
     @unittest.skipUnless(shutil.which("make"), "there is no make")
     def test_without_the_packages(self) -> None:
         """make says in one sentence what is missing and how to get it, and installs nothing."""
-        with tempfile.TemporaryDirectory() as prefix:
-            for target in ("install", "test-alone"):
-                done = self.make("--silent", target, f"PREFIX={prefix}", f"PYTHON={sys.executable} -S")
-                self.assertEqual((2, "", []), (done.returncode, done.stdout, os.listdir(prefix)), done.stderr)
-                for words in ("error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
-                              "dnf install", "apk add", "pip install"):
-                    self.assertEqual(1, done.stderr.count(words), done.stderr)
+        for target in ("install", "test-alone"):
+            result = self.start("make", "--silent", target, f"PREFIX={self.folder}", f"PYTHON={sys.executable} -S")
+            self.assertEqual((2, b"", []), (result.code, result.out, os.listdir(self.folder)), result.err)
+            for words in ("error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
+                          "dnf install", "apk add", "pip install"):
+                self.assertEqual(1, result.err.count(words), result.err)
 
     @unittest.skipUnless(shutil.which("make"), "there is no make")
     def test_tests_run_as_on_a_users_machine(self) -> None:
         """make takes the variables away under which streams and modules are others than those of users."""
-        done = subprocess.run(["make", "-f", "-", "seen"], input=b"include Makefile\nseen:\n\t@env\n", timeout=60,
-                              stdout=subprocess.PIPE, cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)),
-                              env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}, check=True)
-        self.assertIn(b"PATH=", done.stdout)
-        self.assertNotRegex(done.stdout, b"PYTHON(UNBUFFERED|DONTWRITEBYTECODE)=")
+        result = self.start("make", "-f", "-", "seen", input=b"include Makefile\nseen:\n\t@env\n",
+                            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"})
+        self.assertIn(b"PATH=", result.out)
+        self.assertNotRegex(result.out, b"PYTHON(UNBUFFERED|DONTWRITEBYTECODE)=")
 
     def test_nohup_is_respected(self) -> None:
-        """A command that was started with SIGHUP ignored goes on ignoring it."""
-        code = ("import signal, velero_requests as v; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-                "with v.tidy_when_terminated(): print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)")
-        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True,
-                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)))
-        self.assertEqual(b"True\n", done.stdout)
+        """A command that was started with SIGHUP ignored goes on ignoring it, and one that ended left signals as before."""
+        code = ("import signal, velero_requests as v\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+                "v.Options.run_manifests = None; command = v.COMMAND_OF['manifests']\n"
+                "show = lambda _: print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "
+                "signal.getsignal(signal.SIGTERM) == v.terminate)\n"
+                "v.COMMAND_OF['manifests'] = command._replace(run=show)\n"
+                "v.main(['manifests']); print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)")
+        self.assertEqual(b"True True\nTrue\n", self.start(sys.executable, "-c", code).out)
 
 
 class TestDemo(unittest.TestCase):

@@ -6704,18 +6704,12 @@ class Progress:
 
     def _draw(self) -> None:
         while not self.over.wait(PROGRESS_REDRAW if self.terminal else PROGRESS_PLAIN):
-            text = self.text(self.seconds())
-            if text and self.terminal:
-                say(f"\r{text[:self._columns() - 1]}\x1b[K", "")
-            elif text:
-                say(text)
-            self.drawn = self.drawn or bool(text)
-
-    @staticmethod
-    def _columns() -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        return 80
+            text, width = self.text(self.seconds()), 80
+            with contextlib.suppress(OSError, ValueError):
+                width = os.get_terminal_size(sys.stderr.fileno()).columns or width
+            if text:
+                say(*((f"\r{text[:width - 1]}\x1b[K", "") if self.terminal else (text,)))
+                self.drawn = True
 
     def seconds(self) -> float:
         """How long it has been going on."""
@@ -7141,17 +7135,12 @@ def argument_type(convert: Callable[[str], Any], complaint: str) -> Callable[[st
     return read
 
 
-def _plugin(text: str) -> Optional[Tuple[str, str]]:
-    kind, _, name = text.partition("=")
-    return (kind, name) if kind and name else None
-
-
 DURATION = argument_type(lambda text: min(max(0.0, parse_duration(text)), LONGEST_WAIT) or None,
                          "{!r} is no time to wait; write for example 30s, 5m or 1h30m")
 PATH = argument_type(lambda text: text or None, "it is empty; was a variable not set?")
-NAMESPACE = argument_type(lambda text: text if is_object_name(text) else None,
-                          "{!r} cannot be the name of a namespace")
-PLUGIN = argument_type(_plugin, "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")
+NAMESPACE = argument_type(lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a namespace")
+PLUGIN = argument_type(lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
+                       "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")
 BOOL = argument_type(lambda text: _GO_BOOLS.get(text) if text else None, "{!r} is neither true nor false")
 
 
@@ -7185,15 +7174,11 @@ class Command(NamedTuple):
 COMMON = (
     argument("-n", "--namespace", type=NAMESPACE, metavar="NAME",
              help="Velero's namespace (default: $VELERO_NAMESPACE, the velero CLI's configuration, or velero)"),
-    argument("--kubeconfig", metavar="FILE", default="",
-             help="kubeconfig to use (default: $KUBECONFIG or ~/.kube/config)"),
-    argument("--context", "--kubecontext", metavar="NAME", default="",
-             help="context of the kubeconfig (default: its current one)"),
+    argument("--kubeconfig", metavar="FILE", default="", help="default: $KUBECONFIG or ~/.kube/config"),
+    argument("--context", "--kubecontext", metavar="NAME", default="", help="default: the kubeconfig's current one"),
     argument("--timeout", type=DURATION, metavar="DURATION",
-             help="how long to wait for an answer (default: 1m, 5s for plugin get and version); a transfer may "
-                  "take longer"),
-    switch("--colorized", default=None,
-           help="colors, also where stdout is no terminal (default: on a terminal without NO_COLOR)"),
+             help="how long to wait for an answer, not for a transfer (default: 1m, 5s for plugin get and version)"),
+    switch("--colorized", default=None, help="colors (default: on a terminal without NO_COLOR)"),
     argument("--features", metavar="NAMES"),  # velero's; nothing here depends on one
     argument("-v", "--verbose", action="count", default=0, help="say more on stderr"),
     argument("--version", action="version", version=f"{PROGRAM} {__version__}", help="print the version of this file"),
@@ -7429,45 +7414,34 @@ def configure_logging(serving: bool, verbose: int) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal that ends a client as Ctrl-C does."""
+    """A signal that ends a client as Ctrl-C does: its request and its temporary file are removed first."""
 
-    def __init__(self, number: int):
-        super().__init__()
-        self.number = number
+    number = int(signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def tidy_when_terminated() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a client as Ctrl-C does: its request and its temporary file are removed first."""
-
-    def leave(number: int, _frame: Any) -> None:
-        raise Terminated(number)
-
-    previous = [(number, signal.signal(number, leave))
-                for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-                if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
-    try:
-        yield
-    finally:
-        for number, handler in reversed(previous):
-            signal.signal(number, handler)
+def terminate(number: int, _frame: Any) -> None:
+    """The handler for such a signal."""
+    error = Terminated()
+    error.number = number
+    raise error
 
 
 def run(argv: List[str]) -> int:
     """Parse and run one command -> its exit code."""
-    with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
-        sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
-    try:
+    with contextlib.ExitStack() as end:
+        end.callback(sys.stdout.flush)
+        with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
+            sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
         if argv[:1] == ["__complete"]:
             write_text("".join(f"{word}\n" for word in completions(argv[1:])))
             return Exit.DONE
         command, options = parse(argv)
         configure_logging(command.run is Options.run_controller, options.verbose)
         options.namespace = options.namespace or find_namespace()
-        with tidy_when_terminated():
-            return command.run(options) or Exit.DONE
-    finally:
-        sys.stdout.flush()
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                end.callback(signal.signal, number, signal.signal(number, terminate))
+        return command.run(options) or Exit.DONE
 
 
 def flush(stream: Any) -> None:
