@@ -6894,30 +6894,29 @@ class Options:
         if document is None and os.path.isdir(self.location):
             return FolderBucket(self.location)
         location = find_location(api, self.namespace, document) if document else location_of_file(self.location)
-        trust, cures = self.trust() or client_trust(location), []
-        if self.credentials_file:
-            location = location._replace(secret_name="", credentials_file=self.credentials_file, trusted=True)
-        else:
-            cures = ["name a file with what the Secret holds: --credentials-file FILE"]
-        with hinted(lambda error: cures if isinstance(error, ApiError) or error.reason in (
-                FOREIGN_ENDPOINT, CredentialsError.usual_reason) else ()):
+        trust, given = self.trust() or client_trust(location), self.credentials_file
+        if given:
+            location = location._replace(secret_name="", credentials_file=given, trusted=True)
+        with hinted(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"]
+                    if error.reason == FOREIGN_ENDPOINT or (
+                        location.secret_name and isinstance(error, (ApiError, CredentialsError))) else ()):
             location, plan = open_location(api, self.namespace, location, self.allow_credentials_file)
         log.info("the store is %s, the bucket %s", one_line(redact(bucket_address(location).host)),
                  one_line(location.bucket))
         return Bucket(location, plan, trust, self.idle_timeout)
 
-    def api_of_owner(self) -> Api:
+    def find_owner(self, artifact: Artifact) -> Api:
         """The cluster, in which the owner of an artifact exists and has what is asked for."""
-        owner, api, phase = TARGETS[self.kind].owner, self.api(), ""
+        api, refusal = self.api(), ""
         with hinted(lambda error: ["--location FILE and --credentials-file FILE need no cluster"]
                     if isinstance(error, Unreachable) else ()):
             try:
-                phase = phase_from(get_existing(api, owner, self.namespace, self.name)) or NEW
+                owner = get_existing(api, artifact.owner, self.namespace, self.name)
+                refusal = logs_refusal(artifact.owner, self.name, phase_from(owner)) if self.is_log else ""
             except ApiError as error:
                 if error.status != 403:      # without the right to see it, it may still be there
                     raise
                 log.info("%s", error)
-        refusal = logs_refusal(owner, self.name, phase) if self.is_log and phase else ""
         if refusal:
             raise Error(refusal)
         return api
@@ -6927,7 +6926,7 @@ class Options:
         artifact, direct = TARGETS[self.kind], self.is_direct()
         if self.location and not is_object_name(self.name):
             raise NotFound(f"{artifact.owner.kind.lower()} {one_line(self.name, 64)!r} cannot exist")
-        api = None if self.location else self.api_of_owner()
+        api = None if self.location else self.find_owner(artifact)
         log.info("the way: %s", "the storage location, signed for here" if direct else "a controller's answer")
         if api and not direct:
             return api, ""
@@ -7046,27 +7045,21 @@ class Options:
                      for name in self.names if not backups[name]]
         return [backup for name in self.names or sorted(backups) for backup in backups[name]], troubles
 
-    def write_list(self, documents: List[Document], version: str) -> None:
-        """Backups or restores as a table, JSON or YAML."""
-        if self.output in ("json", "yaml"):
-            write_text(DOCUMENT_TEXTS[self.output](list_document(self.resource, documents, version)))
-        elif not documents:
-            say(f"No resources found in {self.location or self.namespace + ' namespace'}.")
-        else:
-            columns = [name for text in self.label_columns or () for name in text.split(",") if name]
-            write_text(resource_table(self.resource, documents, utc_now(), label_columns=columns,
-                                      show_labels=self.show_labels, localize=local_time))
-
     def run_get(self) -> int:
         """Backups or restores; what cannot be listed is said on stderr, and decides the exit code."""
         version, troubles = "", []
         if self.is_direct():
             documents, troubles = self.find_backups()
         else:
-            documents, version = find_documents(self.api(), self.resource, self.namespace, self.names,
-                                                self.selector)
-        if documents or not troubles:            # no list at all is not an empty list
-            self.write_list(documents, version)
+            documents, version = find_documents(self.api(), self.resource, self.namespace, self.names, self.selector)
+        if self.output in ("json", "yaml") and (documents or not troubles):  # no list at all is not an empty list
+            write_text(DOCUMENT_TEXTS[self.output](list_document(self.resource, documents, version)))
+        elif documents:
+            columns = [name for text in self.label_columns or () for name in text.split(",") if name]
+            write_text(resource_table(self.resource, documents, utc_now(), label_columns=columns,
+                                      show_labels=self.show_labels, localize=local_time))
+        elif not troubles:
+            say(f"No resources found in {self.location or self.namespace + ' namespace'}.")
         return report_all(troubles)
 
     def is_colorized(self) -> bool:
@@ -7185,8 +7178,6 @@ COMMON = (
 )
 ABSENT = {"timeout": 60.0, "quiet": False, "direct": False, "location": None, "credentials_file": None, "is_log": False}
 
-BACKUP_NAME = argument("name", metavar="BACKUP", help="name of the backup")
-RESTORE_NAME = argument("name", metavar="RESTORE", help="name of the restore")
 TLS = (
     argument("--cacert", type=PATH, metavar="FILE", help="certificate authority of the store (PEM)"),
     switch("--insecure-skip-tls-verify", help="trust any certificate of the store"),
@@ -7209,29 +7200,27 @@ FETCH = (
              help="file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
     switch("--force", help="replace the file if it exists, once the download succeeded"), QUIET)
 OUTPUT_FORMAT = argument("-o", "--output", choices=("table", "json", "yaml"), default="", help="output format")
-SELECTOR_FLAG = argument("-l", "--selector", metavar="SELECTOR", default="", help="only objects with these labels")
-LABEL_FLAGS = (
-    switch("--show-labels", help="show labels in the last column"),
-    argument("-L", "--label-columns", metavar="LABELS", action="append",
-             help="labels to show as columns, separated by commas; repeatable"),
-)
-DETAILS = (
-    switch("--details", help="show more, from more files of the store"),
-    argument("-o", "--output", choices=("plaintext", "json"), default="", help="output format"),
-)
 
 
-def owner_commands(resource: Resource, name: Argument, source: Tuple[Argument, ...]) -> Tuple[Command, ...]:
+def owner_commands(resource: Resource) -> Tuple[Command, ...]:
     """What can be done to backups and restores alike, each with velero's verb-first aliases."""
     noun = resource.kind.lower()
-    names = argument("names", nargs="*", metavar=noun.upper(), help=f"names of {noun}s (default: all)")
+    names = (argument("names", nargs="*", metavar=noun.upper(), help=f"names of {noun}s (default: all)"),
+             argument("-l", "--selector", metavar="SELECTOR", default="", help="only objects with these labels"))
+    labels = (switch("--show-labels", help="show labels in the last column"),
+              argument("-L", "--label-columns", metavar="LABELS", action="append",
+                       help="labels to show as columns, separated by commas; repeatable"))
+    details = (switch("--details", help="show more, from more files of the store"),
+               argument("-o", "--output", choices=("plaintext", "json"), default="", help="output format"))
+    name = argument("name", metavar=noun.upper(), help=f"name of the {noun}")
 
     def command(verb: str, summary: str, arguments: Tuple[Argument, ...], run: Any, **fixed: Any) -> Command:
         return Command(f"{noun} {verb}", summary, arguments, run, {"resource": resource, **fixed},
                        (f"{verb} {noun}s", f"{verb} {noun}"))
     return (
-        command("get", f"list {noun}s", (names, SELECTOR_FLAG, *LABEL_FLAGS, OUTPUT_FORMAT, *source), Options.run_get),
-        command("describe", f"tell all about {noun}s", (names, SELECTOR_FLAG, *DETAILS, *TLS), Options.run_describe),
+        command("get", f"list {noun}s", (*names, *labels, OUTPUT_FORMAT, *(SOURCE if resource is BACKUPS else ())),
+                Options.run_get),
+        command("describe", f"tell all about {noun}s", (*names, *details, *TLS), Options.run_describe),
         command("logs", f"print the log of a {noun}", (name, QUIET, *SOURCE), Options.run_logs,
                 kind=f"{resource.kind}Log", is_log=True))
 
@@ -7253,10 +7242,11 @@ COMMANDS = (
         *FETCH,
         argument("--url-only", action="store_true", help="print the pre-signed URL, which is a bearer token"),
         *SOURCE), Options.run_download),
-    *owner_commands(BACKUPS, BACKUP_NAME, SOURCE),
-    Command("backup download", "fetch the contents of a backup into a file", (BACKUP_NAME, *FETCH, *SOURCE),
+    *owner_commands(BACKUPS),
+    Command("backup download", "fetch the contents of a backup into a file", (
+        argument("name", metavar="BACKUP", help="name of the backup"), *FETCH, *SOURCE),
             Options.run_download, {"kind": BACKUP_CONTENTS, "url_only": False}, ("download backup",)),
-    *owner_commands(RESTORES, RESTORE_NAME, ()),
+    *owner_commands(RESTORES),
     Command("plugin get", "list the plugins of the server", (OUTPUT_FORMAT,), Options.run_plugin_get, {"timeout": 5.0},
             ("get plugins", "get plugin")),
     Command("version", "print the versions of client and server", (
