@@ -17587,35 +17587,18 @@ class TestDescribing(ScreenTests, unittest.TestCase):
 
 COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose --version -n -v"
 OFFERED = {  # what is typed behind the name of the program -> what may stand in place of its last word, or behind its "="
-    "": "backup completion controller describe download get logs manifests plugin restore version",
-    "ba": "backup",
-    "-": COMMON_FLAGS,
-    "backup ": "describe download get logs",
-    "backup d": "describe download",
-    "backup -": COMMON_FLAGS,
-    "backup get --s": "--selector --show-labels",
-    "backup describe nightly-2024 --time": "--timeout",
-    "backup get -o ": "json table yaml",
-    "backup get --output=j": "json",
-    "backup get --output = j": "json",
-    "backup get --output =": "json table yaml",
-    "download b1 --kind RestoreLo": "RestoreLog",
-    "download b1 -o my": "",
-    "restore get --kubeconfig=my": "",
-    "backup -vn ": "",
-    "backup get --idle-timeout 30s -o json --sh": "--show-labels",
-    "get ": "backup backups plugin plugins restore restores",
-    "get backups --sh": "--show-labels",
-    "logs backup nightly-2024 --dir": "--direct",
-    "backup logs b1 --quiet --ver": "--verbose --version",
-    "-n velero backup get --sh": "--show-labels",
-    "backup -n velero l": "logs",
-    "-v --colorized restore d": "describe",
-    "--context get backup ": "describe download get logs",
-    "plugin get ": f"{COMMON_FLAGS} --output -o",
-    "nonsense ": "",
-    "completion ": "bash fish zsh",
-    "completion bash ": COMMON_FLAGS,
+    "": "backup completion controller describe download get logs manifests plugin restore version", "ba": "backup",
+    "-": COMMON_FLAGS, "backup ": "describe download get logs", "backup d": "describe download",
+    "backup -": COMMON_FLAGS, "backup get --s": "--selector --show-labels",
+    "backup describe nightly-2024 --time": "--timeout", "backup get -o ": "json table yaml",
+    "backup get --output=j": "json", "backup get --output = j": "json", "backup get --output =": "json table yaml",
+    "download b1 --kind RestoreLo": "RestoreLog", "download b1 -o my": "", "restore get --kubeconfig=my": "",
+    "backup -vn ": "", "backup get --idle-timeout 30s -o json --sh": "--show-labels",
+    "get ": "backup backups plugin plugins restore restores", "get backups --sh": "--show-labels",
+    "logs backup nightly-2024 --dir": "--direct", "backup logs b1 --quiet --ver": "--verbose --version",
+    "-n velero backup get --sh": "--show-labels", "backup -n velero l": "logs", "-v --colorized restore d": "describe",
+    "--context get backup ": "describe download get logs", "plugin get ": f"{COMMON_FLAGS} --output -o",
+    "nonsense ": "", "completion ": "bash fish zsh", "completion bash ": COMMON_FLAGS,
 }
 TYPED = {"": OFFERED[""], "backup get -o ": "json table yaml", "backup get --output=j": "json", "download b1 -o my": "my-file",
          "restore get --kubeconfig=my": "my-file", "backup -n velero logs --dir": "--direct"}
@@ -17729,6 +17712,36 @@ class TestCompletionOfNames(FakeWorld, unittest.TestCase):
         self.cluster.script("GET", "/backups", status=403, body={"kind": "Status", "message": "no"})
         self.assertEqual("", self.offered(*flags)[1])
         self.assertEqual("", self.offered("--kubeconfig", "/dev/null", "backup", "logs", "")[1])
+
+
+class TestWaiting(FakeWorld, unittest.TestCase):
+    """How a client waits that may not watch."""
+
+    def setUp(self) -> None:
+        """Let a user create and read requests, and no more."""
+        super().setUp()
+        self.cluster.grant("reader", {"apiGroups": ["velero.io"], "resources": ["downloadrequests"],
+                                      "verbs": ["create", "get"]}, namespace=self.namespace)
+        self.cluster.forget()
+
+    def test_polling_backs_off(self) -> None:
+        """From 25 ms to a second between two looks, and one at the end of the time."""
+        result = self.cli("backup", "logs", "b1", "--timeout", "2s", user="reader")
+        self.assertEqual((4, b""), (result.code, result.out), result.err)
+        self.assertIn(self.cluster.count("GET", "/downloadrequests/"), range(5, 10))
+
+    def test_somebody_else_deletes_it(self) -> None:
+        """It is said at once, whether the request is watched or read."""
+        for user in ("reader", "admin"):
+            with self.subTest(user):
+                program = Program(self.folder, "backup", "logs", "b1", "--timeout", "20s", "-n", self.namespace,
+                                  "--kubeconfig", self.cluster.kubeconfig(self.folder, user))
+                self.addCleanup(program.kill)
+                name, = wait_until(self.names, 15, "the request")
+                self.admin.delete("downloadrequests", name, self.namespace)
+                result = program.end()
+                self.assertEqual((1, b""), (result.code, result.out), result.err)
+                self.assertIn(f"{name} was deleted by somebody else before it was answered", result.err)
 
 
 class TestCommandLine(unittest.TestCase):
@@ -17885,22 +17898,17 @@ class TestCanary(DownloadWorld, unittest.TestCase):
         self.make_secret("canary", text=keys_file("AKIACANARY", CANARY + "-key")
                          + f"aws_session_token = {CANARY}-session\n[other]\naws_secret_access_key = {CANARY}\n")
         self.make_location("canary", secret="canary")
-        for name in ("b1", "r1"):
-            resource = "backups" if name == "b1" else "restores"
-            self.admin.delete(resource, name, self.namespace)
+        self.admin.delete("backups", "b1", self.namespace)
         self.make_backup("b1", location="canary")
-        self.make_restore("r1", "b1")
         self.contents()
-        for kind in ("BackupLog", "RestoreLog"):
-            self.put(kind)
-        self.root = io.StringIO()
+        self.put("BackupLog")
+        self.put("RestoreLog")
+        self.root, root = io.StringIO(), logging.getLogger()
         handler = logging.StreamHandler(self.root)
-        root = logging.getLogger()
-        level = root.level
         root.addHandler(handler)
-        root.setLevel(logging.DEBUG)
         self.addCleanup(root.removeHandler, handler)
-        self.addCleanup(root.setLevel, level)
+        self.addCleanup(root.setLevel, root.level)
+        root.setLevel(logging.DEBUG)
 
     def kubeconfig_of(self, **user: Any) -> str:
         """Write the kubeconfig for another user entry, and return the path."""
@@ -18016,13 +18024,15 @@ class TestCanary(DownloadWorld, unittest.TestCase):
 # Demo: the main job on a machine without a cluster
 # ------------------------------------------------------------------------------------------------------------
 
-class DemoFailed(Exception):
-    """A step of the demo did not do what it should."""
-
-
 def tell(text: str) -> None:
     """Print at once: the reader follows along, and a pipe must not reorder what the commands say."""
     print(text, flush=True)
+
+
+def insist(so: Any, otherwise: str) -> None:
+    """End the demo unless this is so."""
+    if not so:
+        raise AssertionError(otherwise)
 
 
 def step(stage: Stage, command: str, *expected: str) -> None:
@@ -18031,69 +18041,49 @@ def step(stage: Stage, command: str, *expected: str) -> None:
     done = stage.run("/bin/sh", "-c", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = done.stdout.decode(errors="replace")
     tell(output)
-    absent = [text for text in expected if text not in output]
-    if done.returncode or absent:
-        raise DemoFailed(f"`{command}` ended with exit code {done.returncode}"
-                         + "".join(f"; its output lacks {text!r}" for text in absent))
-
-
-def install_printed_crds(stage: Stage) -> None:
-    """Do what `kubectl apply -f crds.yaml` does, with what the module printed."""
-    with open(os.path.join(stage.folder, "crds.yaml"), encoding="utf-8") as file:
-        stage.cluster.install_crds(yaml.safe_load_all(file))
-
-
-def demo_set_up(stage: Stage) -> None:
-    """Bring the cluster into the state in which Velero leaves it after a backup."""
-    tell(f"# On loopback: {stage.servers()}.")
-    step(stage, "python velero_requests.py manifests > crds.yaml")
-    install_printed_crds(stage)
-    add_location(stage)
-    add_backup(stage, "nightly", BACKUP_LOG.encode())
-    add_backup(stage, "orphan", BACKUP_LOG.encode(), location="gone")
-    tell("# The demo has applied crds.yaml and added what Velero leaves behind: a storage location with its\n"
-         "# Secret, the backup nightly, and the backup orphan, whose storage location does not exist.\n")
+    insist(done.returncode == 0, f"`{command}` ended with exit code {done.returncode}")
+    for text in expected:
+        insist(text in output, f"the output of `{command}` lacks {text!r}")
 
 
 def demo_commands(stage: Stage) -> None:
-    """Do the main job with the controller that is running, and show one failure."""
-    step(stage, "python velero_requests.py backup logs nightly", BACKUP_LOG)
-    step(stage, "python velero_requests.py backup download nightly", "nightly-data.tar.gz")
-    step(stage, "python -m tarfile --list nightly-data.tar.gz", *BACKUP_FILES)
-    step(stage, "python velero_requests.py plugin get", "velero.io/aws")
-    step(stage, "python velero_requests.py version", "Client:", "Server:")
-    step(stage, 'python velero_requests.py backup logs orphan; echo "exit code $?"', "error: ", "/gone ",
-         "exit code 3")
-
-
-def demo_requests_left(stage: Stage) -> None:
-    """Insist that every client deleted its DownloadRequest; those for the server's status live a minute."""
-    left = stage.cluster.admin.list("downloadrequests", NAMESPACE)["items"]
-    if left:
-        raise DemoFailed(f"{len(left)} DownloadRequests were left behind")
+    """Do the main job with the controller that is running, and show one failure; no DownloadRequest is left behind."""
+    for command, expected in (("backup logs nightly", [BACKUP_LOG]), ("backup download nightly", ["nightly-data.tar.gz"]),
+                              ("plugin get", ["velero.io/aws"]), ("version", ["Client:", "Server:"]),
+                              ('backup logs orphan; echo "exit code $?"', ["error: ", "/gone ", "exit code 3"])):
+        step(stage, f"python velero_requests.py {command}", *expected)
+        if "download" in command:
+            step(stage, "python -m tarfile --list nightly-data.tar.gz", *BACKUP_FILES)
+    insist(not stage.cluster.admin.list("downloadrequests", NAMESPACE)["items"], "DownloadRequests were left behind")
 
 
 def play_demo() -> None:
     """Run all steps of the demo, or raise at the first that fails."""
     command = "python velero_requests.py controller 2> controller.log"
     with set_stage() as stage:
-        demo_set_up(stage)
-        tell(f"$ {command} &\n")
+        tell(f"# On loopback: {stage.servers()}.")
+        step(stage, "python velero_requests.py manifests > crds.yaml")
+        with open(os.path.join(stage.folder, "crds.yaml"), encoding="utf-8") as file:
+            stage.cluster.install_crds(yaml.safe_load_all(file))
+        add_location(stage)
+        add_backup(stage, "nightly", BACKUP_LOG.encode())
+        add_backup(stage, "orphan", BACKUP_LOG.encode(), location="gone")
+        tell("# The demo has applied crds.yaml and added what Velero leaves behind: a storage location with its\n"
+             "# Secret, the backup nightly, and the backup orphan, whose storage location does not exist.\n"
+             f"\n$ {command} &\n")
         with serving(stage, "/bin/sh", "-c", "exec " + command) as controller:
             demo_commands(stage)
-            demo_requests_left(stage)
             tell("$ kill %1")
             code = stop_process(controller)
         step(stage, "cat controller.log", "serving", "stopped")
-        if code:
-            raise DemoFailed(f"the controller left with exit code {code}")
+        insist(not code, f"the controller left with exit code {code}")
 
 
 def demo() -> int:
     """Show the main job on loopback, and return 0 only when every step did what it should."""
     try:
         play_demo()
-    except (DemoFailed, AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     tell("# Every step did what it should; all of it is stopped and removed.")
