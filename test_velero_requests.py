@@ -17698,7 +17698,8 @@ class TestCompletionOfNames(FakeWorld, unittest.TestCase):
         flags = ("--kubeconfig", self.kubeconfig, "-n", self.namespace)
         for words, names in ((("backup", "logs", ""), "b1 nightly"), (("backup", "describe", "b1", "n"), "nightly"),
                              (("get", "restores", ""), "r1"), (("download", "--kind", "RestoreLog", ""), "r1"),
-                             (("download", ""), "b1 nightly"), (("backup", "logs", "x"), "")):
+                             (("download", ""), "b1 nightly"), (("backup", "logs", "x"), ""),
+                             (("backup", "logs", "--help", "n"), "nightly")):
             with self.subTest(words):
                 self.assertEqual(names, self.offered(*flags, *words)[1])
 
@@ -17742,6 +17743,36 @@ class TestWaiting(FakeWorld, unittest.TestCase):
                 result = program.end()
                 self.assertEqual((1, b""), (result.code, result.out), result.err)
                 self.assertIn(f"{name} was deleted by somebody else before it was answered", result.err)
+
+
+class TestBucketListing(FakeWorld, unittest.TestCase):
+    """Of the backups in a bucket only those that are wanted are read, eight side by side."""
+
+    def setUp(self) -> None:
+        """Fill the bucket."""
+        super().setUp()
+        self.rows = [f"b{number:02}" for number in range(20)]
+        for name in self.rows:
+            self.store.put(self.namespace, f"backups/{name}/velero-backup.json", backup_document(name))
+        self.store.forget()
+
+    def test_what_is_wanted(self) -> None:
+        result = self.cli("backup", "get", "b07", "b03", "--direct")
+        self.assertEqual((0, ["b03", "b07"]), (result.code, [
+            line.split()[0] for line in result.out.decode().splitlines()[1:]]), result.err)
+        self.assertEqual(2, len(self.store.seen("GET", "velero-backup.json")))
+
+    def test_side_by_side(self) -> None:
+        """None of the first eight is answered before all of them are asked for, and nobody asks for more."""
+        gate = threading.Event()
+        fault = self.store.script("GET", "velero-backup.json", times=8, hang=gate)
+        program = self.program("backup", "get", "--direct")
+        wait_until(lambda: fault.hits == 8, 15, "eight requests")
+        self.assertEqual(8, len(self.store.seen("GET", "velero-backup.json")))
+        gate.set()
+        result = program.end()
+        self.assertEqual((0, self.rows), (result.code, [
+            line.split()[0] for line in result.out.decode().splitlines()[1:]]), result.err)
 
 
 class TestCommandLine(unittest.TestCase):

@@ -7347,7 +7347,8 @@ def known_names(words: str, flags: List[str]) -> List[str]:
 
     def ask() -> None:
         with contextlib.suppress(Error):
-            options, _ = build_parser(words).parse_known_args([*flags, "--", "name"], Options())
+            given = [flag for flag in flags if flag not in ("-h", "--help", "--version")]  # which would print
+            options, _ = build_parser(words).parse_known_args([*given, "--", "name"], Options())
             resource = getattr(options, "resource", None) or TARGETS[options.kind].owner
             documents, _ = list_all(options.api(), resource, options.namespace or find_namespace())
             found.extend(filter(is_object_name, (_text(document, "metadata", "name") for document in documents)))
