@@ -17703,6 +17703,10 @@ class TestCompletionOfNames(FakeWorld, unittest.TestCase):
             with self.subTest(words):
                 self.assertEqual(names, self.offered(*flags, *words)[1])
 
+        self.cluster.script("GET", "/backups", status=200, body={"items": [
+            {"metadata": {"name": name}} for name in ("nice", "n$(id)", "n;x", "n y", "", None)]})
+        self.assertEqual("nice", self.offered(*flags, "backup", "logs", "n")[1], "what no object can be called")
+
     def test_a_cluster_that_does_not_tell(self) -> None:
         """Nothing is offered: after a second, or at once for what is wrong."""
         flags = ("--kubeconfig", self.kubeconfig, "-n", self.namespace, "backup", "logs", "")
