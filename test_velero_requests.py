@@ -802,7 +802,7 @@ NO_READERS = {  # what they read is no stranger's text, or has been read by one 
     "_refuse_bombs": "parse_yaml is timed with it",
     "read_body": "Content-Length, which http.client bounds",
     "_is_exempt": "the environment", "find_part": "names of files", "open_part": "an ETag, of which 64 characters are looked at",
-    "command_places": "the command line", "cmd_download": "a URL that is_http_url has seen"}
+    "value_of": "the command line", "run_download": "a URL that is_http_url has seen"}
 READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|_DECODER|GoLoader|PATTERN)\."
                      r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode|GoLoader)")
 
@@ -5384,7 +5384,7 @@ class ContractTests(CoreTests):
 
     def test_wrong_usage_is_code_2(self) -> None:
         """What cannot be understood is an error line, code 2 and an empty stdout, and asks no cluster."""
-        for argv in (["nonsense"], ["backup"], ["backup", "logs"], ["backup", "logs", "b1", "b2"], [],
+        for argv in (["nonsense"], ["backup", "logs"], ["backup", "logs", "b1", "b2"],
                      ["download", "b1", "--kind", "Nonsense"], ["download"], ["plugin", "get", "-o", "xml"],
                      ["backup", "logs", "b1", "--timeout", "5"],
                      ["backup", "logs", "b1", "--timeout", "soon"],
@@ -15888,98 +15888,80 @@ class TestDescribing(FakeWorld, unittest.TestCase):
         self.assertIn(b"note=f\\xfcr \\u6771\\u4eac", result.out)
 
 
-COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose"
+COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose --version -n -v"
 OFFERED = {  # what is typed behind the name of the program -> what may stand in place of its last word, or behind its "="
-    "": "backup completion controller describe download get logs manifests plugin restore version",
-    "ba": "backup",
-    "-": f"{COMMON_FLAGS} --version -n -v",
-    "backup ": "describe download get logs",
-    "backup d": "describe download",
-    "backup -": f"{COMMON_FLAGS} -n -v",
-    "backup get --s": "--selector --show-labels",
-    "backup describe nightly-2024 --time": "--timeout",
-    "backup get -o ": "json table yaml",
-    "backup get --output j": "json",
-    "backup get --output=j": "json",
-    "backup get --output=": "json table yaml",
-    "download b1 --kind RestoreLo": "RestoreLog",
-    "download b1 -o my": "my-file",
-    "restore get --kubeconfig my": "my-file",
-    "restore get --kubeconfig=my": "my-file",
-    "--kubeconfig my": "my-file",
-    "backup --kubeconfig my": "my-file",
-    "backup get --idle-timeout 30s -o json --sh": "--show-labels",
-    "get ": "backup backups plugin plugins restore restores",
-    "get backups --sh": "--show-labels",
-    "describe restore --det": "--details",
-    "logs backup nightly-2024 --dir": "--direct",
-    "-n velero backup get --sh": "--show-labels",
-    "backup -n velero l": "logs",
-    "-v --colorized restore d": "describe",
-    "--context get backup ": "describe download get logs",
-    "--context=backup restore ": "describe get logs",
-    "completion ": "bash fish zsh",
+    "": "backup completion controller describe download get logs manifests plugin restore version", "ba": "backup",
+    "-": COMMON_FLAGS, "backup ": "describe download get logs", "backup d": "describe download",
+    "backup -": COMMON_FLAGS, "backup get --s": "--selector --show-labels",
+    "backup describe nightly-2024 --time": "--timeout", "backup get -o ": "json table yaml",
+    "backup get --output=j": "json", "backup get --output = j": "json", "backup get --output =": "json table yaml",
+    "download b1 --kind RestoreLo": "RestoreLog", "download b1 -o my": "", "restore get --kubeconfig=my": "",
+    "backup -vn ": "", "backup get --idle-timeout 30s -o json --sh": "--show-labels",
+    "get ": "backup backups plugin plugins restore restores", "get backups --sh": "--show-labels",
+    "logs backup nightly-2024 --dir": "--direct", "backup logs b1 --quiet --ver": "--verbose --version",
+    "-n velero backup get --sh": "--show-labels", "backup -n velero l": "logs", "-v --colorized restore d": "describe",
+    "--context get backup ": "describe download get logs", "plugin get ": f"{COMMON_FLAGS} --output -o",
+    "nonsense ": "", "completion ": "bash fish zsh", "completion bash ": COMMON_FLAGS,
 }
-FLAGS_FOR_WANT_OF_WORDS = {"plugin get ": f"{COMMON_FLAGS} --output -n -o -v"}
+TYPED = {"": OFFERED[""], "backup get -o ": "json table yaml", "backup get --output=j": "json", "download b1 -o my": "my-file",
+         "restore get --kubeconfig=my": "my-file", "backup -n velero logs --dir": "--direct"}
 
 
 class TestCompletion(FolderCase):
-    """The scripts that complete our commands, made of the parser's table, in the shells that are here."""
+    """What the program offers, and that the shells which are here offer it, too."""
 
     def setUp(self) -> None:
-        """Lay a file that can be offered, and in place of the program one that writes down its arguments."""
+        """Lay a file that can be offered, and in place of the program one that writes down what it is called with."""
         super().setUp()
-        for name, text in (("my-file", ""), ("velero_requests.py", "#!/bin/sh\nprintf '%s\\n' \"$*\" >>typed\n")):
-            with open(os.path.join(self.folder, name), "w") as file:
-                file.write(text)
-            os.chmod(file.name, 0o755)
+        program = (f"#!/bin/sh\n[ \"$1\" != __complete ] || exec {sys.executable} {velero_requests.__file__} \"$@\"\n"
+                   "printf '%s\\n' \"$*\" >>typed\n")
+        for name, text in (("my-file", ""), ("velero_requests.py", program)):
+            write_bytes(os.path.join(self.folder, name), text.encode())
+            os.chmod(os.path.join(self.folder, name), 0o755)
+
+    def script(self, shell: str, name: str = "script") -> str:
+        return write_bytes(os.path.join(self.folder, name), run("completion", shell).out)
 
     def shell(self, *argv: str) -> Tuple[str, ...]:
-        """Return the command that runs a shell without anybody's settings."""
+        """The command that runs a shell without anybody's settings."""
         return ("env", "-i", f"PATH={self.folder}:{os.environ['PATH']}", f"HOME={self.folder}", "TERM=dumb", "LC_ALL=C",
                 f"ZDOTDIR={self.folder}", "INPUTRC=/dev/null", *argv)
 
-    def script(self, shell: str, name: str = "script") -> str:
-        """Lay the script of a shell, and return its path."""
-        path = os.path.join(self.folder, name)
-        with open(path, "wb") as file:
-            file.write(run("completion", shell).out)
-        return path
+    def same(self, found: List[str], offered: str) -> None:
+        """Compare what is offered, in whatever order, and whether or not a shell says `--flag=` again."""
+        self.assertEqual(sorted(word.rpartition("=")[2] for word in found), sorted(offered.split()))
 
-    def typed(self, lines: List[str], setting: str, *argv: str) -> List[List[str]]:
-        """Type lines in a shell, let it insert at their ends all that it offers, and return their arguments then."""
-        with open(os.path.join(self.folder, ".zshrc"), "w") as file:
-            file.write(f"{setting}\nPS1=READY\n")
+    def check(self, setting: str, *argv: str) -> None:
+        """Type lines in a shell that inserts all it offers, run them, and compare what they are called with."""
+        write_bytes(os.path.join(self.folder, ".zshrc"), f"{setting}\nPS1=READY\n".encode())
         terminal = Terminal(self.folder, program=self.shell(*argv))
         self.addCleanup(terminal.kill)
         wait_until(lambda: "READY" in terminal.text(), what="the prompt")
-        terminal.type("".join(f"{line}\x18\x18\n" for line in (*lines, "exit")).encode())
+        programs = itertools.cycle(("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"))
+        terminal.type("".join(f"{program} {line}\x18\x18\n" for program, line in zip(programs, TYPED)).encode() + b"exit\n")
         _, text = terminal.end()
-        with open(os.path.join(self.folder, "typed")) as file:
-            found = [line.split() for line in file]
-        os.remove(file.name)
-        self.assertEqual(len(found), len(lines), text)
-        return found
-
-    def same(self, found: List[str], offered: str) -> None:
-        """Compare what a shell offers, in whatever order, and whether or not it says `--flag=` again."""
-        self.assertEqual(sorted(word.rpartition("=")[2] for word in found), sorted(offered.split()))
-
-    def check(self, offered: Dict[str, str], setting: str, *argv: str) -> None:
-        """Type each line behind the program's name and its path, and compare what bash or zsh offers."""
-        lines = [f"{program} {line}" for program in ("velero_requests.py", "./velero_requests.py") for line in offered]
-        for line, found in zip(lines, self.typed(lines, setting, *argv)):
+        called = read_bytes(os.path.join(self.folder, "typed")).decode().splitlines()
+        os.remove(os.path.join(self.folder, "typed"))
+        self.assertEqual(len(called), len(TYPED), text)
+        for line, words in zip(TYPED, map(str.split, called)):
             with self.subTest(setting=setting, line=line):
-                finished = line.split(" ")[1:-1]
-                self.assertEqual(found[:len(finished)], finished)
-                self.same(found[len(finished):], offered[line.split(" ", 1)[1]])
+                finished = line.split(" ")[:-1]
+                self.assertEqual(words[:len(finished)], finished)
+                self.same(words[len(finished):], TYPED[line])
+
+    def test_what_is_offered(self) -> None:
+        """Commands, flags and values; nothing where only the shell knows, which are files."""
+        for line, offered in OFFERED.items():
+            with self.subTest(line):
+                result = run("__complete", *line.split(" "))
+                self.assertEqual((0, ""), (result.code, result.err))
+                self.same(result.out.decode().split(), offered)
 
     @unittest.skipUnless(shutil.which("bash"), "there is no bash, so its completion was not tried")
     def test_bash(self) -> None:
-        """Commands, flags, values and files, whatever the user has set."""
-        for setting in ("", "set -u", "IFS=-", "shopt -s nocaseglob nocasematch failglob", "set -o posix"):
-            self.check({**OFFERED, **FLAGS_FOR_WANT_OF_WORDS},
-                       f"bind '\"\\C-x\\C-x\": insert-completions'\n{setting}\n. {self.script('bash')}",
+        """Whatever the user has set."""
+        for setting in ("", "set -u; IFS=-; shopt -s nocaseglob nocasematch failglob", "set -o posix"):
+            self.check(f"bind '\"\\C-x\\C-x\": insert-completions'\n{setting}\n. {self.script('bash')}",
                        "bash", "--noprofile", "--rcfile", ".zshrc", "-i")
 
     @unittest.skipUnless(shutil.which("zsh"), "there is no zsh, so its completion was not tried")
@@ -15987,71 +15969,191 @@ class TestCompletion(FolderCase):
         """The same, and the script may also lie where zsh finds it when it is needed."""
         insert_all = ("zstyle ':completion:*' completer _all_matches _complete\nzstyle ':completion:*' insert true\n"
                       "bindkey '^X^X' complete-word\nautoload -Uz compinit\ncompinit -u -D\n")
-        for setting in (f"{insert_all}. {self.script('zsh')}",
-                        f"{insert_all}setopt ksharrays shwordsplit nounset\n. {self.script('zsh')}",
+        for setting in (f"{insert_all}setopt ksharrays shwordsplit nounset\n. {self.script('zsh')}",
                         f"fpath=({os.path.dirname(self.script('zsh', '_velero_requests'))} $fpath)\n{insert_all}"):
-            self.check({**OFFERED, **FLAGS_FOR_WANT_OF_WORDS}, setting, "zsh", "-d", "-i")
+            self.check(setting, "zsh", "-d", "-i")
 
     @unittest.skipUnless(shutil.which("fish"), "there is no fish, so its completion was not tried")
     def test_fish(self) -> None:
         """The same."""
         ask = "source $argv[1]; for line in $argv[2..-1]; complete -C $line | string split -f 1 \\t; echo .; end"
-        for program in ("velero_requests.py", "./velero_requests.py"):
+        for program in ("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"):
             done = subprocess.run(self.shell("fish", "-c", ask, self.script("fish"), *(
-                f"{program} {line}" for line in OFFERED)), cwd=self.folder, stdout=subprocess.PIPE, check=True)
-            for (line, offered), found in zip(OFFERED.items(), done.stdout.decode().split(".\n")):
+                f"{program} {line}" for line in TYPED)), cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=60)
+            for (line, offered), found in zip(TYPED.items(), done.stdout.decode().split(".\n")):
                 with self.subTest(program=program, line=line):
                     self.same(found.split(), offered)
 
-    def test_every_shell_knows_every_command(self) -> None:
-        """And those that are here accept the script."""
-        for shell in ("bash", "zsh", "fish"):
-            with self.subTest(shell=shell):
-                script = run("completion", shell).out
-                for words, _ in velero_requests.command_words():
-                    self.assertIn(f"' {words}'".encode(), script)
-                if shutil.which(shell):
-                    subprocess.run([shell, "-n"], input=script, check=True)
+
+class TestCompletionOfNames(FakeWorld, unittest.TestCase):
+    """Names of the cluster's objects, when it tells them in time."""
+
+    def offered(self, *words: str) -> Tuple[float, str]:
+        """The words offered, and the seconds it took; nothing is said on stderr."""
+        began = time.monotonic()
+        result = run("__complete", *words)
+        self.assertEqual((0, ""), (result.code, result.err))
+        return time.monotonic() - began, " ".join(result.out.decode().split())
+
+    def test_names(self) -> None:
+        """Backups or restores, whichever the command is about, in the namespace and cluster that the line names."""
+        self.make_backup("nightly")
+        flags = ("--kubeconfig", self.kubeconfig, "-n", self.namespace)
+        for words, names in ((("backup", "logs", ""), "b1 nightly"), (("backup", "describe", "b1", "n"), "nightly"),
+                             (("get", "restores", ""), "r1"), (("download", "--kind", "RestoreLog", ""), "r1"),
+                             (("download", ""), "b1 nightly"), (("backup", "logs", "x"), ""),
+                             (("backup", "logs", "--help", "n"), "nightly")):
+            with self.subTest(words):
+                self.assertEqual(names, self.offered(*flags, *words)[1])
+
+        self.cluster.script("GET", "/backups", status=200, body={"items": [
+            {"metadata": {"name": name}} for name in ("nice", "n$(id)", "n;x", "n y", "", None)]})
+        self.assertEqual("nice", self.offered(*flags, "backup", "logs", "n")[1], "what no object can be called")
+
+    def test_a_cluster_that_does_not_tell(self) -> None:
+        """Nothing is offered: after a second, or at once for what is wrong."""
+        flags = ("--kubeconfig", self.kubeconfig, "-n", self.namespace, "backup", "logs", "")
+        self.cluster.script("GET", "/backups", hang=threading.Event())
+        seconds, names = self.offered(*flags)
+        self.assertEqual(("", True), (names, seconds < 2), seconds)
+        self.cluster.unscript()
+        self.cluster.script("GET", "/backups", status=403, body={"kind": "Status", "message": "no"})
+        self.assertEqual("", self.offered(*flags)[1])
+        self.assertEqual("", self.offered("--kubeconfig", "/dev/null", "backup", "logs", "")[1])
+
+
+class TestWaiting(FakeWorld, unittest.TestCase):
+    """How a client waits that may not watch."""
+
+    def setUp(self) -> None:
+        """Let a user create and read requests, and no more."""
+        super().setUp()
+        self.cluster.grant("reader", {"apiGroups": ["velero.io"], "resources": ["downloadrequests"],
+                                      "verbs": ["create", "get"]}, namespace=self.namespace)
+        self.cluster.forget()
+
+    def test_polling_backs_off(self) -> None:
+        """From 25 ms to a second between two looks, and one at the end of the time."""
+        result = self.cli("backup", "logs", "b1", "--timeout", "2s", user="reader")
+        self.assertEqual((4, b""), (result.code, result.out), result.err)
+        self.assertIn(self.cluster.count("GET", "/downloadrequests/"), range(5, 10))
+
+    def test_somebody_else_deletes_it(self) -> None:
+        """It is said at once, whether the request is watched or read."""
+        for user in ("reader", "admin"):
+            with self.subTest(user):
+                program = Program(self.folder, "backup", "logs", "b1", "--timeout", "20s", "-n", self.namespace,
+                                  "--kubeconfig", self.cluster.kubeconfig(self.folder, user))
+                self.addCleanup(program.kill)
+                name, = wait_until(self.names, 15, "the request")
+                self.admin.delete("downloadrequests", name, self.namespace)
+                result = program.end()
+                self.assertEqual((1, b""), (result.code, result.out), result.err)
+                self.assertIn(f"{name} was deleted by somebody else before it was answered", result.err)
+
+
+class TestBucketListing(FakeWorld, unittest.TestCase):
+    """Of the backups in a bucket only those that are wanted are read, eight side by side."""
+
+    def setUp(self) -> None:
+        """Fill the bucket."""
+        super().setUp()
+        self.rows = [f"b{number:02}" for number in range(20)]
+        for name in self.rows:
+            self.store.put(self.namespace, f"backups/{name}/velero-backup.json", backup_document(name))
+        self.store.forget()
+
+    def test_what_is_wanted(self) -> None:
+        result = self.cli("backup", "get", "b07", "b03", "--direct")
+        self.assertEqual((0, ["b03", "b07"]), (result.code, [
+            line.split()[0] for line in result.out.decode().splitlines()[1:]]), result.err)
+        self.assertEqual(2, len(self.store.seen("GET", "velero-backup.json")))
+
+    def test_side_by_side(self) -> None:
+        """None of the first eight is answered before all of them are asked for, and nobody asks for more."""
+        gate = threading.Event()
+        fault = self.store.script("GET", "velero-backup.json", times=8, hang=gate)
+        program = self.program("backup", "get", "--direct")
+        wait_until(lambda: fault.hits == 8, 15, "eight requests")
+        self.assertEqual(8, len(self.store.seen("GET", "velero-backup.json")))
+        gate.set()
+        result = program.end()
+        self.assertEqual((0, self.rows), (result.code, [
+            line.split()[0] for line in result.out.decode().splitlines()[1:]]), result.err)
 
 
 class TestCommandLine(unittest.TestCase):
     """What is typed, and what is said of it."""
 
     def test_spellings(self) -> None:
-        """`download backup NAME` is turned round wherever it stands, and never what is a flag's value."""
-        for typed, meant in (
-                ("download backup b1", "backup download b1"),
-                ("-n ns download backup b1", "-n ns backup download b1"),
-                ("download -n ns backup b1", "backup download -n ns b1"),
-                ("download backup -o x b1", "backup download -o x b1"),
-                ("-vn ns download backup b1", "-vn ns backup download b1"),
-                ("download backup", "download backup"),
-                ("download backup -o x", "download backup -o x"),
-                ("-n download backup get", "-n download backup get"),
-                ("-vn download backup get", "-vn download backup get"),
-                ("--context download backup logs b1", "--context download backup logs b1"),
-                ("backup logs b1 --location download backup b1", "backup logs b1 --location download backup b1"),
-                ("backup get -l download backup x", "backup get -l download backup x"),
-                ("backup get --show-labels -n create", "backup get --show-labels=true -n create"),
-                ("download -- download backup b1", "download -- download backup b1")):
+        """Flags may stand anywhere, verbs first, and what is a flag's value names no command."""
+        for typed, command, options in (
+                ("download backup b1", "backup download", {"name": "b1", "kind": "BackupContents", "url_only": False}),
+                ("-n ns download backup b1", "backup download", {"namespace": "ns", "name": "b1"}),
+                ("download -n ns backup b1", "backup download", {"namespace": "ns", "name": "b1"}),
+                ("download backup -o x b1", "backup download", {"output": "x", "name": "b1"}),
+                ("-vn ns logs restore r1", "restore logs", {"namespace": "ns", "verbose": 1, "is_log": True}),
+                ("-n download backup get", "backup get", {"namespace": "download", "names": [], "timeout": 60.0}),
+                ("-vvn download get backups", "backup get", {"verbose": 2, "namespace": "download", "resource": vr.BACKUPS}),
+                ("--context download backup logs b1", "backup logs", {"context": "download", "kind": "BackupLog"}),
+                ("backup logs b1 --location download", "backup logs", {"location": "download", "direct": False}),
+                ("backup get -l download b1 --show-labels b2", "backup get", {"selector": "download",
+                                                                              "names": ["b1", "b2"]}),
+                ("restore get --show-labels -n create", "restore get", {"namespace": "create", "show_labels": True,
+                                                                        "direct": False, "location": None}),
+                ("describe restores --details=false r1 --colorized", "restore describe", {"colorized": True,
+                                                                                         "details": False}),
+                ("download --force b1 -o -", "download", {"force": True, "output": "-", "quiet": False}),
+                ("download -- --kind", "download", {"name": "--kind"}), ("download -- -", "download", {"name": "-"}),
+                ("plugin get", "plugin get", {"timeout": 5.0, "colorized": None}),
+                ("get plugins --timeout 1000000h", "plugin get", {"timeout": vr.LONGEST_WAIT})):
             with self.subTest(typed):
-                self.assertEqual(meant.split(), vr.spelled_out(typed.split()))
+                found, values = vr.parse(typed.split())
+                self.assertEqual((command, options), (found.words, {name: getattr(values, name) for name in options}))
 
     def test_wrong_usage(self) -> None:
-        """It names what was typed; what only Velero does is velero's."""
+        """It names what was typed, and stdout stays empty; what only Velero does is velero's."""
         for typed, words in (
-                ("plugin get --force", "unrecognized arguments: --force\n"),
-                ("plugin get --force=true", "unrecognized arguments: --force=true\n"),
-                ("version --details --nope=x", "unrecognized arguments: --details --nope=x\n"),
-                ("backup create b1", "`velero backup create`"), ("create backup b1", "`velero create backup`"),
-                ("restore create --from-backup b1", "`velero restore create`"), ("delete restore x", "`velero delete"),
-                ("-n ns backup delete b1 --confirm", "`velero backup delete`"), ("get schedules", "`velero get sch"),
+                ("plugin get --force", "unrecognized arguments: --force\nhint: see `velero_requests.py plugin get --help`"),
+                ("plugin get x --force=true", "unrecognized arguments: --force=true x\n"), ("backup --nope", ": --nope\n"),
+                ("nonsense", "no command `nonsense` here"), ("backup nonsense", "no command `backup nonsense` here"),
+                ("backup create b1", "`velero backup create`"), ("-n ns backup delete b1 --confirm", "`velero backup delete`"),
                 ("schedule get", "`velero schedule get`"), ("install --help", "`velero install`"),
-                ("plugin add x", "`velero plugin add`"), ("get backup-locations", "`velero get backup-locations`")):
+                ("get backup-locations", "`velero get backup-locations`"),
+                ("backup logs", "the following arguments are required: BACKUP"), ("backup get --outp json", "--outp"),
+                ("version --client-only=perhaps", "--client-only: 'perhaps' is neither true nor false"),
+                ("version --client-only=", "'' is neither true nor false"),
+                ("version -n a/b", "'a/b' cannot be the name of a namespace"),
+                ("version --timeout 0s", "'0s' is no time to wait"), ("version --timeout -5s", "expected one argument"),
+                ("version --timeout 5", "'5' is no time to wait; write for example 30s"), ("version --output", "expected one"),
+                ("controller --plugin =x", "'=x' is not KIND=NAME"), ("completion csh", "invalid choice: 'csh'"),
+                ("download b1 --kind Backup", "invalid choice: 'Backup'")):
             with self.subTest(typed):
                 result = run(*typed.split())
                 self.assertEqual((2, b""), (result.code, result.out), result.err)
                 self.assertIn(words, result.err)
+
+    def test_groups_print_their_help(self) -> None:
+        """A group of commands, with or without --help, tells its commands and ends well; so does no command at all."""
+        for words, told in ((), ("backup describe", "exit codes:")), (("backup",), ("describe  ", "logs  ")), (
+                ("-v", "get", "--help"), ("plugins  ", "restore  ")), (("logs", "-n", "ns"), ("print the log of a restore",)), (
+                ("plugin",), ("list the plugins",)), (("backup", "get", "-h"), ("--show-labels", "[BACKUP ...]")):
+            with self.subTest(words):
+                result = run(*words)
+                self.assertEqual((0, ""), (result.code, result.err))
+                for text in told:
+                    self.assertIn(text, result.out.decode())
+
+    def test_no_package_is_needed(self) -> None:
+        """What only prints something uses neither urllib3 nor yaml, and argparse is for command lines."""
+        code = ("import sys, velero_requests as v\nv.urllib3 = v.yaml = sys.modules['urllib3'] = sys.modules['yaml'] = None\n"
+                "sys.exit(v.main(sys.argv[1:]))")
+        for words, expected in (("--help", 0), ("backup", 0), ("--version", 0), ("completion fish", 0), ("manifests", 0),
+                                ("version --client-only -o yaml", 0), ("__complete backup d", 0), ("nonsense", 2)):
+            with self.subTest(words):
+                done = subprocess.run([sys.executable, "-c", code, *words.split()], stdout=subprocess.PIPE, check=False,
+                                      stderr=subprocess.PIPE, timeout=60, cwd=os.path.dirname(MODULE))
+                self.assertEqual(expected, done.returncode, done.stderr)
 
     def test_a_secret_is_missed_before_anybody_is_asked(self) -> None:
         """A location in a file that names a Secret fails at once, though its region would have to be asked for."""
@@ -16065,21 +16167,11 @@ class TestCommandLine(unittest.TestCase):
         self.assertRegex(result.err, "names the Secret 'cloud'.*\nhint: .*--credentials-file FILE")
 
 
-class Ended(NamedTuple):
-    """A command line whose stdout or stderr takes nothing, the code it ends with, and what is on stderr then."""
-
-    command: str
-    stdout: str
-    stderr: str
-    code: int
-    said: str = ""
-
-
 NO_SPACE = "error: cannot write the output: No space left on device\n"
-ENDS = (
-    *(Ended(command, "full", "", 1, NO_SPACE) for command in ("--help", "--version", "completion zsh")),
-    *(Ended(command, "closed", "", 141) for command in ("plugin --help", "--version", "manifests")),
-    *(Ended(command, stdout, stderr, code) for command, stdout, stderr, code in (
+ENDS = (  # a command, where its stdout and stderr lead, the code it ends with, and what is on stderr then
+    *((command, "full", "", 1, NO_SPACE) for command in ("--help", "--version", "completion zsh")),
+    *((command, "closed", "", 141, "") for command in ("plugin --help", "--version", "manifests")),
+    *((*row, "") for row in (
         ("nonsense", "", "full", 2), ("backup logs b1 -vv --kubeconfig /dev/null", "", "full", 1),
         ("backup logs", "", "closed", 2), ("--version", "full", "full", 1), ("--help", "closed", "closed", 141))))
 
@@ -16096,23 +16188,23 @@ class TestEnds(unittest.TestCase):
         with open("/dev/full", "wb") as full:
             leads = {"full": full, "closed": closed, "": subprocess.PIPE}
             started = [(row, environ, subprocess.Popen(
-                [sys.executable, velero_requests.__file__, *row.command.split()], stdout=leads[row.stdout],
-                stderr=leads[row.stderr], env={**base, **environ}))
+                [sys.executable, MODULE, *row[0].split()], stdout=leads[row[1]], stderr=leads[row[2]],
+                env={**base, **environ}))
                 for environ, rows in (({}, ENDS), ({"PYTHONUNBUFFERED": "1"}, (ENDS[0], ENDS[-1]))) for row in rows]
             for row, environ, process in started:
                 with self.subTest(row, environ=environ):
                     out, err = process.communicate(timeout=60)
-                    self.assertEqual((row.code, row.said), (process.returncode, (err or b"").decode()), out)
+                    self.assertEqual(row[3:], (process.returncode, (err or b"").decode()), out)
 
     def test_ctrl_c_while_it_is_imported(self) -> None:
         """The code is 130 and nothing is said, also by the installed command; an ignored one stays ignored."""
         for before, code in ((None, 130), (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), 0)):
             process = subprocess.Popen(
-                [sys.executable, "-X", "importtime", velero_requests.__file__, "version", "--client-only"],
+                [sys.executable, "-X", "importtime", MODULE, "version", "--client-only"],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before)  # pylint: disable=W1509
             assert process.stderr
             said = b""
-            while b" argparse\n" not in said:  # urllib3 and yaml, four fifths of all, are still to come
+            while b" base64\n" not in said:  # of the first to be imported, most is still to come
                 said += process.stderr.readline()
             process.send_signal(signal.SIGINT)
             _, rest = process.communicate(timeout=60)
@@ -16134,6 +16226,8 @@ ECHO = f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorizati
 class TestCanary(DownloadWorld, unittest.TestCase):
     """No secret of ours is in what any command says, logs at any level, or leaves in the cluster."""
 
+    serves = False
+
     def setUp(self) -> None:
         """Give the store keys of which every part is a canary, and the program's host a logger that keeps all."""
         super().setUp()
@@ -16142,22 +16236,17 @@ class TestCanary(DownloadWorld, unittest.TestCase):
         self.make_secret("canary", text=keys_file("AKIACANARY", CANARY + "-key")
                          + f"aws_session_token = {CANARY}-session\n[other]\naws_secret_access_key = {CANARY}\n")
         self.make_location("canary", secret="canary")
-        for name in ("b1", "r1"):
-            resource = "backups" if name == "b1" else "restores"
-            self.admin.delete(resource, name, self.namespace)
+        self.admin.delete("backups", "b1", self.namespace)
         self.make_backup("b1", location="canary")
-        self.make_restore("r1", "b1")
         self.contents()
-        for kind in ("BackupLog", "RestoreLog"):
-            self.put(kind)
-        self.root = io.StringIO()
+        self.put("BackupLog")
+        self.put("RestoreLog")
+        self.root, root = io.StringIO(), logging.getLogger()
         handler = logging.StreamHandler(self.root)
-        root = logging.getLogger()
-        level = root.level
         root.addHandler(handler)
-        root.setLevel(logging.DEBUG)
         self.addCleanup(root.removeHandler, handler)
-        self.addCleanup(root.setLevel, level)
+        self.addCleanup(root.setLevel, root.level)
+        root.setLevel(logging.DEBUG)
 
     def kubeconfig_of(self, **user: Any) -> str:
         """Write the kubeconfig for another user entry, and return the path."""
@@ -16205,20 +16294,25 @@ class TestCanary(DownloadWorld, unittest.TestCase):
                 self.check(command, 0)
 
     def test_when_something_fails(self) -> None:
-        """Stores and clusters that say secrets back, lines that break, and what a kubeconfig or Secret holds."""
+        """Stores and clusters that say secrets back, and lines that break."""
         store_says = f"<Error><Code>AccessDenied</Code><Message>{ECHO}</Message></Error>".replace("&", "&amp;").encode()
         cluster_says = {"kind": "Status", "message": ECHO, "reason": "Forbidden"}
-        for command in ("backup logs b1", "backup logs b1 --direct", "backup describe b1", "download b1 -o FILE",
-                        "controller --once --verify-urls"):
-            for server, method, fault in (
-                    (self.store, "GET", {"status": 403, "body": store_says, "times": 99}),
-                    (self.store, "GET", {"status": 400, "body": store_says, "times": 99}),
-                    (self.cluster, "GET", {"status": 403, "body": cluster_says, "times": 99}),
-                    (self.cluster, "POST", {"status": 422, "body": cluster_says, "times": 99}),
-                    (self.cluster, "PATCH", {"status": 409, "body": cluster_says, "times": 1})):
-                with self.subTest(command=command, method=method, fault=fault["status"]):
+        faults = {name: (server, method, {"status": status, "body": body, "times": times})
+                  for name, server, method, status, body, times in (
+                      ("403", self.store, "GET", 403, store_says, 99), ("400", self.store, "GET", 400, store_says, 99),
+                      ("GET", self.cluster, "GET", 403, cluster_says, 99),
+                      ("POST", self.cluster, "POST", 422, cluster_says, 99),
+                      ("PATCH", self.cluster, "PATCH", 409, cluster_says, 1))}
+        for command, names in (("controller --once --verify-urls", "403 400 GET PATCH"),
+                               ("backup logs b1 --direct", "403 400 GET"), ("backup logs b1", "403 400 GET POST PATCH"),
+                               ("backup describe b1", "403 GET POST"), ("download b1 -o FILE", "400 GET PATCH")):
+            if command == "backup logs b1":
+                self.serve("controller")
+            for name in names.split():
+                with self.subTest(command, fault=name):
                     if command.startswith("controller"):
                         self.ask()
+                    server, method, fault = faults[name]
                     server.script(method, "/" if server is self.store else "/velero.io/", **fault)
                     self.check(command)
 
@@ -16268,13 +16362,15 @@ class TestCanary(DownloadWorld, unittest.TestCase):
 # Demo: the main job on a machine without a cluster
 # ------------------------------------------------------------------------------------------------------------
 
-class DemoFailed(Exception):
-    """A step of the demo did not do what it should."""
-
-
 def tell(text: str) -> None:
     """Print at once: the reader follows along, and a pipe must not reorder what the commands say."""
     print(text, flush=True)
+
+
+def insist(so: Any, otherwise: str) -> None:
+    """End the demo unless this is so."""
+    if not so:
+        raise AssertionError(otherwise)
 
 
 def step(stage: Stage, command: str, *expected: str) -> None:
@@ -16283,194 +16379,171 @@ def step(stage: Stage, command: str, *expected: str) -> None:
     done = stage.run("/bin/sh", "-c", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = done.stdout.decode(errors="replace")
     tell(output)
-    absent = [text for text in expected if text not in output]
-    if done.returncode or absent:
-        raise DemoFailed(f"`{command}` ended with exit code {done.returncode}"
-                         + "".join(f"; its output lacks {text!r}" for text in absent))
-
-
-def install_printed_crds(stage: Stage) -> None:
-    """Do what `kubectl apply -f crds.yaml` does, with what the module printed."""
-    with open(os.path.join(stage.folder, "crds.yaml"), encoding="utf-8") as file:
-        stage.cluster.install_crds(yaml.safe_load_all(file))
-
-
-def demo_set_up(stage: Stage) -> None:
-    """Bring the cluster into the state in which Velero leaves it after a backup."""
-    tell(f"# On loopback: {stage.servers()}.")
-    step(stage, "python velero_requests.py manifests > crds.yaml")
-    install_printed_crds(stage)
-    add_location(stage)
-    add_backup(stage, "nightly", BACKUP_LOG.encode())
-    add_backup(stage, "orphan", BACKUP_LOG.encode(), location="gone")
-    tell("# The demo has applied crds.yaml and added what Velero leaves behind: a storage location with its\n"
-         "# Secret, the backup nightly, and the backup orphan, whose storage location does not exist.\n")
+    insist(done.returncode == 0, f"`{command}` ended with exit code {done.returncode}")
+    for text in expected:
+        insist(text in output, f"the output of `{command}` lacks {text!r}")
 
 
 def demo_commands(stage: Stage) -> None:
-    """Do the main job with the controller that is running, and show one failure."""
-    step(stage, "python velero_requests.py backup logs nightly", BACKUP_LOG)
-    step(stage, "python velero_requests.py backup download nightly", "nightly-data.tar.gz")
-    step(stage, "python -m tarfile --list nightly-data.tar.gz", *BACKUP_FILES)
-    step(stage, "python velero_requests.py plugin get", "velero.io/aws")
-    step(stage, "python velero_requests.py version", "Client:", "Server:")
-    step(stage, 'python velero_requests.py backup logs orphan; echo "exit code $?"', "error: ", "/gone ",
-         "exit code 3")
-
-
-def demo_requests_left(stage: Stage) -> None:
-    """Insist that every client deleted its DownloadRequest; those for the server's status live a minute."""
-    left = stage.cluster.admin.list("downloadrequests", NAMESPACE)["items"]
-    if left:
-        raise DemoFailed(f"{len(left)} DownloadRequests were left behind")
+    """Do the main job with the controller that is running, and show one failure; no DownloadRequest is left behind."""
+    for command, expected in (("backup logs nightly", [BACKUP_LOG]), ("backup download nightly", ["nightly-data.tar.gz"]),
+                              ("plugin get", ["velero.io/aws"]), ("version", ["Client:", "Server:"]),
+                              ('backup logs orphan; echo "exit code $?"', ["error: ", "/gone ", "exit code 3"])):
+        step(stage, f"python velero_requests.py {command}", *expected)
+        if "download" in command:
+            step(stage, "python -m tarfile --list nightly-data.tar.gz", *BACKUP_FILES)
+    insist(not stage.cluster.admin.list("downloadrequests", NAMESPACE)["items"], "DownloadRequests were left behind")
 
 
 def play_demo() -> None:
     """Run all steps of the demo, or raise at the first that fails."""
     command = "python velero_requests.py controller 2> controller.log"
     with set_stage() as stage:
-        demo_set_up(stage)
-        tell(f"$ {command} &\n")
+        tell(f"# On loopback: {stage.servers()}.")
+        step(stage, "python velero_requests.py manifests > crds.yaml")
+        with open(os.path.join(stage.folder, "crds.yaml"), encoding="utf-8") as file:
+            stage.cluster.install_crds(yaml.safe_load_all(file))
+        add_location(stage)
+        add_backup(stage, "nightly", BACKUP_LOG.encode())
+        add_backup(stage, "orphan", BACKUP_LOG.encode(), location="gone")
+        tell("# The demo has applied crds.yaml and added what Velero leaves behind: a storage location with its\n"
+             "# Secret, the backup nightly, and the backup orphan, whose storage location does not exist.\n"
+             f"\n$ {command} &\n")
         with serving(stage, "/bin/sh", "-c", "exec " + command) as controller:
             demo_commands(stage)
-            demo_requests_left(stage)
             tell("$ kill %1")
             code = stop_process(controller)
         step(stage, "cat controller.log", "serving", "stopped")
-        if code:
-            raise DemoFailed(f"the controller left with exit code {code}")
+        insist(not code, f"the controller left with exit code {code}")
 
 
 def demo() -> int:
     """Show the main job on loopback, and return 0 only when every step did what it should."""
     try:
         play_demo()
-    except (DemoFailed, AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     tell("# Every step did what it should; all of it is stopped and removed.")
     return 0
 
 
-class TestStart(unittest.TestCase):
+HOSTILE = b"raise SystemExit('a stranger was run')"
+
+
+class TestStart(FolderCase):
     """What runs is what was read: nobody else's code gets in, wherever it lies."""
 
-    def run_beside_strangers(self, *options: str) -> str:
-        """Run `download` without a name in a folder of hostile modules, and return stderr."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name in ("velero_requests", "json", "argparse", "ctypes"):
-                with open(os.path.join(folder, name + ".py"), "w", encoding="ascii") as file:
-                    file.write("raise SystemExit('a stranger was imported')")
-            done = subprocess.run([sys.executable, *options, os.path.abspath(velero_requests.__file__), "download"],
-                                  cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
-        self.assertEqual((2, b""), (done.returncode, done.stdout), done.stderr)
-        return done.stderr.decode()
+    def start(self, *argv: str, folder: str = "", **options: Any) -> Result:
+        """Run a command of the system, in the module's folder unless it is to run in another one."""
+        done = subprocess.run(argv, cwd=folder or os.path.dirname(MODULE), stdout=subprocess.PIPE, timeout=60, check=False,
+                              stderr=subprocess.PIPE, **options)
+        return Result(done.returncode, done.stdout, done.stderr.decode())
+
+    def lay_strangers(self, *names: str) -> None:
+        for name in names:
+            write_bytes(os.path.join(self.folder, name + ".py"), HOSTILE)
 
     def test_nothing_in_the_current_folder_is_imported(self) -> None:
-        """The module comes from beside the script, the standard library from where it is."""
-        for options in ((), ("-I",), ("-u", "-W", "error::ResourceWarning")):
+        """The module comes from beside the script, the standard library from where it is; `-m` is a module already."""
+        self.lay_strangers("velero_requests", "json", "argparse", "ctypes")
+        for options, folder in (((MODULE,), self.folder), (("-I", MODULE), self.folder),
+                                (("-u", "-W", "error::ResourceWarning", MODULE), self.folder),
+                                (("-m", "velero_requests"), "")):
             with self.subTest(options=options):
-                self.assertIn("NAME", self.run_beside_strangers(*options))
+                result = self.start(sys.executable, *options, "download", folder=folder)
+                self.assertEqual((2, b""), (result.code, result.out), result.err)
+                self.assertIn("NAME", result.err)
 
     def test_nothing_beside_the_file_is_imported(self) -> None:
         """Neither source nor what is compiled, not even of the file itself: what runs is what was read."""
-        with tempfile.TemporaryDirectory() as folder:
-            script = os.path.join(folder, "velero_requests.py")
-            shutil.copy(velero_requests.__file__, script)
-            stranger = os.path.join(folder, "stranger.py")
-            write_bytes(stranger, b"raise SystemExit('a stranger was run')")
-            for name in ("argparse", "signal", "yaml", "json"):
-                py_compile.compile(stranger, os.path.join(folder, name + ".pyc"))
-            shutil.copy(stranger, os.path.join(folder, "logging.py"))
-            py_compile.compile(stranger, importlib.util.cache_from_source(script),
-                               invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-            for words, code in (("controller", 1), ("download b1", 1), ("backup logs b1", 1), ("version --client-only", 0)):
-                with self.subTest(words):
-                    done = subprocess.run([sys.executable, script, *words.split(), "--kubeconfig", "/dev/null"],
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
-                    self.assertEqual(code, done.returncode, done.stderr)
-                    self.assertNotIn(b"stranger", done.stderr)
+        script = os.path.join(self.folder, "velero_requests.py")
+        shutil.copy(MODULE, script)
+        self.lay_strangers("stranger", "logging")
+        stranger = os.path.join(self.folder, "stranger.py")
+        for name in ("argparse", "signal", "yaml", "json"):
+            py_compile.compile(stranger, os.path.join(self.folder, name + ".pyc"))
+        py_compile.compile(stranger, importlib.util.cache_from_source(script),
+                           invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+        for words, code in (("controller", 1), ("backup logs b1", 1), ("version --client-only", 0)):
+            with self.subTest(words):
+                result = self.start(sys.executable, script, *words.split(), "--kubeconfig", "/dev/null")
+                self.assertEqual((code, False), (result.code, "stranger" in result.err), result.err)
 
     def test_the_current_folder_is_gone(self) -> None:
         """What starts at a current folder that was deleted is refused with that; what does not goes on."""
-        for words, code, said in ((("download", "b1"), 1, b"error: the current folder cannot be used"),
-                                  (("backup", "get", "--kubeconfig", "x"), 1, b"error: the current folder"),
-                                  (("version", "--client-only"), 0, b"")):
+        for words, code, said in (("download b1", 1, "error: the current folder cannot be used"),
+                                  ("backup get --kubeconfig x", 1, "error: the current folder"),
+                                  ("version --client-only", 0, "")):
             with self.subTest(words):
                 folder = tempfile.mkdtemp()
-                done = subprocess.run(
-                    [sys.executable, os.path.abspath(velero_requests.__file__), *words], cwd=folder, timeout=60,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
-                    preexec_fn=functools.partial(os.rmdir, folder))  # pylint: disable=subprocess-popen-preexec-fn
-                self.assertEqual((code, said), (done.returncode, done.stderr[:len(said)]))
-
-    def test_a_module_stays_one(self) -> None:
-        """`python -m velero_requests` is a module already."""
-        done = subprocess.run([sys.executable, "-m", "velero_requests", "download"], stderr=subprocess.PIPE, timeout=60,
-                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)), check=False)
-        self.assertEqual(2, done.returncode, done.stderr)
-        self.assertIn(b"NAME", done.stderr)
+                result = self.start(sys.executable, MODULE, *words.split(), folder=folder,
+                                    preexec_fn=functools.partial(os.rmdir, folder))
+                self.assertEqual((code, said), (result.code, result.err[:len(said)]))
 
     @unittest.skipUnless(shutil.which("make"), "there is no make")
     def test_installed(self) -> None:
         """The installed command is compiled once; nothing in the current folder gets in, and what is missing is said."""
-        with tempfile.TemporaryDirectory() as prefix, tempfile.TemporaryDirectory() as strange:
-            for name in ("velero_requests", "json", "runpy", "yaml"):
-                with open(os.path.join(strange, name + ".py"), "w", encoding="ascii") as file:
-                    file.write("raise SystemExit('a stranger was imported')")
-            subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
-                           timeout=60, cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)))
+        self.lay_strangers("velero_requests", "json", "runpy", "yaml")
+        with tempfile.TemporaryDirectory() as prefix:
+            made = self.start("make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}")
+            self.assertEqual(0, made.code, made.err)
             command = os.path.join(prefix, "bin", "velero_requests.py")
             self.assertTrue(os.access(command, os.X_OK))
-
-            def said(*options: str) -> Tuple[int, str, str]:
-                done = subprocess.run([sys.executable, *options, command, "download"], stdout=subprocess.PIPE, check=False,
-                                      stderr=subprocess.PIPE, timeout=60, cwd=strange)
-                return done.returncode, done.stdout.decode(), done.stderr.decode()
-            code, out, err = said("-v")
-            self.assertEqual((2, ""), (code, out), err)
-            self.assertRegex(err, r"velero_requests\.cpython-\d+\.pyc matches")
-            self.assertNotIn("wrote", err)
-            code, out, err = said("-S")
-            self.assertEqual((1, ""), (code, out), err)
-            self.assertTrue(err.startswith("error: the package urllib3 is missing\nhint: "), err)
-            with open(command, encoding="utf-8") as file:
-                self.assertEqual(f"#!{sys.executable}\n", file.readline())
-            self.make("uninstall", f"PREFIX={prefix}")
+            self.assertTrue(read_bytes(command).startswith(f"#!{sys.executable}\n".encode()))
+            result = self.start(sys.executable, "-v", command, "download", folder=self.folder)
+            self.assertEqual((2, b"", False), (result.code, result.out, "wrote" in result.err), result.err)
+            self.assertRegex(result.err, r"velero_requests\.cpython-\d+\.pyc matches")
+            result = self.start(sys.executable, "-S", command, "plugin", "get", "--kubeconfig", self.kubeconfig(),
+                                folder=self.folder)
+            self.assertEqual((1, b""), (result.code, result.out), result.err)
+            self.assertTrue(result.err.startswith("error: the package urllib3 is missing\nhint: "), result.err)
+            self.start("make", "uninstall", f"PREFIX={prefix}")
             self.assertEqual([[], []], [os.listdir(os.path.join(prefix, name)) for name in ("bin", "lib")])
 
-    def make(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        """Run make beside the module, and return how it ended."""
-        return subprocess.run(["make", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False,
-                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)), encoding="utf-8")
+    def kubeconfig(self) -> str:
+        """A kubeconfig as JSON, which needs no package to be read."""
+        config = {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}], "current-context": "c",
+                  "contexts": [{"name": "c", "context": {"cluster": "c"}}]}
+        return write_bytes(os.path.join(self.folder, "config"), json.dumps(config).encode())
+
+    def test_a_package_that_is_missed_late(self) -> None:
+        """Where nothing was imported yet, the first use of a package that is missing is the same sentence."""
+        code = ("import sys, velero_requests as v\n"
+                "def missing(*_): raise ModuleNotFoundError('no', name='yaml')\n"
+                "v.Options.api = missing; sys.exit(v.main(['plugin', 'get']))")
+        result = self.start(sys.executable, "-c", code)
+        self.assertEqual((1, "error: the package yaml is missing", 2),
+                         (result.code, result.err.split("\n")[0], result.err.count("\nhint: ")))
+        self.assertIn("apt-get install python3-urllib3 python3-yaml", result.err)
 
     @unittest.skipUnless(shutil.which("make"), "there is no make")
     def test_without_the_packages(self) -> None:
         """make says in one sentence what is missing and how to get it, and installs nothing."""
-        with tempfile.TemporaryDirectory() as prefix:
-            for target in ("install", "test-alone"):
-                done = self.make("--silent", target, f"PREFIX={prefix}", f"PYTHON={sys.executable} -S")
-                self.assertEqual((2, "", []), (done.returncode, done.stdout, os.listdir(prefix)), done.stderr)
-                for words in ("error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
-                              "dnf install", "apk add", "pip install"):
-                    self.assertEqual(1, done.stderr.count(words), done.stderr)
+        for target in ("install", "test-alone"):
+            result = self.start("make", "--silent", target, f"PREFIX={self.folder}", f"PYTHON={sys.executable} -S")
+            self.assertEqual((2, b"", []), (result.code, result.out, os.listdir(self.folder)), result.err)
+            for words in ("error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
+                          "dnf install", "apk add", "pip install"):
+                self.assertEqual(1, result.err.count(words), result.err)
 
     @unittest.skipUnless(shutil.which("make"), "there is no make")
     def test_tests_run_as_on_a_users_machine(self) -> None:
         """make takes the variables away under which streams and modules are others than those of users."""
-        done = subprocess.run(["make", "-f", "-", "seen"], input=b"include Makefile\nseen:\n\t@env\n", timeout=60,
-                              stdout=subprocess.PIPE, cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)),
-                              env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}, check=True)
-        self.assertIn(b"PATH=", done.stdout)
-        self.assertNotRegex(done.stdout, b"PYTHON(UNBUFFERED|DONTWRITEBYTECODE)=")
+        result = self.start("make", "-f", "-", "seen", input=b"include Makefile\nseen:\n\t@env\n",
+                            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"})
+        self.assertIn(b"PATH=", result.out)
+        self.assertNotRegex(result.out, b"PYTHON(UNBUFFERED|DONTWRITEBYTECODE)=")
 
     def test_nohup_is_respected(self) -> None:
-        """A command that was started with SIGHUP ignored goes on ignoring it."""
-        code = ("import signal, velero_requests as v; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-                "with v.tidy_when_terminated(): print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)")
-        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True,
-                              cwd=os.path.dirname(os.path.abspath(velero_requests.__file__)))
-        self.assertEqual(b"True\n", done.stdout)
+        """A command that was started with SIGHUP ignored goes on ignoring it, and one that ended left signals as before."""
+        code = ("import signal, velero_requests as v\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+                "v.Options.run_manifests = None; command = v.COMMAND_OF['manifests']\n"
+                "show = lambda _: print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "
+                "signal.getsignal(signal.SIGTERM) == v.terminate)\n"
+                "v.COMMAND_OF['manifests'] = command._replace(run=show)\n"
+                "v.main(['manifests']); print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)")
+        self.assertEqual(b"True True\nTrue\n", self.start(sys.executable, "-c", code).out)
 
 
 class TestDemo(unittest.TestCase):

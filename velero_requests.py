@@ -54,10 +54,8 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while the rest is imported needs no traceback
 
-import argparse
 import base64
 import contextlib
-import difflib
 import email.utils
 import enum
 import errno
@@ -5704,29 +5702,30 @@ def run_controller(controller: Controller) -> None:
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
 JSON_LIMIT = 16 << 20                        # bytes of a JSON artifact that a screen is made of
 SCREEN_ELEMENTS = 200_000                    # and its elements, for each may become some lines
+LONGEST_POLL = 1.0                           # seconds between two looks at a request, when it takes long
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
 
 
-def get_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
-    """A backup or restore; NotFound when there is none."""
+@contextlib.contextmanager
+def hinted(cures: Callable[[Error], Iterable[str]]) -> Iterator[None]:
+    """Give an error that passes the hints that `cures` has for it."""
     try:
-        return api.get(owner, namespace, name)
+        yield
+    except Error as error:
+        error.hints += tuple(cures(error))
+        raise
+
+
+def get_existing(api: Api, resource: Resource, namespace: str, name: str, sentence: str = "", hint: str = ""
+                 ) -> Document:
+    """An object that somebody named; NotFound, in these words if there are any, when there is none."""
+    try:
+        return api.get(resource, namespace, name)
     except ApiError as error:
         if error.status != 404 or error.api_reason != "NotFound":
             raise
-        raise NotFound(f"{owner.kind.lower()} \"{one_line(name, 64)}\" does not exist",
-                       hints=[f"looked in namespace {namespace}; -n chooses another"]) from None
-
-
-def require_owner(api: Api, owner: Resource, namespace: str, name: str) -> Document:
-    """The backup or restore that a download is about, empty when it may not be read; NotFound when there is none."""
-    try:
-        return get_owner(api, owner, namespace, name)
-    except ApiError as error:
-        if error.status != 403:
-            raise
-        log.info("%s", error)
-        return {}
+        raise NotFound(sentence or f"{resource.kind.lower()} \"{one_line(name, 64)}\" does not exist",
+                       hints=[hint or f"looked in namespace {namespace}; -n chooses another"]) from None
 
 
 def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
@@ -5775,7 +5774,7 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
                 raise
             raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}"
                              ) from None
-    documents = side_by_side(functools.partial(get_owner, api, resource, namespace, name) for name in names)
+    documents = side_by_side(functools.partial(get_existing, api, resource, namespace, name) for name in names)
     for document in documents:
         if isinstance(document, Error):
             raise document
@@ -5787,16 +5786,7 @@ def random_suffix() -> str:
     return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
 
 
-def refused_request(error: ApiError, document: Document) -> Error:
-    """Why a request was not created, with a cure when the cluster's CRDs do not know what is asked for."""
-    kind = _text(document, "spec", "target", "kind")
-    if error.status != 422 or not kind:
-        return error
-    return Error(f"the cluster does not know {document['kind']}s of kind {kind}: {error}", reason="UnknownKind", hints=[
-        "its CRDs are of another version of Velero than that kind; the kinds they know are named above"])
-
-
-def tidy_away(api: Api, key: Key) -> None:
+def delete_request(api: Api, key: Key) -> None:
     """Delete a request; without the right to it is left to the controller, which deletes it when it expires."""
     try:
         if api.hasty().delete(key):
@@ -5809,85 +5799,73 @@ def tidy_away(api: Api, key: Key) -> None:
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
     """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C.
 
-    Its name is known before, so a create whose answer never came is tidied up after, too.
+    Its name is known before, so it is deleted even when no answer to the create came.
     """
     key = Key(resource, document["metadata"]["namespace"], document["metadata"]["name"])
+    kind = _text(document, "spec", "target", "kind")
     with contextlib.ExitStack() as end:
-        end.callback(tidy_away, api, key)
+        end.callback(delete_request, api, key)
         try:
             stored = api.create(resource, document)
         except ApiError as error:
             if error.status < 500:
                 end.pop_all()                # it was refused, so there is nothing to delete
-            raise refused_request(error, document) from None
+            if error.status != 422 or not kind:
+                raise
+            raise Error(f"the cluster does not know {resource.kind}s of kind {kind}: {error}", reason="UnknownKind",
+                        hints=["its CRDs are of another version of Velero than that kind; the kinds they know are "
+                               "named above"]) from None
         if _text(stored, "metadata", "name") != key.name:
             raise Unreachable(f"the cluster answered the creation of {key} with something else")
         log.info("created %s", key)
         yield stored
 
 
-def _deleted(key: Key) -> Error:
-    return Error(f"{key} was deleted by somebody else before it was answered")
-
-
-def _watch_until(api: Api, key: Key, version: str, is_done: Callable[[Document], bool], seconds: float
-                 ) -> Optional[Document]:
-    """Follow one object after a version -> its first copy that is done, None when the watch ended before."""
-    deadline = time.monotonic() + seconds
-    response = api.open_watch(key.resource, key.namespace, version, seconds=seconds, name=key.name, silence=seconds)
-    with contextlib.closing(watch_events(response)) as events:
-        for kind, document in events:
-            if _text(document, "metadata", "name") != key.name:
-                continue
-            if kind == "DELETED":
-                raise _deleted(key)
-            if kind in ("ADDED", "MODIFIED") and is_done(document):
-                return document
-            if time.monotonic() > deadline:
-                break
-    return None
-
-
-def _read_again(api: Api, key: Key, document: Document) -> Document:
-    """The object as it is now, or the copy in hand when the cluster has only a passing trouble."""
+def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float) -> Iterator[Document]:
+    """The copy in hand, then newer ones until the deadline: from a watch, and by polling when that ends or fails."""
+    yield document
+    deleted = Error(f"{key} was deleted by somebody else before it was answered")
+    version, left = _text(document, "metadata", "resourceVersion"), max(0.1, deadline - time.monotonic())
     try:
-        return api.get(key.resource, key.namespace, key.name)
-    except ApiError as error:
-        if error.status == 404:
-            raise _deleted(key) from None
-        if error.status not in RETRY_STATUS:
-            raise
-        log.info("%s", error)
-    except Unreachable as error:
-        log.info("%s", error)
-    return document
+        response = api.open_watch(key.resource, key.namespace, version, seconds=left, name=key.name, silence=left)
+        with contextlib.closing(watch_events(response)) as events:
+            for kind, copy in events:
+                if kind != "BOOKMARK" and _text(copy, "metadata", "name") == key.name:
+                    if kind == "DELETED":
+                        raise deleted
+                    yield copy
+                if time.monotonic() > deadline:
+                    return
+    except (ApiError, Unreachable) as error:
+        log.info("reading every %s instead of watching: %s", format_duration(poll), error)
+    for attempt in itertools.count(1):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, backoff(attempt, poll, LONGEST_POLL)))
+        try:
+            yield api.get(key.resource, key.namespace, key.name)
+        except (ApiError, Unreachable) as error:
+            status = getattr(error, "status", 0)
+            if status == 404:
+                raise deleted from None
+            if status not in (0, *RETRY_STATUS):
+                raise
+            log.info("%s", error)
 
 
 def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable[[Document], bool], *,
              seconds: float, poll: float) -> Document:
-    """Wait until an object is done -> its newest copy.
+    """Wait until an object is done -> its newest copy; TimedOut after `seconds`.
 
-    A watch tells without delay; where it is not allowed or breaks off, the object is read every `poll` seconds.
-    `is_done` may raise to end the waiting. Raises TimedOut after `seconds`.
+    poll: seconds between the first two looks, where it may not be watched. `is_done` may raise to end the waiting.
     """
-    deadline = time.monotonic() + seconds
     key = Key(resource, _text(document, "metadata", "namespace"), _text(document, "metadata", "name"))
-    may_watch = True
-    while not is_done(document):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
-        try:
-            version = _text(document, "metadata", "resourceVersion")
-            answered = _watch_until(api, key, version, is_done, left) if may_watch else None
-            if answered is not None:
-                return answered
-        except (ApiError, Unreachable) as error:
-            log.info("reading every %s instead of watching: %s", format_duration(poll), error)
-        may_watch = False  # the watch was refused, broke off, or ended before its time
-        time.sleep(max(0.0, min(poll, deadline - time.monotonic())))
-        document = _read_again(api, key, document)
-    return document
+    with contextlib.closing(_copies(api, key, document, time.monotonic() + seconds, poll)) as copies:
+        for copy in copies:
+            if is_done(copy):
+                return copy
+    raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
 
 
 def _has_url(document: Document) -> bool:
@@ -5919,15 +5897,24 @@ def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout:
 
 def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) -> str:
     """The storage location that an artifact lies in: that of its backup, for a restore's of the one it came from."""
-    owner = get_owner(api, artifact.owner, namespace, name)
-    backup = get_owner(api, BACKUPS, namespace, backup_name_from(owner)) if artifact.owner == RESTORES else owner
-    return storage_location_from(backup)
+    owner = get_existing(api, artifact.owner, namespace, name)
+    if artifact.owner == RESTORES:
+        owner = get_existing(api, BACKUPS, namespace, backup_name_from(owner))
+    return storage_location_from(owner)
+
+
+def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
+    """The storage location itself."""
+    location = read_location_name(api, namespace, artifact, name)
+    return get_existing(
+        api, LOCATIONS, namespace, location, hint="--location FILE says where the bucket is", sentence=f"storage "
+        f"location {location!r} does not exist; {artifact.owner.kind.lower()} {name!r} is in it")
 
 
 def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust:
     """Whom to trust for a store: the location's own caCert, as the velero CLI does since 1.17; else only the system."""
     try:
-        location = location_from(api.get(LOCATIONS, namespace, read_location_name(api, namespace, artifact, name)))
+        location = location_from(read_location(api, namespace, artifact, name))
         return client_trust(with_authority(api, namespace, location))
     except Error as error:
         log.info("the storage location's caCert is not used: %s", error)
@@ -5980,15 +5967,6 @@ def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, 
             write_all(writer, chunk)
 
 
-class Bucket(NamedTuple):
-    """A bucket that is read without anybody's help; keys are whole, Velero's prefix in it included."""
-
-    prefix: str
-    source: Callable[[str], Source]
-    url: Callable[[str], str]
-    folders: Callable[[str], List[str]]      # the names directly under a key that ends in a slash
-
-
 LISTING_PAGES = 1000                         # of 1,000 names each
 LISTING_LIMIT = 16 << 20                     # bytes of a page, or of a velero-backup.json
 
@@ -6003,30 +5981,38 @@ def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterab
     return found
 
 
-def read_small(source: Source, what: str) -> bytearray:
-    """The whole of a small object; StoreError when it is not small."""
-    with about(what):
-        return collected(received(source, Transfer()), LISTING_LIMIT)
+class Bucket:
+    """A location's bucket that is read without a controller; keys are fetched when they are needed, and renewed.
 
+    Object keys are whole, Velero's prefix in it included.
+    """
 
-def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = IDLE_LIMIT) -> Bucket:
-    """A location's bucket in its store; keys are had from the plan when they are needed, and renewed."""
-    cache = CredentialCache(plan, location.region)
+    def __init__(self, location: Location, plan: Plan, trust: Trust, idle: float = IDLE_LIMIT):
+        self.location, self.trust, self.idle = location, trust, idle
+        self.prefix, self.cache = location.prefix, CredentialCache(plan, location.region)
 
-    def url(key: str, skew: timedelta = timedelta(0), more: Tuple[Tuple[str, str], ...] = ()) -> str:
+    def url(self, key: str, skew: timedelta = timedelta(0), query: Tuple[Tuple[str, str], ...] = ()) -> str:
+        """A pre-signed URL; skew: how far the store's clock is ahead."""
         now = utc_now()
-        return sign(location, key, cache.get(now), now, skew, more)[0]
+        return sign(self.location, key, self.cache.get(now), now, skew, query)[0]
 
-    def source(key: str, more: Tuple[Tuple[str, str], ...] = ()) -> Source:
-        return url_source(lambda skew: (url(key, skew, more), trust), idle=idle)
+    def source(self, key: str, query: Tuple[Tuple[str, str], ...] = ()) -> Source:
+        """An object, or with a query a listing."""
+        return url_source(lambda skew: (self.url(key, skew, query), self.trust), idle=self.idle)
 
-    def folders(key: str) -> List[str]:
-        names, token, what = [], "", f"the listing of bucket {location.bucket!r}"
+    def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
+        """The whole of a small object; StoreError when it is not small."""
+        with about(what):
+            return bytes(collected(received(self.source(key, query), Transfer()), LISTING_LIMIT))
+
+    def folders(self, key: str) -> List[str]:
+        """The names directly under a key that ends in a slash."""
+        names, token, what = [], "", f"the listing of bucket {self.location.bucket!r}"
         for _ in range(LISTING_PAGES):
-            more = {"list-type": "2", "delimiter": "/", "prefix": key, "continuation-token": token}
-            page = read_small(source("", tuple(item for item in more.items() if item[1])), what)
+            query = {"list-type": "2", "delimiter": "/", "prefix": key, "continuation-token": token}
+            page = self.read_small("", what, tuple(item for item in query.items() if item[1]))
             if b"<ListBucketResult" not in page or b"</ListBucketResult>" not in page:
-                raise StoreError(f"{what} is not one but {_what_is(bytes(page[:512]))}")
+                raise StoreError(f"{what} is not one but {_what_is(page[:512])}")
             found, following = listed_prefixes(page)
             names += [name[len(key):].rstrip("/") for name in found if name.startswith(key)]
             if not following:
@@ -6036,102 +6022,81 @@ def store_bucket(location: Location, plan: Plan, trust: Trust, *, idle: float = 
             token = following
         raise StoreError(f"{what} has no end")
 
-    return Bucket(location.prefix, source, url, folders)
+    def _read_backup(self, folder: str, name: str, what: str) -> Optional[Document]:
+        """The Backup that Velero left in a folder; None for what is none."""
+        try:
+            document = parse_json(self.read_small(f"{folder}{name}/velero-backup.json", what))
+        except (NotFound, ValueError, StoreError) as error:
+            if isinstance(error, StoreError) and error.status != 404:
+                raise
+            log.info("%s is passed over: %s", what, one_line(error))
+            return None
+        metadata = _at(document, "metadata")
+        return {**document, "metadata": {**metadata, "name": name}} if isinstance(metadata, dict) else None
+
+    def backups(self, where: str, wanted: Iterable[str] = ()) -> Tuple[List[Document], List[Error]]:
+        """The Backups in it, all or those wanted, and why some cannot be read; `where` names the bucket in errors."""
+        folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
+        names = [name for name in self.folders(folder) if is_object_name(name) and (not wanted or name in wanted)]
+        backups, troubles = [], []
+        for start in range(0, len(names), POOL_SIZE):  # a store that fails is not asked for all the others
+            for found in side_by_side(
+                    functools.partial(self._read_backup, folder, name, f"backup {one_line(name, 64)!r} in {where}")
+                    for name in names[start:start + POOL_SIZE]):
+                if isinstance(found, StoreError):
+                    troubles.append(found)
+                elif isinstance(found, Error):
+                    raise found
+                elif found:
+                    backups.append(found)
+        return backups, troubles
 
 
-def folder_bucket(path: str) -> Bucket:
+class FolderBucket(Bucket):
     """A folder that holds a copied bucket: `backups` and `restores` are in it."""
-    hints = () if os.path.isdir(os.path.join(path, "backups")) else ("name the folder that holds the folder backups",)
 
-    def refuse_url(_key: str) -> str:
-        raise UsageError(f"there is no URL of what lies in the folder {path}")
+    def __init__(self, path: str):  # pylint: disable=super-init-not-called
+        self.path, self.prefix = path, ""
+        self.hints = [] if os.path.isdir(os.path.join(path, "backups")) else [
+            "name the folder that holds the folder backups"]
 
-    def folders(key: str) -> List[str]:
-        folder = os.path.join(path, key)
+    def url(self, key: str, *_: Any) -> str:
+        raise UsageError(f"there is no URL of what lies in the folder {self.path}")
+
+    def source(self, key: str, *_: Any) -> Source:
+        return file_source(os.path.join(self.path, key), self.hints)
+
+    def folders(self, key: str) -> List[str]:
+        folder = os.path.join(self.path, key)
         try:
             return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         except PermissionError as error:
             raise unreadable(folder, error) from error
         except OSError as error:
-            raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=hints) from error
-
-    return Bucket("", lambda key: file_source(os.path.join(path, key), hints), refuse_url, folders)
+            raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=self.hints) from error
 
 
 LOCATION_LIMIT = 1 << 20                     # bytes
-_LOCATION_TEXTS = {"": ("provider",), "objectStorage": ("bucket", "prefix", "caCert"), "credential": ("name", "key")}
+_LOCATION_TEXTS = {"objectStorage": ("bucket", "prefix", "caCert"), "credential": ("name", "key"), "config": ()}
 
 
-def check_location_texts(spec: Any, where: str) -> None:
-    """Raise ConfigError for a value of a storage location's spec that is no text, such as an unquoted `true`."""
-    spec = Entry(spec, "", f"{where}: spec")
-    config = Entry(spec.get("config", dict), "", f"{where}: spec.config")
-    for name, fields in (*_LOCATION_TEXTS.items(), ("config", config.fields)):
-        entry = Entry(spec.get(name, dict), "", f"{where}: spec.{name}") if name else spec
-        for field in fields:
-            entry.get(field)
-
-
-def location_of_file(path: str, *, opened: bool) -> Location:
-    """A storage location from a file of YAML or JSON: the whole object, or its spec alone.
-
-    opened: whether the caller has credentials for it; a Secret is not to be had, and that is said before AWS is asked.
-    """
+def location_of_file(path: str) -> Location:
+    """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
     what = f"storage location file {path}"
     document = parse_yaml(read_file(path, "storage location file", LOCATION_LIMIT), what, LOCATION_LIMIT)
-    if not isinstance(document, dict):
-        raise ConfigError(f"storage location file {path} is no BackupStorageLocation and no spec of one")
-    kind = _text(document, "kind") or LOCATIONS.kind
+    kind = _text(document, "kind") or (LOCATIONS.kind if isinstance(document, dict) else type(document).__name__)
     if kind != LOCATIONS.kind:
-        raise ConfigError(f"storage location file {path} holds an object of kind {one_line(kind, 64)!r}; expected is a "
-                          "BackupStorageLocation, or its spec", hints=[
-                              "`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
+        raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
+                          hints=["`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
     document = document if "spec" in document else {"spec": document}
-    document = {**document, "metadata": {"name": _text(document, "metadata", "name") or os.path.basename(path)}}
-    check_location_texts(document["spec"], what)
-    if _at(document, "spec", "objectStorage", "caCertRef"):
-        raise ConfigError(f"storage location file {path} names a Secret in caCertRef, and no cluster is asked",
-                          hints=["put the certificate into objectStorage.caCert, or name a file with --cacert"])
-    secret = "" if opened else location_from(document).secret_name
-    if secret:
-        raise CredentialsError(f"storage location file {path} names the Secret {secret!r}, and no cluster is asked",
-                               hints=["name a file with what the Secret holds: --credentials-file FILE"])
-    return find_location(None, "", document, trusted=True)
-
-
-def location_of_artifact(api: Api, namespace: str, artifact: Artifact, name: str) -> Location:
-    """The storage location that an artifact lies in, read with the caller's own rights."""
-    location = read_location_name(api, namespace, artifact, name)
-    try:
-        document = api.get(LOCATIONS, namespace, location)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        raise NotFound(f"storage location {location!r} does not exist; {artifact.owner.kind.lower()} {name!r} is in it",
-                       hints=["--location FILE says where the bucket is"]) from None
-    return find_location(api, namespace, document)
-
-
-def read_backups(bucket: Bucket, where: str, troubles: List[Error]) -> List[Document]:
-    """The Backups in a bucket, as Velero left them there in velero-backup.json; what is none is passed over.
-
-    `where` names the bucket in errors; one that hides a single backup is left in `troubles`.
-    """
-    root = object_key(bucket.prefix, Artifact("", BACKUPS, "backups/"), "")
-    backups = []
-    for name in filter(is_object_name, bucket.folders(root)):
-        what = f"backup {one_line(name, 64)!r} in {where}"
-        try:
-            document = parse_json(read_small(bucket.source(f"{root}{name}/velero-backup.json"), what))
-        except (NotFound, ValueError, StoreError) as error:
-            if isinstance(error, StoreError) and error.status != 404:
-                troubles.append(error)
-            else:
-                log.info("%s is passed over: %s", what, one_line(error))
-            continue
-        if isinstance(_at(document, "metadata"), dict):
-            backups.append({**document, "metadata": {**document["metadata"], "name": name}})
-    return backups
+    name = _text(document, "metadata", "name") or os.path.basename(path)
+    spec = Entry(document["spec"], "", f"{what}: spec")
+    spec.get("provider")
+    for group, fields in _LOCATION_TEXTS.items():  # an unquoted `true` or number is no text, and would be passed over
+        entry = Entry(spec.get(group, dict), "", f"{what}: spec.{group}")
+        for field in fields or entry.fields:
+            entry.get(field)
+    return find_location(None, "", {**document, "metadata": {"name": name}}, trusted=True)
 
 
 def decode_json(chunks: Iterable[bytes]) -> Any:
@@ -6212,23 +6177,6 @@ class Finding(NamedTuple):
     cure: str
 
 
-def server_image(api: Api, namespace: str) -> str:
-    """The image of Velero's Deployment, which tells the server's version when it does not; empty when unseen."""
-    try:
-        containers = _at(api.hasty().get(DEPLOYMENTS, namespace, "velero"), "spec", "template", "spec", "containers")
-    except Error as error:
-        log.info("the image of the Deployment cannot be seen: %s", error)
-        return ""
-    found = [container for container in containers if _text(container, "image")] if isinstance(containers, list) else []
-    named = [container for container in found if _text(container, "name") == "velero"]
-    return one_line(_text((named or found or [{}])[0], "image"))
-
-
-def version_of_image(image: str) -> str:
-    """The tag of an image, which is Velero's version; without one the image itself."""
-    return image.partition("@")[0].rpartition("/")[2].partition(":")[2] or image
-
-
 def check_server(api: Api, namespace: str) -> Optional[Finding]:
     """Whether Velero's Deployment is there and has a ready pod."""
     try:
@@ -6284,11 +6232,11 @@ def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = Non
 # 17. Command line — the COMMANDS table, the parser made from it, main
 # ====================================================================================================
 
-Options = argparse.Namespace
 LONGEST_WAIT = 366 * 86400.0                 # seconds; sockets take no more than a few years
 SECOND_WAIT = 1.0                            # seconds for further screens once nobody has answered
 WAIT_UNSEEN = 1.0                            # seconds that nobody needs an explanation for
-PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two tellings of progress, on a terminal and elsewhere
+PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two lines of progress, on a terminal and elsewhere
+NAMES_WAIT = 1.0                             # seconds for names that a shell completes
 
 
 def find_namespace() -> str:
@@ -6303,93 +6251,58 @@ def say(text: str, end: str = "\n") -> None:
         sys.stderr.flush()
 
 
-class Meter:
-    """A line on stderr about what goes on: redrawn on a terminal, else written anew now and then.
+class Progress:
+    """A line on stderr while the context lasts: redrawn on a terminal, else written anew now and then.
 
-    `text` makes it of the seconds that have passed; while it is empty, nothing is shown.
+    `text` makes it of the seconds that have passed; while that is empty, nothing is shown.
     """
 
     def __init__(self, text: Callable[[float], str]):
         self.text, self.began = text, time.monotonic()
         self.terminal, self.drawn = sys.stderr.isatty(), False
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self.draw, daemon=True)
+        self.thread = threading.Thread(target=self._draw, daemon=True)
 
-    def draw(self) -> None:
-        """Show it until it is over."""
+    def _draw(self) -> None:
         while not self.over.wait(PROGRESS_REDRAW if self.terminal else PROGRESS_PLAIN):
-            text = self.text(self.seconds())
+            text, width = self.text(self.seconds()), 80
+            with contextlib.suppress(OSError, ValueError):
+                width = os.get_terminal_size(sys.stderr.fileno()).columns or width
             if text:
+                say(*((f"\r{text[:width - 1]}\x1b[K", "") if self.terminal else (text,)))
                 self.drawn = True
-                say(*((f"\r{text[:self.columns() - 1]}\x1b[K", "") if self.terminal else (text,)))
-
-    def columns(self) -> int:
-        """How wide the terminal is."""
-        with contextlib.suppress(OSError, ValueError):
-            return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        return 80
 
     def seconds(self) -> float:
         """How long it has been going on."""
         return time.monotonic() - self.began
 
-    def stop(self) -> None:
-        """Leave the terminal as it was."""
+    def __enter__(self) -> Progress:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         self.over.set()
         self.thread.join()
         if self.terminal and self.drawn:
             say("\r\x1b[K", "")
 
 
-@contextlib.contextmanager
-def shown(what: str, seconds: float) -> Iterator[None]:
+def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
     """On a terminal, say from the second second on for what we wait and for how long still."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    meter = Meter(lambda passed: "" if passed < WAIT_UNSEEN else
-                  f"waiting for {one_line(what)}, at most {format_duration(max(0, round(seconds - passed)))} more")
-    meter.thread.start()
-    try:
-        yield
-    finally:
-        meter.stop()
+    return contextlib.nullcontext() if not sys.stderr.isatty() else Progress(
+        lambda passed: "" if passed < WAIT_UNSEEN else
+        f"waiting for {one_line(what)}, at most {format_duration(max(0, round(seconds - passed)))} more")
 
 
-def api_of(options: Options) -> Api:
-    """The cluster that the flags name."""
-    api = connect(load_cluster(options.kubeconfig, options.context))
-    log.info("the cluster is %s, the namespace %s", redact(one_line(api.session.cluster.server)), options.namespace)
-    return api if getattr(options, "quiet", False) else api._replace(waiting=shown)
-
-
-def trust_of(options: Options) -> Optional[Trust]:
-    """What --insecure-skip-tls-verify and --cacert or velero's configuration say; None leaves it to the location."""
-    if options.insecure_skip_tls_verify:
-        return Trust(insecure=True)
-    path = options.cacert or _text(read_velero_config(), "cacert")
-    if not path:
-        return None
-    trust = Trust(read_file(path, "certificate authority"), source=f"the certificate authority {path}")
-    tls_context(trust.ca_cert, system=False, source=trust.source)  # to fail before anything is asked of anybody
-    return trust
-
-
-def silence_hints(api: Api, namespace: str, artifact: Optional[Artifact] = None, name: str = "") -> List[str]:
+def silence_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
     """Why nobody answered, one hint per finding."""
-    return [f"{finding.text}: {finding.cure}" for finding in explain_silence(api, namespace, artifact, name)]
+    hints = [f"{found.text}: {found.cure}" for found in explain_silence(api, namespace, TARGETS.get(kind), name)]
+    return hints + ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(kind)
 
 
-@contextlib.contextmanager
-def explained(api: Api, namespace: str, artifact: Optional[Artifact] = None, name: str = "") -> Iterator[None]:
+def explained(api: Api, namespace: str, kind: str = "", name: str = "") -> ContextManager[None]:
     """When nobody answers, say why as far as it can be seen."""
-    try:
-        yield
-    except TimedOut as error:
-        hints = silence_hints(api, namespace, artifact, name)
-        if artifact:
-            hints.append("--direct needs no controller: it reads location and Secret with your own rights")
-        raise TimedOut(str(error), hints=hints) from None
+    return hinted(lambda error: silence_hints(api, namespace, kind, name) if isinstance(error, TimedOut) else ())
 
 
 def write_text(text: str) -> None:
@@ -6417,255 +6330,10 @@ def stop_on_signals(controller: Controller) -> None:
 
 def read_plugins_file(path: str) -> Tuple[Tuple[str, str], ...]:
     """A YAML list of name and kind, as in status.plugins -> (kind, name) pairs."""
-    if not path:
-        return ()
-    entries = parse_yaml(read_file(path, "plugins file", KUBECONFIG_LIMIT), f"plugins file {path}")
+    entries = parse_yaml(read_file(path, "plugins file", KUBECONFIG_LIMIT), f"plugins file {path}") if path else []
     if not isinstance(entries, list) or not all(_text(entry, "kind") and _text(entry, "name") for entry in entries):
         raise ConfigError(f"plugins file {path} is no YAML list of entries with name and kind")
     return tuple((_text(entry, "kind"), _text(entry, "name")) for entry in entries)
-
-
-def cmd_controller(options: Options) -> int:
-    """Serve until told to stop, or once."""
-    declared = tuple(options.plugin or ()) + read_plugins_file(options.plugins_file)
-    own = tuple(plugin for plugin in OWN_PLUGINS if plugin not in declared)
-    server = Server(options.server_version or f"v{__version__}", own + declared)
-    api, namespace = api_of(options), options.namespace
-    missing = {resource.plural for resource in REQUEST_FROM} - set(api.served_resources("velero.io/v1"))
-    if missing:
-        log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
-                    " and ".join(sorted(missing)), PROGRAM)
-    controller = Controller(api, namespace, server, dry_run=options.dry_run, verify_urls=options.verify_urls,
-                            allowed=options.allow_credentials_file)
-    if options.once:
-        controller.run_once()
-        return Exit.DONE
-    stop_on_signals(controller)
-    log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
-             redact(api.session.cluster.server))
-    run_controller(controller)
-    log.info("stopped")
-    return Exit.DONE
-
-
-def without_controller(options: Options) -> bool:
-    """Whether the command line asks for the store itself; UsageError for keys that nobody would use."""
-    direct = options.direct or bool(options.location)
-    if options.credentials_file and not direct:
-        raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
-    return direct
-
-
-def bucket_of(options: Options, location: Location, api: Optional[Api]) -> Bucket:
-    """A location's bucket, opened by --credentials-file, else by the location's Secret, else by the environment."""
-    trust = trust_of(options) or client_trust(location)
-    if options.credentials_file:
-        location = location._replace(secret_name="", credentials_file=options.credentials_file, trusted=True)
-    try:
-        location, plan = open_location(api, options.namespace, location, options.allow_credentials_file)
-    except Error as error:
-        if isinstance(error, ApiError) or error.reason == FOREIGN_ENDPOINT:
-            error.hints += ("name a file with what the Secret holds: --credentials-file FILE",)
-        raise
-    log.info("the store is %s, the bucket %s", one_line(redact(bucket_address(location).host)),
-             one_line(location.bucket))
-    return store_bucket(location, plan, trust, idle=options.idle_timeout)
-
-
-def bucket_of_file(options: Options) -> Optional[Bucket]:
-    """The bucket that --location says; None without it."""
-    if not options.location:
-        return None
-    if os.path.isdir(options.location):
-        return folder_bucket(options.location)
-    return bucket_of(options, location_of_file(options.location, opened=bool(options.credentials_file)), None)
-
-
-def bucket_of_artifact(options: Options, artifact: Artifact, api: Optional[Api]) -> Bucket:
-    """The bucket that an artifact lies in, found without a controller, and without a cluster when there is no `api`."""
-    if not is_object_name(options.name):
-        raise NotFound(f"{artifact.owner.kind.lower()} {one_line(options.name, 64)!r} cannot exist")
-    if api is None:
-        bucket = bucket_of_file(options)
-        assert bucket, "without a cluster there is --location"
-        return bucket
-    return bucket_of(options, location_of_artifact(api, options.namespace, artifact, options.name), api)
-
-
-def owner_of(options: Options, kind: str) -> Optional[Api]:
-    """The way to the cluster, where the owner of an artifact exists and has what is asked for; None with --location."""
-    artifact, name = TARGETS[kind], options.name
-    if options.location:
-        return None
-    api = api_of(options)
-    try:
-        document = require_owner(api, artifact.owner, options.namespace, name)
-    except Unreachable as error:
-        error.hints += ("--location FILE and --credentials-file FILE need no cluster",)
-        raise
-    refusal = logs_refusal(artifact.owner, name, phase_from(document)) if options.is_log and document else ""
-    if refusal:
-        raise Error(refusal)
-    return api
-
-
-def way_to(options: Options, kind: str) -> Tuple[Optional[Api], Optional[Bucket]]:
-    """The cluster in which to ask for an artifact, or without a controller the bucket it lies in."""
-    direct, api = without_controller(options), owner_of(options, kind)
-    log.info("the way: %s", "the storage location, signed for here" if direct else "a controller's answer")
-    return (None, bucket_of_artifact(options, TARGETS[kind], api)) if direct else (api, None)
-
-
-@contextlib.contextmanager
-def source_of(options: Options, kind: str) -> Iterator[Source]:
-    """An artifact as the command line wants it had: by a controller's help or without."""
-    artifact, namespace, name, trust = TARGETS[kind], options.namespace, options.name, trust_of(options)
-    api, bucket = way_to(options, kind)
-    if bucket:
-        yield bucket.source(object_key(bucket.prefix, artifact, name))
-        return
-    with explained(api, namespace, artifact, name), requested_source(
-            api, namespace, kind, name, timeout=options.timeout, trust=trust, idle=options.idle_timeout) as source:
-        yield source
-
-
-@contextlib.contextmanager
-def metered(options: Options, transfer: Transfer, output: str) -> Iterator[Callable[[int], None]]:
-    """Show a transfer as it goes on, unless nobody wants to see it -> what tells its end."""
-    if options.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty())):
-        yield lambda size: None
-        return
-    meter = Meter(lambda seconds: progress_text(
-        transfer.done, transfer.head.size, max(0, transfer.done - transfer.kept), seconds) if transfer.head else "")
-
-    def tell_end(size: int) -> None:
-        if meter.terminal or meter.seconds() >= PROGRESS_PLAIN:
-            ends.append(saved_text(size, meter.seconds()))
-
-    ends: List[str] = []
-    meter.thread.start()
-    try:
-        yield tell_end
-    finally:
-        meter.stop()
-    for end in ends:
-        say(end)
-
-
-def damage_cure(options: Options, kind: str) -> str:
-    """What to do about an artifact that is damaged."""
-    if options.location and os.path.isdir(options.location):
-        path = os.path.join(options.location, object_key("", TARGETS[kind], options.name))
-        return f"copy {path} from the bucket again"
-    return (f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} download "
-            f"{options.name} --kind {kind} --url-only)\"`, with the flags of this command, gets it as it is")
-
-
-def fetch_to(options: Options, kind: str, output: str) -> None:
-    """Download one artifact to a file, or to stdout for `-`."""
-    transfer, what, gunzip = Transfer(), f"{kind} of {options.name}", TARGETS[kind].gunzip
-    try:
-        with source_of(options, kind) as source, metered(options, transfer, output) as tell_end:
-            if output == "-":
-                tell_end(write_object(source, sys.stdout.buffer, transfer, what, gunzip=gunzip))
-            else:
-                tell_end(save_object(output, source, transfer, what, gunzip=gunzip, force=options.force,
-                                     named=bool(options.output)))
-    except KeyboardInterrupt as error:
-        error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
-        raise
-    except StoreError as error:
-        if transfer.head and not error.status and error.reason == "StoreError":  # it came, and is not what it should be
-            error.hints += (damage_cure(options, kind),)
-        raise
-
-
-def url_of(options: Options, kind: str) -> str:
-    """The pre-signed URL of an artifact, by a controller or signed here."""
-    artifact, namespace, name = TARGETS[kind], options.namespace, options.name
-    api, bucket = way_to(options, kind)
-    if bucket:
-        return bucket.url(object_key(bucket.prefix, artifact, name))
-    with explained(api, namespace, artifact, name):
-        return get_download_url(api, namespace, kind, name, timeout=options.timeout)
-
-
-def cmd_download(options: Options) -> int:
-    """Any artifact: BackupContents into a file as `backup download`, the others to stdout unless -o names a file."""
-    kind, name = options.kind, options.name
-    if options.url_only:
-        idle = [flag for flag, given in (("--output", options.output), ("--force", options.force)) if given]
-        if idle:
-            raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(idle)}")
-        trust_of(options)
-        url = url_of(options, kind)
-        if not is_http_url(url) or re.search("[^!-~]", url):  # whoever may write the status may have made it up
-            raise StoreError("the answer holds no printable http or https URL")
-        write_text(url + "\n")
-        return Exit.DONE
-    output = options.output or (absolute(f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
-    if output != "-":
-        check_target(output, force=options.force, named=bool(options.output))
-    elif not TARGETS[kind].gunzip and sys.stdout.isatty() and not options.force:
-        raise UsageError(f"{kind} is binary, and stdout is a terminal", hints=[
-            "name a file with --output, or add --force"])
-    fetch_to(options, kind, output)
-    if output != "-" and not options.quiet:
-        subject = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
-        write_text(f"{subject} {name} has been successfully downloaded to {output}\n")
-    return Exit.DONE
-
-
-def cmd_backup_download(options: Options) -> int:
-    """`download` with the velero CLI's name."""
-    options.kind, options.url_only = BACKUP_CONTENTS, False
-    return cmd_download(options)
-
-
-def cmd_logs(options: Options, kind: str) -> int:
-    """The log of a finished backup or restore, to stdout."""
-    options.is_log = True
-    fetch_to(options, kind, "-")
-    return Exit.DONE
-
-
-def backups_in(options: Options, api: Optional[Api], location: Document, troubles: List[Error]) -> List[Document]:
-    """The Backups in a storage location of the cluster, or without one in --location; what fails is left in `troubles`.
-
-    The location is called as it is here, and not as where a backup was made, which is how Velero's sync does it, too.
-    """
-    name = _text(location, "metadata", "name")
-    where = f"storage location {name!r}" if api else options.location
-    try:
-        with about(where):
-            bucket = bucket_of_file(options) or bucket_of(options, find_location(api, options.namespace, location), api)
-            found = read_backups(bucket, where, troubles)
-    except Error as error:
-        troubles.append(error)
-        return []
-    for backup in found if api else []:
-        if isinstance(backup.setdefault("spec", {}), dict):
-            backup["spec"]["storageLocation"] = name
-    return found
-
-
-def backups_without_cluster(options: Options, troubles: List[Error]) -> List[Document]:
-    """The Backups that --location holds, else with --direct every location in the cluster, by name.
-
-    Locations may hold backups of one name; each is shown. Why some cannot be is left in `troubles`.
-    """
-    if options.selector:
-        raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
-    trust_of(options)  # what is wrong with it is said once, not for each location
-    api = None if options.location else api_of(options)
-    backups: Dict[str, List[Document]] = {name: [] for name in options.names}
-    for location in list_all(api, LOCATIONS, options.namespace)[0] if api else [{}]:
-        for backup in backups_in(options, api, location, troubles):
-            backups.setdefault(_text(backup, "metadata", "name"), []).append(backup)
-    for name in options.names:
-        if not backups[name]:
-            troubles.append(NotFound(f"backup \"{one_line(name, 64)}\" does not exist in any bucket that was listed"))
-    return [backup for name in options.names or sorted(backups) for backup in backups[name]]
 
 
 def local_time(instant: datetime) -> datetime:
@@ -6673,51 +6341,19 @@ def local_time(instant: datetime) -> datetime:
     return instant.astimezone()
 
 
-def write_list(options: Options, resource: Resource, documents: List[Document], version: str) -> None:
-    """Backups or restores as a table, JSON or YAML."""
-    if options.output in ("json", "yaml"):
-        write_text(DOCUMENT_TEXTS[options.output](list_document(resource, documents, version)))
-    elif not documents:
-        say(f"No resources found in {options.location or options.namespace + ' namespace'}.")
-    else:
-        columns = [name for text in options.label_columns or () for name in text.split(",") if name]
-        write_text(resource_table(resource, documents, utc_now(), label_columns=columns,
-                                  show_labels=options.show_labels, localize=local_time))
-
-
-def report_all(troubles: List[Error]) -> int:
+def report_all(troubles: List[Error], hints: Iterable[str] = ()) -> int:
     """Say what was missing, below what there was -> the exit code, which is that of the first trouble."""
     sys.stdout.flush()
     for trouble in troubles:
         report(trouble)
+    for hint in hints:
+        say(f"hint: {one_line(redact(hint), 4096)}")
     return troubles[0].exit if troubles else Exit.DONE
-
-
-def cmd_get(options: Options, resource: Resource) -> int:
-    """Backups or restores; what cannot be listed is said on stderr, and decides the exit code."""
-    troubles: List[Error] = []
-    if without_controller(options):
-        documents, version = backups_without_cluster(options, troubles), ""
-    else:
-        documents, version = find_documents(api_of(options), resource, options.namespace, options.names,
-                                            options.selector)
-    if documents or not troubles:            # no list at all is not an empty list
-        write_list(options, resource, documents, version)
-    return report_all(troubles)
-
-
-def is_colorized(options: Options) -> bool:
-    """Whether to use colors: never with NO_COLOR, else as --colorized says, else on a terminal."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    if options.colorized is not None:
-        return options.colorized
-    return sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
 
 
 def describe(options: Options, api: Api, resource: Resource, documents: List[Document]) -> Iterator[Description]:
     """One screen after the other; once nobody answered, the next ones are not waited for as long again."""
-    trust, structured, timeout = trust_of(options), options.output == "json", options.timeout
+    trust, structured, timeout = options.trust(), options.output == "json", options.timeout
     for document in documents:
         kinds = artifacts_of(resource, document, details=options.details, structured=structured)
         name = _text(document, "metadata", "name")
@@ -6727,220 +6363,428 @@ def describe(options: Options, api: Api, resource: Resource, documents: List[Doc
         if any(isinstance(value, TimedOut) for value in artifacts.values()):
             timeout = min(timeout, SECOND_WAIT)
         yield Description(resource, document, related, artifacts, localize=local_time, details=options.details,
-                          colorized=not structured and is_colorized(options))
+                          colorized=not structured and options.is_colorized())
 
 
-def cmd_describe(options: Options, resource: Resource) -> int:
-    """Screens or JSON; what is missing on them is said on stderr too, and decides the exit code."""
-    api, troubles = api_of(options), []
-    documents, _ = find_documents(api, resource, options.namespace, options.names, options.selector)
-    screens = []
-    for number, screen in enumerate(describe(options, api, resource, documents)):
-        troubles += screen.troubles
-        if options.output == "json":
-            screens.append(screen.json)
+# What a shell runs to complete a word: the program itself, which prints what the word may be (see `completions`); where
+# that is nothing, the shell offers files. `--flag=value` is three words in bash; zsh and fish complete the value alone.
+COMPLETION_SCRIPTS = {
+    "bash": """_velero_requests() {
+    local IFS=$'\\n'
+    COMPREPLY=($("${1/#\\~/$HOME}" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null </dev/null))
+}
+complete -o default -F _velero_requests velero_requests.py
+""",
+    "zsh": """#compdef velero_requests.py
+_velero_requests() {
+    local -a found
+    compset -P '--*='
+    found=(${(f)"$(${~words[1]} __complete "${(@)words[2,CURRENT-1]}" "$IPREFIX$PREFIX" 2>/dev/null </dev/null)"})
+    compadd -a found || _files
+}
+compdef _velero_requests velero_requests.py
+(( ! $+compstate )) || _velero_requests
+""",
+    "fish": """function __velero_requests
+    set -l words (commandline -opc) (commandline -ct)
+    set -l flag (string match -r -- '^--[^=]*=' $words[-1])
+    set -g __velero_requests_found "$flag"(
+        eval $words[1] __complete (string escape -- $words[2..-1]) 2>/dev/null </dev/null)
+    set -q __velero_requests_found[1]
+end
+complete -c velero_requests.py -n __velero_requests -f -a '$__velero_requests_found'
+"""}
+
+
+class Options:
+    """What the command line says, as argparse puts it into attributes, and the commands -> exit code."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Let type checkers know that there are attributes."""
+        raise AttributeError(name)
+
+    def api(self) -> Api:
+        """The cluster that the flags name."""
+        api = connect(load_cluster(self.kubeconfig, self.context))
+        log.info("the cluster is %s, the namespace %s", redact(one_line(api.session.cluster.server)), self.namespace)
+        return api if self.quiet else api._replace(waiting=show_waiting)
+
+    def trust(self) -> Optional[Trust]:
+        """What --insecure-skip-tls-verify, --cacert or velero's configuration say; None leaves it to the location."""
+        if self.insecure_skip_tls_verify:
+            return Trust(insecure=True)
+        path = self.cacert or _text(read_velero_config(), "cacert")
+        if not path:
+            return None
+        trust = Trust(read_file(path, "certificate authority"), source=f"the certificate authority {path}")
+        tls_context(trust.ca_cert, system=False, source=trust.source)  # to fail before anything is asked of anybody
+        return trust
+
+    def run_controller(self) -> None:
+        """Serve until told to stop, or once."""
+        declared = tuple(self.plugin or ()) + read_plugins_file(self.plugins_file)
+        own = tuple(plugin for plugin in OWN_PLUGINS if plugin not in declared)
+        server = Server(self.server_version or f"v{__version__}", own + declared)
+        api, namespace = self.api(), self.namespace
+        missing = {resource.plural for resource in REQUEST_FROM} - set(api.served_resources("velero.io/v1"))
+        if missing:
+            log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
+                        " and ".join(sorted(missing)), PROGRAM)
+        controller = Controller(api, namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
+                                allowed=self.allow_credentials_file)
+        if self.once:
+            controller.run_once()
+            return
+        stop_on_signals(controller)
+        log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
+                 redact(api.session.cluster.server))
+        run_controller(controller)
+        log.info("stopped")
+
+    def is_direct(self) -> bool:
+        """Whether the store itself is asked and no controller; UsageError for keys that nobody would use."""
+        direct = self.direct or bool(self.location)
+        if self.credentials_file and not direct:
+            raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
+        return direct
+
+    def open_bucket(self, api: Optional[Api] = None, document: Optional[Document] = None) -> Bucket:
+        """The bucket of a storage location of the cluster, without one that of --location.
+
+        It is opened by --credentials-file, else by the location's Secret, else by the environment.
+        """
+        if document is None and os.path.isdir(self.location):
+            return FolderBucket(self.location)
+        location = find_location(api, self.namespace, document) if document else location_of_file(self.location)
+        trust, given = self.trust() or client_trust(location), self.credentials_file
+        if given:
+            location = location._replace(secret_name="", credentials_file=given, trusted=True)
+        with hinted(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"]
+                    if error.reason == FOREIGN_ENDPOINT or (
+                        location.secret_name and isinstance(error, (ApiError, CredentialsError))) else ()):
+            location, plan = open_location(api, self.namespace, location, self.allow_credentials_file)
+        log.info("the store is %s, the bucket %s", one_line(redact(bucket_address(location).host)),
+                 one_line(location.bucket))
+        return Bucket(location, plan, trust, self.idle_timeout)
+
+    def find_owner(self, artifact: Artifact) -> Api:
+        """The cluster, in which the owner of an artifact exists and has what is asked for."""
+        api, refusal = self.api(), ""
+        with hinted(lambda error: ["--location FILE and --credentials-file FILE need no cluster"]
+                    if isinstance(error, Unreachable) else ()):
+            try:
+                owner = get_existing(api, artifact.owner, self.namespace, self.name)
+                refusal = logs_refusal(artifact.owner, self.name, phase_from(owner)) if self.is_log else ""
+            except ApiError as error:
+                if error.status != 403:      # without the right to see it, it may still be there
+                    raise
+                log.info("%s", error)
+        if refusal:
+            raise Error(refusal)
+        return api
+
+    def find_artifact(self) -> Tuple[Union[Api, Bucket], str]:
+        """The cluster whose controller knows where an artifact is, or without a controller its bucket and key."""
+        artifact, direct = TARGETS[self.kind], self.is_direct()
+        if self.location and not is_object_name(self.name):
+            raise NotFound(f"{artifact.owner.kind.lower()} {one_line(self.name, 64)!r} cannot exist")
+        api = None if self.location else self.find_owner(artifact)
+        log.info("the way: %s", "the storage location, signed for here" if direct else "a controller's answer")
+        if api and not direct:
+            return api, ""
+        bucket = self.open_bucket(api, read_location(api, self.namespace, artifact, self.name) if api else None)
+        return bucket, object_key(bucket.prefix, artifact, self.name)
+
+    @contextlib.contextmanager
+    def open_source(self) -> Iterator[Source]:
+        """An artifact as the command line wants it had."""
+        trust, artifact = self.trust(), (self.namespace, self.kind, self.name)
+        where, key = self.find_artifact()
+        if isinstance(where, Bucket):
+            yield where.source(key)
+            return
+        with explained(where, *artifact), requested_source(
+                where, *artifact, timeout=self.timeout, trust=trust, idle=self.idle_timeout) as source:
+            yield source
+
+    def find_url(self) -> str:
+        """The pre-signed URL of an artifact."""
+        _, artifact = self.trust(), (self.namespace, self.kind, self.name)
+        where, key = self.find_artifact()
+        if isinstance(where, Bucket):
+            return where.url(key)
+        with explained(where, *artifact):
+            return get_download_url(where, *artifact, timeout=self.timeout)
+
+    def damage_cure(self) -> str:
+        """What to do about an artifact that is damaged."""
+        if self.location and os.path.isdir(self.location):
+            path = os.path.join(self.location, object_key("", TARGETS[self.kind], self.name))
+            return f"copy {path} from the bucket again"
+        return (f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} "
+                f"download {self.name} --kind {self.kind} --url-only)\"`, with the flags of this command, gets it as "
+                "it is")
+
+    def fetch(self, output: str) -> None:
+        """Download one artifact to a file, or to stdout for `-`; how it goes on is shown where that disturbs nobody."""
+        transfer, what, gunzip = Transfer(), f"{self.kind} of {self.name}", TARGETS[self.kind].gunzip
+        hidden = self.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty()))
+
+        def text(seconds: float) -> str:
+            head, fresh = transfer.head, max(0, transfer.done - transfer.kept)
+            return progress_text(transfer.done, head.size, fresh, seconds) if head and not hidden else ""
+
+        def cures(error: Error) -> List[str]:
+            came = transfer.head and isinstance(error, StoreError) and not error.status
+            return [self.damage_cure()] if came and error.reason == "StoreError" else []
+
+        try:
+            with hinted(cures), self.open_source() as source, Progress(text) as progress:
+                if output == "-":
+                    size = write_object(source, sys.stdout.buffer, transfer, what, gunzip=gunzip)
+                else:
+                    size = save_object(output, source, transfer, what, gunzip=gunzip, force=self.force,
+                                       named=bool(self.output))
+                seconds = progress.seconds()
+        except KeyboardInterrupt as error:
+            error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
+            raise
+        if not hidden and (progress.terminal or seconds >= PROGRESS_PLAIN):
+            say(saved_text(size, seconds))
+
+    def run_download(self) -> None:
+        """Any artifact: BackupContents into a file, as `backup download`; others to stdout unless -o names a file."""
+        kind, name = self.kind, self.name
+        if self.url_only:
+            idle = [flag for flag, given in (("--output", self.output), ("--force", self.force)) if given]
+            if idle:
+                raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(idle)}")
+            url = self.find_url()
+            if not is_http_url(url) or re.search("[^!-~]", url):  # whoever may write the status may have made it up
+                raise StoreError("the answer holds no printable http or https URL")
+            write_text(url + "\n")
+            return
+        output = self.output or (absolute(f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
+        if output != "-":
+            check_target(output, force=self.force, named=bool(self.output))
+        elif not TARGETS[kind].gunzip and sys.stdout.isatty() and not self.force:
+            raise UsageError(f"{kind} is binary, and stdout is a terminal", hints=[
+                "name a file with --output, or add --force"])
+        self.fetch(output)
+        if output != "-" and not self.quiet:
+            subject = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
+            write_text(f"{subject} {name} has been successfully downloaded to {output}\n")
+
+    def run_logs(self) -> None:
+        """The log of a finished backup or restore, to stdout."""
+        self.fetch("-")
+
+    def find_backups(self) -> Tuple[List[Document], List[Error]]:
+        """The Backups in --location, else in every location of the cluster, by name; and why some are not known.
+
+        Locations may hold backups of one name; each is shown, its location called as it is here, as by Velero's sync.
+        """
+        if self.selector:
+            raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
+        self.trust()  # what is wrong with it is said once, not for each location
+        api = None if self.location else self.api()
+        backups: Dict[str, List[Document]] = {name: [] for name in self.names}
+        troubles: List[Error] = []
+        for location in list_all(api, LOCATIONS, self.namespace)[0] if api else [None]:
+            name = _text(location, "metadata", "name")
+            where = f"storage location {name!r}" if api else self.location
+            try:
+                with about(where):
+                    found, failed = self.open_bucket(api, location).backups(where, self.names)
+            except Error as error:
+                found, failed = [], [error]
+            troubles += failed
+            for backup in found:
+                if api and isinstance(backup.setdefault("spec", {}), dict):
+                    backup["spec"]["storageLocation"] = name
+                backups.setdefault(backup["metadata"]["name"], []).append(backup)
+        troubles += [NotFound(f"backup \"{one_line(name, 64)}\" does not exist in any bucket that was listed")
+                     for name in self.names if not backups[name]]
+        return [backup for name in self.names or sorted(backups) for backup in backups[name]], troubles
+
+    def run_get(self) -> int:
+        """Backups or restores; what cannot be listed is said on stderr, and decides the exit code."""
+        version, troubles = "", []
+        if self.is_direct():
+            documents, troubles = self.find_backups()
         else:
-            write_text("\n\n" * bool(number) + screen.text)
-    if options.output == "json":
-        write_text(json_text(screens[0] if len(screens) == 1 else screens))
-    silent = [trouble for trouble in troubles if isinstance(trouble, TimedOut)]
-    for trouble in silent[-1:]:
-        trouble.hints += tuple(silence_hints(api, options.namespace))
-    return report_all(troubles)
+            documents, version = find_documents(self.api(), self.resource, self.namespace, self.names, self.selector)
+        if self.output in ("json", "yaml") and (documents or not troubles):  # no list at all is not an empty list
+            write_text(DOCUMENT_TEXTS[self.output](list_document(self.resource, documents, version)))
+        elif documents:
+            columns = [name for text in self.label_columns or () for name in text.split(",") if name]
+            write_text(resource_table(self.resource, documents, utc_now(), label_columns=columns,
+                                      show_labels=self.show_labels, localize=local_time))
+        elif not troubles:
+            say(f"No resources found in {self.location or self.namespace + ' namespace'}.")
+        return report_all(troubles)
+
+    def is_colorized(self) -> bool:
+        """Whether to use colors: never with NO_COLOR, else as --colorized says, else on a terminal."""
+        if os.environ.get("NO_COLOR"):
+            return False
+        if self.colorized is not None:
+            return self.colorized
+        return sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
+
+    def run_describe(self) -> int:
+        """Screens or JSON; what is missing on them is said on stderr too, and decides the exit code."""
+        api, resource, troubles = self.api(), self.resource, []
+        documents, _ = find_documents(api, resource, self.namespace, self.names, self.selector)
+        screens = []
+        for number, screen in enumerate(describe(self, api, resource, documents)):
+            troubles += screen.troubles
+            if self.output == "json":
+                screens.append(screen.json)
+            else:
+                write_text("\n\n" * bool(number) + screen.text)
+        if self.output == "json":
+            write_text(json_text(screens[0] if len(screens) == 1 else screens))
+        silent = any(isinstance(trouble, TimedOut) for trouble in troubles)
+        return report_all(troubles, silence_hints(api, self.namespace) if silent else ())
+
+    def server_status(self) -> Document:
+        """The answered ServerStatusRequest."""
+        api = self.api()
+        with explained(api, self.namespace):
+            return get_server_status(api, self.namespace, timeout=self.timeout)
+
+    def run_plugin_get(self) -> None:
+        """The plugins of the server."""
+        document, render = self.server_status(), DOCUMENT_TEXTS.get(self.output)
+        write_text(render(document) if render else plugin_table(plugins_from(document)))
+
+    def run_version(self) -> None:
+        """The versions of this file and of the server."""
+        version = None if self.client_only else server_version_from(self.server_status())
+        render = DOCUMENT_TEXTS.get(self.output)
+        write_text(render(version_document(version)) if render else version_text(version))
+
+    def run_manifests(self) -> None:
+        """The CRDs as YAML."""
+        write_text(yaml_text(*crd_manifests(self.status_subresource)))
+
+    def run_completion(self) -> None:
+        """The script that lets a shell complete what it asks this program for."""
+        write_text(COMPLETION_SCRIPTS[self.shell])
 
 
-def cmd_plugin_get(options: Options) -> int:
-    """The plugins of the server."""
-    api = api_of(options)
-    with explained(api, options.namespace):
-        document = get_server_status(api, options.namespace, timeout=options.timeout)
-    render = DOCUMENT_TEXTS.get(options.output)
-    write_text(render(document) if render else plugin_table(plugins_from(document)))
-    return Exit.DONE
+def argument_type(convert: Callable[[str], Any], complaint: str) -> Callable[[str], Any]:
+    """An argparse type: what `convert` makes of a text, which is None or a ValueError for a wrong one."""
+
+    def read(text: str) -> Any:
+        import argparse
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None:
+            raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
+        return value
+
+    return read
 
 
-def write_version(options: Options, version: Optional[str], source: str = "") -> None:
-    """The versions as text, JSON or YAML."""
-    render = DOCUMENT_TEXTS.get(options.output)
-    write_text(render(version_document(version, source)) if render else version_text(version, source))
+DURATION = argument_type(lambda text: min(max(0.0, parse_duration(text)), LONGEST_WAIT) or None,
+                         "{!r} is no time to wait; write for example 30s, 5m or 1h30m")
+PATH = argument_type(lambda text: text or None, "it is empty; was a variable not set?")
+NAMESPACE = argument_type(lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a namespace")
+PLUGIN = argument_type(lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
+                       "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")
+BOOL = argument_type(lambda text: _GO_BOOLS.get(text) if text else None, "{!r} is neither true nor false")
 
 
-def cmd_version(options: Options) -> int:
-    """The versions of this file and of the server; without an answer, what the Deployment's image says of it."""
-    if options.client_only:
-        write_version(options, None)
-        return Exit.DONE
-    api = api_of(options)
-    try:
-        with explained(api, options.namespace):
-            document = get_server_status(api, options.namespace, timeout=options.timeout)
-    except TimedOut:
-        image = server_image(api, options.namespace)
-        if image:
-            write_version(options, version_of_image(image), f"by the image {image} of the Deployment; nobody answered")
-        raise
-    write_version(options, server_version_from(document))
-    return Exit.DONE
-
-
-def cmd_manifests(options: Options) -> int:
-    """The CRDs as YAML."""
-    write_text(yaml_text(*crd_manifests(options.status_subresource)))
-    return Exit.DONE
-
-
-def cmd_completion(options: Options) -> int:
-    """A completion script, which only what stands below the table of commands can make."""
-    write_text(options.completion_script(options.shell))
-    return Exit.DONE
-
-
-def duration_argument(text: str) -> float:
-    """A positive Go duration on the command line."""
-    try:
-        seconds = parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}; write for example 30s, 5m or 1h30m") from None
-    if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is no time to wait; write for example 30s or 5m")
-    return min(seconds, LONGEST_WAIT)
-
-
-def path_argument(text: str) -> str:
-    """A file or folder on the command line."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; was a variable not set?")
-    return text
-
-
-def namespace_argument(text: str) -> str:
-    """The name of a namespace on the command line."""
-    if not is_object_name(text):
-        raise argparse.ArgumentTypeError(f"{one_line(text, 64)!r} cannot be the name of a namespace")
-    return text
-
-
-def plugin_argument(text: str) -> Tuple[str, str]:
-    """KIND=NAME on the command line."""
-    kind, _, name = text.partition("=")
-    if not kind or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")
-    return kind, name
-
-
-def bool_argument(text: str) -> bool:
-    """A truth value as Go's flags read it."""
-    if not text or text not in _GO_BOOLS:
-        raise argparse.ArgumentTypeError(f"{one_line(text, 64)!r} is neither true nor false")
-    return _GO_BOOLS[text]
-
-
-class Argument(NamedTuple):
-    """One row of an argument table: flags or the name of a positional, and argparse's keywords."""
-
-    flags: Tuple[str, ...]
-    keywords: Dict[str, Any]
+Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
 
 
 def argument(*flags: str, **keywords: Any) -> Argument:
-    """A row of an argument table."""
-    return Argument(flags, keywords)
+    """A row of an argument table; one without help is not shown."""
+    return flags, keywords
 
 
 def switch(*flags: str, **keywords: Any) -> Argument:
     """A row for a flag that is on or off: `--flag`, `--flag=true` or `--flag=false`, as velero takes them."""
-    return Argument(flags, {"type": bool_argument, "nargs": "?", "const": True, "default": False, "metavar": "BOOL",
-                            **keywords})
+    return flags, {"type": BOOL, "nargs": "?", "const": True, "default": False, "metavar": "BOOL", **keywords}
 
 
 class Command(NamedTuple):
-    """One command: its words, what --help says, its arguments, and the function that runs it -> exit code.
+    """One command: its words, what --help says, its arguments, and what runs it -> exit code, None for all is well.
 
-    `aliases` are further words for it, as the velero CLI has them.
+    `aliases` are further words for it, as the velero CLI has them; `fixed` are options that it always has.
     """
 
     words: str
     summary: str
     arguments: Tuple[Argument, ...]
-    run: Callable[[Options], int]
-    timeout: float = 60.0
+    run: Callable[[Options], Optional[int]]
+    fixed: Dict[str, Any] = {}
     aliases: Tuple[str, ...] = ()
 
 
 COMMON = (
-    argument("-n", "--namespace", type=namespace_argument, metavar="NAME",
+    argument("-n", "--namespace", type=NAMESPACE, metavar="NAME",
              help="Velero's namespace (default: $VELERO_NAMESPACE, the velero CLI's configuration, or velero)"),
-    argument("--kubeconfig", metavar="FILE", help="kubeconfig to use (default: $KUBECONFIG or ~/.kube/config)"),
-    argument("--context", "--kubecontext", metavar="NAME", help="context of the kubeconfig (default: its current one)"),
-    argument("--timeout", type=duration_argument, metavar="DURATION",
-             help="how long to wait for an answer (default: 1m, 5s for plugin get and version); a transfer may "
-                  "take longer"),
-    switch("--colorized", help="colors, also where stdout is no terminal (default: on a terminal without NO_COLOR)"),
-    argument("--features", metavar="NAMES", help=argparse.SUPPRESS),  # velero's; nothing here depends on one
-    argument("-v", "--verbose", action="count", help="say more on stderr"),
+    argument("--kubeconfig", metavar="FILE", default="", help="default: $KUBECONFIG or ~/.kube/config"),
+    argument("--context", "--kubecontext", metavar="NAME", default="", help="default: the kubeconfig's current one"),
+    argument("--timeout", type=DURATION, metavar="DURATION",
+             help="how long to wait for an answer, not for a transfer (default: 1m, 5s for plugin get and version)"),
+    switch("--colorized", default=None, help="colors (default: on a terminal without NO_COLOR)"),
+    argument("--features", metavar="NAMES"),  # velero's; nothing here depends on one
+    argument("-v", "--verbose", action="count", default=0, help="say more on stderr"),
+    argument("--version", action="version", version=f"{PROGRAM} {__version__}", help="print the version of this file"),
 )
-VERSION_FLAG = argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-DEFAULTS = {"is_log": False, "direct": False, "location": "", "credentials_file": "", "allow_credentials_file": (),
-            "namespace": "",
-            "kubeconfig": "", "context": "", "timeout": None, "colorized": None, "features": "", "verbose": 0}
+ABSENT = {"timeout": 60.0, "quiet": False, "direct": False, "location": None, "credentials_file": None, "is_log": False}
 
-BACKUP_NAME = argument("name", metavar="BACKUP", help="name of the backup")
-RESTORE_NAME = argument("name", metavar="RESTORE", help="name of the restore")
 TLS = (
-    argument("--cacert", type=path_argument, metavar="FILE", help="certificate authority of the store (PEM)"),
+    argument("--cacert", type=PATH, metavar="FILE", help="certificate authority of the store (PEM)"),
     switch("--insecure-skip-tls-verify", help="trust any certificate of the store"),
 )
-ALLOWED_FILE = argument("--allow-credentials-file", type=path_argument, action="append", default=[], metavar="FILE",
+ALLOWED_FILE = argument("--allow-credentials-file", type=PATH, action="append", default=[], metavar="FILE",
                         help="a file of this host that credentialsFile of a storage location may name; repeatable")
-TO_FILE = (
-    argument("-o", "--output", metavar="FILE", default="",
-             help="file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
-    switch("--force", help="replace the file if it exists, once the download succeeded"),
-)
 SOURCE = (
-    argument("--idle-timeout", type=duration_argument, metavar="DURATION", default=IDLE_LIMIT,
+    argument("--idle-timeout", type=DURATION, metavar="DURATION", default=IDLE_LIMIT,
              help="how long the store may send nothing before the transfer is taken up anew (default: 30s)"),
     argument("--direct", action="store_true",
              help="ask no controller: read storage location and Secret with your own rights, and sign here"),
-    argument("--location", type=path_argument, metavar="FILE|DIR",
+    argument("--location", type=PATH, metavar="FILE|DIR",
              help="ask no cluster: the storage location in a file, or a folder that holds a copied bucket"),
-    argument("--credentials-file", type=path_argument, metavar="FILE",
+    argument("--credentials-file", type=PATH, metavar="FILE",
              help="AWS credentials file that opens the location's bucket, for --direct and --location"),
     ALLOWED_FILE, *TLS)
 QUIET = argument("--quiet", action="store_true", help="say nothing of a success")
-FETCH = (*TO_FILE, QUIET)
+FETCH = (
+    argument("-o", "--output", metavar="FILE", default="",
+             help="file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
+    switch("--force", help="replace the file if it exists, once the download succeeded"), QUIET)
 OUTPUT_FORMAT = argument("-o", "--output", choices=("table", "json", "yaml"), default="", help="output format")
-SELECTOR_FLAG = argument("-l", "--selector", metavar="SELECTOR", default="", help="only objects with these labels")
-LABEL_FLAGS = (
-    switch("--show-labels", help="show labels in the last column"),
-    argument("-L", "--label-columns", metavar="LABELS", action="append",
-             help="labels to show as columns, separated by commas; repeatable"),
-)
-DETAILS = (
-    switch("--details", help="show more, from more files of the store"),
-    argument("-o", "--output", choices=("plaintext", "json"), default="", help="output format"),
-)
-
-
-def names_argument(owner: str) -> Argument:
-    """The names of backups or restores; none stands for all."""
-    return argument("names", nargs="*", metavar=owner, help=f"names of {owner.lower()}s (default: all)")
 
 
 def owner_commands(resource: Resource) -> Tuple[Command, ...]:
     """What can be done to backups and restores alike, each with velero's verb-first aliases."""
     noun = resource.kind.lower()
-    names, nouns = names_argument(resource.kind.upper()), (noun + "s", noun)
+    names = (argument("names", nargs="*", metavar=noun.upper(), help=f"names of {noun}s (default: all)"),
+             argument("-l", "--selector", metavar="SELECTOR", default="", help="only objects with these labels"))
+    labels = (switch("--show-labels", help="show labels in the last column"),
+              argument("-L", "--label-columns", metavar="LABELS", action="append",
+                       help="labels to show as columns, separated by commas; repeatable"))
+    details = (switch("--details", help="show more, from more files of the store"),
+               argument("-o", "--output", choices=("plaintext", "json"), default="", help="output format"))
+    name = argument("name", metavar=noun.upper(), help=f"name of the {noun}")
+
+    def command(verb: str, summary: str, arguments: Tuple[Argument, ...], run: Any, **fixed: Any) -> Command:
+        return Command(f"{noun} {verb}", summary, arguments, run, {"resource": resource, **fixed},
+                       (f"{verb} {noun}s", f"{verb} {noun}"))
     return (
-        Command(f"{noun} get", f"list {noun}s", (
-            names, SELECTOR_FLAG, *LABEL_FLAGS, OUTPUT_FORMAT, *(SOURCE if resource is BACKUPS else ())),
-                lambda options: cmd_get(options, resource), aliases=tuple(f"get {word}" for word in nouns)),
-        Command(f"{noun} describe", f"tell all about {noun}s", (names, SELECTOR_FLAG, *DETAILS, *TLS),
-                lambda options: cmd_describe(options, resource), aliases=tuple(f"describe {word}" for word in nouns)),
-        Command(f"{noun} logs", f"print the log of a {noun}",
-                (BACKUP_NAME if resource is BACKUPS else RESTORE_NAME, QUIET, *SOURCE),
-                lambda options: cmd_logs(options, f"{resource.kind}Log"),
-                aliases=tuple(f"logs {word}" for word in reversed(nouns))))
+        command("get", f"list {noun}s", (*names, *labels, OUTPUT_FORMAT, *(SOURCE if resource is BACKUPS else ())),
+                Options.run_get),
+        command("describe", f"tell all about {noun}s", (*names, *details, *TLS), Options.run_describe),
+        command("logs", f"print the log of a {noun}", (name, QUIET, *SOURCE), Options.run_logs,
+                kind=f"{resource.kind}Log", is_log=True))
 
 
 COMMANDS = (
@@ -6950,42 +6794,37 @@ COMMANDS = (
         argument("--verify-urls", action="store_true", help="fetch one byte with every URL before handing it out"),
         ALLOWED_FILE,
         argument("--server-version", default="", metavar="VERSION", help="version to report (default: our own)"),
-        argument("--plugin", action="append", type=plugin_argument, metavar="KIND=NAME",
-                 help="plugin to report; repeatable"),
+        argument("--plugin", action="append", type=PLUGIN, metavar="KIND=NAME", help="plugin to report; repeatable"),
         argument("--plugins-file", default="", metavar="FILE", help="YAML list of name and kind of plugins to report"),
-    ), cmd_controller),
+    ), Options.run_controller),
     Command("download", "fetch any artifact of a backup or restore", (
         argument("name", metavar="NAME", help="name of the backup or restore"),
         argument("--kind", choices=tuple(TARGETS), default=BACKUP_CONTENTS, metavar="KIND",
                  help=f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}"),
         *FETCH,
         argument("--url-only", action="store_true", help="print the pre-signed URL, which is a bearer token"),
-        *SOURCE), cmd_download),
+        *SOURCE), Options.run_download),
     *owner_commands(BACKUPS),
-    Command("backup download", "fetch the contents of a backup into a file", (BACKUP_NAME, *FETCH, *SOURCE),
-            cmd_backup_download),
+    Command("backup download", "fetch the contents of a backup into a file", (
+        argument("name", metavar="BACKUP", help="name of the backup"), *FETCH, *SOURCE),
+            Options.run_download, {"kind": BACKUP_CONTENTS, "url_only": False}, ("download backup",)),
     *owner_commands(RESTORES),
-    Command("plugin get", "list the plugins of the server", (OUTPUT_FORMAT,), cmd_plugin_get, timeout=5.0,
-            aliases=("get plugins", "get plugin")),
+    Command("plugin get", "list the plugins of the server", (OUTPUT_FORMAT,), Options.run_plugin_get, {"timeout": 5.0},
+            ("get plugins", "get plugin")),
     Command("version", "print the versions of client and server", (
-        switch("--client-only", help="do not ask the server"), OUTPUT_FORMAT), cmd_version, timeout=5.0),
+        switch("--client-only", help="do not ask the server"), OUTPUT_FORMAT), Options.run_version, {"timeout": 5.0}),
     Command("manifests", "print the CustomResourceDefinitions, for clusters where Velero has not installed its own", (
         argument("--status-subresource", action="store_true", help="as Velero 1.6 to 1.8 installed them"),),
-        cmd_manifests),
-    Command("completion", "print a script that lets a shell complete commands and flags", (
-        argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL",
+        Options.run_manifests),
+    Command("completion", "print a script that lets a shell complete commands, flags and names", (
+        argument("shell", choices=tuple(COMPLETION_SCRIPTS), metavar="SHELL",
                  help=f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, "
                       f"in fish with `{PROGRAM} completion fish | source`"),),
-        cmd_completion),
+        Options.run_completion),
 )
-
-# Commands of the velero CLI, by their first words, that are no business of this file.
-VELERO_WORDS = {
-    "backup-location", "bug", "client", "create", "debug", "delete", "install", "plugin add", "plugin remove", "repo",
-    "schedule", "snapshot-location", "uninstall",
-    *(f"{noun} {verb}" for noun in ("backup", "restore") for verb in ("create", "delete")),
-    *(f"{verb} {noun}{end}" for verb in ("get", "describe") for end in ("", "s")
-      for noun in ("backup-location", "repo", "schedule", "snapshot-location"))}
+COMMAND_OF = {words: command for command in COMMANDS for words in (command.words, *command.aliases)}
+KEYWORDS = {flag: keywords for command in COMMANDS for flags, keywords in (*COMMON, *command.arguments)
+            for flag in flags}
 
 DESCRIPTION = "Fetch logs and contents of Velero backups, and answer such requests in place of Velero's server."
 EPILOG = """exit codes:
@@ -6993,291 +6832,172 @@ EPILOG = """exit codes:
   5 not allowed   6 cluster or store unreachable   130 interrupted   141 the reader of the output left"""
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line is an Error like any other."""
+def build_parser(words: str = "") -> Any:
+    """The parser of one command; of a group of commands, or all of them, one that can only tell of them."""
+    import argparse
 
-    def error(self, message: str) -> Any:
-        raise UsageError(message, hints=[f"see `{self.prog} --help`"])
+    class Parser(argparse.ArgumentParser):
+        """argparse, but a wrong command line is an Error like any other, and help that cannot be written an OSError."""
 
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Write help; argparse itself would hide that it cannot be written."""
-        write_text(message)
+        def error(self, message: str) -> Any:
+            raise UsageError(message, hints=[f"see `{self.prog} --help`"])
 
+        def _print_message(self, message: str, file: Any = None) -> None:
+            write_text(message)
 
-def add_arguments(parser: argparse.ArgumentParser, arguments: Iterable[Argument]) -> None:
-    """Put rows of an argument table into a parser."""
-    for flags, keywords in arguments:
-        parser.add_argument(*flags, **keywords)
-
-
-def command_words() -> Iterator[Tuple[str, Command]]:
-    """Every way to name a command, and the command."""
-    for command in COMMANDS:
-        for words in (command.words, *command.aliases):
-            yield words, command
-
-
-def build_parser(argv: Optional[List[str]] = None) -> Parser:
-    """The parser of the COMMANDS table; the common flags are understood before and after the command.
-
-    With a command line, what it does not name is left out as far as no help shows it: to make all takes as long as a
-    call.
-    """
-    common = [argument(*row.flags, **{**row.keywords, "default": argparse.SUPPRESS}) for row in COMMON]
-    options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    top = Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, **options)
-    add_arguments(top, [VERSION_FLAG, *common])
-    groups = {"": top.add_subparsers(title="commands", metavar="COMMAND", required=True)}
-    for words, command in command_words():
-        group, _, word = words.rpartition(" ")
-        if group not in groups:
-            summary = "; ".join(dict.fromkeys(
-                row.summary for other, row in command_words() if other.startswith(group + " ")))
-            parser = groups[""].add_parser(group, help=summary, description=summary, **options)
-            add_arguments(parser, common)
-            groups[group] = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-        if argv is not None and group and group not in argv:
-            continue
-        parser = groups[group].add_parser(word, help=command.summary, description=command.summary, **options)
-        if argv is None or set(words.split()) <= set(argv):
-            add_arguments(parser, [*command.arguments, *common])
-        parser.set_defaults(command=command)
-    return top
+    command = COMMAND_OF.get(words)
+    prog = f"{PROGRAM} {command.words if command else words}".rstrip()
+    if command:
+        parser = Parser(prog=prog, description=command.summary, allow_abbrev=False)
+    else:
+        rows = [(name[len(words):].strip(), row.summary) for name, row in COMMAND_OF.items()
+                if (name.startswith(words + " ") if words else name == row.words)]
+        lines = [DESCRIPTION, "", "commands:", *(f"  {name:<19} {summary}" for name, summary in rows)]
+        parser = Parser(prog=prog, description="\n".join(lines), epilog=EPILOG, usage=f"{prog} COMMAND ...",
+                        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(**{**ABSENT, **(command.fixed if command else {})})
+    for flags, keywords in (*(command.arguments if command else ()), *COMMON):
+        parser.add_argument(*flags, **{"help": argparse.SUPPRESS, **keywords})
+    return parser
 
 
-def command_places(argv: List[str], takers: Set[str]) -> List[int]:
-    """Where the words of a command line stand that are neither flags nor the values of flags."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    before = ["", *(re.sub("^-v+(?=[a-zA-Z]$)", "-", word) for word in argv)]  # -vn is -v -n
-    return [place for place in range(end) if not argv[place].startswith("-") and before[place] not in takers]
+def value_of(flag: str) -> Optional[Dict[str, Any]]:
+    """The keywords of a flag that takes the next word as its value; None for others."""
+    keywords = KEYWORDS.get(re.sub("^-v+(?=[a-zA-Z]$)", "-", flag), {"nargs": 0})  # -vn is -v -n
+    return keywords if "nargs" not in keywords and keywords.get("action", "append") == "append" else None
 
 
-def spelled_out(argv: List[str]) -> List[str]:
-    """velero's spellings -> those that argparse can tell apart; UsageError for what only velero's CLI does.
-
-    A switch without a value gets one, so that it takes none from what follows; `download backup NAME` is turned round.
-    """
-    rows = [*COMMON, *(row for command in COMMANDS for row in command.arguments)]
-    switches = {flag for flags, keywords in rows if keywords.get("type") is bool_argument for flag in flags}
-    takers = {flag for flags, keywords in rows if "nargs" not in keywords
-              and keywords.get("action", "append") == "append" for flag in flags if flag.startswith("-")}
-    end = argv.index("--") if "--" in argv else len(argv)
-    words = [f"{word}=true" if word in switches else word for word in argv[:end]] + argv[end:]
-    places = command_places(argv, takers)
-    named = [argv[place] for place in places[:2]]
-    if VELERO_WORDS & {" ".join(named), *named[:1]}:
-        raise UsageError(f"`{' '.join(named)}` is not done here but by Velero itself",
-                         hints=[f"use its own command line: `velero {' '.join(named)}`"])
-    if named == ["download", "backup"] and len(places) > 2:
-        words[places[0]:places[0] + 1] = ["backup", "download"]
-        del words[places[1] + 1]
-    return words
+def split_words(argv: List[str]) -> Tuple[List[str], List[str]]:
+    """A command line -> its words, and its flags with their values, which may stand anywhere between them."""
+    words, flags, rest = [], [], iter(argv)
+    for word in rest:
+        if word == "--":
+            words += rest
+        elif word == "-" or not word.startswith("-"):
+            words.append(word)
+        else:
+            flags += [word, *itertools.islice(rest, 0 if value_of(word) is None else 1)]
+    return words, flags
 
 
-class Completion(NamedTuple):
-    """What may follow some words: further words, flags, and values by flag."""
-
-    words: Tuple[str, ...]
-    flags: Tuple[str, ...]
-    values: Dict[str, Tuple[str, ...]]
+def split_command(words: List[str]) -> Tuple[str, List[str]]:
+    """The words that name a command, or nothing when they do not, and the others."""
+    count = next((count for count in (2, 1) if " ".join(words[:count]) in COMMAND_OF), 0)
+    return " ".join(words[:count]), words[count:]
 
 
-def completion_of(arguments: Iterable[Argument]) -> Completion:
-    """What rows of an argument table let follow.
-
-    A flag whose values are not listed takes any, and shells offer files then.
-    """
-    words: Tuple[str, ...] = ()
-    flags: Tuple[str, ...] = ()
-    values: Dict[str, Tuple[str, ...]] = {}
-    for names, keywords in arguments:
-        choices = keywords.get("choices", ())
-        if not names[0].startswith("-"):
-            words += choices
-            continue
-        if "nargs" not in keywords and {"choices", "metavar"} & set(keywords):
-            values.update(dict.fromkeys(names, choices))
-        if keywords.get("help") != argparse.SUPPRESS:
-            flags += names
-    return Completion(words, (*flags, "--help"), values)
+def parse(argv: List[str]) -> Tuple[Command, Options]:
+    """The command of a command line, and its options; UsageError in the words that were typed."""
+    words, flags = split_words(argv)
+    name, rest = split_command(words)
+    group = "" if name else " ".join(words)
+    if group and not any(known.startswith(group + " ") for known in COMMAND_OF):
+        first = one_line(" ".join(words[:2]), 64)
+        raise UsageError(f"there is no command `{first}` here", hints=[
+            f"see `{PROGRAM} --help`; what only Velero itself does is done by its own command line: `velero {first}`"])
+    parser = build_parser(name or group)
+    options, unknown = parser.parse_known_args([*flags, *(["--", *rest] if name and rest else [])], Options())
+    unknown = [word for word in unknown if word != "--"]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return COMMAND_OF.get(name) or Command(group, "", (), lambda _: write_text(parser.format_help())), options
 
 
-def completions() -> Dict[str, Completion]:
-    """Words of the command line, each after a blank -> what may follow them; the same table as the parser's."""
-    found = {"": completion_of((VERSION_FLAG, *COMMON))}
-    for words, command in command_words():
-        at = ""
-        for word in words.split():
-            group = found.setdefault(at, completion_of(COMMON))
-            found[at] = group._replace(words=tuple(dict.fromkeys((*group.words, word))))
-            at = f"{at} {word}"
-        found[at] = completion_of((*command.arguments, *COMMON))
-    return found
+def known_names(words: str, flags: List[str]) -> List[str]:
+    """The names of backups or restores that a command could take; none when the cluster does not tell them in time."""
+    found: List[str] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Error):
+            given = [flag for flag in flags if flag not in ("-h", "--help", "--version")]  # which would print
+            options, _ = build_parser(words).parse_known_args([*given, "--", "name"], Options())
+            resource = getattr(options, "resource", None) or TARGETS[options.kind].owner
+            documents, _ = list_all(options.api(), resource, options.namespace or find_namespace())
+            found.extend(filter(is_object_name, (_text(document, "metadata", "name") for document in documents)))
+
+    thread = threading.Thread(target=ask, daemon=True)  # which may run a login, or wait for whatever does not answer
+    thread.start()
+    thread.join(NAMES_WAIT)
+    return list(found)
 
 
-# bash and zsh walk along the words of the line as far as they name a command, past the values of common flags; `found`
-# is what may come next. Flags are offered where one is begun, as fish does of itself, and where there is nothing else.
-CASES = """    for word in {given}; do
-        case "$word" in "=") continue ;; esac
-        case "$before" in {takers}) word="" ;; esac
-        case "$at $word" in {paths}) at="$at $word" ;; esac
-        before="$word"
-    done
-    case "$at $before" in
-{values}
-    *) case "$at" in
-{words}
-        esac ;;
-    esac
-    case "$current" in -*) found="" ;; esac
-"""
-SHELLS = {
-    "bash": """_velero_requests() {{
-    local IFS=$' \\t\\n' word at="" before="" found="" flags="" current="${{COMP_WORDS[COMP_CWORD]#=}}"
-{cases}    COMPREPLY=($(compgen -W "${{found:-$flags}}" -- "$current"))
-}}
-complete -o default -F _velero_requests {program}
-""",
-    "zsh": """#compdef {program}
-_velero_requests() {{
-    compset -P '--*='
-    local word at="" before="" found="" flags="" current="$PREFIX"
-{cases}    compadd -- ${{=found:-$flags}} || _files
-}}
-compdef _velero_requests {program}
-(( ! $+compstate )) || _velero_requests
-""",
-    "fish": """function __velero_requests_at
-    set -l at ""
-    set -l before ""
-    for word in (commandline -opc)[2..-1]
-        contains -- "$before" {takers}; and set word ""
-        switch "$at $word"
-            case {paths}
-                set at "$at $word"
-        end
-        set before "$word"
-    end
-    test "$at" = "$argv[1]"
-end
-complete -c {program} -f
-{lines}
-"""}
-
-# The words before the one at the cursor; `--flag=value` is three of them in bash, and zsh has set `--flag=` apart.
-GIVEN = {"bash": '"${COMP_WORDS[@]:1:COMP_CWORD-1}"', "zsh": '"${(@)words[2,CURRENT-1]}" ${IPREFIX%=}'}
-
-
-def _fish_lines(table: Mapping[str, Completion]) -> Iterator[str]:
-    for at, (words, flags, values) in table.items():
-        rule = f"complete -c {PROGRAM} -n \"__velero_requests_at '{at}'\""
-        yield f"{rule} -a '{' '.join(words)}'"
-        for flag in flags:
-            option = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
-            value = f"-x -a '{' '.join(values[flag])}'" if values.get(flag) else "-r -F" if flag in values else ""
-            yield f"{rule} {option} {value}".rstrip()
-
-
-def completion_script(shell: str) -> str:
-    """The script that makes a shell complete our commands, flags and their values."""
-    table = completions()
-    paths, takers = [f"'{at}'" for at in table if at], table[""].values
-    if shell == "fish":
-        return SHELLS[shell].format(paths=" ".join(paths), takers=" ".join(takers), program=PROGRAM,
-                                    lines="\n".join(_fish_lines(table)))
-    values = [f"    '{at} {flag}') found='{' '.join(choices)}' ;;"
-              for at, row in table.items() for flag, choices in row.values.items()]
-    words = [f"        '{at}') found='{' '.join(row.words)}' flags='{' '.join(row.flags)}' ;;"
-             for at, row in table.items()]
-    cases = CASES.format(given=GIVEN[shell], takers="|".join(takers), paths="|".join(paths), values="\n".join(values),
-                         words="\n".join(words))
-    return SHELLS[shell].format(cases=cases, program=PROGRAM)
+def completions(argv: List[str]) -> List[str]:
+    """What the last word of a command line may become; of `--flag=value` the value."""
+    *before, current = "\0".join(argv).replace("\0=\0", "=").replace("\0=", "=").split("\0")
+    words, flags = split_words(before)
+    name, rest = split_command(words)
+    arguments = (*(COMMAND_OF[name].arguments if name else ()), *COMMON)
+    place = next((keywords for names, keywords in arguments if names[0][0] != "-"), {})
+    flag, equals, value = current.partition("=")
+    valued = value_of(flag if equals else flags[-1] if flags else "")
+    found: Iterable[str] = ["--help", *(name for names, keywords in arguments if "help" in keywords
+                                        for name in names if name[0] == "-")]
+    if equals or valued is not None:
+        found, current = (valued or {}).get("choices", ()), value if equals else current
+    elif not current.startswith("-"):
+        if not name:
+            found = {known.split()[len(words)] for known in COMMAND_OF if known.split()[:len(words)] == words}
+        elif place and (not rest or "nargs" in place):
+            found = place.get("choices") or known_names(name, flags)
+    return sorted(word for word in found if word.startswith(current))
 
 
 class RedactingFormatter(logging.Formatter):
-    """Log lines without signatures, tokens and control characters, whatever was put into them.
-
-    On a terminal they go over a line of progress.
-    """
+    """Log lines without signatures, tokens and control characters; on a terminal they go over a line of progress."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line itself."""
         return printable(super().formatMessage(record))
 
-    def formatException(self, ei: Any) -> str:
-        """A traceback, whose last line may hold a stranger's text."""
+    def formatException(self, ei: Any) -> str:  # whose last line may hold a stranger's text
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
     def format(self, record: logging.LogRecord) -> str:
-        """Both together."""
         return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(super().format(record))
 
 
-def configure_logging(options: Options) -> None:
+def configure_logging(serving: bool, verbose: int) -> None:
     """Talk on stderr: a controller with time and level, a client only what goes wrong unless -v is given."""
-    serving = options.command.run is cmd_controller
+    import warnings
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(max(logging.DEBUG, (logging.INFO if serving else logging.WARNING) - 10 * options.verbose))
-    urllib3.disable_warnings()  # of its own it would repeat on every call that verification was switched off
+    log.setLevel(max(logging.DEBUG, (logging.INFO if serving else logging.WARNING) - 10 * verbose))
+    warnings.filterwarnings("ignore", module="urllib3")  # it would repeat on every call that nothing is verified
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal that ends a client as Ctrl-C does."""
+    """A signal that ends a client as Ctrl-C does: its request and its temporary file are removed first."""
 
-    def __init__(self, number: int):
-        super().__init__()
-        self.number = number
+    number = int(signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def tidy_when_terminated() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a client as Ctrl-C does: its request and its temporary file are removed first."""
-
-    def leave(number: int, _frame: Any) -> None:
-        raise Terminated(number)
-
-    previous = [(number, signal.signal(number, leave))
-                for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-                if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
-    try:
-        yield
-    finally:
-        for number, handler in reversed(previous):
-            signal.signal(number, handler)
-
-
-def parse(argv: List[str]) -> Options:
-    """The options of a command line; UsageError in the words that were typed."""
-    words = spelled_out(argv)
-    options, unknown = build_parser(words).parse_known_args(words)
-    if unknown:
-        typed = " ".join(word if word in argv else word.rpartition("=")[0] for word in unknown)
-        raise UsageError(f"unrecognized arguments: {typed}", hints=[f"see `{PROGRAM} {options.command.words} --help`"])
-    for name, value in DEFAULTS.items():
-        setattr(options, name, getattr(options, name, value))
-    options.timeout = options.timeout or options.command.timeout
-    return options
+def terminate(number: int, _frame: Any) -> None:
+    """The handler for such a signal."""
+    error = Terminated()
+    error.number = number
+    raise error
 
 
 def run(argv: List[str]) -> int:
     """Parse and run one command -> its exit code."""
-    with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
-        sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
-    try:
-        options = parse(argv)
-        configure_logging(options)
+    with contextlib.ExitStack() as end:
+        end.callback(sys.stdout.flush)
+        with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
+            sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
+        if argv[:1] == ["__complete"]:
+            write_text("".join(f"{word}\n" for word in completions(argv[1:])))
+            return Exit.DONE
+        command, options = parse(argv)
+        configure_logging(command.run is Options.run_controller, options.verbose)
         options.namespace = options.namespace or find_namespace()
-        options.completion_script = completion_script
-        with tidy_when_terminated():
-            return options.command.run(options)
-    finally:
-        sys.stdout.flush()
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                end.callback(signal.signal, number, signal.signal(number, terminate))
+        return command.run(options) or Exit.DONE
 
 
-def let_go(stream: Any) -> None:
+def flush(stream: Any) -> None:
     """Flush a stream that may be broken, so that the interpreter's own flush at its exit has nothing to fail with."""
     try:
         stream.flush()
@@ -7286,11 +7006,19 @@ def let_go(stream: Any) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def ended(argv: Optional[List[str]]) -> int:
-    """Run a command line -> exit code; the only place that turns errors into exit codes.
+MISSING_PACKAGE = (
+    "`apt-get install python3-urllib3 python3-yaml`, `dnf install python3-urllib3 python3-pyyaml` or "
+    "`apk add py3-urllib3 py3-yaml`",
+    "or in a venv: `python3 -m venv venv && venv/bin/pip install 'urllib3>=1.26,<3' 'PyYAML>=5.3'`; without a network "
+    "see Install in README.md")
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """The command line -> exit code; the only place that turns errors into exit codes.
 
     Files, sockets and the cluster turn their own OSErrors into an Error, so what is left comes from stdout.
     """
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
         if sys.stdout is None:
             raise Error("stdout is closed", hints=["let it lead somewhere, such as >/dev/null"])
@@ -7309,18 +7037,14 @@ def ended(argv: Optional[List[str]]) -> int:
         return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
     except Exception as error:
         log.info("raised at:", exc_info=True)
+        package = error.name if isinstance(error, ImportError) else ""
+        if package in ("urllib3", "yaml"):
+            return report(Error(f"the package {package} is missing", hints=MISSING_PACKAGE))
         return report(Error(f"unexpected {type(error).__name__}: {one_line(error)}",
                             hints=["this is a bug; run again with -v and report what it says"]))
-
-
-def main(argv: Optional[List[str]] = None) -> int:
-    """The command line -> exit code, and no word from the interpreter about streams that are full or closed."""
-    sys.stderr = sys.stderr or open(os.devnull, "w")
-    try:
-        return ended(argv)
     finally:
         for stream in filter(None, (sys.stdout, sys.stderr)):
-            let_go(stream)
+            flush(stream)
 
 
 if __name__ == "__main__":
