@@ -804,7 +804,8 @@ BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reade
     ("JSON of empty mappings", vr.decode_json, [b"[" + b"{}," * 5_000_000 + b"{}]"], "elements, too large to be shown"),
     ("JSON of mappings in an answer", vr.parse_json, b"[" + b"{}," * 5_000_000 + b"{}]", "more than 2200000 elements"),
     ("JSON of quotes", vr.parse_json, b'",' * 8_000_000, "elements"),
-    ("JSON of digits", vr.parse_json, b"[" + b"9" * 1_000_000 + b"]", "no JSON"))
+    ("JSON of digits", vr.parse_json, b"[" + b"9" * 1_000_000 + b"]", "no JSON"),
+    ("gzip of tiny members", lambda text: list(vr.inflate([text])), gzip.compress(b"") * 60_000, ""))
 NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
     "_refuse_bombs": "parse_yaml is timed with it",
     "read_body": "Content-Length, which http.client bounds",
@@ -2383,99 +2384,71 @@ def cut(data: bytes, size: int) -> Iterator[bytes]:
 
 
 class TestInflate(unittest.TestCase):
-    """Tests for `inflate`."""
+    """gzip members become their content, or pass as they are, and nothing else does."""
 
-    def test_any_cut(self) -> None:
-        """However the bytes are cut, and with empty chunks between them, the content is the same."""
-        for size in range(1, len(PACKED) + 1):
-            chunks = itertools.chain.from_iterable((chunk, b"") for chunk in cut(PACKED, size))
-            self.assertEqual(CONTENT, b"".join(vr.inflate(chunks)), f"chunks of {size}")
+    def read(self, data: bytes, size: int, unpack: bool = True) -> bytes:
+        """What comes of data in chunks of a size, with empty chunks between them."""
+        chunks = itertools.chain.from_iterable((chunk, b"") for chunk in cut(data, size))
+        return b"".join(vr.inflate(chunks, unpack=unpack))
 
-    def test_members(self) -> None:
-        """Several members give their contents one after another, wherever the cuts fall."""
-        data = PACKED + gzip.compress(b"") + gzip.compress(b"second")
-        for size in (1, 7, len(PACKED), len(data)):
-            self.assertEqual(CONTENT + b"second", b"".join(vr.inflate(cut(data, size))))
-        self.assertEqual(b"", b"".join(vr.inflate([gzip.compress(b"")])))
+    def test_what_is_whole(self) -> None:
+        """However it is cut: members one after another, empty ones, padding behind and between them."""
+        empty, second = gzip.compress(b""), gzip.compress(b"second")
+        for data, content, sizes in (
+                (PACKED, CONTENT, range(1, len(PACKED) + 1)), (PACKED + empty + second, CONTENT + b"second", (1, 7, 9999)),
+                (PACKED + b"\0", CONTENT, (1, 100, 9999)), (PACKED + b"\0" * 20_000, CONTENT, (1, 100, 99_999)),
+                (PACKED + b"\0" * 512 + second, CONTENT + b"second", (1, 100, 9999)), (empty, b"", (1, 99)),
+                (gzip.compress(bytes(3 << 20)), bytes(3 << 20), (500, 99_999)), (second * 9999, b"second" * 9999, (1 << 20,))):
+            for size in sizes:
+                with self.subTest(data=data[-8:], length=len(data), size=size):
+                    self.assertTrue(content == self.read(data, size))
+                    self.assertTrue(data == self.read(data, size, unpack=False))
 
-    def test_padding(self) -> None:
-        """Zeros behind the last member are padding."""
-        for zeros, size in itertools.product((1, 512, 10000), (1, 100, 100000)):
-            self.assertEqual(CONTENT, b"".join(vr.inflate(cut(PACKED + b"\0" * zeros, size))))
-
-    def test_junk(self) -> None:
-        """Anything else behind the last member is an error, also behind padding."""
-        for junk in (b"x", b"\x1f", b"\0\0x", b"<html>", PACKED[:5], b"\n"):
-            for size in (1, 100000):
-                with self.subTest(junk=junk, size=size), self.assertRaises(vr.StoreError):
-                    list(vr.inflate(cut(PACKED + junk, size)))
-
-    def test_every_truncation(self) -> None:
-        """A file cut short at any byte is an error."""
-        for length in range(len(PACKED)):
-            with self.assertRaises(vr.StoreError, msg=f"{length} bytes") as caught:
-                list(vr.inflate([PACKED[:length]]))
-            self.assertRegex(str(caught.exception), "short" if length else "empty")
-        self.assertRaises(vr.StoreError, list, vr.inflate([]))
+    def test_what_is_not_whole(self) -> None:
+        """Empty, cut short at any byte, or followed by something else; an error says what it is instead."""
+        junk = (b"x", b"\x1f", b"\0\0x", b"<html>", PACKED[:5], b"\n", b"\x1f\x8bxx")
+        for data, said in (
+                (b"", "empty"), *((PACKED[:length], "short") for length in range(1, len(PACKED))),
+                *((PACKED + end, "damaged after|short") for end in junk), (b"see X-Amz-Signature=s3cr3t", "not gzip.*text"),
+                (b"<!DOCTYPE html><html>", "not gzip.*HTML"), (b"PK\x03\x04\0\0", "not gzip.*binary"), (b"\0\0", "not gzip")):
+            for size, unpack in itertools.product((1, 100_000), (True, False)):
+                with self.subTest(data=data[-8:], length=len(data), size=size), self.assertRaises(vr.StoreError) as caught:
+                    self.read(data, size, unpack)
+                if size > 1:
+                    self.assertRegex(str(caught.exception), said)
+                    self.assertNotIn("s3cr3t", str(caught.exception))
 
     def test_every_flipped_bit(self) -> None:
         """A flipped bit anywhere is an error, or lies where gzip keeps no content and changes none."""
+        spare = [*range(3, 10), len(PACKED) - 9]  # flags, time and system, and bits behind the last block
         for position in range(8 * len(PACKED)):
             damaged = bytearray(PACKED)
             damaged[position // 8] ^= 1 << position % 8
-            try:
-                content = b"".join(vr.inflate([bytes(damaged)]))
-            except vr.StoreError:
-                continue
-            self.assertEqual(CONTENT, content)
-            spare = [*range(3, 10), len(PACKED) - 9]  # flags, time and system, and bits behind the last block
-            self.assertIn(position // 8, spare)
+            with contextlib.suppress(vr.StoreError):
+                self.assertEqual(CONTENT, b"".join(vr.inflate([bytes(damaged)])))
+                self.assertIn(position // 8, spare)
 
-    def test_bomb(self) -> None:
-        """Whatever the ratio, the pieces stay small."""
-        bomb = gzip.compress(b"\0" * (16 << 20))
-        sizes = [len(piece) for piece in vr.inflate([bomb])]
-        self.assertEqual(16 << 20, sum(sizes))
-        self.assertLessEqual(max(sizes), vr.INFLATED_SIZE)
+    def test_what_comes_before_a_fault(self) -> None:
+        """All content before it is yielded, wherever in a chunk it is."""
+        content = bytes(random.Random(8).choices(b"abcdef", k=40_000))
+        packed = gzip.compress(content)
+        for place, least in ((len(packed) // 2, 18_000), (len(packed) - 7, 40_000)):
+            for size in (1, 5000, 99_999):
+                got: List[bytes] = []
+                with self.subTest(place=place, size=size), self.assertRaisesRegex(vr.StoreError, "damaged after"):
+                    for piece in vr.inflate(cut(packed[:place] + b"\xff" * 6 + packed[place + 6:], size)):
+                        got.append(piece)
+                self.assertGreaterEqual(len(b"".join(got)), least)
+                self.assertTrue(content.startswith(b"".join(got)[:least]))
 
-    def test_what_it_is_instead(self) -> None:
-        """An error says what the file is when it is no gzip, and never shows a signature."""
-        for data, word in ((b"<!DOCTYPE html><html>", "HTML"), (b"  <HTML>", "HTML"),
-                           (b"<?xml version='1'?>", "XML"),
-                           (b"<Error><Code>x</Code>", "XML"), (b"PK\x03\x04\0\0", "binary"),
-                           (b"plain words", "plain"),
-                           (b"see X-Amz-Signature=s3cr3t", "text")):
-            with self.subTest(data=data), self.assertRaisesRegex(vr.StoreError,
-                                                                 f"not gzip.*{word}") as caught:
-                list(vr.inflate([data]))
-            self.assertNotIn("s3cr3t", str(caught.exception))
-
-
-class TestChecked(unittest.TestCase):
-    """Tests for `checked`."""
-
-    def test_the_same_bytes(self) -> None:
-        """What is whole passes unchanged, members and padding included."""
-        for data in (PACKED, PACKED + PACKED, PACKED + b"\0" * 600, gzip.compress(b"\0" * (1 << 20))):
-            for size in (1 if len(data) < 2000 else 500, 1000, 1 << 20):
-                self.assertEqual(data, b"".join(vr.inflate(cut(data, size), unpack=False)))
-
-    def test_what_is_not_whole(self) -> None:
-        """What is cut short, damaged, empty or followed by junk is an error as with `inflate`."""
-        flipped = PACKED[:-5] + bytes([PACKED[-5] ^ 1]) + PACKED[-4:]
-        for data in (b"", PACKED[:-1], flipped, PACKED + b"x", b"plain"):
-            for size in (1, 1000):
-                with self.subTest(data=data[-8:], size=size), self.assertRaises(vr.StoreError):
-                    list(vr.inflate(cut(data, size), unpack=False))
-
-    def test_nothing_is_held_back(self) -> None:
-        """Chunks are handed on as they come, not at the end."""
-        chance = random.Random(5)
-        chunks = list(cut(gzip.compress(bytes(chance.randrange(256) for _ in range(10000))), 1000))
-        read: List[bytes] = []
+    def test_pieces_are_small_and_come_at_once(self) -> None:
+        """Whatever the ratio; and nothing is held back until the end."""
+        sizes = [len(piece) for piece in vr.inflate([gzip.compress(b"\0" * (16 << 20))])]
+        self.assertEqual((16 << 20, True), (sum(sizes), max(sizes) <= vr.INFLATED_SIZE))
+        chunks, read = list(cut(gzip.compress(random.Random(5).getrandbits(80_000).to_bytes(10_000, "big")), 1000)), []
         passing = vr.inflate((read.append(chunk) or chunk for chunk in chunks), unpack=False)
         for number, _ in enumerate(passing, 1):
-            self.assertLessEqual(len(read) - number, 2)
+            self.assertLessEqual(len(read) - number, 1)
         self.assertEqual(chunks, read)
 
 
@@ -2503,71 +2476,45 @@ class FolderCase(unittest.TestCase):
 
 
 class TestCheckTarget(FolderCase):
-    """Tests for `check_target`."""
+    """What can be told of a target before anything is asked of anybody."""
 
-    def test_new_files(self) -> None:
-        """A name that is free in a folder that is there is fine, with and without force."""
-        for force in (False, True):
-            vr.check_target(self.path, force=force)
-        vr.check_target("surely-no-such-file-in-this-folder.gz", force=False)
-
-    def test_existing_files(self) -> None:
-        """A file that is there, or a link that leads nowhere, needs force, and the hint says so."""
-        self.write(b"old")
-        link = os.path.join(self.folder, "link")
-        os.symlink("nowhere", link)
-        for path in (self.path, link):
-            with self.assertRaises(vr.Error) as caught:
-                vr.check_target(path, force=False)
-            self.assertIn(path, str(caught.exception))
-            self.assertIn("--force", " ".join(caught.exception.hints))
-        vr.check_target(self.path, force=True)
-
-    def test_what_is_no_regular_file(self) -> None:
+    def test_targets(self) -> None:
         """A FIFO, device or link is taken only when the user named it; a link needs force, and may be no stranger's."""
         self.write(b"old")
         here = functools.partial(os.path.join, self.folder)
         os.mkfifo(here("fifo"))
-        links = {"own": os.getuid(), "root's": 0, "theirs": 65534}
-        for name, owner in links.items():
+        os.symlink("nowhere", here("dangling"))
+        for name, owner in {"own": os.getuid(), "root's": 0, "theirs": 65534}.items():
             os.symlink(self.path, here(name))
             if os.getuid() == 0:             # else all are our own
                 os.lchown(here(name), owner, -1)
         os.symlink(here("theirs"), here("by-another"))
         refused = "symbolic link of another user" if os.getuid() == 0 else ""
-        for path, named, force, said in (
-                (here("fifo"), True, False, ""), (os.devnull, True, False, ""), (here("own"), True, True, ""),
-                (here("root's"), True, True, ""), (here("theirs"), True, True, refused),
-                (here("by-another"), True, True, refused), (here("own"), True, False, "exists"),
-                (self.path, False, True, ""), (self.path, False, False, "exists"),
-                *((here(name), False, force, "no regular file")
-                  for name, force in itertools.product(("fifo", "own"), (False, True)))):
-            with self.subTest(path=path, named=named, force=force):
-                try:
-                    vr.check_target(path, force=force, named=named)
-                    found = ""
-                except vr.Error as error:
-                    found = str(error)
-                self.assertEqual(bool(said), bool(found), found)
-                self.assertIn(said, found)
-
-    def test_no_folder(self) -> None:
-        """A missing folder, or a file in its place, is named."""
-        self.write(b"old")
-        for path in (os.path.join(self.folder, "gone", "x"), os.path.join(self.path, "x")):
-            for force in (False, True):
-                with self.subTest(path=path, force=force), self.assertRaisesRegex(vr.Error, re.escape(path)):
-                    vr.check_target(path, force=force)
-
-    def test_a_folder_as_target(self) -> None:
-        """A folder is not a file, even with force."""
-        for force in (False, True):
-            with self.assertRaisesRegex(vr.Error, "folder"):
-                vr.check_target(self.folder, force=force)
+        both, forced, unforced = (False, True), (True,), (False,)
+        for path, named, forces, said in (
+                (here("new"), True, both, ""), ("surely-no-such-file-in-this-folder.gz", True, both, ""),
+                (self.path, True, unforced, "exists"), (self.path, True, forced, ""), (self.path, False, forced, ""),
+                (self.path, False, unforced, "exists"), (here("dangling"), True, unforced, "exists"),
+                (here("fifo"), True, unforced, ""), (os.devnull, True, unforced, ""), (here("fifo"), False, both, "no regular"),
+                (here("own"), True, forced, ""), (here("own"), True, unforced, "exists"), (here("own"), False, both, "no reg"),
+                (here("root's"), True, forced, ""), (here("theirs"), True, forced, refused),
+                (here("by-another"), True, forced, refused), (self.folder, True, both, "is a folder"),
+                (here("gone", "x"), True, both, "no folder"), (os.path.join(self.path, "x"), True, both, "no folder")):
+            for force in forces:
+                with self.subTest(path=path, named=named, force=force):
+                    found = hints = ""
+                    try:
+                        vr.check_target(path, force=force, named=named)
+                    except vr.Error as error:
+                        found, hints = str(error), " ".join(error.hints)
+                        self.assertIn(path if said != refused else self.folder, found)
+                    self.assertEqual(bool(said), bool(found), found)
+                    self.assertIn(said, found)
+                    self.assertEqual(said == "exists", "--force" in hints)
 
 
-class TestNewFile(FolderCase):
-    """Tests for `new_file`."""
+class TestAtomicFile(FolderCase):
+    """A file appears whole or not at all."""
 
     def save(self, path: str, chunks: Iterable[bytes], force: bool = False) -> None:
         """Write chunks into a new file."""
@@ -2576,28 +2523,29 @@ class TestNewFile(FolderCase):
             for chunk in chunks:
                 vr.write_all(new.file, chunk)
 
-    def test_a_new_file(self) -> None:
-        """The file has the chunks in order, and only its owner may read it."""
-        self.save(self.path, [b"ab", b"", b"cde"])
-        self.assertEqual({"out.gz": b"abcde"}, self.found())
-        self.assertEqual(0o600, stat.S_IMODE(os.stat(self.path).st_mode))
-
-    def test_an_existing_file(self) -> None:
-        """An existing file is untouched without force and replaced with it."""
-        self.write(b"old")
-        with self.assertRaisesRegex(vr.Error, re.escape(self.path)):
-            self.save(self.path, [b"new"])
-        self.assertEqual({"out.gz": b"old"}, self.found())
-        self.save(self.path, [b"new"], force=True)
-        self.assertEqual({"out.gz": b"new"}, self.found())
+    def test_new_and_old_files(self) -> None:
+        """The chunks in order, readable by the owner alone; an old file is untouched without force, and until the end."""
+        def chunks() -> Iterator[bytes]:
+            yield b"new"
+            self.assertEqual(before, self.found().get("out.gz"))
+            yield b"er"
+        for before, force, after in ((None, False, b"newer"), (b"old", False, b"old"), (b"old", True, b"newer")):
+            with self.subTest(before=before, force=force):
+                if before:
+                    self.write(before)
+                with self.assertRaisesRegex(vr.Error, "exists") if before and not force else contextlib.nullcontext():
+                    self.save(self.path, chunks(), force)
+                self.assertEqual({"out.gz": after}, self.found())
+                if after == b"newer":
+                    self.assertEqual(0o600, stat.S_IMODE(os.stat(self.path).st_mode))
+                os.unlink(self.path)
 
     def test_an_error_half_way(self) -> None:
-        """When the chunks break off nothing is left, and an existing file is untouched, even with force."""
+        """Nothing is left, and an old file is untouched, even with force."""
         def broken(error: BaseException) -> Iterator[bytes]:
             yield b"half"
             raise error
-        for error in (vr.StoreError("cut short"), KeyboardInterrupt(), OSError(5, "Input/output error"),
-                      SystemExit(1)):
+        for error in (vr.StoreError("cut short"), KeyboardInterrupt(), OSError(5, "Input/output error"), SystemExit(1)):
             for before in ({}, {"out.gz": b"old"}):
                 if before:
                     self.write(b"old")
@@ -2606,43 +2554,30 @@ class TestNewFile(FolderCase):
                 self.assertEqual(before, self.found())
             os.unlink(self.path)
 
-    def test_a_race(self) -> None:
-        """A file that comes while the chunks do is not replaced without force."""
+    def test_what_is_in_the_way(self) -> None:
+        """A file that comes meanwhile, a folder that is missing or in the target's place: an Error that names the file."""
         def chunks() -> Iterator[bytes]:
             yield b"ours"
             self.write(b"theirs")
-        with self.assertRaisesRegex(vr.Error, re.escape(self.path)):
-            self.save(self.path, chunks())
+        gone = os.path.join(self.folder, "gone", "x")
+        for path, pieces, force in ((self.path, chunks(), False), (gone, [b"x"], False), (gone, [b"x"], True)):
+            with self.subTest(path=path), self.assertRaisesRegex(vr.Error, re.escape(path)):
+                self.save(path, pieces, force)
         self.assertEqual({"out.gz": b"theirs"}, self.found())
-
-    def test_nothing_is_there_before_the_end(self) -> None:
-        """While the chunks come the target does not exist, and the old file keeps its content."""
-        def chunks() -> Iterator[bytes]:
-            yield b"new"
-            self.assertEqual(before, self.found().get("out.gz"))
-        for before in (None, b"new"):
-            self.save(self.path, chunks(), force=True)
-
-    def test_no_folder(self) -> None:
-        """A missing folder is an Error that names the file."""
-        path = os.path.join(self.folder, "gone", "x")
-        with self.assertRaisesRegex(vr.Error, re.escape(path)):
-            self.save(path, [b"x"])
-
-    def test_a_folder_as_target(self) -> None:
-        """A folder in the target's place is an Error, with force and without, and nothing is left."""
+        os.unlink(self.path)
         os.mkdir(self.path)
         for force in (False, True):
             with self.subTest(force=force), self.assertRaisesRegex(vr.Error, re.escape(self.path)):
-                self.save(self.path, [b"x"], force=force)
+                self.save(self.path, [b"x"], force)
             self.assertEqual(["out.gz"], os.listdir(self.folder))
 
     def test_long_names(self) -> None:
-        """A name as long as the file system allows is no problem, whatever its letters."""
+        """A name as long as the file system allows, whatever its letters; alike ones have partial files of their own."""
         for name in ("a" * 255, "€" * 85, "." + "b" * 254):
-            with self.subTest(name=name[:3]):
-                self.save(os.path.join(self.folder, name), [b"x"])
-                self.assertEqual(b"x", self.found()[name])
+            self.save(os.path.join(self.folder, name), [b"x"])
+            self.assertEqual(b"x", self.found()[name])
+        stems = {vr.AtomicFile(os.path.join(self.folder, "a" * 240 + end), "", force=False, named=True).stem for end in "pq"}
+        self.assertEqual(2, len(stems))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -12625,15 +12560,10 @@ class TestStorePurse(KeyTests, unittest.TestCase):
 class TimelyStore(FakeStore):
     """A store whose Date header follows its clock."""
 
-    def send(self, request: Request, connection: Connection, answer: Answer,
-             options: Optional[Document] = None) -> bool:
-        """Send a complete answer under the store's own time."""
+    def send(self, request: Request, connection: Connection, answer: Answer) -> bool:
         request.status = answer.status
-        headers = [(name, value) for name, value in answer.headers if name.lower() != "content-length"]
-        headers += [("Content-Length", str(len(answer.body))),
-                    ("Date", formatdate(self.clock(), usegmt=True))]
-        connection.socket.sendall(head(answer.status, headers)
-                                  + (b"" if request.method == "HEAD" else answer.body))
+        dated = answer._replace(headers=(*answer.headers, ("Date", formatdate(self.clock(), usegmt=True))))
+        connection.socket.sendall(self.whole(request, dated, dated=False))
         return True
 
 
@@ -13040,7 +12970,6 @@ class StoreRelay(LoopbackServer):
     """A proxy in front of a store that changes requests on their way."""
 
     def __init__(self, store: FakeStore, change: Callable[[Request], Request]) -> None:
-        """Start serving."""
         super().__init__()
         self.store, self.change = store, change
         self.start()
@@ -13099,163 +13028,111 @@ class TestStoreRegion(unittest.TestCase):
         self.assertIn("objectStorage.bucket", caught.exception.hints[0])
 
 
-def opened(url: str) -> None:
-    """Open a URL, and leave."""
-    with velero_requests.open_url(url):
-        return
+def refusal_xml(code: str, message: str = "Some &lt;words&gt;", **fields: str) -> bytes:
+    """Return the body of a store's refusal."""
+    more = "".join(f"<{name}>{value}</{name}>" for name, value in fields.items())
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>".encode()
 
 
 class TestStoreRefusals(unittest.TestCase):
     """Each refusal of a store is one sentence, a reason and a cure, and tells nothing of the signature."""
 
     def setUp(self) -> None:
-        """Start a store with one object."""
         self.store = TimelyStore(region="eu-north-1")
         self.addCleanup(self.store.close)
         self.store.put("bucket", "a", b"x" * 10)
+        self.store.keys["ASIATEMP1"] = ("temp-secret", "temp-token/+=")
         self.url = self.store.url_of("bucket", "a")
 
     def refusal(self, url: str, reason: str, *words: str) -> Any:
         """Check how a URL is refused, and return the error."""
-        with self.assertRaises(velero_requests.StoreError) as caught:
-            opened(url)
+        with self.assertRaises(vr.StoreError) as caught, vr.open_url(url):
+            pass
         error = caught.exception
         text = "\n".join((str(error), *error.hints))
         self.assertEqual(error.reason, reason, text)
-        self.assertNotIn("\n", str(error))
+        self.assertTrue(str(error).isprintable())
         self.assertIn(urlsplit(url).netloc, str(error))
         for word in words:
             self.assertIn(word, text)
         query = dict(parse_qsl(urlsplit(url).query))
-        for name in ("X-Amz-Signature", "X-Amz-Security-Token"):
-            if query.get(name):
-                self.assertNotIn(query[name], text)
-        for secret in (self.store.access_key, self.store.secret_key, "ASIATEMP", "temp-token"):
+        for secret in (self.store.access_key, self.store.secret_key, "ASIATEMP", "temp-token",
+                       *filter(None, map(query.get, ("X-Amz-Signature", "X-Amz-Security-Token")))):
             self.assertNotIn(secret, text)
         return error
 
+    def signed(self, **changes: str) -> str:
+        """Return a URL signed otherwise."""
+        return presigned_url(f"{self.store.url}/bucket/a", **{
+            "access_key": self.store.access_key, "secret_key": self.store.secret_key, "region": self.store.region,
+            **changes})
+
     def test_what_the_store_finds_itself(self) -> None:
-        """Missing files and buckets, foreign keys, old URLs and other regions have a reason each."""
+        """Missing files and buckets, foreign keys, old URLs and other regions have a reason and a cure each."""
         store = self.store
-        rows: Tuple[Tuple[str, str, Tuple[str, ...]], ...] = (
-            (store.url_of("bucket", "none"), "ArtifactNotFound", ("no such file",)),
-            (store.url_of("no-bucket", "a"), "BucketNotFound", ("objectStorage.bucket",)),
-            (self.signed(access_key="AKIAOTHER"), "InvalidCredentials", ("correct the Secret",)),
-            (self.signed(secret_key="wrong"), "SignatureDoesNotMatch", ("the secret key is not the one",)),
-            (store.url_of("bucket", "a", at=time.time() - 700), "UrlExpired", ()),
-            (store.url_of("bucket", "a", token="temp-token"), "InvalidCredentials", ("session token",)))
-        for url, reason, words in rows:
+        for url, reason, words in (
+                (store.url_of("bucket", "none"), "ArtifactNotFound", ("no such file",)),
+                (store.url_of("no-bucket", "a"), "BucketNotFound", ("objectStorage.bucket",)),
+                (self.signed(access_key="AKIAOTHER"), "InvalidCredentials", ("correct the Secret",)),
+                (self.signed(secret_key="wrong"), "SignatureDoesNotMatch", ("the secret key is not the one",)),
+                (store.url_of("bucket", "a", at=time.time() - 700), "UrlExpired", ()),
+                (store.url_of("bucket", "a", token="temp-token"), "InvalidCredentials", ("session token",)),
+                (self.signed(region="us-east-1"), "WrongRegion", ("eu-north-1", "region of the storage location"))):
             with self.subTest(reason, words=words):
-                error = self.refusal(url, reason, *words)
-                self.assertTrue(error.hints)
+                self.assertTrue(self.refusal(url, reason, *words).hints)
         store.hide_missing = True
         self.refusal(store.url_of("bucket", "none"), "StoreAccessDenied", "s3:ListBucket")
 
-    def signed(self, **changes: str) -> str:
-        """Return a URL signed otherwise."""
-        values = {"access_key": self.store.access_key, "secret_key": self.store.secret_key,
-                  "region": self.store.region, **changes}
-        return presigned_url(f"{self.store.url}/bucket/a", **values)
-
-    def test_a_wrong_region_is_told_the_right_one(self) -> None:
-        """The region that the store names is in the sentence, and the reason is the region."""
-        self.refusal(self.signed(region="us-east-1"), "WrongRegion", "eu-north-1",
-                     "region of the storage location")
-
     def test_what_other_stores_answer(self) -> None:
-        """Codes that our store cannot give, and answers that are no S3 at all."""
-        rows: Tuple[Tuple[int, str, Dict[str, str], str, Tuple[str, ...]], ...] = (
-            (400, "ExpiredToken", {}, "CredentialsExpired", ("renew",)),
-            (403, "RequestTimeTooSkewed", {}, "ClockSkew", ("clock",)),
-            (403, "InvalidObjectState", {}, "ArtifactArchived", ("archive",)),
-            (403, "AccessDenied", {}, "StoreAccessDenied", ("s3:GetObject",)),
-            (301, "PermanentRedirect", {"x-amz-bucket-region": "eu-west-3"}, "WrongEndpoint", ("eu-west-3",)),
-            (307, "TemporaryRedirect", {}, "WrongEndpoint", ("s3Url",)),
-            (301, "", {"x-amz-bucket-region": "eu-west-3"}, "WrongEndpoint", ("eu-west-3",)),
-            (403, "", {}, "StoreAccessDenied", ()),
-            (503, "SlowDown", {}, "StoreError", ("SlowDown",)),
-            (500, "", {}, "StoreError", ("500",)))
-        for status, code, headers, reason, words in rows:
-            with self.subTest(status=status, code=code):
-                body = (f"<?xml version='1.0'?><Error><Code>{code}</Code>"
-                        "<Message>Some &lt;words&gt;</Message></Error>")
-                self.store.unscript()
-                self.store.script("GET", status=status, body=body if code else b"", headers=headers)
+        """Codes that our store cannot give, pages that are no S3, forged lines, and what a store echoes of the URL."""
+        page, elsewhere = b"<!DOCTYPE html><html>login</html>", {"x-amz-bucket-region": "eu-west-3"}
+        for status, body, headers, reason, words in (
+                (400, refusal_xml("ExpiredToken"), {}, "CredentialsExpired", ("renew",)),
+                (403, refusal_xml("RequestTimeTooSkewed"), {}, "ClockSkew", ("clock",)),
+                (403, refusal_xml("InvalidObjectState"), {}, "ArtifactArchived", ("archive",)),
+                (403, refusal_xml("AccessDenied"), {}, "StoreAccessDenied", ("s3:GetObject", "Some <words>")),
+                (404, refusal_xml("XAdminUserNotFound"), {}, "InvalidCredentials", ()),
+                (301, refusal_xml("PermanentRedirect"), elsewhere, "WrongEndpoint", ("eu-west-3",)),
+                (307, refusal_xml("TemporaryRedirect"), {}, "WrongEndpoint", ("s3Url",)),
+                (301, b"", elsewhere, "WrongEndpoint", ("eu-west-3",)), (400, b"", elsewhere, "WrongRegion", ("eu-west-3",)),
+                (400, b"", {}, "StoreError", ("400",)), (403, b"", {}, "StoreAccessDenied", ()),
+                (503, refusal_xml("SlowDown"), {}, "StoreError", ("SlowDown",)), (500, b"", {}, "StoreError", ("500",)),
+                (302, page, {"Location": self.store.url + "/login"}, "StoreError", ("HTML",)),
+                (403, page, {}, "StoreAccessDenied", ("HTML",)), (404, page, {}, "ArtifactNotFound", ("HTML",)),
+                (403, refusal_xml("AccessDenied", "a&#10;error: forged&#27;[2Jb\nc"), {}, "StoreAccessDenied", ("forged",)),
+                (403, refusal_xml("AccessDenied", self.url.replace("&", "&amp;")), {}, "StoreAccessDenied", ())):
+            with self.subTest(status=status, body=body):
+                self.store.script("GET", status=status, body=body, headers=headers)
                 self.refusal(self.url, reason, *words)
-
-    def test_a_login_page_is_seen_as_one(self) -> None:
-        """A redirect or a refusal in HTML is told as HTML, and nobody follows it."""
-        for status in (302, 403, 404):
-            with self.subTest(status=status):
-                self.store.script("GET", status=status, body=b"<!DOCTYPE html><html>login</html>",
-                                  headers={"Location": self.store.url + "/login"})
-                with self.assertRaisesRegex(velero_requests.StoreError, "HTML"):
-                    opened(self.url)
         self.assertEqual(self.store.seen(path_part="/login"), [])
 
     def test_what_a_proxy_changes_is_named(self) -> None:
         """A signature that fails because of a proxy names the element that it changed, with both values."""
-        def with_host(request: Request) -> Request:
-            pairs = [(name, "inner.example" if name.lower() == "host" else value)
-                     for name, value in request.header_list]
-            return Request(request.method, request.target, pairs, b"")
-
-        def with_path(request: Request) -> Request:
-            return Request(request.method, request.target.replace("/pub/", "/", 1), request.header_list, b"")
-
-        def with_query(request: Request) -> Request:
-            return Request(request.method, request.target + "&tracking=1", request.header_list, b"")
-
-        def with_method(request: Request) -> Request:
-            return Request("HEAD", request.target, request.header_list, b"")
-
-        self.store.keys["ASIATEMP1"] = ("temp-secret", "temp-token/+=")
+        def change(request: Request, method: str = "", target: str = "", host: str = "") -> Request:
+            pairs = [(name, host or value if name.lower() == "host" else value) for name, value in request.header_list]
+            return Request(method or request.method, target or request.target, pairs, b"")
+        rows: Tuple[Tuple[str, Callable[[Request], Request], str], ...] = (
+            ("host", lambda request: change(request, host="inner.example"), "inner.example"),
+            ("path", lambda request: change(request, target=request.target.replace("/pub/", "/", 1)), "/bucket/a"),
+            ("query", lambda request: change(request, target=request.target + "&tracking=1"), ""),
+            ("method", lambda request: change(request, method="HEAD"), "HEAD"))
         self.store.path_hosts.add("inner.example")
-        rows = ((with_host, "host", "inner.example"), (with_path, "path", "/bucket/a"),
-                (with_query, "query", "tracking=1"), (with_method, "method", "HEAD"))
-        for change, element, seen in rows:
-            for key, secret, token in ((self.store.access_key, self.store.secret_key, ""),
-                                       ("ASIATEMP1", "temp-secret", "temp-token/+=")):
-                with self.subTest(element, token=token):
-                    relay = StoreRelay(self.store, change)
-                    self.addCleanup(relay.close)
-                    address = velero_requests.object_address(velero_requests.Location(
-                        "l", "bucket", region=self.store.region, path_style=True,
-                        s3_url=relay.url + ("/pub" if element == "path" else "")), "a")
-                    keys = velero_requests.Credentials(key, secret, token)
-                    url = velero_requests.presign(address, keys, self.store.region, store_now(),
-                                                  timedelta(minutes=5))
-                    self.refusal(url, "SignatureDoesNotMatch", f"the {element}", "differs",
-                                 *(() if element == "query" else (seen,)))
-                    self.assertEqual(relay.bugs, [])
-
-    def test_the_order_of_parameters_is_no_difference(self) -> None:
-        """A URL whose parameters are in another order is told the element that really differs."""
-        def with_host(request: Request) -> Request:
-            pairs = [(name, "inner.example" if name.lower() == "host" else value)
-                     for name, value in request.header_list]
-            return Request(request.method, request.target, pairs, b"")
-
-        self.store.keys["ASIATEMP1"] = ("temp-secret", "temp-token")
-        self.store.path_hosts.add("inner.example")
-        relay = StoreRelay(self.store, with_host)
-        self.addCleanup(relay.close)
-        url = presigned_url(relay.url + "/bucket/a", "ASIATEMP1", "temp-secret", self.store.region,
-                            token="temp-token")
-        self.refusal(url, "SignatureDoesNotMatch", "the host", "inner.example")
-
-    def test_a_store_cannot_forge_lines(self) -> None:
-        """Line ends and escapes in a store's words stay within one printable line."""
-        body = "<Error><Code>AccessDenied</Code><Message>a&#10;error: forged&#27;[2Jb\nc</Message></Error>"
-        self.store.script("GET", status=403, body=body)
-        error = self.refusal(self.url, "StoreAccessDenied")
-        self.assertNotIn("\x1b", str(error))
-
-    def test_what_a_store_echoes_is_blanked(self) -> None:
-        """A store that repeats the URL in its words betrays nothing of it."""
-        body = f"<Error><Code>AccessDenied</Code><Message>{self.url.replace('&', '&amp;')}</Message></Error>"
-        self.store.script("GET", status=403, body=body)
-        self.refusal(self.url, "StoreAccessDenied")
+        for element, changed, seen in rows:
+            relay = StoreRelay(self.store, changed)
+            self.addCleanup(relay.close)
+            address = vr.object_address(vr.Location(
+                "l", "bucket", region=self.store.region, path_style=True,
+                s3_url=relay.url + ("/pub" if element == "path" else "")), "a")
+            for keys in (vr.Credentials(self.store.access_key, self.store.secret_key, ""),
+                         vr.Credentials("ASIATEMP1", "temp-secret", "temp-token/+=")):
+                with self.subTest(element, keys=keys):
+                    url = vr.presign(address, keys, self.store.region, store_now(), timedelta(minutes=5))
+                    self.refusal(url, "SignatureDoesNotMatch", f"the {element}", "differs", seen)
+                    if element == "host":    # the order of parameters is no difference
+                        path, _, query = url.partition("?")
+                        url = f"{path}?{'&'.join(sorted(query.split('&'), reverse=True))}"
+                        self.refusal(url, "SignatureDoesNotMatch", "the host", "inner.example")
+            self.assertEqual(relay.bugs, [])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -13269,58 +13146,51 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         """Return the GETs of this test's bucket."""
         return self.store.seen("GET", f"/{self.namespace}/")
 
-    def test_a_good_url_costs_one_byte(self) -> None:
-        """An object that is there is asked for one byte, once, and the URL is handed out."""
-        stored = self.put()
-        url = self.url_in(self.answer_to("--verify-urls"))
-        request, = self.gets()
-        self.assertEqual((request.status, request.headers["range"]), (206, "bytes=0-0"))
-        with velero_requests.open_url(url) as response:
-            self.assertEqual(b"".join(velero_requests.read_body(response)), stored)
+    def controller(self) -> Any:
+        """Return a controller that verifies, and remembers from one run to the next."""
+        api = vr.connect(vr.load_cluster(self.kubeconfig))
+        return vr.Controller(api, self.namespace, vr.Server("v1"), verify_urls=True)
 
-    def test_an_empty_object_is_there(self) -> None:
-        """416 is how a store answers for one byte of nothing, and proves the URL all the same."""
-        self.store.put(self.namespace, KEYS["BackupLog"], b"")
-        self.url_in(self.answer_to("--verify-urls"))
-        self.assertEqual([request.status for request in self.gets()], [416])
-
-    def test_a_store_without_ranges_is_read_no_further(self) -> None:
-        """A store that answers 200 with the whole object proves the URL too."""
-        self.put()
-        self.store.script("GET", self.namespace, status=200, body=b"x" * 100000)
-        self.url_in(self.answer_to("--verify-urls"))
-
-    def test_nothing_is_tried_without_the_flag(self) -> None:
-        """Without --verify-urls the store is not asked, and a missing artifact gets a URL as Velero would
-        give it."""
-        self.url_in(self.answer_to())
+    def test_good_urls(self) -> None:
+        """One byte is asked for, once; 416 of an empty object and 200 of a store without ranges prove the URL, too."""
+        self.url_in(self.answer_to())        # without the flag a URL for a missing artifact is given, as Velero does
         self.assertEqual(self.gets(), [])
+        for body, fault, status in ((b"x" * 9, {}, 206), (b"", {}, 416), (b"", {"status": 200, "body": b"x" * 99_999}, 200)):
+            with self.subTest(status):
+                self.store.put(self.namespace, KEYS["BackupLog"], body)
+                if fault:
+                    self.store.script("GET", self.namespace, **fault)
+                before = len(self.gets())
+                self.url_in(self.answer_to("--verify-urls"))
+                self.assertEqual([(status, "bytes=0-0")], [
+                    (request.status, request.headers["range"]) for request in self.gets()[before:]])
 
     def test_what_is_wrong_is_left_on_the_request(self) -> None:
-        """The reason and a sentence with the store's code stand on the request, and no URL."""
-        def forget() -> None:
-            self.store.buckets.pop(self.namespace, None)
-
+        """The reason and a sentence with the store's code stand on the request, and no URL; a dry run writes nothing."""
         def hide() -> None:
             self.store.create_bucket(self.namespace)
             self.store.hide_missing = True
 
-        def other_secret() -> None:
-            text = keys_file(self.store.access_key, "a-wrong-secret")
-            self.admin.merge_patch("secrets", "cloud", {"data": {"keys": base64.b64encode(
-                text.encode()).decode()}}, self.namespace)
-
-        rows: Tuple[Tuple[Callable[[], None], str, str], ...] = (
-            (forget, "BucketNotFound", "no such bucket"),
-            (lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound", "no such file"),
-            (hide, "StoreAccessDenied", "AccessDenied"),
-            (other_secret, "SignatureDoesNotMatch", "403: SignatureDoesNotMatch"))
-        for prepare, reason, words in rows:
+        def away() -> None:
+            self.admin.merge_patch("backupstoragelocations", "default", {"spec": {"config": {
+                "s3Url": f"http://127.0.0.1:{free_port()}"}}}, self.namespace)
+        wrong = base64.b64encode(keys_file(self.store.access_key, "a-wrong-secret").encode()).decode()
+        for prepare, reason, words in (
+                (lambda: self.store.buckets.pop(self.namespace, None), "BucketNotFound", "no such bucket"),
+                (lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound", "no such file"),
+                (hide, "StoreAccessDenied", "AccessDenied"),
+                (lambda: self.admin.merge_patch("secrets", "cloud", {"data": {"keys": wrong}}, self.namespace),
+                 "SignatureDoesNotMatch", "403: SignatureDoesNotMatch"), (away, "Unreachable", "cannot reach")):
             with self.subTest(reason):
                 prepare()
+                document, before = self.answer_to("--verify-urls", "--dry-run"), len(self.gets())
+                self.assertFalse(reason_of(document) or document.get("status"))
+                self.admin.delete("downloadrequests", document["metadata"]["name"], self.namespace)
                 document = self.answer_to("--verify-urls")
                 self.assert_reason(document, reason, words)
                 self.assertTrue(document["status"]["expiration"])
+                self.assertEqual(int(reason != "Unreachable"), len(self.gets()) - before)  # clocks agree: tried once
+                self.admin.delete("downloadrequests", document["metadata"]["name"], self.namespace)
 
     def test_a_reason_heals(self) -> None:
         """Once the artifact is there the next look leaves a URL and takes the reason away."""
@@ -13332,47 +13202,25 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         self.once("--verify-urls")
         self.url_in(self.admin.get("downloadrequests", asked, self.namespace))
 
-    def test_a_store_that_is_away_is_a_reason(self) -> None:
-        """Without a connection there is a reason and no URL."""
-        self.make_location("away", {"s3Url": f"http://127.0.0.1:{free_port()}"})
-        self.make_backup("b2", "away")
-        document = self.answer_to("--verify-urls", name="b2")
-        self.assertTrue(reason_of(document))
-        self.assertFalse((document.get("status") or {}).get("downloadURL"))
-
     def test_a_store_with_another_time_is_signed_for_anew(self) -> None:
-        """A store whose clock is 20 minutes off is tried twice and gets a URL by its own time; we keep
-        ours."""
-        stored = self.put()
-        for minutes in (20, -20, 23 * 60):
-            with self.subTest(minutes=minutes):
-                self.store.clock = lambda minutes=minutes: time.time() + 60 * minutes
-                before = len(self.gets())
-                document = self.answer_to("--verify-urls")
-                self.assertEqual([request.status for request in self.gets()[before:]], [403, 206])
-                with velero_requests.open_url(self.url_in(document)) as response:
-                    self.assertEqual(b"".join(velero_requests.read_body(response)), stored)
-                self.assert_soon(document["status"]["expiration"], 10)
-
-    def test_the_difference_is_remembered_and_forgotten(self) -> None:
-        """The next request is signed right at once, and a clock put right is noticed as well."""
-        self.put()
-        api = velero_requests.connect(velero_requests.load_cluster(self.kubeconfig))
-        controller = velero_requests.Controller(api, self.namespace, velero_requests.Server("v1"),
-                                                    verify_urls=True)
-        for minutes, statuses in ((20, [403, 206]), (20, [206]), (0, [403, 206]), (0, [206])):
+        """It is tried twice and gets a URL by its own time; we keep ours. The difference is remembered and forgotten."""
+        stored, controller = self.put(), self.controller()
+        for minutes, statuses in ((20, [403, 206]), (20, [206]), (0, [403, 206]), (0, [206]), (-20, [403, 206]),
+                                  (23 * 60, [403, 206])):
             with self.subTest(minutes=minutes, statuses=statuses):
                 self.store.clock = lambda minutes=minutes: time.time() + 60 * minutes
                 before, asked = len(self.gets()), self.ask()
                 controller.run_once()
                 self.assertEqual([request.status for request in self.gets()[before:]], statuses)
-                self.url_in(self.admin.get("downloadrequests", asked, self.namespace))
+                document = self.admin.get("downloadrequests", asked, self.namespace)
+                with vr.open_url(self.url_in(document)) as response:
+                    self.assertEqual(b"".join(vr.read_body(response)), stored)
+                self.assert_soon(document["status"]["expiration"], 10)
 
     def test_what_is_remembered_of_a_clock(self) -> None:
         """It is an endpoint's, whatever location leads there; a day at most is believed, and a thousand are kept."""
         self.make_location("same")
-        api = velero_requests.connect(velero_requests.load_cluster(self.kubeconfig))
-        controller = velero_requests.Controller(api, self.namespace, velero_requests.Server("v1"), verify_urls=True)
+        controller = self.controller()
         controller.skews.update({("http", str(number)): timedelta(0) for number in range(vr.FACTS_KEPT)})
         endpoint = ("http", urlsplit(self.store.url).netloc)
         for name, location, hours, statuses, kept in (
@@ -13390,22 +13238,30 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
                 self.assertEqual({endpoint: kept}, {
                     key: round(skew / timedelta(hours=1)) for key, skew in controller.skews.items()})
 
+    def test_a_store_that_refuses_twice_is_a_reason(self) -> None:
+        """Signing anew happens once; what fails then is told and not tried a third time."""
+        self.put()
+        self.store.clock = lambda: time.time() + 1200
+        fault = self.store.script("GET", self.namespace, times=9, status=403, body=refusal_xml("RequestTimeTooSkewed"),
+                                  headers={"Date": formatdate(time.time() + 1200, usegmt=True)})
+        self.assert_reason(self.answer_to("--verify-urls"), "ClockSkew", "RequestTimeTooSkewed")
+        self.assertEqual(fault.hits, 2)
+
     def test_no_text_of_the_store_gets_out(self) -> None:
         """A location may lead to a service that answers secrets: nothing of them is on the request or its Event."""
         canary = "CANARY-4711"
-        xml = ("<Error><Code>{}</Code><Message>{}</Message><Region>{}</Region><CanonicalRequest>{}"
-               "</CanonicalRequest></Error>")
         for status, body, headers, reason, said in (
                 (404, canary, {}, "ArtifactNotFound", "without a code of S3"),
                 (401, canary, {"WWW-Authenticate": canary}, "StoreError", "answered 401"),
                 (302, f"<html>{canary}</html>", {"Location": f"http://{canary}/"}, "StoreError", "answered 302"),
-                (403, xml.format(canary, canary, canary, canary), {}, "StoreAccessDenied", "answered 403"),
-                (403, xml.format("AccessDenied", canary, "", ""), {}, "StoreAccessDenied", "403: AccessDenied"),
-                (403, xml.format("SignatureDoesNotMatch", canary, "", canary), {}, "SignatureDoesNotMatch",
+                (403, refusal_xml(canary, canary, Region=canary, CanonicalRequest=canary), {}, "StoreAccessDenied",
+                 "answered 403"),
+                (403, refusal_xml("AccessDenied", canary), {}, "StoreAccessDenied", "403: AccessDenied"),
+                (403, refusal_xml("SignatureDoesNotMatch", canary, CanonicalRequest=canary), {}, "SignatureDoesNotMatch",
                  "403: SignatureDoesNotMatch"),
-                (301, xml.format("PermanentRedirect", canary, canary, ""), {"x-amz-bucket-region": canary},
+                (301, refusal_xml("PermanentRedirect", canary, Region=canary), {"x-amz-bucket-region": canary},
                  "WrongEndpoint", "301: PermanentRedirect"),
-                (503, xml.format("SlowDown", canary, "", ""), {"Retry-After": canary}, "StoreError", "503: SlowDown")):
+                (503, refusal_xml("SlowDown", canary), {"Retry-After": canary}, "StoreError", "503: SlowDown")):
             with self.subTest(status=status, said=said):
                 self.store.unscript()
                 self.store.script("GET", self.namespace, times=99, status=status, body=body, headers=headers)
@@ -13418,18 +13274,13 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         """What answers in another language than HTTP is not quoted either."""
         for greeting in (b"SSH-2.0-CANARY\r\n", b"-ERR CANARY\r\n", b"HTTP/1.1 CANARY\r\n\r\n", b"CANARY",
                          b"HTTP/1.1 403 CANARY\r\nContent-Length: 1, 2CANARY\r\n\r\n", b""):
-            with self.subTest(greeting), contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
-                def greet(server: socket.socket = server, greeting: bytes = greeting) -> None:
-                    connection, _ = server.accept()
-                    with connection:
-                        connection.recv(65536)
-                        connection.sendall(greeting)
-                thread = threading.Thread(target=greet, daemon=True)
-                thread.start()
+            with self.subTest(greeting):
+                line = Line(self.store.host)
+                self.addCleanup(line.close)
+                line.plan = [greeting]
                 with self.assertRaises(vr.Error) as caught:
-                    vr.verify_url(f"http://127.0.0.1:{server.getsockname()[1]}/b/k", vr.Trust())
+                    vr.verify_url(f"{line.url}/b/k", vr.Trust())
                 self.assertNotIn("CANARY", "\n".join((str(caught.exception), *caught.exception.hints)))
-                thread.join(5)
 
     def test_link_local_services_are_not_asked(self) -> None:
         """However a URL says such an address, it is refused before a connection is made, through a proxy too."""
@@ -13461,46 +13312,25 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
                 self.assertEqual(b"x", b"".join(vr.read_body(response)))
             self.assertEqual(f"localhost:{port}", store.requests[-1].headers["host"])
 
-    def test_a_store_that_refuses_twice_is_a_reason(self) -> None:
-        """Signing anew happens once; what fails then is told and not tried a third time."""
-        self.put()
-        self.store.clock = lambda: time.time() + 1200
-        later = formatdate(time.time() + 1200, usegmt=True)
-        body = "<Error><Code>RequestTimeTooSkewed</Code><Message>clock</Message></Error>"
-        fault = self.store.script("GET", self.namespace, times=9, status=403, body=body,
-                                  headers={"Date": later})
-        self.assert_reason(self.answer_to("--verify-urls"), "ClockSkew", "RequestTimeTooSkewed")
-        self.assertEqual(fault.hits, 2)
-
-    def test_a_slight_difference_is_no_reason_to_sign_anew(self) -> None:
-        """Access that is denied by a store whose clock is right is tried once."""
-        self.store.create_bucket(self.namespace)
-        self.store.hide_missing = True
-        self.assert_reason(self.answer_to("--verify-urls"), "StoreAccessDenied")
-        self.assertEqual(len(self.gets()), 1)
-
-    def test_a_dry_run_tries_too_and_writes_nothing(self) -> None:
-        """With --dry-run the finding is printed and the request stays as it is."""
-        self.store.create_bucket(self.namespace)
-        document = self.answer_to("--verify-urls", "--dry-run")
-        self.assertEqual(reason_of(document), "")
-        self.assertFalse(document.get("status"))
-
 
 class TestStoreRealVerify(RealWorld, unittest.TestCase):
     """--verify-urls on the real servers."""
 
-    def test_existing_empty_and_missing_artifacts(self) -> None:
-        """What is there gets a URL that works, what is not gets ArtifactNotFound or BucketNotFound."""
-        rows: Tuple[Tuple[str, Callable[[], Any], str], ...] = (
-            ("no bucket", lambda: None, "BucketNotFound"),
-            ("missing", lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound"),
-            ("existing", self.put, ""),
-            ("empty", lambda: self.store.put(self.namespace, KEYS["BackupLog"], b""), ""))
-        for name, prepare, reason in rows:
-            with self.subTest(name):
+    def test_what_is_there_and_what_is_wrong(self) -> None:
+        """What is there gets a URL that works; an access key that is unknown is no missing file, though it is a 404."""
+        for name, keys in (("wrong", keys_file(self.store.access_key, "a-wrong-secret")),
+                           ("unknown", keys_file("AKIAUNKNOWN", "a-wrong-secret"))):
+            self.make_secret(name, text=keys)
+            self.make_location(name, secret=name)
+            self.make_backup(name, name)
+        for name, prepare, reason in (
+                ("b1", lambda: None, "BucketNotFound"),
+                ("b1", lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound"), ("b1", self.put, ""),
+                ("wrong", lambda: None, "SignatureDoesNotMatch"), ("unknown", lambda: None, "InvalidCredentials"),
+                ("b1", lambda: self.store.put(self.namespace, KEYS["BackupLog"], b""), "")):
+            with self.subTest(name, reason=reason):
                 prepare()
-                asked = self.ask()
+                asked = self.ask(name=name)
                 result = self.cli("controller", "--once", "--verify-urls")
                 document = self.admin.get("downloadrequests", asked, self.namespace)
                 notes = document["metadata"].get("annotations") or {}
@@ -13508,29 +13338,9 @@ class TestStoreRealVerify(RealWorld, unittest.TestCase):
                 self.assert_clean(result.err, notes)
                 url = document["status"].get("downloadURL", "")
                 self.assertEqual(bool(url), not reason)
-                if name == "existing":
-                    with velero_requests.open_url(url) as response:
-                        self.assertEqual(gzip.decompress(b"".join(velero_requests.read_body(response))), LOG)
-
-    def test_a_wrong_secret_is_told(self) -> None:
-        """versitygw's refusal of a signature has its reason and shows no key."""
-        self.assert_reason_with(keys_file(self.store.access_key, "a-wrong-secret"), "SignatureDoesNotMatch")
-
-    def test_an_unknown_access_key_is_told(self) -> None:
-        """An access key that versitygw does not know is no missing file, though it answers 404."""
-        self.assert_reason_with(keys_file("AKIAUNKNOWN", "a-wrong-secret"), "InvalidCredentials")
-
-    def assert_reason_with(self, keys: str, reason: str) -> None:
-        """Check the reason that a location with these keys comes to."""
-        self.put()
-        self.make_secret("wrong", text=keys)
-        self.make_location("wrong", secret="wrong")
-        self.make_backup("b2", "wrong")
-        asked = self.ask(name="b2")
-        self.cli("controller", "--once", "--verify-urls")
-        document = self.admin.get("downloadrequests", asked, self.namespace)
-        self.assertEqual(reason_of(document), reason, document["metadata"].get("annotations"))
-        self.assert_clean(document["metadata"]["annotations"])
+                if prepare == self.put:
+                    with vr.open_url(url) as response:
+                        self.assertEqual(gzip.decompress(b"".join(vr.read_body(response))), LOG)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -5319,7 +5319,7 @@ class Download:
     def received(self) -> Iterator[bytes]:
         """What is behind `position`; raises ObjectChanged when it is of another object by now, else the last error."""
         failures, waited, renewals, reached = 0, 0.0, 0, self.position
-        while True:
+        while not self.cancelled.is_set():
             try:
                 yield from self._attempt()
                 return
@@ -5340,6 +5340,7 @@ class Download:
                 log.info("%s; going on at byte %d in %s", error, self.position, format_duration(wait))
                 waited += wait
                 self.cancelled.wait(wait)
+        raise StoreError("the download was cancelled")
 
     def _whole(self) -> Iterator[bytes]:
         """The partial file, once the store has said that its object is still the same, and the rest."""
