@@ -14143,7 +14143,6 @@ class TestDownloadFaults(DownloadCase):
     def test_leaving_early(self) -> None:
         """Whoever closes the chunks, or cannot write them, ends the transfer at once, and no thread stays."""
         self.put(archive(8 * MIB))
-        before = threading.active_count()
         for gunzip in (False, True):
             for fault in ({"wire": paced(100, 0.05)}, {"pause_after": 3 * MIB, "gate": SILENT}):
                 self.script([fault])
@@ -14163,7 +14162,8 @@ class TestDownloadFaults(DownloadCase):
                 self.download(True).write_to(writer)
             self.assertIs(caught.exception, error)
             self.assertEqual([0], self.begins())
-        wait_until(lambda: threading.active_count() <= before + 1, 10, "the threads to end")
+        wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "download"], 10,
+                   "the threads to end")
 
     def test_a_writer_that_takes_a_little(self) -> None:
         """It gets the rest again, as a raw pipe would need it, and is not closed."""

@@ -4732,9 +4732,6 @@ INFLATED_SIZE = 1 << 20                      # bytes of content at a time, whate
 SLICE_SIZE = 16 << 10                        # bytes given to zlib at a time where it would copy what it leaves over
 IDLE_LIMIT = 30.0                            # seconds without a byte
 VERIFY_TIMEOUT = 5.0                         # seconds in which a store must have answered, to have its URL handed out
-FLUSH_SIZE = 16 << 20                        # bytes after which the disk begins to write, so that fsync finds little
-RESTARTS = 3                                 # times that an object may change while it is downloaded
-SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
 
 
 @hides("ca_cert")
@@ -4889,8 +4886,8 @@ class UrlSource:
             yield OpenObject(info, read_body(response, self.idle, max(0, info.start)), lambda: interrupt(response))
 
     def renew(self, error: StoreError) -> None:
-        """Get another URL after a refusal."""
-        self.url, self.trust = self.locate(error.skew if abs(error.skew) >= SKEW_WORTH else timedelta(0))
+        """Get another URL after a refusal, by the store's clock if that is far from ours."""
+        self.url, self.trust = self.locate(error.skew if abs(error.skew) >= timedelta(minutes=1) else timedelta(0))
 
 
 def unreadable(path: str, error: OSError) -> StoreError:
@@ -5185,8 +5182,8 @@ class AtomicFile:
         if not self.etag or not os.fstat(self.file.fileno()).st_size or not may_be_continued(error):
             self.discard()
             return
-        kept = (f"what has come is kept in {os.path.join(self.where, self.part)}, and the same command goes on from "
-                "there")
+        part = os.path.join(self.where, self.part)
+        kept = f"what has come is kept in {part}, and the same command goes on from there"
         if isinstance(error, KeyboardInterrupt):
             error.args = (kept,)
         if isinstance(error, Error):
@@ -5239,7 +5236,7 @@ class Pipe:
         self.ended, self.closed = False, False
         self.error: Optional[BaseException] = None
         self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self._fill, daemon=True)
+        self.thread = threading.Thread(target=self._fill, name="download", daemon=True)
         self.thread.start()
 
     def _fill(self) -> None:
@@ -5359,17 +5356,16 @@ class Download:
 
     def _verified(self) -> Iterator[bytes]:
         """All of the object; StoreError at its end when the store's ETag is an MD5, and another one than its own."""
-        digest = None
+        digest, wanted = None, ""
         for chunk in self._whole():
             if digest is None and self.info and self.info.md5:
                 with contextlib.suppress(ValueError):  # some systems forbid MD5
-                    digest = hashlib.md5()
+                    digest, wanted = hashlib.md5(), self.info.md5
             if digest:
                 digest.update(chunk)
             yield chunk
-        if digest and self.info and digest.hexdigest() != self.info.md5:
-            raise StoreError(f"the file is damaged: its MD5 is {digest.hexdigest()}, the store's ETag is "
-                             f"{self.info.md5}")
+        if digest and digest.hexdigest() != wanted:
+            raise StoreError(f"the file is damaged: its MD5 is {digest.hexdigest()}, the store's ETag is {wanted}")
 
     def chunks(self) -> Iterator[bytes]:
         """What is wanted of the object, proven to be whole; an error comes behind what is sound. Close it.
@@ -5409,7 +5405,7 @@ class Download:
                     new.open_part(self.info.etag if self.info and not self.gunzip else "")
                 write_all(new.file, chunk[max(0, self.resumed - position):])
                 position += len(chunk)
-                if position - flushed >= FLUSH_SIZE and hasattr(os, "posix_fadvise"):
+                if position - flushed >= 16 << 20 and hasattr(os, "posix_fadvise"):  # so that fsync finds little
                     os.posix_fadvise(new.file.fileno(), flushed, position - flushed, os.POSIX_FADV_DONTNEED)
                     flushed = position
         return position
@@ -5432,7 +5428,7 @@ class Download:
                 except StoreError as error:
                     damaged = self.resumed > 0 and not may_be_continued(error) and error.reason != "ObjectChanged"
                     restarts += 1
-                    if restarts > RESTARTS or not (damaged or error.reason == "ObjectChanged"):
+                    if restarts > 3 or not (damaged or error.reason == "ObjectChanged"):
                         raise
                     log.warning("%s; starting over", "what an earlier run left is damaged" if damaged else error)
                 new.discard()
@@ -6478,8 +6474,9 @@ def _read_json(reading: Reading, kind: str, name: str) -> Any:
             if reading.given_up.is_set():
                 raise Error(f"{kind} of {name}: interrupted")
             url = answered_url(api, stored, reading.timeout)
-            with about(f"{kind} of {name}"), open_url(url, reading.trusted(url)) as response:
-                return decode_json(inflate(unframed(read_body(response))))
+            source, what = UrlSource(lambda _skew: (url, reading.trusted(url))), f"{kind} of {name}"
+            with about(what), contextlib.closing(Download(source, what, gunzip=True).chunks()) as chunks:
+                return decode_json(chunks)
         finally:
             del reading.opened[key.name]
 
