@@ -71,7 +71,6 @@ import json
 import logging
 import math
 import posixpath
-import queue
 import random
 import re
 import select
@@ -1860,56 +1859,40 @@ def listed_prefixes(body: bytes) -> Tuple[List[str], str]:
     return [_unescaped(prefix) for prefix in found], _unescaped(token.group(1)) if more else ""
 
 
-DOWNLOAD_TRIES, FIRST_TRIES, FEW_TRIES = 10, 5, 3  # failures in a row: after bytes had come, before, not worth more
-DOWNLOAD_WAIT = 60.0                         # seconds of waiting in a row; settles that endless 503 end within 100 s
-PASSING_STATUS = (408, 429, 500, 502, 503, 504, 522, 524)  # curl's --retry, too
-EXPIRED = ("UrlExpired", "ClockSkew", "CredentialsExpired")  # reasons that another signature may cure
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(?:(\d{1,18})|\*)", re.ASCII)
-_MD5_ETAG = re.compile(r'"[0-9a-f]{32}"', re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)", re.ASCII)
 
 
-class Head(NamedTuple):
+class ObjectInfo(NamedTuple):
     """What an answer says of an object, and which of its bytes follow; None is what it does not say."""
 
     etag: str = ""                           # as sent; empty for a weak one, which identifies no bytes
     size: Optional[int] = None               # of the whole object
     md5: str = ""                            # of the whole object, in hex
     start: int = 0                           # -1 for a Content-Range that cannot be
-    end: Optional[int] = None
     whole: bool = True                       # answered 200, whatever was asked for
     ends: bool = True                        # its end can be told from a break: it has a length or comes in chunks
 
 
-def md5_from(headers: Mapping[str, str], etag: str) -> str:
-    """The MD5 of the whole object where the ETag is one: of objects in parts, and of those that KMS or a customer's key
-    encrypts, it is something else."""
+def object_info(status: int, headers: Mapping[str, str]) -> ObjectInfo:
+    """Status (200 or 206) and headers of an answer -> what it says of the object.
+
+    An ETag may be the MD5, but not of an object in parts, nor of one that KMS or a customer's key encrypts.
+    """
+    etag, length = headers.get("ETag", ""), headers.get("Content-Length", "")
     encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms") or headers.get(
         "x-amz-server-side-encryption-customer-algorithm")
-    return etag.strip('"') if _MD5_ETAG.fullmatch(etag) and not encrypted else ""
-
-
-def head_from(status: int, headers: Mapping[str, str]) -> Head:
-    """Status (200 or 206) and headers of an answer -> what it says of the object."""
-    etag = headers.get("ETag", "")
-    etag = "" if etag.startswith("W/") else etag
-    length = headers.get("Content-Length", "")
     size = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
-    chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
-    common = {"etag": etag, "md5": md5_from(headers, etag), "ends": size is not None or chunked}
+    info = ObjectInfo(
+        "" if etag.startswith("W/") else etag, size,
+        etag.strip('"') if re.fullmatch(r'"[0-9a-f]{32}"', etag, re.ASCII) and not encrypted else "",
+        ends=size is not None or "chunked" in headers.get("Transfer-Encoding", "").lower())
     if status == 200:
-        return Head(size=size, end=size, **common)
+        return info
     match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-    first, last, total = (text and int(text) for text in match.groups()) if match else (None, None, None)
-    if first is None or last is None or last < first or size not in (None, last + 1 - first) or (
-            total is not None and last >= total):
-        return Head(size=total, start=-1, whole=False, **common)
-    return Head(size=total, start=first, end=last + 1, whole=False, **common)
-
-
-def range_headers(start: int, etag: str) -> Dict[str, str]:
-    """The headers that ask for the rest of an object, if it is still the same."""
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    return {**headers, "If-Match": etag} if start and etag else headers
+    first, last, total = map(int, match.groups("-1")) if match else (0, -1, -1)
+    if first > last or total not in (-1, last + 1) or size not in (None, last + 1 - first):
+        return info._replace(size=None, start=-1, whole=False)
+    return info._replace(size=last + 1, start=first, whole=False)
 
 
 def changed_object(position: int) -> StoreError:
@@ -1917,46 +1900,46 @@ def changed_object(position: int) -> StoreError:
     return StoreError(f"the object changed after {position} bytes of it had come", reason="ObjectChanged")
 
 
-def bytes_to_skip(held: Head, head: Head, position: int) -> int:
-    """How many bytes of an answer are in hand already; StoreError when it does not go on where `held` stopped.
+def bytes_to_skip(known: ObjectInfo, info: ObjectInfo, position: int) -> int:
+    """How many bytes of an answer are in hand already; StoreError when it does not go on at `position`.
 
     One byte in hand is asked for again, so that behind the last one, too, there is something to ask for. A store that
     ignores Range sends the object from its beginning: nothing is lost but time.
     """
-    if head.whole and not (head.ends or head.etag):
+    if info.whole and not (info.ends or info.etag):
         raise Unreachable("the store's answer has neither length nor ETag: it was cut short", reason="BrokenOff")
-    asked = max(0, position - 1)
-    differs = None not in (held.size, head.size) and held.size != head.size
-    if position and (differs or (held.etag and held.etag != head.etag and (head.etag or head.whole))):
+    differs = None not in (known.size, info.size) and known.size != info.size
+    if position and (differs or (known.etag and known.etag != info.etag and (info.etag or info.whole))):
         raise changed_object(position)
-    if head.whole:
-        return position
-    size = held.size if head.size is None else head.size
-    if head.start != asked or (size is not None and head.end != size):
+    if not info.whole and info.start != max(0, position - 1):
         raise StoreError("the store answered with another part of the object than it was asked for",
                          reason="WrongRange")
-    return position - asked
+    return position - info.start
 
 
-def is_for_a_new_url(error: Error, moved: bool) -> bool:
+EXPIRED = ("UrlExpired", "ClockSkew", "CredentialsExpired")  # reasons that another signature may cure
+PASSING_STATUS = (408, 429, 500, 502, 503, 504, 522, 524)  # curl's --retry, too
+DOWNLOAD_WAIT = 60.0                         # seconds of waiting in a row; settles that endless 503 end within 100 s
+
+
+def needs_new_url(error: Error, moved: bool) -> bool:
     """Whether another URL may get on; a 403 without a reason, after bytes had come, is taken for an expired one."""
     return isinstance(error, StoreError) and (
         error.reason in EXPIRED or (moved and error.status == 403 and error.reason == "StoreAccessDenied"))
 
 
-def download_wait(error: Error, failures: int, waited: float, moved: bool) -> Optional[float]:
+def download_wait(error: Error, failures: int, waited: float, moved: bool, first: float) -> Optional[float]:
     """Seconds until a broken download is continued, None when it is given up.
 
     failures: in a row, without a byte between them. waited: seconds spent on them. moved: whether bytes ever came.
+    first: seconds after the first failure, twice as many after the next.
     """
     broken = isinstance(error, Unreachable) and error.retry
-    status = error.status if isinstance(error, StoreError) else 0
-    if not broken and status not in PASSING_STATUS and error.reason != "WrongRange":
+    if not broken and getattr(error, "status", 0) not in PASSING_STATUS and error.reason != "WrongRange":
         return None
     few = error.reason == "WrongRange" or (broken and error.reason != "BrokenOff" and not moved)
-    tries = FEW_TRIES if few else DOWNLOAD_TRIES if moved else FIRST_TRIES
-    wait = max(backoff(failures, 0.2, 10.0), getattr(error, "retry_after", None) or 0.0)
-    return None if failures >= tries or waited + wait > DOWNLOAD_WAIT else wait
+    wait = max(backoff(failures, first, 10.0), getattr(error, "retry_after", None) or 0.0)
+    return None if failures >= (3 if few else 10 if moved else 5) or waited + wait > DOWNLOAD_WAIT else wait
 
 
 def may_be_continued(error: BaseException) -> bool:
@@ -1978,21 +1961,11 @@ def bytes_text(count: float) -> str:
 def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) -> str:
     """How far a transfer is: bytes, percent, rate, time left; `fresh` bytes of it came in the last `seconds`."""
     rate = fresh / seconds if seconds > 0 else 0.0
-    parts = [bytes_text(done)]
-    if size:
-        parts = [f"{bytes_text(done)} of {bytes_text(size)}", f"{100 * done // size}%"]
+    parts = [f"{bytes_text(done)} of {bytes_text(size)}", f"{100 * done // size}%"] if size else [bytes_text(done)]
     parts.append(f"{bytes_text(rate)}/s")
     if size and rate:
         parts.append(f"{format_duration(max(0, math.ceil((size - done) / rate)))} left")
     return ", ".join(parts)
-
-
-def saved_text(size: int, seconds: float) -> str:
-    """The last line of a download."""
-    return f"{bytes_text(size)} in {format_duration(round(seconds, 1))}"
-
-
-MOST_SKEW = timedelta(days=1)
 
 
 def _what_is(body: bytes) -> str:
@@ -2010,47 +1983,39 @@ def _what_is(body: bytes) -> str:
     return "text: " + one_line(redact(text), 80)
 
 
-class Refusal(NamedTuple):
-    """What a store's error code means: the word for a request, and the cure."""
-
-    reason: str
-    cure: str
-
-
-WRONG_ENDPOINT = Refusal("WrongEndpoint", "correct region or s3Url of the storage location")
-WRONG_REGION = Refusal("WrongRegion", "correct region of the storage location")
-CLOCK_SKEW = Refusal("ClockSkew", "set the clock of the host that signs")
-URL_EXPIRED = Refusal("UrlExpired", "ask for the URL again; if it is new, the clocks differ")
+# What a refusal means: the reason that is left on a request, and the cure.
+ACCESS_DENIED = ("StoreAccessDenied", "the credentials need s3:GetObject on it; without s3:ListBucket a missing file "
+                                      "looks the same")
+NO_SUCH_KEY = ("ArtifactNotFound", "the backup or restore may never have written it, or it has expired")
+WRONG_ENDPOINT = ("WrongEndpoint", "correct region or s3Url of the storage location")
+WRONG_REGION = ("WrongRegion", "correct region of the storage location")
+CLOCK_SKEW = ("ClockSkew", "set the clock of the host that signs")
 
 # S3's error codes that a GET by signed URL can meet
 # (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html).
 REFUSALS = {
-    "NoSuchKey": Refusal("ArtifactNotFound", "the backup or restore may never have written it, or it has expired"),
-    "NoSuchBucket": Refusal("BucketNotFound", "correct objectStorage.bucket of the storage location"),
-    "AccessDenied": Refusal("StoreAccessDenied", "the credentials need s3:GetObject on it; without s3:ListBucket a "
-                                                 "missing file looks the same"),
-    **dict.fromkeys(("InvalidAccessKeyId", "XAdminUserNotFound"), Refusal(  # the second is versitygw's
+    "NoSuchKey": NO_SUCH_KEY, "AccessDenied": ACCESS_DENIED, "RequestTimeTooSkewed": CLOCK_SKEW,
+    "NoSuchBucket": ("BucketNotFound", "correct objectStorage.bucket of the storage location"),
+    **dict.fromkeys(("InvalidAccessKeyId", "XAdminUserNotFound"), (  # the second is versitygw's
         "InvalidCredentials", "the store does not know the access key; correct the Secret")),
-    "SignatureDoesNotMatch": Refusal("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
-    "ExpiredToken": Refusal("CredentialsExpired", "renew the temporary credentials in the Secret"),
-    **dict.fromkeys(("InvalidToken", "InvalidTokenId"), Refusal(  # the second is MinIO's
+    "SignatureDoesNotMatch": ("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
+    "ExpiredToken": ("CredentialsExpired", "renew the temporary credentials in the Secret"),
+    **dict.fromkeys(("InvalidToken", "InvalidTokenId"), (  # the second is MinIO's
         "InvalidCredentials", "the session token does not belong to these keys")),
-    "RequestTimeTooSkewed": CLOCK_SKEW,
     **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect"), WRONG_ENDPOINT),
     **dict.fromkeys(("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError",
                      "IllegalLocationConstraintException"), WRONG_REGION),
-    "InvalidObjectState": Refusal("ArtifactArchived", "the object is in an archive tier; restore it there first"),
+    "InvalidObjectState": ("ArtifactArchived", "the object is in an archive tier; restore it there first"),
 }
 
 OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "InvalidRange", "InvalidRequest",
                "MethodNotAllowed", "RequestTimeout", "ServiceUnavailable", "SlowDown")
+MOST_SKEW = timedelta(days=1)                # by a date further off we would sign what is good only years from now
 
 
 def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
-    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say, or nothing credible.
-
-    By a date that is too far off we would sign what is good only years from now.
-    """
+    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say, or nothing credible."""
+    import email.utils
     try:
         theirs = email.utils.parsedate_to_datetime((headers.get("Date") or "")[:64])
         skew = theirs.astimezone(timezone.utc) - now
@@ -2059,16 +2024,15 @@ def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
     return skew if abs(skew) <= MOST_SKEW else timedelta(0)
 
 
-def _meaning(status: int, code: str, message: str, region: str) -> Optional[Refusal]:
-    """What a refusal means: what its code says, unless something else in the answer says more."""
-    known = REFUSALS.get(code)
+def _meaning(status: int, code: str, message: str, region: str) -> Tuple[str, str]:
+    """Reason and cure of a refusal: what its code says, unless something else in the answer says more."""
     if code == "AccessDenied" and "expired" in message.lower():
-        return URL_EXPIRED
+        return "UrlExpired", "ask for the URL again; if it is new, the clocks differ"
     if code == "AccessDenied" and re.search("not (yet valid|valid yet)", message.lower()):  # AWS's words, and MinIO's
         return CLOCK_SKEW
-    if known is None and region:  # whatever it complains of, it knows the right region
-        known = {301: WRONG_ENDPOINT, 307: WRONG_ENDPOINT, 400: WRONG_REGION}.get(status)
-    return known or {403: REFUSALS["AccessDenied"], 404: REFUSALS["NoSuchKey"]}.get(status)
+    if code not in REFUSALS and region and status in (301, 307, 400):  # whatever it complains of, it knows the region
+        return WRONG_REGION if status == 400 else WRONG_ENDPOINT
+    return REFUSALS.get(code) or {403: ACCESS_DENIED, 404: NO_SUCH_KEY}.get(status, ("StoreError", ""))
 
 
 def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime,
@@ -2080,24 +2044,24 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     fields = xml_fields(body) if body.lstrip()[:1] == b"<" else {}
     code, message = fields.get("Code", ""), fields.get("Message", "")
     region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
-    meaning = _meaning(status, code, message, region) or Refusal("StoreError", "")
+    reason, cure = _meaning(status, code, message, region)
     skew = clock_skew(headers, now)
     detail = f"{code}: {message}" if code else _what_is(body)
     if not quoting:
         detail = code if code in REFUSALS or code in OTHER_CODES else "without a code of S3"
     elif code == "SignatureDoesNotMatch" and fields.get("CanonicalRequest"):
         detail = f"{code}: {explain_signature(url, fields['CanonicalRequest'])}"
-    elif meaning.reason in ("WrongRegion", "WrongEndpoint") and region:
+    elif reason in ("WrongRegion", "WrongEndpoint") and region:
         detail = f"{detail} (the bucket is in region {region})"
-    elif meaning.reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
+    elif reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
         detail += (f" (the store's clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
                    f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's)")
-    said = {"ArtifactNotFound": "has no such file", "BucketNotFound": "has no such bucket"}.get(meaning.reason)
+    said = {"ArtifactNotFound": "has no such file", "BucketNotFound": "has no such bucket"}.get(reason)
     said = f"{said} ({one_line(redact(detail))})" if said else f"answered {status}: {one_line(redact(detail), 600)}"
-    error = StoreError(f"{where} {said}", status=status, reason=meaning.reason, hints=filter(None, [meaning.cure]))
+    error = StoreError(f"{where} {said}", status=status, reason=reason, hints=filter(None, [cure]))
     error.skew = skew
     error.retry_after = retry_after_seconds(headers.get("Retry-After", ""), now)
-    if meaning.reason in EXPIRED:
+    if reason in EXPIRED:
         error.exit = Exit.FAILED             # that is no lack of rights
     return error
 
@@ -4378,20 +4342,16 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
 # ====================================================================================================
 # 13. Store — receive, go on, verify, save
 #
-#     A download is a chain of generators of bytes, each with one job:
-#     received (a source, whatever breaks) -> proven (MD5) -> unframed -> inflate or checked (gzip) -> a writer.
-#     `ahead` puts what comes before it into a thread of its own; receiving, proving, inflating and writing go on side
-#     by side.
+#     A source opens an object at a byte: a URL, or a file of a copied bucket. A Download receives it, again and again
+#     where the line breaks. Receiving, inflating or checking, and writing go on side by side, with a Pipe in between.
 # ====================================================================================================
 
-CHUNK = 508 * 1024                           # bytes at a time; handing over and writing larger ones is less work
-AHEAD = 2                                    # chunks that wait between two threads; what a kill -9 may cost
-SLOW = 0.1                                   # seconds after which a chunk that is not full goes on
+READ_SIZE = 256 << 10                        # bytes that are asked of a connection or a file at a time
+PIPE_SIZE = 1 << 20                          # bytes that wait between two threads; what a kill -9 may cost
+INFLATED_SIZE = 1 << 20                      # bytes of content at a time, whatever the ratio
+SLICE_SIZE = 16 << 10                        # bytes given to zlib at a time where it would copy what it leaves over
 IDLE_LIMIT = 30.0                            # seconds without a byte
 VERIFY_TIMEOUT = 5.0                         # seconds in which a store must have answered, to have its URL handed out
-FLUSH = 16 << 20                             # bytes after which the disk begins to write, so that fsync finds little
-RESTARTS = 3                                 # times that an object may change while it is downloaded
-SKEW_WORTH = timedelta(seconds=60)           # of the store's clock, from which on it is signed by that clock
 
 
 @hides("ca_cert")
@@ -4401,81 +4361,6 @@ class Trust(NamedTuple):
     ca_cert: bytes = b""
     insecure: bool = False
     source: str = "the certificate authority"  # named in errors
-
-
-# aws-chunked framing that some SDK left in the object it stored (velero#7995):
-# `SIZE[;chunk-signature=…]\r\n DATA \r\n` again and again, a chunk of size 0 and perhaps trailers at the end.
-_FRAME = re.compile(rb"([0-9a-fA-F]{1,8})(?:;chunk-signature=[0-9a-f]{64})?\r\n")
-
-
-def _without_frames(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest, at, left = b"", 0, 0  # bytes at hand, how many are done with; bytes of a chunk to come, its line end included
-    for piece in chunks:
-        rest, at = rest[at:] + piece, 0
-        while at < len(rest):
-            if left > 2:
-                data = rest[at:at + left - 2]
-                at, left = at + len(data), left - len(data)
-                yield data
-                continue
-            if left:
-                at, left = min(at + left, len(rest)), max(0, left - len(rest) + at)
-                continue
-            frame = _FRAME.match(rest, at)
-            if frame is None:
-                if len(rest) - at > 128:
-                    raise StoreError("the file is damaged: its aws-chunked framing breaks off")
-                break
-            size = int(frame.group(1), 16)
-            if size == 0:
-                return
-            at, left = frame.end(), size + 2
-    raise StoreError("the file is cut short: its aws-chunked framing has no end")
-
-
-@contextlib.contextmanager
-def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, str]] = None,
-             wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT, address: str = "", quoting: bool = True
-             ) -> Iterator[Response]:
-    """GET a pre-signed URL -> the response, its body unread; closed by the context.
-
-    idle: seconds without a byte. address: of the host, where it has been looked up. quoting: whether an error may hold
-    what the host has written. Raises StoreError for any status that is not wanted, Unreachable without a connection;
-    neither shows the URL's signature. Further headers need no signature, for only `host` is signed.
-    """
-    if not is_http_url(url):
-        raise StoreError("the answer holds no http or https URL")
-    parts = urlsplit(url)
-    where = f"the store at {parts.netloc.rpartition('@')[2]}"
-    proxy = proxy_for(url, os.environ)
-    context = None
-    if "https" in (parts.scheme, urlsplit(proxy).scheme):
-        context = tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source,
-                              hosts=(parts.hostname, urlsplit(proxy).hostname))
-    if address:
-        headers = {"Host": parts.netloc, **(headers or {})}
-        netloc = (f"[{address}]" if ":" in address else address) + (f":{parts.port}" if parts.port else "")
-        door = open_door(f"{parts.scheme}://{netloc}", context, server_name=parts.hostname or "")
-    else:
-        door = open_door(url, context, proxy=proxy)
-    try:
-        try:
-            response = send_request(door, "GET", parts.path + (f"?{parts.query}" if parts.query else ""), {
-                "Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})}, idle=idle)
-        except urllib3.exceptions.HTTPError as error:
-            failed = unreachable(error, where, url if quoting else "", proxy=proxy,
-                                 hint="name the store's certificate authority with --cacert")
-            failed.retry = not isinstance(error, urllib3.exceptions.SSLError)
-            if isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)):
-                failed.reason = "BrokenOff"
-            raise failed from error
-        with contextlib.closing(response):
-            if response.status not in wanted:
-                raise store_refusal(response.status, read_refusal(response), response.headers, where, url, utc_now(),
-                                    quoting=quoting)
-            yield response
-    finally:
-        door.pool.close()
 
 
 def trust_in(location: Location) -> Trust:
@@ -4493,6 +4378,50 @@ def trust_for(url: str, trust: Optional[Trust], ask: Callable[[], Trust]) -> Tru
     return trust or (ask() if url.startswith("https:") else Trust())
 
 
+@contextlib.contextmanager
+def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, str]] = None,
+             wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT, address: str = "", quoting: bool = True
+             ) -> Iterator[Response]:
+    """GET a pre-signed URL -> the response, its body unread; closed by the context.
+
+    idle: seconds without a byte. address: of the host, where it has been looked up. quoting: whether an error may hold
+    what the host has written. Raises StoreError for any status that is not wanted, Unreachable without a connection;
+    neither shows the URL's signature. Further headers need no signature, for only `host` is signed.
+    """
+    import urllib3
+    if not is_http_url(url):
+        raise StoreError("the answer holds no http or https URL")
+    parts = urlsplit(url)
+    where = f"the store at {parts.netloc.rpartition('@')[2]}"
+    proxy = proxy_for(url, os.environ)
+    context = None
+    if "https" in (parts.scheme, urlsplit(proxy).scheme):
+        context = tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source,
+                              hosts=(parts.hostname, urlsplit(proxy).hostname))
+    if address:
+        headers = {"Host": parts.netloc, **(headers or {})}
+        netloc = (f"[{address}]" if ":" in address else address) + (f":{parts.port}" if parts.port else "")
+        door = open_door(f"{parts.scheme}://{netloc}", context, server_name=parts.hostname or "")
+    else:
+        door = open_door(url, context, proxy=proxy)
+    with contextlib.closing(door.pool):
+        try:
+            response = send_request(door, "GET", parts.path + (f"?{parts.query}" if parts.query else ""), {
+                "Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})}, idle=idle)
+        except urllib3.exceptions.HTTPError as error:
+            failed = unreachable(error, where, url if quoting else "", proxy=proxy,
+                                 hint="name the store's certificate authority with --cacert")
+            failed.retry = not isinstance(error, urllib3.exceptions.SSLError)
+            if isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)):
+                failed.reason = "BrokenOff"
+            raise failed from error
+        with contextlib.closing(response):
+            if response.status not in wanted:
+                raise store_refusal(response.status, read_refusal(response), response.headers, where, url, utc_now(),
+                                    quoting=quoting)
+            yield response
+
+
 def store_addresses(host: str) -> List[str]:
     """The addresses at which to ask a store, one of each family; StoreError when one is of a link-local service."""
     found: Dict[int, str] = {}
@@ -4500,7 +4429,7 @@ def store_addresses(host: str) -> List[str]:
         for family, _, _, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
             if is_link_local(str(address[0])):
                 raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
-                                 reason="WrongEndpoint", hints=[WRONG_ENDPOINT.cure])
+                                 reason=WRONG_ENDPOINT[0], hints=[WRONG_ENDPOINT[1]])
             found.setdefault(family, str(address[0]))
     except (OSError, UnicodeError) as error:
         log.debug("no address of %s: %s", host, error)
@@ -4527,37 +4456,17 @@ def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
         raise failed
 
 
-def _pieces(response: Response) -> Iterator[bytes]:
-    """A body in chunks of CHUNK bytes, smaller ones where the line is slow; those that came before a break, too."""
-    held: List[bytes] = []
-    size, due = 0, time.monotonic() + SLOW
-    try:
-        while True:
-            piece = read_more(response, CHUNK - size)
-            if not piece:
-                break
-            held.append(piece)
-            size += len(piece)
-            if size == CHUNK or time.monotonic() > due:
-                yield b"".join(held)
-                held.clear()
-                size, due = 0, time.monotonic() + SLOW
-    except BREAKS:
-        yield b"".join(held)
-        raise
-    yield b"".join(held)
-
-
 def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> Iterator[bytes]:
-    """The bytes of a response in chunks; Unreachable when fewer than announced come, or none for `idle` seconds.
+    """The bytes of a response as they come; Unreachable when fewer than announced come, or none for `idle` seconds.
 
     before: bytes of the object that the response does not have, for errors.
     """
+    import urllib3
     announced = response.headers.get("Content-Length", "")
     expected = before + int(announced) if re.fullmatch(r"\d{1,18}", announced, re.ASCII) else None
     came, fault = before, None
     try:
-        for chunk in filter(None, _pieces(response)):
+        for chunk in iter(functools.partial(read_more, response, READ_SIZE), b""):
             came += len(chunk)
             yield chunk
     except (urllib3.exceptions.ReadTimeoutError, socket.timeout) as error:
@@ -4570,55 +4479,35 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> 
         raise Unreachable(f"the download broke off after {came} of {total} bytes", reason="BrokenOff") from fault
 
 
-class Transfer:
-    """A download as it goes on, for those who look on, and for those who end it from another thread."""
+class OpenObject(NamedTuple):
+    """An object opened at some byte; `interrupt` ends the chunks from another thread."""
 
-    def __init__(self) -> None:
-        self.done = 0                        # bytes of the object in hand, those of an earlier run included
-        self.kept = 0                        # bytes that an earlier run left
-        self.head: Optional[Head] = None     # what the store says of the object, once a byte has come
-        self.stop = threading.Event()
-        self.failure: Optional[BaseException] = None  # why one of its threads ended it
-        self.abort: Callable[[], None] = lambda: None  # ends the chunks that come just now
-
-
-class Answer(NamedTuple):
-    """An object opened at some byte; `abort` ends the chunks from another thread."""
-
-    head: Head
+    info: ObjectInfo
     chunks: Iterator[bytes]
-    abort: Callable[[], None]
+    interrupt: Callable[[], None]
 
 
-class Source(NamedTuple):
-    """Where an object can be had, again and again.
+class UrlSource:
+    """The object behind a URL. `locate(skew)` signs or requests it, now and when it has expired -> it, and whom to
+    trust there; skew: how far the store's clock is ahead."""
 
-    `open(start, etag)` gives its bytes from start on if it is still of this ETag; `renew(error)` gets another URL after
-    a refusal.
-    """
-
-    open: Callable[[int, str], ContextManager[Answer]]
-    renew: Callable[[StoreError], None]
-
-
-def url_source(locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> Source:
-    """The object behind a URL. `locate(skew)` signs or requests it, now and when it has expired; skew: how far the
-    store's clock is ahead."""
-    current = [locate(timedelta(0))]
+    def __init__(self, locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> None:
+        self.locate, self.idle = locate, idle
+        self.url, self.trust = locate(timedelta(0))
 
     @contextlib.contextmanager
-    def open_rest(start: int, etag: str) -> Iterator[Answer]:
-        url, trust = current[0]
-        headers = range_headers(start, etag)
-        wanted = (200, 206) if headers else (200,)
-        with open_url(url, trust, headers=headers, wanted=wanted, idle=idle) as response:
-            head = head_from(response.status, response.headers)
-            yield Answer(head, read_body(response, idle, max(0, head.start)), lambda: interrupt(response))
+    def open(self, start: int, etag: str) -> Iterator[OpenObject]:
+        """The object from a byte on, if it is still of this ETag."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        headers.update({"If-Match": etag} if start and etag else {})
+        with open_url(self.url, self.trust, headers=headers, wanted=(200, 206) if start else (200,),
+                      idle=self.idle) as response:
+            info = object_info(response.status, response.headers)
+            yield OpenObject(info, read_body(response, self.idle, max(0, info.start)), lambda: interrupt(response))
 
-    def renew_url(error: StoreError) -> None:
-        current[0] = locate(error.skew if abs(error.skew) >= SKEW_WORTH else timedelta(0))
-
-    return Source(open_rest, renew_url)
+    def renew(self, error: StoreError) -> None:
+        """Get another URL after a refusal, by the store's clock if that is far from ours."""
+        self.url, self.trust = self.locate(error.skew if abs(error.skew) >= timedelta(minutes=1) else timedelta(0))
 
 
 def unreadable(path: str, error: OSError) -> StoreError:
@@ -4626,245 +4515,114 @@ def unreadable(path: str, error: OSError) -> StoreError:
     return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
 
 
-def file_source(path: str, hints: Iterable[str] = ()) -> Source:
-    """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time.
+class FileSource(NamedTuple):
+    """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time."""
 
-    hints: what to do when it is not there.
-    """
+    path: str
+    hints: Iterable[str] = ()                # what to do when it is not there
 
     @contextlib.contextmanager
-    def open_rest(start: int, etag: str) -> Iterator[Answer]:
+    def open(self, start: int, etag: str) -> Iterator[OpenObject]:
+        """The object from a byte on, if it is still of this ETag."""
         try:
-            with open(path, "rb", buffering=0, opener=_open_now) as file:
+            with open(self.path, "rb", buffering=0, opener=_open_now) as file:
                 about_it = os.fstat(file.fileno())
                 if not stat.S_ISREG(about_it.st_mode):
-                    raise NotFound(f"{path} is no file", reason="ArtifactNotFound")
-                head = Head(f'"{about_it.st_mtime_ns}-{about_it.st_size}"', about_it.st_size, "", start,
-                            about_it.st_size, whole=False)
-                if etag not in ("", head.etag):
+                    raise NotFound(f"{self.path} is no file", reason="ArtifactNotFound")
+                info = ObjectInfo(f'"{about_it.st_mtime_ns}-{about_it.st_size}"', about_it.st_size, start=start,
+                                  whole=False)
+                if etag not in ("", info.etag):
                     raise changed_object(start)
                 file.seek(start)
-                yield Answer(head, iter(lambda: file.read(CHUNK), b""), lambda: None)
+                yield OpenObject(info, iter(functools.partial(file.read, READ_SIZE), b""), lambda: None)
         except FileNotFoundError:
-            raise NotFound(f"there is no file {path}", hints=hints, reason="ArtifactNotFound") from None
+            raise NotFound(f"there is no file {self.path}", hints=self.hints, reason="ArtifactNotFound") from None
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable(self.path, error) from error
 
-    def renew_nothing(error: StoreError) -> None:
+    def renew(self, error: StoreError) -> None:
+        """There is no other place."""
         raise error
 
-    return Source(open_rest, renew_nothing)
 
+Source = Union[UrlSource, FileSource]
 
-def halt(transfer: Transfer) -> None:
-    """End a transfer: its threads see their connections end, and leave."""
-    transfer.stop.set()
-    transfer.abort()
-
-
-def _rest(source: Source, transfer: Transfer, held: Head, position: int) -> Iterator[Tuple[Head, bytes]]:
-    """One attempt: what comes of an object behind `position`, with what is said of it; raises when it is not all."""
-    with source.open(max(0, position - 1), held.etag) as answer:
-        transfer.abort = answer.abort
-        if transfer.stop.is_set():           # `halt` may have come before there was something to abort
-            raise StoreError("the transfer was ended")
-        head = answer.head
-        skip = bytes_to_skip(held, head, position)
-        came = 0
-        for chunk in answer.chunks:
-            came += len(chunk)
-            fresh, skip = chunk[skip:], max(0, skip - len(chunk))
-            if fresh:
-                yield head, fresh
-        if skip or not (head.ends or came):
-            raise Unreachable(f"the download broke off after {position} bytes", reason="BrokenOff")
-        yield head, b""
-
-
-def received(source: Source, transfer: Transfer, start: int = 0, etag: str = "") -> Iterator[bytes]:
-    """The bytes of an object from `start` on, whatever breaks meanwhile.
-
-    Goes on at the byte reached, by Range and If-Match, with back-off, and with another URL when one has expired.
-    etag: of the object that the bytes before `start` are of. Raises StoreError with reason ObjectChanged when it is
-    another one by now, else what the store said last.
-    """
-    position, held, known, failures, waited, renewals = start, Head(etag=etag), False, 0, 0.0, 0
-    while not transfer.stop.is_set():
-        try:
-            for head, chunk in _rest(source, transfer, held, position):
-                held, known = held if known else head, True
-                transfer.head = transfer.head or held
-                failures, waited, renewals = 0, 0.0, 0
-                position += len(chunk)
-                transfer.done = position
-                yield chunk
-            return
-        except (StoreError, Unreachable) as error:
-            if isinstance(error, StoreError) and error.status in (412, 416):
-                raise changed_object(position) from error
-            failures += 1
-            if is_for_a_new_url(error, position > start) and renewals < 2:
-                renewals += 1
-                log.info("%s; asking for another URL", error)
-                source.renew(error)  # type: ignore[arg-type]
-                continue
-            wait = download_wait(error, failures, waited, position > 0)
-            if wait is None:
-                raise
-            log.info("%s; going on at byte %d in %s", error, position, format_duration(wait))
-            waited += wait
-            transfer.stop.wait(wait)
-    raise transfer.failure or StoreError("the transfer was ended")  # and no piece of it may pass for whole
-
-
-def ahead(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
-    """The same chunks, made by a thread of their own which is a few ahead; what is raised there is raised here.
-
-    Closing it ends the whole transfer, and waits a second for the thread.
-    """
-    box: Any = queue.Queue(AHEAD)
-    left = threading.Event()                 # nobody takes any more; `stop` may also tell of an error still on its way
-
-    def make() -> None:
-        last: Any = None
-        try:
-            for chunk in chunks:
-                box.put(chunk)
-                if left.is_set():
-                    break
-        except BaseException as error:
-            last = error
-            transfer.failure = transfer.failure or error
-        finally:
-            try:
-                chunks.close()  # type: ignore[attr-defined]
-            finally:
-                box.put(last)                # whoever waits must not wait for ever
-
-    def take() -> Iterator[bytes]:
-        try:
-            while True:
-                item = box.get()
-                if item is None:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        except BaseException:
-            left.set()
-            halt(transfer)
-            deadline = time.monotonic() + 1
-            while thread.is_alive() and time.monotonic() < deadline:
-                with contextlib.suppress(queue.Empty):
-                    box.get_nowait()
-                thread.join(0.01)
-            raise
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    return take()
-
-
-def _rejoin(first: List[bytes], chunks: Iterator[bytes]) -> Iterator[bytes]:
-    yield from first
-    yield from chunks
-
-
-def _peek(chunks: Iterator[bytes], size: int) -> Tuple[bytes, Iterator[bytes]]:
-    """The first bytes, and all chunks, those bytes included."""
-    first: List[bytes] = []
-    while sum(map(len, first)) < size:
-        chunk = next(chunks, None)
-        if chunk is None:
-            break
-        first.append(chunk)
-    return b"".join(first)[:size], _rejoin(first, chunks)
-
-
-def proven(chunks: Iterator[bytes], transfer: Transfer) -> Iterator[bytes]:
-    """The same chunks; StoreError at their end when the store's ETag is an MD5, and another one than theirs."""
-    wanted, digest = None, None
-    for chunk in chunks:
-        if wanted is None:                   # with the first chunk comes what the store says of the object
-            wanted = transfer.head.md5 if transfer.head else ""
-            with contextlib.suppress(ValueError):  # some systems forbid MD5
-                digest = hashlib.new("md5") if wanted else None
-        if digest:
-            digest.update(chunk)
-        yield chunk
-    if digest and digest.hexdigest() != wanted:
-        raise StoreError(f"the file is damaged: its MD5 is {digest.hexdigest()}, the store's ETag is {wanted}")
+# aws-chunked framing that some SDK left in the object it stored (velero#7995):
+# `SIZE[;chunk-signature=…]\r\n DATA \r\n` again and again, a chunk of size 0 and perhaps trailers at the end.
+_FRAME = re.compile(rb"([0-9a-fA-F]{1,8})(?:;chunk-signature=[0-9a-f]{64})?\r\n")
+FRAME_SIZE = 128                             # bytes that the head of a frame cannot have
 
 
 def unframed(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes, without aws-chunked framing where an object was stored with it, as its first bytes tell."""
-    head, pieces = _peek(iter(chunks), 128)
-    frame = _FRAME.match(head)
-    if frame is None or head[frame.end():frame.end() + 2] != b"\x1f\x8b":
-        yield from pieces
+    chunks, buffer = iter(chunks), b""
+    while len(buffer) < FRAME_SIZE:
+        chunk = next(chunks, None)
+        if chunk is None:
+            break
+        buffer += chunk
+    frame = _FRAME.match(buffer)
+    if frame is None or buffer[frame.end():frame.end() + 2] != b"\x1f\x8b":
+        yield from itertools.chain([buffer], chunks)
         return
     log.info("the object was stored with aws-chunked framing, which is taken off")
-    yield from _without_frames(pieces)
+    at = left = 0                            # bytes of the buffer that are done; of the frame to come, its line end too
+    for chunk in itertools.chain([b""], chunks):
+        buffer, at = buffer[at:] + chunk, 0
+        while at < len(buffer):
+            if left:
+                data = buffer[at:at + left]
+                yield data[:max(0, left - 2)]
+                at, left = at + len(data), left - len(data)
+                continue
+            frame = _FRAME.match(buffer, at)
+            if frame is None and len(buffer) - at > FRAME_SIZE:
+                raise StoreError("the file is damaged: its aws-chunked framing breaks off")
+            if frame is None:
+                break
+            at, left = frame.end(), int(frame.group(1), 16) + 2
+            if left == 2:
+                return
+    raise StoreError("the file is cut short: its aws-chunked framing has no end")
 
 
-def _salvage(inflater: Any, chunk: bytes) -> Iterator[bytes]:
-    """What a chunk with a fault in it holds before the fault, in pieces of any size."""
-    with contextlib.suppress(zlib.error):
-        for value in chunk:
-            yield inflater.decompress(bytes([value]))
-
-
-def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """gzip members, one after another -> their content in pieces of at most CHUNK bytes, whatever the ratio.
+def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
+    """gzip members, one after another -> their content, or without `unpack` the same bytes; in small pieces.
 
     StoreError when it is no gzip, breaks off, fails its CRC or length, or something else follows the last member; all
-    that comes before the fault is yielded first.
+    that comes before the fault is yielded first. Zeros between and behind members are padding.
     """
+    import zlib
     inflater, read = None, 0
     for chunk in chunks:
-        while chunk and not (inflater is None and read and not chunk.strip(b"\0")):  # zeros after the end are padding
+        rest, size = memoryview(chunk), len(chunk)
+        while rest:
+            piece = rest[:size]
+            if inflater is None and read and not piece[0]:
+                zeros = len(piece) - len(bytes(piece).lstrip(b"\0"))
+                yield b"" if unpack else bytes(zeros)
+                rest, read = rest[zeros:], read + zeros
+                continue
             inflater = inflater or zlib.decompressobj(31)
             before = inflater.copy()
             try:
-                yield inflater.decompress(chunk, CHUNK)
+                content = inflater.decompress(piece, INFLATED_SIZE)
             except zlib.error as error:
-                if read == 0 and not chunk.startswith(b"\x1f\x8b"):
+                if not read and bytes(piece[:2]) not in (b"\x1f", b"\x1f\x8b"):
                     raise StoreError(f"the file is not gzip but {_what_is(chunk)}") from None
-                yield from _salvage(before, chunk)
-                raise StoreError(f"the file is damaged after {read} bytes: {one_line(error)}") from None
-            rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-            read += len(chunk) - len(rest)
+                if len(piece) == 1:
+                    raise StoreError(f"the file is damaged after {read} bytes: {one_line(error)}") from None
+                inflater, size = before, len(piece) // 2  # towards the fault
+                continue
+            left = len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
+            done, size = len(piece) - left, min(size, SLICE_SIZE) if left else size
+            yield content if unpack else chunk if done == len(chunk) else bytes(piece[:done])
+            rest, read = rest[done:], read + done
             inflater = None if inflater.eof else inflater
-            chunk = rest
     if inflater is not None:
         raise StoreError(f"the file is cut short: it ends after {read} bytes in the middle of its gzip data")
     if not read:
         raise StoreError("the file is empty, not gzip")
-
-
-def checked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same chunks, proven on the way to be whole gzip; StoreError as `inflate`."""
-    passed: deque = deque()
-
-    def tap() -> Iterator[bytes]:
-        for chunk in chunks:
-            passed.append(chunk)
-            yield chunk
-
-    for _ in inflate(tap()):
-        while passed:
-            yield passed.popleft()
-    yield from passed
-
-
-def content(chunks: Iterator[bytes], transfer: Transfer, what: str, *, gunzip: bool) -> Iterator[bytes]:
-    """What a person wants of a stored object: inflated, or as it is stored, and proven either way. Close it.
-
-    what: its name, in errors.
-    """
-    with about(what):
-        stored = unframed(ahead(proven(ahead(chunks, transfer), transfer), transfer))
-        yield from ahead(inflate(stored) if gunzip else checked(stored), transfer)
 
 
 def write_all(writer: Any, chunk: bytes) -> None:
@@ -4926,7 +4684,7 @@ _NAMED_BY_ETAG = re.compile(r'"([\w-]{1,64})"', re.ASCII)  # ETags that can be p
 _PART = ".velero-requests.part"
 
 
-class NewFile:
+class AtomicFile:
     """A file that gets its name once it is whole, and beside it till then its partial file.
 
     The partial file's name tells target, object and ETag, so that another run can go on from it. In a shared folder
@@ -5039,7 +4797,7 @@ class NewFile:
             self.file.close()
         self.file, self.etag = None, ""
 
-    def leave(self, error: BaseException) -> None:
+    def keep_or_discard(self, error: BaseException) -> None:
         """After an error: keep what another run can go on from, and say so; else remove it."""
         if not self.etag or not os.fstat(self.file.fileno()).st_size or not may_be_continued(error):
             self.discard()
@@ -5060,22 +4818,22 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def new_file(path: str, what: str, *, force: bool, named: bool = True) -> Iterator[NewFile]:
+def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Iterator[AtomicFile]:
     """A file to fill, which gets its name when the context ends well; Error naming it when it cannot be written."""
     try:
-        with contextlib.closing(NewFile(path, what, force=force, named=named)) as new:
+        with contextlib.closing(AtomicFile(path, what, force=force, named=named)) as new:
             try:
                 yield new
                 new.give_name()
             except BaseException as error:
-                new.leave(error)
+                new.keep_or_discard(error)
                 raise
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
 
 @contextlib.contextmanager
-def _special_file(path: str) -> Iterator[Any]:
+def special_file(path: str) -> Iterator[Any]:
     """A device to write to, or a FIFO of our own; opening that waits for a reader."""
     try:
         _followed(path)
@@ -5090,80 +4848,210 @@ def _special_file(path: str) -> Iterator[Any]:
         raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
 
-def write_object(source: Source, writer: Any, transfer: Transfer, what: str, *, gunzip: bool) -> int:
-    """Write an object into a writer, which stays open -> the bytes; StoreError when it is not whole, after its sound
-    part."""
-    size = 0
-    raw = received(source, transfer)
-    with contextlib.closing(content(raw, transfer, what, gunzip=gunzip)) as chunks:
-        for chunk in chunks:
-            write_all(writer, chunk)
-            size += len(chunk)
-    return size
+class Pipe:
+    """The chunks of a generator, made by a thread of their own, which is some chunks ahead of whoever takes them."""
 
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks, self.waiting, self.size = chunks, [], 0  # size: bytes in those that wait
+        self.ended, self.closed = False, False
+        self.error: Optional[BaseException] = None
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._fill, name="download", daemon=True)
+        self.thread.start()
 
-def _behind(file: Any, start: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The `start` bytes of a file, then the chunks; the first of which is waited for, as it may be refused."""
-    _, chunks = _peek(chunks, 1)
-    file.seek(0)
-    while start > 0:
-        chunk = file.read(min(CHUNK, start))
-        if not chunk:
-            raise StoreError("the partial file has become shorter")
-        start -= len(chunk)
-        yield chunk
-    yield from chunks
+    def _fill(self) -> None:
+        try:
+            with contextlib.closing(self.chunks):  # type: ignore[type-var]
+                for chunk in self.chunks:
+                    with self.changed:
+                        self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.closed)
+                        if self.closed:
+                            break
+                        self.waiting.append(chunk)
+                        self.size += len(chunk)
+                        self.changed.notify()
+        except BaseException as error:       # a thread cannot raise; whoever takes the chunks does
+            self.error = error
+        with self.changed:
+            self.ended = True
+            self.changed.notify()
 
-
-def _flush(file: Any, start: int, stop: int) -> None:
-    """Let the disk write a part of a file now, without waiting for it; where that can be said."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
-
-
-def _fill(new: NewFile, source: Source, transfer: Transfer, what: str, gunzip: bool) -> int:
-    """Put an object into a new file, behind what an earlier run left of it, and prove all of it -> its bytes."""
-    start = transfer.kept = new.find_part()
-    position, flushed = 0, start
-    raw = received(source, transfer, start, new.etag)
-    raw = _behind(new.file, start, raw) if start else raw
-    with contextlib.closing(content(raw, transfer, what, gunzip=gunzip)) as chunks:
-        for chunk in chunks:
-            if new.file is None:
-                new.open_part(transfer.head.etag if transfer.head and not gunzip else "")
-            write_all(new.file, chunk[max(0, start - position):] if position < start else chunk)
-            position += len(chunk)
-            if position - flushed >= FLUSH:
-                _flush(new.file, flushed, position)
-                flushed = position
-    return position
-
-
-def save_object(path: str, source: Source, transfer: Transfer, what: str, *, gunzip: bool, force: bool = False,
-                named: bool = True) -> int:
-    """Download an object into a new file -> its bytes; what an earlier run left is continued when it fits.
-
-    The file appears whole or not at all; what a symbolic link points to is replaced, not the link. A device or FIFO
-    that the user named is written to as it is. An object that changes meanwhile is begun anew. Raises Error naming the
-    file, StoreError when the object is not whole, Unreachable when the line stays broken.
-    """
-    if named and is_special(path):
-        with _special_file(path) as file:
-            return write_object(source, file, transfer, what, gunzip=gunzip)
-    restarts = 0
-    with new_file(path, what, force=force, named=named) as new:
+    def __iter__(self) -> Iterator[bytes]:
         while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.ended or self.closed)
+                chunks, self.waiting, self.size = self.waiting, [], 0
+                self.changed.notify()
+            yield from chunks
+            if self.closed:                  # by another thread; what has come must not pass for whole
+                raise StoreError("the download was cancelled")
+            if not chunks and self.error:
+                raise self.error
+            if not chunks:
+                return
+
+    def close(self) -> None:
+        """Let the thread end at its next chunk, and whoever waits for one, too."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+
+class Download:
+    """An object that is fetched to its end, whatever breaks meanwhile; where it is can be seen from other threads.
+
+    It goes on at the byte reached, by Range and If-Match, with back-off, and with another URL when one has expired.
+    """
+
+    first_wait = 0.2                         # seconds, after the first failure in a row
+
+    def __init__(self, source: Source, what: str, *, gunzip: bool) -> None:
+        """what: its name, in errors. gunzip: whether its content is wanted, or the bytes as they are stored."""
+        self.source, self.what, self.gunzip = source, what, gunzip
+        self._restart(None, 0)
+
+    def _restart(self, part: Optional[AtomicFile], size: int) -> None:
+        """Begin at the first byte, or behind those that an earlier run left in a partial file."""
+        self.part, self.resumed, self.position = part, size, size
+        self.info: Optional[ObjectInfo] = None  # what the store says of the object, once it has answered
+        self.cancelled = threading.Event()
+        self.interrupt: Callable[[], None] = lambda: None  # ends the chunks that come just now
+
+    def _attempt(self) -> Iterator[bytes]:
+        """What one connection brings behind `position`; raises when that is not all of it."""
+        known = self.info or ObjectInfo(self.part.etag if self.part else "")
+        with self.source.open(max(0, self.position - 1), known.etag) as (info, chunks, self.interrupt):
+            if self.cancelled.is_set():      # which may have come before there was something to interrupt
+                raise StoreError("the download was cancelled")
+            skip = bytes_to_skip(known, info, self.position)
+            self.info = info if self.position == self.resumed else known
+            came = False
+            for chunk in chunks:
+                fresh, skip, came = chunk[skip:], max(0, skip - len(chunk)), True
+                self.position += len(fresh)
+                yield fresh
+            if skip or not (info.ends or came):
+                raise Unreachable(f"the download broke off after {self.position} bytes", reason="BrokenOff")
+
+    def received(self) -> Iterator[bytes]:
+        """What is behind `position`; raises ObjectChanged when it is of another object by now, else the last error."""
+        failures, waited, renewals, reached = 0, 0.0, 0, self.position
+        while not self.cancelled.is_set():
             try:
-                return _fill(new, source, transfer, what, gunzip)
-            except StoreError as error:
-                damaged = transfer.kept > 0 and not may_be_continued(error) and error.reason != "ObjectChanged"
-                restarts += 1
-                if restarts > RESTARTS or not (damaged or error.reason == "ObjectChanged"):
+                yield from self._attempt()
+                return
+            except (StoreError, Unreachable) as error:
+                if getattr(error, "status", 0) in (412, 416):
+                    raise changed_object(self.position) from error
+                if self.position > reached:
+                    failures, waited, renewals, reached = 0, 0.0, 0, self.position
+                failures += 1
+                if needs_new_url(error, self.position > self.resumed) and renewals < 2:
+                    renewals += 1
+                    log.info("%s; asking for another URL", error)
+                    self.source.renew(error)  # type: ignore[arg-type]
+                    continue
+                wait = download_wait(error, failures, waited, self.position > 0, self.first_wait)
+                if wait is None:
                     raise
-                log.warning("%s; starting over", "what an earlier run left is damaged" if damaged else error)
-            new.discard()
-            transfer.head = transfer.failure = None
-            transfer.stop.clear()
+                log.info("%s; going on at byte %d in %s", error, self.position, format_duration(wait))
+                waited += wait
+                self.cancelled.wait(wait)
+        raise StoreError("the download was cancelled")
+
+    def _whole(self) -> Iterator[bytes]:
+        """The partial file, once the store has said that its object is still the same, and the rest."""
+        rest = self.received()
+        first, left = next(rest, b""), self.resumed
+        if self.part and left:
+            self.part.file.seek(0)
+        while left > 0:
+            chunk = self.part.file.read(min(READ_SIZE, left))
+            if not chunk:
+                raise StoreError("the partial file has become shorter")
+            left -= len(chunk)
+            yield chunk
+        yield first
+        yield from rest
+
+    def _verified(self) -> Iterator[bytes]:
+        """All of the object; StoreError at its end when the store's ETag is an MD5, and another one than its own."""
+        digest, wanted = None, ""
+        for chunk in self._whole():
+            if digest is None and self.info and self.info.md5:
+                with contextlib.suppress(ValueError):  # some systems forbid MD5
+                    digest, wanted = hashlib.md5(), self.info.md5
+            if digest:
+                digest.update(chunk)
+            yield chunk
+        if digest and digest.hexdigest() != wanted:
+            raise StoreError(f"the file is damaged: its MD5 is {digest.hexdigest()}, the store's ETag is {wanted}")
+
+    def chunks(self) -> Iterator[bytes]:
+        """What is wanted of the object, proven to be whole; an error comes behind what is sound. Close it.
+
+        Receiving, inflating, and what is done with the chunks go on side by side.
+        """
+        stored = Pipe(self._verified())
+        content = Pipe(inflate(unframed(stored), unpack=self.gunzip))
+        try:
+            with about(self.what):
+                yield from content
+        finally:
+            self.cancelled.set()
+            content.close()
+            stored.close()
+            self.interrupt()
+            content.thread.join(1)
+            stored.thread.join(1)
+
+    def write_to(self, writer: Any) -> int:
+        """Write it into a writer, which stays open -> the bytes; StoreError when it is not whole, after its sound
+        part."""
+        size = 0
+        with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
+            for chunk in chunks:
+                write_all(writer, chunk)
+                size += len(chunk)
+        return size
+
+    def _fill(self, new: AtomicFile) -> int:
+        """Put it into a new file, behind what an earlier run left of it -> its bytes."""
+        self._restart(new, new.find_part())
+        position, flushed = 0, self.resumed
+        with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
+            for chunk in chunks:
+                if new.file is None:
+                    new.open_part(self.info.etag if self.info and not self.gunzip else "")
+                write_all(new.file, chunk[max(0, self.resumed - position):])
+                position += len(chunk)
+                if position - flushed >= 16 << 20 and hasattr(os, "posix_fadvise"):  # so that fsync finds little
+                    os.posix_fadvise(new.file.fileno(), flushed, position - flushed, os.POSIX_FADV_DONTNEED)
+                    flushed = position
+        return position
+
+    def save(self, path: str, *, force: bool = False, named: bool = True) -> int:
+        """Put it into a new file -> its bytes; what an earlier run left is continued when it fits.
+
+        The file appears whole or not at all; what a symbolic link points to is replaced, not the link. A device or FIFO
+        that the user named is written to as it is. An object that changes meanwhile is begun anew. Raises Error naming
+        the file, StoreError when the object is not whole, Unreachable when the line stays broken.
+        """
+        if named and is_special(path):
+            with special_file(path) as file:
+                return self.write_to(file)
+        with atomic_file(path, self.what, force=force, named=named) as new:
+            restarts = 0
+            while True:
+                try:
+                    return self._fill(new)
+                except StoreError as error:
+                    damaged = self.resumed > 0 and not may_be_continued(error) and error.reason != "ObjectChanged"
+                    restarts += 1
+                    if restarts > 3 or not (damaged or error.reason == "ObjectChanged"):
+                        raise
+                    log.warning("%s; starting over", "what an earlier run left is damaged" if damaged else error)
+                new.discard()
 
 # ====================================================================================================
 # 14. Controller — queue, feeders, workers, gather, apply, run
@@ -5938,7 +5826,7 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
             url = answered_url(api, stored, timeout)
             return url, trust_for(url, trust, lambda: find_trust(api, namespace, artifact, name))
 
-        yield url_source(locate, idle=idle)
+        yield UrlSource(locate, idle=idle)
 
 
 def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
@@ -5950,9 +5838,9 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
     generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist,
     RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
     """
-    transfer, gunzip = Transfer(), target_of(kind, name).gunzip
+    gunzip = target_of(kind, name).gunzip
     with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle) as source:
-        yield from content(received(source, transfer), transfer, f"{kind} of {name}", gunzip=gunzip)
+        yield from Download(source, f"{kind} of {name}", gunzip=gunzip).chunks()
 
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, timeout: float = 60.0,
@@ -5998,12 +5886,12 @@ class Bucket:
 
     def source(self, key: str, query: Tuple[Tuple[str, str], ...] = ()) -> Source:
         """An object, or with a query a listing."""
-        return url_source(lambda skew: (self.url(key, skew, query), self.trust), idle=self.idle)
+        return UrlSource(lambda skew: (self.url(key, skew, query), self.trust), idle=self.idle)
 
     def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
         """The whole of a small object; StoreError when it is not small."""
         with about(what):
-            return bytes(collected(received(self.source(key, query), Transfer()), LISTING_LIMIT))
+            return bytes(collected(Download(self.source(key, query), what, gunzip=False).received(), LISTING_LIMIT))
 
     def folders(self, key: str) -> List[str]:
         """The names directly under a key that ends in a slash."""
@@ -6064,7 +5952,7 @@ class FolderBucket(Bucket):
         raise UsageError(f"there is no URL of what lies in the folder {self.path}")
 
     def source(self, key: str, *_: Any) -> Source:
-        return file_source(os.path.join(self.path, key), self.hints)
+        return FileSource(os.path.join(self.path, key), self.hints)
 
     def folders(self, key: str) -> List[str]:
         folder = os.path.join(self.path, key)
@@ -6137,8 +6025,9 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
         url = answered_url(api, stored, timeout)
         with asking:                         # all threads would ask for the location's authority at once
             whom = trust_for(url, trust, location_trust)
-        with about(f"{kind} of {name}"), open_url(url, whom) as response:
-            return decode_json(inflate(unframed(read_body(response))))
+        source, what = UrlSource(lambda _skew: (url, whom)), f"{kind} of {name}"
+        with about(what), contextlib.closing(Download(source, what, gunzip=True).chunks()) as chunks:
+            return decode_json(chunks)
 
     def read(kinds: List[str], tasks: Dict[Any, Callable[[], Any]]) -> Dict[Any, Any]:
         refused = {}
@@ -6527,30 +6416,32 @@ class Options:
 
     def fetch(self, output: str) -> None:
         """Download one artifact to a file, or to stdout for `-`; how it goes on is shown where that disturbs nobody."""
-        transfer, what, gunzip = Transfer(), f"{self.kind} of {self.name}", TARGETS[self.kind].gunzip
+        download: Optional[Download] = None
         hidden = self.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty()))
 
         def text(seconds: float) -> str:
-            head, fresh = transfer.head, max(0, transfer.done - transfer.kept)
-            return progress_text(transfer.done, head.size, fresh, seconds) if head and not hidden else ""
+            if hidden or not download or not download.info:
+                return ""
+            fresh = max(0, download.position - download.resumed)
+            return progress_text(download.position, download.info.size, fresh, seconds)
 
         def cures(error: Error) -> List[str]:
-            came = transfer.head and isinstance(error, StoreError) and not error.status
+            came = download and download.info and isinstance(error, StoreError) and not error.status
             return [self.damage_cure()] if came and error.reason == "StoreError" else []
 
         try:
             with hinted(cures), self.open_source() as source, Progress(text) as progress:
+                download = Download(source, f"{self.kind} of {self.name}", gunzip=TARGETS[self.kind].gunzip)
                 if output == "-":
-                    size = write_object(source, sys.stdout.buffer, transfer, what, gunzip=gunzip)
+                    size = download.write_to(sys.stdout.buffer)
                 else:
-                    size = save_object(output, source, transfer, what, gunzip=gunzip, force=self.force,
-                                       named=bool(self.output))
+                    size = download.save(output, force=self.force, named=bool(self.output))
                 seconds = progress.seconds()
         except KeyboardInterrupt as error:
             error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
             raise
         if not hidden and (progress.terminal or seconds >= PROGRESS_PLAIN):
-            say(saved_text(size, seconds))
+            say(f"{bytes_text(size)} in {format_duration(round(seconds, 1))}")
 
     def run_download(self) -> None:
         """Any artifact: BackupContents into a file, as `backup download`; others to stdout unless -o names a file."""
