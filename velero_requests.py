@@ -127,14 +127,10 @@ def hides(*secrets: str) -> Callable[[type], Any]:
     All records are NamedTuples: thirty dataclasses take 25 ms of each start, for each is source to be compiled then.
     """
     def show(record: Any) -> str:
-        shown = [f"{name}={value!r}" for name, value in zip(record._fields, record) if name not in secrets]
+        shown = [f"{name}={value!r}" for name, value in record._asdict().items() if name not in secrets]
         return f"{type(record).__name__}({', '.join(shown)})"
 
-    def hide(record: type) -> type:
-        record.__repr__ = show  # type: ignore[assignment]
-        return record
-
-    return hide
+    return lambda record: setattr(record, "__repr__", show) or record
 
 
 class Exit(enum.IntEnum):
@@ -153,7 +149,6 @@ class Exit(enum.IntEnum):
 
 DEFAULT_NAMESPACE = "velero"
 PROGRAM = "velero_requests.py"
-
 MESSAGE_LIMIT = 1024                         # characters; what core/v1 Event allows for a message
 
 
@@ -354,19 +349,12 @@ def redact(text: str) -> str:
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match.group(3) else "***"), text)
 
 
-class SeenTexts:
-    """Texts that were seen already: no more of them, and no longer ones, than memory has room for."""
-
-    def __init__(self, most: int) -> None:
-        self.texts: Set[str] = set()
-        self.most = most
-
-    def is_news(self, text: str) -> bool:
-        """Whether a text was not seen yet; beyond the limit none is news."""
-        before = len(self.texts)
-        if before < self.most:
-            self.texts.add(text[:MESSAGE_LIMIT])
-        return len(self.texts) > before
+def is_first(text: str, seen: Set[str], most: int) -> bool:
+    """Whether a text was not seen yet; it is kept, cut, until there are so many, and then none is the first."""
+    known = len(seen)
+    if known < most:
+        seen.add(text[:MESSAGE_LIMIT])
+    return len(seen) > known
 
 
 def decode_base64(text: str) -> Optional[bytes]:
@@ -2025,13 +2013,13 @@ def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
         raise ConfigError(f"{where} is no ExecCredential of {plugin.api_version}", hints=[
             "the plugin may be older or newer than the kubeconfig"])
     status = Reader(top.get("status", dict), where)
-    expires = parse_time(status.fields.get("expirationTimestamp"))
-    if expires is None and status.fields.get("expirationTimestamp") is not None:
+    end = status.fields.get("expirationTimestamp")
+    if end is not None and parse_time(end) is None:
         raise ConfigError(f"{where} has an expirationTimestamp that is no time")
     token, certificate, key = map(status.get, ("token", "clientCertificateData", "clientKeyData"))
     if bool(certificate) != bool(key) or not (token or certificate):
         raise ConfigError(f"{where} has neither a token nor a certificate with its key")
-    return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), expires)
+    return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), parse_time(end))
 
 
 def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
@@ -3393,38 +3381,6 @@ def off_the_clock() -> Iterator[None]:
         _thread.deadline = getattr(_thread, "deadline", math.inf) + time.monotonic() - started
 
 
-class _Timed:
-    """A socket whose every call waits as long as it was told, or less when the deadline comes before that."""
-
-    idle: Optional[float] = None
-
-    def settimeout(self, seconds: Optional[float]) -> None:
-        self.idle = seconds
-        super().settimeout(seconds)  # type: ignore[misc]
-
-    def timed(self, method: Callable[..., Any], *args: Any) -> Any:
-        left = min(time_left(), math.inf if self.idle is None else self.idle)
-        if left <= 0:
-            raise socket.timeout("timed out")
-        super().settimeout(None if left == math.inf else left)  # type: ignore[misc]
-        return method(*args)
-
-    def recv(self, *args: Any) -> Any:
-        return self.timed(super().recv, *args)  # type: ignore[misc]
-
-    def recv_into(self, *args: Any) -> Any:
-        return self.timed(super().recv_into, *args)  # type: ignore[misc]
-
-    def send(self, *args: Any) -> Any:
-        return self.timed(super().send, *args)  # type: ignore[misc]
-
-    def sendall(self, *args: Any) -> Any:
-        return self.timed(super().sendall, *args)  # type: ignore[misc]
-
-    def do_handshake(self, *args: Any) -> Any:
-        return self.timed(super().do_handshake, *args)  # type: ignore[misc]
-
-
 @functools.lru_cache(maxsize=None)
 def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
     """The class for TLS sockets, and connections of urllib3 by scheme, that keep the deadline."""
@@ -3432,18 +3388,39 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
     import ssl
     import urllib3.connection
 
-    class PlainSocket(_Timed, socket.socket):
+    def timed(name: str) -> Callable[..., Any]:
+        def call(sock: Any, *args: Any) -> Any:
+            left = min(time_left(), math.inf if sock.idle is None else sock.idle)
+            if left <= 0:
+                raise socket.timeout("timed out")
+            super(Timed, sock).settimeout(None if left == math.inf else left)
+            return getattr(super(Timed, sock), name)(*args)
+
+        return call
+
+    class Timed:
+        """Calls of a socket that wait as long as it was told, or less when the deadline comes before that."""
+
+        idle = None
+        recv, recv_into, send, sendall, do_handshake = map(
+            timed, ("recv", "recv_into", "send", "sendall", "do_handshake"))
+
+        def settimeout(self, seconds: Optional[float]) -> None:
+            self.idle = seconds
+            super().settimeout(seconds)
+
+    class PlainSocket(Timed, socket.socket):
         pass
 
-    class TlsSocket(_Timed, ssl.SSLSocket):
+    class TlsSocket(Timed, ssl.SSLSocket):
         pass
 
     class Connection:
         def _new_conn(self) -> socket.socket:
-            made = super()._new_conn()  # type: ignore[misc]
-            idle, timed = made.gettimeout(), PlainSocket(fileno=made.detach())
-            timed.settimeout(idle)
-            return timed
+            made = super()._new_conn()
+            idle, sock = made.gettimeout(), PlainSocket(fileno=made.detach())
+            sock.settimeout(idle)
+            return sock
 
         def response_class(self, *args: Any, **options: Any) -> http.client.HTTPResponse:
             self.reply = http.client.HTTPResponse(*args, **options)
@@ -3515,7 +3492,7 @@ class Response:
         self._left = math.inf if self._reply.length is None else self._reply.length
 
     def read1(self, size: int = 65536) -> bytes:
-        """What has come of the body, at most `size` bytes; the first of them is waited for, there is none at the end."""
+        """What has come of the body, at most `size` bytes; waits for the first of them, there is none at the end."""
         import http.client
         try:
             piece = self._reply.read1(int(min(size, self._left))) if self._left else b""
@@ -3704,6 +3681,8 @@ def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
     try:
         _check_yaml(content)
         return next(yaml.load_all(content, Loader=_yaml_loader()), None)
+    except yaml.reader.ReaderError:
+        raise ConfigError(f"{what} is not UTF-8 text") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{what} is not YAML" + (f": line {mark.line + 1} cannot be read" if mark else "")) from None
@@ -3767,7 +3746,7 @@ class Session:
         """Open the pool, which sends nothing; ConfigError for unusable certificates."""
         self.cluster = cluster
         self.path = urlsplit(cluster.server).path.rstrip("/")  # for API servers behind a path
-        self.warned = SeenTexts(100)         # what the API server warned of and was shown
+        self.warned: Set[str] = set()        # what the API server warned of and was shown
         self.lock = threading.RLock()
         self.until = -math.inf               # time.monotonic() of the next renewal
         self.identity = Identity(cluster.token)
@@ -4010,7 +3989,7 @@ class Api(NamedTuple):
     def _tell_warnings(self, headers: Any) -> None:
         """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
         for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
-            if self.session.warned.is_news(text):
+            if is_first(text, self.session.warned, 100):
                 log.warning("warning of the cluster: %s", one_line(redact(text)))
 
     def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
@@ -5561,7 +5540,7 @@ class Controller:
         self.facts: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
         self.streams: Dict[Resource, Response] = {}       # open watches, to be interrupted
         self.told: Dict[Key, str] = {}                    # failures that the log has already
-        self.once_told = SeenTexts(1000)                  # rights and oddities that the log has already
+        self.once_told: Set[str] = set()                  # rights and oddities that the log has already
         self.purses: Dict[Any, Purse] = {}                # keys had, by kind of plan, plan and region
         self.skews: Dict[Tuple[str, str], timedelta] = {}  # scheme and host of stores whose clock is far from ours
         self.hosts = Hosts(WORKERS, FAILURE_PAUSE.total_seconds())
@@ -5572,7 +5551,7 @@ class Controller:
 
     def tell_once(self, text: str) -> None:
         """Warn, unless the log has that sentence already."""
-        if self.once_told.is_news(text):
+        if is_first(text, self.once_told, 1000):
             log.warning("%s", text)
 
     def tell_missing_right(self, error: Error) -> None:
