@@ -405,26 +405,20 @@ class TestLawsOfTheFile(unittest.TestCase):
 
 
 class TestErrors(unittest.TestCase):
-    """Tests for `Error` and its family."""
+    """Tests for `Error` and its family, and for what records show."""
 
     def test_exit_codes(self) -> None:
-        """Every kind of failure has the exit code that the contract gives it."""
         for expected, error in (
-                (1, vr.Error("x")), (2, vr.UsageError("x")), (1, vr.ConfigError("x")),
-                (1, vr.InvalidRequest("x")),
+                (1, vr.Error("x")), (2, vr.UsageError("x")), (1, vr.ConfigError("x")), (1, vr.InvalidRequest("x")),
                 (3, vr.NotFound("x")), (4, vr.TimedOut("x")), (6, vr.Unreachable("x")),
-                (5, vr.ApiError("x", status=401)), (5, vr.ApiError("x", status=403)),
-                (3, vr.ApiError("x", status=404)), (1, vr.ApiError("x", status=500)),
-                (5, vr.StoreError("x", status=403)), (3, vr.StoreError("x", status=404)),
-                (1, vr.StoreError("x")),
-                (3, vr.RequestFailed("x", reason="BackupNotFound")),
+                (5, vr.ApiError("x", status=401)), (5, vr.ApiError("x", status=403)), (3, vr.Missing("x", status=404)),
+                (1, vr.ApiError("x", status=500)), (5, vr.StoreError("x", status=403)), (1, vr.StoreError("x")),
+                (3, vr.StoreError("x", status=404)), (3, vr.RequestFailed("x", reason="BackupNotFound")),
                 (1, vr.RequestFailed("x", reason="Failed"))):
-            with self.subTest(error=repr(error), expected=expected):
+            with self.subTest(error=repr(error)):
                 self.assertEqual(expected, error.exit)
-                self.assertIsInstance(error, vr.Error)
 
     def test_only_time_may_mend_what_is_retried(self) -> None:
-        """A missing object is tried again, an impossible request is not."""
         self.assertTrue(vr.NotFound("x").retry and vr.ConfigError("x").retry and vr.Unreachable("x").retry)
         self.assertFalse(vr.InvalidRequest("x").retry or vr.UsageError("x").retry)
 
@@ -446,159 +440,134 @@ class TestErrors(unittest.TestCase):
         self.assertNotIn("s3cr3t", repr(vr.Facts(a_location(), some_credentials(secret_key="s3cr3t"))))
 
 
+class TestReader(unittest.TestCase):
+    """Tests for `Reader`, which kubeconfigs and location files are read by."""
+
+    def test_types(self) -> None:
+        """What is absent or null is empty; another type is an error that names the place and not the value."""
+        document = {"text": "x", "true": True, "one": 1, "list": ["a"], "mixed": ["a", 5], "map": {"a": 1}, "null": None}
+        for name, kind, expected in (
+                ("text", str, "x"), ("true", bool, True), ("one", int, 1), ("list", list, ["a"]), ("list", [str], ["a"]),
+                ("map", dict, {"a": 1}), ("null", str, ""), ("null", bool, False), ("gone", list, []), ("gone", [str], []),
+                ("text", int, "X: text must be a whole number"), ("one", bool, "X: one must be true or false"),
+                ("true", int, "X: true must be a whole number"), ("text", list, "X: text must be a list"),
+                ("one", str, "X: one must be a string: write it in quotes"), ("list", str, "X: list must be a string"),
+                ("list", dict, "X: list must be a mapping"), ("mixed", [str], r"X: mixed\[1\] must be a string: write")):
+            with self.subTest(name, kind=kind):
+                if isinstance(expected, str) and expected.startswith("X"):
+                    self.assertRaisesRegex(vr.ConfigError, expected, vr.Reader(document, "X").get, name, kind)
+                else:
+                    self.assertEqual(vr.Reader(document, "X").get(name, kind), expected)
+        self.assertRaisesRegex(vr.ConfigError, "X has no null", vr.Reader(document, "X").need, "null")
+        self.assertRaisesRegex(vr.ConfigError, "X must be a mapping", vr.Reader, [], "X")
+
 
 # ------------------------------------------------------------------------------------------------------------
 # Section 3: text and time
 # ------------------------------------------------------------------------------------------------------------
 
-
-class TestParseTime(unittest.TestCase):
-    """Tests for `parse_time`."""
+class TestTime(unittest.TestCase):
+    """Tests for `parse_time` and `format_time`."""
 
     def test_instants(self) -> None:
         """Every notation of RFC 3339 becomes an aware instant in UTC; a missing offset is UTC."""
         for text, expected in (
                 ("2026-05-04T12:00:00Z", NOW), ("2026-05-04t12:00:00z", NOW), ("2026-05-04 12:00:00Z", NOW),
-                ("2026-05-04T12:00:00", NOW), ("2026-05-04T12:00:00+00:00", NOW),
-                ("2026-05-04T12:00:00-00:00", NOW),
-                ("2026-05-04T14:00:00+02:00", NOW), ("2026-05-04T06:30:00-05:30", NOW),
-                ("2026-05-05T00:00:00+12:00", NOW), ("2026-05-04T12:00:00.5Z", after(seconds=.5)),
-                ("2026-05-04T12:00:00.000001Z", after(microseconds=1)),
+                ("2026-05-04T12:00:00", NOW), ("2026-05-04T12:00:00-00:00", NOW), ("2026-05-04T14:00:00+02:00", NOW),
+                ("2026-05-04T06:30:00-05:30", NOW), ("2026-05-05T00:00:00+12:00", NOW),
+                ("2026-05-04T12:00:00.5Z", after(seconds=.5)), ("2026-05-04T12:00:00.000001Z", after(microseconds=1)),
                 ("2026-05-04T12:00:00.123456789Z", after(microseconds=123456)),
-                ("2026-05-04T12:00:00." + "0" * 99 + "Z", NOW), ("2024-02-29T00:00:00Z", datetime(
-                    2024, 2, 29, tzinfo=timezone.utc)),
-                ("9999-12-31T23:59:59Z", FAR_OFF), ("0001-01-01T00:00:00Z", LONG_AGO)):
+                ("2026-05-04T12:00:00." + "0" * 99 + "Z", NOW), ("9999-12-31T23:59:59Z", FAR_OFF),
+                ("2024-02-29T00:00:00Z", datetime(2024, 2, 29, tzinfo=timezone.utc)), ("0001-01-01T00:00:00Z", LONG_AGO)):
             with self.subTest(text=text[:40]):
                 parsed = vr.parse_time(text)
-                self.assertEqual(expected, parsed)
-                self.assertEqual(timedelta(0), parsed.utcoffset())
+                self.assertEqual((expected, timedelta(0)), (parsed, parsed.utcoffset()))
 
     def test_what_is_no_instant(self) -> None:
         """What is no text, no date, or no instant that Python can hold is None."""
-        for text in (None, 5, 1.5, True, [], {}, b"2026-05-04T12:00:00Z", NOW, "", " ", "tomorrow",
-                     "2026-05-04", "12:00:00Z", "2026-05-04T12:00Z", "2026-05-04T12:00:00Z\n",
-                     " 2026-05-04T12:00:00Z", "2026-05-04T12:00:00Z2026-05-04T12:00:00Z",
-                     "2026-02-30T12:00:00Z", "2026-13-01T12:00:00Z",
-                     "2026-05-04T25:00:00Z", "2026-05-04T12:60:00Z", "0000-01-01T00:00:00Z",
+        for text in (5, b"2026-05-04T12:00:00Z", NOW, "tomorrow", "2026-05-04", "12:00:00Z", "2026-05-04T12:00Z",
+                     "2026-05-04T12:00:00Z\n", " 2026-05-04T12:00:00Z", "2026-05-04T12:00:00Z" * 2, "2026-02-30T12:00:00Z",
+                     "2026-13-01T12:00:00Z", "2026-05-04T25:00:00Z", "2026-05-04T12:60:00Z", "0000-01-01T00:00:00Z",
                      "-2026-05-04T12:00:00Z", "10000-01-01T00:00:00Z", "2026-05-04T12:00:00+99:99",
-                     "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "1e400", "9" * 10000,
-                     *HOSTILE):
+                     "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "1e400", "9" * 10000, "9999-12-31T23:59:59-00:01",
+                     "0001-01-01T00:00:00+00:01", *HOSTILE):
             with self.subTest(text=ascii(text)[:40]):
                 self.assertIsNone(vr.parse_time(text))
 
-    def test_an_offset_that_leaves_the_calendar(self) -> None:
-        """An offset that pushes an instant out of the years 1 to 9999 makes it None, not an error."""
-        for text in ("9999-12-31T23:59:59-00:01", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+00:01"):
-            with self.subTest(text=text):
-                self.assertIsNone(vr.parse_time(text))
-
-
-class TestFormatTime(unittest.TestCase):
-    """Tests for `format_time`."""
-
     def test_whole_seconds_in_utc(self) -> None:
-        """Instants are written in UTC and cut off at the second, four digits for the year."""
-        two_hours_east = timezone(timedelta(hours=2))
+        """Instants are written in UTC and cut off at the second, four digits for the year; read again they are equal."""
         for instant, expected in (
                 (NOW, "2026-05-04T12:00:00Z"), (after(microseconds=999999), "2026-05-04T12:00:00Z"),
-                (NOW.astimezone(two_hours_east), "2026-05-04T12:00:00Z"), (FAR_OFF, "9999-12-31T23:59:59Z"),
-                (LONG_AGO, "0001-01-01T00:00:00Z")):
+                (NOW.astimezone(timezone(timedelta(hours=2))), "2026-05-04T12:00:00Z"),
+                (FAR_OFF, "9999-12-31T23:59:59Z"), (LONG_AGO, "0001-01-01T00:00:00Z")):
             with self.subTest(expected=expected):
                 self.assertEqual(expected, vr.format_time(instant))
-
-    def test_there_and_back(self) -> None:
-        """What is written is read again as the same second."""
-        chance = random.Random(1)
-        for _ in range(200):
-            instant = datetime(2000, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=chance.randrange(10**10))
-            self.assertEqual(instant, vr.parse_time(vr.format_time(instant)))
+                self.assertEqual(instant.replace(microsecond=0), vr.parse_time(expected))
 
 
-class TestParseDuration(unittest.TestCase):
-    """Tests for `parse_duration`."""
+class TestDuration(unittest.TestCase):
+    """Tests for `parse_duration` and `format_duration`, beside Go's time.Duration."""
 
     def test_what_go_accepts(self) -> None:
-        """Everything that Go's time.ParseDuration accepts becomes seconds."""
         for text, expected in (
-                ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400),
-                ("1h2m3s", 3723),
-                ("1.5s", 1.5), (".5s", .5), ("5.s", 5), ("250ms", .25), ("1us", 1e-6), ("1µs", 1e-6),
-                ("1μs", 1e-6),
-                ("1ns", 1e-9), ("-1.5h", -5400), ("+5s", 5), ("1m1m", 120), ("72h", 259200), ("007s", 7),
-                ("0.000000001h", 3.6e-6)):
+                ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1h2m3s", 3723),
+                ("1.5s", 1.5), (".5s", .5), ("5.s", 5), ("250ms", .25), ("1us", 1e-6), ("1µs", 1e-6), ("1μs", 1e-6),
+                ("1ns", 1e-9), ("-1.5h", -5400), ("+5s", 5), ("1m1m", 120), ("007s", 7), ("0.000000001h", 3.6e-6)):
             with self.subTest(text=text):
                 self.assertAlmostEqual(expected, vr.parse_duration(text), places=12)
 
     def test_what_go_refuses(self) -> None:
-        """Everything else is a ValueError, numbers beyond Go's 290 years included."""
-        for text in ("", "-", "+", ".", "s", ".s", "5", "00", "1.5", "1x", "1d", "1 s", " 1s", "1s ", "1s\n",
-                     "1h 2m", "--1s", "+-1s", "1e3s", "1,5s", "inf", "nan", "∞s", "１s", "1S", "2562048h",
-                     "9" * 400 + "h"):
-            with self.subTest(text=text[:40]):
-                with self.assertRaises(ValueError) as caught:
-                    vr.parse_duration(text)
-                self.assertLess(len(str(caught.exception)), 120)
-
-
-class TestFormatDuration(unittest.TestCase):
-    """Tests for `format_duration`."""
+        for text in ("", "-", "+", ".", "s", ".s", "5", "00", "1.5", "1x", "1d", "1 s", " 1s", "1s ", "1s\n", "1h 2m",
+                     "--1s", "+-1s", "1e3s", "1,5s", "inf", "nan", "∞s", "１s", "1S", "2562048h", "9" * 400 + "h"):
+            with self.subTest(text=text[:40]), self.assertRaisesRegex(ValueError, "^.{1,119}$"):
+                vr.parse_duration(text)
 
     def test_go_notation(self) -> None:
-        """Seconds are written as Go writes them, milliseconds being the finest."""
+        """Seconds are written as Go writes them, milliseconds being the finest, and can be read again."""
         for seconds, expected in (
-                (0, "0s"), (.025, "25ms"), (.25, "250ms"), (.999, "999ms"), (.9996, "1s"), (1, "1s"),
-                (1.5, "1.5s"),
+                (0, "0s"), (.025, "25ms"), (.25, "250ms"), (.999, "999ms"), (.9996, "1s"), (1, "1s"), (1.5, "1.5s"),
                 (30, "30s"), (59.9996, "1m0s"), (60, "1m0s"), (90, "1m30s"), (300, "5m0s"), (3600, "1h0m0s"),
-                (5400.25, "1h30m0.25s"), (86400, "24h0m0s")):
+                (5400.25, "1h30m0.25s"), (86400, "24h0m0s"), (-90.5, "-1m30.5s"), (-.0001, "0s")):
             with self.subTest(seconds=seconds):
                 self.assertEqual(expected, vr.format_duration(seconds))
-
-    def test_there_and_back(self) -> None:
-        """What is written is read again as the same number of milliseconds."""
-        chance = random.Random(2)
-        for milliseconds in [chance.randrange(10 ** chance.randint(1, 9)) for _ in range(300)]:
-            text = vr.format_duration(milliseconds / 1000)
-            self.assertAlmostEqual(milliseconds / 1000, vr.parse_duration(text), places=6, msg=text)
+                self.assertAlmostEqual(seconds, vr.parse_duration(expected), places=3)
+        self.assertEqual(("1.5µs", "12ns"), (vr.format_duration(1.5e-6, 9), vr.format_duration(1.2e-8, 9)))
 
 
 class TestOneLine(unittest.TestCase):
-    """Tests for `one_line`."""
+    """Tests for `one_line`, `is_first` and `backoff`."""
 
     def test_foreign_text_becomes_harmless(self) -> None:
-        """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks."""
+        """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks; then the cut."""
         for text, expected in (
-                ("", ""), ("plain", "plain"), ("  a \t b\r\nc  ", "a b c"), ("a\x1b[31mb", "a [31mb"),
-                ("a\0b", "a b"), ("a\u2028b\u2029c", "a b c"), ("a\u202eb", "a b"), ("a\ud800b", "a b"),
-                ("grün ✓", "grün ✓"), (None, "None"), (ValueError("x\ny"), "x y"), ("\x7f\x9b", "")):
-            with self.subTest(expected=expected):
+                ("", ""), ("plain", "plain"), ("  a \t b\r\nc  ", "a b c"), ("a\x1b[31mb", "a [31mb"), ("a\0b", "a b"),
+                ("a\u2028b\u2029c", "a b c"), ("a\u202eb", "a b"), ("a\ud800b", "a b"), ("grün ✓", "grün ✓"),
+                (None, "None"), (ValueError("x\ny"), "x y"), ("\x7f\x9b", ""), ("x" * 300, "x" * 300),
+                ("x" * 301, "x" * 299 + "…")):
+            with self.subTest(expected=expected[:40]):
                 self.assertEqual(expected, vr.one_line(text))
-
-    def test_the_cut(self) -> None:
-        """Longer text is cut at the limit, with a mark that counts."""
-        self.assertEqual("x" * 300, vr.one_line("x" * 300))
-        self.assertEqual("x" * 299 + "…", vr.one_line("x" * 301))
         self.assertEqual("abcd…", vr.one_line("abcdefgh", 5))
+
+    def test_no_more_is_kept_than_there_is_room_for(self) -> None:
+        """Each text is the first of its kind once, as far as it is kept, and beyond the limit none is."""
+        seen: Set[str] = set()
+        rows = (("a", True), ("a", False), ("x" * 9999, True), ("x" * 8888, False), ("b", False))
+        self.assertEqual([vr.is_first(text, seen, 2) for text, _ in rows], [first for _, first in rows])
+        self.assertLess(sum(map(len, seen)), 2000)
 
 
 # What a log line must never hold, and the sentence around it.
-SECRET_SHAPES: Tuple[Tuple[str, str], ...] = (
-    ("X-Amz-Signature", "https://s3/k?X-Amz-Date=20260504T120000Z&X-Amz-Signature={}"),
-    ("X-Amz-Credential", "https://s3/k?X-Amz-Credential={}&X-Amz-Date=20260504T120000Z"),
-    ("X-Amz-Security-Token", "https://s3/k?a=b&X-Amz-Security-Token={}&x=y"),
-    ("lower case", "https://s3/k?x-amz-signature={}&x-amz-expires=600"),
-    ("SigV2 signature", "https://s3/k?Expires=600&Signature={}"),
-    ("SigV2 key", "https://s3/k?AWSAccessKeyId={}&Expires=600"),
-    ("SigV2 token", "https://s3/k?SecurityToken={}&Expires=600"),
-    ("Google signature", "https://storage.googleapis.com/k?X-Goog-Signature={}&x=y"),
-    ("Google credential", "https://storage.googleapis.com/k?X-Goog-Credential={}"),
-    ("Azure", "https://a.blob.core.windows.net/c/k?sv=2020&sig={}&se=2026"),
-    ("bearer token", "Authorization: Bearer {}"), ("lower-case bearer token",
-                                                   "authorization: bearer {}, next"),
-    ("password in a URL", "cannot reach https://user:{}@proxy.example:3128/"),
-    ("name in a URL", "cannot reach http://{}@proxy.example"),
-    ("in a Python tuple", "('https://s3/k?X-Amz-Signature={}', 443)"),
-    ("in JSON", '{{"url": "https://s3/k?X-Amz-Signature={}"}}'),
-    *((f"encoded {name}", f"https://proxy/?u=https%3A%2F%2Fs3%2Fk%3Fa%3Db%26{name}{equals}{{}}")
+SECRET_SHAPES: Tuple[str, ...] = (
+    "https://s3/k?X-Amz-Date=20260504T120000Z&X-Amz-Signature={}", "https://s3/k?X-Amz-Credential={}&X-Amz-Date=2026",
+    "https://s3/k?a=b&X-Amz-Security-Token={}&x=y", "https://s3/k?x-amz-signature={}&x-amz-expires=600",
+    "https://s3/k?Expires=600&Signature={}", "https://s3/k?AWSAccessKeyId={}&Expires=600",
+    "https://s3/k?SecurityToken={}&Expires=600", "https://storage.googleapis.com/k?X-Goog-Signature={}&x=y",
+    "https://storage.googleapis.com/k?GoogleAccessId={}", "https://a.blob.core.windows.net/c/k?sv=2020&sig={}&se=2026",
+    "https://sts?WebIdentityToken={}&a=b", "https://s3/k?SessionToken={}", "Authorization: Bearer {}",
+    "authorization: bearer {}, next", "Authorization: Basic {}", "cannot reach https://user:{}@proxy.example:3128/",
+    "cannot reach http://{}@proxy.example", "('https://s3/k?X-Amz-Signature={}', 443)",
+    '{{"url": "https://s3/k?X-Amz-Signature={}"}}',
+    *(f"https://proxy/?u=https%3A%2F%2Fs3%2Fk%3Fa%3Db%26{name}{equals}{{}}"
       for equals in ("%3D", "%253D", "%25253d", "\\u003d")
       for name in ("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "Security-Token", "sig")))
 
@@ -607,42 +576,26 @@ class TestRedact(unittest.TestCase):
     """Tests for `redact`."""
 
     def test_every_shape_of_a_secret(self) -> None:
-        """Signatures, credentials, tokens and passwords are blanked wherever they stand."""
-        secret = "AKIAsecret%2F20260504/eu-west-1+~_-.abc=="
-        for shape, sentence in SECRET_SHAPES:
-            with self.subTest(shape=shape):
-                redacted = vr.redact(sentence.format(secret))
-                self.assertNotIn("secret", redacted)
-                self.assertNotIn("abc", redacted)
+        """Signatures, credentials, tokens and passwords are blanked wherever they stand; once more changes nothing."""
+        for sentence in SECRET_SHAPES:
+            with self.subTest(sentence):
+                redacted = vr.redact(sentence.format("AKIAsecret%2F20260504/eu-west-1+~_-.abc=="))
+                self.assertNotRegex(redacted, "secret|abc")
                 start = sentence.split("{}")[0].replace("{{", "{").replace("user:", "")
                 self.assertEqual(start, redacted[:redacted.index("***")])
-
-    def test_a_second_time_changes_nothing(self) -> None:
-        """What has been redacted stays as it is when it is redacted again."""
-        for shape, sentence in SECRET_SHAPES:
-            with self.subTest(shape=shape):
-                once = vr.redact(sentence.format("s3cr3t"))
-                self.assertEqual(once, vr.redact(once))
-
-    def test_what_is_no_secret_stays(self) -> None:
-        """Hosts, keys, dates, and words that only sound like secrets stay readable."""
-        for text in ("", "Backup velero/nightly does not exist",
-                     "https://bkt.s3.eu-west-1.amazonaws.com/backups/b.gz",
-                     "X-Amz-Date=20260504T120000Z&X-Amz-Expires=600", "the signature does not match",
-                     "mail to ops@example.com", "https://h/a and ops@example.com", "the bearer of bad news"):
-            with self.subTest(text=text):
-                self.assertEqual(text.replace("bearer of", "bearer ***"),
-                                 vr.redact(text).replace("bearer of", "bearer ***"))
+                self.assertEqual(redacted, vr.redact(redacted))
 
     def test_only_the_secret_goes(self) -> None:
-        """Host and path stay, with an `@` in the path too, and what follows an encoded parameter."""
+        """Host and path stay, with an `@` in the path too, and words that only sound like secrets."""
         for text, expected in (
-                ("https://h/a@b/c?d=e@f", "https://h/a@b/c?d=e@f"), ("https://h:9000/a@b", "https://h:9000/a@b"),
-                ("https://[::1]:9/a@b", "https://[::1]:9/a@b"), ("https://h?a@b", "https://h?a@b"),
                 ("https://u:p@h/a@b", "https://***@h/a@b"), ("https://u:p@q@h/a", "https://***@h/a"),
-                ("https://u:p/q@h/a", "https://***@h/a"), ("https://u:1/q@h", "https://u:1/q@h"),
-                ("sig%3Dabc%26se%3D5", "sig%3D***%26se%3D5"), ("sig%253Dabc%2526se", "sig%253D***%2526se"),
-                ("sig=abc&se=5", "sig=***&se=5")):
+                ("https://u:p/q@h/a", "https://***@h/a"), ("sig%3Dabc%26se%3D5", "sig%3D***%26se%3D5"),
+                ("sig%253Dabc%2526se", "sig%253D***%2526se"), ("sig=abc&se=5", "sig=***&se=5"),
+                *((text, text) for text in (
+                    "", "Backup velero/nightly does not exist", "https://bkt.s3.eu-west-1.amazonaws.com/backups/b.gz",
+                    "X-Amz-Date=20260504T120000Z&X-Amz-Expires=600", "the signature does not match",
+                    "mail to ops@example.com", "https://h/a and ops@example.com", "https://h/a@b/c?d=e@f",
+                    "https://h:9000/a@b", "https://[::1]:9/a@b", "https://h?a@b", "https://u:1/q@h"))):
             with self.subTest(text):
                 self.assertEqual(expected, vr.redact(text))
 
@@ -659,48 +612,32 @@ class TestRedact(unittest.TestCase):
         credentials = some_credentials(session_token="AQoDYXdzEPT//wEXAMPLE+token=")
         url = vr.presign(vr.Address("https", "h", "/k"), credentials, "eu-west-1", NOW, vr.URL_LIFE)
         parameters = dict(parse_qsl(urlsplit(vr.redact(url)).query))
-        self.assertEqual({"***"}, {parameters[f"X-Amz-{name}"] for name in ("Signature", "Credential",
-                                                                          "Security-Token")})
+        self.assertEqual({"***"}, {parameters[f"X-Amz-{name}"] for name in ("Signature", "Credential", "Security-Token")})
 
     @unittest.skipUnless(HAS_HYPOTHESIS, NO_HYPOTHESIS)
     def test_any_text(self) -> None:
         """Redacting twice is redacting once, for any text."""
         words = strategies.lists(strategies.sampled_from((
             "Bearer ", "sig=", "X-Amz-Signature=", "https://", "@", "&", " ", "***", "a", '"', "Signature=")))
-
-        @hypothesis.given(words.map("".join) | strategies.text())
-        def check(text: str) -> None:
-            self.assertEqual(vr.redact(text), vr.redact(vr.redact(text)))
-        check()
+        hypothesis.given(words.map("".join) | strategies.text())(
+            lambda text: self.assertEqual(vr.redact(text), vr.redact(vr.redact(text))))()
 
 
 class TestLines(unittest.TestCase):
     """Tests for `lines`."""
 
     def test_any_cut_gives_the_same_lines(self) -> None:
-        """However the bytes are cut, also within a character, the lines are the same."""
-        data = '{"a":1}\n\n{"b":"grün ✓"}\nend\n'.encode()
-        expected = data.split(b"\n")[:-1]
-        for size in range(1, len(data) + 1):
-            chunks = [data[start:start + size] for start in range(0, len(data), size)]
-            self.assertEqual(expected, list(vr.lines(chunks)), f"chunks of {size}")
-
-    def test_what_was_cut_off_is_dropped(self) -> None:
-        """A last line without its newline is not handed out."""
-        self.assertEqual([b"whole"], list(vr.lines([b"whole\nha", b"lf"])))
-        self.assertEqual([], list(vr.lines([])))
-        self.assertEqual([], list(vr.lines([b"", b"half"])))
+        """However the bytes are cut, also within a character; a last line without its newline is dropped."""
+        for data in ('{"a":1}\n\n{"b":"grün ✓"}\nend\n'.encode(), b"whole\nhalf", b"half", b"", b"xxxxxxxx\n"):
+            for size in range(1, len(data) + 2):
+                chunks = [data[start:start + size] for start in range(0, len(data), size)]
+                self.assertEqual(data.split(b"\n")[:-1], list(vr.lines(chunks, limit=24)), f"chunks of {size}")
 
     def test_a_line_without_end(self) -> None:
         """A line that grows beyond the limit is an error, and the lines before it are handed out."""
-        endless = itertools.chain([b"first\n"], itertools.repeat(b"xxxx"))
-        lines = vr.lines(endless, limit=1000)
-        self.assertEqual(b"first", next(lines))
-        with self.assertRaisesRegex(vr.Error, "1000 bytes"):
-            next(lines)
-
-    def test_a_line_as_long_as_the_limit(self) -> None:
-        """A line that just fits is no error."""
+        endless = vr.lines(itertools.chain([b"first\n"], itertools.repeat(b"xxxx")), limit=1000)
+        self.assertEqual(b"first", next(endless))
+        self.assertRaisesRegex(vr.Error, "1000 bytes", next, endless)
         self.assertEqual([b"x" * 8], list(vr.lines([b"xxxx", b"xxxx", b"\n"], limit=8)))
 
 
@@ -799,7 +736,6 @@ BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reade
     ("a name of places", lambda name: vr.Fields({name: [5] * 9999}, "", {})("", {str: [str]}), "k" * 1_000_000, ""),
     ("a wide cell", vr.table, [("x" * 1_000_000, "y")] + [("x", "y")] * 9999, ""),
     ("a wide line", vr.aligned, ["x" * 1_000_000 + "\ty"] + ["x\ty"] * 9999, ""),
-    ("a long number in YAML", READERS["parse_yaml"], "a: " + "9" * 1_000_000, ""),
     ("depth of a refusal", READERS["api_error"], "[" * 60_000, ""),
     ("JSON of empty mappings", vr.decode_json, [b"[" + b"{}," * 5_000_000 + b"{}]"], "elements, too large to be shown"),
     ("JSON of mappings in an answer", vr.parse_json, b"[" + b"{}," * 5_000_000 + b"{}]", "more than 2200000 elements"),
@@ -808,6 +744,7 @@ BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reade
 NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
     "_check_yaml": "parse_yaml is timed with it",
     "read_body": "Content-Length, which http.client bounds",
+    "parse_http_date": "retry_after_seconds and clock_skew are timed with it",
     "_is_exempt": "the environment", "find_part": "names of files", "open_part": "an ETag, of which 64 characters are looked at",
     "command_places": "the command line", "cmd_download": "a URL that is_http_url has seen"}
 READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|PATTERN)\."
@@ -845,32 +782,31 @@ class TestTimingLaw(unittest.TestCase):
         vr.log.addHandler(handler)
         self.addCleanup(vr.log.removeHandler, handler)
 
-    def seconds(self, function: Callable[[str], Any], text: str, tries: int = 1) -> float:
-        """What a function takes for a text, at best; it may refuse it, in the ways that its callers expect."""
-        taken = []
+    def seconds(self, function: Callable[[str], Any], text: str, tries: int = 1) -> Tuple[float, str]:
+        """What a function takes for a text, at best, and what it says when it refuses it."""
+        taken, said = [], ""
         for _ in range(tries):
             start = time.thread_time()
-            with contextlib.suppress(vr.Error, ValueError):
+            try:
                 function(text)
+            except (vr.Error, ValueError) as error:
+                said = str(error)
             taken.append(time.thread_time() - start)
-        return min(taken)
+        return min(taken), said
 
     def check(self, function: Callable[[str], Any], head: str, piece: str, tail: str) -> None:
         """Twice the text takes less than three times as long; what takes no time worth measuring is not measured."""
         short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
-        if self.seconds(function, long) > 0.01:
-            once = self.seconds(function, short, 3)
-            self.assertLess(self.seconds(function, long, 3), 3 * once, f"{once} s for half of {(head, piece, tail)}")
+        if self.seconds(function, long)[0] > 0.01:
+            once = self.seconds(function, short, 3)[0]
+            self.assertLess(self.seconds(function, long, 3)[0], 3 * once, f"{once} s for half of {(head, piece, tail)}")
 
     def test_twice_the_text_takes_less_than_three_times_as_long(self) -> None:
-        """For every reader, and every nasty text."""
+        """For every reader, and every nasty text; no function that reads is missing in the tables."""
         for name, function in READERS.items():
             with self.subTest(name):
                 for nasty in NASTY:
                     self.check(function, *nasty)
-
-    def test_the_law_knows_every_reader(self) -> None:
-        """A function that reads by a regular expression or a parser is in the table."""
         functions = {node.name for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.FunctionDef)}
         self.assertEqual(set(), readers_in(SOURCE) - {*READERS, *NO_READERS}, "readers that are in no table")
         self.assertEqual(set(), {*READERS, *NO_READERS} - functions, "functions that are gone")
@@ -879,13 +815,8 @@ class TestTimingLaw(unittest.TestCase):
         """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
         for what, function, text, outcome in BOMBS:
             with self.subTest(what):
-                said = ""
-                start = time.thread_time()
-                try:
-                    function(text)
-                except (vr.Error, ValueError) as error:
-                    said = str(error)
-                self.assertLess(time.thread_time() - start, 1.0)
+                taken, said = self.seconds(function, text)
+                self.assertLess(taken, 1.0)
                 self.assertIn(outcome, said)
                 self.assertEqual(bool(outcome), bool(said), said)
 
@@ -905,40 +836,27 @@ class TestParseJson(unittest.TestCase):
     def test_what_is_read(self) -> None:
         """All of JSON, marks in strings and escapes included, a hundred levels deep."""
         for value in (None, 0, -1.5e300, 10 ** 300, "", "\\", '"', '\\"', "[", "{\"", "\ud800", "ü😀", [], {}, [{}],
-                      {"": ""}, {"[": "]"}, {"a,b": ['"', "\\\\", "}{"]}, ["\\"], ['\\"[', "]"], functools.reduce(
-                          lambda inner, _: [inner], range(99), [])):
+                      {"": ""}, {"[": "]"}, {"a,b": ['"', "\\\\", "}{"]}, ["\\"], ['\\"[', "]"],
+                      json.loads("[" * 100 + "]" * 100)):
             for ascii_only in (True, False):
                 text = json.dumps(value, ensure_ascii=ascii_only, indent=1).encode("utf-8", "surrogatepass")
                 for content in (text, bytearray(text), b"\xef\xbb\xbf" + text):
                     self.assertEqual(vr.parse_json(content), value)
-
-    def test_what_is_none(self) -> None:
-        """One error without a word of it, whatever is wrong; never a RecursionError."""
-        for content in (b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"[" * 100_000,
-                        b'{"a":' * 100_000, b"{s3cr3t}", b"[1,]", b"\xff", "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]"):
-            with self.subTest(content[:9]), self.assertRaisesRegex(ValueError, "^is no JSON$"):
-                vr.parse_json(content)
-
-    def test_what_is_too_much(self) -> None:
-        """Depth and elements have a limit; what stands in a string is no element."""
-        for content, most, words in (
-                (b"[" * 101 + b"]" * 101, 999, "100 levels"), (b'{"a":' * 101 + b"1" + b"}" * 101, 999, "100 levels"),
-                (b"[0,0,0,0]", 3, "3 elements"), (b"[{},0]", 4, "4 elements"), (b'["a","b","c","d"]', 3, "3 elements"),
-                (b'",' * 99, 3, "3 elements")):
-            with self.subTest(content[:9]), self.assertRaisesRegex(vr.TooMuch, words):
-                vr.parse_json(content, most)
         self.assertEqual(vr.parse_json(b'["[{,,,,,}]","\\",,,,"]', 2), ["[{,,,,,}]", '",,,,'])
 
-
-class TestIsFirst(unittest.TestCase):
-    """Tests for `is_first`."""
-
-    def test_no_more_than_there_is_room_for(self) -> None:
-        """Each text is the first of its kind once, as far as it is kept, and beyond the limit none is."""
-        seen: Set[str] = set()
-        rows = (("a", True), ("a", False), ("x" * 9999, True), ("x" * 8888, False), ("b", False))
-        self.assertEqual([vr.is_first(text, seen, 2) for text, _ in rows], [first for _, first in rows])
-        self.assertLess(sum(map(len, seen)), 2000)
+    def test_what_is_refused(self) -> None:
+        """One error without a word of it; depth and elements have a limit, in strings they do not count."""
+        for content, most, words in (
+                *((content, 999, "^is no JSON$") for content in (
+                    b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"{s3cr3t}", b"[1,]", b"\xff",
+                    "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]", b"]" * 200 + b"[" * 200)),
+                *((content, 10 ** 6, "than 100 levels") for content in (
+                    b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101, b"[" * 100_000, b'{"a":' * 100_000)),
+                (b"[0,0,0,0]", 3, "3 elements"), (b"[{},0]", 4, "4 elements"), (b'["a","b","c","d"]', 3, "3 elements"),
+                (b'",' * 99, 3, "3 elements")):
+            with self.subTest(content[:9]), self.assertRaisesRegex(ValueError, words) as caught:
+                vr.parse_json(content, most)
+            self.assertEqual(isinstance(caught.exception, vr.TooMuch), "JSON" not in words)
 
 
 # ------------------------------------------------------------------------------------------------------------
