@@ -7353,10 +7353,10 @@ def kube_list(what: str, verdict: str, listed: str, **files: Any) -> KubeCase:
     return KubeCase(what, verdict, files, "", "", {"KUBECONFIG": listed})
 
 
-def kube_yaml(what: str, expected: str, token: str) -> KubeCase:
+def kube_yaml(what: str, expected: str, token: str, lenient: bool = False) -> KubeCase:
     """A case whose token is written so, unquoted, in YAML."""
     text = yaml.safe_dump(kube_config({"token": "TOKEN"}), sort_keys=False)
-    return KubeCase(what, expected, {"config": text.replace("TOKEN", token)})
+    return KubeCase(what, expected, {"config": text.replace("TOKEN", token)}, lenient=lenient)
 
 
 def kube_text(what: str, expected: str, change: Callable[[str], str]) -> KubeCase:
@@ -7373,17 +7373,11 @@ KUBE_CASES = kube_cases((
     ("an empty token file leaves the token", "https: token t", {"token": "t", "tokenFile": "empty"}),
     ("a missing token file", "error: cannot read token @DIR@/gone", {"tokenFile": "gone"}),
     ("a password", "https: basic u:p", {"username": "u", "password": "p"}),
-    ("a password of all letters", "https: basic jü:ß", {"username": "jü", "password": "ß"}),
     ("a user without password", "https: basic u:", {"username": "u"}),
-    ("a password without user", "https: nobody", {"password": "p"}),
     ("nobody", "https: nobody", {}),
     ("a certificate", "https: certificate alice", KUBE_CERT),
     ("a certificate in files", "https: certificate alice",
      {"client-certificate": "pki/alice.crt", "client-key": "@PKI@/alice.key"}),
-    ("a certificate in a file, its key inline", "https: certificate alice",
-     {"client-certificate": "pki/alice.crt", "client-key-data": "@KEY@"}),
-    ("a certificate inline, its key in a file", "https: certificate alice",
-     {"client-certificate-data": "@CERT@", "client-key": "pki/alice.key"}),
     ("a certificate and a token", "https: token t", {**KUBE_CERT, "token": "t"}),
     ("a certificate with another's key", "error: not a matching pair", {**KUBE_CERT, "client-key-data": "@BOBKEY@"}),
     ("a certificate without key", "error: not a matching pair", {"client-certificate-data": "@CERT@"}),
@@ -7392,11 +7386,8 @@ KUBE_CASES = kube_cases((
      {"client-certificate": "gone", "client-key-data": "@KEY@"}),
     ("a missing key file", "error: cannot read client key @DIR@/gone",
      {"client-certificate-data": "@CERT@", "client-key": "gone", "token": "s3cr3t"}),
-    ("a token with a line end", "error: user 'c': token has characters", {"token": "s3cr3t\n"}),
     ("base64 with line ends", "https: certificate alice",
      {"client-certificate-data": "@CERT@\n", "client-key-data": "\r\n@KEY@"}),
-    ("base64 with a blank", "error: user 'c': client-key-data is not base64",
-     {**KUBE_CERT, "client-key-data": "@KEY@ "}),
     ("base64 without its end", "error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
     # impersonation
     ("as a user", "https: token t, user=jane", {"token": "t", "as": "jane"}),
@@ -7405,11 +7396,8 @@ KUBE_CASES = kube_cases((
     ("as somebody, extra keys with signs", "https: token t, extra-a!b+c%é=1, user=j",
      {"token": "t", "as": "j", "as-user-extra": {"a!b+c%é": ["1"]}}),
     ("as somebody of other letters", "https: token t, user=jürgen", {"token": "t", "as": "jürgen"}),
-    ("as somebody of far letters", "https: token t, user=名", {"token": "t", "as": "名"}),
     ("as two lines", "error: user 'c': whom it impersonates", {"token": "s3cr3t", "as": "a\nb"}),
     ("groups without a user", "error: without a user (as)", {"token": "s3cr3t", "as-groups": ["g"]}),
-    ("a uid without a user", "error: without a user (as)", {"token": "t", "as-uid": "1"}),
-    ("extra without a user", "error: without a user (as)", {"token": "t", "as-user-extra": {"a": ["b"]}}),
     ("an extra key without values", "https: token t, user=j", {"token": "t", "as": "j", "as-user-extra": {"a": []}}),
     ("a group that is null", "https: token t, group=, user=j", {"token": "t", "as": "j", "as-groups": [None]}),
     # plugins
@@ -7418,7 +7406,6 @@ KUBE_CASES = kube_cases((
     ("a plugin and a token file", "https: token f", {"tokenFile": "token", "exec": KUBE_EXEC}),
     ("a plugin and a certificate", "https: certificate alice", {**KUBE_CERT, "exec": KUBE_EXEC}),
     ("a plugin and a user name", "https: basic u:", {"username": "u", "exec": KUBE_EXEC}),
-    ("a plugin and a password without user", "https: token p", {"password": "p", "exec": KUBE_EXEC}),
     ("a plugin and a key without certificate", "https: token p", {"client-key-data": "@KEY@", "exec": KUBE_EXEC}),
     ("a plugin and a server with a password", "https: basic u:p",
      {"exec": KUBE_EXEC}, {"server": "https://u:p@@HTTPS@"}),
@@ -7428,12 +7415,10 @@ KUBE_CASES = kube_cases((
      {"exec": {**KUBE_EXEC, "interactiveMode": "never"}}),
     ("a plugin of an old version", "error: user 'c', exec has apiVersion 'client.authentication.k8s.io/v1alpha1', not",
      {"exec": {**KUBE_EXEC, "apiVersion": "client.authentication.k8s.io/v1alpha1"}}),
-    ("a plugin of no version", "error: exec has apiVersion ''", {"exec": {**KUBE_EXEC, "apiVersion": ""}}),
     ("a plugin without command", "error: user 'c', exec has no command", {"exec": {**KUBE_EXEC, "command": ""}}),
-    ("a plugin that is an empty mapping", "error: user 'c', exec has no command", {"exec": {}}),
     ("a plugin that is a text", "error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}),
     ("a plugin that is null", "https: token t", {"token": "t", "exec": None}),
-    ("an argument that is a number", "error: exec: args must be a list of strings",
+    ("an argument that is a number", "error: exec: args[0] must be a string",
      {"exec": {**KUBE_EXEC, "args": [5]}}),
     ("an auth-provider that is gone", "error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
     # where to, and whom to trust
@@ -7443,9 +7428,6 @@ KUBE_CASES = kube_cases((
     ("no authority", "error: not trusted", None, KUBE_NO_CA),
     ("an authority that is no PEM", "error: certificate-authority-data of the kubeconfig holds no PEM", None,
      {"certificate-authority-data": "QUJD"}),
-    ("an authority that is no base64", "error: cluster 'c': certificate-authority-data is not base64", None,
-     {"certificate-authority-data": "s3cr3t!"}),
-    ("an empty authority file", "error: not trusted", None, {**KUBE_NO_CA, "certificate-authority": "empty"}),
     ("an authority file that is no PEM", "error: @DIR@/token holds no PEM", None,
      {**KUBE_NO_CA, "certificate-authority": "token"}),
     ("an authority after a comment and a bad block", "https: token t", None,
@@ -7467,24 +7449,19 @@ KUBE_CASES = kube_cases((
      None,
      {"server": "https://@NAMELESS@", "tls-server-name": "localhost"}),
     ("an http server gets no token", "http: nobody", None, KUBE_PLAIN),
-    ("an http server in capitals gets no token", "http: nobody", None, {"server": "HTTP://@HTTP@"}),
     ("an http server gets no password", "http: nobody", {"username": "u", "password": "p"}, KUBE_PLAIN),
     ("an http server runs no plugin", "http: nobody", {"exec": KUBE_EXEC}, KUBE_PLAIN),
-    ("an http server needs no token file", "http: nobody", {"tokenFile": "gone"}, KUBE_PLAIN),
     ("an http server and a missing authority", "error: cannot read certificate authority", None,
      {**KUBE_PLAIN, **KUBE_NO_CA, "certificate-authority": "gone"}),
     ("an http server is told whom to be", "http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN),
-    ("https in capitals", "https: token t", None, {"server": "HTTPS://@HTTPS@"}),
     ("a server without a scheme", "http: nobody", None, {"server": "@HTTP@"}),
     ("a server of another scheme", "error: cluster 'c': server 'ftp://***@",
      None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
     ("no server", "error: cluster 'c' has no server", None, {"server": ""}),
-    ("a server with a slash", "https: token t", None, {"server": "https://@HTTPS@/"}),
     ("a server with a path", "https/k8s/c-1: token t", None, {"server": "https://@HTTPS@/k8s/c-1/"}),
     ("a server with a query", "https/k8s: token t", None, {"server": "https://@HTTPS@/k8s?a=b#c"}),
     ("a server with a password", "https: basic u:p@", KUBE_CERT, {"server": "https://u:p%40@@HTTPS@"}),
     ("a server with a password, and a token", "https: basic u:p", None, {"server": "https://u:p@@HTTPS@"}),
-    ("a server with a password, and a user", "https: basic u:p", {"username": "v"}, {"server": "https://u:p@@HTTPS@"}),
     ("a server by name", "https as localhost: token t", None, {"server": "https://localhost:@HTTPSPORT@"}),
     # proxies
     ("a proxy", "https by proxy: token t", None, {"proxy-url": "http://@PROXY@"}),
@@ -7498,7 +7475,6 @@ KUBE_CASES = kube_cases((
     # contexts and names
     ("no current-context", "error: kubeconfig @DIR@/config has no current-context",
      None, None, {"current-context": ""}),
-    ("an unknown current-context", "error: has no context 'gone'", None, None, {"current-context": "gone"}),
     ("an unknown context", "error: it has: c", None, None, {"--context": "gone"}),
     ("a chosen context", "https: token t", None, None, {"current-context": "gone", "--context": "c"}),
     ("a context with an unknown cluster", "error: kubeconfig @DIR@/config has no cluster 'gone'", None, None,
@@ -7506,56 +7482,40 @@ KUBE_CASES = kube_cases((
     ("a context with an unknown user", "https: nobody", None, None,
      {"contexts": [{"name": "c", "context": {"cluster": "c", "user": "gone"}}]}),
     ("a context that is null", "error: has no cluster ''", None, None, {"contexts": [{"name": "c"}]}),
-    ("no clusters", "error: it has: none", None, None, {"clusters": None}),
     ("a user without a name", "https: token t", None, None, {
         "contexts": [{"name": "c", "context": {"cluster": "c"}}], "users": [{"user": {"token": "t"}}]}),
-    ("a user without a name beside the one in use", "https: token t", None, None,
-     {"users": [{"user": {"token": "x"}}, {"name": "c", "user": {"token": "t"}}]}),
     ("a user without content", "https: nobody", None, None, {"users": [{"name": "c"}]}),
     # types
     ("insecure as text", "error: insecure-skip-tls-verify must be true or false", None,
      {"insecure-skip-tls-verify": "true"}),
-    ("insecure as a number", "error: insecure-skip-tls-verify must be true or false", None,
-     {"insecure-skip-tls-verify": 1}),
     ("groups as text", "error: user 'c': as-groups must be a list", {"token": "t", "as": "j", "as-groups": "s3cr3t"}),
-    ("a group that is a list", "error: as-groups must be a list of strings", {"as": "j", "as-groups": [["x"]]}),
+    ("a group that is a list", "error: as-groups[0] must be a string", {"as": "j", "as-groups": [["x"]]}),
     ("extra as a list", "error: as-user-extra must be a mapping", {"token": "t", "as": "j", "as-user-extra": []}),
-    ("an extra value as text", "error: as-user-extra: a must be a list",
-     {"token": "t", "as": "j", "as-user-extra": {"a": "s3cr3t"}}),
     ("a token that is a number", "error: user 'c': token must be a string: write it in quotes", {"token": 12345}),
-    ("a token that is a list", "error: user 'c': token must be a string", {"token": ["s3cr3t"]}),
     ("a token that is null", "https: nobody", {"token": None}),
     ("a user that is a text", "error: user 'c' must be a mapping",
      None, None, {"users": [{"name": "c", "user": "s3cr3t"}]}),
     ("a mistake in an entry not in use", "https: token t", None, None, {"users": [
         {"name": "c", "user": {"token": "t"}}, {"name": "d", "user": {"token": "t", "username": "u"}}]}),
     ("users as a mapping", "error: kubeconfig @DIR@/config: users must be a list", None, None, {"users": {"c": {}}}),
-    ("users null", "https: nobody", None, None, {"users": None}),
     ("preferences", "https: token t", None, None, {"preferences": {"colors": True}}),
-    ("extensions at the top", "https: token t", None, None, {"extensions": [{"name": "x", "extension": {"a": 1}}]}),
-    ("an extension that is a text", "https: token t", None, {"extensions": [{"name": "x", "extension": "y"}]}),
     ("unknown fields", "https: token t", {"token": "t", "tokenfile": "gone", "Token": "x"}, None, {"more": [1]}),
     ("a key that is a number", "https: token t, extra-1=x, user=j",
      {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
     ("apiVersion and kind", "https: token t", None, None, {"apiVersion": "v1", "kind": "Config"}),
-    ("apiVersion that is empty", "https: token t", None, None, {"apiVersion": "", "kind": ""}),
 )) + kube_cases((  # what kubectl refuses and what harms nobody
     ("a certificate both ways", "https: certificate alice", {**KUBE_CERT, "client-certificate": "gone"}),
     ("a key both ways", "https: certificate alice", {**KUBE_CERT, "client-key": "gone"}),
     ("a token and a password", "https: token t", {"token": "t", "username": "u", "password": "p"}),
-    ("a token file and a password", "https: token f", {"tokenFile": "token", "username": "u"}),
     ("a plugin without interactiveMode", "https: token p", {"exec": {**KUBE_EXEC, "interactiveMode": None}}),
     ("a plugin with a nameless variable", "https: token p", {"exec": {**KUBE_EXEC, "env": [{"value": "x"}]}}),
-    ("a plugin with a null variable", "https: token p", {"exec": {**KUBE_EXEC, "env": [None]}}),
     ("a token and a plugin of no use", "https: token t", {"token": "t", "exec": {}}),
     ("a plugin and an auth-provider", "https: token p", {"exec": KUBE_EXEC, "auth-provider": {"name": "gcp"}}),
     ("a token and an auth-provider", "https: token t", {"token": "t", "auth-provider": {}}),
-    ("a certificate and an auth-provider", "https: certificate alice", {**KUBE_CERT, "auth-provider": {}}),
     ("an authority both ways", "https: token t", None, {"certificate-authority": "gone"}),
     ("insecure with an authority", "https: token t", None, {"insecure-skip-tls-verify": True}),
     ("insecure with an authority, and expired", "error: expired", None,
      {"server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
-    ("an http server and a clash", "http: nobody", {"token": "t", "username": "u"}, KUBE_PLAIN),
     ("an http server and a missing certificate", "http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
     ("a server without a scheme, with a path", "http/x: nobody", None, {"server": "@HTTP@/x/"}),
     ("a proxy without a scheme", "https by proxy: token t", None, {"proxy-url": "@PROXY@"}),
@@ -7565,35 +7525,20 @@ KUBE_CASES = kube_cases((
     ("null users", "https: token t", None, None, {"users": [None, {"name": "c", "user": {"token": "t"}}, None]}),
     ("a wrong type in an entry not in use", "https: token t", None, None,
      {"users": [{"name": "c", "user": {"token": "t"}}, {"name": "d", "user": {"token": 5}}, 5, {"name": 5}]}),
-    ("preferences of a wrong type", "https: token t", None, None, {"preferences": "dark", "extensions": "x"}),
     ("two extensions of one name", "https: token t", None, {"extensions": [{"name": "x", "extension": {}}] * 2}),
     ("another apiVersion", "https: token t", None, None, {"apiVersion": "v2"}),
-    ("another kind", "https: token t", None, None, {"kind": "Secret"}),
 ), lenient=True)
 
 KUBE_TEXTS: Tuple[KubeCase, ...] = (
     # scalars
-    kube_yaml("a token that looks like a float", "error", "1e3"),
-    kube_yaml("a token that looks octal", "error", "0o17"),
-    kube_yaml("a token of digits with a wrong octal", "error", "0899"),
+    kube_yaml("a token that looks like a float", "https: token 1e3", "1e3", lenient=True),
+    kube_yaml("a token that looks octal", "https: token 0o17", "0o17", lenient=True),
     kube_yaml("a token with an underscore", "error", "1_000"),
-    kube_yaml("a token with an underscore in a float", "error", "1_000.5"),
-    kube_yaml("a token that is y", "error", "y"),
+    kube_yaml("a token that is y", "https: token y", "y", lenient=True),
     kube_yaml("a token that is off", "error", "off"),
-    kube_yaml("a token like a time", "https: token 12:30:45", "12:30:45"),
     kube_yaml("a token like a date", "https: token 2026-11-22", "2026-11-22"),
-    kube_yaml("a token like a moment", "https: token 2026-11-22T10:00:00Z", "2026-11-22T10:00:00Z"),
-    kube_yaml("a token that is =", "https: token =", "="),
     kube_yaml("a token that is infinite", "error", ".inf"),
-    kube_yaml("a token that is no number", "error", ".NaN"),
-    kube_yaml("a token in base 16", "error", "0x1F"),
-    kube_yaml("a token that ends like a float", "error", "1."),
     kube_yaml("a token with a tag", "https: token 12", "!!str 12"),
-    kube_yaml("a binary token", "https: token hello", "!!binary aGVsbG8="),
-    kube_yaml("a token with a tag of its own", "https: token x", "!own x"),
-    kube_yaml("a token that is <<", "https: token <<", "<<"),
-    kube_yaml("a token with a float and a sign", "error", "+.5e-3"),
-    kube_yaml("a token like an address", "https: token 1.2.3", "1.2.3"),
     # the text
     kube_text("a byte order mark", "https: token t", lambda text: "\ufeff" + text),
     kube_text("a beginning and an end", "https: token t", lambda text: f"---\n{text}...\n"),
@@ -7602,11 +7547,9 @@ KUBE_TEXTS: Tuple[KubeCase, ...] = (
     kube_text("an empty first document", "error", lambda text: f"---\n---\n{text}"),
     kube_text("a directive", "https: token t", lambda text: f"%YAML 1.1\n---\n{text}"),
     kube_text("carriage returns", "https: token t", lambda text: text.replace("\n", "\r\n")),
-    kube_text("a tab after a colon", "https: token t", lambda text: text.replace("token: ", "token:\t")),
     kube_text("a tab before a comment", "https: token t",
               lambda text: text.replace("token: t", "token: t\t# x")),
     kube_text("a tab that indents", "error", lambda text: text.replace("    token", "\ttoken")),
-    kube_text("a tab on a blank line", "error", lambda text: text.replace("users:\n", "users:\n\t\n")),
     kube_text("a tab after a dash", "error",
               lambda text: text.replace("- name: c\n  user", "-\tname: c\n  user")),
     kube_text("a key twice", "https: token t",
@@ -7622,14 +7565,8 @@ KUBE_TEXTS: Tuple[KubeCase, ...] = (
               lambda text: json.dumps(yaml.safe_load(text)) + " x"),
     kube_text("JSON with a comma too many", "https: token t",
               lambda text: json.dumps(yaml.safe_load(text))[:-1] + ",}"),
-    kube_text("JSON with tabs and a comma too many", "https: token t",
-              lambda text: json.dumps(yaml.safe_load(text), indent="\t")[:-1] + ",}"),
-    kube_text("two JSON documents", "https: token t", lambda text: json.dumps(yaml.safe_load(text)) * 2),
     kube_text("a list", "error", lambda text: "[1]"),
-    kube_text("a number", "error", lambda text: "5"),
-    kube_text("a text", "error", lambda text: "hello"),
     kube_text("nothing", "error", lambda text: ""),
-    kube_text("a comment", "error", lambda text: "# x\n"),
 )
 
 KUBE_FILES: Tuple[KubeCase, ...] = (
@@ -7641,13 +7578,10 @@ KUBE_FILES: Tuple[KubeCase, ...] = (
              {"config": kube_config({"tokenFile": "a/../b/token"}), "b/token": "f"}),
     KubeCase("a path with a tilde", "error: @DIR@/~/token",
              {"config": kube_config({"tokenFile": "~/token"}), "home/token": "f"}),
-    KubeCase("a path with a variable", "error: @DIR@/$HOME/token",
-             {"config": kube_config({"tokenFile": "$HOME/token"}), "home/token": "f"}),
     KubeCase("the file at home", "https: token t", {"home/.kube/config": kube_config()}, "", ""),
     KubeCase("no file at home", "error: no kubeconfig found", {}, "", ""),
     kube_list("one member", "https: token t", "@DIR@/a", a=kube_config()),
     kube_list("an absent member", "https: token t", "@DIR@/gone:@DIR@/a", a=kube_config()),
-    kube_list("empty and repeated members", "https: token t", ":@DIR@/a::@DIR@/a:", a=kube_config()),
     kube_list("an empty file", "https: token t", "@DIR@/b:@DIR@/a", a=kube_config(), b=""),
     kube_list("the first file's user", "https: token b", "@DIR@/b:@DIR@/a", a=kube_config(),
               b={"users": [{"name": "c", "user": {"token": "b"}}]}),
@@ -7660,8 +7594,6 @@ KUBE_FILES: Tuple[KubeCase, ...] = (
                  "contexts": [{"name": "d", "context": {"cluster": "c", "user": "d"}}]}),
     kube_list("an empty first current-context", "https: token t", "@DIR@/b:@DIR@/a", a=kube_config(),
               b={"current-context": ""}),
-    kube_list("two files without a context", "error: kubeconfig @DIR@/b, @DIR@/a has no current-context",
-              "@DIR@/b:@DIR@/a", a={}, b=""),
     kube_list("a broken second file", "error: kubeconfig @DIR@/b", "@DIR@/a:@DIR@/b", a=kube_config(), b="[1"),
     kube_list("relative paths of each file", "https: token f", "@DIR@/b/c:@DIR@/a", a=kube_config(
         {"tokenFile": "gone"}), **{"b/c": {"users": [{"name": "c", "user": {"tokenFile": "token"}}]}, "b/token": "f"}),
@@ -7859,10 +7791,6 @@ class KubePlugins(KubeFolder):
         with open(os.path.join(self.folder, name), encoding="utf-8") as file:
             return file.read()
 
-    def runs(self) -> int:
-        """How often it ran."""
-        return len(self.said("runs").split()) if os.path.exists(os.path.join(self.folder, "runs")) else 0
-
     def config(self, cluster: Any = None, **fields: Any) -> str:
         """A kubeconfig with this plugin."""
         return self.write(kube_config({"exec": {**KUBE_EXEC, **fields}}, cluster))
@@ -7891,23 +7819,19 @@ def kube_pair(name: str) -> Dict[str, str]:
 def kube_together(count: int, act: Callable[[], Any]) -> None:
     """Do something in so many threads at once, and raise what one of them raised."""
     barrier = threading.Barrier(count)
-
-    def one() -> None:
-        barrier.wait(10)
-        act()
-
     with ThreadPoolExecutor(count) as pool:
-        for future in [pool.submit(one) for _ in range(count)]:
+        for future in [pool.submit(lambda: (barrier.wait(10), act())) for _ in range(count)]:
             future.result(30)
 
 
-def kube_program(path: str, stdin: Any = b"", seconds: float = 30) -> Any:
-    """Run the program with a kubeconfig -> the finished process with its output."""
+def kube_program(path: str, stdin: Any = b"", seconds: float = 30, memory: str = "unlimited") -> Any:
+    """Run the program with a kubeconfig, and at most so much memory -> the finished process with its output."""
     feed = {"stdin": stdin} if isinstance(stdin, int) else {"input": stdin}
     with kube_environment(HOME="/nonexistent"):
-        return subprocess.run([sys.executable, str(velero_requests.__file__), "-n", "v", "--kubeconfig", path,
-                               "backup", "logs", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
-                              timeout=seconds, **feed)
+        return subprocess.run(
+            ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__), "-n",
+             "v", "--kubeconfig", path, "backup", "logs", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            check=False, timeout=seconds, **feed)
 
 
 class TestExecPluginIsTold(KubePlugins):
@@ -7946,12 +7870,10 @@ class TestExecPluginIsTold(KubePlugins):
                         "spec": spec}))))
 
     def test_by_us(self) -> None:
-        """We tell what the table says."""
         self.check(kube_call)
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
     def test_by_kubectl(self) -> None:
-        """The table is what kubectl tells."""
         self.check(lambda path: subprocess.run(
             [str(KUBECTL), "--kubeconfig", path, "version"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, check=True, timeout=20))
@@ -7990,43 +7912,36 @@ class TestExecPluginIsTold(KubePlugins):
 class TestExecPluginLife(KubePlugins):
     """How long an answer is used, who runs the plugin, and what follows from refusals and failures."""
 
-    def expiring(self, seconds: float, **status: Any) -> None:
-        """Answer with something that ends so many seconds from now."""
-        end = datetime.now(timezone.utc) + timedelta(seconds=seconds)
-        self.answer(expirationTimestamp=end.strftime("%Y-%m-%dT%H:%M:%SZ"), **status)
-
-    def test_the_answer_is_kept(self) -> None:
+    def test_how_long_the_answer_is_kept(self) -> None:
         """An answer that ends in more than 30 s, or never, is used again; another is asked for anew."""
         for seconds, runs in ((None, 1), (45, 1), (20, 2), (-60, 2)):
             with self.subTest(seconds=seconds):
                 self.write("", "runs")
-                self.answer(token="p")
-                if seconds is not None:
-                    self.expiring(seconds, token="p")
+                end = datetime.now(timezone.utc) + timedelta(seconds=seconds or 0)
+                self.answer(token="p", **({} if seconds is None else {"expirationTimestamp": vr.format_time(end)}))
                 api = self.plugged()
                 kube_version(api)
                 kube_version(api)
-                self.assertEqual(self.runs(), runs)
+                self.assertEqual(self.said("runs").count("run"), runs)
 
     def test_one_run_at_a_time(self) -> None:
         """Eight threads that call at once share one run, also after they were refused one after the other."""
         api = self.plugged()
         kube_together(8, lambda: kube_version(api))
         old = api.session.identity
-        self.assertEqual((self.runs(), self.seen()), (1, ["Bearer p"] * 8))
+        self.assertEqual((self.said("runs").count("run"), self.seen()), (1, ["Bearer p"] * 8))
         self.answer(token="q")
         kube_servers()["https"].script(status=401, times=1)
         kube_together(8, lambda: kube_version(api))
         self.assertTrue(api.session.distrust(old))  # what came late about an identity that is no longer used
         kube_version(api)
-        self.assertEqual((self.runs(), self.seen()[-1]), (2, "Bearer q"))
+        self.assertEqual((self.said("runs").count("run"), self.seen()[-1]), (2, "Bearer q"))
 
     def test_after_a_refusal(self) -> None:
         """After a 401 the plugin runs and the call is made once more, a POST too; not after a 403."""
         for method, status, times, seen in (
-                ("GET", 401, 1, ["old", "old", "new"]), ("POST", 401, 1, ["old", "old", "new"]),
-                ("PATCH", 401, 1, ["old", "old", "new"]), ("DELETE", 401, 1, ["old", "old", "new"]),
-                ("GET", 401, 2, ["old", "old", "new"]), ("GET", 403, 1, ["old", "old"])):
+                ("GET", 401, 1, "old old new"), ("POST", 401, 1, "old old new"), ("GET", 401, 2, "old old new"),
+                ("GET", 403, 1, "old old")):
             with self.subTest(method, status=status, times=times):
                 kube_forget()
                 self.answer(token="old")
@@ -8037,26 +7952,24 @@ class TestExecPluginLife(KubePlugins):
                 if (status, times) == (401, 1):
                     kube_version(api, method)
                 else:
-                    error = self.fails(velero_requests.ApiError, lambda api=api: kube_version(api))
+                    error = self.fails(vr.ApiError, lambda api=api: kube_version(api))
                     self.assertEqual((error.status, error.exit), (status, 5))
-                self.assertEqual(self.seen(), [f"Bearer {token}" for token in seen])
+                self.assertEqual(self.seen(), [f"Bearer {token}" for token in seen.split()])
 
     def test_certificates_and_connections(self) -> None:
         """Another certificate, or none, comes with a new connection; the same one stays on the old."""
-        for what, one, two, seen, connections in (
-                ("another", kube_pair("alice"), kube_pair("bob"), ["alice", "alice", "bob"], 2),
-                ("the same", kube_pair("alice"), kube_pair("alice"), ["alice", "alice", "alice"], 1),
-                ("a token", kube_pair("alice"), {"token": "p"}, ["alice", "alice", "Bearer p"], 2)):
+        for what, two, last, connections in (("another", kube_pair("bob"), "bob", 2), ("none", {"token": "p"}, "Bearer p", 2),
+                                             ("the same", kube_pair("alice"), "alice", 1)):
             with self.subTest(what):
                 kube_forget()
-                self.answer(**one)
+                self.answer(**kube_pair("alice"))
                 api = self.plugged()
                 kube_version(api)
                 kube_version(api)
                 self.answer(**two)
                 api.session.distrust(api.session.identity)
                 kube_version(api)
-                self.assertEqual(self.seen(), seen)
+                self.assertEqual(self.seen(), ["alice", "alice", last])
                 used = [request.parsed["connection"] for request in kube_servers()["https"].seen()]
                 self.assertEqual((used[0] == used[1], len(set(used))), (True, connections))
 
@@ -8077,28 +7990,25 @@ class TestExecPluginLife(KubePlugins):
                 self.write(content, name)
                 kube_forget()
                 for _ in range(2):
-                    self.fails(velero_requests.ConfigError, lambda api=api: kube_version(api), "plugin")
+                    self.fails(vr.ConfigError, lambda api=api: kube_version(api), "plugin")
                 self.assertEqual(self.seen(), [])
                 os.remove(os.path.join(self.folder, name))
                 self.answer(token="p")
                 kube_version(api)
                 self.assertEqual(self.seen(), ["Bearer p"])
 
-    def test_not_installed(self) -> None:
-        """A program that is not there shows the install hint, without the control characters in it."""
-        hint = "get it\x1b[31m at\x07 https://x\r\n\x1b]0;title\x07 or\u202e \x9b2J elsewhere"
-        path = self.config(command="kube-plugin-of-nobody", installHint=hint)
-        error = self.fails(velero_requests.ConfigError, lambda: kube_call(path), "kube-plugin-of-nobody",
-                           "not installed", "get it", "https://x", "elsewhere")
-        self.assertTrue("".join(error.hints).isprintable(), ascii(error.hints))
-
     def test_odd_names(self) -> None:
-        """Arguments and variables that no program can get are an error too."""
-        for fields in ({"args": ["a\0b"]}, {"env": [{"name": "A=B", "value": "x"}]},
-                       {"env": [{"name": "A", "value": "x\0"}]}, {"command": "a\0b"}, {"command": "./a\0b"}):
+        """A program that is not there shows the install hint, without control characters; odd arguments are an error."""
+        hint = "get it\x1b[31m at\x07 https://x\r\n\x1b]0;title\x07 or\u202e \x9b2J elsewhere"
+        for fields, words in (
+                ({"command": "kube-plugin-of-nobody", "installHint": hint}, "nobody of the kubeconfig is not installed"),
+                ({"args": ["a\0b"]}, "exec plugin"), ({"env": [{"name": "A=B", "value": "x"}]}, "exec plugin"),
+                ({"command": "a\0b"}, "exec plugin"), ({"command": "./a\0b"}, "exec plugin")):
             with self.subTest(fields):
                 path = self.write(json.dumps(kube_config({"exec": {**KUBE_EXEC, **fields}})))
-                self.fails(velero_requests.ConfigError, lambda path=path: kube_call(path), "exec plugin")
+                error = self.fails(vr.ConfigError, lambda path=path: kube_call(path), words)
+                self.assertTrue("".join(error.hints).isprintable(), ascii(error.hints))
+                self.assertEqual("installHint" in fields, "elsewhere" in "".join(error.hints))
 
 
 class TestKubeSession(KubePlugins):
@@ -8113,29 +8023,25 @@ class TestKubeSession(KubePlugins):
         """Another pair comes with new connections; one that cannot be used leaves the old in use, with a warning."""
         self.files("alice")
         self.write(kube_bytes("ca.crt"), "own-ca")
-        api = self.connect(kube_config(
-            {"client-certificate": "own.crt", "client-key": "own.key"},
-            {**KUBE_NO_CA, "certificate-authority": "own-ca"}))
+        api = self.connect(kube_config({"client-certificate": "own.crt", "client-key": "own.key"},
+                                       {**KUBE_NO_CA, "certificate-authority": "own-ca"}))
         for what, change, caller, warned in (
                 ("nothing new", lambda: None, "alice", False), ("a new pair", lambda: self.files("bob"), "bob", False),
                 ("a foreign key", lambda: self.write(kube_bytes("alice.key"), "own.key"), "bob", True),
                 ("no key", lambda: os.remove(os.path.join(self.folder, "own.key")), "bob", True),
-                ("no authority", lambda: self.write("", "own-ca.gone"), "bob", True),
                 ("an empty authority", lambda: (self.files("bob"), self.write("no PEM", "own-ca")), "bob", True),
                 ("healed", lambda: (self.files("alice"), self.write(kube_bytes("ca.crt"), "own-ca")), "alice", False)):
             with self.subTest(what):
                 change()
                 api.session.until = time.monotonic()
-                old = api.session.identity
                 with self.assertLogs("velero_requests") as logs:
                     velero_requests.log.warning("first")
                     kube_version(api)
                 self.assertEqual((self.seen()[-1], len(logs.output) == 2), (caller, warned), logs.output)
-                self.assertIs(api.session.identity, old)
                 self.assertAlmostEqual(api.session.until - time.monotonic(), 300, delta=5)
 
     def test_after_a_refusal(self) -> None:
-        """After a 401 certificate files are read again at once; what stands in the kubeconfig is no better then."""
+        """After a 401 files are read again at once; what stands in the kubeconfig is no better then."""
         self.files("alice")
         for user, callers in (({"client-certificate": "own.crt", "client-key": "own.key"}, ["alice", "None", "bob"]),
                               (KUBE_CERT, ["alice", "None"]), ({"token": "t"}, ["Bearer t", "Bearer t"]),
@@ -8149,7 +8055,7 @@ class TestKubeSession(KubePlugins):
                 self.write("g", "token")
                 kube_servers()["https"].script(status=401, times=1)
                 if len(callers) == 2:
-                    self.fails(velero_requests.ApiError, lambda api=api: kube_version(api), "log in again")
+                    self.fails(vr.ApiError, lambda api=api: kube_version(api), "log in again")
                 else:
                     kube_version(api)
                 self.assertEqual(self.seen(), callers)  # a scripted answer does not look at certificates
@@ -8168,82 +8074,66 @@ class TestKubeSession(KubePlugins):
         kube_version(api)
         self.assertEqual(self.seen(), ["Bearer f", "Bearer f", "Bearer g"])
 
-    def test_records_show_no_secret(self) -> None:
-        """The record of a cluster hides tokens, passwords, keys and the variables of plugins."""
-        plugin = {"exec": {**KUBE_EXEC, "env": [{"name": "A", "value": "s3cr3t"}]}}
-        for user in ({"username": "u", "password": "s3cr3t"}, {"token": "s3cr3t"}, plugin,
-                     {"client-key-data": "czNjcjN0", "client-certificate": "c"}):
-            record = velero_requests.cluster_from_kubeconfigs([("/1", kube_config(
-                user, {"server": "https://h", "certificate-authority-data": "", "proxy-url": "http://u:s3cr3t@h"}))])
-            self.assertNotIn("s3cr3t", repr(record))
-        self.assertNotIn("s3cr3t", repr(velero_requests.Identity("s3cr3t", b"s3cr3t", b"s3cr3t")))
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Kubeconfig: proxies
 # ------------------------------------------------------------------------------------------------------------
 
-KUBE_HTTPS_PROXY = {"HTTPS_PROXY": "http://@P@"}
+KUBE_K8S = "https://k8s.example:6443"
 
 
-def kube_no_proxy(proxied: bool, url: str, texts: Tuple[str, ...]) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
+def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
     """Rows for some NO_PROXY and a URL."""
-    return tuple((url, {**KUBE_HTTPS_PROXY, "NO_PROXY": text}, proxied) for text in texts)
+    return tuple((url, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": text}, proxied) for text in texts)
 
 
 # A URL, the environment (@P@ is the proxy), and whether kubectl goes through the proxy. The addresses are multicast
-# ones, so that kubectl sends nothing when it goes straight to them.
+# ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
 KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
-    ("https://k8s.example:6443", {}, False),
-    ("https://k8s.example:6443", KUBE_HTTPS_PROXY, True),
-    ("https://k8s.example:6443", {"https_proxy": "http://@P@"}, True),
-    ("https://k8s.example:6443", {"https_proxy": "@P@"}, True),
-    ("https://k8s.example:6443", {"HTTPS_PROXY": "http://@P@", "https_proxy": "http://127.0.0.1:1"}, True),
-    ("https://k8s.example:6443", {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
-    ("https://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, False),
-    ("https://k8s.example:6443", {"ALL_PROXY": "http://@P@", "all_proxy": "http://@P@"}, False),
+    (KUBE_K8S, {"https_proxy": "@P@"}, True),
+    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "https_proxy": "http://127.0.0.1:1"}, True),
+    (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
+    (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
-    ("http://k8s.example:6443", {"http_proxy": "@P@"}, True),
+    ("https://127.9.9.9:1", {"HTTPS_PROXY": "http://@P@"}, False),
+    ("https://kube.localhost:1", {"HTTPS_PROXY": "http://@P@"}, True),
+    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
+    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
+    *kube_no_proxy(False, KUBE_K8S, " * ", ".example", "*.example", "K8S.Example:6443", "x, k8s.example ,y"),
+    *kube_no_proxy(True, KUBE_K8S, ".k8s.example", "k8s.example:443", "x k8s.example", "ample", "*:6443"),
+    *kube_no_proxy(False, "https://224.1.2.3:6443", "224.1.2.3/8", "224.1.2.3:6443"),
+    *kube_no_proxy(True, "https://224.1.2.3:6443", "224.1.2.3:443", ".2.3", "224.*"),
+    *kube_no_proxy(False, "https://[ff0e::1]:6443", "[ff0e::1]:6443", "FF0E:0::1"),
+    *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]", "ff0e::1:6443"))
+KUBE_MORE_PROXY_ROWS = (
+    (KUBE_K8S, {}, False), (KUBE_K8S, {"HTTPS_PROXY": "http://@P@"}, True),
+    (KUBE_K8S, {"https_proxy": "http://@P@"}, True), ("http://k8s.example:6443", {"http_proxy": "@P@"}, True),
     ("http://k8s.example:6443", {"HTTPS_PROXY": "http://@P@"}, False),
     ("http://k8s.example", {"HTTP_PROXY": "http://@P@", "NO_PROXY": "k8s.example:80"}, False),
-    ("https://localhost:1", KUBE_HTTPS_PROXY, False),
-    ("https://127.9.9.9:1", KUBE_HTTPS_PROXY, False),
-    ("https://[::1]:1", KUBE_HTTPS_PROXY, False),
-    ("https://kube.localhost:1", KUBE_HTTPS_PROXY, True),
-    ("https://224.1.2.3:6443", KUBE_HTTPS_PROXY, True),
-    ("https://[ff0e::1]:6443", KUBE_HTTPS_PROXY, True),
-    ("https://k8s.example:6443", {**KUBE_HTTPS_PROXY, "no_proxy": "k8s.example"}, False),
-    ("https://k8s.example:6443", {**KUBE_HTTPS_PROXY, "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
-    ("https://k8s.example:6443", {**KUBE_HTTPS_PROXY, "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
-    *kube_no_proxy(False, "https://k8s.example:6443", (
-        "*", " * ", "x,*", "k8s.example", "K8S.Example", "example", ".example", "*.example", "k8s.example:6443",
-        ".example:6443", "x, k8s.example ,y", ",,k8s.example", "example,224.0.0.0/8")),
-    *kube_no_proxy(True, "https://k8s.example:6443", (
-        "", ",", ".k8s.example", "*.k8s.example", "k8s.example:443", "x k8s.example", "8s.example", "ample",
-        "a.k8s.example", "*example", "*.*", "https://k8s.example", "k8s.example/", "224.0.0.0/8", "0.0.0.0/0", "k8s.*",
-        "k8s.example:*", ":6443", "*:6443")),
-    *kube_no_proxy(False, "https://224.1.2.3:6443", (
-        "224.1.2.3", "224.0.0.0/8", "224.1.2.3/8", "224.1.2.3/32", "224.1.2.3:6443", "0.0.0.0/0", "x, 224.0.0.0/8")),
-    *kube_no_proxy(True, "https://224.1.2.3:6443", (
-        "224.1.2.4", "224.1.2.3:443", "1.2.3", ".2.3", "3", "224.0.0.0/33", "225.0.0.0/8", "224.", "224.*", "::/0",
-        "224.0.0.0/8:6443")),
-    *kube_no_proxy(False, "https://[ff0e::1]:6443", ("ff0e::1", "ff00::/8", "[ff0e::1]:6443", "FF0E:0::1", "::/0")),
-    *kube_no_proxy(True, "https://[ff0e::1]:6443", (
-        "ff0e::2", "fe00::/8", "[ff0e::1]", "[ff0e::1]:443", "0.0.0.0/0", "ff0e::1:6443")),
-    *kube_no_proxy(False, "https://k8s.example", ("k8s.example:443", "k8s.example")),
-    *kube_no_proxy(False, "https://K8S.Example:6443", ("k8s.example", ".example")),
-)
+    *((url, {"HTTPS_PROXY": "http://@P@"}, "//[f" in url or "//224" in url) for url in (
+        "https://localhost:1", "https://[::1]:1", "https://224.1.2.3:6443", "https://[ff0e::1]:6443")),
+    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "no_proxy": "k8s.example"}, False),
+    *kube_no_proxy(False, KUBE_K8S, "*", "x,*", "k8s.example", "example", "k8s.example:6443", ".example:6443",
+                   ",,k8s.example", "example,224.0.0.0/8"),
+    *kube_no_proxy(True, KUBE_K8S, "", ",", "*.k8s.example", "8s.example", "a.k8s.example", "*example", "*.*",
+                   "https://k8s.example", "k8s.example/", "224.0.0.0/8", "0.0.0.0/0", "k8s.*", "k8s.example:*", ":6443"),
+    *kube_no_proxy(False, "https://224.1.2.3:6443", "224.1.2.3", "224.0.0.0/8", "224.1.2.3/32", "0.0.0.0/0"),
+    *kube_no_proxy(True, "https://224.1.2.3:6443", "224.1.2.4", "1.2.3", "3", "224.0.0.0/33", "225.0.0.0/8", "224.", "::/0",
+                   "224.0.0.0/8:6443"),
+    *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff0e::1", "ff00::/8", "::/0"),
+    *kube_no_proxy(True, "https://[ff0e::1]:6443", "ff0e::2", "fe00::/8", "[ff0e::1]:443", "0.0.0.0/0"),
+    *kube_no_proxy(False, "https://k8s.example", "k8s.example:443", "k8s.example"),
+    *kube_no_proxy(False, "https://K8S.Example:6443", "k8s.example", ".example"))
 
 
 class TestProxyOfTheEnvironment(KubeFolder):
     """Which URLs go through the proxy that the environment names, as Go decides it."""
 
-    def test_the_table(self) -> None:
-        """proxy_for says what the table says."""
-        for url, variables, proxied in KUBE_PROXY_ROWS:
+    def test_the_tables(self) -> None:
+        for url, variables, proxied in KUBE_PROXY_ROWS + KUBE_MORE_PROXY_ROWS:
             with self.subTest(url, **variables):
                 filled = {name: value.replace("@P@", "proxy:3128") for name, value in variables.items()}
-                self.assertEqual(velero_requests.proxy_for(url, filled), "http://proxy:3128" if proxied else "")
+                self.assertEqual(vr.proxy_for(url, filled), "http://proxy:3128" if proxied else "")
 
     def went(self, number: int) -> bool:
         """Whether kubectl asks a proxy for the URL of a row."""
@@ -8263,7 +8153,6 @@ class TestProxyOfTheEnvironment(KubeFolder):
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
     def test_kubectl_does_what_the_table_says(self) -> None:
-        """The table is what kubectl does."""
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(self.went, range(len(KUBE_PROXY_ROWS))))
         for (url, variables, proxied), went in zip(KUBE_PROXY_ROWS, found):
@@ -8272,16 +8161,15 @@ class TestProxyOfTheEnvironment(KubeFolder):
 
     def test_proxies(self) -> None:
         """A scheme may be in capitals or missing; what we cannot use is an error without the password in it."""
-        for proxy, expected in (("", ""), ("http://h", "http://h"), ("HTTP://h:1", "HTTP://h:1"),
-                                ("https://me:p%40ss@h:1/", "https://me:p%40ss@h:1/"), ("h:3128", "http://h:3128"),
-                                ("h", "http://h"), ("[::1]:3128", "http://[::1]:3128"),
+        for proxy, expected in (("", ""), ("HTTP://h:1", "HTTP://h:1"), ("https://me:p%40ss@h:1/", "https://me:p%40ss@h:1/"),
+                                ("h:3128", "http://h:3128"), ("[::1]:3128", "http://[::1]:3128"),
                                 ("me:x@h:1", "http://me:x@h:1")):
             with self.subTest(proxy):
-                self.assertEqual(velero_requests.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected)
-        for proxy in ("socks5://me:s3cr3t@h:1", "socks5h://h", "SOCKS4://h", "ftp://me:s3cr3t@h", "http://",
-                      "http://h:x", "http://me:s3cr3t@h:99999", "http://me:s3cr3t@[::1"):
+                self.assertEqual(vr.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected)
+        for proxy in ("socks5://me:s3cr3t@h:1", "SOCKS4://h", "ftp://me:s3cr3t@h", "http://", "http://h:x",
+                      "http://me:s3cr3t@h:99999", "http://me:s3cr3t@[::1"):
             with self.subTest(proxy):
-                error = self.fails(velero_requests.ConfigError, lambda proxy=proxy: velero_requests.proxy_for(
+                error = self.fails(vr.ConfigError, lambda proxy=proxy: vr.proxy_for(
                     "https://k8s", {"HTTPS_PROXY": proxy}), "HTTPS_PROXY")
                 self.assertEqual(bool(error.hints), "socks" in proxy.lower())
 
@@ -8301,12 +8189,12 @@ class TestProxyOnTheWire(KubeFolder):
                 ("secure", "https://@SECURE@", secure, "HTTPS_PROXY")):
             kube_forget()
             with self.subTest(proxy, url=url), kube_environment(**{variable: kube_fill(server)}):
-                with velero_requests.open_url(url, velero_requests.Trust(kube_bytes("ca.crt"))) as response:
-                    self.assertIn(b"gitVersion", b"".join(velero_requests.read_body(response)))
+                with vr.open_url(url, vr.Trust(kube_bytes("ca.crt"))) as response:
+                    self.assertIn(b"gitVersion", b"".join(vr.read_body(response)))
                 self.assertEqual([(asked.method, asked.target) for asked in kube_servers()[proxy].seen()],
                                  [("GET", url) if url == plain else ("CONNECT", urlsplit(url).netloc)])
         with kube_environment(HTTPS_PROXY=kube_fill("https://@SECURE@")):
-            self.fails(velero_requests.Unreachable, velero_requests.open_url(secure).__enter__, "certificate")
+            self.fails(vr.Unreachable, vr.open_url(secure).__enter__, "certificate")
 
     def test_the_proxy_hears_nothing(self) -> None:
         """A proxy sees neither token nor, for https, impersonation; the cluster does not see the proxy's password."""
@@ -8323,9 +8211,8 @@ class TestProxyOnTheWire(KubeFolder):
 
     def test_the_password_is_never_shown(self) -> None:
         """When a proxy fails it is named as the culprit, and not even -v shows its password."""
-        gone = f"127.0.0.1:{free_port()}"
         for proxy, code, words in (
-                (f"http://me:s3cr3t@{gone}", 6, "through its proxy: Connection refused"),
+                (f"http://me:s3cr3t@127.0.0.1:{free_port()}", 6, "through its proxy: Connection refused"),
                 ("http://me:s3cr3t@@GUARDED@", 6, "through its proxy: tunnel connection failed: 407"),
                 ("https://me:s3cr3t@@PROXY@", 6, "the cluster at https://a.example.com"),
                 ("https://me:s3cr3t@@EXPIRED@", 6, "certificate"),
@@ -8346,26 +8233,30 @@ class TestProxyOnTheWire(KubeFolder):
 class TestTlsErrors(KubeFolder):
     """What is said when TLS with cluster or store fails: what is wrong, with the names to see it."""
 
+    SHOWN = ("(it is for localhost, *.localhost, 127.0.0.1; subject commonName=loopback; issuer commonName=test-ca; valid "
+             "until ")
+
     def unreachable(self, cluster: Document, *words: str) -> str:
         """A call to a cluster is Unreachable, with these words, and nothing is sent."""
         path = self.write(kube_config(None, cluster))
-        error = self.fails(velero_requests.Unreachable, lambda: kube_call(path), *words)
+        error = self.fails(vr.Unreachable, lambda: kube_call(path), *words)
         self.assertEqual((int(error.exit), kube_verdict(True)), (6, "error"))
         return str(error)
 
-    def test_certificates(self) -> None:
-        """A certificate that is not trusted is shown with names, subject, issuer and last day, through proxies too."""
-        shown = ("(it is for localhost, *.localhost, 127.0.0.1; subject commonName=loopback; issuer "
-                 "commonName=test-ca; valid until ")
-        for cluster, words in (
-                ({"server": "https://@EXPIRED@"}, (
-                    "expired", "valid until", str((datetime.now(timezone.utc) - timedelta(days=1)).year))),
-                (KUBE_NO_CA, (shown, "certificate-authority")), ({"certificate-authority-data": "@CERT@"}, (shown,)),
-                ({**KUBE_NO_CA, "proxy-url": "http://@PROXY@"}, (shown,)),
-                ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, (shown,)),
-                ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, ("subject commonName=named",)),
-                (KUBE_NAMED, ("kubernetes.default.svc", "*.example.com", "127.0.0.1")),
-                ({"tls-server-name": "b.a.example.com"}, ("b.a.example.com", shown))):
+    def test_what_is_said(self) -> None:
+        """A certificate that is not trusted is shown with names, subject, issuer and end, through proxies too."""
+        for cluster, *words in (
+                ({"server": "https://@EXPIRED@"}, "expired", "valid until",
+                 str((datetime.now(timezone.utc) - timedelta(days=1)).year)),
+                (KUBE_NO_CA, self.SHOWN, "certificate-authority"), ({"certificate-authority-data": "@CERT@"}, self.SHOWN),
+                ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, self.SHOWN),
+                ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, "subject commonName=named"),
+                (KUBE_NAMED, "kubernetes.default.svc", "*.example.com", "127.0.0.1"),
+                ({"tls-server-name": "b.a.example.com"}, "b.a.example.com", self.SHOWN),
+                ({"server": f"https://127.0.0.1:{self.greeter(b'HTTP/1.1 400 Bad Request')}"}, "does not speak TLS"),
+                ({"server": f"https://127.0.0.1:{self.greeter(b'SSH-2.0-OpenSSH_9.6')}"}, "does not speak TLS"),
+                ({"server": f"https://127.0.0.1:{self.greeter(b'')}"}, "127.0.0.1"),
+                ({"server": f"https://127.0.0.1:{free_port()}"}, "cannot reach the cluster", "Connection refused")):
             with self.subTest(cluster):
                 self.assertLess(len(self.unreachable(cluster, *words)), 600)
 
@@ -8378,41 +8269,26 @@ class TestTlsErrors(KubeFolder):
         self.unreachable({**KUBE_NO_CA, "server": server.url, "tls-server-name": "x.y"}, "commonName=loopback")
         self.assertEqual((names, server.seen()), (["x.y"] * 3, []))
 
-    def test_no_tls(self) -> None:
-        """A port that does not speak TLS is called so; one that only hangs up is Unreachable too."""
-        for greeting, words in ((b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak TLS"),
-                                (b"SSH-2.0-OpenSSH_9.6\r\n", "does not speak TLS"), (b"", "127.0.0.1")):
-            with self.subTest(greeting):
-                self.unreachable({"server": f"https://127.0.0.1:{self.greeter(greeting)}"}, words)
-
     def greeter(self, greeting: bytes) -> int:
         """The port of a server that says one thing to everybody and hangs up."""
         listener = socket.create_server(("127.0.0.1", 0))
 
         def serve() -> None:
-            while True:
-                try:
+            with contextlib.suppress(OSError):
+                while True:
                     accepted, _ = listener.accept()
-                except OSError:
-                    return
-                with accepted, contextlib.suppress(ConnectionResetError):
-                    accepted.recv(5)  # so that the greeting is not the first to come
-                    accepted.sendall(greeting)
-                    accepted.shutdown(socket.SHUT_WR)
-                    while accepted.recv(4096):
-                        pass
+                    with accepted, contextlib.suppress(ConnectionResetError):
+                        accepted.recv(5)  # so that the greeting is not the first to come
+                        accepted.sendall(greeting + b"\r\n\r\n" * bool(greeting))
+                        accepted.shutdown(socket.SHUT_WR)
+                        while accepted.recv(4096):
+                            pass
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        self.addCleanup(thread.join, 5)
-        self.addCleanup(listener.close)
-        self.addCleanup(listener.shutdown, socket.SHUT_RDWR)
+        for cleanup in ((thread.join, 5), (listener.close,), (listener.shutdown, socket.SHUT_RDWR)):
+            self.addCleanup(*cleanup)
         return int(listener.getsockname()[1])
-
-    def test_nobody_there(self) -> None:
-        """A port where nobody listens is told apart from TLS."""
-        text = self.unreachable({"server": f"https://127.0.0.1:{free_port()}"}, "Connection refused")
-        self.assertNotIn("certificate", text)
 
     def test_a_client_certificate_is_missing(self) -> None:
         """A server that insists on a client certificate is Unreachable without one, and answers with one."""
@@ -8446,55 +8322,37 @@ class TestTlsErrors(KubeFolder):
 
     def test_store(self) -> None:
         """A store's certificate is explained the same way; with its authority or insecure it is accepted."""
-        own = velero_requests.Trust(kube_bytes("ca.crt"))
+        own = vr.Trust(kube_bytes("ca.crt"))
         for name, trust, words in (
                 ("expired", own, ("expired", "valid until")), ("named", own, ("*.example.com",)),
-                ("nameless", own, ("localhost",)), ("https", velero_requests.Trust(), ("test-ca", "--cacert"))):
+                ("nameless", own, ("localhost",)), ("https", vr.Trust(), ("test-ca", "--cacert"))):
             with self.subTest(name):
-                self.fails(velero_requests.Unreachable, velero_requests.open_url(
+                self.fails(vr.Unreachable, vr.open_url(
                     kube_servers()[name].url + "/k?X-Amz-Signature=s3cr3t", trust).__enter__, *words)
-        for trust in (velero_requests.Trust(insecure=True), own):
-            with velero_requests.open_url(kube_servers()["https"].url + "/k", trust) as answer:
+        for trust in (vr.Trust(insecure=True), own):
+            with vr.open_url(kube_servers()["https"].url + "/k", trust) as answer:
                 self.assertEqual(answer.status, 200)
 
-
-@unittest.skipUnless(hasattr(os, "memfd_create"),
-                     "this platform has no anonymous files, so keys pass through one on disk")
-class TestTlsKeysNeverOnDisk(KubeFolder):
-    """The key of a client certificate given inline never becomes a file."""
-
-    def test_no_file_is_made(self) -> None:
-        """A call with an inline key leaves nothing in TMPDIR and opens no file for writing."""
-        temporary = os.path.join(self.folder, "tmp")
-        os.mkdir(temporary)
-        self.addCleanup(setattr, tempfile, "tempdir", tempfile.tempdir)
-        tempfile.tempdir = None
-        opened: List[str] = []
+    @unittest.skipUnless(hasattr(os, "memfd_create"), "no anonymous files here, so keys pass through one on disk")
+    def test_keys_are_never_on_disk(self) -> None:
+        """A call with an inline key opens no file for writing, and leaves no descriptor, also when it is no key."""
+        opened: List[Any] = []
         watching = [True]
-        writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
         def hook(event: str, arguments: Any) -> None:
             if watching and event == "open" and isinstance(arguments[0], str) and (
-                    isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-                    or isinstance(arguments[2], int) and arguments[2] & writing):
+                    set(arguments[1] or "") & set("wax+") or arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
                 opened.append(arguments[0])
 
-        path = self.write(kube_config(KUBE_CERT))
+        path, before = self.write(kube_config(KUBE_CERT)), len(os.listdir("/proc/self/fd"))
         sys.addaudithook(hook)
         try:
-            with kube_environment(TMPDIR=temporary):
-                kube_call(path)
+            kube_call(path)
         finally:
             watching.clear()
-        self.assertEqual((opened, os.listdir(temporary)), ([], []))
-        self.assertEqual(kube_servers()["https"].seen()[0].user, "alice")
-
-    def test_no_descriptor_is_left(self) -> None:
-        """The anonymous file of the key is closed again, also when it is no key."""
-        before = len(os.listdir("/proc/self/fd"))
-        self.connect(kube_config(KUBE_CERT))
+        self.assertEqual((opened, kube_servers()["https"].seen()[0].user), ([], "alice"))
         for key in ("@BOBKEY@", "QUJD"):
-            self.fails(velero_requests.ConfigError, lambda key=key: self.connect(
+            self.fails(vr.ConfigError, lambda key=key: self.connect(
                 kube_config({**KUBE_CERT, "client-key-data": key})), "not a matching pair")
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
@@ -8502,7 +8360,7 @@ class TestTlsKeysNeverOnDisk(KubeFolder):
         """A key behind a passphrase is an error, and nobody is asked for it."""
         path = os.path.join(self.folder, "locked.key")
         run_openssl("ec", "-in", os.path.join(kube_pki(), "alice.key"), "-aes256", "-passout", "pass:x", "-out", path)
-        self.fails(velero_requests.ConfigError, lambda: self.connect(kube_config(
+        self.fails(vr.ConfigError, lambda: self.connect(kube_config(
             {"client-certificate-data": "@CERT@", "client-key": path})), "encrypted")
 
 
@@ -8517,242 +8375,128 @@ KUBE_EXTENSION = """extensions:
 
 
 def kube_bombs() -> Iterator[Tuple[str, str]]:
-    """Short kubeconfigs that grow into millions of entries."""
+    """Kubeconfigs that grow into millions of entries, or have no end."""
     good = yaml.safe_dump(kube_config(), sort_keys=False)
     doubling = "x0: &x0 [a, a]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40))
     yield "lists", doubling + good
-    merging = "m0: &m0 {a: b}\n" + "".join(
-        f"m{n}: &m{n}\n  <<: [*m{n - 1}, *m{n - 1}]\n  k{n}: v\n" for n in range(1, 40))
-    yield "merge keys", merging + good
-    plugin = json.dumps({**KUBE_EXEC, "command": "true", "provideClusterInfo": True})
-    yield "an extension", doubling + good.replace("token: t", f"exec: {plugin}").replace(
-        "certificate-authority-data", KUBE_EXTENSION.format("*x39"))
-    many = "values: &values [" + "a, " * 200_000 + "a]\n"
-    yield "extra values", many + good.replace("token: t",
-                                              "token: t\n    as: j\n    as-user-extra:\n" + "".join(
-        f"      k{n}: *values\n" for n in range(20_000)))
+    yield "merge keys", "m0: &m0 {a: b}\n" + "".join(
+        f"m{n}: &m{n}\n  <<: [*m{n - 1}, *m{n - 1}]\n  k{n}: v\n" for n in range(1, 40)) + good
+    yield "extra values", "values: &values [" + "a, " * 90_000 + "a]\n" + good.replace(
+        "token: t", "token: t\n    as: j\n    as-user-extra:\n" + "".join(f"      k{n}: *values\n" for n in range(20_000)))
     yield "merged wide maps", "w: &w {" + ", ".join(f"k{n}: 1" for n in range(9_000)) + "}\n" + "".join(
         f"v{n}: {{<<: *w}}\n" for n in range(5_000)) + good
+    for what, text in (("dashes", "- " * 100_000), ("brackets", "[" * 100_000), ("JSON", '{"a":' * 100_000),
+                       ("closed", "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}"),
+                       ("big", "- s3cr3t\n" * (1 << 20)), ("long", "\0" * (9 << 20))):
+        yield what, text
 
 
 class TestKubeconfigBadInput(KubeFolder):
     """What is no kubeconfig: one sentence with the file, the line where YAML gives one, exit 1, at once."""
 
-    def refused(self, path: str, *words: str, seconds: float = 5) -> str:
-        """The program ends with code 1, one error line that names the file, and no secret."""
-        began = time.monotonic()
-        done = kube_program(path, seconds=seconds + 3)
-        text = done.stderr.decode()
-        self.assertEqual((done.returncode, done.stdout), (1, b""), text[:400])
-        self.assertRegex(text, r"\Aerror: [^\n]*\n(hint: [^\n]*\n)*\Z")
-        self.assertLess(time.monotonic() - began, seconds)
-        self.assertNotIn("s3cr3t", text)
-        self.assertNotIn("bug", text)
-        for word in words:
-            self.assertIn(word, text)
-        self.assertLess(len(text), 1500)
-        return text
+    def test_bombs(self) -> None:
+        """What grows, nests or goes on without end is an error of one line, soon and within two gigabytes."""
+        for what, text in kube_bombs():
+            with self.subTest(what):
+                path = self.write(text)
+                done = kube_program(path, seconds=10, memory="2000000")
+                self.assertEqual((done.returncode, done.stdout), (1, b""), done.stderr[-400:])
+                self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
+                self.assertNotIn(b"s3cr3t", done.stderr)
+                self.assertLess(len(done.stderr), 1500)
 
-    def test_other_documents(self) -> None:
-        """Lists, numbers, texts and nothing are no kubeconfig; where a field is wrong its place is named."""
+    def test_documents(self) -> None:
+        """What is no kubeconfig; where YAML knows the line it is named, and what stands there is not quoted."""
         for content, words in (
                 ("- s3cr3t\n", "must be a mapping"), ("5", "must be a mapping"), ("s3cr3t", "must be a mapping"),
                 ("", "current-context"), ("null", "current-context"), ("users: s3cr3t", "current-context"),
                 ("<!DOCTYPE html>\n<html><body>s3cr3t</body></html>", ""), (b"\0\0\0\0", ""),
-                (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8")):
+                (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8"), ("users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", "line 4"),
+                ("a: b\nusers:\n- token: \"s3cr3t\n", "line 4"), ("a: b\ns3cr3t s3cr3t\nc: d\n", "line 3"),
+                ("a: b\ntoken: s3cr3t: x\n", "line 2"), ("a: b\n\ntoken: *s3cr3t\n", "line 3"),
+                ("clusters: &a [*a]\n", "no current-context"), ("a: &a\n  <<: *a\n", "no current-context"),
+                (json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")), "has no context")):
             with self.subTest(content):
                 path = self.write(content)
-                self.fails(velero_requests.ConfigError, lambda path=path: velero_requests.load_cluster(path), path,
-                           words)
+                error = self.fails(vr.ConfigError, lambda path=path: vr.load_cluster(path), path, words)
+                self.assertTrue(str(error).isprintable(), ascii(error))
 
-    def test_lines(self) -> None:
-        """Where YAML knows the line it is named, and what stands there is not quoted."""
-        for what, content, line in (
-                ("a tab", "users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", 4),
-                ("no end of a quote", "a: b\nusers:\n- token: \"s3cr3t\n", 4),
-                ("no colon", "a: b\ns3cr3t s3cr3t\nc: d\n", 3),
-                ("two colons", "a: b\ntoken: s3cr3t: x\n", 2),
-                ("an unknown alias", "a: b\n\ntoken: *s3cr3t\n", 3)):
-            with self.subTest(what):
-                path = self.write(content)
-                self.fails(velero_requests.ConfigError, lambda path=path: velero_requests.load_cluster(path), path,
-                           f"line {line}")
-
-    def test_big(self) -> None:
-        """Fifty megabytes are refused by their size, without being parsed."""
-        path = self.write("")
-        os.truncate(path, 50 << 20)
-        self.refused(path, path, "larger")
-        self.write(b"- s3cr3t\n" * (50 << 17))
-        self.refused(path, path, "larger")
-
-    def test_bombs(self) -> None:
-        """A few lines that grow into millions neither hang nor eat memory; the good ones behind may count."""
-        for what, text in kube_bombs():
-            with self.subTest(what):
-                path = self.write(text)
-                done = kube_limited(path, 10)
-                self.assertIn(done.returncode, (1, 3), done.stderr[-400:])
-                self.assertNotIn(b"bug", done.stderr)
-
-    def test_deep(self) -> None:
-        """Nesting without end is an error, not a crash."""
-        for what, content in (("dashes", "- " * 100_000), ("brackets", "[" * 100_000),
-                              ("braces", "{a: " * 100_000),
-                              ("JSON", '{"a":' * 100_000), ("JSON lists", '{"a":' + "[" * 100_000),
-                              ("a second document", "a: b\n---\n" + "[" * 100_000),
-                              ("closed", "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}")):
-            with self.subTest(what):
-                path = self.write(content)
-                self.refused(path, path)
-
-    def test_recursive(self) -> None:
-        """An alias within its own anchor is an error, or stands where nobody looks."""
-        good = yaml.safe_dump(kube_config(), sort_keys=False)
-        for text in ("clusters: &a [*a]\n", "users: &a\n- name: c\n  user: {as-groups: *a}\n",
-                     "a: &a\n  <<: *a\n"):
-            with self.subTest(text), self.assertRaises(velero_requests.ConfigError):
-                velero_requests.load_cluster(self.write(text))
+    def test_an_extension_that_holds_itself(self) -> None:
         plugin = json.dumps({**KUBE_EXEC, "command": "true", "provideClusterInfo": True})
-        path = self.write(good.replace("token: t", f"exec: {plugin}").replace(
-            "certificate-authority-data",
-            KUBE_EXTENSION.format("&a [*a]")))
-        with self.assertRaises(velero_requests.ConfigError):
-            kube_call(path)
+        path = self.write(yaml.safe_dump(kube_config(), sort_keys=False).replace("token: t", f"exec: {plugin}").replace(
+            "certificate-authority-data", KUBE_EXTENSION.format("&a [*a]")))
+        self.fails(vr.ConfigError, lambda: kube_call(path), "cannot be written as JSON")
 
     def test_a_list_of_files_that_are_not_there(self) -> None:
         """A KUBECONFIG without a file that exists is warned of, but not when a flag names another."""
         with kube_environment(KUBECONFIG="/gone/a:/gone/b", HOME=self.home):
             with self.assertLogs("velero_requests", "WARNING") as logs:
-                self.fails(velero_requests.ConfigError, velero_requests.load_cluster, "no kubeconfig found")
-                self.fails(velero_requests.ConfigError, lambda: velero_requests.load_cluster("/gone/c"), "/gone/c")
+                self.fails(vr.ConfigError, vr.load_cluster, "no kubeconfig found")
+                self.fails(vr.ConfigError, lambda: vr.load_cluster("/gone/c"), "/gone/c")
         self.assertEqual([line.partition("exists: ")[2] for line in logs.output], ["/gone/a:/gone/b"])
 
-    def test_a_fifo(self) -> None:
-        """A FIFO that nobody writes to does not hang the program."""
-        path = os.path.join(self.folder, "fifo")
-        os.mkfifo(path)
-        self.refused(path, path)
-
-    def test_a_pipe(self) -> None:
-        """A pipe that somebody writes to, as the shell's <(…) makes them, is read to its end."""
+    def test_a_pipe_that_takes_its_time(self) -> None:
+        """A pipe, as `<(slow command)` makes it, is read to its end, however many pieces come."""
         with open(self.write(kube_config()), "rb") as file:
             content = file.read()
         reader, writer = os.pipe()
-        os.write(writer, content)
-        os.close(writer)
-        try:
-            self.assertEqual(velero_requests.load_cluster(f"/dev/fd/{reader}").token, "t")
-        finally:
-            os.close(reader)
+        self.addCleanup(os.close, reader)
+        with ThreadPoolExecutor(1) as pool:
+            loaded = pool.submit(vr.load_cluster, f"/dev/fd/{reader}")
+            with open(writer, "wb", buffering=0) as pipe:
+                for piece in (content[:20], content[20:]):
+                    pipe.write(piece)
+                    wait_until(lambda: not select.select([reader], [], [], 0)[0], what="the piece to be read")
+            self.assertEqual(loaded.result(10).token, "t")
 
-    def test_a_pipe_that_takes_its_time(self) -> None:
-        """While somebody may write to it, as `<(slow command)` does, it is waited for; its pieces make a whole."""
-        with open(self.write(kube_config()), "rb") as file:
-            content = file.read()
-        fifo = os.path.join(self.folder, "slow")
-        os.mkfifo(fifo)
-        for path in (fifo, "/dev/fd/"):
-            with self.subTest(path):
-                reader, writer = os.pipe() if path != fifo else (0, 0)
-
-                def write(path: str = path, writer: int = writer) -> None:
-                    with open(path if path == fifo else writer, "wb", buffering=0) as file:
-                        for piece in (content[:20], content[20:]):
-                            late = time.monotonic() + vr.FIFO_TIMEOUT + 0.2
-                            wait_until(lambda late=late: time.monotonic() > late, what="the time to pass")
-                            file.write(piece)
-                thread = threading.Thread(target=write, daemon=True)
-                thread.start()
-                self.assertEqual(velero_requests.load_cluster(path if path == fifo else path + str(reader)).token, "t")
-                thread.join(5)
-                if reader:
-                    os.close(reader)
-
-    def test_names_with_control_characters(self) -> None:
-        """Names from the file come to the terminal without control characters."""
-        path = self.write(json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")))
-        error = self.fails(velero_requests.ConfigError, lambda: velero_requests.load_cluster(path), path)
-        self.assertTrue(str(error).isprintable(), ascii(error))
-
-
-def kube_limited(path: str, seconds: float) -> Any:
-    """Run the program with at most two gigabytes of memory and some seconds of time; a hang is a failure."""
-    command = ["/bin/sh", "-c", "ulimit -v 2000000; exec \"$@\"", "sh", sys.executable,
-               str(velero_requests.__file__),
-               "-n", "v", "--kubeconfig", path, "backup", "logs", "b"]
-    try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE,
-                              check=False, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 99, b"", f"still busy after {seconds} s".encode())
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: the functions above the waterline
-# ------------------------------------------------------------------------------------------------------------
 
 class TestKubeconfigParseYaml(unittest.TestCase):
     """Tests for `parse_yaml`."""
 
     def test_scalars(self) -> None:
-        """Scalars have the types that Go's parser gives them; a string stays as it is written."""
-        for text, kind in (
-                *((text, str) for text in (
-                    "12:30:45", "2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "0o8", "1e", "tRUE",
-                    "nil", "1,5",
-                    "yes!", "'1'", '"true"', "!!str 1", "+", "e3", "_1", "0b2", "a<<b", "~x", "nULL")),
-                *((text, bool) for text in ("y", "Y", "n", "N", "yes", "No", "ON", "off", "true", "False",
-                                            "TRUE")),
-                *((text, (int, float)) for text in (
-                    "1", "-1", "+1", "0", "017", "0o17", "0x1F", "0b101", "1_000", "1e3", "1.", ".5",
-                    "-.5e-3", "+1.5", "08")),
-                *((text, type(None)) for text in ("", "~", "null", "Null", "NULL"))):
+        """Scalars have their types, but dates stay text."""
+        for text, value in (
+                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "nil", "1,5",
+                                            "yes!", "+", "e3", "_1", "~x", "nULL")),
+                ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("ON", True), ("true", True),
+                ("No", False), ("off", False), ("False", False), ("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31),
+                ("1_000", 1000), ("12345678901", 12345678901), ("", None), ("~", None), ("null", None)):
             with self.subTest(text):
-                value = velero_requests.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
-                self.assertIsInstance(value, kind)
-                self.assertEqual(isinstance(value, bool), kind is bool)
-                if kind is str and text[0] not in "'\"!":
-                    self.assertEqual(value, text)
-
-    def test_bools(self) -> None:
-        """Each way to write a bool has its value."""
-        for text, value in (("y", True), ("on", True), ("YES", True), ("true", True), ("n", False),
-                            ("Off", False),
-                            ("no", False), ("FALSE", False)):
-            self.assertIs(velero_requests.parse_yaml(f"a: {text}".encode(), "X")["a"], value)
-
-    def test_numbers(self) -> None:
-        """Numbers have their value, for plugins are told of them."""
-        for text, value in (("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31), ("017", 15), ("0o17", 15),
-                            ("1_000", 1000),
-                            ("1e3", 1000), ("12345678901", 12345678901)):
-            with self.subTest(text):
-                self.assertEqual(velero_requests.parse_yaml(f"a: {text}".encode(), "X"), {"a": value})
+                read = vr.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
+                self.assertEqual((read, type(read)), (value, type(value)))
 
     def test_the_first_document(self) -> None:
         """Only the first document counts, whatever comes after it."""
-        for text in ("a: b", "---\na: b\n", "a: b\n---\nc: d\n", "a: b\n---\n@ [", "a: b\n...\n",
-                     "%YAML 1.1\n---\na: b",
-                     "\ufeffa: b", "{a: b}", '{"a": "b"}', '{\n\t"a":\t"b"\n}', "a:\tb", "# c\na: b\r\n"):
+        for text in ("a: b", "---\na: b\n", "a: b\n---\nc: d\n", "a: b\n---\n@ [", "a: b\n...\n", "%YAML 1.1\n---\na: b",
+                     "\ufeffa: b", "{a: b}", '{"a": "b"}', '{\n\t"a":\t"b"\n}', "# c\na: b\r\n"):
             with self.subTest(text):
-                self.assertEqual(velero_requests.parse_yaml(text.encode(), "X"), {"a": "b"})
+                self.assertEqual(vr.parse_yaml(text.encode(), "X"), {"a": "b"})
+        self.assertEqual(vr.parse_yaml("a: b".encode("utf-16"), "X"), {"a": "b"})
         for text in ("", "\n", "# x", "---\n", "---\n---\na: b", "null"):
             with self.subTest(text):
-                self.assertIsNone(velero_requests.parse_yaml(text.encode(), "X"))
+                self.assertIsNone(vr.parse_yaml(text.encode(), "X"))
+
+    def test_limits(self) -> None:
+        """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
+        nodes = vr.LARGEST_YAML - 1
+        for text, good in (("[" * 100 + "]" * 100, True), ("[" * 101 + "]" * 101, False), (f"[{'a,' * nodes}]", True),
+                           (f"[{'a,' * nodes}a]", False), (f"[&x [{'a,' * 49_996}], *x]", True),
+                           (f"[&x [{'a,' * 50_000}], *x]", False), ("[&x a, *x]", True),
+                           (" " * (1 << 20), True), (" " * ((1 << 20) + 1), False)):
+            with self.subTest(text[:20], good=good):
+                if good:
+                    vr.parse_yaml(text.encode(), "X", 1 << 20)
+                else:
+                    self.assertRaises(vr.ConfigError, vr.parse_yaml, text.encode(), "X", 1 << 20)
 
     def test_errors(self) -> None:
         """What is no YAML is one ConfigError that names the source and the line, and quotes nothing."""
         for content, words in (
-                (b"a: b\n\tc: s3cr3t", "line 2"), (b"s3cr3t: [", "line"),
-            (b"\xff\xfe s3cr3t"[2:] + b"\xe9", "UTF-8"),
-                (b"a: *s3cr3t", "line 1"), (b"? [s3cr3t]\n: b", "X"),
-                (b"a: s3cr3t\0", "X"), (b" " * ((8 << 20) + 1), "8 MiB"), (b"&a [*a, *b]", "line 1")):
-            with self.subTest(content[:30]), self.assertRaises(velero_requests.ConfigError) as caught:
-                velero_requests.parse_yaml(content, "X")
-            self.assertIn("X", str(caught.exception))
-            self.assertIn(words, str(caught.exception))
+                (b"a: b\n\tc: s3cr3t", "line 2"), (b"s3cr3t: [", "line"), (b" s3cr3t\xe9", "UTF-8"),
+                (b"a: *s3cr3t", "line 1"), (b"? [s3cr3t]\n: b", "X"), (b"a: s3cr3t\0", "X"), (b"&a [*a, *b]", "line 1"),
+                (b" " * ((8 << 20) + 1), "X is larger than 8 MiB")):
+            with self.subTest(content[:30]), self.assertRaisesRegex(vr.ConfigError, f"X.*{words}|{words}") as caught:
+                vr.parse_yaml(content, "X")
             self.assertNotIn("s3cr3t", str(caught.exception))
 
 
@@ -8767,20 +8511,15 @@ class TestKubeconfigRuleFor(unittest.TestCase):
                 ("GET", root, False, "list", "downloadrequests", "velero.io"),
                 ("GET", root, True, "watch", "downloadrequests", "velero.io"),
                 ("GET", f"{root}/x", False, "get", "downloadrequests", "velero.io"),
-                ("PATCH", f"{root}/x", False, "patch", "downloadrequests", "velero.io"),
                 ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", "velero.io"),
                 ("DELETE", f"{root}/x", False, "delete", "downloadrequests", "velero.io"),
                 ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
             with self.subTest(method, path=path):
-                words, rule = velero_requests.rule_for(method, path, watching)
+                words, rule = vr.rule_for(method, path, watching)
                 self.assertEqual(words, f"{verb} {resource} in namespace v")
-                self.assertEqual(yaml.safe_load(rule),
-                                 [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}])
-
-    def test_what_no_role_grants(self) -> None:
-        """Paths that are no resources have no rule."""
+                self.assertEqual(yaml.safe_load(rule), [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}])
         for path in ("/version", "/apis/velero.io/v1", "/api/v1/namespaces", "", "/api/v1/namespaces/v"):
-            self.assertEqual(velero_requests.rule_for("GET", path, False), ("", ""))
+            self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
 
 
 # ------------------------------------------------------------------------------------------------------------
