@@ -847,10 +847,9 @@ class TestParseJson(unittest.TestCase):
     def test_what_is_refused(self) -> None:
         """One error without a word of it; depth and elements have a limit, in strings they do not count."""
         for content, most, words in (
-                *((content, 999, "^is no JSON$") for content in (
+                *((content, 10 ** 6, "^is no JSON$") for content in (
                     b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"{s3cr3t}", b"[1,]", b"\xff",
-                    "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]", b"]" * 200 + b"[" * 200)),
-                *((content, 10 ** 6, "than 100 levels") for content in (
+                    "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]", b"]" * 200 + b"[" * 200,
                     b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101, b"[" * 100_000, b'{"a":' * 100_000)),
                 (b"[0,0,0,0]", 3, "3 elements"), (b"[{},0]", 4, "4 elements"), (b'["a","b","c","d"]', 3, "3 elements"),
                 (b'",' * 99, 3, "3 elements")):
@@ -8659,12 +8658,11 @@ class TestRetryTables(unittest.TestCase):
         for header, wanted in (("0", 0.0), ("1", 1.0), ("120", 120.0), ("999999999", 999999999.0), ("", None),
                                ("Wed, 21 Oct 2015 07:28:07 GMT", 7.0), ("Wed, 21 Oct 2015 07:27:00 GMT", 0.0),
                                ("Wednesday, 21-Oct-15 07:28:07 GMT", 7.0), ("Wed Oct 21 07:28:07 2015", 7.0),
-                               ("Wed, 21 Oct 2015 09:28:07 +0200", 7.0), ("1.5", None), ("-1", None),
-                               ("\xb2", None), ("\u0661", None), ("soon", None), ("9" * 400, None),
-                               ("1e3", None),
+                               ("Wed, 21 Oct 2015 09:28:07 +0200", 7.0), ("1.5", None), ("-1", None), ("\xb2", None),
+                               ("\u0661", None), ("soon", None), ("9" * 400, None), ("1e3", None),
                                ("Wed, 99 Oct 2015 07:28:07 GMT", None), (" ", None), ("NaN", None)):
             with self.subTest(header=header):
-                self.assertEqual(velero_requests.retry_after_seconds(header, now), wanted)
+                self.assertEqual(vr.retry_after_seconds(header, now), wanted)
 
     def test_what_may_be_sent_again(self) -> None:
         """429 may always, 5xx never for POST, other statuses never, and nothing more than three times."""
@@ -8672,16 +8670,14 @@ class TestRetryTables(unittest.TestCase):
             for status in (429, 500, 502, 503, 504, 400, 401, 403, 404, 409, 410, 422, 501, 301):
                 again = status == 429 or (method != "POST" and status in (500, 502, 503, 504))
                 with self.subTest(method=method, status=status):
-                    waits = [velero_requests.retry_wait(method, attempt, status, None) is not None
-                             for attempt in (1, 2, 3)]
+                    waits = [vr.retry_wait(method, attempt, status, None) is not None for attempt in (1, 2, 3)]
                     self.assertEqual(waits, [again, again, False])
 
     def test_how_long_to_wait(self) -> None:
         """Retry-After counts up to ten seconds, without one the wait grows from a tenth of a second."""
-        for attempt, asked, wanted in ((1, 0.0, 0.0), (1, 3.0, 3.0), (2, 3.0, 3.0), (1, 3600.0, 10.0),
-                                       (1, None, 0.1), (2, None, 0.2)):
+        for attempt, asked, wanted in ((1, 0.0, 0.0), (2, 3.0, 3.0), (1, 3600.0, 10.0), (1, None, 0.1), (2, None, 0.2)):
             with self.subTest(attempt=attempt, asked=asked):
-                self.assertEqual(velero_requests.retry_wait("GET", attempt, 503, asked), wanted)
+                self.assertEqual(vr.retry_wait("GET", attempt, 503, asked), wanted)
 
 
 def http_date(seconds: float) -> str:
@@ -8691,154 +8687,139 @@ def http_date(seconds: float) -> str:
 
 # A way to call each verb of the module: method, part of the target, the call itself.
 CALLS: Dict[str, Tuple[str, str, Callable[[Any, str], Any]]] = {
-    "get": ("GET", "/backups/b1", lambda api, space: api.get(
-        velero_requests.BACKUPS, space, "b1")),
-    "list": ("GET", "/backups?", lambda api, space: list(api.list_pages(
-        velero_requests.BACKUPS, space))),
+    "get": ("GET", "/backups/b1", lambda api, space: api.get(vr.BACKUPS, space, "b1")),
+    "list": ("GET", "/backups?", lambda api, space: list(api.list_pages(vr.BACKUPS, space))),
     "watch": ("GET", "watch=true", lambda api, space: api.open_watch(
-        velero_requests.BACKUPS, space, "0", seconds=1, silence=api.patience).close()),
-    "discovery": ("GET", "/apis/velero.io/v1", lambda api, space: api.served_resources(
-        "velero.io/v1")),
+        vr.BACKUPS, space, "0", seconds=1, silence=api.patience).close()),
+    "discovery": ("GET", "/apis/velero.io/v1", lambda api, space: api.served_resources("velero.io/v1")),
     "patch": ("PATCH", "/backups/b1", lambda api, space: api.merge_patch(
-        velero_requests.Key(velero_requests.BACKUPS, space, "b1"),
-        {"metadata": {"labels": {"a": "b"}}})),
-    "delete": ("DELETE", "/backups/b2", lambda api, space: api.delete(
-        velero_requests.Key(velero_requests.BACKUPS, space, "b2"))),
+        vr.Key(vr.BACKUPS, space, "b1"), {"metadata": {"labels": {"a": "b"}}})),
+    "delete": ("DELETE", "/backups/b2", lambda api, space: api.delete(vr.Key(vr.BACKUPS, space, "b2"))),
     "create": ("POST", "/downloadrequests", lambda api, space: api.create(
-        velero_requests.DOWNLOAD_REQUESTS,
-        velero_requests.new_download_request(space, "BackupLog", "b1", velero_requests.random_suffix()))),
-}
+        vr.DOWNLOAD_REQUESTS, vr.new_download_request(space, "BackupLog", "b1", vr.random_suffix())))}
 REPEATABLE = [name for name in CALLS if name != "create"]
+AT_ONCE = {"headers": {"Retry-After": "0"}}
+# What can happen to a call -> words of its error, none when it is made again and succeeds; and the same for a POST.
+FAULTS: Tuple[Tuple[Document, str, str], ...] = (
+    ({"status": 429, **AT_ONCE}, "", ""), ({"status": 500, "body": "oops", **AT_ONCE}, "", "oops"),
+    ({"status": 502, "body": "<html>", **AT_ONCE}, "", "<html>"), ({"status": 504, **AT_ONCE}, "", "504"),
+    ({"status": 503, "headers": {"Retry-After": http_date(-5)}}, "", "503"), ({"drop": True}, "", "cannot reach"),
+    ({"drop": True, "apply": True}, "", "cannot reach"), ({"status": 500, "apply": True, **AT_ONCE}, "", "500"),
+    ({"status": 501}, "501", "501"), ({"status": 418, "body": {"message": "a teapot"}}, "a teapot", "a teapot"),
+    ({"status": 429, "headers": {"Retry-After": "5"}}, "429", "429"),  # nobody waits beyond the patience
+    ({"hang": threading.Event()}, "does not answer in time", "does not answer in time"))
+# Answers of which nothing can be made, by any call that wants a document.
+BAD_ANSWERS: Tuple[Document, ...] = (
+    *({"status": 200, "body": body} for body in (
+        "<html><body>Sign in</body></html>", '{"kind": "Backup", "meta', "[]", "5", "null", '"x"', "", "[" * 100_000,
+        b"\xff\xfe", b"\x00")),
+    {"cut_after": 5}, {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": threading.Event()},
+    {"status": 200, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
+    {"status": 200, "body": gzip.compress(b"{}"), "headers": {"Content-Encoding": "gzip"}},
+    {"status": 403, "body": {"message": "no" * 50}, "cut_after": 9}, {"chunks": [b"{}"], "status": 403, "cut": True},
+    {"status": 409, "body": "x" * 100, "pause_after": 5, "gate": threading.Event()})
 
 
 class TestRequestFaults(EnduranceWorld, unittest.TestCase):
     """Row 6: one call and what can happen to it."""
 
-    def statuses(self, method: str, part: str) -> List[Optional[int]]:
-        """Return the statuses of the matching requests."""
-        return [request.status for request in self.cluster.seen(method, part, user="admin")]
-
     def test_what_may_be_repeated_is_repeated(self) -> None:
-        """Throttled, failed or cut off, every call but a POST is made again and succeeds."""
-        api = self.api()
-        for options in ({"status": 429, "headers": {"Retry-After": "0"}}, {"status": 500, "body": "oops"},
-                        {"status": 502, "body": "<html>"}, {"status": 504}, {"drop": True},
-                        {"status": 503, "headers": {"Retry-After": http_date(-5)}}):
-            for name in REPEATABLE:
-                method, part, call = CALLS[name]
+        """A call has the outcome of the table; a POST that may have had its effect is not sent again."""
+        api = self.api(patience=1.0)
+        for options, *outcomes in FAULTS:
+            for name, (method, part, call) in CALLS.items():
+                if name == "watch" and "apply" in options:
+                    continue                 # a watch that was begun has no other answer
                 with self.subTest(call=name, **{key: str(value) for key, value in options.items()}):
-                    fault = self.cluster.script(method, part, **options)
-                    call(api, self.namespace)
-                    self.assertEqual(fault.hits, 1)
-
-    def test_retry_after_is_kept(self) -> None:
-        """A call waits as long as the server says, in seconds or until a date."""
-        api = self.api()
-        for header, least in (("1", 1.0), (http_date(3), 1.0)):
-            with self.subTest(header=header):
-                self.cluster.script("GET", "/backups/b1", status=429, headers={"Retry-After": header})
-                started = time.monotonic()
-                CALLS["get"][2](api, self.namespace)
-                self.assertGreaterEqual(time.monotonic() - started, least)
+                    self.cluster.forget()
+                    patient = api._replace(patience=0.3) if "hang" in options else api
+                    fault, words = self.cluster.script(method, part, **options), outcomes[method == "POST"]
+                    started = time.monotonic()
+                    if words:
+                        with self.assertRaisesRegex((vr.ApiError, vr.Unreachable), words):
+                            call(patient, self.namespace)
+                    else:
+                        call(patient, self.namespace)
+                    self.assertLess(time.monotonic() - started, 1.0)
+                    self.assertEqual((fault.hits, self.cluster.count(method, part)), (1, 1 if words else 2))
 
     def test_nothing_is_repeated_without_end(self) -> None:
         """A server that fails every time is asked three times, and its own words are the error."""
-        api = self.api()
-        for status in (429, 503):
-            for name in REPEATABLE:
+        for status, names in ((429, list(CALLS)), (503, REPEATABLE)):
+            for name in names:
                 method, part, call = CALLS[name]
                 with self.subTest(call=name, status=status):
                     self.cluster.unscript()
-                    fault = self.cluster.script(method, part, ALWAYS, status=status,
-                                                body={"message": "the disk is on fire"})
-                    with self.assertRaisesRegex(velero_requests.ApiError, "the disk is on fire.*" + method):
-                        call(api, self.namespace)
+                    fault = self.cluster.script(method, part, ALWAYS, status=status, body={"message": "on fire"}, **AT_ONCE)
+                    self.assertRaisesRegex(vr.ApiError, "on fire.*" + method, call, self.api(), self.namespace)
                     self.assertEqual(fault.hits, 3)
 
-    def test_a_post_is_never_sent_twice(self) -> None:
-        """Whatever happens to it, a POST that may have had its effect is not sent again."""
-        api = self.api(patience=0.4)
-        for options in ({"status": 500}, {"status": 502}, {"status": 503, "headers": {"Retry-After": "0"}},
-                        {"status": 504}, {"drop": True}, {"drop": True, "apply": True}, {"cut_after": 5},
-                        {"status": 500, "apply": True}, {"hang": threading.Event()},
-                        {"pause_after": 3, "gate": threading.Event()}, {"body": "<html>"}):
-            with self.subTest(**{key: str(value) for key, value in options.items()}):
-                before = self.cluster.count("POST", self.path())
-                self.cluster.script("POST", self.path(), **options)
-                with self.assertRaises((velero_requests.ApiError, velero_requests.Unreachable)):
-                    CALLS["create"][2](api, self.namespace)
-                self.assertEqual(self.cluster.count("POST", self.path()) - before, 1)
+    def test_retry_after_is_kept(self) -> None:
+        """A call waits as long as the server says."""
+        self.cluster.script("GET", "/backups/b1", status=429, headers={"Retry-After": "1"})
+        started = time.monotonic()
+        CALLS["get"][2](self.api(), self.namespace)
+        self.assertGreaterEqual(time.monotonic() - started, 1.0)
 
-    def test_nobody_waits_longer_than_the_patience(self) -> None:
-        """A Retry-After beyond the time that a call has is an error at once, as for a call that only tidies up."""
-        api = self.api(patience=0.5)
-        for name in CALLS:
-            with self.subTest(call=name):
-                self.cluster.script(CALLS[name][0], CALLS[name][1], status=429, headers={"Retry-After": "5"})
-                started = time.monotonic()
-                with self.assertRaisesRegex(velero_requests.ApiError, "429"):
-                    CALLS[name][2](api, self.namespace)
-                self.assertLess(time.monotonic() - started, 0.5)
+    def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
+        """What is no document, is cut, stops or was compressed is an error of the module's own that names the call."""
+        api = self.api(patience=0.4)
+        for options in BAD_ANSWERS:
+            for name in ("get", "list", "create", "patch", "discovery"):
+                method, part, call = CALLS[name]
+                with self.subTest(call=name, **{key: str(value)[:40] for key, value in options.items()}):
+                    self.cluster.unscript()
+                    self.cluster.script(method, part, ALWAYS, **options)
+                    with self.assertRaisesRegex((vr.Unreachable, vr.ApiError), method) as caught:
+                        call(api, self.namespace)
+                    self.assertEqual(isinstance(caught.exception, vr.ApiError), options.get("status", 200) != 200)
+
+    def test_answers_that_are_large(self) -> None:
+        """An answer of 50 MB is refused with an error that names the call; a list goes on, and so does the next call."""
+        api = self.api()
+        for whole in (b'{"items": ["' + b"x" * (50 << 20) + b'"]}', b"{}" + b" " * (50 << 20)):
+            self.cluster.script("GET", "/backups/b1", status=200, body=whole)
+            with self.assertRaisesRegex(vr.Unreachable, "GET .*/backups/b1 has more than 48 MiB"):
+                CALLS["get"][2](api, self.namespace)
+            CALLS["create"][2](api, self.namespace)
+        self.cluster.script("GET", "/backups?", status=200, body=b"x" * (50 << 20))
+        self.assertEqual((len(CALLS["list"][2](api, self.namespace)), len(self.names())), (1, 2))
 
     def test_only_what_was_created_is_deleted(self) -> None:
         """An answer to a create without a name, or with another one, deletes nothing; no verb takes an empty name."""
         others = [self.ask(), self.ask()]
         api = self.api()
-        request = velero_requests.new_download_request(self.namespace, "BackupLog", "b1", "x")
+        request = vr.new_download_request(self.namespace, "BackupLog", "b1", "x")
         for metadata in ({}, {"name": ""}, {"name": 5}, {"name": others[0]}, {"name": "../backups"}, None):
             with self.subTest(metadata=metadata):
                 self.cluster.script("POST", self.path(), status=201, body={"metadata": metadata})
-                with self.assertRaisesRegex(velero_requests.Unreachable, "with something else"):
-                    with velero_requests.created(api, velero_requests.DOWNLOAD_REQUESTS, request):
+                with self.assertRaisesRegex(vr.Unreachable, "with something else"):
+                    with vr.created(api, vr.DOWNLOAD_REQUESTS, request):
                         pass
         for name in ("", ".", "..", "a/b", "A"):
-            key = velero_requests.Key(velero_requests.DOWNLOAD_REQUESTS, self.namespace, name)
+            key = vr.Key(vr.DOWNLOAD_REQUESTS, self.namespace, name)
             self.assertFalse(api.delete(key))
             for refused in (lambda: api.merge_patch(key, {}), lambda: api.get(*key)):
-                with self.assertRaisesRegex(velero_requests.ApiError, "no object can have this name"):
-                    refused()
+                self.assertRaisesRegex(vr.Missing, "no object can have this name", refused)
         self.assertEqual(sorted(self.names()), sorted(others))
 
-    def test_a_throttled_post_is_sent_again(self) -> None:
-        """429 says that nothing was done, so a POST is sent again and makes one object."""
-        self.cluster.script("POST", self.path(), 2, status=429, headers={"Retry-After": "0"})
-        CALLS["create"][2](self.api(), self.namespace)
-        self.assertEqual((self.statuses("POST", self.path()), len(self.names())), ([429, 429, 201], 1))
-
-    def test_idle_connections_that_were_closed_are_replaced(self) -> None:
-        """After the server closed all connections every call works, a POST too."""
+    def test_connections(self) -> None:
+        """One connection serves call after call; after the server closed it every call works, a POST too."""
         api = self.api()
         for name, (_, _, call) in CALLS.items():
             with self.subTest(call=name):
                 call(api, self.namespace)
                 self.cluster.cut_connections()
                 call(api, self.namespace)
-
-    def test_every_call_has_a_read_timeout(self) -> None:
-        """A server that takes a request and says nothing is given up after the Api's patience."""
-        api = self.api(patience=0.3)
-        for name, (method, part, call) in CALLS.items():
-            with self.subTest(call=name):
-                self.cluster.unscript()
-                fault = self.cluster.script(method, part, ALWAYS, hang=threading.Event())
-                started = time.monotonic()
-                with self.assertRaisesRegex(velero_requests.Unreachable, "does not answer in time"):
-                    call(api, self.namespace)
-                self.assertLess(time.monotonic() - started, 3)
-                self.assertEqual(fault.hits, 1)
-
-    def test_an_answer_that_stops_has_a_timeout(self) -> None:
-        """A body that stops half-way is an error after the Api's patience, also that of an error."""
-        api = self.api(patience=0.15)
-        for name in ("get", "list", "patch", "create", "discovery"):
-            method, part, call = CALLS[name]
-            for options in ({}, {"status": 500, "body": "x" * 100}, {"status": 409, "body": "x" * 100}):
-                with self.subTest(call=name, **options):
-                    self.cluster.unscript()
-                    self.cluster.script(method, part, ALWAYS, pause_after=5, gate=threading.Event(),
-                                        **options)
-                    with self.assertRaises(velero_requests.Error):
-                        call(api, self.namespace)
+        pool = api.session.pool.pool
+        made = pool.num_connections
+        for status in (None, 404, 500):
+            if status:
+                self.cluster.script("GET", "/backups/b1", 1, status=status, body={"message": "x"}, **AT_ONCE)
+            with contextlib.suppress(vr.ApiError):
+                CALLS["get"][2](api, self.namespace)
+        self.assertIs(api.session.pool.pool, pool)
+        self.assertEqual(pool.num_connections, made)
 
     def test_connecting_has_a_timeout(self) -> None:
         """A host that accepts a connection and never speaks TLS is given up, as is one that accepts none."""
@@ -8846,127 +8827,57 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         self.addCleanup(listener.close)
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        cluster = velero_requests.Cluster(server=f"https://127.0.0.1:{listener.getsockname()[1]}")
-        api = velero_requests.connect(cluster)._replace(patience=0.3)
+        cluster = vr.Cluster(server=f"https://127.0.0.1:{listener.getsockname()[1]}")
+        api = vr.connect(cluster)._replace(patience=0.3)
         for _ in range(4):  # the first ones fill the listener's queue
             started = time.monotonic()
-            with self.assertRaises(velero_requests.Unreachable):
-                CALLS["get"][2](api, self.namespace)
+            self.assertRaises(vr.Unreachable, CALLS["get"][2], api, self.namespace)
             self.assertLess(time.monotonic() - started, 3)
 
-    def test_bodies_that_break_off_are_one_error(self) -> None:
-        """A cut answer, whole or refusal, is an error of the module's own and no other exception."""
-        api = self.api()
-        for options in ({"cut_after": 5}, {"status": 500, "body": "x" * 100, "cut_after": 5},
-                        {"status": 403, "body": {"message": "no" * 50}, "cut_after": 9},
-                        {"status": 200, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
-                        {"status": 500, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
-                        {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"chunks": [b"{}"], "status": 500,
-                                                                             "cut": True}):
-            for name in ("get", "list", "create", "patch", "discovery"):
-                method, part, call = CALLS[name]
-                with self.subTest(call=name, **{key: str(value) for key, value in options.items()}):
-                    self.cluster.unscript()
-                    self.cluster.script(method, part, ALWAYS, **options)
-                    with self.assertRaises(velero_requests.Error):
-                        call(api, self.namespace)
-
-    def test_answers_of_the_wrong_shape_are_one_error_or_none(self) -> None:
-        """HTML, half of a document or a document that is no object is an error that names the call."""
-        api = self.api()
-        for body in ("<html><body>Sign in</body></html>", '{"kind": "Backup", "meta', "[]", "5", "null",
-                     '"x"', "", "[" * 100_000, b"\xff\xfe", b"\x00"):
-            for name in ("get", "list", "create", "patch", "discovery"):
-                method, part, call = CALLS[name]
-                with self.subTest(call=name, body=str(body)[:40]):
-                    self.cluster.script(method, part, status=200, body=body)
-                    with self.assertRaisesRegex(velero_requests.Unreachable, method):
-                        call(api, self.namespace)
-
-    def test_discovery_of_the_wrong_shape_is_no_bug(self) -> None:
-        """A discovery document with nonsense in it lists nothing, or is an error of the module's own."""
-        api = self.api()
+    def test_discovery_of_the_wrong_shape_lists_nothing(self) -> None:
         for resources in (5, True, "abc", {"a": 1}, [5, None, {"name": 7}], [[]], None):
             with self.subTest(resources=resources):
                 self.cluster.script("GET", "/apis/velero.io/v1", status=200, body={"resources": resources})
-                try:
-                    listed = CALLS["discovery"][2](api, self.namespace)
-                except velero_requests.Error:
-                    continue
-                self.assertNotIn("downloadrequests", listed)
-
-    def test_answers_that_are_compressed_or_large(self) -> None:
-        """A gzip answer is read, one of 50 MB is refused with an error that names the call, and a list goes on."""
-        api = self.api()
-        body = gzip.compress(json.dumps({"metadata": {"name": "b1"}}).encode())
-        self.cluster.script("GET", "/backups/b1", status=200, body=body, headers={"Content-Encoding": "gzip"})
-        self.assertEqual(CALLS["get"][2](api, self.namespace)["metadata"]["name"], "b1")
-        for whole in (b'{"items": ["' + b"x" * (50 << 20) + b'"]}', b"x" * (50 << 20)):
-            self.cluster.script("GET", "/backups/b1", status=200, body=whole)
-            with self.assertRaisesRegex(velero_requests.Unreachable, "GET .*/backups/b1 has more than 48 MiB"):
-                CALLS["get"][2](api, self.namespace)
-        self.cluster.script("GET", "/backups?", status=200, body=b"x" * (50 << 20))
-        self.assertEqual(len(CALLS["list"][2](api, self.namespace)), 1)
-
-    def test_a_padded_answer_does_not_spoil_the_next_call(self) -> None:
-        """What is left unread of one answer is never taken for the next one."""
-        api = self.api()
-        self.cluster.script("GET", "/backups/b1", status=200, body=b"{}" + b" " * (50 << 20))
-        with contextlib.suppress(velero_requests.Error):
-            CALLS["get"][2](api, self.namespace)
-        CALLS["create"][2](api, self.namespace)
-        self.assertEqual(len(self.names()), 1)
+                self.assertEqual([], list(filter(None, CALLS["discovery"][2](self.api(), self.namespace))))
 
     def test_warnings_of_the_cluster_are_shown_once(self) -> None:
-        """Each text of a Warning header is shown once, in one line, whatever else the header has."""
+        """Each text of a Warning header is shown once, in one line, without tokens, also when the call fails."""
         api = self.api()
-        header = '299 - "v1 is \\"old\\"", 299 - "use v2\tnow", 199 - "misc", nonsense'
-        self.cluster.script("GET", "/backups/b1", 5, headers={"Warning": header})
-        for _ in range(5):
+        header = (f'299 - "v1 is \\"old\\"", 299 - "use v2\tnow, Bearer {token_of("admin")}", 199 - "misc", nonsense')
+        self.cluster.script("GET", "/backups/b1", 4, headers={"Warning": header})
+        for _ in range(4):
             CALLS["get"][2](api, self.namespace)
         self.assertEqual((self.said("v1 is"), self.said("use v2"), self.said("misc")), (1, 1, 0))
-
-    def test_warnings_of_refusals_are_shown_too(self) -> None:
-        """A Warning header is shown when the call fails, without tokens, and stdout stays empty."""
-        told = f'299 - "ask the admin, Bearer {token_of("admin")}"'
-        self.cluster.script("GET", "/backups/b1", status=404, headers={"Warning": told},
+        self.cluster.script("GET", "/backups/b1", status=404, headers={"Warning": header},
                             body={"reason": "NotFound", "message": "gone"})
         result = self.cli("backup", "logs", "b1")
         self.assert_failed(result, 3)
-        self.assertEqual(result.err.count("ask the admin"), 1)
+        self.assertEqual(result.err.count("use v2"), 1)
 
     def test_errors_quote_the_api(self) -> None:
         """An error has the API's own message, the method, the path and the status; a long one is cut."""
-        api = self.api()
         for body, words in (({"message": "admission webhook says no"}, "admission webhook says no"),
                             ("<html>gateway</html>", "gateway"), ("", "no text"), ({}, "{}"),
                             ({"message": "x" * 100_000}, "xxx"), ({"message": 5}, "5"), ("[]", "[]")):
             with self.subTest(body=str(body)[:40]):
-                self.cluster.script("GET", "/backups/b1", status=418, body=body)
-                with self.assertRaises(velero_requests.ApiError) as caught:
-                    CALLS["get"][2](api, self.namespace)
-                text = str(caught.exception)
-                self.assertIn(words, text)
-                self.assertRegex(text, r"GET /apis/.*/backups/b1: 418")
-                self.assertLess(len(text), 2048)
+                error = vr.api_error(418, (body if isinstance(body, str) else json.dumps(body)).encode(), "GET", "/apis/b1")
+                self.assertIn(words, str(error))
+                self.assertRegex(str(error), r"\(GET /apis/b1: 418\)$")
+                self.assertLess(len(str(error)), 1100)
 
     def test_a_refused_call_names_the_missing_right(self) -> None:
         """403 says verb, resource and namespace, and the line of a Role that grants it, for every call."""
-        wanted = {"get": ("velero.io", "backups", "get"), "list": ("velero.io", "backups", "list"),
-                  "watch": ("velero.io", "backups", "watch"), "patch": ("velero.io", "backups", "patch"),
-                  "delete": ("velero.io", "backups", "delete"),
-                  "create": ("velero.io", "downloadrequests", "create")}
+        wanted = {name: ("backups", name) for name in ("get", "list", "watch", "patch", "delete")}
+        wanted["create"] = ("downloadrequests", "create")
         self.cluster.limit("admin", "get", "list", "watch", "patch", "delete", resource="backups")
         self.cluster.limit("admin", "create", resource="downloadrequests")
-        api = self.api()
-        for name, (group, resource, verb) in wanted.items():
-            with self.subTest(call=name):
-                with self.assertRaises(velero_requests.ApiError) as caught:
-                    CALLS[name][2](api, self.namespace)
-                hints = " ".join(caught.exception.hints)
-                self.assertEqual(int(caught.exception.exit), 5)
-                self.assertIn(f"{verb} {resource} in namespace {self.namespace}", hints)
-                self.assertIn(f'apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]', hints)
+        for name, (resource, verb) in wanted.items():
+            with self.subTest(call=name), self.assertRaises(vr.ApiError) as caught:
+                CALLS[name][2](self.api(), self.namespace)
+            hints = " ".join(caught.exception.hints)
+            self.assertEqual(int(caught.exception.exit), 5)
+            self.assertIn(f"{verb} {resource} in namespace {self.namespace}", hints)
+            self.assertIn(f'apiGroups: ["velero.io"], resources: ["{resource}"], verbs: ["{verb}"]', hints)
 
     def test_a_conflict_is_looked_at_again(self) -> None:
         """After 409 the controller reads the object again and answers what it finds."""
@@ -8997,14 +8908,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 NO = b"HTTP/1.1 403 No\r\nContent-Length: 60000\r\n\r\n"
 
 
-@functools.lru_cache(maxsize=None)
-def bomb(layers: int) -> bytes:
-    """Return an answer of 60 MB of zeros, compressed so many times."""
-    body = functools.reduce(lambda content, _: gzip.compress(content, 6), range(layers), bytes(60 << 20))
-    encoding = ", ".join(["gzip"] * layers)
-    return OK + f"Content-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
 HANDSHAKE = "a handshake that trickles"
 # What a server may answer -> its pieces; one of a single byte is followed by a short pause.
 ATTACKS: Dict[str, Callable[[], Iterable[bytes]]] = {
@@ -9021,8 +8924,6 @@ ATTACKS: Dict[str, Callable[[], Iterable[bytes]]] = {
     "a chunk's header without an end": lambda: at_once(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
     "trailers without an end": lambda: at_once(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
     "a refusal that trickles": lambda: slowly(NO + b"<", b"x"),
-    "a bomb": lambda: [bomb(2)],
-    "a smaller bomb": lambda: [bomb(1)],
     "an unknown encoding": lambda: [OK + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}"]}
 
 
@@ -9089,7 +8990,7 @@ class TestSlowStrangers(unittest.TestCase):
 
     def test_every_exchange_has_a_deadline(self) -> None:
         """No answer of a stranger takes longer than the exchange may, and what is no answer is an error."""
-        bomb(1), bomb(2)
+        kube_servers()
         with ThreadPoolExecutor(8) as pool:
             rows = [(exchange, attack) for exchange in EXCHANGES for attack in ATTACKS]
             outcomes = dict(zip(rows, pool.map(self.suffer, rows)))
@@ -9168,45 +9069,34 @@ class TestBlackHoles(EnduranceWorld, unittest.TestCase):
 class TestRotation(EnduranceWorld, unittest.TestCase):
     """Rows 3 and 6: tokens that are replaced while somebody works with them."""
 
-    def users(self, part: str) -> List[Optional[str]]:
-        """Return who made the matching requests; None stands for a token that nobody knows."""
-        return [request.user for request in self.cluster.seen(None, part)
-                if request.headers.get("user-agent", "").startswith("velero_requests")]
-
     def test_a_refused_token_is_read_again_at_once(self) -> None:
         """When the file has another token, a call that met 401 is made once more, a POST too."""
         for name, (method, part, call) in CALLS.items():
             with self.subTest(call=name):
                 old = self.new_token()
                 api = self.api(self.token_kubeconfig(old))
-                api.get(velero_requests.BACKUPS, self.namespace, "b1")
+                api.get(vr.BACKUPS, self.namespace, "b1")
                 self.write_token(self.new_token())
                 del self.cluster.tokens[old]
                 self.cluster.forget()
                 call(api, self.namespace)
-                self.assertEqual([request.status == 401 for request in self.cluster.seen(method, part)],
-                                 [True, False])
+                self.assertEqual([request.status == 401 for request in self.cluster.seen(method, part)], [True, False])
 
     def test_a_token_that_stays_refused_is_tried_twice(self) -> None:
-        """When the file has no better token, the second 401 is the error, and says what to do."""
+        """When the file has no better token, the second 401 is the error; one of the kubeconfig is tried once."""
         old = self.new_token()
         api = self.api(self.token_kubeconfig(old))
         del self.cluster.tokens[old]
-        for name, (method, part, call) in CALLS.items():
+        for name, (_, _, call) in CALLS.items():
             with self.subTest(call=name):
                 self.cluster.forget()
-                with self.assertRaises(velero_requests.ApiError) as caught:
+                with self.assertRaises(vr.ApiError) as caught:
                     call(api, self.namespace)
                 self.assertEqual((caught.exception.status, self.cluster.count()), (401, 2))
                 self.assertIn("log in again", " ".join(caught.exception.hints))
-
-    def test_a_fixed_token_is_tried_once(self) -> None:
-        """A token of the kubeconfig itself cannot be renewed, so its 401 is the error at once."""
         self.cluster.script("GET", "/backups/b1", ALWAYS, status=401, body={"message": "Unauthorized"})
-        result = self.cli("backup", "logs", "b1")
-        self.assert_failed(result, 5, "Unauthorized")
+        self.assert_failed(self.cli("backup", "logs", "b1"), 5, "Unauthorized")
         self.assertEqual(self.cluster.count("GET", "/backups/b1"), 1)
-        self.assertIn("log in again", result.err)
 
     def test_a_read_that_fails_keeps_the_old_token(self) -> None:
         """While the file is gone, empty, half-written, a folder or unreadable, the old token is used."""
@@ -9220,12 +9110,12 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
                             ("two lines", lambda: write(b"a\nb")), ("binary", lambda: write(b"\xff\x00\x80")),
                             ("gone", lambda: os.remove(path)), ("folder", lambda: os.mkdir(path))):
             with self.subTest(name):
-                api.get(velero_requests.BACKUPS, self.namespace, "b1")
+                api.get(vr.BACKUPS, self.namespace, "b1")
                 spoil()
                 self.cluster.script("GET", "/backups/b1", status=401, body={})
                 self.cluster.forget()
-                api.get(velero_requests.BACKUPS, self.namespace, "b1")
-                self.assertEqual(self.users("/backups/b1"), ["admin", "admin"])
+                api.get(vr.BACKUPS, self.namespace, "b1")
+                self.assertEqual([request.user for request in self.cluster.seen(None, "/backups/b1")], ["admin", "admin"])
 
     def test_without_a_token_nothing_is_sent(self) -> None:
         """An empty or absent token file and a failing plugin are errors each time, nothing anonymous."""
@@ -9242,18 +9132,17 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
             for attempt in range(3):
                 with self.subTest(name, attempt=attempt):
                     self.cluster.forget()
-                    with self.assertRaises(velero_requests.ConfigError):
-                        api.get(velero_requests.BACKUPS, self.namespace, "b1")
+                    self.assertRaises(vr.ConfigError, api.get, vr.BACKUPS, self.namespace, "b1")
                     self.assertEqual(self.cluster.seen(), [])
 
     def test_a_token_rotates_under_a_running_controller(self) -> None:
-        """Old token out, new one in the file: no request notices, and nobody is told of trouble."""
+        """Old token out, new one in the file: no request notices. Without a new one it waits, and says so once."""
         tokens = [self.new_token("controller")]
         program = Program(self.folder, "controller", "--kubeconfig", self.token_kubeconfig(tokens[0]), "-n",
                           self.namespace)
         self.addCleanup(program.kill)
         self.settle()
-        for _ in range(5):
+        for _ in range(3):
             tokens.append(self.new_token("controller"))
             self.write_token(tokens[-1])
             del self.cluster.tokens[tokens[-2]]
@@ -9261,24 +9150,15 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
             self.cluster.cut_watches()
         self.watched()
         self.assertNotIn("nauthorized", program.text())
-        self.assert_clean(*tokens, program.text())
-        self.assertEqual(program.end(signal.SIGTERM).code, 0)
-
-    def test_a_revoked_token_is_waited_for(self) -> None:
-        """Between the end of the old token and the new one the controller waits and says so once."""
-        old = self.new_token("controller")
-        program = Program(self.folder, "controller", "--kubeconfig", self.token_kubeconfig(old), "-n",
-                          self.namespace)
-        self.addCleanup(program.kill)
-        self.settle()
-        del self.cluster.tokens[old]
+        del self.cluster.tokens[tokens[-1]]
         self.cluster.cut_watches()
         wait_until(lambda: self.cluster.count("GET", "watch=", status=401) >= 4, 15, "some refusals")
         name = self.ask()
         self.write_token(self.new_token("controller"))
         self.answered(name)
-        lines = [line for line in program.text().splitlines() if "downloadrequests: " in line]
-        self.assertEqual(len(lines), 1, program.text())
+        self.assertEqual(program.text().count("downloadrequests: Unauthorized"), 1, program.text())
+        self.assert_clean(*tokens, program.text())
+        self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -9659,7 +9539,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                 self.addCleanup(api.session.close)
                 response = api.open_watch(velero_requests.BACKUPS, self.namespace,
                                                       self.cluster.version, seconds=30)
-                timer = threading.Timer(0.1, velero_requests.interrupt, [response])
+                timer = threading.Timer(0.1, response.interrupt)
                 timer.start()
                 with self.assertRaisesRegex(velero_requests.Unreachable, "broke off"):
                     list(velero_requests.watch_events(response))
@@ -9727,7 +9607,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             CALLS["get"][2](api, self.namespace)
         CALLS["get"][2](api, self.namespace)
         spread()
-        api.session.heard -= velero_requests.IDLE_DOOR
+        api.session.pool.heard -= 10
         CALLS["create"][2](api, self.namespace)
 
     def test_the_server_restarts(self) -> None:

@@ -371,7 +371,7 @@ _NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
 class TooMuch(ValueError):
-    """JSON that a few bytes of text would make too deep, or too large in memory."""
+    """JSON that a few bytes of text would make too large in memory."""
 
 
 def _integer(digits: str) -> int:
@@ -381,18 +381,18 @@ def _integer(digits: str) -> int:
 
 
 def parse_json(content: bytes, most: int = MOST_ELEMENTS) -> Any:
-    """A stranger's JSON, of at most `most` elements; ValueError, with no word of it, when it is none.
+    """A stranger's JSON, of at most `most` elements; ValueError, with no word of it, when it is none or too deep.
 
-    What is TooMuch is told by the marks outside of strings, before anything is built of it.
+    Elements and depth are counted by the marks outside of strings, before anything is built of them.
     """
     marks = bytes(content).replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
     outside = b"".join(marks.split(b'"')[::2]) if marks.count(b'"') <= 2 * most + 2 else b"," * (most + 1)
     if outside.count(b",") + outside.count(b"[") + 3 * outside.count(b"{") > most:  # a mapping takes more memory
         raise TooMuch(f"has more than {most} elements")
     steps = (1 if mark in b"[{" else -1 for mark in outside.replace(b",", b""))
-    if max(itertools.accumulate(steps), default=0) > DEEPEST:
-        raise TooMuch(f"is nested more than {DEEPEST} levels deep")
     try:
+        if max(itertools.accumulate(steps), default=0) > DEEPEST:
+            raise ValueError("too deep")
         return json.loads(str(content, "utf-8-sig", "surrogatepass"), parse_int=_integer)
     except ValueError:
         raise ValueError("is no JSON") from None
