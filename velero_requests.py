@@ -110,6 +110,9 @@ except ImportError as missing:
              "hint: or in a venv: `python3 -m venv venv && venv/bin/pip install 'urllib3>=1.26,<3' 'PyYAML>=5.3'`; "
              "without a network see Install in README.md")
 
+# Modules that take long to load, such as urllib3, yaml and ssl, are imported inside of the functions that use them: a
+# start pays for what its command needs, and what needs no network touches none of them.
+
 __version__ = "0.1.0"
 
 log = logging.getLogger("velero_requests")
@@ -3386,48 +3389,44 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
     """The class for TLS sockets, and connections of urllib3 by scheme, that keep the deadline."""
     import http.client
     import ssl
-    import urllib3.connection
+    import urllib3
 
     def timed(name: str) -> Callable[..., Any]:
+        """A call of a socket that waits as long as it was told, or less when the deadline comes before that."""
         def call(sock: Any, *args: Any) -> Any:
-            left = min(time_left(), math.inf if sock.idle is None else sock.idle)
+            idle, left = sock.gettimeout(), time_left()
             if left <= 0:
                 raise socket.timeout("timed out")
-            super(Timed, sock).settimeout(None if left == math.inf else left)
-            return getattr(super(Timed, sock), name)(*args)
+            if left < (math.inf if idle is None else idle):
+                sock.settimeout(left)
+            try:
+                return getattr(super(Timed, sock), name)(*args)
+            finally:
+                if sock.gettimeout() != idle:  # which is no system call, but the next line is one
+                    sock.settimeout(idle)
 
         return call
 
     class Timed:
-        """Calls of a socket that wait as long as it was told, or less when the deadline comes before that."""
-
-        idle = None
         recv, recv_into, send, sendall, do_handshake = map(
             timed, ("recv", "recv_into", "send", "sendall", "do_handshake"))
 
-        def settimeout(self, seconds: Optional[float]) -> None:
-            self.idle = seconds
-            super().settimeout(seconds)
-
-    class PlainSocket(Timed, socket.socket):
-        pass
-
-    class TlsSocket(Timed, ssl.SSLSocket):
-        pass
+    plain_socket = type("PlainSocket", (Timed, socket.socket), {})
 
     class Connection:
-        def _new_conn(self) -> socket.socket:
+        def _new_conn(self) -> socket.socket:  # a hook of urllib3's, which makes each TCP connection by it
             made = super()._new_conn()
-            idle, sock = made.gettimeout(), PlainSocket(fileno=made.detach())
+            idle, sock = made.gettimeout(), plain_socket(fileno=made.detach())
             sock.settimeout(idle)
             return sock
 
-        def response_class(self, *args: Any, **options: Any) -> http.client.HTTPResponse:
+        def response_class(self, *args: Any, **options: Any) -> Any:
             self.reply = http.client.HTTPResponse(*args, **options)
             return self.reply
 
-    return TlsSocket, {"http": type("Http", (Connection, urllib3.connection.HTTPConnection), {}),
-                       "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}
+    return type("TlsSocket", (Timed, ssl.SSLSocket), {}), {
+        "http": type("Http", (Connection, urllib3.connection.HTTPConnection), {}),
+        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}
 
 
 def _redacted(record: logging.LogRecord) -> bool:
@@ -4020,7 +4019,7 @@ class Api(NamedTuple):
         seconds without a byte, for a body without deadline. Raises ApiError with the API's own message, Unreachable
         when there is no connection.
         """
-        from urllib3.exceptions import ClosedPoolError, ProtocolError
+        from urllib3 import exceptions
         target = f"{path}?{urlencode(query)}" if query else path
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         attempt, trusted = 0, True
@@ -4030,8 +4029,8 @@ class Api(NamedTuple):
                 response, identity = self._attempt(method, target, content, content_type, idle or self.patience)
             except Unreachable as error:
                 # Another thread has just replaced the pool; or an idle connection was closed by the other side.
-                if isinstance(error.__cause__, ClosedPoolError) or (
-                        method != "POST" and attempt == 1 and isinstance(error.__cause__, ProtocolError)):
+                if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
+                        method != "POST" and attempt == 1 and isinstance(error.__cause__, exceptions.ProtocolError)):
                     log.info("%s; trying again", error)
                     continue
                 raise
@@ -4093,7 +4092,7 @@ class Api(NamedTuple):
             query = {"limit": str(size), "labelSelector": selector, "continue": token}
             try:
                 page = self.call("GET", path, limit if size > 1 else ANSWER_LIMIT, 3,
-                            query={name: value for name, value in query.items() if value})
+                                 query={name: value for name, value in query.items() if value})
             except Unreachable as error:
                 if error.reason != TOO_LARGE or size == 1:
                     raise
@@ -4114,7 +4113,7 @@ class Api(NamedTuple):
     def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
         """RFC 7386 patch of an object or its status -> the object as stored; a stale resourceVersion is a 409."""
         return self.call("PATCH", object_path(key, subresource), body=body,
-                    content_type="application/merge-patch+json")
+                         content_type="application/merge-patch+json")
 
     def delete(self, key: Key, options: Optional[Document] = None) -> bool:
         """Delete an object -> whether it was there; `options` may hold preconditions, which fail as 409."""
