@@ -3291,7 +3291,7 @@ class Trust(NamedTuple):
     alone: bool = False                      # ca_cert instead of the system's authorities
 
 
-def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> ssl.SSLContext:
+def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
     Python 3.13 sets VERIFY_X509_STRICT, which private authorities of old clusters fail; for a pinned one it is cleared.
@@ -3327,7 +3327,7 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> ssl.SSLCon
     return context
 
 
-def load_client_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes, source: str) -> None:
+def load_client_certificate(context: Any, certificate: bytes, key: bytes, source: str) -> None:
     """Show this certificate to servers that ask; ConfigError when the key is another's, or locked.
 
     OpenSSL wants a file. On Linux it is anonymous memory, elsewhere it is gone at once and nobody else may read it.
@@ -3430,14 +3430,9 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
 
 
 def _redacted(record: logging.LogRecord) -> bool:
+    """A filter for urllib3's own loggers, which at DEBUG tell every URL that is asked for."""
     record.msg, record.args = redact(record.getMessage()), ()
     return True
-
-
-def redact_transport_logs() -> None:
-    """Let urllib3's own loggers, which at DEBUG tell every URL that is asked for, tell none that is a secret."""
-    for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
-        logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # the same one again has no effect
 
 
 def explain_certificate(url: str, server_name: str, proxy: str) -> str:
@@ -3554,7 +3549,8 @@ class ConnectionPool:
         Through a proxy https is tunnelled; plain http is asked for with the whole URL, as proxies want it.
         """
         import urllib3
-        redact_transport_logs()
+        for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
+            logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # the same one again has no effect
         self.url, self.where, self.proxy, self.server_name = url, where, proxy, server_name
         self.hint, self.quoting = hint, quoting
         self.heard = time.monotonic()        # when the last answer came
