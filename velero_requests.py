@@ -133,7 +133,11 @@ def hides(*secrets: str) -> Callable[[type], Any]:
         shown = [f"{name}={value!r}" for name, value in record._asdict().items() if name not in secrets]
         return f"{type(record).__name__}({', '.join(shown)})"
 
-    return lambda record: setattr(record, "__repr__", show) or record
+    def hide(record: type) -> type:
+        record.__repr__ = show  # type: ignore[assignment]
+        return record
+
+    return hide
 
 
 class Exit(enum.IntEnum):
@@ -577,7 +581,7 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
     if re.fullmatch(r"\d{1,9}", header, re.ASCII):
         return float(header)
     instant = parse_http_date(header)
-    return instant and max(0.0, (instant - now).total_seconds())
+    return None if instant is None else max(0.0, (instant - now).total_seconds())
 
 # ====================================================================================================
 # 2. Requests — the kinds, what can be asked for, and every policy of the controller: values in, an Outcome out
@@ -3555,7 +3559,7 @@ class ConnectionPool:
         self.hint, self.quoting = hint, quoting
         self.heard = time.monotonic()        # when the last answer came
         parts, gate = urlsplit(url), urlsplit(proxy)
-        context = None
+        context: Any = None
         if "https" in (parts.scheme, gate.scheme):
             context = tls_context(trust, (server_name or parts.hostname, gate.hostname))
             context.sslsocket_class = _timed_classes()[0]
@@ -3563,7 +3567,6 @@ class ConnectionPool:
                 load_client_certificate(context, *certificate, "the kubeconfig or its exec plugin")
         options: Dict[str, Any] = {"maxsize": size}
         if parts.scheme == "https":
-            assert context
             options.update(ssl_context=context, cert_reqs=context.verify_mode)
             options.update({"server_hostname": server_name} if server_name else {})
         manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
