@@ -402,26 +402,20 @@ class TestLawsOfTheFile(unittest.TestCase):
 
 
 class TestErrors(unittest.TestCase):
-    """Tests for `Error` and its family."""
+    """Tests for `Error` and its family, and for what records show."""
 
     def test_exit_codes(self) -> None:
-        """Every kind of failure has the exit code that the contract gives it."""
         for expected, error in (
-                (1, vr.Error("x")), (2, vr.UsageError("x")), (1, vr.ConfigError("x")),
-                (1, vr.InvalidRequest("x")),
+                (1, vr.Error("x")), (2, vr.UsageError("x")), (1, vr.ConfigError("x")), (1, vr.InvalidRequest("x")),
                 (3, vr.NotFound("x")), (4, vr.TimedOut("x")), (6, vr.Unreachable("x")),
-                (5, vr.ApiError("x", status=401)), (5, vr.ApiError("x", status=403)),
-                (3, vr.ApiError("x", status=404)), (1, vr.ApiError("x", status=500)),
-                (5, vr.StoreError("x", status=403)), (3, vr.StoreError("x", status=404)),
-                (1, vr.StoreError("x")),
-                (3, vr.RequestFailed("x", reason="BackupNotFound")),
+                (5, vr.ApiError("x", status=401)), (5, vr.ApiError("x", status=403)), (3, vr.Missing("x", status=404)),
+                (1, vr.ApiError("x", status=500)), (5, vr.StoreError("x", status=403)), (1, vr.StoreError("x")),
+                (3, vr.StoreError("x", status=404)), (3, vr.RequestFailed("x", reason="BackupNotFound")),
                 (1, vr.RequestFailed("x", reason="Failed"))):
-            with self.subTest(error=repr(error), expected=expected):
+            with self.subTest(error=repr(error)):
                 self.assertEqual(expected, error.exit)
-                self.assertIsInstance(error, vr.Error)
 
     def test_only_time_may_mend_what_is_retried(self) -> None:
-        """A missing object is tried again, an impossible request is not."""
         self.assertTrue(vr.NotFound("x").retry and vr.ConfigError("x").retry and vr.Unreachable("x").retry)
         self.assertFalse(vr.InvalidRequest("x").retry or vr.UsageError("x").retry)
 
@@ -443,159 +437,137 @@ class TestErrors(unittest.TestCase):
         self.assertNotIn("s3cr3t", repr(vr.Facts(a_location(), some_credentials(secret_key="s3cr3t"))))
 
 
+class TestReader(unittest.TestCase):
+    """Tests for `Reader`, which kubeconfigs and location files are read by."""
+
+    def test_types(self) -> None:
+        """What is absent or null is empty; another type is an error that names the place and not the value."""
+        document = {"text": "x", "true": True, "one": 1, "list": ["a"], "mixed": ["a", 5], "map": {"a": 1}, "no": None}
+        for name, kind, expected in (
+                ("text", str, "x"), ("true", bool, True), ("one", int, 1), ("list", list, ["a"]),
+                ("list", [str], ["a"]), ("map", dict, {"a": 1}), ("no", str, ""), ("no", bool, False),
+                ("gone", list, []), ("gone", [str], []),
+                ("text", int, "X: text must be a whole number"), ("one", bool, "X: one must be true or false"),
+                ("true", int, "X: true must be a whole number"), ("text", list, "X: text must be a list"),
+                ("one", str, "X: one must be a string: write it in quotes"), ("list", str, "X: list must be a string"),
+                ("list", dict, "X: list must be a mapping"), ("mixed", [str], r"X: mixed\[1\] must be a string:")):
+            with self.subTest(name, kind=kind):
+                if isinstance(expected, str) and expected.startswith("X"):
+                    self.assertRaisesRegex(vr.ConfigError, expected, vr.Reader(document, "X").get, name, kind)
+                else:
+                    self.assertEqual(vr.Reader(document, "X").get(name, kind), expected)
+        self.assertRaisesRegex(vr.ConfigError, "X has no no", vr.Reader(document, "X").need, "no")
+        self.assertRaisesRegex(vr.ConfigError, "X must be a mapping", vr.Reader, [], "X")
+
 
 # ------------------------------------------------------------------------------------------------------------
 # Section 3: text and time
 # ------------------------------------------------------------------------------------------------------------
 
-
-class TestParseTime(unittest.TestCase):
-    """Tests for `parse_time`."""
+class TestTime(unittest.TestCase):
+    """Tests for `parse_time` and `format_time`."""
 
     def test_instants(self) -> None:
         """Every notation of RFC 3339 becomes an aware instant in UTC; a missing offset is UTC."""
         for text, expected in (
                 ("2026-05-04T12:00:00Z", NOW), ("2026-05-04t12:00:00z", NOW), ("2026-05-04 12:00:00Z", NOW),
-                ("2026-05-04T12:00:00", NOW), ("2026-05-04T12:00:00+00:00", NOW),
-                ("2026-05-04T12:00:00-00:00", NOW),
-                ("2026-05-04T14:00:00+02:00", NOW), ("2026-05-04T06:30:00-05:30", NOW),
-                ("2026-05-05T00:00:00+12:00", NOW), ("2026-05-04T12:00:00.5Z", after(seconds=.5)),
-                ("2026-05-04T12:00:00.000001Z", after(microseconds=1)),
+                ("2026-05-04T12:00:00", NOW), ("2026-05-04T12:00:00-00:00", NOW), ("2026-05-04T14:00:00+02:00", NOW),
+                ("2026-05-04T06:30:00-05:30", NOW), ("2026-05-05T00:00:00+12:00", NOW),
+                ("2026-05-04T12:00:00.5Z", after(seconds=.5)), ("2026-05-04T12:00:00.000001Z", after(microseconds=1)),
                 ("2026-05-04T12:00:00.123456789Z", after(microseconds=123456)),
-                ("2026-05-04T12:00:00." + "0" * 99 + "Z", NOW), ("2024-02-29T00:00:00Z", datetime(
-                    2024, 2, 29, tzinfo=timezone.utc)),
-                ("9999-12-31T23:59:59Z", FAR_OFF), ("0001-01-01T00:00:00Z", LONG_AGO)):
+                ("2026-05-04T12:00:00." + "0" * 99 + "Z", NOW), ("9999-12-31T23:59:59Z", FAR_OFF),
+                ("2024-02-29T00:00:00Z", datetime(2024, 2, 29, tzinfo=timezone.utc)),
+                ("0001-01-01T00:00:00Z", LONG_AGO)):
             with self.subTest(text=text[:40]):
                 parsed = vr.parse_time(text)
-                self.assertEqual(expected, parsed)
-                self.assertEqual(timedelta(0), parsed.utcoffset())
+                self.assertEqual((expected, timedelta(0)), (parsed, parsed.utcoffset()))
 
     def test_what_is_no_instant(self) -> None:
         """What is no text, no date, or no instant that Python can hold is None."""
-        for text in (None, 5, 1.5, True, [], {}, b"2026-05-04T12:00:00Z", NOW, "", " ", "tomorrow",
-                     "2026-05-04", "12:00:00Z", "2026-05-04T12:00Z", "2026-05-04T12:00:00Z\n",
-                     " 2026-05-04T12:00:00Z", "2026-05-04T12:00:00Z2026-05-04T12:00:00Z",
+        for text in (5, b"2026-05-04T12:00:00Z", NOW, "tomorrow", "2026-05-04", "12:00:00Z", "2026-05-04T12:00Z",
+                     "2026-05-04T12:00:00Z\n", " 2026-05-04T12:00:00Z", "2026-05-04T12:00:00Z" * 2,
                      "2026-02-30T12:00:00Z", "2026-13-01T12:00:00Z",
                      "2026-05-04T25:00:00Z", "2026-05-04T12:60:00Z", "0000-01-01T00:00:00Z",
                      "-2026-05-04T12:00:00Z", "10000-01-01T00:00:00Z", "2026-05-04T12:00:00+99:99",
-                     "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "1e400", "9" * 10000,
-                     *HOSTILE):
+                     "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "1e400", "9" * 10000, "9999-12-31T23:59:59-00:01",
+                     "0001-01-01T00:00:00+00:01", *HOSTILE):
             with self.subTest(text=ascii(text)[:40]):
                 self.assertIsNone(vr.parse_time(text))
 
-    def test_an_offset_that_leaves_the_calendar(self) -> None:
-        """An offset that pushes an instant out of the years 1 to 9999 makes it None, not an error."""
-        for text in ("9999-12-31T23:59:59-00:01", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+00:01"):
-            with self.subTest(text=text):
-                self.assertIsNone(vr.parse_time(text))
-
-
-class TestFormatTime(unittest.TestCase):
-    """Tests for `format_time`."""
-
     def test_whole_seconds_in_utc(self) -> None:
-        """Instants are written in UTC and cut off at the second, four digits for the year."""
-        two_hours_east = timezone(timedelta(hours=2))
+        """Instants are written in UTC and cut off at the second, and are equal when they are read again."""
         for instant, expected in (
                 (NOW, "2026-05-04T12:00:00Z"), (after(microseconds=999999), "2026-05-04T12:00:00Z"),
-                (NOW.astimezone(two_hours_east), "2026-05-04T12:00:00Z"), (FAR_OFF, "9999-12-31T23:59:59Z"),
-                (LONG_AGO, "0001-01-01T00:00:00Z")):
+                (NOW.astimezone(timezone(timedelta(hours=2))), "2026-05-04T12:00:00Z"),
+                (FAR_OFF, "9999-12-31T23:59:59Z"), (LONG_AGO, "0001-01-01T00:00:00Z")):
             with self.subTest(expected=expected):
                 self.assertEqual(expected, vr.format_time(instant))
-
-    def test_there_and_back(self) -> None:
-        """What is written is read again as the same second."""
-        chance = random.Random(1)
-        for _ in range(200):
-            instant = datetime(2000, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=chance.randrange(10**10))
-            self.assertEqual(instant, vr.parse_time(vr.format_time(instant)))
+                self.assertEqual(instant.replace(microsecond=0), vr.parse_time(expected))
 
 
-class TestParseDuration(unittest.TestCase):
-    """Tests for `parse_duration`."""
+class TestDuration(unittest.TestCase):
+    """Tests for `parse_duration` and `format_duration`, beside Go's time.Duration."""
 
     def test_what_go_accepts(self) -> None:
-        """Everything that Go's time.ParseDuration accepts becomes seconds."""
         for text, expected in (
-                ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400),
-                ("1h2m3s", 3723),
-                ("1.5s", 1.5), (".5s", .5), ("5.s", 5), ("250ms", .25), ("1us", 1e-6), ("1µs", 1e-6),
-                ("1μs", 1e-6),
-                ("1ns", 1e-9), ("-1.5h", -5400), ("+5s", 5), ("1m1m", 120), ("72h", 259200), ("007s", 7),
-                ("0.000000001h", 3.6e-6)):
+                ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1h2m3s", 3723),
+                ("1.5s", 1.5), (".5s", .5), ("5.s", 5), ("250ms", .25), ("1us", 1e-6), ("1µs", 1e-6), ("1μs", 1e-6),
+                ("1ns", 1e-9), ("-1.5h", -5400), ("+5s", 5), ("1m1m", 120), ("007s", 7), ("0.000000001h", 3.6e-6)):
             with self.subTest(text=text):
                 self.assertAlmostEqual(expected, vr.parse_duration(text), places=12)
 
     def test_what_go_refuses(self) -> None:
-        """Everything else is a ValueError, numbers beyond Go's 290 years included."""
-        for text in ("", "-", "+", ".", "s", ".s", "5", "00", "1.5", "1x", "1d", "1 s", " 1s", "1s ", "1s\n",
-                     "1h 2m", "--1s", "+-1s", "1e3s", "1,5s", "inf", "nan", "∞s", "１s", "1S", "2562048h",
-                     "9" * 400 + "h"):
-            with self.subTest(text=text[:40]):
-                with self.assertRaises(ValueError) as caught:
-                    vr.parse_duration(text)
-                self.assertLess(len(str(caught.exception)), 120)
-
-
-class TestFormatDuration(unittest.TestCase):
-    """Tests for `format_duration`."""
+        for text in ("", "-", "+", ".", "s", ".s", "5", "00", "1.5", "1x", "1d", "1 s", " 1s", "1s ", "1s\n", "1h 2m",
+                     "--1s", "+-1s", "1e3s", "1,5s", "inf", "nan", "∞s", "１s", "1S", "2562048h", "9" * 400 + "h"):
+            with self.subTest(text=text[:40]), self.assertRaisesRegex(ValueError, "^.{1,119}$"):
+                vr.parse_duration(text)
 
     def test_go_notation(self) -> None:
-        """Seconds are written as Go writes them, milliseconds being the finest."""
+        """Seconds are written as Go writes them, milliseconds being the finest, and can be read again."""
         for seconds, expected in (
-                (0, "0s"), (.025, "25ms"), (.25, "250ms"), (.999, "999ms"), (.9996, "1s"), (1, "1s"),
-                (1.5, "1.5s"),
+                (0, "0s"), (.025, "25ms"), (.25, "250ms"), (.999, "999ms"), (.9996, "1s"), (1, "1s"), (1.5, "1.5s"),
                 (30, "30s"), (59.9996, "1m0s"), (60, "1m0s"), (90, "1m30s"), (300, "5m0s"), (3600, "1h0m0s"),
-                (5400.25, "1h30m0.25s"), (86400, "24h0m0s")):
+                (5400.25, "1h30m0.25s"), (86400, "24h0m0s"), (-90.5, "-1m30.5s"), (-.0001, "0s")):
             with self.subTest(seconds=seconds):
                 self.assertEqual(expected, vr.format_duration(seconds))
-
-    def test_there_and_back(self) -> None:
-        """What is written is read again as the same number of milliseconds."""
-        chance = random.Random(2)
-        for milliseconds in [chance.randrange(10 ** chance.randint(1, 9)) for _ in range(300)]:
-            text = vr.format_duration(milliseconds / 1000)
-            self.assertAlmostEqual(milliseconds / 1000, vr.parse_duration(text), places=6, msg=text)
+                self.assertAlmostEqual(seconds, vr.parse_duration(expected), places=3)
+        self.assertEqual(("1.5µs", "12ns"), (vr.format_duration(1.5e-6, 9), vr.format_duration(1.2e-8, 9)))
 
 
 class TestOneLine(unittest.TestCase):
-    """Tests for `one_line`."""
+    """Tests for `one_line`, `is_first` and `backoff`."""
 
     def test_foreign_text_becomes_harmless(self) -> None:
-        """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks."""
+        """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks; then the cut."""
         for text, expected in (
-                ("", ""), ("plain", "plain"), ("  a \t b\r\nc  ", "a b c"), ("a\x1b[31mb", "a [31mb"),
-                ("a\0b", "a b"), ("a\u2028b\u2029c", "a b c"), ("a\u202eb", "a b"), ("a\ud800b", "a b"),
-                ("grün ✓", "grün ✓"), (None, "None"), (ValueError("x\ny"), "x y"), ("\x7f\x9b", "")):
-            with self.subTest(expected=expected):
+                ("", ""), ("plain", "plain"), ("  a \t b\r\nc  ", "a b c"), ("a\x1b[31mb", "a [31mb"), ("a\0b", "a b"),
+                ("a\u2028b\u2029c", "a b c"), ("a\u202eb", "a b"), ("a\ud800b", "a b"), ("grün ✓", "grün ✓"),
+                (None, "None"), (ValueError("x\ny"), "x y"), ("\x7f\x9b", ""), ("x" * 300, "x" * 300),
+                ("x" * 301, "x" * 299 + "…")):
+            with self.subTest(expected=expected[:40]):
                 self.assertEqual(expected, vr.one_line(text))
-
-    def test_the_cut(self) -> None:
-        """Longer text is cut at the limit, with a mark that counts."""
-        self.assertEqual("x" * 300, vr.one_line("x" * 300))
-        self.assertEqual("x" * 299 + "…", vr.one_line("x" * 301))
         self.assertEqual("abcd…", vr.one_line("abcdefgh", 5))
+
+    def test_no_more_is_kept_than_there_is_room_for(self) -> None:
+        """Each text is the first of its kind once, as far as it is kept, and beyond the limit none is."""
+        seen: Set[str] = set()
+        rows = (("a", True), ("a", False), ("x" * 9999, True), ("x" * 8888, False), ("b", False))
+        self.assertEqual([vr.is_first(text, seen, 2) for text, _ in rows], [first for _, first in rows])
+        self.assertLess(sum(map(len, seen)), 2000)
 
 
 # What a log line must never hold, and the sentence around it.
-SECRET_SHAPES: Tuple[Tuple[str, str], ...] = (
-    ("X-Amz-Signature", "https://s3/k?X-Amz-Date=20260504T120000Z&X-Amz-Signature={}"),
-    ("X-Amz-Credential", "https://s3/k?X-Amz-Credential={}&X-Amz-Date=20260504T120000Z"),
-    ("X-Amz-Security-Token", "https://s3/k?a=b&X-Amz-Security-Token={}&x=y"),
-    ("lower case", "https://s3/k?x-amz-signature={}&x-amz-expires=600"),
-    ("SigV2 signature", "https://s3/k?Expires=600&Signature={}"),
-    ("SigV2 key", "https://s3/k?AWSAccessKeyId={}&Expires=600"),
-    ("SigV2 token", "https://s3/k?SecurityToken={}&Expires=600"),
-    ("Google signature", "https://storage.googleapis.com/k?X-Goog-Signature={}&x=y"),
-    ("Google credential", "https://storage.googleapis.com/k?X-Goog-Credential={}"),
-    ("Azure", "https://a.blob.core.windows.net/c/k?sv=2020&sig={}&se=2026"),
-    ("bearer token", "Authorization: Bearer {}"), ("lower-case bearer token",
-                                                   "authorization: bearer {}, next"),
-    ("password in a URL", "cannot reach https://user:{}@proxy.example:3128/"),
-    ("name in a URL", "cannot reach http://{}@proxy.example"),
-    ("in a Python tuple", "('https://s3/k?X-Amz-Signature={}', 443)"),
-    ("in JSON", '{{"url": "https://s3/k?X-Amz-Signature={}"}}'),
-    *((f"encoded {name}", f"https://proxy/?u=https%3A%2F%2Fs3%2Fk%3Fa%3Db%26{name}{equals}{{}}")
+SECRET_SHAPES: Tuple[str, ...] = (
+    "https://s3/k?X-Amz-Date=20260504T120000Z&X-Amz-Signature={}", "https://s3/k?X-Amz-Credential={}&X-Amz-Date=2026",
+    "https://s3/k?a=b&X-Amz-Security-Token={}&x=y", "https://s3/k?x-amz-signature={}&x-amz-expires=600",
+    "https://s3/k?Expires=600&Signature={}", "https://s3/k?AWSAccessKeyId={}&Expires=600",
+    "https://s3/k?SecurityToken={}&Expires=600", "https://storage.googleapis.com/k?X-Goog-Signature={}&x=y",
+    "https://storage.googleapis.com/k?GoogleAccessId={}", "https://a.blob.core.windows.net/c/k?sv=2020&sig={}&se=2026",
+    "https://sts?WebIdentityToken={}&a=b", "https://s3/k?SessionToken={}", "Authorization: Bearer {}",
+    "authorization: bearer {}, next", "Authorization: Basic {}", "cannot reach https://user:{}@proxy.example:3128/",
+    "cannot reach http://{}@proxy.example", "('https://s3/k?X-Amz-Signature={}', 443)",
+    '{{"url": "https://s3/k?X-Amz-Signature={}"}}',
+    *(f"https://proxy/?u=https%3A%2F%2Fs3%2Fk%3Fa%3Db%26{name}{equals}{{}}"
       for equals in ("%3D", "%253D", "%25253d", "\\u003d")
       for name in ("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "Security-Token", "sig")))
 
@@ -604,42 +576,26 @@ class TestRedact(unittest.TestCase):
     """Tests for `redact`."""
 
     def test_every_shape_of_a_secret(self) -> None:
-        """Signatures, credentials, tokens and passwords are blanked wherever they stand."""
-        secret = "AKIAsecret%2F20260504/eu-west-1+~_-.abc=="
-        for shape, sentence in SECRET_SHAPES:
-            with self.subTest(shape=shape):
-                redacted = vr.redact(sentence.format(secret))
-                self.assertNotIn("secret", redacted)
-                self.assertNotIn("abc", redacted)
+        """Signatures, credentials, tokens and passwords are blanked wherever they stand; once more changes nothing."""
+        for sentence in SECRET_SHAPES:
+            with self.subTest(sentence):
+                redacted = vr.redact(sentence.format("AKIAsecret%2F20260504/eu-west-1+~_-.abc=="))
+                self.assertNotRegex(redacted, "secret|abc")
                 start = sentence.split("{}")[0].replace("{{", "{").replace("user:", "")
                 self.assertEqual(start, redacted[:redacted.index("***")])
-
-    def test_a_second_time_changes_nothing(self) -> None:
-        """What has been redacted stays as it is when it is redacted again."""
-        for shape, sentence in SECRET_SHAPES:
-            with self.subTest(shape=shape):
-                once = vr.redact(sentence.format("s3cr3t"))
-                self.assertEqual(once, vr.redact(once))
-
-    def test_what_is_no_secret_stays(self) -> None:
-        """Hosts, keys, dates, and words that only sound like secrets stay readable."""
-        for text in ("", "Backup velero/nightly does not exist",
-                     "https://bkt.s3.eu-west-1.amazonaws.com/backups/b.gz",
-                     "X-Amz-Date=20260504T120000Z&X-Amz-Expires=600", "the signature does not match",
-                     "mail to ops@example.com", "https://h/a and ops@example.com", "the bearer of bad news"):
-            with self.subTest(text=text):
-                self.assertEqual(text.replace("bearer of", "bearer ***"),
-                                 vr.redact(text).replace("bearer of", "bearer ***"))
+                self.assertEqual(redacted, vr.redact(redacted))
 
     def test_only_the_secret_goes(self) -> None:
-        """Host and path stay, with an `@` in the path too, and what follows an encoded parameter."""
+        """Host and path stay, with an `@` in the path too, and words that only sound like secrets."""
         for text, expected in (
-                ("https://h/a@b/c?d=e@f", "https://h/a@b/c?d=e@f"), ("https://h:9000/a@b", "https://h:9000/a@b"),
-                ("https://[::1]:9/a@b", "https://[::1]:9/a@b"), ("https://h?a@b", "https://h?a@b"),
                 ("https://u:p@h/a@b", "https://***@h/a@b"), ("https://u:p@q@h/a", "https://***@h/a"),
-                ("https://u:p/q@h/a", "https://***@h/a"), ("https://u:1/q@h", "https://u:1/q@h"),
-                ("sig%3Dabc%26se%3D5", "sig%3D***%26se%3D5"), ("sig%253Dabc%2526se", "sig%253D***%2526se"),
-                ("sig=abc&se=5", "sig=***&se=5")):
+                ("https://u:p/q@h/a", "https://***@h/a"), ("sig%3Dabc%26se%3D5", "sig%3D***%26se%3D5"),
+                ("sig%253Dabc%2526se", "sig%253D***%2526se"), ("sig=abc&se=5", "sig=***&se=5"),
+                *((text, text) for text in (
+                    "", "Backup velero/nightly does not exist", "https://bkt.s3.eu-west-1.amazonaws.com/backups/b.gz",
+                    "X-Amz-Date=20260504T120000Z&X-Amz-Expires=600", "the signature does not match",
+                    "mail to ops@example.com", "https://h/a and ops@example.com", "https://h/a@b/c?d=e@f",
+                    "https://h:9000/a@b", "https://[::1]:9/a@b", "https://h?a@b", "https://u:1/q@h"))):
             with self.subTest(text):
                 self.assertEqual(expected, vr.redact(text))
 
@@ -656,48 +612,33 @@ class TestRedact(unittest.TestCase):
         credentials = some_credentials(session_token="AQoDYXdzEPT//wEXAMPLE+token=")
         url = vr.presign(vr.Address("https", "h", "/k", "eu-west-1"), credentials, NOW, vr.URL_LIFE)
         parameters = dict(parse_qsl(urlsplit(vr.redact(url)).query))
-        self.assertEqual({"***"}, {parameters[f"X-Amz-{name}"] for name in ("Signature", "Credential",
-                                                                          "Security-Token")})
+        self.assertEqual({"***"}, {parameters[f"X-Amz-{name}"] for name in (
+            "Signature", "Credential", "Security-Token")})
 
     @unittest.skipUnless(HAS_HYPOTHESIS, NO_HYPOTHESIS)
     def test_any_text(self) -> None:
         """Redacting twice is redacting once, for any text."""
         words = strategies.lists(strategies.sampled_from((
             "Bearer ", "sig=", "X-Amz-Signature=", "https://", "@", "&", " ", "***", "a", '"', "Signature=")))
-
-        @hypothesis.given(words.map("".join) | strategies.text())
-        def check(text: str) -> None:
-            self.assertEqual(vr.redact(text), vr.redact(vr.redact(text)))
-        check()
+        hypothesis.given(words.map("".join) | strategies.text())(
+            lambda text: self.assertEqual(vr.redact(text), vr.redact(vr.redact(text))))()
 
 
 class TestLines(unittest.TestCase):
     """Tests for `lines`."""
 
     def test_any_cut_gives_the_same_lines(self) -> None:
-        """However the bytes are cut, also within a character, the lines are the same."""
-        data = '{"a":1}\n\n{"b":"grün ✓"}\nend\n'.encode()
-        expected = data.split(b"\n")[:-1]
-        for size in range(1, len(data) + 1):
-            chunks = [data[start:start + size] for start in range(0, len(data), size)]
-            self.assertEqual(expected, list(vr.lines(chunks)), f"chunks of {size}")
-
-    def test_what_was_cut_off_is_dropped(self) -> None:
-        """A last line without its newline is not handed out."""
-        self.assertEqual([b"whole"], list(vr.lines([b"whole\nha", b"lf"])))
-        self.assertEqual([], list(vr.lines([])))
-        self.assertEqual([], list(vr.lines([b"", b"half"])))
+        """However the bytes are cut, also within a character; a last line without its newline is dropped."""
+        for data in ('{"a":1}\n\n{"b":"grün ✓"}\nend\n'.encode(), b"whole\nhalf", b"half", b"", b"xxxxxxxx\n"):
+            for size in range(1, len(data) + 2):
+                chunks = [data[start:start + size] for start in range(0, len(data), size)]
+                self.assertEqual(data.split(b"\n")[:-1], list(vr.lines(chunks, limit=24)), f"chunks of {size}")
 
     def test_a_line_without_end(self) -> None:
         """A line that grows beyond the limit is an error, and the lines before it are handed out."""
-        endless = itertools.chain([b"first\n"], itertools.repeat(b"xxxx"))
-        lines = vr.lines(endless, limit=1000)
-        self.assertEqual(b"first", next(lines))
-        with self.assertRaisesRegex(vr.Error, "1000 bytes"):
-            next(lines)
-
-    def test_a_line_as_long_as_the_limit(self) -> None:
-        """A line that just fits is no error."""
+        endless = vr.lines(itertools.chain([b"first\n"], itertools.repeat(b"xxxx")), limit=1000)
+        self.assertEqual(b"first", next(endless))
+        self.assertRaisesRegex(vr.Error, "1000 bytes", next, endless)
         self.assertEqual([b"x" * 8], list(vr.lines([b"xxxx", b"xxxx", b"\n"], limit=8)))
 
 
@@ -769,8 +710,8 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "object_info": lambda text: vr.object_info(206, dict.fromkeys(("Content-Range", "Content-Length", "ETag"), text)),
     "by_schedule": vr.by_schedule, "json_text": vr.json_text, "_add": described,
     "_yaml_scalar": lambda text: vr.yaml_text({text: [text]}),
-    "_trust_each": lambda text: vr._trust_each(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), text),
-    "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")), "_number": vr._number,
+    "tls_context": deeper(lambda pem: vr.tls_context(vr.Trust(pem, alone=True))),
+    "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")),
     "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")), "_tell_warnings": warned_of,
     "retry_after_seconds": lambda text: vr.retry_after_seconds(text, NOW),
     "clock_skew": lambda text: vr.clock_skew({"Date": text}, NOW),
@@ -786,13 +727,12 @@ BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reade
     ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
     ("a duration", vr.parse_duration, "1" * 1_200, "invalid duration"),
     ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
-    ("a bundle without ends", READERS["_trust_each"], "-----BEGIN CERTIFICATE-----" * 40_000, ""),
-    ("a large bundle", vr.tls_context, b"-" * ((1 << 20) + 1), "certificate authority is larger than 1 MiB"),
+    ("a bundle without ends", READERS["tls_context"], "-----BEGIN CERTIFICATE-----" * 38_000, "no PEM certificate"),
+    ("a large bundle", READERS["tls_context"], "-" * ((1 << 20) + 1), "certificate authority is larger than 1 MiB"),
     ("a long line in bytes", in_pieces(vr.lines), "x" * 300_000, ""),
     ("a name of places", lambda name: vr.Fields({name: [5] * 9999}, "", {})("", {str: [str]}), "k" * 1_000_000, ""),
     ("a wide cell", vr.table, [("x" * 1_000_000, "y")] + [("x", "y")] * 9999, ""),
     ("a wide line", vr.aligned, ["x" * 1_000_000 + "\ty"] + ["x\ty"] * 9999, ""),
-    ("a long number in YAML", READERS["parse_yaml"], "a: " + "9" * 1_000_000, ""),
     ("depth of a refusal", READERS["api_error"], "[" * 60_000, ""),
     ("JSON of empty mappings", vr.decode_json, [b"[" + b"{}," * 5_000_000 + b"{}]"], "elements, too large to be shown"),
     ("JSON of mappings in an answer", vr.parse_json, b"[" + b"{}," * 5_000_000 + b"{}]", "more than 2200000 elements"),
@@ -800,12 +740,14 @@ BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reade
     ("JSON of digits", vr.parse_json, b"[" + b"9" * 1_000_000 + b"]", "no JSON"),
     ("gzip of tiny members", lambda text: list(vr.inflate([text])), gzip.compress(b"") * 60_000, ""))
 NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
-    "_refuse_bombs": "parse_yaml is timed with it",
+    "_check_yaml": "parse_yaml is timed with it",
     "read_body": "Content-Length, which http.client bounds",
-    "_is_exempt": "the environment", "find_part": "names of files", "open_part": "an ETag, of which 64 characters are looked at",
+    "parse_http_date": "retry_after_seconds and clock_skew are timed with it",
+    "_is_exempt": "the environment", "find_part": "names of files",
+    "open_part": "an ETag, of which 64 characters are looked at",
     "value_of": "the command line", "run_download": "a URL that is_http_url has seen"}
-READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|_DECODER|GoLoader|PATTERN)\."
-                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode|GoLoader)")
+READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|PATTERN)\."
+                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)")
 
 
 def dotted(node: Any) -> str:
@@ -839,32 +781,31 @@ class TestTimingLaw(unittest.TestCase):
         vr.log.addHandler(handler)
         self.addCleanup(vr.log.removeHandler, handler)
 
-    def seconds(self, function: Callable[[str], Any], text: str, tries: int = 1) -> float:
-        """What a function takes for a text, at best; it may refuse it, in the ways that its callers expect."""
-        taken = []
+    def seconds(self, function: Callable[[str], Any], text: str, tries: int = 1) -> Tuple[float, str]:
+        """What a function takes for a text, at best, and what it says when it refuses it."""
+        taken, said = [], ""
         for _ in range(tries):
             start = time.thread_time()
-            with contextlib.suppress(vr.Error, ValueError):
+            try:
                 function(text)
+            except (vr.Error, ValueError) as error:
+                said = str(error)
             taken.append(time.thread_time() - start)
-        return min(taken)
+        return min(taken), said
 
     def check(self, function: Callable[[str], Any], head: str, piece: str, tail: str) -> None:
         """Twice the text takes less than three times as long; what takes no time worth measuring is not measured."""
         short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
-        if self.seconds(function, long) > 0.01:
-            once = self.seconds(function, short, 3)
-            self.assertLess(self.seconds(function, long, 3), 3 * once, f"{once} s for half of {(head, piece, tail)}")
+        if self.seconds(function, long)[0] > 0.01:
+            once = self.seconds(function, short, 3)[0]
+            self.assertLess(self.seconds(function, long, 3)[0], 3 * once, f"{once} s for half of {(head, piece, tail)}")
 
     def test_twice_the_text_takes_less_than_three_times_as_long(self) -> None:
-        """For every reader, and every nasty text."""
+        """For every reader, and every nasty text; no function that reads is missing in the tables."""
         for name, function in READERS.items():
             with self.subTest(name):
                 for nasty in NASTY:
                     self.check(function, *nasty)
-
-    def test_the_law_knows_every_reader(self) -> None:
-        """A function that reads by a regular expression or a parser is in the table."""
         functions = {node.name for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.FunctionDef)}
         self.assertEqual(set(), readers_in(SOURCE) - {*READERS, *NO_READERS}, "readers that are in no table")
         self.assertEqual(set(), {*READERS, *NO_READERS} - functions, "functions that are gone")
@@ -873,13 +814,8 @@ class TestTimingLaw(unittest.TestCase):
         """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
         for what, function, text, outcome in BOMBS:
             with self.subTest(what):
-                said = ""
-                start = time.thread_time()
-                try:
-                    function(text)
-                except (vr.Error, ValueError) as error:
-                    said = str(error)
-                self.assertLess(time.thread_time() - start, 1.0)
+                taken, said = self.seconds(function, text)
+                self.assertLess(taken, 1.0)
                 self.assertIn(outcome, said)
                 self.assertEqual(bool(outcome), bool(said), said)
 
@@ -899,40 +835,26 @@ class TestParseJson(unittest.TestCase):
     def test_what_is_read(self) -> None:
         """All of JSON, marks in strings and escapes included, a hundred levels deep."""
         for value in (None, 0, -1.5e300, 10 ** 300, "", "\\", '"', '\\"', "[", "{\"", "\ud800", "ü😀", [], {}, [{}],
-                      {"": ""}, {"[": "]"}, {"a,b": ['"', "\\\\", "}{"]}, ["\\"], ['\\"[', "]"], functools.reduce(
-                          lambda inner, _: [inner], range(99), [])):
+                      {"": ""}, {"[": "]"}, {"a,b": ['"', "\\\\", "}{"]}, ["\\"], ['\\"[', "]"],
+                      json.loads("[" * 100 + "]" * 100)):
             for ascii_only in (True, False):
                 text = json.dumps(value, ensure_ascii=ascii_only, indent=1).encode("utf-8", "surrogatepass")
                 for content in (text, bytearray(text), b"\xef\xbb\xbf" + text):
                     self.assertEqual(vr.parse_json(content), value)
-
-    def test_what_is_none(self) -> None:
-        """One error without a word of it, whatever is wrong; never a RecursionError."""
-        for content in (b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"[" * 100_000,
-                        b'{"a":' * 100_000, b"{s3cr3t}", b"[1,]", b"\xff", "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]"):
-            with self.subTest(content[:9]), self.assertRaisesRegex(ValueError, "^is no JSON$"):
-                vr.parse_json(content)
-
-    def test_what_is_too_much(self) -> None:
-        """Depth and elements have a limit; what stands in a string is no element."""
-        for content, most, words in (
-                (b"[" * 101 + b"]" * 101, 999, "100 levels"), (b'{"a":' * 101 + b"1" + b"}" * 101, 999, "100 levels"),
-                (b"[0,0,0,0]", 3, "3 elements"), (b"[{},0]", 4, "4 elements"), (b'["a","b","c","d"]', 3, "3 elements"),
-                (b'",' * 99, 3, "3 elements")):
-            with self.subTest(content[:9]), self.assertRaisesRegex(vr.TooMuch, words):
-                vr.parse_json(content, most)
         self.assertEqual(vr.parse_json(b'["[{,,,,,}]","\\",,,,"]', 2), ["[{,,,,,}]", '",,,,'])
 
-
-class TestSaidOnce(unittest.TestCase):
-    """Tests for `SaidOnce`."""
-
-    def test_no_more_than_there_is_room_for(self) -> None:
-        """Each text is news once, as far as it is kept, and beyond the limit none is."""
-        told = vr.SaidOnce(2)
-        rows = (("a", True), ("a", False), ("x" * 9999, True), ("x" * 8888, False), ("b", False))
-        self.assertEqual([told.is_news(text) for text, _ in rows], [news for _, news in rows])
-        self.assertLess(sum(map(len, told.texts)), 2000)
+    def test_what_is_refused(self) -> None:
+        """One error without a word of it; depth and elements have a limit, in strings they do not count."""
+        for content, most, words in (
+                *((content, 10 ** 6, "^is no JSON$") for content in (
+                    b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"{s3cr3t}", b"[1,]", b"\xff",
+                    "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]", b"]" * 200 + b"[" * 200,
+                    b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101, b"[" * 100_000, b'{"a":' * 100_000)),
+                (b"[0,0,0,0]", 3, "3 elements"), (b"[{},0]", 4, "4 elements"), (b'["a","b","c","d"]', 3, "3 elements"),
+                (b'",' * 99, 3, "3 elements")):
+            with self.subTest(content[:9]), self.assertRaisesRegex(ValueError, words) as caught:
+                vr.parse_json(content, most)
+            self.assertEqual(isinstance(caught.exception, vr.TooMuch), "JSON" not in words)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -6515,10 +6437,10 @@ def kube_list(what: str, verdict: str, listed: str, **files: Any) -> KubeCase:
     return KubeCase(what, verdict, files, "", "", {"KUBECONFIG": listed})
 
 
-def kube_yaml(what: str, expected: str, token: str) -> KubeCase:
+def kube_yaml(what: str, expected: str, token: str, lenient: bool = False) -> KubeCase:
     """A case whose token is written so, unquoted, in YAML."""
     text = yaml.safe_dump(kube_config({"token": "TOKEN"}), sort_keys=False)
-    return KubeCase(what, expected, {"config": text.replace("TOKEN", token)})
+    return KubeCase(what, expected, {"config": text.replace("TOKEN", token)}, lenient=lenient)
 
 
 def kube_text(what: str, expected: str, change: Callable[[str], str]) -> KubeCase:
@@ -6535,17 +6457,10 @@ KUBE_CASES = kube_cases((
     ("an empty token file leaves the token", "https: token t", {"token": "t", "tokenFile": "empty"}),
     ("a missing token file", "error: cannot read token @DIR@/gone", {"tokenFile": "gone"}),
     ("a password", "https: basic u:p", {"username": "u", "password": "p"}),
-    ("a password of all letters", "https: basic jü:ß", {"username": "jü", "password": "ß"}),
-    ("a user without password", "https: basic u:", {"username": "u"}),
-    ("a password without user", "https: nobody", {"password": "p"}),
     ("nobody", "https: nobody", {}),
     ("a certificate", "https: certificate alice", KUBE_CERT),
     ("a certificate in files", "https: certificate alice",
      {"client-certificate": "pki/alice.crt", "client-key": "@PKI@/alice.key"}),
-    ("a certificate in a file, its key inline", "https: certificate alice",
-     {"client-certificate": "pki/alice.crt", "client-key-data": "@KEY@"}),
-    ("a certificate inline, its key in a file", "https: certificate alice",
-     {"client-certificate-data": "@CERT@", "client-key": "pki/alice.key"}),
     ("a certificate and a token", "https: token t", {**KUBE_CERT, "token": "t"}),
     ("a certificate with another's key", "error: not a matching pair", {**KUBE_CERT, "client-key-data": "@BOBKEY@"}),
     ("a certificate without key", "error: not a matching pair", {"client-certificate-data": "@CERT@"}),
@@ -6554,11 +6469,8 @@ KUBE_CASES = kube_cases((
      {"client-certificate": "gone", "client-key-data": "@KEY@"}),
     ("a missing key file", "error: cannot read client key @DIR@/gone",
      {"client-certificate-data": "@CERT@", "client-key": "gone", "token": "s3cr3t"}),
-    ("a token with a line end", "error: user 'c': token has characters", {"token": "s3cr3t\n"}),
     ("base64 with line ends", "https: certificate alice",
      {"client-certificate-data": "@CERT@\n", "client-key-data": "\r\n@KEY@"}),
-    ("base64 with a blank", "error: user 'c': client-key-data is not base64",
-     {**KUBE_CERT, "client-key-data": "@KEY@ "}),
     ("base64 without its end", "error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
     # impersonation
     ("as a user", "https: token t, user=jane", {"token": "t", "as": "jane"}),
@@ -6567,20 +6479,14 @@ KUBE_CASES = kube_cases((
     ("as somebody, extra keys with signs", "https: token t, extra-a!b+c%é=1, user=j",
      {"token": "t", "as": "j", "as-user-extra": {"a!b+c%é": ["1"]}}),
     ("as somebody of other letters", "https: token t, user=jürgen", {"token": "t", "as": "jürgen"}),
-    ("as somebody of far letters", "https: token t, user=名", {"token": "t", "as": "名"}),
     ("as two lines", "error: user 'c': whom it impersonates", {"token": "s3cr3t", "as": "a\nb"}),
     ("groups without a user", "error: without a user (as)", {"token": "s3cr3t", "as-groups": ["g"]}),
-    ("a uid without a user", "error: without a user (as)", {"token": "t", "as-uid": "1"}),
-    ("extra without a user", "error: without a user (as)", {"token": "t", "as-user-extra": {"a": ["b"]}}),
     ("an extra key without values", "https: token t, user=j", {"token": "t", "as": "j", "as-user-extra": {"a": []}}),
     ("a group that is null", "https: token t, group=, user=j", {"token": "t", "as": "j", "as-groups": [None]}),
     # plugins
     ("a plugin", "https: token p", {"exec": KUBE_EXEC}),
     ("a plugin and a token", "https: token t", {"token": "t", "exec": KUBE_EXEC}),
-    ("a plugin and a token file", "https: token f", {"tokenFile": "token", "exec": KUBE_EXEC}),
     ("a plugin and a certificate", "https: certificate alice", {**KUBE_CERT, "exec": KUBE_EXEC}),
-    ("a plugin and a user name", "https: basic u:", {"username": "u", "exec": KUBE_EXEC}),
-    ("a plugin and a password without user", "https: token p", {"password": "p", "exec": KUBE_EXEC}),
     ("a plugin and a key without certificate", "https: token p", {"client-key-data": "@KEY@", "exec": KUBE_EXEC}),
     ("a plugin and a server with a password", "https: basic u:p",
      {"exec": KUBE_EXEC}, {"server": "https://u:p@@HTTPS@"}),
@@ -6590,12 +6496,10 @@ KUBE_CASES = kube_cases((
      {"exec": {**KUBE_EXEC, "interactiveMode": "never"}}),
     ("a plugin of an old version", "error: user 'c', exec has apiVersion 'client.authentication.k8s.io/v1alpha1', not",
      {"exec": {**KUBE_EXEC, "apiVersion": "client.authentication.k8s.io/v1alpha1"}}),
-    ("a plugin of no version", "error: exec has apiVersion ''", {"exec": {**KUBE_EXEC, "apiVersion": ""}}),
     ("a plugin without command", "error: user 'c', exec has no command", {"exec": {**KUBE_EXEC, "command": ""}}),
-    ("a plugin that is an empty mapping", "error: user 'c', exec has no command", {"exec": {}}),
     ("a plugin that is a text", "error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}),
     ("a plugin that is null", "https: token t", {"token": "t", "exec": None}),
-    ("an argument that is a number", "error: exec: args must be a list of strings",
+    ("an argument that is a number", "error: exec: args[0] must be a string",
      {"exec": {**KUBE_EXEC, "args": [5]}}),
     ("an auth-provider that is gone", "error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
     # where to, and whom to trust
@@ -6603,11 +6507,6 @@ KUBE_CASES = kube_cases((
     ("a missing authority", "error: cannot read certificate authority @DIR@/gone", None,
      {**KUBE_NO_CA, "certificate-authority": "gone"}),
     ("no authority", "error: not trusted", None, KUBE_NO_CA),
-    ("an authority that is no PEM", "error: certificate-authority-data of the kubeconfig holds no PEM", None,
-     {"certificate-authority-data": "QUJD"}),
-    ("an authority that is no base64", "error: cluster 'c': certificate-authority-data is not base64", None,
-     {"certificate-authority-data": "s3cr3t!"}),
-    ("an empty authority file", "error: not trusted", None, {**KUBE_NO_CA, "certificate-authority": "empty"}),
     ("an authority file that is no PEM", "error: @DIR@/token holds no PEM", None,
      {**KUBE_NO_CA, "certificate-authority": "token"}),
     ("an authority after a comment and a bad block", "https: token t", None,
@@ -6620,8 +6519,6 @@ KUBE_CASES = kube_cases((
      {**KUBE_NO_CA, **KUBE_NAMED, "tls-server-name": "x.y", "insecure-skip-tls-verify": True}),
     ("an expired certificate", "error: expired (it is for localhost", None, {"server": "https://@EXPIRED@"}),
     ("a certificate of another name", "error: *.example.com", None, KUBE_NAMED),
-    ("tls-server-name", "named as kubernetes.default.svc: token t", None,
-     {**KUBE_NAMED, "tls-server-name": "kubernetes.default.svc"}),
     ("tls-server-name with a wildcard", "named as a.example.com: token t", None,
      {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
     ("a wrong tls-server-name", "error: 'b.a.example.com'", None, {**KUBE_NAMED, "tls-server-name": "b.a.example.com"}),
@@ -6629,24 +6526,16 @@ KUBE_CASES = kube_cases((
      None,
      {"server": "https://@NAMELESS@", "tls-server-name": "localhost"}),
     ("an http server gets no token", "http: nobody", None, KUBE_PLAIN),
-    ("an http server in capitals gets no token", "http: nobody", None, {"server": "HTTP://@HTTP@"}),
-    ("an http server gets no password", "http: nobody", {"username": "u", "password": "p"}, KUBE_PLAIN),
     ("an http server runs no plugin", "http: nobody", {"exec": KUBE_EXEC}, KUBE_PLAIN),
-    ("an http server needs no token file", "http: nobody", {"tokenFile": "gone"}, KUBE_PLAIN),
     ("an http server and a missing authority", "error: cannot read certificate authority", None,
      {**KUBE_PLAIN, **KUBE_NO_CA, "certificate-authority": "gone"}),
     ("an http server is told whom to be", "http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN),
-    ("https in capitals", "https: token t", None, {"server": "HTTPS://@HTTPS@"}),
     ("a server without a scheme", "http: nobody", None, {"server": "@HTTP@"}),
     ("a server of another scheme", "error: cluster 'c': server 'ftp://***@",
      None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
     ("no server", "error: cluster 'c' has no server", None, {"server": ""}),
-    ("a server with a slash", "https: token t", None, {"server": "https://@HTTPS@/"}),
     ("a server with a path", "https/k8s/c-1: token t", None, {"server": "https://@HTTPS@/k8s/c-1/"}),
-    ("a server with a query", "https/k8s: token t", None, {"server": "https://@HTTPS@/k8s?a=b#c"}),
     ("a server with a password", "https: basic u:p@", KUBE_CERT, {"server": "https://u:p%40@@HTTPS@"}),
-    ("a server with a password, and a token", "https: basic u:p", None, {"server": "https://u:p@@HTTPS@"}),
-    ("a server with a password, and a user", "https: basic u:p", {"username": "v"}, {"server": "https://u:p@@HTTPS@"}),
     ("a server by name", "https as localhost: token t", None, {"server": "https://localhost:@HTTPSPORT@"}),
     # proxies
     ("a proxy", "https by proxy: token t", None, {"proxy-url": "http://@PROXY@"}),
@@ -6655,71 +6544,41 @@ KUBE_CASES = kube_cases((
     ("an https proxy", "https by secure: token t", None, {"proxy-url": "https://@SECURE@"}),
     ("an https proxy that is not trusted", "error: certificate", None,
      {**KUBE_NO_CA, "proxy-url": "https://@SECURE@"}),
-    ("a proxy that is not there", "error: through its proxy", None, {"proxy-url": "http://127.0.0.1:1"}),
     ("a proxy of another scheme", "error: cluster 'c': proxy-url is no http", None, {"proxy-url": "ftp://u:s3cr3t@h"}),
     # contexts and names
     ("no current-context", "error: kubeconfig @DIR@/config has no current-context",
      None, None, {"current-context": ""}),
-    ("an unknown current-context", "error: has no context 'gone'", None, None, {"current-context": "gone"}),
     ("an unknown context", "error: it has: c", None, None, {"--context": "gone"}),
     ("a chosen context", "https: token t", None, None, {"current-context": "gone", "--context": "c"}),
     ("a context with an unknown cluster", "error: kubeconfig @DIR@/config has no cluster 'gone'", None, None,
      {"contexts": [{"name": "c", "context": {"cluster": "gone", "user": "c"}}]}),
     ("a context with an unknown user", "https: nobody", None, None,
      {"contexts": [{"name": "c", "context": {"cluster": "c", "user": "gone"}}]}),
-    ("a context that is null", "error: has no cluster ''", None, None, {"contexts": [{"name": "c"}]}),
-    ("no clusters", "error: it has: none", None, None, {"clusters": None}),
     ("a user without a name", "https: token t", None, None, {
         "contexts": [{"name": "c", "context": {"cluster": "c"}}], "users": [{"user": {"token": "t"}}]}),
-    ("a user without a name beside the one in use", "https: token t", None, None,
-     {"users": [{"user": {"token": "x"}}, {"name": "c", "user": {"token": "t"}}]}),
-    ("a user without content", "https: nobody", None, None, {"users": [{"name": "c"}]}),
     # types
-    ("insecure as text", "error: insecure-skip-tls-verify must be true or false", None,
-     {"insecure-skip-tls-verify": "true"}),
-    ("insecure as a number", "error: insecure-skip-tls-verify must be true or false", None,
-     {"insecure-skip-tls-verify": 1}),
-    ("groups as text", "error: user 'c': as-groups must be a list", {"token": "t", "as": "j", "as-groups": "s3cr3t"}),
-    ("a group that is a list", "error: as-groups must be a list of strings", {"as": "j", "as-groups": [["x"]]}),
+    ("a group that is a list", "error: as-groups[0] must be a string", {"as": "j", "as-groups": [["x"]]}),
     ("extra as a list", "error: as-user-extra must be a mapping", {"token": "t", "as": "j", "as-user-extra": []}),
-    ("an extra value as text", "error: as-user-extra: a must be a list",
-     {"token": "t", "as": "j", "as-user-extra": {"a": "s3cr3t"}}),
     ("a token that is a number", "error: user 'c': token must be a string: write it in quotes", {"token": 12345}),
-    ("a token that is a list", "error: user 'c': token must be a string", {"token": ["s3cr3t"]}),
     ("a token that is null", "https: nobody", {"token": None}),
     ("a user that is a text", "error: user 'c' must be a mapping",
      None, None, {"users": [{"name": "c", "user": "s3cr3t"}]}),
     ("a mistake in an entry not in use", "https: token t", None, None, {"users": [
         {"name": "c", "user": {"token": "t"}}, {"name": "d", "user": {"token": "t", "username": "u"}}]}),
     ("users as a mapping", "error: kubeconfig @DIR@/config: users must be a list", None, None, {"users": {"c": {}}}),
-    ("users null", "https: nobody", None, None, {"users": None}),
-    ("preferences", "https: token t", None, None, {"preferences": {"colors": True}}),
-    ("extensions at the top", "https: token t", None, None, {"extensions": [{"name": "x", "extension": {"a": 1}}]}),
-    ("an extension that is a text", "https: token t", None, {"extensions": [{"name": "x", "extension": "y"}]}),
     ("unknown fields", "https: token t", {"token": "t", "tokenfile": "gone", "Token": "x"}, None, {"more": [1]}),
     ("a key that is a number", "https: token t, extra-1=x, user=j",
      {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
-    ("apiVersion and kind", "https: token t", None, None, {"apiVersion": "v1", "kind": "Config"}),
-    ("apiVersion that is empty", "https: token t", None, None, {"apiVersion": "", "kind": ""}),
 )) + kube_cases((  # what kubectl refuses and what harms nobody
     ("a certificate both ways", "https: certificate alice", {**KUBE_CERT, "client-certificate": "gone"}),
-    ("a key both ways", "https: certificate alice", {**KUBE_CERT, "client-key": "gone"}),
     ("a token and a password", "https: token t", {"token": "t", "username": "u", "password": "p"}),
-    ("a token file and a password", "https: token f", {"tokenFile": "token", "username": "u"}),
     ("a plugin without interactiveMode", "https: token p", {"exec": {**KUBE_EXEC, "interactiveMode": None}}),
-    ("a plugin with a nameless variable", "https: token p", {"exec": {**KUBE_EXEC, "env": [{"value": "x"}]}}),
-    ("a plugin with a null variable", "https: token p", {"exec": {**KUBE_EXEC, "env": [None]}}),
     ("a token and a plugin of no use", "https: token t", {"token": "t", "exec": {}}),
     ("a plugin and an auth-provider", "https: token p", {"exec": KUBE_EXEC, "auth-provider": {"name": "gcp"}}),
-    ("a token and an auth-provider", "https: token t", {"token": "t", "auth-provider": {}}),
-    ("a certificate and an auth-provider", "https: certificate alice", {**KUBE_CERT, "auth-provider": {}}),
     ("an authority both ways", "https: token t", None, {"certificate-authority": "gone"}),
-    ("insecure with an authority", "https: token t", None, {"insecure-skip-tls-verify": True}),
     ("insecure with an authority, and expired", "error: expired", None,
      {"server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
-    ("an http server and a clash", "http: nobody", {"token": "t", "username": "u"}, KUBE_PLAIN),
     ("an http server and a missing certificate", "http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
-    ("a server without a scheme, with a path", "http/x: nobody", None, {"server": "@HTTP@/x/"}),
     ("a proxy without a scheme", "https by proxy: token t", None, {"proxy-url": "@PROXY@"}),
     ("a SOCKS proxy", "error: proxy-url is a SOCKS proxy", None, {"proxy-url": "socks5://u:s3cr3t@127.0.0.1:1"}),
     ("two users of one name", "https: token t", None, None,
@@ -6727,50 +6586,27 @@ KUBE_CASES = kube_cases((
     ("null users", "https: token t", None, None, {"users": [None, {"name": "c", "user": {"token": "t"}}, None]}),
     ("a wrong type in an entry not in use", "https: token t", None, None,
      {"users": [{"name": "c", "user": {"token": "t"}}, {"name": "d", "user": {"token": 5}}, 5, {"name": 5}]}),
-    ("preferences of a wrong type", "https: token t", None, None, {"preferences": "dark", "extensions": "x"}),
-    ("two extensions of one name", "https: token t", None, {"extensions": [{"name": "x", "extension": {}}] * 2}),
     ("another apiVersion", "https: token t", None, None, {"apiVersion": "v2"}),
-    ("another kind", "https: token t", None, None, {"kind": "Secret"}),
 ), lenient=True)
 
 KUBE_TEXTS: Tuple[KubeCase, ...] = (
     # scalars
-    kube_yaml("a token that looks like a float", "error", "1e3"),
-    kube_yaml("a token that looks octal", "error", "0o17"),
-    kube_yaml("a token of digits with a wrong octal", "error", "0899"),
-    kube_yaml("a token with an underscore", "error", "1_000"),
-    kube_yaml("a token with an underscore in a float", "error", "1_000.5"),
-    kube_yaml("a token that is y", "error", "y"),
+    kube_yaml("a token that looks like a float", "https: token 1e3", "1e3", lenient=True),
+    kube_yaml("a token that looks octal", "https: token 0o17", "0o17", lenient=True),
+    kube_yaml("a token that is y", "https: token y", "y", lenient=True),
     kube_yaml("a token that is off", "error", "off"),
-    kube_yaml("a token like a time", "https: token 12:30:45", "12:30:45"),
     kube_yaml("a token like a date", "https: token 2026-11-22", "2026-11-22"),
-    kube_yaml("a token like a moment", "https: token 2026-11-22T10:00:00Z", "2026-11-22T10:00:00Z"),
-    kube_yaml("a token that is =", "https: token =", "="),
-    kube_yaml("a token that is infinite", "error", ".inf"),
-    kube_yaml("a token that is no number", "error", ".NaN"),
-    kube_yaml("a token in base 16", "error", "0x1F"),
-    kube_yaml("a token that ends like a float", "error", "1."),
     kube_yaml("a token with a tag", "https: token 12", "!!str 12"),
-    kube_yaml("a binary token", "https: token hello", "!!binary aGVsbG8="),
-    kube_yaml("a token with a tag of its own", "https: token x", "!own x"),
-    kube_yaml("a token that is <<", "https: token <<", "<<"),
-    kube_yaml("a token with a float and a sign", "error", "+.5e-3"),
-    kube_yaml("a token like an address", "https: token 1.2.3", "1.2.3"),
     # the text
     kube_text("a byte order mark", "https: token t", lambda text: "\ufeff" + text),
     kube_text("a beginning and an end", "https: token t", lambda text: f"---\n{text}...\n"),
     kube_text("a second document", "https: token t", lambda text: f"{text}---\ncurrent-context: gone\n"),
     kube_text("rubbish in a second document", "https: token t", lambda text: f"{text}---\n@@ [\n"),
     kube_text("an empty first document", "error", lambda text: f"---\n---\n{text}"),
-    kube_text("a directive", "https: token t", lambda text: f"%YAML 1.1\n---\n{text}"),
     kube_text("carriage returns", "https: token t", lambda text: text.replace("\n", "\r\n")),
-    kube_text("a tab after a colon", "https: token t", lambda text: text.replace("token: ", "token:\t")),
     kube_text("a tab before a comment", "https: token t",
               lambda text: text.replace("token: t", "token: t\t# x")),
     kube_text("a tab that indents", "error", lambda text: text.replace("    token", "\ttoken")),
-    kube_text("a tab on a blank line", "error", lambda text: text.replace("users:\n", "users:\n\t\n")),
-    kube_text("a tab after a dash", "error",
-              lambda text: text.replace("- name: c\n  user", "-\tname: c\n  user")),
     kube_text("a key twice", "https: token t",
               lambda text: text.replace("token: t", "token: x\n    token: t")),
     kube_text("an alias", "https: token t", lambda text: text.replace("token: t", "token: *x").replace(
@@ -6780,18 +6616,10 @@ KUBE_TEXTS: Tuple[KubeCase, ...] = (
         "current-context: c", "other: &x {token: t}\ncurrent-context: c")),
     kube_text("JSON", "https: token t", lambda text: json.dumps(yaml.safe_load(text))),
     kube_text("JSON with tabs", "https: token t", lambda text: json.dumps(yaml.safe_load(text), indent="\t")),
-    kube_text("JSON with something after it", "https: token t",
-              lambda text: json.dumps(yaml.safe_load(text)) + " x"),
     kube_text("JSON with a comma too many", "https: token t",
               lambda text: json.dumps(yaml.safe_load(text))[:-1] + ",}"),
-    kube_text("JSON with tabs and a comma too many", "https: token t",
-              lambda text: json.dumps(yaml.safe_load(text), indent="\t")[:-1] + ",}"),
-    kube_text("two JSON documents", "https: token t", lambda text: json.dumps(yaml.safe_load(text)) * 2),
     kube_text("a list", "error", lambda text: "[1]"),
-    kube_text("a number", "error", lambda text: "5"),
-    kube_text("a text", "error", lambda text: "hello"),
     kube_text("nothing", "error", lambda text: ""),
-    kube_text("a comment", "error", lambda text: "# x\n"),
 )
 
 KUBE_FILES: Tuple[KubeCase, ...] = (
@@ -6803,38 +6631,26 @@ KUBE_FILES: Tuple[KubeCase, ...] = (
              {"config": kube_config({"tokenFile": "a/../b/token"}), "b/token": "f"}),
     KubeCase("a path with a tilde", "error: @DIR@/~/token",
              {"config": kube_config({"tokenFile": "~/token"}), "home/token": "f"}),
-    KubeCase("a path with a variable", "error: @DIR@/$HOME/token",
-             {"config": kube_config({"tokenFile": "$HOME/token"}), "home/token": "f"}),
     KubeCase("the file at home", "https: token t", {"home/.kube/config": kube_config()}, "", ""),
     KubeCase("no file at home", "error: no kubeconfig found", {}, "", ""),
     kube_list("one member", "https: token t", "@DIR@/a", a=kube_config()),
     kube_list("an absent member", "https: token t", "@DIR@/gone:@DIR@/a", a=kube_config()),
-    kube_list("empty and repeated members", "https: token t", ":@DIR@/a::@DIR@/a:", a=kube_config()),
     kube_list("an empty file", "https: token t", "@DIR@/b:@DIR@/a", a=kube_config(), b=""),
     kube_list("the first file's user", "https: token b", "@DIR@/b:@DIR@/a", a=kube_config(),
               b={"users": [{"name": "c", "user": {"token": "b"}}]}),
     kube_list("no fields of the second file's user", "https: token b", "@DIR@/b:@DIR@/a",
               a=kube_config({"as": "u"}), b={"users": [{"name": "c", "user": {"token": "b"}}]}),
-    kube_list("an empty entry of the first file", "https: nobody", "@DIR@/b:@DIR@/a", a=kube_config(),
-              b={"users": [{"name": "c"}]}),
     kube_list("the first current-context", "https: token b", "@DIR@/b:@DIR@/a", a=kube_config(current_context="gone"),
               b={"current-context": "d", "users": [{"name": "d", "user": {"token": "b"}}],
                  "contexts": [{"name": "d", "context": {"cluster": "c", "user": "d"}}]}),
-    kube_list("an empty first current-context", "https: token t", "@DIR@/b:@DIR@/a", a=kube_config(),
-              b={"current-context": ""}),
-    kube_list("two files without a context", "error: kubeconfig @DIR@/b, @DIR@/a has no current-context",
-              "@DIR@/b:@DIR@/a", a={}, b=""),
     kube_list("a broken second file", "error: kubeconfig @DIR@/b", "@DIR@/a:@DIR@/b", a=kube_config(), b="[1"),
     kube_list("relative paths of each file", "https: token f", "@DIR@/b/c:@DIR@/a", a=kube_config(
         {"tokenFile": "gone"}), **{"b/c": {"users": [{"name": "c", "user": {"tokenFile": "token"}}]}, "b/token": "f"}),
-    kube_list("a folder as a member", "error: @DIR@/home: Is a directory", "@DIR@/a:@DIR@/home", a=kube_config()),
     kube_list("a member below a file", "error: @DIR@/a/b: Not a directory", "@DIR@/a:@DIR@/a/b", a=kube_config()),
     KubeCase("absent members keep the file at home out", "error: no kubeconfig found",
              {"home/.kube/config": kube_config()}, "", "", {"KUBECONFIG": "@DIR@/gone"}),
     KubeCase("a colon keeps the file at home out", "error: no kubeconfig found",
              {"home/.kube/config": kube_config()}, "", "", {"KUBECONFIG": ":"}),
-    KubeCase("an empty KUBECONFIG is none", "https: token t", {"home/.kube/config": kube_config()}, "", "",
-             {"KUBECONFIG": ""}),
     KubeCase("a flag beats KUBECONFIG", "https: token t", {"config": kube_config(), "b": kube_config({"token": "b"})},
              environment={"KUBECONFIG": "@DIR@/b"}),
     KubeCase("a proxy of the environment is not for loopback", "https: token t", {"config": kube_config()},
@@ -6853,7 +6669,6 @@ def kube_plugins() -> Iterator[KubeCase]:
     for what, verdict, status, top, ending in ((*row, *({}, "")[len(row) - 3:]) for row in (
             ("a token", ok, {"token": "p"}),
             ("a certificate", "https: certificate alice", KUBE_PAIR),
-            ("both", ok, {"token": "p", **KUBE_PAIR}),
             ("a certificate without key", none, {**KUBE_PAIR, "token": "s3cr3t", "clientKeyData": ""}),
             ("a key without certificate", none, {"token": "p", "clientKeyData": "s3cr3t"}),
             ("a pair that is none", "error: not a matching pair",
@@ -6867,17 +6682,12 @@ def kube_plugins() -> Iterator[KubeCase]:
             ("a certificate that is a number", "error: clientCertificateData must be a string",
              {"token": "s3cr3t", "clientCertificateData": 5}),
             ("an end in the past", ok, {"token": "p", "expirationTimestamp": "2020-01-01T00:00:00Z"}),
-            ("an end in the future", ok, {"token": "p", "expirationTimestamp": "2199-01-01T00:00:00.5+02:00"}),
-            ("no end", ok, {"token": "p", "expirationTimestamp": None}),
             ("an end in words", "error: no time", {"token": "p", "expirationTimestamp": "s3cr3t"}),
-            ("an empty end", "error: no time", {"token": "p", "expirationTimestamp": ""}),
             ("an end in seconds", "error: no time", {"token": "p", "expirationTimestamp": 1900000000}),
             ("another version", "error: no ExecCredential of client.authentication.k8s.io/v1", {"token": "s3cr3t"},
              {"apiVersion": "client.authentication.k8s.io/v1beta1"}),
-            ("no version", "error: no ExecCredential", {"token": "p"}, {"apiVersion": ""}),
             ("no kind", ok, {"token": "p"}, {"kind": ""}),
             ("another kind", "error: no ExecCredential", {"token": "s3cr3t"}, {"kind": "Secret"}),
-            ("fields that nobody knows", ok, {"token": "p", "Token": 5}, {"more": 1}),
             ("an exit code", "error: failed with exit code 3", {"token": "s3cr3t"}, {}, "exit 3"),
             ("a signal", "error: failed with exit code -9", {"token": "s3cr3t"}, {}, "kill -9 $$"))):
         answer = json.dumps({"apiVersion": KUBE_EXEC["apiVersion"], "kind": "ExecCredential", "status": status, **top})
@@ -7021,10 +6831,6 @@ class KubePlugins(KubeFolder):
         with open(os.path.join(self.folder, name), encoding="utf-8") as file:
             return file.read()
 
-    def runs(self) -> int:
-        """How often it ran."""
-        return len(self.said("runs").split()) if os.path.exists(os.path.join(self.folder, "runs")) else 0
-
     def config(self, cluster: Any = None, **fields: Any) -> str:
         """A kubeconfig with this plugin."""
         return self.write(kube_config({"exec": {**KUBE_EXEC, **fields}}, cluster))
@@ -7053,23 +6859,19 @@ def kube_pair(name: str) -> Dict[str, str]:
 def kube_together(count: int, act: Callable[[], Any]) -> None:
     """Do something in so many threads at once, and raise what one of them raised."""
     barrier = threading.Barrier(count)
-
-    def one() -> None:
-        barrier.wait(10)
-        act()
-
     with ThreadPoolExecutor(count) as pool:
-        for future in [pool.submit(one) for _ in range(count)]:
+        for future in [pool.submit(lambda: (barrier.wait(10), act())) for _ in range(count)]:
             future.result(30)
 
 
-def kube_program(path: str, stdin: Any = b"", seconds: float = 30) -> Any:
-    """Run the program with a kubeconfig -> the finished process with its output."""
+def kube_program(path: str, stdin: Any = b"", seconds: float = 30, memory: str = "unlimited") -> Any:
+    """Run the program with a kubeconfig, and at most so much memory -> the finished process with its output."""
     feed = {"stdin": stdin} if isinstance(stdin, int) else {"input": stdin}
     with kube_environment(HOME="/nonexistent"):
-        return subprocess.run([sys.executable, str(velero_requests.__file__), "-n", "v", "--kubeconfig", path,
-                               "backup", "logs", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
-                              timeout=seconds, **feed)
+        return subprocess.run(
+            ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
+             "-n", "v", "--kubeconfig", path, "backup", "logs", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            check=False, timeout=seconds, **feed)
 
 
 class TestExecPluginIsTold(KubePlugins):
@@ -7108,12 +6910,10 @@ class TestExecPluginIsTold(KubePlugins):
                         "spec": spec}))))
 
     def test_by_us(self) -> None:
-        """We tell what the table says."""
         self.check(kube_call)
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
     def test_by_kubectl(self) -> None:
-        """The table is what kubectl tells."""
         self.check(lambda path: subprocess.run(
             [str(KUBECTL), "--kubeconfig", path, "version"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, check=True, timeout=20))
@@ -7152,73 +6952,46 @@ class TestExecPluginIsTold(KubePlugins):
 class TestExecPluginLife(KubePlugins):
     """How long an answer is used, who runs the plugin, and what follows from refusals and failures."""
 
-    def expiring(self, seconds: float, **status: Any) -> None:
-        """Answer with something that ends so many seconds from now."""
-        end = datetime.now(timezone.utc) + timedelta(seconds=seconds)
-        self.answer(expirationTimestamp=end.strftime("%Y-%m-%dT%H:%M:%SZ"), **status)
-
-    def test_the_answer_is_kept(self) -> None:
+    def test_how_long_the_answer_is_kept(self) -> None:
         """An answer that ends in more than 30 s, or never, is used again; another is asked for anew."""
         for seconds, runs in ((None, 1), (45, 1), (20, 2), (-60, 2)):
             with self.subTest(seconds=seconds):
                 self.write("", "runs")
-                self.answer(token="p")
-                if seconds is not None:
-                    self.expiring(seconds, token="p")
+                end = datetime.now(timezone.utc) + timedelta(seconds=seconds or 0)
+                self.answer(token="p", **({} if seconds is None else {"expirationTimestamp": vr.format_time(end)}))
                 api = self.plugged()
                 kube_version(api)
                 kube_version(api)
-                self.assertEqual(self.runs(), runs)
+                self.assertEqual(self.said("runs").count("run"), runs)
 
     def test_one_run_at_a_time(self) -> None:
         """Eight threads that call at once share one run, also after they were refused one after the other."""
         api = self.plugged()
         kube_together(8, lambda: kube_version(api))
         old = api.session.identity
-        self.assertEqual((self.runs(), self.seen()), (1, ["Bearer p"] * 8))
+        self.assertEqual((self.said("runs").count("run"), self.seen()), (1, ["Bearer p"] * 8))
         self.answer(token="q")
         kube_servers()["https"].script(status=401, times=1)
         kube_together(8, lambda: kube_version(api))
         self.assertTrue(api.session.distrust(old))  # what came late about an identity that is no longer used
         kube_version(api)
-        self.assertEqual((self.runs(), self.seen()[-1]), (2, "Bearer q"))
-
-    def test_after_a_refusal(self) -> None:
-        """After a 401 the plugin runs and the call is made once more, a POST too; not after a 403."""
-        for method, status, times, seen in (
-                ("GET", 401, 1, ["old", "old", "new"]), ("POST", 401, 1, ["old", "old", "new"]),
-                ("PATCH", 401, 1, ["old", "old", "new"]), ("DELETE", 401, 1, ["old", "old", "new"]),
-                ("GET", 401, 2, ["old", "old", "new"]), ("GET", 403, 1, ["old", "old"])):
-            with self.subTest(method, status=status, times=times):
-                kube_forget()
-                self.answer(token="old")
-                api = self.plugged()
-                kube_version(api)
-                self.answer(token="new")
-                kube_servers()["https"].script(status=status, times=times)
-                if (status, times) == (401, 1):
-                    kube_version(api, method)
-                else:
-                    error = self.fails(velero_requests.ApiError, lambda api=api: kube_version(api))
-                    self.assertEqual((error.status, error.exit), (status, 5))
-                self.assertEqual(self.seen(), [f"Bearer {token}" for token in seen])
+        self.assertEqual((self.said("runs").count("run"), self.seen()[-1]), (2, "Bearer q"))
 
     def test_certificates_and_connections(self) -> None:
         """Another certificate, or none, comes with a new connection; the same one stays on the old."""
-        for what, one, two, seen, connections in (
-                ("another", kube_pair("alice"), kube_pair("bob"), ["alice", "alice", "bob"], 2),
-                ("the same", kube_pair("alice"), kube_pair("alice"), ["alice", "alice", "alice"], 1),
-                ("a token", kube_pair("alice"), {"token": "p"}, ["alice", "alice", "Bearer p"], 2)):
+        for what, two, last, connections in (("another", kube_pair("bob"), "bob", 2),
+                                             ("none", {"token": "p"}, "Bearer p", 2),
+                                             ("the same", kube_pair("alice"), "alice", 1)):
             with self.subTest(what):
                 kube_forget()
-                self.answer(**one)
+                self.answer(**kube_pair("alice"))
                 api = self.plugged()
                 kube_version(api)
                 kube_version(api)
                 self.answer(**two)
                 api.session.distrust(api.session.identity)
                 kube_version(api)
-                self.assertEqual(self.seen(), seen)
+                self.assertEqual(self.seen(), ["alice", "alice", last])
                 used = [request.parsed["connection"] for request in kube_servers()["https"].seen()]
                 self.assertEqual((used[0] == used[1], len(set(used))), (True, connections))
 
@@ -7239,28 +7012,25 @@ class TestExecPluginLife(KubePlugins):
                 self.write(content, name)
                 kube_forget()
                 for _ in range(2):
-                    self.fails(velero_requests.ConfigError, lambda api=api: kube_version(api), "plugin")
+                    self.fails(vr.ConfigError, lambda api=api: kube_version(api), "plugin")
                 self.assertEqual(self.seen(), [])
                 os.remove(os.path.join(self.folder, name))
                 self.answer(token="p")
                 kube_version(api)
                 self.assertEqual(self.seen(), ["Bearer p"])
 
-    def test_not_installed(self) -> None:
-        """A program that is not there shows the install hint, without the control characters in it."""
-        hint = "get it\x1b[31m at\x07 https://x\r\n\x1b]0;title\x07 or\u202e \x9b2J elsewhere"
-        path = self.config(command="kube-plugin-of-nobody", installHint=hint)
-        error = self.fails(velero_requests.ConfigError, lambda: kube_call(path), "kube-plugin-of-nobody",
-                           "not installed", "get it", "https://x", "elsewhere")
-        self.assertTrue("".join(error.hints).isprintable(), ascii(error.hints))
-
     def test_odd_names(self) -> None:
-        """Arguments and variables that no program can get are an error too."""
-        for fields in ({"args": ["a\0b"]}, {"env": [{"name": "A=B", "value": "x"}]},
-                       {"env": [{"name": "A", "value": "x\0"}]}, {"command": "a\0b"}, {"command": "./a\0b"}):
+        """A program that is not there shows the install hint, made harmless; odd arguments are an error."""
+        hint = "get it\x1b[31m at\x07 https://x\r\n\x1b]0;title\x07 or\u202e \x9b2J elsewhere"
+        for fields, words in (
+                ({"command": "kube-plugin-of-nobody", "installHint": hint}, "nobody of the kubeconfig is not"),
+                ({"args": ["a\0b"]}, "exec plugin"), ({"env": [{"name": "A=B", "value": "x"}]}, "exec plugin"),
+                ({"command": "a\0b"}, "exec plugin"), ({"command": "./a\0b"}, "exec plugin")):
             with self.subTest(fields):
                 path = self.write(json.dumps(kube_config({"exec": {**KUBE_EXEC, **fields}})))
-                self.fails(velero_requests.ConfigError, lambda path=path: kube_call(path), "exec plugin")
+                error = self.fails(vr.ConfigError, lambda path=path: kube_call(path), words)
+                self.assertTrue("".join(error.hints).isprintable(), ascii(error.hints))
+                self.assertEqual("installHint" in fields, "elsewhere" in "".join(error.hints))
 
 
 class TestKubeSession(KubePlugins):
@@ -7275,43 +7045,42 @@ class TestKubeSession(KubePlugins):
         """Another pair comes with new connections; one that cannot be used leaves the old in use, with a warning."""
         self.files("alice")
         self.write(kube_bytes("ca.crt"), "own-ca")
-        api = self.connect(kube_config(
-            {"client-certificate": "own.crt", "client-key": "own.key"},
-            {**KUBE_NO_CA, "certificate-authority": "own-ca"}))
+        api = self.connect(kube_config({"client-certificate": "own.crt", "client-key": "own.key"},
+                                       {**KUBE_NO_CA, "certificate-authority": "own-ca"}))
         for what, change, caller, warned in (
                 ("nothing new", lambda: None, "alice", False), ("a new pair", lambda: self.files("bob"), "bob", False),
                 ("a foreign key", lambda: self.write(kube_bytes("alice.key"), "own.key"), "bob", True),
                 ("no key", lambda: os.remove(os.path.join(self.folder, "own.key")), "bob", True),
-                ("no authority", lambda: self.write("", "own-ca.gone"), "bob", True),
                 ("an empty authority", lambda: (self.files("bob"), self.write("no PEM", "own-ca")), "bob", True),
                 ("healed", lambda: (self.files("alice"), self.write(kube_bytes("ca.crt"), "own-ca")), "alice", False)):
             with self.subTest(what):
                 change()
                 api.session.until = time.monotonic()
-                old = api.session.identity
                 with self.assertLogs("velero_requests") as logs:
                     velero_requests.log.warning("first")
                     kube_version(api)
                 self.assertEqual((self.seen()[-1], len(logs.output) == 2), (caller, warned), logs.output)
-                self.assertIs(api.session.identity, old)
                 self.assertAlmostEqual(api.session.until - time.monotonic(), 300, delta=5)
 
     def test_after_a_refusal(self) -> None:
-        """After a 401 certificate files are read again at once; what stands in the kubeconfig is no better then."""
+        """After a 401 files are read again at once; what stands in the kubeconfig is no better then."""
         self.files("alice")
         for user, callers in (({"client-certificate": "own.crt", "client-key": "own.key"}, ["alice", "None", "bob"]),
                               (KUBE_CERT, ["alice", "None"]), ({"token": "t"}, ["Bearer t", "Bearer t"]),
-                              ({"tokenFile": "token"}, ["Bearer f", "Bearer f", "Bearer g"])):
+                              ({"tokenFile": "token"}, ["Bearer f", "Bearer f", "Bearer g"]),
+                              ({"exec": KUBE_EXEC}, ["Bearer p", "Bearer p", "Bearer q"])):
             with self.subTest(user):
                 self.write("f\n", "token")
+                self.answer(token="p")
                 kube_forget()
                 api = self.connect(kube_config(user))
                 kube_version(api)
                 self.files("bob")
                 self.write("g", "token")
+                self.answer(token="q")
                 kube_servers()["https"].script(status=401, times=1)
                 if len(callers) == 2:
-                    self.fails(velero_requests.ApiError, lambda api=api: kube_version(api), "log in again")
+                    self.fails(vr.ApiError, lambda api=api: kube_version(api), "log in again")
                 else:
                     kube_version(api)
                 self.assertEqual(self.seen(), callers)  # a scripted answer does not look at certificates
@@ -7330,82 +7099,67 @@ class TestKubeSession(KubePlugins):
         kube_version(api)
         self.assertEqual(self.seen(), ["Bearer f", "Bearer f", "Bearer g"])
 
-    def test_records_show_no_secret(self) -> None:
-        """The record of a cluster hides tokens, passwords, keys and the variables of plugins."""
-        plugin = {"exec": {**KUBE_EXEC, "env": [{"name": "A", "value": "s3cr3t"}]}}
-        for user in ({"username": "u", "password": "s3cr3t"}, {"token": "s3cr3t"}, plugin,
-                     {"client-key-data": "czNjcjN0", "client-certificate": "c"}):
-            record = velero_requests.cluster_from_kubeconfigs([("/1", kube_config(
-                user, {"server": "https://h", "certificate-authority-data": "", "proxy-url": "http://u:s3cr3t@h"}))])
-            self.assertNotIn("s3cr3t", repr(record))
-        self.assertNotIn("s3cr3t", repr(velero_requests.Identity("s3cr3t", b"s3cr3t", b"s3cr3t")))
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Kubeconfig: proxies
 # ------------------------------------------------------------------------------------------------------------
 
-KUBE_HTTPS_PROXY = {"HTTPS_PROXY": "http://@P@"}
+KUBE_K8S = "https://k8s.example:6443"
 
 
-def kube_no_proxy(proxied: bool, url: str, texts: Tuple[str, ...]) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
+def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
     """Rows for some NO_PROXY and a URL."""
-    return tuple((url, {**KUBE_HTTPS_PROXY, "NO_PROXY": text}, proxied) for text in texts)
+    return tuple((url, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": text}, proxied) for text in texts)
 
 
 # A URL, the environment (@P@ is the proxy), and whether kubectl goes through the proxy. The addresses are multicast
-# ones, so that kubectl sends nothing when it goes straight to them.
+# ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
 KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
-    ("https://k8s.example:6443", {}, False),
-    ("https://k8s.example:6443", KUBE_HTTPS_PROXY, True),
-    ("https://k8s.example:6443", {"https_proxy": "http://@P@"}, True),
-    ("https://k8s.example:6443", {"https_proxy": "@P@"}, True),
-    ("https://k8s.example:6443", {"HTTPS_PROXY": "http://@P@", "https_proxy": "http://127.0.0.1:1"}, True),
-    ("https://k8s.example:6443", {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
-    ("https://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, False),
-    ("https://k8s.example:6443", {"ALL_PROXY": "http://@P@", "all_proxy": "http://@P@"}, False),
+    (KUBE_K8S, {"https_proxy": "@P@"}, True),
+    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "https_proxy": "http://127.0.0.1:1"}, True),
+    (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
+    (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
-    ("http://k8s.example:6443", {"http_proxy": "@P@"}, True),
+    ("https://127.9.9.9:1", {"HTTPS_PROXY": "http://@P@"}, False),
+    ("https://kube.localhost:1", {"HTTPS_PROXY": "http://@P@"}, True),
+    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
+    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
+    *kube_no_proxy(False, KUBE_K8S, " * ", ".example", "*.example", "K8S.Example:6443", "x, k8s.example ,y"),
+    *kube_no_proxy(True, KUBE_K8S, ".k8s.example", "k8s.example:443", "x k8s.example", "ample", "*:6443"),
+    *kube_no_proxy(False, "https://224.1.2.3:6443", "224.1.2.3/8", "224.1.2.3:6443"),
+    *kube_no_proxy(True, "https://224.1.2.3:6443", "224.1.2.3:443", ".2.3", "224.*"),
+    *kube_no_proxy(False, "https://[ff0e::1]:6443", "[ff0e::1]:6443", "FF0E:0::1"),
+    *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]", "ff0e::1:6443"))
+KUBE_MORE_PROXY_ROWS = (
+    (KUBE_K8S, {}, False), (KUBE_K8S, {"HTTPS_PROXY": "http://@P@"}, True),
+    (KUBE_K8S, {"https_proxy": "http://@P@"}, True), ("http://k8s.example:6443", {"http_proxy": "@P@"}, True),
     ("http://k8s.example:6443", {"HTTPS_PROXY": "http://@P@"}, False),
     ("http://k8s.example", {"HTTP_PROXY": "http://@P@", "NO_PROXY": "k8s.example:80"}, False),
-    ("https://localhost:1", KUBE_HTTPS_PROXY, False),
-    ("https://127.9.9.9:1", KUBE_HTTPS_PROXY, False),
-    ("https://[::1]:1", KUBE_HTTPS_PROXY, False),
-    ("https://kube.localhost:1", KUBE_HTTPS_PROXY, True),
-    ("https://224.1.2.3:6443", KUBE_HTTPS_PROXY, True),
-    ("https://[ff0e::1]:6443", KUBE_HTTPS_PROXY, True),
-    ("https://k8s.example:6443", {**KUBE_HTTPS_PROXY, "no_proxy": "k8s.example"}, False),
-    ("https://k8s.example:6443", {**KUBE_HTTPS_PROXY, "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
-    ("https://k8s.example:6443", {**KUBE_HTTPS_PROXY, "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
-    *kube_no_proxy(False, "https://k8s.example:6443", (
-        "*", " * ", "x,*", "k8s.example", "K8S.Example", "example", ".example", "*.example", "k8s.example:6443",
-        ".example:6443", "x, k8s.example ,y", ",,k8s.example", "example,224.0.0.0/8")),
-    *kube_no_proxy(True, "https://k8s.example:6443", (
-        "", ",", ".k8s.example", "*.k8s.example", "k8s.example:443", "x k8s.example", "8s.example", "ample",
-        "a.k8s.example", "*example", "*.*", "https://k8s.example", "k8s.example/", "224.0.0.0/8", "0.0.0.0/0", "k8s.*",
-        "k8s.example:*", ":6443", "*:6443")),
-    *kube_no_proxy(False, "https://224.1.2.3:6443", (
-        "224.1.2.3", "224.0.0.0/8", "224.1.2.3/8", "224.1.2.3/32", "224.1.2.3:6443", "0.0.0.0/0", "x, 224.0.0.0/8")),
-    *kube_no_proxy(True, "https://224.1.2.3:6443", (
-        "224.1.2.4", "224.1.2.3:443", "1.2.3", ".2.3", "3", "224.0.0.0/33", "225.0.0.0/8", "224.", "224.*", "::/0",
-        "224.0.0.0/8:6443")),
-    *kube_no_proxy(False, "https://[ff0e::1]:6443", ("ff0e::1", "ff00::/8", "[ff0e::1]:6443", "FF0E:0::1", "::/0")),
-    *kube_no_proxy(True, "https://[ff0e::1]:6443", (
-        "ff0e::2", "fe00::/8", "[ff0e::1]", "[ff0e::1]:443", "0.0.0.0/0", "ff0e::1:6443")),
-    *kube_no_proxy(False, "https://k8s.example", ("k8s.example:443", "k8s.example")),
-    *kube_no_proxy(False, "https://K8S.Example:6443", ("k8s.example", ".example")),
-)
+    *((url, {"HTTPS_PROXY": "http://@P@"}, "//[f" in url or "//224" in url) for url in (
+        "https://localhost:1", "https://[::1]:1", "https://224.1.2.3:6443", "https://[ff0e::1]:6443")),
+    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "no_proxy": "k8s.example"}, False),
+    *kube_no_proxy(False, KUBE_K8S, "*", "x,*", "k8s.example", "example", "k8s.example:6443", ".example:6443",
+                   ",,k8s.example", "example,224.0.0.0/8"),
+    *kube_no_proxy(True, KUBE_K8S, "", ",", "*.k8s.example", "8s.example", "a.k8s.example", "*example", "*.*",
+                   "https://k8s.example", "k8s.example/", "224.0.0.0/8", "0.0.0.0/0", "k8s.*",
+                   "k8s.example:*", ":6443"),
+    *kube_no_proxy(False, "https://224.1.2.3:6443", "224.1.2.3", "224.0.0.0/8", "224.1.2.3/32", "0.0.0.0/0"),
+    *kube_no_proxy(True, "https://224.1.2.3:6443", "224.1.2.4", "1.2.3", "3", "224.0.0.0/33", "225.0.0.0/8", "224.",
+                   "::/0", "224.0.0.0/8:6443"),
+    *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff0e::1", "ff00::/8", "::/0"),
+    *kube_no_proxy(True, "https://[ff0e::1]:6443", "ff0e::2", "fe00::/8", "[ff0e::1]:443", "0.0.0.0/0"),
+    *kube_no_proxy(False, "https://k8s.example", "k8s.example:443", "k8s.example"),
+    *kube_no_proxy(False, "https://K8S.Example:6443", "k8s.example", ".example"))
 
 
 class TestProxyOfTheEnvironment(KubeFolder):
     """Which URLs go through the proxy that the environment names, as Go decides it."""
 
-    def test_the_table(self) -> None:
-        """proxy_for says what the table says."""
-        for url, variables, proxied in KUBE_PROXY_ROWS:
+    def test_the_tables(self) -> None:
+        for url, variables, proxied in KUBE_PROXY_ROWS + KUBE_MORE_PROXY_ROWS:
             with self.subTest(url, **variables):
                 filled = {name: value.replace("@P@", "proxy:3128") for name, value in variables.items()}
-                self.assertEqual(velero_requests.proxy_for(url, filled), "http://proxy:3128" if proxied else "")
+                self.assertEqual(vr.proxy_for(url, filled), "http://proxy:3128" if proxied else "")
 
     def went(self, number: int) -> bool:
         """Whether kubectl asks a proxy for the URL of a row."""
@@ -7425,7 +7179,6 @@ class TestProxyOfTheEnvironment(KubeFolder):
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
     def test_kubectl_does_what_the_table_says(self) -> None:
-        """The table is what kubectl does."""
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(self.went, range(len(KUBE_PROXY_ROWS))))
         for (url, variables, proxied), went in zip(KUBE_PROXY_ROWS, found):
@@ -7434,16 +7187,16 @@ class TestProxyOfTheEnvironment(KubeFolder):
 
     def test_proxies(self) -> None:
         """A scheme may be in capitals or missing; what we cannot use is an error without the password in it."""
-        for proxy, expected in (("", ""), ("http://h", "http://h"), ("HTTP://h:1", "HTTP://h:1"),
+        for proxy, expected in (("", ""), ("HTTP://h:1", "HTTP://h:1"),
                                 ("https://me:p%40ss@h:1/", "https://me:p%40ss@h:1/"), ("h:3128", "http://h:3128"),
-                                ("h", "http://h"), ("[::1]:3128", "http://[::1]:3128"),
+                                ("[::1]:3128", "http://[::1]:3128"),
                                 ("me:x@h:1", "http://me:x@h:1")):
             with self.subTest(proxy):
-                self.assertEqual(velero_requests.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected)
-        for proxy in ("socks5://me:s3cr3t@h:1", "socks5h://h", "SOCKS4://h", "ftp://me:s3cr3t@h", "http://",
-                      "http://h:x", "http://me:s3cr3t@h:99999", "http://me:s3cr3t@[::1"):
+                self.assertEqual(vr.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected)
+        for proxy in ("socks5://me:s3cr3t@h:1", "SOCKS4://h", "ftp://me:s3cr3t@h", "http://", "http://h:x",
+                      "http://me:s3cr3t@h:99999", "http://me:s3cr3t@[::1"):
             with self.subTest(proxy):
-                error = self.fails(velero_requests.ConfigError, lambda proxy=proxy: velero_requests.proxy_for(
+                error = self.fails(vr.ConfigError, lambda proxy=proxy: vr.proxy_for(
                     "https://k8s", {"HTTPS_PROXY": proxy}), "HTTPS_PROXY")
                 self.assertEqual(bool(error.hints), "socks" in proxy.lower())
 
@@ -7463,12 +7216,12 @@ class TestProxyOnTheWire(KubeFolder):
                 ("secure", "https://@SECURE@", secure, "HTTPS_PROXY")):
             kube_forget()
             with self.subTest(proxy, url=url), kube_environment(**{variable: kube_fill(server)}):
-                with velero_requests.open_url(url, velero_requests.Trust(kube_bytes("ca.crt"))) as response:
-                    self.assertIn(b"gitVersion", b"".join(velero_requests.read_body(response)))
+                with vr.open_url(url, vr.Trust(kube_bytes("ca.crt"))) as response:
+                    self.assertIn(b"gitVersion", b"".join(vr.read_body(response)))
                 self.assertEqual([(asked.method, asked.target) for asked in kube_servers()[proxy].seen()],
                                  [("GET", url) if url == plain else ("CONNECT", urlsplit(url).netloc)])
         with kube_environment(HTTPS_PROXY=kube_fill("https://@SECURE@")):
-            self.fails(velero_requests.Unreachable, velero_requests.open_url(secure).__enter__, "certificate")
+            self.fails(vr.Unreachable, vr.open_url(secure).__enter__, "certificate")
 
     def test_the_proxy_hears_nothing(self) -> None:
         """A proxy sees neither token nor, for https, impersonation; the cluster does not see the proxy's password."""
@@ -7485,9 +7238,8 @@ class TestProxyOnTheWire(KubeFolder):
 
     def test_the_password_is_never_shown(self) -> None:
         """When a proxy fails it is named as the culprit, and not even -v shows its password."""
-        gone = f"127.0.0.1:{free_port()}"
         for proxy, code, words in (
-                (f"http://me:s3cr3t@{gone}", 6, "through its proxy: Connection refused"),
+                (f"http://me:s3cr3t@127.0.0.1:{free_port()}", 6, "through its proxy: Connection refused"),
                 ("http://me:s3cr3t@@GUARDED@", 6, "through its proxy: tunnel connection failed: 407"),
                 ("https://me:s3cr3t@@PROXY@", 6, "the cluster at https://a.example.com"),
                 ("https://me:s3cr3t@@EXPIRED@", 6, "certificate"),
@@ -7508,26 +7260,31 @@ class TestProxyOnTheWire(KubeFolder):
 class TestTlsErrors(KubeFolder):
     """What is said when TLS with cluster or store fails: what is wrong, with the names to see it."""
 
+    SHOWN = ("(it is for localhost, *.localhost, 127.0.0.1; subject commonName=loopback; issuer "
+             "commonName=test-ca; valid until ")
+
     def unreachable(self, cluster: Document, *words: str) -> str:
         """A call to a cluster is Unreachable, with these words, and nothing is sent."""
         path = self.write(kube_config(None, cluster))
-        error = self.fails(velero_requests.Unreachable, lambda: kube_call(path), *words)
+        error = self.fails(vr.Unreachable, lambda: kube_call(path), *words)
         self.assertEqual((int(error.exit), kube_verdict(True)), (6, "error"))
         return str(error)
 
-    def test_certificates(self) -> None:
-        """A certificate that is not trusted is shown with names, subject, issuer and last day, through proxies too."""
-        shown = ("(it is for localhost, *.localhost, 127.0.0.1; subject commonName=loopback; issuer "
-                 "commonName=test-ca; valid until ")
-        for cluster, words in (
-                ({"server": "https://@EXPIRED@"}, (
-                    "expired", "valid until", str((datetime.now(timezone.utc) - timedelta(days=1)).year))),
-                (KUBE_NO_CA, (shown, "certificate-authority")), ({"certificate-authority-data": "@CERT@"}, (shown,)),
-                ({**KUBE_NO_CA, "proxy-url": "http://@PROXY@"}, (shown,)),
-                ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, (shown,)),
-                ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, ("subject commonName=named",)),
-                (KUBE_NAMED, ("kubernetes.default.svc", "*.example.com", "127.0.0.1")),
-                ({"tls-server-name": "b.a.example.com"}, ("b.a.example.com", shown))):
+    def test_what_is_said(self) -> None:
+        """A certificate that is not trusted is shown with names, subject, issuer and end, through proxies too."""
+        for cluster, *words in (
+                ({"server": "https://@EXPIRED@"}, "expired", "valid until",
+                 str((datetime.now(timezone.utc) - timedelta(days=1)).year)),
+                (KUBE_NO_CA, self.SHOWN, "certificate-authority"),
+                ({"certificate-authority-data": "@CERT@"}, self.SHOWN),
+                ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, self.SHOWN),
+                ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, "subject commonName=named"),
+                (KUBE_NAMED, "kubernetes.default.svc", "*.example.com", "127.0.0.1"),
+                ({"tls-server-name": "b.a.example.com"}, "b.a.example.com", self.SHOWN),
+                ({"server": f"https://127.0.0.1:{self.greeter(b'HTTP/1.1 400 Bad Request')}"}, "does not speak TLS"),
+                ({"server": f"https://127.0.0.1:{self.greeter(b'SSH-2.0-OpenSSH_9.6')}"}, "does not speak TLS"),
+                ({"server": f"https://127.0.0.1:{self.greeter(b'')}"}, "127.0.0.1"),
+                ({"server": f"https://127.0.0.1:{free_port()}"}, "cannot reach the cluster", "Connection refused")):
             with self.subTest(cluster):
                 self.assertLess(len(self.unreachable(cluster, *words)), 600)
 
@@ -7540,41 +7297,26 @@ class TestTlsErrors(KubeFolder):
         self.unreachable({**KUBE_NO_CA, "server": server.url, "tls-server-name": "x.y"}, "commonName=loopback")
         self.assertEqual((names, server.seen()), (["x.y"] * 3, []))
 
-    def test_no_tls(self) -> None:
-        """A port that does not speak TLS is called so; one that only hangs up is Unreachable too."""
-        for greeting, words in ((b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak TLS"),
-                                (b"SSH-2.0-OpenSSH_9.6\r\n", "does not speak TLS"), (b"", "127.0.0.1")):
-            with self.subTest(greeting):
-                self.unreachable({"server": f"https://127.0.0.1:{self.greeter(greeting)}"}, words)
-
     def greeter(self, greeting: bytes) -> int:
         """The port of a server that says one thing to everybody and hangs up."""
         listener = socket.create_server(("127.0.0.1", 0))
 
         def serve() -> None:
-            while True:
-                try:
+            with contextlib.suppress(OSError):
+                while True:
                     accepted, _ = listener.accept()
-                except OSError:
-                    return
-                with accepted, contextlib.suppress(ConnectionResetError):
-                    accepted.recv(5)  # so that the greeting is not the first to come
-                    accepted.sendall(greeting)
-                    accepted.shutdown(socket.SHUT_WR)
-                    while accepted.recv(4096):
-                        pass
+                    with accepted, contextlib.suppress(ConnectionResetError):
+                        accepted.recv(5)  # so that the greeting is not the first to come
+                        accepted.sendall(greeting + b"\r\n\r\n" * bool(greeting))
+                        accepted.shutdown(socket.SHUT_WR)
+                        while accepted.recv(4096):
+                            pass
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        self.addCleanup(thread.join, 5)
-        self.addCleanup(listener.close)
-        self.addCleanup(listener.shutdown, socket.SHUT_RDWR)
+        for cleanup in ((thread.join, 5), (listener.close,), (listener.shutdown, socket.SHUT_RDWR)):
+            self.addCleanup(*cleanup)
         return int(listener.getsockname()[1])
-
-    def test_nobody_there(self) -> None:
-        """A port where nobody listens is told apart from TLS."""
-        text = self.unreachable({"server": f"https://127.0.0.1:{free_port()}"}, "Connection refused")
-        self.assertNotIn("certificate", text)
 
     def test_a_client_certificate_is_missing(self) -> None:
         """A server that insists on a client certificate is Unreachable without one, and answers with one."""
@@ -7608,55 +7350,37 @@ class TestTlsErrors(KubeFolder):
 
     def test_store(self) -> None:
         """A store's certificate is explained the same way; with its authority or insecure it is accepted."""
-        own = velero_requests.Trust(kube_bytes("ca.crt"))
+        own = vr.Trust(kube_bytes("ca.crt"))
         for name, trust, words in (
                 ("expired", own, ("expired", "valid until")), ("named", own, ("*.example.com",)),
-                ("nameless", own, ("localhost",)), ("https", velero_requests.Trust(), ("test-ca", "--cacert"))):
+                ("nameless", own, ("localhost",)), ("https", vr.Trust(), ("test-ca", "--cacert"))):
             with self.subTest(name):
-                self.fails(velero_requests.Unreachable, velero_requests.open_url(
+                self.fails(vr.Unreachable, vr.open_url(
                     kube_servers()[name].url + "/k?X-Amz-Signature=s3cr3t", trust).__enter__, *words)
-        for trust in (velero_requests.Trust(insecure=True), own):
-            with velero_requests.open_url(kube_servers()["https"].url + "/k", trust) as answer:
+        for trust in (vr.Trust(insecure=True), own):
+            with vr.open_url(kube_servers()["https"].url + "/k", trust) as answer:
                 self.assertEqual(answer.status, 200)
 
-
-@unittest.skipUnless(hasattr(os, "memfd_create"),
-                     "this platform has no anonymous files, so keys pass through one on disk")
-class TestTlsKeysNeverOnDisk(KubeFolder):
-    """The key of a client certificate given inline never becomes a file."""
-
-    def test_no_file_is_made(self) -> None:
-        """A call with an inline key leaves nothing in TMPDIR and opens no file for writing."""
-        temporary = os.path.join(self.folder, "tmp")
-        os.mkdir(temporary)
-        self.addCleanup(setattr, tempfile, "tempdir", tempfile.tempdir)
-        tempfile.tempdir = None
-        opened: List[str] = []
+    @unittest.skipUnless(hasattr(os, "memfd_create"), "no anonymous files here, so keys pass through one on disk")
+    def test_keys_are_never_on_disk(self) -> None:
+        """A call with an inline key opens no file for writing, and leaves no descriptor, also when it is no key."""
+        opened: List[Any] = []
         watching = [True]
-        writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
         def hook(event: str, arguments: Any) -> None:
             if watching and event == "open" and isinstance(arguments[0], str) and (
-                    isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-                    or isinstance(arguments[2], int) and arguments[2] & writing):
+                    set(arguments[1] or "") & set("wax+") or arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
                 opened.append(arguments[0])
 
-        path = self.write(kube_config(KUBE_CERT))
+        path, before = self.write(kube_config(KUBE_CERT)), len(os.listdir("/proc/self/fd"))
         sys.addaudithook(hook)
         try:
-            with kube_environment(TMPDIR=temporary):
-                kube_call(path)
+            kube_call(path)
         finally:
             watching.clear()
-        self.assertEqual((opened, os.listdir(temporary)), ([], []))
-        self.assertEqual(kube_servers()["https"].seen()[0].user, "alice")
-
-    def test_no_descriptor_is_left(self) -> None:
-        """The anonymous file of the key is closed again, also when it is no key."""
-        before = len(os.listdir("/proc/self/fd"))
-        self.connect(kube_config(KUBE_CERT))
+        self.assertEqual((opened, kube_servers()["https"].seen()[0].user), ([], "alice"))
         for key in ("@BOBKEY@", "QUJD"):
-            self.fails(velero_requests.ConfigError, lambda key=key: self.connect(
+            self.fails(vr.ConfigError, lambda key=key: self.connect(
                 kube_config({**KUBE_CERT, "client-key-data": key})), "not a matching pair")
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
@@ -7664,7 +7388,7 @@ class TestTlsKeysNeverOnDisk(KubeFolder):
         """A key behind a passphrase is an error, and nobody is asked for it."""
         path = os.path.join(self.folder, "locked.key")
         run_openssl("ec", "-in", os.path.join(kube_pki(), "alice.key"), "-aes256", "-passout", "pass:x", "-out", path)
-        self.fails(velero_requests.ConfigError, lambda: self.connect(kube_config(
+        self.fails(vr.ConfigError, lambda: self.connect(kube_config(
             {"client-certificate-data": "@CERT@", "client-key": path})), "encrypted")
 
 
@@ -7679,242 +7403,130 @@ KUBE_EXTENSION = """extensions:
 
 
 def kube_bombs() -> Iterator[Tuple[str, str]]:
-    """Short kubeconfigs that grow into millions of entries."""
+    """Kubeconfigs that grow into millions of entries, or have no end."""
     good = yaml.safe_dump(kube_config(), sort_keys=False)
     doubling = "x0: &x0 [a, a]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40))
     yield "lists", doubling + good
-    merging = "m0: &m0 {a: b}\n" + "".join(
-        f"m{n}: &m{n}\n  <<: [*m{n - 1}, *m{n - 1}]\n  k{n}: v\n" for n in range(1, 40))
-    yield "merge keys", merging + good
-    plugin = json.dumps({**KUBE_EXEC, "command": "true", "provideClusterInfo": True})
-    yield "an extension", doubling + good.replace("token: t", f"exec: {plugin}").replace(
-        "certificate-authority-data", KUBE_EXTENSION.format("*x39"))
-    many = "values: &values [" + "a, " * 200_000 + "a]\n"
-    yield "extra values", many + good.replace("token: t",
-                                              "token: t\n    as: j\n    as-user-extra:\n" + "".join(
-        f"      k{n}: *values\n" for n in range(20_000)))
+    yield "merge keys", "m0: &m0 {a: b}\n" + "".join(
+        f"m{n}: &m{n}\n  <<: [*m{n - 1}, *m{n - 1}]\n  k{n}: v\n" for n in range(1, 40)) + good
+    yield "extra values", "values: &values [" + "a, " * 90_000 + "a]\n" + good.replace(
+        "token: t", "token: t\n    as: j\n    as-user-extra:\n" + "".join(
+            f"      k{n}: *values\n" for n in range(20_000)))
     yield "merged wide maps", "w: &w {" + ", ".join(f"k{n}: 1" for n in range(9_000)) + "}\n" + "".join(
         f"v{n}: {{<<: *w}}\n" for n in range(5_000)) + good
+    for what, text in (("dashes", "- " * 100_000), ("brackets", "[" * 100_000), ("JSON", '{"a":' * 100_000),
+                       ("closed", "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}"),
+                       ("big", "- s3cr3t\n" * (1 << 20)), ("long", "\0" * (9 << 20))):
+        yield what, text
 
 
 class TestKubeconfigBadInput(KubeFolder):
     """What is no kubeconfig: one sentence with the file, the line where YAML gives one, exit 1, at once."""
 
-    def refused(self, path: str, *words: str, seconds: float = 5) -> str:
-        """The program ends with code 1, one error line that names the file, and no secret."""
-        began = time.monotonic()
-        done = kube_program(path, seconds=seconds + 3)
-        text = done.stderr.decode()
-        self.assertEqual((done.returncode, done.stdout), (1, b""), text[:400])
-        self.assertRegex(text, r"\Aerror: [^\n]*\n(hint: [^\n]*\n)*\Z")
-        self.assertLess(time.monotonic() - began, seconds)
-        self.assertNotIn("s3cr3t", text)
-        self.assertNotIn("bug", text)
-        for word in words:
-            self.assertIn(word, text)
-        self.assertLess(len(text), 1500)
-        return text
+    def test_bombs(self) -> None:
+        """What grows, nests or goes on without end is an error of one line, soon and within two gigabytes."""
+        for what, text in kube_bombs():
+            with self.subTest(what):
+                path = self.write(text)
+                done = kube_program(path, seconds=10, memory="2000000")
+                self.assertEqual((done.returncode, done.stdout), (1, b""), done.stderr[-400:])
+                self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
+                self.assertNotIn(b"s3cr3t", done.stderr)
+                self.assertLess(len(done.stderr), 1500)
 
-    def test_other_documents(self) -> None:
-        """Lists, numbers, texts and nothing are no kubeconfig; where a field is wrong its place is named."""
+    def test_documents(self) -> None:
+        """What is no kubeconfig; where YAML knows the line it is named, and what stands there is not quoted."""
         for content, words in (
                 ("- s3cr3t\n", "must be a mapping"), ("5", "must be a mapping"), ("s3cr3t", "must be a mapping"),
                 ("", "current-context"), ("null", "current-context"), ("users: s3cr3t", "current-context"),
                 ("<!DOCTYPE html>\n<html><body>s3cr3t</body></html>", ""), (b"\0\0\0\0", ""),
-                (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8")):
+                (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8"), ("users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", "line 4"),
+                ("a: b\nusers:\n- token: \"s3cr3t\n", "line 4"), ("a: b\ns3cr3t s3cr3t\nc: d\n", "line 3"),
+                ("a: b\ntoken: s3cr3t: x\n", "line 2"), ("a: b\n\ntoken: *s3cr3t\n", "line 3"),
+                ("clusters: &a [*a]\n", "no current-context"), ("a: &a\n  <<: *a\n", "no current-context"),
+                (json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")), "has no context")):
             with self.subTest(content):
                 path = self.write(content)
-                self.fails(velero_requests.ConfigError, lambda path=path: velero_requests.load_cluster(path), path,
-                           words)
+                error = self.fails(vr.ConfigError, lambda path=path: vr.load_cluster(path), path, words)
+                self.assertTrue(str(error).isprintable(), ascii(error))
 
-    def test_lines(self) -> None:
-        """Where YAML knows the line it is named, and what stands there is not quoted."""
-        for what, content, line in (
-                ("a tab", "users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", 4),
-                ("no end of a quote", "a: b\nusers:\n- token: \"s3cr3t\n", 4),
-                ("no colon", "a: b\ns3cr3t s3cr3t\nc: d\n", 3),
-                ("two colons", "a: b\ntoken: s3cr3t: x\n", 2),
-                ("an unknown alias", "a: b\n\ntoken: *s3cr3t\n", 3)):
-            with self.subTest(what):
-                path = self.write(content)
-                self.fails(velero_requests.ConfigError, lambda path=path: velero_requests.load_cluster(path), path,
-                           f"line {line}")
-
-    def test_big(self) -> None:
-        """Fifty megabytes are refused by their size, without being parsed."""
-        path = self.write("")
-        os.truncate(path, 50 << 20)
-        self.refused(path, path, "larger")
-        self.write(b"- s3cr3t\n" * (50 << 17))
-        self.refused(path, path, "larger")
-
-    def test_bombs(self) -> None:
-        """A few lines that grow into millions neither hang nor eat memory; the good ones behind may count."""
-        for what, text in kube_bombs():
-            with self.subTest(what):
-                path = self.write(text)
-                done = kube_limited(path, 10)
-                self.assertIn(done.returncode, (1, 3), done.stderr[-400:])
-                self.assertNotIn(b"bug", done.stderr)
-
-    def test_deep(self) -> None:
-        """Nesting without end is an error, not a crash."""
-        for what, content in (("dashes", "- " * 100_000), ("brackets", "[" * 100_000),
-                              ("braces", "{a: " * 100_000),
-                              ("JSON", '{"a":' * 100_000), ("JSON lists", '{"a":' + "[" * 100_000),
-                              ("a second document", "a: b\n---\n" + "[" * 100_000),
-                              ("closed", "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}")):
-            with self.subTest(what):
-                path = self.write(content)
-                self.refused(path, path)
-
-    def test_recursive(self) -> None:
-        """An alias within its own anchor is an error, or stands where nobody looks."""
-        good = yaml.safe_dump(kube_config(), sort_keys=False)
-        for text in ("clusters: &a [*a]\n", "users: &a\n- name: c\n  user: {as-groups: *a}\n",
-                     "a: &a\n  <<: *a\n"):
-            with self.subTest(text), self.assertRaises(velero_requests.ConfigError):
-                velero_requests.load_cluster(self.write(text))
+    def test_an_extension_that_holds_itself(self) -> None:
         plugin = json.dumps({**KUBE_EXEC, "command": "true", "provideClusterInfo": True})
-        path = self.write(good.replace("token: t", f"exec: {plugin}").replace(
-            "certificate-authority-data",
-            KUBE_EXTENSION.format("&a [*a]")))
-        with self.assertRaises(velero_requests.ConfigError):
-            kube_call(path)
+        path = self.write(yaml.safe_dump(kube_config(), sort_keys=False).replace("token: t", f"exec: {plugin}").replace(
+            "certificate-authority-data", KUBE_EXTENSION.format("&a [*a]")))
+        self.fails(vr.ConfigError, lambda: kube_call(path), "cannot be written as JSON")
 
     def test_a_list_of_files_that_are_not_there(self) -> None:
         """A KUBECONFIG without a file that exists is warned of, but not when a flag names another."""
         with kube_environment(KUBECONFIG="/gone/a:/gone/b", HOME=self.home):
             with self.assertLogs("velero_requests", "WARNING") as logs:
-                self.fails(velero_requests.ConfigError, velero_requests.load_cluster, "no kubeconfig found")
-                self.fails(velero_requests.ConfigError, lambda: velero_requests.load_cluster("/gone/c"), "/gone/c")
+                self.fails(vr.ConfigError, vr.load_cluster, "no kubeconfig found")
+                self.fails(vr.ConfigError, lambda: vr.load_cluster("/gone/c"), "/gone/c")
         self.assertEqual([line.partition("exists: ")[2] for line in logs.output], ["/gone/a:/gone/b"])
 
-    def test_a_fifo(self) -> None:
-        """A FIFO that nobody writes to does not hang the program."""
-        path = os.path.join(self.folder, "fifo")
-        os.mkfifo(path)
-        self.refused(path, path)
-
-    def test_a_pipe(self) -> None:
-        """A pipe that somebody writes to, as the shell's <(…) makes them, is read to its end."""
+    def test_a_pipe_that_takes_its_time(self) -> None:
+        """A pipe, as `<(slow command)` makes it, is read to its end, however many pieces come."""
         with open(self.write(kube_config()), "rb") as file:
             content = file.read()
         reader, writer = os.pipe()
-        os.write(writer, content)
-        os.close(writer)
-        try:
-            self.assertEqual(velero_requests.load_cluster(f"/dev/fd/{reader}").token, "t")
-        finally:
-            os.close(reader)
+        self.addCleanup(os.close, reader)
+        with ThreadPoolExecutor(1) as pool:
+            loaded = pool.submit(vr.load_cluster, f"/dev/fd/{reader}")
+            with open(writer, "wb", buffering=0) as pipe:
+                for piece in (content[:20], content[20:]):
+                    pipe.write(piece)
+                    wait_until(lambda: not select.select([reader], [], [], 0)[0], what="the piece to be read")
+            self.assertEqual(loaded.result(10).token, "t")
 
-    def test_a_pipe_that_takes_its_time(self) -> None:
-        """While somebody may write to it, as `<(slow command)` does, it is waited for; its pieces make a whole."""
-        with open(self.write(kube_config()), "rb") as file:
-            content = file.read()
-        fifo = os.path.join(self.folder, "slow")
-        os.mkfifo(fifo)
-        for path in (fifo, "/dev/fd/"):
-            with self.subTest(path):
-                reader, writer = os.pipe() if path != fifo else (0, 0)
-
-                def write(path: str = path, writer: int = writer) -> None:
-                    with open(path if path == fifo else writer, "wb", buffering=0) as file:
-                        for piece in (content[:20], content[20:]):
-                            late = time.monotonic() + vr.FIFO_TIMEOUT + 0.2
-                            wait_until(lambda late=late: time.monotonic() > late, what="the time to pass")
-                            file.write(piece)
-                thread = threading.Thread(target=write, daemon=True)
-                thread.start()
-                self.assertEqual(velero_requests.load_cluster(path if path == fifo else path + str(reader)).token, "t")
-                thread.join(5)
-                if reader:
-                    os.close(reader)
-
-    def test_names_with_control_characters(self) -> None:
-        """Names from the file come to the terminal without control characters."""
-        path = self.write(json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")))
-        error = self.fails(velero_requests.ConfigError, lambda: velero_requests.load_cluster(path), path)
-        self.assertTrue(str(error).isprintable(), ascii(error))
-
-
-def kube_limited(path: str, seconds: float) -> Any:
-    """Run the program with at most two gigabytes of memory and some seconds of time; a hang is a failure."""
-    command = ["/bin/sh", "-c", "ulimit -v 2000000; exec \"$@\"", "sh", sys.executable,
-               str(velero_requests.__file__),
-               "-n", "v", "--kubeconfig", path, "backup", "logs", "b"]
-    try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE,
-                              check=False, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 99, b"", f"still busy after {seconds} s".encode())
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: the functions above the waterline
-# ------------------------------------------------------------------------------------------------------------
 
 class TestKubeconfigParseYaml(unittest.TestCase):
     """Tests for `parse_yaml`."""
 
     def test_scalars(self) -> None:
-        """Scalars have the types that Go's parser gives them; a string stays as it is written."""
-        for text, kind in (
-                *((text, str) for text in (
-                    "12:30:45", "2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "0o8", "1e", "tRUE",
-                    "nil", "1,5",
-                    "yes!", "'1'", '"true"', "!!str 1", "+", "e3", "_1", "0b2", "a<<b", "~x", "nULL")),
-                *((text, bool) for text in ("y", "Y", "n", "N", "yes", "No", "ON", "off", "true", "False",
-                                            "TRUE")),
-                *((text, (int, float)) for text in (
-                    "1", "-1", "+1", "0", "017", "0o17", "0x1F", "0b101", "1_000", "1e3", "1.", ".5",
-                    "-.5e-3", "+1.5", "08")),
-                *((text, type(None)) for text in ("", "~", "null", "Null", "NULL"))):
+        """Scalars have their types, but dates stay text."""
+        for text, value in (
+                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "nil",
+                                            "1,5", "yes!", "+", "e3", "_1", "~x", "nULL")),
+                ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("ON", True), ("true", True),
+                ("No", False), ("off", False), ("False", False), ("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31),
+                ("1_000", 1000), ("12345678901", 12345678901), ("", None), ("~", None), ("null", None)):
             with self.subTest(text):
-                value = velero_requests.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
-                self.assertIsInstance(value, kind)
-                self.assertEqual(isinstance(value, bool), kind is bool)
-                if kind is str and text[0] not in "'\"!":
-                    self.assertEqual(value, text)
-
-    def test_bools(self) -> None:
-        """Each way to write a bool has its value."""
-        for text, value in (("y", True), ("on", True), ("YES", True), ("true", True), ("n", False),
-                            ("Off", False),
-                            ("no", False), ("FALSE", False)):
-            self.assertIs(velero_requests.parse_yaml(f"a: {text}".encode(), "X")["a"], value)
-
-    def test_numbers(self) -> None:
-        """Numbers have their value, for plugins are told of them."""
-        for text, value in (("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31), ("017", 15), ("0o17", 15),
-                            ("1_000", 1000),
-                            ("1e3", 1000), ("12345678901", 12345678901)):
-            with self.subTest(text):
-                self.assertEqual(velero_requests.parse_yaml(f"a: {text}".encode(), "X"), {"a": value})
+                read = vr.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
+                self.assertEqual((read, type(read)), (value, type(value)))
 
     def test_the_first_document(self) -> None:
         """Only the first document counts, whatever comes after it."""
         for text in ("a: b", "---\na: b\n", "a: b\n---\nc: d\n", "a: b\n---\n@ [", "a: b\n...\n",
-                     "%YAML 1.1\n---\na: b",
-                     "\ufeffa: b", "{a: b}", '{"a": "b"}', '{\n\t"a":\t"b"\n}', "a:\tb", "# c\na: b\r\n"):
+                     "%YAML 1.1\n---\na: b", "\ufeffa: b", "{a: b}",
+                     '{"a": "b"}', '{\n\t"a":\t"b"\n}', "# c\na: b\r\n"):
             with self.subTest(text):
-                self.assertEqual(velero_requests.parse_yaml(text.encode(), "X"), {"a": "b"})
+                self.assertEqual(vr.parse_yaml(text.encode(), "X"), {"a": "b"})
+        self.assertEqual(vr.parse_yaml("a: b".encode("utf-16"), "X"), {"a": "b"})
         for text in ("", "\n", "# x", "---\n", "---\n---\na: b", "null"):
             with self.subTest(text):
-                self.assertIsNone(velero_requests.parse_yaml(text.encode(), "X"))
+                self.assertIsNone(vr.parse_yaml(text.encode(), "X"))
+
+    def test_limits(self) -> None:
+        """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
+        nodes = vr.LARGEST_YAML - 1
+        for text, good in (("[" * 100 + "]" * 100, True), ("[" * 101 + "]" * 101, False), (f"[{'a,' * nodes}]", True),
+                           (f"[{'a,' * nodes}a]", False), (f"[&x [{'a,' * 49_996}], *x]", True),
+                           (f"[&x [{'a,' * 50_000}], *x]", False), ("[&x a, *x]", True),
+                           (" " * (1 << 20), True), (" " * ((1 << 20) + 1), False)):
+            with self.subTest(text[:20], good=good):
+                if good:
+                    vr.parse_yaml(text.encode(), "X", 1 << 20)
+                else:
+                    self.assertRaises(vr.ConfigError, vr.parse_yaml, text.encode(), "X", 1 << 20)
 
     def test_errors(self) -> None:
         """What is no YAML is one ConfigError that names the source and the line, and quotes nothing."""
         for content, words in (
-                (b"a: b\n\tc: s3cr3t", "line 2"), (b"s3cr3t: [", "line"),
-            (b"\xff\xfe s3cr3t"[2:] + b"\xe9", "UTF-8"),
-                (b"a: *s3cr3t", "line 1"), (b"? [s3cr3t]\n: b", "X"),
-                (b"a: s3cr3t\0", "X"), (b" " * ((8 << 20) + 1), "8 MiB"), (b"&a [*a, *b]", "line 1")):
-            with self.subTest(content[:30]), self.assertRaises(velero_requests.ConfigError) as caught:
-                velero_requests.parse_yaml(content, "X")
-            self.assertIn("X", str(caught.exception))
-            self.assertIn(words, str(caught.exception))
+                (b"a: b\n\tc: s3cr3t", "line 2"), (b"s3cr3t: [", "line"), (b" s3cr3t\xe9", "UTF-8"),
+                (b"a: *s3cr3t", "line 1"), (b"? [s3cr3t]\n: b", "X"), (b"a: s3cr3t\0", "X"), (b"&a [*a, *b]", "line 1"),
+                (b" " * ((8 << 20) + 1), "X is larger than 8 MiB")):
+            with self.subTest(content[:30]), self.assertRaisesRegex(vr.ConfigError, f"X.*{words}|{words}") as caught:
+                vr.parse_yaml(content, "X")
             self.assertNotIn("s3cr3t", str(caught.exception))
 
 
@@ -7929,20 +7541,16 @@ class TestKubeconfigRuleFor(unittest.TestCase):
                 ("GET", root, False, "list", "downloadrequests", "velero.io"),
                 ("GET", root, True, "watch", "downloadrequests", "velero.io"),
                 ("GET", f"{root}/x", False, "get", "downloadrequests", "velero.io"),
-                ("PATCH", f"{root}/x", False, "patch", "downloadrequests", "velero.io"),
                 ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", "velero.io"),
                 ("DELETE", f"{root}/x", False, "delete", "downloadrequests", "velero.io"),
                 ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
             with self.subTest(method, path=path):
-                words, rule = velero_requests.rule_for(method, path, watching)
+                words, rule = vr.rule_for(method, path, watching)
                 self.assertEqual(words, f"{verb} {resource} in namespace v")
                 self.assertEqual(yaml.safe_load(rule),
                                  [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}])
-
-    def test_what_no_role_grants(self) -> None:
-        """Paths that are no resources have no rule."""
         for path in ("/version", "/apis/velero.io/v1", "/api/v1/namespaces", "", "/api/v1/namespaces/v"):
-            self.assertEqual(velero_requests.rule_for("GET", path, False), ("", ""))
+            self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -8082,12 +7690,11 @@ class TestRetryTables(unittest.TestCase):
         for header, wanted in (("0", 0.0), ("1", 1.0), ("120", 120.0), ("999999999", 999999999.0), ("", None),
                                ("Wed, 21 Oct 2015 07:28:07 GMT", 7.0), ("Wed, 21 Oct 2015 07:27:00 GMT", 0.0),
                                ("Wednesday, 21-Oct-15 07:28:07 GMT", 7.0), ("Wed Oct 21 07:28:07 2015", 7.0),
-                               ("Wed, 21 Oct 2015 09:28:07 +0200", 7.0), ("1.5", None), ("-1", None),
-                               ("\xb2", None), ("\u0661", None), ("soon", None), ("9" * 400, None),
-                               ("1e3", None),
+                               ("Wed, 21 Oct 2015 09:28:07 +0200", 7.0), ("1.5", None), ("-1", None), ("\xb2", None),
+                               ("\u0661", None), ("soon", None), ("9" * 400, None), ("1e3", None),
                                ("Wed, 99 Oct 2015 07:28:07 GMT", None), (" ", None), ("NaN", None)):
             with self.subTest(header=header):
-                self.assertEqual(velero_requests.retry_after_seconds(header, now), wanted)
+                self.assertEqual(vr.retry_after_seconds(header, now), wanted)
 
     def test_what_may_be_sent_again(self) -> None:
         """429 may always, 5xx never for POST, other statuses never, and nothing more than three times."""
@@ -8095,16 +7702,14 @@ class TestRetryTables(unittest.TestCase):
             for status in (429, 500, 502, 503, 504, 400, 401, 403, 404, 409, 410, 422, 501, 301):
                 again = status == 429 or (method != "POST" and status in (500, 502, 503, 504))
                 with self.subTest(method=method, status=status):
-                    waits = [velero_requests.retry_wait(method, attempt, status, None) is not None
-                             for attempt in (1, 2, 3)]
+                    waits = [vr.retry_wait(method, attempt, status, None) is not None for attempt in (1, 2, 3)]
                     self.assertEqual(waits, [again, again, False])
 
     def test_how_long_to_wait(self) -> None:
         """Retry-After counts up to ten seconds, without one the wait grows from a tenth of a second."""
-        for attempt, asked, wanted in ((1, 0.0, 0.0), (1, 3.0, 3.0), (2, 3.0, 3.0), (1, 3600.0, 10.0),
-                                       (1, None, 0.1), (2, None, 0.2)):
+        for attempt, asked, wanted in ((1, 0.0, 0.0), (2, 3.0, 3.0), (1, 3600.0, 10.0), (1, None, 0.1), (2, None, 0.2)):
             with self.subTest(attempt=attempt, asked=asked):
-                self.assertEqual(velero_requests.retry_wait("GET", attempt, 503, asked), wanted)
+                self.assertEqual(vr.retry_wait("GET", attempt, 503, asked), wanted)
 
 
 def http_date(seconds: float) -> str:
@@ -8114,154 +7719,141 @@ def http_date(seconds: float) -> str:
 
 # A way to call each verb of the module: method, part of the target, the call itself.
 CALLS: Dict[str, Tuple[str, str, Callable[[Any, str], Any]]] = {
-    "get": ("GET", "/backups/b1", lambda api, space: api.get(
-        velero_requests.BACKUPS, space, "b1")),
-    "list": ("GET", "/backups?", lambda api, space: list(api.list_pages(
-        velero_requests.BACKUPS, space))),
+    "get": ("GET", "/backups/b1", lambda api, space: api.get(vr.BACKUPS, space, "b1")),
+    "list": ("GET", "/backups?", lambda api, space: list(api.list_pages(vr.BACKUPS, space))),
     "watch": ("GET", "watch=true", lambda api, space: api.open_watch(
-        velero_requests.BACKUPS, space, "0", seconds=1, silence=api.patience).close()),
-    "discovery": ("GET", "/apis/velero.io/v1", lambda api, space: api.served_resources(
-        "velero.io/v1")),
+        vr.BACKUPS, space, "0", seconds=1, silence=api.patience).close()),
+    "discovery": ("GET", "/apis/velero.io/v1", lambda api, space: api.served_resources("velero.io/v1")),
     "patch": ("PATCH", "/backups/b1", lambda api, space: api.merge_patch(
-        velero_requests.Key(velero_requests.BACKUPS, space, "b1"),
-        {"metadata": {"labels": {"a": "b"}}})),
-    "delete": ("DELETE", "/backups/b2", lambda api, space: api.delete(
-        velero_requests.Key(velero_requests.BACKUPS, space, "b2"))),
+        vr.Key(vr.BACKUPS, space, "b1"), {"metadata": {"labels": {"a": "b"}}})),
+    "delete": ("DELETE", "/backups/b2", lambda api, space: api.delete(vr.Key(vr.BACKUPS, space, "b2"))),
     "create": ("POST", "/downloadrequests", lambda api, space: api.create(
-        velero_requests.DOWNLOAD_REQUESTS,
-        velero_requests.new_download_request(space, "BackupLog", "b1", velero_requests.random_suffix()))),
-}
+        vr.DOWNLOAD_REQUESTS, vr.new_download_request(space, "BackupLog", "b1", vr.random_suffix())))}
 REPEATABLE = [name for name in CALLS if name != "create"]
+AT_ONCE = {"headers": {"Retry-After": "0"}}
+# What can happen to a call -> words of its error, none when it is made again and succeeds; and the same for a POST.
+FAULTS: Tuple[Tuple[Document, str, str], ...] = (
+    ({"status": 429, **AT_ONCE}, "", ""), ({"status": 500, "body": "oops", **AT_ONCE}, "", "oops"),
+    ({"status": 502, "body": "<html>", **AT_ONCE}, "", "<html>"), ({"status": 504, **AT_ONCE}, "", "504"),
+    ({"status": 503, "headers": {"Retry-After": http_date(-5)}}, "", "503"), ({"drop": True}, "", "cannot reach"),
+    ({"drop": True, "apply": True}, "", "cannot reach"), ({"status": 500, "apply": True, **AT_ONCE}, "", "500"),
+    ({"status": 501}, "501", "501"), ({"status": 403}, "403", "403"),
+    ({"status": 418, "body": {"message": "a teapot"}}, "a teapot", "a teapot"),
+    ({"status": 429, "headers": {"Retry-After": "5"}}, "429", "429"),  # nobody waits beyond the patience
+    ({"hang": threading.Event()}, "does not answer in time", "does not answer in time"))
+# Answers of which nothing can be made, by any call that wants a document.
+BAD_ANSWERS: Tuple[Document, ...] = (
+    *({"status": 200, "body": body} for body in (
+        "<html><body>Sign in</body></html>", '{"kind": "Backup", "meta', "[]", "5", "null", '"x"', "", "[" * 100_000,
+        b"\xff\xfe", b"\x00")),
+    {"cut_after": 5}, {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": threading.Event()},
+    {"status": 200, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
+    {"status": 200, "body": gzip.compress(b"{}"), "headers": {"Content-Encoding": "gzip"}},
+    {"status": 403, "body": {"message": "no" * 50}, "cut_after": 9}, {"chunks": [b"{}"], "status": 403, "cut": True},
+    {"status": 409, "body": "x" * 100, "pause_after": 5, "gate": threading.Event()})
 
 
 class TestRequestFaults(EnduranceWorld, unittest.TestCase):
     """Row 6: one call and what can happen to it."""
 
-    def statuses(self, method: str, part: str) -> List[Optional[int]]:
-        """Return the statuses of the matching requests."""
-        return [request.status for request in self.cluster.seen(method, part, user="admin")]
-
     def test_what_may_be_repeated_is_repeated(self) -> None:
-        """Throttled, failed or cut off, every call but a POST is made again and succeeds."""
-        api = self.api()
-        for options in ({"status": 429, "headers": {"Retry-After": "0"}}, {"status": 500, "body": "oops"},
-                        {"status": 502, "body": "<html>"}, {"status": 504}, {"drop": True},
-                        {"status": 503, "headers": {"Retry-After": http_date(-5)}}):
-            for name in REPEATABLE:
-                method, part, call = CALLS[name]
+        """A call has the outcome of the table; a POST that may have had its effect is not sent again."""
+        api = self.api(patience=1.0)
+        for options, *outcomes in FAULTS:
+            for name, (method, part, call) in CALLS.items():
+                if name == "watch" and "apply" in options:
+                    continue                 # a watch that was begun has no other answer
                 with self.subTest(call=name, **{key: str(value) for key, value in options.items()}):
-                    fault = self.cluster.script(method, part, **options)
-                    call(api, self.namespace)
-                    self.assertEqual(fault.hits, 1)
-
-    def test_retry_after_is_kept(self) -> None:
-        """A call waits as long as the server says, in seconds or until a date."""
-        api = self.api()
-        for header, least in (("1", 1.0), (http_date(3), 1.0)):
-            with self.subTest(header=header):
-                self.cluster.script("GET", "/backups/b1", status=429, headers={"Retry-After": header})
-                started = time.monotonic()
-                CALLS["get"][2](api, self.namespace)
-                self.assertGreaterEqual(time.monotonic() - started, least)
+                    self.cluster.forget()
+                    patient = api._replace(patience=0.3) if "hang" in options else api
+                    fault, words = self.cluster.script(method, part, **options), outcomes[method == "POST"]
+                    started = time.monotonic()
+                    if words:
+                        with self.assertRaisesRegex((vr.ApiError, vr.Unreachable), words):
+                            call(patient, self.namespace)
+                    else:
+                        call(patient, self.namespace)
+                    self.assertLess(time.monotonic() - started, 1.0)
+                    self.assertEqual((fault.hits, self.cluster.count(method, part)), (1, 1 if words else 2))
 
     def test_nothing_is_repeated_without_end(self) -> None:
         """A server that fails every time is asked three times, and its own words are the error."""
-        api = self.api()
-        for status in (429, 503):
-            for name in REPEATABLE:
+        for status, names in ((429, list(CALLS)), (503, REPEATABLE)):
+            for name in names:
                 method, part, call = CALLS[name]
                 with self.subTest(call=name, status=status):
                     self.cluster.unscript()
-                    fault = self.cluster.script(method, part, ALWAYS, status=status,
-                                                body={"message": "the disk is on fire"})
-                    with self.assertRaisesRegex(velero_requests.ApiError, "the disk is on fire.*" + method):
-                        call(api, self.namespace)
+                    fault = self.cluster.script(method, part, ALWAYS, status=status, body={"message": "on fire"},
+                                                **AT_ONCE)
+                    self.assertRaisesRegex(vr.ApiError, "on fire.*" + method, call, self.api(), self.namespace)
                     self.assertEqual(fault.hits, 3)
 
-    def test_a_post_is_never_sent_twice(self) -> None:
-        """Whatever happens to it, a POST that may have had its effect is not sent again."""
-        api = self.api(patience=0.4)
-        for options in ({"status": 500}, {"status": 502}, {"status": 503, "headers": {"Retry-After": "0"}},
-                        {"status": 504}, {"drop": True}, {"drop": True, "apply": True}, {"cut_after": 5},
-                        {"status": 500, "apply": True}, {"hang": threading.Event()},
-                        {"pause_after": 3, "gate": threading.Event()}, {"body": "<html>"}):
-            with self.subTest(**{key: str(value) for key, value in options.items()}):
-                before = self.cluster.count("POST", self.path())
-                self.cluster.script("POST", self.path(), **options)
-                with self.assertRaises((velero_requests.ApiError, velero_requests.Unreachable)):
-                    CALLS["create"][2](api, self.namespace)
-                self.assertEqual(self.cluster.count("POST", self.path()) - before, 1)
+    def test_retry_after_is_kept(self) -> None:
+        """A call waits as long as the server says."""
+        self.cluster.script("GET", "/backups/b1", status=429, headers={"Retry-After": "1"})
+        started = time.monotonic()
+        CALLS["get"][2](self.api(), self.namespace)
+        self.assertGreaterEqual(time.monotonic() - started, 1.0)
 
-    def test_nobody_waits_longer_than_the_patience(self) -> None:
-        """A Retry-After beyond the time that a call has is an error at once, as for a call that only tidies up."""
-        api = self.api(patience=0.5)
-        for name in CALLS:
-            with self.subTest(call=name):
-                self.cluster.script(CALLS[name][0], CALLS[name][1], status=429, headers={"Retry-After": "5"})
-                started = time.monotonic()
-                with self.assertRaisesRegex(velero_requests.ApiError, "429"):
-                    CALLS[name][2](api, self.namespace)
-                self.assertLess(time.monotonic() - started, 0.5)
+    def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
+        """What is no document, is cut, stops or was compressed is an error of the module's own that names the call."""
+        api = self.api(patience=0.4)
+        for options in BAD_ANSWERS:
+            for name in ("get", "list", "create", "patch", "discovery"):
+                method, part, call = CALLS[name]
+                with self.subTest(call=name, **{key: str(value)[:40] for key, value in options.items()}):
+                    self.cluster.unscript()
+                    self.cluster.script(method, part, ALWAYS, **options)
+                    with self.assertRaisesRegex((vr.Unreachable, vr.ApiError), method) as caught:
+                        call(api, self.namespace)
+                    self.assertEqual(isinstance(caught.exception, vr.ApiError), options.get("status", 200) != 200)
+
+    def test_answers_that_are_large(self) -> None:
+        """An answer of 50 MB is refused with an error that names the call; a list and the next call go on."""
+        api = self.api()
+        for whole in (b'{"items": ["' + b"x" * (50 << 20) + b'"]}', b"{}" + b" " * (50 << 20)):
+            self.cluster.script("GET", "/backups/b1", status=200, body=whole)
+            with self.assertRaisesRegex(vr.Unreachable, "GET .*/backups/b1 has more than 48 MiB"):
+                CALLS["get"][2](api, self.namespace)
+            CALLS["create"][2](api, self.namespace)
+        self.cluster.script("GET", "/backups?", status=200, body=b"x" * (50 << 20))
+        self.assertEqual((len(CALLS["list"][2](api, self.namespace)), len(self.names())), (1, 2))
 
     def test_only_what_was_created_is_deleted(self) -> None:
         """An answer to a create without a name, or with another one, deletes nothing; no verb takes an empty name."""
         others = [self.ask(), self.ask()]
         api = self.api()
-        request = velero_requests.new_download_request(self.namespace, "BackupLog", "b1", "x")
+        request = vr.new_download_request(self.namespace, "BackupLog", "b1", "x")
         for metadata in ({}, {"name": ""}, {"name": 5}, {"name": others[0]}, {"name": "../backups"}, None):
             with self.subTest(metadata=metadata):
                 self.cluster.script("POST", self.path(), status=201, body={"metadata": metadata})
-                with self.assertRaisesRegex(velero_requests.Unreachable, "with something else"):
-                    with velero_requests.created(api, velero_requests.DOWNLOAD_REQUESTS, request):
+                with self.assertRaisesRegex(vr.Unreachable, "with something else"):
+                    with vr.created(api, vr.DOWNLOAD_REQUESTS, request):
                         pass
         for name in ("", ".", "..", "a/b", "A"):
-            key = velero_requests.Key(velero_requests.DOWNLOAD_REQUESTS, self.namespace, name)
+            key = vr.Key(vr.DOWNLOAD_REQUESTS, self.namespace, name)
             self.assertFalse(api.delete(key))
             for refused in (lambda: api.merge_patch(key, {}), lambda: api.get(*key)):
-                with self.assertRaisesRegex(velero_requests.ApiError, "no object can have this name"):
-                    refused()
+                self.assertRaisesRegex(vr.Missing, "no object can have this name", refused)
         self.assertEqual(sorted(self.names()), sorted(others))
 
-    def test_a_throttled_post_is_sent_again(self) -> None:
-        """429 says that nothing was done, so a POST is sent again and makes one object."""
-        self.cluster.script("POST", self.path(), 2, status=429, headers={"Retry-After": "0"})
-        CALLS["create"][2](self.api(), self.namespace)
-        self.assertEqual((self.statuses("POST", self.path()), len(self.names())), ([429, 429, 201], 1))
-
-    def test_idle_connections_that_were_closed_are_replaced(self) -> None:
-        """After the server closed all connections every call works, a POST too."""
+    def test_connections(self) -> None:
+        """One connection serves call after call; after the server closed it every call works, a POST too."""
         api = self.api()
         for name, (_, _, call) in CALLS.items():
             with self.subTest(call=name):
                 call(api, self.namespace)
                 self.cluster.cut_connections()
                 call(api, self.namespace)
-
-    def test_every_call_has_a_read_timeout(self) -> None:
-        """A server that takes a request and says nothing is given up after the Api's patience."""
-        api = self.api(patience=0.3)
-        for name, (method, part, call) in CALLS.items():
-            with self.subTest(call=name):
-                self.cluster.unscript()
-                fault = self.cluster.script(method, part, ALWAYS, hang=threading.Event())
-                started = time.monotonic()
-                with self.assertRaisesRegex(velero_requests.Unreachable, "does not answer in time"):
-                    call(api, self.namespace)
-                self.assertLess(time.monotonic() - started, 3)
-                self.assertEqual(fault.hits, 1)
-
-    def test_an_answer_that_stops_has_a_timeout(self) -> None:
-        """A body that stops half-way is an error after the Api's patience, also that of an error."""
-        api = self.api(patience=0.15)
-        for name in ("get", "list", "patch", "create", "discovery"):
-            method, part, call = CALLS[name]
-            for options in ({}, {"status": 500, "body": "x" * 100}, {"status": 409, "body": "x" * 100}):
-                with self.subTest(call=name, **options):
-                    self.cluster.unscript()
-                    self.cluster.script(method, part, ALWAYS, pause_after=5, gate=threading.Event(),
-                                        **options)
-                    with self.assertRaises(velero_requests.Error):
-                        call(api, self.namespace)
+        pool = api.session.pool.pool
+        made = pool.num_connections
+        for status in (None, 404, 500):
+            if status:
+                self.cluster.script("GET", "/backups/b1", 1, status=status, body={"message": "x"}, **AT_ONCE)
+            with contextlib.suppress(vr.ApiError):
+                CALLS["get"][2](api, self.namespace)
+        self.assertIs(api.session.pool.pool, pool)
+        self.assertEqual(pool.num_connections, made)
 
     def test_connecting_has_a_timeout(self) -> None:
         """A host that accepts a connection and never speaks TLS is given up, as is one that accepts none."""
@@ -8269,127 +7861,58 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         self.addCleanup(listener.close)
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        cluster = velero_requests.Cluster(server=f"https://127.0.0.1:{listener.getsockname()[1]}")
-        api = velero_requests.connect(cluster)._replace(patience=0.3)
+        cluster = vr.Cluster(server=f"https://127.0.0.1:{listener.getsockname()[1]}")
+        api = vr.connect(cluster)._replace(patience=0.3)
         for _ in range(4):  # the first ones fill the listener's queue
             started = time.monotonic()
-            with self.assertRaises(velero_requests.Unreachable):
-                CALLS["get"][2](api, self.namespace)
+            self.assertRaises(vr.Unreachable, CALLS["get"][2], api, self.namespace)
             self.assertLess(time.monotonic() - started, 3)
 
-    def test_bodies_that_break_off_are_one_error(self) -> None:
-        """A cut answer, whole or refusal, is an error of the module's own and no other exception."""
-        api = self.api()
-        for options in ({"cut_after": 5}, {"status": 500, "body": "x" * 100, "cut_after": 5},
-                        {"status": 403, "body": {"message": "no" * 50}, "cut_after": 9},
-                        {"status": 200, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
-                        {"status": 500, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
-                        {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"chunks": [b"{}"], "status": 500,
-                                                                             "cut": True}):
-            for name in ("get", "list", "create", "patch", "discovery"):
-                method, part, call = CALLS[name]
-                with self.subTest(call=name, **{key: str(value) for key, value in options.items()}):
-                    self.cluster.unscript()
-                    self.cluster.script(method, part, ALWAYS, **options)
-                    with self.assertRaises(velero_requests.Error):
-                        call(api, self.namespace)
-
-    def test_answers_of_the_wrong_shape_are_one_error_or_none(self) -> None:
-        """HTML, half of a document or a document that is no object is an error that names the call."""
-        api = self.api()
-        for body in ("<html><body>Sign in</body></html>", '{"kind": "Backup", "meta', "[]", "5", "null",
-                     '"x"', "", "[" * 100_000, b"\xff\xfe", b"\x00"):
-            for name in ("get", "list", "create", "patch", "discovery"):
-                method, part, call = CALLS[name]
-                with self.subTest(call=name, body=str(body)[:40]):
-                    self.cluster.script(method, part, status=200, body=body)
-                    with self.assertRaisesRegex(velero_requests.Unreachable, method):
-                        call(api, self.namespace)
-
-    def test_discovery_of_the_wrong_shape_is_no_bug(self) -> None:
-        """A discovery document with nonsense in it lists nothing, or is an error of the module's own."""
-        api = self.api()
+    def test_discovery_of_the_wrong_shape_lists_nothing(self) -> None:
         for resources in (5, True, "abc", {"a": 1}, [5, None, {"name": 7}], [[]], None):
             with self.subTest(resources=resources):
                 self.cluster.script("GET", "/apis/velero.io/v1", status=200, body={"resources": resources})
-                try:
-                    listed = CALLS["discovery"][2](api, self.namespace)
-                except velero_requests.Error:
-                    continue
-                self.assertNotIn("downloadrequests", listed)
-
-    def test_answers_that_are_compressed_or_large(self) -> None:
-        """A gzip answer is read, one of 50 MB is refused with an error that names the call, and a list goes on."""
-        api = self.api()
-        body = gzip.compress(json.dumps({"metadata": {"name": "b1"}}).encode())
-        self.cluster.script("GET", "/backups/b1", status=200, body=body, headers={"Content-Encoding": "gzip"})
-        self.assertEqual(CALLS["get"][2](api, self.namespace)["metadata"]["name"], "b1")
-        for whole in (b'{"items": ["' + b"x" * (50 << 20) + b'"]}', b"x" * (50 << 20)):
-            self.cluster.script("GET", "/backups/b1", status=200, body=whole)
-            with self.assertRaisesRegex(velero_requests.Unreachable, "GET .*/backups/b1 has more than 48 MiB"):
-                CALLS["get"][2](api, self.namespace)
-        self.cluster.script("GET", "/backups?", status=200, body=b"x" * (50 << 20))
-        self.assertEqual(len(CALLS["list"][2](api, self.namespace)), 1)
-
-    def test_a_padded_answer_does_not_spoil_the_next_call(self) -> None:
-        """What is left unread of one answer is never taken for the next one."""
-        api = self.api()
-        self.cluster.script("GET", "/backups/b1", status=200, body=b"{}" + b" " * (50 << 20))
-        with contextlib.suppress(velero_requests.Error):
-            CALLS["get"][2](api, self.namespace)
-        CALLS["create"][2](api, self.namespace)
-        self.assertEqual(len(self.names()), 1)
+                self.assertEqual([], list(filter(None, CALLS["discovery"][2](self.api(), self.namespace))))
 
     def test_warnings_of_the_cluster_are_shown_once(self) -> None:
-        """Each text of a Warning header is shown once, in one line, whatever else the header has."""
+        """Each text of a Warning header is shown once, in one line, without tokens, also when the call fails."""
         api = self.api()
-        header = '299 - "v1 is \\"old\\"", 299 - "use v2\tnow", 199 - "misc", nonsense'
-        self.cluster.script("GET", "/backups/b1", 5, headers={"Warning": header})
-        for _ in range(5):
+        header = (f'299 - "v1 is \\"old\\"", 299 - "use v2\tnow, Bearer {token_of("admin")}", 199 - "misc", nonsense')
+        self.cluster.script("GET", "/backups/b1", 4, headers={"Warning": header})
+        for _ in range(4):
             CALLS["get"][2](api, self.namespace)
         self.assertEqual((self.said("v1 is"), self.said("use v2"), self.said("misc")), (1, 1, 0))
-
-    def test_warnings_of_refusals_are_shown_too(self) -> None:
-        """A Warning header is shown when the call fails, without tokens, and stdout stays empty."""
-        told = f'299 - "ask the admin, Bearer {token_of("admin")}"'
-        self.cluster.script("GET", "/backups/b1", status=404, headers={"Warning": told},
+        self.cluster.script("GET", "/backups/b1", status=404, headers={"Warning": header},
                             body={"reason": "NotFound", "message": "gone"})
         result = self.cli("backup", "logs", "b1")
         self.assert_failed(result, 3)
-        self.assertEqual(result.err.count("ask the admin"), 1)
+        self.assertEqual(result.err.count("use v2"), 1)
 
     def test_errors_quote_the_api(self) -> None:
         """An error has the API's own message, the method, the path and the status; a long one is cut."""
-        api = self.api()
         for body, words in (({"message": "admission webhook says no"}, "admission webhook says no"),
                             ("<html>gateway</html>", "gateway"), ("", "no text"), ({}, "{}"),
                             ({"message": "x" * 100_000}, "xxx"), ({"message": 5}, "5"), ("[]", "[]")):
             with self.subTest(body=str(body)[:40]):
-                self.cluster.script("GET", "/backups/b1", status=418, body=body)
-                with self.assertRaises(velero_requests.ApiError) as caught:
-                    CALLS["get"][2](api, self.namespace)
-                text = str(caught.exception)
-                self.assertIn(words, text)
-                self.assertRegex(text, r"GET /apis/.*/backups/b1: 418")
-                self.assertLess(len(text), 2048)
+                text = body if isinstance(body, str) else json.dumps(body)
+                error = vr.api_error(418, text.encode(), "GET", "/apis/b1")
+                self.assertIn(words, str(error))
+                self.assertRegex(str(error), r"\(GET /apis/b1: 418\)$")
+                self.assertLess(len(str(error)), 1100)
 
     def test_a_refused_call_names_the_missing_right(self) -> None:
         """403 says verb, resource and namespace, and the line of a Role that grants it, for every call."""
-        wanted = {"get": ("velero.io", "backups", "get"), "list": ("velero.io", "backups", "list"),
-                  "watch": ("velero.io", "backups", "watch"), "patch": ("velero.io", "backups", "patch"),
-                  "delete": ("velero.io", "backups", "delete"),
-                  "create": ("velero.io", "downloadrequests", "create")}
+        wanted = {name: ("backups", name) for name in ("get", "list", "watch", "patch", "delete")}
+        wanted["create"] = ("downloadrequests", "create")
         self.cluster.limit("admin", "get", "list", "watch", "patch", "delete", resource="backups")
         self.cluster.limit("admin", "create", resource="downloadrequests")
-        api = self.api()
-        for name, (group, resource, verb) in wanted.items():
-            with self.subTest(call=name):
-                with self.assertRaises(velero_requests.ApiError) as caught:
-                    CALLS[name][2](api, self.namespace)
-                hints = " ".join(caught.exception.hints)
-                self.assertEqual(int(caught.exception.exit), 5)
-                self.assertIn(f"{verb} {resource} in namespace {self.namespace}", hints)
-                self.assertIn(f'apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]', hints)
+        for name, (resource, verb) in wanted.items():
+            with self.subTest(call=name), self.assertRaises(vr.ApiError) as caught:
+                CALLS[name][2](self.api(), self.namespace)
+            hints = " ".join(caught.exception.hints)
+            self.assertEqual(int(caught.exception.exit), 5)
+            self.assertIn(f"{verb} {resource} in namespace {self.namespace}", hints)
+            self.assertIn(f'apiGroups: ["velero.io"], resources: ["{resource}"], verbs: ["{verb}"]', hints)
 
     def test_a_conflict_is_looked_at_again(self) -> None:
         """After 409 the controller reads the object again and answers what it finds."""
@@ -8420,14 +7943,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 NO = b"HTTP/1.1 403 No\r\nContent-Length: 60000\r\n\r\n"
 
 
-@functools.lru_cache(maxsize=None)
-def bomb(layers: int) -> bytes:
-    """Return an answer of 60 MB of zeros, compressed so many times."""
-    body = functools.reduce(lambda content, _: gzip.compress(content, 6), range(layers), bytes(60 << 20))
-    encoding = ", ".join(["gzip"] * layers)
-    return OK + f"Content-Encoding: {encoding}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
 HANDSHAKE = "a handshake that trickles"
 # What a server may answer -> its pieces; one of a single byte is followed by a short pause.
 ATTACKS: Dict[str, Callable[[], Iterable[bytes]]] = {
@@ -8444,8 +7959,6 @@ ATTACKS: Dict[str, Callable[[], Iterable[bytes]]] = {
     "a chunk's header without an end": lambda: at_once(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
     "trailers without an end": lambda: at_once(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
     "a refusal that trickles": lambda: slowly(NO + b"<", b"x"),
-    "a bomb": lambda: [bomb(2)],
-    "a smaller bomb": lambda: [bomb(1)],
     "an unknown encoding": lambda: [OK + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}"]}
 
 
@@ -8591,45 +8104,34 @@ class TestBlackHoles(EnduranceWorld, unittest.TestCase):
 class TestRotation(EnduranceWorld, unittest.TestCase):
     """Rows 3 and 6: tokens that are replaced while somebody works with them."""
 
-    def users(self, part: str) -> List[Optional[str]]:
-        """Return who made the matching requests; None stands for a token that nobody knows."""
-        return [request.user for request in self.cluster.seen(None, part)
-                if request.headers.get("user-agent", "").startswith("velero_requests")]
-
     def test_a_refused_token_is_read_again_at_once(self) -> None:
         """When the file has another token, a call that met 401 is made once more, a POST too."""
         for name, (method, part, call) in CALLS.items():
             with self.subTest(call=name):
                 old = self.new_token()
                 api = self.api(self.token_kubeconfig(old))
-                api.get(velero_requests.BACKUPS, self.namespace, "b1")
+                api.get(vr.BACKUPS, self.namespace, "b1")
                 self.write_token(self.new_token())
                 del self.cluster.tokens[old]
                 self.cluster.forget()
                 call(api, self.namespace)
-                self.assertEqual([request.status == 401 for request in self.cluster.seen(method, part)],
-                                 [True, False])
+                self.assertEqual([request.status == 401 for request in self.cluster.seen(method, part)], [True, False])
 
     def test_a_token_that_stays_refused_is_tried_twice(self) -> None:
-        """When the file has no better token, the second 401 is the error, and says what to do."""
+        """When the file has no better token, the second 401 is the error; one of the kubeconfig is tried once."""
         old = self.new_token()
         api = self.api(self.token_kubeconfig(old))
         del self.cluster.tokens[old]
-        for name, (method, part, call) in CALLS.items():
+        for name, (_, _, call) in CALLS.items():
             with self.subTest(call=name):
                 self.cluster.forget()
-                with self.assertRaises(velero_requests.ApiError) as caught:
+                with self.assertRaises(vr.ApiError) as caught:
                     call(api, self.namespace)
                 self.assertEqual((caught.exception.status, self.cluster.count()), (401, 2))
                 self.assertIn("log in again", " ".join(caught.exception.hints))
-
-    def test_a_fixed_token_is_tried_once(self) -> None:
-        """A token of the kubeconfig itself cannot be renewed, so its 401 is the error at once."""
         self.cluster.script("GET", "/backups/b1", ALWAYS, status=401, body={"message": "Unauthorized"})
-        result = self.cli("backup", "logs", "b1")
-        self.assert_failed(result, 5, "Unauthorized")
+        self.assert_failed(self.cli("backup", "logs", "b1"), 5, "Unauthorized")
         self.assertEqual(self.cluster.count("GET", "/backups/b1"), 1)
-        self.assertIn("log in again", result.err)
 
     def test_a_read_that_fails_keeps_the_old_token(self) -> None:
         """While the file is gone, empty, half-written, a folder or unreadable, the old token is used."""
@@ -8643,12 +8145,12 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
                             ("two lines", lambda: write(b"a\nb")), ("binary", lambda: write(b"\xff\x00\x80")),
                             ("gone", lambda: os.remove(path)), ("folder", lambda: os.mkdir(path))):
             with self.subTest(name):
-                api.get(velero_requests.BACKUPS, self.namespace, "b1")
+                api.get(vr.BACKUPS, self.namespace, "b1")
                 spoil()
                 self.cluster.script("GET", "/backups/b1", status=401, body={})
                 self.cluster.forget()
-                api.get(velero_requests.BACKUPS, self.namespace, "b1")
-                self.assertEqual(self.users("/backups/b1"), ["admin", "admin"])
+                api.get(vr.BACKUPS, self.namespace, "b1")
+                self.assertEqual([request.user for request in self.cluster.seen(None, "/backups/b1")], ["admin"] * 2)
 
     def test_without_a_token_nothing_is_sent(self) -> None:
         """An empty or absent token file and a failing plugin are errors each time, nothing anonymous."""
@@ -8665,18 +8167,17 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
             for attempt in range(3):
                 with self.subTest(name, attempt=attempt):
                     self.cluster.forget()
-                    with self.assertRaises(velero_requests.ConfigError):
-                        api.get(velero_requests.BACKUPS, self.namespace, "b1")
+                    self.assertRaises(vr.ConfigError, api.get, vr.BACKUPS, self.namespace, "b1")
                     self.assertEqual(self.cluster.seen(), [])
 
     def test_a_token_rotates_under_a_running_controller(self) -> None:
-        """Old token out, new one in the file: no request notices, and nobody is told of trouble."""
+        """Old token out, new one in the file: no request notices. Without a new one it waits, and says so once."""
         tokens = [self.new_token("controller")]
         program = Program(self.folder, "controller", "--kubeconfig", self.token_kubeconfig(tokens[0]), "-n",
                           self.namespace)
         self.addCleanup(program.kill)
         self.settle()
-        for _ in range(5):
+        for _ in range(3):
             tokens.append(self.new_token("controller"))
             self.write_token(tokens[-1])
             del self.cluster.tokens[tokens[-2]]
@@ -8684,24 +8185,15 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
             self.cluster.cut_watches()
         self.watched()
         self.assertNotIn("nauthorized", program.text())
-        self.assert_clean(*tokens, program.text())
-        self.assertEqual(program.end(signal.SIGTERM).code, 0)
-
-    def test_a_revoked_token_is_waited_for(self) -> None:
-        """Between the end of the old token and the new one the controller waits and says so once."""
-        old = self.new_token("controller")
-        program = Program(self.folder, "controller", "--kubeconfig", self.token_kubeconfig(old), "-n",
-                          self.namespace)
-        self.addCleanup(program.kill)
-        self.settle()
-        del self.cluster.tokens[old]
+        del self.cluster.tokens[tokens[-1]]
         self.cluster.cut_watches()
         wait_until(lambda: self.cluster.count("GET", "watch=", status=401) >= 4, 15, "some refusals")
         name = self.ask()
         self.write_token(self.new_token("controller"))
         self.answered(name)
-        lines = [line for line in program.text().splitlines() if "downloadrequests: " in line]
-        self.assertEqual(len(lines), 1, program.text())
+        self.assertEqual(program.text().count("downloadrequests: Unauthorized"), 1, program.text())
+        self.assert_clean(*tokens, program.text())
+        self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -9082,7 +8574,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                 self.addCleanup(api.session.close)
                 response = api.open_watch(velero_requests.BACKUPS, self.namespace,
                                                       self.cluster.version, seconds=30)
-                timer = threading.Timer(0.1, velero_requests.interrupt, [response])
+                timer = threading.Timer(0.1, response.interrupt)
                 timer.start()
                 with self.assertRaisesRegex(velero_requests.Unreachable, "broke off"):
                     list(velero_requests.watch_events(response))
@@ -9150,7 +8642,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             CALLS["get"][2](api, self.namespace)
         CALLS["get"][2](api, self.namespace)
         spread()
-        api.session.heard -= velero_requests.IDLE_DOOR
+        api.session.pool.heard -= 10
         CALLS["create"][2](api, self.namespace)
 
     def test_the_server_restarts(self) -> None:

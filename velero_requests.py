@@ -56,16 +56,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import base64
 import contextlib
-import email.utils
 import enum
-import errno
 import functools
 import hashlib
 import heapq
 import hmac
-import http.client
-import io
-import ipaddress
 import itertools
 import json
 import logging
@@ -73,16 +68,10 @@ import math
 import posixpath
 import random
 import re
-import select
-import shutil
 import socket
-import ssl
 import stat
-import subprocess
-import tempfile
 import threading
 import time
-import zlib
 from collections import deque
 from datetime import datetime, timedelta, timezone
 from typing import (
@@ -95,17 +84,8 @@ try:
 except ImportError:                          # Windows: two downloads of one target are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
-try:
-    import urllib3
-    import yaml
-except ImportError as missing:
-    if __name__ != "__main__":
-        raise
-    sys.exit(f"error: the package {missing.name} is missing\n"
-             "hint: `apt-get install python3-urllib3 python3-yaml`, `dnf install python3-urllib3 python3-pyyaml` or "
-             "`apk add py3-urllib3 py3-yaml`\n"
-             "hint: or in a venv: `python3 -m venv venv && venv/bin/pip install 'urllib3>=1.26,<3' 'PyYAML>=5.3'`; "
-             "without a network see Install in README.md")
+# Modules that take long to load, such as urllib3, yaml and ssl, are imported inside of the functions that use them: a
+# start pays for what its command needs, and what needs no network touches none of them.
 
 __version__ = "0.1.0"
 
@@ -124,7 +104,7 @@ def hides(*secrets: str) -> Callable[[type], Any]:
     All records are NamedTuples: thirty dataclasses take 25 ms of each start, for each is source to be compiled then.
     """
     def show(record: Any) -> str:
-        shown = [f"{name}={value!r}" for name, value in zip(record._fields, record) if name not in secrets]
+        shown = [f"{name}={value!r}" for name, value in record._asdict().items() if name not in secrets]
         return f"{type(record).__name__}({', '.join(shown)})"
 
     def hide(record: type) -> type:
@@ -150,7 +130,6 @@ class Exit(enum.IntEnum):
 
 DEFAULT_NAMESPACE = "velero"
 PROGRAM = "velero_requests.py"
-
 MESSAGE_LIMIT = 1024                         # characters; what core/v1 Event allows for a message
 
 
@@ -211,6 +190,9 @@ class NotFound(Error):
     exit = Exit.NOT_FOUND
 
 
+EXIT_OF_STATUS = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}
+
+
 class ApiError(Error):
     """The Kubernetes API refused: `status` is the HTTP code, `api_reason` the API's own word (NotFound, Expired …)."""
 
@@ -218,7 +200,11 @@ class ApiError(Error):
         super().__init__(message, hints=hints, reason="Forbidden" if status in (401, 403) else "ClusterError")
         self.status = status
         self.api_reason = api_reason
-        self.exit = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}.get(status, Exit.FAILED)
+        self.exit = EXIT_OF_STATUS.get(status, Exit.FAILED)
+
+
+class Missing(ApiError):
+    """The Kubernetes API has no such object, or does not serve its kind: status 404."""
 
 
 class RequestFailed(Error):
@@ -238,7 +224,7 @@ class StoreError(Error):
         self.status = status
         self.skew = timedelta(0)
         self.retry_after: Optional[float] = None  # seconds that the store asks to wait
-        self.exit = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}.get(status, Exit.FAILED)
+        self.exit = EXIT_OF_STATUS.get(status, Exit.FAILED)
 
 
 class Unreachable(Error):
@@ -300,13 +286,11 @@ def one_line(text: object, limit: int = 300) -> str:
 
 _DURATION_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
-_DURATION = re.compile(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", re.ASCII)
-DURATION_LIMIT = 100                         # characters; nobody means more of them
 
 
 def parse_duration(text: str) -> float:
     """Go's duration notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else."""
-    if len(text) > DURATION_LIMIT or not _DURATION.fullmatch(text):
+    if len(text) > 100 or not re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII):
         raise ValueError(f"invalid duration {one_line(text, 64)!r}")
     seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text))
     if seconds >= 2 ** 63 / 1e9:
@@ -346,20 +330,12 @@ def redact(text: str) -> str:
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match.group(3) else "***"), text)
 
 
-class SaidOnce:
-    """Texts that were said already; no more of them, and no longer ones, than memory has room for."""
-
-    def __init__(self, most: int) -> None:
-        self.texts: Set[str] = set()
-        self.most = most
-
-    def is_news(self, text: str) -> bool:
-        """Whether a text was not said yet; beyond the limit none is news."""
-        text = text[:MESSAGE_LIMIT]
-        if text in self.texts or len(self.texts) >= self.most:
-            return False
-        self.texts.add(text)
-        return True
+def is_first(text: str, seen: Set[str], most: int) -> bool:
+    """Whether a text was not seen yet; it is kept, cut, until there are so many, and then none is the first."""
+    known = len(seen)
+    if known < most:
+        seen.add(text[:MESSAGE_LIMIT])
+    return len(seen) > known
 
 
 def decode_base64(text: str) -> Optional[bytes]:
@@ -372,12 +348,11 @@ def decode_base64(text: str) -> Optional[bytes]:
 
 DEEPEST = 100                                # levels of a document; whatever walks it later can follow as many
 MOST_ELEMENTS = 2_200_000                    # of a JSON document; an object of etcd's 1.5 MiB cannot have more
-MAPPING_WEIGHT = 3                           # elements that a mapping counts for, for it takes more memory
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
 class TooMuch(ValueError):
-    """JSON that a few bytes of text would make too deep, or too large in memory."""
+    """JSON that a few bytes of text would make too large in memory."""
 
 
 def _integer(digits: str) -> int:
@@ -386,48 +361,37 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer)
-
-
 def parse_json(content: bytes, most: int = MOST_ELEMENTS) -> Any:
-    """A stranger's JSON, of at most `most` elements; ValueError, with no word of it, when it is none.
+    """A stranger's JSON, of at most `most` elements; ValueError, with no word of it, when it is none or too deep.
 
-    What is TooMuch is told by the marks outside of strings, before anything is built of it.
+    Elements and depth are counted by the marks outside of strings, before anything is built of them.
     """
     marks = bytes(content).replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
-    outside = marks.split(b'"')[::2] if marks.count(b'"') <= 2 * most + 2 else []
-    marks = b"".join(outside)
-    if not outside or marks.count(b",") + marks.count(b"[") + MAPPING_WEIGHT * marks.count(b"{") > most:
+    outside = b"".join(marks.split(b'"')[::2]) if marks.count(b'"') <= 2 * most + 2 else b"," * (most + 1)
+    if outside.count(b",") + outside.count(b"[") + 3 * outside.count(b"{") > most:  # a mapping takes more memory
         raise TooMuch(f"has more than {most} elements")
-    marks = marks.translate(None, b",")
-    for _ in range(DEEPEST if marks else 0):
-        marks = marks.replace(b"[]", b"").replace(b"{}", b"")
-    if marks and marks.count(b"[") == marks.count(b"]") and marks.count(b"{") == marks.count(b"}"):
-        raise TooMuch(f"is nested more than {DEEPEST} levels deep")
+    steps = (1 if mark in b"[{" else -1 for mark in outside.replace(b",", b""))
     try:
-        if marks:
-            raise ValueError("a bracket too many or too few")
-        return _DECODER.decode(str(content, "utf-8-sig", "surrogatepass"))
+        if max(itertools.accumulate(steps), default=0) > DEEPEST:
+            raise ValueError("too deep")
+        return json.loads(str(content, "utf-8-sig", "surrogatepass"), parse_int=_integer)
     except ValueError:
         raise ValueError("is no JSON") from None
 
 
 def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
-    """Byte chunks -> whole lines without their newline.
+    """Byte chunks -> whole lines without their newline; a last line that was cut off is dropped.
 
-    Splitting bytes and never text keeps a character that two chunks share in one piece. A last line without a newline
-    was cut off and is dropped; one that grows beyond `limit` bytes is an error.
+    Splitting bytes and never text keeps a character that two chunks share in one piece. A line that grows beyond
+    `limit` bytes is an error.
     """
-    held: List[bytes] = []                   # pieces of the line that has not ended yet
-    size = 0
+    held = bytearray()                       # of the line that has not ended yet
     for chunk in chunks:
-        *whole, rest = chunk.split(b"\n")
-        for piece in whole:
-            yield b"".join([*held, piece])
-            held, size = [], 0
-        held.append(rest)
-        size += len(rest)
-        if size > limit:
+        held += chunk
+        if b"\n" in chunk:
+            *whole, held = held.split(b"\n")
+            yield from map(bytes, whole)
+        if len(held) > limit:
             raise Unreachable(f"a line of more than {limit} bytes in the answer")
 
 
@@ -483,7 +447,46 @@ def header_value(text: str, what: str) -> str:
     return text
 
 
-_TYPE_NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "a mapping"}
+class Reader:
+    """Typed access to one mapping of a document; what is absent or null is empty, as in Go.
+
+    A value of another type goes to `mistake`, which raises here; a subclass may note it, and then it counts as empty.
+    """
+
+    TYPES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
+
+    def __init__(self, document: Any, where: str) -> None:
+        """where: the place for errors."""
+        self.where = where
+        self.fields = {str(name): value for name, value in self.typed(document, dict, "").items()}
+
+    def mistake(self, text: str) -> None:
+        """What to do about a value of a wrong type; the text does not hold the value."""
+        raise ConfigError(f"{self.where}{text}")
+
+    def typed(self, value: Any, kind: Any, name: str) -> Any:
+        """A value of this kind: a type, or [type] for a list of it."""
+        if isinstance(kind, list):
+            return [self.typed(item, kind[0], f"{name}[{number}]") for number, item in
+                    enumerate(self.typed(value, list, name))]
+        if isinstance(value, kind) and isinstance(value, bool) is (kind is bool):
+            return value
+        if value is not None:
+            cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
+            self.mistake(f"{name and ': '}{name} must be {self.TYPES[kind]}{cure}")
+        return kind()
+
+    def get(self, name: str, kind: Any = str) -> Any:
+        """A field."""
+        return self.typed(self.fields.get(name), kind, name)
+
+    def need(self, name: str) -> str:
+        """A text that must be there."""
+        text: str = self.get(name)
+        if not text:
+            raise ConfigError(f"{self.where} has no {name}")
+        return text
+
 
 # A Kubernetes object name (RFC 1123 subdomain). Backups and restores are objects, so no other name can exist; holding a
 # target to this rule keeps every key inside `backups/` or `restores/`.
@@ -496,6 +499,7 @@ def is_object_name(name: str) -> bool:
 
 
 def _ip_address(text: str) -> Any:
+    import ipaddress
     try:
         return ipaddress.ip_address(text)
     except ValueError:
@@ -503,6 +507,7 @@ def _ip_address(text: str) -> Any:
 
 
 def _in_network(address: Any, text: str) -> bool:
+    import ipaddress
     with contextlib.suppress(ValueError, TypeError):
         return address in ipaddress.ip_network(text, strict=False)
     return False
@@ -524,20 +529,10 @@ def backoff(failures: int, base: float, cap: float) -> float:
     return min(cap, base * 2.0 ** min(failures - 1, 64))
 
 
-_ENTITIES = {"lt": "<", "gt": ">", "amp": "&", "quot": '"', "apos": "'"}
-
-
-def _character(entity: Any) -> str:
-    """What a match of an XML entity stands for; one that stands for nothing stays as it is."""
-    name = entity.group(1)
-    if name[0] != "#":
-        return _ENTITIES.get(name, entity.group())
-    code = int("0" + name[1:], 16) if name[1] == "x" else int(name[1:])
-    return chr(code) if code < 0x110000 else entity.group()
-
-
 def _unescaped(text: str) -> str:
-    return re.sub(r"&(#x[0-9A-Fa-f]{1,6}|#[0-9]{1,7}|[a-z]+);", _character, text)
+    """Text of XML with its characters instead of entities; long ones are none, whose numbers would take long."""
+    import html
+    return re.sub(r"&(#x?[0-9A-Fa-f]{1,7}|[a-z]{2,6});", lambda entity: html.unescape(entity.group()), text)
 
 
 def xml_fields(body: bytes) -> Dict[str, str]:
@@ -546,15 +541,21 @@ def xml_fields(body: bytes) -> Dict[str, str]:
     return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
 
 
+def parse_http_date(header: Optional[str]) -> Optional[datetime]:
+    """A date of a header (RFC 9110 5.6.7) -> aware UTC datetime, or None for anything else."""
+    import email.utils
+    try:
+        return email.utils.parsedate_to_datetime((header or "")[:64]).astimezone(timezone.utc)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+
+
 def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
     """Retry-After, seconds or an HTTP date (RFC 9110 10.2.3) -> seconds from now; None when it says neither."""
     if re.fullmatch(r"\d{1,9}", header, re.ASCII):
         return float(header)
-    try:
-        instant = email.utils.parsedate_to_datetime(header[:64])
-        return max(0.0, (instant.astimezone(timezone.utc) - now).total_seconds())
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return None
+    instant = parse_http_date(header)
+    return None if instant is None else max(0.0, (instant - now).total_seconds())
 
 # ====================================================================================================
 # 2. Requests — the kinds, what can be asked for, and every policy of the controller: values in, an Outcome out
@@ -1633,37 +1634,12 @@ class Identity(NamedTuple):
     expires: Optional[datetime] = None
 
 
-class Entry:
-    """One mapping of a kubeconfig or of a plugin's answer; a wrong type is a ConfigError without the value."""
+class Entry(Reader):
+    """One mapping of a kubeconfig, whose relative paths start in the folder of its file."""
 
-    def __init__(self, fields: Any, file: str, where: str) -> None:
-        """Keep the fields; file: where relative paths start, where: the place for errors."""
-        if fields is not None and not isinstance(fields, dict):
-            raise ConfigError(f"{where} must be a mapping")
-        self.fields = {str(name): value for name, value in (fields or {}).items()}
-        self.file, self.where = file, where
-
-    def get(self, name: str, kind: type = str) -> Any:
-        """A field; what is absent or null is empty, as in Go."""
-        value = self.fields.get(name)
-        if value is not None and not isinstance(value, kind):
-            cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
-            raise ConfigError(f"{self.where}: {name} must be {_TYPE_NAMES[kind]}{cure}")
-        return kind() if value is None else value
-
-    def need(self, name: str) -> str:
-        """A text that must be there."""
-        text: str = self.get(name)
-        if not text:
-            raise ConfigError(f"{self.where} has no {name}")
-        return text
-
-    def texts(self, name: str) -> List[str]:
-        """A list of texts."""
-        values = self.get(name, list)
-        if not all(value is None or isinstance(value, str) for value in values):
-            raise ConfigError(f"{self.where}: {name} must be a list of strings")
-        return [value or "" for value in values]
+    def __init__(self, document: Any, where: str, file: str = "") -> None:
+        super().__init__(document, where)
+        self.file = file
 
     def path(self, name: str) -> str:
         """A path, seen from the folder of the file; `..` goes by the letters, as Go's filepath.Join."""
@@ -1685,9 +1661,9 @@ def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
         for item in file.get(f"{kind}s", list):
             names.append(_text(item, "name"))
             if names[-1] == name:
-                return Entry(_at(item, kind), file.file, f"{file.where}, {kind} {one_line(name)!r}")
+                return Entry(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
     if kind == "user":  # one that is not there is nobody, as in kubectl
-        return Entry({}, "", "")
+        return Entry({}, "")
     raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
                       hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
 
@@ -1702,9 +1678,9 @@ def exec_plugin_from(entry: Entry) -> ExecPlugin:
     if mode not in INTERACTIVE_MODES:
         raise ConfigError(f"{entry.where} has interactiveMode {one_line(mode, 64)!r}, not one of "
                           f"{', '.join(INTERACTIVE_MODES)}")
-    variables = [Entry(item, "", f"{entry.where}, env") for item in entry.get("env", list)]
+    variables = [Reader(item, f"{entry.where}, env") for item in entry.get("env", list)]
     return ExecPlugin(
-        command=entry.path("command") if "/" in command else command, arguments=tuple(entry.texts("args")),
+        command=entry.path("command") if "/" in command else command, arguments=tuple(entry.get("args", [str])),
         environment=tuple((variable.get("name"), variable.get("value")) for variable in variables),
         api_version=version, install_hint=entry.get("installHint"),
         provide_cluster_info=entry.get("provideClusterInfo", bool), interactive_mode=mode)
@@ -1712,15 +1688,15 @@ def exec_plugin_from(entry: Entry) -> ExecPlugin:
 
 def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
     """A user's as, as-uid, as-groups, as-user-extra -> request headers (client-go transport/round_trippers.go)."""
-    name, uid, groups = user.get("as"), user.get("as-uid"), user.texts("as-groups")
-    extra = Entry(user.get("as-user-extra", dict), "", f"{user.where}, as-user-extra")
+    name, uid, groups = user.get("as"), user.get("as-uid"), user.get("as-groups", [str])
+    extra = Reader(user.get("as-user-extra", dict), f"{user.where}, as-user-extra")
     if not name and (uid or groups or extra.fields):
         raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
     headers = [("Impersonate-User", name)] if name else []
     headers += [("Impersonate-Uid", uid)] if uid else []
     headers += [("Impersonate-Group", group) for group in groups]
     headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
-                for key in sorted(extra.fields) for value in extra.texts(key)]
+                for key in sorted(extra.fields) for value in extra.get(key, [str])]
     if not all(value.isprintable() for _, value in headers):
         raise ConfigError(f"{user.where}: whom it impersonates has characters that cannot be sent, such as a line end")
     return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
@@ -1737,7 +1713,7 @@ def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
     if certificate or fields["token"] or fields["token_file"] or fields["username"]:
         return fields
     if user.fields.get("exec") is not None:
-        return {"exec_plugin": exec_plugin_from(Entry(user.fields["exec"], user.file, f"{user.where}, exec"))}
+        return {"exec_plugin": exec_plugin_from(Entry(user.fields["exec"], f"{user.where}, exec", user.file))}
     if user.fields.get("auth-provider") is not None:
         name = _text(user.fields, "auth-provider", "name")
         raise ConfigError(
@@ -1759,7 +1735,7 @@ def proxy_url(text: str, what: str) -> str:
 
 def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") -> Optional[Cluster]:
     """Kubeconfigs as (path, document) -> cluster and user of one context; None when no context is chosen anywhere."""
-    entries = [Entry(document, path, f"kubeconfig {path}") for path, document in files]
+    entries = [Entry(document, f"kubeconfig {path}", path) for path, document in files]
     context = context or next(filter(None, (entry.get("current-context") for entry in entries)), "")
     if not context:
         return None
@@ -1789,18 +1765,18 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
 def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
     """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
     where = f"the answer of exec plugin {plugin.command}"
-    top = Entry(answer, "", where)
+    top = Reader(answer, where)
     if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != plugin.api_version:
         raise ConfigError(f"{where} is no ExecCredential of {plugin.api_version}", hints=[
             "the plugin may be older or newer than the kubeconfig"])
-    status = Entry(top.get("status", dict), "", where)
-    expires = parse_time(status.fields.get("expirationTimestamp"))
-    if expires is None and status.fields.get("expirationTimestamp") is not None:
+    status = Reader(top.get("status", dict), where)
+    end = status.fields.get("expirationTimestamp")
+    if end is not None and parse_time(end) is None:
         raise ConfigError(f"{where} has an expirationTimestamp that is no time")
     token, certificate, key = map(status.get, ("token", "clientCertificateData", "clientKeyData"))
     if bool(certificate) != bool(key) or not (token or certificate):
         raise ConfigError(f"{where} has neither a token nor a certificate with its key")
-    return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), expires)
+    return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), parse_time(end))
 
 
 def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
@@ -2014,13 +1990,12 @@ MOST_SKEW = timedelta(days=1)                # by a date further off we would si
 
 
 def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
-    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say, or nothing credible."""
-    import email.utils
-    try:
-        theirs = email.utils.parsedate_to_datetime((headers.get("Date") or "")[:64])
-        skew = theirs.astimezone(timezone.utc) - now
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return timedelta(0)
+    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say, or nothing credible.
+
+    By a date that is too far off we would sign what is good only years from now.
+    """
+    theirs = parse_http_date(headers.get("Date"))
+    skew = theirs - now if theirs else timedelta(0)
     return skew if abs(skew) <= MOST_SKEW else timedelta(0)
 
 
@@ -2911,19 +2886,9 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 # 10. Connections — TLS, deadlines, pools, sessions and their renewal
 # ====================================================================================================
 
-SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 CONNECT_TIMEOUT = 10.0                       # seconds
 READ_TIMEOUT = 20.0                          # seconds that a call to the API may take in all, a page of a list thrice
-FIFO_TIMEOUT = 0.5                           # seconds until somebody writes to it
-FIFO_PATIENCE = 30.0                         # seconds until its writer has ended, as in <(command)
-PROBE_TIMEOUT = 5.0                          # seconds, for a second look at a certificate that was not trusted
-TOKEN_LIFE = 50.0                            # seconds; client-go transport/token_source.go: a minute less 10 s
-FILES_LIFE = 300.0                           # seconds; client-go reads certificate files again every 5 minutes
-EXEC_LEEWAY = 30.0                           # seconds before its end that an exec plugin's answer is renewed
 ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
-REFUSAL_TIME = 2.0                           # seconds that the text of a refusal is read; it may have no end
-IDLE_DOOR = 10.0                             # seconds without an answer, after which no old connection is relied upon
-TOO_LARGE = "TooLarge"                       # reason of an error; asking for less may help
 KUBECONFIG_LIMIT = 8 << 20                   # bytes
 LARGEST_YAML = 100_000                       # nodes with aliases followed; 3,000 clusters have as many
 POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
@@ -2939,57 +2904,36 @@ def _open_now(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO may have nobody who writes to it
 
 
-def _read_fifo(file: Any, limit: int) -> bytes:
-    """What a FIFO brings until its writer ends; OSError when nobody writes to it, or does not come to an end."""
-    content, deadline = b"", time.monotonic() + FIFO_PATIENCE
-    while limit < 0 or len(content) < limit:
-        readable = select.select([file], [], [], FIFO_TIMEOUT)[0]
-        piece = file.raw.read(select.PIPE_BUF)  # None: its writer has not gone on yet; empty: there is no writer
-        if readable and piece == b"":
-            break
-        if piece == b"":
-            raise OSError(errno.ETIMEDOUT, "it is a FIFO that nobody writes to")
-        if time.monotonic() > deadline:
-            raise OSError(errno.ETIMEDOUT, f"it is a FIFO whose writer does not end within {FIFO_PATIENCE:.0f} s")
-        content += piece or b""
-    return content
-
-
 def read_file(path: str, purpose: str, limit: int = -1) -> bytes:
     """The content of a file, at most `limit` bytes and one more; ConfigError that names the file and what it is for."""
     try:
-        with open(path, "rb", opener=_open_now) as file:
-            read = functools.partial(_read_fifo, file) if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode) else file.read
-            return read(limit if limit < 0 else limit + 1)
+        with open(path, "rb") as file:
+            return file.read(limit if limit < 0 else limit + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {purpose} {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-BUNDLE_LIMIT, MOST_CERTIFICATES = 1 << 20, 1000  # bytes, and how many; a system trusts 150 in 220 KB
+@hides("ca_cert")
+class Trust(NamedTuple):
+    """Whom to trust behind an https URL: the system's authorities and `ca_cert` (PEM), or anybody."""
+
+    ca_cert: bytes = b""
+    insecure: bool = False
+    source: str = "the certificate authority"  # of ca_cert, named in errors
+    alone: bool = False                      # ca_cert instead of the system's authorities
 
 
-def _trust_each(context: ssl.SSLContext, pem: str) -> int:
-    """Trust the certificates of a bundle -> how many; one that cannot be read spoils no other, as in Go."""
-    begin, end, count = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----", 0
-    for block in pem.split(begin, MOST_CERTIFICATES)[1:]:
-        body, ended, _ = block.partition(end)
-        with contextlib.suppress(ssl.SSLError, ValueError):
-            context.load_verify_locations(cadata=begin + (body if ended else "") + end)
-            count += 1
-    return count
+def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
+    """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
-
-def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = True,
-                source: str = "the certificate authority", hosts: Sequence[Optional[str]] = ()) -> ssl.SSLContext:
-    """A TLS client context for a host and its proxy; ConfigError naming `source` when ca_cert is unusable.
-
-    ca_cert: PEM that is trusted; with `system` in addition to the system's authorities, without it instead of them.
     Python 3.13 sets VERIFY_X509_STRICT, which private authorities of old clusters fail; for a pinned one it is cleared.
-    A name counts only as a subject alternative name, as in Go.
+    A name counts only as a subject alternative name. A certificate that cannot be read spoils no other. Both as in Go.
     """
+    import ssl
+    import urllib3
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if insecure:
+    if trust.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
@@ -2997,114 +2941,46 @@ def tls_context(ca_cert: bytes = b"", *, insecure: bool = False, system: bool = 
         context.check_hostname = False  # it names no IP address to OpenSSL, and checks every name itself then
     with contextlib.suppress(AttributeError):  # an OpenSSL too old to be asked
         context.hostname_checks_common_name = False
-    if system:
+    if not trust.alone:
         context.load_default_certs()
-    if ca_cert:
-        if len(ca_cert) > BUNDLE_LIMIT:
-            raise ConfigError(f"{source} is larger than {BUNDLE_LIMIT >> 20} MiB", reason="InvalidStorageLocation")
-        context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
-        if not _trust_each(context, ca_cert.decode("ascii", "ignore")):  # comments may be in any language
-            raise ConfigError(f"{source} holds no PEM certificate", reason="InvalidStorageLocation")
+    if not trust.ca_cert:
+        return context
+    if len(trust.ca_cert) > 1 << 20:
+        raise ConfigError(f"{trust.source} is larger than 1 MiB", reason="InvalidStorageLocation")
+    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
+    readable = 0
+    for block in re.findall("-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----",
+                            trust.ca_cert.decode("ascii", "ignore"))[:1000]:  # a system trusts 150
+        with contextlib.suppress(ssl.SSLError, ValueError):
+            context.load_verify_locations(cadata=block)
+            readable += 1
+    if not readable:
+        raise ConfigError(f"{trust.source} holds no PEM certificate", reason="InvalidStorageLocation")
     return context
 
 
-@contextlib.contextmanager
-def _as_path(content: bytes) -> Iterator[str]:
-    """A path to content that must not stay on disk: anonymous memory on Linux, else a 0600 file removed at once."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("velero_requests")
-        try:
-            os.write(descriptor, content)
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-        return
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
+def load_client_certificate(context: Any, certificate: bytes, key: bytes, source: str) -> None:
+    """Show this certificate to servers that ask; ConfigError when the key is another's, or locked.
+
+    OpenSSL wants a file. On Linux it is anonymous memory, elsewhere it is gone at once and nobody else may read it.
+    """
+    import tempfile
+    in_memory = hasattr(os, "memfd_create")
+    with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
+        file.write(certificate + b"\n" + key)
         file.flush()
-        yield file.name
-
-
-def load_client_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes, source: str) -> None:
-    """Show this certificate to servers that ask; ConfigError when the key is another's, or locked."""
-    with _as_path(certificate + b"\n" + key) as path:
-        try:
-            context.load_cert_chain(path, password="")  # an encrypted key fails instead of prompting on the terminal
-        except (ssl.SSLError, OSError):
+        try:  # an encrypted key fails instead of prompting on the terminal
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
+        except OSError:                      # SSLError is one
             raise ConfigError(f"the client certificate and key of {source} are not a matching pair of PEM, or the key "
                               "is encrypted") from None
 
 
-# Flags of OpenSSL's x509_vfy.h that the ssl module of Python 3.8 does not name.
-X509_PARTIAL_CHAIN, X509_NO_CHECK_TIME = 0x80000, 0x200000
-
-
-def _peer_certificate(url: str, server_name: str, proxy: str, until: float, context: ssl.SSLContext, binary: bool
-                      ) -> Any:
-    parts, gate = urlsplit(url), urlsplit(proxy or url)
-    connection = http.client.HTTPConnection(gate.hostname or "", gate.port or (80 if proxy else 443),
-                                            timeout=max(0.01, until - time.monotonic()))
-    if proxy:
-        login = f"{unquote(gate.username)}:{unquote(gate.password or '')}" if gate.username else None
-        connection.set_tunnel(parts.hostname or "", parts.port or 443, urllib3.make_headers(proxy_basic_auth=login))
-    with contextlib.closing(connection):
-        connection.connect()
-        connection.sock.settimeout(max(0.01, until - time.monotonic()))
-        with context.wrap_socket(connection.sock, server_hostname=server_name or parts.hostname) as secured:
-            return secured.getpeercert(binary_form=binary)
-
-
-def explain_certificate(url: str, server_name: str, proxy: str) -> str:
-    """Whose certificate a server shows that was not trusted; empty when it cannot be had, as through an https proxy.
-
-    Python decodes only what it has verified, so a second handshake trusts exactly the certificate of the first.
-    """
-    look = functools.partial(_peer_certificate, url, server_name, proxy, time.monotonic() + PROBE_TIMEOUT)
-    exact = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    exact.check_hostname = False
-    exact.verify_flags = ssl.VerifyFlags(X509_PARTIAL_CHAIN | X509_NO_CHECK_TIME)
-    try:
-        exact.load_verify_locations(cadata=look(tls_context(insecure=True), True))
-        shown = look(exact, False)
-    except (OSError, ValueError, http.client.HTTPException):
-        return ""
-    names = ", ".join(value for _, value in shown.get("subjectAltName", ())) or "no name at all"
-    subject, issuer = (", ".join(f"{key}={value}" for part in shown.get(field, ()) for key, value in part)
-                       for field in ("subject", "issuer"))
-    return one_line(f"(it is for {names}; subject {subject or 'nobody'}; issuer {issuer or 'nobody'}; valid until "
-                    f"{shown.get('notAfter')})", 1000)
-
-
-def _tls_text(cause: BaseException) -> str:
-    reason = getattr(cause, "reason", None) or str(cause)
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return "what answers there does not speak TLS; is it an http port?"
-    return one_line(redact(str(reason).replace("_", " ").lower()))
-
-
-def unreachable(error: Exception, where: str, url: str, server_name: str = "", hint: str = "", proxy: str = ""
-                ) -> Unreachable:
-    """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, proxy, or why TLS failed.
-
-    url: where to look at the certificate; empty where the sentence may hold nothing that the peer has sent.
-    """
-    cause: BaseException = error
-    while cause.__cause__ or cause.__context__:
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    if isinstance(error, urllib3.exceptions.ProxyError):
-        text = getattr(cause, "strerror", None) or _tls_text(cause)
-        return Unreachable(f"cannot reach {where} through its proxy: {text}")
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        shown = explain_certificate(url, server_name, proxy) if url else ""
-        problem = f"{cause.verify_message} {shown}".rstrip()
-        return Unreachable(f"{where} has a certificate that is not trusted: {problem}", hints=[hint] if hint else [])
-    if isinstance(error, urllib3.exceptions.SSLError) or isinstance(cause, ssl.SSLError):
-        return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
-    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
-    if isinstance(cause, socket.timeout) or isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
-        return Unreachable(f"{where} does not answer in time")
-    text = getattr(cause, "strerror", None) or (one_line(redact(str(cause))) if url else "it does not answer in HTTP")
-    return Unreachable(f"cannot reach {where}: {text}")
+def _proxy_headers(proxy: str) -> Dict[str, str]:
+    import urllib3
+    gate = urlsplit(proxy)
+    login = f"{unquote(gate.username)}:{unquote(gate.password or '')}" if gate.username else None
+    return urllib3.make_headers(proxy_basic_auth=login)
 
 
 _thread = threading.local()                  # its `deadline`: when what the thread asks of the network must be over
@@ -3116,7 +2992,7 @@ def time_left() -> float:
 
 
 @contextlib.contextmanager
-def within(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Let everything that this thread asks of the network be over in so many seconds, however little comes at a time.
 
     Connecting, TLS, a proxy's CONNECT, sending, headers and body count together. What is read of a response after the
@@ -3140,139 +3016,239 @@ def off_the_clock() -> Iterator[None]:
         _thread.deadline = getattr(_thread, "deadline", math.inf) + time.monotonic() - started
 
 
-def _limit(sock: Any, idle: Optional[float]) -> None:
-    """Give the next call of a socket its idle limit, or less when the deadline comes before that."""
-    left = min(time_left(), math.inf if idle is None else idle)
-    if left <= 0:
-        raise socket.timeout("timed out")
-    wanted = None if left == math.inf else left
-    if sock.gettimeout() != wanted:          # which is no system call, but the next line is one
-        sock.settimeout(wanted)
+@functools.lru_cache(maxsize=None)
+def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
+    """The class for TLS sockets, and connections of urllib3 by scheme, that keep the deadline."""
+    import http.client
+    import ssl
+    import urllib3
+
+    def timed(name: str) -> Callable[..., Any]:
+        """A call of a socket that waits as long as it was told, or less when the deadline comes before that."""
+        def call(sock: Any, *args: Any) -> Any:
+            idle, left = sock.gettimeout(), time_left()
+            if left <= 0:
+                raise socket.timeout("timed out")
+            if left < (math.inf if idle is None else idle):
+                sock.settimeout(left)
+            try:
+                return getattr(super(Timed, sock), name)(*args)
+            finally:
+                if sock.gettimeout() != idle:  # which is no system call, but the next line is one
+                    sock.settimeout(idle)
+
+        return call
+
+    class Timed:
+        recv, recv_into, send, sendall, do_handshake = map(
+            timed, ("recv", "recv_into", "send", "sendall", "do_handshake"))
+
+    plain_socket = type("PlainSocket", (Timed, socket.socket), {})
+
+    class Connection:
+        def _new_conn(self) -> socket.socket:  # a hook of urllib3's, which makes each TCP connection by it
+            made = super()._new_conn()
+            idle, sock = made.gettimeout(), plain_socket(fileno=made.detach())
+            sock.settimeout(idle)
+            return sock
+
+        def response_class(self, *args: Any, **options: Any) -> Any:
+            self.reply = http.client.HTTPResponse(*args, **options)
+            return self.reply
+
+    return type("TlsSocket", (Timed, ssl.SSLSocket), {}), {
+        "http": type("Http", (Connection, urllib3.connection.HTTPConnection), {}),
+        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}
 
 
-class _TimedReader(io.RawIOBase):
-    """The bytes of a socket; each reading waits no longer than `_limit` says."""
+def _redacted(record: logging.LogRecord) -> bool:
+    """A filter for urllib3's own loggers, which at DEBUG tell every URL that is asked for."""
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
 
-    def __init__(self, sock: Any) -> None:
-        self._socket, self._idle = sock, sock.gettimeout()
-        self._file = sock.makefile("rb", buffering=0)
 
-    def readable(self) -> bool:
-        return True
+def explain_certificate(url: str, server_name: str, proxy: str) -> str:
+    """Whose certificate a server shows that was not trusted; empty when it cannot be had, as through an https proxy.
 
-    def readinto(self, buffer: Any) -> Optional[int]:
-        _limit(self._socket, self._idle)
-        return self._file.readinto(buffer)
+    Python decodes only what it has verified, so a second handshake trusts exactly the certificate of the first.
+    """
+    import http.client
+    import ssl
+    parts, gate = urlsplit(url), urlsplit(proxy or url)
+
+    def look(context: ssl.SSLContext, binary: bool) -> Any:
+        connection = http.client.HTTPConnection(gate.hostname or "", gate.port or (80 if proxy else 443),
+                                                timeout=max(0.01, min(2.0, time_left())))
+        if proxy:
+            connection.set_tunnel(parts.hostname or "", parts.port or 443, _proxy_headers(proxy))
+        with contextlib.closing(connection):
+            connection.connect()
+            with context.wrap_socket(connection.sock, server_hostname=server_name or parts.hostname) as secured:
+                return secured.getpeercert(binary)
+
+    exact = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    exact.check_hostname = False
+    exact.verify_flags = ssl.VerifyFlags(0x80000 | 0x200000)  # PARTIAL_CHAIN, NO_CHECK_TIME: not named in Python 3.8
+    try:
+        exact.load_verify_locations(cadata=look(tls_context(Trust(insecure=True)), True))
+        shown = look(exact, False)
+    except (OSError, ValueError, http.client.HTTPException):
+        return ""
+    names = ", ".join(value for _, value in shown.get("subjectAltName", ())) or "no name at all"
+    subject, issuer = (", ".join(f"{key}={value}" for part in shown.get(field, ()) for key, value in part) or "nobody"
+                       for field in ("subject", "issuer"))
+    return one_line(f"(it is for {names}; subject {subject}; issuer {issuer}; valid until {shown.get('notAfter')})",
+                    1000)
+
+
+def _tls_text(cause: BaseException) -> str:
+    reason = getattr(cause, "reason", None) or str(cause)
+    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        return "what answers there does not speak TLS; is it an http port?"
+    return one_line(redact(str(reason).replace("_", " ").lower()))
+
+
+class Response:
+    """An answer, whose body is read as it comes; whatever goes wrong with that is an OSError."""
+
+    def __init__(self, answer: Any) -> None:
+        """answer: urllib3's. Its own `read` waits for all that was asked for, and loses what came before a break."""
+        self.status, self.headers = answer.status, answer.headers
+        self._answer, self._connection, self._reply = answer, answer.connection, answer.connection.reply
+        self._left = math.inf if self._reply.length is None else self._reply.length
+
+    def read1(self, size: int = 65536) -> bytes:
+        """What has come of the body, at most `size` bytes; waits for the first of them, there is none at the end."""
+        import http.client
+        try:
+            piece = self._reply.read1(int(min(size, self._left))) if self._left else b""
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"the body is cut short: {error}") from error
+        self._left -= len(piece)             # http.client counts only from Python 3.12 on
+        if not piece and 0 < self._left < math.inf:
+            raise ConnectionError("the body is cut short")
+        if not piece or not self._left:
+            self._reply.close()
+            self._answer.release_conn()      # for the next request
+        return piece
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.read1, b"")
+
+    def read(self, limit: int) -> bytes:
+        """The whole body; TooMuch when it has more than `limit` bytes."""
+        if self.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise ValueError("is encoded in a way that nobody asked for")
+        body = bytearray()
+        for piece in self:
+            body += piece
+            if len(body) > limit:
+                raise TooMuch(f"has more than {limit >> 20} MiB")
+        return bytes(body)
+
+    def refusal(self) -> bytes:
+        """The text of a refusal as far as it comes soon, for it may have no end."""
+        text = b""
+        with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError):
+            for piece in self:
+                text += piece
+                if len(text) >= ERROR_LIMIT:
+                    break
+        return text[:ERROR_LIMIT]
 
     def close(self) -> None:
-        self._file.close()
-        super().close()
+        """Close the connection, unless the body was read to its end."""
+        self._answer.close()
+
+    def interrupt(self) -> None:
+        """End the body from another thread: its reader sees the stream end."""
+        sock = self._connection.sock
+        while sock is not None and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
+            sock = getattr(sock, "socket", None)
+        with contextlib.suppress(OSError):
+            if sock is not None:
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-class _TimedResponse(http.client.HTTPResponse):
-    """A response, to a request or to a proxy's CONNECT, that is read by a _TimedReader."""
+class ConnectionPool:
+    """Connections to the host of an http or https URL, through a proxy where there is one; nothing is sent yet."""
 
-    def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp.close()
-        self.fp = io.BufferedReader(_TimedReader(sock), 65536)
+    def __init__(self, url: str, where: str, *, trust: Trust = Trust(), certificate: Tuple[bytes, bytes] = (b"", b""),
+                 proxy: str = "", server_name: str = "", size: int = 1, hint: str = "", quoting: bool = True) -> None:
+        """where: the host in errors. certificate: ours, with its key. hint: the cure for a certificate that is not
+        trusted. quoting: whether errors may hold what the host has sent.
 
+        Through a proxy https is tunnelled; plain http is asked for with the whole URL, as proxies want it.
+        """
+        import urllib3
+        for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
+            logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # the same one again has no effect
+        self.url, self.where, self.proxy, self.server_name = url, where, proxy, server_name
+        self.hint, self.quoting = hint, quoting
+        self.heard = time.monotonic()        # when the last answer came
+        parts, gate = urlsplit(url), urlsplit(proxy)
+        context: Any = None
+        if "https" in (parts.scheme, gate.scheme):
+            context = tls_context(trust, (server_name or parts.hostname, gate.hostname))
+            context.sslsocket_class = _timed_classes()[0]
+            if certificate[0]:
+                load_client_certificate(context, *certificate, "the kubeconfig or its exec plugin")
+        options: Dict[str, Any] = {"maxsize": size}
+        if parts.scheme == "https":
+            options.update(ssl_context=context, cert_reqs=context.verify_mode)
+            options.update({"server_hostname": server_name} if server_name else {})
+        manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
+            f"{gate.scheme}://{gate.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(proxy),
+            proxy_ssl_context=context if gate.scheme == "https" else None, **options)
+        self.pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
+        self.pool.ConnectionCls = _timed_classes()[1][parts.scheme]
+        self.prefix = f"http://{parts.netloc}" if proxy and parts.scheme == "http" else ""
 
-class _TimedTls(ssl.SSLSocket):
-    """TLS with a proxy; a second TLS within it reads record by record, and each could take its time."""
+    def request(self, method: str, target: str, headers: Mapping[str, str], body: Optional[bytes] = None, *,
+                idle: float) -> Response:
+        """Send one request -> the response, its body unread; Unreachable, from urllib3's error, when there is none.
 
-    def recv(self, *args: Any) -> bytes:
-        _limit(self, self.gettimeout())
-        return super().recv(*args)
+        idle: seconds without a byte. Until the headers are there, all of it together has no more than that.
+        """
+        import urllib3
+        try:
+            with time_limit(idle):
+                answer = self.pool.urlopen(
+                    method, self.prefix + target, body=body, headers=headers, retries=False, redirect=False,
+                    preload_content=False, assert_same_host=False,
+                    timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, idle), read=idle))
+        except urllib3.exceptions.HTTPError as error:
+            self.heard = -math.inf
+            raise self.unreachable(error) from error
+        self.heard = time.monotonic()
+        return Response(answer)
 
+    def unreachable(self, error: Exception) -> Unreachable:
+        """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, proxy, or why TLS failed."""
+        import ssl
+        from urllib3 import exceptions
+        where, cause = self.where, error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        if isinstance(error, exceptions.ProxyError):
+            text = getattr(cause, "strerror", None) or _tls_text(cause)
+            return Unreachable(f"cannot reach {where} through its proxy: {text}")
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            shown = explain_certificate(self.url, self.server_name, self.proxy) if self.quoting else ""
+            problem = f"{cause.verify_message} {shown}".rstrip()
+            return Unreachable(f"{where} has a certificate that is not trusted: {problem}",
+                               hints=filter(None, [self.hint]))
+        if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
+            return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
+        refused = isinstance(error, exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
+        if isinstance(cause, socket.timeout) or isinstance(error, exceptions.TimeoutError) and not refused:
+            return Unreachable(f"{where} does not answer in time")
+        said = one_line(redact(str(cause))) if self.quoting else "it does not answer in HTTP"
+        return Unreachable(f"cannot reach {where}: {getattr(cause, 'strerror', None) or said}")
 
-class _Timed:
-    """What makes a connection of urllib3 keep the deadline."""
-
-    response_class = _TimedResponse
-
-    def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()  # type: ignore[misc]
-        _limit(sock, sock.gettimeout())  # for the handshake of TLS, which has all of a socket's timeout
-        return sock
-
-
-class _TimedHttp(_Timed, urllib3.connection.HTTPConnection):
-    pass
-
-
-class _TimedHttps(_Timed, urllib3.connection.HTTPSConnection):
-    pass
-
-
-def _socket_options() -> List[Tuple[int, int, int]]:
-    """Keepalive after 30 s, so that a peer that vanished is noticed; named options where the platform has them."""
-    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 60_000)):
-        if hasattr(socket, name):
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    return options
-
-
-class RedactingFilter(logging.Filter):
-    """Lets a line pass without signatures and tokens."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Redact a line with its arguments filled in."""
-        record.msg, record.args = redact(record.getMessage()), ()
-        return True
-
-
-_REDACTING = RedactingFilter()
-
-
-def redact_transport_logs() -> None:
-    """Let urllib3's own loggers, which at DEBUG tell every URL that is asked for, tell none that is a secret."""
-    for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
-        logging.getLogger(f"urllib3.{name}").addFilter(_REDACTING)  # the same one again has no effect
-
-
-class Door(NamedTuple):
-    """A pool of connections to one host; `prefix` goes in front of every path."""
-
-    pool: urllib3.HTTPConnectionPool
-    prefix: str = ""
-
-
-def open_door(url: str, context: Optional[ssl.SSLContext], *, proxy: str = "", server_name: str = "", size: int = 1
-              ) -> Door:
-    """A door to the host of an http or https URL; nothing is sent yet. context: for https, and for an https proxy.
-
-    Through a proxy https is tunnelled; plain http is asked for with the whole URL, as proxies want it.
-    """
-    redact_transport_logs()
-    parts = urlsplit(url)
-    options: Dict[str, Any] = {"maxsize": size, "socket_options": _socket_options(),
-                               "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)}
-    secure = {} if context is None else {"ssl_context": context, "cert_reqs": context.verify_mode}
-    if server_name:
-        secure.update(server_hostname=server_name)
-    if not proxy:
-        kind = urllib3.HTTPConnectionPool if parts.scheme == "http" else urllib3.HTTPSConnectionPool
-        pool = kind(parts.hostname, parts.port, **options, **({} if parts.scheme == "http" else secure))
-        pool.ConnectionCls = _TimedHttp if parts.scheme == "http" else _TimedHttps
-        return Door(pool)
-    gate = urlsplit(proxy)
-    if gate.scheme == "https" and context is not None:
-        context.sslsocket_class = _TimedTls
-    password = f"{unquote(gate.username)}:{unquote(gate.password or '')}" if gate.username else None
-    manager = urllib3.ProxyManager(
-        f"{gate.scheme}://{gate.netloc.rpartition('@')[2]}",
-        proxy_ssl_context=context if gate.scheme == "https" else None,
-        proxy_headers=urllib3.make_headers(proxy_basic_auth=password) if password else None,
-        **options, **(secure if parts.scheme == "https" else {}))
-    pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
-    pool.ConnectionCls = _TimedHttp if parts.scheme == "http" else _TimedHttps
-    return Door(pool, "" if parts.scheme == "https" else f"http://{parts.netloc}")
-
-
-Response = urllib3.response.BaseHTTPResponse if hasattr(urllib3.response, "BaseHTTPResponse") else urllib3.HTTPResponse
-BREAKS = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)  # what ends the reading of a body
+    def close(self) -> None:
+        """Close the connections that nobody uses at the moment."""
+        self.pool.close()
 
 
 @hides("body", "headers")
@@ -3284,151 +3260,56 @@ class Reply(NamedTuple):
     headers: Mapping[str, str]
 
 
-def send_request(door: Door, method: str, target: str, headers: Mapping[str, str], body: Optional[bytes] = None, *,
-            idle: float) -> Response:
-    """Send one request -> the response, its body unread; what urllib3 raises is for the caller to word.
+@functools.lru_cache(maxsize=None)
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader, to which a date and `=` are text as any other."""
+    import yaml
 
-    idle: seconds without a byte. Until the headers are there, all of it together has no more than that.
-    """
-    with within(idle):
-        return door.pool.urlopen(
-            method, door.prefix + target, body=body, headers=headers, retries=False, redirect=False,
-            preload_content=False, assert_same_host=False,
-            timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, idle), read=idle))
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        yaml_implicit_resolvers = {
+            first: [row for row in rows if not row[0].endswith((":timestamp", ":value"))]
+            for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
-
-def read_more(response: Response, size: int) -> bytes:
-    """What has come of a body, at most `size` bytes; the first of them is waited for, there is none at the end.
-
-    `read` would wait for all, and lose those that came before a break. urllib3 before 2.1 has no `read1` of its own.
-    """
-    if hasattr(response, "read1"):
-        return response.read1(size, decode_content=False)
-    return response._fp.read1(size)
+    return Loader
 
 
-def read_refusal(response: Response) -> bytes:
-    """The text of a refusal as far as it comes soon; the connection is not used again."""
-    text = bytearray()
-    with within(REFUSAL_TIME), contextlib.closing(response), contextlib.suppress(*BREAKS):
-        while len(text) < ERROR_LIMIT:
-            piece = read_more(response, ERROR_LIMIT - len(text))
-            if not piece:
-                break
-            text += piece
-    return bytes(text)
-
-
-def inflated(body: bytes, encoding: str, limit: int) -> bytes:
-    """A body that came compressed though nobody asked for that; ValueError unless by gzip, once, and in bounds."""
-    if encoding.strip().lower() in ("", "identity"):
-        return body
-    if encoding.strip().lower() not in ("gzip", "x-gzip"):
-        raise ValueError("it is encoded in a way that nobody asked for")
-    machine = zlib.decompressobj(31)
-    try:
-        content = machine.decompress(body, limit + 1)
-    except zlib.error:
-        raise ValueError("it is no gzip") from None
-    if not machine.eof or len(content) > limit:
-        raise ValueError("it is cut short or too large")
-    return content
-
-
-def read_answer(response: Response, limit: int) -> bytes:
-    """A whole body, of which urllib3 decodes nothing; TooMuch when it has more than `limit` bytes."""
-    encoding = response.headers.pop("Content-Encoding", "")
-    body = response.read(limit + 1, decode_content=False)
-    if len(body) > limit:
-        response.close()
-        raise TooMuch(f"has more than {limit >> 20} MiB")
-    response.release_conn()
-    return inflated(body, encoding, limit)
-
-
-class GoLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML with the scalars of Go's parser: no dates, no base 60, `y` and `n` are bools, `1e3` is a number."""
-
-    yaml_implicit_resolvers: Dict[str, Any] = {}
-
-
-def _number(text: str) -> Union[int, float]:
-    """A number as Go reads it; what only Go can read is 0, for nobody asks more than that it is a number."""
-    digits = text.replace("_", "").lower()[:400]
-    for read in (lambda: int(digits, 0), lambda: int(digits, 8), lambda: float(digits.replace(".inf", "inf"))):
-        with contextlib.suppress(ValueError):
-            return read()
-    return 0
-
-
-def _prepare_loader() -> None:
-    for tag, pattern, first in (
-            ("bool", "|".join(f"{word.lower()}|{word}|{word.upper()}" for word in ("Yes", "No", "True", "False", "On",
-                                                                                   "Off", "Y", "N")), "yYnNtTfFoO"),
-            ("int", r"[-+]?(0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)", "-+0123456789"),
-            ("float", r"[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)"
-             r"|\.(nan|NaN|NAN)", "-+.0123456789"),
-            ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-            ("merge", r"<<", "<")):
-        GoLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), list(first))
-    for tag in ("int", "float"):
-        GoLoader.add_constructor(f"tag:yaml.org,2002:{tag}", lambda loader, node: _number(str(node.value)))
-    GoLoader.add_constructor("tag:yaml.org,2002:bool",
-                             lambda loader, node: str(node.value).lower() in ("y", "yes", "true", "on"))
-    GoLoader.add_constructor("tag:yaml.org,2002:binary",
-                             lambda loader, node: (decode_base64(str(node.value)) or b"").decode("utf-8", "replace"))
-    for tag in ("tag:yaml.org,2002:merge", None):  # `<<` as a value, and tags that nobody knows
-        GoLoader.add_constructor(tag, lambda loader, node: node.value if isinstance(node.value, str) else None)
-
-
-_prepare_loader()
-
-
-def _refuse_bombs(text: str) -> None:
-    """Raise YAMLError for a first document that is too deep, for libyaml would crash, or that its aliases blow up.
+def _check_yaml(content: bytes) -> None:
+    """Raise ValueError for a first document that is too deep, for libyaml would crash, or that its aliases blow up.
 
     The size of every anchor is counted with its aliases followed, without following them.
     """
+    import yaml
     sizes: Dict[str, int] = {}
-    open_nodes: List[Tuple[Any, int]] = []  # anchor, and nodes before the parent went on
+    open_nodes: List[Tuple[Any, int]] = []   # anchor, and nodes before the parent went on
     count = 0
-    for event in yaml.parse(text, Loader=GoLoader):
+    for event in yaml.parse(content, Loader=_yaml_loader()):
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, count))
-        elif isinstance(event, yaml.AliasEvent):
-            count += sizes.get(event.anchor, 0)
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_nodes.pop()
-            sizes[anchor] = count - before + 1
-        elif isinstance(event, yaml.ScalarEvent):
-            sizes[event.anchor] = 1
-        count += isinstance(event, yaml.NodeEvent)
+            sizes[anchor] = count - before
+        if isinstance(event, yaml.NodeEvent):
+            count += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
         if len(open_nodes) > DEEPEST or count > LARGEST_YAML:
-            raise yaml.composer.ComposerError(None, None, "too deep or too large", event.start_mark)
+            raise ValueError("too deep or too large")
         if isinstance(event, yaml.DocumentEndEvent):
             return
 
 
 def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
-    """The first document of YAML or JSON, read as Go reads it; an error names the line and never quotes it."""
+    """The first document of YAML or JSON; an error names the line and never quotes it."""
+    import yaml
     if len(content) > limit:
         raise ConfigError(f"{what} is larger than {limit >> 20} MiB")
-    try:
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except ValueError:
-        raise ConfigError(f"{what} is not UTF-8 text") from None
     with contextlib.suppress(ValueError):
-        if text.lstrip().startswith("{"):  # JSON may be indented by tabs, YAML may not
-            return parse_json(text.encode(), LARGEST_YAML)
-    text = re.sub(r"(?m)^([ ]*(?:- )*[A-Za-z-]+:)\t+", r"\1 ", text)  # Go takes a tab after the colon
+        if content.lstrip().startswith(b"{"):  # JSON may be indented by tabs, YAML may not
+            return parse_json(content, LARGEST_YAML)
     try:
-        _refuse_bombs(text)
-        loader = GoLoader(text)
-        try:
-            return loader.get_data() if loader.check_data() else None
-        finally:
-            loader.dispose()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        _check_yaml(content)
+        return next(yaml.load_all(content, Loader=_yaml_loader()), None)
+    except yaml.reader.ReaderError:
+        raise ConfigError(f"{what} is not UTF-8 text") from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{what} is not YAML" + (f": line {mark.line + 1} cannot be read" if mark else "")) from None
 
@@ -3450,7 +3331,7 @@ def _exec_info(cluster: Cluster, plugin: ExecPlugin, interactive: bool) -> str:
         spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
     try:
         return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.api_version, "spec": spec})
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         raise ConfigError("the kubeconfig's extension for exec plugins cannot be written as JSON") from None
 
 
@@ -3460,6 +3341,8 @@ def run_exec_plugin(cluster: Cluster, plugin: ExecPlugin) -> Identity:
     Its stderr is ours; its stdin too, when it may ask and there is a terminal. What it printed never shows in an error.
     A name without a slash is looked for on our own PATH, and never in the current folder (Go's os/exec).
     """
+    import shutil
+    import subprocess
     hints = [one_line(plugin.install_hint, 1000)] if plugin.install_hint else []
     folders = filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep))
     program = shutil.which(plugin.command, path=os.pathsep.join(folders))
@@ -3489,14 +3372,12 @@ class Session:
         """Open the pool, which sends nothing; ConfigError for unusable certificates."""
         self.cluster = cluster
         self.path = urlsplit(cluster.server).path.rstrip("/")  # for API servers behind a path
-        self.proxy = cluster.proxy_url or proxy_for(cluster.server, os.environ)
-        self.warned = SaidOnce(100)          # what the API server warned of and was shown
+        self.warned: Set[str] = set()        # what the API server warned of and was shown
         self.lock = threading.RLock()
-        self.heard = time.monotonic()        # when the last answer came
         self.until = -math.inf               # time.monotonic() of the next renewal
         self.identity = Identity(cluster.token)
-        self.pem = self._read_pem(Identity())
-        self.door = self._open(self.pem)
+        self.pem = self._read_pem(self.identity)
+        self.pool = self._open(self.pem)
 
     def _read_pem(self, identity: Identity) -> Tuple[bytes, bytes, bytes]:
         """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's.
@@ -3507,71 +3388,63 @@ class Session:
                 identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
                 identity.key or read_pem(self.cluster.key, "client key"))
 
-    def _open(self, pem: Tuple[bytes, bytes, bytes]) -> Door:
-        cluster, context, (authority, certificate, key) = self.cluster, None, pem
-        if "https:" in (cluster.server[:6], self.proxy[:6]):
-            source = cluster.authority if isinstance(cluster.authority, str) else ""
-            context = tls_context(authority, insecure=cluster.insecure, system=not authority,
-                                  source=source or "certificate-authority-data of the kubeconfig",
-                                  hosts=(cluster.server_name or urlsplit(cluster.server).hostname,
-                                         urlsplit(self.proxy).hostname))
-            if certificate:
-                load_client_certificate(context, certificate, key, "the kubeconfig or its exec plugin")
-        return open_door(cluster.server, context, proxy=self.proxy, server_name=cluster.server_name, size=POOL_SIZE)
+    def _open(self, pem: Tuple[bytes, bytes, bytes]) -> ConnectionPool:
+        cluster = self.cluster
+        source = isinstance(cluster.authority, str) and cluster.authority
+        trust = Trust(pem[0], cluster.insecure, source or "certificate-authority-data of the kubeconfig", bool(pem[0]))
+        return ConnectionPool(
+            cluster.server, f"the cluster at {redact(cluster.server)}", trust=trust, certificate=pem[1:],
+            proxy=cluster.proxy_url or proxy_for(cluster.server, os.environ), server_name=cluster.server_name,
+            size=POOL_SIZE, hint="does certificate-authority in the kubeconfig belong to this cluster?")
 
-    def _identify(self) -> None:
-        """Take the identity of the exec plugin or the token file; without either it stays the kubeconfig's own."""
+    def _read_identity(self) -> Identity:
+        """That of the exec plugin or the token file; without either it stays the kubeconfig's own."""
+        path = self.cluster.token_file
         if self.cluster.exec_plugin:
-            self.identity = run_exec_plugin(self.cluster, self.cluster.exec_plugin)
-        elif self.cluster.token_file:
-            path = self.cluster.token_file
-            token = read_file(path, "token").decode("utf-8", "replace").strip()
-            if not token:
-                raise ConfigError(f"the token file {path} is empty")
-            self.identity = Identity(header_value(token, f"the token in {path}"))
+            return run_exec_plugin(self.cluster, self.cluster.exec_plugin)
+        if not path:
+            return self.identity
+        token = read_file(path, "token").decode("utf-8", "replace").strip()
+        if not token:
+            raise ConfigError(f"the token file {path} is empty")
+        return Identity(header_value(token, f"the token in {path}"))
 
     def _reopen(self, pem: Tuple[bytes, bytes, bytes]) -> None:
         """Go on with new connections; those in use are closed when they are given back."""
-        door = self._open(pem)
+        pool = self._open(pem)
         self.close()
-        self.pem, self.door, self.heard = pem, door, time.monotonic()
-
-    def _read_again(self) -> None:
-        """Read certificate files again, as kubelet, kubeadm and cert-manager replace them in place.
-
-        When something changed there are new connections, for a connection goes on as whom it was opened for.
-        """
-        pem = self._read_pem(self.identity)
-        if pem != self.pem:
-            self._reopen(pem)
+        self.pem, self.pool = pem, pool
 
     def _renew(self) -> None:
         """Find out anew who we are. What cannot be read leaves the old in use, but an exec plugin must not fail.
 
-        `until` is set last: while a plugin fails, every call fails, and none goes out as nobody.
+        kubelet, kubeadm and cert-manager replace certificate files in place; then there are new connections, for a
+        connection goes on as whom it was opened for. `until` is set last: while a plugin fails, no call goes out.
         """
-        cluster = self.cluster
-        for step, known in ((self._identify, self.identity.token), (self._read_again, True)):
-            try:
-                step()
-            except ConfigError as error:
-                if cluster.exec_plugin or not known:
-                    raise
-                log.warning("%s; what was read before stays in use", error)
-        life = TOKEN_LIFE if cluster.token_file else FILES_LIFE
-        if cluster.exec_plugin:
+        plugin, token_file = self.cluster.exec_plugin, self.cluster.token_file
+        try:
+            self.identity = self._read_identity()
+            pem = self._read_pem(self.identity)
+            if pem != self.pem:
+                self._reopen(pem)
+        except ConfigError as error:
+            if plugin or (token_file and not self.identity.token):
+                raise
+            log.warning("%s; what was read before stays in use", error)
+        life = 50.0 if token_file else 300.0  # seconds, as client-go's
+        if plugin:
             expires = self.identity.expires
-            life = (expires - utc_now()).total_seconds() - EXEC_LEEWAY if expires else math.inf
+            life = (expires - utc_now()).total_seconds() - 30 if expires else math.inf
         self.until = time.monotonic() + life
 
-    def renew(self) -> Tuple[Identity, Door]:
+    def renew(self) -> Tuple[Identity, ConnectionPool]:
         """Who we are now, and connections that are fit for use; one caller renews, the others wait for it."""
         with self.lock:
             if time.monotonic() >= self.until:
                 self._renew()
-            if time.monotonic() - self.heard > IDLE_DOOR:  # a line that died meanwhile says nothing, for minutes
+            if time.monotonic() - self.pool.heard > 10:  # a line that died meanwhile says nothing, for minutes
                 self._reopen(self.pem)
-            return self.identity, self.door
+            return self.identity, self.pool
 
     def distrust(self, identity: Identity) -> bool:
         """The API no longer accepts an identity -> whether another one can be had, which the next call then uses."""
@@ -3583,16 +3456,17 @@ class Session:
 
     def close(self) -> None:
         """Close the connections that nobody uses at the moment."""
-        self.door.pool.close()
+        self.pool.close()
 
 
 def in_cluster() -> Optional[Cluster]:
     """The cluster of the pod this runs in, by the environment and files every pod gets; None outside of one."""
+    account = "/var/run/secrets/kubernetes.io/serviceaccount"
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
-    if not host or not port or not os.path.exists(f"{SERVICE_ACCOUNT}/token"):
+    if not host or not port or not os.path.exists(f"{account}/token"):
         return None
     return Cluster(server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-                   authority=f"{SERVICE_ACCOUNT}/ca.crt", token_file=f"{SERVICE_ACCOUNT}/token")
+                   authority=f"{account}/ca.crt", token_file=f"{account}/token")
 
 
 def absolute(path: str) -> str:
@@ -3660,14 +3534,11 @@ def unseen(_what: str, _seconds: float) -> ContextManager[None]:
 
 
 RETRY_STATUS = (429, 500, 502, 503, 504)
-RETRIES = 3
-RETRY_AFTER_CAP = 10.0                       # seconds
 ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
-ANSWER_ELEMENTS = 10_000_000                 # of such a page
-SLOW_LIST = 3                                # times the patience for a page that keeps coming, over a slow line
 PAGE_LIMIT = 2 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
 WATCH_SECONDS = (31, 34)                     # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
 WATCH_SILENCE = 40.0                         # seconds without a byte after which a watch is dead
+TOO_LARGE = "TooLarge"                       # reason of an error; asking for less may help
 
 
 def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
@@ -3687,8 +3558,9 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
         hints = [f"you may not {what}; a Role there grants it with: {rule}"]
     if status == 404 and message.startswith(("the cluster does not serve", "the server could not find")):
         hints = ["are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"]
-    return ApiError(f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
-                    api_reason=_text(document, "reason"), hints=hints)
+    kind = Missing if status == 404 else ApiError
+    return kind(f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
+                api_reason=_text(document, "reason"), hints=hints)
 
 
 def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[float]) -> Optional[float]:
@@ -3697,27 +3569,27 @@ def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[flo
     429 means that nothing was done. After 5xx a POST may have been carried out, so it is not sent again; every other
     call of ours comes to the same when it is repeated, for patches and deletes carry the version they were decided on.
     """
-    if attempt >= RETRIES or status not in RETRY_STATUS or (method == "POST" and status != 429):
+    if attempt >= 3 or status not in RETRY_STATUS or (method == "POST" and status != 429):
         return None
-    return min(RETRY_AFTER_CAP, backoff(attempt, 0.1, 2.0) if retry_after is None else retry_after)
+    return min(10.0, backoff(attempt, 0.1, 2.0) if retry_after is None else retry_after)
 
 
 def object_path(key: Key, subresource: str = "") -> str:
-    """The path of one object, or of its subresource; ApiError with status 404 for a name that no object can have.
+    """The path of one object, or of its subresource; Missing for a name that no object can have.
 
     Names come from documents that anybody may have written. An empty one would lead to all objects of the kind, and a
     `/` in it to another path, for API servers decode %2F.
     """
     if not is_object_name(key.name):
-        raise ApiError(f'{key.resource.plural} "{one_line(key.name, 64)}" not found: no object can have this name',
-                       status=404, api_reason="NotFound")
+        raise Missing(f'{key.resource.plural} "{one_line(key.name, 64)}" not found: no object can have this name',
+                      status=404, api_reason="NotFound")
     return api_path(key.resource, key.namespace, key.name, subresource)
 
 
 def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
     """The events of a watch as (type, object) until it ends, by itself or by silence; ERROR is raised as ApiError."""
     try:
-        for line in lines(iter(lambda: read_more(response, 65536), b"")):
+        for line in lines(response):
             event = parse_json(line)
             document = _at(event, "object") or {}
             if _text(event, "type") == "ERROR":
@@ -3725,26 +3597,12 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
                 raise ApiError(f"the watch ended: {one_line(_text(document, 'message'))}",
                                status=code if isinstance(code, int) else 500, api_reason=_text(document, "reason"))
             yield _text(event, "type"), document
-    except (urllib3.exceptions.ReadTimeoutError, socket.timeout):
+    except socket.timeout:
         return
-    except (*BREAKS, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise Unreachable(f"the watch broke off: {one_line(error)}") from error
     finally:
         response.close()
-
-
-def interrupt(response: Response) -> None:
-    """End a response from another thread, a watch or a transfer: its reader sees the stream end."""
-    connection = getattr(response, "connection", None) or getattr(response, "_connection", None)
-    sock = getattr(connection, "sock", None)
-    while sock is not None and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
-        sock = getattr(sock, "socket", None)
-    with contextlib.suppress(OSError):
-        if sock is not None:
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-HASTE = 5.0                                  # seconds
 
 
 class Api(NamedTuple):
@@ -3757,15 +3615,16 @@ class Api(NamedTuple):
     def _tell_warnings(self, headers: Any) -> None:
         """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
         for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
-            if self.session.warned.is_news(text):
+            if is_first(text, self.session.warned, 100):
                 log.warning("warning of the cluster: %s", one_line(redact(text)))
 
     def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
                  ) -> Tuple[Response, Identity]:
-        """One exchange; a connection that breaks is Unreachable."""
+        """One exchange, and as whom."""
+        import urllib3
         session, cluster = self.session, self.session.cluster
         with off_the_clock():
-            identity, door = session.renew()
+            identity, pool = session.renew()
         # Impersonate-Group may come several times, which a dict cannot hold.
         headers = urllib3.response.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
         if identity.token:
@@ -3777,16 +3636,7 @@ class Api(NamedTuple):
             headers.add(name, value)
         if body is not None:
             headers["Content-Type"] = content_type
-        try:
-            response = send_request(door, method, session.path + target, headers, body, idle=idle)
-        except urllib3.exceptions.HTTPError as error:
-            if isinstance(error, urllib3.exceptions.TimeoutError):
-                session.heard = -math.inf
-            raise unreachable(error, f"the cluster at {redact(cluster.server)}", cluster.server, cluster.server_name,
-                              "does certificate-authority in the kubeconfig belong to this cluster?",
-                              session.proxy) from error
-        session.heard = time.monotonic()
-        return response, identity
+        return pool.request(method, session.path + target, headers, body, idle=idle), identity
 
     def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
              content_type: str = "application/json", idle: float = 0) -> Response:
@@ -3796,6 +3646,7 @@ class Api(NamedTuple):
         seconds without a byte, for a body without deadline. Raises ApiError with the API's own message, Unreachable
         when there is no connection.
         """
+        from urllib3 import exceptions
         target = f"{path}?{urlencode(query)}" if query else path
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         attempt, trusted = 0, True
@@ -3804,16 +3655,16 @@ class Api(NamedTuple):
             try:
                 response, identity = self._attempt(method, target, content, content_type, idle or self.patience)
             except Unreachable as error:
-                if isinstance(error.__cause__, urllib3.exceptions.ClosedPoolError):
-                    continue  # another thread has just replaced the door; nothing was sent
-                if method != "POST" and attempt == 1 and isinstance(error.__cause__, urllib3.exceptions.ProtocolError):
-                    log.info("%s; trying again", error)  # an idle connection that the other side had closed
+                # Another thread has just replaced the pool; or an idle connection was closed by the other side.
+                if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
+                        method != "POST" and attempt == 1 and isinstance(error.__cause__, exceptions.ProtocolError)):
+                    log.info("%s; trying again", error)
                     continue
                 raise
             self._tell_warnings(response.headers)
             if response.status < 300:
                 return response
-            refusal = read_refusal(response)
+            refusal = response.refusal()
             if response.status == 401 and trusted and self.session.distrust(identity):
                 log.info("the cluster does not accept who we are; trying again with a new identity")
                 trusted = False
@@ -3831,31 +3682,29 @@ class Api(NamedTuple):
 
         times: how often the Api's patience may pass before all of it is there.
         """
-        with within(times * self.patience):
+        with time_limit(times * self.patience):
             response = self.send(method, path, **options)
             try:
-                document = parse_json(read_answer(response, limit), ANSWER_ELEMENTS)
+                document = parse_json(response.read(limit), 10_000_000)
             except TooMuch as error:
-                response.close()
                 raise Unreachable(f"the cluster's answer to {method} {path} {error}", reason=TOO_LARGE) from None
-            except (urllib3.exceptions.HTTPError, ValueError) as error:
-                response.close()
+            except (OSError, ValueError) as error:
                 raise Unreachable(f"the cluster's answer to {method} {path} broke off or is no JSON") from error
+            finally:
+                response.close()
         if not isinstance(document, dict):
             raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
         return document
 
     def get(self, resource: Resource, namespace: str, name: str) -> Document:
-        """One object; ApiError with status 404 when there is none."""
+        """One object; Missing when there is none."""
         return self.call("GET", object_path(Key(resource, namespace, name)))
 
     def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
         """`get` of what another object asks for; NotFound with a stable reason when there is none."""
         try:
             return self.get(resource, namespace, name)
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        except Missing:
             raise NotFound(f"{resource.kind} {namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
                            reason=reason) from None
 
@@ -3869,8 +3718,8 @@ class Api(NamedTuple):
         while True:
             query = {"limit": str(size), "labelSelector": selector, "continue": token}
             try:
-                page = self.call("GET", path, limit if size > 1 else ANSWER_LIMIT, SLOW_LIST,
-                            query={name: value for name, value in query.items() if value})
+                page = self.call("GET", path, limit if size > 1 else ANSWER_LIMIT, 3,
+                                 query={name: value for name, value in query.items() if value})
             except Unreachable as error:
                 if error.reason != TOO_LARGE or size == 1:
                     raise
@@ -3891,15 +3740,13 @@ class Api(NamedTuple):
     def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
         """RFC 7386 patch of an object or its status -> the object as stored; a stale resourceVersion is a 409."""
         return self.call("PATCH", object_path(key, subresource), body=body,
-                    content_type="application/merge-patch+json")
+                         content_type="application/merge-patch+json")
 
     def delete(self, key: Key, options: Optional[Document] = None) -> bool:
         """Delete an object -> whether it was there; `options` may hold preconditions, which fail as 409."""
         try:
             self.call("DELETE", object_path(key), body=options)
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        except Missing:
             return False
         return True
 
@@ -3907,9 +3754,7 @@ class Api(NamedTuple):
         """The names discovery lists for a group, such as `downloadrequests/status`; empty when it has no such group."""
         try:
             document = self.call("GET", f"/apis/{group_version}")
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        except Missing:
             return []
         entries = _at(document, "resources")
         return [_text(entry, "name") for entry in entries] if isinstance(entries, list) else []
@@ -3924,12 +3769,12 @@ class Api(NamedTuple):
                  "timeoutSeconds": str(max(1, math.ceil(seconds)))}
         if name:
             query["fieldSelector"] = f"metadata.name={name}"
-        with within(self.patience):
+        with time_limit(self.patience):
             return self.send("GET", api_path(resource, namespace), query=query, idle=silence)
 
     def hasty(self) -> Api:
-        """The same door for calls that only tidy up or explain: nobody should wait long for them."""
-        return self._replace(patience=HASTE)
+        """The same for calls that only tidy up or explain: nobody should wait long for them."""
+        return self._replace(patience=5.0)
 
 
 def connect(cluster: Cluster) -> Api:
@@ -4017,19 +3862,19 @@ def host_guard(url: str) -> ContextManager[None]:
 def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy: str) -> Reply:
     import urllib3
     parts = urlsplit(url)
-    context = tls_context() if "https:" in (url[:6], proxy[:6]) else None
-    door = open_door(url, context, proxy=proxy)
-    target, who = (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), parts.netloc.rpartition("@")[2]
+    host = parts.netloc.rpartition("@")[2]
+    pool = ConnectionPool(url, f"the service at {host}", proxy=proxy)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
-        with contextlib.closing(send_request(door, method, target, {"User-Agent": USER_AGENT, **headers}, body or None,
+        with contextlib.closing(pool.request(method, target, {"User-Agent": USER_AGENT, **headers}, body or None,
                                              idle=max(0.01, time_left()))) as response:
-            return Reply(response.status, read_answer(response, ERROR_LIMIT), response.headers)
-    except ValueError:
-        raise Unreachable(f"the answer of the service at {who} cannot be read") from None
-    except urllib3.exceptions.HTTPError as error:
-        raise unreachable(error, f"the service at {who}", url, proxy=proxy) from error
+            return Reply(response.status, response.read(ERROR_LIMIT), response.headers)
+    except (OSError, ValueError) as error:
+        late = isinstance(error, socket.timeout)
+        raise Unreachable(f"the service at {host} does not answer in time" if late else
+                          f"the answer of the service at {host} cannot be read") from None
     finally:
-        door.pool.close()
+        pool.close()
 
 
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
@@ -4037,9 +3882,9 @@ def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, ti
 
     timeout: seconds for all tries together; a try that hangs leaves some to the next.
     """
-    with host_guard(url), within(timeout):
+    with host_guard(url), time_limit(timeout):
         for attempt in range(1, ASK_ATTEMPTS):
-            with contextlib.suppress(Unreachable), within(timeout / ASK_ATTEMPTS):
+            with contextlib.suppress(Unreachable), time_limit(timeout / ASK_ATTEMPTS):
                 reply = _ask_once(method, url, headers, body, proxy)
                 if reply.status not in RETRY_STATUS and xml_fields(reply.body).get("Code") not in PASSING_CODES:
                     return reply
@@ -4354,13 +4199,6 @@ IDLE_LIMIT = 30.0                            # seconds without a byte
 VERIFY_TIMEOUT = 5.0                         # seconds in which a store must have answered, to have its URL handed out
 
 
-@hides("ca_cert")
-class Trust(NamedTuple):
-    """Whom to trust behind a store's https URL: the system's authorities and `ca_cert` (PEM), or anybody."""
-
-    ca_cert: bytes = b""
-    insecure: bool = False
-    source: str = "the certificate authority"  # named in errors
 
 
 def trust_in(location: Location) -> Trust:
@@ -4394,32 +4232,30 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
     parts = urlsplit(url)
     where = f"the store at {parts.netloc.rpartition('@')[2]}"
     proxy = proxy_for(url, os.environ)
-    context = None
-    if "https" in (parts.scheme, urlsplit(proxy).scheme):
-        context = tls_context(trust.ca_cert, insecure=trust.insecure, source=trust.source,
-                              hosts=(parts.hostname, urlsplit(proxy).hostname))
+    options: Dict[str, Any] = {"trust": trust, "hint": "name the store's certificate authority with --cacert",
+                               "quoting": quoting}
     if address:
         headers = {"Host": parts.netloc, **(headers or {})}
         netloc = (f"[{address}]" if ":" in address else address) + (f":{parts.port}" if parts.port else "")
-        door = open_door(f"{parts.scheme}://{netloc}", context, server_name=parts.hostname or "")
+        pool = ConnectionPool(f"{parts.scheme}://{netloc}", where, server_name=parts.hostname or "", **options)
     else:
-        door = open_door(url, context, proxy=proxy)
-    with contextlib.closing(door.pool):
+        pool = ConnectionPool(url, where, proxy=proxy, **options)
+    try:
         try:
-            response = send_request(door, "GET", parts.path + (f"?{parts.query}" if parts.query else ""), {
+            response = pool.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), {
                 "Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})}, idle=idle)
-        except urllib3.exceptions.HTTPError as error:
-            failed = unreachable(error, where, url if quoting else "", proxy=proxy,
-                                 hint="name the store's certificate authority with --cacert")
-            failed.retry = not isinstance(error, urllib3.exceptions.SSLError)
-            if isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)):
+        except Unreachable as failed:
+            failed.retry = not isinstance(failed.__cause__, urllib3.exceptions.SSLError)
+            if isinstance(failed.__cause__, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)):
                 failed.reason = "BrokenOff"
-            raise failed from error
+            raise
         with contextlib.closing(response):
             if response.status not in wanted:
-                raise store_refusal(response.status, read_refusal(response), response.headers, where, url, utc_now(),
+                raise store_refusal(response.status, response.refusal(), response.headers, where, url, utc_now(),
                                     quoting=quoting)
             yield response
+    finally:
+        pool.close()
 
 
 def store_addresses(host: str) -> List[str]:
@@ -4445,7 +4281,7 @@ def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
     parts = urlsplit(url)
     headers, wanted = {"Range": "bytes=0-0"}, (200, 206, 416)
     failed = Unreachable(f"cannot reach the store at {parts.netloc}: it has no address here")
-    with host_guard(url), within(seconds):
+    with host_guard(url), time_limit(seconds):
         addresses = store_addresses(parts.hostname or "")
         for address in [""] if proxy_for(url, os.environ) else addresses:
             try:
@@ -4466,13 +4302,13 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> 
     expected = before + int(announced) if re.fullmatch(r"\d{1,18}", announced, re.ASCII) else None
     came, fault = before, None
     try:
-        for chunk in iter(functools.partial(read_more, response, READ_SIZE), b""):
+        for chunk in iter(functools.partial(response.read1, READ_SIZE), b""):
             came += len(chunk)
             yield chunk
-    except (urllib3.exceptions.ReadTimeoutError, socket.timeout) as error:
+    except socket.timeout as error:
         raise Unreachable(f"the store sent nothing for {format_duration(idle)}, after {came} bytes",
                           reason="BrokenOff") from error
-    except BREAKS as error:
+    except OSError as error:
         fault = error
     if fault or expected not in (None, came):
         total = "an unknown number of" if expected is None else expected
@@ -4503,7 +4339,7 @@ class UrlSource:
         with open_url(self.url, self.trust, headers=headers, wanted=(200, 206) if start else (200,),
                       idle=self.idle) as response:
             info = object_info(response.status, response.headers)
-            yield OpenObject(info, read_body(response, self.idle, max(0, info.start)), lambda: interrupt(response))
+            yield OpenObject(info, read_body(response, self.idle, max(0, info.start)), response.interrupt)
 
     def renew(self, error: StoreError) -> None:
         """Get another URL after a refusal, by the store's clock if that is far from ours."""
@@ -5193,7 +5029,7 @@ class Controller:
         self.facts: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
         self.streams: Dict[Resource, Response] = {}       # open watches, to be interrupted
         self.told: Dict[Key, str] = {}                    # failures that the log has already
-        self.once_told = SaidOnce(1000)                   # rights and oddities that the log has already
+        self.once_told: Set[str] = set()                  # rights and oddities that the log has already
         self.credentials: Dict[Any, CredentialCache] = {}  # keys had, by plan and region
         self.skews: Dict[Tuple[str, str], timedelta] = {}  # scheme and host of stores whose clock is far from ours
         self.hosts = SilentHosts(WORKERS, FAILURE_PAUSE.total_seconds())
@@ -5204,7 +5040,7 @@ class Controller:
 
     def tell_once(self, text: str) -> None:
         """Warn, unless the log has that sentence already."""
-        if self.once_told.is_news(text):
+        if is_first(text, self.once_told, 1000):
             log.warning("%s", text)
 
     def tell_missing_right(self, error: Error) -> None:
@@ -5493,7 +5329,7 @@ class Controller:
                               seconds=random.uniform(*self.watch_seconds), silence=self.silence)
         self.streams[resource] = response
         if self.stop.is_set():
-            interrupt(response)
+            response.interrupt()
         for kind, document in watch_events(response):
             self.events[resource] += 1
             if kind in ("ADDED", "MODIFIED"):
@@ -5576,7 +5412,7 @@ def run_controller(controller: Controller) -> None:
     deadline = time.monotonic() + controller.stop_time
     controller.queue.close()
     for response in list(controller.streams.values()):
-        interrupt(response)
+        response.interrupt()
     for thread in workers + feeders:
         thread.join(max(0.0, deadline - time.monotonic()))
     controller.api.session.close()
@@ -5978,10 +5814,10 @@ def location_of_file(path: str) -> Location:
                           hints=["`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
     document = document if "spec" in document else {"spec": document}
     name = _text(document, "metadata", "name") or os.path.basename(path)
-    spec = Entry(document["spec"], "", f"{what}: spec")
+    spec = Reader(document["spec"], f"{what}: spec")
     spec.get("provider")
     for group, fields in _LOCATION_TEXTS.items():  # an unquoted `true` or number is no text, and would be passed over
-        entry = Entry(spec.get(group, dict), "", f"{what}: spec.{group}")
+        entry = Reader(spec.get(group, dict), f"{what}: spec.{group}")
         for field in fields or entry.fields:
             entry.get(field)
     return find_location(None, "", {**document, "metadata": {"name": name}}, trusted=True)
@@ -6306,7 +6142,7 @@ class Options:
         if not path:
             return None
         trust = Trust(read_file(path, "certificate authority"), source=f"the certificate authority {path}")
-        tls_context(trust.ca_cert, system=False, source=trust.source)  # to fail before anything is asked of anybody
+        tls_context(trust._replace(alone=True))  # to fail before anything is asked of anybody
         return trust
 
     def run_controller(self) -> None:
