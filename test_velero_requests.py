@@ -131,7 +131,7 @@ def a_download(**over: Any) -> Any:
         key=a_key(), uid="uid-1", version="41", created=after(seconds=-1), deleting=False,
         target_kind="BackupLog",
         target_name="nightly", phase="", url="", expiration=None, reason="", message="")
-    return vr.DownloadRequest(**{**fields, **over})
+    return vr.Request(**{**fields, **over})
 
 
 def a_status(**over: Any) -> Any:
@@ -139,7 +139,7 @@ def a_status(**over: Any) -> Any:
     fields: Dict[str, Any] = dict(key=a_key(vr.STATUS_REQUESTS, "velero-cli-5tn8q"), uid="uid-2",
                                   version="42",
                                   created=after(seconds=-1), deleting=False, phase="", processed=None)
-    return vr.StatusRequest(**{**fields, **over})
+    return vr.Request(**{**fields, **over})
 
 
 def a_location(**over: Any) -> Any:
@@ -962,15 +962,15 @@ def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[st
 
 
 class TestDownloadRequestFrom(unittest.TestCase):
-    """Tests for `download_request_from`."""
+    """Tests for `request_from` with a DownloadRequest."""
 
     def test_fields(self) -> None:
         status = {"phase": "Processed", "downloadURL": "https://h/k", "expiration": "2026-05-04T12:10:00Z"}
-        self.assertEqual(a_download(), vr.download_request_from(DOWNLOAD_DOCUMENT))
+        self.assertEqual(a_download(), vr.request_from(vr.DOWNLOAD_REQUESTS, DOWNLOAD_DOCUMENT))
         self.assertEqual(a_download(phase="Processed", url="https://h/k", expiration=after(minutes=10)),
-                         vr.download_request_from({**DOWNLOAD_DOCUMENT, "status": status}))
-        self.assertTrue(vr.download_request_from({"metadata": {"deletionTimestamp": "x"}}).deleting)
-        self.assertFalse(vr.download_request_from({"metadata": {"deletionTimestamp": None}}).deleting)
+                         vr.request_from(vr.DOWNLOAD_REQUESTS, {**DOWNLOAD_DOCUMENT, "status": status}))
+        self.assertTrue(vr.request_from(vr.DOWNLOAD_REQUESTS, {"metadata": {"deletionTimestamp": "x"}}).deleting)
+        self.assertFalse(vr.request_from(vr.DOWNLOAD_REQUESTS, {"metadata": {"deletionTimestamp": None}}).deleting)
 
     def test_reasons(self) -> None:
         """A reason is our annotation, else a newer Velero's phase Failed with its message."""
@@ -981,15 +981,16 @@ class TestDownloadRequestFrom(unittest.TestCase):
                 (None, theirs, ("Failed", "m")), (ours, theirs, ("BackupNotFound", "no such backup")),
                 (None, {"phase": "Failed"}, ("Failed", "")), (None, {"phase": "New", "message": "m"}, ("", ""))):
             with self.subTest(expected=expected):
-                request = vr.download_request_from({"metadata": {"annotations": annotations}, "status": status})
+                document = {"metadata": {"annotations": annotations}, "status": status}
+                request = vr.request_from(vr.DOWNLOAD_REQUESTS, document)
                 self.assertEqual(expected, (request.reason, request.message))
 
     def test_any_field_may_be_wrong(self) -> None:
         full = {**DOWNLOAD_DOCUMENT, "status": {"phase": "New", "downloadURL": "u", "expiration": "e", "message": "m"}}
         for value in HOSTILE:
-            self.assertEqual("", vr.download_request_from(value).target_name)
+            self.assertEqual("", vr.request_from(vr.DOWNLOAD_REQUESTS, value).target_name)
             for document in with_places_filled(full, value):
-                request = vr.download_request_from(document)
+                request = vr.request_from(vr.DOWNLOAD_REQUESTS, document)
                 texts = (request.uid, request.version, request.target_kind, request.phase, request.url, request.reason)
                 self.assertTrue(all(isinstance(text, str) for text in texts), document)
 
@@ -997,29 +998,29 @@ class TestDownloadRequestFrom(unittest.TestCase):
     def test_random_documents(self) -> None:
         @hypothesis.given(hostile_documents())
         def check(document: Any) -> None:
-            hash(vr.download_request_from(document))
-            hash(vr.status_request_from(document))
+            hash(vr.request_from(vr.DOWNLOAD_REQUESTS, document))
+            hash(vr.request_from(vr.STATUS_REQUESTS, document))
             vr.plugins_from(document)
         check()
 
 
 class TestStatusRequestFrom(unittest.TestCase):
-    """Tests for `status_request_from` and `plugins_from`."""
+    """Tests for `request_from` with a ServerStatusRequest, and `plugins_from`."""
 
     def test_fields(self) -> None:
         metadata = {"name": "velero-cli-5tn8q", "namespace": "velero", "uid": "uid-2", "resourceVersion": "42",
                     "creationTimestamp": "2026-05-04T11:59:59Z"}
         status = {"phase": "Processed", "processedTimestamp": "2026-05-04T12:00:00Z"}
-        self.assertEqual(a_status(), vr.status_request_from({"metadata": metadata, "spec": {}}))
+        self.assertEqual(a_status(), vr.request_from(vr.STATUS_REQUESTS, {"metadata": metadata, "spec": {}}))
         self.assertEqual(a_status(phase="Processed", processed=NOW),
-                         vr.status_request_from({"metadata": metadata, "status": status}))
+                         vr.request_from(vr.STATUS_REQUESTS, {"metadata": metadata, "status": status}))
 
     def test_any_field_may_be_wrong(self) -> None:
         full = {"metadata": {"name": "n", "creationTimestamp": "x"}, "status": {"phase": "", "processedTimestamp": ""}}
         for value in HOSTILE:
             self.assertIsInstance(vr.plugins_from({"status": {"plugins": value}}), list)
             for document in with_places_filled(full, value):
-                self.assertIsInstance(vr.status_request_from(document).phase, str)
+                self.assertIsInstance(vr.request_from(vr.STATUS_REQUESTS, document).phase, str)
 
     def test_plugins(self) -> None:
         """Plugins are sorted by kind, then by name, as the velero CLI sorts them."""
@@ -1821,9 +1822,9 @@ class TestTriageDownload(unittest.TestCase):
         cut = vr.triage_download(a_download(phase="Processed", expiration=FAR_OFF), NOW)
         self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": {"expiration": "2026-05-04T12:10:00Z"}},
                          cut.body)
-        for outcome, uid, version in (
-                (vr.triage_download(a_download(expiration=NOW), NOW), "uid-1", "41"),
-                (vr.decide_status(a_status(phase="Processed", processed=LONG_AGO), vr.Server("v1"), NOW), "uid-2", "42")):
+        old = a_status(phase="Processed", processed=LONG_AGO)
+        for outcome, uid, version in ((vr.triage_download(a_download(expiration=NOW), NOW), "uid-1", "41"),
+                                      (vr.decide_status(old, vr.Server("v1"), NOW), "uid-2", "42")):
             self.assertEqual({"preconditions": {"uid": uid, "resourceVersion": version}}, outcome.body)
 
 
@@ -1912,7 +1913,6 @@ class TestIsNews(unittest.TestCase):
             with self.subTest(new=new):
                 self.assertEqual(expected, vr.is_news(a_status(), a_status(**new)))
         self.assertTrue(vr.is_news(None, a_download()))
-        self.assertTrue(vr.is_news(a_status(), a_download()))
 
 
 class TestDecideStatus(unittest.TestCase):
@@ -1960,7 +1960,7 @@ class TestHostileStatus(unittest.TestCase):
 
     def check(self, document: Any, now: datetime = NOW) -> None:
         """No decision raises; an object is looked at again in time, deleted, or left for a reason."""
-        download, status = vr.download_request_from(document), vr.status_request_from(document)
+        download, status = (vr.request_from(kind, document) for kind in vr.REQUEST_KINDS)
         outcome = vr.triage_download(download, now) or vr.refuse_download(download, vr.NotFound("x"), now)
         self.check_outcome(download, outcome, now, timedelta(minutes=10))
         outcome = vr.decide_status(status, vr.Server("v1"), now)
@@ -5949,6 +5949,7 @@ class FaultTests(FaultWorld):
             controller = None if own else self.serve()
             wait_until(lambda: len(self.cluster.watches(self.namespace)) == 2, 15, "two watches")
             self.settle()
+            wait_until(lambda controller=controller: not (controller and controller.records), 10, "the request to go")
             self.cluster.forget()
             for _ in range(30):
                 self.turn(minutes=3)
@@ -9113,7 +9114,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
     """Whatever a list or a watch comes to, the controller goes on, at leisure, and misses nothing."""
 
     def besiege(self, faults: Dict[str, Document], query: str, times: int) -> Dict[str, Tuple[str, Fault]]:
-        """Start a controller in a namespace of its own for each fault -> name -> namespace and fault, once it struck."""
+        """Start a controller in a namespace of its own for each fault -> name -> namespace and fault, once struck."""
         sieges = {}
         for name, options in faults.items():
             space = self.move()
@@ -9152,7 +9153,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                 self.looked_at(request, 40)
 
     def test_pages_of_a_list(self) -> None:
-        """When the next page is gone the list starts anew; a server that repeats a token for ever is asked at leisure."""
+        """When the next page is gone the list starts anew; one that repeats a token is asked at leisure."""
         page = {"kind": "DownloadRequestList", "items": [], "metadata": {"resourceVersion": "1", "continue": "x"}}
         endless = self.cluster.script("GET", self.path(SSR + "?limit="), ALWAYS, status=200, body=page)
         expired = self.cluster.script("GET", self.path(f"downloadrequests?limit={vr.PAGE_SIZE}&continue="), 2,
@@ -9419,16 +9420,19 @@ class TestLeaks(UsageWorld, unittest.TestCase):
         return struck
 
     def test_forty_large_objects(self) -> None:
-        """A first list of forty objects of 1.2 MB is read in small pages, and needs no more than 60 MiB in all."""
-        for number in range(40):
-            self.ask(name=f"{number:03}" + "x" * 1_200_000)
-        program = self.program("controller")
-        self.watched()
-        small = self.ask_status()
-        self.answered(small, SSR)
-        with open(f"/proc/{program.process.pid}/status", encoding="ascii") as file:
-            peak = int(re.search(r"VmHWM:\s+(\d+)", file.read()).group(1)) / 1024
-        self.assertLess(peak, 60)
+        """A first list of forty objects of 1.2 MB is read in small pages, and costs no more than 25 MiB on top."""
+        peaks = []
+        for large in (0, 40):
+            for number in range(large):
+                self.ask(name=f"{number:03}" + "x" * 1_200_000)
+            program = self.program("controller")
+            self.watched()
+            self.answered(self.ask_status(), SSR)
+            with open(f"/proc/{program.process.pid}/status", encoding="ascii") as file:
+                peaks.append(int(re.search(r"VmHWM:\s+(\d+)", file.read()).group(1)) / 1024)
+            program.kill()
+            wait_until(lambda: not self.cluster.watches(self.path("")), 15, "the end of the watches")
+        self.assertLess(peaks[1] - peaks[0], 25, peaks)
 
     def test_fifty_faults_leak_nothing(self) -> None:
         """After fifty faults of watches, lists and calls, threads, sockets and memory are those of before."""
@@ -16594,13 +16598,6 @@ class TestGoldenRealOld(GoldenRealTests, RealWorld, unittest.TestCase):
 class ScreenTests(FakeWorld):
     """describe, version and completion when things go wrong, and what velero does not have."""
 
-    def deployment(self, image: str) -> None:
-        """Make Velero's Deployment, without a ready pod."""
-        labels, containers = {"app": "velero"}, [{"name": "velero", "image": image}]
-        self.make("deployments", "Deployment", "velero", spec={
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}}})
-
     def test_nobody_answers(self) -> None:
         """The screen is there, each section says what it lacks, the code is 4, and no request is left."""
         result = self.cli("backup", "describe", "b1", "--details", "--timeout", "200ms")
@@ -16639,23 +16636,6 @@ class ScreenTests(FakeWorld):
         self.serve()
         result = self.cli("describe", "restore", "r1", "-o", "json")
         self.assertEqual(json.loads(result.out)["spec"]["backup"], "b1")
-
-    def test_version_of_the_image(self) -> None:
-        """Without an answer the Deployment's image is what is known, said to be that, and the code stays 4."""
-        self.deployment("registry.example:5000/velero/velero:v1.17.2")
-        for arguments in ((), ("-o", "json"), ("-o", "yaml")):
-            with self.subTest(arguments=arguments):
-                result = self.cli("version", "--timeout", "200ms", *arguments)
-                self.assertEqual(result.code, 4)
-                self.assertIn(b"v1.17.2", result.out)
-                self.assertIn(b"image", result.out)
-
-    def test_version_of_an_image_without_tag(self) -> None:
-        """A port is not a tag, and a digest is no version."""
-        self.deployment("registry.example:5000/velero/velero@sha256:" + "0" * 64)
-        result = self.cli("version", "--timeout", "200ms", "-o", "json")
-        self.assertEqual(json.loads(result.out)["server"]["version"], "registry.example:5000/velero/velero@sha256:"
-                         + "0" * 64)
 
     def test_verb_first(self) -> None:
         """Both orders of words are one command."""
@@ -17060,7 +17040,7 @@ class TestCanary(DownloadWorld, unittest.TestCase):
         clusters = [vr.load_cluster(self.kubeconfig_of(**user)) for user in (
             {"token": CANARY}, {"username": "u", "password": CANARY})]
         for record in (*clusters, *map(vr.connect, clusters), vr.Identity(token=CANARY),
-                       vr.Credentials("a", CANARY, CANARY), vr.download_request_from({"status": {"downloadURL": ECHO}})):
+                       vr.Credentials("a", CANARY, CANARY), vr.request_from(vr.DOWNLOAD_REQUESTS, {"status": {"downloadURL": ECHO}})):
             self.assert_no_canary(repr(record), str(record))
         self.store.script("GET", status=403, body=ECHO, times=9)
         self.serve("admin")

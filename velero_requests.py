@@ -588,6 +588,7 @@ class Resource(NamedTuple):
 
 DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
 STATUS_REQUESTS = Resource("ServerStatusRequest", "serverstatusrequests")
+REQUEST_KINDS = (DOWNLOAD_REQUESTS, STATUS_REQUESTS)
 BACKUPS = Resource("Backup", "backups")
 RESTORES = Resource("Restore", "restores")
 LOCATIONS = Resource("BackupStorageLocation", "backupstoragelocations")
@@ -700,25 +701,8 @@ class Key(NamedTuple):
 
 
 @hides("url")
-class DownloadRequest(NamedTuple):
-    """A DownloadRequest as far as decisions need it; times that cannot be read are None."""
-
-    key: Key
-    uid: str
-    version: str
-    created: Optional[datetime]
-    deleting: bool
-    target_kind: str
-    target_name: str
-    phase: str
-    url: str
-    expiration: Optional[datetime]
-    reason: str
-    message: str
-
-
-class StatusRequest(NamedTuple):
-    """A ServerStatusRequest as far as decisions need it."""
+class Request(NamedTuple):
+    """A DownloadRequest or ServerStatusRequest as far as decisions need it; times that cannot be read are None."""
 
     key: Key
     uid: str
@@ -726,10 +710,13 @@ class StatusRequest(NamedTuple):
     created: Optional[datetime]
     deleting: bool
     phase: str
-    processed: Optional[datetime]
-
-
-Request = Union[DownloadRequest, StatusRequest]
+    target_kind: str = ""
+    target_name: str = ""
+    url: str = ""
+    expiration: Optional[datetime] = None    # of a DownloadRequest
+    processed: Optional[datetime] = None     # when a ServerStatusRequest was answered
+    reason: str = ""
+    message: str = ""
 
 
 class Server(NamedTuple):
@@ -754,40 +741,24 @@ class Outcome(NamedTuple):
     failed: bool = False
 
 
-def _common_fields(resource: Resource, document: Document) -> Dict[str, Any]:
-    return {
-        "key": Key(resource, _name(document, "metadata", "namespace"), _name(document, "metadata", "name")),
-        "uid": _name(document, "metadata", "uid"),
-        "version": _name(document, "metadata", "resourceVersion"),
-        "created": parse_time(_at(document, "metadata", "creationTimestamp")),
-        "deleting": _at(document, "metadata", "deletionTimestamp") is not None,
-        "phase": _name(document, "status", "phase"),
-    }
-
-
-def download_request_from(document: Document) -> DownloadRequest:
-    """DownloadRequest document -> record; `reason` and `message` are ours, else phase Failed and its status.message."""
-    fields = _common_fields(DOWNLOAD_REQUESTS, document)
-    failed = fields["phase"] == FAILED
-    return DownloadRequest(
+def request_from(resource: Resource, document: Document) -> Request:
+    """Document -> record; `reason` and `message` are our annotations, else phase Failed and its status.message."""
+    phase = _name(document, "status", "phase")
+    return Request(
+        key=Key(resource, _name(document, "metadata", "namespace"), _name(document, "metadata", "name")),
+        uid=_name(document, "metadata", "uid"),
+        version=_name(document, "metadata", "resourceVersion"),
+        created=parse_time(_at(document, "metadata", "creationTimestamp")),
+        deleting=_at(document, "metadata", "deletionTimestamp") is not None,
+        phase=phase,
         target_kind=_name(document, "spec", "target", "kind"),
         target_name=_name(document, "spec", "target", "name"),
         url=_text(document, "status", "downloadURL"),
         expiration=parse_time(_at(document, "status", "expiration")),
-        reason=_name(document, "metadata", "annotations", REASON) or (FAILED if failed else ""),
+        processed=parse_time(_at(document, "status", "processedTimestamp")),
+        reason=_name(document, "metadata", "annotations", REASON) or (FAILED if phase == FAILED else ""),
         message=(_text(document, "metadata", "annotations", MESSAGE) or (
-            _text(document, "status", "message") if failed else ""))[:MESSAGE_LIMIT],
-        **fields)
-
-
-def status_request_from(document: Document) -> StatusRequest:
-    """ServerStatusRequest document -> record."""
-    return StatusRequest(processed=parse_time(_at(document, "status", "processedTimestamp")),
-                         **_common_fields(STATUS_REQUESTS, document))
-
-
-REQUEST_FROM: Dict[Resource, Callable[[Document], Request]] = {
-    DOWNLOAD_REQUESTS: download_request_from, STATUS_REQUESTS: status_request_from}
+            _text(document, "status", "message") if phase == FAILED else ""))[:MESSAGE_LIMIT])
 
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
@@ -808,7 +779,7 @@ def _patch(request: Request, why: str, *, status: Document, annotations: Optiona
     return Outcome("patch", why, body, again, failed)
 
 
-def triage_download(request: DownloadRequest, now: datetime) -> Optional[Outcome]:
+def triage_download(request: Request, now: datetime) -> Optional[Outcome]:
     """What can be decided about a DownloadRequest without looking anything up; None when it is to be answered."""
     if request.deleting:
         return Outcome("leave", "it is being deleted")
@@ -826,7 +797,7 @@ def triage_download(request: DownloadRequest, now: datetime) -> Optional[Outcome
     return Outcome("leave", f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
 
 
-def answer_download(request: DownloadRequest, key: str, url: str, expires: datetime) -> Outcome:
+def answer_download(request: Request, key: str, url: str, expires: datetime) -> Outcome:
     """The patch that answers a DownloadRequest with the URL signed for a key: URL, phase and expiration in one."""
     return _patch(
         request, f"{request.target_kind} of {request.target_name}: signed for {key}",
@@ -835,22 +806,21 @@ def answer_download(request: DownloadRequest, key: str, url: str, expires: datet
         again=expires)
 
 
-def refuse_download(request: DownloadRequest, error: Error, now: datetime) -> Outcome:
+def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
     """What a failed look leaves behind: the reason, once, and an expiration that later failures do not push further."""
     limit = now + URL_LIFE
     message = one_line(redact(str(error)), MESSAGE_LIMIT)
     expires = request.expiration if request.expiration and request.expiration <= limit else None
     status = {} if expires else {"expiration": format_time(limit)}
-    annotations = {REASON: error.reason, MESSAGE: message}
-    if (request.reason, request.message) == (error.reason, message):
-        annotations = {}
+    is_known = (request.reason, request.message) == (error.reason, message)
+    annotations = {} if is_known else {REASON: error.reason, MESSAGE: message}
     why, again = f"{error.reason}: {message}", expires or limit
     if not status and not annotations:
         return Outcome("leave", why, again=again, failed=error.retry)
     return _patch(request, why, status=status, annotations=annotations, again=again, failed=error.retry)
 
 
-def fall_back_download(request: DownloadRequest, outcome: Outcome, now: datetime) -> Outcome:
+def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Outcome:
     """What to do when the API takes a patch for invalid, as for an object whose annotations are full: the status alone.
 
     Without one to write, the object is deleted once it is older than a request lives, so that it cannot stay for ever.
@@ -863,7 +833,7 @@ def fall_back_download(request: DownloadRequest, outcome: Outcome, now: datetime
     return Outcome("leave", outcome.why, again=outcome.again, failed=True)
 
 
-def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outcome:
+def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
     """The whole policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
     if request.deleting:
         return Outcome("leave", "it is being deleted")
@@ -887,14 +857,10 @@ def is_news(old: Optional[Request], new: Request) -> bool:
     A reason, a message and the expiration of an unanswered request are what controllers write when they fail: were they
     news, two controllers that fail for different reasons would wake each other without end.
     """
-    if old is None or type(old) is not type(new):
+    if old is None:
         return True
-    same: Dict[str, Any] = {"version": new.version}
-    if isinstance(new, DownloadRequest):
-        same.update(reason=new.reason, message=new.message)
-        if new.phase in UNANSWERED:
-            same.update(expiration=new.expiration)
-    return old._replace(**same) != new
+    expiration = new.expiration if new.phase in UNANSWERED else old.expiration
+    return old._replace(version=new.version, reason=new.reason, message=new.message, expiration=expiration) != new
 
 
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
@@ -913,7 +879,7 @@ def is_version_expired(error: Optional[Error]) -> bool:
     return isinstance(error, ApiError) and (error.status == 410 or error.api_reason in ("Expired", "Gone"))
 
 
-def event_for(request: DownloadRequest, reason: str, message: str, now: datetime) -> Document:
+def event_for(request: Request, reason: str, message: str, now: datetime) -> Document:
     """A core/v1 Event that shows a request's reason in `kubectl describe` and `kubectl get events`."""
     key, instant = request.key, format_time(now)
     return {
@@ -921,9 +887,7 @@ def event_for(request: DownloadRequest, reason: str, message: str, now: datetime
         "metadata": {"generateName": f"{key.name[:40].rstrip('-.')}-", "namespace": key.namespace},
         "involvedObject": {"apiVersion": "velero.io/v1", "kind": key.resource.kind, "namespace": key.namespace,
                            "name": key.name, "uid": request.uid, "resourceVersion": request.version},
-        "source": {"component": "velero-requests"}, "count": 1,
-        "firstTimestamp": instant, "lastTimestamp": instant,
-    }
+        "source": {"component": "velero-requests"}, "count": 1, "firstTimestamp": instant, "lastTimestamp": instant}
 
 
 def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
@@ -5494,16 +5458,13 @@ def save_object(path: str, source: Source, transfer: Transfer, what: str, *, gun
 # ====================================================================================================
 # 14. Controller — queue, feeders, workers, and how a decision is carried out
 #
-#     client-go's work queue (util/workqueue): a key that is added while it waits is there once; one that is added while
-#     it is worked on comes again afterwards, so no two workers ever hold the same key. Delays are instants of the wall
-#     clock, for they come from expirations; a waiting worker looks at the clock at least once a minute, so a clock that
-#     is set does no lasting harm.
+#     client-go's work queue (util/workqueue): a key that is added while it waits is there once; one added while it is
+#     worked on comes again afterwards, so no two workers hold the same key. Delays are instants of the wall clock, for
+#     they come from expirations; a waiting worker looks at it once a minute, so setting it does no lasting harm.
 # ====================================================================================================
 
 class Queue:
     """Keys to look at, now or at an instant (seconds since the epoch, as `clock` gives them)."""
-
-    LONGEST_WAIT = 60.0                                    # seconds
 
     def __init__(self, clock: Callable[[], float] = time.time):
         self._clock = clock
@@ -5563,23 +5524,22 @@ class Queue:
 
     def _promote(self) -> float:
         """Make the keys ready whose instant has come -> seconds until the next."""
-        now = self._clock()
+        now, longest = self._clock(), 60.0
         while self._heap:
             instant, key = self._heap[0]
             counts = self._due.get(key) == instant
             if counts and instant > now:
-                return min(instant - now, self.LONGEST_WAIT)
+                return min(instant - now, longest)
             heapq.heappop(self._heap)
             if counts:
                 del self._due[key]
                 self._ready[key] = None
-        return self.LONGEST_WAIT
+        return longest
 
 
 WORKERS = 4
 SHORT_WATCH = 3.0                            # seconds; a watch that ends sooner and brought nothing counts as a failure
-CACHE_LIFE = 5.0                             # seconds that a backup, location or Secret is remembered after a success
-CACHE_SIZE = 200                             # entries; more backups than that at once are looked up again
+CACHE_LIFE, CACHE_SIZE = 5.0, 200            # seconds and entries; backups, locations, Secrets after a success
 
 GONE = Outcome("leave", "it is gone")
 CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
@@ -5607,20 +5567,19 @@ class Controller:
         self.warned = SaidOnce(1000)                      # rights and oddities that the log has already
         self.purses: Dict[Any, Purse] = {}                # keys had, by kind of plan, plan and region
         self.hosts = Hosts(WORKERS, FAILURE_PAUSE.total_seconds())
-        self.events = {DOWNLOAD_REQUESTS: 0, STATUS_REQUESTS: 0}  # how many the watches have brought
+        self.events = dict.fromkeys(REQUEST_KINDS, 0)      # how many the watches have brought
         self.watch_seconds, self.silence = WATCH_SECONDS, WATCH_SILENCE
         self.stop_time = 3.0                              # seconds that passes in hand have to finish in the end
         self.stop = threading.Event()
 
-    def warn_once(self, text: str) -> None:
-        """Warn, unless the log has that sentence already."""
-        if self.warned.is_news(text):
+    def warn_once(self, texts: Iterable[str]) -> None:
+        """Warn, unless the log has a sentence already."""
+        for text in filter(self.warned.is_news, texts):
             log.warning("%s", text)
 
     def warn_of_missing_right(self, error: Error) -> None:
         """Say once which right is missing and which line of a Role grants it."""
-        for hint in error.hints if isinstance(error, ApiError) and error.status == 403 else ():
-            self.warn_once(hint)
+        self.warn_once(error.hints if isinstance(error, ApiError) and error.status == 403 else ())
 
     def cached(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
         """What `read` gives, remembered for a few seconds after a success and never after a failure."""
@@ -5641,15 +5600,12 @@ class Controller:
 
     def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
         """A storage location, and where its keys come from; oddities are told once."""
-        if not name:
-            raise NotFound(f"{asked_by} names no {LOCATIONS.kind}", reason="StorageLocationNotFound")
         location = find_location(self.api, self.namespace, self.api.get_wanted(
             LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
-        for warning in location.warnings:
-            self.warn_once(f"storage location {location.name!r}: {warning}")
+        self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
         return open_location(self.api, self.namespace, location, self.allowed)
 
-    def answer(self, request: DownloadRequest) -> Outcome:
+    def answer(self, request: Request) -> Outcome:
         """Artifact -> backup, for a restore the one it came from -> storage location -> keys -> signed URL.
 
         Raises InvalidRequest, NotFound or ConfigError with the reason that belongs on the request.
@@ -5658,8 +5614,6 @@ class Controller:
         backup, asked_by = request.target_name, "the request"
         if artifact.owner == RESTORES:
             backup, asked_by = self.read_spec(RESTORES, backup, "backupName", asked_by), f"restore {backup!r}"
-            if not backup:
-                raise NotFound(f"{asked_by} names no {BACKUPS.kind}", reason="BackupNotFound")
         name = self.read_spec(BACKUPS, backup, "storageLocation", asked_by)
         location, plan = self.cached(("location", name), lambda: self.open_location(name, f"backup {backup!r}"))
         if len(self.purses) > CACHE_SIZE:
@@ -5672,7 +5626,7 @@ class Controller:
             verify_url(url, trust_in(location))
         return answer_download(request, key, url, expires)
 
-    def answer_or_refuse(self, request: DownloadRequest) -> Outcome:
+    def answer_or_refuse(self, request: Request) -> Outcome:
         """Look up what is needed and sign, or say why not."""
         try:
             return self.answer(request)
@@ -5687,11 +5641,9 @@ class Controller:
 
     def remember(self, resource: Resource, document: Document) -> Tuple[Key, bool]:
         """Keep the newest copy of a request, without its URL -> its key, and whether it is worth a look now."""
-        record = REQUEST_FROM[resource](document)
+        record = request_from(resource, document)._replace(url="")
         if record.key.namespace != self.namespace:
             return record.key, False  # not ours, whoever sent it
-        if isinstance(record, DownloadRequest):
-            record = record._replace(url="")
         old = self.records.get(record.key)
         self.records[record.key] = record
         return record.key, is_news(old, record)
@@ -5713,12 +5665,12 @@ class Controller:
             self.remember(key.resource, stored)
             status = body.get("status", {})
             if all(_at(stored, "status", name) == value for name, value in status.items()):
-                self.with_subresource.update([key.resource] if subresource else [])
                 return
+            self.with_subresource.add(key.resource)
             body = {"metadata": {"resourceVersion": _text(stored, "metadata", "resourceVersion")}, "status": status}
         raise Error(f"the API server does not keep the status of {key}")
 
-    def write_event(self, request: DownloadRequest, outcome: Outcome) -> None:
+    def write_event(self, request: Request, outcome: Outcome) -> None:
         """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, do without."""
         annotations = (outcome.body or {}).get("metadata", {}).get("annotations", {})
         if not annotations.get(REASON):
@@ -5730,17 +5682,14 @@ class Controller:
             log.debug("no Event for %s: %s", request.key, error)
 
     def apply(self, request: Request, outcome: Outcome) -> None:
-        """Carry out an outcome; a copy that was stale is an ApiError with status 409."""
-        if self.dry_run or outcome.verb == "leave":
-            return
-        if outcome.verb == "patch":
+        """Carry out an outcome, unless in a dry run; a copy that was stale is an ApiError with status 409."""
+        if outcome.verb == "patch" and not self.dry_run:
             self.write_status(request.key, outcome.body or {})
-        else:
-            self.api.delete(request.key, outcome.body)
-        if isinstance(request, DownloadRequest):
             self.write_event(request, outcome)
+        elif outcome.verb == "delete" and not self.dry_run:
+            self.api.delete(request.key, outcome.body)
 
-    def reconcile_download_request(self, request: DownloadRequest) -> Outcome:
+    def reconcile_download_request(self, request: Request) -> Outcome:
         """One look at a DownloadRequest -> what was decided and done."""
         outcome = triage_download(request, self.now()) or self.answer_or_refuse(request)
         try:
@@ -5752,7 +5701,7 @@ class Controller:
             self.apply(request, outcome)
         return outcome
 
-    def reconcile_server_status_request(self, request: StatusRequest) -> Outcome:
+    def reconcile_server_status_request(self, request: Request) -> Outcome:
         """One look at a ServerStatusRequest -> what was decided and done."""
         outcome = decide_status(request, self.server, self.now())
         self.apply(request, outcome)
@@ -5776,7 +5725,7 @@ class Controller:
             return GONE
         _thread.hosts = self.hosts
         try:
-            if isinstance(request, DownloadRequest):
+            if key.resource == DOWNLOAD_REQUESTS:
                 return self.reconcile_download_request(request)
             return self.reconcile_server_status_request(request)
         except Error as error:
@@ -5808,7 +5757,7 @@ class Controller:
         level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
         if outcome.failed and outcome.why not in (CONFLICT.why, BUSY):
             why = outcome.why[:MESSAGE_LIMIT]
-            level = logging.WARNING if self.logged.get(key) != why else logging.DEBUG
+            level = logging.DEBUG if self.logged.get(key) == why else logging.WARNING
             self.logged[key] = why
         elif not outcome.failed:
             self.logged.pop(key, None)
@@ -5831,10 +5780,10 @@ class Controller:
             version = _text(page, "metadata", "resourceVersion")
             found.update(self.remember(resource, document)[0] for document in page["items"])
             del page  # before the next one is read
-        missing = {key for key in list(self.records) if key.resource == resource} - found
-        for key in missing:
-            self.records.pop(key, None)
-        for key in found | missing:
+        known = {key for key in list(self.records) if key.resource == resource}
+        for key in known | found:
+            if key not in found:
+                self.records.pop(key, None)
             self.queue.add(key)
         self.versions[resource] = version
 
@@ -5852,7 +5801,7 @@ class Controller:
                 if news:
                     self.queue.add(key)
             elif kind == "DELETED":
-                key = REQUEST_FROM[resource](document).key
+                key = request_from(resource, document).key
                 self.records.pop(key, None)
                 self.queue.add(key)
             self.versions[resource] = _text(document, "metadata", "resourceVersion")
@@ -5876,9 +5825,8 @@ class Controller:
     def feed(self, resource: Resource) -> None:
         """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up.
 
-        A watch that failed or ended before it had lived or brought something is followed by a back-off, a short one
-        where no API server was reached at all, and no two are opened within a second; only a version that expired is
-        answered by a list at once, the first time.
+        A watch that ended before it had lived or brought something is a failure, and followed by a back-off; only a
+        version that expired is answered by a list at once, the first time.
         """
         failures, logged = 0, ""
         while not self.stop.is_set():
@@ -5898,7 +5846,7 @@ class Controller:
     def run_once(self) -> None:
         """Look once at every request that is there, again where another writer came in between."""
         for _ in range(5):
-            for resource in REQUEST_FROM:
+            for resource in REQUEST_KINDS:
                 self.relist(resource)
             outcomes = []
             for key in iter(lambda: self.queue.take(wait=False), None):
@@ -5912,7 +5860,7 @@ class Controller:
 def run_controller(controller: Controller) -> None:
     """Serve both kinds of request until `controller.stop` is set; a pass in hand is finished, if it can be soon."""
     threads = [threading.Thread(target=controller.work, daemon=True) for _ in range(WORKERS)]
-    threads += [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_FROM]
+    threads += [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_KINDS]
     for thread in threads:
         thread.start()
     controller.stop.wait()
@@ -6136,7 +6084,7 @@ def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable
 
 def _has_url(document: Document) -> bool:
     """Whether a DownloadRequest is answered; a reason that a controller left is raised, for waiting is in vain."""
-    request = download_request_from(document)
+    request = request_from(DOWNLOAD_REQUESTS, document)
     if not request.url and request.reason:
         message = one_line(redact(request.message or request.reason))
         raise RequestFailed(f"{request.target_kind} of {request.target_name}: {message}",
@@ -6146,10 +6094,10 @@ def _has_url(document: Document) -> bool:
 
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
     """The pre-signed URL that a DownloadRequest is answered with."""
-    asked = download_request_from(stored)
+    asked = request_from(DOWNLOAD_REQUESTS, stored)
     with api.waiting(f"the URL of {asked.target_kind} of {asked.target_name}", timeout):
         document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
-    url = download_request_from(document).url
+    url = request_from(DOWNLOAD_REQUESTS, document).url
     log.info("%s is answered; the store is %s", asked.key, one_line(redact("/".join(url.split("/", 3)[:3]))))
     return url
 
@@ -6492,30 +6440,11 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
 # 16. Doctor — why nobody answered: checks, each one sentence with its cure
 # ====================================================================================================
 
-def server_image(api: Api, namespace: str) -> str:
-    """The image of Velero's Deployment, which tells the server's version when it does not; empty when unseen."""
-    try:
-        deployment = api.hasty().get(DEPLOYMENTS, namespace, "velero")
-    except Error as error:
-        log.info("the image of the Deployment cannot be seen: %s", error)
-        return ""
-    containers = _at(deployment, "spec", "template", "spec", "containers")
-    images = {_text(row, "name"): _text(row, "image") for row in (containers if isinstance(containers, list) else [])}
-    return one_line(images.get("velero") or next(filter(None, images.values()), ""))
-
-
-def version_of_image(image: str) -> str:
-    """The tag of an image, which is Velero's version; without one the image itself."""
-    return image.partition("@")[0].rpartition("/")[2].partition(":")[2] or image
-
-
 def check_server(api: Api, namespace: str) -> str:
     """What is wrong with Velero's Deployment; empty when it has a ready pod."""
     try:
-        deployment = api.get(DEPLOYMENTS, namespace, "velero")
-    except ApiError as error:
-        if error.status != 404:
-            raise
+        deployment = api.get_wanted(DEPLOYMENTS, namespace, "velero", "DeploymentNotFound", "the server")
+    except NotFound:
         return (f"there is no Deployment velero in namespace {namespace}: is Velero in another namespace (-n)? "
                 "or start `velero_requests.py controller`")
     if _at(deployment, "status", "readyReplicas"):
@@ -6528,10 +6457,9 @@ def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> s
     """What is wrong with the storage location behind an artifact; empty when it is available."""
     location = read_location_name(api, namespace, artifact, name)
     try:
-        trouble = location_trouble_from(api.get(LOCATIONS, namespace, location))
-    except ApiError as error:
-        if error.status != 404:
-            raise
+        trouble = location_trouble_from(api.get_wanted(
+            LOCATIONS, namespace, location, "StorageLocationNotFound", f"the backup of {name!r}"))
+    except NotFound:
         trouble = "it does not exist"
     return trouble and (f"storage location {location!r} is not available: {trouble}: "
                         f"see `kubectl -n {namespace} describe backupstoragelocation`")
@@ -6701,7 +6629,7 @@ def cmd_controller(options: Options) -> int:
     own = tuple(plugin for plugin in OWN_PLUGINS if plugin not in declared)
     server = Server(options.server_version or f"v{__version__}", own + declared)
     api, namespace = api_of(options), options.namespace
-    missing = {resource.plural for resource in REQUEST_FROM} - set(api.served_resources("velero.io/v1"))
+    missing = {resource.plural for resource in REQUEST_KINDS} - set(api.served_resources("velero.io/v1"))
     if missing:
         log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
                     " and ".join(sorted(missing)), PROGRAM)
@@ -7036,19 +6964,13 @@ def write_version(options: Options, version: Optional[str], source: str = "") ->
 
 
 def cmd_version(options: Options) -> int:
-    """The versions of this file and of the server; without an answer, what the Deployment's image says of it."""
+    """The versions of this file and of the server."""
     if options.client_only:
         write_version(options, None)
         return Exit.DONE
     api = api_of(options)
-    try:
-        with explained(api, options.namespace):
-            document = get_server_status(api, options.namespace, timeout=options.timeout)
-    except TimedOut:
-        image = server_image(api, options.namespace)
-        if image:
-            write_version(options, version_of_image(image), f"by the image {image} of the Deployment; nobody answered")
-        raise
+    with explained(api, options.namespace):
+        document = get_server_status(api, options.namespace, timeout=options.timeout)
     write_version(options, _text(document, "status", "serverVersion"))
     return Exit.DONE
 
