@@ -2425,16 +2425,6 @@ class TestNewFile(FolderCase):
 # ------------------------------------------------------------------------------------------------------------
 
 
-class HandClock:
-    """A clock that the test turns."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 # What is done to a queue, and the keys it hands out at each `take` (all that are ready; the clock starts at 1000).
 QUEUE_CASES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
     "keys come in order, each once": ("add a, add b, add a, add c, take, take", ("abc", "")),
@@ -2461,8 +2451,8 @@ class TestQueue(unittest.TestCase):
     """Tests for `Queue`."""
 
     def setUp(self) -> None:
-        self.clock = HandClock()
-        self.queue = vr.Queue(self.clock)
+        self.now = 1000.0
+        self.queue = vr.Queue(lambda: self.now)
 
     def work(self) -> str:
         """Take a key without waiting; no key is an empty text."""
@@ -2485,7 +2475,7 @@ class TestQueue(unittest.TestCase):
                 if deed in ("take", "work"):
                     taken.append(getattr(self, deed)())
                 elif deed == "clock":
-                    self.clock.now = float(words[0])
+                    self.now = float(words[0])
                 elif deed == "at":
                     self.queue.add_at(words[0], float(words[1]))
                 else:
@@ -2498,7 +2488,7 @@ class TestQueue(unittest.TestCase):
         with ThreadPoolExecutor(3) as pool:
             self.queue.add_at("a", 5000)
             taken = [pool.submit(self.queue.take) for _ in range(3)]
-            self.clock.now = 5000.0
+            self.now = 5000.0
             self.queue.wake()
             wait_until(lambda: any(future.done() for future in taken))
             self.queue.close()
@@ -5609,13 +5599,6 @@ class ContractTests(CoreTests):
                 self.assertEqual((document["kind"], document["apiVersion"], len(document["status"]["plugins"])),
                                  ("ServerStatusRequest", "velero.io/v1", 3))
 
-    def test_version_prints_client_and_server(self) -> None:
-        self.serve()
-        both = self.cli("version")
-        self.assertEqual(both.code, 0, both.err)
-        self.assertRegex(both.out.decode(), r"\AClient:\n\tVersion: v[0-9.]+\n(\tGit commit: .*\n)?Server:\n"
-                                            r"\tVersion: v1\.18\.1\n(# WARNING: .*\n)?\Z")
-
     def test_logs_are_refused_until_the_work_has_finished(self) -> None:
         """Only finished phases have logs; the others are an error before any request is created."""
         self.put()
@@ -5747,55 +5730,7 @@ class ContractTests(CoreTests):
                 self.assertIn("\nhint: ", result.err)
         self.assertEqual(self.names() + self.names(SSR), [])
 
-    def test_bad_bodies_leave_no_file(self) -> None:
-        """What is not gzip, ends early or is damaged is one error and no file; --force replaces after success only."""
-        self.serve()
-        whole, path = gzip.compress(os.urandom(3000)), os.path.join(self.folder, "out", "x")
-        os.mkdir(os.path.dirname(path))
-        for kind, body in (("BackupContents", b"<html>sorry</html>"), ("BackupContents", whole[:-200]),
-                           ("BackupLog", b""), ("BackupLog", whole[:-4]),
-                           ("BackupLog", whole[:100] + b"\x00\x00" + whole[102:])):
-            with self.subTest(body[:10], kind=kind):
-                self.store.put(self.namespace, KEYS[kind], body)
-                self.assert_failed(self.cli("download", "b1", "--kind", kind, "-o", path), 1)
-                self.assertEqual(os.listdir(os.path.dirname(path)), [])
-        with open(path, "wb") as file:
-            file.write(b"precious")
-        for code, kind, kept in ((1, "BackupLog", b"precious"), (0, "BackupContents", whole)):
-            self.store.put(self.namespace, KEYS["BackupContents"], whole)
-            self.assertEqual(self.cli("download", "b1", "--kind", kind, "-o", path, "--force").code, code)
-            with open(path, "rb") as file:
-                self.assertEqual(file.read(), kept)
-        self.assertEqual(self.names(), [])
-
     # -- processes --
-
-    def test_ctrl_c_while_waiting_deletes_the_request(self) -> None:
-        """A client that is interrupted leaves with 130, an empty stdout and no request behind."""
-        for resource, argv in (("downloadrequests", ("backup", "logs", "b1")),
-                               (SSR, ("plugin", "get", "--timeout", "1m"))):
-            with self.subTest(argv=argv):
-                program = self.program(*argv)
-                wait_until(lambda resource=resource: self.names(resource), 15, "the request")
-                result = program.end(signal.SIGINT)
-                self.assertEqual((result.code, result.out), (130, b""), result.err)
-                self.assertNotIn("Traceback", result.err)
-                self.assertEqual(self.names(resource), [])
-
-    def test_readers_of_stdout(self) -> None:
-        """A full disk is one error; `backup logs | head` ends without a word; the request is deleted."""
-        self.serve()
-        self.put(body=os.urandom(4 << 20).hex().encode())
-        with open("/dev/full", "wb") as full:
-            self.assert_failed(self.program("backup", "logs", "b1", stdout=full).end(), 1)
-        reading, writing = os.pipe()
-        program = self.program("backup", "logs", "b1", stdout=writing)
-        os.close(writing)
-        self.assertEqual(len(os.read(reading, 10)), 10)
-        os.close(reading)
-        result = program.end()
-        self.assertIn(result.code, (0, 141))
-        self.assertEqual((result.err, self.names()), ("", []))
 
     def test_the_controller_process_serves_and_leaves_on_signals(self) -> None:
         """As its own process the controller declares what it was told, and a signal ends it with 0."""
@@ -9373,8 +9308,29 @@ def usage_of(pid: int) -> Usage:
 IDLE = 8
 
 
-class UsageWorld(EnduranceWorld):
-    """A controller as a process of its own, which is measured."""
+@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+class TestLeaks(EnduranceWorld, unittest.TestCase):
+    """What a controller needs."""
+
+    def test_forty_large_objects(self) -> None:
+        """A first list of forty objects of 1.2 MB is read in small pages, and costs no more than 25 MiB on top."""
+        peaks = []
+        for large in (0, 40):
+            for number in range(large):
+                self.ask(name=f"{number:03}" + "x" * 1_200_000)
+            program = self.program("controller")
+            self.watched()
+            self.answered(self.ask_status(), SSR)
+            with open(f"/proc/{program.process.pid}/status", encoding="ascii") as file:
+                peaks.append(int(re.search(r"VmHWM:\s+(\d+)", file.read()).group(1)) / 1024)
+            program.kill()
+            wait_until(lambda: not self.cluster.watches(self.path("")), 15, "the end of the watches")
+        self.assertLess(peaks[1] - peaks[0], 25, peaks)
+
+
+@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+class TestSoak(EnduranceWorld, unittest.TestCase):
+    """Faults at random under load, for VELERO_SOAK seconds, on a controller that is a process of its own."""
 
     def start_controller(self) -> Program:
         """Start a controller with its token in a file, and let it do some work."""
@@ -9395,59 +9351,6 @@ class UsageWorld(EnduranceWorld):
         after = usage_of(pid)
         self.assertLess(after.megabytes - before.megabytes, megabytes, (before, after))
         return after
-
-
-@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
-class TestLeaks(UsageWorld, unittest.TestCase):
-    """What a controller holds after many faults."""
-
-    def round_of_faults(self, number: int) -> List[Fault]:
-        """Let both watches and eight calls go wrong, and wait until that is over."""
-        watches, gets = sorted(WATCH_FAULTS), sorted(GET_FAULTS)
-        struck = [self.cluster.script("GET", self.path(f"{kind}?watch="), **WATCH_FAULTS[name])
-                  for kind, name in zip(("downloadrequests", SSR), watches[7 * number:])]
-        self.cluster.cut_watches(self.path(""))
-        names = [f"b-{number}-{call}" for call in range(8)]
-        for call, name in enumerate(names):
-            self.make_backup(name)
-            fault = GET_FAULTS[gets[(8 * number + call) % len(gets)]]
-            struck.append(self.cluster.script("GET", "/backups/" + name, **fault))
-        for request in [self.ask(name=name) for name in names]:
-            self.looked_at(request)
-        self.watched()
-        self.answered(self.ask_status(), SSR)  # an event ends the back-off of the watch
-        self.settle()
-        return struck
-
-    def test_forty_large_objects(self) -> None:
-        """A first list of forty objects of 1.2 MB is read in small pages, and costs no more than 25 MiB on top."""
-        peaks = []
-        for large in (0, 40):
-            for number in range(large):
-                self.ask(name=f"{number:03}" + "x" * 1_200_000)
-            program = self.program("controller")
-            self.watched()
-            self.answered(self.ask_status(), SSR)
-            with open(f"/proc/{program.process.pid}/status", encoding="ascii") as file:
-                peaks.append(int(re.search(r"VmHWM:\s+(\d+)", file.read()).group(1)) / 1024)
-            program.kill()
-            wait_until(lambda: not self.cluster.watches(self.path("")), 15, "the end of the watches")
-        self.assertLess(peaks[1] - peaks[0], 25, peaks)
-
-    def test_fifty_faults_leak_nothing(self) -> None:
-        """After fifty faults of watches, lists and calls, threads, sockets and memory are those of before."""
-        program = self.start_controller()
-        before = usage_of(program.process.pid)
-        struck = [fault for number in range(5) for fault in self.round_of_faults(number)]
-        self.assertEqual([fault.hits for fault in struck], [1] * 50)
-        after = self.compare(program, before, 10)
-        self.assertLess(after.seconds - before.seconds, 10)
-        self.assertEqual(program.end(signal.SIGTERM).code, 0)
-
-
-@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
-class TestSoak(UsageWorld, unittest.TestCase):
-    """Faults at random under load, for VELERO_SOAK seconds."""
 
     def strike(self, dice: random.Random) -> str:
         """Let one fault happen, and return its name."""
