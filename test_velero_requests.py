@@ -6319,7 +6319,7 @@ class TestContractRealCluster(RealWorld, unittest.TestCase):
 
     def test_certificates(self) -> None:
         """A client certificate works inline and as files, named relative to the kubeconfig; a wrong authority is 6."""
-        names = [os.path.join(self.folder, name) for name in ("client.key", "client.csr", "client.crt", "ca.crt")]
+        names = [os.path.join(self.folder, name) for name in ("client.key", "client.csr", "client.crt", "own.crt")]
         run_openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", names[0], "-out", names[1], "-subj",
                     "/O=system:masters/CN=certified")
         run_openssl("x509", "-req", "-in", names[1], "-CA", self.cluster.ca, "-CAkey",
@@ -6332,7 +6332,7 @@ class TestContractRealCluster(RealWorld, unittest.TestCase):
         for code, cluster, user in (
                 (3, {"certificate-authority-data": data[names[3]]},
                  {"client-certificate-data": data[names[2]], "client-key-data": data[names[0]]}),
-                (3, {"certificate-authority": "ca.crt"},
+                (3, {"certificate-authority": "own.crt"},
                  {"client-certificate": "client.crt", "client-key": "client.key"}),
                 (6, {"certificate-authority": make_certificate(self.folder).ca}, {"token": token_of("admin")})):
             with self.subTest(code=code, cluster=list(cluster)):

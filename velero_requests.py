@@ -5567,8 +5567,8 @@ class Controller:
         self.warned = SaidOnce(1000)                      # rights and oddities that the log has already
         self.purses: Dict[Any, Purse] = {}                # keys had, by kind of plan, plan and region
         self.hosts = Hosts(WORKERS, FAILURE_PAUSE.total_seconds())
-        self.events = dict.fromkeys(REQUEST_KINDS, 0)      # how many the watches have brought
-        self.watch_seconds, self.silence = WATCH_SECONDS, WATCH_SILENCE
+        self.events = dict.fromkeys(REQUEST_KINDS, 0)     # how many the watches have brought
+        self.silence = WATCH_SILENCE                      # seconds
         self.stop_time = 3.0                              # seconds that passes in hand have to finish in the end
         self.stop = threading.Event()
 
@@ -5662,7 +5662,8 @@ class Controller:
                 if subresource and error.status == 404:  # the object is gone, or the CRD was replaced
                     self.with_subresource.discard(key.resource)
                 raise
-            self.remember(key.resource, stored)
+            if self.remember(key.resource, stored)[0] != key:
+                break  # whatever has answered, it was no API server
             status = body.get("status", {})
             if all(_at(stored, "status", name) == value for name, value in status.items()):
                 return
@@ -5790,7 +5791,7 @@ class Controller:
     def follow(self, resource: Resource) -> None:
         """Watch a kind until the watch ends."""
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
-                                       seconds=random.uniform(*self.watch_seconds), silence=self.silence)
+                                       seconds=random.uniform(*WATCH_SECONDS), silence=self.silence)
         self.streams[resource] = response
         if self.stop.is_set():
             interrupt(response)
