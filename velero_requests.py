@@ -5662,8 +5662,10 @@ class Controller:
                 if subresource and error.status == 404:  # the object is gone, or the CRD was replaced
                     self.with_subresource.discard(key.resource)
                 raise
-            if self.remember(key.resource, stored)[0] != key:
+            if request_from(key.resource, stored).key != key:
                 break  # whatever has answered, it was no API server
+            if key in self.records:  # else the watch has brought its end already
+                self.remember(key.resource, stored)
             status = body.get("status", {})
             if all(_at(stored, "status", name) == value for name, value in status.items()):
                 return
