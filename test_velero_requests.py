@@ -5941,6 +5941,19 @@ class FaultTests(FaultWorld):
         self.assertEqual(document["metadata"]["labels"], {"by": "them"})
         self.assertEqual(self.cluster.count("PATCH", name, status=409), 1)
 
+    def test_what_is_deleted_during_a_pass_stays_forgotten(self) -> None:
+        """An answer to a patch that comes after the object's end does not bring it back."""
+        controller, gate = self.serve(), threading.Event()
+        self.settle()
+        self.cluster.script("PATCH", "/downloadrequests/", pause_after=1, gate=gate)
+        name = self.ask()
+        self.answered(name)
+        self.admin.delete("downloadrequests", name, self.namespace)
+        wait_until(lambda: not controller.records, 10, "the record to go")
+        gate.set()
+        wait_until(lambda: not controller.queue._working, 10, "the pass to end")
+        self.assertEqual(controller.records, {})
+
     def test_a_signal_lets_the_pass_in_hand_finish(self) -> None:
         """SIGTERM in the middle of a pass: the answer is still written, then the controller leaves with 0."""
         gate = threading.Event()

@@ -621,16 +621,13 @@ def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
 
 
 class Artifact(NamedTuple):
-    """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it.
-
-    `releases` are those whose CustomResourceDefinition lists the kind.
-    """
+    """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it."""
 
     kind: str
     owner: Resource
     key: str
     gunzip: bool = True
-    releases: str = "1.18"
+    releases: str = "1.18"                   # those whose CustomResourceDefinition lists the kind
 
 
 BACKUP_CONTENTS = "BackupContents"
@@ -905,10 +902,8 @@ def new_status_request(namespace: str, suffix: str) -> Document:
 
 
 def logs_refusal(owner: Resource, name: str, phase: str) -> str:
-    """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go).
-
-    Logs exist once it has finished; 1.11 added the two phases in which only plugins still work.
-    """
+    """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
+    # Velero 1.11 added the two phases in which only plugins still work.
     if phase in ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
                  "WaitingForPluginOperationsPartiallyFailed"):
         return ""
@@ -5568,8 +5563,7 @@ class Controller:
         self.purses: Dict[Any, Purse] = {}                # keys had, by kind of plan, plan and region
         self.hosts = Hosts(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = dict.fromkeys(REQUEST_KINDS, 0)     # how many the watches have brought
-        self.silence = WATCH_SILENCE                      # seconds
-        self.stop_time = 3.0                              # seconds that passes in hand have to finish in the end
+        self.silence, self.stop_time = WATCH_SILENCE, 3.0  # seconds of a watch; of passes in hand in the end
         self.stop = threading.Event()
 
     def warn_once(self, texts: Iterable[str]) -> None:
