@@ -72,7 +72,7 @@ import socket
 import stat
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from datetime import datetime, timedelta, timezone
 from typing import (
     Any, BinaryIO, Callable, ContextManager, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence,
@@ -563,7 +563,7 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
 #      past its expiration          -> delete, any phase        empty or New                      -> patch: Processed
-#      empty or New                 -> facts needed, then       Processed, older than 1 min       -> delete
+#      empty or New                 -> look up, sign,           Processed, older than 1 min       -> delete
 #                                      patch: Processed         Processed                         -> leave for 5 min
 #                                      or patch: reason           (without timestamp: its creation counts)
 #      any other phase,                                         any other phase                   -> leave, look never
@@ -584,53 +584,48 @@ class Resource(NamedTuple):
     version: str = "v1"
 
 
+DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
+STATUS_REQUESTS = Resource("ServerStatusRequest", "serverstatusrequests")
+REQUEST_KINDS = (DOWNLOAD_REQUESTS, STATUS_REQUESTS)
 BACKUPS = Resource("Backup", "backups")
 RESTORES = Resource("Restore", "restores")
 LOCATIONS = Resource("BackupStorageLocation", "backupstoragelocations")
-DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
-STATUS_REQUESTS = Resource("ServerStatusRequest", "serverstatusrequests")
+POD_VOLUME_BACKUPS = Resource("PodVolumeBackup", "podvolumebackups")
+POD_VOLUME_RESTORES = Resource("PodVolumeRestore", "podvolumerestores")
+DELETE_REQUESTS = Resource("DeleteBackupRequest", "deletebackuprequests")
 SECRETS = Resource("Secret", "secrets", group="")
 EVENTS = Resource("Event", "events", group="")
 DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
 
-# Phases of both request kinds. Velero 1.6 to 1.18 never write New (it is the empty phase in practice); Failed came
-# after 1.18 and carries status.message.
-NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
-UNANSWERED = ("", NEW)
 
-URL_LIFE = timedelta(minutes=10)             # of a signed URL and of its DownloadRequest (velero pkg/persistence)
-STATUS_LIFE = timedelta(minutes=1)           # of a ServerStatusRequest (velero pkg/controller)
-STATUS_LOOK_AGAIN = timedelta(minutes=5)     # an answered one is looked at again, and deleted, only after this
-URL_POLL = 0.025                             # seconds between reads where watching is not allowed (velero's CLI, too)
-STATUS_POLL = 0.25
+def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
+    """The path of a namespaced collection, object or subresource in the Kubernetes REST API."""
+    root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+    parts = ["namespaces", namespace, resource.plural, name, subresource]
+    return root + "".join("/" + quote(part, safe="") for part in parts if part)
 
-REASON = "velero-requests.io/reason"         # annotation: a stable CamelCase word
-MESSAGE = "velero-requests.io/message"       # annotation: one sentence, no secrets
 
-RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
-WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
-LINE_CAP = 3.0                               # seconds; the same when it is the line, which no retry burdens
-FACTS_LIFE = 5.0                             # seconds that a backup, location or Secret is remembered after a success
-PAGE_SIZE = 25                               # objects; client-go's 500 may be 700 MB of hostile ones
-
-# Logs exist once a backup or restore has finished; 1.11 added the two phases in which only plugins still work.
-PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
-                    "WaitingForPluginOperationsPartiallyFailed")
-
-OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): all that this file does of a Velero server's plugins
+def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
+    """A call to the API -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
+    match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
+    if not match:
+        return "", ""
+    group, namespace, plural, name, subresource = match.groups()
+    reading = "watch" if watching else "get" if name else "list"
+    verb = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}.get(method, reading)
+    resource = plural + (subresource or "")
+    return (f"{verb} {resource} in namespace {namespace}",
+            f'- {{apiGroups: ["{group or ""}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
 
 
 class Artifact(NamedTuple):
-    """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it.
-
-    `releases` are those whose CustomResourceDefinition lists the kind.
-    """
+    """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it."""
 
     kind: str
     owner: Resource
     key: str
     gunzip: bool = True
-    releases: str = "1.18"
+    releases: str = "1.18"                   # those whose CustomResourceDefinition lists the kind
 
 
 BACKUP_CONTENTS = "BackupContents"
@@ -657,6 +652,38 @@ TARGETS = {row.kind: row for row in (
 )}
 
 
+def target_of(kind: str, name: str) -> Artifact:
+    """The row of TARGETS for a request's target; InvalidRequest for a kind or a name that cannot exist."""
+    if kind not in TARGETS:
+        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
+                             reason="UnknownKind")
+    if not is_object_name(name):
+        owner = TARGETS[kind].owner.kind.lower()
+        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {owner}", reason="InvalidName")
+    return TARGETS[kind]
+
+
+# Phases of both kinds of request. Velero 1.6 to 1.18 never write New (it is the empty phase in practice); Failed came
+# after 1.18 and carries status.message.
+NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
+UNANSWERED = ("", NEW)
+
+URL_LIFE = timedelta(minutes=10)             # of a signed URL and of its DownloadRequest (velero pkg/persistence)
+STATUS_LIFE = timedelta(minutes=1)           # of a ServerStatusRequest (velero pkg/controller)
+STATUS_LOOK_AGAIN = timedelta(minutes=5)     # an answered one is looked at again, and deleted, only after this
+URL_POLL, STATUS_POLL = 0.025, 0.25          # seconds between reads where a client may not watch (velero's CLI, too)
+
+REASON = "velero-requests.io/reason"         # annotation: a stable CamelCase word
+MESSAGE = "velero-requests.io/message"       # annotation: one sentence, no secrets
+
+RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
+WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
+LINE_CAP = 3.0                               # seconds; the same where no API server is reached, which no retry burdens
+PAGE_SIZE = 25                               # objects; client-go's 500 may be 700 MB of hostile ones
+
+OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): all that this file does of a Velero server's plugins
+
+
 class Key(NamedTuple):
     """One object in the controller's queue."""
 
@@ -669,25 +696,8 @@ class Key(NamedTuple):
 
 
 @hides("url")
-class DownloadRequest(NamedTuple):
-    """A DownloadRequest as far as decisions need it; times that cannot be read are None."""
-
-    key: Key
-    uid: str
-    version: str
-    created: Optional[datetime]
-    deleting: bool
-    target_kind: str
-    target_name: str
-    phase: str
-    url: str
-    expiration: Optional[datetime]
-    reason: str
-    message: str
-
-
-class StatusRequest(NamedTuple):
-    """A ServerStatusRequest as far as decisions need it."""
+class Request(NamedTuple):
+    """A DownloadRequest or ServerStatusRequest as far as decisions need it; times that cannot be read are None."""
 
     key: Key
     uid: str
@@ -695,10 +705,13 @@ class StatusRequest(NamedTuple):
     created: Optional[datetime]
     deleting: bool
     phase: str
-    processed: Optional[datetime]
-
-
-Request = Union[DownloadRequest, StatusRequest]
+    target_kind: str = ""
+    target_name: str = ""
+    url: str = ""
+    expiration: Optional[datetime] = None    # of a DownloadRequest
+    processed: Optional[datetime] = None     # when a ServerStatusRequest was answered
+    reason: str = ""
+    message: str = ""
 
 
 class Server(NamedTuple):
@@ -723,48 +736,24 @@ class Outcome(NamedTuple):
     failed: bool = False
 
 
-POD_VOLUME_BACKUPS = Resource("PodVolumeBackup", "podvolumebackups")
-POD_VOLUME_RESTORES = Resource("PodVolumeRestore", "podvolumerestores")
-DELETE_REQUESTS = Resource("DeleteBackupRequest", "deletebackuprequests")
-
-BACKUP_NAME_LABEL, BACKUP_UID_LABEL = "velero.io/backup-name", "velero.io/backup-uid"
-RESTORE_NAME_LABEL = "velero.io/restore-name"
-
-
-def _identity(resource: Resource, document: Document) -> Dict[str, Any]:
-    return {
-        "key": Key(resource, _name(document, "metadata", "namespace"), _name(document, "metadata", "name")),
-        "uid": _name(document, "metadata", "uid"),
-        "version": _name(document, "metadata", "resourceVersion"),
-        "created": parse_time(_at(document, "metadata", "creationTimestamp")),
-        "deleting": _at(document, "metadata", "deletionTimestamp") is not None,
-        "phase": _name(document, "status", "phase"),
-    }
-
-
-def download_request_from(document: Document) -> DownloadRequest:
-    """DownloadRequest document -> record; `reason` and `message` are ours, else phase Failed and its status.message."""
-    identity = _identity(DOWNLOAD_REQUESTS, document)
-    failed = identity["phase"] == FAILED
-    return DownloadRequest(
+def request_from(resource: Resource, document: Document) -> Request:
+    """Document -> record; `reason` and `message` are our annotations, else phase Failed and its status.message."""
+    phase = _name(document, "status", "phase")
+    return Request(
+        key=Key(resource, _name(document, "metadata", "namespace"), _name(document, "metadata", "name")),
+        uid=_name(document, "metadata", "uid"),
+        version=_name(document, "metadata", "resourceVersion"),
+        created=parse_time(_at(document, "metadata", "creationTimestamp")),
+        deleting=_at(document, "metadata", "deletionTimestamp") is not None,
+        phase=phase,
         target_kind=_name(document, "spec", "target", "kind"),
         target_name=_name(document, "spec", "target", "name"),
         url=_text(document, "status", "downloadURL"),
         expiration=parse_time(_at(document, "status", "expiration")),
-        reason=_name(document, "metadata", "annotations", REASON) or (FAILED if failed else ""),
+        processed=parse_time(_at(document, "status", "processedTimestamp")),
+        reason=_name(document, "metadata", "annotations", REASON) or (FAILED if phase == FAILED else ""),
         message=(_text(document, "metadata", "annotations", MESSAGE) or (
-            _text(document, "status", "message") if failed else ""))[:MESSAGE_LIMIT],
-        **identity)
-
-
-def status_request_from(document: Document) -> StatusRequest:
-    """ServerStatusRequest document -> record."""
-    return StatusRequest(processed=parse_time(_at(document, "status", "processedTimestamp")),
-                         **_identity(STATUS_REQUESTS, document))
-
-
-REQUEST_FROM: Dict[Resource, Callable[[Document], Request]] = {
-    DOWNLOAD_REQUESTS: download_request_from, STATUS_REQUESTS: status_request_from}
+            _text(document, "status", "message") if phase == FAILED else ""))[:MESSAGE_LIMIT])
 
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
@@ -774,80 +763,21 @@ def plugins_from(document: Document) -> List[Tuple[str, str]]:
     return sorted((_text(plugin, "kind"), _text(plugin, "name")) for plugin in plugins)
 
 
-def server_version_from(document: Document) -> str:
-    """ServerStatusRequest document -> the server's version, such as `v1.18.1`."""
-    return _text(document, "status", "serverVersion")
-
-
-def backup_name_from(restore: Document) -> str:
-    """Restore document -> the backup it came from; empty while a schedule's newest backup is not resolved yet."""
-    return _name(restore, "spec", "backupName")
-
-
-def storage_location_from(backup: Document) -> str:
-    """Backup document -> the name of the storage location that holds it."""
-    return _name(backup, "spec", "storageLocation")
-
-
-def phase_from(document: Document) -> str:
-    """Any Velero document -> status.phase."""
-    return _text(document, "status", "phase")
-
-
-def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS for a request's target; InvalidRequest for a kind or a name that cannot exist."""
-    if kind not in TARGETS:
-        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
-                             reason="UnknownKind")
-    if not is_object_name(name):
-        owner = TARGETS[kind].owner.kind.lower()
-        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {owner}", reason="InvalidName")
-    return TARGETS[kind]
-
-
-VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
-
-
-def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
-    """A call to the API -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
-    match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
-    if not match:
-        return "", ""
-    group, namespace, plural, name, subresource = match.groups()
-    verb = VERBS.get(method) or ("watch" if watching else "get" if name else "list")
-    resource = plural + (subresource or "")
-    return (f"{verb} {resource} in namespace {namespace}",
-            f'- {{apiGroups: ["{group or ""}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
-
-
-def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
-    """The path of a namespaced collection, object or subresource in the Kubernetes REST API."""
-    root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
-    parts = ["namespaces", namespace, resource.plural, name, subresource]
-    return root + "".join("/" + quote(part, safe="") for part in parts if part)
-
-
-def _leave(why: str, again: Optional[datetime] = None) -> Outcome:
-    return Outcome("leave", why, again=again)
-
-
 def _delete(request: Request, why: str) -> Outcome:
     return Outcome("delete", why, body={"preconditions": {"uid": request.uid, "resourceVersion": request.version}})
 
 
 def _patch(request: Request, why: str, *, status: Document, annotations: Optional[Document] = None,
            again: Optional[datetime] = None, failed: bool = False) -> Outcome:
-    metadata: Document = {"resourceVersion": request.version}
-    if annotations:
-        metadata["annotations"] = annotations
-    body = {"metadata": metadata, "status": status} if status else {"metadata": metadata}
-    return Outcome("patch", why, body=body, again=again, failed=failed)
+    metadata = {"resourceVersion": request.version, **({"annotations": annotations} if annotations else {})}
+    body = {"metadata": metadata, **({"status": status} if status else {})}
+    return Outcome("patch", why, body, again, failed)
 
 
-def triage_download(request: DownloadRequest, now: datetime) -> Optional[Outcome]:
-    """What can be decided about a DownloadRequest without looking anything up; None when facts are needed."""
+def triage_download(request: Request, now: datetime) -> Optional[Outcome]:
+    """What can be decided about a DownloadRequest without looking anything up; None when it is to be answered."""
     if request.deleting:
-        return _leave("it is being deleted")
+        return Outcome("leave", "it is being deleted")
     limit = now + URL_LIFE
     if request.expiration and request.expiration <= now:
         return _delete(request, f"expired at {format_time(request.expiration)}")
@@ -859,25 +789,33 @@ def triage_download(request: DownloadRequest, now: datetime) -> Optional[Outcome
     expires = request.expiration or min(request.created or now, now) + URL_LIFE
     if expires <= now:
         return _delete(request, "it says no expiration and is older than a URL lives")
-    return _leave(f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
+    return Outcome("leave", f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
 
 
-def refuse_download(request: DownloadRequest, error: Error, now: datetime) -> Outcome:
+def answer_download(request: Request, key: str, url: str, expires: datetime) -> Outcome:
+    """The patch that answers a DownloadRequest with the URL signed for a key: URL, phase and expiration in one."""
+    return _patch(
+        request, f"{request.target_kind} of {request.target_name}: signed for {key}",
+        status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(expires)},
+        annotations={REASON: None, MESSAGE: None} if request.reason else None,
+        again=expires)
+
+
+def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
     """What a failed look leaves behind: the reason, once, and an expiration that later failures do not push further."""
     limit = now + URL_LIFE
     message = one_line(redact(str(error)), MESSAGE_LIMIT)
     expires = request.expiration if request.expiration and request.expiration <= limit else None
     status = {} if expires else {"expiration": format_time(limit)}
-    annotations = {REASON: error.reason, MESSAGE: message}
-    if (request.reason, request.message) == (error.reason, message):
-        annotations = {}
+    is_known = (request.reason, request.message) == (error.reason, message)
+    annotations = {} if is_known else {REASON: error.reason, MESSAGE: message}
     why, again = f"{error.reason}: {message}", expires or limit
     if not status and not annotations:
         return Outcome("leave", why, again=again, failed=error.retry)
     return _patch(request, why, status=status, annotations=annotations, again=again, failed=error.retry)
 
 
-def fall_back_download(request: DownloadRequest, outcome: Outcome, now: datetime) -> Outcome:
+def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Outcome:
     """What to do when the API takes a patch for invalid, as for an object whose annotations are full: the status alone.
 
     Without one to write, the object is deleted once it is older than a request lives, so that it cannot stay for ever.
@@ -890,26 +828,10 @@ def fall_back_download(request: DownloadRequest, outcome: Outcome, now: datetime
     return Outcome("leave", outcome.why, again=outcome.again, failed=True)
 
 
-def is_news(old: Optional[Request], new: Request) -> bool:
-    """Whether a changed object is worth a look now.
-
-    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: were they
-    news, two controllers that fail for different reasons would wake each other without end.
-    """
-    if old is None or type(old) is not type(new):
-        return True
-    same: Dict[str, Any] = {"version": new.version}
-    if isinstance(new, DownloadRequest):
-        same.update(reason=new.reason, message=new.message)
-        if new.phase in UNANSWERED:
-            same.update(expiration=new.expiration)
-    return old._replace(**same) != new
-
-
-def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outcome:
+def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
     """The whole policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
     if request.deleting:
-        return _leave("it is being deleted")
+        return Outcome("leave", "it is being deleted")
     if request.phase in UNANSWERED:
         plugins = [{"kind": kind, "name": name} for kind, name in server.plugins]
         return _patch(request, f"answered with {server.version}, plugins: {len(plugins)}",
@@ -917,11 +839,23 @@ def decide_status(request: StatusRequest, server: Server, now: datetime) -> Outc
                               "serverVersion": server.version, "plugins": plugins},
                       again=now + STATUS_LOOK_AGAIN)
     if request.phase != PROCESSED:
-        return _leave(f"unknown phase {one_line(request.phase, 64)!r}")
+        return Outcome("leave", f"unknown phase {one_line(request.phase, 64)!r}")
     answered = request.processed if request.processed and request.processed <= now else min(request.created or now, now)
     if answered + STATUS_LIFE <= now:
         return _delete(request, f"answered at {format_time(answered)}, more than a minute ago")
-    return _leave(f"answered at {format_time(answered)}", again=now + STATUS_LOOK_AGAIN)
+    return Outcome("leave", f"answered at {format_time(answered)}", again=now + STATUS_LOOK_AGAIN)
+
+
+def is_news(old: Optional[Request], new: Request) -> bool:
+    """Whether a changed object is worth a look now.
+
+    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: were they
+    news, two controllers that fail for different reasons would wake each other without end.
+    """
+    if old is None:
+        return True
+    expiration = new.expiration if new.phase in UNANSWERED else old.expiration
+    return old._replace(version=new.version, reason=new.reason, message=new.message, expiration=expiration) != new
 
 
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
@@ -935,26 +869,12 @@ def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> fl
     return min(cap, backoff(failures, WATCH_BASE, cap) * jitter)
 
 
-def is_version_expired(error: ApiError) -> bool:
+def is_version_expired(error: Optional[Error]) -> bool:
     """Whether the API no longer has the version a list or watch asked for, in any of its forms: list anew."""
-    return error.status == 410 or error.api_reason in ("Expired", "Gone")
+    return isinstance(error, ApiError) and (error.status == 410 or error.api_reason in ("Expired", "Gone"))
 
 
-def is_answered(request: DownloadRequest) -> bool:
-    """Whether a client may stop waiting: there is a URL, whatever the phase (the velero CLI's own test)."""
-    return bool(request.url)
-
-
-def logs_refusal(owner: Resource, name: str, phase: str) -> str:
-    """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
-    if phase in PHASES_WITH_LOGS:
-        return ""
-    kind = owner.kind.lower()
-    return (f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
-            f"wait until the {kind} has a phase of Completed or Failed and try again")
-
-
-def event_for(request: DownloadRequest, reason: str, message: str, now: datetime) -> Document:
+def event_for(request: Request, reason: str, message: str, now: datetime) -> Document:
     """A core/v1 Event that shows a request's reason in `kubectl describe` and `kubectl get events`."""
     key, instant = request.key, format_time(now)
     return {
@@ -962,9 +882,7 @@ def event_for(request: DownloadRequest, reason: str, message: str, now: datetime
         "metadata": {"generateName": f"{key.name[:40].rstrip('-.')}-", "namespace": key.namespace},
         "involvedObject": {"apiVersion": "velero.io/v1", "kind": key.resource.kind, "namespace": key.namespace,
                            "name": key.name, "uid": request.uid, "resourceVersion": request.version},
-        "source": {"component": "velero-requests"}, "count": 1,
-        "firstTimestamp": instant, "lastTimestamp": instant,
-    }
+        "source": {"component": "velero-requests"}, "count": 1, "firstTimestamp": instant, "lastTimestamp": instant}
 
 
 def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
@@ -979,6 +897,17 @@ def new_status_request(namespace: str, suffix: str) -> Document:
     return {"apiVersion": "velero.io/v1", "kind": STATUS_REQUESTS.kind,
             "metadata": {"generateName": "velero-cli-", "name": f"velero-cli-{suffix}", "namespace": namespace},
             "spec": {}}
+
+
+def logs_refusal(owner: Resource, name: str, phase: str) -> str:
+    """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
+    # Velero 1.11 added the two phases in which only plugins still work.
+    if phase in ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
+                 "WaitingForPluginOperationsPartiallyFailed"):
+        return ""
+    kind = owner.kind.lower()
+    return (f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
+            f"wait until the {kind} has a phase of Completed or Failed and try again")
 
 # ====================================================================================================
 # 3. Locations — BackupStorageLocation -> record -> object key -> address
@@ -1159,7 +1088,7 @@ def location_from(document: Document) -> Location:
 
 def location_trouble_from(document: Document) -> str:
     """BackupStorageLocation document -> what Velero says is wrong with it, empty when it is Available or unchecked."""
-    if phase_from(document) != "Unavailable":
+    if _text(document, "status", "phase") != "Unavailable":
         return ""
     return one_line(_text(document, "status", "message") or "no message; see the Velero server's log")
 
@@ -1228,14 +1157,6 @@ class Credentials(NamedTuple):
     def are_valid(self, instant: datetime) -> bool:
         """Whether they still sign at an instant."""
         return self.expires is None or self.expires > instant
-
-
-class Facts(NamedTuple):
-    """What had to be looked up to answer a DownloadRequest."""
-
-    location: Location
-    credentials: Credentials
-    skew: timedelta = timedelta(0)           # how far the store's clock is ahead of ours, when that matters
 
 
 ALGORITHM = "AWS4-HMAC-SHA256"
@@ -1345,21 +1266,6 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
                           reason="CredentialsExpired")
     address = object_address(location, key) if key else bucket_address(location)
     return presign(address._replace(path=address.path or "/"), credentials, now + skew, life, more), now + life
-
-
-def answer_download(request: DownloadRequest, facts: Facts, now: datetime) -> Outcome:
-    """The patch that answers a DownloadRequest: URL, phase and expiration in one.
-
-    Raises InvalidRequest or ConfigError when there can be no answer.
-    """
-    artifact = target_of(request.target_kind, request.target_name)
-    key = object_key(facts.location.prefix, artifact, request.target_name)
-    url, ends = sign(facts.location, key, facts.credentials, now, facts.skew)
-    return _patch(
-        request, f"{request.target_kind} of {request.target_name}: signed for {key}",
-        status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(ends)},
-        annotations={REASON: None, MESSAGE: None} if request.reason else None,
-        again=ends)
 
 # ====================================================================================================
 # 5. Keys — AWS ini files, profiles, and the plan where keys come from
@@ -2286,9 +2192,9 @@ def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, s
     """What else describe lists, as (resource, label selector)."""
     name = label_value(_text(document, "metadata", "name"))
     if resource is RESTORES:
-        return [(POD_VOLUME_RESTORES, f"{RESTORE_NAME_LABEL}={name}")]
-    of_backup, uid = f"{BACKUP_NAME_LABEL}={name}", _text(document, "metadata", "uid")
-    return [(DELETE_REQUESTS, f"{of_backup},{BACKUP_UID_LABEL}={uid}"), (POD_VOLUME_BACKUPS, of_backup)]
+        return [(POD_VOLUME_RESTORES, f"velero.io/restore-name={name}")]
+    of_backup, uid = f"velero.io/backup-name={name}", _text(document, "metadata", "uid")
+    return [(DELETE_REQUESTS, f"{of_backup},velero.io/backup-uid={uid}"), (POD_VOLUME_BACKUPS, of_backup)]
 
 
 def artifacts_of(resource: Resource, document: Document, *, details: bool, structured: bool = False) -> List[str]:
@@ -3860,7 +3766,6 @@ def host_guard(url: str) -> ContextManager[None]:
 
 
 def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy: str) -> Reply:
-    import urllib3
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     pool = ConnectionPool(url, f"the service at {host}", proxy=proxy)
@@ -4297,7 +4202,6 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> 
 
     before: bytes of the object that the response does not have, for errors.
     """
-    import urllib3
     announced = response.headers.get("Content-Length", "")
     expected = before + int(announced) if re.fullmatch(r"\d{1,18}", announced, re.ASCII) else None
     came, fault = before, None
@@ -4890,16 +4794,12 @@ class Download:
                 new.discard()
 
 # ====================================================================================================
-# 14. Controller — queue, feeders, workers, gather, apply, run
+# 14. Controller — queue, feeders, workers, and how a decision is carried out
 #
-#     client-go's work queue (util/workqueue): a key that is added while it waits is there once; one that is added while
-#     it is worked on comes again afterwards, so no two workers ever hold the same key. Delays are instants of the wall
-#     clock, for they come from expirations; a waiting worker looks at the clock at least once a minute, so a clock that
-#     is set does no lasting harm.
+#     client-go's work queue (util/workqueue): a key that is added while it waits is there once; one added while it is
+#     worked on comes again afterwards, so no two workers hold the same key. Delays are instants of the wall clock, for
+#     they come from expirations; a waiting worker looks at it once a minute, so setting it does no lasting harm.
 # ====================================================================================================
-
-LONGEST_NAP = 60.0                           # seconds
-
 
 class Queue:
     """Keys to look at, now or at an instant (seconds since the epoch, as `clock` gives them)."""
@@ -4907,69 +4807,48 @@ class Queue:
     def __init__(self, clock: Callable[[], float] = time.time):
         self._clock = clock
         self._changed = threading.Condition()
-        self._ready: deque = deque()                       # keys to hand out, in order
-        self._dirty: set = set()                           # keys that wait, in _ready or behind their own work
-        self._working: set = set()                         # keys that a worker holds
+        self._ready: OrderedDict = OrderedDict()           # keys to look at, in order
+        self._working: Set[Any] = set()                    # keys that a worker holds; they may be in _ready again
         self._due: Dict[Any, float] = {}                   # key -> the one instant that counts for it
-        self._heap: List[Tuple[float, int, Any]] = []      # (instant, tie-break, key); outdated entries are skipped
-        self._failures: Dict[Any, int] = {}                # key -> failures in a row
-        self._counter = 0
+        self._heap: List[Tuple[float, Any]] = []           # (instant, key); outdated entries are skipped
         self._closed = False
 
     def add(self, key: Any) -> None:
         """Look at this key as soon as a worker is free; an instant said before still counts."""
         with self._changed:
-            self._make_ready(key)
-
-    def add_at(self, key: Any, instant: float) -> None:
-        """Look at this key at an instant; of several the last one said counts."""
-        with self._changed:
-            if self._due.get(key) == instant:
-                return
-            self._due[key] = instant
-            self._counter += 1
-            heapq.heappush(self._heap, (instant, self._counter, key))
+            self._ready[key] = None
             self._changed.notify()
 
-    def fail(self, key: Any) -> int:
-        """Count one more failure -> how many in a row."""
+    def add_at(self, key: Any, instant: float) -> None:
+        """Look at this key at an instant, infinity is never; of several instants the last one said counts."""
         with self._changed:
-            self._failures[key] = self._failures.get(key, 0) + 1
-            return self._failures[key]
-
-    def forget(self, key: Any) -> None:
-        """The key's last look went well: its failures are gone."""
-        with self._changed:
-            self._failures.pop(key, None)
-
-    def cancel(self, key: Any) -> None:
-        """There is nothing to look at later: the key's instant is gone."""
-        with self._changed:
-            self._due.pop(key, None)
+            if instant == math.inf:
+                self._due.pop(key, None)
+            elif self._due.get(key) != instant:
+                self._due[key] = instant
+                heapq.heappush(self._heap, (instant, key))
+                self._changed.notify()
 
     def take(self, wait: bool = True) -> Any:
         """The next key, which is the caller's until `done`; None when closed or, without `wait`, when none is ready."""
         with self._changed:
             while not self._closed:
-                nap = self._promote()
-                if self._ready:
-                    key = self._ready.popleft()
-                    self._dirty.discard(key)
+                pause = self._promote()
+                key = next((key for key in self._ready if key not in self._working), None)
+                if key is not None:
+                    del self._ready[key]
                     self._working.add(key)
                     self._changed.notify()  # this worker may be long; another one must know the next instant
+                if key is not None or not wait:
                     return key
-                if not wait:
-                    return None
-                self._changed.wait(nap)
+                self._changed.wait(pause)
             return None
 
     def done(self, key: Any) -> None:
         """The caller has finished with a key that it took."""
         with self._changed:
             self._working.discard(key)
-            if key in self._dirty:
-                self._ready.append(key)
-                self._changed.notify()
+            self._changed.notify()
 
     def wake(self) -> None:
         """Look at the clock again, for whoever turned it."""
@@ -4978,34 +4857,27 @@ class Queue:
 
     def close(self) -> None:
         """Hand out nothing more; every waiting `take` returns None."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _make_ready(self, key: Any) -> None:
-        if key in self._dirty:
-            return
-        self._dirty.add(key)
-        if key not in self._working:
-            self._ready.append(key)
-            self._changed.notify()
+        self._closed = True
+        self.wake()
 
     def _promote(self) -> float:
-        """Move the keys whose instant has come to the ready ones -> seconds until the next."""
-        now = self._clock()
-        while self._heap and (self._heap[0][0] <= now or self._due.get(self._heap[0][2]) != self._heap[0][0]):
-            instant, _, key = heapq.heappop(self._heap)
-            if self._due.get(key) == instant:
+        """Make the keys ready whose instant has come -> seconds until the next."""
+        now, longest = self._clock(), 60.0
+        while self._heap:
+            instant, key = self._heap[0]
+            counts = self._due.get(key) == instant
+            if counts and instant > now:
+                return min(instant - now, longest)
+            heapq.heappop(self._heap)
+            if counts:
                 del self._due[key]
-                self._make_ready(key)
-        return min(self._heap[0][0] - now, LONGEST_NAP) if self._heap else LONGEST_NAP
+                self._ready[key] = None
+        return longest
 
 
 WORKERS = 4
 SHORT_WATCH = 3.0                            # seconds; a watch that ends sooner and brought nothing counts as a failure
-STOP_TIME = 3.0                              # seconds that passes in hand have to finish when the controller stops
-SKEW_LIMIT = timedelta(minutes=5)            # S3 tolerates 15; from here on URLs are signed by the store's clock
-FACTS_KEPT = 200                             # entries; more backups than that at once are looked up again
+CACHE_LIFE, CACHE_SIZE = 5.0, 200            # seconds and entries; backups, locations, Secrets after a success
 
 GONE = Outcome("leave", "it is gone")
 CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
@@ -5014,8 +4886,8 @@ CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
 class Controller:
     """The state of one running controller for one namespace; everything in it can be lost without harm.
 
-    `now` is its only clock; dry_run makes it decide and change nothing, verify_urls fetch one byte with every URL
-    before it is handed out; `allowed` are the files of this host that a location may name.
+    `now` is its only clock; dry_run makes `run_once` print and change nothing, verify_urls fetches one byte with every
+    URL before it is handed out; `allowed` are the files of this host that a location may name.
     """
 
     def __init__(self, api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
@@ -5025,187 +4897,140 @@ class Controller:
         self.queue = Queue(lambda: now().timestamp())
         self.records: Dict[Key, Request] = {}             # newest copies, without their URLs
         self.versions: Dict[Resource, str] = {}           # where each watch goes on; absent: list anew
-        self.status_paths: Dict[Resource, str] = {}       # "status" or "": what a status is written to
-        self.facts: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
+        self.with_subresource: Set[Resource] = set()      # kinds whose status is written to /status
+        self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
         self.streams: Dict[Resource, Response] = {}       # open watches, to be interrupted
-        self.told: Dict[Key, str] = {}                    # failures that the log has already
-        self.once_told: Set[str] = set()                  # rights and oddities that the log has already
+        self.failures: Dict[Key, int] = {}                # how many looks in a row failed
+        self.logged: Dict[Key, str] = {}                  # failures that the log has already
+        self.warned: Set[str] = set()                     # rights and oddities that the log has already
         self.credentials: Dict[Any, CredentialCache] = {}  # keys had, by plan and region
-        self.skews: Dict[Tuple[str, str], timedelta] = {}  # scheme and host of stores whose clock is far from ours
         self.hosts = SilentHosts(WORKERS, FAILURE_PAUSE.total_seconds())
-        self.events = {DOWNLOAD_REQUESTS: 0, STATUS_REQUESTS: 0}  # how many the watches have brought
-        self.watch_seconds, self.silence, self.stop_time = WATCH_SECONDS, WATCH_SILENCE, STOP_TIME
+        self.events = dict.fromkeys(REQUEST_KINDS, 0)     # how many the watches have brought
+        self.silence, self.stop_time = WATCH_SILENCE, 3.0  # seconds of a watch; of passes in hand in the end
         self.stop = threading.Event()
-        self.broken: Optional[OSError] = None             # why a dry run cannot print any more
 
-    def tell_once(self, text: str) -> None:
-        """Warn, unless the log has that sentence already."""
-        if is_first(text, self.once_told, 1000):
+    def warn_once(self, texts: Iterable[str]) -> None:
+        """Warn, unless the log has a sentence already."""
+        for text in (text for text in texts if is_first(text, self.warned, 1000)):
             log.warning("%s", text)
 
-    def tell_missing_right(self, error: Error) -> None:
+    def warn_of_missing_right(self, error: Error) -> None:
         """Say once which right is missing and which line of a Role grants it."""
-        for hint in error.hints if isinstance(error, ApiError) and error.status == 403 else ():
-            self.tell_once(hint)
+        self.warn_once(error.hints if isinstance(error, ApiError) and error.status == 403 else ())
 
-    def recall(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
+    def cached(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
         """What `read` gives, remembered for a few seconds after a success and never after a failure."""
         now = self.now()
-        until, value = self.facts.get(name, (now, None))
+        until, value = self.cache.get(name, (now, None))
         if until > now:
             return value
         value = read()
-        if len(self.facts) >= FACTS_KEPT:
-            self.facts.clear()
-        self.facts[name] = (now + timedelta(seconds=FACTS_LIFE), value)
+        if len(self.cache) >= CACHE_SIZE:
+            self.cache.clear()
+        self.cache[name] = (now + timedelta(seconds=CACHE_LIFE), value)
         return value
 
-    def look_up(self, resource: Resource, name: str, reason: str, asked_by: str) -> Document:
-        """One object of the controller's namespace; NotFound with a stable reason when there is none."""
-        if not name:
-            raise NotFound(f"{asked_by} names no {resource.kind}", reason=reason)
-        return self.api.get_wanted(resource, self.namespace, name, reason, asked_by)
+    def read_spec(self, resource: Resource, name: str, field: str, asked_by: str) -> str:
+        """A name in the spec of a backup or restore; NotFound when there is no such object."""
+        return self.cached((resource.kind, name), lambda: _name(self.api.get_wanted(
+            resource, self.namespace, name, f"{resource.kind}NotFound", asked_by), "spec", field))
 
-    def tell_oddities(self, location: Location) -> None:
-        """Say once what is odd about a storage location."""
-        for warning in location.warnings:
-            self.tell_once(f"storage location {location.name!r}: {warning}")
+    def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
+        """A storage location, and where its keys come from; oddities are told once."""
+        location = find_location(self.api, self.namespace, self.api.get_wanted(
+            LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
+        self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
+        return open_location(self.api, self.namespace, location, self.allowed)
 
-    def gather(self, request: DownloadRequest) -> Facts:
-        """Artifact -> backup, for a restore the one it came from -> storage location -> credentials.
+    def answer(self, request: Request) -> Outcome:
+        """Artifact -> backup, for a restore the one it came from -> storage location -> keys -> signed URL.
 
         Raises InvalidRequest, NotFound or ConfigError with the reason that belongs on the request.
         """
         artifact = target_of(request.target_kind, request.target_name)
-        backup = request.target_name
+        backup, asked_by = request.target_name, "the request"
         if artifact.owner == RESTORES:
-            backup = self.recall(("restore", backup), lambda: backup_name_from(self.look_up(
-                RESTORES, request.target_name, "RestoreNotFound", "the request")))
-        asked_by = "the request" if artifact.owner == BACKUPS else f"restore {request.target_name!r}"
-        name = self.recall(("backup", backup), lambda: storage_location_from(self.look_up(
-            BACKUPS, backup, "BackupNotFound", asked_by)))
-        location = self.recall(("location", name), lambda: find_location(
-            self.api, self.namespace,
-            self.look_up(LOCATIONS, name, "StorageLocationNotFound", f"backup {backup!r}")))
-        self.tell_oddities(location)
-        location, plan = self.recall(("plan", name), lambda: open_location(
-            self.api, self.namespace, location, self.allowed))
-        if len(self.credentials) > FACTS_KEPT:
+            backup, asked_by = self.read_spec(RESTORES, backup, "backupName", asked_by), f"restore {backup!r}"
+        name = self.read_spec(BACKUPS, backup, "storageLocation", asked_by)
+        location, plan = self.cached(("location", name), lambda: self.open_location(name, f"backup {backup!r}"))
+        if len(self.credentials) > CACHE_SIZE:
             self.credentials.clear()
         cache = self.credentials.setdefault((plan, location.region), CredentialCache(plan, location.region))
-        credentials = cache.get(self.now(), wait=False)
-        return Facts(location, credentials, self.skews.get(bucket_address(location)[:2], timedelta(0)))
+        key = object_key(location.prefix, artifact, request.target_name)
+        url, expires = sign(location, key, cache.get(self.now(), wait=False), self.now(), timedelta(0))
+        if self.verify_urls:
+            verify_url(url, trust_in(location))
+        return answer_download(request, key, url, expires)
 
-    def status_path(self, resource: Resource) -> str:
-        """`status` when the live CRD has a status subresource, else empty; by discovery, never from a version.
-
-        Velero 1.6 to 1.8 installed CRDs with it, 1.9 and later without, and CRDs are not upgraded with the server.
-        """
-        if resource not in self.status_paths:
-            served = self.api.served_resources(f"{resource.group}/{resource.version}")
-            self.status_paths[resource] = "status" if f"{resource.plural}/status" in served else ""
-        return self.status_paths[resource]
-
-    def remember(self, resource: Resource, document: Document) -> Tuple[Key, bool]:
-        """Keep the newest copy of a request, without its URL -> its key, and whether it is worth a look now."""
-        record = REQUEST_FROM[resource](document)
-        if record.key.namespace != self.namespace:
-            return record.key, False  # not ours, whoever sent it
-        if isinstance(record, DownloadRequest):
-            record = record._replace(url="")
-        old = self.records.get(record.key)
-        self.records[record.key] = record
-        return record.key, is_news(old, record)
-
-    def write_status(self, key: Key, body: Document) -> None:
-        """Send a merge patch with status and perhaps annotations, in the way the live CRD takes it.
-
-        With a status subresource each half goes its own way, the second on the version that the first made. When the
-        answer shows that the CRD was replaced, what is known of it is forgotten and the pass fails, to be tried again.
-        """
-        path = self.status_path(key.resource)
-        parts = [(path, body)]
-        if path:
-            parts = [(path, {"status": body["status"]})] if "status" in body else []
-            if "annotations" in body["metadata"]:
-                parts.append(("", {"metadata": {"annotations": body["metadata"]["annotations"]}}))
-        version = body["metadata"]["resourceVersion"]
-        try:
-            for subresource, part in parts:
-                part = {**part, "metadata": {**part.get("metadata", {}), "resourceVersion": version}}
-                stored = self.api.merge_patch(key, part, subresource)
-                version = _text(stored, "metadata", "resourceVersion")
-                written = _at(stored, "status") or {}
-                if any(written.get(name) != value for name, value in part.get("status", {}).items()):
-                    raise Error(f"the API server dropped the status of {key}: its CRD was replaced")
-                self.remember(key.resource, stored)
-        except Error as error:
-            if not isinstance(error, ApiError) or error.status == 404:  # gone, or the CRD has no /status any more
-                self.status_paths.pop(key.resource, None)
-            raise
-
-    def tell_event(self, request: DownloadRequest, outcome: Outcome) -> None:
-        """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, do without."""
-        annotations = (outcome.body or {}).get("metadata", {}).get("annotations", {})
-        if not annotations.get(REASON):
-            return
-        try:
-            self.api.create(EVENTS,
-                   event_for(request, annotations[REASON], annotations[MESSAGE], self.now()))
-        except Error as error:
-            self.tell_missing_right(error)
-            log.debug("no Event for %s: %s", request.key, error)
-
-    def apply(self, request: Request, outcome: Outcome) -> None:
-        """Carry out an outcome; a copy that was stale is an ApiError with status 409."""
-        if self.dry_run or outcome.verb == "leave":
-            return
-        if outcome.verb == "patch":
-            self.write_status(request.key, outcome.body or {})
-        else:
-            self.api.delete(request.key, outcome.body)
-        if isinstance(request, DownloadRequest):
-            self.tell_event(request, outcome)
-
-    def verified(self, request: DownloadRequest, facts: Facts, outcome: Outcome) -> Outcome:
-        """The outcome, once its URL has been tried; signed anew, once, when the store's clock is far from ours."""
-        trust = trust_in(facts.location)
-        try:
-            verify_url(outcome.body["status"]["downloadURL"], trust)  # type: ignore[index]
-            return outcome
-        except StoreError as error:
-            if abs(error.skew - facts.skew) < SKEW_LIMIT or error.reason not in (
-                    "ClockSkew", "UrlExpired", "StoreAccessDenied"):
-                raise
-            log.warning("the clock of storage location %r differs by %s; signing by that clock", facts.location.name,
-                        format_duration(abs(error.skew.total_seconds())))
-            if len(self.skews) >= FACTS_KEPT:
-                self.skews.clear()
-            self.skews[bucket_address(facts.location)[:2]] = error.skew
-            again = answer_download(request, facts._replace(skew=error.skew), self.now())
-            verify_url(again.body["status"]["downloadURL"], trust)  # type: ignore[index]
-            return again
-
-    def answer_or_refuse(self, request: DownloadRequest) -> Outcome:
+    def answer_or_refuse(self, request: Request) -> Outcome:
         """Look up what is needed and sign, or say why not."""
         try:
-            facts = self.gather(request)
-            outcome = answer_download(request, facts, self.now())
-            return self.verified(request, facts, outcome) if self.verify_urls else outcome
+            return self.answer(request)
         except Busy as error:
             return Outcome("leave", str(error), failed=True)
         except Error as error:
-            self.tell_missing_right(error)
+            self.warn_of_missing_right(error)
             return refuse_download(request, error, self.now())
         except Exception as error:  # a bug, too, must leave a reason and an end on the request that brings it out
             log.debug("answering %s", request.key, exc_info=True)
             return refuse_download(request, Error(f"unexpected {type(error).__name__}"), self.now())
 
-    def reconcile_download_request(self, request: DownloadRequest) -> Outcome:
+    def remember(self, resource: Resource, document: Document) -> Tuple[Key, bool]:
+        """Keep the newest copy of a request, without its URL -> its key, and whether it is worth a look now."""
+        record = request_from(resource, document)._replace(url="")
+        if record.key.namespace != self.namespace:
+            return record.key, False  # not ours, whoever sent it
+        old = self.records.get(record.key)
+        self.records[record.key] = record
+        return record.key, is_news(old, record)
+
+    def write_status(self, key: Key, body: Document) -> None:
+        """Send a merge patch of status and perhaps annotations to where the live CRD takes them.
+
+        CRDs of Velero 1.6 to 1.8 have a status subresource, later ones do not, and upgrades leave them as they are.
+        With one, a patch of the object drops the status without a word; without one, /status is a 404.
+        """
+        to_object = "annotations" in body["metadata"] or key.resource not in self.with_subresource
+        for subresource in ("", "status") if to_object else ("status",):
+            try:
+                stored = self.api.merge_patch(key, body, subresource)
+            except ApiError as error:
+                if subresource and error.status == 404:  # the object is gone, or the CRD was replaced
+                    self.with_subresource.discard(key.resource)
+                raise
+            if request_from(key.resource, stored).key != key:
+                break  # whatever has answered, it was no API server
+            if key in self.records:  # else the watch has brought its end already
+                self.remember(key.resource, stored)
+            status = body.get("status", {})
+            if all(_at(stored, "status", name) == value for name, value in status.items()):
+                return
+            self.with_subresource.add(key.resource)
+            body = {"metadata": {"resourceVersion": _text(stored, "metadata", "resourceVersion")}, "status": status}
+        raise Error(f"the API server does not keep the status of {key}")
+
+    def write_event(self, request: Request, outcome: Outcome) -> None:
+        """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, do without."""
+        annotations = (outcome.body or {}).get("metadata", {}).get("annotations", {})
+        if not annotations.get(REASON):
+            return
+        try:
+            self.api.create(EVENTS, event_for(request, annotations[REASON], annotations[MESSAGE], self.now()))
+        except Error as error:
+            self.warn_of_missing_right(error)
+            log.debug("no Event for %s: %s", request.key, error)
+
+    def apply(self, request: Request, outcome: Outcome) -> None:
+        """Carry out an outcome, unless in a dry run; a copy that was stale is an ApiError with status 409."""
+        if outcome.verb == "patch" and not self.dry_run:
+            self.write_status(request.key, outcome.body or {})
+            self.write_event(request, outcome)
+        elif outcome.verb == "delete" and not self.dry_run:
+            self.api.delete(request.key, outcome.body)
+
+    def reconcile_download_request(self, request: Request) -> Outcome:
         """One look at a DownloadRequest -> what was decided and done."""
-        outcome = triage_download(request, self.now())
-        if outcome is None:
-            outcome = self.answer_or_refuse(request)
+        outcome = triage_download(request, self.now()) or self.answer_or_refuse(request)
         try:
             self.apply(request, outcome)
         except ApiError as error:
@@ -5215,7 +5040,7 @@ class Controller:
             self.apply(request, outcome)
         return outcome
 
-    def reconcile_server_status_request(self, request: StatusRequest) -> Outcome:
+    def reconcile_server_status_request(self, request: Request) -> Outcome:
         """One look at a ServerStatusRequest -> what was decided and done."""
         outcome = decide_status(request, self.server, self.now())
         self.apply(request, outcome)
@@ -5225,14 +5050,12 @@ class Controller:
         """Read an object whose copy turned out stale, for the event that brings a newer one may have come already."""
         try:
             self.remember(key.resource, self.api.get(key.resource, key.namespace, key.name))
-        except ApiError as error:
-            if error.status == 404:
+            return CONFLICT
+        except Error as error:
+            if isinstance(error, ApiError) and error.status == 404:
                 self.records.pop(key, None)
                 return GONE
             return Outcome("leave", str(error), failed=True)
-        except Error as error:
-            return Outcome("leave", str(error), failed=True)
-        return CONFLICT
 
     def look_at(self, key: Key) -> Outcome:
         """One look at a key; whatever goes wrong becomes an outcome, so no object can stop a worker."""
@@ -5241,15 +5064,13 @@ class Controller:
             return GONE
         _thread.hosts = self.hosts
         try:
-            if isinstance(request, DownloadRequest):
+            if key.resource == DOWNLOAD_REQUESTS:
                 return self.reconcile_download_request(request)
             return self.reconcile_server_status_request(request)
-        except ApiError as error:
-            self.tell_missing_right(error)
-            if error.status not in (404, 409):
-                return Outcome("leave", str(error), failed=True)
-            return self.refresh(key)
         except Error as error:
+            self.warn_of_missing_right(error)
+            if isinstance(error, ApiError) and error.status in (404, 409):
+                return self.refresh(key)
             return Outcome("leave", str(error), failed=True)
         except Exception as error:  # the fence: a bug that one object triggers must not cost the others their answer
             log.debug("looking at %s", key, exc_info=True)
@@ -5260,73 +5081,55 @@ class Controller:
     def settle(self, key: Key, outcome: Outcome) -> None:
         """Turn an outcome into the next look: failed -> back-off, but not beyond `again`; again -> then; else never."""
         instant = outcome.again.timestamp() if outcome.again else math.inf
-        if self.dry_run and outcome.verb != "leave":
-            instant = math.inf
-        elif outcome.failed:
-            wait = backoff(self.queue.fail(key), RETRY_BASE, RETRY_CAP)
-            instant = min(instant, self.now().timestamp() + wait)
-        else:
-            self.queue.forget(key)
-        if instant < math.inf:
-            self.queue.add_at(key, instant)
-        else:
-            self.queue.cancel(key)
+        failures = self.failures.pop(key, 0) + 1
+        if outcome.failed:
+            self.failures[key] = failures
+            instant = min(instant, self.now().timestamp() + backoff(failures, RETRY_BASE, RETRY_CAP))
+        self.queue.add_at(key, instant)
 
-    def tell_outcome(self, key: Key, outcome: Outcome) -> None:
+    def log_outcome(self, key: Key, outcome: Outcome) -> None:
         """Log an outcome, a failure only when it is another than last time; a dry run prints it instead."""
         text = redact(f"{key}: {outcome.verb}: {outcome.why}")
         if self.dry_run and outcome is not GONE:
             print(text, flush=True)
             return
         level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
-        if outcome.why in (CONFLICT.why, BUSY):
-            level = logging.DEBUG
-        elif outcome.failed:
+        if outcome.failed and outcome.why not in (CONFLICT.why, BUSY):
             why = outcome.why[:MESSAGE_LIMIT]
-            level = logging.WARNING if self.told.get(key) != why else logging.DEBUG
-            self.told[key] = why
-        else:
-            self.told.pop(key, None)
+            level = logging.DEBUG if self.logged.get(key) == why else logging.WARNING
+            self.logged[key] = why
+        elif not outcome.failed:
+            self.logged.pop(key, None)
         log.log(level, "%s", text)
 
     def work(self) -> None:
         """A worker: take a key, look at it, settle it, until the queue closes."""
-        while True:
-            key = self.queue.take()
-            if key is None:
-                return
+        for key in iter(self.queue.take, None):
             outcome = self.look_at(key)
-            try:
-                self.tell_outcome(key, outcome)
-            except OSError as error:
-                self.broken = error
-                self.stop.set()
-                return
+            self.log_outcome(key, outcome)
             self.settle(key, outcome)
             self.queue.done(key)
 
     def relist(self, resource: Resource) -> None:
         """List all requests of a kind anew: every one is looked at, one that is no longer there is dropped."""
-        found = set()
-        version = ""
+        found, version = set(), ""
         for page in self.api.list_pages(resource, self.namespace, limit=PAGE_LIMIT):
             if not isinstance(_at(page, "items"), list):
                 raise Unreachable(f"the cluster's answer is no list of {resource.plural}")
             version = _text(page, "metadata", "resourceVersion")
             found.update(self.remember(resource, document)[0] for document in page["items"])
             del page  # before the next one is read
-        for key in list(self.records):  # a copy, for the other feeder and the workers go on meanwhile
-            if key.resource == resource and key not in found:
+        known = {key for key in list(self.records) if key.resource == resource}
+        for key in known | found:
+            if key not in found:
                 self.records.pop(key, None)
-                self.queue.add(key)
-        for key in found:
             self.queue.add(key)
         self.versions[resource] = version
 
     def follow(self, resource: Resource) -> None:
         """Watch a kind until the watch ends."""
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
-                              seconds=random.uniform(*self.watch_seconds), silence=self.silence)
+                                       seconds=random.uniform(*WATCH_SECONDS), silence=self.silence)
         self.streams[resource] = response
         if self.stop.is_set():
             response.interrupt()
@@ -5337,87 +5140,76 @@ class Controller:
                 if news:
                     self.queue.add(key)
             elif kind == "DELETED":
-                key = REQUEST_FROM[resource](document).key
+                key = request_from(resource, document).key
                 self.records.pop(key, None)
                 self.queue.add(key)
             self.versions[resource] = _text(document, "metadata", "resourceVersion")
 
-    def feed_once(self, resource: Resource) -> None:
-        """List if need be, then watch until the watch ends."""
+    def feed_once(self, resource: Resource) -> Optional[Error]:
+        """List if need be, then watch until the watch ends -> why, unless it ended by itself."""
         try:
             if resource not in self.versions:
                 self.relist(resource)
             self.follow(resource)
-        except (ApiError, Unreachable) as error:
-            if isinstance(error, Unreachable) or is_version_expired(error) or error.status == 404:
+            return None
+        except Error as error:
+            self.warn_of_missing_right(error)
+            if isinstance(error, Unreachable) or is_version_expired(error) or getattr(error, "status", 0) == 404:
                 self.versions.pop(resource, None)  # start from a list: who knows what the API server is now
-                self.status_paths.pop(resource, None)
-            raise
+            return error
+        except Exception as error:  # the fence: without its feeder a controller looks healthy and is deaf
+            log.debug("feeding %s", resource.plural, exc_info=True)
+            return Error(f"unexpected {type(error).__name__}: {one_line(error)}")
 
     def feed(self, resource: Resource) -> None:
         """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up.
 
-        A watch that failed or ended before it had lived or brought something is followed by a back-off, a short one
-        where no API server was reached at all, and no two are opened within a second; only a version that expired is
-        answered by a list at once, the first time.
+        A watch that ended before it had lived or brought something is a failure, and followed by a back-off; only a
+        version that expired is answered by a list at once, the first time.
         """
-        failures, told = 0, ""
+        failures, logged = 0, ""
         while not self.stop.is_set():
-            started, before, reached = time.monotonic(), self.events[resource], True
-            trouble, expired = "the watch ended at once", False
-            try:
-                self.feed_once(resource)
-            except Error as error:
-                self.tell_missing_right(error)
-                cures = error.hints if getattr(error, "status", 0) != 403 else ()
-                trouble = "; ".join([str(error), *cures])
-                expired = isinstance(error, ApiError) and is_version_expired(error)
-                reached = not isinstance(error, Unreachable)
-            except Exception as error:  # the fence: without its feeder a controller looks healthy and is deaf
-                log.debug("feeding %s", resource.plural, exc_info=True)
-                trouble = f"unexpected {type(error).__name__}: {one_line(error)}"
+            started, before = time.monotonic(), self.events[resource]
+            error = self.feed_once(resource)
             lived = time.monotonic() - started
             failures = 0 if self.events[resource] > before or lived > SHORT_WATCH else failures + 1
-            if expired and failures == 1:
+            if failures == 1 and is_version_expired(error):
                 continue  # nothing is wrong, only the version is too old
-            if failures and trouble != told and not self.stop.is_set():
+            cures = error.hints if error and getattr(error, "status", 0) != 403 else ()
+            trouble = "; ".join([str(error or "the watch ended at once"), *cures]) if failures else ""
+            if trouble not in ("", logged) and not self.stop.is_set():
                 log.warning("%s: %s; trying again", resource.plural, redact(trouble))
-            told = trouble if failures else ""
-            self.stop.wait(watch_pause(failures, lived, reached, random.uniform(1, 2)))
+            logged = trouble
+            self.stop.wait(watch_pause(failures, lived, not isinstance(error, Unreachable), random.uniform(1, 2)))
 
     def run_once(self) -> None:
         """Look once at every request that is there, again where another writer came in between."""
         for _ in range(5):
-            for resource in REQUEST_FROM:
+            for resource in REQUEST_KINDS:
                 self.relist(resource)
             outcomes = []
             for key in iter(lambda: self.queue.take(wait=False), None):
                 outcomes.append(self.look_at(key))
-                self.tell_outcome(key, outcomes[-1])
+                self.log_outcome(key, outcomes[-1])
                 self.queue.done(key)
             if CONFLICT not in outcomes:
                 return
 
 
 def run_controller(controller: Controller) -> None:
-    """Serve both kinds of request until `controller.stop` is set; a pass in hand is finished first, if it can be soon.
-
-    Raises OSError only for a dry run whose stdout is gone.
-    """
-    workers = [threading.Thread(target=controller.work, daemon=True) for _ in range(WORKERS)]
-    feeders = [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_FROM]
-    for thread in workers + feeders:
+    """Serve both kinds of request until `controller.stop` is set; a pass in hand is finished, if it can be soon."""
+    threads = [threading.Thread(target=controller.work, daemon=True) for _ in range(WORKERS)]
+    threads += [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_KINDS]
+    for thread in threads:
         thread.start()
     controller.stop.wait()
     deadline = time.monotonic() + controller.stop_time
     controller.queue.close()
     for response in list(controller.streams.values()):
         response.interrupt()
-    for thread in workers + feeders:
+    for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     controller.api.session.close()
-    if controller.broken:
-        raise controller.broken
 
 # ====================================================================================================
 # 15. Client — create, wait, stream, tidy up; or do without a controller
@@ -5594,20 +5386,20 @@ def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable
 
 def _has_url(document: Document) -> bool:
     """Whether a DownloadRequest is answered; a reason that a controller left is raised, for waiting is in vain."""
-    request = download_request_from(document)
-    if not is_answered(request) and request.reason:
+    request = request_from(DOWNLOAD_REQUESTS, document)
+    if not request.url and request.reason:
         message = one_line(redact(request.message or request.reason))
         raise RequestFailed(f"{request.target_kind} of {request.target_name}: {message}",
                             reason=one_line(request.reason, 64))
-    return is_answered(request)
+    return bool(request.url)  # whatever the phase: the velero CLI's own test
 
 
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
     """The pre-signed URL that a DownloadRequest is answered with."""
-    asked = download_request_from(stored)
+    asked = request_from(DOWNLOAD_REQUESTS, stored)
     with api.waiting(f"the URL of {asked.target_kind} of {asked.target_name}", timeout):
         document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
-    url = download_request_from(document).url
+    url = request_from(DOWNLOAD_REQUESTS, document).url
     log.info("%s is answered; the store is %s", asked.key, one_line(redact("/".join(url.split("/", 3)[:3]))))
     return url
 
@@ -5623,8 +5415,8 @@ def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) 
     """The storage location that an artifact lies in: that of its backup, for a restore's of the one it came from."""
     owner = get_existing(api, artifact.owner, namespace, name)
     if artifact.owner == RESTORES:
-        owner = get_existing(api, BACKUPS, namespace, backup_name_from(owner))
-    return storage_location_from(owner)
+        owner = get_existing(api, BACKUPS, namespace, _name(owner, "spec", "backupName"))
+    return _name(owner, "spec", "storageLocation")
 
 
 def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
@@ -5888,70 +5680,56 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
     """The answered ServerStatusRequest: status.serverVersion and status.plugins. Raises TimedOut or ApiError."""
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
         with api.waiting("the server's status", timeout):
-            return wait_for(api, STATUS_REQUESTS, stored, lambda document: phase_from(document) == PROCESSED,
-                            seconds=timeout, poll=STATUS_POLL)
+            return wait_for(api, STATUS_REQUESTS, stored, seconds=timeout, poll=STATUS_POLL,
+                            is_done=lambda document: _text(document, "status", "phase") == PROCESSED)
 
 # ====================================================================================================
-# 16. Doctor — why nobody answered: checks, each one finding with its cure
+# 16. Doctor — why nobody answered: checks, each one sentence with its cure
 # ====================================================================================================
 
-class Finding(NamedTuple):
-    """One likely reason why nobody answered, and its cure."""
-
-    text: str
-    cure: str
-
-
-def check_server(api: Api, namespace: str) -> Optional[Finding]:
-    """Whether Velero's Deployment is there and has a ready pod."""
+def check_server(api: Api, namespace: str) -> str:
+    """What is wrong with Velero's Deployment; empty when it has a ready pod."""
     try:
-        deployment = api.get(DEPLOYMENTS, namespace, "velero")
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return Finding(f"there is no Deployment velero in namespace {namespace}",
-                       "is Velero in another namespace (-n)? or start `velero_requests.py controller`")
-    if not _at(deployment, "status", "readyReplicas"):
-        return Finding(f"the Deployment {namespace}/velero has no ready pod",
-                       f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`")
-    return None
+        deployment = api.get_wanted(DEPLOYMENTS, namespace, "velero", "DeploymentNotFound", "the server")
+    except NotFound:
+        return (f"there is no Deployment velero in namespace {namespace}: is Velero in another namespace (-n)? "
+                "or start `velero_requests.py controller`")
+    if _at(deployment, "status", "readyReplicas"):
+        return ""
+    return (f"the Deployment {namespace}/velero has no ready pod: "
+            f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`")
 
 
-def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Optional[Finding]:
-    """Whether the storage location behind an artifact exists and is available."""
+def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> str:
+    """What is wrong with the storage location behind an artifact; empty when it is available."""
     location = read_location_name(api, namespace, artifact, name)
     try:
-        trouble = location_trouble_from(api.get(LOCATIONS, namespace, location))
-    except ApiError as error:
-        if error.status != 404:
-            raise
+        trouble = location_trouble_from(api.get_wanted(
+            LOCATIONS, namespace, location, "StorageLocationNotFound", f"the backup of {name!r}"))
+    except NotFound:
         trouble = "it does not exist"
-    if not trouble:
-        return None
-    return Finding(f"storage location {location!r} is not available: {trouble}",
-                   f"see `kubectl -n {namespace} describe backupstoragelocation`")
+    return trouble and (f"storage location {location!r} is not available: {trouble}: "
+                        f"see `kubectl -n {namespace} describe backupstoragelocation`")
 
 
-def explain_silence(api: Api, namespace: str, artifact: Optional[Artifact] = None, name: str = "") -> List[Finding]:
-    """Why a request got no answer, as far as the caller's rights let it be seen; at least one finding."""
-    checks: List[Callable[[], Optional[Finding]]] = [lambda: check_server(api.hasty(), namespace)]
-    if artifact:
-        checks.append(lambda: check_location(api.hasty(), namespace, artifact, name))
-    findings, blind = [], False
-    for check in checks:
+def silence_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
+    """Why a request got no answer, as far as the caller's rights let it be seen; at least one sentence."""
+    api, found, blind, artifact = api.hasty(), [], False, TARGETS.get(kind)
+    direct = ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(artifact)
+    for check in [lambda: check_server(api, namespace),
+                  lambda: check_location(api, namespace, artifact, name) if artifact else ""]:
         try:
-            findings.append(check())
+            found.append(check())
         except Unreachable as error:
-            return [Finding(str(error), "try again when the cluster is less busy")]
+            return [f"{error}: try again when the cluster is less busy", *direct]
         except Error as error:
             log.info("a check could not be made: %s", error)
             blind = True
-    found = [finding for finding in findings if finding]
-    if not found and blind:
-        found = [Finding("the reason cannot be seen with your rights", "-v says what could not be looked at")]
-    return found or [Finding(
-        "the server is there but did not take up the request",
-        f"see its log (`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout")]
+    if blind and not any(found):
+        return ["the reason cannot be seen with your rights: -v says what could not be looked at", *direct]
+    return [*(filter(None, found) if any(found) else [
+        "the server is there but did not take up the request: "
+        f"see its log (`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout"]), *direct]
 
 # ====================================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
@@ -6017,12 +5795,6 @@ def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
     return contextlib.nullcontext() if not sys.stderr.isatty() else Progress(
         lambda passed: "" if passed < WAIT_UNSEEN else
         f"waiting for {one_line(what)}, at most {format_duration(max(0, round(seconds - passed)))} more")
-
-
-def silence_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
-    """Why nobody answered, one hint per finding."""
-    hints = [f"{found.text}: {found.cure}" for found in explain_silence(api, namespace, TARGETS.get(kind), name)]
-    return hints + ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(kind)
 
 
 def explained(api: Api, namespace: str, kind: str = "", name: str = "") -> ContextManager[None]:
@@ -6151,13 +5923,13 @@ class Options:
         own = tuple(plugin for plugin in OWN_PLUGINS if plugin not in declared)
         server = Server(self.server_version or f"v{__version__}", own + declared)
         api, namespace = self.api(), self.namespace
-        missing = {resource.plural for resource in REQUEST_FROM} - set(api.served_resources("velero.io/v1"))
+        missing = {resource.plural for resource in REQUEST_KINDS} - set(api.served_resources("velero.io/v1"))
         if missing:
             log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
                         " and ".join(sorted(missing)), PROGRAM)
         controller = Controller(api, namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
                                 allowed=self.allow_credentials_file)
-        if self.once:
+        if self.once or self.dry_run:
             controller.run_once()
             return
         stop_on_signals(controller)
@@ -6199,7 +5971,7 @@ class Options:
                     if isinstance(error, Unreachable) else ()):
             try:
                 owner = get_existing(api, artifact.owner, self.namespace, self.name)
-                refusal = logs_refusal(artifact.owner, self.name, phase_from(owner)) if self.is_log else ""
+                refusal = logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase")) if self.is_log else ""
             except ApiError as error:
                 if error.status != 403:      # without the right to see it, it may still be there
                     raise
@@ -6388,7 +6160,7 @@ class Options:
 
     def run_version(self) -> None:
         """The versions of this file and of the server."""
-        version = None if self.client_only else server_version_from(self.server_status())
+        version = None if self.client_only else _text(self.server_status(), "status", "serverVersion")
         render = DOCUMENT_TEXTS.get(self.output)
         write_text(render(version_document(version)) if render else version_text(version))
 
