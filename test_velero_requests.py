@@ -2023,6 +2023,11 @@ class TestBackoff(unittest.TestCase):
         for failures, expected in ((1, .005), (2, .01), (3, .02), (11, 5.12), (13, 20.48), (14, 30), (10**6, 30)):
             self.assertAlmostEqual(expected, vr.backoff(failures, vr.RETRY_BASE, vr.RETRY_CAP))
 
+    def test_the_constants_of_velero(self) -> None:
+        """What Velero's server and CLI have: lives, the second look, and the pauses of a client that polls."""
+        self.assertEqual((after(minutes=10), after(minutes=1), after(minutes=5), 0.025, 0.25), (
+            NOW + vr.URL_LIFE, NOW + vr.STATUS_LIFE, NOW + vr.STATUS_LOOK_AGAIN, vr.URL_POLL, vr.STATUS_POLL))
+
     def test_the_next_watch(self) -> None:
         """A watch that lived or brought something is followed at once, a line that is down never by a long wait."""
         for failures, lived, reached, jitter, expected in (
@@ -2075,8 +2080,8 @@ class TestEventFor(unittest.TestCase):
 
     def test_what_it_says(self) -> None:
         event = vr.event_for(a_download(), "BackupNotFound", "m", NOW)
-        self.assertEqual(("v1", "Event", "Warning", "BackupNotFound", "m", "2026-05-04T12:00:00Z"), tuple(
-            event[name] for name in ("apiVersion", "kind", "type", "reason", "message", "firstTimestamp")))
+        self.assertEqual(("v1", "Event", "Warning", "BackupNotFound", "m", 1, "2026-05-04T12:00:00Z"), tuple(
+            event[name] for name in ("apiVersion", "kind", "type", "reason", "message", "count", "firstTimestamp")))
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "DownloadRequest", "namespace": "velero",
                           "name": "nightly-x7k2p", "uid": "uid-1", "resourceVersion": "41"}, event["involvedObject"])
         self.assertEqual(("velero", event["firstTimestamp"]), (event["metadata"]["namespace"], event["lastTimestamp"]))
