@@ -5946,6 +5946,15 @@ class FaultTests(FaultWorld):
         self.assertEqual(document["metadata"]["labels"], {"by": "them"})
         self.assertEqual(self.cluster.count("PATCH", name, status=409), 1)
 
+    def test_a_patch_that_is_invalid_is_made_smaller(self) -> None:
+        """When the API takes the annotations for invalid, the same pass writes the status alone."""
+        self.cluster.script("PATCH", "/downloadrequests/", status=422, body={"reason": "Invalid", "message": "too long"})
+        self.serve()
+        name = self.ask(name="nobody")
+        wait_until(lambda: len(self.patches(name)) > 1, 10, "another patch")
+        self.assertEqual([("annotations" in patch.parsed["metadata"], "status" in patch.parsed)
+                          for patch in self.patches(name)[:2]], [(True, True), (False, True)])
+
     def test_what_is_deleted_during_a_pass_stays_forgotten(self) -> None:
         """An answer to a patch that comes after the object's end does not bring it back."""
         controller, gate = self.serve(), threading.Event()
