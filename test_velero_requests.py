@@ -1508,6 +1508,11 @@ class TestBackoff(unittest.TestCase):
         for failures, expected in ((1, .005), (2, .01), (3, .02), (11, 5.12), (13, 20.48), (14, 30), (10**6, 30)):
             self.assertAlmostEqual(expected, vr.backoff(failures, vr.RETRY_BASE, vr.RETRY_CAP))
 
+    def test_the_constants_of_velero(self) -> None:
+        """What Velero's server and CLI have: lives, the second look, and the pauses of a client that polls."""
+        self.assertEqual((after(minutes=10), after(minutes=1), after(minutes=5), 0.025, 0.25), (
+            NOW + vr.URL_LIFE, NOW + vr.STATUS_LIFE, NOW + vr.STATUS_LOOK_AGAIN, vr.URL_POLL, vr.STATUS_POLL))
+
     def test_the_next_watch(self) -> None:
         """A watch that lived or brought something is followed at once, a line that is down never by a long wait."""
         for failures, lived, reached, jitter, expected in (
@@ -1560,8 +1565,8 @@ class TestEventFor(unittest.TestCase):
 
     def test_what_it_says(self) -> None:
         event = vr.event_for(a_download(), "BackupNotFound", "m", NOW)
-        self.assertEqual(("v1", "Event", "Warning", "BackupNotFound", "m", "2026-05-04T12:00:00Z"), tuple(
-            event[name] for name in ("apiVersion", "kind", "type", "reason", "message", "firstTimestamp")))
+        self.assertEqual(("v1", "Event", "Warning", "BackupNotFound", "m", 1, "2026-05-04T12:00:00Z"), tuple(
+            event[name] for name in ("apiVersion", "kind", "type", "reason", "message", "count", "firstTimestamp")))
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "DownloadRequest", "namespace": "velero",
                           "name": "nightly-x7k2p", "uid": "uid-1", "resourceVersion": "41"}, event["involvedObject"])
         self.assertEqual(("velero", event["firstTimestamp"]), (event["metadata"]["namespace"], event["lastTimestamp"]))
@@ -5032,6 +5037,15 @@ class FaultTests(FaultWorld):
         document = self.healed(name)
         self.assertEqual(document["metadata"]["labels"], {"by": "them"})
         self.assertEqual(self.cluster.count("PATCH", name, status=409), 1)
+
+    def test_a_patch_that_is_invalid_is_made_smaller(self) -> None:
+        """When the API takes the annotations for invalid, the same pass writes the status alone."""
+        self.cluster.script("PATCH", "/downloadrequests/", status=422, body={"reason": "Invalid", "message": "too long"})
+        self.serve()
+        name = self.ask(name="nobody")
+        wait_until(lambda: len(self.patches(name)) > 1, 10, "another patch")
+        self.assertEqual([("annotations" in patch.parsed["metadata"], "status" in patch.parsed)
+                          for patch in self.patches(name)[:2]], [(True, True), (False, True)])
 
     def test_what_is_deleted_during_a_pass_stays_forgotten(self) -> None:
         """An answer to a patch that comes after the object's end does not bring it back."""
