@@ -10894,7 +10894,7 @@ OBJECTS = (                                  # what is stored, its ETag unless i
     (STORED + STORED, "", STORED + STORED, ""), (STORED + bytes(700), "", STORED + bytes(700), ""),
     (STORED + b"garbage", "", None, "damaged after"), (STORED[:-9], "", None, "cut short"),
     (LOGIN_PAGE, "", None, "HTML"),
-    (STORED[:-7] + b"\0" + STORED[-6:], "", None, "damaged after"),
+    (STORED[:-7] + bytes([STORED[-7] ^ 1]) + STORED[-6:], "", None, "damaged after"),
     (STORED[:200_000] + b"\xff" * 9 + STORED[200_009:], "", None, "damaged"),
     (aws_chunked(STORED, 1000), "", STORED, ""), (aws_chunked(STORED, 9999, False, b"x-amz-checksum-crc32:A==\r\n"),
                                                   "", STORED, ""),
@@ -11083,15 +11083,15 @@ class TestDownloadFaults(DownloadCase):
         """It is signed by the store's clock where that is far off, twice in vain at most, and after bytes anew."""
         store = TimelyStore()
         self.addCleanup(store.close)
-        for ahead, skews in ((0, [0]), (3600, [0, 3600, 3600]), (-3600, [0, -3600, -3600])):
-            store.clock = lambda ahead=ahead: time.time() + ahead
+        for hours, skews in ((0, [0]), (1, [0, 1, 1]), (-1, [0, -1, -1])):
+            store.clock = lambda hours=hours: time.time() + 3600 * hours
             store.put("bucket", "k", STORED)
             located: List[timedelta] = []
             url = presigned_url(f"{store.url}/bucket/k", store.access_key, store.secret_key, store.region)
             source = vr.UrlSource(lambda skew: located.append(skew) or (url,
                 vr.Trust()))  # type: ignore[func-returns-value]
             error = self.end_of(lambda: vr.Download(source, "x", gunzip=False).write_to(io.BytesIO()))
-            self.assertEqual((skews, len(skews) > 1), ([round(skew.total_seconds()) for skew in located], bool(error)))
+            self.assertEqual((skews, len(skews) > 1), ([round(skew / timedelta(hours=1)) for skew in located], bool(error)))
         expired = {"status": 403, "body": SPENT_URL}
         self.script([HALF, expired, expired, HALF, expired, expired])  # bytes in between make up for it
         self.located.clear()
