@@ -4083,8 +4083,8 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
     else:
         plan = plan_chain(profiles, name, source, os.environ)
     profile = profiles.get(name or "default", {})
-    dualstack, fips = ((os.environ.get(f"AWS_{key.upper()}") or profile.get(key) or "").lower() == "true"
-                       for key in ("use_dualstack_endpoint", "use_fips_endpoint"))
+    dualstack, fips = ((os.environ.get(name) or profile.get(name[4:].lower()) or "").lower() == "true"
+                       for name in ("AWS_USE_DUALSTACK_ENDPOINT", "AWS_USE_FIPS_ENDPOINT"))
     location = location._replace(region=_region_of(location, profile), dualstack=dualstack, fips=fips)
     bucket_address(location)                 # before keys are fetched for it
     return location, plan
@@ -5971,7 +5971,8 @@ class Options:
                     if isinstance(error, Unreachable) else ()):
             try:
                 owner = get_existing(api, artifact.owner, self.namespace, self.name)
-                refusal = logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase")) if self.is_log else ""
+                if self.is_log:
+                    refusal = logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase"))
             except ApiError as error:
                 if error.status != 403:      # without the right to see it, it may still be there
                     raise
