@@ -6999,7 +6999,8 @@ BAD_ANSWERS: Tuple[Document, ...] = (
     *({"status": 200, "body": body} for body in (
         "<html><body>Sign in</body></html>", '{"kind": "Backup", "meta', "[]", "5", "null", '"x"', "", "[" * 100_000,
         b"\xff\xfe", b"\x00")),
-    {"cut_after": 5}, {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": threading.Event()},
+    {"cut_after": 5}, {"status": 200, "body": "{}" + " " * 50, "cut_after": 9},
+    {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": threading.Event()},
     {"status": 200, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
     {"status": 200, "body": gzip.compress(b"{}"), "headers": {"Content-Encoding": "gzip"}},
     {"status": 403, "body": {"message": "no" * 50}, "cut_after": 9}, {"chunks": [b"{}"], "status": 403, "cut": True},
