@@ -13785,6 +13785,11 @@ class TestCommandLine(unittest.TestCase):
                 self.assertEqual((2, b""), (result.code, result.out), result.err)
                 self.assertIn(words, result.err)
 
+    def test_a_name_that_leads_elsewhere(self) -> None:
+        """No file is looked for under it, in a folder for a bucket either."""
+        result = run("backup", "logs", "--location", "/tmp", "--", "../x")
+        self.assertEqual((3, "error: backup '../x' cannot exist\n"), (result.code, result.err))
+
     def test_groups_print_their_help(self) -> None:
         """A group of commands, with or without --help, tells its commands and ends well; so does no command at all."""
         for words, told in ((), ("backup describe", "exit codes:")), (("backup",), ("describe  ", "logs  ")), (
@@ -13850,10 +13855,11 @@ class TestEnds(unittest.TestCase):
 
     def test_ctrl_c_while_it_is_imported(self) -> None:
         """The code is 130 and nothing is said, also by the installed command; an ignored one stays ignored."""
-        for before, code in ((None, 130), (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), 0)):
+        for before, code in ((signal.SIG_DFL, 130), (signal.SIG_IGN, 0)):
             process = subprocess.Popen(
                 [sys.executable, "-X", "importtime", MODULE, "version", "--client-only"],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before)  # pylint: disable=W1509
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                preexec_fn=functools.partial(signal.signal, signal.SIGINT, before))  # pylint: disable=W1509
             assert process.stderr
             said = b""
             while b" base64\n" not in said:  # of the first to be imported, most is still to come
