@@ -22,7 +22,9 @@ PIP     := $(VENV) -m pip install --quiet --no-input --disable-pip-version-check
 run      = @if $(PYTHON) -c 'import urllib3, yaml' 2>/dev/null; then $(PYTHON) $(1); \
 	else $(MAKE) --no-print-directory .venv/runtime && $(VENV) $(1); fi
 # One sentence and the cure, where a Python lacks the two packages.
-needs    = @$(PYTHON) $(MODULE) --version >/dev/null
+needs    = @$(PYTHON) -c 'import importlib.util, sys, velero_requests as v; \
+	lacks = [name for name in ("urllib3", "yaml") if not importlib.util.find_spec(name)]; \
+	sys.exit(lacks and v.report(v.Error(f"the package {lacks[0]} is missing", hints=v.MISSING_PACKAGE)))'
 # Ctrl-C while Python still compiles the tests needs no traceback; once they run they have a handler of their own.
 DEMO    := -c 'import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import test_velero_requests as tests; \
 	tests.main(["--demo"])'
