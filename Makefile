@@ -24,7 +24,7 @@ run      = @if $(PYTHON) -c 'import urllib3, yaml' 2>/dev/null; then $(PYTHON) $
 # One sentence and the cure, where a Python lacks the two packages.
 needs    = @$(PYTHON) -c 'import importlib.util, sys, velero_requests as v; \
 	lacks = [name for name in ("urllib3", "yaml") if not importlib.util.find_spec(name)]; \
-	sys.exit(lacks and v.report(v.Error(f"the package {lacks[0]} is missing", hints=v.MISSING_PACKAGE)))'
+	sys.exit(v.report(v.Error(f"the package {lacks[0]} is missing", hints=v.MISSING_PACKAGE)) if lacks else 0)'
 # Ctrl-C while Python still compiles the tests needs no traceback; once they run they have a handler of their own.
 DEMO    := -c 'import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import test_velero_requests as tests; \
 	tests.main(["--demo"])'

@@ -5356,10 +5356,8 @@ def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float
         log.info("reading every %s instead of watching: %s", format_duration(poll), error)
     for attempt in itertools.count(1):
         left = deadline - time.monotonic()
-        if left <= 0:
-            return
-        time.sleep(min(left, backoff(attempt, poll, LONGEST_POLL)))
-        try:
+        time.sleep(max(0.0, min(left, backoff(attempt, poll, LONGEST_POLL))))
+        try:                                 # once more after the deadline, for a watch may have been silent
             yield api.get(key.resource, key.namespace, key.name)
         except (ApiError, Unreachable) as error:
             status = getattr(error, "status", 0)
@@ -5368,6 +5366,8 @@ def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float
             if status not in (0, *RETRY_STATUS):
                 raise
             log.info("%s", error)
+        if left <= 0:
+            return
 
 
 def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable[[Document], bool], *,
