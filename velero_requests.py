@@ -5397,9 +5397,9 @@ def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float
         log.info("reading every %s instead of watching: %s", format_duration(poll), error)
     for attempt in itertools.count(1):
         left = deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 and attempt > 1:        # a watch may have kept something back, so there is a last look
             return
-        time.sleep(min(left, backoff(attempt, poll, LONGEST_POLL)))
+        time.sleep(max(0.0, min(left, backoff(attempt, poll, LONGEST_POLL))))
         try:
             yield api.get(key.resource, key.namespace, key.name)
         except (ApiError, Unreachable) as error:
