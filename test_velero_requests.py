@@ -610,7 +610,8 @@ SECRET_SHAPES: Tuple[str, ...] = (
     "https://s3/k?SecurityToken={}&Expires=600", "https://storage.googleapis.com/k?X-Goog-Signature={}&x=y",
     "https://storage.googleapis.com/k?GoogleAccessId={}", "https://a.blob.core.windows.net/c/k?sv=2020&sig={}&se=2026",
     "https://sts?WebIdentityToken={}&a=b", "https://s3/k?SessionToken={}", "Authorization: Bearer {}",
-    "authorization: bearer {}, next", "Authorization: Basic {}", "cannot reach https://user:{}@proxy.example:3128/",
+    "authorization: bearer {}, next", "Authorization: Basic {}",
+    "POST / x-amz-security-token:{} host", "X-Amz-Security-Token: {}", "cannot reach https://user:{}@proxy.example:3128/",
     "cannot reach http://{}@proxy.example", "('https://s3/k?X-Amz-Signature={}', 443)",
     '{{"url": "https://s3/k?X-Amz-Signature={}"}}',
     *(f"https://proxy/?u=https%3A%2F%2Fs3%2Fk%3Fa%3Db%26{name}{equals}{{}}"
@@ -1038,12 +1039,15 @@ LOCATIONS_REFUSED: Tuple[Tuple[Dict[str, Any], Dict[str, Any], str, str], ...] =
     *(({}, {"objectStorage": {"bucket": "bkt", "caCert": text}}, "caCert is not base64, or has more than 256 KiB", "")
       for text in (
         "-----BEGIN CERTIFICATE-----", "UEVN!", "UEV", "ü", "UEVN" * 90_000)),
+    *(({key: "x" * 2049}, {}, f"{key} has more than 2048", "") for key in (
+        "profile", "s3Url", "publicUrl", "credentialsFile", "region", "kmsKeyId")),
+    ({}, {"objectStorage": {"bucket": "bkt", "prefix": "x" * 2049}}, "prefix has more than 2048", ""),
     *(({key: value}, {}, f"{key} is {re.escape(repr(value))}; allowed: {allowed}", "") for key, value, allowed in (
         ("s3ForcePathStyle", "yes", "true or false"), ("s3ForcePathStyle", "tRUE", "true or false"),
         ("insecureSkipTLSVerify", "on", "true or false"), ("enableSharedConfig", "2", "true or false"),
         ("signatureVersion", "1", "4"), ("signatureVersion", "s3v4", "4"),
         ("checksumAlgorithm", "crc32", "CRC32, CRC32C, SHA1, SHA256"))),
-    *(({"signatureVersion": value}, {}, "signatureVersion", "") for value in ("x" * 100_000, "a\nb", "\x1b[2J")),
+    *(({"signatureVersion": value}, {}, "signatureVersion", "") for value in ("x" * 2000, "x" * 100_000, "a\nb", "\x1b[2J")),
     *(({"region": region}, {}, "config.region .*no DNS label", "") for region in (
         "x.evil.example/", "x@host:1/", "x/", "x#", "x?", "EU-West-1", "eu west", "x\n", "é", "x。y", "-x", "x" * 64,
         "x\\y")))
@@ -5136,11 +5140,16 @@ class FaultTests(FaultWorld):
         self.healed(slow)
 
     def test_dry_run_only_reads(self) -> None:
-        """--dry-run sends nothing but GET."""
+        """--dry-run sends nothing but GET, and prints no escape that a server has put into a name."""
         self.ask()
         self.ask_status()
         self.cluster.forget()
-        self.assertEqual(self.cli("controller", "--dry-run").code, 0)
+        self.cluster.script("GET", SSR + "?limit=", status=200, body={
+            "metadata": {"resourceVersion": "1"},
+            "items": [{"metadata": {"namespace": self.namespace, "name": "\x1b[31m\u202e"}}]})
+        result = self.cli("controller", "--dry-run")
+        self.assertEqual(result.code, 0)
+        self.assertTrue(result.out.decode().replace("\n", "").isprintable(), result.out)
         self.assertEqual({request.method for request in self.cluster.seen()}, {"GET"})
 
     # -- the client's requests --
@@ -6867,6 +6876,13 @@ def spend(seconds: float) -> None:
     wait_until(lambda: time.monotonic() > until, seconds + 5)
 
 
+def dripped(piece: bytes) -> Iterator[bytes]:
+    """The same piece again and again, a little time after one another."""
+    while True:
+        spend(0.1)
+        yield piece
+
+
 class RestartableCluster(FakeCluster):
     """A fake cluster that can be away for a while and comes back on its port with all it kept."""
 
@@ -7049,7 +7065,9 @@ BAD_ANSWERS: Tuple[Document, ...] = (
     {"cut_after": 5}, {"status": 200, "body": "{}" + " " * 50, "cut_after": 9},
     {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": threading.Event()},
     {"status": 200, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
-    {"status": 200, "body": gzip.compress(b"{}"), "headers": {"Content-Encoding": "gzip"}},
+    *({"status": 200, "body": body, "headers": {"Content-Encoding": encoding}} for encoding, body in (
+        ("br", b"{}"), ("gzip, gzip", gzip.compress(gzip.compress(b"{}"))), ("gzip", gzip.compress(gzip.compress(b"{}"))),
+        ("gzip", gzip.compress(b"{}") * 2), ("gzip", gzip.compress(b"{}")[:-1]), ("gzip", b""))),
     {"status": 403, "body": {"message": "no" * 50}, "cut_after": 9}, {"chunks": [b"{}"], "status": 403, "cut": True},
     {"status": 409, "body": "x" * 100, "pause_after": 5, "gate": threading.Event()})
 
@@ -7095,6 +7113,19 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         started = time.monotonic()
         CALLS["get"][2](self.api(), self.namespace)
         self.assertGreaterEqual(time.monotonic() - started, 1.0)
+
+    def test_what_comes_packed(self) -> None:
+        """One layer of gzip that nobody asked for is taken off, as far as the answer may be large."""
+        for status, body, outcome in ((200, b'{"kind": "Backup"}', ""), (403, b'{"message": "a teapot"}', "a teapot"),
+                                      (200, b" " * (vr.ANSWER_LIMIT + 1), "has more than 48 MiB")):
+            with self.subTest(status=status, outcome=outcome):
+                self.cluster.script("GET", "/backups/b1", status=status, body=gzip.compress(body),
+                                    headers={"Content-Encoding": "gzip"})
+                if not outcome:
+                    self.assertEqual({"kind": "Backup"}, CALLS["get"][2](self.api(), self.namespace))
+                    continue
+                with self.assertRaisesRegex((vr.ApiError, vr.Unreachable), outcome):
+                    CALLS["get"][2](self.api(), self.namespace)
 
     def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
         """What is no document, is cut, stops or was compressed is an error of the module's own that names the call."""
@@ -7296,6 +7327,12 @@ def strange_api(**more: Any) -> Any:
     return api.get(velero_requests.BACKUPS, "velero", "b1")
 
 
+def in_time(seconds: float, chunks: Iterable[bytes]) -> bytes:
+    """All of the chunks, within so many seconds."""
+    with vr.time_limit(seconds):
+        return b"".join(chunks)
+
+
 # A small exchange -> what asks a server for it, within half a second.
 EXCHANGES: Dict[str, Callable[[Stranger], Any]] = {
     "API": lambda server: strange_api(server=server.url),
@@ -7306,7 +7343,11 @@ EXCHANGES: Dict[str, Callable[[Stranger], Any]] = {
     "STS": lambda server: velero_requests.ask("POST", server.url, {}, b"x", timeout=0.5),
     "region": lambda server: velero_requests.discover_region(
         velero_requests.Address("http", server.host, "/bucket", "us-east-1"), 0.5),
-    "verify": lambda server: velero_requests.verify_url(server.url + "/b/k", velero_requests.Trust(), 0.5)}
+    "verify": lambda server: velero_requests.verify_url(server.url + "/b/k", velero_requests.Trust(), 0.5),
+    "small object": lambda server: vr.Bucket(a_location(s3_url=server.url), KEYS_1, vr.Trust()).read_small(
+        "k", "it", seconds=0.5),
+    "artifact of a screen": lambda server: in_time(0.5, vr.Download(
+        vr.UrlSource(lambda skew: (server.url + "/b/k", vr.Trust())), "it", gunzip=True).chunks())}
 
 
 class TestSlowStrangers(unittest.TestCase):
@@ -7333,7 +7374,7 @@ class TestSlowStrangers(unittest.TestCase):
         for (exchange, attack), (outcome, seconds) in outcomes.items():
             with self.subTest(exchange=exchange, attack=attack):
                 self.assertLess(seconds, 2.0)
-                if exchange not in ("region", "verify") or attack in list(ATTACKS)[:7]:  # which need no body
+                if exchange in list(EXCHANGES)[:5] or attack in list(ATTACKS)[:7]:  # which need no body
                     self.assertIn(outcome, ("Unreachable", "ApiError"))
 
 
@@ -7381,6 +7422,18 @@ class TestBlackHoles(EnduranceWorld, unittest.TestCase):
                     self.assertLess(time.monotonic() - asked, 2.0)
                     self.assertLessEqual(sum(len(stranger.requests) for stranger in strangers), 3)
                     controller.stop.set()
+
+    def test_a_host_that_is_busy(self) -> None:
+        """Who found it so comes again soon, however often before, and it is no failure."""
+        self.put()
+        controller = self.serve(verify_urls=True)
+        with contextlib.ExitStack() as stack:
+            for host in ("a", "b", "c"):
+                stack.enter_context(controller.hosts.guard(host))
+            name = self.ask()
+            spend(1.5)
+            self.assertEqual(({}, None), (controller.failures, (self.look(name) or {}).get("status")))
+        self.looked_at(name, 0.8)
 
     def test_a_signal_is_heard_while_all_is_silent(self) -> None:
         """SIGTERM ends a controller within five seconds whoever keeps a worker waiting."""
@@ -7749,6 +7802,15 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         self.assertEqual(expired.hits, 2)
         self.assertLess(endless.hits, 20)
 
+    def test_a_list_that_goes_on_and_on(self) -> None:
+        """There are only so many pages, though each continue token is a new one."""
+        for name in ("a", "b", "c"):
+            self.make_backup(name)
+        pages = functools.partial(self.api().list_pages, vr.BACKUPS, self.namespace, size=1)
+        with self.assertRaisesRegex(vr.Unreachable, "list of backups does not end"):
+            list(pages(most=2))
+        self.assertGreater(len(list(pages())), 2)
+
     def test_a_bookmark_moves_the_start(self) -> None:
         """The next watch starts where the last bookmark was, so that compaction costs no list."""
         self.serve()
@@ -7824,10 +7886,10 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         self.assertEqual(got, names)
 
     def test_a_controller_notices_silence(self) -> None:
-        """A watch whose other end has vanished is replaced after the silence, and nothing is lost."""
-        gates = [self.cluster.script("GET", self.path(f"{kind}?watch="), chunks=[threading.Event()])
-                 for kind in ("downloadrequests", SSR)]
-        self.serve(silence=1.5)
+        """A watch whose other end has vanished, or trickles, is replaced in time, and nothing is lost."""
+        gates = [self.cluster.script("GET", self.path(f"{kind}?watch="), chunks=chunks)
+                 for kind, chunks in (("downloadrequests", dripped(b'{"type":')), (SSR, [threading.Event()]))]
+        self.serve(silence=1.5, watch_seconds=(0.5, 0.5))
         wait_until(lambda: all(gate.hits for gate in gates), 10, "the watches")
         self.looked_at(self.ask(), 4)
 
@@ -7918,12 +7980,16 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                 self.assertEqual(self.names(), [])
 
     def test_a_client_with_a_silent_watch_looks_once_more(self) -> None:
-        """An answer that a half-open watch kept back is found when the waiting is over."""
+        """An answer that a watch kept back, half-open or busy with other things, is found when the waiting is over."""
         self.serve()
         self.put()
-        self.cluster.script("GET", "fieldSelector", chunks=[threading.Event()])
-        result = self.cli("backup", "logs", "b1", "--timeout", "2s")
-        self.assertEqual((result.code, result.out), (0, LOG), result.err)
+        other = b'{"type":"MODIFIED","object":{"metadata":{"name":"other"}}}\n'
+        for chunks in ([threading.Event()], dripped(b'{"type":'), dripped(other)):
+            self.cluster.script("GET", "fieldSelector", chunks=chunks)
+            started = time.monotonic()
+            result = self.cli("backup", "logs", "b1", "--timeout", "1s")
+            self.assertEqual((result.code, result.out), (0, LOG), result.err)
+            self.assertLess(time.monotonic() - started, 3)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -8750,6 +8816,7 @@ NO_PROFILES: Tuple[Tuple[Dict[str, str], str], ...] = (
     ({"aws_secret_access_key": "s3cr3t", "aws_access_key_id": ""}, "needs both"),
     *(({key: "x"}, "needs both.* a role_arn") for key in ("source_profile", "credential_source",
                                                           "web_identity_token_file")),
+    *(({**PAIR, key: "s3cr3t" * 2731}, f"{key} has more than 16384") for key in ("aws_session_token", "anything")),
     ({"sso_session": "x"}, "SSO.*aws configure export-credentials"),
     ({"sso_start_url": "x", "sso_account_id": "1"}, "SSO"),
     *(({**PAIR, name: value}, f"profile 'a' of the file: {name} has a blank") for name in vr.KEY_NAMES
@@ -9944,7 +10011,9 @@ class TestStoreAuthority(FakeWorld, unittest.TestCase):
         with open(self.store.ca, encoding="ascii") as file:
             authority = file.read()
         self.make_secret("authority", "ca.crt", authority)
+        self.make_secret("large", "ca.crt", "x" * (257 << 10))
         rows = (("good", {"caCertRef": {"name": "authority", "key": "ca.crt"}}, ""),
+                ("large", {"caCertRef": {"name": "large", "key": "ca.crt"}}, "InvalidStorageLocation"),
                 ("none", {}, None),
                 ("half", {"caCertRef": {"name": "authority", "key": "ca.pem"}}, "SecretKeyNotFound"),
                 ("lost", {"caCertRef": {"name": "absent", "key": "ca.crt"}}, "SecretNotFound"))
@@ -10267,7 +10336,8 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         self.addCleanup(line.close)
         for variables in ({}, {"HTTP_PROXY": line.url}):
             for host in ("169.254.169.254", "169.254.170.23:8080", "[::ffff:169.254.169.254]", "[fe80::1]",
-                         "[fd00:ec2::254]", "2852039166", "0xA9FEA9FE", "169.254.43518", "0251.0376.0251.0376"):
+                         "168.63.129.16", "[::ffff:0:a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "metadata",
+                         "Metadata.google.internal.", "[fd00:ec2::254]", "2852039166", "0xA9FEA9FE", "169.254.43518", "0251.0376.0251.0376"):
                 with self.subTest(host=host, **variables), environment({"NO_PROXY": None, **variables}):
                     began = time.monotonic()
                     with self.assertRaisesRegex(vr.StoreError, "link-local") as caught:
@@ -12015,6 +12085,23 @@ class DirectTests(Sentences):
         self.assertEqual((1, 3), (result.code, len(result.out.splitlines())), result.err)
         self.assert_sentence(result, "backup 'b3' in .*location.yaml: it is larger than 16 mib")
 
+    def test_backups_that_are_too_large_together(self) -> None:
+        """Elements weigh more than their bytes; those that there is room for are listed, and that others are not."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("b1", "b2", "b3", "b4"):
+                write_bytes(os.path.join(folder, "backups", name, "velero-backup.json"),
+                            b'{"metadata": {}, "x": [' + b"[]," * 99 + b"0]}")
+            found, troubles = vr.FolderBucket(folder).backups("it", left=15_000)
+        self.assertEqual(["b1", "b2"], [backup["metadata"]["name"] for backup in found])
+        self.assertEqual(["the backups in it are too large to be listed, from backup 'b3' in it on"],
+                         list(map(str, troubles)))
+
+    def test_files_without_an_end(self) -> None:
+        """What is named instead of a file is not read into all of the memory."""
+        for purpose in ("certificate authority", "token", "credentials file"):
+            with self.assertRaisesRegex(vr.ConfigError, f"{purpose} /dev/zero is larger than 8 MiB"):
+                vr.read_file("/dev/zero", purpose)
+
     def test_what_is_wrong_with_the_files(self) -> None:
         """A location or credentials that cannot be read are one sentence each, with the file or the field in it."""
         self.fill_bucket()
@@ -12065,6 +12152,7 @@ class DirectTests(Sentences):
                             (("backup", "get", "--direct", "--credentials-file="), "-file: it is empty"),
                             (("backup", "logs", "b1", "--cacert", ""), "--cacert: it is empty"),
                             (("backup", "describe", "--cacert="), "--cacert: it is empty"),
+                            (("download", "b1", "-o", ""), "--output: it is empty"),
                             (("backup", "logs", "b1", "--follow"), "velero_requests.py backup logs --help")):
             with self.subTest(words=words):
                 result = self.cli(*words)
@@ -13901,12 +13989,22 @@ class TestEnds(unittest.TestCase):
                 preexec_fn=functools.partial(signal.signal, signal.SIGINT, before))  # pylint: disable=W1509
             assert process.stderr
             said = b""
-            while b" base64\n" not in said:  # of the first to be imported, most is still to come
+            while b" signal\n" not in said and b" base64\n" not in said:  # most is still to come
                 said += process.stderr.readline()
             process.send_signal(signal.SIGINT)
             _, rest = process.communicate(timeout=60)
             self.assertEqual(code, process.returncode, rest)
             self.assertNotIn(b"Traceback", rest)
+
+    def test_ctrl_c_while_the_interpreter_ends(self) -> None:
+        """When all is said, Ctrl-C ends the process as a signal does, without a word."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_bytes(os.path.join(folder, "sitecustomize.py"),
+                        b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
+            done = subprocess.run([sys.executable, MODULE, "--version"], timeout=60, check=False,
+                                  env={**os.environ, "PYTHONPATH": folder}, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE)
+        self.assertEqual((-signal.SIGINT, b""), (done.returncode, done.stderr))
 
 
 CANARY = "canary/7+secret"

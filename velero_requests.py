@@ -49,10 +49,10 @@ if sys.version_info < (3, 8):
 if __name__ == "__main__" and __spec__ is None and sys.path[0] == os.path.dirname(os.path.realpath(__file__)):
     del sys.path[0]                          # what lies beside a script is no part of it, compiled or not
 
-import signal
+import _signal                               # `signal` itself imports more, which takes a moment
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while the rest is imported needs no traceback
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while the rest is imported needs no traceback
 
 import base64
 import contextlib
@@ -68,6 +68,7 @@ import math
 import posixpath
 import random
 import re
+import signal
 import socket
 import stat
 import threading
@@ -317,7 +318,7 @@ def format_duration(seconds: float, digits: int = 3) -> str:
 _SECRETS = re.compile(
     r"((?:Signature|Credential|(?:Security-?|Session|WebIdentity)Token|AWSAccessKeyId|GoogleAccessId|sig)"
     r"(?:=|%(?:25){0,9}3D|\\u003d))(?:(?!%(?:25){0,9}26)[^&\s\"'<>])+"
-    r"|(\bBearer\s+|\bAuthorization: Basic )[^\s\"',&]+"
+    r"|(\bBearer\s+|\bAuthorization: Basic |\bx-amz-security-token:\s?)[^\s\"',&]+"
     r"|(\w://)(?:[^\s\"'<>/?#]*@"
     r"|(?!(?:[\w.-]*|\[[\w:.]*\])(?::\d{0,5})?(?:[\s\"'<>/?#]|$))[^\s\"'<>]{0,256}@)", re.IGNORECASE)
 REDACTED_LIMIT = 1 << 16                     # characters; longer text is cut, at a blank so that no secret is halved
@@ -515,13 +516,15 @@ def _in_network(address: Any, text: str) -> bool:
 
 # Where clouds give keys to whoever asks: link-local addresses, addresses of their own, and IPv6 forms of IPv4's.
 _LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
-               "::ffff:169.254.0.0/112", "::169.254.0.0/112", "64:ff9b::169.254.0.0/112", "2002:a9fe::/32")
+               "168.63.129.16/32", "::ffff:169.254.0.0/112", "::ffff:0:169.254.0.0/112", "::169.254.0.0/112",
+               "64:ff9b::169.254.0.0/112", "64:ff9b:1::169.254.0.0/112", "2002:a9fe::/32")
 
 
-def is_link_local(address: str) -> bool:
-    """Whether an address is one of link-local services, such as the metadata of an instance."""
-    value = _ip_address(address.partition("%")[0])
-    return value is not None and any(_in_network(value, network) for network in _LINK_LOCAL)
+def is_link_local(host: str) -> bool:
+    """Whether an address, or a name, is one of link-local services, such as the metadata of an instance."""
+    value = _ip_address(host.partition("%")[0])
+    return host.rstrip(".").lower() in ("metadata", "metadata.google.internal") or (
+        value is not None and any(_in_network(value, network) for network in _LINK_LOCAL))
 
 
 def backoff(failures: int, base: float, cap: float) -> float:
@@ -1044,11 +1047,17 @@ def _bucket_from(document: Document) -> str:
     return bucket
 
 
+TEXT_LIMIT = 2048                            # characters of a text of a location; locations are kept
+CA_LIMIT = 256 << 10                         # bytes; all authorities of a system are less
+
+
 def _config_from(document: Document) -> Dict[str, str]:
     """spec.config, with values that the plugin takes."""
     config = _at(document, "spec", "config")
     config = {str(key): _text(config, key) for key in config} if isinstance(config, dict) else {}
     for key, allowed in LOCATION_KEYS.items():
+        if len(config.get(key, "")) > TEXT_LIMIT:
+            raise InvalidLocation(f"{key} has more than {TEXT_LIMIT} characters")
         if allowed and config.get(key, "") not in allowed:
             shown = "true or false" if allowed is _BOOL else ", ".join(filter(None, allowed))
             raise InvalidLocation(f"{key} is {one_line(config[key], 64)!r}; allowed: {shown}")
@@ -1068,12 +1077,15 @@ def location_from(document: Document) -> Location:
             raise ConfigError(f"provider is {one_line(provider)!r}; only aws (any S3 store) is served here",
                               reason="UnsupportedProvider")
         bucket, config = _bucket_from(document), _config_from(document)
+        prefix = _text(document, "spec", "objectStorage", "prefix").strip("/")
+        if len(prefix) > TEXT_LIMIT:
+            raise InvalidLocation(f"objectStorage.prefix has more than {TEXT_LIMIT} characters")
         ca_cert = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
-        if ca_cert is None or len(ca_cert) > 256 << 10:  # all authorities of a system are less, and locations are kept
+        if ca_cert is None or len(ca_cert) > CA_LIMIT:
             raise InvalidLocation("objectStorage.caCert is not base64, or has more than 256 KiB")
     region, ca_secret = config.get("region", ""), _at(document, "spec", "objectStorage", "caCertRef")
     return Location(
-        name=name, bucket=bucket, prefix=_text(document, "spec", "objectStorage", "prefix").strip("/"),
+        name=name, bucket=bucket, prefix=prefix,
         region="us-east-1" if region == "aws-global" else region,  # another name of it
         s3_url=config.get("s3Url", ""), public_url=config.get("publicUrl", ""),
         path_style=_GO_BOOLS[config.get("s3ForcePathStyle", "")],
@@ -1274,6 +1286,7 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 INI_LIMIT = 1 << 20                          # bytes; a Secret holds no more
+VALUE_LIMIT = 16 << 10                       # characters of a value; session tokens, the longest, have some thousands
 
 
 def ini_sections(content: bytes, source: str) -> Profiles:
@@ -1440,6 +1453,9 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Mappin
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
     values, where = profiles[name], f"profile {one_line(name, 64)!r} of {source}"
+    long = next((key for key in values if len(values[key]) > VALUE_LIMIT), None)
+    if long is not None:
+        raise CredentialsError(f"{where}: {one_line(long, 64)} has more than {VALUE_LIMIT} characters")
     for key, (start, act) in itertools.product(values, _OPERATORS_OWN.items() if theirs else ()):
         if key.startswith(start):
             raise CredentialsError(f"{where}: {one_line(key, 64)} is refused here, for it {act}; put aws_access_key_id "
@@ -2810,13 +2826,16 @@ def _open_now(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO may have nobody who writes to it
 
 
-def read_file(path: str, purpose: str, limit: int = -1) -> bytes:
-    """The content of a file, at most `limit` bytes and one more; ConfigError that names the file and what it is for."""
+def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
+    """The content of a file of at most `limit` bytes; ConfigError that names the file and what it is for."""
     try:
         with open(path, "rb") as file:
-            return file.read(limit if limit < 0 else limit + 1)
+            content = file.read(limit + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {purpose} {path}: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > limit:
+        raise ConfigError(f"{purpose} {path} is larger than {limit >> 20} MiB")
+    return content
 
 
 @hides("ca_cert")
@@ -3041,25 +3060,40 @@ class Response:
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.read1, b"")
 
-    def read(self, limit: int) -> bytes:
-        """The whole body; TooMuch when it has more than `limit` bytes."""
-        if self.headers.get("Content-Encoding", "identity").lower() != "identity":
+    def _unpacked(self, limit: int) -> Iterator[bytes]:
+        """The body, inflated where it comes as gzip though nobody asked for that; TooMuch behind `limit` bytes."""
+        import zlib
+        encoding = self.headers.get("Content-Encoding", "identity").lower()
+        if encoding not in ("identity", "gzip"):
             raise ValueError("is encoded in a way that nobody asked for")
-        body = bytearray()
+        inflater, left = zlib.decompressobj(31) if encoding == "gzip" else None, limit
         for piece in self:
-            body += piece
-            if len(body) > limit:
+            try:
+                piece = inflater.decompress(piece, left + 1) if inflater else piece
+            except zlib.error as error:
+                raise ValueError("is no gzip") from error
+            left -= len(piece)
+            yield piece
+            if left < 0:
                 raise TooMuch(f"has more than {limit >> 20} MiB")
+            if inflater and inflater.unused_data:
+                raise ValueError("goes on behind its gzip")
+        if inflater and left < limit and not inflater.eof:
+            raise ValueError("is cut short")
+
+    def read(self, limit: int) -> bytes:
+        """The whole body; TooMuch when it has more than `limit` bytes, ValueError when it cannot be unpacked."""
+        body = bytearray()
+        for piece in self._unpacked(limit):
+            body += piece
         return bytes(body)
 
     def refusal(self) -> bytes:
         """The text of a refusal as far as it comes soon, for it may have no end."""
         text = b""
-        with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError):
-            for piece in self:
+        with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError, ValueError):
+            for piece in self._unpacked(ERROR_LIMIT):
                 text += piece
-                if len(text) >= ERROR_LIMIT:
-                    break
         return text[:ERROR_LIMIT]
 
     def close(self) -> None:
@@ -3395,7 +3429,7 @@ def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
     files = []
     for path in dict.fromkeys(absolute(name) for name in names if name):
         try:
-            files.append((path, parse_yaml(read_file(path, "kubeconfig", KUBECONFIG_LIMIT), f"kubeconfig {path}")))
+            files.append((path, parse_yaml(read_file(path, "kubeconfig"), f"kubeconfig {path}")))
         except ConfigError as error:
             if kubeconfig or not isinstance(error.__cause__, FileNotFoundError):
                 raise
@@ -3421,7 +3455,7 @@ def read_velero_config() -> Document:
     """~/.config/velero/config.json of the velero CLI (namespace, cacert, colorized); empty when it is not there."""
     path = os.path.join(os.path.expanduser("~"), ".config", "velero", "config.json")
     try:
-        config = parse_json(read_file(path, "velero's configuration", ERROR_LIMIT)) if os.path.exists(path) else {}
+        config = parse_json(read_file(path, "velero's configuration")) if os.path.exists(path) else {}
     except (ConfigError, ValueError) as error:
         log.warning("ignoring %s: %s", path, error)
         return {}
@@ -3441,6 +3475,7 @@ def unseen(_what: str, _seconds: float) -> ContextManager[None]:
 
 RETRY_STATUS = (429, 500, 502, 503, 504)
 ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
+MOST_PAGES = 10_000                          # of a list; etcd has no room for more
 PAGE_LIMIT = 2 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
 WATCH_SECONDS = (31, 34)                     # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
 WATCH_SILENCE = 40.0                         # seconds without a byte after which a watch is dead
@@ -3615,13 +3650,13 @@ class Api(NamedTuple):
                            reason=reason) from None
 
     def list_pages(self, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
-                   limit: int = ANSWER_LIMIT) -> Iterator[Document]:
+                   limit: int = ANSWER_LIMIT, most: int = MOST_PAGES) -> Iterator[Document]:
         """The pages of a list; a continue token that expired is an ApiError (list anew).
 
         A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
         """
         path, token = api_path(resource, namespace), ""
-        while True:
+        for _ in range(most):
             query = {"limit": str(size), "labelSelector": selector, "continue": token}
             try:
                 page = self.call("GET", path, limit if size > 1 else ANSWER_LIMIT, 3,
@@ -3633,11 +3668,12 @@ class Api(NamedTuple):
                 continue
             before, token = token, _text(page, "metadata", "continue")
             if token and token == before:
-                raise Unreachable(f"the cluster's list of {resource.plural} does not end")
+                break
             yield page
             del page  # before the next one is read
             if not token:
                 return
+        raise Unreachable(f"the cluster's list of {resource.plural} does not end")
 
     def create(self, resource: Resource, document: Document) -> Document:
         """Create an object in the namespace it names -> the object as stored."""
@@ -3697,6 +3733,7 @@ def connect(cluster: Cluster) -> Api:
 
 STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0    # seconds for all tries
 ASK_ATTEMPTS = 3
+BUSY_PAUSE = timedelta(seconds=0.3)          # until who found a host busy asks again
 FAILURE_PAUSE = timedelta(seconds=5)         # between tries to have keys at all, or an answer of a silent host
 HOSTS_KEPT = 1000
 BUSY = "another request waits for the same answer"
@@ -4030,8 +4067,11 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
     """A location with its certificate authority, where a Secret holds that."""
     if not location.ca_secret[0]:
         return location
-    return location._replace(ca_cert=read_secret_key(
-        api, namespace, *location.ca_secret, f"storage location {location.name!r}"))
+    asked_by = f"storage location {location.name!r}"
+    ca_cert = read_secret_key(api, namespace, *location.ca_secret, asked_by)
+    if len(ca_cert) > CA_LIMIT:
+        raise InvalidLocation(f"{asked_by}: what caCertRef names has more than {CA_LIMIT >> 10} KiB")
+    return location._replace(ca_cert=ca_cert)
 
 
 def find_location(api: Optional[Api], namespace: str, document: Document, *, trusted: bool = False) -> Location:
@@ -4165,16 +4205,16 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
 
 def store_addresses(host: str) -> List[str]:
     """The addresses at which to ask a store, one of each family; StoreError when one is of a link-local service."""
-    found: Dict[int, str] = {}
+    found: Dict[int, List[str]] = {}
     try:
         for family, _, _, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-            if is_link_local(str(address[0])):
-                raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
-                                 reason=WRONG_ENDPOINT[0], hints=[WRONG_ENDPOINT[1]])
-            found.setdefault(family, str(address[0]))
+            found.setdefault(family, []).append(str(address[0]))
     except (OSError, UnicodeError) as error:
         log.debug("no address of %s: %s", host, error)
-    return list(found.values())
+    if any(map(is_link_local, [host, *itertools.chain(*found.values())])):  # a proxy may know names that we do not
+        raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
+                         reason=WRONG_ENDPOINT[0], hints=[WRONG_ENDPOINT[1]])
+    return [addresses[0] for addresses in found.values()]
 
 
 def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
@@ -4595,13 +4635,13 @@ class Pipe:
         self.chunks, self.waiting, self.size = chunks, [], 0  # size: bytes in those that wait
         self.ended, self.closed = False, False
         self.error: Optional[BaseException] = None
-        self.changed = threading.Condition()
+        self.changed, self.left = threading.Condition(), time_left()
         self.thread = threading.Thread(target=self._fill, name="download", daemon=True)
         self.thread.start()
 
     def _fill(self) -> None:
         try:
-            with contextlib.closing(self.chunks):  # type: ignore[type-var]
+            with contextlib.closing(self.chunks), time_limit(self.left):  # type: ignore[type-var]
                 for chunk in self.chunks:
                     with self.changed:
                         self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.closed)
@@ -4692,7 +4732,7 @@ class Download:
                     self.source.renew(error)  # type: ignore[arg-type]
                     continue
                 wait = download_wait(error, failures, waited, self.position > 0, self.first_wait)
-                if wait is None:
+                if wait is None or wait >= time_left():
                     raise
                 log.info("%s; going on at byte %d in %s", error, self.position, format_duration(wait))
                 waited += wait
@@ -4906,7 +4946,8 @@ class Controller:
         self.credentials: Dict[Any, CredentialCache] = {}  # keys had, by plan and region
         self.hosts = SilentHosts(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = dict.fromkeys(REQUEST_KINDS, 0)     # how many the watches have brought
-        self.silence, self.stop_time = WATCH_SILENCE, 3.0  # seconds of a watch; of passes in hand in the end
+        self.watch_seconds, self.silence = WATCH_SECONDS, WATCH_SILENCE
+        self.stop_time = 3.0                              # seconds for passes in hand in the end
         self.stop = threading.Event()
 
     def warn_once(self, texts: Iterable[str]) -> None:
@@ -4967,7 +5008,7 @@ class Controller:
         try:
             return self.answer(request)
         except Busy as error:
-            return Outcome("leave", str(error), failed=True)
+            return Outcome("leave", str(error), again=self.now() + BUSY_PAUSE)
         except Error as error:
             self.warn_of_missing_right(error)
             return refuse_download(request, error, self.now())
@@ -5081,24 +5122,25 @@ class Controller:
     def settle(self, key: Key, outcome: Outcome) -> None:
         """Turn an outcome into the next look: failed -> back-off, but not beyond `again`; again -> then; else never."""
         instant = outcome.again.timestamp() if outcome.again else math.inf
-        failures = self.failures.pop(key, 0) + 1
         if outcome.failed:
-            self.failures[key] = failures
-            instant = min(instant, self.now().timestamp() + backoff(failures, RETRY_BASE, RETRY_CAP))
+            self.failures[key] = self.failures.get(key, 0) + 1
+            instant = min(instant, self.now().timestamp() + backoff(self.failures[key], RETRY_BASE, RETRY_CAP))
+        elif outcome.why != BUSY:
+            self.failures.pop(key, None)
         self.queue.add_at(key, instant)
 
     def log_outcome(self, key: Key, outcome: Outcome) -> None:
         """Log an outcome, a failure only when it is another than last time; a dry run prints it instead."""
-        text = redact(f"{key}: {outcome.verb}: {outcome.why}")
+        text = printable(redact(f"{key}: {outcome.verb}: {outcome.why}"))
         if self.dry_run and outcome is not GONE:
             print(text, flush=True)
             return
         level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
-        if outcome.failed and outcome.why not in (CONFLICT.why, BUSY):
+        if outcome.failed and outcome.why != CONFLICT.why:
             why = outcome.why[:MESSAGE_LIMIT]
             level = logging.DEBUG if self.logged.get(key) == why else logging.WARNING
             self.logged[key] = why
-        elif not outcome.failed:
+        elif not outcome.failed and outcome.why != BUSY:
             self.logged.pop(key, None)
         log.log(level, "%s", text)
 
@@ -5127,23 +5169,24 @@ class Controller:
         self.versions[resource] = version
 
     def follow(self, resource: Resource) -> None:
-        """Watch a kind until the watch ends."""
+        """Watch a kind until the watch ends, by itself or because its time is long over."""
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
-                                       seconds=random.uniform(*WATCH_SECONDS), silence=self.silence)
+                                       seconds=random.uniform(*self.watch_seconds), silence=self.silence)
         self.streams[resource] = response
         if self.stop.is_set():
             response.interrupt()
-        for kind, document in watch_events(response):
-            self.events[resource] += 1
-            if kind in ("ADDED", "MODIFIED"):
-                key, news = self.remember(resource, document)
-                if news:
+        with time_limit(self.watch_seconds[1] + self.silence):
+            for kind, document in watch_events(response):
+                self.events[resource] += 1
+                if kind in ("ADDED", "MODIFIED"):
+                    key, news = self.remember(resource, document)
+                    if news:
+                        self.queue.add(key)
+                elif kind == "DELETED":
+                    key = request_from(resource, document).key
+                    self.records.pop(key, None)
                     self.queue.add(key)
-            elif kind == "DELETED":
-                key = request_from(resource, document).key
-                self.records.pop(key, None)
-                self.queue.add(key)
-            self.versions[resource] = _text(document, "metadata", "resourceVersion")
+                self.versions[resource] = _text(document, "metadata", "resourceVersion")
 
     def feed_once(self, resource: Resource) -> Optional[Error]:
         """List if need be, then watch until the watch ends -> why, unless it ended by itself."""
@@ -5344,14 +5387,12 @@ def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float
     version, left = _text(document, "metadata", "resourceVersion"), max(0.1, deadline - time.monotonic())
     try:
         response = api.open_watch(key.resource, key.namespace, version, seconds=left, name=key.name, silence=left)
-        with contextlib.closing(watch_events(response)) as events:
+        with time_limit(left), contextlib.closing(watch_events(response)) as events:
             for kind, copy in events:
                 if kind != "BOOKMARK" and _text(copy, "metadata", "name") == key.name:
                     if kind == "DELETED":
                         raise deleted
                     yield copy
-                if time.monotonic() > deadline:
-                    return
     except (ApiError, Unreachable) as error:
         log.info("reading every %s instead of watching: %s", format_duration(poll), error)
     for attempt in itertools.count(1):
@@ -5483,8 +5524,11 @@ def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, 
             write_all(writer, chunk)
 
 
+SMALL_TIME = 120.0                           # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
 LISTING_PAGES = 1000                         # of 1,000 names each
 LISTING_LIMIT = 16 << 20                     # bytes of a page, or of a velero-backup.json
+BACKUPS_LIMIT = 256 << 20                    # bytes of all of these together; in memory an element is some more
+ELEMENT_WEIGHT = 32                          # bytes
 
 
 def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterable[str] = ()) -> bytearray:
@@ -5516,9 +5560,10 @@ class Bucket:
         """An object, or with a query a listing."""
         return UrlSource(lambda skew: (self.url(key, skew, query), self.trust), idle=self.idle)
 
-    def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
-        """The whole of a small object; StoreError when it is not small."""
-        with about(what):
+    def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = (), seconds: float = SMALL_TIME
+                   ) -> bytes:
+        """The whole of a small object, in bounded time; StoreError when it is not small."""
+        with about(what), time_limit(seconds):
             return bytes(collected(Download(self.source(key, query), what, gunzip=False).received(), LISTING_LIMIT))
 
     def folders(self, key: str) -> List[str]:
@@ -5533,38 +5578,49 @@ class Bucket:
             names += [name[len(key):].rstrip("/") for name in found if name.startswith(key)]
             if not following:
                 return names
-            if following == token:
+            if following == token or len(names) > LISTING_PAGES * 1000:
                 break
             token = following
         raise StoreError(f"{what} has no end")
 
-    def _read_backup(self, folder: str, name: str, what: str) -> Optional[Document]:
-        """The Backup that Velero left in a folder; None for what is none."""
+    def _read_backup(self, key: str, what: str) -> bytes:
+        """What Velero left of a Backup; empty where there is nothing."""
         try:
-            document = parse_json(self.read_small(f"{folder}{name}/velero-backup.json", what))
-        except (NotFound, ValueError, StoreError) as error:
+            return self.read_small(key, what)
+        except (NotFound, StoreError) as error:
             if isinstance(error, StoreError) and error.status != 404:
                 raise
             log.info("%s is passed over: %s", what, one_line(error))
-            return None
-        metadata = _at(document, "metadata")
-        return {**document, "metadata": {**metadata, "name": name}} if isinstance(metadata, dict) else None
+            return b""
 
-    def backups(self, where: str, wanted: Iterable[str] = ()) -> Tuple[List[Document], List[Error]]:
-        """The Backups in it, all or those wanted, and why some cannot be read; `where` names the bucket in errors."""
+    def backups(self, where: str, wanted: Iterable[str] = (), left: int = BACKUPS_LIMIT
+                ) -> Tuple[List[Document], List[Error]]:
+        """The Backups in it, all or those wanted, and why some cannot be read; what is no Backup is passed over.
+
+        where: names the bucket in errors. left: the bytes that there is room for.
+        """
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
-        names = [name for name in self.folders(folder) if is_object_name(name) and (not wanted or name in wanted)]
-        backups, troubles = [], []
-        for start in range(0, len(names), POOL_SIZE):  # a store that fails is not asked for all the others
-            for found in side_by_side(
-                    functools.partial(self._read_backup, folder, name, f"backup {one_line(name, 64)!r} in {where}")
-                    for name in names[start:start + POOL_SIZE]):
-                if isinstance(found, StoreError):
-                    troubles.append(found)
-                elif isinstance(found, Error):
-                    raise found
-                elif found:
-                    backups.append(found)
+        rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
+                if is_object_name(name) and (not wanted or name in wanted)]
+        backups: List[Document] = []
+        troubles: List[Error] = []
+        for start in range(0, len(rows), POOL_SIZE):  # a store that fails is not asked for all the others
+            group = rows[start:start + POOL_SIZE]
+            for (name, what), content in zip(group, side_by_side(functools.partial(
+                    self._read_backup, f"{folder}{name}/velero-backup.json", what) for name, what in group)):
+                if isinstance(content, StoreError):
+                    troubles.append(content)
+                    continue
+                if isinstance(content, Error):
+                    raise content
+                left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
+                if left < 0:
+                    troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
+                    return backups, troubles
+                with contextlib.suppress(ValueError):
+                    document = parse_json(content)
+                    if isinstance(_at(document, "metadata"), dict):
+                        backups.append({**document, "metadata": {**document["metadata"], "name": name}})
         return backups, troubles
 
 
@@ -5654,7 +5710,8 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
         with asking:                         # all threads would ask for the location's authority at once
             whom = trust_for(url, trust, location_trust)
         source, what = UrlSource(lambda _skew: (url, whom)), f"{kind} of {name}"
-        with about(what), contextlib.closing(Download(source, what, gunzip=True).chunks()) as chunks:
+        with about(what), time_limit(SMALL_TIME), contextlib.closing(
+                Download(source, what, gunzip=True).chunks()) as chunks:
             return decode_json(chunks)
 
     def read(kinds: List[str], tasks: Dict[Any, Callable[[], Any]]) -> Dict[Any, Any]:
@@ -5827,7 +5884,7 @@ def stop_on_signals(controller: Controller) -> None:
 
 def read_plugins_file(path: str) -> Tuple[Tuple[str, str], ...]:
     """A YAML list of name and kind, as in status.plugins -> (kind, name) pairs."""
-    entries = parse_yaml(read_file(path, "plugins file", KUBECONFIG_LIMIT), f"plugins file {path}") if path else []
+    entries = parse_yaml(read_file(path, "plugins file"), f"plugins file {path}") if path else []
     if not isinstance(entries, list) or not all(_text(entry, "kind") and _text(entry, "name") for entry in entries):
         raise ConfigError(f"plugins file {path} is no YAML list of entries with name and kind")
     return tuple((_text(entry, "kind"), _text(entry, "name")) for entry in entries)
@@ -6258,7 +6315,7 @@ SOURCE = (
     ALLOWED_FILE, *TLS)
 QUIET = argument("--quiet", action="store_true", help="say nothing of a success")
 FETCH = (
-    argument("-o", "--output", metavar="FILE", default="",
+    argument("-o", "--output", type=PATH, metavar="FILE",
              help="file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
     switch("--force", help="replace the file if it exists, once the download succeeded"), QUIET)
 OUTPUT_FORMAT = argument("-o", "--output", choices=("table", "json", "yaml"), default="", help="output format")
@@ -6548,6 +6605,11 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+    stoppable = signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)
+    if stoppable:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        if stoppable:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does Ctrl-C while the interpreter ends
