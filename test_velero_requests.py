@@ -423,8 +423,9 @@ class TestLawsOfTheFile(unittest.TestCase):
             rf"\b{command.words}\b", readme)}, "not shown in the README")
         rights = re.search(r"```yaml\n(- \{apiGroups.*?)```", readme, re.DOTALL)
         self.assertEqual(LEAST, yaml.safe_load(rights[1] if rights else "")[:len(LEAST)], "the controller's rights")
-        variables = {str(node.value) for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)
-                     and re.fullmatch(r"(AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", str(node.value))}
+        constants = [str(node.value) for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)]
+        variables = {text for text in constants if re.fullmatch(
+            r"(AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", text)}
         told = set(re.findall(r"\b(?:AWS|VELERO|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", readme))
         families = tuple(name for name in told if name.endswith("_"))  # AWS_CONTAINER_…
         self.assertEqual(set(), {name for name in variables - OTHER_VARIABLES - told if not name.startswith(families)})
@@ -691,10 +692,10 @@ class TestLines(unittest.TestCase):
 # What takes a careless reader too long: a piece that is repeated, or how a text begins, goes on and ends.
 NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
     ' |\n|\t|\0|\\|"|a|A|9|%25|\\"|""|","|<|&|&a|\u202e|\U0001f600|a://|a://@|a://%|a://b:c|https://|sig=|Bearer |'
-    'Bearer\t|Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|#\n|'
-    'a:\t|&a [*a]\n|k = v\n|[x]\n| k = v\n| #|a.|a-|-|a.a-|[a]|:|1:1:|299 - "|299 - "\\|299 |, |; |a/|../|99 a=b\n|a,b=c,|'
-    '-----BEGIN CERTIFICATE-----|-----BEGIN CERTIFICATE-----a-----END CERTIFICATE-----|<CommonPrefixes>|'
-    '<CommonPrefixes> |<NextContinuationToken>a|0;chunk-signature=').split("|")),
+    'Bearer\t|Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|'
+    '#\n|a:\t|&a [*a]\n|k = v\n|[x]\n| k = v\n| #|a.|a-|-|a.a-|[a]|:|1:1:|299 - "|299 - "\\|299 |, |; |a/|../|'
+    '99 a=b\n|a,b=c,|-----BEGIN CERTIFICATE-----|-----BEGIN CERTIFICATE-----a-----END CERTIFICATE-----|'
+    '<CommonPrefixes>|<CommonPrefixes> |<NextContinuationToken>a|0;chunk-signature=').split("|")),
     ("2026-05-04T12:00:00.", "0", "x"), ("1", "0", ""), ("1", "0", "x"), ("", "1", " size=x\n"), ("<a>", "b", "</"),
     ("sig=", "%", "&"), ("a://", "b", ""), ("a://b:c", "/", ""), ("https://", "@", "/"), ("[x]\nk =", " ", "x"),
     ("[x]\nk = v\n", " k = v\n", ""), ("[x]\nk", " ", ""), ("[x]\n", "a", ""), ("a: ", "9", ""), ('a: "', "\\x41", ""),
@@ -3279,15 +3280,16 @@ class FakeStore(LoopbackServer):
             end = key.find(delimiter, len(prefix)) if delimiter else -1
             name = key if end < 0 else key[:end + 1]
             if key.startswith(prefix) and name > request.query.get("continuation-token", ""):
-                rows[name] = (f"<Contents><Key>{xml_text(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
-                              f"<ETag>{xml_text(stored.etag)}</ETag><Size>{len(stored.body)}</Size></Contents>" if end < 0
-                              else f"<CommonPrefixes><Prefix>{xml_text(name)}</Prefix></CommonPrefixes>")
+                rows[name] = f"<CommonPrefixes><Prefix>{xml_text(name)}</Prefix></CommonPrefixes>" if end >= 0 else (
+                    f"<Contents><Key>{xml_text(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
+                    f"<ETag>{xml_text(stored.etag)}</ETag><Size>{len(stored.body)}</Size></Contents>")
         shown = list(rows)[:self.page]
         more = len(shown) < len(rows)
         token = f"<NextContinuationToken>{xml_text(shown[-1])}</NextContinuationToken>" if more else ""
         return xml_answer(
-            f"<ListBucketResult><Name>{bucket}</Name><Prefix>{xml_text(prefix)}</Prefix><KeyCount>{len(shown)}</KeyCount>"
-            f"<MaxKeys>{self.page}</MaxKeys><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
+            f"<ListBucketResult><Name>{bucket}</Name><Prefix>{xml_text(prefix)}</Prefix>"
+            f"<KeyCount>{len(shown)}</KeyCount><MaxKeys>{self.page}</MaxKeys>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}"
             + "".join(rows[name] for name in shown) + "</ListBucketResult>")
 
     def _object(self, request: Request, bucket: str, key: str) -> Answer:
@@ -5086,7 +5088,8 @@ class FaultTests(FaultWorld):
 
     def test_a_patch_that_is_invalid_is_made_smaller(self) -> None:
         """When the API takes the annotations for invalid, the same pass writes the status alone."""
-        self.cluster.script("PATCH", "/downloadrequests/", status=422, body={"reason": "Invalid", "message": "too long"})
+        self.cluster.script("PATCH", "/downloadrequests/", status=422,
+                            body={"reason": "Invalid", "message": "too long"})
         self.serve()
         name = self.ask(name="nobody")
         wait_until(lambda: len(self.patches(name)) > 1, 10, "another patch")
@@ -8276,7 +8279,7 @@ def user_environment(folder: str) -> Dict[str, str]:
 
 @contextlib.contextmanager
 def set_stage() -> Iterator[Stage]:
-    """Start the best servers that are there, and put what a user would have into a folder; remove all of it afterwards."""
+    """Start the best servers that are there, and put what a user has into a folder; remove all of it afterwards."""
     assets, with_store = assets_folder(), assets_folder("versitygw")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
@@ -10219,7 +10222,8 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         """That the clocks differ is the reason, and once they agree the request is answered."""
         self.put()
         api = velero_requests.connect(velero_requests.load_cluster(self.kubeconfig))
-        controller, name = velero_requests.Controller(api, self.namespace, vr.Server("v1"), verify_urls=True), self.ask()
+        controller = velero_requests.Controller(api, self.namespace, vr.Server("v1"), verify_urls=True)
+        name = self.ask()
         for minutes, reason in ((20, "UrlExpired"), (-20, "ClockSkew"), (0, "")):
             self.store.clock = lambda minutes=minutes: time.time() + 60 * minutes
             controller.run_once()
@@ -10418,7 +10422,8 @@ class TestStoreWords(unittest.TestCase):
                            (b"a\xff\xfeb", "binary data"), (b"a\x1b[2Jb", "binary data"), (b"a\0b", "binary data"),
                            (b"<html>", "an HTML page"), (b"  <HTML>", "an HTML page"), (b"<?xml?>", "an XML document"),
                            (b"<Error><Code>x</Code>", "an XML document"), (b"sig=s3cr3t\n", "text: sig=***"),
-                           ("gr\u00fcn\tx".encode(), "text: gr\u00fcn x"), (b"a" * 199 + "\u00fc".encode(), "text: aaa")):
+                           ("gr\u00fcn\tx".encode(), "text: gr\u00fcn x"),
+                           (b"a" * 199 + "\u00fc".encode(), "text: aaa")):
             with self.subTest(body[:9]):
                 self.assertTrue(vr._what_is(body).startswith(said), vr._what_is(body))
 
@@ -11130,7 +11135,8 @@ class TestDownloadFaults(DownloadCase):
             source = vr.UrlSource(lambda skew: located.append(skew) or (url,
                 vr.Trust()))  # type: ignore[func-returns-value]
             error = self.end_of(lambda: vr.Download(source, "x", gunzip=False).write_to(io.BytesIO()))
-            self.assertEqual((skews, len(skews) > 1), ([round(skew / timedelta(hours=1)) for skew in located], bool(error)))
+            hours = [round(skew / timedelta(hours=1)) for skew in located]
+            self.assertEqual((skews, len(skews) > 1), (hours, bool(error)))
         expired = {"status": 403, "body": SPENT_URL}
         self.script([HALF, expired, expired, HALF, expired, expired])  # bytes in between make up for it
         self.located.clear()
@@ -11768,7 +11774,8 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
     def test_talkative_when_all_goes_well(self) -> None:
         """-v names cluster, namespace, way, request and store, and each retry; without it there is silence."""
         self.put()
-        asked = [rf"the cluster is {self.cluster.url}, the namespace {self.namespace}", "the way: a controller's answer",
+        asked = [rf"the cluster is {self.cluster.url}, the namespace {self.namespace}",
+                 "the way: a controller's answer",
                  r"created DownloadRequest \S+/b1-[a-z0-9]{5}", rf"is answered; the store is {self.store.url}",
                  r"deleted DownloadRequest \S+/b1-[a-z0-9]{5}"]
         direct = ["the way: the storage location, signed for here", rf"the store is {self.store.url[7:]}, the bucket "]
@@ -12919,10 +12926,10 @@ Restore Item Operations:
     Progress:         0 of 4 complete (Bytes)
     Created:          2026-05-01 12:00:00 +0000 UTC
   Operation for  /:
-    Operation ID:  
-    Phase:         
+    Operation ID: \x20
+    Phase:        \x20
     Progress:      1 of 0 complete ()
-""".replace("\\\n", ""), status__restoreItemOperations={**counts, "operations": [
+""", status__restoreItemOperations={**counts, "operations": [
             {"resource": "deployments.apps n/d", "plugin": "x/y", "operationID": "7", "phase": "Failed",
              "error": "no", "progress": "0 of 4 complete (Bytes)", "created": "2026-05-01 12:00:00 +0000 UTC"},
             {"resource": " /", "operationID": "", "phase": "", "progress": "1 of 0 complete ()"}]})
@@ -13580,7 +13587,7 @@ class TestDescribing(FakeWorld, unittest.TestCase):
 
 
 COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose --version -n -v"
-OFFERED = {  # what is typed behind the name of the program -> what may stand in place of its last word, or behind its "="
+OFFERED = {  # what is typed after the program's name -> what may stand in place of its last word, or after its "="
     "": "backup completion controller describe download get logs manifests plugin restore version", "ba": "backup",
     "-": COMMON_FLAGS, "backup ": "describe download get logs", "backup d": "describe download",
     "backup -": COMMON_FLAGS, "backup get --s": "--selector --show-labels",
@@ -13594,8 +13601,9 @@ OFFERED = {  # what is typed behind the name of the program -> what may stand in
     "--context get backup ": "describe download get logs", "plugin get ": f"{COMMON_FLAGS} --output -o",
     "nonsense ": "", "completion ": "bash fish zsh", "completion bash ": COMMON_FLAGS,
 }
-TYPED = {"": OFFERED[""], "backup get -o ": "json table yaml", "backup get --output=j": "json", "download b1 -o my": "my-file",
-         "restore get --kubeconfig=my": "my-file", "backup -n velero logs --dir": "--direct"}
+TYPED = {"": OFFERED[""], "backup get -o ": "json table yaml", "backup get --output=j": "json",
+         "download b1 -o my": "my-file", "restore get --kubeconfig=my": "my-file",
+         "backup -n velero logs --dir": "--direct"}
 
 
 class TestCompletion(FolderCase):
@@ -13629,7 +13637,8 @@ class TestCompletion(FolderCase):
         self.addCleanup(terminal.kill)
         wait_until(lambda: "READY" in terminal.text(), what="the prompt")
         programs = itertools.cycle(("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"))
-        terminal.type("".join(f"{program} {line}\x18\x18\n" for program, line in zip(programs, TYPED)).encode() + b"exit\n")
+        typed = "".join(f"{program} {line}\x18\x18\n" for program, line in zip(programs, TYPED))
+        terminal.type(typed.encode() + b"exit\n")
         _, text = terminal.end()
         called = read_bytes(os.path.join(self.folder, "typed")).decode().splitlines()
         os.remove(os.path.join(self.folder, "typed"))
@@ -13669,8 +13678,8 @@ class TestCompletion(FolderCase):
         """The same."""
         ask = "source $argv[1]; for line in $argv[2..-1]; complete -C $line | string split -f 1 \\t; echo .; end"
         for program in ("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"):
-            done = subprocess.run(self.shell("fish", "-c", ask, self.script("fish"), *(
-                f"{program} {line}" for line in TYPED)), cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=60)
+            command = self.shell("fish", "-c", ask, self.script("fish"), *(f"{program} {line}" for line in TYPED))
+            done = subprocess.run(command, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=60)
             for (line, offered), found in zip(TYPED.items(), done.stdout.decode().split(".\n")):
                 with self.subTest(program=program, line=line):
                     self.same(found.split(), offered)
@@ -13785,7 +13794,8 @@ class TestCommandLine(unittest.TestCase):
                 ("download backup -o x b1", "backup download", {"output": "x", "name": "b1"}),
                 ("-vn ns logs restore r1", "restore logs", {"namespace": "ns", "verbose": 1, "is_log": True}),
                 ("-n download backup get", "backup get", {"namespace": "download", "names": [], "timeout": 60.0}),
-                ("-vvn download get backups", "backup get", {"verbose": 2, "namespace": "download", "resource": vr.BACKUPS}),
+                ("-vvn download get backups", "backup get",
+                 {"verbose": 2, "namespace": "download", "resource": vr.BACKUPS}),
                 ("--context download backup logs b1", "backup logs", {"context": "download", "kind": "BackupLog"}),
                 ("backup logs b1 --location download", "backup logs", {"location": "download", "direct": False}),
                 ("backup get -l download b1 --show-labels b2", "backup get", {"selector": "download",
@@ -13805,10 +13815,13 @@ class TestCommandLine(unittest.TestCase):
     def test_wrong_usage(self) -> None:
         """It names what was typed, and stdout stays empty; what only Velero does is velero's."""
         for typed, words in (
-                ("plugin get --force", "unrecognized arguments: --force\nhint: see `velero_requests.py plugin get --help`"),
-                ("plugin get x --force=true", "unrecognized arguments: --force=true x\n"), ("backup --nope", ": --nope\n"),
+                ("plugin get --force",
+                 "unrecognized arguments: --force\nhint: see `velero_requests.py plugin get --help`"),
+                ("plugin get x --force=true", "unrecognized arguments: --force=true x\n"),
+                ("backup --nope", ": --nope\n"),
                 ("nonsense", "no command `nonsense` here"), ("backup nonsense", "no command `backup nonsense` here"),
-                ("backup create b1", "`velero backup create`"), ("-n ns backup delete b1 --confirm", "`velero backup delete`"),
+                ("backup create b1", "`velero backup create`"),
+                ("-n ns backup delete b1 --confirm", "`velero backup delete`"),
                 ("schedule get", "`velero schedule get`"), ("install --help", "`velero install`"),
                 ("get backup-locations", "`velero get backup-locations`"),
                 ("backup logs", "the following arguments are required: BACKUP"), ("backup get --outp json", "--outp"),
@@ -13816,7 +13829,8 @@ class TestCommandLine(unittest.TestCase):
                 ("version --client-only=", "'' is neither true nor false"),
                 ("version -n a/b", "'a/b' cannot be the name of a namespace"),
                 ("version --timeout 0s", "'0s' is no time to wait"), ("version --timeout -5s", "expected one argument"),
-                ("version --timeout 5", "'5' is no time to wait; write for example 30s"), ("version --output", "expected one"),
+                ("version --timeout 5", "'5' is no time to wait; write for example 30s"),
+                ("version --output", "expected one"),
                 ("controller --plugin =x", "'=x' is not KIND=NAME"), ("completion csh", "invalid choice: 'csh'"),
                 ("download b1 --kind Backup", "invalid choice: 'Backup'")):
             with self.subTest(typed):
@@ -13831,9 +13845,11 @@ class TestCommandLine(unittest.TestCase):
 
     def test_groups_print_their_help(self) -> None:
         """A group of commands, with or without --help, tells its commands and ends well; so does no command at all."""
-        for words, told in ((), ("backup describe", "exit codes:")), (("backup",), ("describe  ", "logs  ")), (
-                ("-v", "get", "--help"), ("plugins  ", "restore  ")), (("logs", "-n", "ns"), ("print the log of a restore",)), (
-                ("plugin",), ("list the plugins",)), (("backup", "get", "-h"), ("--show-labels", "[BACKUP ...]")):
+        for words, told in (
+                ((), ("backup describe", "exit codes:")), (("backup",), ("describe  ", "logs  ")),
+                (("-v", "get", "--help"), ("plugins  ", "restore  ")),
+                (("logs", "-n", "ns"), ("print the log of a restore",)), (("plugin",), ("list the plugins",)),
+                (("backup", "get", "-h"), ("--show-labels", "[BACKUP ...]"))):
             with self.subTest(words):
                 result = run(*words)
                 self.assertEqual((0, ""), (result.code, result.err))
@@ -13842,10 +13858,12 @@ class TestCommandLine(unittest.TestCase):
 
     def test_no_package_is_needed(self) -> None:
         """What only prints something uses neither urllib3 nor yaml, and argparse is for command lines."""
-        code = ("import sys, velero_requests as v\nv.urllib3 = v.yaml = sys.modules['urllib3'] = sys.modules['yaml'] = None\n"
+        code = ("import sys, velero_requests as v\n"
+                "v.urllib3 = v.yaml = sys.modules['urllib3'] = sys.modules['yaml'] = None\n"
                 "sys.exit(v.main(sys.argv[1:]))")
-        for words, expected in (("--help", 0), ("backup", 0), ("--version", 0), ("completion fish", 0), ("manifests", 0),
-                                ("version --client-only -o yaml", 0), ("__complete backup d", 0), ("nonsense", 2)):
+        for words, expected in (("--help", 0), ("backup", 0), ("--version", 0), ("completion fish", 0),
+                                ("manifests", 0), ("version --client-only -o yaml", 0), ("__complete backup d", 0),
+                                ("nonsense", 2)):
             with self.subTest(words):
                 done = subprocess.run([sys.executable, "-c", code, *words.split()], stdout=subprocess.PIPE, check=False,
                                       stderr=subprocess.PIPE, timeout=60, cwd=os.path.dirname(MODULE))
@@ -13917,7 +13935,8 @@ CANARY_COMMANDS = (
     "backup describe b1 --details", "backup describe b1 -o json", "backup logs b1", "backup logs b1 --direct",
     "backup download b1 -o FILE --force", "restore get -o json", "restore describe r1", "restore logs r1",
     "plugin get --timeout 300ms", "version --timeout 300ms", "manifests", "completion bash")
-ECHO = f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorization: Bearer {CANARY} http://u:{quote(CANARY, '')}@h/"
+ECHO = (f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorization: Bearer {CANARY} "
+        f"http://u:{quote(CANARY, '')}@h/")
 
 
 class TestCanary(DownloadWorld, unittest.TestCase):
@@ -14043,7 +14062,8 @@ class TestCanary(DownloadWorld, unittest.TestCase):
         clusters = [vr.load_cluster(self.kubeconfig_of(**user)) for user in (
             {"token": CANARY}, {"username": "u", "password": CANARY})]
         for record in (*clusters, *map(vr.connect, clusters), vr.Identity(token=CANARY),
-                       vr.Credentials("a", CANARY, CANARY), vr.request_from(vr.DOWNLOAD_REQUESTS, {"status": {"downloadURL": ECHO}})):
+                       vr.Credentials("a", CANARY, CANARY),
+                       vr.request_from(vr.DOWNLOAD_REQUESTS, {"status": {"downloadURL": ECHO}})):
             self.assert_no_canary(repr(record), str(record))
         self.store.script("GET", status=403, body=ECHO, times=9)
         self.serve("admin")
@@ -14083,7 +14103,8 @@ def step(stage: Stage, command: str, *expected: str) -> None:
 
 def demo_commands(stage: Stage) -> None:
     """Do the main job with the controller that is running, and show one failure; no DownloadRequest is left behind."""
-    for command, expected in (("backup logs nightly", [BACKUP_LOG]), ("backup download nightly", ["nightly-data.tar.gz"]),
+    for command, expected in (("backup logs nightly", [BACKUP_LOG]),
+                              ("backup download nightly", ["nightly-data.tar.gz"]),
                               ("plugin get", ["velero.io/aws"]), ("version", ["Client:", "Server:"]),
                               ('backup logs orphan; echo "exit code $?"', ["error: ", "/gone ", "exit code 3"])):
         step(stage, f"python velero_requests.py {command}", *expected)
@@ -14133,8 +14154,8 @@ class TestStart(FolderCase):
 
     def start(self, *argv: str, folder: str = "", **options: Any) -> Result:
         """Run a command of the system, in the module's folder unless it is to run in another one."""
-        done = subprocess.run(argv, cwd=folder or os.path.dirname(MODULE), stdout=subprocess.PIPE, timeout=60, check=False,
-                              stderr=subprocess.PIPE, **options)
+        done = subprocess.run(argv, cwd=folder or os.path.dirname(MODULE), stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, timeout=60, check=False, **options)
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
     def lay_strangers(self, *names: str) -> None:
@@ -14180,7 +14201,7 @@ class TestStart(FolderCase):
 
     @unittest.skipUnless(shutil.which("make"), "there is no make")
     def test_installed(self) -> None:
-        """The installed command is compiled once; nothing in the current folder gets in, and what is missing is said."""
+        """The installed command is compiled once, imports nothing from the current folder, and says what is missing."""
         self.lay_strangers("velero_requests", "json", "runpy", "yaml")
         with tempfile.TemporaryDirectory() as prefix:
             made = self.start("make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}")
@@ -14233,7 +14254,7 @@ class TestStart(FolderCase):
         self.assertNotRegex(result.out, b"PYTHON(UNBUFFERED|DONTWRITEBYTECODE)=")
 
     def test_nohup_is_respected(self) -> None:
-        """A command that was started with SIGHUP ignored goes on ignoring it, and one that ended left signals as before."""
+        """A command started with SIGHUP ignored goes on ignoring it; one that ended left signals as before."""
         code = ("import signal, velero_requests as v\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
                 "v.Options.run_manifests = None; command = v.COMMAND_OF['manifests']\n"
                 "show = lambda _: print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "
@@ -14249,8 +14270,8 @@ class TestDemo(unittest.TestCase):
     def test_it_plays(self) -> None:
         """`--demo` ends well; `make demo` runs the same."""
         environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
-        done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=subprocess.PIPE, timeout=120,
-                              stderr=subprocess.STDOUT, check=False, env=environment)
+        done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=120, check=False, env=environment)
         self.assertEqual(0, done.returncode, done.stdout.decode())
         self.assertIn(b"Every step did what it should", done.stdout)
 
