@@ -755,7 +755,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "endpoint_from": lambda text: vr.endpoint_from(f"https://{text}", "X"),
     "is_at_aws": lambda text: a_location(s3_url=f"https://s3.{text}").is_at_aws(),
     "object_info": lambda text: vr.object_info(206, dict.fromkeys(("Content-Range", "Content-Length", "ETag"), text)),
-    "by_schedule": vr.by_schedule, "json_text": vr.json_text, "_add": nasty_screen,
+    "backup_sort_key": vr.backup_sort_key, "json_text": vr.json_text, "_add": nasty_screen,
     "_yaml_scalar": lambda text: vr.yaml_text({text: [text]}),
     "tls_context": deeper(lambda pem: vr.tls_context(vr.Trust(pem, alone=True))),
     "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")),
@@ -766,7 +766,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "store_refusal": deeper(lambda body: vr.store_refusal(
         403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {},
         "the store", "https://h/k", NOW)),
-    "unframed": in_pieces(vr.unframed),
+    "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate)}
 BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
     ("redaction", vr.redact, "a://" * 25_000, ""), ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
@@ -901,7 +901,7 @@ class TestParseJson(unittest.TestCase):
                 (b'",' * 99, 3, "3 elements")):
             with self.subTest(content[:9]), self.assertRaisesRegex(ValueError, words) as caught:
                 vr.parse_json(content, most)
-            self.assertEqual(isinstance(caught.exception, vr.TooMuch), "JSON" not in words)
+            self.assertEqual(isinstance(caught.exception, vr.TooLarge), "JSON" not in words)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -6273,7 +6273,7 @@ class TestExecPluginLife(KubePlugins):
         self.answer(token="q")
         kube_servers()["https"].script(status=401, times=1)
         kube_together(8, lambda: kube_version(api))
-        self.assertTrue(api.session.distrust(old))  # what came late about an identity that is no longer used
+        self.assertTrue(api.session.invalidate(old))  # what came late about an identity that is no longer used
         kube_version(api)
         self.assertEqual((self.said("runs").count("run"), self.seen()[-1]), (2, "Bearer q"))
 
@@ -6289,7 +6289,7 @@ class TestExecPluginLife(KubePlugins):
                 kube_version(api)
                 kube_version(api)
                 self.answer(**two)
-                api.session.distrust(api.session.identity)
+                api.session.invalidate(api.session.identity)
                 kube_version(api)
                 self.assertEqual(self.seen(), ["alice", "alice", last])
                 used = [request.parsed["connection"] for request in kube_servers()["https"].seen()]
@@ -6308,7 +6308,7 @@ class TestExecPluginLife(KubePlugins):
                 api = self.plugged()
                 if worked:
                     kube_version(api)
-                    api.session.distrust(api.session.identity)
+                    api.session.invalidate(api.session.identity)
                 self.write(content, name)
                 kube_forget()
                 for _ in range(2):
@@ -6809,7 +6809,7 @@ class TestKubeconfigParseYaml(unittest.TestCase):
 
     def test_limits(self) -> None:
         """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
-        nodes = vr.LARGEST_YAML - 1
+        nodes = vr.MAX_YAML_NODES - 1
         for text, good in (("[" * 100 + "]" * 100, True), ("[" * 101 + "]" * 101, False), (f"[{'a,' * nodes}]", True),
                            (f"[{'a,' * nodes}a]", False), (f"[&x [{'a,' * 49_996}], *x]", True),
                            (f"[&x [{'a,' * 50_000}], *x]", False), ("[&x a, *x]", True),
@@ -6955,11 +6955,11 @@ class EnduranceWorld(TokenFiles, FakeWorld):
         """Return a part of the path of what lies in the test's namespace."""
         return f"/namespaces/{self.namespace}/{rest}"
 
-    def api(self, kubeconfig: str = "", patience: float = 20.0) -> Any:
+    def api(self, kubeconfig: str = "", timeout: float = 20.0) -> Any:
         """Return a connection of the module's own."""
         api = velero_requests.connect(velero_requests.load_cluster(kubeconfig or self.kubeconfig))
         self.addCleanup(lambda: api.session.close())
-        return api._replace(patience=patience)
+        return api._replace(timeout=timeout)
 
     def new_token(self, user: str = "admin") -> str:
         """Return one more token of a user."""
@@ -7025,7 +7025,7 @@ CALLS: Dict[str, Tuple[str, str, Callable[[Any, str], Any]]] = {
     "get": ("GET", "/backups/b1", lambda api, space: api.get(vr.BACKUPS, space, "b1")),
     "list": ("GET", "/backups?", lambda api, space: list(api.list_pages(vr.BACKUPS, space))),
     "watch": ("GET", "watch=true", lambda api, space: api.open_watch(
-        vr.BACKUPS, space, "0", seconds=1, silence=api.patience).close()),
+        vr.BACKUPS, space, "0", seconds=1, silence=api.timeout).close()),
     "discovery": ("GET", "/apis/velero.io/v1", lambda api, space: api.served_resources("velero.io/v1")),
     "patch": ("PATCH", "/backups/b1", lambda api, space: api.merge_patch(
         vr.Key(vr.BACKUPS, space, "b1"), {"metadata": {"labels": {"a": "b"}}})),
@@ -7042,7 +7042,7 @@ API_FAULTS: Tuple[Tuple[Document, str, str], ...] = (
     ({"drop": True, "apply": True}, "", "cannot reach"), ({"status": 500, "apply": True, **AT_ONCE}, "", "500"),
     ({"status": 501}, "501", "501"), ({"status": 403}, "403", "403"),
     ({"status": 418, "body": {"message": "a teapot"}}, "a teapot", "a teapot"),
-    ({"status": 429, "headers": {"Retry-After": "5"}}, "429", "429"),  # nobody waits beyond the patience
+    ({"status": 429, "headers": {"Retry-After": "5"}}, "429", "429"),  # nobody waits longer than the timeout
     ({"hang": threading.Event()}, "does not answer in time", "does not answer in time"))
 # Answers of which nothing can be made, by any call that wants a document.
 BAD_ANSWERS: Tuple[Document, ...] = (
@@ -7062,14 +7062,14 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
 
     def test_what_may_be_repeated_is_repeated(self) -> None:
         """A call has the outcome of the table; a POST that may have had its effect is not sent again."""
-        api = self.api(patience=1.0)
+        api = self.api(timeout=1.0)
         for options, *outcomes in API_FAULTS:
             for name, (method, part, call) in CALLS.items():
                 if name == "watch" and "apply" in options:
                     continue                 # a watch that was begun has no other answer
                 with self.subTest(call=name, **{key: str(value) for key, value in options.items()}):
                     self.cluster.forget()
-                    patient = api._replace(patience=0.3) if "hang" in options else api
+                    patient = api._replace(timeout=0.3) if "hang" in options else api
                     fault, words = self.cluster.script(method, part, **options), outcomes[method == "POST"]
                     started = time.monotonic()
                     if words:
@@ -7101,7 +7101,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
 
     def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
         """What is no document, is cut, stops or was compressed is an error of the module's own that names the call."""
-        api = self.api(patience=0.4)
+        api = self.api(timeout=0.4)
         for options in BAD_ANSWERS:
             for name in ("get", "list", "create", "patch", "discovery"):
                 method, part, call = CALLS[name]
@@ -7166,7 +7166,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         cluster = vr.Cluster(server=f"https://127.0.0.1:{listener.getsockname()[1]}")
-        api = vr.connect(cluster)._replace(patience=0.3)
+        api = vr.connect(cluster)._replace(timeout=0.3)
         for _ in range(4):  # the first ones fill the listener's queue
             started = time.monotonic()
             self.assertRaises(vr.Unreachable, CALLS["get"][2], api, self.namespace)
@@ -7295,7 +7295,7 @@ class Stranger(LoopbackServer):
 
 def strange_api(**more: Any) -> Any:
     """Ask an API server for a backup, within half a second."""
-    api = velero_requests.connect(velero_requests.Cluster(insecure=True, **more))._replace(patience=0.5)
+    api = velero_requests.connect(velero_requests.Cluster(insecure=True, **more))._replace(timeout=0.5)
     return api.get(velero_requests.BACKUPS, "velero", "b1")
 
 
@@ -7846,7 +7846,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         line = StuckLine()
         self.addCleanup(line.close)
         cluster = velero_requests.load_cluster(self.kubeconfig)._replace(proxy_url=line.url)
-        api = velero_requests.connect(cluster)._replace(patience=0.7)
+        api = velero_requests.connect(cluster)._replace(timeout=0.7)
         self.addCleanup(lambda: api.session.close())  # pylint: disable=unnecessary-lambda
 
         def spread() -> None:
@@ -7858,7 +7858,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             CALLS["get"][2](api, self.namespace)
         CALLS["get"][2](api, self.namespace)
         spread()
-        api.session.pool.heard -= 10
+        api.session.pool.answered_at -= 10
         CALLS["create"][2](api, self.namespace)
 
     def test_the_server_restarts(self) -> None:
@@ -9498,7 +9498,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
 
     def test_a_service_that_another_worker_waits_for(self) -> None:
         """Old keys serve; without any it is Busy, which is no failure to be remembered."""
-        hosts = velero_requests.SilentHosts(2, 3600)
+        hosts = velero_requests.HostLimiter(2, 3600)
         velero_requests._thread.hosts = hosts  # pylint: disable=protected-access
         self.addCleanup(setattr, velero_requests._thread, "hosts", None)
         with hosts.guard(self.services.host):
@@ -9517,11 +9517,11 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
 
 
 class TestSilentHosts(unittest.TestCase):
-    """Tests for `SilentHosts`, of four workers."""
+    """Tests for `HostLimiter`, of four workers."""
 
     def setUp(self) -> None:
         """Make a guard whose failures are remembered for an hour."""
-        self.hosts = velero_requests.SilentHosts(4, 3600)
+        self.hosts = velero_requests.HostLimiter(4, 3600)
 
     def fail_at(self, host: str, quick: float) -> None:
         """Ask a host that does not answer; what takes no longer than `quick` does not count."""
@@ -9574,7 +9574,7 @@ class TestSilentHosts(unittest.TestCase):
         for number in range(3000):
             with self.hosts.guard(str(number)):
                 pass
-        self.assertLessEqual(len(self.hosts.answered), velero_requests.HOSTS_KEPT)
+        self.assertLessEqual(len(self.hosts.answered), velero_requests.MAX_HOSTS)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -10512,7 +10512,7 @@ class TestStoreChunked(unittest.TestCase):
 
     def read(self, stored: bytes, step: int) -> bytes:
         """Return what is read of an object that comes in pieces of this size."""
-        return b"".join(vr.unframed(cut(stored, step)))
+        return b"".join(vr.decode_aws_chunked(cut(stored, step)))
 
     def test_framing_is_taken_off(self) -> None:
         """Signed, unsigned and with trailers, in pieces of any size, the object inside is read."""
@@ -12533,7 +12533,7 @@ class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
-GONE = velero_requests.StoreError("nothing there", status=404, reason=velero_requests.ARTIFACT_NOT_FOUND)
+GONE = velero_requests.StoreError("nothing there", status=404, reason="ArtifactNotFound")
 NO_VOLUMES = {"BackupVolumeInfos": [], "RestoreVolumeInfo": []}
 
 
@@ -12706,7 +12706,7 @@ a               Failed           <nil>     <nil>       4        5          <nil>
         """Names without a time stay in alphabetical order."""
         expected = ["a-20260101000000", "b", "nightly-2026", "nightly-20260103000000", "nightly-20260102000000",
                     "nightly-b", "x20260102000000", "x20260103000000"]
-        self.assertEqual(sorted(sorted(expected), key=vr.by_schedule), expected)
+        self.assertEqual(sorted(sorted(expected), key=vr.backup_sort_key), expected)
 
     def test_expiry(self) -> None:
         """From the expiration, else from age and time to live."""
@@ -13000,7 +13000,7 @@ Restore Item Operations:
                       vr.StoreError("no bucket", status=404, reason="BucketNotFound")):
             self.check(described(document("Restore"), {"RestoreVolumeInfo": error}), troubles=[error], *[
                 f"\n\nCSI Snapshot Restores: <error getting restore volume info: {error}>\n"])
-        unknown = vr.NotFound("the cluster does not know the kind", reason=vr.UNKNOWN_KIND)
+        unknown = vr.NotFound("the cluster does not know the kind", reason="UnknownKind")
         self.assertEqual(*(described(document("Restore"), {"RestoreVolumeInfo": error}).text
                            for error in (unknown, GONE)))
 
@@ -13807,7 +13807,7 @@ class TestCommandLine(unittest.TestCase):
                 ("download --force b1 -o -", "download", {"force": True, "output": "-", "quiet": False}),
                 ("download -- --kind", "download", {"name": "--kind"}), ("download -- -", "download", {"name": "-"}),
                 ("plugin get", "plugin get", {"timeout": 5.0, "colorized": None}),
-                ("get plugins --timeout 1000000h", "plugin get", {"timeout": vr.LONGEST_WAIT})):
+                ("get plugins --timeout 1000000h", "plugin get", {"timeout": vr.MAX_TIMEOUT})):
             with self.subTest(typed):
                 found, values = vr.parse(typed.split())
                 self.assertEqual((command, options), (found.words, {name: getattr(values, name) for name in options}))
