@@ -423,8 +423,9 @@ class TestLawsOfTheFile(unittest.TestCase):
             rf"\b{command.words}\b", readme)}, "not shown in the README")
         rights = re.search(r"```yaml\n(- \{apiGroups.*?)```", readme, re.DOTALL)
         self.assertEqual(LEAST, yaml.safe_load(rights[1] if rights else "")[:len(LEAST)], "the controller's rights")
-        variables = {str(node.value) for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)
-                     and re.fullmatch(r"(AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", str(node.value))}
+        constants = [str(node.value) for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)]
+        variables = {text for text in constants if re.fullmatch(
+            r"(AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", text)}
         told = set(re.findall(r"\b(?:AWS|VELERO|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", readme))
         families = tuple(name for name in told if name.endswith("_"))  # AWS_CONTAINER_…
         self.assertEqual(set(), {name for name in variables - OTHER_VARIABLES - told if not name.startswith(families)})
@@ -692,10 +693,10 @@ class TestLines(unittest.TestCase):
 # What takes a careless reader too long: a piece that is repeated, or how a text begins, goes on and ends.
 NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
     ' |\n|\t|\0|\\|"|a|A|9|%25|\\"|""|","|<|&|&a|\u202e|\U0001f600|a://|a://@|a://%|a://b:c|https://|sig=|Bearer |'
-    'Bearer\t|Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|#\n|'
-    'a:\t|&a [*a]\n|k = v\n|[x]\n| k = v\n| #|a.|a-|-|a.a-|[a]|:|1:1:|299 - "|299 - "\\|299 |, |; |a/|../|99 a=b\n|a,b=c,|'
-    '-----BEGIN CERTIFICATE-----|-----BEGIN CERTIFICATE-----a-----END CERTIFICATE-----|<CommonPrefixes>|'
-    '<CommonPrefixes> |<NextContinuationToken>a|0;chunk-signature=').split("|")),
+    'Bearer\t|Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|'
+    '#\n|a:\t|&a [*a]\n|k = v\n|[x]\n| k = v\n| #|a.|a-|-|a.a-|[a]|:|1:1:|299 - "|299 - "\\|299 |, |; |a/|../|'
+    '99 a=b\n|a,b=c,|-----BEGIN CERTIFICATE-----|-----BEGIN CERTIFICATE-----a-----END CERTIFICATE-----|'
+    '<CommonPrefixes>|<CommonPrefixes> |<NextContinuationToken>a|0;chunk-signature=').split("|")),
     ("2026-05-04T12:00:00.", "0", "x"), ("1", "0", ""), ("1", "0", "x"), ("", "1", " size=x\n"), ("<a>", "b", "</"),
     ("sig=", "%", "&"), ("a://", "b", ""), ("a://b:c", "/", ""), ("https://", "@", "/"), ("[x]\nk =", " ", "x"),
     ("[x]\nk = v\n", " k = v\n", ""), ("[x]\nk", " ", ""), ("[x]\n", "a", ""), ("a: ", "9", ""), ('a: "', "\\x41", ""),
@@ -755,7 +756,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "endpoint_from": lambda text: vr.endpoint_from(f"https://{text}", "X"),
     "is_at_aws": lambda text: a_location(s3_url=f"https://s3.{text}").is_at_aws(),
     "object_info": lambda text: vr.object_info(206, dict.fromkeys(("Content-Range", "Content-Length", "ETag"), text)),
-    "by_schedule": vr.by_schedule, "json_text": vr.json_text, "_add": nasty_screen,
+    "backup_sort_key": vr.backup_sort_key, "json_text": vr.json_text, "_add": nasty_screen,
     "_yaml_scalar": lambda text: vr.yaml_text({text: [text]}),
     "tls_context": deeper(lambda pem: vr.tls_context(vr.Trust(pem, alone=True))),
     "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")),
@@ -766,7 +767,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "store_refusal": deeper(lambda body: vr.store_refusal(
         403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {},
         "the store", "https://h/k", NOW)),
-    "unframed": in_pieces(vr.unframed),
+    "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate)}
 BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
     ("redaction", vr.redact, "a://" * 25_000, ""), ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
@@ -901,7 +902,7 @@ class TestParseJson(unittest.TestCase):
                 (b'",' * 99, 3, "3 elements")):
             with self.subTest(content[:9]), self.assertRaisesRegex(ValueError, words) as caught:
                 vr.parse_json(content, most)
-            self.assertEqual(isinstance(caught.exception, vr.TooMuch), "JSON" not in words)
+            self.assertEqual(isinstance(caught.exception, vr.TooLarge), "JSON" not in words)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -3283,15 +3284,16 @@ class FakeStore(LoopbackServer):
             end = key.find(delimiter, len(prefix)) if delimiter else -1
             name = key if end < 0 else key[:end + 1]
             if key.startswith(prefix) and name > request.query.get("continuation-token", ""):
-                rows[name] = (f"<Contents><Key>{xml_text(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
-                              f"<ETag>{xml_text(stored.etag)}</ETag><Size>{len(stored.body)}</Size></Contents>" if end < 0
-                              else f"<CommonPrefixes><Prefix>{xml_text(name)}</Prefix></CommonPrefixes>")
+                rows[name] = f"<CommonPrefixes><Prefix>{xml_text(name)}</Prefix></CommonPrefixes>" if end >= 0 else (
+                    f"<Contents><Key>{xml_text(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
+                    f"<ETag>{xml_text(stored.etag)}</ETag><Size>{len(stored.body)}</Size></Contents>")
         shown = list(rows)[:self.page]
         more = len(shown) < len(rows)
         token = f"<NextContinuationToken>{xml_text(shown[-1])}</NextContinuationToken>" if more else ""
         return xml_answer(
-            f"<ListBucketResult><Name>{bucket}</Name><Prefix>{xml_text(prefix)}</Prefix><KeyCount>{len(shown)}</KeyCount>"
-            f"<MaxKeys>{self.page}</MaxKeys><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
+            f"<ListBucketResult><Name>{bucket}</Name><Prefix>{xml_text(prefix)}</Prefix>"
+            f"<KeyCount>{len(shown)}</KeyCount><MaxKeys>{self.page}</MaxKeys>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}"
             + "".join(rows[name] for name in shown) + "</ListBucketResult>")
 
     def _object(self, request: Request, bucket: str, key: str) -> Answer:
@@ -5090,7 +5092,8 @@ class FaultTests(FaultWorld):
 
     def test_a_patch_that_is_invalid_is_made_smaller(self) -> None:
         """When the API takes the annotations for invalid, the same pass writes the status alone."""
-        self.cluster.script("PATCH", "/downloadrequests/", status=422, body={"reason": "Invalid", "message": "too long"})
+        self.cluster.script("PATCH", "/downloadrequests/", status=422,
+                            body={"reason": "Invalid", "message": "too long"})
         self.serve()
         name = self.ask(name="nobody")
         wait_until(lambda: len(self.patches(name)) > 1, 10, "another patch")
@@ -6279,7 +6282,7 @@ class TestExecPluginLife(KubePlugins):
         self.answer(token="q")
         kube_servers()["https"].script(status=401, times=1)
         kube_together(8, lambda: kube_version(api))
-        self.assertTrue(api.session.distrust(old))  # what came late about an identity that is no longer used
+        self.assertTrue(api.session.invalidate(old))  # what came late about an identity that is no longer used
         kube_version(api)
         self.assertEqual((self.said("runs").count("run"), self.seen()[-1]), (2, "Bearer q"))
 
@@ -6295,7 +6298,7 @@ class TestExecPluginLife(KubePlugins):
                 kube_version(api)
                 kube_version(api)
                 self.answer(**two)
-                api.session.distrust(api.session.identity)
+                api.session.invalidate(api.session.identity)
                 kube_version(api)
                 self.assertEqual(self.seen(), ["alice", "alice", last])
                 used = [request.parsed["connection"] for request in kube_servers()["https"].seen()]
@@ -6314,7 +6317,7 @@ class TestExecPluginLife(KubePlugins):
                 api = self.plugged()
                 if worked:
                     kube_version(api)
-                    api.session.distrust(api.session.identity)
+                    api.session.invalidate(api.session.identity)
                 self.write(content, name)
                 kube_forget()
                 for _ in range(2):
@@ -6815,7 +6818,7 @@ class TestKubeconfigParseYaml(unittest.TestCase):
 
     def test_limits(self) -> None:
         """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
-        nodes = vr.LARGEST_YAML - 1
+        nodes = vr.MAX_YAML_NODES - 1
         for text, good in (("[" * 100 + "]" * 100, True), ("[" * 101 + "]" * 101, False), (f"[{'a,' * nodes}]", True),
                            (f"[{'a,' * nodes}a]", False), (f"[&x [{'a,' * 49_996}], *x]", True),
                            (f"[&x [{'a,' * 50_000}], *x]", False), ("[&x a, *x]", True),
@@ -6968,11 +6971,11 @@ class EnduranceWorld(TokenFiles, FakeWorld):
         """Return a part of the path of what lies in the test's namespace."""
         return f"/namespaces/{self.namespace}/{rest}"
 
-    def api(self, kubeconfig: str = "", patience: float = 20.0) -> Any:
+    def api(self, kubeconfig: str = "", timeout: float = 20.0) -> Any:
         """Return a connection of the module's own."""
         api = velero_requests.connect(velero_requests.load_cluster(kubeconfig or self.kubeconfig))
         self.addCleanup(lambda: api.session.close())
-        return api._replace(patience=patience)
+        return api._replace(timeout=timeout)
 
     def new_token(self, user: str = "admin") -> str:
         """Return one more token of a user."""
@@ -7038,7 +7041,7 @@ CALLS: Dict[str, Tuple[str, str, Callable[[Any, str], Any]]] = {
     "get": ("GET", "/backups/b1", lambda api, space: api.get(vr.BACKUPS, space, "b1")),
     "list": ("GET", "/backups?", lambda api, space: list(api.list_pages(vr.BACKUPS, space))),
     "watch": ("GET", "watch=true", lambda api, space: api.open_watch(
-        vr.BACKUPS, space, "0", seconds=1, silence=api.patience).close()),
+        vr.BACKUPS, space, "0", seconds=1, silence=api.timeout).close()),
     "discovery": ("GET", "/apis/velero.io/v1", lambda api, space: api.served_resources("velero.io/v1")),
     "patch": ("PATCH", "/backups/b1", lambda api, space: api.merge_patch(
         vr.Key(vr.BACKUPS, space, "b1"), {"metadata": {"labels": {"a": "b"}}})),
@@ -7055,7 +7058,7 @@ API_FAULTS: Tuple[Tuple[Document, str, str], ...] = (
     ({"drop": True, "apply": True}, "", "cannot reach"), ({"status": 500, "apply": True, **AT_ONCE}, "", "500"),
     ({"status": 501}, "501", "501"), ({"status": 403}, "403", "403"),
     ({"status": 418, "body": {"message": "a teapot"}}, "a teapot", "a teapot"),
-    ({"status": 429, "headers": {"Retry-After": "5"}}, "429", "429"),  # nobody waits beyond the patience
+    ({"status": 429, "headers": {"Retry-After": "5"}}, "429", "429"),  # nobody waits longer than the timeout
     ({"hang": threading.Event()}, "does not answer in time", "does not answer in time"))
 # Answers of which nothing can be made, by any call that wants a document.
 BAD_ANSWERS: Tuple[Document, ...] = (
@@ -7077,14 +7080,14 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
 
     def test_what_may_be_repeated_is_repeated(self) -> None:
         """A call has the outcome of the table; a POST that may have had its effect is not sent again."""
-        api = self.api(patience=1.0)
+        api = self.api(timeout=1.0)
         for options, *outcomes in API_FAULTS:
             for name, (method, part, call) in CALLS.items():
                 if name == "watch" and "apply" in options:
                     continue                 # a watch that was begun has no other answer
                 with self.subTest(call=name, **{key: str(value) for key, value in options.items()}):
                     self.cluster.forget()
-                    patient = api._replace(patience=0.3) if "hang" in options else api
+                    patient = api._replace(timeout=0.3) if "hang" in options else api
                     fault, words = self.cluster.script(method, part, **options), outcomes[method == "POST"]
                     started = time.monotonic()
                     if words:
@@ -7129,7 +7132,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
 
     def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
         """What is no document, is cut, stops or was compressed is an error of the module's own that names the call."""
-        api = self.api(patience=0.4)
+        api = self.api(timeout=0.4)
         for options in BAD_ANSWERS:
             for name in ("get", "list", "create", "patch", "discovery"):
                 method, part, call = CALLS[name]
@@ -7194,7 +7197,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         cluster = vr.Cluster(server=f"https://127.0.0.1:{listener.getsockname()[1]}")
-        api = vr.connect(cluster)._replace(patience=0.3)
+        api = vr.connect(cluster)._replace(timeout=0.3)
         for _ in range(4):  # the first ones fill the listener's queue
             started = time.monotonic()
             self.assertRaises(vr.Unreachable, CALLS["get"][2], api, self.namespace)
@@ -7323,7 +7326,7 @@ class Stranger(LoopbackServer):
 
 def strange_api(**more: Any) -> Any:
     """Ask an API server for a backup, within half a second."""
-    api = velero_requests.connect(velero_requests.Cluster(insecure=True, **more))._replace(patience=0.5)
+    api = velero_requests.connect(velero_requests.Cluster(insecure=True, **more))._replace(timeout=0.5)
     return api.get(velero_requests.BACKUPS, "velero", "b1")
 
 
@@ -7905,7 +7908,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         line = StuckLine()
         self.addCleanup(line.close)
         cluster = velero_requests.load_cluster(self.kubeconfig)._replace(proxy_url=line.url)
-        api = velero_requests.connect(cluster)._replace(patience=0.7)
+        api = velero_requests.connect(cluster)._replace(timeout=0.7)
         self.addCleanup(lambda: api.session.close())  # pylint: disable=unnecessary-lambda
 
         def spread() -> None:
@@ -7917,7 +7920,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             CALLS["get"][2](api, self.namespace)
         CALLS["get"][2](api, self.namespace)
         spread()
-        api.session.pool.heard -= 10
+        api.session.pool.answered_at -= 10
         CALLS["create"][2](api, self.namespace)
 
     def test_the_server_restarts(self) -> None:
@@ -8342,7 +8345,7 @@ def user_environment(folder: str) -> Dict[str, str]:
 
 @contextlib.contextmanager
 def set_stage() -> Iterator[Stage]:
-    """Start the best servers that are there, and put what a user would have into a folder; remove all of it afterwards."""
+    """Start the best servers that are there, and put what a user has into a folder; remove all of it afterwards."""
     assets, with_store = assets_folder(), assets_folder("versitygw")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
@@ -9562,7 +9565,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
 
     def test_a_service_that_another_worker_waits_for(self) -> None:
         """Old keys serve; without any it is Busy, which is no failure to be remembered."""
-        hosts = velero_requests.SilentHosts(2, 3600)
+        hosts = velero_requests.HostLimiter(2, 3600)
         velero_requests._thread.hosts = hosts  # pylint: disable=protected-access
         self.addCleanup(setattr, velero_requests._thread, "hosts", None)
         with hosts.guard(self.services.host):
@@ -9581,11 +9584,11 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
 
 
 class TestSilentHosts(unittest.TestCase):
-    """Tests for `SilentHosts`, of four workers."""
+    """Tests for `HostLimiter`, of four workers."""
 
     def setUp(self) -> None:
         """Make a guard whose failures are remembered for an hour."""
-        self.hosts = velero_requests.SilentHosts(4, 3600)
+        self.hosts = velero_requests.HostLimiter(4, 3600)
 
     def fail_at(self, host: str, quick: float) -> None:
         """Ask a host that does not answer; what takes no longer than `quick` does not count."""
@@ -9638,7 +9641,7 @@ class TestSilentHosts(unittest.TestCase):
         for number in range(3000):
             with self.hosts.guard(str(number)):
                 pass
-        self.assertLessEqual(len(self.hosts.answered), velero_requests.HOSTS_KEPT)
+        self.assertLessEqual(len(self.hosts.answered), velero_requests.MAX_HOSTS)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -10288,7 +10291,8 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         """That the clocks differ is the reason, and once they agree the request is answered."""
         self.put()
         api = velero_requests.connect(velero_requests.load_cluster(self.kubeconfig))
-        controller, name = velero_requests.Controller(api, self.namespace, vr.Server("v1"), verify_urls=True), self.ask()
+        controller = velero_requests.Controller(api, self.namespace, vr.Server("v1"), verify_urls=True)
+        name = self.ask()
         for minutes, reason in ((20, "UrlExpired"), (-20, "ClockSkew"), (0, "")):
             self.store.clock = lambda minutes=minutes: time.time() + 60 * minutes
             controller.run_once()
@@ -10488,7 +10492,8 @@ class TestStoreWords(unittest.TestCase):
                            (b"a\xff\xfeb", "binary data"), (b"a\x1b[2Jb", "binary data"), (b"a\0b", "binary data"),
                            (b"<html>", "an HTML page"), (b"  <HTML>", "an HTML page"), (b"<?xml?>", "an XML document"),
                            (b"<Error><Code>x</Code>", "an XML document"), (b"sig=s3cr3t\n", "text: sig=***"),
-                           ("gr\u00fcn\tx".encode(), "text: gr\u00fcn x"), (b"a" * 199 + "\u00fc".encode(), "text: aaa")):
+                           ("gr\u00fcn\tx".encode(), "text: gr\u00fcn x"),
+                           (b"a" * 199 + "\u00fc".encode(), "text: aaa")):
             with self.subTest(body[:9]):
                 self.assertTrue(vr._what_is(body).startswith(said), vr._what_is(body))
 
@@ -10577,7 +10582,7 @@ class TestStoreChunked(unittest.TestCase):
 
     def read(self, stored: bytes, step: int) -> bytes:
         """Return what is read of an object that comes in pieces of this size."""
-        return b"".join(vr.unframed(cut(stored, step)))
+        return b"".join(vr.decode_aws_chunked(cut(stored, step)))
 
     def test_framing_is_taken_off(self) -> None:
         """Signed, unsigned and with trailers, in pieces of any size, the object inside is read."""
@@ -11200,7 +11205,8 @@ class TestDownloadFaults(DownloadCase):
             source = vr.UrlSource(lambda skew: located.append(skew) or (url,
                 vr.Trust()))  # type: ignore[func-returns-value]
             error = self.end_of(lambda: vr.Download(source, "x", gunzip=False).write_to(io.BytesIO()))
-            self.assertEqual((skews, len(skews) > 1), ([round(skew / timedelta(hours=1)) for skew in located], bool(error)))
+            hours = [round(skew / timedelta(hours=1)) for skew in located]
+            self.assertEqual((skews, len(skews) > 1), (hours, bool(error)))
         expired = {"status": 403, "body": SPENT_URL}
         self.script([HALF, expired, expired, HALF, expired, expired])  # bytes in between make up for it
         self.located.clear()
@@ -11838,7 +11844,8 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
     def test_talkative_when_all_goes_well(self) -> None:
         """-v names cluster, namespace, way, request and store, and each retry; without it there is silence."""
         self.put()
-        asked = [rf"the cluster is {self.cluster.url}, the namespace {self.namespace}", "the way: a controller's answer",
+        asked = [rf"the cluster is {self.cluster.url}, the namespace {self.namespace}",
+                 "the way: a controller's answer",
                  r"created DownloadRequest \S+/b1-[a-z0-9]{5}", rf"is answered; the store is {self.store.url}",
                  r"deleted DownloadRequest \S+/b1-[a-z0-9]{5}"]
         direct = ["the way: the storage location, signed for here", rf"the store is {self.store.url[7:]}, the bucket "]
@@ -12614,7 +12621,7 @@ class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
-GONE = velero_requests.StoreError("nothing there", status=404, reason=velero_requests.ARTIFACT_NOT_FOUND)
+GONE = velero_requests.StoreError("nothing there", status=404, reason="ArtifactNotFound")
 NO_VOLUMES = {"BackupVolumeInfos": [], "RestoreVolumeInfo": []}
 
 
@@ -12787,7 +12794,7 @@ a               Failed           <nil>     <nil>       4        5          <nil>
         """Names without a time stay in alphabetical order."""
         expected = ["a-20260101000000", "b", "nightly-2026", "nightly-20260103000000", "nightly-20260102000000",
                     "nightly-b", "x20260102000000", "x20260103000000"]
-        self.assertEqual(sorted(sorted(expected), key=vr.by_schedule), expected)
+        self.assertEqual(sorted(sorted(expected), key=vr.backup_sort_key), expected)
 
     def test_expiry(self) -> None:
         """From the expiration, else from age and time to live."""
@@ -13007,10 +13014,10 @@ Restore Item Operations:
     Progress:         0 of 4 complete (Bytes)
     Created:          2026-05-01 12:00:00 +0000 UTC
   Operation for  /:
-    Operation ID:  
-    Phase:         
+    Operation ID: \x20
+    Phase:        \x20
     Progress:      1 of 0 complete ()
-""".replace("\\\n", ""), status__restoreItemOperations={**counts, "operations": [
+""", status__restoreItemOperations={**counts, "operations": [
             {"resource": "deployments.apps n/d", "plugin": "x/y", "operationID": "7", "phase": "Failed",
              "error": "no", "progress": "0 of 4 complete (Bytes)", "created": "2026-05-01 12:00:00 +0000 UTC"},
             {"resource": " /", "operationID": "", "phase": "", "progress": "1 of 0 complete ()"}]})
@@ -13081,7 +13088,7 @@ Restore Item Operations:
                       vr.StoreError("no bucket", status=404, reason="BucketNotFound")):
             self.check(described(document("Restore"), {"RestoreVolumeInfo": error}), troubles=[error], *[
                 f"\n\nCSI Snapshot Restores: <error getting restore volume info: {error}>\n"])
-        unknown = vr.NotFound("the cluster does not know the kind", reason=vr.UNKNOWN_KIND)
+        unknown = vr.NotFound("the cluster does not know the kind", reason="UnknownKind")
         self.assertEqual(*(described(document("Restore"), {"RestoreVolumeInfo": error}).text
                            for error in (unknown, GONE)))
 
@@ -13668,7 +13675,7 @@ class TestDescribing(FakeWorld, unittest.TestCase):
 
 
 COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose --version -n -v"
-OFFERED = {  # what is typed behind the name of the program -> what may stand in place of its last word, or behind its "="
+OFFERED = {  # what is typed after the program's name -> what may stand in place of its last word, or after its "="
     "": "backup completion controller describe download get logs manifests plugin restore version", "ba": "backup",
     "-": COMMON_FLAGS, "backup ": "describe download get logs", "backup d": "describe download",
     "backup -": COMMON_FLAGS, "backup get --s": "--selector --show-labels",
@@ -13682,8 +13689,9 @@ OFFERED = {  # what is typed behind the name of the program -> what may stand in
     "--context get backup ": "describe download get logs", "plugin get ": f"{COMMON_FLAGS} --output -o",
     "nonsense ": "", "completion ": "bash fish zsh", "completion bash ": COMMON_FLAGS,
 }
-TYPED = {"": OFFERED[""], "backup get -o ": "json table yaml", "backup get --output=j": "json", "download b1 -o my": "my-file",
-         "restore get --kubeconfig=my": "my-file", "backup -n velero logs --dir": "--direct"}
+TYPED = {"": OFFERED[""], "backup get -o ": "json table yaml", "backup get --output=j": "json",
+         "download b1 -o my": "my-file", "restore get --kubeconfig=my": "my-file",
+         "backup -n velero logs --dir": "--direct"}
 
 
 class TestCompletion(FolderCase):
@@ -13717,7 +13725,8 @@ class TestCompletion(FolderCase):
         self.addCleanup(terminal.kill)
         wait_until(lambda: "READY" in terminal.text(), what="the prompt")
         programs = itertools.cycle(("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"))
-        terminal.type("".join(f"{program} {line}\x18\x18\n" for program, line in zip(programs, TYPED)).encode() + b"exit\n")
+        typed = "".join(f"{program} {line}\x18\x18\n" for program, line in zip(programs, TYPED))
+        terminal.type(typed.encode() + b"exit\n")
         _, text = terminal.end()
         called = read_bytes(os.path.join(self.folder, "typed")).decode().splitlines()
         os.remove(os.path.join(self.folder, "typed"))
@@ -13757,8 +13766,8 @@ class TestCompletion(FolderCase):
         """The same."""
         ask = "source $argv[1]; for line in $argv[2..-1]; complete -C $line | string split -f 1 \\t; echo .; end"
         for program in ("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"):
-            done = subprocess.run(self.shell("fish", "-c", ask, self.script("fish"), *(
-                f"{program} {line}" for line in TYPED)), cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=60)
+            command = self.shell("fish", "-c", ask, self.script("fish"), *(f"{program} {line}" for line in TYPED))
+            done = subprocess.run(command, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=60)
             for (line, offered), found in zip(TYPED.items(), done.stdout.decode().split(".\n")):
                 with self.subTest(program=program, line=line):
                     self.same(found.split(), offered)
@@ -13873,7 +13882,8 @@ class TestCommandLine(unittest.TestCase):
                 ("download backup -o x b1", "backup download", {"output": "x", "name": "b1"}),
                 ("-vn ns logs restore r1", "restore logs", {"namespace": "ns", "verbose": 1, "is_log": True}),
                 ("-n download backup get", "backup get", {"namespace": "download", "names": [], "timeout": 60.0}),
-                ("-vvn download get backups", "backup get", {"verbose": 2, "namespace": "download", "resource": vr.BACKUPS}),
+                ("-vvn download get backups", "backup get",
+                 {"verbose": 2, "namespace": "download", "resource": vr.BACKUPS}),
                 ("--context download backup logs b1", "backup logs", {"context": "download", "kind": "BackupLog"}),
                 ("backup logs b1 --location download", "backup logs", {"location": "download", "direct": False}),
                 ("backup get -l download b1 --show-labels b2", "backup get", {"selector": "download",
@@ -13885,7 +13895,7 @@ class TestCommandLine(unittest.TestCase):
                 ("download --force b1 -o -", "download", {"force": True, "output": "-", "quiet": False}),
                 ("download -- --kind", "download", {"name": "--kind"}), ("download -- -", "download", {"name": "-"}),
                 ("plugin get", "plugin get", {"timeout": 5.0, "colorized": None}),
-                ("get plugins --timeout 1000000h", "plugin get", {"timeout": vr.LONGEST_WAIT})):
+                ("get plugins --timeout 1000000h", "plugin get", {"timeout": vr.MAX_TIMEOUT})):
             with self.subTest(typed):
                 found, values = vr.parse(typed.split())
                 self.assertEqual((command, options), (found.words, {name: getattr(values, name) for name in options}))
@@ -13893,10 +13903,13 @@ class TestCommandLine(unittest.TestCase):
     def test_wrong_usage(self) -> None:
         """It names what was typed, and stdout stays empty; what only Velero does is velero's."""
         for typed, words in (
-                ("plugin get --force", "unrecognized arguments: --force\nhint: see `velero_requests.py plugin get --help`"),
-                ("plugin get x --force=true", "unrecognized arguments: --force=true x\n"), ("backup --nope", ": --nope\n"),
+                ("plugin get --force",
+                 "unrecognized arguments: --force\nhint: see `velero_requests.py plugin get --help`"),
+                ("plugin get x --force=true", "unrecognized arguments: --force=true x\n"),
+                ("backup --nope", ": --nope\n"),
                 ("nonsense", "no command `nonsense` here"), ("backup nonsense", "no command `backup nonsense` here"),
-                ("backup create b1", "`velero backup create`"), ("-n ns backup delete b1 --confirm", "`velero backup delete`"),
+                ("backup create b1", "`velero backup create`"),
+                ("-n ns backup delete b1 --confirm", "`velero backup delete`"),
                 ("schedule get", "`velero schedule get`"), ("install --help", "`velero install`"),
                 ("get backup-locations", "`velero get backup-locations`"),
                 ("backup logs", "the following arguments are required: BACKUP"), ("backup get --outp json", "--outp"),
@@ -13904,7 +13917,8 @@ class TestCommandLine(unittest.TestCase):
                 ("version --client-only=", "'' is neither true nor false"),
                 ("version -n a/b", "'a/b' cannot be the name of a namespace"),
                 ("version --timeout 0s", "'0s' is no time to wait"), ("version --timeout -5s", "expected one argument"),
-                ("version --timeout 5", "'5' is no time to wait; write for example 30s"), ("version --output", "expected one"),
+                ("version --timeout 5", "'5' is no time to wait; write for example 30s"),
+                ("version --output", "expected one"),
                 ("controller --plugin =x", "'=x' is not KIND=NAME"), ("completion csh", "invalid choice: 'csh'"),
                 ("download b1 --kind Backup", "invalid choice: 'Backup'")):
             with self.subTest(typed):
@@ -13919,9 +13933,11 @@ class TestCommandLine(unittest.TestCase):
 
     def test_groups_print_their_help(self) -> None:
         """A group of commands, with or without --help, tells its commands and ends well; so does no command at all."""
-        for words, told in ((), ("backup describe", "exit codes:")), (("backup",), ("describe  ", "logs  ")), (
-                ("-v", "get", "--help"), ("plugins  ", "restore  ")), (("logs", "-n", "ns"), ("print the log of a restore",)), (
-                ("plugin",), ("list the plugins",)), (("backup", "get", "-h"), ("--show-labels", "[BACKUP ...]")):
+        for words, told in (
+                ((), ("backup describe", "exit codes:")), (("backup",), ("describe  ", "logs  ")),
+                (("-v", "get", "--help"), ("plugins  ", "restore  ")),
+                (("logs", "-n", "ns"), ("print the log of a restore",)), (("plugin",), ("list the plugins",)),
+                (("backup", "get", "-h"), ("--show-labels", "[BACKUP ...]"))):
             with self.subTest(words):
                 result = run(*words)
                 self.assertEqual((0, ""), (result.code, result.err))
@@ -13930,10 +13946,12 @@ class TestCommandLine(unittest.TestCase):
 
     def test_no_package_is_needed(self) -> None:
         """What only prints something uses neither urllib3 nor yaml, and argparse is for command lines."""
-        code = ("import sys, velero_requests as v\nv.urllib3 = v.yaml = sys.modules['urllib3'] = sys.modules['yaml'] = None\n"
+        code = ("import sys, velero_requests as v\n"
+                "v.urllib3 = v.yaml = sys.modules['urllib3'] = sys.modules['yaml'] = None\n"
                 "sys.exit(v.main(sys.argv[1:]))")
-        for words, expected in (("--help", 0), ("backup", 0), ("--version", 0), ("completion fish", 0), ("manifests", 0),
-                                ("version --client-only -o yaml", 0), ("__complete backup d", 0), ("nonsense", 2)):
+        for words, expected in (("--help", 0), ("backup", 0), ("--version", 0), ("completion fish", 0),
+                                ("manifests", 0), ("version --client-only -o yaml", 0), ("__complete backup d", 0),
+                                ("nonsense", 2)):
             with self.subTest(words):
                 done = subprocess.run([sys.executable, "-c", code, *words.split()], stdout=subprocess.PIPE, check=False,
                                       stderr=subprocess.PIPE, timeout=60, cwd=os.path.dirname(MODULE))
@@ -14015,7 +14033,8 @@ CANARY_COMMANDS = (
     "backup describe b1 --details", "backup describe b1 -o json", "backup logs b1", "backup logs b1 --direct",
     "backup download b1 -o FILE --force", "restore get -o json", "restore describe r1", "restore logs r1",
     "plugin get --timeout 300ms", "version --timeout 300ms", "manifests", "completion bash")
-ECHO = f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorization: Bearer {CANARY} http://u:{quote(CANARY, '')}@h/"
+ECHO = (f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorization: Bearer {CANARY} "
+        f"http://u:{quote(CANARY, '')}@h/")
 
 
 class TestCanary(DownloadWorld, unittest.TestCase):
@@ -14141,7 +14160,8 @@ class TestCanary(DownloadWorld, unittest.TestCase):
         clusters = [vr.load_cluster(self.kubeconfig_of(**user)) for user in (
             {"token": CANARY}, {"username": "u", "password": CANARY})]
         for record in (*clusters, *map(vr.connect, clusters), vr.Identity(token=CANARY),
-                       vr.Credentials("a", CANARY, CANARY), vr.request_from(vr.DOWNLOAD_REQUESTS, {"status": {"downloadURL": ECHO}})):
+                       vr.Credentials("a", CANARY, CANARY),
+                       vr.request_from(vr.DOWNLOAD_REQUESTS, {"status": {"downloadURL": ECHO}})):
             self.assert_no_canary(repr(record), str(record))
         self.store.script("GET", status=403, body=ECHO, times=9)
         self.serve("admin")
@@ -14181,7 +14201,8 @@ def step(stage: Stage, command: str, *expected: str) -> None:
 
 def demo_commands(stage: Stage) -> None:
     """Do the main job with the controller that is running, and show one failure; no DownloadRequest is left behind."""
-    for command, expected in (("backup logs nightly", [BACKUP_LOG]), ("backup download nightly", ["nightly-data.tar.gz"]),
+    for command, expected in (("backup logs nightly", [BACKUP_LOG]),
+                              ("backup download nightly", ["nightly-data.tar.gz"]),
                               ("plugin get", ["velero.io/aws"]), ("version", ["Client:", "Server:"]),
                               ('backup logs orphan; echo "exit code $?"', ["error: ", "/gone ", "exit code 3"])):
         step(stage, f"python velero_requests.py {command}", *expected)
@@ -14231,8 +14252,8 @@ class TestStart(FolderCase):
 
     def start(self, *argv: str, folder: str = "", **options: Any) -> Result:
         """Run a command of the system, in the module's folder unless it is to run in another one."""
-        done = subprocess.run(argv, cwd=folder or os.path.dirname(MODULE), stdout=subprocess.PIPE, timeout=60, check=False,
-                              stderr=subprocess.PIPE, **options)
+        done = subprocess.run(argv, cwd=folder or os.path.dirname(MODULE), stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, timeout=60, check=False, **options)
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
     def lay_strangers(self, *names: str) -> None:
@@ -14278,7 +14299,7 @@ class TestStart(FolderCase):
 
     @unittest.skipUnless(shutil.which("make"), "there is no make")
     def test_installed(self) -> None:
-        """The installed command is compiled once; nothing in the current folder gets in, and what is missing is said."""
+        """The installed command is compiled once, imports nothing from the current folder, and says what is missing."""
         self.lay_strangers("velero_requests", "json", "runpy", "yaml")
         with tempfile.TemporaryDirectory() as prefix:
             made = self.start("make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}")
@@ -14331,7 +14352,7 @@ class TestStart(FolderCase):
         self.assertNotRegex(result.out, b"PYTHON(UNBUFFERED|DONTWRITEBYTECODE)=")
 
     def test_nohup_is_respected(self) -> None:
-        """A command that was started with SIGHUP ignored goes on ignoring it, and one that ended left signals as before."""
+        """A command started with SIGHUP ignored goes on ignoring it; one that ended left signals as before."""
         code = ("import signal, velero_requests as v\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
                 "v.Options.run_manifests = None; command = v.COMMAND_OF['manifests']\n"
                 "show = lambda _: print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "
@@ -14347,8 +14368,8 @@ class TestDemo(unittest.TestCase):
     def test_it_plays(self) -> None:
         """`--demo` ends well; `make demo` runs the same."""
         environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
-        done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=subprocess.PIPE, timeout=120,
-                              stderr=subprocess.STDOUT, check=False, env=environment)
+        done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=120, check=False, env=environment)
         self.assertEqual(0, done.returncode, done.stdout.decode())
         self.assertIn(b"Every step did what it should", done.stdout)
 

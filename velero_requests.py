@@ -30,12 +30,12 @@ Contents
     11  Cluster         one exchange, thin verbs over it, one event stream
     12  Key sources     Secret, STS, files, container, instance metadata
     13  Store           receive, go on, verify, save
-    14  Controller      queue, feeders, workers, gather, apply, run
+    14  Controller      queue, feeders, workers, and how a decision is carried out
     15  Client          create, wait, stream, tidy up; or do without a controller
-    16  Doctor          why nobody answered: checks, each one finding with its cure
+    16  Doctor          why nobody answered: checks, each one sentence with its cure
     17  Command line    the COMMANDS table, the parser made from it, main
 
-How to read it: from top to bottom. A name is explained before it is used, and nothing above the waterline touches I/O,
+How to read it: from top to bottom. A name is defined before it is used, and nothing above the waterline touches I/O,
 clocks, threads or randomness; both are checked by test_velero_requests.py. Importing this file does nothing.
 """
 
@@ -100,9 +100,9 @@ Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on unto
 
 
 def hides(*secrets: str) -> Callable[[type], Any]:
-    """A record whose repr leaves these fields out.
+    """A decorator for records, whose repr then leaves these fields out.
 
-    All records are NamedTuples: thirty dataclasses take 25 ms of each start, for each is source to be compiled then.
+    All records are NamedTuples: thirty dataclasses, which compile source when they are made, add 25 ms to each start.
     """
     def show(record: Any) -> str:
         shown = [f"{name}={value!r}" for name, value in record._asdict().items() if name not in secrets]
@@ -270,11 +270,11 @@ def format_time(instant: datetime) -> str:
     return instant.astimezone(timezone.utc).isoformat()[:19] + "Z"
 
 
-JOINERS = "\u200c\u200d"                      # which some scripts need inside of words; they drive nothing
+JOINERS = "\u200c\u200d"                      # invisible, but some scripts need them inside words
 
 
 def printable(text: str) -> str:
-    """A stranger's text, with blanks for what would drive a terminal, turn the direction of writing or hide."""
+    """Untrusted text, with blanks for control characters, changes of writing direction and invisible characters."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c in JOINERS else " " for c in text)
 
 
@@ -332,7 +332,7 @@ def redact(text: str) -> str:
 
 
 def is_first(text: str, seen: Set[str], most: int) -> bool:
-    """Whether a text was not seen yet; it is kept, cut, until there are so many, and then none is the first."""
+    """Whether a text is new; it is added to those seen. Once there are `most` of them, no text is new any more."""
     known = len(seen)
     if known < most:
         seen.add(text[:MESSAGE_LIMIT])
@@ -340,20 +340,20 @@ def is_first(text: str, seen: Set[str], most: int) -> bool:
 
 
 def decode_base64(text: str) -> Optional[bytes]:
-    """Base64 as Go reads it, strict but for line ends; None when it is none."""
+    """Base64 as Go reads it: strict, but line ends may be in it; None for anything else."""
     try:
         return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
     except ValueError:
         return None
 
 
-DEEPEST = 100                                # levels of a document; whatever walks it later can follow as many
-MOST_ELEMENTS = 2_200_000                    # of a JSON document; an object of etcd's 1.5 MiB cannot have more
+MAX_DEPTH = 100                              # levels of a document; the code that walks one later can follow as many
+MAX_ELEMENTS = 2_200_000                     # of a JSON document; an object of etcd's 1.5 MiB cannot have more
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
-class TooMuch(ValueError):
-    """JSON that a few bytes of text would make too large in memory."""
+class TooLarge(ValueError):
+    """A body, or what JSON would make of it in memory, is larger than is allowed."""
 
 
 def _integer(digits: str) -> int:
@@ -362,18 +362,18 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def parse_json(content: bytes, most: int = MOST_ELEMENTS) -> Any:
-    """A stranger's JSON, of at most `most` elements; ValueError, with no word of it, when it is none or too deep.
+def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
+    """Untrusted JSON of at most `most` elements; ValueError, without quoting it, when it is invalid, too large or deep.
 
     Elements and depth are counted by the marks outside of strings, before anything is built of them.
     """
     marks = bytes(content).replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
     outside = b"".join(marks.split(b'"')[::2]) if marks.count(b'"') <= 2 * most + 2 else b"," * (most + 1)
     if outside.count(b",") + outside.count(b"[") + 3 * outside.count(b"{") > most:  # a mapping takes more memory
-        raise TooMuch(f"has more than {most} elements")
+        raise TooLarge(f"has more than {most} elements")
     steps = (1 if mark in b"[{" else -1 for mark in outside.replace(b",", b""))
     try:
-        if max(itertools.accumulate(steps), default=0) > DEEPEST:
+        if max(itertools.accumulate(steps), default=0) > MAX_DEPTH:
             raise ValueError("too deep")
         return json.loads(str(content, "utf-8-sig", "surrogatepass"), parse_int=_integer)
     except ValueError:
@@ -408,7 +408,7 @@ def _text(document: Any, *path: str) -> str:
 
 
 def _name(document: Any, *path: str) -> str:
-    """A name of an object, cut where no name can go on: strangers may write megabytes, and records are kept."""
+    """The name of an object, cut at the length of the longest: records are kept, and a document may hold megabytes."""
     return _text(document, *path)[:254]
 
 
@@ -418,7 +418,7 @@ def has_dot_segment(path: str) -> bool:
 
 
 def is_http_url(url: str) -> bool:
-    """Whether a URL has a scheme we speak, a host, and a port that can be."""
+    """Whether a URL is http or https and has a host and a valid port."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
@@ -430,15 +430,11 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 
 
 def dns_label(text: str, source: str) -> str:
-    """A text that can be a label of a host name, such as a region; ConfigError that names its source for any other."""
+    """The text, when it can be a label of a host name, such as a region; else ConfigError that names its source."""
     if not _DNS_LABEL.fullmatch(text):
         raise ConfigError(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1",
                           reason="InvalidStorageLocation")
     return text
-
-
-_GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
-             **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False)}
 
 
 def header_value(text: str, what: str) -> str:
@@ -448,13 +444,14 @@ def header_value(text: str, what: str) -> str:
     return text
 
 
+TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
+
+
 class Reader:
     """Typed access to one mapping of a document; what is absent or null is empty, as in Go.
 
     A value of another type goes to `mistake`, which raises here; a subclass may note it, and then it counts as empty.
     """
-
-    TYPES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
 
     def __init__(self, document: Any, where: str) -> None:
         """where: the place for errors."""
@@ -474,7 +471,7 @@ class Reader:
             return value
         if value is not None:
             cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
-            self.mistake(f"{name and ': '}{name} must be {self.TYPES[kind]}{cure}")
+            self.mistake(f"{name and ': '}{name} must be {TYPE_NAMES[kind]}{cure}")
         return kind()
 
     def get(self, name: str, kind: Any = str) -> Any:
@@ -514,7 +511,7 @@ def _in_network(address: Any, text: str) -> bool:
     return False
 
 
-# Where clouds give keys to whoever asks: link-local addresses, addresses of their own, and IPv6 forms of IPv4's.
+# Where clouds give keys to any process that asks: link-local addresses, other fixed ones, and their IPv6 forms.
 _LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
                "168.63.129.16/32", "::ffff:169.254.0.0/112", "::ffff:0:169.254.0.0/112", "::169.254.0.0/112",
                "64:ff9b::169.254.0.0/112", "64:ff9b:1::169.254.0.0/112", "2002:a9fe::/32")
@@ -533,13 +530,13 @@ def backoff(failures: int, base: float, cap: float) -> float:
 
 
 def _unescaped(text: str) -> str:
-    """Text of XML with its characters instead of entities; long ones are none, whose numbers would take long."""
+    """Text of XML with its entities replaced; long ones stay, because their numbers would take long to convert."""
     import html
     return re.sub(r"&(#x?[0-9A-Fa-f]{1,7}|[a-z]{2,6});", lambda entity: html.unescape(entity.group()), text)
 
 
 def xml_fields(body: bytes) -> Dict[str, str]:
-    """The leaf elements of a small XML answer, by name and unescaped; no parser, so nothing in it is carried out."""
+    """The leaf elements of a small XML answer, by name and unescaped; without an XML parser, so a DTD has no effect."""
     text = body[:65536].decode("utf-8", "replace")
     return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
 
@@ -681,10 +678,10 @@ MESSAGE = "velero-requests.io/message"       # annotation: one sentence, no secr
 
 RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
-LINE_CAP = 3.0                               # seconds; the same where no API server is reached, which no retry burdens
+UNREACHABLE_CAP = 3.0                        # seconds; the cap while no API server is reached, for retries load none
 PAGE_SIZE = 25                               # objects; client-go's 500 may be 700 MB of hostile ones
 
-OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): all that this file does of a Velero server's plugins
+OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): the only Velero plugin whose work this file does
 
 
 class Key(NamedTuple):
@@ -700,7 +697,7 @@ class Key(NamedTuple):
 
 @hides("url")
 class Request(NamedTuple):
-    """A DownloadRequest or ServerStatusRequest as far as decisions need it; times that cannot be read are None."""
+    """What decisions need of a DownloadRequest or ServerStatusRequest; times that cannot be read are None."""
 
     key: Key
     uid: str
@@ -726,7 +723,7 @@ class Server(NamedTuple):
 
 @hides("body")
 class Outcome(NamedTuple):
-    """What one look at a request comes to.
+    """What one look at a request decides.
 
     `verb` is leave, patch or delete; `body` the merge patch or the preconditions; `again` the instant of the next look;
     `failed` asks for another look with back-off; `why` is the log line, without secrets.
@@ -805,7 +802,7 @@ def answer_download(request: Request, key: str, url: str, expires: datetime) -> 
 
 
 def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
-    """What a failed look leaves behind: the reason, once, and an expiration that later failures do not push further."""
+    """The outcome of a failure: the reason, written once, and an expiration that later failures do not move."""
     limit = now + URL_LIFE
     message = one_line(redact(str(error)), MESSAGE_LIMIT)
     expires = request.expiration if request.expiration and request.expiration <= limit else None
@@ -868,7 +865,7 @@ def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> fl
     """
     if not failures:
         return max(0.0, WATCH_BASE - lived)
-    cap = WATCH_CAP if reached else LINE_CAP
+    cap = WATCH_CAP if reached else UNREACHABLE_CAP
     return min(cap, backoff(failures, WATCH_BASE, cap) * jitter)
 
 
@@ -923,8 +920,8 @@ class InvalidLocation(ConfigError):
 
 
 class Address(NamedTuple):
-    """Where an object is, or a store: `host` with its port unless that is the default, `path` percent-encoded once; and
-    the region that a signature is scoped to."""
+    """The place of an object or a store: `host` with its port unless that is the default, `path` percent-encoded once,
+    and the region that a signature is scoped to."""
 
     scheme: str
     host: str
@@ -966,7 +963,7 @@ _AWS_SUFFIXES = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": 
 
 
 def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool = False) -> str:
-    """The host of a service of AWS, `SERVICE[-fips][.dualstack].REGION.SUFFIX`; no other place makes one."""
+    """The host of an AWS service, `SERVICE[-fips][.dualstack].REGION.SUFFIX`; only this function makes one."""
     dns_label(region, "the region")
     if fips and region.startswith("cn-"):
         raise InvalidLocation(f"there are no FIPS endpoints in {region}; unset AWS_USE_FIPS_ENDPOINT, or "
@@ -995,7 +992,7 @@ class Location(NamedTuple):
     secret_key: str = ""
     credentials_file: str = ""
     profile: str = ""
-    trusted: bool = False                    # the operator's word, not the cluster's
+    trusted: bool = False                    # it comes from the operator, not from the cluster
     warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
 
     def endpoint(self) -> Optional[Address]:
@@ -1006,7 +1003,7 @@ class Location(NamedTuple):
     def is_at_aws(self) -> bool:
         """Whether it is at S3 itself, named or not, by https.
 
-        Only the hosts that `aws_host` makes count: under amazonaws.com there are machines of all the world.
+        Only the hosts that `aws_host` makes count: other hosts under amazonaws.com are machines of any customer.
         """
         scheme, host = (self.endpoint() or ("https", "s3.amazonaws.com"))[:2]
         match = re.fullmatch(r"s3(-fips)?(\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\..+", host)
@@ -1021,10 +1018,12 @@ class Location(NamedTuple):
 
 
 FOREIGN_ENDPOINT = "ForeignEndpoint"         # reason: our own identity does not belong to a location's endpoint
+_GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+             **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False)}
 _BOOL = tuple(_GO_BOOLS)
 
 # Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; none means any text.
-# The upper half says what a GET is, the lower half is without effect on one.
+# The first two lines matter for a download, the others have no effect on one.
 LOCATION_KEYS: Dict[str, Tuple[str, ...]] = {
     "region": (), "s3Url": (), "publicUrl": (), "profile": (), "credentialsFile": (),
     "s3ForcePathStyle": _BOOL, "insecureSkipTLSVerify": _BOOL, "signatureVersion": ("4", ""),
@@ -1086,7 +1085,7 @@ def location_from(document: Document) -> Location:
     region, ca_secret = config.get("region", ""), _at(document, "spec", "objectStorage", "caCertRef")
     return Location(
         name=name, bucket=bucket, prefix=prefix,
-        region="us-east-1" if region == "aws-global" else region,  # another name of it
+        region="us-east-1" if region == "aws-global" else region,  # an alias
         s3_url=config.get("s3Url", ""), public_url=config.get("publicUrl", ""),
         path_style=_GO_BOOLS[config.get("s3ForcePathStyle", "")],
         insecure=_GO_BOOLS[config.get("insecureSkipTLSVerify", "")],
@@ -1293,7 +1292,7 @@ def ini_sections(content: bytes, source: str) -> Profiles:
     """An AWS ini file -> its sections; ` #` after a value begins a comment, a `#` inside one stays.
 
     A line that is indented more than its key goes on with that key's value, as in the nested blocks of AWS (`s3 =`).
-    `source` names the file in errors; what the file says never shows in one, for it holds secrets.
+    `source` names the file in errors; its content never does, because it holds secrets.
     """
     if len(content) > INI_LIMIT:
         raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB")
@@ -1447,8 +1446,8 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Mappin
                  path: Tuple[str, ...] = ()) -> Plan:
     """What one profile of an ini file comes to: its keys or those of its source_profile, and the role they assume.
 
-    source: names the file in errors. path: the profiles that led here. theirs: it is the cluster's, which gives keys
-    and the roles on top of them, and nothing that acts here.
+    source: names the file in errors. path: the profiles that led here. theirs: it comes from the cluster, so it
+    may give keys, and roles assumed with them, and nothing else.
     """
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
@@ -1514,7 +1513,7 @@ INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
 
 @hides("arguments", "environment")
 class ExecPlugin(NamedTuple):
-    """A program of the kubeconfig that prints who we are."""
+    """A program that the kubeconfig names, which prints our credentials."""
 
     command: str
     arguments: Tuple[str, ...]
@@ -1584,7 +1583,7 @@ def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
             names.append(_text(item, "name"))
             if names[-1] == name:
                 return Entry(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
-    if kind == "user":  # one that is not there is nobody, as in kubectl
+    if kind == "user":  # a user that does not exist is anonymous, as in kubectl
         return Entry({}, "")
     raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
                       hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
@@ -1673,7 +1672,7 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     configs = [_at(item, "extension") for item in cluster.get("extensions", list)
                if _text(item, "name") == "client.authentication.k8s.io/exec"]
     authority = cluster.pem("certificate-authority")
-    # What would prove who we are is never sent where anybody can read it.
+    # Tokens, passwords and certificates are never sent to a server without TLS.
     identity = _identity_fields(user, login) if parts.scheme == "https" else {}
     return Cluster(
         server=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority=authority,
@@ -1736,7 +1735,7 @@ def proxy_for(url: str, variables: Mapping[str, str]) -> str:
 # ====================================================================================================
 
 def explain_signature(url: str, theirs: str) -> str:
-    """Which element of the canonical request a store sees otherwise than we signed it."""
+    """Which element of the canonical request differs between what was signed and what the store saw."""
     parts = urlsplit(url)
     query = "&".join(sorted(part for part in parts.query.split("&") if not part.startswith("X-Amz-Signature=")))
     ours = canonical_request("GET", parts.path, query, {"host": parts.netloc}, UNSIGNED_PAYLOAD).split("\n")
@@ -1761,7 +1760,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)", re
 
 
 class ObjectInfo(NamedTuple):
-    """What an answer says of an object, and which of its bytes follow; None is what it does not say."""
+    """What the headers of an answer say of an object, and which of its bytes follow; None where they say nothing."""
 
     etag: str = ""                           # as sent; empty for a weak one, which identifies no bytes
     size: Optional[int] = None               # of the whole object
@@ -1794,14 +1793,14 @@ def object_info(status: int, headers: Mapping[str, str]) -> ObjectInfo:
 
 
 def changed_object(position: int) -> StoreError:
-    """The error for an object that is no longer the one of which bytes are in hand."""
+    """The error for an object that is not the one whose first bytes have already come."""
     return StoreError(f"the object changed after {position} bytes of it had come", reason="ObjectChanged")
 
 
 def bytes_to_skip(known: ObjectInfo, info: ObjectInfo, position: int) -> int:
     """How many bytes of an answer are in hand already; StoreError when it does not go on at `position`.
 
-    One byte in hand is asked for again, so that behind the last one, too, there is something to ask for. A store that
+    The last byte in hand is asked for again, so that the range is not empty even when all of it has come. A store that
     ignores Range sends the object from its beginning: nothing is lost but time.
     """
     if info.whole and not (info.ends or info.etag):
@@ -1817,7 +1816,7 @@ def bytes_to_skip(known: ObjectInfo, info: ObjectInfo, position: int) -> int:
 
 EXPIRED = ("UrlExpired", "ClockSkew", "CredentialsExpired")  # reasons that another signature may cure
 PASSING_STATUS = (408, 429, 500, 502, 503, 504, 522, 524)  # curl's --retry, too
-DOWNLOAD_WAIT = 60.0                         # seconds of waiting in a row; settles that endless 503 end within 100 s
+MAX_DOWNLOAD_WAIT = 60.0                     # seconds of waiting without a byte in between; ends endless 503 in 100 s
 
 
 def needs_new_url(error: Error, moved: bool) -> bool:
@@ -1837,7 +1836,7 @@ def download_wait(error: Error, failures: int, waited: float, moved: bool, first
         return None
     few = error.reason == "WrongRange" or (broken and error.reason != "BrokenOff" and not moved)
     wait = max(backoff(failures, first, 10.0), getattr(error, "retry_after", None) or 0.0)
-    return None if failures >= (3 if few else 10 if moved else 5) or waited + wait > DOWNLOAD_WAIT else wait
+    return None if failures >= (3 if few else 10 if moved else 5) or waited + wait > MAX_DOWNLOAD_WAIT else wait
 
 
 def may_be_continued(error: BaseException) -> bool:
@@ -1908,17 +1907,17 @@ REFUSALS = {
 
 OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "InvalidRange", "InvalidRequest",
                "MethodNotAllowed", "RequestTimeout", "ServiceUnavailable", "SlowDown")
-MOST_SKEW = timedelta(days=1)                # by a date further off we would sign what is good only years from now
+MAX_SKEW = timedelta(days=1)
 
 
 def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
     """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say, or nothing credible.
 
-    By a date that is too far off we would sign what is good only years from now.
+    With a date further off than MAX_SKEW we would sign a URL that becomes valid only years from now.
     """
     theirs = parse_http_date(headers.get("Date"))
     skew = theirs - now if theirs else timedelta(0)
-    return skew if abs(skew) <= MOST_SKEW else timedelta(0)
+    return skew if abs(skew) <= MAX_SKEW else timedelta(0)
 
 
 def _meaning(status: int, code: str, message: str, region: str) -> Tuple[str, str]:
@@ -2008,7 +2007,7 @@ DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
 
 Localize = Callable[[datetime], datetime]          # an instant -> the same one in the user's time zone
 NONE, NONE_INCLUDED = "<none>", "<none included>"
-WIDEST = 300  # characters; a longer cell, which only a stranger can have written, widens no column
+MAX_WIDTH = 300  # characters; a longer cell, which only a stranger can have written, widens no column
 
 
 def go_time(text: str, localize: Localize, absent: str) -> str:
@@ -2034,7 +2033,7 @@ def age(seconds: float) -> str:
 
 def table(rows: List[Tuple[str, ...]]) -> str:
     """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
-    widths = [max(6, 3 + min(WIDEST, max(map(len, column)))) for column in zip(*rows)]
+    widths = [max(6, 3 + min(MAX_WIDTH, max(map(len, column)))) for column in zip(*rows)]
     return "".join("".join(cell.ljust(width) for cell, width in zip(row, widths[:-1])) + row[-1] + "\n" for row in rows)
 
 
@@ -2048,7 +2047,7 @@ def aligned(lines: Iterable[str]) -> str:
     for column in range(max(map(len, rows), default=1) - 1):
         for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
             cells = list(block) if wide else []
-            width = min(WIDEST, max((len(row[column]) for row in cells), default=0)) + 2
+            width = min(MAX_WIDTH, max((len(row[column]) for row in cells), default=0)) + 2
             for row in cells:
                 row[column] = row[column].ljust(width)
     return "".join("".join(row) + "\n" for row in rows)
@@ -2060,8 +2059,6 @@ class Fields:
     What has another type counts as absent, and is noted in `wrong`. Artifacts have no such list: there it is an Error.
     """
 
-    TYPES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
-
     def __init__(self, document: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.document, self.place, self.wrong = document, place, wrong
 
@@ -2071,7 +2068,7 @@ class Fields:
         fits = type(value) is wanted and not (wanted is int and abs(value) >= 2 ** 63)
         if value is not None and not fits:
             place = ".".join(filter(None, (self.place, *path))).replace(".[", "[") or "the document"
-            text = f"{place} must be {self.TYPES[wanted]}"
+            text = f"{place} must be {TYPE_NAMES[wanted]}"
             if self.wrong is None:
                 raise StoreError(f"this is not what Velero writes: {one_line(text)}")
             self.wrong[text] = None
@@ -2154,7 +2151,7 @@ def _columns(resource: Resource, row: Fields, now: datetime, localize: Localize)
             "CREATED": time("metadata.creationTimestamp"), **selector}
 
 
-def by_schedule(name: str) -> str:
+def backup_sort_key(name: str) -> str:
     """A key that sorts backups by name, but those of one schedule, whose names end with a time, newest first."""
     reverse = str.maketrans("0123456789", "9876543210")
     return re.sub(r"(?<=-\d\d)\d{12}\Z", lambda match: match.group().translate(reverse), name, flags=re.ASCII)
@@ -2166,7 +2163,7 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
     titles, rows = [], []
     records = [Fields(document, "", {}) for document in documents]
     if resource is BACKUPS:
-        records.sort(key=lambda record: by_schedule(record("metadata.name")))
+        records.sort(key=lambda record: backup_sort_key(record("metadata.name")))
     for record in records:
         columns, labels = _columns(resource, record, now, localize), record("metadata.labels", {str: str})
         titles = [*columns, *(name.rpartition("/")[2].upper() for name in label_columns), *["LABELS"] * show_labels]
@@ -2189,14 +2186,9 @@ def plugin_table(plugins: List[Tuple[str, str]]) -> str:
     return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins]) if plugins else ""
 
 
-# The reasons of errors that mean there is no such artifact: a store's 404 for a key, met by a client or a controller,
-# and a kind that the CRDs of an older server do not know.
-ARTIFACT_NOT_FOUND, UNKNOWN_KIND = "ArtifactNotFound", "UnknownKind"
-
-
 def is_missing(value: Any) -> bool:
-    """Whether there is no such artifact; that its bucket or the owner is gone is another matter."""
-    return isinstance(value, Error) and value.reason in (ARTIFACT_NOT_FOUND, UNKNOWN_KIND)
+    """Whether an error says that an artifact does not exist, or that an older server's CRDs do not know its kind."""
+    return isinstance(value, Error) and value.reason in ("ArtifactNotFound", "UnknownKind")
 
 
 def label_value(name: str) -> str:
@@ -2205,7 +2197,7 @@ def label_value(name: str) -> str:
 
 
 def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, str]]:
-    """What else describe lists, as (resource, label selector)."""
+    """The related objects that describe lists, as (resource, label selector)."""
     name = label_value(_text(document, "metadata", "name"))
     if resource is RESTORES:
         return [(POD_VOLUME_RESTORES, f"velero.io/restore-name={name}")]
@@ -2236,7 +2228,7 @@ def legacy_artifacts_of(backup: Document) -> List[str]:
 #       words are for the format, such as what stands there for none; the place is that of the value in the JSON. With
 #       `format?` a row without a value is left out. A row that begins with a brace is for the JSON alone.
 #   `[path]` … `[]`  the rows between them are shown when there is something at the path
-#   `@name words ! row`  is drawn by the method of that name; when it fails, the row behind `!` says so, or behind `!!`
+#   `@name words ! row`  is drawn by the method of that name; when it fails, the row after `!` says so, or after `!!`
 #       below an empty one
 Template = Tuple[str, ...]
 RESULTS = ("@result warnings ! Warnings:  {getting warnings} > warnings/errorGettingWarnings",
@@ -2379,7 +2371,7 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
     return f"{name} (size: {total})" if phase == "Completed" and total > 0 else name
 
 
-# The formats of templates: from fields, a path, and the words behind the format's name to the value.
+# The formats of templates: from fields, a path, and the words after the format's name to the value.
 FORMATS: Dict[str, Callable[[Fields, str, str], Any]] = {
     "": lambda fields, path, absent: fields(path) or absent,
     "number": lambda fields, path, _: fields(path, int),
@@ -2401,7 +2393,7 @@ class Description:
     """What `velero backup|restore describe` shows of an object, as text and as JSON.
 
     An Error in place of a list or artifact is one that could not be read; that is said where it would stand. What the
-    screen lacks is in `troubles` too, but for what velero itself has words for.
+    screen lacks is in `troubles` too, except where velero itself has a text for it.
     """
 
     def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
@@ -2417,7 +2409,7 @@ class Description:
         head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
         self.rows: List[str] = []
         self._fill(body, self.document, self.json)
-        rows, self.rows = self.rows, []      # the head is drawn last, for it tells what is wrong anywhere
+        rows, self.rows = self.rows, []      # the head is drawn last, because it lists what is wrong in the body
         self._add("Name:\t", self.document("metadata.name"), "metadata/name", color=BOLD)
         self._fill(head, self.document, self.json)
         self.text = aligned(self.rows + rows)
@@ -2442,7 +2434,7 @@ class Description:
 
         The label holds the tabs that place it; where a list is empty, velero indents the word for that once more.
         """
-        words = label[:4].lstrip("\t") + label[4:]  # none is deeper; further tabs are a stranger's
+        words = label[:4].lstrip("\t") + label[4:]  # no label has more; further tabs came from a document
         tabs, gap = label[:len(label) - len(words)], "\t" if words.endswith("\t") else ""
         values = [f"{key}={value[key]}" for key in sorted(value)] if isinstance(value, dict) else value
         texts = [printable(text) for item in (values if isinstance(values, list) else [str(values)])
@@ -2492,14 +2484,14 @@ class Description:
             self._add(instead.lstrip("!")[1:].replace("  ", "\t"), f"<error {what}: {why}>", place)
 
     def _artifact(self, kind: str) -> Fields:
-        """An artifact; one that nobody fetched is not there."""
-        value = self.artifacts.get(kind, StoreError("file not found", status=404, reason=ARTIFACT_NOT_FOUND))
+        """An artifact; one that was not fetched counts as missing."""
+        value = self.artifacts.get(kind, StoreError("file not found", status=404, reason="ArtifactNotFound"))
         if isinstance(value, Error):
             raise value
         return Fields(value, kind)
 
     def _lacks(self, kind: str) -> bool:
-        """Whether an artifact is missing, and the server is one that has a word for that."""
+        """Whether an artifact was not fetched, or is missing; other errors are shown as such."""
         return kind not in self.artifacts or is_missing(self.artifacts[kind])
 
     def _listed(self, resource: Resource) -> List[Fields]:
@@ -2812,18 +2804,14 @@ CONNECT_TIMEOUT = 10.0                       # seconds
 READ_TIMEOUT = 20.0                          # seconds that a call to the API may take in all, a page of a list thrice
 ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
 KUBECONFIG_LIMIT = 8 << 20                   # bytes
-LARGEST_YAML = 100_000                       # nodes with aliases followed; 3,000 clusters have as many
+MAX_YAML_NODES = 100_000                     # nodes with aliases followed; 3,000 clusters have as many
 POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
 USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
 
 
 def utc_now() -> datetime:
-    """The clock of the world; tests bring their own."""
+    """The time of this host's clock."""
     return datetime.now(timezone.utc)
-
-
-def _open_now(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO may have nobody who writes to it
 
 
 def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
@@ -2887,7 +2875,7 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 def load_client_certificate(context: Any, certificate: bytes, key: bytes, source: str) -> None:
     """Show this certificate to servers that ask; ConfigError when the key is another's, or locked.
 
-    OpenSSL wants a file. On Linux it is anonymous memory, elsewhere it is gone at once and nobody else may read it.
+    OpenSSL needs a file: on Linux anonymous memory, elsewhere a temporary file that only this user may read.
     """
     import tempfile
     in_memory = hasattr(os, "memfd_create")
@@ -2903,8 +2891,8 @@ def load_client_certificate(context: Any, certificate: bytes, key: bytes, source
 
 def _proxy_headers(proxy: str) -> Dict[str, str]:
     import urllib3
-    gate = urlsplit(proxy)
-    login = f"{unquote(gate.username)}:{unquote(gate.password or '')}" if gate.username else None
+    via = urlsplit(proxy)
+    login = f"{unquote(via.username)}:{unquote(via.password or '')}" if via.username else None
     return urllib3.make_headers(proxy_basic_auth=login)
 
 
@@ -2932,8 +2920,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def off_the_clock() -> Iterator[None]:
-    """Do not count what happens here against the deadline, such as a person who logs in."""
+def pause_time_limit() -> Iterator[None]:
+    """Do not count this context against the deadline, such as a person who logs in."""
     started = time.monotonic()
     try:
         yield
@@ -2999,10 +2987,10 @@ def explain_certificate(url: str, server_name: str, proxy: str) -> str:
     """
     import http.client
     import ssl
-    parts, gate = urlsplit(url), urlsplit(proxy or url)
+    parts, via = urlsplit(url), urlsplit(proxy or url)
 
     def look(context: ssl.SSLContext, binary: bool) -> Any:
-        connection = http.client.HTTPConnection(gate.hostname or "", gate.port or (80 if proxy else 443),
+        connection = http.client.HTTPConnection(via.hostname or "", via.port or (80 if proxy else 443),
                                                 timeout=max(0.01, min(2.0, time_left())))
         if proxy:
             connection.set_tunnel(parts.hostname or "", parts.port or 443, _proxy_headers(proxy))
@@ -3061,7 +3049,7 @@ class Response:
         return iter(self.read1, b"")
 
     def _unpacked(self, limit: int) -> Iterator[bytes]:
-        """The body, inflated where it comes as gzip though nobody asked for that; TooMuch behind `limit` bytes."""
+        """The body, inflated where it comes as gzip though nobody asked for that; TooLarge behind `limit` bytes."""
         import zlib
         encoding = self.headers.get("Content-Encoding", "identity").lower()
         if encoding not in ("identity", "gzip"):
@@ -3075,21 +3063,21 @@ class Response:
             left -= len(piece)
             yield piece
             if left < 0:
-                raise TooMuch(f"has more than {limit >> 20} MiB")
+                raise TooLarge(f"has more than {limit >> 20} MiB")
             if inflater and inflater.unused_data:
                 raise ValueError("goes on behind its gzip")
         if inflater and left < limit and not inflater.eof:
             raise ValueError("is cut short")
 
     def read(self, limit: int) -> bytes:
-        """The whole body; TooMuch when it has more than `limit` bytes, ValueError when it cannot be unpacked."""
+        """The whole body; TooLarge when it has more than `limit` bytes, ValueError when it cannot be unpacked."""
         body = bytearray()
         for piece in self._unpacked(limit):
             body += piece
         return bytes(body)
 
     def refusal(self) -> bytes:
-        """The text of a refusal as far as it comes soon, for it may have no end."""
+        """The text of a refusal, as much as comes within two seconds, because it may have no end."""
         text = b""
         with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError, ValueError):
             for piece in self._unpacked(ERROR_LIMIT):
@@ -3125,11 +3113,11 @@ class ConnectionPool:
             logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # the same one again has no effect
         self.url, self.where, self.proxy, self.server_name = url, where, proxy, server_name
         self.hint, self.quoting = hint, quoting
-        self.heard = time.monotonic()        # when the last answer came
-        parts, gate = urlsplit(url), urlsplit(proxy)
+        self.answered_at = time.monotonic()  # when the last answer came
+        parts, via = urlsplit(url), urlsplit(proxy)
         context: Any = None
-        if "https" in (parts.scheme, gate.scheme):
-            context = tls_context(trust, (server_name or parts.hostname, gate.hostname))
+        if "https" in (parts.scheme, via.scheme):
+            context = tls_context(trust, (server_name or parts.hostname, via.hostname))
             context.sslsocket_class = _timed_classes()[0]
             if certificate[0]:
                 load_client_certificate(context, *certificate, "the kubeconfig or its exec plugin")
@@ -3138,8 +3126,8 @@ class ConnectionPool:
             options.update(ssl_context=context, cert_reqs=context.verify_mode)
             options.update({"server_hostname": server_name} if server_name else {})
         manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
-            f"{gate.scheme}://{gate.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(proxy),
-            proxy_ssl_context=context if gate.scheme == "https" else None, **options)
+            f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(proxy),
+            proxy_ssl_context=context if via.scheme == "https" else None, **options)
         self.pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
         self.pool.ConnectionCls = _timed_classes()[1][parts.scheme]
         self.prefix = f"http://{parts.netloc}" if proxy and parts.scheme == "http" else ""
@@ -3158,9 +3146,9 @@ class ConnectionPool:
                     preload_content=False, assert_same_host=False,
                     timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, idle), read=idle))
         except urllib3.exceptions.HTTPError as error:
-            self.heard = -math.inf
+            self.answered_at = -math.inf
             raise self.unreachable(error) from error
-        self.heard = time.monotonic()
+        self.answered_at = time.monotonic()
         return Response(answer)
 
     def unreachable(self, error: Exception) -> Unreachable:
@@ -3187,13 +3175,13 @@ class ConnectionPool:
         return Unreachable(f"cannot reach {where}: {getattr(cause, 'strerror', None) or said}")
 
     def close(self) -> None:
-        """Close the connections that nobody uses at the moment."""
+        """Close the connections that are not in use."""
         self.pool.close()
 
 
 @hides("body", "headers")
 class Reply(NamedTuple):
-    """What a small exchange brought."""
+    """The answer of a small exchange, with its whole body."""
 
     status: int
     body: bytes
@@ -3230,7 +3218,7 @@ def _check_yaml(content: bytes) -> None:
             sizes[anchor] = count - before
         if isinstance(event, yaml.NodeEvent):
             count += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
-        if len(open_nodes) > DEEPEST or count > LARGEST_YAML:
+        if len(open_nodes) > MAX_DEPTH or count > MAX_YAML_NODES:
             raise ValueError("too deep or too large")
         if isinstance(event, yaml.DocumentEndEvent):
             return
@@ -3243,7 +3231,7 @@ def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
         raise ConfigError(f"{what} is larger than {limit >> 20} MiB")
     with contextlib.suppress(ValueError):
         if content.lstrip().startswith(b"{"):  # JSON may be indented by tabs, YAML may not
-            return parse_json(content, LARGEST_YAML)
+            return parse_json(content, MAX_YAML_NODES)
     try:
         _check_yaml(content)
         return next(yaml.load_all(content, Loader=_yaml_loader()), None)
@@ -3255,7 +3243,7 @@ def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
 
 
 def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
-    """PEM that stands in the kubeconfig, or in a file that it names, as it is now."""
+    """The PEM in the kubeconfig, or in the file that it names, read now."""
     return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
 
 
@@ -3306,7 +3294,7 @@ def run_exec_plugin(cluster: Cluster, plugin: ExecPlugin) -> Identity:
 
 
 class Session:
-    """Connections to one API server, and as whom they are made; renewed by one caller while the others wait."""
+    """Connections to one API server, and our identity there; one caller renews them while the others wait."""
 
     def __init__(self, cluster: Cluster) -> None:
         """Open the pool, which sends nothing; ConfigError for unusable certificates."""
@@ -3338,7 +3326,7 @@ class Session:
             size=POOL_SIZE, hint="does certificate-authority in the kubeconfig belong to this cluster?")
 
     def _read_identity(self) -> Identity:
-        """That of the exec plugin or the token file; without either it stays the kubeconfig's own."""
+        """The identity of the exec plugin or the token file; without either the one that we have stays."""
         path = self.cluster.token_file
         if self.cluster.exec_plugin:
             return run_exec_plugin(self.cluster, self.cluster.exec_plugin)
@@ -3356,7 +3344,7 @@ class Session:
         self.pem, self.pool = pem, pool
 
     def _renew(self) -> None:
-        """Find out anew who we are. What cannot be read leaves the old in use, but an exec plugin must not fail.
+        """Read identity and certificates again; a file that cannot be read keeps the old ones, a failing plugin raises.
 
         kubelet, kubeadm and cert-manager replace certificate files in place; then there are new connections, for a
         connection goes on as whom it was opened for. `until` is set last: while a plugin fails, no call goes out.
@@ -3378,16 +3366,16 @@ class Session:
         self.until = time.monotonic() + life
 
     def renew(self) -> Tuple[Identity, ConnectionPool]:
-        """Who we are now, and connections that are fit for use; one caller renews, the others wait for it."""
+        """The current identity, and connections that can be used; one caller renews, the others wait for it."""
         with self.lock:
             if time.monotonic() >= self.until:
                 self._renew()
-            if time.monotonic() - self.pool.heard > 10:  # a line that died meanwhile says nothing, for minutes
+            if time.monotonic() - self.pool.answered_at > 10:  # one that broke while idle may not show it for minutes
                 self._reopen(self.pem)
             return self.identity, self.pool
 
-    def distrust(self, identity: Identity) -> bool:
-        """The API no longer accepts an identity -> whether another one can be had, which the next call then uses."""
+    def invalidate(self, identity: Identity) -> bool:
+        """Forget an identity that the API no longer accepts -> whether the next call can use another one."""
         with self.lock:
             if self.identity is identity:
                 self.until = -math.inf
@@ -3395,7 +3383,7 @@ class Session:
         return bool(cluster.token_file or cluster.exec_plugin or isinstance(cluster.certificate, str))
 
     def close(self) -> None:
-        """Close the connections that nobody uses at the moment."""
+        """Close the connections that are not in use."""
         self.pool.close()
 
 
@@ -3468,8 +3456,8 @@ def read_velero_config() -> Document:
 #     may be sent twice is retried here, a POST never.
 # ====================================================================================================
 
-def unseen(_what: str, _seconds: float) -> ContextManager[None]:
-    """How a library waits: nobody is told."""
+def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
+    """What an Api does while it waits, unless it is told otherwise: it shows nothing."""
     return contextlib.nullcontext()
 
 
@@ -3547,11 +3535,11 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
 
 
 class Api(NamedTuple):
-    """One Kubernetes API server, as the verbs see it."""
+    """One Kubernetes API server: `send` and `call` make an exchange, the other methods are verbs over them."""
 
     session: Session
-    patience: float = READ_TIMEOUT           # seconds that a call may take, tries again and all
-    waiting: Callable[[str, float], ContextManager[None]] = unseen  # shows for what it waits, and how many seconds
+    timeout: float = READ_TIMEOUT            # seconds that a call may take, all its tries together
+    waiting: Callable[[str, float], ContextManager[None]] = show_nothing  # shows what is waited for, and how long
 
     def _tell_warnings(self, headers: Any) -> None:
         """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
@@ -3561,10 +3549,10 @@ class Api(NamedTuple):
 
     def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
                  ) -> Tuple[Response, Identity]:
-        """One exchange, and as whom."""
+        """One exchange -> the response, and the identity that was used."""
         import urllib3
         session, cluster = self.session, self.session.cluster
-        with off_the_clock():
+        with pause_time_limit():
             identity, pool = session.renew()
         # Impersonate-Group may come several times, which a dict cannot hold.
         headers = urllib3.response.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
@@ -3594,7 +3582,7 @@ class Api(NamedTuple):
         while True:
             attempt += 1
             try:
-                response, identity = self._attempt(method, target, content, content_type, idle or self.patience)
+                response, identity = self._attempt(method, target, content, content_type, idle or self.timeout)
             except Unreachable as error:
                 # Another thread has just replaced the pool; or an idle connection was closed by the other side.
                 if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
@@ -3606,7 +3594,7 @@ class Api(NamedTuple):
             if response.status < 300:
                 return response
             refusal = response.refusal()
-            if response.status == 401 and trusted and self.session.distrust(identity):
+            if response.status == 401 and trusted and self.session.invalidate(identity):
                 log.info("the cluster does not accept who we are; trying again with a new identity")
                 trusted = False
                 continue
@@ -3621,13 +3609,13 @@ class Api(NamedTuple):
     def call(self, method: str, path: str, limit: int = ANSWER_LIMIT, times: int = 1, **options: Any) -> Document:
         """`send`, and the JSON object that came back; Unreachable when it is none, broke off or is larger than `limit`.
 
-        times: how often the Api's patience may pass before all of it is there.
+        times: how many times the Api's timeout the call may take.
         """
-        with time_limit(times * self.patience):
+        with time_limit(times * self.timeout):
             response = self.send(method, path, **options)
             try:
                 document = parse_json(response.read(limit), 10_000_000)
-            except TooMuch as error:
+            except TooLarge as error:
                 raise Unreachable(f"the cluster's answer to {method} {path} {error}", reason=TOO_LARGE) from None
             except (OSError, ValueError) as error:
                 raise Unreachable(f"the cluster's answer to {method} {path} broke off or is no JSON") from error
@@ -3651,7 +3639,7 @@ class Api(NamedTuple):
 
     def list_pages(self, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
                    limit: int = ANSWER_LIMIT, most: int = MOST_PAGES) -> Iterator[Document]:
-        """The pages of a list; a continue token that expired is an ApiError (list anew).
+        """The pages of a list; an expired continue token is an ApiError, and the caller lists anew.
 
         A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
         """
@@ -3711,12 +3699,12 @@ class Api(NamedTuple):
                  "timeoutSeconds": str(max(1, math.ceil(seconds)))}
         if name:
             query["fieldSelector"] = f"metadata.name={name}"
-        with time_limit(self.patience):
+        with time_limit(self.timeout):
             return self.send("GET", api_path(resource, namespace), query=query, idle=silence)
 
-    def hasty(self) -> Api:
-        """The same for calls that only tidy up or explain: nobody should wait long for them."""
-        return self._replace(patience=5.0)
+    def with_short_timeout(self) -> Api:
+        """The same with a short timeout, for calls that only tidy up or explain."""
+        return self._replace(timeout=5.0)
 
 
 def connect(cluster: Cluster) -> Api:
@@ -3735,7 +3723,7 @@ STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0    # seconds for all tries
 ASK_ATTEMPTS = 3
 BUSY_PAUSE = timedelta(seconds=0.3)          # until who found a host busy asks again
 FAILURE_PAUSE = timedelta(seconds=5)         # between tries to have keys at all, or an answer of a silent host
-HOSTS_KEPT = 1000
+MAX_HOSTS = 1000                             # that a HostLimiter remembers
 BUSY = "another request waits for the same answer"
 PASSING_CODES = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
                  "RequestLimitExceeded")     # which STS says with status 400
@@ -3745,27 +3733,27 @@ NO_KEYS_CURE = ("name a Secret in spec.credential of the storage location, set A
 
 
 class Busy(Error):
-    """Another worker is waiting for the same answer; to be tried again in a moment."""
+    """Other workers already wait for the same answer; try again in a moment."""
 
 
-class SilentHosts:
-    """Sees to it that a host that says nothing costs the workers of a controller one worker for one deadline.
+class HostLimiter:
+    """Limits how many workers of a controller wait for the same host, so that a silent host cannot block them all.
 
-    One that has answered may be asked by all workers but one at a time, any other by one, and all but one may wait for
-    such; who would be one too many is Busy. A host that failed, and took more than `quick` seconds to, is not asked
-    for a pause: the error is the same.
+    Of n workers at most n - 1 may wait for a host that has answered before, one for any other host, and n - 1 for all
+    such other hosts together; one more is Busy. A host that failed after more than `quick` seconds is not asked again
+    during `pause` seconds: the same error is raised at once.
     """
 
     def __init__(self, workers: int, pause: float, quick: float = 0.3) -> None:
         self.most, self.pause, self.quick = workers - 1, pause, quick
         self.lock = threading.Lock()
         self.asked: List[str] = []                                # the host that each worker waits for
-        self.answered: Set[str] = set()                           # hosts that have
+        self.answered: Set[str] = set()                           # hosts that have answered
         self.failures: Dict[str, Tuple[float, Unreachable]] = {}  # of silent hosts: until when, and the error
 
     @contextlib.contextmanager
     def guard(self, host: str) -> Iterator[None]:
-        """Ask a host within this context; Busy or the error of a moment ago instead."""
+        """A context in which to ask a host; raises Busy or the last error when it must not be asked now."""
         with self.lock:
             self._enter(host)
         started, failure = time.monotonic(), None
@@ -3778,7 +3766,7 @@ class SilentHosts:
             with self.lock:
                 self.asked.remove(host)
                 for memory in self.answered, self.failures:
-                    if len(memory) >= HOSTS_KEPT:
+                    if len(memory) >= MAX_HOSTS:
                         memory.clear()
                 if failure is None:
                     self.answered.add(host)
@@ -3797,7 +3785,7 @@ class SilentHosts:
 
 
 def host_guard(url: str) -> ContextManager[None]:
-    """Ask the host of a URL as this worker's SilentHosts allow; anybody but a worker just asks."""
+    """A context in which to ask the host of a URL: limited by HostLimiter in a worker, unlimited elsewhere."""
     hosts = getattr(_thread, "hosts", None)
     return hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if hosts else contextlib.nullcontext()
 
@@ -3879,7 +3867,7 @@ def assume_role(role: Mapping[str, str], source: Optional[Credentials], region: 
 
 
 def run_credential_process(program: Mapping[str, str]) -> Credentials:
-    """The keys that a program prints, within a minute; nothing it says is shown, for either stream may hold them."""
+    """The keys that a program prints, within a minute; none of its output is shown, for it may hold them."""
     import subprocess
     what = f"{program['profile']}: credential_process"
     try:
@@ -3948,7 +3936,7 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
 
 
 class CredentialCache:
-    """The keys that a plan came to last; they are renewed before they end, by one caller at a time."""
+    """The keys that a plan gave last; they are renewed before they expire, by one caller at a time."""
 
     def __init__(self, plan: Plan, region: str) -> None:
         self.plan, self.region = plan, region
@@ -3960,8 +3948,8 @@ class CredentialCache:
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
         """Keys that are fresh, renewed if need be; when that fails the old ones serve as long as they live.
 
-        While another caller renews, the old ones serve, too; when there are none its keys are waited for, or it is
-        Busy.
+        While another caller renews them, valid old ones are returned; without any, this call waits, or with
+        wait=False raises Busy.
         """
         old = self.credentials
         if old is not None and old.are_valid(now + URL_LIFE + timedelta(minutes=1)):
@@ -4015,7 +4003,7 @@ def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, ask
     return content
 
 
-def check_allowed(path: str, allowed: Iterable[str]) -> None:
+def check_credentials_file(path: str, allowed: Iterable[str]) -> None:
     """Raise unless the operator has allowed the very path that a location of the cluster names, and a file is there.
 
     Links are followed: who may change what lies there is the operator's to know.
@@ -4094,7 +4082,7 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
                   ) -> Tuple[Location, Plan]:
     """A location with the region and hosts that environment and profile name -> with the plan for its keys.
 
-    Files and Secret are read now; no service is asked yet but S3, for a region that nobody names. allowed: files of
+    Files and Secret are read now; no service is asked yet but S3, for a region that is named nowhere. allowed: files of
     this host that a location of the cluster may name; they say more than a Secret only where our own identity belongs.
     """
     who, path, name = f"storage location {location.name!r}", location.credentials_file, location.profile
@@ -4106,7 +4094,7 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
             content = read_secret_key(api, namespace, location.secret_name, location.secret_key, who)
         elif path:
             if not location.trusted:
-                check_allowed(path, allowed)
+                check_credentials_file(path, allowed)
             content = read_file(path, "credentials file", INI_LIMIT)
         elif theirs:
             raise CredentialsError(
@@ -4144,20 +4132,18 @@ IDLE_LIMIT = 30.0                            # seconds without a byte
 VERIFY_TIMEOUT = 5.0                         # seconds in which a store must have answered, to have its URL handed out
 
 
-
-
 def trust_in(location: Location) -> Trust:
     """Whom a location says to trust."""
     return Trust(location.ca_cert, location.insecure, f"caCert of storage location {location.name!r}")
 
 
 def client_trust(location: Location) -> Trust:
-    """The same for a client, where to skip verification is the caller's to say."""
+    """The same for a client, where only the caller may switch verification off."""
     return trust_in(location)._replace(insecure=False)
 
 
 def trust_for(url: str, trust: Optional[Trust], ask: Callable[[], Trust]) -> Trust:
-    """Whom to trust behind a URL: whom the caller said; else whom `ask` finds, which only https is worth."""
+    """Whom to trust behind a URL: what the caller chose; else, for https, what `ask` finds."""
     return trust or (ask() if url.startswith("https:") else Trust())
 
 
@@ -4220,8 +4206,8 @@ def store_addresses(host: str) -> List[str]:
 def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
     """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time.
 
-    A signed GET cannot be tried by HEAD, for the method is signed; 416 is what an empty object answers. A stranger may
-    have chosen the host and read the error, so that has status and known codes, and nothing that the host has written.
+    HEAD cannot be used, because the method is signed; an empty object answers 416. Whoever made the location may have
+    chosen the host and may read the error, so it holds the status and known codes, and no text of the host.
     """
     parts = urlsplit(url)
     headers, wanted = {"Range": "bytes=0-0"}, (200, 206, 416)
@@ -4268,8 +4254,8 @@ class OpenObject(NamedTuple):
 
 
 class UrlSource:
-    """The object behind a URL. `locate(skew)` signs or requests it, now and when it has expired -> it, and whom to
-    trust there; skew: how far the store's clock is ahead."""
+    """The object at a URL. `locate(skew)` signs or requests the URL, first and whenever it has expired -> the URL, and
+    whom to trust there; skew: how far the store's clock is ahead."""
 
     def __init__(self, locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> None:
         self.locate, self.idle = locate, idle
@@ -4293,6 +4279,10 @@ class UrlSource:
 def unreadable(path: str, error: OSError) -> StoreError:
     """The error for a file or folder of a copied bucket that cannot be read, as a store would refuse it."""
     return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
+
+
+def _open_now(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO may have nobody who writes to it
 
 
 class FileSource(NamedTuple):
@@ -4321,7 +4311,7 @@ class FileSource(NamedTuple):
             raise unreadable(self.path, error) from error
 
     def renew(self, error: StoreError) -> None:
-        """There is no other place."""
+        """A file has no other place, so the error is raised."""
         raise error
 
 
@@ -4333,7 +4323,7 @@ _FRAME = re.compile(rb"([0-9a-fA-F]{1,8})(?:;chunk-signature=[0-9a-f]{64})?\r\n"
 FRAME_SIZE = 128                             # bytes that the head of a frame cannot have
 
 
-def unframed(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes, without aws-chunked framing where an object was stored with it, as its first bytes tell."""
     chunks, buffer = iter(chunks), b""
     while len(buffer) < FRAME_SIZE:
@@ -4370,7 +4360,7 @@ def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
     """gzip members, one after another -> their content, or without `unpack` the same bytes; in small pieces.
 
     StoreError when it is no gzip, breaks off, fails its CRC or length, or something else follows the last member; all
-    that comes before the fault is yielded first. Zeros between and behind members are padding.
+    that comes before the fault is yielded first. Zeros between and after members are padding.
     """
     import zlib
     inflater, read = None, 0
@@ -4419,7 +4409,7 @@ def is_special(path: str) -> bool:
 
 
 def _is_trusted(there: os.stat_result) -> bool:
-    """Whether we or root made something: in a shared folder anybody makes what leads or sends our bytes elsewhere."""
+    """Whether this user or root owns it: in a shared folder another user could have made it to redirect our bytes."""
     return there.st_uid in (0, getattr(os, "geteuid", int)())
 
 
@@ -4465,10 +4455,10 @@ _PART = ".velero-requests.part"
 
 
 class AtomicFile:
-    """A file that gets its name once it is whole, and beside it till then its partial file.
+    """A file that gets its name once it is whole; until then its bytes are in a partial file beside it.
 
     The partial file's name tells target, object and ETag, so that another run can go on from it. In a shared folder
-    anybody makes files: so the folder is opened once, and a file in it is looked at through its descriptor.
+    other users make files too, so the folder is opened once, and a file in it is checked through its descriptor.
     """
 
     def __init__(self, path: str, what: str, *, force: bool, named: bool):
@@ -4535,7 +4525,7 @@ class AtomicFile:
         return 0
 
     def open_part(self, etag: str) -> None:
-        """Begin a partial file; under a name that nobody can foresee where somebody else's file has the usual one."""
+        """Begin a partial file; where another user's file has its usual name, under an unpredictable one."""
         match = _NAMED_BY_ETAG.fullmatch(etag)
         for named_etag in (match.group(1) if match else "~", f"~{os.urandom(8).hex()}"):
             name = f"{self.stem}{self.mark}.{named_etag}{_PART}"
@@ -4546,7 +4536,7 @@ class AtomicFile:
         raise OSError(f"its partial file {name} belongs to somebody else")
 
     def give_name(self) -> None:
-        """Put everything on disk, then name it; without force by a link, which fails where a file came meanwhile."""
+        """Sync the file, then give it its name; without force by a link, which fails when that name exists by now."""
         os.fsync(self.file.fileno())
         part, name, linked = self.at(self.part), self.at(self.name), False
         folders = {"src_dir_fd": self.folder, "dst_dir_fd": self.folder}
@@ -4629,7 +4619,7 @@ def special_file(path: str) -> Iterator[Any]:
 
 
 class Pipe:
-    """The chunks of a generator, made by a thread of their own, which is some chunks ahead of whoever takes them."""
+    """The chunks of a generator, which runs in a thread of its own, some chunks ahead of the reader."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks, self.waiting, self.size = chunks, [], 0  # size: bytes in those that wait
@@ -4671,14 +4661,14 @@ class Pipe:
                 return
 
     def close(self) -> None:
-        """Let the thread end at its next chunk, and whoever waits for one, too."""
+        """End the thread at its next chunk, and wake whoever waits for a chunk."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
 
 
 class Download:
-    """An object that is fetched to its end, whatever breaks meanwhile; where it is can be seen from other threads.
+    """An object that is fetched to its end, although connections break; other threads may read its `position`.
 
     It goes on at the byte reached, by Range and If-Match, with back-off, and with another URL when one has expired.
     """
@@ -4691,14 +4681,14 @@ class Download:
         self._restart(None, 0)
 
     def _restart(self, part: Optional[AtomicFile], size: int) -> None:
-        """Begin at the first byte, or behind those that an earlier run left in a partial file."""
+        """Begin at the first byte, or after those that an earlier run left in a partial file."""
         self.part, self.resumed, self.position = part, size, size
         self.info: Optional[ObjectInfo] = None  # what the store says of the object, once it has answered
         self.cancelled = threading.Event()
         self.interrupt: Callable[[], None] = lambda: None  # ends the chunks that come just now
 
     def _attempt(self) -> Iterator[bytes]:
-        """What one connection brings behind `position`; raises when that is not all of it."""
+        """The bytes after `position` that one connection brings; raises when the end was not reached."""
         known = self.info or ObjectInfo(self.part.etag if self.part else "")
         with self.source.open(max(0, self.position - 1), known.etag) as (info, chunks, self.interrupt):
             if self.cancelled.is_set():      # which may have come before there was something to interrupt
@@ -4714,7 +4704,7 @@ class Download:
                 raise Unreachable(f"the download broke off after {self.position} bytes", reason="BrokenOff")
 
     def received(self) -> Iterator[bytes]:
-        """What is behind `position`; raises ObjectChanged when it is of another object by now, else the last error."""
+        """All bytes after `position`, over several connections; reason ObjectChanged when the object was replaced."""
         failures, waited, renewals, reached = 0, 0.0, 0, self.position
         while not self.cancelled.is_set():
             try:
@@ -4768,12 +4758,12 @@ class Download:
             raise StoreError(f"the file is damaged: its MD5 is {digest.hexdigest()}, the store's ETag is {wanted}")
 
     def chunks(self) -> Iterator[bytes]:
-        """What is wanted of the object, proven to be whole; an error comes behind what is sound. Close it.
+        """The content, verified to be whole; an error comes after the part that is sound. Close the generator.
 
         Receiving, inflating, and what is done with the chunks go on side by side.
         """
         stored = Pipe(self._verified())
-        content = Pipe(inflate(unframed(stored), unpack=self.gunzip))
+        content = Pipe(inflate(decode_aws_chunked(stored), unpack=self.gunzip))
         try:
             with about(self.what):
                 yield from content
@@ -4796,7 +4786,7 @@ class Download:
         return size
 
     def _fill(self, new: AtomicFile) -> int:
-        """Put it into a new file, behind what an earlier run left of it -> its bytes."""
+        """Write it into a new file, after what an earlier run left of it -> the number of bytes."""
         self._restart(new, new.find_part())
         position, flushed = 0, self.resumed
         with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
@@ -4891,7 +4881,7 @@ class Queue:
             self._changed.notify()
 
     def wake(self) -> None:
-        """Look at the clock again, for whoever turned it."""
+        """Let waiting workers read the clock again, because it was set."""
         with self._changed:
             self._changed.notify_all()
 
@@ -4944,7 +4934,7 @@ class Controller:
         self.logged: Dict[Key, str] = {}                  # failures that the log has already
         self.warned: Set[str] = set()                     # rights and oddities that the log has already
         self.credentials: Dict[Any, CredentialCache] = {}  # keys had, by plan and region
-        self.hosts = SilentHosts(WORKERS, FAILURE_PAUSE.total_seconds())
+        self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = dict.fromkeys(REQUEST_KINDS, 0)     # how many the watches have brought
         self.watch_seconds, self.silence = WATCH_SECONDS, WATCH_SILENCE
         self.stop_time = 3.0                              # seconds for passes in hand in the end
@@ -5113,7 +5103,7 @@ class Controller:
             if isinstance(error, ApiError) and error.status in (404, 409):
                 return self.refresh(key)
             return Outcome("leave", str(error), failed=True)
-        except Exception as error:  # the fence: a bug that one object triggers must not cost the others their answer
+        except Exception as error:  # a bug that one object triggers must not end the worker
             log.debug("looking at %s", key, exc_info=True)
             return Outcome("leave", f"unexpected {type(error).__name__}: {one_line(error)}", failed=True)
         finally:
@@ -5200,7 +5190,7 @@ class Controller:
             if isinstance(error, Unreachable) or is_version_expired(error) or getattr(error, "status", 0) == 404:
                 self.versions.pop(resource, None)  # start from a list: who knows what the API server is now
             return error
-        except Exception as error:  # the fence: without its feeder a controller looks healthy and is deaf
+        except Exception as error:  # a bug must not end the feeder: the controller would look healthy and see nothing
             log.debug("feeding %s", resource.plural, exc_info=True)
             return Error(f"unexpected {type(error).__name__}: {one_line(error)}")
 
@@ -5260,13 +5250,13 @@ def run_controller(controller: Controller) -> None:
 
 LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
 JSON_LIMIT = 16 << 20                        # bytes of a JSON artifact that a screen is made of
-SCREEN_ELEMENTS = 200_000                    # and its elements, for each may become some lines
-LONGEST_POLL = 1.0                           # seconds between two looks at a request, when it takes long
+SCREEN_ELEMENTS = 200_000                    # and its elements, because each may become several lines
+MAX_POLL = 1.0                               # seconds between two reads of a request, when it takes long
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
 
 
 @contextlib.contextmanager
-def hinted(cures: Callable[[Error], Iterable[str]]) -> Iterator[None]:
+def adding_hints(cures: Callable[[Error], Iterable[str]]) -> Iterator[None]:
     """Give an error that passes the hints that `cures` has for it."""
     try:
         yield
@@ -5277,7 +5267,7 @@ def hinted(cures: Callable[[Error], Iterable[str]]) -> Iterator[None]:
 
 def get_existing(api: Api, resource: Resource, namespace: str, name: str, sentence: str = "", hint: str = ""
                  ) -> Document:
-    """An object that somebody named; NotFound, in these words if there are any, when there is none."""
+    """An object that the user named; NotFound, with this sentence if one is given, when it does not exist."""
     try:
         return api.get(resource, namespace, name)
     except ApiError as error:
@@ -5341,14 +5331,14 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
 
 
 def random_suffix() -> str:
-    """What no other request's name ends with, as API servers make it up for a generateName."""
+    """A random end for a request's name, as API servers make one for generateName."""
     return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
 
 
 def delete_request(api: Api, key: Key) -> None:
     """Delete a request; without the right to it is left to the controller, which deletes it when it expires."""
     try:
-        if api.hasty().delete(key):
+        if api.with_short_timeout().delete(key):
             log.info("deleted %s", key)
     except Error as error:
         log.info("%s stays until it expires: %s", key, error)
@@ -5397,7 +5387,7 @@ def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float
         log.info("reading every %s instead of watching: %s", format_duration(poll), error)
     for attempt in itertools.count(1):
         left = deadline - time.monotonic()
-        time.sleep(max(0.0, min(left, backoff(attempt, poll, LONGEST_POLL))))
+        time.sleep(max(0.0, min(left, backoff(attempt, poll, MAX_POLL))))
         try:                                 # once more after the deadline, for a watch may have been silent
             yield api.get(key.resource, key.namespace, key.name)
         except (ApiError, Unreachable) as error:
@@ -5677,7 +5667,7 @@ def decode_json(chunks: Iterable[bytes]) -> Any:
     found = collected(chunks, JSON_LIMIT, ", too large to be shown", hints)
     try:
         return parse_json(found, SCREEN_ELEMENTS)
-    except TooMuch as error:
+    except TooLarge as error:
         raise StoreError(f"it {error}, too large to be shown", hints=hints) from None
     except ValueError:
         raise StoreError(f"it is not JSON but {_what_is(bytes(found[:512]))}") from None
@@ -5699,7 +5689,7 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
     """What a screen shows of an object besides itself, read side by side: related objects, and artifacts by kind.
 
     An Error stands in the place of what could not be read. Requests are made and deleted by this thread alone, so
-    Ctrl-C leaves none behind; that they are gone ends the threads that wait for an answer.
+    Ctrl-C leaves none; deleting them ends the threads that still wait for an answer.
     """
     name, asking = _text(document, "metadata", "name"), threading.Lock()
     artifact = next(row for row in TARGETS.values() if row.owner == resource)
@@ -5769,9 +5759,9 @@ def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> s
                         f"see `kubectl -n {namespace} describe backupstoragelocation`")
 
 
-def silence_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
+def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
     """Why a request got no answer, as far as the caller's rights let it be seen; at least one sentence."""
-    api, found, blind, artifact = api.hasty(), [], False, TARGETS.get(kind)
+    api, found, blind, artifact = api.with_short_timeout(), [], False, TARGETS.get(kind)
     direct = ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(artifact)
     for check in [lambda: check_server(api, namespace),
                   lambda: check_location(api, namespace, artifact, name) if artifact else ""]:
@@ -5792,11 +5782,11 @@ def silence_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> L
 # 17. Command line — the COMMANDS table, the parser made from it, main
 # ====================================================================================================
 
-LONGEST_WAIT = 366 * 86400.0                 # seconds; sockets take no more than a few years
-SECOND_WAIT = 1.0                            # seconds for further screens once nobody has answered
-WAIT_UNSEEN = 1.0                            # seconds that nobody needs an explanation for
+MAX_TIMEOUT = 366 * 86400.0                  # seconds; sockets take no more than a few years
+NEXT_SCREEN_TIMEOUT = 1.0                    # seconds for further screens once one request was not answered
+PROGRESS_DELAY = 1.0                         # seconds before it is shown what is waited for
 PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two lines of progress, on a terminal and elsewhere
-NAMES_WAIT = 1.0                             # seconds for names that a shell completes
+COMPLETION_TIMEOUT = 1.0                     # seconds for names that a shell completes
 
 
 def find_namespace() -> str:
@@ -5812,7 +5802,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 class Progress:
-    """A line on stderr while the context lasts: redrawn on a terminal, else written anew now and then.
+    """A line on stderr while the context lasts: redrawn on a terminal, else written every PROGRESS_PLAIN seconds.
 
     `text` makes it of the seconds that have passed; while that is empty, nothing is shown.
     """
@@ -5848,15 +5838,15 @@ class Progress:
 
 
 def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
-    """On a terminal, say from the second second on for what we wait and for how long still."""
+    """On a terminal, after PROGRESS_DELAY seconds, show what is waited for and how long it may still take."""
     return contextlib.nullcontext() if not sys.stderr.isatty() else Progress(
-        lambda passed: "" if passed < WAIT_UNSEEN else
+        lambda passed: "" if passed < PROGRESS_DELAY else
         f"waiting for {one_line(what)}, at most {format_duration(max(0, round(seconds - passed)))} more")
 
 
-def explained(api: Api, namespace: str, kind: str = "", name: str = "") -> ContextManager[None]:
-    """When nobody answers, say why as far as it can be seen."""
-    return hinted(lambda error: silence_hints(api, namespace, kind, name) if isinstance(error, TimedOut) else ())
+def adding_timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> ContextManager[None]:
+    """Give a TimedOut error hints why nobody answered."""
+    return adding_hints(lambda error: timeout_hints(api, namespace, kind, name) if isinstance(error, TimedOut) else ())
 
 
 def write_text(text: str) -> None:
@@ -5896,7 +5886,7 @@ def local_time(instant: datetime) -> datetime:
 
 
 def report_all(troubles: List[Error], hints: Iterable[str] = ()) -> int:
-    """Say what was missing, below what there was -> the exit code, which is that of the first trouble."""
+    """Report what was missing, after the output -> the exit code, which is that of the first error."""
     sys.stdout.flush()
     for trouble in troubles:
         report(trouble)
@@ -5906,16 +5896,16 @@ def report_all(troubles: List[Error], hints: Iterable[str] = ()) -> int:
 
 
 def describe(options: Options, api: Api, resource: Resource, documents: List[Document]) -> Iterator[Description]:
-    """One screen after the other; once nobody answered, the next ones are not waited for as long again."""
+    """One Description after the other; once a request timed out, the next ones wait at most NEXT_SCREEN_TIMEOUT."""
     trust, structured, timeout = options.trust(), options.output == "json", options.timeout
     for document in documents:
         kinds = artifacts_of(resource, document, details=options.details, structured=structured)
         name = _text(document, "metadata", "name")
         with api.waiting(f"what belongs to {resource.kind.lower()} {name}", timeout):
-            related, artifacts = read_screen(api._replace(waiting=unseen), options.namespace, resource, document, kinds,
-                                             timeout, trust)
+            related, artifacts = read_screen(api._replace(waiting=show_nothing), options.namespace, resource, document,
+                                             kinds, timeout, trust)
         if any(isinstance(value, TimedOut) for value in artifacts.values()):
-            timeout = min(timeout, SECOND_WAIT)
+            timeout = min(timeout, NEXT_SCREEN_TIMEOUT)
         yield Description(resource, document, related, artifacts, localize=local_time, details=options.details,
                           colorized=not structured and options.is_colorized())
 
@@ -5996,7 +5986,7 @@ class Options:
         log.info("stopped")
 
     def is_direct(self) -> bool:
-        """Whether the store itself is asked and no controller; UsageError for keys that nobody would use."""
+        """Whether to read the store without a controller; UsageError for keys that would not be used."""
         direct = self.direct or bool(self.location)
         if self.credentials_file and not direct:
             raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
@@ -6013,7 +6003,7 @@ class Options:
         trust, given = self.trust() or client_trust(location), self.credentials_file
         if given:
             location = location._replace(secret_name="", credentials_file=given, trusted=True)
-        with hinted(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"]
+        with adding_hints(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"]
                     if error.reason == FOREIGN_ENDPOINT or (
                         location.secret_name and isinstance(error, (ApiError, CredentialsError))) else ()):
             location, plan = open_location(api, self.namespace, location, self.allow_credentials_file)
@@ -6022,9 +6012,9 @@ class Options:
         return Bucket(location, plan, trust, self.idle_timeout)
 
     def find_owner(self, artifact: Artifact) -> Api:
-        """The cluster, in which the owner of an artifact exists and has what is asked for."""
+        """The cluster, after a check that the owner of the artifact exists there and, for a log, has finished."""
         api, refusal = self.api(), ""
-        with hinted(lambda error: ["--location FILE and --credentials-file FILE need no cluster"]
+        with adding_hints(lambda error: ["--location FILE and --credentials-file FILE need no cluster"]
                     if isinstance(error, Unreachable) else ()):
             try:
                 owner = get_existing(api, artifact.owner, self.namespace, self.name)
@@ -6052,13 +6042,13 @@ class Options:
 
     @contextlib.contextmanager
     def open_source(self) -> Iterator[Source]:
-        """An artifact as the command line wants it had."""
+        """The source of an artifact, as the flags choose it."""
         trust, artifact = self.trust(), (self.namespace, self.kind, self.name)
         where, key = self.find_artifact()
         if isinstance(where, Bucket):
             yield where.source(key)
             return
-        with explained(where, *artifact), requested_source(
+        with adding_timeout_hints(where, *artifact), requested_source(
                 where, *artifact, timeout=self.timeout, trust=trust, idle=self.idle_timeout) as source:
             yield source
 
@@ -6068,7 +6058,7 @@ class Options:
         where, key = self.find_artifact()
         if isinstance(where, Bucket):
             return where.url(key)
-        with explained(where, *artifact):
+        with adding_timeout_hints(where, *artifact):
             return get_download_url(where, *artifact, timeout=self.timeout)
 
     def damage_cure(self) -> str:
@@ -6081,7 +6071,7 @@ class Options:
                 "it is")
 
     def fetch(self, output: str) -> None:
-        """Download one artifact to a file, or to stdout for `-`; how it goes on is shown where that disturbs nobody."""
+        """Download one artifact to a file, or to stdout for `-`; progress is shown unless it mixes with the output."""
         download: Optional[Download] = None
         hidden = self.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty()))
 
@@ -6096,7 +6086,7 @@ class Options:
             return [self.damage_cure()] if came and error.reason == "StoreError" else []
 
         try:
-            with hinted(cures), self.open_source() as source, Progress(text) as progress:
+            with adding_hints(cures), self.open_source() as source, Progress(text) as progress:
                 download = Download(source, f"{self.kind} of {self.name}", gunzip=TARGETS[self.kind].gunzip)
                 if output == "-":
                     size = download.write_to(sys.stdout.buffer)
@@ -6113,11 +6103,11 @@ class Options:
         """Any artifact: BackupContents into a file, as `backup download`; others to stdout unless -o names a file."""
         kind, name = self.kind, self.name
         if self.url_only:
-            idle = [flag for flag, given in (("--output", self.output), ("--force", self.force)) if given]
-            if idle:
-                raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(idle)}")
+            unused = [flag for flag, given in (("--output", self.output), ("--force", self.force)) if given]
+            if unused:
+                raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(unused)}")
             url = self.find_url()
-            if not is_http_url(url) or re.search("[^!-~]", url):  # whoever may write the status may have made it up
+            if not is_http_url(url) or re.search("[^!-~]", url):  # anybody who may patch it can have written it
                 raise StoreError("the answer holds no printable http or https URL")
             write_text(url + "\n")
             return
@@ -6190,7 +6180,7 @@ class Options:
         return sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
 
     def run_describe(self) -> int:
-        """Screens or JSON; what is missing on them is said on stderr too, and decides the exit code."""
+        """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code."""
         api, resource, troubles = self.api(), self.resource, []
         documents, _ = find_documents(api, resource, self.namespace, self.names, self.selector)
         screens = []
@@ -6203,12 +6193,12 @@ class Options:
         if self.output == "json":
             write_text(json_text(screens[0] if len(screens) == 1 else screens))
         silent = any(isinstance(trouble, TimedOut) for trouble in troubles)
-        return report_all(troubles, silence_hints(api, self.namespace) if silent else ())
+        return report_all(troubles, timeout_hints(api, self.namespace) if silent else ())
 
     def server_status(self) -> Document:
         """The answered ServerStatusRequest."""
         api = self.api()
-        with explained(api, self.namespace):
+        with adding_timeout_hints(api, self.namespace):
             return get_server_status(api, self.namespace, timeout=self.timeout)
 
     def run_plugin_get(self) -> None:
@@ -6247,7 +6237,7 @@ def argument_type(convert: Callable[[str], Any], complaint: str) -> Callable[[st
     return read
 
 
-DURATION = argument_type(lambda text: min(max(0.0, parse_duration(text)), LONGEST_WAIT) or None,
+DURATION = argument_type(lambda text: min(max(0.0, parse_duration(text)), MAX_TIMEOUT) or None,
                          "{!r} is no time to wait; write for example 30s, 5m or 1h30m")
 PATH = argument_type(lambda text: text or None, "it is empty; was a variable not set?")
 NAMESPACE = argument_type(lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a namespace")
@@ -6295,7 +6285,8 @@ COMMON = (
     argument("-v", "--verbose", action="count", default=0, help="say more on stderr"),
     argument("--version", action="version", version=f"{PROGRAM} {__version__}", help="print the version of this file"),
 )
-ABSENT = {"timeout": 60.0, "quiet": False, "direct": False, "location": None, "credentials_file": None, "is_log": False}
+OPTION_DEFAULTS = {  # for commands that have no such argument
+    "timeout": 60.0, "quiet": False, "direct": False, "location": None, "credentials_file": None, "is_log": False}
 
 TLS = (
     argument("--cacert", type=PATH, metavar="FILE", help="certificate authority of the store (PEM)"),
@@ -6390,7 +6381,7 @@ EPILOG = """exit codes:
 
 
 def build_parser(words: str = "") -> Any:
-    """The parser of one command; of a group of commands, or all of them, one that can only tell of them."""
+    """The parser of one command; for a group of commands, or none, a parser that only lists commands."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -6412,7 +6403,7 @@ def build_parser(words: str = "") -> Any:
         lines = [DESCRIPTION, "", "commands:", *(f"  {name:<19} {summary}" for name, summary in rows)]
         parser = Parser(prog=prog, description="\n".join(lines), epilog=EPILOG, usage=f"{prog} COMMAND ...",
                         allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(**{**ABSENT, **(command.fixed if command else {})})
+    parser.set_defaults(**{**OPTION_DEFAULTS, **(command.fixed if command else {})})
     for flags, keywords in (*(command.arguments if command else ()), *COMMON):
         parser.add_argument(*flags, **{"help": argparse.SUPPRESS, **keywords})
     return parser
@@ -6474,7 +6465,7 @@ def known_names(words: str, flags: List[str]) -> List[str]:
 
     thread = threading.Thread(target=ask, daemon=True)  # which may run a login, or wait for whatever does not answer
     thread.start()
-    thread.join(NAMES_WAIT)
+    thread.join(COMPLETION_TIMEOUT)
     return list(found)
 
 
@@ -6513,7 +6504,7 @@ class RedactingFormatter(logging.Formatter):
 
 
 def configure_logging(serving: bool, verbose: int) -> None:
-    """Talk on stderr: a controller with time and level, a client only what goes wrong unless -v is given."""
+    """Log to stderr: a controller with time and level, a client only warnings unless -v is given."""
     import warnings
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
@@ -6530,7 +6521,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def terminate(number: int, _frame: Any) -> None:
-    """The handler for such a signal."""
+    """The signal handler that raises Terminated."""
     error = Terminated()
     error.number = number
     raise error
