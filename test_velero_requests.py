@@ -2438,10 +2438,10 @@ class LoopbackServer:
         """Send a chunked body in pieces exactly as given; cut=True ends it without the last chunk."""
         request.status = options.get("status") or 200
         headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked", **(options.get("headers") or {})}
-        pieces = [packed(piece) + b"\n" if isinstance(piece, dict) else piece for piece in options["chunks"]]
+        pieces = (packed(piece) + b"\n" if isinstance(piece, dict) else piece for piece in options["chunks"])
         end = [] if options.get("cut") else [b"0\r\n\r\n"]
-        self._play([head(request.status, headers.items()), *(
-            chunk(piece) if isinstance(piece, bytes) else piece for piece in pieces), *end], connection)
+        self._play(itertools.chain([head(request.status, headers.items())], (
+            chunk(piece) if isinstance(piece, bytes) else piece for piece in pieces), end), connection)
         return bool(end)
 
     def _play(self, pieces: Iterable[Any], connection: Connection) -> None:
