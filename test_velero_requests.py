@@ -4811,6 +4811,7 @@ class ContractTests(CoreTests):
         for code, flag, variable, configured in (
                 (0, ours, "default", other), (0, "", ours, other), (0, "", None, json.dumps({"namespace": ours})),
                 (3, "default", ours, json.dumps({"namespace": ours})), (0, ours, None, "nonsense"),
+                (1, "", "A/b", other),
                 (0, ours, None, '{"namespace": 5, "cacert": []}'), (0, ours, None, "\x00")):
             with self.subTest(flag=flag, variable=variable, configured=configured):
                 with open(os.path.join(self.folder, ".config", "velero", "config.json"), "w", encoding="utf-8") as file:
@@ -10165,7 +10166,6 @@ class TestStoreRefusals(unittest.TestCase):
                 (403, refusal_xml("RequestTimeTooSkewed"), {}, "ClockSkew", ("clock",)),
                 (403, refusal_xml("InvalidObjectState"), {}, "ArtifactArchived", ("archive",)),
                 (403, refusal_xml("AccessDenied"), {}, "StoreAccessDenied", ("s3:GetObject", "Some <words>")),
-                (404, refusal_xml("XAdminUserNotFound"), {}, "InvalidCredentials", ()),
                 (301, refusal_xml("PermanentRedirect"), elsewhere, "WrongEndpoint", ("eu-west-3",)),
                 (307, refusal_xml("TemporaryRedirect"), {}, "WrongEndpoint", ("s3Url",)),
                 (301, b"", elsewhere, "WrongEndpoint", ("eu-west-3",)),
@@ -10181,6 +10181,8 @@ class TestStoreRefusals(unittest.TestCase):
                 self.store.script("GET", status=status, body=body, headers=headers)
                 self.refusal(self.url, reason, *words)
         self.assertEqual(self.store.seen(path_part="/login"), [])
+        self.store.script("GET", status=404, body=refusal_xml("XAdminUserNotFound"))  # no artifact is missing
+        self.assertEqual(vr.Exit.NOT_ALLOWED, self.refusal(self.url, "InvalidCredentials").exit)
 
     def test_what_a_proxy_changes_is_named(self) -> None:
         """A signature that fails because of a proxy names the element that it changed, with both values."""
@@ -12114,8 +12116,9 @@ class DirectTests(Sentences):
         self.fill_bucket()
         whole = self.location_document()
         cases: Tuple[Tuple[Any, Optional[str], str], ...] = (
-            (b"- a list", None, "location"), (b"", None, "location"), (b"a: [b", None, "location"),
-            (b"\x00\x01", None, "location"), ({"spec": {}}, None, "bucket|provider"), (b"5", None, "location"),
+            (b"- a list", None, "location.yaml must be a mapping"), (b"", None, "provider"),
+            (b"a: [b", None, "location"), (b"\x00\x01", None, "location"), ({"spec": {}}, None, "bucket|provider"),
+            (b"5", None, "location"),
             (backup_document("b1", "Completed"), None, "kind 'backup'.* backupstoragelocation"),
             ({"kind": "List", "items": [whole]}, None, "kind 'list'.* backupstoragelocation"),
             ({**whole["spec"], "provider": "azure"}, None, "azure"), (whole, "", "cloud|credential"),

@@ -1959,6 +1959,8 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     error.retry_after = retry_after_seconds(headers.get("Retry-After", ""), now)
     if reason in EXPIRED:
         error.exit = Exit.FAILED             # that is no lack of rights
+    elif reason == CredentialsError.usual_reason:
+        error.exit = Exit.NOT_ALLOWED        # versitygw's 404 does not say that the artifact is missing
     return error
 
 # ====================================================================================================
@@ -5645,8 +5647,9 @@ _LOCATION_TEXTS = {"objectStorage": ("bucket", "prefix", "caCert"), "credential"
 def location_of_file(path: str) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
     what = f"storage location file {path}"
-    document = parse_yaml(read_file(path, "storage location file", LOCATION_LIMIT), what, LOCATION_LIMIT)
-    kind = _text(document, "kind") or (LOCATIONS.kind if isinstance(document, dict) else type(document).__name__)
+    document = Reader(parse_yaml(read_file(path, "storage location file", LOCATION_LIMIT), what, LOCATION_LIMIT),
+                      what).fields
+    kind = _text(document, "kind") or LOCATIONS.kind
     if kind != LOCATIONS.kind:
         raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
                           hints=["`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
@@ -5791,7 +5794,11 @@ COMPLETION_TIMEOUT = 1.0                     # seconds for names that a shell co
 
 def find_namespace() -> str:
     """Velero's namespace when -n does not say: VELERO_NAMESPACE, else the velero CLI's configuration, else velero."""
-    return os.environ.get("VELERO_NAMESPACE") or _text(read_velero_config(), "namespace") or DEFAULT_NAMESPACE
+    name = os.environ.get("VELERO_NAMESPACE") or _text(read_velero_config(), "namespace") or DEFAULT_NAMESPACE
+    if not is_object_name(name):
+        raise ConfigError(f"{one_line(name, 64)!r} cannot be the name of a namespace", hints=[
+            "VELERO_NAMESPACE or ~/.config/velero/config.json names it; -n chooses another"])
+    return name
 
 
 def say(text: str, end: str = "\n") -> None:
