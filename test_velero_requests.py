@@ -9517,7 +9517,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
         self.assertEqual(self.services.seen(), [])
 
 
-class TestSilentHosts(unittest.TestCase):
+class TestHostLimiter(unittest.TestCase):
     """Tests for `HostLimiter`, of four workers."""
 
     def setUp(self) -> None:

@@ -407,7 +407,7 @@ def _text(document: Any, *path: str) -> str:
 
 
 def _name(document: Any, *path: str) -> str:
-    """The name of an object, cut at the length of the longest: records are kept, and a document may hold megabytes."""
+    """The name of an object, cut one character after the longest possible: records are kept, and it may be huge."""
     return _text(document, *path)[:254]
 
 
@@ -846,8 +846,8 @@ def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
 def is_news(old: Optional[Request], new: Request) -> bool:
     """Whether a changed object is worth a look now.
 
-    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: were they
-    news, two controllers that fail for different reasons would wake each other without end.
+    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: if they
+    counted, two controllers that fail for different reasons would wake each other without end.
     """
     if old is None:
         return True
@@ -2024,8 +2024,8 @@ def table(rows: List[Tuple[str, ...]]) -> str:
 def aligned(lines: Iterable[str]) -> str:
     """Lines with tabs -> text in columns, by the rules of Go's text/tabwriter with a padding of two blanks.
 
-    A cell ends with a tab; what follows the last tab of a line is none. Neighbouring lines that have a cell at the same
-    position make a block, as wide as its longest cell. That a line of a block has the cells left of it follows.
+    Each cell ends with a tab; the text after the last tab of a line is no cell. Neighbouring lines that have a cell at
+    the same position make a block, as wide as its longest cell.
     """
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
@@ -2040,7 +2040,7 @@ def aligned(lines: Iterable[str]) -> str:
 class Fields:
     """Typed access to an untrusted document by dotted paths, with Go's zero value for what is absent.
 
-    What has another type counts as absent, and is noted in `wrong`. Artifacts have no such list: there it is an Error.
+    A value of another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error.
     """
 
     def __init__(self, document: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
@@ -3705,7 +3705,7 @@ class HostLimiter:
     during `pause` seconds: the same error is raised at once.
     """
 
-    quick = 0.3
+    quick = 0.3                              # seconds
 
     def __init__(self, workers: int, pause: float) -> None:
         self.most, self.pause = workers - 1, pause
@@ -4804,13 +4804,13 @@ class Queue:
         self._closed = False
 
     def add(self, key: Any) -> None:
-        """Look at this key as soon as a worker is free; an instant said before still counts."""
+        """Look at this key as soon as a worker is free; an instant set earlier still counts."""
         with self._changed:
             self._ready[key] = None
             self._changed.notify()
 
     def add_at(self, key: Any, instant: float) -> None:
-        """Look at this key at an instant, infinity is never; of several instants the last one said counts."""
+        """Look at this key at an instant, or never for infinity; this replaces an instant set earlier."""
         with self._changed:
             if instant == math.inf:
                 self._due.pop(key, None)
@@ -4978,7 +4978,7 @@ class Controller:
         """Send a merge patch of status and perhaps annotations to where the live CRD takes them.
 
         CRDs of Velero 1.6 to 1.8 have a status subresource, later ones do not, and upgrades leave them as they are.
-        With one, a patch of the object drops the status without a word; without one, /status is a 404.
+        With one, a patch of the object silently drops the status; without one, /status is a 404.
         """
         to_object = "annotations" in body["metadata"] or key.resource not in self.with_subresource
         for subresource in ("", "status") if to_object else ("status",):
@@ -4989,8 +4989,8 @@ class Controller:
                     self.with_subresource.discard(key.resource)
                 raise
             if request_from(key.resource, stored).key != key:
-                break  # whatever has answered, it was no API server
-            if key in self.records:  # else the watch has brought its end already
+                break  # this answer is not from an API server
+            if key in self.records:  # else the watch has already reported its deletion
                 self.remember(key.resource, stored)
             status = body.get("status", {})
             if all(_at(stored, "status", name) == value for name, value in status.items()):
@@ -5078,7 +5078,7 @@ class Controller:
         self.queue.add_at(key, instant)
 
     def log_outcome(self, key: Key, outcome: Outcome) -> None:
-        """Log an outcome, a failure only when it is another than last time; a dry run prints it instead."""
+        """Log an outcome, a failure only when it differs from the last one; a dry run prints it instead."""
         text = redact(f"{key}: {outcome.verb}: {outcome.why}")
         if self.dry_run and outcome is not GONE:
             print(text, flush=True)
