@@ -16,7 +16,7 @@ ways with Velero 1.6.3 to 1.18.
     python3 velero_requests.py --help                    everything else
 
 Contents
-     1  Ground          exit codes, the error family, text and time, typed access to strangers' documents
+     1  Ground          exit codes, the error family, text and time, typed access to untrusted documents
      2  Requests        the kinds, what can be asked for, and every policy of the controller
      3  Locations       BackupStorageLocation -> record -> object key -> address
      4  Signing         AWS Signature Version 4, one function per noun of the specification
@@ -93,13 +93,13 @@ __version__ = "0.1.0"
 log = logging.getLogger("velero_requests")
 
 # ====================================================================================================
-# 1. Ground — exit codes, the error family, text and time, typed access to strangers' documents
+# 1. Ground — exit codes, the error family, text and time, typed access to untrusted documents
 # ====================================================================================================
 
 Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on untouched
 
 
-def hides(*secrets: str) -> Callable[[type], Any]:
+def hidden_in_repr(*secrets: str) -> Callable[[type], Any]:
     """A decorator for records, whose repr then leaves these fields out.
 
     All records are NamedTuples: thirty dataclasses, which compile source when they are made, add 25 ms to each start.
@@ -280,7 +280,7 @@ def printable(text: str) -> str:
 
 def one_line(text: object, limit: int = 300) -> str:
     """Foreign text made fit for a terminal or an annotation: one line, nothing invisible, cut at `limit`."""
-    start = str(text)[:4 * limit]  # a stranger's text may be megabytes
+    start = str(text)[:4 * limit]  # untrusted text may be megabytes
     line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
@@ -331,7 +331,7 @@ def redact(text: str) -> str:
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match.group(3) else "***"), text)
 
 
-def is_first(text: str, seen: Set[str], most: int) -> bool:
+def add_if_new(text: str, seen: Set[str], most: int) -> bool:
     """Whether a text is new; it is added to those seen. Once there are `most` of them, no text is new any more."""
     known = len(seen)
     if known < most:
@@ -408,7 +408,7 @@ def _text(document: Any, *path: str) -> str:
 
 
 def _name(document: Any, *path: str) -> str:
-    """The name of an object, cut at the length of the longest: records are kept, and a document may hold megabytes."""
+    """The name of an object, cut one character after the longest possible: records are kept, and it may be huge."""
     return _text(document, *path)[:254]
 
 
@@ -679,7 +679,7 @@ MESSAGE = "velero-requests.io/message"       # annotation: one sentence, no secr
 RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
 UNREACHABLE_CAP = 3.0                        # seconds; the cap while no API server is reached, for retries load none
-PAGE_SIZE = 25                               # objects; client-go's 500 may be 700 MB of hostile ones
+PAGE_SIZE = 25                               # objects; client-go's 500 could be 700 MB when somebody makes large ones
 
 OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): the only Velero plugin whose work this file does
 
@@ -695,7 +695,7 @@ class Key(NamedTuple):
         return f"{self.resource.kind} {self.namespace}/{self.name}"
 
 
-@hides("url")
+@hidden_in_repr("url")
 class Request(NamedTuple):
     """What decisions need of a DownloadRequest or ServerStatusRequest; times that cannot be read are None."""
 
@@ -721,7 +721,7 @@ class Server(NamedTuple):
     plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS
 
 
-@hides("body")
+@hidden_in_repr("body")
 class Outcome(NamedTuple):
     """What one look at a request decides.
 
@@ -849,8 +849,8 @@ def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
 def is_news(old: Optional[Request], new: Request) -> bool:
     """Whether a changed object is worth a look now.
 
-    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: were they
-    news, two controllers that fail for different reasons would wake each other without end.
+    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: if they
+    counted, two controllers that fail for different reasons would wake each other without end.
     """
     if old is None:
         return True
@@ -972,7 +972,7 @@ def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool =
     return f"{dns_label(service, 'the service')}{'-fips' * fips}{'.dualstack' * dualstack}.{region}.{suffix}"
 
 
-@hides("s3_url", "public_url", "ca_cert")
+@hidden_in_repr("s3_url", "public_url", "ca_cert")
 class Location(NamedTuple):
     """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
 
@@ -1156,7 +1156,7 @@ def object_address(location: Location, key: str) -> Address:
 #    parameter is added: the smallest URL is the one that most stores, proxies and clients agree on.
 # ====================================================================================================
 
-@hides("access_key", "secret_key", "session_token")
+@hidden_in_repr("access_key", "secret_key", "session_token")
 class Credentials(NamedTuple):
     """AWS keys; `expires` is None for keys that last."""
 
@@ -1342,7 +1342,7 @@ def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
     return profiles
 
 
-@hides("values")
+@hidden_in_repr("values")
 class Plan(NamedTuple):
     """Where keys come from; `fetch_credentials` carries it out."""
 
@@ -1511,7 +1511,7 @@ EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.i
 INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
 
 
-@hides("arguments", "environment")
+@hidden_in_repr("arguments", "environment")
 class ExecPlugin(NamedTuple):
     """A program that the kubeconfig names, which prints our credentials."""
 
@@ -1524,7 +1524,7 @@ class ExecPlugin(NamedTuple):
     interactive_mode: str
 
 
-@hides("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
+@hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
 class Cluster(NamedTuple):
     """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
 
@@ -1545,7 +1545,7 @@ class Cluster(NamedTuple):
     exec_plugin: Optional[ExecPlugin] = None
 
 
-@hides("token", "certificate", "key")
+@hidden_in_repr("token", "certificate", "key")
 class Identity(NamedTuple):
     """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
 
@@ -2009,7 +2009,7 @@ DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
 
 Localize = Callable[[datetime], datetime]          # an instant -> the same one in the user's time zone
 NONE, NONE_INCLUDED = "<none>", "<none included>"
-MAX_WIDTH = 300  # characters; a longer cell, which only a stranger can have written, widens no column
+MAX_WIDTH = 300  # characters; a longer cell, which Velero never writes, does not widen its column
 
 
 def go_time(text: str, localize: Localize, absent: str) -> str:
@@ -2042,8 +2042,8 @@ def table(rows: List[Tuple[str, ...]]) -> str:
 def aligned(lines: Iterable[str]) -> str:
     """Lines with tabs -> text in columns, by the rules of Go's text/tabwriter with a padding of two blanks.
 
-    A cell ends with a tab; what follows the last tab of a line is none. Neighbouring lines that have a cell at the same
-    position make a block, as wide as its longest cell. That a line of a block has the cells left of it follows.
+    Each cell ends with a tab; the text after the last tab of a line is no cell. Neighbouring lines that have a cell at
+    the same position make a block, as wide as its longest cell.
     """
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
@@ -2056,9 +2056,9 @@ def aligned(lines: Iterable[str]) -> str:
 
 
 class Fields:
-    """Typed access to a stranger's document by dotted paths, with Go's zero value for what is absent.
+    """Typed access to an untrusted document by dotted paths, with Go's zero value for what is absent.
 
-    What has another type counts as absent, and is noted in `wrong`. Artifacts have no such list: there it is an Error.
+    A value of another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error.
     """
 
     def __init__(self, document: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
@@ -2136,7 +2136,7 @@ def _expires(backup: Fields, now: datetime) -> str:
 
 
 def _columns(resource: Resource, row: Fields, now: datetime, localize: Localize) -> Dict[str, str]:
-    """The titles and cells of 1.18."""
+    """The titles and cells of a row, as the velero CLI 1.18 prints them."""
     def time(path: str) -> str:
         return go_time(row(path), localize, "<nil>")
 
@@ -2735,18 +2735,16 @@ class Description:
                 self._add("\t\t", errors)
 
 
-def version_text(server_version: Optional[str], source: str = "") -> str:
-    """The text of `velero version`; None for --client-only. source: of the server's version, when it did not answer."""
+def version_text(server_version: Optional[str]) -> str:
+    """The text of `velero version`; None for --client-only."""
     text = f"Client:\n\tVersion: v{__version__}\n\tGit commit: -\n"  # one file, which is its own commit
-    origin = f" ({one_line(source)})" if source else ""
-    return text if server_version is None else f"{text}Server:\n\tVersion: {one_line(server_version)}{origin}\n"
+    return text if server_version is None else f"{text}Server:\n\tVersion: {one_line(server_version)}\n"
 
 
-def version_document(server_version: Optional[str], source: str = "") -> Document:
+def version_document(server_version: Optional[str]) -> Document:
     """The same for -o json|yaml, which velero lacks."""
     client = {"client": {"version": f"v{__version__}"}}
-    server = {"version": server_version, **({"source": source} if source else {})}
-    return client if server_version is None else {**client, "server": server}
+    return client if server_version is None else {**client, "server": {"version": server_version}}
 
 # ====================================================================================================
 # 9. Manifests — the CustomResourceDefinitions
@@ -2828,7 +2826,7 @@ def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
     return content
 
 
-@hides("ca_cert")
+@hidden_in_repr("ca_cert")
 class Trust(NamedTuple):
     """Whom to trust behind an https URL: the system's authorities and `ca_cert` (PEM), or anybody."""
 
@@ -3181,7 +3179,7 @@ class ConnectionPool:
         self.pool.close()
 
 
-@hides("body", "headers")
+@hidden_in_repr("body", "headers")
 class Reply(NamedTuple):
     """The answer of a small exchange, with its whole body."""
 
@@ -3546,7 +3544,7 @@ class Api(NamedTuple):
     def _tell_warnings(self, headers: Any) -> None:
         """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
         for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
-            if is_first(text, self.session.warned, 100):
+            if add_if_new(text, self.session.warned, 100):
                 log.warning("warning of the cluster: %s", one_line(redact(text)))
 
     def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
@@ -3746,8 +3744,10 @@ class HostLimiter:
     during `pause` seconds: the same error is raised at once.
     """
 
-    def __init__(self, workers: int, pause: float, quick: float = 0.3) -> None:
-        self.most, self.pause, self.quick = workers - 1, pause, quick
+    quick = 0.3                              # seconds
+
+    def __init__(self, workers: int, pause: float) -> None:
+        self.most, self.pause = workers - 1, pause
         self.lock = threading.Lock()
         self.asked: List[str] = []                                # the host that each worker waits for
         self.answered: Set[str] = set()                           # hosts that have answered
@@ -3845,7 +3845,7 @@ def _json_object(body: bytes) -> Dict[str, Any]:
 def assume_role(role: Mapping[str, str], source: Optional[Credentials], region: str) -> Credentials:
     """The keys of a role from the Security Token Service, for those of `source` or the token of a web identity (IRSA).
 
-    The token file is read anew each time, and its text never goes into a URL.
+    The token file is read again each time, and its text never goes into a URL.
     """
     url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://{aws_host('sts', region)}"
     form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": role["role_arn"],
@@ -3886,7 +3886,7 @@ def run_credential_process(program: Mapping[str, str]) -> Credentials:
 
 
 def ask_container(container: Mapping[str, str]) -> Credentials:
-    """The keys of ECS and EKS Pod Identity; the authorization token is read anew each time."""
+    """The keys of ECS and EKS Pod Identity; the authorization token is read again each time."""
     token = container.get("token", "")
     if "token_file" in container:
         token = read_file(container["token_file"], "container authorization token").decode("utf-8", "replace").strip()
@@ -4806,8 +4806,8 @@ class Download:
         """Put it into a new file -> its bytes; what an earlier run left is continued when it fits.
 
         The file appears whole or not at all; what a symbolic link points to is replaced, not the link. A device or FIFO
-        that the user named is written to as it is. An object that changes meanwhile is begun anew. Raises Error naming
-        the file, StoreError when the object is not whole, Unreachable when the line stays broken.
+        that the user named is written to as it is. An object that changes meanwhile is fetched again from its start.
+        Raises Error naming the file, StoreError when the object is not whole, Unreachable when the line stays broken.
         """
         if named and is_special(path):
             with special_file(path) as file:
@@ -4846,13 +4846,13 @@ class Queue:
         self._closed = False
 
     def add(self, key: Any) -> None:
-        """Look at this key as soon as a worker is free; an instant said before still counts."""
+        """Look at this key as soon as a worker is free; an instant set earlier still counts."""
         with self._changed:
             self._ready[key] = None
             self._changed.notify()
 
     def add_at(self, key: Any, instant: float) -> None:
-        """Look at this key at an instant, infinity is never; of several instants the last one said counts."""
+        """Look at this key at an instant, or never for infinity; this replaces an instant set earlier."""
         with self._changed:
             if instant == math.inf:
                 self._due.pop(key, None)
@@ -4934,7 +4934,7 @@ class Controller:
         self.streams: Dict[Resource, Response] = {}       # open watches, to be interrupted
         self.failures: Dict[Key, int] = {}                # how many looks in a row failed
         self.logged: Dict[Key, str] = {}                  # failures that the log has already
-        self.warned: Set[str] = set()                     # rights and oddities that the log has already
+        self.warned: Set[str] = set()                     # warnings that the log has already
         self.credentials: Dict[Any, CredentialCache] = {}  # keys had, by plan and region
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = dict.fromkeys(REQUEST_KINDS, 0)     # how many the watches have brought
@@ -4944,15 +4944,15 @@ class Controller:
 
     def warn_once(self, texts: Iterable[str]) -> None:
         """Warn, unless the log has a sentence already."""
-        for text in (text for text in texts if is_first(text, self.warned, 1000)):
+        for text in (text for text in texts if add_if_new(text, self.warned, 1000)):
             log.warning("%s", text)
 
     def warn_of_missing_right(self, error: Error) -> None:
-        """Say once which right is missing and which line of a Role grants it."""
+        """Log once which right is missing and which line of a Role grants it."""
         self.warn_once(error.hints if isinstance(error, ApiError) and error.status == 403 else ())
 
     def cached(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
-        """What `read` gives, remembered for a few seconds after a success and never after a failure."""
+        """The result of `read`, kept for a few seconds after a success and never after a failure."""
         now = self.now()
         until, value = self.cache.get(name, (now, None))
         if until > now:
@@ -4969,7 +4969,7 @@ class Controller:
             resource, self.namespace, name, f"{resource.kind}NotFound", asked_by), "spec", field))
 
     def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
-        """A storage location, and where its keys come from; oddities are told once."""
+        """A storage location, and where its keys come from; its warnings are logged once."""
         location = find_location(self.api, self.namespace, self.api.get_wanted(
             LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
         self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
@@ -5004,12 +5004,12 @@ class Controller:
         except Error as error:
             self.warn_of_missing_right(error)
             return refuse_download(request, error, self.now())
-        except Exception as error:  # a bug, too, must leave a reason and an end on the request that brings it out
+        except Exception as error:  # also a bug must leave a reason and an expiration on the request that triggers it
             log.debug("answering %s", request.key, exc_info=True)
             return refuse_download(request, Error(f"unexpected {type(error).__name__}"), self.now())
 
     def remember(self, resource: Resource, document: Document) -> Tuple[Key, bool]:
-        """Keep the newest copy of a request, without its URL -> its key, and whether it is worth a look now."""
+        """Keep the newest copy of a request, without its URL -> its key, and whether to look at it now."""
         record = request_from(resource, document)._replace(url="")
         if record.key.namespace != self.namespace:
             return record.key, False  # not ours, whoever sent it
@@ -5021,7 +5021,7 @@ class Controller:
         """Send a merge patch of status and perhaps annotations to where the live CRD takes them.
 
         CRDs of Velero 1.6 to 1.8 have a status subresource, later ones do not, and upgrades leave them as they are.
-        With one, a patch of the object drops the status without a word; without one, /status is a 404.
+        With one, a patch of the object silently drops the status; without one, /status is a 404.
         """
         to_object = "annotations" in body["metadata"] or key.resource not in self.with_subresource
         for subresource in ("", "status") if to_object else ("status",):
@@ -5032,8 +5032,8 @@ class Controller:
                     self.with_subresource.discard(key.resource)
                 raise
             if request_from(key.resource, stored).key != key:
-                break  # whatever has answered, it was no API server
-            if key in self.records:  # else the watch has brought its end already
+                break  # this answer is not from an API server
+            if key in self.records:  # else the watch has already reported its deletion
                 self.remember(key.resource, stored)
             status = body.get("status", {})
             if all(_at(stored, "status", name) == value for name, value in status.items()):
@@ -5122,7 +5122,7 @@ class Controller:
         self.queue.add_at(key, instant)
 
     def log_outcome(self, key: Key, outcome: Outcome) -> None:
-        """Log an outcome, a failure only when it is another than last time; a dry run prints it instead."""
+        """Log an outcome, a failure only when it differs from the last one; a dry run prints it instead."""
         text = printable(redact(f"{key}: {outcome.verb}: {outcome.why}"))
         if self.dry_run and outcome is not GONE:
             print(text, flush=True)
@@ -5145,7 +5145,7 @@ class Controller:
             self.queue.done(key)
 
     def relist(self, resource: Resource) -> None:
-        """List all requests of a kind anew: every one is looked at, one that is no longer there is dropped."""
+        """List all requests of a kind: each gets a look, and those that no longer exist are dropped."""
         found, version = set(), ""
         for page in self.api.list_pages(resource, self.namespace, limit=PAGE_LIMIT):
             if not isinstance(_at(page, "items"), list):
@@ -5197,7 +5197,7 @@ class Controller:
             return Error(f"unexpected {type(error).__name__}: {one_line(error)}")
 
     def feed(self, resource: Resource) -> None:
-        """A feeder: list once, watch for ever, list anew when the API no longer has the version; never gives up.
+        """A feeder: list once, then watch; list again when the API no longer has the version; never gives up.
 
         A watch that ended before it had lived or brought something is a failure, and followed by a back-off; only a
         version that expired is answered by a list at once, the first time.
@@ -6503,7 +6503,7 @@ class RedactingFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
 
-    def formatException(self, ei: Any) -> str:  # whose last line may hold a stranger's text
+    def formatException(self, ei: Any) -> str:  # its last line may hold untrusted text
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
     def format(self, record: logging.LogRecord) -> str:
