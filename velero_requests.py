@@ -1330,15 +1330,14 @@ def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
     belong together: a section that has one of them takes none from another.
     """
     profiles: Profiles = {}
-    for sections in (config, credentials):
-        for prefixed in (True, False):
-            for section, values in sections.items():
-                name = section[8:].strip() if section.startswith("profile ") else section
-                if prefixed == section.startswith("profile "):
-                    old = profiles.get(name, {})
-                    if any(key in values for key in KEY_NAMES):
-                        old = {key: value for key, value in old.items() if key not in KEY_NAMES}
-                    profiles[name] = {**old, **values}
+    rows = [(section, values) for sections in (config, credentials) for prefixed in (True, False)
+            for section, values in sections.items() if section.startswith("profile ") == prefixed]
+    for section, values in rows:
+        name = section[8:].strip() if section.startswith("profile ") else section
+        old = profiles.get(name, {})
+        if any(key in values for key in KEY_NAMES):
+            old = {key: value for key, value in old.items() if key not in KEY_NAMES}
+        profiles[name] = {**old, **values}
     return profiles
 
 
