@@ -10154,7 +10154,7 @@ class TestStoreRefusals(unittest.TestCase):
         for url, reason, words in (
                 (store.url_of("bucket", "none"), "ArtifactNotFound", ("no such file",)),
                 (store.url_of("no-bucket", "a"), "BucketNotFound", ("objectStorage.bucket",)),
-                (self.signed(access_key="AKIAOTHER"), "InvalidCredentials", ("correct the Secret",)),
+                (self.signed(access_key="AKIAOTHER"), "InvalidCredentials", ("Secret or the credentials file",)),
                 (self.signed(secret_key="wrong"), "SignatureDoesNotMatch", ("the secret key is not the one",)),
                 (store.url_of("bucket", "a", at=time.time() - 700), "UrlExpired", ()),
                 (store.url_of("bucket", "a", token="temp-token"), "InvalidCredentials", ("session token",)),

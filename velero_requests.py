@@ -1893,7 +1893,7 @@ REFUSALS = {
     "NoSuchKey": NO_SUCH_KEY, "AccessDenied": ACCESS_DENIED, "RequestTimeTooSkewed": CLOCK_SKEW,
     "NoSuchBucket": ("BucketNotFound", "correct objectStorage.bucket of the storage location"),
     **dict.fromkeys(("InvalidAccessKeyId", "XAdminUserNotFound"), (  # the second is versitygw's
-        "InvalidCredentials", "the store does not know the access key; correct the Secret")),
+        "InvalidCredentials", "the store does not know the access key; correct the Secret or the credentials file")),
     "SignatureDoesNotMatch": ("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
     "ExpiredToken": ("CredentialsExpired", "renew the temporary credentials in the Secret"),
     **dict.fromkeys(("InvalidToken", "InvalidTokenId"), (  # the second is MinIO's
