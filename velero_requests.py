@@ -5380,10 +5380,11 @@ def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float
         response = api.open_watch(key.resource, key.namespace, version, seconds=left, name=key.name, silence=left)
         with time_limit(left), contextlib.closing(watch_events(response)) as events:
             for kind, copy in events:
-                if kind != "BOOKMARK" and _text(copy, "metadata", "name") == key.name:
-                    if kind == "DELETED":
-                        raise deleted
-                    yield copy
+                if kind == "BOOKMARK" or _text(copy, "metadata", "name") != key.name:
+                    continue
+                if kind == "DELETED":
+                    raise deleted
+                yield copy
     except (ApiError, Unreachable) as error:
         log.info("reading every %s instead of watching: %s", format_duration(poll), error)
     for attempt in itertools.count(1):
