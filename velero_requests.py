@@ -4630,17 +4630,21 @@ class Pipe:
         self.thread = threading.Thread(target=self._fill, name="download", daemon=True)
         self.thread.start()
 
+    def _put(self, chunk: bytes) -> bool:
+        """Add a chunk when there is room -> whether anybody still takes them."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.closed)
+            self.waiting.append(chunk)
+            self.size += len(chunk)
+            self.changed.notify()
+            return not self.closed
+
     def _fill(self) -> None:
         try:
             with contextlib.closing(self.chunks), time_limit(self.left):  # type: ignore[type-var]
                 for chunk in self.chunks:
-                    with self.changed:
-                        self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.closed)
-                        if self.closed:
-                            break
-                        self.waiting.append(chunk)
-                        self.size += len(chunk)
-                        self.changed.notify()
+                    if not self._put(chunk):
+                        break
         except BaseException as error:       # a thread cannot raise; whoever takes the chunks does
             self.error = error
         with self.changed:
