@@ -2838,7 +2838,7 @@ class Trust(NamedTuple):
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
-    Python 3.13 sets VERIFY_X509_STRICT, which private authorities of old clusters fail; for a pinned one it is cleared.
+    It has no VERIFY_X509_STRICT, which private authorities of old clusters fail and Python 3.13 puts into its own default.
     A name counts only as a subject alternative name. A certificate that cannot be read spoils no other. Both as in Go.
     """
     import ssl
@@ -2859,7 +2859,6 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
         return context
     if len(trust.ca_cert) > 1 << 20:
         raise ConfigError(f"{trust.source} is larger than 1 MiB", reason="InvalidStorageLocation")
-    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
     readable = 0
     for block in re.findall("-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----",
                             trust.ca_cert.decode("ascii", "ignore"))[:1000]:  # a system trusts 150
