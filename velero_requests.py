@@ -2838,7 +2838,7 @@ class Trust(NamedTuple):
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
-    It has no VERIFY_X509_STRICT, which private authorities of old clusters fail and Python 3.13 puts into its own default.
+    It has no VERIFY_X509_STRICT, which Python 3.13's default context has and private authorities of old clusters fail.
     A name counts only as a subject alternative name. A certificate that cannot be read spoils no other. Both as in Go.
     """
     import ssl
