@@ -14433,13 +14433,12 @@ def in_turns(rounds: int, *actions: Callable[[], float]) -> List[List[float]]:
 
 def presign_figures() -> None:
     """Compare in alternating rounds over keys that were never signed before."""
-    location = vr.Location("default", "aws", BUCKET, region="us-east-1", s3_url="http://127.0.0.1:9000",
+    location = vr.Location("default", BUCKET, region="us-east-1", s3_url="http://127.0.0.1:9000",
                            path_style=True)
     credentials, life = vr.Credentials("AKIABENCH", "bench-secret"), timedelta(minutes=10)
 
     def ours(key: str) -> str:
-        return vr.presign(vr.object_address(location, key), credentials, location.region,
-                          datetime.now(timezone.utc), life)
+        return vr.presign(vr.object_address(location, key), credentials, datetime.now(timezone.utc), life)
 
     def rate_of(sign: Callable[[str], str], count: int) -> float:
         keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(count)]
