@@ -3462,7 +3462,7 @@ def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
 RETRY_STATUS = (429, 500, 502, 503, 504)
 ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
 MOST_PAGES = 10_000                          # of a list; etcd has no room for more
-PAGE_LIMIT = 2 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
+PAGE_LIMIT = 1 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
 WATCH_SECONDS = (31, 34)                     # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
 WATCH_SILENCE = 40.0                         # seconds without a byte after which a watch is dead
 TOO_LARGE = "TooLarge"                       # reason of an error; asking for less may help
@@ -5233,8 +5233,16 @@ class Controller:
                 return
 
 
+def give_large_blocks_back() -> None:
+    """Let glibc return memory of large objects to the system at once; its threads would keep some MiB each."""
+    import ctypes
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
+        ctypes.CDLL(None).mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD, which otherwise grows
+
+
 def run_controller(controller: Controller) -> None:
     """Serve both kinds of request until `controller.stop` is set; a pass in hand is finished, if it can be soon."""
+    give_large_blocks_back()
     threads = [threading.Thread(target=controller.work, daemon=True) for _ in range(WORKERS)]
     threads += [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_KINDS]
     for thread in threads:
