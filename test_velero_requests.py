@@ -298,6 +298,13 @@ def depth_of(node: ast.AST) -> int:
     return deepest
 
 
+def run_script(script: str) -> Tuple[int, bytes]:
+    """Run Python code in a new process beside the files -> its exit code, and all that it printed."""
+    done = subprocess.run([sys.executable, "-B", "-c", script], cwd=FOLDER, timeout=60, check=False,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout
+
+
 class TestLawsOfTheFile(unittest.TestCase):
     """Tests for `velero_requests.py` as a text."""
 
@@ -370,9 +377,7 @@ class TestLawsOfTheFile(unittest.TestCase):
                   "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
                   "        velero_requests.main(argv)\n"
                   "    assert not {'urllib3', 'yaml'} & set(sys.modules), argv\n")
-        done = subprocess.run([sys.executable, "-B", "-c", script], cwd=FOLDER, timeout=60, check=False,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.assertEqual((0, b""), (done.returncode, done.stdout[-500:]))
+        self.assertEqual((0, b""), run_script(script))
 
     def test_no_line_is_too_long(self) -> None:
         """No line of either file has more than 120 characters, a tab, or blanks at its end."""
@@ -409,9 +414,7 @@ class TestLawsOfTheFile(unittest.TestCase):
                   "assert not logging.getLogger('velero_requests').handlers\n"
                   "import test_velero_requests\n"
                   "assert threading.active_count() == 1\n")
-        done = subprocess.run([sys.executable, "-B", "-c", script], cwd=FOLDER, timeout=60, check=False,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.assertEqual((0, b""), (done.returncode, done.stdout))
+        self.assertEqual((0, b""), run_script(script))
 
     def test_the_readme_says_what_the_code_does(self) -> None:
         """Its tables list the exit codes of --help, every command, the rights that are tested, and every variable."""

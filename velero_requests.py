@@ -5242,7 +5242,6 @@ def give_large_blocks_back() -> None:
 
 def run_controller(controller: Controller) -> None:
     """Serve both kinds of request until `controller.stop` is set; a pass in hand is finished, if it can be soon."""
-    give_large_blocks_back()
     threads = [threading.Thread(target=controller.work, daemon=True) for _ in range(WORKERS)]
     threads += [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_KINDS]
     for thread in threads:
@@ -5998,6 +5997,7 @@ class Options:
             controller.run_once()
             return
         stop_on_signals(controller)
+        give_large_blocks_back()             # of this process, which is nobody else's as it would be in a library
         log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
                  redact(api.session.cluster.server))
         run_controller(controller)
