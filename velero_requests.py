@@ -283,8 +283,8 @@ def format_duration(seconds: float, digits: int = 3) -> str:
     return f"-{text}" if seconds < 0 < number else text
 
 
-# Parameters of pre-signed URLs (AWS SigV4 and SigV2, Google, Azure), also where the URL is a parameter of another; tokens
-# in headers; name and password in a URL. These end before the path, which may hold an `@`, unless what stands there can
+# Parameters of signed URLs (AWS SigV4 and SigV2, Google, Azure), also where the URL is a parameter of another, tokens
+# in headers, name and password in a URL. These end before the path, which may hold an `@`, unless what stands there can
 # be no host: then it is a password with a slash in it.
 _SECRETS = re.compile(
     r"((?:Signature|Credential|(?:Security-?|Session|WebIdentity)Token|AWSAccessKeyId|GoogleAccessId|sig)"
