@@ -10,9 +10,9 @@ controller answers it with a pre-signed URL, and the client fetches that. Server
 server's version and plugins. This file is that controller, that client, and the functions of both to import. It
 interoperates both ways with Velero 1.6.3 to 1.18.
 
-    python3 velero_requests.py controller                answer requests, beside or instead of Velero's own controllers
-    python3 velero_requests.py backup logs NAME          print a backup's log, or say why there is none
-    python3 velero_requests.py --help                    everything else
+    python3 velero_requests.py controller           answer requests, beside or instead of Velero's own controllers
+    python3 velero_requests.py backup logs NAME     print a backup's log, or say why there is none
+    python3 velero_requests.py --help               everything else
 
 Contents
      1  Ground          exit codes, the error family, text and time, untrusted documents
@@ -253,8 +253,7 @@ def printable(text: str) -> str:
 
 def one_line(text: object, limit: int = 300) -> str:
     """Untrusted text for a terminal or an annotation: one line, nothing invisible, cut at `limit`."""
-    start = str(text)[:4 * limit]  # of perhaps megabytes
-    line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:4 * limit]).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
 
@@ -263,11 +262,10 @@ _DURATION_PART = rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_DURATION_UNITS)})"
 
 
 def parse_duration(text: str) -> float:
-    """Go's duration notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else."""
-    parts = re.findall(_DURATION_PART, text[:100], re.ASCII)
-    seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
-    if (not re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text[:101], re.ASCII) or len(text) > 100
-            or seconds >= 2 ** 63 / 1e9):  # Go's end, at 292 years
+    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else and beyond 292 years."""
+    match = re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII) if len(text) <= 100 else None
+    seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text[:100]))
+    if not match or seconds >= 2 ** 63 / 1e9:
         raise ValueError(f"invalid duration {one_line(text, 64)!r}")
     return -seconds if text[0] == "-" else seconds
 
@@ -278,9 +276,8 @@ def format_duration(seconds: float, digits: int = 3) -> str:
     units = ((10 ** 9, "s"), (10 ** 6, "ms"), (10 ** 3, "µs"), (1, "ns"))
     unit, name = next((row for row in units if number >= row[0]), units[0])
     minutes, rest = divmod(number, 60 * 10 ** 9)
-    text = f"{rest / unit:.9f}".rstrip("0").rstrip(".") + name
-    text = (f"{minutes // 60}h" if minutes >= 60 else "") + (f"{minutes % 60}m" if minutes else "") + text
-    return f"-{text}" if seconds < 0 < number else text
+    whole = (f"{minutes // 60}h" if minutes >= 60 else "") + (f"{minutes % 60}m" if minutes else "")
+    return "-" * (seconds < 0 < number) + whole + f"{rest / unit:.9f}".rstrip("0").rstrip(".") + name
 
 
 # Parameters of signed URLs (AWS SigV4 and SigV2, Google, Azure), also where the URL is a parameter of another, tokens
@@ -303,7 +300,7 @@ def redact(text: str) -> str:
 
 
 def add_if_new(text: str, seen: Set[str], most: int) -> bool:
-    """Whether a text is new; it is added to those seen. Once there are `most`, none is new any more."""
+    """Whether a text is new; it is added to those seen, until there are `most` and none is new any more."""
     known = len(seen)
     if known < most:
         seen.add(text[:MESSAGE_LIMIT])
@@ -450,8 +447,8 @@ class Reader:
         return text
 
 
-# An RFC 1123 subdomain. Backups and restores are objects, so no other name can exist; holding a target to this rule
-# keeps every key inside `backups/` or `restores/`.
+# An RFC 1123 subdomain. Backups and restores are objects, so no other name can exist; that keeps every key inside
+# `backups/` or `restores/`.
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 
 
@@ -538,11 +535,10 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
 # ================================================================================
 
 class Resource(NamedTuple):
-    """A kind of Kubernetes object and where the API serves it."""
+    """A kind of Kubernetes object and where the API serves it, in version v1."""
     kind: str
     plural: str
     group: str = "velero.io"
-    version: str = "v1"
 
 
 DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
@@ -561,9 +557,9 @@ DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
     """The path of a namespaced collection, object or subresource in the Kubernetes REST API."""
-    root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
-    parts = ["namespaces", namespace, resource.plural, name, subresource]
-    return root + "".join("/" + quote(part, safe="") for part in parts if part)
+    root = ["apis", resource.group, "v1"] if resource.group else ["api", "v1"]
+    parts = [*root, "namespaces", namespace, resource.plural, name, subresource]
+    return "".join("/" + quote(part, safe="") for part in parts if part)
 
 
 def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
@@ -594,37 +590,37 @@ class Artifact(NamedTuple):
         return self.kind != BACKUP_CONTENTS
 
 
-# Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with the keys of velero
-# pkg/persistence/object_store_layout.go. Two rows surprise: RestoreResults has no `.json`, and RestoreVolumeInfo alone
-# no `restore-`. BackupItemSnapshots existed from 1.8 to 1.10 only.
-TARGETS = {kind: Artifact(kind, RESTORES if key.startswith("restores/") else BACKUPS, key, *releases)
-           for kind, key, *releases in (
-    ("BackupLog", "backups/{name}/{name}-logs.gz", "1.6 1.18"),
-    (BACKUP_CONTENTS, "backups/{name}/{name}.tar.gz", "1.6 1.18"),
-    ("BackupVolumeSnapshots", "backups/{name}/{name}-volumesnapshots.json.gz", "1.6 1.18"),
-    ("BackupItemOperations", "backups/{name}/{name}-itemoperations.json.gz"),
-    ("BackupResourceList", "backups/{name}/{name}-resource-list.json.gz", "1.6 1.18"),
-    ("BackupResults", "backups/{name}/{name}-results.gz"),
-    ("RestoreLog", "restores/{name}/restore-{name}-logs.gz", "1.6 1.18"),
-    ("RestoreResults", "restores/{name}/restore-{name}-results.gz", "1.6 1.18"),
-    ("RestoreResourceList", "restores/{name}/restore-{name}-resource-list.json.gz"),
-    ("RestoreItemOperations", "restores/{name}/restore-{name}-itemoperations.json.gz"),
-    ("CSIBackupVolumeSnapshots", "backups/{name}/{name}-csi-volumesnapshots.json.gz"),
-    ("CSIBackupVolumeSnapshotContents", "backups/{name}/{name}-csi-volumesnapshotcontents.json.gz"),
-    ("BackupVolumeInfos", "backups/{name}/{name}-volumeinfo.json.gz"),
-    ("RestoreVolumeInfo", "restores/{name}/{name}-volumeinfo.json.gz"),
-    ("BackupItemSnapshots", "backups/{name}/{name}-itemsnapshots.json.gz", ""))}
+# Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with its file in the folder of its owner
+# (velero pkg/persistence/object_store_layout.go). Two rows surprise: RestoreResults has no `.json`, and
+# RestoreVolumeInfo alone no `restore-`. BackupItemSnapshots existed from 1.8 to 1.10 only.
+TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more) for owner, kind, file, *more in (
+    (BACKUPS, "BackupLog", "{name}-logs.gz", "1.6 1.18"),
+    (BACKUPS, BACKUP_CONTENTS, "{name}.tar.gz", "1.6 1.18"),
+    (BACKUPS, "BackupVolumeSnapshots", "{name}-volumesnapshots.json.gz", "1.6 1.18"),
+    (BACKUPS, "BackupItemOperations", "{name}-itemoperations.json.gz"),
+    (BACKUPS, "BackupResourceList", "{name}-resource-list.json.gz", "1.6 1.18"),
+    (BACKUPS, "BackupResults", "{name}-results.gz"),
+    (RESTORES, "RestoreLog", "restore-{name}-logs.gz", "1.6 1.18"),
+    (RESTORES, "RestoreResults", "restore-{name}-results.gz", "1.6 1.18"),
+    (RESTORES, "RestoreResourceList", "restore-{name}-resource-list.json.gz"),
+    (RESTORES, "RestoreItemOperations", "restore-{name}-itemoperations.json.gz"),
+    (BACKUPS, "CSIBackupVolumeSnapshots", "{name}-csi-volumesnapshots.json.gz"),
+    (BACKUPS, "CSIBackupVolumeSnapshotContents", "{name}-csi-volumesnapshotcontents.json.gz"),
+    (BACKUPS, "BackupVolumeInfos", "{name}-volumeinfo.json.gz"),
+    (RESTORES, "RestoreVolumeInfo", "{name}-volumeinfo.json.gz"),
+    (BACKUPS, "BackupItemSnapshots", "{name}-itemsnapshots.json.gz", ""))}
 
 
 def target_of(kind: str, name: str) -> Artifact:
     """The row of TARGETS for a request's target; InvalidRequest for a kind or a name that cannot exist."""
-    if kind not in TARGETS:
+    target = TARGETS.get(kind)
+    if not target:
         raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
                              reason="UnknownKind")
     if not is_object_name(name):
-        owner = TARGETS[kind].owner.kind.lower()
-        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {owner}", reason="InvalidName")
-    return TARGETS[kind]
+        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {target.owner.kind.lower()}",
+                             reason="InvalidName")
+    return target
 
 
 # Velero 1.6 to 1.18 never write New, which is the empty phase in practice; Failed came after 1.18, with status.message.
@@ -641,8 +637,8 @@ MESSAGE = "velero-requests.io/message"  # annotation: one sentence, no secrets
 
 RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within the request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0  # seconds; a failing list or watch, jitter on top
-UNREACHABLE_CAP = 3.0  # seconds; the cap while no API server is reached, for retries load none
-PAGE_SIZE = 25  # objects; client-go's 500 could be 700 MB when somebody makes large ones
+UNREACHABLE_CAP = 3.0  # seconds; the same while no API server is reached, for retries load none
+PAGE_SIZE = 25  # objects; client-go's 500 could be 700 MB
 
 OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): the only Velero plugin whose work this file does
 
@@ -676,7 +672,7 @@ class Request(NamedTuple):
 
 
 class Server(NamedTuple):
-    """What a ServerStatusRequest is answered with; plugins are (kind, name)."""
+    """What a ServerStatusRequest is answered with."""
     version: str
     plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS
 
@@ -751,7 +747,7 @@ def triage_download(request: Request, now: datetime) -> Optional[Outcome]:
 
 
 def answer_download(request: Request, key: str, url: str, expires: datetime) -> Outcome:
-    """The patch that answers a DownloadRequest with the URL signed for a key: URL, phase and expiration in one."""
+    """The patch that answers a DownloadRequest: URL, phase and expiration in one."""
     return _patch(
         request, f"{request.target_kind} of {request.target_name}: signed for {key}", expires,
         status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(expires)},
@@ -760,13 +756,12 @@ def answer_download(request: Request, key: str, url: str, expires: datetime) -> 
 
 def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
     """The outcome of a failure: the reason, written once, and an expiration that later failures do not move."""
-    limit = now + URL_LIFE
-    message = one_line(redact(str(error)), MESSAGE_LIMIT)
-    expires = request.expiration if request.expiration and request.expiration <= limit else None
-    status = {} if expires else {"expiration": format_time(limit)}
+    limit, message = now + URL_LIFE, one_line(redact(str(error)), MESSAGE_LIMIT)
+    why = f"{error.reason}: {message}"
+    again = min(request.expiration or limit, limit)
+    status = {} if again == request.expiration else {"expiration": format_time(limit)}
     is_known = (request.reason, request.message) == (error.reason, message)
     annotations = {} if is_known else {REASON: error.reason, MESSAGE: message}
-    why, again = f"{error.reason}: {message}", expires or limit
     if not status and not annotations:
         return Outcome("leave", why, again=again, failed=error.retry)
     return _patch(request, why, again, error.retry, status=status, annotations=annotations)
@@ -831,12 +826,12 @@ def is_version_expired(error: Optional[Error]) -> bool:
 
 def event_for(request: Request, reason: str, message: str, now: datetime) -> Document:
     """A core/v1 Event that shows a request's reason in `kubectl describe`."""
-    key, instant = request.key, format_time(now)
+    (resource, namespace, name), instant = request.key, format_time(now)
     return {
         "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message,
-        "metadata": {"generateName": f"{key.name[:40].rstrip('-.')}-", "namespace": key.namespace},
-        "involvedObject": {"apiVersion": "velero.io/v1", "kind": key.resource.kind, "namespace": key.namespace,
-                           "name": key.name, "uid": request.uid, "resourceVersion": request.version},
+        "metadata": {"generateName": f"{name[:40].rstrip('-.')}-", "namespace": namespace},
+        "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace, "name": name,
+                           "uid": request.uid, "resourceVersion": request.version},
         "source": {"component": "velero-requests"}, "count": 1, "firstTimestamp": instant, "lastTimestamp": instant}
 
 
@@ -854,17 +849,13 @@ def new_status_request(namespace: str, suffix: str) -> Document:
             "spec": {}}
 
 
-# Velero 1.11 added the two phases in which only plugins still work.
-PHASES_WITH_LOGS = ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
-                    "WaitingForPluginOperationsPartiallyFailed")
-
-
 def logs_refusal(owner: Resource, name: str, phase: str) -> str:
     """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
-    kind = owner.kind.lower()
-    return "" if phase in PHASES_WITH_LOGS else (
-        f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
-        f"wait until the {kind} has a phase of Completed or Failed and try again")
+    kind, waiting = owner.kind.lower(), "WaitingForPluginOperations"  # 1.11 and newer: only plugins still work
+    if phase in ("Completed", "PartiallyFailed", "Failed", waiting, f"{waiting}PartiallyFailed"):
+        return ""
+    return (f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
+            f"wait until the {kind} has a phase of Completed or Failed and try again")
 
 # ================================================================================
 # 3. Locations — BackupStorageLocation -> record -> object key -> address
@@ -944,7 +935,7 @@ class Location(NamedTuple):
     warnings: Tuple[str, ...] = ()  # what is odd about it, and does no harm
 
     def endpoint(self) -> Optional[Address]:
-        """Its own endpoint, publicUrl or else s3Url; None when it has AWS's."""
+        """Its own endpoint, publicUrl or else s3Url; None for AWS's."""
         key, url = ("publicUrl", self.public_url) if self.public_url else ("s3Url", self.s3_url)
         return endpoint_from(url, key) if url else None
 
@@ -1028,9 +1019,8 @@ def location_from(document: Document) -> Location:
 
 def location_trouble_from(document: Document) -> str:
     """What Velero says is wrong with a BackupStorageLocation, empty when it is Available or unchecked."""
-    if _text(document, "status", "phase") != "Unavailable":
-        return ""
-    return one_line(_text(document, "status", "message") or "no message; see the Velero server's log")
+    message = _text(document, "status", "message") or "no message; see the Velero server's log"
+    return one_line(message) if _text(document, "status", "phase") == "Unavailable" else ""
 
 
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
@@ -1048,8 +1038,7 @@ _IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
 def _goes_before_host(bucket: str, endpoint: Address) -> bool:
     """Whether the bucket goes in front of the host, by the AWS rule set as the plugin applies it.
 
-    A dot in the bucket breaks the certificate's wildcard, so it needs plain http, and labels of three or more
-    characters; an IP address takes no label in front.
+    A dot in it breaks the certificate's wildcard, so it needs plain http; an IP address takes no label in front.
     """
     labels = bucket.split(".") if endpoint.scheme == "http" else [bucket]
     return not any(map(_IP_ADDRESS.fullmatch, (endpoint.host, bucket))) and all(map(_LABEL_BUCKET.fullmatch, labels))
@@ -1124,7 +1113,7 @@ def credential_scope(timestamp: str, region: str, service: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def signing_key(secret_key: str, scope: str) -> bytes:
-    """The key derived for a scope; it is the same for every URL of a day, so it is kept."""
+    """The key derived for a scope, the same for every URL of a day."""
     key = b"AWS4" + secret_key.encode()
     for part in scope.split("/"):
         key = hmac.digest(key, part.encode(), "sha256")
@@ -1132,7 +1121,7 @@ def signing_key(secret_key: str, scope: str) -> bytes:
 
 
 def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
-    """The signature of a canonical request, in lower-case hex; what is signed is the specification's string to sign."""
+    """The signature of a canonical request, in lower-case hex."""
     text = f"{ALGORITHM}\n{timestamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     return hmac.digest(signing_key(secret_key, scope), text.encode(), "sha256").hex()
 
@@ -1140,7 +1129,7 @@ def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
 @functools.lru_cache(maxsize=16)
 def presign_query(access_key: str, session_token: str, scope: str, timestamp: str, seconds: int,
                   more: Tuple[Tuple[str, str], ...] = ()) -> str:
-    """The query of a pre-signed URL but for its signature; all URLs signed in one second share it, so it is kept."""
+    """The query of a pre-signed URL but for its signature; all URLs signed in one second share it."""
     parameters = {**dict(more), "X-Amz-Algorithm": ALGORITHM, "X-Amz-Credential": f"{access_key}/{scope}",
                   "X-Amz-Date": timestamp, "X-Amz-Expires": str(seconds), "X-Amz-SignedHeaders": "host"}
     return canonical_query({**parameters, **({"X-Amz-Security-Token": session_token} if session_token else {})})
@@ -1148,7 +1137,7 @@ def presign_query(access_key: str, session_token: str, scope: str, timestamp: st
 
 def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, credentials: Credentials, region: str,
                  service: str, now: datetime) -> Dict[str, str]:
-    """Headers (lower-case names, `host` among them) -> with those that authorize a request; all of them are signed."""
+    """Headers (lower-case names, with `host`) -> with those that authorize a request; all are signed."""
     timestamp = amz_date(now)
     scope = credential_scope(timestamp, region, service)
     signed = {**headers, "x-amz-date": timestamp}
@@ -1165,7 +1154,7 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
             more: Tuple[Tuple[str, str], ...] = ()) -> str:
     """A URL that anybody may GET until now (UTC) + life (1 second to 7 days); a bearer token, so never log it.
 
-    more: parameters of the request itself, such as those of a listing.
+    more: parameters of the request itself, as for a listing.
     """
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
@@ -1186,9 +1175,9 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
     skew: how far the store's clock is ahead of ours.
     """
     life = URL_LIFE
-    if credentials.expires is not None:
+    if credentials.expires:
         left = credentials.expires - max(now, now + skew).replace(microsecond=0)
-        life = min(life, timedelta(seconds=left // timedelta(seconds=1)))
+        life = min(life, left - timedelta(microseconds=left.microseconds))
     if life < timedelta(seconds=1):
         raise ConfigError(f"the credentials of storage location {location.name!r} have expired",
                           reason="CredentialsExpired")
