@@ -117,7 +117,6 @@ def when(minutes: Any) -> Any:
 
 
 def a_key(resource: Any = vr.DOWNLOAD_REQUESTS, name: str = "nightly-x7k2p") -> Any:
-    """A key of an object in namespace velero."""
     return vr.Key(resource, "velero", name)
 
 
@@ -178,15 +177,12 @@ HOSTILE: Tuple[Any, ...] = (
 
 # Names that no backup or restore can have.
 BAD_NAMES: Tuple[str, ...] = (
-    "", ".", "..", "/", "a/b", "../x", "a/../../x", "a\\b", "a..b", ".a", "a.", "-a", "a-", "a.-b", "a-.b", "A", "a_b",
-    "a b", " a", "a ", "a\n", "a\0b", "\x1b[2J", "a\u2028b", "é", "a\u0301", "%2e%2e", "a%2Fb", "{name}", "a?b", "a#b",
-    "a:b", "a" * 254, "x" * 10000, "\ud800", "１")
+    "", ".", "/", "a/../../x", "a\\b", "a..b", ".a", "a.", "-a", "a-", "a.-b", "a-.b", "A", "a_b", " a", "a\n", "a\0b",
+    "\x1b[2J", "a\u2028b", "é", "a%2Fb", "{name}", "a?b", "a#b", "a:b", "a" * 254, "x" * 10000, "\ud800", "１")
 GOOD_NAMES: Tuple[str, ...] = ("a", "0", "nightly", "nightly-20240501", "a.b.c", "1.2-3.x", "a--b", "a" * 253)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The laws of the file
-# ------------------------------------------------------------------------------------------------------------
+# ---- The laws of the file ----------------------------------------------------
 
 MODULE = os.path.abspath(velero_requests.__file__)
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -194,7 +190,6 @@ BOTH = ("velero_requests.py", "test_velero_requests.py")
 
 
 def text_of(name: str) -> str:
-    """The text of a file of the repository."""
     with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
         return file.read()
 
@@ -276,7 +271,7 @@ def run_script(script: str) -> Tuple[int, bytes]:
 
 
 class TestLawsOfTheFile(unittest.TestCase):
-    """Tests for `velero_requests.py` as a text."""
+    """`velero_requests.py` as a text."""
 
     def test_no_name_is_used_before_it_is_defined(self) -> None:
         """No module-level statement, function bodies included, mentions a name that a later one binds."""
@@ -401,12 +396,10 @@ class TestLawsOfTheFile(unittest.TestCase):
         self.assertLessEqual({name for name in top if not name.startswith(".")}, {*BOTH, "README.md", "Makefile"})
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Ground
-# ------------------------------------------------------------------------------------------------------------
+# ---- Ground ------------------------------------------------------------------
 
 class TestErrors(Cases):
-    """Tests for `Error` and its family, and for what records show."""
+    """`Error` and its family, and what records show."""
 
     def test_what_they_say(self) -> None:
         """Exit code, reason, and whether time may mend it."""
@@ -440,7 +433,7 @@ class TestErrors(Cases):
 
 
 class TestReader(Cases):
-    """Tests for `Reader`, which kubeconfigs and location files are read by."""
+    """`Reader`, which kubeconfigs and location files are read by."""
 
     def test_types(self) -> None:
         """What is absent or null is empty; another type is an error that names the place and not the value."""
@@ -461,7 +454,7 @@ class TestReader(Cases):
 
 
 class TestTime(Cases):
-    """Tests for `parse_time` and `format_time`."""
+    """`parse_time` and `format_time`."""
 
     def test_instants(self) -> None:
         """Every notation of RFC 3339 is an aware instant in UTC, the default; what Python cannot hold is None."""
@@ -475,12 +468,11 @@ class TestTime(Cases):
             ("2024-02-29T00:00:00Z", datetime(2024, 2, 29, tzinfo=timezone.utc)), ("0001-01-01T00:00:00Z", LONG_AGO)))
         self.assertEqual(timedelta(0), vr.parse_time("2026-05-04T14:00:00+02:00").utcoffset())
         self.gives(vr.parse_time, *((text, None) for text in (
-            5, b"2026-05-04T12:00:00Z", NOW, "tomorrow", "2026-05-04", "12:00:00Z", "2026-05-04T12:00Z",
-            "2026-05-04T12:00:00Z\n", " 2026-05-04T12:00:00Z", "2026-05-04T12:00:00Z" * 2, "2026-02-30T12:00:00Z",
-            "2026-13-01T12:00:00Z", "2026-05-04T25:00:00Z", "2026-05-04T24:00:00Z", "2026-05-04T12:60:00Z",
-            "0000-01-01T00:00:00Z", "-2026-05-04T12:00:00Z", "10000-01-01T00:00:00Z", "2026-05-04T12:00:00+99:99",
-            "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "2026-05-04T12:00:00." + "0" * 100 + "Z", "1e400",
-            "9" * 10000, "9999-12-31T23:59:59-00:01", "0001-01-01T00:00:00+00:01", *HOSTILE)))
+            5, b"2026-05-04T12:00:00Z", NOW, "2026-05-04", "2026-05-04T12:00Z", "2026-05-04T12:00:00Z\n",
+            " 2026-05-04T12:00:00Z", "2026-02-30T12:00:00Z", "2026-05-04T24:00:00Z", "2026-05-04T12:60:00Z",
+            "0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "2026-05-04T12:00:00+99:00", "2026-05-04T12:00:00+01:60",
+            "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "2026-05-04T12:00:00." + "0" * 100 + "Z", "9" * 10000,
+            "9999-12-31T23:59:59-00:01", "0001-01-01T00:00:00+00:01", *HOSTILE)))
 
     def test_whole_seconds_in_utc(self) -> None:
         self.gives(vr.format_time, *(
@@ -490,7 +482,7 @@ class TestTime(Cases):
 
 
 class TestDuration(Cases):
-    """Tests for `parse_duration` and `format_duration`, beside Go's time.Duration."""
+    """`parse_duration` and `format_duration`, beside Go's time.Duration."""
 
     def test_what_go_reads(self) -> None:
         self.gives(lambda text: round(vr.parse_duration(text), 12), *(
@@ -499,9 +491,8 @@ class TestDuration(Cases):
             ("1ns", 1e-9), ("-1.5h", -5400), ("+5s", 5), ("1m1m", 120), ("007s", 7), ("0.000000001h", 3.6e-6),
             ("0" * 99 + "s", 0)))
         self.refuses(vr.parse_duration, "^invalid duration .{1,99}$", *(
-            "", "-", "+", ".", "s", ".s", "5", "00", "1.5", "1x", "1d", "1 s", " 1s", "1s ", "1s\n", "1h 2m", "--1s",
-            "+-1s", "1e3s", "1,5s", "inf", "nan", "∞s", "１s", "1S", "2562048h", "9" * 400 + "h", "0" * 100 + "s"),
-            error=ValueError)
+            "", "-", ".", "s", ".s", "5", "00", "1.5", "1d", "1 s", " 1s", "1s\n", "--1s", "1e3s", "1,5s", "inf", "１s",
+            "1S", "2562048h", "9" * 400 + "h", "0" * 100 + "s"), error=ValueError)
 
     def test_what_go_writes(self) -> None:
         """Milliseconds are the finest, unless it is said otherwise."""
@@ -513,7 +504,7 @@ class TestDuration(Cases):
 
 
 class TestOneLine(Cases):
-    """Tests for `one_line` and `add_if_new`."""
+    """`one_line` and `add_if_new`."""
 
     def test_foreign_text_becomes_harmless(self) -> None:
         """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks; then the cut."""
@@ -547,8 +538,6 @@ SECRET_SHAPES: Tuple[str, ...] = (
 
 
 class TestRedact(Cases):
-    """Tests for `redact`."""
-
     def test_every_shape_of_a_secret(self) -> None:
         """Signatures, credentials, tokens and passwords are blanked wherever they stand; once more changes nothing."""
         for sentence in SECRET_SHAPES:
@@ -587,8 +576,6 @@ class TestRedact(Cases):
 
 
 class TestLines(Cases):
-    """Tests for `lines`."""
-
     def test_any_cut_gives_the_same_lines(self) -> None:
         """However the bytes are cut, also within a character; a last line without its newline is dropped."""
         for data in ('{"a":1}\n\n{"b":"grün ✓"}\nend\n'.encode(), b"whole\nhalf", b"half", b"", b"xxxxxxxx\n"):
@@ -778,8 +765,6 @@ class TestTimingLaw(unittest.TestCase):
 
 
 class TestParseJson(Cases):
-    """Tests for `parse_json`."""
-
     def test_what_is_read(self) -> None:
         """All of JSON, marks in strings and escapes included, a hundred levels deep."""
         for value in (None, 0, -1.5e300, 10 ** 300, "", "\\", '"', '\\"', "[", "{\"", "\ud800", "ü😀", [], {}, [{}],
@@ -800,9 +785,7 @@ class TestParseJson(Cases):
             self.refuses(vr.parse_json, f"{given[1]} elements", given, error=vr.TooLarge)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Requests
-# ------------------------------------------------------------------------------------------------------------
+# ---- Requests ----------------------------------------------------------------
 
 DOCUMENT: Dict[str, Any] = {
     "metadata": {"name": "nightly-x7k2p", "namespace": "velero", "uid": "uid-1", "resourceVersion": "41",
@@ -820,7 +803,7 @@ def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[st
 
 
 class TestRequestFrom(Cases):
-    """Tests for `request_from` and `plugins_from`; any value at any place is tested with the decisions."""
+    """`request_from` and `plugins_from`; any value at any place is tested with the decisions."""
 
     def test_fields(self) -> None:
         """A reason is our annotation, else a newer Velero's phase Failed with its message."""
@@ -865,7 +848,7 @@ LAYOUT = {
 
 
 class TestTargets(Cases):
-    """Tests for `TARGETS`, `target_of` and `is_object_name`."""
+    """`TARGETS`, `target_of`, `is_object_name` and `api_path`."""
 
     def test_all_kinds(self) -> None:
         """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; restores/ belongs to restores."""
@@ -897,7 +880,7 @@ class TestTargets(Cases):
 
 
 class TestDecisions(Cases):
-    """Tests for what is decided about a request; times are minutes from now."""
+    """What is decided about a request; times are minutes from now."""
 
     error = vr.NotFound("backup velero/nightly does not exist", reason="BackupNotFound")
     said = dict(reason="BackupNotFound", message="backup velero/nightly does not exist")
@@ -1080,7 +1063,7 @@ class TestHostileStatus(unittest.TestCase):
 
 
 class TestBackoff(Cases):
-    """Tests for `backoff`, `watch_pause`, `is_version_expired` and `logs_refusal`."""
+    """`backoff`, `watch_pause`, `is_version_expired` and `logs_refusal`."""
 
     def test_growth(self) -> None:
         """The wait doubles with every failure up to the cap, which leaves many tries within the life of a request."""
@@ -1127,8 +1110,6 @@ AWKWARD_NAMES = GOOD_NAMES + tuple(
 
 
 class TestNewObjects(unittest.TestCase):
-    """Tests for `event_for`, `new_download_request` and `new_status_request`."""
-
     def test_documents(self) -> None:
         """Requests name their target and bear their name, a ServerStatusRequest that of the velero CLI's own."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "DownloadRequest",
@@ -1156,14 +1137,11 @@ class TestNewObjects(unittest.TestCase):
         self.assertEqual(100, len({vr.random_suffix() for _ in range(100)}))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Locations
-# ------------------------------------------------------------------------------------------------------------
+# ---- Locations ---------------------------------------------------------------
 
 PEM_64 = base64.encodebytes(b"PEM" * 50).decode()
 # What can be no label of a host, such as a region.
-NO_LABELS = ("x.evil.example/", "x@host:1/", "x/", "x#", "x?", "EU-West-1", "eu west", "x\n", "é", "x。y", "-x", "x-",
-             "x" * 64, "x\\y", "a_b")
+NO_LABELS = ("x.evil", "x@h", "x/", "x#", "x?", "X", "x y", "x\n", "é", "x。y", "-x", "x-", "x" * 64, "x\\y", "a_b")
 
 # Of a location's spec: its config beside the region, objectStorage beside the bucket, and what the record then says.
 LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...] = (
@@ -1217,8 +1195,6 @@ def read_location(config: Dict[str, Any], storage: Dict[str, Any], **spec: Any) 
 
 
 class TestLocationFrom(Cases):
-    """Tests for `location_from` and `location_trouble_from`."""
-
     def test_what_is_read(self) -> None:
         self.gives(read_location, *((row[:2], a_location(**row[2])) for row in LOCATIONS_READ))
         said = {key for config, _, over in LOCATIONS_READ if "warnings" not in over for key in config}
@@ -1252,16 +1228,13 @@ class TestLocationFrom(Cases):
 
 
 class TestObjectKey(Cases):
-    """Tests for `object_key`."""
-
     def test_prefixes(self) -> None:
         """A prefix is cleaned as Go's path.Join cleans it; one that leads out of the bucket is the location's fault."""
         def key_of(prefix: str) -> str:
             return str(vr.object_key(prefix, vr.TARGETS["BackupLog"], "n"))
         self.gives(key_of, *((prefix, f"{root}backups/n/n-logs.gz") for prefix, root in (
-            ("", ""), (".", ""), ("./", ""), ("p", "p/"), ("p/q", "p/q/"), ("p//q", "p/q/"), ("a/./b", "a/b/"),
-            ("p/../q", "q/"), ("./p", "p/"), ("a b/ü", "a b/ü/"), ("p/..", ""), ("...", ".../"), ("..a", "..a/"),
-            ("a/b/../../c", "c/"), ("%2e%2e", "%2e%2e/"), (" /. /..", " /"))))
+            ("", ""), ("./", ""), ("p//q", "p/q/"), ("a/./b", "a/b/"), ("p/../q", "q/"), ("a b/ü", "a b/ü/"),
+            ("p/..", ""), ("...", ".../"), ("..a", "..a/"), ("%2e%2e", "%2e%2e/"), (" /. /..", " /"))))
         self.refuses(key_of, "leads out of the bucket", "..", "../x", "a/../..", "a/../../b", "./..",
                      reason="InvalidStorageLocation")
 
@@ -1326,7 +1299,6 @@ IDENTITIES = (
 
 
 def url_of(location: Any) -> str:
-    """The URL of a location's bucket."""
     return "{}://{}{}".format(*vr.bucket_address(location))
 
 
@@ -1386,9 +1358,7 @@ class TestStoreEndpoints(Cases):
             self.assertEqual(f"/a%20b/bkt/{path}", vr.object_address(based, key).path)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Signing
-# ------------------------------------------------------------------------------------------------------------
+# ---- Signing -----------------------------------------------------------------
 
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 FORM_SHA256 = "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e"  # of Param1=value1

@@ -674,12 +674,12 @@ class Request(NamedTuple):
 class Server(NamedTuple):
     """What a ServerStatusRequest is answered with."""
     version: str
-    plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS
+    plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS  # (kind, name)
 
 
 @hidden_in_repr("body")
 class Outcome(NamedTuple):
-    """What one look at a request decides; equality makes the tests."""
+    """What one look at a request decides."""
     verb: str  # leave, patch or delete
     why: str  # the log line, without secrets
     body: Optional[Document] = None  # the merge patch, which may hold a signed URL, or the preconditions
@@ -690,7 +690,7 @@ class Outcome(NamedTuple):
 def request_from(resource: Resource, document: Document) -> Request:
     """Document -> record; `reason` and `message` are our annotations, else phase Failed and its status.message."""
     metadata, status, phase = _at(document, "metadata"), _at(document, "status"), _name(document, "status", "phase")
-    failed = phase == FAILED
+    reason, message = (FAILED, _text(status, "message")) if phase == FAILED else ("", "")
     return Request(
         key=Key(resource, _name(metadata, "namespace"), _name(metadata, "name")),
         uid=_name(metadata, "uid"),
@@ -703,8 +703,8 @@ def request_from(resource: Resource, document: Document) -> Request:
         url=_text(status, "downloadURL"),
         expiration=parse_time(_at(status, "expiration")),
         processed=parse_time(_at(status, "processedTimestamp")),
-        reason=_name(metadata, "annotations", REASON) or FAILED * failed,
-        message=(_text(metadata, "annotations", MESSAGE) or _text(status, "message") * failed)[:MESSAGE_LIMIT])
+        reason=_name(metadata, "annotations", REASON) or reason,
+        message=(_text(metadata, "annotations", MESSAGE) or message)[:MESSAGE_LIMIT])
 
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
