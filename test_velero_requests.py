@@ -1149,7 +1149,7 @@ LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...
     ({}, {"caCert": PEM_64}, {"ca_cert": b"PEM" * 50}),
     ({}, {"caCert": PEM_64.replace("\n", "\r\n"), "caCertRef": None}, {"ca_cert": b"PEM" * 50}),
     ({}, {"caCert": "", "caCertRef": {"name": "n", "key": "k"}}, {"ca_secret": ("n", "k")}),
-    ({}, {"prefix": "x" * 2048}, {"prefix": "x" * 2048}), ({}, {"caCert": "AAAA" * 87381}, {"ca_cert": bytes(262143)}),
+    ({}, {"prefix": "x" * 2048}, {"prefix": "x" * 2048}), ({}, {"caCert": "AAAA" * 87381 + "AA=="}, {"ca_cert": bytes(1 << 18)}),
     *((config, {}, over) for config, over in (
         ({"region": "us-gov-west-1"}, {"region": "us-gov-west-1"}), ({"region": ""}, {"region": ""}),
         ({"region": "aws-global"}, {"region": "us-east-1"}), ({"s3Url": "http://h:9000"}, {"s3_url": "http://h:9000"}),
@@ -1164,7 +1164,7 @@ LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...
             "kmsKeyId": ("alias/velero",), "customerKeyEncryptionFile": ("/not/here",),
             "customerKeyEncryptionSecret": ("name/key",), "tagging": ("nonsense",), "bucket": ("stale",),
             "prefix": ("stale",), "caCert": ("stale",)}.items() for value in values),
-        ({"zz": "x", "": "x", "mm": "x"}, {"warnings": tuple(f"config key {key!r} is unknown" for key in (
+        ({"zz": "x", "": "x" * 9999, "mm": 5}, {"warnings": tuple(f"config key {key!r} is unknown" for key in (
             "", "mm", "zz"))}),
         ({f"k{number:04}": "x" for number in range(5000)}, {  # ten warnings are enough for anybody
             "warnings": tuple(f"config key 'k{number:04}' is unknown" for number in range(10))}))))

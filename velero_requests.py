@@ -998,7 +998,7 @@ def location_from(document: Document) -> Location:
     storage, credential, fields = (_at(document, "spec", part) for part in ("objectStorage", "credential", "config"))
     bucket, prefix = (_text(storage, part).strip("/") for part in ("bucket", "prefix"))
     fields = fields if isinstance(fields, dict) else {}
-    config = {**dict.fromkeys(LOCATION_KEYS, ""), **{str(key): _text(fields, key) for key in fields}}
+    config = {key: _text(fields, key) for key in LOCATION_KEYS}
     ca_cert = decode_base64(_text(storage, "caCert"))
     with about(f"storage location {name!r}"):
         if provider not in ("aws", "velero.io/aws"):
@@ -1014,7 +1014,7 @@ def location_from(document: Document) -> Location:
         secret_name=_name(credential, "name"), secret_key=_name(credential, "key"),
         credentials_file=config["credentialsFile"], profile=config["profile"],
         warnings=tuple(f"config key {one_line(key, 64)!r} is unknown"
-                       for key in sorted(set(config) - set(LOCATION_KEYS))[:10]))  # of perhaps a megabyte
+                       for key in sorted(set(map(str, fields)) - set(config))[:10]))  # of perhaps a megabyte
 
 
 def location_trouble_from(document: Document) -> str:
