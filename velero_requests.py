@@ -15,24 +15,24 @@ interoperates both ways with Velero 1.6.3 to 1.18.
     python3 velero_requests.py --help               everything else
 
 Contents
-     1  Ground          exit codes, the error family, text and time, untrusted documents
-     2  Requests        the kinds, what can be asked for, and every policy of the controller
+     1  Ground          exit codes, errors, text and time, untrusted documents
+     2  Requests        what can be asked for, and every policy of the controller
      3  Locations       BackupStorageLocation -> record -> object key -> address
      4  Signing         AWS Signature Version 4
-     5  Keys            AWS ini files, profiles, and the plan where keys come from
+     5  Keys            AWS ini files, profiles, where keys come from
      6  Kubeconfig      documents -> cluster and identity; proxy rules
-     7  Downloads       what an answer says of an object, refusals and their cures, when to try again
+     7  Downloads       what a store's answer says, cures, when to try again
      8  Screens         tables, describe, JSON and YAML
      9  Manifests       the CustomResourceDefinitions
     ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world
-    10  Connections     TLS, deadlines, pools, sessions and their renewal
-    11  Cluster         one exchange, thin verbs over it, one event stream
+    10  Connections     TLS, deadlines, pools, sessions
+    11  Cluster         one exchange, verbs over it, one event stream
     12  Key sources     Secret, STS, files, container, instance metadata
     13  Store           receive, go on, verify, save
-    14  Controller      queue, feeders, workers, and how a decision is carried out
+    14  Controller      queue, feeders, workers, how a decision is carried out
     15  Client          create, wait, stream, tidy up; or do without a controller
-    16  Doctor          why nobody answered: checks, each one sentence with its cure
-    17  Command line    the COMMANDS table, the parser made from it, main
+    16  Doctor          why nobody answered
+    17  Command line    the COMMANDS table, its parser, main
 
 Read it from top to bottom: a name is defined before it is used, and nothing above the waterline touches I/O, clocks,
 threads or randomness; test_velero_requests.py checks both. Importing this file does nothing.
@@ -92,7 +92,7 @@ __version__ = "0.1.0"
 log = logging.getLogger("velero_requests")
 
 # ================================================================================
-# 1. Ground — exit codes, the error family, text and time, untrusted documents
+# 1. Ground — exit codes, errors, text and time, untrusted documents
 # ================================================================================
 
 Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on untouched
@@ -116,8 +116,8 @@ class Exit(enum.IntEnum):
     DONE = 0
     FAILED = 1
     USAGE = 2
-    NOT_FOUND = 3  # the object or the artifact does not exist
-    TIMED_OUT = 4  # nobody answered in time
+    NOT_FOUND = 3  # the object or the artifact
+    TIMED_OUT = 4  # nobody answered
     NOT_ALLOWED = 5  # 401 or 403, from the cluster or the store
     UNREACHABLE = 6  # cluster or store, TLS included
     INTERRUPTED = 130  # 128 + SIGINT
@@ -159,7 +159,7 @@ def about(subject: str) -> Iterator[None]:
 
 
 class UsageError(Error):
-    """The caller asked for something that cannot be."""
+    """The caller asked for what cannot be."""
     exit = Exit.USAGE
     retry = False
 
@@ -174,7 +174,7 @@ class CredentialsError(ConfigError):
 
 
 class InvalidRequest(Error):
-    """A request that no retry can mend: unknown kind, impossible name."""
+    """A request that no retry can mend."""
     retry = False
 
 
@@ -193,7 +193,7 @@ class ApiError(Error):
 
 
 class Missing(ApiError):
-    """The Kubernetes API has no such object, or does not serve its kind: status 404."""
+    """The Kubernetes API has no such object, or not its kind: status 404."""
 
 
 class RequestFailed(Error):
@@ -211,7 +211,7 @@ class StoreError(Error):
 
 
 class Unreachable(Error):
-    """No connection to the cluster or the store, or TLS failed."""
+    """No connection to cluster or store, or TLS failed."""
     exit = Exit.UNREACHABLE
     usual_reason = "Unreachable"
 
@@ -226,7 +226,7 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](?!24)(\d\d:\d\d:\d\d)(?:[.,](\d{1,99
 
 
 def parse_time(text: object) -> Optional[datetime]:
-    """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None for anything else: it may be a stranger's."""
+    """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None for anything else."""
     match = _TIME.fullmatch(text) if isinstance(text, str) else None
     if not match:
         return None
@@ -518,7 +518,7 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
     return None if instant is None else max(0.0, (instant - now).total_seconds())
 
 # ================================================================================
-# 2. Requests — the kinds, what can be asked for, and every policy of the controller: values in, an Outcome out
+# 2. Requests — what can be asked for, and every policy of the controller: values in, an Outcome out
 #
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
