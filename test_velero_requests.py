@@ -541,11 +541,10 @@ class TestRedact(Cases):
     def test_every_shape_of_a_secret(self) -> None:
         """Signatures, credentials, tokens and passwords are blanked wherever they stand; once more changes nothing."""
         for sentence in SECRET_SHAPES:
-            with self.subTest(sentence):
-                redacted = vr.redact(sentence.format("AKIAsecret%2F20260504/eu-west-1+~_-.abc=="))
-                self.assertNotRegex(redacted, "secret|abc")
-                start = sentence.split("{}")[0].replace("{{", "{").replace("user:", "")
-                self.assertEqual((start, redacted), (redacted[:redacted.index("***")], vr.redact(redacted)))
+            redacted = vr.redact(sentence.format("AKIAsecret%2F20260504/eu-west-1+~_-.abc=="))
+            self.assertNotRegex(redacted, "secret|abc")
+            start = sentence.split("{}")[0].replace("{{", "{").replace("user:", "")
+            self.assertEqual((start, redacted), (redacted.partition("***")[0], vr.redact(redacted)))
 
     def test_only_the_secret_goes(self) -> None:
         """Host and path stay, with an `@` in the path too, and words that only sound like secrets."""
@@ -820,9 +819,8 @@ class TestRequestFrom(Cases):
                 ({}, {"phase": "New", "message": "m"}, dict(phase="New")),
                 ({"uid": "x" * 999, "annotations": {vr.MESSAGE: "x" * 2000}}, {"phase": "y" * 999}, dict(
                     uid="x" * 254, message="x" * 1024, phase="y" * 254))):
-            with self.subTest(metadata=str(metadata)[:80], status=str(status)[:80]):
-                document = {**DOCUMENT, "metadata": {**DOCUMENT["metadata"], **metadata}, "status": status}
-                self.assertEqual(a_download(**over), vr.request_from(vr.DOWNLOAD_REQUESTS, document))
+            document = {**DOCUMENT, "metadata": {**DOCUMENT["metadata"], **metadata}, "status": status}
+            self.assertEqual(a_download(**over), vr.request_from(vr.DOWNLOAD_REQUESTS, document))
 
     def test_plugins(self) -> None:
         """Plugins are sorted by kind, then by name, as the velero CLI sorts them."""
@@ -905,11 +903,10 @@ class TestDecisions(Cases):
                 ("Processed", 0, None, "leave", 10), ("Processed", -9, None, "leave", 1),
                 ("Processed", -10, None, "delete", None), ("Weird", LONG_AGO, None, "delete", None),
                 ("Processed", FAR_OFF, None, "leave", 10), ("Processed", None, None, "leave", 10)):
-            with self.subTest(phase=phase, created=created, expires=expires):
-                request = a_download(phase=phase, created=when(created), expiration=when(expires))
-                self.assertEqual((verb, when(again), False), self.outcome(vr.triage_download(request, NOW)))
-                deleting = vr.triage_download(request._replace(deleting=True), NOW)
-                self.assertEqual(("leave", None, False), self.outcome(deleting))
+            request = a_download(phase=phase, created=when(created), expiration=when(expires))
+            self.assertEqual((verb, when(again), False), self.outcome(vr.triage_download(request, NOW)), request)
+            deleting = vr.triage_download(request._replace(deleting=True), NOW)
+            self.assertEqual(("leave", None, False), self.outcome(deleting), request)
         cut = vr.triage_download(a_download(phase="Processed", expiration=FAR_OFF), NOW)
         self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": self.cut}, cut.body)
 
@@ -931,12 +928,11 @@ class TestDecisions(Cases):
                 (dict(self.said, reason="SecretNotFound"), 4, self.annotations, None, 4),
                 (dict(self.said, message="other"), 10, self.annotations, None, 10),
                 ({}, FAR_OFF, self.annotations, self.cut, 10), (self.said, FAR_OFF, None, self.cut, 10)):
-            with self.subTest(fields=fields, expires=expires):
-                outcome = vr.refuse_download(a_download(expiration=when(expires), **fields), self.error, NOW)
-                body = outcome.body or {"metadata": {"resourceVersion": "41"}}
-                self.assertEqual(("41", written, status), (body["metadata"]["resourceVersion"], body["metadata"].get(
-                    "annotations"), body.get("status")))
-                self.assertEqual(("patch" if written or status else "leave", when(again), True), self.outcome(outcome))
+            outcome = vr.refuse_download(a_download(expiration=when(expires), **fields), self.error, NOW)
+            body = outcome.body or {"metadata": {"resourceVersion": "41"}}
+            self.assertEqual(("41", written, status), (body["metadata"]["resourceVersion"], body["metadata"].get(
+                "annotations"), body.get("status")), (fields, expires))
+            self.assertEqual(("patch" if written or status else "leave", when(again), True), self.outcome(outcome))
         self.assertFalse(vr.refuse_download(a_download(), vr.InvalidRequest("x", reason="InvalidName"), NOW).failed)
 
     def test_messages_are_harmless(self) -> None:
@@ -968,12 +964,11 @@ class TestDecisions(Cases):
                 ("Processed", -.1, FAR_OFF, "leave", 5), ("Processed", FAR_OFF, FAR_OFF, "leave", 5),
                 ("Processed", None, None, "leave", 5), ("Failed", -9e3, None, "leave", None),
                 ("\x1b[2J" * 100, 0, None, "leave", None)):
-            with self.subTest(phase=phase[:40], created=created, processed=processed):
-                request = a_status(phase=phase, created=when(created), processed=when(processed))
-                outcome = vr.decide_status(request, self.server, NOW)
-                self.assertEqual((verb, when(again), False), self.outcome(outcome))
-                deleting = vr.decide_status(request._replace(deleting=True), self.server, NOW)
-                self.assertEqual(("leave", None, False), self.outcome(deleting))
+            request = a_status(phase=phase, created=when(created), processed=when(processed))
+            outcome = vr.decide_status(request, self.server, NOW)
+            self.assertEqual((verb, when(again), False), self.outcome(outcome), request)
+            deleting = vr.decide_status(request._replace(deleting=True), self.server, NOW)
+            self.assertEqual(("leave", None, False), self.outcome(deleting), request)
         self.assertEqual({"metadata": {"resourceVersion": "42"}, "status": {
             "phase": "Processed", "processedTimestamp": "2026-05-04T12:00:00Z", "serverVersion": "v1.18.1",
             "plugins": [{"kind": "ObjectStore", "name": "velero.io/aws"},
@@ -994,8 +989,7 @@ class TestDecisions(Cases):
                 (a_download, {}, dict(uid="uid-9"), True), (a_status, {}, dict(version="43"), False),
                 (a_status, {}, dict(processed=NOW), True),
                 (a_download, processed, dict(processed, expiration=NOW), True)):
-            with self.subTest(old=old, over=over):
-                self.assertEqual(expected, vr.is_news(make(**old), make(**over)))
+            self.assertEqual(expected, vr.is_news(make(**old), make(**over)), (old, over))
         self.assertTrue(vr.is_news(None, a_download()))
 
 
