@@ -93,7 +93,6 @@ log = logging.getLogger("velero_requests")
 
 # ================================================================================
 # 1. Ground — exit codes, errors, text and time, untrusted documents
-# ================================================================================
 
 Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on untouched
 
@@ -532,7 +531,6 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
 #
 #    Whoever creates an object may fill in its status, so no time in it is trusted further than a request lives. Every
 #    patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
-# ================================================================================
 
 class Resource(NamedTuple):
     """A kind of Kubernetes object and where the API serves it, in version v1."""
@@ -556,14 +554,14 @@ DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
-    """The path of a namespaced collection, object or subresource in the Kubernetes REST API."""
+    """The path of a namespaced collection, object or subresource."""
     root = ["apis", resource.group, "v1"] if resource.group else ["api", "v1"]
     parts = [*root, "namespaces", namespace, resource.plural, name, subresource]
     return "".join("/" + quote(part, safe="") for part in parts if part)
 
 
 def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
-    """A call to the API -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
+    """A call -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
     match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
     if not match:
         return "", ""
@@ -612,7 +610,7 @@ TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more)
 
 
 def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS for a request's target; InvalidRequest for a kind or a name that cannot exist."""
+    """The row of TARGETS for a request's target; InvalidRequest for a kind or name that cannot exist."""
     target = TARGETS.get(kind)
     if not target:
         raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
@@ -708,7 +706,7 @@ def request_from(resource: Resource, document: Document) -> Request:
 
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
-    """ServerStatusRequest document -> its plugins as (kind, name), sorted as the velero CLI sorts them."""
+    """ServerStatusRequest document -> its plugins as (kind, name), sorted as by the velero CLI."""
     plugins = _at(document, "status", "plugins")
     return sorted((_text(plugin, "kind"), _text(plugin, "name"))
                   for plugin in (plugins if isinstance(plugins, list) else []))
@@ -859,7 +857,6 @@ def logs_refusal(owner: Resource, name: str, phase: str) -> str:
 
 # ================================================================================
 # 3. Locations — BackupStorageLocation -> record -> object key -> address
-# ================================================================================
 
 class InvalidLocation(ConfigError):
     """A storage location says something that cannot be, or that is not done here."""
@@ -1046,7 +1043,7 @@ def _goes_before_host(bucket: str, endpoint: Address) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def bucket_address(location: Location) -> Address:
-    """Where a location's bucket is; ConfigError when its region or its URLs cannot be used."""
+    """Where a location's bucket is; ConfigError when its region or URLs cannot be used."""
     with about(f"storage location {location.name!r}"):
         region, endpoint = dns_label(location.region, "config.region"), location.endpoint()
         if endpoint and (location.fips or location.dualstack):
@@ -1070,7 +1067,6 @@ def object_address(location: Location, key: str) -> Address:
 #
 #    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html, one function per noun. Only `host` is
 #    signed and no parameter is added: the smallest URL is the one that most stores, proxies and clients agree on.
-# ================================================================================
 
 @hidden_in_repr("access_key", "secret_key", "session_token")
 class Credentials(NamedTuple):
