@@ -641,7 +641,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json), "lines": in_pieces(vr.lines),
     "aligned": lambda text: vr.aligned([vr.printable(text) + "\t", "a\tb\tc"] * 50),
     "table": lambda text: vr.table([(text, text)] + [("a", "b")] * 99),
-    "is_http_url": vr.is_http_url, "has_dot_segment": vr.has_dot_segment,
+    "is_http_url": vr.is_http_url,
     "_goes_before_host": lambda text: vr._goes_before_host(text, vr.Address("http", text, "")),
     "bucket_address": lambda text: vr.bucket_address(a_location(region=text, bucket=text)),
     "location_from": lambda text: vr.location_from({"metadata": {"name": text}, "spec": {

@@ -167,6 +167,11 @@ class ConfigError(Error):
     """A kubeconfig, storage location or credentials file is wrong."""
 
 
+class InvalidLocation(ConfigError):
+    """A storage location says something that cannot be, or that is not done here."""
+    usual_reason = "InvalidStorageLocation"
+
+
 class CredentialsError(ConfigError):
     """The keys that open a store are wrong, or cannot be had."""
     usual_reason = "InvalidCredentials"
@@ -378,11 +383,6 @@ def _name(document: Any, *path: str) -> str:
     return _text(document, *path)[:254]
 
 
-def has_dot_segment(path: str) -> bool:
-    """Whether a path has a segment `.` or `..`, which clients and proxies resolve, changing what was signed."""
-    return not {".", ".."}.isdisjoint(path.split("/"))
-
-
 def is_http_url(url: str) -> bool:
     """Whether a URL is http or https and has a host and a valid port."""
     try:
@@ -396,10 +396,9 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 
 
 def dns_label(text: str, source: str) -> str:
-    """The text, when it can be a label of a host name; else ConfigError that names its source."""
+    """The text, when it can be a label of a host name; else InvalidLocation that names its source."""
     if not _DNS_LABEL.fullmatch(text):
-        raise ConfigError(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1",
-                          reason="InvalidStorageLocation")
+        raise InvalidLocation(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1")
     return text
 
 
@@ -858,11 +857,6 @@ def logs_refusal(owner: Resource, name: str, phase: str) -> str:
 # ================================================================================
 # 3. Locations — BackupStorageLocation -> record -> object key -> address
 
-class InvalidLocation(ConfigError):
-    """A storage location says something that cannot be, or that is not done here."""
-    usual_reason = "InvalidStorageLocation"
-
-
 class Address(NamedTuple):
     """The place of a store or of an object in it."""
     scheme: str
@@ -885,7 +879,8 @@ def endpoint_from(url: str, source: str) -> Address:
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
     scheme, address, number = scheme.lower(), str(_ip_address(host.strip("[]"))), int(port or -1)
     name = f"[{address}]" if ":" in address else host.lower().rstrip(".")
-    if not name or ("[" in name) is not (":" in address) or number == 0 or number > 65535 or has_dot_segment(path):
+    dots = {".", ".."} & {*path.split("/")}  # clients and proxies resolve them, changing what was signed
+    if not name or ("[" in name) is not (":" in address) or number == 0 or number > 65535 or dots:
         raise InvalidLocation(f"{source} is no plain http or https URL of a store (host, perhaps port and path, "
                               "nothing else)")
     default = number in (-1, {"http": 80, "https": 443}[scheme])
@@ -973,7 +968,7 @@ def _check_location(bucket: str, texts: Dict[str, str], ca_cert: Optional[bytes]
         raise InvalidLocation("an ARN as bucket is not served here; name the access point's alias, as in NAME-s3alias")
     if bucket.endswith("--x-s3"):
         raise InvalidLocation("a directory bucket (S3 Express) needs sessions of its own, which are not made here")
-    if not bucket or "/" in bucket or has_dot_segment(bucket) or bucket != one_line(bucket) or " " in bucket:
+    if bucket in ("", ".", "..") or "/" in bucket or " " in bucket or bucket != one_line(bucket):
         raise InvalidLocation(f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into "
                               "objectStorage.prefix")
     for key, text in texts.items():
@@ -1102,9 +1097,9 @@ def amz_date(now: datetime) -> str:
     return now.strftime("%Y%m%dT%H%M%SZ")
 
 
-def credential_scope(timestamp: str, region: str, service: str) -> str:
+def credential_scope(now: datetime, region: str, service: str) -> str:
     """What a signing key is good for: one day, region and service."""
-    return f"{timestamp[:8]}/{region}/{service}/aws4_request"
+    return f"{now:%Y%m%d}/{region}/{service}/aws4_request"
 
 
 @functools.lru_cache(maxsize=16)
@@ -1134,8 +1129,7 @@ def presign_query(access_key: str, session_token: str, scope: str, timestamp: st
 def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, credentials: Credentials, region: str,
                  service: str, now: datetime) -> Dict[str, str]:
     """Headers (lower-case names, with `host`) -> with those that authorize a request; all are signed."""
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, region, service)
+    timestamp, scope = amz_date(now), credential_scope(now, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
         signed["x-amz-security-token"] = credentials.session_token
@@ -1155,8 +1149,7 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, address.region, "s3")
+    timestamp, scope = amz_date(now), credential_scope(now, address.region, "s3")
     query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     signed = signature(credentials.secret_key, timestamp, scope, request)
