@@ -5,9 +5,9 @@
     python3 test_velero_requests.py --bench            a table of speed and memory
 
 No mocks and no patching: pure functions are given values, everything else talks to a server on loopback. FakeCluster
-and FakeStore stand in for the Kubernetes API and an S3 store; the same contract tests run against a real kube-apiserver
-and a real S3 server when KUBEBUILDER_ASSETS names the folder with etcd, kube-apiserver and versitygw. VELERO_CRDS names
-a folder with Velero's own CRDs. No test sleeps: it waits for a condition with a deadline, or turns the clock.
+and FakeStore stand in for the Kubernetes API and an S3 store; the same contract tests run against real ones when
+KUBEBUILDER_ASSETS names the folder with etcd, kube-apiserver and versitygw. VELERO_CRDS names a folder with Velero's
+own CRDs. No test sleeps: it waits for a condition with a deadline, or turns the clock.
 
 Contents
     Laws and units       the file itself, every function above the waterline, the queue, inflate, save
@@ -15,7 +15,7 @@ Contents
     Contract             what the README promises, seen from outside, on fake and real servers alike
     Kubeconfig           as kubectl reads it, exec plugins, proxies, TLS
     Endurance            retries, identities that rotate, watches that survive, rights, a soak
-    Object stores        locations, endpoints, signatures beside botocore's, sources of keys, what a store answers
+    Object stores        AWS files and profiles, sources of keys, what a store answers
     Downloads            cut, stalled, changed, hostile and full: the file is right or absent
     Layouts, Golden      what get and describe print, beside what the real velero CLI prints
     Demo and benchmark
@@ -45,7 +45,6 @@ import json
 import logging
 import os
 import platform
-import posixpath
 import pty
 import py_compile
 import queue
@@ -81,7 +80,7 @@ from email.utils import formatdate
 from types import CodeType, SimpleNamespace
 from typing import (
     Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, TYPE_CHECKING, Tuple, Union)
-from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import urllib3
 import yaml
@@ -98,14 +97,6 @@ try:
 except ImportError:
     HAS_BOTOCORE = False
 
-try:
-    import hypothesis
-    from hypothesis import strategies
-    HAS_HYPOTHESIS = True
-except ImportError:
-    HAS_HYPOTHESIS = False
-
-NO_HYPOTHESIS = "hypothesis is not installed, so these properties were not tried on random values"
 NO_BOTOCORE = "botocore is not installed, so the signatures were not compared with its own"
 NO_CRDS = "VELERO_CRDS names no folder, so the manifests were not compared with Velero's own"
 
@@ -120,24 +111,25 @@ def after(**delta: float) -> datetime:
     return NOW + timedelta(**delta)
 
 
+def when(minutes: Any) -> Any:
+    """A number as an instant so many minutes after NOW; anything else as it is."""
+    return after(minutes=minutes) if isinstance(minutes, (int, float)) else minutes
+
+
 def a_key(resource: Any = vr.DOWNLOAD_REQUESTS, name: str = "nightly-x7k2p") -> Any:
-    """A key of an object in namespace velero."""
     return vr.Key(resource, "velero", name)
 
 
 def a_download(**over: Any) -> Any:
     """A DownloadRequest record, unanswered and one second old unless said otherwise."""
-    fields: Dict[str, Any] = dict(
-        key=a_key(), uid="uid-1", version="41", created=after(seconds=-1), deleting=False, target_kind="BackupLog",
-        target_name="nightly", phase="", url="", expiration=None, reason="", message="")
-    return vr.Request(**{**fields, **over})
+    return vr.Request(**{**dict(key=a_key(), uid="uid-1", version="41", created=after(seconds=-1), deleting=False,
+                                target_kind="BackupLog", target_name="nightly", phase=""), **over})
 
 
 def a_status(**over: Any) -> Any:
     """A ServerStatusRequest record, unanswered and one second old unless said otherwise."""
-    fields: Dict[str, Any] = dict(key=a_key(vr.STATUS_REQUESTS, "velero-cli-5tn8q"), uid="uid-2", version="42",
-                                  created=after(seconds=-1), deleting=False, phase="", processed=None)
-    return vr.Request(**{**fields, **over})
+    return vr.Request(**{**dict(key=a_key(vr.STATUS_REQUESTS, "velero-cli-5tn8q"), uid="uid-2", version="42",
+                                created=after(seconds=-1), deleting=False, phase=""), **over})
 
 
 def a_location(**over: Any) -> Any:
@@ -148,8 +140,7 @@ def a_location(**over: Any) -> Any:
 def a_location_document(config: Any = None, **spec: Any) -> Dict[str, Any]:
     """A BackupStorageLocation document; `spec` replaces fields of its spec."""
     return {"metadata": {"name": "default", "namespace": "velero"}, "spec": {
-        "provider": "aws", "objectStorage": {"bucket": "bkt"}, "config": config or {"region": "eu-west-1"},
-        **spec}}
+        "provider": "aws", "objectStorage": {"bucket": "bkt"}, "config": config or {"region": "eu-west-1"}, **spec}}
 
 
 def some_credentials(**over: Any) -> Any:
@@ -158,11 +149,25 @@ def some_credentials(**over: Any) -> Any:
                                     secret_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"), **over})
 
 
-def signed_answer(expires: Optional[datetime] = None, now: datetime = NOW, skew: timedelta = timedelta(0),
-                  **over: Any) -> Dict[str, Any]:
-    """The status of a request whose log is signed for with keys that expire, in such a location."""
-    url, ends = vr.sign(a_location(**over), "k", some_credentials(expires=expires), now, skew)
-    return vr.answer_download(a_download(), "k", url, ends).body["status"]
+class Cases(unittest.TestCase):
+    """Functions over rows."""
+
+    def gives(self, function: Callable[..., Any], *rows: Tuple[Any, Any]) -> None:
+        """Each row is an argument, or a tuple of them, and what the function makes of it."""
+        for given, expected in rows:
+            with self.subTest(ascii(given)[:80]):
+                self.assertEqual(expected, function(*given) if type(given) is tuple else function(given))
+
+    def refuses(self, function: Callable[..., Any], words: str, *values: Any, error: Any = vr.ConfigError,
+                reason: Optional[str] = None) -> None:
+        """Each value, or tuple of them, is an error with these words: one short line, without the text `s3cr3t`."""
+        for given in values:
+            with self.subTest(ascii(given)[:80]):
+                with self.assertRaisesRegex(error, words) as caught:
+                    function(*given) if type(given) is tuple else function(given)
+                said = str(caught.exception)
+                self.assertTrue(said.isprintable() and len(said) < 600 and "s3cr3t" not in said, ascii(said))
+                self.assertEqual(reason, reason and getattr(caught.exception, "reason"))
 
 
 # Values that a stranger may put where text is expected.
@@ -172,50 +177,19 @@ HOSTILE: Tuple[Any, ...] = (
 
 # Names that no backup or restore can have.
 BAD_NAMES: Tuple[str, ...] = (
-    "", ".", "..", "/", "a/b", "../x", "a/../../x", "a\\b", "a..b", ".a", "a.", "-a", "a-", "a.-b", "a-.b",
-    "A", "a_b", "a b", " a", "a ", "a\n", "a\0b", "\x1b[2J", "a\u2028b", "é", "a\u0301", "%2e%2e", "a%2Fb", "{name}",
-    "a?b", "a#b", "a:b", "a" * 254, "x" * 10000, "\ud800", "１")
+    "", ".", "/", "a/../../x", "a\\b", "a..b", ".a", "a.", "-a", "a-", "a.-b", "a-.b", "A", "a_b", " a", "a\n", "a\0b",
+    "\x1b[2J", "a\u2028b", "é", "a%2Fb", "{name}", "a?b", "a#b", "a:b", "a" * 254, "x" * 10000, "\ud800", "１")
 GOOD_NAMES: Tuple[str, ...] = ("a", "0", "nightly", "nightly-20240501", "a.b.c", "1.2-3.x", "a--b", "a" * 253)
 
-if HAS_HYPOTHESIS:
-    # A machine that is busy with other tests is slow at drawing values, too.
-    hypothesis.settings.register_profile("shared", suppress_health_check=[hypothesis.HealthCheck.too_slow])
-    hypothesis.settings.load_profile("shared")
-    scalars = (strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats()
-               | strategies.text() | strategies.sampled_from(("New", "Processed", "Failed"))
-               | strategies.datetimes().map(lambda instant: instant.isoformat() + "Z"))
-    json_values = strategies.recursive(
-        scalars, lambda inner: strategies.lists(inner, max_size=4)
-        | strategies.dictionaries(strategies.text(max_size=8), inner, max_size=4), max_leaves=12)
 
-
-def shaped(**fields: Any) -> Any:
-    """A hypothesis strategy: an object with these fields, any of which may be missing or of another type."""
-    return strategies.fixed_dictionaries({}, optional={
-        name: json_values | value for name, value in fields.items()})
-
-
-def hostile_documents() -> Any:
-    """A hypothesis strategy: documents shaped like the two request kinds, wrong in any place."""
-    metadata = shaped(name=scalars, namespace=scalars, uid=scalars, resourceVersion=scalars,
-                      creationTimestamp=scalars, deletionTimestamp=scalars,
-                      annotations=shaped(**{vr.REASON: scalars, vr.MESSAGE: scalars}))
-    status = shaped(phase=scalars, downloadURL=scalars, expiration=scalars, processedTimestamp=scalars,
-                    serverVersion=scalars, plugins=strategies.lists(json_values, max_size=3), message=scalars)
-    return json_values | shaped(metadata=metadata, spec=shaped(target=shaped(kind=scalars, name=scalars)),
-                                status=status)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The laws of the file
-# ------------------------------------------------------------------------------------------------------------
+# ---- The laws of the file ----------------------------------------------------
 
 MODULE = os.path.abspath(velero_requests.__file__)
 FOLDER = os.path.dirname(os.path.abspath(__file__))
+BOTH = ("velero_requests.py", "test_velero_requests.py")
 
 
 def text_of(name: str) -> str:
-    """The text of a file of the repository."""
     with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
         return file.read()
 
@@ -243,8 +217,7 @@ OTHER_VARIABLES = {"HOME", "PATH", "KUBERNETES_EXEC_INFO", "KUBERNETES_SERVICE_H
 
 def code_of(statement: ast.stmt) -> CodeType:
     """One module-level statement compiled by itself, annotations as text: scopes are the compiler's own."""
-    module = ast.Module([statement], [])
-    return compile(module, MODULE, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+    return compile(ast.Module([statement], []), MODULE, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
 
 
 def mentioned(code: CodeType) -> Iterator[str]:
@@ -276,16 +249,8 @@ def imported_by(tree: ast.AST) -> Dict[str, str]:
 
 def line_of(pattern: str) -> int:
     """The number of the one line of the source that begins so."""
-    found = [number for number, line in enumerate(SOURCE.splitlines(), 1) if re.match(pattern, line)]
-    if len(found) != 1:
-        raise AssertionError(f"{len(found)} lines of {MODULE} match {pattern!r}")
-    return found[0]
-
-
-def above_the_waterline() -> List[ast.stmt]:
-    """The statements between the banner of room 1 and the waterline."""
-    first, last = line_of(r"# 1\. "), line_of(r"# The waterline\b")
-    return [statement for statement in STATEMENTS if first < statement.lineno < last]
+    number, = (number for number, line in enumerate(SOURCE.splitlines(), 1) if re.match(pattern, line))
+    return number
 
 
 def depth_of(node: ast.AST) -> int:
@@ -306,10 +271,12 @@ def run_script(script: str) -> Tuple[int, bytes]:
 
 
 class TestLawsOfTheFile(unittest.TestCase):
-    """Tests for `velero_requests.py` as a text."""
+    """`velero_requests.py` as a text."""
 
     def test_no_name_is_used_before_it_is_defined(self) -> None:
         """No module-level statement, function bodies included, mentions a name that a later one binds."""
+        nested = "def f(a: Later) -> Later:\n    b = a.x(y=1)\n    def g():\n        return h(a, b)"
+        self.assertEqual({"h"}, set(mentioned(code_of(ast.parse(nested).body[0]))))
         first: Dict[str, int] = {}
         for index, statement in enumerate(STATEMENTS):
             for name in bound(statement):
@@ -319,28 +286,21 @@ class TestLawsOfTheFile(unittest.TestCase):
             self.assertFalse(later, f"line {statement.lineno} uses a name that is defined later")
 
     def test_no_name_is_defined_twice(self) -> None:
-        """A later function, class or constant of the same name would take the place of an earlier one."""
-        for name in ("velero_requests.py", "test_velero_requests.py"):
+        for name in BOTH:
             names = [found for node in ast.parse(text_of(name)).body for found in bound(node)
                      if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign))]
             self.assertEqual([], sorted({found for found in names if names.count(found) > 1}), name)
-
-    def test_the_law_finds_a_forward_reference(self) -> None:
-        """The check sees a global read in a nested function, and no local, attribute or annotation."""
-        source = "def f(a: Later) -> Later:\n    b = a.x(y=1)\n    def g():\n        return h(a, b)"
-        self.assertEqual({"h"}, set(mentioned(code_of(ast.parse(source).body[0]))))
 
     def test_above_the_waterline_is_arithmetic(self) -> None:
         """It uses only imports that know no world, asks no clock, environment or chance, and nothing from below."""
         top = imported_by(ast.Module([node for node in STATEMENTS if isinstance(
             node, (ast.Import, ast.ImportFrom, ast.Try, ast.If))], []))
-        impure = {name for name, module in top.items() if module not in PURE and module.split(".")[0] not in PURE}
-        waterline = line_of(r"# The waterline\b")
+        impure = {name for name, module in top.items() if not {module, module.split(".")[0]} & PURE}
+        first, waterline = line_of(r"# 1\. "), line_of(r"# The waterline\b")
         below = {name for node in STATEMENTS if node.lineno > waterline for name in bound(node)}
-        for statement in above_the_waterline():
+        for statement in (node for node in STATEMENTS if first < node.lineno < waterline):
             used = set(mentioned(code_of(statement))) & (impure | below | WORLDLY_NAMES)
-            inner = {module for module in imported_by(statement).values() if module.split(".")[0] not in PURE
-                     and module not in PURE}
+            inner = {module for module in imported_by(statement).values() if not {module, module.split(".")[0]} & PURE}
             asked = {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
             self.assertFalse(used | inner | asked & WORLDLY_ATTRIBUTES, f"line {statement.lineno}")
 
@@ -348,9 +308,8 @@ class TestLawsOfTheFile(unittest.TestCase):
         """The module's docstring lists the rooms of its banners, numbered from 1, the waterline behind the ninth."""
         contents = re.findall(r"^ {4,}(\d+)  (\S.*?) {2,}\S", velero_requests.__doc__ or "", re.MULTILINE)
         self.assertEqual(re.findall(r"(?m)^# (\d+)\. (.+?) — ", SOURCE), contents)
-        self.assertEqual([str(number) for number in range(1, 18)], [number for number, _ in contents])
         order = re.findall(r"^ +(\d+|===)  ", velero_requests.__doc__ or "", re.MULTILINE)
-        self.assertEqual(["9", "===", "10"], order[8:11])
+        self.assertEqual([*map(str, range(1, 10)), "===", *map(str, range(10, 18))], order)
         self.assertTrue(line_of(r"# 9\. ") < line_of(r"# The waterline\b") < line_of(r"# 10\. "))
 
     def test_every_public_function_and_class_says_what_it_is(self) -> None:
@@ -370,51 +329,41 @@ class TestLawsOfTheFile(unittest.TestCase):
                 self.assertLessEqual((node.end_lineno or 0) - node.lineno + 1, LONGEST_FUNCTION, node.name)
                 self.assertLessEqual(depth_of(node), DEEPEST, node.name)
 
-    def test_a_start_imports_what_the_command_needs(self) -> None:
-        """Help, completion, manifests and the client's version come without urllib3 and yaml."""
-        script = ("import contextlib, io, sys, velero_requests\n"
+    def test_no_line_is_too_long(self) -> None:
+        """No line of either file has more than 120 characters, a tab, or blanks at its end."""
+        for name in BOTH:
+            self.assertEqual([], [number for number, line in enumerate(text_of(name).splitlines(), 1)
+                                  if len(line) > 120 or line != line.rstrip().expandtabs()], name)
+
+    def test_the_oldest_python_and_the_packages(self) -> None:
+        """The PEP 723 block names the packages that are imported, and with the version guard the oldest Python."""
+        imported = {module.split(".")[0] for module in imported_by(ast.parse(SOURCE)).values()}
+        block = SOURCE.split("# ///\n")[0]
+        self.assertEqual({"PyYAML", "urllib3"}, set(re.findall(r'"(\w+)[<>=]', block.split("dependencies")[1])))
+        self.assertEqual({"yaml", "urllib3"}, imported - set(getattr(sys, "stdlib_module_names", imported))
+                         | {"yaml", "urllib3"} & imported)
+        self.assertIn('# requires-python = ">=3.8"\n', block)
+        self.assertIn("if sys.version_info < (3, 8):\n", SOURCE)
+        for name in BOTH:
+            ast.parse(text_of(name), feature_version=(3, 8))
+
+    def test_importing_does_nothing(self) -> None:
+        """Importing starts no thread or server, configures no logging, prints nothing; a command imports what it needs:
+        help, completion, manifests and the client's version neither urllib3 nor yaml."""
+        script = ("import contextlib, io, logging, os, sys, threading\n"
+                  "before = os.listdir('/dev/fd'), list(logging.root.handlers)\n"
+                  "import velero_requests\n"
+                  "assert (os.listdir('/dev/fd'), list(logging.root.handlers)) == before\n"
+                  "assert not logging.getLogger('velero_requests').handlers\n"
+                  "import test_velero_requests\n"
+                  "assert threading.active_count() == 1\n"
                   "for argv in (['--help'], ['completion', 'bash'], ['manifests'], ['version', '--client-only']):\n"
                   "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
                   "        velero_requests.main(argv)\n"
                   "    assert not {'urllib3', 'yaml'} & set(sys.modules), argv\n")
-        self.assertEqual((0, b""), run_script(script))
-
-    def test_no_line_is_too_long(self) -> None:
-        """No line of either file has more than 120 characters, a tab, or blanks at its end."""
-        for name in ("velero_requests.py", "test_velero_requests.py"):
-            wrong = [number for number, line in enumerate(text_of(name).splitlines(), 1)
-                     if len(line) > 120 or line != line.rstrip().expandtabs()]
-            self.assertEqual([], wrong, name)
-
-    def test_inline_metadata_names_the_imports(self) -> None:
-        """The PEP 723 block names exactly the imported packages that are not of the standard library."""
-        standard = getattr(sys, "stdlib_module_names", None)
-        if standard is None:
-            self.skipTest("this Python does not know the names of its own library")
-        imported = {module.split(".")[0] for module in imported_by(ast.parse(SOURCE)).values()}
-        packages = {"yaml": "PyYAML", "urllib3": "urllib3"}
-        block = re.search(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$", SOURCE)
-        self.assertEqual({packages[name] for name in imported - set(standard)},
-                         set(re.findall(r'"(\w+)[<>=]', block["content"].split("dependencies")[1])))
-
-    def test_the_oldest_python_is_the_same_everywhere(self) -> None:
-        """`requires-python` and the version guard name the same oldest Python, and both files are written in it."""
-        self.assertIn('# requires-python = ">=3.8"\n', SOURCE)
-        self.assertIn("if sys.version_info < (3, 8):\n", SOURCE)
-        for name in ("velero_requests.py", "test_velero_requests.py"):
-            ast.parse(text_of(name), feature_version=(3, 8))
-
-    def test_importing_does_nothing(self) -> None:
-        """Importing either file starts no thread or server, configures no logging and prints nothing."""
-        script = ("import logging, os, sys, threading, urllib3, yaml\n"
-                  "before = os.listdir('/dev/fd'), list(logging.root.handlers)\n"
-                  "import velero_requests\n"
-                  "assert (os.listdir('/dev/fd'), list(logging.root.handlers)) == before\n"
-                  "assert threading.active_count() == 1\n"
-                  "assert not logging.getLogger('velero_requests').handlers\n"
-                  "import test_velero_requests\n"
-                  "assert threading.active_count() == 1\n")
-        self.assertEqual((0, b""), run_script(script))
+        whole = script.replace("import test_velero_requests\n", "")
+        for part in (whole, script.split("for argv")[0]):
+            self.assertEqual((0, b""), run_script(part))
 
     def test_the_readme_says_what_the_code_does(self) -> None:
         """Its tables list the exit codes of --help, every command, the rights that are tested, and every variable."""
@@ -444,32 +393,29 @@ class TestLawsOfTheFile(unittest.TestCase):
         except (OSError, subprocess.CalledProcessError):
             self.skipTest("there is no git here, or this is no checkout")
         top = {path.split("/")[0] for path in listed.split("\0") if path}
-        self.assertLessEqual({name for name in top if not name.startswith(".")}, {
-            "velero_requests.py", "test_velero_requests.py", "README.md", "Makefile"})
+        self.assertLessEqual({name for name in top if not name.startswith(".")}, {*BOTH, "README.md", "Makefile"})
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Section 2: errors
-# ------------------------------------------------------------------------------------------------------------
+# ---- Ground ------------------------------------------------------------------
 
+class TestErrors(Cases):
+    """`Error` and its family, and what records show."""
 
-class TestErrors(unittest.TestCase):
-    """Tests for `Error` and its family, and for what records show."""
-
-    def test_exit_codes(self) -> None:
-        for expected, error in (
-                (1, vr.Error("x")), (2, vr.UsageError("x")), (1, vr.ConfigError("x")), (1, vr.InvalidRequest("x")),
-                (3, vr.NotFound("x")), (4, vr.TimedOut("x")), (6, vr.Unreachable("x")),
-                (5, vr.ApiError("x", status=401)), (5, vr.ApiError("x", status=403)), (3, vr.Missing("x", status=404)),
-                (1, vr.ApiError("x", status=500)), (5, vr.StoreError("x", status=403)), (1, vr.StoreError("x")),
-                (3, vr.StoreError("x", status=404)), (3, vr.RequestFailed("x", reason="BackupNotFound")),
-                (1, vr.RequestFailed("x", reason="Failed"))):
-            with self.subTest(error=repr(error)):
-                self.assertEqual(expected, error.exit)
-
-    def test_only_time_may_mend_what_is_retried(self) -> None:
-        self.assertTrue(vr.NotFound("x").retry and vr.ConfigError("x").retry and vr.Unreachable("x").retry)
-        self.assertFalse(vr.InvalidRequest("x").retry or vr.UsageError("x").retry)
+    def test_what_they_say(self) -> None:
+        """Exit code, reason, and whether time may mend it."""
+        self.gives(lambda error: (int(error.exit), error.reason, error.retry), *(
+            (vr.Error("x"), (1, "InternalError", True)), (vr.UsageError("x"), (2, "InternalError", False)),
+            (vr.ConfigError("x"), (1, "InternalError", True)), (vr.InvalidRequest("x"), (1, "InternalError", False)),
+            (vr.NotFound("x"), (3, "InternalError", True)), (vr.TimedOut("x"), (4, "InternalError", True)),
+            (vr.Unreachable("x"), (6, "Unreachable", True)),
+            (vr.CredentialsError("x"), (1, "InvalidCredentials", True)),
+            (vr.RequestFailed("x", reason="BackupNotFound"), (3, "BackupNotFound", True)),
+            (vr.RequestFailed("x", reason="Failed"), (1, "Failed", True)), *(
+                (kind("x", status=status), (code, reason, True)) for kind, status, code, reason in (
+                    (vr.ApiError, 401, 5, "Forbidden"), (vr.ApiError, 403, 5, "Forbidden"),
+                    (vr.Missing, 404, 3, "ClusterError"), (vr.ApiError, 500, 1, "ClusterError"),
+                    (vr.StoreError, 0, 1, "StoreError"), (vr.StoreError, 403, 5, "StoreError"),
+                    (vr.StoreError, 404, 3, "StoreError")))))
 
     def test_records_show_no_secret(self) -> None:
         """No record shows a field that is named like a secret, whatever is in it; the list says which are harmless."""
@@ -483,126 +429,96 @@ class TestErrors(unittest.TestCase):
         for name, record in records.items():
             for field in filter(telling.search, record._fields):
                 filled = record(**{**dict.fromkeys(record._fields), field: "s3cr3t"})
-                with self.subTest(name=name, field=field):
-                    self.assertEqual(f"{name}.{field}" in harmless, "s3cr3t" in repr(filled))
+                self.assertEqual(f"{name}.{field}" in harmless, "s3cr3t" in repr(filled), f"{name}.{field}")
 
 
-class TestReader(unittest.TestCase):
-    """Tests for `Reader`, which kubeconfigs and location files are read by."""
+class TestReader(Cases):
+    """`Reader`, which kubeconfigs and location files are read by."""
 
     def test_types(self) -> None:
         """What is absent or null is empty; another type is an error that names the place and not the value."""
-        document = {"text": "x", "true": True, "one": 1, "list": ["a"], "mixed": ["a", 5], "map": {"a": 1}, "no": None}
-        for name, kind, expected in (
-                ("text", str, "x"), ("true", bool, True), ("one", int, 1), ("list", list, ["a"]),
-                ("list", [str], ["a"]), ("map", dict, {"a": 1}), ("no", str, ""), ("no", bool, False),
-                ("gone", list, []), ("gone", [str], []),
-                ("text", int, "X: text must be a whole number"), ("one", bool, "X: one must be true or false"),
-                ("true", int, "X: true must be a whole number"), ("text", list, "X: text must be a list"),
-                ("one", str, "X: one must be a string: write it in quotes"), ("list", str, "X: list must be a string"),
-                ("list", dict, "X: list must be a mapping"), ("mixed", [str], r"X: mixed\[1\] must be a string:")):
-            with self.subTest(name, kind=kind):
-                if isinstance(expected, str) and expected.startswith("X"):
-                    self.assertRaisesRegex(vr.ConfigError, expected, vr.Reader(document, "X").get, name, kind)
-                else:
-                    self.assertEqual(vr.Reader(document, "X").get(name, kind), expected)
-        self.assertRaisesRegex(vr.ConfigError, "X has no no", vr.Reader(document, "X").need, "no")
-        self.assertRaisesRegex(vr.ConfigError, "X must be a mapping", vr.Reader, [], "X")
+        reader = vr.Reader({"text": "x", "true": True, "one": 1, "list": ["a"], "mixed": ["a", 5], "map": {"a": 1},
+                            "no": None}, "X")
+        self.gives(reader.get, *(
+            (("text", str), "x"), (("true", bool), True), (("one", int), 1), (("list", list), ["a"]),
+            (("list", [str]), ["a"]), (("map", dict), {"a": 1}), (("no", str), ""), (("no", bool), False),
+            (("gone", list), []), (("gone", [str]), [])))
+        for words, name, kind in (
+                ("X: text must be a whole number", "text", int), ("X: one must be true or false", "one", bool),
+                ("X: true must be a whole number", "true", int), ("X: text must be a list", "text", list),
+                ("X: one must be a string: write it in quotes", "one", str), ("X: list must be a string$", "list", str),
+                ("X: list must be a mapping", "list", dict), (r"X: mixed\[1\] must be a string:", "mixed", [str])):
+            self.refuses(reader.get, words, (name, kind))
+        self.refuses(reader.need, "X has no no", "no")
+        self.refuses(vr.Reader, "X must be a mapping", ([], "X"))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Section 3: text and time
-# ------------------------------------------------------------------------------------------------------------
-
-class TestTime(unittest.TestCase):
-    """Tests for `parse_time` and `format_time`."""
+class TestTime(Cases):
+    """`parse_time` and `format_time`."""
 
     def test_instants(self) -> None:
-        """Every notation of RFC 3339 becomes an aware instant in UTC; a missing offset is UTC."""
-        for text, expected in (
-                ("2026-05-04T12:00:00Z", NOW), ("2026-05-04t12:00:00z", NOW), ("2026-05-04 12:00:00Z", NOW),
-                ("2026-05-04T12:00:00", NOW), ("2026-05-04T12:00:00-00:00", NOW), ("2026-05-04T14:00:00+02:00", NOW),
-                ("2026-05-04T06:30:00-05:30", NOW), ("2026-05-05T00:00:00+12:00", NOW),
-                ("2026-05-04T12:00:00.5Z", after(seconds=.5)), ("2026-05-04T12:00:00.000001Z", after(microseconds=1)),
-                ("2026-05-04T12:00:00.123456789Z", after(microseconds=123456)),
-                ("2026-05-04T12:00:00." + "0" * 99 + "Z", NOW), ("9999-12-31T23:59:59Z", FAR_OFF),
-                ("2024-02-29T00:00:00Z", datetime(2024, 2, 29, tzinfo=timezone.utc)),
-                ("0001-01-01T00:00:00Z", LONG_AGO)):
-            with self.subTest(text=text[:40]):
-                parsed = vr.parse_time(text)
-                self.assertEqual((expected, timedelta(0)), (parsed, parsed.utcoffset()))
-
-    def test_what_is_no_instant(self) -> None:
-        """What is no text, no date, or no instant that Python can hold is None."""
-        for text in (5, b"2026-05-04T12:00:00Z", NOW, "tomorrow", "2026-05-04", "12:00:00Z", "2026-05-04T12:00Z",
-                     "2026-05-04T12:00:00Z\n", " 2026-05-04T12:00:00Z", "2026-05-04T12:00:00Z" * 2,
-                     "2026-02-30T12:00:00Z", "2026-13-01T12:00:00Z",
-                     "2026-05-04T25:00:00Z", "2026-05-04T12:60:00Z", "0000-01-01T00:00:00Z",
-                     "-2026-05-04T12:00:00Z", "10000-01-01T00:00:00Z", "2026-05-04T12:00:00+99:99",
-                     "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "1e400", "9" * 10000, "9999-12-31T23:59:59-00:01",
-                     "0001-01-01T00:00:00+00:01", *HOSTILE):
-            with self.subTest(text=ascii(text)[:40]):
-                self.assertIsNone(vr.parse_time(text))
+        """Every notation of RFC 3339 is an aware instant in UTC, the default; what Python cannot hold is None."""
+        self.gives(vr.parse_time, *((text, NOW) for text in (
+            "2026-05-04T12:00:00Z", "2026-05-04t12:00:00z", "2026-05-04 12:00:00Z", "2026-05-04T12:00:00",
+            "2026-05-04T12:00:00-00:00", "2026-05-04T14:00:00+0200", "2026-05-04T06:30:00-05:30",
+            "2026-05-05T00:00:00+12:00", "2026-05-04T12:00:00." + "0" * 99 + "Z")))
+        self.gives(vr.parse_time, *(
+            ("2026-05-04T12:00:00.5Z", after(seconds=.5)), ("2026-05-04T12:00:00,000001Z", after(microseconds=1)),
+            ("2026-05-04T12:00:00.123456789Z", after(microseconds=123456)), ("9999-12-31T23:59:59Z", FAR_OFF),
+            ("2024-02-29T00:00:00Z", datetime(2024, 2, 29, tzinfo=timezone.utc)), ("0001-01-01T00:00:00Z", LONG_AGO)))
+        self.assertEqual(timedelta(0), vr.parse_time("2026-05-04T14:00:00+02:00").utcoffset())
+        self.gives(vr.parse_time, *((text, None) for text in (
+            5, b"2026-05-04T12:00:00Z", NOW, "2026-05-04", "2026-05-04T12:00Z", "2026-05-04T12:00:00Z\n",
+            " 2026-05-04T12:00:00Z", "2026-02-30T12:00:00Z", "2026-05-04T24:00:00Z", "2026-05-04T12:60:00Z",
+            "0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "2026-05-04T12:00:00+99:00", "2026-05-04T12:00:00+01:60",
+            "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "2026-05-04T12:00:00." + "0" * 100 + "Z", "9" * 10000,
+            "9999-12-31T23:59:59-00:01", "0001-01-01T00:00:00+00:01", *HOSTILE)))
 
     def test_whole_seconds_in_utc(self) -> None:
-        """Instants are written in UTC and cut off at the second, and are equal when they are read again."""
-        for instant, expected in (
-                (NOW, "2026-05-04T12:00:00Z"), (after(microseconds=999999), "2026-05-04T12:00:00Z"),
-                (NOW.astimezone(timezone(timedelta(hours=2))), "2026-05-04T12:00:00Z"),
-                (FAR_OFF, "9999-12-31T23:59:59Z"), (LONG_AGO, "0001-01-01T00:00:00Z")):
-            with self.subTest(expected=expected):
-                self.assertEqual(expected, vr.format_time(instant))
-                self.assertEqual(instant.replace(microsecond=0), vr.parse_time(expected))
+        self.gives(vr.format_time, *(
+            (NOW, "2026-05-04T12:00:00Z"), (after(microseconds=999999), "2026-05-04T12:00:00Z"),
+            (NOW.astimezone(timezone(timedelta(hours=2))), "2026-05-04T12:00:00Z"),
+            (FAR_OFF, "9999-12-31T23:59:59Z"), (LONG_AGO, "0001-01-01T00:00:00Z")))
 
 
-class TestDuration(unittest.TestCase):
-    """Tests for `parse_duration` and `format_duration`, beside Go's time.Duration."""
+class TestDuration(Cases):
+    """`parse_duration` and `format_duration`, beside Go's time.Duration."""
 
-    def test_what_go_accepts(self) -> None:
-        for text, expected in (
-                ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1h2m3s", 3723),
-                ("1.5s", 1.5), (".5s", .5), ("5.s", 5), ("250ms", .25), ("1us", 1e-6), ("1µs", 1e-6), ("1μs", 1e-6),
-                ("1ns", 1e-9), ("-1.5h", -5400), ("+5s", 5), ("1m1m", 120), ("007s", 7), ("0.000000001h", 3.6e-6)):
-            with self.subTest(text=text):
-                self.assertAlmostEqual(expected, vr.parse_duration(text), places=12)
+    def test_what_go_reads(self) -> None:
+        self.gives(lambda text: round(vr.parse_duration(text), 12), *(
+            ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1h2m3s", 3723),
+            ("1.5s", 1.5), (".5s", .5), ("5.s", 5), ("250ms", .25), ("1us", 1e-6), ("1µs", 1e-6), ("1μs", 1e-6),
+            ("1ns", 1e-9), ("-1.5h", -5400), ("+5s", 5), ("1m1m", 120), ("007s", 7), ("0.000000001h", 3.6e-6),
+            ("0" * 99 + "s", 0)))
+        self.refuses(vr.parse_duration, "^invalid duration .{1,99}$", *(
+            "", "-", ".", "s", ".s", "5", "00", "1.5", "1d", "1 s", " 1s", "1s\n", "--1s", "1e3s", "1,5s", "inf", "１s",
+            "1S", "2562048h", "9" * 400 + "h", "0" * 100 + "s"), error=ValueError)
 
-    def test_what_go_refuses(self) -> None:
-        for text in ("", "-", "+", ".", "s", ".s", "5", "00", "1.5", "1x", "1d", "1 s", " 1s", "1s ", "1s\n", "1h 2m",
-                     "--1s", "+-1s", "1e3s", "1,5s", "inf", "nan", "∞s", "１s", "1S", "2562048h", "9" * 400 + "h"):
-            with self.subTest(text=text[:40]), self.assertRaisesRegex(ValueError, "^.{1,119}$"):
-                vr.parse_duration(text)
-
-    def test_go_notation(self) -> None:
-        """Seconds are written as Go writes them, milliseconds being the finest, and can be read again."""
-        for seconds, expected in (
-                (0, "0s"), (.025, "25ms"), (.25, "250ms"), (.999, "999ms"), (.9996, "1s"), (1, "1s"), (1.5, "1.5s"),
-                (30, "30s"), (59.9996, "1m0s"), (60, "1m0s"), (90, "1m30s"), (300, "5m0s"), (3600, "1h0m0s"),
-                (5400.25, "1h30m0.25s"), (86400, "24h0m0s"), (-90.5, "-1m30.5s"), (-.0001, "0s")):
-            with self.subTest(seconds=seconds):
-                self.assertEqual(expected, vr.format_duration(seconds))
-                self.assertAlmostEqual(seconds, vr.parse_duration(expected), places=3)
-        self.assertEqual(("1.5µs", "12ns"), (vr.format_duration(1.5e-6, 9), vr.format_duration(1.2e-8, 9)))
+    def test_what_go_writes(self) -> None:
+        """Milliseconds are the finest, unless it is said otherwise."""
+        self.gives(vr.format_duration, *(
+            (0, "0s"), (.001, "1ms"), (.025, "25ms"), (.25, "250ms"), (.999, "999ms"), (.9996, "1s"), (1, "1s"),
+            (1.5, "1.5s"), (30, "30s"), (59.9996, "1m0s"), (60, "1m0s"), (90, "1m30s"), (300, "5m0s"),
+            (3600, "1h0m0s"), (5400.25, "1h30m0.25s"), (86400, "24h0m0s"), (-90.5, "-1m30.5s"), (-.25, "-250ms"),
+            (-.0001, "0s"), ((1.5e-6, 9), "1.5µs"), ((1.2e-8, 9), "12ns")))
 
 
-class TestOneLine(unittest.TestCase):
-    """Tests for `one_line`, `add_if_new` and `backoff`."""
+class TestOneLine(Cases):
+    """`one_line` and `add_if_new`."""
 
     def test_foreign_text_becomes_harmless(self) -> None:
         """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks; then the cut."""
-        for text, expected in (
-                ("", ""), ("plain", "plain"), ("  a \t b\r\nc  ", "a b c"), ("a\x1b[31mb", "a [31mb"), ("a\0b", "a b"),
-                ("a\u2028b\u2029c", "a b c"), ("a\u202eb", "a b"), ("a\ud800b", "a b"), ("grün ✓", "grün ✓"),
-                (None, "None"), (ValueError("x\ny"), "x y"), ("\x7f\x9b", ""), ("x" * 300, "x" * 300),
-                ("x" * 301, "x" * 299 + "…")):
-            with self.subTest(expected=expected[:40]):
-                self.assertEqual(expected, vr.one_line(text))
-        self.assertEqual("abcd…", vr.one_line("abcdefgh", 5))
+        self.gives(vr.one_line, *(
+            ("", ""), ("plain", "plain"), ("  a \t b\r\nc  ", "a b c"), ("a\x1b[31mb", "a [31mb"), ("a\0b", "a b"),
+            ("a\u2028b\u2029c", "a b c"), ("a\u202eb", "a b"), ("a\ud800b", "a b"), ("grün ✓", "grün ✓"),
+            (None, "None"), (ValueError("x\ny"), "x y"), ("\x7f\x9b", ""), ("x" * 300, "x" * 300),
+            ("x" * 301, "x" * 299 + "…"), (("abcdefgh", 5), "abcd…")))
 
     def test_no_more_is_kept_than_there_is_room_for(self) -> None:
         """Each text is the first of its kind once, as far as it is kept, and beyond the limit none is."""
         seen: Set[str] = set()
-        rows = (("a", True), ("a", False), ("x" * 9999, True), ("x" * 8888, False), ("b", False))
-        self.assertEqual([vr.add_if_new(text, seen, 2) for text, _ in rows], [first for _, first in rows])
+        self.gives(lambda text: vr.add_if_new(text, seen, 2), *(
+            ("a", True), ("a", False), ("x" * 9999, True), ("x" * 8888, False), ("b", False)))
         self.assertLess(sum(map(len, seen)), 2000)
 
 
@@ -610,75 +526,55 @@ class TestOneLine(unittest.TestCase):
 SECRET_SHAPES: Tuple[str, ...] = (
     "https://s3/k?X-Amz-Date=20260504T120000Z&X-Amz-Signature={}", "https://s3/k?X-Amz-Credential={}&X-Amz-Date=2026",
     "https://s3/k?a=b&X-Amz-Security-Token={}&x=y", "https://s3/k?x-amz-signature={}&x-amz-expires=600",
-    "https://s3/k?Expires=600&Signature={}", "https://s3/k?AWSAccessKeyId={}&Expires=600",
-    "https://s3/k?SecurityToken={}&Expires=600", "https://storage.googleapis.com/k?X-Goog-Signature={}&x=y",
+    "https://s3/k?AWSAccessKeyId={}&Expires=600", "https://s3/k?SecurityToken={}&Expires=600",
     "https://storage.googleapis.com/k?GoogleAccessId={}", "https://a.blob.core.windows.net/c/k?sv=2020&sig={}&se=2026",
     "https://sts?WebIdentityToken={}&a=b", "https://s3/k?SessionToken={}", "Authorization: Bearer {}",
-    "authorization: bearer {}, next", "Authorization: Basic {}",
-    "POST / x-amz-security-token:{} host", "X-Amz-Security-Token: {}",
-    "cannot reach https://user:{}@proxy.example:3128/",
+    "authorization: bearer {}, next", "Authorization: Basic {}", "POST / x-amz-security-token:{} host",
+    "X-Amz-Security-Token: {}", "cannot reach https://user:{}@proxy.example:3128/",
     "cannot reach http://{}@proxy.example", "('https://s3/k?X-Amz-Signature={}', 443)",
     '{{"url": "https://s3/k?X-Amz-Signature={}"}}',
-    *(f"https://proxy/?u=https%3A%2F%2Fs3%2Fk%3Fa%3Db%26{name}{equals}{{}}"
-      for equals in ("%3D", "%253D", "%25253d", "\\u003d")
-      for name in ("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "Security-Token", "sig")))
+    *(f"https://proxy/?u=https%3A%2F%2Fs3%2Fk%3Fa%3Db%26{name}{{}}" for name in (
+        "X-Amz-Signature%3D", "X-Amz-Credential%253D", "Security-Token%25253d", "sig\\u003d")))
 
 
-class TestRedact(unittest.TestCase):
-    """Tests for `redact`."""
-
+class TestRedact(Cases):
     def test_every_shape_of_a_secret(self) -> None:
         """Signatures, credentials, tokens and passwords are blanked wherever they stand; once more changes nothing."""
         for sentence in SECRET_SHAPES:
-            with self.subTest(sentence):
-                redacted = vr.redact(sentence.format("AKIAsecret%2F20260504/eu-west-1+~_-.abc=="))
-                self.assertNotRegex(redacted, "secret|abc")
-                start = sentence.split("{}")[0].replace("{{", "{").replace("user:", "")
-                self.assertEqual(start, redacted[:redacted.index("***")])
-                self.assertEqual(redacted, vr.redact(redacted))
+            redacted = vr.redact(sentence.format("AKIAsecret%2F20260504/eu-west-1+~_-.abc=="))
+            self.assertNotRegex(redacted, "secret|abc")
+            start = sentence.split("{}")[0].replace("{{", "{").replace("user:", "")
+            self.assertEqual((start, redacted), (redacted.partition("***")[0], vr.redact(redacted)))
 
     def test_only_the_secret_goes(self) -> None:
         """Host and path stay, with an `@` in the path too, and words that only sound like secrets."""
-        for text, expected in (
-                ("https://u:p@h/a@b", "https://***@h/a@b"), ("https://u:p@q@h/a", "https://***@h/a"),
-                ("https://u:p/q@h/a", "https://***@h/a"), ("sig%3Dabc%26se%3D5", "sig%3D***%26se%3D5"),
-                ("sig%253Dabc%2526se", "sig%253D***%2526se"), ("sig=abc&se=5", "sig=***&se=5"),
-                *((text, text) for text in (
-                    "", "Backup velero/nightly does not exist", "https://bkt.s3.eu-west-1.amazonaws.com/backups/b.gz",
-                    "X-Amz-Date=20260504T120000Z&X-Amz-Expires=600", "the signature does not match",
-                    "mail to ops@example.com", "https://h/a and ops@example.com", "https://h/a@b/c?d=e@f",
-                    "https://h:9000/a@b", "https://[::1]:9/a@b", "https://h?a@b", "https://u:1/q@h"))):
-            with self.subTest(text):
-                self.assertEqual(expected, vr.redact(text))
+        self.gives(vr.redact, *(
+            ("https://u:p@h/a@b", "https://***@h/a@b"), ("https://u:p@q@h/a", "https://***@h/a"),
+            ("https://u:p/q@h/a", "https://***@h/a"), ("sig%3Dabc%26se%3D5", "sig%3D***%26se%3D5"),
+            ("sig%253Dabc%2526se", "sig%253D***%2526se"), ("sig=abc&se=5", "sig=***&se=5")), *(
+            (text, text) for text in (
+                "", "Backup velero/nightly does not exist", "https://bkt.s3.eu-west-1.amazonaws.com/backups/b.gz",
+                "X-Amz-Date=20260504T120000Z&X-Amz-Expires=600", "the signature does not match",
+                "mail to ops@example.com", "https://h/a and ops@example.com", "https://h/a@b/c?d=e@f",
+                "https://h:9000/a@b", "https://[::1]:9/a@b", "https://h?a@b", "https://u:1/q@h")))
 
     def test_the_cut(self) -> None:
         """Long text is cut before it is looked at, and no secret is cut in half and shown."""
-        for end in ("https://u:s3cr3t@h", "a https://u:s3cr3t@h", "sig=s3cr3t"):
-            for place in range(30):
-                redacted = vr.redact("word " * 13_000 + "x" * (vr.REDACTED_LIMIT - 65_000 - place) + " " + end)
-                self.assertNotIn("s3cr", redacted)
-                self.assertLessEqual(len(redacted), vr.REDACTED_LIMIT + 1)
+        for end, place in itertools.product(("https://u:s3cr3t@h", "a https://u:s3cr3t@h", "sig=s3cr3t"), range(25)):
+            redacted = vr.redact("x " * (vr.REDACTED_LIMIT // 2 - 20) + "x" * (40 - place) + " " + end)
+            self.assertNotIn("s3cr", redacted)
+            self.assertLessEqual(len(redacted), vr.REDACTED_LIMIT + 1)
 
-    def test_our_own_urls(self) -> None:
-        """Of a URL signed here, with a token, nothing that opens the store is left."""
-        credentials = some_credentials(session_token="AQoDYXdzEPT//wEXAMPLE+token=")
-        url = vr.presign(vr.Address("https", "h", "/k", "eu-west-1"), credentials, NOW, vr.URL_LIFE)
-        parameters = dict(parse_qsl(urlsplit(vr.redact(url)).query))
-        self.assertEqual({"***"}, {parameters[f"X-Amz-{name}"] for name in (
-            "Signature", "Credential", "Security-Token")})
-
-    @unittest.skipUnless(HAS_HYPOTHESIS, NO_HYPOTHESIS)
     def test_any_text(self) -> None:
         """Redacting twice is redacting once, for any text."""
-        words = strategies.lists(strategies.sampled_from((
-            "Bearer ", "sig=", "X-Amz-Signature=", "https://", "@", "&", " ", "***", "a", '"', "Signature=")))
-        hypothesis.given(words.map("".join) | strategies.text())(
-            lambda text: self.assertEqual(vr.redact(text), vr.redact(vr.redact(text))))()
+        chance, words = random.Random(15), ("Bearer ", "sig=", "X-Amz-Signature=", "https://", "@", "&", " ", "***",
+                                            "a", "%3D", "%26", '"', "/", ":", "?", "\u2028", "\ud800")
+        for _ in range(3000):
+            text = "".join(chance.choices(words, k=chance.randrange(9)))
+            self.assertEqual(vr.redact(text), vr.redact(vr.redact(text)), text)
 
 
-class TestLines(unittest.TestCase):
-    """Tests for `lines`."""
-
+class TestLines(Cases):
     def test_any_cut_gives_the_same_lines(self) -> None:
         """However the bytes are cut, also within a character; a last line without its newline is dropped."""
         for data in ('{"a":1}\n\n{"b":"grün ✓"}\nend\n'.encode(), b"whole\nhalf", b"half", b"", b"xxxxxxxx\n"):
@@ -690,7 +586,7 @@ class TestLines(unittest.TestCase):
         """A line that grows beyond the limit is an error, and the lines before it are handed out."""
         endless = vr.lines(itertools.chain([b"first\n"], itertools.repeat(b"xxxx")), limit=1000)
         self.assertEqual(b"first", next(endless))
-        self.assertRaisesRegex(vr.Error, "1000 bytes", next, endless)
+        self.refuses(next, "1000 bytes", endless, error=vr.Error)
         self.assertEqual([b"x" * 8], list(vr.lines([b"xxxx", b"xxxx", b"\n"], limit=8)))
 
 
@@ -745,7 +641,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json), "lines": in_pieces(vr.lines),
     "aligned": lambda text: vr.aligned([vr.printable(text) + "\t", "a\tb\tc"] * 50),
     "table": lambda text: vr.table([(text, text)] + [("a", "b")] * 99),
-    "is_http_url": vr.is_http_url, "has_dot_segment": vr.has_dot_segment,
+    "is_http_url": vr.is_http_url,
     "_goes_before_host": lambda text: vr._goes_before_host(text, vr.Address("http", text, "")),
     "bucket_address": lambda text: vr.bucket_address(a_location(region=text, bucket=text)),
     "location_from": lambda text: vr.location_from({"metadata": {"name": text}, "spec": {
@@ -845,19 +741,14 @@ class TestTimingLaw(unittest.TestCase):
             taken.append(time.thread_time() - start)
         return min(taken), said
 
-    def check(self, function: Callable[[str], Any], head: str, piece: str, tail: str) -> None:
-        """Twice the text takes less than three times as long; what takes no time worth measuring is not measured."""
-        short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
-        if self.seconds(function, long)[0] > 0.01:
-            once = self.seconds(function, short, 3)[0]
-            self.assertLess(self.seconds(function, long, 3)[0], 3 * once, f"{once} s for half of {(head, piece, tail)}")
-
     def test_twice_the_text_takes_less_than_three_times_as_long(self) -> None:
-        """For every reader, and every nasty text; no function that reads is missing in the tables."""
-        for name, function in READERS.items():
-            with self.subTest(name):
-                for nasty in NASTY:
-                    self.check(function, *nasty)
+        """For every reader and nasty text, where that takes long enough to measure; no reader is missing."""
+        for (name, function), (head, piece, tail) in itertools.product(READERS.items(), NASTY):
+            short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
+            if self.seconds(function, long)[0] > 0.01:
+                with self.subTest(name, nasty=(head, piece, tail)):
+                    once = self.seconds(function, short, 3)[0]
+                    self.assertLess(self.seconds(function, long, 3)[0], 3 * once)
         functions = {node.name for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.FunctionDef)}
         self.assertEqual(set(), readers_in(SOURCE) - {*READERS, *NO_READERS}, "readers that are in no table")
         self.assertEqual(set(), {*READERS, *NO_READERS} - functions, "functions that are gone")
@@ -871,19 +762,8 @@ class TestTimingLaw(unittest.TestCase):
                 self.assertIn(outcome, said)
                 self.assertEqual(bool(outcome), bool(said), said)
 
-    def test_the_law_sees_what_it_is_to_see(self) -> None:
-        """Compiled patterns, functions of `re`, parsers; and a quadratic function fails."""
-        source = "import re\n_P = re.compile('a')\ndef f(x):\n    {}\n"
-        for line, seen in (("_P.search(x)", {"f"}), ("re.sub('a', '', x)", {"f"}), ("json.loads(x)", {"f"}),
-                           ("yaml.safe_load(x)", set()), ("x.split()", set()), ("yaml.load(x)", {"f"})):
-            self.assertEqual(readers_in(source.format(line)), seen, line)
-        with self.assertRaisesRegex(AssertionError, "for half of"):
-            self.check(lambda text: re.search("a+b", text), "", "a", "")
 
-
-class TestParseJson(unittest.TestCase):
-    """Tests for `parse_json`."""
-
+class TestParseJson(Cases):
     def test_what_is_read(self) -> None:
         """All of JSON, marks in strings and escapes included, a hundred levels deep."""
         for value in (None, 0, -1.5e300, 10 ** 300, "", "\\", '"', '\\"', "[", "{\"", "\ud800", "ü😀", [], {}, [{}],
@@ -891,29 +771,22 @@ class TestParseJson(unittest.TestCase):
                       json.loads("[" * 100 + "]" * 100)):
             for ascii_only in (True, False):
                 text = json.dumps(value, ensure_ascii=ascii_only, indent=1).encode("utf-8", "surrogatepass")
-                for content in (text, bytearray(text), b"\xef\xbb\xbf" + text):
-                    self.assertEqual(vr.parse_json(content), value)
-        self.assertEqual(vr.parse_json(b'["[{,,,,,}]","\\",,,,"]', 2), ["[{,,,,,}]", '",,,,'])
+                self.gives(vr.parse_json, (text, value), (bytearray(text), value), (b"\xef\xbb\xbf" + text, value))
+        self.gives(vr.parse_json, ((b'["[{,,,,,}]","\\",,,,"]', 2), ["[{,,,,,}]", '",,,,']), ((b"[{},0]", 5), [{}, 0]))
 
     def test_what_is_refused(self) -> None:
         """One error without a word of it; depth and elements have a limit, in strings they do not count."""
-        for content, most, words in (
-                *((content, 10 ** 6, "^is no JSON$") for content in (
-                    b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"{s3cr3t}", b"[1,]", b"\xff",
-                    "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]", b"]" * 200 + b"[" * 200,
-                    b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101, b"[" * 100_000, b'{"a":' * 100_000)),
-                (b"[0,0,0,0]", 3, "3 elements"), (b"[{},0]", 4, "4 elements"), (b'["a","b","c","d"]', 3, "3 elements"),
-                (b'",' * 99, 3, "3 elements")):
-            with self.subTest(content[:9]), self.assertRaisesRegex(ValueError, words) as caught:
-                vr.parse_json(content, most)
-            self.assertEqual(isinstance(caught.exception, vr.TooLarge), "JSON" not in words)
+        self.refuses(vr.parse_json, "^is no JSON$", *(
+            b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"{s3cr3t}", b"[1,]", b"\xff",
+            "[]".encode("utf-16"), b"[" + b"9" * 401 + b"]", b"]" * 200 + b"[" * 200, b"[" * 101 + b"]" * 101,
+            b'{"a":' * 101 + b"1" + b"}" * 101, b"[" * 100_000, b'{"a":' * 100_000), error=ValueError)
+        for given in ((b"[0,0,0,0]", 3), (b"[{},0]", 4), (b'["a","b","c","d"]', 3), (b'",' * 99, 3)):
+            self.refuses(vr.parse_json, f"{given[1]} elements", given, error=vr.TooLarge)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Section 4: documents into records
-# ------------------------------------------------------------------------------------------------------------
+# ---- Requests ----------------------------------------------------------------
 
-DOWNLOAD_DOCUMENT: Dict[str, Any] = {
+DOCUMENT: Dict[str, Any] = {
     "metadata": {"name": "nightly-x7k2p", "namespace": "velero", "uid": "uid-1", "resourceVersion": "41",
                  "creationTimestamp": "2026-05-04T11:59:59Z"},
     "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}}
@@ -928,566 +801,174 @@ def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[st
                 yield {**document, name: changed}
 
 
-class TestDownloadRequestFrom(unittest.TestCase):
-    """Tests for `request_from` with a DownloadRequest."""
+class TestRequestFrom(Cases):
+    """`request_from` and `plugins_from`; any value at any place is tested with the decisions."""
 
     def test_fields(self) -> None:
-        status = {"phase": "Processed", "downloadURL": "https://h/k", "expiration": "2026-05-04T12:10:00Z"}
-        self.assertEqual(a_download(), vr.request_from(vr.DOWNLOAD_REQUESTS, DOWNLOAD_DOCUMENT))
-        self.assertEqual(a_download(phase="Processed", url="https://h/k", expiration=after(minutes=10)),
-                         vr.request_from(vr.DOWNLOAD_REQUESTS, {**DOWNLOAD_DOCUMENT, "status": status}))
-        self.assertTrue(vr.request_from(vr.DOWNLOAD_REQUESTS, {"metadata": {"deletionTimestamp": "x"}}).deleting)
-        self.assertFalse(vr.request_from(vr.DOWNLOAD_REQUESTS, {"metadata": {"deletionTimestamp": None}}).deleting)
-
-    def test_reasons(self) -> None:
         """A reason is our annotation, else a newer Velero's phase Failed with its message."""
         ours = {vr.REASON: "BackupNotFound", vr.MESSAGE: "no such backup"}
-        theirs = {"phase": "Failed", "message": "m"}
-        for annotations, status, expected in (
-                (None, None, ("", "")), (ours, None, ("BackupNotFound", "no such backup")),
-                (None, theirs, ("Failed", "m")), (ours, theirs, ("BackupNotFound", "no such backup")),
-                (None, {"phase": "Failed"}, ("Failed", "")), (None, {"phase": "New", "message": "m"}, ("", ""))):
-            with self.subTest(expected=expected):
-                document = {"metadata": {"annotations": annotations}, "status": status}
-                request = vr.request_from(vr.DOWNLOAD_REQUESTS, document)
-                self.assertEqual(expected, (request.reason, request.message))
-
-    def test_any_field_may_be_wrong(self) -> None:
-        full = {**DOWNLOAD_DOCUMENT, "status": {"phase": "New", "downloadURL": "u", "expiration": "e", "message": "m"}}
-        for value in HOSTILE:
-            self.assertEqual("", vr.request_from(vr.DOWNLOAD_REQUESTS, value).target_name)
-            for document in with_places_filled(full, value):
-                request = vr.request_from(vr.DOWNLOAD_REQUESTS, document)
-                texts = (request.uid, request.version, request.target_kind, request.phase, request.url, request.reason)
-                self.assertTrue(all(isinstance(text, str) for text in texts), document)
-
-    @unittest.skipUnless(HAS_HYPOTHESIS, NO_HYPOTHESIS)
-    def test_random_documents(self) -> None:
-        @hypothesis.given(hostile_documents())
-        def check(document: Any) -> None:
-            hash(vr.request_from(vr.DOWNLOAD_REQUESTS, document))
-            hash(vr.request_from(vr.STATUS_REQUESTS, document))
-            vr.plugins_from(document)
-        check()
-
-
-class TestStatusRequestFrom(unittest.TestCase):
-    """Tests for `request_from` with a ServerStatusRequest, and `plugins_from`."""
-
-    def test_fields(self) -> None:
-        metadata = {"name": "velero-cli-5tn8q", "namespace": "velero", "uid": "uid-2", "resourceVersion": "42",
-                    "creationTimestamp": "2026-05-04T11:59:59Z"}
-        status = {"phase": "Processed", "processedTimestamp": "2026-05-04T12:00:00Z"}
-        self.assertEqual(a_status(), vr.request_from(vr.STATUS_REQUESTS, {"metadata": metadata, "spec": {}}))
-        self.assertEqual(a_status(phase="Processed", processed=NOW),
-                         vr.request_from(vr.STATUS_REQUESTS, {"metadata": metadata, "status": status}))
-
-    def test_any_field_may_be_wrong(self) -> None:
-        full = {"metadata": {"name": "n", "creationTimestamp": "x"}, "status": {"phase": "", "processedTimestamp": ""}}
-        for value in HOSTILE:
-            self.assertIsInstance(vr.plugins_from({"status": {"plugins": value}}), list)
-            for document in with_places_filled(full, value):
-                self.assertIsInstance(vr.request_from(vr.STATUS_REQUESTS, document).phase, str)
+        said, failed = dict(reason="BackupNotFound", message="no such backup"), {"phase": "Failed", "message": "m"}
+        for metadata, status, over in (
+                ({"deletionTimestamp": None}, {}, {}), ({"deletionTimestamp": "x"}, {}, dict(deleting=True)),
+                ({}, {"phase": "Processed", "downloadURL": "https://h/k", "expiration": "2026-05-04T12:10:00Z"},
+                 dict(phase="Processed", url="https://h/k", expiration=after(minutes=10))),
+                ({}, {"processedTimestamp": "2026-05-04T12:00:00Z"}, dict(processed=NOW)),
+                ({"annotations": ours}, {}, said), ({"annotations": ours}, failed, dict(said, phase="Failed")),
+                ({}, failed, dict(phase="Failed", reason="Failed", message="m")),
+                ({"annotations": {}}, {"phase": "Failed"}, dict(phase="Failed", reason="Failed")),
+                ({}, {"phase": "New", "message": "m"}, dict(phase="New")),
+                ({"uid": "x" * 999, "annotations": {vr.MESSAGE: "x" * 2000}}, {"phase": "y" * 999}, dict(
+                    uid="x" * 254, message="x" * 1024, phase="y" * 254))):
+            document = {**DOCUMENT, "metadata": {**DOCUMENT["metadata"], **metadata}, "status": status}
+            self.assertEqual(a_download(**over), vr.request_from(vr.DOWNLOAD_REQUESTS, document))
 
     def test_plugins(self) -> None:
         """Plugins are sorted by kind, then by name, as the velero CLI sorts them."""
         pairs = [("RestoreItemAction", "velero.io/pod"), ("BackupItemAction", "velero.io/pv"),
                  ("BackupItemAction", "velero.io/pod")]
         document = {"status": {"plugins": [{"kind": kind, "name": name} for kind, name in pairs]}}
-        self.assertEqual(sorted(pairs), vr.plugins_from(document))
-        self.assertEqual([], vr.plugins_from({}))
+        self.gives(vr.plugins_from, (document, sorted(pairs)), ({}, []))
 
 
-PEM_64 = base64.encodebytes(b"PEM" * 50).decode()
-ACCESS_POINT = "arn:aws:s3:us-west-2:123456789012:accesspoint:reports"
-OUTPOST = "arn:aws:s3-outposts:us-west-2:123456789012:outpost:op-01234567890123456:accesspoint:reports"
-
-# Of a location's spec: its config beside the region, its other fields, and what the record then says.
-LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...] = (
-    ({}, {}, {}), ({}, {"provider": "velero.io/aws"}, {}), ({}, {"accessMode": "ReadOnly"}, {}),
-    ({}, {"credential": {"name": "keys", "key": "cloud"}}, {"secret_name": "keys", "secret_key": "cloud"}),
-    ({}, {"objectStorage": {"bucket": "//bkt/", "prefix": "//a/b//"}}, {"prefix": "a/b"}),
-    *(({}, {"objectStorage": {"bucket": "bkt", **storage}}, over) for storage, over in (
-        ({"caCert": PEM_64}, {"ca_cert": b"PEM" * 50}), ({"caCert": ""}, {}), ({"caCertRef": "n"}, {}),
-        ({"caCert": PEM_64.replace("\n", "\r\n")}, {"ca_cert": b"PEM" * 50}),
-        ({"caCert": "", "caCertRef": {"name": "n", "key": "k"}}, {"ca_secret": ("n", "k")}),
-        ({"caCert": "UEVN", "caCertRef": None}, {"ca_cert": b"PEM"}))),
-    ({"region": "us-gov-west-1"}, {}, {"region": "us-gov-west-1"}), ({"region": ""}, {}, {"region": ""}),
-    ({"region": "aws-global"}, {}, {"region": "us-east-1"}),
-    ({"s3Url": "http://minio:9000"}, {}, {"s3_url": "http://minio:9000"}),
-    ({"publicUrl": "https://s3.example"}, {}, {"public_url": "https://s3.example"}),
-    ({"profile": "backup"}, {}, {"profile": "backup"}), ({"insecureSkipTLSVerify": "t"}, {}, {"insecure": True}),
-    ({"credentialsFile": "/credentials/other"}, {}, {"credentials_file": "/credentials/other"}),
-    *(({"s3ForcePathStyle": text}, {}, {"path_style": True}) for text in "1 t T TRUE true True".split()),
-    *(({"s3ForcePathStyle": text}, {}, {}) for text in ("0", "f", "F", "FALSE", "false", "False", "")),
-    *(({key: value}, {}, {}) for key, values in {  # without effect on a GET
-        "signatureVersion": ("4", ""), "enableSharedConfig": ("true", "0", ""),
-        "checksumAlgorithm": ("CRC32", "CRC32C", "SHA1", "SHA256", ""), "serverSideEncryption": ("AES256", "any"),
-        "kmsKeyId": ("alias/velero",), "customerKeyEncryptionFile": ("/not/here",),
-        "customerKeyEncryptionSecret": ("name/key",), "tagging": ("a=b&c=d", "nonsense"), "bucket": ("stale",),
-        "prefix": ("stale",), "caCert": ("stale",)}.items() for value in values),
-    ({"s3url": "x"}, {}, {"warnings": ("config key 's3url' is unknown",)}),
-    ({"zz": "x", "": "x", "mm": "x"}, {}, {"warnings": tuple(f"config key {key!r} is unknown"
-                                                             for key in ("", "mm", "zz"))}),
-    ({f"k{number:04}": "x" for number in range(5000)}, {}, {  # ten warnings are enough for anybody
-        "warnings": tuple(f"config key 'k{number:04}' is unknown" for number in range(10))}))
-
-# The same for locations that are refused: words of the error and its reason, which is InvalidStorageLocation if empty.
-LOCATIONS_REFUSED: Tuple[Tuple[Dict[str, Any], Dict[str, Any], str, str], ...] = (
-    *(({}, {"provider": provider}, "provider is .*only aws", "UnsupportedProvider") for provider in (
-        "", None, "gcp", "AWS", "velero.io/gcp", "example.com/aws", "x" * 100_000)),
-    *(({}, {"objectStorage": {"bucket": bucket}}, "bucket '.*without '/'", "") for bucket in (
-        None, "", "/", "a/b", ".", "..", "a b", "a\nb", "a\0", 5, ["a"])),
-    *(({}, {"objectStorage": {"bucket": bucket}}, "ARN .*alias", "") for bucket in (
-        ACCESS_POINT, OUTPOST, "arn:", "arn:aws:s3:eu-west-1:@evil/:accesspoint:x")),
-    ({}, {"objectStorage": {"bucket": "bkt--use1-az4--x-s3"}}, "S3 Express", ""),
-    *(({}, {"objectStorage": {"bucket": "bkt", "caCert": text}}, "caCert is not base64, or has more than 256 KiB", "")
-      for text in (
-        "-----BEGIN CERTIFICATE-----", "UEVN!", "UEV", "ü", "UEVN" * 90_000)),
-    *(({key: "x" * 2049}, {}, f"{key} has more than 2048", "") for key in (
-        "profile", "s3Url", "publicUrl", "credentialsFile", "region", "kmsKeyId")),
-    ({}, {"objectStorage": {"bucket": "bkt", "prefix": "x" * 2049}}, "prefix has more than 2048", ""),
-    *(({key: value}, {}, f"{key} is {re.escape(repr(value))}; allowed: {allowed}", "") for key, value, allowed in (
-        ("s3ForcePathStyle", "yes", "true or false"), ("s3ForcePathStyle", "tRUE", "true or false"),
-        ("insecureSkipTLSVerify", "on", "true or false"), ("enableSharedConfig", "2", "true or false"),
-        ("signatureVersion", "1", "4"), ("signatureVersion", "s3v4", "4"),
-        ("checksumAlgorithm", "crc32", "CRC32, CRC32C, SHA1, SHA256"))),
-    *(({"signatureVersion": value}, {}, "signatureVersion", "")
-      for value in ("x" * 2000, "x" * 100_000, "a\nb", "\x1b[2J")),
-    *(({"region": region}, {}, "config.region .*no DNS label", "") for region in (
-        "x.evil.example/", "x@host:1/", "x/", "x#", "x?", "EU-West-1", "eu west", "x\n", "é", "x。y", "-x", "x" * 64,
-        "x\\y")))
+# Velero's pkg/persistence/object_store_layout.go: the key of each kind's object X; backups' contents stay as they are.
+LAYOUT = {
+    "BackupLog": "backups/X/X-logs.gz", "BackupContents": "backups/X/X.tar.gz",
+    "BackupVolumeSnapshots": "backups/X/X-volumesnapshots.json.gz",
+    "BackupItemOperations": "backups/X/X-itemoperations.json.gz",
+    "BackupResourceList": "backups/X/X-resource-list.json.gz", "BackupResults": "backups/X/X-results.gz",
+    "RestoreLog": "restores/X/restore-X-logs.gz", "RestoreResults": "restores/X/restore-X-results.gz",
+    "RestoreResourceList": "restores/X/restore-X-resource-list.json.gz",
+    "RestoreItemOperations": "restores/X/restore-X-itemoperations.json.gz",
+    "CSIBackupVolumeSnapshots": "backups/X/X-csi-volumesnapshots.json.gz",
+    "CSIBackupVolumeSnapshotContents": "backups/X/X-csi-volumesnapshotcontents.json.gz",
+    "BackupVolumeInfos": "backups/X/X-volumeinfo.json.gz", "RestoreVolumeInfo": "restores/X/X-volumeinfo.json.gz",
+    "BackupItemSnapshots": "backups/X/X-itemsnapshots.json.gz"}
 
 
-class TestLocationFrom(unittest.TestCase):
-    """Tests for `location_from`."""
-
-    def test_what_is_read(self) -> None:
-        for config, spec, over in LOCATIONS_READ:
-            with self.subTest(config=str(config)[:99], **spec):
-                document = a_location_document({"region": "eu-west-1", **config}, **spec)
-                self.assertEqual(a_location(**over), vr.location_from(document))
-        said = {key for config, _, over in LOCATIONS_READ if "warnings" not in over for key in config}
-        self.assertEqual(set(vr.LOCATION_KEYS), said, "keys that no row has")
-
-    def test_what_is_refused(self) -> None:
-        """One short line that names the location, with a reason."""
-        for config, spec, words, reason in LOCATIONS_REFUSED:
-            with self.subTest(config=str(config)[:99], spec=str(spec)[:99]):
-                with self.assertRaisesRegex(vr.ConfigError, f"storage location 'default': .*{words}") as caught:
-                    vr.location_from(a_location_document({"region": "r", **config}, **spec))
-                self.assertEqual(reason or "InvalidStorageLocation", caught.exception.reason)
-                self.assertTrue(str(caught.exception).isprintable() and len(str(caught.exception)) < 400)
-
-    def test_any_field_may_be_wrong(self) -> None:
-        """A value of another type, at any depth, is a ConfigError or no error, never another one."""
-        full = a_location_document({"region": "r", "s3Url": "u"}, credential={"name": "n", "key": "k"})
-        for value in HOSTILE:
-            for document in with_places_filled(full, value):
-                with self.subTest(value=repr(value)[:40], spec=repr(document.get("spec"))[:200]):
-                    try:
-                        vr.location_from(document)
-                    except vr.ConfigError as error:
-                        self.assertLess(len(str(error)), 11000)
-
-    def test_trouble(self) -> None:
-        """Velero's own complaint about a location is handed on in one line when it is Unavailable."""
-        for status, expected in ((None, ""), ({"phase": "Available", "message": "m"}, ""),
-                                 ({"phase": "Unavailable", "message": "a\nb"}, "a b"),
-                                 ({"phase": "Unavailable"}, "no message; see the Velero server's log")):
-            self.assertEqual(expected, vr.location_trouble_from({"status": status}))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Section 5: object keys and URLs
-# ------------------------------------------------------------------------------------------------------------
-
-# Velero's pkg/persistence/object_store_layout.go: kind, key of object X, whether the client inflates it.
-LAYOUT: Tuple[Tuple[str, str, bool], ...] = (
-    ("BackupLog", "backups/X/X-logs.gz", True),
-    ("BackupContents", "backups/X/X.tar.gz", False),
-    ("BackupVolumeSnapshots", "backups/X/X-volumesnapshots.json.gz", True),
-    ("BackupItemOperations", "backups/X/X-itemoperations.json.gz", True),
-    ("BackupResourceList", "backups/X/X-resource-list.json.gz", True),
-    ("BackupResults", "backups/X/X-results.gz", True),
-    ("RestoreLog", "restores/X/restore-X-logs.gz", True),
-    ("RestoreResults", "restores/X/restore-X-results.gz", True),
-    ("RestoreResourceList", "restores/X/restore-X-resource-list.json.gz", True),
-    ("RestoreItemOperations", "restores/X/restore-X-itemoperations.json.gz", True),
-    ("CSIBackupVolumeSnapshots", "backups/X/X-csi-volumesnapshots.json.gz", True),
-    ("CSIBackupVolumeSnapshotContents", "backups/X/X-csi-volumesnapshotcontents.json.gz", True),
-    ("BackupVolumeInfos", "backups/X/X-volumeinfo.json.gz", True),
-    ("RestoreVolumeInfo", "restores/X/X-volumeinfo.json.gz", True),
-    ("BackupItemSnapshots", "backups/X/X-itemsnapshots.json.gz", True))
-
-class TestTargets(unittest.TestCase):
-    """Tests for `TARGETS`."""
+class TestTargets(Cases):
+    """`TARGETS`, `target_of`, `is_object_name` and `api_path`."""
 
     def test_all_kinds(self) -> None:
         """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; restores/ belongs to restores."""
-        self.assertEqual(set(LAYOUT), {(kind, row.key.format(name="X"), row.gunzip)
-                                       for kind, row in vr.TARGETS.items()})
-        for kind, row in vr.TARGETS.items():
-            self.assertEqual((kind, vr.RESTORES if row.key.startswith("restores/") else vr.BACKUPS),
-                             (row.kind, row.owner))
+        self.assertEqual(
+            {kind: (kind, key, vr.RESTORES if key.startswith("restores/") else vr.BACKUPS, kind != "BackupContents")
+             for kind, key in LAYOUT.items()},
+            {kind: (row.kind, row.key.format(name="X"), row.owner, row.gunzip) for kind, row in vr.TARGETS.items()})
 
-
-class TestTargetOf(unittest.TestCase):
-    """Tests for `target_of` and `is_object_name`."""
-
-    def test_names(self) -> None:
-        """Every name that Kubernetes allows has its row; any other is refused in one short line, and for good."""
+    def test_targets(self) -> None:
+        """Every name that Kubernetes allows has its row; any other, and any other kind, is refused for good."""
         for name in GOOD_NAMES:
             self.assertTrue(vr.is_object_name(name), name)
             self.assertEqual(list(vr.TARGETS), [vr.target_of(kind, name).kind for kind in vr.TARGETS])
-        for name in BAD_NAMES:
-            with self.subTest(name=ascii(name)[:40]), self.assertRaises(vr.InvalidRequest) as caught:
-                vr.target_of("RestoreLog", name)
-            self.assertFalse(vr.is_object_name(name))
-            self.assertEqual(("InvalidName", False), (caught.exception.reason, caught.exception.retry))
-            self.assertTrue(str(caught.exception).isprintable() and len(str(caught.exception)) < 200)
-
-    def test_kinds_that_do_not_exist(self) -> None:
-        for kind in ("", "backuplog", "Backup", "BackupLog ", "BackupLog\n", "x" * 10000, "\ud800"):
-            with self.subTest(kind=ascii(kind)[:40]), self.assertRaises(vr.InvalidRequest) as caught:
-                vr.target_of(kind, "nightly")
-            self.assertEqual("UnknownKind", caught.exception.reason)
-            self.assertIn("RestoreVolumeInfo", str(caught.exception))
-            self.assertTrue(str(caught.exception).isprintable() and len(str(caught.exception)) < 600)
-
-
-class TestObjectKey(unittest.TestCase):
-    """Tests for `object_key`."""
-
-    def test_prefixes(self) -> None:
-        """A prefix is cleaned as Go's path.Join cleans it; one that leads out of the bucket is the location's fault."""
-        artifact = vr.TARGETS["BackupLog"]
-        for prefix, root in (("", ""), (".", ""), ("./", ""), ("p", "p/"), ("p/q", "p/q/"), ("p//q", "p/q/"),
-                             ("a/./b", "a/b/"),
-                             ("p/../q", "q/"), ("./p", "p/"), ("a b/ü", "a b/ü/"), ("p/..", ""), ("...", ".../"),
-                             ("..a", "..a/"), ("a/b/../../c", "c/"), ("%2e%2e", "%2e%2e/")):
-            self.assertEqual(f"{root}backups/n/n-logs.gz", vr.object_key(prefix, artifact, "n"), prefix)
-        for prefix in ("..", "../x", "a/../..", "a/../../b", "./.."):
-            with self.subTest(prefix=prefix), self.assertRaisesRegex(vr.ConfigError,
-                                                                     "leads out of the bucket") as caught:
-                vr.object_key(prefix, artifact, "n")
-            self.assertEqual("InvalidStorageLocation", caught.exception.reason)
-
-    def test_random_prefixes(self) -> None:
-        """No prefix gives a key with a segment that a client would resolve."""
-        chance = random.Random(11)
-        for _ in range(1000):
-            prefix = "".join(chance.choices(("a", ".", "..", "/", "//", " "), k=chance.randrange(8)))
-            location = vr.location_from(a_location_document(objectStorage={"bucket": "bkt", "prefix": prefix}))
-            with contextlib.suppress(vr.ConfigError):
-                key = vr.object_key(location.prefix, vr.TARGETS["BackupLog"], "b")
-                self.assertEqual((False, posixpath.normpath(key)), (vr.has_dot_segment(key), key), prefix)
-
-
-class TestApiPath(unittest.TestCase):
-    """Tests for `api_path`."""
+        self.gives(vr.is_object_name, *((name, False) for name in BAD_NAMES))
+        self.refuses(vr.target_of, "cannot be the name of a restore$", *(("RestoreLog", name) for name in BAD_NAMES),
+                     error=vr.InvalidRequest, reason="InvalidName")
+        self.refuses(vr.target_of, "unknown kind .*RestoreVolumeInfo", *((kind, "nightly") for kind in (
+            "", "backuplog", "Backup", "BackupLog ", "BackupLog\n", "x" * 10000, "\ud800")),
+            error=vr.InvalidRequest, reason="UnknownKind")
 
     def test_paths(self) -> None:
         root = "/apis/velero.io/v1/namespaces/velero/downloadrequests"
-        for arguments, expected in (
-                ((vr.DOWNLOAD_REQUESTS, "velero"), root),
-                ((vr.DOWNLOAD_REQUESTS, "velero", "n"), root + "/n"),
-                ((vr.DOWNLOAD_REQUESTS, "velero", "n", "status"), root + "/n/status"),
-                ((vr.SECRETS, "ns", "keys"), "/api/v1/namespaces/ns/secrets/keys"),
-                ((vr.DEPLOYMENTS, "ns", "velero"), "/apis/apps/v1/namespaces/ns/deployments/velero"),
-                ((vr.BACKUPS, "a/b", "c?d#e"), "/apis/velero.io/v1/namespaces/a%2Fb/backups/c%3Fd%23e")):
-            self.assertEqual(expected, vr.api_path(*arguments))
+        self.gives(vr.api_path, *(
+            ((vr.DOWNLOAD_REQUESTS, "velero"), root), ((vr.DOWNLOAD_REQUESTS, "velero", "n"), root + "/n"),
+            ((vr.DOWNLOAD_REQUESTS, "velero", "n", "status"), root + "/n/status"),
+            ((vr.SECRETS, "ns", "keys"), "/api/v1/namespaces/ns/secrets/keys"),
+            ((vr.DEPLOYMENTS, "ns", "velero"), "/apis/apps/v1/namespaces/ns/deployments/velero"),
+            ((vr.BACKUPS, "a/b", "c?d#e"), "/apis/velero.io/v1/namespaces/a%2Fb/backups/c%3Fd%23e")))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Section 6: signing
-# ------------------------------------------------------------------------------------------------------------
+class TestDecisions(Cases):
+    """What is decided about a request; times are minutes from now."""
 
-EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-FORM_SHA256 = "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e"  # of Param1=value1
-PUT_SHA256 = "44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072"  # of Welcome to Amazon S3.
-DOC_TIME = datetime(2013, 5, 24, tzinfo=timezone.utc)
-SUITE_KEYS = vr.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
-SUITE_TIME = datetime(2015, 8, 30, 12, 36, tzinfo=timezone.utc)
-SUITE_TOKEN = "6e86291e8372ff2a2260956d9b8aae1d763fbf315fa00fa31553b73ebf194267"
+    error = vr.NotFound("backup velero/nightly does not exist", reason="BackupNotFound")
+    said = dict(reason="BackupNotFound", message="backup velero/nightly does not exist")
+    annotations = {vr.REASON: said["reason"], vr.MESSAGE: said["message"]}
+    cut = {"expiration": "2026-05-04T12:10:00Z"}
+    server = vr.Server("v1.18.1", (("ObjectStore", "velero.io/aws"), ("BackupItemAction", "velero.io/pod")))
 
-# Pre-signed URLs: host, key, region, seconds, token, signature. The first is the documentation's own, the others are of
-# the same keys and time.
-PRESIGNED: Tuple[Tuple[str, str, str, int, str, str], ...] = (
-    ("examplebucket.s3.amazonaws.com", "/test.txt", "us-east-1", 86400, "",
-     "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"),
-    ("bkt.s3.eu-west-1.amazonaws.com", "/backups/b1/b1-logs.gz", "eu-west-1", 600,
-     "AQoDYXdzEPT//////////wEXAMPLE+token=",
-     "64d07eb96c4fcb2d264e378b1f95f8da62b08d610325102125ba8424578465ee"),
-    ("s3.eu-west-1.amazonaws.com", "/my.dotted.bucket/a b+c/ü~$%.txt", "eu-west-1", 600, "",
-     "8259c85cf5c1f58732c3aba775205f67b67cec765d4e209bf4ec26493eac951f"),
-    ("http://minio.velero.svc:9000", "/bkt/k", "minio", 600, "",
-     "306735beca18cdd846c3c10af63eb315d5e52b3fe8981f58e8821f5e994713ef"),
-    ("bkt.s3.us-east-1.amazonaws.com", "/k", "us-east-1", 604800, "",
-     "41df2da33bc5b7759795654f79d84f2c1603e358e12005709bfea8c46af415f5"),
-    ("http://[fd00::1]:9000", "/bkt/k", "us-east-1", 600, "",
-     "dea7ac5d1992d560fa9d743860b3d44eeb962584bc2af2153cec55daef48b900"))
+    def outcome(self, outcome: Any) -> Tuple[Any, ...]:
+        """Verb, next look, and whether it failed; `answer` where nothing is decided."""
+        self.assertTrue(outcome is None or outcome.why.isprintable() and len(outcome.why) < 1200)
+        return (outcome.verb, outcome.again, outcome.failed) if outcome else ("answer", None, False)
 
-# The cases of the AWS suite that mean something to a signer for S3: target, signature in the query. Left out are those
-# in which other services than S3 clean paths up, and those that fold and trim headers.
-UNRESERVED = "-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-SUITE: Tuple[Tuple[str, str], ...] = (
-    ("/", "e93c787ed7f371d5c6b165c1b38ede9550f4dce4144713e844b25b7192d3865d"),
-    ("/ሴ", "10eae3f14a260bd3911cc6d008d3c576d143b05b62f09782a7a4b37f52178e44"),
-    (f"/{UNRESERVED}", "95968482db1b9e0fadef6efc1bd24689f77c77d9ef56919c96a28cc92e0d6005"),
-    ("//example//", "822a5a9ba28072c5ab2bb4a6307d0c88276d40e49fec6b724c03fb4d4ba60fc2"),
-    ("/example1/example2/../..", "b45db0bfd1cf15003493b733e33aa208dd981bd0e63037a6ed953f71d2118a16"),
-    ("/?Param-3=Value3&Param=Value2&%E1%88%B4=Value1",
-     "c5f1848ceec943ac2ca68ee720460c23aaae30a2300586597ada94c4a65e4787"),
-    (f"/?{UNRESERVED}={UNRESERVED}", "8e76a88a7433637b12778d5592799b29ad21ecd6cf6325051c21d86f0acda2bf"),
-    (f"/?X-Amz-Security-Token={SUITE_TOKEN}", "7ff2b50b376cb4d151970630573d6291dc128cc5c2a12ffb237f73cc53f67b6c"))
-
-# Signatures in a header, of suite and documentation: keys, time, method, path, headers, body, signature.
-EXAMPLE_HOST, S3_HOST = {"host": "example.amazonaws.com"}, {"host": "examplebucket.s3.amazonaws.com"}
-SIGNED_HEADERS: Tuple[Tuple[Any, datetime, str, str, Dict[str, str], bytes, str], ...] = (
-    (SUITE_KEYS, SUITE_TIME, "GET", "/", EXAMPLE_HOST, b"",
-     "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
-    (SUITE_KEYS._replace(session_token=SUITE_TOKEN), SUITE_TIME, "GET", "/", EXAMPLE_HOST, b"",
-     "07ec1639c89043aa0e3e2de82b96708f198cceab042d4a97044c66dd9f74e7f8"),
-    (SUITE_KEYS, SUITE_TIME, "POST", "/", {
-        **EXAMPLE_HOST, "content-type": "application/x-www-form-urlencoded", "content-length": "13",
-        "x-amz-content-sha256": FORM_SHA256}, b"Param1=value1",
-     "d3875051da38690788ef43de4db0d8f280229d82040bfac253562e56c3f20e0b"),
-    (some_credentials(), DOC_TIME, "GET", "/test.txt", {
-        **S3_HOST, "range": "bytes=0-9", "x-amz-content-sha256": EMPTY_SHA256}, b"",
-     "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"),
-    (some_credentials(), DOC_TIME, "PUT", "/test%24file.text", {
-        **S3_HOST, "date": "Fri, 24 May 2013 00:00:00 GMT", "x-amz-storage-class": "REDUCED_REDUNDANCY",
-        "x-amz-content-sha256": PUT_SHA256}, b"Welcome to Amazon S3.",
-     "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd"))
-
-
-class TestSigningVectors(unittest.TestCase):
-    """The nouns of the specification, `presign` and `sign_headers` with signatures that were published."""
-
-    def test_presigned_urls(self) -> None:
-        for host, key, region, seconds, token, expected in PRESIGNED:
-            with self.subTest(host=host, key=key):
-                scheme, _, host = host.rpartition("://")
-                address = vr.Address(scheme or "https", host, quote(key, safe="/-._~"), region)
-                url = vr.presign(address, some_credentials(session_token=token), DOC_TIME, timedelta(seconds=seconds))
-                self.assertEqual(expected, url.rpartition("&X-Amz-Signature=")[2])
-                start = f"{address.scheme}://{host}{address.path}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential="
-                self.assertTrue(url.startswith(f"{start}AKIAIOSFODNN7EXAMPLE%2F20130524%2F"), url)
-
-    def test_life(self) -> None:
-        """A URL lives from one second to seven days, in whole seconds cut off."""
-        address = vr.Address("https", "h", "/k", "eu-west-1")
-        for seconds, expected in ((1, "1"), (1.9, "1"), (604800, "604800")):
-            url = vr.presign(address, some_credentials(), after(microseconds=999999), timedelta(seconds=seconds))
-            self.assertIn(f"&X-Amz-Date=20260504T120000Z&X-Amz-Expires={expected}&X-Amz-SignedHeaders=host&", url)
-        for seconds in (0, .9, -1, 604801, 1e9):
-            self.assertRaises(ValueError, vr.presign, address, some_credentials(), NOW, timedelta(seconds=seconds))
-
-    def test_suite(self) -> None:
-        """Paths are encoded once and not cleaned up; parameters are encoded, then sorted."""
-        stamp, scope = vr.amz_date(SUITE_TIME), "20150830/us-east-1/service/aws4_request"
-        self.assertEqual(scope, vr.credential_scope(stamp, "us-east-1", "service"))
-        for target, expected in SUITE:
-            with self.subTest(target=target):
-                path, _, query = target.partition("?")
-                query = vr.canonical_query({
-                    "X-Amz-Algorithm": vr.ALGORITHM, "X-Amz-Credential": f"AKIDEXAMPLE/{scope}", "X-Amz-Date": stamp,
-                    "X-Amz-Expires": "3600", "X-Amz-SignedHeaders": "host", **dict(parse_qsl(query))})
-                request = vr.canonical_request("GET", quote(path, safe="/-._~"), query, EXAMPLE_HOST, EMPTY_SHA256)
-                self.assertEqual(expected, vr.signature(SUITE_KEYS.secret_key, stamp, scope, request))
-
-    def test_signing_keys(self) -> None:
-        for day, expected in (("20120215", "f4780e2d9f65fa895f9c67b32ce1baf0b0d8a43505a000a1a9e090d414db404d"),
-                              ("20150830", "c4afb1cc5771d871763a393e44b703571b55cc28424d1a5e86da6ed3c154a4b9")):
-            scope = vr.credential_scope(f"{day}T000000Z", "us-east-1", "iam")
-            self.assertEqual(expected, vr.signing_key(SUITE_KEYS.secret_key, scope).hex())
-
-    def test_signed_headers(self) -> None:
-        """All headers are named sorted, the token is one of them, and those given stay as they are."""
-        for keys, now, method, path, headers, body, expected in SIGNED_HEADERS:
-            with self.subTest(method=method, path=path):
-                given, service = dict(headers), "s3" if now == DOC_TIME else "service"
-                signed = vr.sign_headers(method, path, headers, body, keys, "us-east-1", service, now)
-                added = {"x-amz-date", "authorization"} | ({"x-amz-security-token"} if keys.session_token else set())
-                self.assertEqual((given, {*given, *added}), (headers, set(signed)))
-                self.assertEqual(
-                    f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{vr.amz_date(now)[:8]}/us-east-1/{service}/"
-                    "aws4_request, "
-                    f"SignedHeaders={';'.join(sorted({*signed} - {'authorization'}))}, Signature={expected}",
-                    signed["authorization"])
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Section 7: decisions
-# ------------------------------------------------------------------------------------------------------------
-
-class TestTriageDownload(unittest.TestCase):
-    """Tests for `triage_download`."""
-
-    def test_policy(self) -> None:
+    def test_triage(self) -> None:
         """Expiry comes first; what is answered stays until it expires; the rest is to be answered."""
-        ten = after(minutes=10)
-        for fields, verb, again in (
-                (dict(), "answer", None),
-                (dict(phase="New"), "answer", None),
-                (dict(expiration=after(minutes=5)), "answer", None),
-                (dict(phase="New", expiration=FAR_OFF, url="https://stranger/"), "answer", None),
-                (dict(expiration=after(seconds=-1)), "delete", None),
-                (dict(expiration=NOW), "delete", None),
-                (dict(phase="New", expiration=LONG_AGO), "delete", None),
-                (dict(phase="Processed", expiration=after(seconds=-1)), "delete", None),
-                (dict(phase="Failed", expiration=after(seconds=-1)), "delete", None),
-                (dict(phase="Weird", expiration=after(days=-900)), "delete", None),
-                (dict(phase="Processed", expiration=after(seconds=1)), "leave", after(seconds=1)),
-                (dict(phase="Processed", expiration=ten), "leave", ten),
-                (dict(phase="Failed", expiration=after(minutes=3)), "leave", after(minutes=3)),
-                (dict(phase="Weird", expiration=after(minutes=3)), "leave", after(minutes=3)),
-                (dict(phase="Processed", expiration=after(minutes=10, seconds=1)), "patch", ten),
-                (dict(phase="Weird", expiration=FAR_OFF), "patch", ten),
-                (dict(phase="Processed", created=NOW), "leave", ten),
-                (dict(phase="Processed", created=after(minutes=-9)), "leave", after(minutes=1)),
-                (dict(phase="Processed", created=after(minutes=-10)), "delete", None),
-                (dict(phase="Weird", created=LONG_AGO), "delete", None),
-                (dict(phase="Processed", created=FAR_OFF), "leave", ten),
-                (dict(phase="Processed", created=None), "leave", ten),
-                (dict(deleting=True), "leave", None),
-                (dict(deleting=True, phase="Processed", expiration=after(minutes=-1)), "leave", None)):
-            with self.subTest(**{name: str(value) for name, value in fields.items()}):
-                outcome = vr.triage_download(a_download(**fields), NOW)
-                self.assertEqual((verb, again), (outcome.verb, outcome.again) if outcome else ("answer", None))
-                self.assertFalse(outcome and outcome.failed)
-
-    def test_bodies(self) -> None:
-        """The cut is on the version that was seen; a deletion names uid and version, so that no other object is hit."""
+        for phase, created, expires, verb, again in (
+                ("", 0, None, "answer", None), ("New", 0, None, "answer", None), ("", 0, 5, "answer", None),
+                ("New", 0, FAR_OFF, "answer", None), ("", 0, -.1, "delete", None), ("", 0, 0, "delete", None),
+                ("New", 0, LONG_AGO, "delete", None), ("Processed", 0, -.1, "delete", None),
+                ("Failed", 0, -.1, "delete", None), ("Weird", 0, -9e5, "delete", None),
+                ("Processed", 0, .1, "leave", .1), ("Processed", 0, 10, "leave", 10), ("Failed", 0, 3, "leave", 3),
+                ("Weird", 0, 3, "leave", 3), ("Processed", 0, 10.1, "patch", 10), ("Weird", 0, FAR_OFF, "patch", 10),
+                ("Processed", 0, None, "leave", 10), ("Processed", -9, None, "leave", 1),
+                ("Processed", -10, None, "delete", None), ("Weird", LONG_AGO, None, "delete", None),
+                ("Processed", FAR_OFF, None, "leave", 10), ("Processed", None, None, "leave", 10)):
+            request = a_download(phase=phase, created=when(created), expiration=when(expires))
+            self.assertEqual((verb, when(again), False), self.outcome(vr.triage_download(request, NOW)), request)
+            deleting = vr.triage_download(request._replace(deleting=True), NOW)
+            self.assertEqual(("leave", None, False), self.outcome(deleting), request)
         cut = vr.triage_download(a_download(phase="Processed", expiration=FAR_OFF), NOW)
-        self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": {"expiration": "2026-05-04T12:10:00Z"}},
-                         cut.body)
-        old = a_status(phase="Processed", processed=LONG_AGO)
-        for outcome, uid, version in ((vr.triage_download(a_download(expiration=NOW), NOW), "uid-1", "41"),
-                                      (vr.decide_status(old, vr.Server("v1"), NOW), "uid-2", "42")):
-            self.assertEqual({"preconditions": {"uid": uid, "resourceVersion": version}}, outcome.body)
+        self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": self.cut}, cut.body)
 
-
-class TestAnswerDownload(unittest.TestCase):
-    """Tests for `answer_download`; what is signed, and until when, is tested with `sign`."""
-
-    def test_one_patch(self) -> None:
+    def test_answer(self) -> None:
         """URL, phase and expiration come in one patch, on the version that was seen; a reason is taken back."""
         for reason, annotations in (("", {}), ("BackupNotFound", {"annotations": {vr.REASON: None, vr.MESSAGE: None}})):
             outcome = vr.answer_download(a_download(reason=reason), "k", "https://h/k?X-Amz", after(minutes=9))
             self.assertEqual({"metadata": {"resourceVersion": "41", **annotations}, "status": {
                 "phase": "Processed", "downloadURL": "https://h/k?X-Amz", "expiration": "2026-05-04T12:09:00Z"}},
                 outcome.body)
-            self.assertEqual(("patch", after(minutes=9), False), (outcome.verb, outcome.again, outcome.failed))
+            self.assertEqual(("patch", after(minutes=9), False), self.outcome(outcome))
             self.assertNotIn("X-Amz", repr(outcome) + outcome.why)
             self.assertIn("BackupLog of nightly", outcome.why)
 
-
-class TestRefuseDownload(unittest.TestCase):
-    """Tests for `refuse_download` and `fall_back_download`."""
-
-    error = vr.NotFound("backup velero/nightly does not exist", reason="BackupNotFound")
-    said = dict(reason="BackupNotFound", message="backup velero/nightly does not exist")
-    cut = {"expiration": "2026-05-04T12:10:00Z"}
-
-    def test_policy(self) -> None:
+    def test_refuse(self) -> None:
         """Reason, message and expiration are written once, a stranger's expiration is cut, time mends what it can."""
-        annotations = {vr.REASON: self.said["reason"], vr.MESSAGE: self.said["message"]}
-        ten, four = after(minutes=10), after(minutes=4)
-        for fields, written, status, again in (
-                ({}, annotations, self.cut, ten), (dict(self.said, expiration=four), None, None, four),
-                (dict(self.said, reason="SecretNotFound", expiration=four), annotations, None, four),
-                (dict(self.said, message="other", expiration=ten), annotations, None, ten),
-                (dict(expiration=FAR_OFF), annotations, self.cut, ten),
-                (dict(self.said, expiration=FAR_OFF), None, self.cut, ten)):
-            with self.subTest(**{name: str(value) for name, value in fields.items()}):
-                outcome = vr.refuse_download(a_download(**fields), self.error, NOW)
-                body = outcome.body or {"metadata": {}}
-                self.assertEqual((written, status), (body["metadata"].get("annotations"), body.get("status")))
-                self.assertEqual(("patch" if written or status else "leave", again, True),
-                                 (outcome.verb, outcome.again, outcome.failed))
-                self.assertEqual("41" if outcome.body else None, body["metadata"].get("resourceVersion"))
+        for fields, expires, written, status, again in (
+                ({}, None, self.annotations, self.cut, 10), (self.said, 4, None, None, 4),
+                (dict(self.said, reason="SecretNotFound"), 4, self.annotations, None, 4),
+                (dict(self.said, message="other"), 10, self.annotations, None, 10),
+                ({}, FAR_OFF, self.annotations, self.cut, 10), (self.said, FAR_OFF, None, self.cut, 10)):
+            outcome = vr.refuse_download(a_download(expiration=when(expires), **fields), self.error, NOW)
+            body = outcome.body or {"metadata": {"resourceVersion": "41"}}
+            self.assertEqual(("41", written, status), (body["metadata"]["resourceVersion"], body["metadata"].get(
+                "annotations"), body.get("status")), (fields, expires))
+            self.assertEqual(("patch" if written or status else "leave", when(again), True), self.outcome(outcome))
         self.assertFalse(vr.refuse_download(a_download(), vr.InvalidRequest("x", reason="InvalidName"), NOW).failed)
 
     def test_messages_are_harmless(self) -> None:
         """A message is one line of at most 1024 characters without secrets, and recognised the next time."""
-        for sentence in SECRET_SHAPES:
-            error = vr.Error("a\nb " + sentence.format("s3cr3t") + " x" * 2000, reason="ClusterError")
-            outcome = vr.refuse_download(a_download(), error, NOW)
-            message = outcome.body["metadata"]["annotations"][vr.MESSAGE]
-            with self.subTest(sentence):
-                self.assertTrue(message.isprintable() and len(message) <= 1024)
-                self.assertNotIn("s3cr3t", message + outcome.why)
-                again = a_download(reason="ClusterError", message=message, expiration=after(minutes=10))
-                self.assertEqual("leave", vr.refuse_download(again, error, NOW).verb)
+        error = vr.Error("a\nb https://user:s3cr3t@h " + "x" * 2000, reason="ClusterError")
+        outcome = vr.refuse_download(a_download(), error, NOW)
+        message = outcome.body["metadata"]["annotations"][vr.MESSAGE]
+        self.assertTrue(message.isprintable() and len(message) == 1024 and "s3cr3t" not in message + outcome.why)
+        again = a_download(reason="ClusterError", message=message, expiration=after(minutes=10))
+        self.assertEqual("leave", vr.refuse_download(again, error, NOW).verb)
 
     def test_what_cannot_be_written(self) -> None:
         """Without room for annotations the status alone; without that the object is deleted when its life is over."""
         smaller = vr.fall_back_download(a_download(), vr.refuse_download(a_download(), self.error, NOW), NOW)
         self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": self.cut}, smaller.body)
-        self.assertEqual(("patch", after(minutes=10), True), (smaller.verb, smaller.again, smaller.failed))
-        for created, verb in ((NOW, "leave"), (after(minutes=-9), "leave"), (after(minutes=-10), "delete"),
-                              (LONG_AGO, "delete"), (None, "leave"), (FAR_OFF, "leave")):
-            with self.subTest(created=created):
-                outcome = vr.fall_back_download(a_download(created=created), smaller, NOW)
-                self.assertEqual((verb, verb == "leave"), (outcome.verb, outcome.failed))
+        self.assertEqual(("patch", after(minutes=10), True), self.outcome(smaller))
+        for created, verb in ((0, "leave"), (-9, "leave"), (-10, "delete"), (LONG_AGO, "delete"), (None, "leave"),
+                              (FAR_OFF, "leave")):
+            outcome = vr.fall_back_download(a_download(created=when(created)), smaller, NOW)
+            self.assertEqual((verb, verb == "leave"), (outcome.verb, outcome.failed), created)
 
-
-class TestIsNews(unittest.TestCase):
-    """Tests for `is_news`."""
-
-    def test_what_is_news(self) -> None:
-        """What failing controllers write is no news, everything else is."""
-        for old, new, expected in (
-                ({}, dict(version="42", reason="A", message="b"), False),
-                ({}, dict(version="42", expiration=NOW), False),
-                (dict(phase="New"), dict(phase="New", expiration=NOW), False),
-                (dict(reason="A", message="b"), dict(reason="B", message="c", version="43"), False),
-                ({}, dict(phase="Processed"), True), ({}, dict(url="u"), True), ({}, dict(deleting=True), True),
-                ({}, dict(target_name="other"), True), ({}, dict(uid="uid-9"), True),
-                (dict(phase="Processed"), dict(phase="Processed", expiration=NOW), True)):
-            with self.subTest(old=old, new=new):
-                self.assertEqual(expected, vr.is_news(a_download(**old), a_download(**new)))
-        for new, expected in ((dict(version="43"), False), (dict(phase="Processed"), True), (dict(processed=NOW), True),
-                              (dict(deleting=True), True), (dict(uid="uid-9"), True)):
-            with self.subTest(new=new):
-                self.assertEqual(expected, vr.is_news(a_status(), a_status(**new)))
-        self.assertTrue(vr.is_news(None, a_download()))
-
-
-class TestDecideStatus(unittest.TestCase):
-    """Tests for `decide_status`."""
-
-    server = vr.Server("v1.18.1", (("ObjectStore", "velero.io/aws"), ("BackupItemAction", "velero.io/pod")))
-
-    def test_policy(self) -> None:
+    def test_status_requests(self) -> None:
         """New ones are answered, answered ones live a minute, others are left."""
-        five = after(minutes=5)
-        for fields, verb, again in (
-                (dict(), "patch", five),
-                (dict(phase="New", processed=LONG_AGO), "patch", five),
-                (dict(phase="Processed", processed=NOW), "leave", five),
-                (dict(phase="Processed", processed=after(seconds=-59)), "leave", five),
-                (dict(phase="Processed", processed=after(seconds=-60)), "delete", None),
-                (dict(phase="Processed", processed=LONG_AGO), "delete", None),
-                (dict(phase="Processed", created=after(seconds=-30)), "leave", five),
-                (dict(phase="Processed", created=after(seconds=-61)), "delete", None),
-                (dict(phase="Processed", created=after(minutes=-2), processed=FAR_OFF), "delete", None),
-                (dict(phase="Processed", created=after(seconds=-9), processed=FAR_OFF), "leave", five),
-                (dict(phase="Processed", created=FAR_OFF, processed=FAR_OFF), "leave", five),
-                (dict(phase="Processed", created=None), "leave", five),
-                (dict(phase="Failed", created=after(days=-1)), "leave", None),
-                (dict(phase="\x1b[2J" * 100), "leave", None),
-                (dict(deleting=True), "leave", None),
-                (dict(deleting=True, phase="Processed", processed=LONG_AGO), "leave", None)):
-            with self.subTest(**{name: str(value)[:40] for name, value in fields.items()}):
-                outcome = vr.decide_status(a_status(**fields), self.server, NOW)
-                self.assertEqual((verb, again, False), (outcome.verb, outcome.again, outcome.failed))
-                self.assertTrue(outcome.why.isprintable() and len(outcome.why) < 200)
-
-    def test_the_answer(self) -> None:
-        """Phase, timestamp, version and plugins in one patch; undeclared, the plugins are the one object store."""
+        for phase, created, processed, verb, again in (
+                ("", 0, None, "patch", 5), ("New", 0, LONG_AGO, "patch", 5), ("Processed", 0, 0, "leave", 5),
+                ("Processed", -9, -.98, "leave", 5), ("Processed", 0, -1, "delete", None),
+                ("Processed", 0, LONG_AGO, "delete", None), ("Processed", -.5, None, "leave", 5),
+                ("Processed", -1.1, None, "delete", None), ("Processed", -2, FAR_OFF, "delete", None),
+                ("Processed", -.1, FAR_OFF, "leave", 5), ("Processed", FAR_OFF, FAR_OFF, "leave", 5),
+                ("Processed", None, None, "leave", 5), ("Failed", -9e3, None, "leave", None),
+                ("\x1b[2J" * 100, 0, None, "leave", None)):
+            request = a_status(phase=phase, created=when(created), processed=when(processed))
+            outcome = vr.decide_status(request, self.server, NOW)
+            self.assertEqual((verb, when(again), False), self.outcome(outcome), request)
+            deleting = vr.decide_status(request._replace(deleting=True), self.server, NOW)
+            self.assertEqual(("leave", None, False), self.outcome(deleting), request)
         self.assertEqual({"metadata": {"resourceVersion": "42"}, "status": {
             "phase": "Processed", "processedTimestamp": "2026-05-04T12:00:00Z", "serverVersion": "v1.18.1",
             "plugins": [{"kind": "ObjectStore", "name": "velero.io/aws"},
@@ -1495,33 +976,47 @@ class TestDecideStatus(unittest.TestCase):
             vr.decide_status(a_status(), self.server, NOW).body)
         self.assertEqual((("ObjectStore", "velero.io/aws"),), vr.Server("v0").plugins)
 
+    def test_what_is_news(self) -> None:
+        """What failing controllers write is no news, everything else is."""
+        new, processed = dict(phase="New"), dict(phase="Processed")
+        for make, old, over, expected in (
+                (a_download, {}, dict(version="42", reason="A", message="b"), False),
+                (a_download, {}, dict(version="42", expiration=NOW), False),
+                (a_download, new, dict(new, expiration=NOW), False),
+                (a_download, dict(reason="A", message="b"), dict(reason="B", message="c", version="43"), False),
+                (a_download, {}, processed, True), (a_download, {}, dict(url="u"), True),
+                (a_download, {}, dict(deleting=True), True), (a_download, {}, dict(target_name="other"), True),
+                (a_download, {}, dict(uid="uid-9"), True), (a_status, {}, dict(version="43"), False),
+                (a_status, {}, dict(processed=NOW), True),
+                (a_download, processed, dict(processed, expiration=NOW), True)):
+            self.assertEqual(expected, vr.is_news(make(**old), make(**over)), (old, over))
+        self.assertTrue(vr.is_news(None, a_download()))
+
 
 class TestHostileStatus(unittest.TestCase):
-    """Tests for `triage_download`, `refuse_download`, `decide_status` on what strangers filled in."""
+    """No decision raises, whatever strangers fill in; an object is looked at again in time, deleted, or left."""
 
     def check(self, document: Any, now: datetime = NOW) -> None:
-        """No decision raises; an object is looked at again in time, deleted, or left for a reason."""
+        """Decide as both kinds; a deletion and a patch name what was seen, so that no other object is hit."""
         download, status = (vr.request_from(kind, document) for kind in vr.REQUEST_KINDS)
-        outcome = vr.triage_download(download, now) or vr.refuse_download(download, vr.NotFound("x"), now)
-        self.check_outcome(download, outcome, now, timedelta(minutes=10))
-        outcome = vr.decide_status(status, vr.Server("v1"), now)
-        self.check_outcome(status, outcome, now, timedelta(minutes=5), ends=("", "New", "Processed"))
-
-    def check_outcome(self, request: Any, outcome: Any, now: datetime, limit: timedelta,
-                      ends: Optional[Tuple[str, ...]] = None) -> None:
-        """Judge one outcome."""
-        self.assertTrue(outcome.why and outcome.why.isprintable())
-        if outcome.verb == "delete":
-            self.assertEqual({"uid": request.uid, "resourceVersion": request.version}, outcome.body["preconditions"])
-        elif outcome.again is None:
-            self.assertTrue(request.deleting or (ends and request.phase not in ends), outcome)
-        else:
-            self.assertTrue(now < outcome.again <= now + limit, outcome)
-        if outcome.verb == "patch":
-            self.assertEqual(request.version, outcome.body["metadata"]["resourceVersion"])
+        refused = vr.triage_download(download, now) or vr.refuse_download(download, vr.NotFound("x"), now)
+        for request, outcome, minutes, left in (
+                (download, refused, 10, False), (status, vr.decide_status(status, vr.Server("v1"), now), 5,
+                                                 status.phase not in ("", "New", "Processed"))):
+            self.assertTrue(isinstance(hash(request), int) and outcome.why and outcome.why.isprintable())
+            seen = {"resourceVersion": request.version}
+            if outcome.verb == "delete":
+                self.assertEqual({**seen, "uid": request.uid}, outcome.body["preconditions"])
+            elif outcome.again is None:
+                self.assertTrue(request.deleting or left, outcome)
+            else:
+                self.assertTrue(now < outcome.again <= now + timedelta(minutes=minutes), outcome)
+            if outcome.verb == "patch":
+                self.assertLessEqual(seen.items(), outcome.body["metadata"].items())
+        self.assertIsInstance(vr.plugins_from(document), list)
 
     def test_every_combination(self) -> None:
-        """All combinations of odd phases and times, and a value of another type at any place, keep the promises."""
+        """All combinations of odd phases and times, and a value of another type at any place."""
         times = (None, "x", 5, "0001-01-01T00:00:00Z", "2026-05-04T11:00:00Z", "2026-05-04T12:00:00Z",
                  "2026-05-04T12:05:00Z", "2026-05-04T12:10:00.9Z", "2026-05-04T23:00:00Z",
                  "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00")
@@ -1529,17 +1024,23 @@ class TestHostileStatus(unittest.TestCase):
                 (None, "", "New", "Processed", "Failed", "\n", 5, []), times, times, (None, "2026-05-04T12:00:00Z")):
             self.check({"metadata": {"creationTimestamp": created, "deletionTimestamp": deletion}, "status": {
                 "phase": phase, "expiration": filled, "processedTimestamp": filled}})
-        full = {**DOWNLOAD_DOCUMENT, "status": {"phase": "Processed", "expiration": "x", "processedTimestamp": "x"}}
+        full = {**DOCUMENT, "status": dict.fromkeys(
+            ("phase", "downloadURL", "message", "expiration", "processedTimestamp", "plugins"), "Processed")}
         for value in HOSTILE:
             self.check(value)
             for document in with_places_filled(full, value):
                 self.check(document)
+        chance = random.Random(16)
+        for _ in range(300):  # several wrong places
+            document = full
+            for value in chance.choices(HOSTILE, k=3):
+                document = chance.choice(list(with_places_filled(document, value)))
+            self.check(document, chance.choice((NOW, LONG_AGO + timedelta(days=9), after(days=9000))))
 
     def test_no_object_is_immortal(self) -> None:
         """A clock that goes from look to look sees every download request deleted within two of its lives."""
-        for phase, filled in itertools.product(("", "Processed", "Failed", "x"),
-                                               (None, NOW, after(minutes=5), FAR_OFF)):
-            request, now = a_download(phase=phase, expiration=filled, created=NOW), after(seconds=1)
+        for phase, filled in itertools.product(("", "Processed", "Failed", "x"), (None, 0, 5, FAR_OFF)):
+            request, now = a_download(phase=phase, expiration=when(filled), created=NOW), after(seconds=1)
             for _ in range(5):
                 outcome = vr.triage_download(request, now) or vr.refuse_download(request, vr.NotFound("x"), now)
                 if outcome.verb == "delete":
@@ -1549,34 +1050,23 @@ class TestHostileStatus(unittest.TestCase):
             self.assertEqual("delete", outcome.verb, (phase, filled))
             self.assertLessEqual(now, after(minutes=20))
 
-    @unittest.skipUnless(HAS_HYPOTHESIS, NO_HYPOTHESIS)
-    def test_random_documents(self) -> None:
-        instants = strategies.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1),
-                                        timezones=strategies.just(timezone.utc))
-        hypothesis.given(hostile_documents(), instants)(lambda document, now: self.check(document, now))()
 
 
-class TestBackoff(unittest.TestCase):
-    """Tests for `backoff`, `watch_pause` and `is_version_expired`."""
+class TestBackoff(Cases):
+    """`backoff`, `watch_pause`, `is_version_expired` and `logs_refusal`."""
 
     def test_growth(self) -> None:
         """The wait doubles with every failure up to the cap, which leaves many tries within the life of a request."""
-        for failures, expected in ((1, .005), (2, .01), (3, .02), (11, 5.12), (13, 20.48), (14, 30), (10**6, 30)):
-            self.assertAlmostEqual(expected, vr.backoff(failures, vr.RETRY_BASE, vr.RETRY_CAP))
-
-    def test_the_constants_of_velero(self) -> None:
-        """What Velero's server and CLI have: lives, the second look, and the pauses of a client that polls."""
-        self.assertEqual((after(minutes=10), after(minutes=1), after(minutes=5), 0.025, 0.25), (
-            NOW + vr.URL_LIFE, NOW + vr.STATUS_LIFE, NOW + vr.STATUS_LOOK_AGAIN, vr.URL_POLL, vr.STATUS_POLL))
+        self.gives(lambda failures: round(vr.backoff(failures, vr.RETRY_BASE, vr.RETRY_CAP), 6), *(
+            (1, .005), (2, .01), (3, .02), (11, 5.12), (13, 20.48), (14, 30), (10**6, 30)))
+        self.assertEqual((0.025, 0.25), (vr.URL_POLL, vr.STATUS_POLL), "the pauses of Velero's own client")
 
     def test_the_next_watch(self) -> None:
         """A watch that lived or brought something is followed at once, a line that is down never by a long wait."""
-        for failures, lived, reached, jitter, expected in (
-                (0, 0.0, True, 1, 1), (0, 0.4, False, 2, .6), (0, 6.0, False, 1, 0), (1, 0.0, True, 1, 1),
-                (3, 0.0, True, 2, 8), (9, 0.0, True, 2, 30), (1, 0.0, False, 1.5, 1.5), (3, 0.0, False, 1, 3),
-                (9, 20.0, False, 2, 3)):
-            with self.subTest(failures=failures, lived=lived, reached=reached):
-                self.assertAlmostEqual(expected, vr.watch_pause(failures, lived, reached, jitter))
+        self.gives(vr.watch_pause, *(
+            ((0, 0.0, True, 1), 1), ((0, 0.4, False, 2), .6), ((0, 6.0, False, 1), 0), ((1, 0.0, True, 1), 1),
+            ((3, 0.0, True, 2), 8), ((9, 0.0, True, 2), 30), ((1, 0.0, False, 1.5), 1.5), ((3, 0.0, False, 1), 3),
+            ((9, 20.0, False, 2), 3)))
 
     def test_a_silent_line_is_noticed(self) -> None:
         """Deaf for at most 45 s, and at most two requests a minute and kind when nothing happens."""
@@ -1586,53 +1076,32 @@ class TestBackoff(unittest.TestCase):
 
     def test_expired_versions(self) -> None:
         """Status 410 and the reasons Expired and Gone mean a new list, nothing else does."""
-        for status, reason, expected in ((410, "", True), (410, "Expired", True), (200, "Expired", True),
-                                         (500, "Gone", True), (404, "NotFound", False), (403, "", False)):
-            with self.subTest(status=status, reason=reason):
-                self.assertEqual(expected, vr.is_version_expired(vr.ApiError("x", status=status, api_reason=reason)))
-        self.assertFalse(vr.is_version_expired(None) or vr.is_version_expired(vr.Unreachable("x")))
+        self.gives(vr.is_version_expired, (None, False), (vr.Unreachable("x"), False), *(
+            (vr.ApiError("x", status=status, api_reason=reason), expected) for status, reason, expected in (
+                (410, "", True), (200, "Expired", True), (500, "Gone", True), (404, "NotFound", False),
+                (403, "", False))))
 
-
-class TestLogsRefusal(unittest.TestCase):
-    """Tests for `logs_refusal`."""
-
-    def test_phases(self) -> None:
+    def test_logs(self) -> None:
         """Finished backups and restores have logs, and so have those that only wait for plugins."""
         for phase in ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
                       "WaitingForPluginOperationsPartiallyFailed"):
             self.assertEqual("", vr.logs_refusal(vr.BACKUPS, "nightly", phase))
         for phase in ("", "New", "FailedValidation", "InProgress", "Queued", "ReadyToStart", "Deleting", "Finalizing",
                       "FinalizingPartiallyFailed", "completed"):
-            with self.subTest(phase=phase):
-                self.assertRegex(vr.logs_refusal(vr.RESTORES, "r1", phase),
-                                 r'(?i)logs for restore "r1" are not available until .*Completed or Failed')
+            self.assertRegex(vr.logs_refusal(vr.RESTORES, "r1", phase),
+                             r'(?i)logs for restore "r1" are not available until .*Completed or Failed')
 
 
 # What the API server accepts as a name (RFC 1123 subdomain) of at most 253 characters.
 VALID_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 AWKWARD_NAMES = GOOD_NAMES + tuple(
-    ("a" * length + mark + "b" * 200)[:253] for length in range(35, 60) for mark in (".", "-", "--",
-                                                                                     "-" * 30)) + (
+    ("a" * length + mark + "b" * 200)[:253] for length in range(35, 60) for mark in (".", "-", "--", "-" * 30)) + (
         "a." * 126 + "a", "a-" * 126 + "a", "0" * 253)
 
 
-class TestEventFor(unittest.TestCase):
-    """Tests for `event_for`."""
-
-    def test_what_it_says(self) -> None:
-        event = vr.event_for(a_download(), "BackupNotFound", "m", NOW)
-        self.assertEqual(("v1", "Event", "Warning", "BackupNotFound", "m", 1, "2026-05-04T12:00:00Z"), tuple(
-            event[name] for name in ("apiVersion", "kind", "type", "reason", "message", "count", "firstTimestamp")))
-        self.assertEqual({"apiVersion": "velero.io/v1", "kind": "DownloadRequest", "namespace": "velero",
-                          "name": "nightly-x7k2p", "uid": "uid-1", "resourceVersion": "41"}, event["involvedObject"])
-        self.assertEqual(("velero", event["firstTimestamp"]), (event["metadata"]["namespace"], event["lastTimestamp"]))
-
-
-class TestNewDownloadRequest(unittest.TestCase):
-    """Tests for `new_download_request` and `new_status_request`."""
-
+class TestNewObjects(unittest.TestCase):
     def test_documents(self) -> None:
-        """The object names its target and bears its name, a ServerStatusRequest that of the velero CLI's own."""
+        """Requests name their target and bear their name, a ServerStatusRequest that of the velero CLI's own."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "DownloadRequest",
                           "metadata": {"name": "nightly-0a1b", "namespace": "velero"},
                           "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}},
@@ -1640,6 +1109,13 @@ class TestNewDownloadRequest(unittest.TestCase):
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {},
                           "metadata": {"generateName": "velero-cli-", "name": "velero-cli-0a1b", "namespace": "ns"}},
                          vr.new_status_request("ns", "0a1b"))
+        self.assertEqual({
+            "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": "BackupNotFound", "message": "m",
+            "metadata": {"generateName": "nightly-x7k2p-", "namespace": "velero"}, "count": 1,
+            "involvedObject": {"apiVersion": "velero.io/v1", "kind": "DownloadRequest", "namespace": "velero",
+                               "name": "nightly-x7k2p", "uid": "uid-1", "resourceVersion": "41"},
+            "source": {"component": "velero-requests"}, "firstTimestamp": "2026-05-04T12:00:00Z",
+            "lastTimestamp": "2026-05-04T12:00:00Z"}, vr.event_for(a_download(), "BackupNotFound", "m", NOW))
 
     def test_names(self) -> None:
         """Names made of others are valid for every name of a backup or request, and no two suffixes are the same."""
@@ -1649,6 +1125,365 @@ class TestNewDownloadRequest(unittest.TestCase):
             start = vr.event_for(a_download(key=a_key(name=name)), "R", "m", NOW)["metadata"]["generateName"]
             self.assertTrue(VALID_NAME.match(start + "x7k2p") and len(start) <= 58, start)
         self.assertEqual(100, len({vr.random_suffix() for _ in range(100)}))
+
+
+# ---- Locations ---------------------------------------------------------------
+
+PEM_64 = base64.encodebytes(b"PEM" * 50).decode()
+# What can be no label of a host, such as a region.
+NO_LABELS = ("x.evil", "x@h", "x/", "x#", "x?", "X", "x y", "x\n", "é", "x。y", "-x", "x-", "x" * 64, "x\\y", "a_b")
+
+# Of a location's spec: its config beside the region, objectStorage beside the bucket, and what the record then says.
+LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...] = (
+    ({}, {"bucket": "//bkt/", "prefix": "//a/b//"}, {"prefix": "a/b"}), ({}, {"caCertRef": "n"}, {}),
+    ({}, {"caCert": PEM_64}, {"ca_cert": b"PEM" * 50}),
+    ({}, {"caCert": PEM_64.replace("\n", "\r\n"), "caCertRef": None}, {"ca_cert": b"PEM" * 50}),
+    ({}, {"caCert": "", "caCertRef": {"name": "n", "key": "k"}}, {"ca_secret": ("n", "k")}),
+    ({}, {"prefix": "x" * 2048}, {"prefix": "x" * 2048}),
+    ({}, {"caCert": "AAAA" * 87381 + "AA=="}, {"ca_cert": bytes(1 << 18)}),
+    *((config, {}, over) for config, over in (
+        ({"region": "us-gov-west-1"}, {"region": "us-gov-west-1"}), ({"region": ""}, {"region": ""}),
+        ({"region": "aws-global"}, {"region": "us-east-1"}), ({"s3Url": "http://h:9000"}, {"s3_url": "http://h:9000"}),
+        ({"publicUrl": "https://s3.example"}, {"public_url": "https://s3.example"}),
+        ({"profile": "backup"}, {"profile": "backup"}), ({"insecureSkipTLSVerify": "t"}, {"insecure": True}),
+        ({"credentialsFile": "/credentials/other"}, {"credentials_file": "/credentials/other"}),
+        *(({"s3ForcePathStyle": text}, {"path_style": True}) for text in "1 t T TRUE true True".split()),
+        *(({"s3ForcePathStyle": text}, {}) for text in ("0", "f", "F", "FALSE", "false", "False", "")),
+        *(({key: value}, {}) for key, values in {  # without effect on a GET
+            "signatureVersion": ("4", ""), "enableSharedConfig": ("true", "0", ""),
+            "checksumAlgorithm": ("CRC32", "CRC32C", "SHA1", "SHA256", ""), "serverSideEncryption": ("AES256", "any"),
+            "kmsKeyId": ("alias/velero",), "customerKeyEncryptionFile": ("/not/here",),
+            "customerKeyEncryptionSecret": ("name/key",), "tagging": ("nonsense",), "bucket": ("stale",),
+            "prefix": ("stale",), "caCert": ("stale",)}.items() for value in values),
+        ({"zz": "x", "": "x" * 9999, "mm": 5}, {"warnings": tuple(f"config key {key!r} is unknown" for key in (
+            "", "mm", "zz"))}),
+        ({f"k{number:04}": "x" for number in range(5000)}, {  # ten warnings are enough for anybody
+            "warnings": tuple(f"config key 'k{number:04}' is unknown" for number in range(10))}))))
+
+# Locations that are refused: words of the error, and config or objectStorage.
+LOCATIONS_REFUSED: Tuple[Tuple[str, Dict[str, Any], Dict[str, Any]], ...] = (
+    *(("bucket '.*without '/'", {}, {"bucket": bucket}) for bucket in (
+        None, "", "/", "a/b", ".", "..", "a b", "a\nb", "a\0", 5, ["a"])),
+    *(("ARN .*alias", {}, {"bucket": bucket}) for bucket in (
+        "arn:aws:s3:us-west-2:123456789012:accesspoint:reports", "arn:", "arn:aws:s3:eu-west-1:@evil/:accesspoint:x")),
+    ("S3 Express", {}, {"bucket": "bkt--use1-az4--x-s3"}), ("prefix has more than 2048", {}, {"prefix": "x" * 2049}),
+    *(("caCert is not base64, or has more than 256 KiB", {}, {"caCert": text}) for text in (
+        "-----BEGIN CERTIFICATE-----", "UEVN!", "UEV", "ü", "AAAA" * 87382)),
+    *((f"{key} has more than 2048", {key: "x" * 2049}, {}) for key in ("profile", "s3Url", "region", "kmsKeyId")),
+    *((f"{key} is {re.escape(repr(value))}; allowed: {allowed}$", {key: value}, {}) for key, value, allowed in (
+        ("s3ForcePathStyle", "yes", "true or false"), ("s3ForcePathStyle", "tRUE", "true or false"),
+        ("insecureSkipTLSVerify", "on", "true or false"), ("enableSharedConfig", "2", "true or false"),
+        ("signatureVersion", "1", "4"), ("signatureVersion", "s3v4", "4"),
+        ("checksumAlgorithm", "crc32", "CRC32, CRC32C, SHA1, SHA256"))),
+    *(("signatureVersion", {"signatureVersion": value}, {}) for value in ("x" * 2000, "x" * 99_999, "a\nb", "\x1b[2J")),
+    *(("config.region .*no DNS label", {"region": region}, {}) for region in NO_LABELS))
+
+
+def read_location(config: Dict[str, Any], storage: Dict[str, Any], **spec: Any) -> Any:
+    """The record of a location in eu-west-1 with bucket bkt, unless said otherwise."""
+    return vr.location_from(a_location_document({"region": "eu-west-1", **config}, objectStorage={
+        "bucket": "bkt", **storage}, **spec))
+
+
+class TestLocationFrom(Cases):
+    def test_what_is_read(self) -> None:
+        self.gives(read_location, *((row[:2], a_location(**row[2])) for row in LOCATIONS_READ))
+        said = {key for config, _, over in LOCATIONS_READ if "warnings" not in over for key in config}
+        self.assertEqual(set(vr.LOCATION_KEYS), said, "keys that no row has")
+        keys = a_location(secret_name="keys", secret_key="cloud")
+        self.assertEqual(keys, read_location({}, {}, provider="velero.io/aws", accessMode="ReadOnly",
+                                             credential={"name": "keys", "key": "cloud"}))
+
+    def test_what_is_refused(self) -> None:
+        """One short line that names the location, with a reason."""
+        for words, config, storage in LOCATIONS_REFUSED:
+            self.refuses(read_location, f"storage location 'default': .*{words}", (config, storage),
+                         reason="InvalidStorageLocation")
+        self.refuses(lambda provider: read_location({}, {}, provider=provider), "'default': provider is .*only aws", *(
+            "", None, "gcp", "AWS", "velero.io/gcp", "example.com/aws", "x" * 100_000), reason="UnsupportedProvider")
+
+    def test_any_field_may_be_wrong(self) -> None:
+        """A value of another type, at any depth, is a ConfigError or no error, never another one."""
+        full = a_location_document({"region": "r", "s3Url": "u"}, credential={"name": "n", "key": "k"})
+        for value in HOSTILE:
+            for document in with_places_filled(full, value):
+                with contextlib.suppress(vr.ConfigError):
+                    vr.location_from(document)
+
+    def test_trouble(self) -> None:
+        """Velero's own complaint about a location is handed on in one line when it is Unavailable."""
+        self.gives(lambda status: vr.location_trouble_from({"status": status}), *(
+            (None, ""), ({"phase": "Available", "message": "m"}, ""),
+            ({"phase": "Unavailable", "message": "a\nb"}, "a b"),
+            ({"phase": "Unavailable"}, "no message; see the Velero server's log")))
+
+
+class TestObjectKey(Cases):
+    def test_prefixes(self) -> None:
+        """A prefix is cleaned as Go's path.Join cleans it; one that leads out of the bucket is the location's fault."""
+        def key_of(prefix: str) -> str:
+            return str(vr.object_key(prefix, vr.TARGETS["BackupLog"], "n"))
+        self.gives(key_of, *((prefix, f"{root}backups/n/n-logs.gz") for prefix, root in (
+            ("", ""), ("./", ""), ("p//q", "p/q/"), ("a/./b", "a/b/"), ("p/../q", "q/"), ("a b/ü", "a b/ü/"),
+            ("p/..", ""), ("...", ".../"), ("..a", "..a/"), ("%2e%2e", "%2e%2e/"), (" /. /..", " /"))))
+        self.refuses(key_of, "leads out of the bucket", "..", "../x", "a/../..", "a/../../b", "./..",
+                     reason="InvalidStorageLocation")
+
+
+# Keys as S3 allows them, and the path they are signed with.
+AWKWARD_OBJECT_KEYS: Tuple[Tuple[str, str], ...] = (
+    ("a b", "a%20b"), ("a+b", "a%2Bb"), ("100%", "100%25"), ("%2F", "%252F"), ("%zz", "%25zz"), ("~tilde~", "~tilde~"),
+    ("a//b", "a//b"), ("/a", "/a"), ("a/", "a/"), ("é", "%C3%A9"), ("e\u0301", "e%CC%81"), ("😀", "%F0%9F%98%80"),
+    ("?x=1", "%3Fx%3D1"), ("#x", "%23x"), ("a&b;c", "a%26b%3Bc"), ("a:b@c", "a%3Ab%40c"),
+    ("!*'()", "%21%2A%27%28%29"), ("a\\b", "a%5Cb"), ("\x01\x7f\n", "%01%7F%0A"), ("a..b", "a..b"), ("...", "..."),
+    ("\"<>^`{|}", "%22%3C%3E%5E%60%7B%7C%7D"), ("$,[]", "%24%2C%5B%5D"))
+
+# Of a location in eu-west-1 with bucket bkt: what else it says, and the URL of its bucket. AWS's regions and rules for
+# buckets are tested with botocore.
+ADDRESSES: Tuple[Tuple[Dict[str, Any], str], ...] = (
+    (dict(region="us-isolated"), "https://bkt.s3.us-isolated.amazonaws.com"),
+    (dict(region="cn-north-1", dualstack=True), "https://bkt.s3.dualstack.cn-north-1.amazonaws.com.cn"),
+    (dict(fips=True, bucket="ü"), "https://s3-fips.eu-west-1.amazonaws.com/%C3%BC"),
+    *((dict(bucket=bucket), f"https://s3.eu-west-1.amazonaws.com/{bucket}") for bucket in ("ab", "ab-", "abc.def")),
+    (dict(s3_url="http://in:9000", public_url="https://out"), "https://bkt.out"),
+    *((dict(s3_url=url), expected) for url, expected in (
+        ("http://MinIO:9000", "http://bkt.minio:9000"), ("HTTP://h:80", "http://bkt.h"),
+        ("https://h:443/", "https://bkt.h"), ("https://h:65535", "https://bkt.h:65535"),
+        ("http://[::1]:80", "http://[::1]/bkt"),
+        ("https://[2001:DB8::1]:8443/x", "https://[2001:db8::1]:8443/x/bkt"), ("http://h:1", "http://bkt.h:1"),
+        ("http://10.0.0.1:9000", "http://10.0.0.1:9000/bkt"), ("http://10.0.0.1.nip.io", "http://bkt.10.0.0.1.nip.io"),
+        ("http://h/base", "http://bkt.h/base"), ("http://my_minio.svc", "http://bkt.my_minio.svc"),
+        ("http://h/" + "x" * 2039, "http://bkt.h/" + "x" * 2039))),
+    *((dict(s3_url=url, path_style=True), expected) for url, expected in (
+        ("http://h:443", "http://h:443/bkt"), ("https://h:", "https://h/bkt"), ("https://h:0443", "https://h/bkt"),
+        ("http://h//a//b//", "http://h//a//b/bkt"), ("http://h/a%20b", "http://h/a%20b/bkt"),
+        ("http://h/a b", "http://h/a%20b/bkt"), ("http://h/ü+~", "http://h/%C3%BC%2B~/bkt"))),
+    *((dict(s3_url="http://h", bucket=bucket), f"http://{bucket}.h" if before else f"http://h/{bucket}")
+      for bucket, before in (("abc.def", True), ("abc.de", False), ("abc..def", False), (".abc", False),
+                             ("abc.-de", False), ("Team", False), ("192.168.100.100", False))))
+
+# What urlsplit drops, or what others read otherwise than it does; none of it is shown.
+NO_ENDPOINTS = (
+    " http://h", "http://h ", "\thttp://h", "http://h\n", "http://a\nb", "http://a\tb", "ht\rtp://h", "http://h\\@evil",
+    "http://me:s3cr3t@h", "http://s3cr3t@h", "http://h#@evil", "http://h?s3cr3t", "http://h/#s3cr3t", "http://h%2eevil",
+    "http://h。evil", "http://h℀evil", "http://[s3cr3t]", "http://[::1]x", "http://[::1", "http://[::1%25eth0]",
+    "http://[1:2]", "http://[1.2.3.4]", "http://h:0", "http://h:65536", "http://h:-1", "http://h:s3cr3t", "//h", "h",
+    "h:9000", "s3://s3cr3t", "ftp://h", "http:h", "http:///s3cr3t", "http://", "http://.", "https://:9000",
+    "\x00http://h", "http://h\x7f", "http://h/a/../b", "http://h/.", "http://h/ ", "http://h ost", "http://ü",
+    "http://h|x", "http://*.s3cr3t", "\u2003http://h", "http://h/\ud800", "http://h/" + "x" * 2040)
+
+# The endpoint that the operator names, and URLs to which our own identity belongs, or does not.
+IDENTITIES = (
+    ("", "https://s3.amazonaws.com https://s3.eu-west-1.amazonaws.com/ https://s3.eu-west-1.amazonaws.com.:443 "
+     "https://s3-fips.dualstack.us-gov-west-1.amazonaws.com https://s3.cn-north-1.amazonaws.com.cn",
+     "http://s3.eu-west-1.amazonaws.com https://s3.eu-west-1.amazonaws.com:444 https://s3xamazonaws.com "
+     "https://ec2-1-2-3-4.compute-1.amazonaws.com https://evil.s3.amazonaws.com https://s3.evil.amazonaws.com "
+     "https://vpce-1.vpce-svc-2.us-east-1.vpce.amazonaws.com https://s3.cn-north-1.amazonaws.com "
+     "https://s3.eu-west-1.amazonaws.com.evil.example http://minio:9000 http://s3.amazonaws.com "
+     "https://s3-fips.cn-north-1.amazonaws.com.cn https://s3.dualstack.eu-west-1.amazonaws.com.cn"),
+    ("http://minio:9000", "http://minio:9000 HTTP://MinIO.:9000/base",
+     "http://minio:9001 http://minio:90 http://minio https://minio:9000 http://xminio:9000"),
+    ("http://minio.", "http://minio http://minio:80", "http://minio.evil.example http://minio:8"),
+    ("https://minio", "https://minio:443", "http://minio:443 https://minio.example https://mini"),
+    ("http://127.0.0.10", "http://127.0.0.10", "http://127.0.0.010 http://2130706442"),
+    ("http://[fd00::000A]:9", "http://[FD00:0::a]:9", "http://[fd00::b]:9 http://[fd00::a]"))
+
+
+def url_of(location: Any) -> str:
+    return "{}://{}{}".format(*vr.bucket_address(location))
+
+
+class TestStoreEndpoints(Cases):
+    """Where a bucket is, and an object in it."""
+
+    def test_addresses(self) -> None:
+        self.gives(lambda over: url_of(a_location(**over)), *ADDRESSES)
+        self.assertEqual(vr.Address("http", "h", "/bkt", "minio"), vr.bucket_address(
+            a_location(s3_url="http://h", region="minio", path_style=True)))
+
+    def test_what_aws_has_not(self) -> None:
+        """FIPS in China, and FIPS or dual-stack with s3Url."""
+        for words, over in (("no FIPS endpoints in cn-north-1.*USE_FIPS", dict(region="cn-north-1", fips=True)),
+                            ("FIPS.*s3Url", dict(s3_url="http://minio", fips=True)),
+                            ("AWS_USE_DUALSTACK_ENDPOINT", dict(s3_url="http://minio", dualstack=True))):
+            self.refuses(vr.bucket_address, f"location 'default': .*{words}", a_location(**over),
+                         reason="InvalidStorageLocation")
+
+    def test_only_labels_make_hosts(self) -> None:
+        """What would lead a host elsewhere is refused again where a host is made."""
+        for text in ("", *NO_LABELS):
+            self.refuses(vr.aws_host, "no DNS label", ("sts", text), (text, "r"), reason="InvalidStorageLocation")
+            self.refuses(vr.bucket_address, "no DNS label", a_location(region=text),
+                         a_location(region=text, s3_url="http://minio"))
+        self.assertEqual("sts.cn-north-1.amazonaws.com.cn", vr.aws_host("sts", "cn-north-1"))
+
+    def test_endpoints_that_are_another_host(self) -> None:
+        for key, make in (("s3Url", lambda url: a_location(s3_url=url)),
+                          ("publicUrl", lambda url: a_location(s3_url="http://h", public_url=url))):
+            self.refuses(lambda url: vr.bucket_address(make(url)), f"'default': {key} is no plain http or https URL",
+                         *NO_ENDPOINTS, reason="InvalidStorageLocation")
+
+    def test_buckets_do_not_change_the_host(self) -> None:
+        """Whatever a bucket is called, its host is the endpoint's or below it."""
+        for url, bucket in itertools.product(("", "https://own.example", "http://own.example:9000"), (
+                "x@evil", "evil.example", "evil.example#", "UPPER", "x:y", "a?b", "[::1]", "é", "10.0.0.1", "a/b",
+                "x\\y", "arn:aws:s3:evil.example:1:accesspoint:x")):
+            host = re.escape(urlsplit(url).netloc or "s3.eu-west-1.amazonaws.com")
+            address = vr.bucket_address(a_location(s3_url=url, bucket=bucket))
+            self.assertRegex(address.host, rf"^([a-z0-9.-]+\.)?{host}$")
+
+    def test_where_our_own_identity_belongs(self) -> None:
+        """At AWS, and at the operator's endpoint: scheme, host and port are compared, and not how they are written."""
+        for own, ours, others in IDENTITIES:
+            for url in f"{ours} {others}".split():
+                for location in (a_location(s3_url=url), a_location(s3_url=own, public_url=url)):
+                    with self.subTest(url, own=own), contextlib.suppress(vr.ConfigError if url in others else ()):
+                        self.assertEqual(url in ours.split(), location.is_for_own_identity(own))
+        self.assertTrue(a_location().is_for_own_identity(""))
+
+    def test_objects(self) -> None:
+        """Each byte of a key is encoded once behind base path and bucket, slashes are kept, nothing is cleaned up."""
+        based = a_location(s3_url="http://h/a%20b", path_style=True)
+        for key, path in AWKWARD_OBJECT_KEYS:
+            self.gives(lambda location: vr.object_address(location, key).path, (a_location(), f"/{path}"))
+            self.assertEqual(f"/a%20b/bkt/{path}", vr.object_address(based, key).path)
+
+
+# ---- Signing -----------------------------------------------------------------
+
+EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+FORM_SHA256 = "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e"  # of Param1=value1
+SUITE_KEYS = vr.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
+SUITE_TIME = datetime(2015, 8, 30, 12, 36, tzinfo=timezone.utc)
+SUITE_TOKEN = "6e86291e8372ff2a2260956d9b8aae1d763fbf315fa00fa31553b73ebf194267"
+
+# Signatures in a header, of the AWS suite: token, method, headers, body, signature.
+EXAMPLE_HOST = {"host": "example.amazonaws.com"}
+SIGNED_HEADERS: Tuple[Tuple[str, str, Dict[str, str], bytes, str], ...] = (
+    (SUITE_TOKEN, "GET", EXAMPLE_HOST, b"", "07ec1639c89043aa0e3e2de82b96708f198cceab042d4a97044c66dd9f74e7f8"),
+    ("", "POST", {**EXAMPLE_HOST, "content-type": "application/x-www-form-urlencoded", "content-length": "13",
+                  "x-amz-content-sha256": FORM_SHA256}, b"Param1=value1",
+     "d3875051da38690788ef43de4db0d8f280229d82040bfac253562e56c3f20e0b"))
+
+
+class TestSigningVectors(unittest.TestCase):
+    """The nouns of the specification, `presign` and `sign_headers` with signatures that were published."""
+
+    def test_presigned_urls(self) -> None:
+        """The documentation's own; a URL lives from one second to seven days, in whole seconds cut off."""
+        address = vr.Address("https", "examplebucket.s3.amazonaws.com", "/test.txt", "us-east-1")
+        self.assertEqual(
+            "https://examplebucket.s3.amazonaws.com/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential="
+            "AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request&X-Amz-Date=20130524T000000Z&X-Amz-Expires="
+            "86400&X-Amz-SignedHeaders=host&X-Amz-Signature="
+            "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404",
+            vr.presign(address, some_credentials(), datetime(2013, 5, 24, tzinfo=timezone.utc), timedelta(days=1)))
+        more = (("list-type", "2"), ("prefix", "a b/é"), ("delimiter", "/"))
+        self.assertIn("-Date=20260504T120000Z&X-Amz-Expires=600&X-Amz-Security-Token=t%2F%3D&X-Amz-SignedHeaders=host&"
+                      "delimiter=%2F&list-type=2&prefix=a%20b%2F%C3%A9&X-Amz-Signature=",
+                      vr.presign(address, some_credentials(session_token="t/="), NOW, vr.URL_LIFE, more))
+        for seconds, expected in ((1, "1"), (1.9, "1"), (604800, "604800")):
+            url = vr.presign(address, some_credentials(), after(microseconds=999999), timedelta(seconds=seconds))
+            self.assertIn(f"&X-Amz-Date=20260504T120000Z&X-Amz-Expires={expected}&X-Amz-SignedHeaders=host&", url)
+        for seconds in (0, .9, -1, 604801, 1e9):
+            self.assertRaises(ValueError, vr.presign, address, some_credentials(), NOW, timedelta(seconds=seconds))
+
+    def test_signed_headers(self) -> None:
+        """All headers are named sorted, the token is one of them, and those given stay as they are."""
+        for token, method, headers, body, expected in SIGNED_HEADERS:
+            given, keys = dict(headers), SUITE_KEYS._replace(session_token=token)
+            signed = vr.sign_headers(method, "/", headers, body, keys, "us-east-1", "service", SUITE_TIME)
+            names = {*given, "x-amz-date"} | ({"x-amz-security-token"} if token else set())
+            self.assertEqual((given, {*names, "authorization"}), (headers, set(signed)))
+            self.assertEqual("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, "
+                             f"SignedHeaders={';'.join(sorted(names))}, Signature={expected}", signed["authorization"])
+
+
+# What botocore is asked for where it is the oracle. Regions of each partition and beside them; endpoints.
+ORACLE_REGIONS = ("us-east-1", "eu-west-1", "ap-southeast-5", "us-gov-west-1", "cn-north-1", "us-iso-east-1",
+                  "us-isob-east-1", "eu-isoe-west-1", "us-isof-south-1", "eusc-de-east-1", "mars-north-7", "minio")
+ORACLE_ENDPOINTS = ("", "", "", "http://minio:9000", "https://s3.example", "http://10.0.0.1:9000", "https://[fd00::1]",
+                    "http://store.example/base", "https://h:443", "http://h:80", "https://h:8443/a/b")
+ORACLE_BUCKETS = ("bkt", "my-bucket-1", "a.b", "abc.def", "Bkt", "b_t", "b", "1.2.3.4", "bkt!", "x" * 63, "x" * 64,
+                  "-bkt", "a..b")
+KEY_LETTERS = "abcXYZ019-._~ +=%&?$ü✓😀:@!*'()#\\|^`\"<>{}[];,\t"
+
+
+def a_random_location(chance: random.Random) -> Any:
+    """A location with region, endpoint, style, bucket, FIPS and dual-stack at random."""
+    url, region = chance.choice(ORACLE_ENDPOINTS), chance.choice(ORACLE_REGIONS)
+    return a_location(region=region, bucket=chance.choice(ORACLE_BUCKETS), s3_url=url,
+                      path_style=chance.random() < 0.4, fips=not url and chance.random() < 0.2,
+                      # The rule set has it in the closed partitions, too, where no such host exists.
+                      dualstack=not url and "-iso" not in region and chance.random() < 0.2)
+
+
+def a_random_key(chance: random.Random) -> str:
+    """A key without a segment that clients would resolve, and without a slash in front or doubled."""
+    parts = ("".join(chance.choices(KEY_LETTERS, k=chance.randint(1, 12))) for _ in range(chance.randint(1, 3)))
+    return "/".join(part if part.strip(".") else "x" for part in parts)
+
+
+@unittest.skipUnless(HAS_BOTOCORE, NO_BOTOCORE)
+class TestStoreLikeBotocore(unittest.TestCase):
+    """Addresses and URLs with botocore as oracle; where we differ on purpose, a rule here says how."""
+
+    def by_the_rules(self, provider: Any, location: Any) -> str:
+        """The URL of a bucket by the rule set of AWS, ours where we differ on purpose; empty when it refuses."""
+        # Rule 1: no label goes before an IP address, and dots need three letters between them.
+        dotted = "." in location.bucket and (location.s3_url.startswith("http://10.") or
+                                             min(map(len, location.bucket.split("."))) < 3)
+        try:
+            endpoint = provider.resolve_endpoint(
+                Bucket=location.bucket, Region=location.region, UseFIPS=location.fips, Accelerate=False,
+                UseDualStack=location.dualstack, ForcePathStyle=location.path_style or dotted, UseArnRegion=False,
+                UseGlobalEndpoint=False, DisableMultiRegionAccessPoints=False,
+                **{"Endpoint": location.s3_url} if location.s3_url else {})
+        except Exception as error:  # pylint: disable=broad-except
+            self.assertIn("Endpoint", type(error).__name__)
+            return ""
+        scheme = [scheme for scheme in endpoint.properties["authSchemes"] if scheme["name"] == "sigv4"][0]
+        self.assertEqual((location.region, "s3"), (scheme["signingRegion"], scheme["signingName"]))
+        # Rule 2: the default port is left out of URL and signature.
+        return re.sub("^(http://[^/]*):80(?![0-9])|^(https://[^/]*):443(?![0-9])", r"\1\2", str(endpoint.url))
+
+    @staticmethod
+    def signed(url: str, keys: Any, region: str, now: datetime, seconds: int) -> str:
+        """A URL signed by botocore, which is led through its steps so that the time can be chosen."""
+        signer = botocore.auth.S3SigV4QueryAuth(botocore.credentials.Credentials(
+            keys.access_key, keys.secret_key, keys.session_token or None), "s3", region, seconds)
+        request = botocore.awsrequest.AWSRequest("GET", url)
+        request.context["timestamp"] = now.strftime("%Y%m%dT%H%M%SZ")
+        # pylint: disable=protected-access
+        signer._modify_request_before_signing(request)
+        text = signer.string_to_sign(request, signer.canonical_request(request))
+        signer._inject_signature_to_request(request, signer.signature(text, request))
+        # Rule 3: we send the parameters in the order in which they are signed, botocore puts the token last.
+        start, _, query = request.url.partition("?")
+        *parameters, signature = query.split("&")
+        return f"{start}?{'&'.join(sorted(parameters))}&{signature}"
+
+    def test_whole_urls(self) -> None:
+        """Random locations, keys, tokens, times and lives give the identical URL, or are refused by both."""
+        loader = botocore.session.Session().get_component("data_loader")
+        provider = __import__("botocore.endpoint_provider", fromlist=["EndpointProvider"]).EndpointProvider(
+            loader.load_service_model("s3", "endpoint-rule-set-1"), loader.load_data("partitions"))
+        encode = __import__("botocore.utils", fromlist=["percent_encode"]).percent_encode
+        chance, compared = random.Random(12), 0
+        for _ in range(400):
+            location, key, seconds = a_random_location(chance), a_random_key(chance), chance.choice((1, 600, 604800))
+            keys = vr.Credentials("AKIA1", a_random_key(chance), chance.choice(("", a_random_key(chance) * 9)))
+            now = datetime(2001, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=chance.randrange(10**9))
+            bucket, ours = self.by_the_rules(provider, location), ""
+            with contextlib.suppress(vr.ConfigError):
+                ours = url_of(location)
+            self.assertEqual(bucket, ours, location)
+            if bucket:
+                compared += 1
+                ours = vr.presign(vr.object_address(location, key), keys, now, timedelta(seconds=seconds))
+                theirs = self.signed(f"{bucket}/{encode(key, safe='/~')}", keys, location.region, now, seconds)
+                self.assertEqual(theirs, ours, location)
+        self.assertGreater(compared, 200)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -8421,286 +8256,6 @@ def add_location(stage: Stage) -> None:
 # ------------------------------------------------------------------------------------------------------------
 # Object stores: locations, endpoints, signatures and the plan of credentials, as values
 # ------------------------------------------------------------------------------------------------------------
-
-# Keys as S3 allows them, and the path they are signed with.
-AWKWARD_OBJECT_KEYS: Tuple[Tuple[str, str], ...] = (
-    ("a b", "a%20b"), ("a+b", "a%2Bb"), ("100%", "100%25"), ("%2F", "%252F"), ("%zz", "%25zz"),
-    ("~tilde~", "~tilde~"), ("a//b", "a//b"), ("/a", "/a"), ("a/", "a/"), ("é", "%C3%A9"), ("e\u0301", "e%CC%81"),
-    ("😀", "%F0%9F%98%80"), ("?x=1", "%3Fx%3D1"), ("#x", "%23x"), ("a&b;c", "a%26b%3Bc"),
-    ("a:b@c", "a%3Ab%40c"), ("!*'()", "%21%2A%27%28%29"), ("a\\b", "a%5Cb"), ("\x01\x7f\n", "%01%7F%0A"),
-    ("a..b", "a..b"), ("...", "..."), ("\"<>^`{|}", "%22%3C%3E%5E%60%7B%7C%7D"), ("$,[]", "%24%2C%5B%5D"))
-
-# Of a location in eu-west-1 with bucket bkt: what else it says, and the URL of its bucket.
-ADDRESSES: Tuple[Tuple[Dict[str, Any], str], ...] = (
-    *((dict(region=region), f"https://bkt.s3.{region}.{suffix}") for region, suffix in (
-        ("us-east-1", "amazonaws.com"), ("us-gov-west-1", "amazonaws.com"), ("cn-north-1", "amazonaws.com.cn"),
-        ("us-iso-east-1", "c2s.ic.gov"), ("us-isob-east-1", "sc2s.sgov.gov"), ("eu-isoe-west-1", "cloud.adc-e.uk"),
-        ("us-isof-south-1", "csp.hci.ic.gov"), ("eusc-de-east-1", "amazonaws.eu"), ("mars-north-7", "amazonaws.com"),
-        ("us-isolated", "amazonaws.com"))),
-    (dict(fips=True), "https://bkt.s3-fips.eu-west-1.amazonaws.com"),
-    (dict(dualstack=True), "https://bkt.s3.dualstack.eu-west-1.amazonaws.com"),
-    (dict(fips=True, dualstack=True), "https://bkt.s3-fips.dualstack.eu-west-1.amazonaws.com"),
-    (dict(region="us-gov-west-1", fips=True, path_style=True), "https://s3-fips.us-gov-west-1.amazonaws.com/bkt"),
-    (dict(region="cn-north-1", dualstack=True), "https://bkt.s3.dualstack.cn-north-1.amazonaws.com.cn"),
-    (dict(bucket="a" * 63), f"https://{'a' * 63}.s3.eu-west-1.amazonaws.com"),
-    *((dict(bucket=bucket), f"https://s3.eu-west-1.amazonaws.com/{path}") for bucket, path in (
-        ("my.dotted.bucket", "my.dotted.bucket"), ("Bkt", "Bkt"), ("b_t", "b_t"), ("ab", "ab"), ("-ab", "-ab"),
-        ("ab-", "ab-"), ("bkt!", "bkt%21"), ("a" * 64, "a" * 64), ("ü", "%C3%BC"), ("1.2.3.4", "1.2.3.4"))),
-    (dict(s3_url="http://in:9000", public_url="https://out"), "https://bkt.out"),
-    *((dict(s3_url=url), expected) for url, expected in (
-        ("http://MinIO:9000", "http://bkt.minio:9000"), ("HTTP://h:80", "http://bkt.h"),
-        ("https://h:443/", "https://bkt.h"),
-        ("https://h:65535", "https://bkt.h:65535"), ("http://[::1]:80", "http://[::1]/bkt"),
-        ("https://[::1]:80", "https://[::1]:80/bkt"),
-        ("https://[2001:DB8::1]:8443/x", "https://[2001:db8::1]:8443/x/bkt"),
-        ("http://10.0.0.1:9000", "http://10.0.0.1:9000/bkt"), ("http://10.0.0.1.nip.io", "http://bkt.10.0.0.1.nip.io"),
-        ("http://h/base", "http://bkt.h/base"), ("http://my_minio.svc", "http://bkt.my_minio.svc"))),
-    *((dict(s3_url=url, path_style=True), expected) for url, expected in (
-        ("http://h:443", "http://h:443/bkt"), ("https://h:", "https://h/bkt"), ("https://h:0443", "https://h/bkt"),
-        ("http://h/base//", "http://h/base/bkt"), ("http://h//a//b", "http://h//a//b/bkt"),
-        ("http://h/a%20b", "http://h/a%20b/bkt"), ("http://h/a b", "http://h/a%20b/bkt"),
-        ("http://h/ü", "http://h/%C3%BC/bkt"),
-        ("http://h/a+b", "http://h/a%2Bb/bkt"), ("http://h/~x", "http://h/~x/bkt"))),
-    *((dict(s3_url="http://h", bucket=bucket), f"http://{bucket}.h" if before else f"http://h/{bucket}")
-      for bucket, before in (("abc.def", True), ("abc.de", False), ("abc..def", False), (".abc", False),
-                             ("abc.", False),
-                             ("abc.-de", False), ("Team", False), ("192.168.100.100", False))),
-    (dict(s3_url="https://h", bucket="abc.def"), "https://h/abc.def"))
-
-# What urlsplit drops, or what others read otherwise than it does; none of it is shown.
-NO_ENDPOINTS = (
-    " http://h", "http://h ", "\thttp://h", "http://h\n", "http://a\nb", "http://a\tb", "ht\rtp://h", "http://h\\@evil",
-    "http://me:s3cr3t@h", "http://s3cr3t@h", "http://h#@evil", "http://h?s3cr3t", "http://h/#s3cr3t", "http://h%2eevil",
-    "http://h。evil", "http://h℀evil", "http://[s3cr3t]", "http://[::1]x", "http://[::1", "http://[::1%25eth0]",
-    "http://[1:2]", "http://h:0", "http://h:65536", "http://h:-1", "http://h:s3cr3t", "//h", "h", "h:9000",
-    "s3://s3cr3t",
-    "ftp://h", "http:h", "http:///s3cr3t", "http://", "https://:9000", "\x00http://h", "http://h\x7f",
-    "http://h/a/../b",
-    "http://h/.", "http://h ost", "http://ü", "http://h|x", "http://*.s3cr3t", "\u2003http://h",
-    "http://h/" + "x" * 2048)
-
-
-class TestStoreEndpoints(unittest.TestCase):
-    """Where a bucket is, and an object in it."""
-
-    def test_addresses(self) -> None:
-        for over, expected in ADDRESSES:
-            with self.subTest(**over):
-                location = a_location(**over)
-                address = vr.bucket_address(location)
-                self.assertEqual(expected, "{}://{}{}".format(*address))
-                self.assertEqual((location.region, address.host.lower()), (address.region, address.host))
-
-    def test_what_aws_has_not(self) -> None:
-        """FIPS in China, and FIPS or dual-stack with s3Url."""
-        for over, words in ((dict(region="cn-north-1", fips=True), "no FIPS endpoints in cn-north-1"),
-                            (dict(region="cn-north-1", fips=True, dualstack=True), "AWS_USE_FIPS_ENDPOINT"),
-                            (dict(s3_url="http://minio", fips=True), "FIPS.*s3Url"),
-                            (dict(s3_url="http://minio", dualstack=True), "AWS_USE_DUALSTACK_ENDPOINT"),
-                            (dict(public_url="http://minio", fips=True, path_style=True), "AWS_USE_FIPS_ENDPOINT")):
-            with self.subTest(**over), self.assertRaisesRegex(vr.ConfigError,
-                                                              f"location 'default': .*{words}") as caught:
-                vr.bucket_address(a_location(**over))
-            self.assertEqual("InvalidStorageLocation", caught.exception.reason)
-
-    def test_only_labels_make_hosts(self) -> None:
-        """What would lead a host elsewhere is refused again where a host is made."""
-        for text in ("", "x.evil.example/", "x@host:1/", "x/", "EU-West-1", "eu west", "x\n", "é", "-x", "x-", "x" * 64,
-                     "a_b"):
-            for make in (lambda: vr.aws_host("sts", text), lambda: vr.aws_host(text, "eu-west-1"),
-                         lambda: vr.bucket_address(a_location(region=text)),
-                         lambda: vr.bucket_address(a_location(region=text, s3_url="http://minio"))):
-                with self.subTest(text=text), self.assertRaisesRegex(vr.ConfigError, "no DNS label") as caught:
-                    make()
-                self.assertEqual("InvalidStorageLocation", caught.exception.reason)
-                self.assertTrue(str(caught.exception).isprintable())
-        self.assertEqual("sts.cn-north-1.amazonaws.com.cn", vr.aws_host("sts", "cn-north-1"))
-
-    def test_endpoints_that_are_another_host(self) -> None:
-        for url in NO_ENDPOINTS:
-            for over, key in (({"s3_url": url}, "s3Url"), ({"s3_url": "http://h", "public_url": url}, "publicUrl")):
-                with self.subTest(**over), self.assertRaisesRegex(
-                        vr.ConfigError, f"'default': {key} is no plain http or https URL") as caught:
-                    vr.bucket_address(a_location(**over))
-                self.assertEqual("InvalidStorageLocation", caught.exception.reason)
-                self.assertNotIn("s3cr3t", str(caught.exception))
-
-    def test_buckets_do_not_change_the_host(self) -> None:
-        """Whatever a bucket is called, its host is the endpoint's or below it."""
-        for url, host in (("", "s3.eu-west-1.amazonaws.com"), ("https://own.example", "own.example"),
-                          ("http://own.example:9000", "own.example:9000")):
-            for bucket in ("x@evil", "evil.example", "evil.example#", "UPPER", "x:y", "a?b", "[::1]", "é", "10.0.0.1",
-                           "a/b", "x\\y", "arn:aws:s3:evil.example:1:accesspoint:x"):
-                with self.subTest(url=url, bucket=bucket):
-                    address = vr.bucket_address(a_location(s3_url=url, bucket=bucket))
-                    self.assertRegex(address.host, rf"^([a-z0-9.-]+\.)?{re.escape(host)}$")
-
-    def test_where_our_own_identity_belongs(self) -> None:
-        """At AWS, and at the operator's endpoint: scheme, host and port are compared, and not how they are written."""
-        for own, ours, others in (
-                ("",
-                 "https://s3.amazonaws.com https://s3.eu-west-1.amazonaws.com/ https://s3.eu-west-1.amazonaws.com.:443 "
-                 "https://s3-fips.dualstack.us-gov-west-1.amazonaws.com https://s3.cn-north-1.amazonaws.com.cn",
-                 "http://s3.eu-west-1.amazonaws.com https://s3.eu-west-1.amazonaws.com:444 https://s3xamazonaws.com "
-                 "https://ec2-1-2-3-4.compute-1.amazonaws.com https://evil.s3.amazonaws.com "
-                 "https://s3.evil.amazonaws.com https://vpce-1.vpce-svc-2.us-east-1.vpce.amazonaws.com "
-                 "https://s3.cn-north-1.amazonaws.com https://s3.eu-west-1.amazonaws.com.evil.example "
-                 "http://minio:9000 "
-                 "https://s3-fips.cn-north-1.amazonaws.com.cn https://s3.dualstack.eu-west-1.amazonaws.com.cn"),
-                ("http://minio:9000", "http://minio:9000 HTTP://MinIO.:9000/base",
-                 "http://minio:9001 http://minio:90 http://minio https://minio:9000 http://xminio:9000"),
-                ("http://minio.", "http://minio http://minio:80", "http://minio.evil.example http://minio:8"),
-                ("https://minio", "https://minio:443", "http://minio:443 https://minio.example https://mini"),
-                ("http://127.0.0.10", "http://127.0.0.10", "http://127.0.0.010 http://2130706442"),
-                ("http://[fd00::000A]:9", "http://[FD00:0::a]:9", "http://[fd00::b]:9 http://[fd00::a]")):
-            for url in (ours + " " + others).split():
-                for over in ({"s3_url": url}, {"s3_url": own, "public_url": url}):
-                    with self.subTest(own=own, **over):
-                        try:
-                            self.assertEqual(url in ours.split(), a_location(**over).is_for_own_identity(own))
-                        except vr.ConfigError:
-                            self.assertNotIn(url, ours.split())
-        minio = a_location(s3_url="http://evil", public_url="http://minio")
-        self.assertTrue(minio.is_for_own_identity("http://minio") and a_location().is_for_own_identity(""))
-
-    def test_objects(self) -> None:
-        """Each byte of a key is encoded once behind base path and bucket, slashes are kept, nothing is cleaned up."""
-        for key, path in AWKWARD_OBJECT_KEYS:
-            for over, base in ((dict(), "/"), (dict(s3_url="http://h/a%20b", path_style=True), "/a%20b/bkt/")):
-                self.assertEqual(base + path, vr.object_address(a_location(**over), key).path, key)
-        for first in range(0, 0xD800, 256):
-            key = "".join(map(chr, range(first, first + 256)))
-            path = vr.object_address(a_location(), key).path
-            self.assertEqual("/" + key, unquote_to_bytes(path).decode())
-            self.assertRegex(path, r"\A(?:[A-Za-z0-9\-._~/]|%[0-9A-F]{2})*\Z")
-
-
-# What botocore is asked for where it is the oracle. Regions of each partition and beside them; endpoints.
-ORACLE_REGIONS = ("us-east-1", "eu-west-1", "ap-southeast-5", "us-gov-west-1", "cn-north-1", "us-iso-east-1",
-                  "us-isob-east-1", "eu-isoe-west-1", "us-isof-south-1", "eusc-de-east-1", "mars-north-7", "minio")
-ORACLE_ENDPOINTS = ("", "", "", "http://minio:9000", "https://s3.example", "http://10.0.0.1:9000", "https://[fd00::1]",
-                    "http://store.example/base", "https://h:443", "http://h:80", "https://h:8443/a/b")
-ORACLE_BUCKETS = ("bkt", "my-bucket-1", "a.b", "abc.def", "Bkt", "b_t", "b", "1.2.3.4", "bkt!", "x" * 63, "x" * 64,
-                  "-bkt", "a..b")
-KEY_LETTERS = "abcXYZ019-._~ +=%&?$ü✓😀:@!*'()#\\|^`\"<>{}[];,\t"
-
-
-def a_random_location(chance: random.Random) -> Any:
-    """A location with region, endpoint, style, bucket, FIPS and dual-stack at random."""
-    url, region = chance.choice(ORACLE_ENDPOINTS), chance.choice(ORACLE_REGIONS)
-    return a_location(region=region, bucket=chance.choice(ORACLE_BUCKETS), s3_url=url,
-                      path_style=chance.random() < 0.4, fips=not url and chance.random() < 0.2,
-                      # The rule set has it in the closed partitions, too, where no such host exists.
-                      dualstack=not url and "-iso" not in region and chance.random() < 0.2)
-
-
-def a_random_key(chance: random.Random) -> str:
-    """A key without a segment that clients would resolve, and without a slash in front or doubled."""
-    parts = ("".join(chance.choices(KEY_LETTERS, k=chance.randint(1, 12))) for _ in range(chance.randint(1, 3)))
-    return "/".join(part if part.strip(".") else "x" for part in parts)
-
-
-def a_random_time(chance: random.Random) -> datetime:
-    """An instant of this century."""
-    return datetime(2001, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=chance.randrange(10**9))
-
-
-@unittest.skipUnless(HAS_BOTOCORE, NO_BOTOCORE)
-class TestStoreLikeBotocore(unittest.TestCase):
-    """Addresses, URLs and signed headers with botocore as oracle; where we differ on purpose, a rule here says how."""
-
-    provider: Any = None
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        """Load the rule set and the partitions of AWS once."""
-        loader = botocore.session.Session().get_component("data_loader")
-        cls.provider = __import__("botocore.endpoint_provider", fromlist=["EndpointProvider"]).EndpointProvider(
-            loader.load_service_model("s3", "endpoint-rule-set-1"), loader.load_data("partitions"))
-
-    def by_the_rules(self, location: Any) -> str:
-        """The URL of a bucket by the rule set of AWS, ours where we differ on purpose; empty when it refuses."""
-        # Rule 1: no label goes before an IP address, and dots need three letters between them.
-        dotted = "." in location.bucket and (location.s3_url.startswith("http://10.") or
-                                             min(map(len, location.bucket.split("."))) < 3)
-        try:
-            endpoint = self.provider.resolve_endpoint(
-                Bucket=location.bucket, Region=location.region, UseFIPS=location.fips, Accelerate=False,
-                UseDualStack=location.dualstack, ForcePathStyle=location.path_style or dotted, UseArnRegion=False,
-                UseGlobalEndpoint=False, DisableMultiRegionAccessPoints=False,
-                **{"Endpoint": location.s3_url} if location.s3_url else {})
-        except Exception as error:  # pylint: disable=broad-except
-            self.assertIn("Endpoint", type(error).__name__)
-            return ""
-        scheme = [scheme for scheme in endpoint.properties["authSchemes"] if scheme["name"] == "sigv4"][0]
-        self.assertEqual((location.region, "s3"), (scheme["signingRegion"], scheme["signingName"]))
-        # Rule 2: the default port is left out of URL and signature.
-        return re.sub("^(http://[^/]*):80(?![0-9])|^(https://[^/]*):443(?![0-9])", r"\1\2", str(endpoint.url))
-
-    @staticmethod
-    def by_us(location: Any) -> str:
-        """The URL of a location's bucket as the module says, empty when it refuses."""
-        try:
-            return "{}://{}{}".format(*vr.bucket_address(location))
-        except vr.ConfigError:
-            return ""
-
-    def test_addresses(self) -> None:
-        """Random locations are where the rule set of AWS says, or are refused by both."""
-        chance = random.Random(12)
-        for _ in range(600):
-            location = a_random_location(chance)
-            self.assertEqual(self.by_the_rules(location), self.by_us(location), location)
-
-    @staticmethod
-    def signed(signer: Any, keys: Any, service: str, region: str, now: datetime, request: Any, *more: Any) -> Any:
-        """A request signed by a signer of botocore, led through its steps so that the time can be chosen."""
-        signer = signer(botocore.credentials.Credentials(keys.access_key, keys.secret_key, keys.session_token or None),
-                        service, region, *more)
-        request.context["timestamp"] = now.strftime("%Y%m%dT%H%M%SZ")
-        # pylint: disable=protected-access
-        signer._modify_request_before_signing(request)
-        text = signer.string_to_sign(request, signer.canonical_request(request))
-        signer._inject_signature_to_request(request, signer.signature(text, request))
-        return request
-
-    def test_whole_urls(self) -> None:
-        """Random locations, keys, tokens, times and lives give the identical URL."""
-        chance, compared = random.Random(13), 0
-        for _ in range(150):
-            location, key = a_random_location(chance), a_random_key(chance)
-            token = chance.choice(("", a_random_key(chance) * 9))
-            now, seconds, bucket = a_random_time(chance), chance.choice((1, 600, 604800)), self.by_the_rules(location)
-            if bucket:
-                credentials = vr.Credentials("AKIA" + str(chance.randrange(10**9)), a_random_key(chance), token)
-                theirs = self.signed(botocore.auth.S3SigV4QueryAuth, credentials, "s3", location.region, now,
-                                     botocore.awsrequest.AWSRequest("GET", f"{bucket}/{self.percent_encode(key)}"),
-                                     seconds).url
-                # Rule 3: we send the parameters in the order in which they are signed, botocore puts the token last.
-                *parameters, signature = theirs.partition("?")[2].split("&")
-                ours = vr.presign(vr.object_address(location, key), credentials, now, timedelta(seconds=seconds))
-                self.assertEqual(f"{theirs.partition('?')[0]}?{'&'.join(sorted(parameters))}&{signature}", ours,
-                                 location)
-                compared += 1
-        self.assertGreater(compared, 80)
-
-    @staticmethod
-    def percent_encode(key: str) -> str:
-        """A key in a path, as botocore's serializer writes it."""
-        return str(__import__("botocore.utils", fromlist=["percent_encode"]).percent_encode(key, safe="/~"))
-
-    def test_signed_headers(self) -> None:
-        """Random bodies, tokens, regions and times of an STS call are signed as botocore signs them."""
-        chance = random.Random(14)
-        for _ in range(40):
-            now, region, body = a_random_time(chance), chance.choice(ORACLE_REGIONS), a_random_key(chance).encode()
-            keys = vr.Credentials("AKIA", a_random_key(chance), chance.choice(("", "t" * 40)))
-            headers = {"host": f"sts.{region}.amazonaws.com", "content-type": "application/x-www-form-urlencoded"}
-            theirs = self.signed(botocore.auth.SigV4Auth, keys, "sts", region, now, botocore.awsrequest.AWSRequest(
-                "POST", f"https://{headers['host']}/", data=body, headers={"Content-Type": headers["content-type"]}))
-            ours = vr.sign_headers("POST", "/", headers, body, keys, region, "sts", now)
-            self.assertEqual(theirs.headers["Authorization"], ours["authorization"])
-
 
 PAIR = {"aws_access_key_id": "AKIA1", "aws_secret_access_key": "s1"}
 ROLE = "arn:aws:iam::123456789012:role/r"

@@ -5,38 +5,37 @@
 # ///
 """velero_requests: Velero's request subsystem in one file that can be read before it is trusted.
 
-Velero keeps backups of Kubernetes clusters in object storage. Nobody who wants a backup's log touches the bucket: a
-DownloadRequest object is created, a controller answers it with a pre-signed URL, the client fetches that URL.
-ServerStatusRequest does the same for the server's version and plugins. This file is that controller, that client, and
-the functions of both to import. It speaks the Kubernetes REST API and signs S3 URLs itself, and it interoperates both
-ways with Velero 1.6.3 to 1.18.
+Velero keeps backups of Kubernetes clusters in object storage. Whoever wants a backup's log creates a DownloadRequest; a
+controller answers it with a pre-signed URL, and the client fetches that. ServerStatusRequest does the same for the
+server's version and plugins. This file is that controller, that client, and the functions of both to import. It
+interoperates both ways with Velero 1.6.3 to 1.18.
 
-    python3 velero_requests.py controller                answer requests, beside or instead of Velero's own controllers
-    python3 velero_requests.py backup logs NAME          print a backup's log, or say why there is none
-    python3 velero_requests.py --help                    everything else
+    python3 velero_requests.py controller           answer requests, beside or instead of Velero's own controllers
+    python3 velero_requests.py backup logs NAME     print a backup's log, or say why there is none
+    python3 velero_requests.py --help               everything else
 
 Contents
-     1  Ground          exit codes, the error family, text and time, typed access to untrusted documents
-     2  Requests        the kinds, what can be asked for, and every policy of the controller
+     1  Ground          exit codes, errors, text and time, untrusted documents
+     2  Requests        what can be asked for, and every policy of the controller
      3  Locations       BackupStorageLocation -> record -> object key -> address
-     4  Signing         AWS Signature Version 4, one function per noun of the specification
-     5  Keys            AWS ini files, profiles, and the plan where keys come from
+     4  Signing         AWS Signature Version 4
+     5  Keys            AWS ini files, profiles, where keys come from
      6  Kubeconfig      documents -> cluster and identity; proxy rules
-     7  Downloads       what an answer says of an object, ranges, refusals and their cures, when to try again
+     7  Downloads       what a store's answer says, cures, when to try again
      8  Screens         tables, describe, JSON and YAML
      9  Manifests       the CustomResourceDefinitions
     ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world
-    10  Connections     TLS, deadlines, pools, sessions and their renewal
-    11  Cluster         one exchange, thin verbs over it, one event stream
+    10  Connections     TLS, deadlines, pools, sessions
+    11  Cluster         one exchange, verbs over it, one event stream
     12  Key sources     Secret, STS, files, container, instance metadata
     13  Store           receive, go on, verify, save
-    14  Controller      queue, feeders, workers, and how a decision is carried out
+    14  Controller      queue, feeders, workers, how a decision is carried out
     15  Client          create, wait, stream, tidy up; or do without a controller
-    16  Doctor          why nobody answered: checks, each one sentence with its cure
-    17  Command line    the COMMANDS table, the parser made from it, main
+    16  Doctor          why nobody answered
+    17  Command line    the COMMANDS table, its parser, main
 
-How to read it: from top to bottom. A name is defined before it is used, and nothing above the waterline touches I/O,
-clocks, threads or randomness; both are checked by test_velero_requests.py. Importing this file does nothing.
+Read it from top to bottom: a name is defined before it is used, and nothing above the waterline touches I/O, clocks,
+threads or randomness; test_velero_requests.py checks both. Importing this file does nothing.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ if sys.version_info < (3, 8):
     sys.exit("error: velero_requests.py needs Python 3.8 or newer, this is %d.%d" % sys.version_info[:2])
 
 if __name__ == "__main__" and __spec__ is None and sys.path[0] == os.path.dirname(os.path.realpath(__file__)):
-    del sys.path[0]                          # what lies beside a script is no part of it, compiled or not
+    del sys.path[0]  # what lies beside a script is no part of it, compiled or not
 
-import _signal                               # `signal` itself imports more, which takes a moment
+import _signal  # `signal` itself imports more, which takes a moment
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while the rest is imported needs no traceback
@@ -82,19 +81,18 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 try:
     import fcntl
-except ImportError:                          # Windows: two downloads of one target are not kept apart there
+except ImportError:  # Windows: two downloads of one target are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
-# Modules that take long to load, such as urllib3, yaml and ssl, are imported inside of the functions that use them: a
-# start pays for what its command needs, and what needs no network touches none of them.
+# What takes long to load (urllib3, yaml, ssl) is imported by the functions that use it: a start pays for what its
+# command needs.
 
 __version__ = "0.1.0"
 
 log = logging.getLogger("velero_requests")
 
-# ====================================================================================================
-# 1. Ground — exit codes, the error family, text and time, typed access to untrusted documents
-# ====================================================================================================
+# ================================================================================
+# 1. Ground — exit codes, errors, text and time, untrusted documents
 
 Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on untouched
 
@@ -102,14 +100,11 @@ Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on unto
 def hidden_in_repr(*secrets: str) -> Callable[[type], Any]:
     """A decorator for records, whose repr then leaves these fields out.
 
-    All records are NamedTuples: thirty dataclasses, which compile source when they are made, add 25 ms to each start.
+    All records are NamedTuples: thirty dataclasses, which compile source, would add 25 ms to each start.
     """
-    def show(record: Any) -> str:
-        shown = [f"{name}={value!r}" for name, value in record._asdict().items() if name not in secrets]
-        return f"{type(record).__name__}({', '.join(shown)})"
-
-    def hide(record: type) -> type:
-        record.__repr__ = show  # type: ignore[assignment]
+    def hide(record: Any) -> Any:
+        record.__repr__ = lambda self: "{}({})".format(record.__name__, ", ".join(
+            f"{name}={value!r}" for name, value in self._asdict().items() if name not in secrets))
         return record
 
     return hide
@@ -117,43 +112,43 @@ def hidden_in_repr(*secrets: str) -> Callable[[type], Any]:
 
 class Exit(enum.IntEnum):
     """Exit codes of every command; treat a code that is not listed as a failure."""
-
     DONE = 0
     FAILED = 1
     USAGE = 2
-    NOT_FOUND = 3      # the object or the artifact does not exist
-    TIMED_OUT = 4      # nobody answered in time
-    NOT_ALLOWED = 5    # 401 or 403, from the cluster or the store
-    UNREACHABLE = 6    # cluster or store, TLS included
+    NOT_FOUND = 3  # the object or the artifact
+    TIMED_OUT = 4  # nobody answered
+    NOT_ALLOWED = 5  # 401 or 403, from the cluster or the store
+    UNREACHABLE = 6  # cluster or store, TLS included
     INTERRUPTED = 130  # 128 + SIGINT
     BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output left, as in `backup logs NAME | head`
 
 
+EXIT_OF_STATUS = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}
 DEFAULT_NAMESPACE = "velero"
 PROGRAM = "velero_requests.py"
-MESSAGE_LIMIT = 1024                         # characters; what core/v1 Event allows for a message
+MESSAGE_LIMIT = 1024  # characters; what core/v1 Event allows for a message
 
 
 class Error(Exception):
     """Base of everything this module raises on purpose.
 
-    The text is one sentence that names the object and holds no secret. `hints` are cures, one line each. `reason` is
-    the stable word a controller leaves on a request. `retry` says whether time alone may mend it.
+    The text is one sentence that names the object and holds no secret. hints: cures, one line each; reason: the stable
+    word a controller leaves on a request; retry: whether time alone may mend it; status: the HTTP code of a refusal.
     """
-
     exit = Exit.FAILED
     retry = True
     usual_reason = "InternalError"
 
-    def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = ""):
+    def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = "", status: int = 0):
         super().__init__(message)
-        self.hints = tuple(hints)
+        self.hints, self.status = tuple(hints), status
         self.reason = reason or self.usual_reason
+        self.exit = EXIT_OF_STATUS.get(status, self.exit)
 
 
 @contextlib.contextmanager
 def about(subject: str) -> Iterator[None]:
-    """Let an error that passes begin with what it is about, unless it names that itself."""
+    """Let an error that passes begin with its subject, unless it names that itself."""
     try:
         yield
     except Error as error:
@@ -163,8 +158,7 @@ def about(subject: str) -> Iterator[None]:
 
 
 class UsageError(Error):
-    """The caller asked for something that cannot be: wrong flag, wrong value."""
-
+    """The caller asked for what cannot be."""
     exit = Exit.USAGE
     retry = False
 
@@ -173,166 +167,144 @@ class ConfigError(Error):
     """A kubeconfig, storage location or credentials file is wrong."""
 
 
+class InvalidLocation(ConfigError):
+    """A storage location says something that cannot be, or that is not done here."""
+    usual_reason = "InvalidStorageLocation"
+
+
 class CredentialsError(ConfigError):
     """The keys that open a store are wrong, or cannot be had."""
-
     usual_reason = "InvalidCredentials"
 
 
 class InvalidRequest(Error):
-    """A request that no retry can mend: unknown kind, impossible name."""
-
+    """A request that no retry can mend."""
     retry = False
 
 
 class NotFound(Error):
     """An object or an artifact does not exist."""
-
     exit = Exit.NOT_FOUND
 
 
-EXIT_OF_STATUS = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}
-
-
 class ApiError(Error):
-    """The Kubernetes API refused: `status` is the HTTP code, `api_reason` the API's own word (NotFound, Expired …)."""
+    """The Kubernetes API refused; `api_reason` is its own word (NotFound, Expired …)."""
 
     def __init__(self, message: str, *, status: int, api_reason: str = "", hints: Iterable[str] = ()):
-        super().__init__(message, hints=hints, reason="Forbidden" if status in (401, 403) else "ClusterError")
-        self.status = status
+        reason = "Forbidden" if status in (401, 403) else "ClusterError"
+        super().__init__(message, hints=hints, reason=reason, status=status)
         self.api_reason = api_reason
-        self.exit = EXIT_OF_STATUS.get(status, Exit.FAILED)
 
 
 class Missing(ApiError):
-    """The Kubernetes API has no such object, or does not serve its kind: status 404."""
+    """The Kubernetes API has no such object, or not its kind: status 404."""
 
 
 class RequestFailed(Error):
     """A controller answered a request with a reason instead of an answer."""
 
     def __init__(self, message: str, *, reason: str):
-        super().__init__(message, reason=reason)
-        if reason.endswith("NotFound"):
-            self.exit = Exit.NOT_FOUND
+        super().__init__(message, reason=reason, status=404 if reason.endswith("NotFound") else 0)
 
 
 class StoreError(Error):
-    """The object store refused, or sent something else than was asked for; `status` is the HTTP code, 0 after a 200."""
-
-    def __init__(self, message: str, *, status: int = 0, hints: Iterable[str] = (), reason: str = "StoreError"):
-        super().__init__(message, hints=hints, reason=reason)
-        self.status = status
-        self.skew = timedelta(0)
-        self.retry_after: Optional[float] = None  # seconds that the store asks to wait
-        self.exit = EXIT_OF_STATUS.get(status, Exit.FAILED)
+    """The object store refused, or sent something else than was asked for; its status is 0 after a 200."""
+    usual_reason = "StoreError"
+    skew = timedelta(0)  # how far the store's clock is ahead of ours
+    retry_after: Optional[float] = None  # seconds that the store asks to wait
 
 
 class Unreachable(Error):
-    """No connection to the cluster or the store, or TLS failed."""
-
+    """No connection to cluster or store, or TLS failed."""
     exit = Exit.UNREACHABLE
     usual_reason = "Unreachable"
 
 
 class TimedOut(Error):
     """Nobody answered a request in time."""
-
     exit = Exit.TIMED_OUT
 
 
-_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,99}))?([Zz]|[+-]\d\d:?\d\d)?",
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](?!24)(\d\d:\d\d:\d\d)(?:[.,](\d{1,99}))?(?:[Zz]|([+-]\d\d):?([0-5]\d))?",
                    re.ASCII)
 
 
 def parse_time(text: object) -> Optional[datetime]:
-    """RFC 3339 -> aware UTC datetime, or None for anything that is no instant Python can hold.
-
-    Anyone may fill in a status, so this never raises; a missing offset is read as UTC.
-    """
+    """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None for anything else."""
     match = _TIME.fullmatch(text) if isinstance(text, str) else None
     if not match:
         return None
-    *numbers, fraction, offset = match.groups()
-    zone = timezone.utc
+    day, clock, fraction, hours, minutes = match.groups()
     try:
-        if offset and offset not in "Zz":
-            minutes = int(offset[1:3]) * 60 + int(offset[-2:])
-            zone = timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes))
-        microsecond = int((fraction or "0")[:6].ljust(6, "0"))
-        return datetime(*map(int, numbers), microsecond, tzinfo=zone).astimezone(timezone.utc)
+        return datetime.fromisoformat(
+            f"{day}T{clock}.{(fraction or '')[:6]:0<6}{hours or '+00'}:{minutes or '00'}").astimezone(timezone.utc)
     except (ValueError, OverflowError):
         return None
 
 
 def format_time(instant: datetime) -> str:
-    """RFC 3339 in UTC with whole seconds, cut off and not rounded, as Kubernetes' metav1.Time writes it."""
+    """RFC 3339 in UTC with whole seconds, cut off as in Kubernetes' metav1.Time."""
     return instant.astimezone(timezone.utc).isoformat()[:19] + "Z"
 
 
-JOINERS = "\u200c\u200d"                      # invisible, but some scripts need them inside words
+JOINERS = "\u200c\u200d"  # invisible, but some scripts need them inside words
 
 
 def printable(text: str) -> str:
-    """Untrusted text, with blanks for control characters, changes of writing direction and invisible characters."""
+    """Untrusted text, with blanks for control characters, changes of direction and what is invisible."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c in JOINERS else " " for c in text)
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Foreign text made fit for a terminal or an annotation: one line, nothing invisible, cut at `limit`."""
-    start = str(text)[:4 * limit]  # untrusted text may be megabytes
-    line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
+    """Untrusted text for a terminal or an annotation: one line, nothing invisible, cut at `limit`."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:4 * limit]).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
 
 _DURATION_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION_PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
+_DURATION_PART = rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_DURATION_UNITS)})"
 
 
 def parse_duration(text: str) -> float:
-    """Go's duration notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else."""
-    if len(text) > 100 or not re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII):
+    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else and beyond 292 years."""
+    match = re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII) if len(text) <= 100 else None
+    seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text[:100]))
+    if not match or seconds >= 2 ** 63 / 1e9:
         raise ValueError(f"invalid duration {one_line(text, 64)!r}")
-    seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text))
-    if seconds >= 2 ** 63 / 1e9:
-        raise ValueError(f"invalid duration {one_line(text, 64)!r}: Go's end at 292 years")
     return -seconds if text[0] == "-" else seconds
 
 
 def format_duration(seconds: float, digits: int = 3) -> str:
-    """Seconds -> Go's notation (`1m0s`, `1.5s`, `250ms`), with so many digits of a second; 9 are all that Go has."""
+    """Seconds -> Go's notation (`1m0s`, `1.5s`, `250ms`), with so many digits of a second; Go has 9."""
     number = round(round(abs(seconds), digits) * 1e9)
-    sign = "-" if seconds < 0 < number else ""
-    if 0 < number < 10 ** 9:
-        unit, name = next(row for row in ((10 ** 6, "ms"), (10 ** 3, "µs"), (1, "ns")) if number >= row[0])
-        return f"{sign}{number / unit:.6f}".rstrip("0").rstrip(".") + name
+    units = ((10 ** 9, "s"), (10 ** 6, "ms"), (10 ** 3, "µs"), (1, "ns"))
+    unit, name = next((row for row in units if number >= row[0]), units[0])
     minutes, rest = divmod(number, 60 * 10 ** 9)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{rest / 1e9:.9f}".rstrip("0").rstrip(".") + "s"
-    return sign + (f"{hours}h{minutes}m{text}" if hours else f"{minutes}m{text}" if minutes else text)
+    whole = (f"{minutes // 60}h" if minutes >= 60 else "") + (f"{minutes % 60}m" if minutes else "")
+    return "-" * (seconds < 0 < number) + whole + f"{rest / unit:.9f}".rstrip("0").rstrip(".") + name
 
 
-# The parameters of a pre-signed URL that make it a bearer token (AWS SigV4 and SigV2, Google, Azure), also where the
-# URL is itself a parameter of another; a bearer token in a header; name and password in a URL. These end before the
-# path, which may hold an `@`, unless what stands there can be no host: then it is a password with a slash in it.
+# Parameters of signed URLs (AWS SigV4 and SigV2, Google, Azure), also where the URL is a parameter of another, tokens
+# in headers, name and password in a URL. These end before the path, which may hold an `@`, unless what stands there can
+# be no host: then it is a password with a slash in it.
 _SECRETS = re.compile(
     r"((?:Signature|Credential|(?:Security-?|Session|WebIdentity)Token|AWSAccessKeyId|GoogleAccessId|sig)"
     r"(?:=|%(?:25){0,9}3D|\\u003d))(?:(?!%(?:25){0,9}26)[^&\s\"'<>])+"
     r"|(\bBearer\s+|\bAuthorization: Basic |\bx-amz-security-token:\s?)[^\s\"',&]+"
     r"|(\w://)(?:[^\s\"'<>/?#]*@"
     r"|(?!(?:[\w.-]*|\[[\w:.]*\])(?::\d{0,5})?(?:[\s\"'<>/?#]|$))[^\s\"'<>]{0,256}@)", re.IGNORECASE)
-REDACTED_LIMIT = 1 << 16                     # characters; longer text is cut, at a blank so that no secret is halved
+REDACTED_LIMIT = 1 << 16  # characters; longer text is cut, at a blank so that no secret is halved
 
 
 def redact(text: str) -> str:
-    """The text, cut, with signatures, credentials, bearer tokens and passwords in URLs blanked."""
+    """The text, cut, with signatures, credentials, tokens and passwords in URLs blanked."""
     if len(text) > REDACTED_LIMIT:
         text = "".join(re.split(r"(\s)", text[:REDACTED_LIMIT])[:-1]) + "…"
-    return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match.group(3) else "***"), text)
+    return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match[3] else "***"), text)
 
 
 def add_if_new(text: str, seen: Set[str], most: int) -> bool:
-    """Whether a text is new; it is added to those seen. Once there are `most` of them, no text is new any more."""
+    """Whether a text is new; it is added to those seen, until there are `most` and none is new any more."""
     known = len(seen)
     if known < most:
         seen.add(text[:MESSAGE_LIMIT])
@@ -340,32 +312,32 @@ def add_if_new(text: str, seen: Set[str], most: int) -> bool:
 
 
 def decode_base64(text: str) -> Optional[bytes]:
-    """Base64 as Go reads it: strict, but line ends may be in it; None for anything else."""
+    """Base64 as Go reads it (strict, but line ends may be in it), else None."""
     try:
         return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
     except ValueError:
         return None
 
 
-MAX_DEPTH = 100                              # levels of a document; the code that walks one later can follow as many
-MAX_ELEMENTS = 2_200_000                     # of a JSON document; an object of etcd's 1.5 MiB cannot have more
+MAX_DEPTH = 100  # levels of a document; the code that walks one later can follow as many
+MAX_ELEMENTS = 2_200_000  # of a JSON document; an object of etcd's 1.5 MiB cannot have more
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
 class TooLarge(ValueError):
-    """A body, or what JSON would make of it in memory, is larger than is allowed."""
+    """A body, or what JSON would make of it in memory, is too large."""
 
 
 def _integer(digits: str) -> int:
     if len(digits) > 400:  # Python's own limit is missing in old ones, where long numbers take long
-        raise ValueError("a number of more than 400 digits")
+        raise ValueError
     return int(digits)
 
 
 def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
-    """Untrusted JSON of at most `most` elements; ValueError, without quoting it, when it is invalid, too large or deep.
+    """Untrusted JSON of at most `most` elements; ValueError, which does not quote it, when it is invalid or too deep.
 
-    Elements and depth are counted by the marks outside of strings, before anything is built of them.
+    Elements and levels are counted by the marks outside of strings, before anything is built of them.
     """
     marks = bytes(content).replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
     outside = b"".join(marks.split(b'"')[::2]) if marks.count(b'"') <= 2 * most + 2 else b"," * (most + 1)
@@ -374,19 +346,18 @@ def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
     steps = (1 if mark in b"[{" else -1 for mark in outside.replace(b",", b""))
     try:
         if max(itertools.accumulate(steps), default=0) > MAX_DEPTH:
-            raise ValueError("too deep")
+            raise ValueError
         return json.loads(str(content, "utf-8-sig", "surrogatepass"), parse_int=_integer)
     except ValueError:
         raise ValueError("is no JSON") from None
 
 
 def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
-    """Byte chunks -> whole lines without their newline; a last line that was cut off is dropped.
+    """Byte chunks -> whole lines without their newline; a last one that was cut off is dropped.
 
-    Splitting bytes and never text keeps a character that two chunks share in one piece. A line that grows beyond
-    `limit` bytes is an error.
+    Bytes, not text, for two chunks may share a character. A line of more than `limit` bytes is an error.
     """
-    held = bytearray()                       # of the line that has not ended yet
+    held = bytearray()  # of the line that has not ended yet
     for chunk in chunks:
         held += chunk
         if b"\n" in chunk:
@@ -408,13 +379,8 @@ def _text(document: Any, *path: str) -> str:
 
 
 def _name(document: Any, *path: str) -> str:
-    """The name of an object, cut one character after the longest possible: records are kept, and it may be huge."""
+    """A name, cut one character after the longest possible: records are kept, and it may be huge."""
     return _text(document, *path)[:254]
-
-
-def has_dot_segment(path: str) -> bool:
-    """Whether a path has a `.` or `..` between slashes, which clients and proxies resolve, changing what was signed."""
-    return any(segment in (".", "..") for segment in path.split("/"))
 
 
 def is_http_url(url: str) -> bool:
@@ -430,15 +396,14 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 
 
 def dns_label(text: str, source: str) -> str:
-    """The text, when it can be a label of a host name, such as a region; else ConfigError that names its source."""
+    """The text, when it can be a label of a host name; else InvalidLocation that names its source."""
     if not _DNS_LABEL.fullmatch(text):
-        raise ConfigError(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1",
-                          reason="InvalidStorageLocation")
+        raise InvalidLocation(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1")
     return text
 
 
 def header_value(text: str, what: str) -> str:
-    """Text that may go into an HTTP header; ConfigError, without the text, when it has other than printable ASCII."""
+    """Text for an HTTP header; ConfigError, without the text, unless it is printable ASCII."""
     if not text.isascii() or not text.isprintable():
         raise ConfigError(f"{what} has characters that cannot be sent, such as a line end")
     return text
@@ -448,34 +413,28 @@ TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", lis
 
 
 class Reader:
-    """Typed access to one mapping of a document; what is absent or null is empty, as in Go.
+    """Typed access to a mapping; what is absent or null is empty, as in Go.
 
-    A value of another type goes to `mistake`, which raises here; a subclass may note it, and then it counts as empty.
+    A value of another type is a ConfigError that names the place (`where`), not the value.
     """
 
     def __init__(self, document: Any, where: str) -> None:
-        """where: the place for errors."""
         self.where = where
         self.fields = {str(name): value for name, value in self.typed(document, dict, "").items()}
-
-    def mistake(self, text: str) -> None:
-        """What to do about a value of a wrong type; the text does not hold the value."""
-        raise ConfigError(f"{self.where}{text}")
 
     def typed(self, value: Any, kind: Any, name: str) -> Any:
         """A value of this kind: a type, or [type] for a list of it."""
         if isinstance(kind, list):
-            return [self.typed(item, kind[0], f"{name}[{number}]") for number, item in
-                    enumerate(self.typed(value, list, name))]
-        if isinstance(value, kind) and isinstance(value, bool) is (kind is bool):
-            return value
-        if value is not None:
+            items = enumerate(self.typed(value, list, name))
+            return [self.typed(item, kind[0], f"{name}[{number}]") for number, item in items]
+        if value is None:
+            return kind()
+        if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
             cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
-            self.mistake(f"{name and ': '}{name} must be {TYPE_NAMES[kind]}{cure}")
-        return kind()
+            raise ConfigError(f"{self.where}{name and ': '}{name} must be {TYPE_NAMES[kind]}{cure}")
+        return value
 
     def get(self, name: str, kind: Any = str) -> Any:
-        """A field."""
         return self.typed(self.fields.get(name), kind, name)
 
     def need(self, name: str) -> str:
@@ -486,8 +445,8 @@ class Reader:
         return text
 
 
-# A Kubernetes object name (RFC 1123 subdomain). Backups and restores are objects, so no other name can exist; holding a
-# target to this rule keeps every key inside `backups/` or `restores/`.
+# An RFC 1123 subdomain. Backups and restores are objects, so no other name can exist; that keeps every key inside
+# `backups/` or `restores/`.
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 
 
@@ -498,10 +457,9 @@ def is_object_name(name: str) -> bool:
 
 def _ip_address(text: str) -> Any:
     import ipaddress
-    try:
+    with contextlib.suppress(ValueError):
         return ipaddress.ip_address(text)
-    except ValueError:
-        return None
+    return None
 
 
 def _in_network(address: Any, text: str) -> bool:
@@ -511,38 +469,38 @@ def _in_network(address: Any, text: str) -> bool:
     return False
 
 
-# Where clouds give keys to any process that asks: link-local addresses, other fixed ones, and their IPv6 forms.
+# Where clouds give keys to any process that asks: link-local and other fixed addresses, and their IPv6 forms.
 _LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
                "168.63.129.16/32", "::ffff:169.254.0.0/112", "::ffff:0:169.254.0.0/112", "::169.254.0.0/112",
                "64:ff9b::169.254.0.0/112", "64:ff9b:1::169.254.0.0/112", "2002:a9fe::/32")
 
 
 def is_link_local(host: str) -> bool:
-    """Whether an address, or a name, is one of link-local services, such as the metadata of an instance."""
-    value = _ip_address(host.partition("%")[0])
+    """Whether an address or name is one of link-local services, such as the metadata of an instance."""
+    address = _ip_address(host.partition("%")[0])
     return host.rstrip(".").lower() in ("metadata", "metadata.google.internal") or (
-        value is not None and any(_in_network(value, network) for network in _LINK_LOCAL))
+        address is not None and any(_in_network(address, network) for network in _LINK_LOCAL))
 
 
 def backoff(failures: int, base: float, cap: float) -> float:
-    """Seconds to wait after the n-th failure in a row (n >= 1): base * 2**(n-1), at most cap."""
+    """Seconds to wait after the n-th failure in a row, n >= 1: base * 2**(n-1), at most cap."""
     return min(cap, base * 2.0 ** min(failures - 1, 64))
 
 
 def _unescaped(text: str) -> str:
-    """Text of XML with its entities replaced; long ones stay, because their numbers would take long to convert."""
+    """Text of XML with its entities replaced; long ones stay, for their numbers take long to convert."""
     import html
-    return re.sub(r"&(#x?[0-9A-Fa-f]{1,7}|[a-z]{2,6});", lambda entity: html.unescape(entity.group()), text)
+    return re.sub(r"&(#x?[0-9A-Fa-f]{1,7}|[a-z]{2,6});", lambda entity: html.unescape(entity[0]), text)
 
 
 def xml_fields(body: bytes) -> Dict[str, str]:
-    """The leaf elements of a small XML answer, by name and unescaped; without an XML parser, so a DTD has no effect."""
+    """The leaf elements of a small XML answer, by name, unescaped; without a parser, so a DTD has no effect."""
     text = body[:65536].decode("utf-8", "replace")
     return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
 
 
 def parse_http_date(header: Optional[str]) -> Optional[datetime]:
-    """A date of a header (RFC 9110 5.6.7) -> aware UTC datetime, or None for anything else."""
+    """A header's date (RFC 9110 5.6.7) -> aware UTC datetime, or None for anything else."""
     import email.utils
     try:
         return email.utils.parsedate_to_datetime((header or "")[:64]).astimezone(timezone.utc)
@@ -557,8 +515,8 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
     instant = parse_http_date(header)
     return None if instant is None else max(0.0, (instant - now).total_seconds())
 
-# ====================================================================================================
-# 2. Requests — the kinds, what can be asked for, and every policy of the controller: values in, an Outcome out
+# ================================================================================
+# 2. Requests — what can be asked for, and every policy of the controller: values in, an Outcome out
 #
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
@@ -570,18 +528,14 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
 #        expiration beyond now + 10 min -> patch: cut down
 #        otherwise                      -> leave until then (creation + 10 min if it does not say)
 #
-#    Whoever may create an object may have filled in its status, so no time in it is trusted further than a request
-#    lives. Every patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another
-#    look.
-# ====================================================================================================
+#    Whoever creates an object may fill in its status, so no time in it is trusted further than a request lives. Every
+#    patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
 
 class Resource(NamedTuple):
-    """A kind of Kubernetes object and where the API serves it."""
-
+    """A kind of Kubernetes object and where the API serves it, in version v1."""
     kind: str
     plural: str
     group: str = "velero.io"
-    version: str = "v1"
 
 
 DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
@@ -599,94 +553,95 @@ DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
-    """The path of a namespaced collection, object or subresource in the Kubernetes REST API."""
-    root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
-    parts = ["namespaces", namespace, resource.plural, name, subresource]
-    return root + "".join("/" + quote(part, safe="") for part in parts if part)
+    """The path of a namespaced collection, object or subresource."""
+    root = ["apis", resource.group, "v1"] if resource.group else ["api", "v1"]
+    parts = [*root, "namespaces", namespace, resource.plural, name, subresource]
+    return "".join("/" + quote(part, safe="") for part in parts if part)
 
 
 def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
-    """A call to the API -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
+    """A call -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
     match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
     if not match:
         return "", ""
-    group, namespace, plural, name, subresource = match.groups()
+    group, namespace, plural, name, subresource = match.groups("")
     reading = "watch" if watching else "get" if name else "list"
     verb = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}.get(method, reading)
-    resource = plural + (subresource or "")
-    return (f"{verb} {resource} in namespace {namespace}",
-            f'- {{apiGroups: ["{group or ""}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
-
-
-class Artifact(NamedTuple):
-    """What a DownloadRequest can ask for: whose it is, under which key, and whether the client inflates it."""
-
-    kind: str
-    owner: Resource
-    key: str
-    gunzip: bool = True
-    releases: str = "1.18"                   # those whose CustomResourceDefinition lists the kind
+    return (f"{verb} {plural}{subresource} in namespace {namespace}",
+            f'- {{apiGroups: ["{group}"], resources: ["{plural}{subresource}"], verbs: ["{verb}"]}}')
 
 
 BACKUP_CONTENTS = "BackupContents"
 
-# Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with the keys of velero
-# pkg/persistence/object_store_layout.go. Two rows surprise: RestoreResults has no `.json` in its name, and
-# RestoreVolumeInfo alone has no `restore-` prefix. BackupItemSnapshots existed from 1.8 to 1.10 only.
-TARGETS = {row.kind: row for row in (
-    Artifact("BackupLog", BACKUPS, "backups/{name}/{name}-logs.gz", releases="1.6 1.18"),
-    Artifact(BACKUP_CONTENTS, BACKUPS, "backups/{name}/{name}.tar.gz", gunzip=False, releases="1.6 1.18"),
-    Artifact("BackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-volumesnapshots.json.gz", releases="1.6 1.18"),
-    Artifact("BackupItemOperations", BACKUPS, "backups/{name}/{name}-itemoperations.json.gz"),
-    Artifact("BackupResourceList", BACKUPS, "backups/{name}/{name}-resource-list.json.gz", releases="1.6 1.18"),
-    Artifact("BackupResults", BACKUPS, "backups/{name}/{name}-results.gz"),
-    Artifact("RestoreLog", RESTORES, "restores/{name}/restore-{name}-logs.gz", releases="1.6 1.18"),
-    Artifact("RestoreResults", RESTORES, "restores/{name}/restore-{name}-results.gz", releases="1.6 1.18"),
-    Artifact("RestoreResourceList", RESTORES, "restores/{name}/restore-{name}-resource-list.json.gz"),
-    Artifact("RestoreItemOperations", RESTORES, "restores/{name}/restore-{name}-itemoperations.json.gz"),
-    Artifact("CSIBackupVolumeSnapshots", BACKUPS, "backups/{name}/{name}-csi-volumesnapshots.json.gz"),
-    Artifact("CSIBackupVolumeSnapshotContents", BACKUPS, "backups/{name}/{name}-csi-volumesnapshotcontents.json.gz"),
-    Artifact("BackupVolumeInfos", BACKUPS, "backups/{name}/{name}-volumeinfo.json.gz"),
-    Artifact("RestoreVolumeInfo", RESTORES, "restores/{name}/{name}-volumeinfo.json.gz"),
-    Artifact("BackupItemSnapshots", BACKUPS, "backups/{name}/{name}-itemsnapshots.json.gz", releases=""),
-)}
+
+class Artifact(NamedTuple):
+    """What a DownloadRequest can ask for: whose it is, and its key."""
+    kind: str
+    owner: Resource
+    key: str
+    releases: str = "1.18"  # those whose CustomResourceDefinition lists the kind
+
+    @property
+    def gunzip(self) -> bool:
+        """Whether the client inflates it."""
+        return self.kind != BACKUP_CONTENTS
+
+
+# Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with its file in the folder of its owner
+# (velero pkg/persistence/object_store_layout.go). Two rows surprise: RestoreResults has no `.json`, and
+# RestoreVolumeInfo alone no `restore-`. BackupItemSnapshots existed from 1.8 to 1.10 only.
+TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more) for owner, kind, file, *more in (
+    (BACKUPS, "BackupLog", "{name}-logs.gz", "1.6 1.18"),
+    (BACKUPS, BACKUP_CONTENTS, "{name}.tar.gz", "1.6 1.18"),
+    (BACKUPS, "BackupVolumeSnapshots", "{name}-volumesnapshots.json.gz", "1.6 1.18"),
+    (BACKUPS, "BackupItemOperations", "{name}-itemoperations.json.gz"),
+    (BACKUPS, "BackupResourceList", "{name}-resource-list.json.gz", "1.6 1.18"),
+    (BACKUPS, "BackupResults", "{name}-results.gz"),
+    (RESTORES, "RestoreLog", "restore-{name}-logs.gz", "1.6 1.18"),
+    (RESTORES, "RestoreResults", "restore-{name}-results.gz", "1.6 1.18"),
+    (RESTORES, "RestoreResourceList", "restore-{name}-resource-list.json.gz"),
+    (RESTORES, "RestoreItemOperations", "restore-{name}-itemoperations.json.gz"),
+    (BACKUPS, "CSIBackupVolumeSnapshots", "{name}-csi-volumesnapshots.json.gz"),
+    (BACKUPS, "CSIBackupVolumeSnapshotContents", "{name}-csi-volumesnapshotcontents.json.gz"),
+    (BACKUPS, "BackupVolumeInfos", "{name}-volumeinfo.json.gz"),
+    (RESTORES, "RestoreVolumeInfo", "{name}-volumeinfo.json.gz"),
+    (BACKUPS, "BackupItemSnapshots", "{name}-itemsnapshots.json.gz", ""))}
 
 
 def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS for a request's target; InvalidRequest for a kind or a name that cannot exist."""
-    if kind not in TARGETS:
+    """The row of TARGETS for a request's target; InvalidRequest for a kind or name that cannot exist."""
+    target = TARGETS.get(kind)
+    if not target:
         raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
                              reason="UnknownKind")
     if not is_object_name(name):
-        owner = TARGETS[kind].owner.kind.lower()
-        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {owner}", reason="InvalidName")
-    return TARGETS[kind]
+        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {target.owner.kind.lower()}",
+                             reason="InvalidName")
+    return target
 
 
-# Phases of both kinds of request. Velero 1.6 to 1.18 never write New (it is the empty phase in practice); Failed came
-# after 1.18 and carries status.message.
+# Velero 1.6 to 1.18 never write New, which is the empty phase in practice; Failed came after 1.18, with status.message.
 NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
 UNANSWERED = ("", NEW)
 
-URL_LIFE = timedelta(minutes=10)             # of a signed URL and of its DownloadRequest (velero pkg/persistence)
-STATUS_LIFE = timedelta(minutes=1)           # of a ServerStatusRequest (velero pkg/controller)
-STATUS_LOOK_AGAIN = timedelta(minutes=5)     # an answered one is looked at again, and deleted, only after this
-URL_POLL, STATUS_POLL = 0.025, 0.25          # seconds between reads where a client may not watch (velero's CLI, too)
+URL_LIFE = timedelta(minutes=10)  # of a signed URL and of its DownloadRequest (velero pkg/persistence)
+STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest (velero pkg/controller)
+STATUS_LOOK_AGAIN = timedelta(minutes=5)  # an answered one is looked at again, and deleted, only after this
+URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds between reads where a client may not watch (velero's CLI, too)
 
-REASON = "velero-requests.io/reason"         # annotation: a stable CamelCase word
-MESSAGE = "velero-requests.io/message"       # annotation: one sentence, no secrets
+REASON = "velero-requests.io/reason"  # annotation: a stable CamelCase word
+MESSAGE = "velero-requests.io/message"  # annotation: one sentence, no secrets
 
-RETRY_BASE, RETRY_CAP = 0.005, 30.0          # seconds; client-go's base, a cap that heals within the request's life
-WATCH_BASE, WATCH_CAP = 1.0, 30.0            # seconds; a failing list or watch, jitter on top
-UNREACHABLE_CAP = 3.0                        # seconds; the cap while no API server is reached, for retries load none
-PAGE_SIZE = 25                               # objects; client-go's 500 could be 700 MB when somebody makes large ones
+RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within the request's life
+WATCH_BASE, WATCH_CAP = 1.0, 30.0  # seconds; a failing list or watch, jitter on top
+UNREACHABLE_CAP = 3.0  # seconds; the same while no API server is reached, for retries load none
+PAGE_SIZE = 25  # objects; client-go's 500 could be 700 MB
 
 OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): the only Velero plugin whose work this file does
 
 
 class Key(NamedTuple):
     """One object in the controller's queue."""
-
     resource: Resource
     namespace: str
     name: str
@@ -698,7 +653,6 @@ class Key(NamedTuple):
 @hidden_in_repr("url")
 class Request(NamedTuple):
     """What decisions need of a DownloadRequest or ServerStatusRequest; times that cannot be read are None."""
-
     key: Key
     uid: str
     version: str
@@ -708,121 +662,116 @@ class Request(NamedTuple):
     target_kind: str = ""
     target_name: str = ""
     url: str = ""
-    expiration: Optional[datetime] = None    # of a DownloadRequest
-    processed: Optional[datetime] = None     # when a ServerStatusRequest was answered
+    expiration: Optional[datetime] = None  # of a DownloadRequest
+    processed: Optional[datetime] = None  # when a ServerStatusRequest was answered
     reason: str = ""
     message: str = ""
 
 
 class Server(NamedTuple):
-    """What a ServerStatusRequest is answered with; plugins are (kind, name)."""
-
+    """What a ServerStatusRequest is answered with."""
     version: str
-    plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS
+    plugins: Tuple[Tuple[str, str], ...] = OWN_PLUGINS  # (kind, name)
 
 
 @hidden_in_repr("body")
 class Outcome(NamedTuple):
-    """What one look at a request decides.
-
-    `verb` is leave, patch or delete; `body` the merge patch or the preconditions; `again` the instant of the next look;
-    `failed` asks for another look with back-off; `why` is the log line, without secrets.
-    """
-
-    verb: str
-    why: str
-    body: Optional[Document] = None  # may hold a signed URL
-    again: Optional[datetime] = None
-    failed: bool = False
+    """What one look at a request decides."""
+    verb: str  # leave, patch or delete
+    why: str  # the log line, without secrets
+    body: Optional[Document] = None  # the merge patch, which may hold a signed URL, or the preconditions
+    again: Optional[datetime] = None  # the instant of the next look
+    failed: bool = False  # look again with back-off
 
 
 def request_from(resource: Resource, document: Document) -> Request:
     """Document -> record; `reason` and `message` are our annotations, else phase Failed and its status.message."""
-    phase = _name(document, "status", "phase")
+    metadata, status, phase = _at(document, "metadata"), _at(document, "status"), _name(document, "status", "phase")
+    reason, message = (FAILED, _text(status, "message")) if phase == FAILED else ("", "")
     return Request(
-        key=Key(resource, _name(document, "metadata", "namespace"), _name(document, "metadata", "name")),
-        uid=_name(document, "metadata", "uid"),
-        version=_name(document, "metadata", "resourceVersion"),
-        created=parse_time(_at(document, "metadata", "creationTimestamp")),
-        deleting=_at(document, "metadata", "deletionTimestamp") is not None,
+        key=Key(resource, _name(metadata, "namespace"), _name(metadata, "name")),
+        uid=_name(metadata, "uid"),
+        version=_name(metadata, "resourceVersion"),
+        created=parse_time(_at(metadata, "creationTimestamp")),
+        deleting=_at(metadata, "deletionTimestamp") is not None,
         phase=phase,
         target_kind=_name(document, "spec", "target", "kind"),
         target_name=_name(document, "spec", "target", "name"),
-        url=_text(document, "status", "downloadURL"),
-        expiration=parse_time(_at(document, "status", "expiration")),
-        processed=parse_time(_at(document, "status", "processedTimestamp")),
-        reason=_name(document, "metadata", "annotations", REASON) or (FAILED if phase == FAILED else ""),
-        message=(_text(document, "metadata", "annotations", MESSAGE) or (
-            _text(document, "status", "message") if phase == FAILED else ""))[:MESSAGE_LIMIT])
+        url=_text(status, "downloadURL"),
+        expiration=parse_time(_at(status, "expiration")),
+        processed=parse_time(_at(status, "processedTimestamp")),
+        reason=_name(metadata, "annotations", REASON) or reason,
+        message=(_text(metadata, "annotations", MESSAGE) or message)[:MESSAGE_LIMIT])
 
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
-    """ServerStatusRequest document -> its plugins as (kind, name), sorted as the velero CLI sorts them."""
+    """ServerStatusRequest document -> its plugins as (kind, name), sorted as by the velero CLI."""
     plugins = _at(document, "status", "plugins")
-    plugins = plugins if isinstance(plugins, list) else []
-    return sorted((_text(plugin, "kind"), _text(plugin, "name")) for plugin in plugins)
+    return sorted((_text(plugin, "kind"), _text(plugin, "name"))
+                  for plugin in (plugins if isinstance(plugins, list) else []))
 
 
 def _delete(request: Request, why: str) -> Outcome:
     return Outcome("delete", why, body={"preconditions": {"uid": request.uid, "resourceVersion": request.version}})
 
 
-def _patch(request: Request, why: str, *, status: Document, annotations: Optional[Document] = None,
-           again: Optional[datetime] = None, failed: bool = False) -> Outcome:
-    metadata = {"resourceVersion": request.version, **({"annotations": annotations} if annotations else {})}
-    body = {"metadata": metadata, **({"status": status} if status else {})}
+def _patch(request: Request, why: str, again: datetime, failed: bool = False, *, status: Document,
+           annotations: Optional[Document] = None) -> Outcome:
+    body: Document = {"metadata": {"resourceVersion": request.version}}
+    if annotations:
+        body["metadata"]["annotations"] = annotations
+    if status:
+        body["status"] = status
     return Outcome("patch", why, body, again, failed)
 
 
 def triage_download(request: Request, now: datetime) -> Optional[Outcome]:
     """What can be decided about a DownloadRequest without looking anything up; None when it is to be answered."""
+    expires, limit = request.expiration, now + URL_LIFE
     if request.deleting:
         return Outcome("leave", "it is being deleted")
-    limit = now + URL_LIFE
-    if request.expiration and request.expiration <= now:
-        return _delete(request, f"expired at {format_time(request.expiration)}")
+    if expires and expires <= now:
+        return _delete(request, f"expired at {format_time(expires)}")
     if request.phase in UNANSWERED:
         return None
-    if request.expiration and request.expiration > limit:
-        return _patch(request, "its expiration is further off than a URL lives; cut down",
-                      status={"expiration": format_time(limit)}, again=limit)
-    expires = request.expiration or min(request.created or now, now) + URL_LIFE
+    if expires and expires > limit:
+        return _patch(request, "its expiration is further off than a URL lives; cut down", limit,
+                      status={"expiration": format_time(limit)})
+    expires = expires or min(request.created or now, now) + URL_LIFE
     if expires <= now:
         return _delete(request, "it says no expiration and is older than a URL lives")
     return Outcome("leave", f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
 
 
 def answer_download(request: Request, key: str, url: str, expires: datetime) -> Outcome:
-    """The patch that answers a DownloadRequest with the URL signed for a key: URL, phase and expiration in one."""
+    """The patch that answers a DownloadRequest: URL, phase and expiration in one."""
     return _patch(
-        request, f"{request.target_kind} of {request.target_name}: signed for {key}",
+        request, f"{request.target_kind} of {request.target_name}: signed for {key}", expires,
         status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(expires)},
-        annotations={REASON: None, MESSAGE: None} if request.reason else None,
-        again=expires)
+        annotations={REASON: None, MESSAGE: None} if request.reason else None)
 
 
 def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
     """The outcome of a failure: the reason, written once, and an expiration that later failures do not move."""
-    limit = now + URL_LIFE
-    message = one_line(redact(str(error)), MESSAGE_LIMIT)
-    expires = request.expiration if request.expiration and request.expiration <= limit else None
-    status = {} if expires else {"expiration": format_time(limit)}
+    limit, message = now + URL_LIFE, one_line(redact(str(error)), MESSAGE_LIMIT)
+    why = f"{error.reason}: {message}"
+    again = min(request.expiration or limit, limit)
+    status = {} if again == request.expiration else {"expiration": format_time(limit)}
     is_known = (request.reason, request.message) == (error.reason, message)
     annotations = {} if is_known else {REASON: error.reason, MESSAGE: message}
-    why, again = f"{error.reason}: {message}", expires or limit
     if not status and not annotations:
         return Outcome("leave", why, again=again, failed=error.retry)
-    return _patch(request, why, status=status, annotations=annotations, again=again, failed=error.retry)
+    return _patch(request, why, again, error.retry, status=status, annotations=annotations)
 
 
 def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Outcome:
-    """What to do when the API takes a patch for invalid, as for an object whose annotations are full: the status alone.
+    """What to do when the API takes a patch for invalid, as where annotations are full: the status alone.
 
-    Without one to write, the object is deleted once it is older than a request lives, so that it cannot stay for ever.
+    Without one to write, an object that is older than a request lives is deleted, so that it cannot stay for ever.
     """
     body = outcome.body or {}
     if "status" in body and "annotations" in body["metadata"]:
-        return _patch(request, outcome.why, status=body["status"], again=outcome.again, failed=outcome.failed)
+        return outcome._replace(body={**body, "metadata": {"resourceVersion": request.version}})
     if request.created and now - request.created >= URL_LIFE:
         return _delete(request, "it cannot be updated and is older than a request lives")
     return Outcome("leave", outcome.why, again=outcome.again, failed=True)
@@ -830,27 +779,27 @@ def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Out
 
 def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
     """The whole policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
+    again = now + STATUS_LOOK_AGAIN
     if request.deleting:
         return Outcome("leave", "it is being deleted")
     if request.phase in UNANSWERED:
         plugins = [{"kind": kind, "name": name} for kind, name in server.plugins]
-        return _patch(request, f"answered with {server.version}, plugins: {len(plugins)}",
-                      status={"phase": PROCESSED, "processedTimestamp": format_time(now),
-                              "serverVersion": server.version, "plugins": plugins},
-                      again=now + STATUS_LOOK_AGAIN)
+        return _patch(request, f"answered with {server.version}, plugins: {len(plugins)}", again, status={
+            "phase": PROCESSED, "processedTimestamp": format_time(now), "serverVersion": server.version,
+            "plugins": plugins})
     if request.phase != PROCESSED:
         return Outcome("leave", f"unknown phase {one_line(request.phase, 64)!r}")
     answered = request.processed if request.processed and request.processed <= now else min(request.created or now, now)
     if answered + STATUS_LIFE <= now:
         return _delete(request, f"answered at {format_time(answered)}, more than a minute ago")
-    return Outcome("leave", f"answered at {format_time(answered)}", again=now + STATUS_LOOK_AGAIN)
+    return Outcome("leave", f"answered at {format_time(answered)}", again=again)
 
 
 def is_news(old: Optional[Request], new: Request) -> bool:
     """Whether a changed object is worth a look now.
 
-    A reason, a message and the expiration of an unanswered request are what controllers write when they fail: if they
-    counted, two controllers that fail for different reasons would wake each other without end.
+    Reason, message and the expiration of an unanswered request are what failing controllers write: if they counted, two
+    that fail for different reasons would wake each other without end.
     """
     if old is None:
         return True
@@ -859,29 +808,27 @@ def is_news(old: Optional[Request], new: Request) -> bool:
 
 
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
-    """Seconds until the next watch, after failures in a row or one that lived so long; jitter is 1 to 2.
+    """Seconds until the next watch, after failures in a row or one that lived so long.
 
-    reached: whether an API server refused, or no answer came at all.
+    reached: whether an API server refused, or no answer came at all; jitter: 1 to 2.
     """
-    if not failures:
-        return max(0.0, WATCH_BASE - lived)
     cap = WATCH_CAP if reached else UNREACHABLE_CAP
-    return min(cap, backoff(failures, WATCH_BASE, cap) * jitter)
+    return min(cap, backoff(failures, WATCH_BASE, cap) * jitter) if failures else max(0.0, WATCH_BASE - lived)
 
 
 def is_version_expired(error: Optional[Error]) -> bool:
-    """Whether the API no longer has the version a list or watch asked for, in any of its forms: list anew."""
+    """Whether the API no longer has the version a list or watch asked for: list anew."""
     return isinstance(error, ApiError) and (error.status == 410 or error.api_reason in ("Expired", "Gone"))
 
 
 def event_for(request: Request, reason: str, message: str, now: datetime) -> Document:
-    """A core/v1 Event that shows a request's reason in `kubectl describe` and `kubectl get events`."""
-    key, instant = request.key, format_time(now)
+    """A core/v1 Event that shows a request's reason in `kubectl describe`."""
+    (resource, namespace, name), instant = request.key, format_time(now)
     return {
         "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message,
-        "metadata": {"generateName": f"{key.name[:40].rstrip('-.')}-", "namespace": key.namespace},
-        "involvedObject": {"apiVersion": "velero.io/v1", "kind": key.resource.kind, "namespace": key.namespace,
-                           "name": key.name, "uid": request.uid, "resourceVersion": request.version},
+        "metadata": {"generateName": f"{name[:40].rstrip('-.')}-", "namespace": namespace},
+        "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace, "name": name,
+                           "uid": request.uid, "resourceVersion": request.version},
         "source": {"component": "velero-requests"}, "count": 1, "firstTimestamp": instant, "lastTimestamp": instant}
 
 
@@ -901,62 +848,47 @@ def new_status_request(namespace: str, suffix: str) -> Document:
 
 def logs_refusal(owner: Resource, name: str, phase: str) -> str:
     """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
-    # Velero 1.11 added the two phases in which only plugins still work.
-    if phase in ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
-                 "WaitingForPluginOperationsPartiallyFailed"):
+    kind, waiting = owner.kind.lower(), "WaitingForPluginOperations"  # 1.11 and newer: only plugins still work
+    if phase in ("Completed", "PartiallyFailed", "Failed", waiting, f"{waiting}PartiallyFailed"):
         return ""
-    kind = owner.kind.lower()
     return (f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
             f"wait until the {kind} has a phase of Completed or Failed and try again")
 
-# ====================================================================================================
+# ================================================================================
 # 3. Locations — BackupStorageLocation -> record -> object key -> address
-# ====================================================================================================
-
-class InvalidLocation(ConfigError):
-    """A storage location says something that cannot be, or that is not done here."""
-
-    usual_reason = "InvalidStorageLocation"
-
 
 class Address(NamedTuple):
-    """The place of an object or a store: `host` with its port unless that is the default, `path` percent-encoded once,
-    and the region that a signature is scoped to."""
-
+    """The place of a store or of an object in it."""
     scheme: str
-    host: str
-    path: str
-    region: str = ""
+    host: str  # with its port unless that is the default
+    path: str  # percent-encoded once
+    region: str = ""  # that a signature is scoped to
 
 
-_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.ASCII)
+_STORE_URL = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{0,5}))?"
+                        r"((?:/[^?#\\\x00-\x1f\x7f\ud800-\udfff]*)?)(?<!\s)", re.ASCII | re.IGNORECASE)
 
 
 def endpoint_from(url: str, source: str) -> Address:
     """The address in a store's URL, in the one form that can be compared.
 
-    An error names the source and never the URL, which may hold a password. Whatever urlsplit drops is refused, for
-    others read it and come to another host.
+    An error names the source and never the URL, which may hold a password. What urlsplit drops is refused, for others
+    read it and come to another host.
     """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        host, port = "", None
-    bracketed, address = f"[{host}]" if ":" in host else host, _ip_address(host)
-    name = f"[{address}]" if ":" in host else host.rstrip(".")
-    if (len(url) > 2048 or not _HOST.fullmatch(host) or parts.scheme not in ("http", "https") or port == 0
-            or not re.fullmatch(re.escape(bracketed) + "(:[0-9]*)?", parts.netloc.lower())
-            or not name or (":" in host and address is None) or re.search(r"^\s|\s$|[\\\x00-\x1f\x7f]", url)
-            or parts.query or parts.fragment or has_dot_segment(parts.path)):
+    match = _STORE_URL.fullmatch(url) if len(url) <= 2048 else None
+    scheme, host, port, path = match.groups("") if match else ("", "", "", "")
+    scheme, address, number = scheme.lower(), str(_ip_address(host.strip("[]"))), int(port or -1)
+    name = f"[{address}]" if ":" in address else host.lower().rstrip(".")
+    dots = {".", ".."} & {*path.split("/")}  # clients and proxies resolve them, changing what was signed
+    if not name or ("[" in name) is not (":" in address) or number == 0 or number > 65535 or dots:
         raise InvalidLocation(f"{source} is no plain http or https URL of a store (host, perhaps port and path, "
                               "nothing else)")
-    default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
-    return Address(parts.scheme, name if default else f"{name}:{port}", quote(parts.path.rstrip("/"), safe="/-._~%"))
+    default = number in (-1, {"http": 80, "https": 443}[scheme])
+    return Address(scheme, name if default else f"{name}:{number}", quote(path.rstrip("/"), safe="/-._~%"))
 
 
-# The regions of AWS's separate partitions begin so. Any other region is in the main one, as an unknown new one most
-# likely is (aws-sdk-go-v2 endpoint rules).
+# The regions of AWS's separate partitions begin so; any other is in the main one, as an unknown new one most likely is
+# (aws-sdk-go-v2 endpoint rules).
 _AWS_SUFFIXES = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": "c2s.ic.gov",
                  "us-isob-": "sc2s.sgov.gov", "eu-isoe-": "cloud.adc-e.uk", "us-isof-": "csp.hci.ic.gov",
                  "": "amazonaws.com"}
@@ -975,7 +907,6 @@ def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool =
 @hidden_in_repr("s3_url", "public_url", "ca_cert")
 class Location(NamedTuple):
     """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
-
     name: str
     bucket: str
     prefix: str = ""
@@ -987,24 +918,21 @@ class Location(NamedTuple):
     fips: bool = False
     insecure: bool = False
     ca_cert: bytes = b""
-    ca_secret: Tuple[str, str] = ("", "")    # name and key of the Secret that holds the authority
+    ca_secret: Tuple[str, str] = ("", "")  # name and key of the Secret that holds the authority
     secret_name: str = ""
     secret_key: str = ""
     credentials_file: str = ""
     profile: str = ""
-    trusted: bool = False                    # it comes from the operator, not from the cluster
-    warnings: Tuple[str, ...] = ()           # what is odd about it, and does no harm
+    trusted: bool = False  # it comes from the operator, not from the cluster
+    warnings: Tuple[str, ...] = ()  # what is odd about it, and does no harm
 
     def endpoint(self) -> Optional[Address]:
-        """Its own endpoint, publicUrl or else s3Url; None when it has AWS's."""
+        """Its own endpoint, publicUrl or else s3Url; None for AWS's."""
         key, url = ("publicUrl", self.public_url) if self.public_url else ("s3Url", self.s3_url)
         return endpoint_from(url, key) if url else None
 
     def is_at_aws(self) -> bool:
-        """Whether it is at S3 itself, named or not, by https.
-
-        Only the hosts that `aws_host` makes count: other hosts under amazonaws.com are machines of any customer.
-        """
+        """Whether it is at S3 itself, by https: other hosts under amazonaws.com than `aws_host` makes are anybody's."""
         scheme, host = (self.endpoint() or ("https", "s3.amazonaws.com"))[:2]
         match = re.fullmatch(r"s3(-fips)?(\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\..+", host)
         return scheme == "https" and host in (
@@ -1017,13 +945,15 @@ class Location(NamedTuple):
             endpoint and named and endpoint[:2] == endpoint_from(named, "AWS_ENDPOINT_URL_S3")[:2])
 
 
-FOREIGN_ENDPOINT = "ForeignEndpoint"         # reason: our own identity does not belong to a location's endpoint
-_GO_BOOLS = {**dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
-             **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False)}
+FOREIGN_ENDPOINT = "ForeignEndpoint"  # reason: our own identity does not belong to a location's endpoint
+TEXT_LIMIT = 2048  # characters of a text of a location; locations are kept
+CA_LIMIT = 256 << 10  # bytes; all authorities of a system are less
+_GO_BOOLS = {text: text[:1] in ("1", "t", "T") for text in (
+    "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False", "")}
 _BOOL = tuple(_GO_BOOLS)
 
 # Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; none means any text.
-# The first two lines matter for a download, the others have no effect on one.
+# Only those of the first two lines have an effect on a download.
 LOCATION_KEYS: Dict[str, Tuple[str, ...]] = {
     "region": (), "s3Url": (), "publicUrl": (), "profile": (), "credentialsFile": (),
     "s3ForcePathStyle": _BOOL, "insecureSkipTLSVerify": _BOOL, "signatureVersion": ("4", ""),
@@ -1033,75 +963,56 @@ LOCATION_KEYS: Dict[str, Tuple[str, ...]] = {
 }
 
 
-def _bucket_from(document: Document) -> str:
-    """The bucket's name without the slashes around it (velero object_store.go)."""
-    bucket = _text(document, "spec", "objectStorage", "bucket").strip("/")
+def _check_location(bucket: str, texts: Dict[str, str], ca_cert: Optional[bytes]) -> None:
     if bucket.startswith("arn:"):
         raise InvalidLocation("an ARN as bucket is not served here; name the access point's alias, as in NAME-s3alias")
     if bucket.endswith("--x-s3"):
         raise InvalidLocation("a directory bucket (S3 Express) needs sessions of its own, which are not made here")
-    if not bucket or "/" in bucket or has_dot_segment(bucket) or bucket != one_line(bucket) or " " in bucket:
+    if bucket in ("", ".", "..") or "/" in bucket or " " in bucket or bucket != one_line(bucket):
         raise InvalidLocation(f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into "
                               "objectStorage.prefix")
-    return bucket
-
-
-TEXT_LIMIT = 2048                            # characters of a text of a location; locations are kept
-CA_LIMIT = 256 << 10                         # bytes; all authorities of a system are less
-
-
-def _config_from(document: Document) -> Dict[str, str]:
-    """spec.config, with values that the plugin takes."""
-    config = _at(document, "spec", "config")
-    config = {str(key): _text(config, key) for key in config} if isinstance(config, dict) else {}
-    for key, allowed in LOCATION_KEYS.items():
-        if len(config.get(key, "")) > TEXT_LIMIT:
+    for key, text in texts.items():
+        allowed = LOCATION_KEYS.get(key)
+        if len(text) > TEXT_LIMIT:
             raise InvalidLocation(f"{key} has more than {TEXT_LIMIT} characters")
-        if allowed and config.get(key, "") not in allowed:
+        if allowed and text not in allowed:
             shown = "true or false" if allowed is _BOOL else ", ".join(filter(None, allowed))
-            raise InvalidLocation(f"{key} is {one_line(config[key], 64)!r}; allowed: {shown}")
-    if config.get("region"):
-        dns_label(config["region"], "config.region")
-    return config
+            raise InvalidLocation(f"{key} is {one_line(text, 64)!r}; allowed: {shown}")
+    if texts.get("region"):
+        dns_label(texts["region"], "config.region")
+    if ca_cert is None or len(ca_cert) > CA_LIMIT:
+        raise InvalidLocation("objectStorage.caCert is not base64, or has more than 256 KiB")
 
 
 def location_from(document: Document) -> Location:
-    """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it.
-
-    Raises ConfigError naming location, key and what is allowed.
-    """
+    """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it, or ConfigError."""
     name, provider = _text(document, "metadata", "name"), _text(document, "spec", "provider")
+    storage, credential, fields = (_at(document, "spec", part) for part in ("objectStorage", "credential", "config"))
+    bucket, prefix = (_text(storage, part).strip("/") for part in ("bucket", "prefix"))
+    fields = fields if isinstance(fields, dict) else {}
+    config = {key: _text(fields, key) for key in LOCATION_KEYS}
+    ca_cert = decode_base64(_text(storage, "caCert"))
     with about(f"storage location {name!r}"):
         if provider not in ("aws", "velero.io/aws"):
             raise ConfigError(f"provider is {one_line(provider)!r}; only aws (any S3 store) is served here",
                               reason="UnsupportedProvider")
-        bucket, config = _bucket_from(document), _config_from(document)
-        prefix = _text(document, "spec", "objectStorage", "prefix").strip("/")
-        if len(prefix) > TEXT_LIMIT:
-            raise InvalidLocation(f"objectStorage.prefix has more than {TEXT_LIMIT} characters")
-        ca_cert = decode_base64(_text(document, "spec", "objectStorage", "caCert"))
-        if ca_cert is None or len(ca_cert) > CA_LIMIT:
-            raise InvalidLocation("objectStorage.caCert is not base64, or has more than 256 KiB")
-    region, ca_secret = config.get("region", ""), _at(document, "spec", "objectStorage", "caCertRef")
+        _check_location(bucket, {**config, "objectStorage.prefix": prefix}, ca_cert)
     return Location(
         name=name, bucket=bucket, prefix=prefix,
-        region="us-east-1" if region == "aws-global" else region,  # an alias
-        s3_url=config.get("s3Url", ""), public_url=config.get("publicUrl", ""),
-        path_style=_GO_BOOLS[config.get("s3ForcePathStyle", "")],
-        insecure=_GO_BOOLS[config.get("insecureSkipTLSVerify", "")],
-        ca_cert=ca_cert, ca_secret=(_name(ca_secret, "name"), _name(ca_secret, "key")),
-        secret_name=_name(document, "spec", "credential", "name"),
-        secret_key=_name(document, "spec", "credential", "key"),
-        credentials_file=config.get("credentialsFile", ""), profile=config.get("profile", ""),
+        region="us-east-1" if config["region"] == "aws-global" else config["region"],  # an alias
+        s3_url=config["s3Url"], public_url=config["publicUrl"],
+        path_style=_GO_BOOLS[config["s3ForcePathStyle"]], insecure=_GO_BOOLS[config["insecureSkipTLSVerify"]],
+        ca_cert=ca_cert or b"", ca_secret=(_name(storage, "caCertRef", "name"), _name(storage, "caCertRef", "key")),
+        secret_name=_name(credential, "name"), secret_key=_name(credential, "key"),
+        credentials_file=config["credentialsFile"], profile=config["profile"],
         warnings=tuple(f"config key {one_line(key, 64)!r} is unknown"
-                       for key in sorted(set(config) - set(LOCATION_KEYS))[:10]))  # of perhaps a megabyte
+                       for key in sorted(set(map(str, fields)) - set(config))[:10]))  # of perhaps a megabyte
 
 
 def location_trouble_from(document: Document) -> str:
-    """BackupStorageLocation document -> what Velero says is wrong with it, empty when it is Available or unchecked."""
-    if _text(document, "status", "phase") != "Unavailable":
-        return ""
-    return one_line(_text(document, "status", "message") or "no message; see the Velero server's log")
+    """What Velero says is wrong with a BackupStorageLocation, empty when it is Available or unchecked."""
+    message = _text(document, "status", "message") or "no message; see the Velero server's log"
+    return one_line(message) if _text(document, "status", "phase") == "Unavailable" else ""
 
 
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
@@ -1109,8 +1020,7 @@ def object_key(prefix: str, artifact: Artifact, name: str) -> str:
     root = posixpath.normpath(prefix) if prefix else ""
     if root.split("/")[0] == "..":
         raise InvalidLocation(f"the storage location's prefix {prefix!r} leads out of the bucket")
-    key = artifact.key.format(name=name)
-    return f"{root}/{key}" if root not in ("", ".") else key
+    return posixpath.join("" if root == "." else root, artifact.key.format(name=name))
 
 
 _LABEL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
@@ -1120,17 +1030,15 @@ _IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
 def _goes_before_host(bucket: str, endpoint: Address) -> bool:
     """Whether the bucket goes in front of the host, by the AWS rule set as the plugin applies it.
 
-    A dot in the bucket breaks the certificate's wildcard, so it needs plain http, and labels of three or more
-    characters; an IP address takes no label in front.
+    A dot in it breaks the certificate's wildcard, so it needs plain http; an IP address takes no label in front.
     """
-    if _IP_ADDRESS.fullmatch(endpoint.host) or _IP_ADDRESS.fullmatch(bucket):
-        return False
-    return all(map(_LABEL_BUCKET.fullmatch, bucket.split(".") if endpoint.scheme == "http" else [bucket]))
+    labels = bucket.split(".") if endpoint.scheme == "http" else [bucket]
+    return not any(map(_IP_ADDRESS.fullmatch, (endpoint.host, bucket))) and all(map(_LABEL_BUCKET.fullmatch, labels))
 
 
 @functools.lru_cache(maxsize=64)
 def bucket_address(location: Location) -> Address:
-    """Where a location's bucket is; ConfigError when its region or its URLs cannot be used."""
+    """Where a location's bucket is; ConfigError when its region or URLs cannot be used."""
     with about(f"storage location {location.name!r}"):
         region, endpoint = dns_label(location.region, "config.region"), location.endpoint()
         if endpoint and (location.fips or location.dualstack):
@@ -1145,25 +1053,23 @@ def bucket_address(location: Location) -> Address:
 
 
 def object_address(location: Location, key: str) -> Address:
-    """Where an object of a location is: each byte of the key percent-encoded once, slashes kept, nothing cleaned up."""
+    """Where an object is: each byte of its key percent-encoded once, slashes kept, nothing cleaned up."""
     bucket = bucket_address(location)
     return bucket._replace(path=f"{bucket.path}/{quote(key, safe='/-._~')}")
 
-# ====================================================================================================
-# 4. Signing — AWS Signature Version 4, one function per noun of the specification
+# ================================================================================
+# 4. Signing — AWS Signature Version 4
 #
-#    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html. Only `host` is signed and no
-#    parameter is added: the smallest URL is the one that most stores, proxies and clients agree on.
-# ====================================================================================================
+#    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html, one function per noun. Only `host` is
+#    signed and no parameter is added: the smallest URL is the one that most stores, proxies and clients agree on.
 
 @hidden_in_repr("access_key", "secret_key", "session_token")
 class Credentials(NamedTuple):
-    """AWS keys; `expires` is None for keys that last."""
-
+    """AWS keys."""
     access_key: str
     secret_key: str
     session_token: str = ""
-    expires: Optional[datetime] = None
+    expires: Optional[datetime] = None  # None for keys that last
 
     def are_valid(self, instant: datetime) -> bool:
         """Whether they still sign at an instant."""
@@ -1176,30 +1082,29 @@ UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 def canonical_query(parameters: Dict[str, str]) -> str:
     """Parameters percent-encoded, then sorted by encoded name."""
-    encoded = sorted((quote(name, safe="-._~"), quote(value, safe="-._~")) for name, value in parameters.items())
-    return "&".join(f"{name}={value}" for name, value in encoded)
+    return "&".join(map("=".join, sorted(
+        (quote(name, safe="-._~"), quote(value, safe="-._~")) for name, value in parameters.items())))
 
 
 def canonical_request(method: str, path: str, query: str, headers: Dict[str, str], payload_hash: str) -> str:
     """Method, path, query, headers (lower-case names), their names, payload hash: one a line."""
-    names = sorted(headers)
-    header_lines = "".join(f"{name}:{headers[name]}\n" for name in names)
-    return f"{method}\n{path}\n{query}\n{header_lines}\n{';'.join(names)}\n{payload_hash}"
+    header_lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
+    return f"{method}\n{path}\n{query}\n{header_lines}\n{';'.join(sorted(headers))}\n{payload_hash}"
 
 
 def amz_date(now: datetime) -> str:
     """A UTC instant as X-Amz-Date: 20130524T000000Z."""
-    return now.isoformat()[:19].replace("-", "").replace(":", "") + "Z"
+    return now.strftime("%Y%m%dT%H%M%SZ")
 
 
-def credential_scope(timestamp: str, region: str, service: str) -> str:
+def credential_scope(now: datetime, region: str, service: str) -> str:
     """What a signing key is good for: one day, region and service."""
-    return f"{timestamp[:8]}/{region}/{service}/aws4_request"
+    return f"{now:%Y%m%d}/{region}/{service}/aws4_request"
 
 
 @functools.lru_cache(maxsize=16)
 def signing_key(secret_key: str, scope: str) -> bytes:
-    """The key derived for a scope; it is the same for every URL of a day, so it is kept."""
+    """The key derived for a scope, the same for every URL of a day."""
     key = b"AWS4" + secret_key.encode()
     for part in scope.split("/"):
         key = hmac.digest(key, part.encode(), "sha256")
@@ -1207,7 +1112,7 @@ def signing_key(secret_key: str, scope: str) -> bytes:
 
 
 def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
-    """The signature of a canonical request, in lower-case hex; what is signed is the specification's string to sign."""
+    """The signature of a canonical request, in lower-case hex."""
     text = f"{ALGORITHM}\n{timestamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     return hmac.digest(signing_key(secret_key, scope), text.encode(), "sha256").hex()
 
@@ -1215,25 +1120,16 @@ def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
 @functools.lru_cache(maxsize=16)
 def presign_query(access_key: str, session_token: str, scope: str, timestamp: str, seconds: int,
                   more: Tuple[Tuple[str, str], ...] = ()) -> str:
-    """The query of a pre-signed URL but for its signature; all URLs signed in one second share it, so it is kept."""
-    parameters = {
-        **dict(more),
-        "X-Amz-Algorithm": ALGORITHM,
-        "X-Amz-Credential": f"{access_key}/{scope}",
-        "X-Amz-Date": timestamp,
-        "X-Amz-Expires": str(seconds),
-        "X-Amz-SignedHeaders": "host",
-    }
-    if session_token:
-        parameters["X-Amz-Security-Token"] = session_token
-    return canonical_query(parameters)
+    """The query of a pre-signed URL but for its signature; all URLs signed in one second share it."""
+    parameters = {**dict(more), "X-Amz-Algorithm": ALGORITHM, "X-Amz-Credential": f"{access_key}/{scope}",
+                  "X-Amz-Date": timestamp, "X-Amz-Expires": str(seconds), "X-Amz-SignedHeaders": "host"}
+    return canonical_query({**parameters, **({"X-Amz-Security-Token": session_token} if session_token else {})})
 
 
 def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, credentials: Credentials, region: str,
                  service: str, now: datetime) -> Dict[str, str]:
-    """Headers (lower-case names, `host` among them) -> with those that authorize a request; all of them are signed."""
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, region, service)
+    """Headers (lower-case names, with `host`) -> with those that authorize a request; all are signed."""
+    timestamp, scope = amz_date(now), credential_scope(now, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
         signed["x-amz-security-token"] = credentials.session_token
@@ -1248,13 +1144,12 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
             more: Tuple[Tuple[str, str], ...] = ()) -> str:
     """A URL that anybody may GET until now (UTC) + life (1 second to 7 days); a bearer token, so never log it.
 
-    more: parameters of the request itself, such as those of a listing.
+    more: parameters of the request itself, as for a listing.
     """
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, address.region, "s3")
+    timestamp, scope = amz_date(now), credential_scope(now, address.region, "s3")
     query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     signed = signature(credentials.secret_key, timestamp, scope, request)
@@ -1269,9 +1164,9 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
     skew: how far the store's clock is ahead of ours.
     """
     life = URL_LIFE
-    if credentials.expires is not None:
+    if credentials.expires:
         left = credentials.expires - max(now, now + skew).replace(microsecond=0)
-        life = min(life, timedelta(seconds=left // timedelta(seconds=1)))
+        life = min(life, left - timedelta(microseconds=left.microseconds))
     if life < timedelta(seconds=1):
         raise ConfigError(f"the credentials of storage location {location.name!r} have expired",
                           reason="CredentialsExpired")
