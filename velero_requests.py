@@ -1875,8 +1875,8 @@ def _what_is(body: bytes) -> str:
     return "text: " + one_line(redact(text), 80)
 
 
-# What a refusal means: the reason that is left on a request, and the cure; by S3's error code, as far as a GET by signed
-# URL can meet it (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), else by its status.
+# What a refusal means: the reason that is left on a request, and the cure; by S3's error code, if a GET by signed URL
+# can meet it (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), else by its status.
 REFUSALS: Dict[Any, Tuple[str, str]] = {
     **dict.fromkeys(("AccessDenied", 403), ("StoreAccessDenied", "the credentials need s3:GetObject on it; without "
                                             "s3:ListBucket a missing file looks the same")),
@@ -4267,7 +4267,7 @@ class FileSource(NamedTuple):
     def open(self, start: int, etag: str) -> Iterator[OpenObject]:
         """The object from a byte on, if it is still of this ETag."""
         try:
-            with open(self.path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | _NONBLOCK)) as file:
+            with open(os.open(self.path, os.O_RDONLY | _NONBLOCK), "rb", buffering=0) as file:
                 there = os.fstat(file.fileno())
                 if not stat.S_ISREG(there.st_mode):
                     raise NotFound(f"{self.path} is no file", reason="ArtifactNotFound")
