@@ -1739,10 +1739,11 @@ def explain_signature(url: str, theirs: str) -> str:
     query = "&".join(sorted(part for part in parts.query.split("&") if not part.startswith("X-Amz-Signature=")))
     ours = canonical_request("GET", parts.path, query, {"host": parts.netloc}, UNSIGNED_PAYLOAD).split("\n")
     names = ("method", "path", "query", "host header", "headers", "names of the signed headers", "payload hash")
-    for name, mine, other in itertools.zip_longest(names, ours, theirs.split("\n"), fillvalue=""):
-        if mine != other:
-            return (f"the {name or 'request'} differs: signed {one_line(redact(mine), 200)!r}, the store saw "
-                    f"{one_line(redact(other), 200)!r}; does a proxy in between change it?")
+    for name, *both in itertools.zip_longest(names, ours, theirs.split("\n"), fillvalue=""):
+        if both[0] != both[1]:
+            mine, other = (one_line(redact(line), 200) for line in both)
+            return (f"the {name or 'request'} differs: signed {mine!r}, the store saw {other!r}; does a proxy in between "
+                    "change it?")
     return "the store saw what was signed, so the secret key is not the one of this access key"
 
 
@@ -1815,17 +1816,11 @@ PASSING_STATUS = (408, 429, 500, 502, 503, 504, 522, 524)  # curl's --retry, too
 MAX_DOWNLOAD_WAIT = 60.0                     # seconds of waiting without a byte in between; ends endless 503 in 100 s
 
 
-def needs_new_url(error: Error, moved: bool) -> bool:
-    """Whether another URL may get on; a 403 without a reason, after bytes had come, is taken for an expired one."""
-    return isinstance(error, StoreError) and (
-        error.reason in EXPIRED or (moved and error.status == 403 and error.reason == "StoreAccessDenied"))
-
-
 def download_wait(error: Error, failures: int, waited: float, moved: bool, first: float) -> Optional[float]:
     """Seconds until a broken download is continued, None when it is given up.
 
-    failures: in a row, without a byte between them; `waited` seconds were spent on them. moved: whether bytes ever
-    came. first: seconds after the first failure, twice as many after the next.
+    failures: in a row, without a byte in between; `waited` seconds were spent on them. moved: whether bytes ever came.
+    first: seconds after the first failure, twice as many after the next.
     """
     broken = isinstance(error, Unreachable) and error.retry
     if not broken and getattr(error, "status", 0) not in PASSING_STATUS and error.reason != "WrongRange":
@@ -1853,11 +1848,9 @@ def bytes_text(count: float) -> str:
 def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) -> str:
     """How far a transfer is: bytes, percent, rate, time left; `fresh` bytes of it came in the last `seconds`."""
     rate = fresh / seconds if seconds > 0 else 0.0
-    parts = [f"{bytes_text(done)} of {bytes_text(size)}", f"{100 * done // size}%"] if size else [bytes_text(done)]
-    parts.append(f"{bytes_text(rate)}/s")
-    if size and rate:
-        parts.append(f"{format_duration(max(0, math.ceil((size - done) / rate)))} left")
-    return ", ".join(parts)
+    text = f"{bytes_text(done)} of {bytes_text(size)}, {100 * done // size}%" if size else bytes_text(done)
+    left = f", {format_duration(max(0, math.ceil((size - done) / rate)))} left" if size and rate else ""
+    return f"{text}, {bytes_text(rate)}/s{left}"
 
 
 def _what_is(body: bytes) -> str:
@@ -1940,8 +1933,9 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     elif reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
         detail += (f" (the store's clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
                    f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's)")
-    said = {"ArtifactNotFound": "has no such file", "BucketNotFound": "has no such bucket"}.get(reason)
-    said = f"{said} ({one_line(redact(detail))})" if said else f"answered {status}: {one_line(redact(detail), 600)}"
+    lack = {"ArtifactNotFound": "file", "BucketNotFound": "bucket"}.get(reason)
+    said = f"has no such {lack} ({one_line(redact(detail))})" if lack else (
+        f"answered {status}: {one_line(redact(detail), 600)}")
     error = StoreError(f"{where} {said}", status=status, reason=reason, hints=filter(None, [cure]))
     error.skew, error.retry_after = skew, retry_after_seconds(headers.get("Retry-After", ""), now)
     if reason in EXPIRED:
@@ -4141,9 +4135,9 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
              ) -> Iterator[Response]:
     """GET a pre-signed URL -> the response, its body unread; closed by the context.
 
-    headers: need no signature, for only `host` is signed. idle: seconds without a byte. address: of the host, where it
-    has been looked up. quoting: whether an error may hold what the host has written. Raises StoreError for a status
-    that is not wanted, Unreachable without a connection; neither shows the URL's signature.
+    headers: unsigned, for only `host` is signed. idle: seconds without a byte. address: of the host, if it has been
+    looked up. quoting: whether an error may hold what the host has written. Raises StoreError for a status that is not
+    wanted, Unreachable without a connection; neither shows the URL's signature.
     """
     from urllib3 import exceptions
     if not is_http_url(url):
@@ -4194,14 +4188,13 @@ def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
     HEAD cannot be used, because the method is signed; an empty object answers 416. Whoever made the location may have
     chosen the host and may read the error, so it holds the status and known codes, and no text of the host.
     """
-    parts = urlsplit(url)
+    parts, one_byte = urlsplit(url), {"Range": "bytes=0-0"}
     failed = Unreachable(f"cannot reach the store at {parts.netloc}: it has no address here")
     with host_guard(url), time_limit(seconds):
         addresses = store_addresses(parts.hostname or "")
         for address in [""] if proxy_for(url, os.environ) else addresses:
             try:
-                with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416), address=address,
-                              quoting=False):
+                with open_url(url, trust, headers=one_byte, wanted=(200, 206, 416), address=address, quoting=False):
                     return
             except Unreachable as error:
                 failed = error
@@ -4244,9 +4237,9 @@ class UrlSource:
             info = object_info(response.status, response.headers)
             yield info, read_body(response, self.idle, info), response.interrupt
 
-    def renew(self, error: StoreError) -> None:
-        """Get another URL after a refusal, by the store's clock if that is far from ours."""
-        self.url, self.trust = self.locate(error.skew if abs(error.skew) >= timedelta(minutes=1) else timedelta(0))
+    def renew(self, skew: timedelta) -> None:
+        """Get another URL, by the store's clock if that is far from ours."""
+        self.url, self.trust = self.locate(skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
 
 
 def unreadable(path: str, error: OSError) -> StoreError:
@@ -4280,10 +4273,6 @@ class FileSource(NamedTuple):
             raise NotFound(f"there is no file {self.path}", hints=self.hints, reason="ArtifactNotFound") from None
         except OSError as error:
             raise unreadable(self.path, error) from error
-
-    def renew(self, error: StoreError) -> None:
-        """A file has no other place, so the error is raised."""
-        raise error
 
 
 Source = Union[UrlSource, FileSource]
@@ -4419,14 +4408,14 @@ _PART = ".velero-requests.part"
 class AtomicFile:
     """A file that gets its name once it is whole; until then its bytes are in a partial file beside it.
 
-    The partial file's name tells target, object and ETag, so that another run can go on from it. In a shared folder
-    other users make files too, so the folder is opened once, and a file in it is checked through its descriptor.
+    The partial file's name tells target, object and ETag, so that another run can go on from it. Other users may make
+    files in the folder too, so it is opened once, and a file in it is checked through its descriptor.
     """
 
     def __init__(self, path: str, what: str, *, force: bool, named: bool):
         self.path, self.force, self.file, self.part, self.etag = path, force, None, "", ""
-        self.where, self.name = os.path.split(_followed(path) if named else path)
-        self.where = self.where or "."
+        folder, self.name = os.path.split(_followed(path) if named else path)
+        self.where = folder or "."
         self.folder = os.open(self.where, os.O_RDONLY | os.O_DIRECTORY) if os.open in os.supports_dir_fd else None
         name_mark, self.mark = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (self.name, what))
         self.stem = f".{self.name[:32]}.{name_mark}."
@@ -4436,12 +4425,11 @@ class AtomicFile:
         return name if self.folder is not None else os.path.join(self.where, name)
 
     def _has(self, name: str, file: Any = None) -> bool:
-        """Whether the folder has a file of this name, and it is this one."""
-        try:
+        """Whether the folder has something of this name, and it is this file."""
+        with contextlib.suppress(FileNotFoundError):
             there = os.stat(self.at(name), dir_fd=self.folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return file is None or os.path.samestat(there, os.fstat(file.fileno()))
+            return file is None or os.path.samestat(there, os.fstat(file.fileno()))
+        return False
 
     def _lock(self, file: Any) -> None:
         """Keep other downloads of the target out, where there are locks at all."""
@@ -4526,14 +4514,13 @@ class AtomicFile:
 
     def keep_or_discard(self, error: BaseException) -> None:
         """After an error: keep what another run can go on from, and say so; else remove it."""
-        if not self.etag or not os.fstat(self.file.fileno()).st_size or not may_be_continued(error):
+        part = os.path.join(self.where, self.part)
+        kept = f"what has come is kept in {part}, and the same command goes on from there"
+        if not (self.etag and os.fstat(self.file.fileno()).st_size and may_be_continued(error)):
             self.discard()
-            return
-        kept = (f"what has come is kept in {os.path.join(self.where, self.part)}, and the same command goes on from "
-                "there")
-        if isinstance(error, KeyboardInterrupt):
+        elif isinstance(error, KeyboardInterrupt):
             error.args = (kept,)
-        if isinstance(error, Error):
+        elif isinstance(error, Error):
             error.hints += (kept,)
 
     def close(self) -> None:
@@ -4611,7 +4598,7 @@ class Pipe:
 class Download:
     """An object that is fetched to its end, although connections break; other threads may read its `position`.
 
-    It goes on at the byte reached, by Range and If-Match, with back-off, and with another URL when one has expired.
+    It goes on at the byte reached, by Range and If-Match, after a pause, and with another URL when one has expired.
     """
 
     first_wait = 0.2                         # seconds, after the first failure in a row
@@ -4651,15 +4638,18 @@ class Download:
                 yield from self._attempt()
                 return
             except (StoreError, Unreachable) as error:
-                if getattr(error, "status", 0) in (412, 416):
+                status = getattr(error, "status", 0)
+                if status in (412, 416):
                     raise changed_object(self.position) from error
                 if self.position > reached:
                     failures, waited, renewals, reached = 0, 0.0, 0, self.position
                 failures += 1
-                if needs_new_url(error, self.position > self.resumed) and renewals < 2:
+                moved = self.position > self.resumed  # then a 403 without a reason is taken for a URL that has expired
+                if renewals < 2 and (error.reason in EXPIRED or (
+                        moved and status == 403 and error.reason == "StoreAccessDenied")):
                     renewals += 1
                     log.info("%s; asking for another URL", error)
-                    self.source.renew(error)  # type: ignore[arg-type]
+                    self.source.renew(error.skew)  # type: ignore[union-attr]
                     continue
                 wait = download_wait(error, failures, waited, self.position > 0, self.first_wait)
                 if wait is None or wait >= time_left():
@@ -4733,21 +4723,21 @@ class Download:
         """Put it into a new regular file -> its bytes; what an earlier run left is continued when it fits.
 
         The file appears whole or not at all; what a symbolic link points to is replaced, not the link. An object that
-        changes meanwhile is fetched again from its start. Raises Error naming the file, StoreError when the object is
-        not whole, Unreachable when the line stays broken.
+        changes meanwhile is fetched again from its start, three times. Raises Error naming the file, StoreError when
+        the object is not whole, Unreachable when the line stays broken.
         """
         with atomic_file(path, self.what, force=force, named=named) as new:
-            restarts = 0
-            while True:
+            for again in (True, True, True, False):
                 try:
-                    return self._fill(new)
+                    size = self._fill(new)
+                    break
                 except StoreError as error:
                     changed = error.reason == "ObjectChanged"
-                    restarts += 1
-                    if restarts > 3 or not (changed or (self.resumed and not may_be_continued(error))):
+                    if not again or not (changed or (self.resumed and not may_be_continued(error))):
                         raise
                     log.warning("%s; starting over", error if changed else "what an earlier run left is damaged")
                 new.discard()
+        return size
 
 
 # ====================================================================================================
