@@ -1709,13 +1709,11 @@ class TestInflate(unittest.TestCase):
         return b"".join(vr.inflate(chunks, unpack=unpack))
 
     def test_what_is_whole(self) -> None:
-        """However it is cut: members one after another, empty ones, padding behind and between them."""
+        """However it is cut: members one after another, empty ones too."""
         empty, second = gzip.compress(b""), gzip.compress(b"second")
         for data, content, sizes in (
                 (PACKED, CONTENT, range(1, len(PACKED) + 1)),
-                (PACKED + empty + second, CONTENT + b"second", (1, 7, 9999)), (PACKED + b"\0", CONTENT, (1, 100, 9999)),
-                (PACKED + b"\0" * 20_000, CONTENT, (1, 100, 99_999)),
-                (PACKED + b"\0" * 512 + second, CONTENT + b"second", (1, 100, 9999)), (empty, b"", (1, 99)),
+                (PACKED + empty + second, CONTENT + b"second", (1, 7, 9999)), (empty, b"", (1, 99)),
                 (gzip.compress(bytes(3 << 20)), bytes(3 << 20), (500, 99_999)),
                 (second * 9999, b"second" * 9999, (1 << 20,))):
             for size in sizes:
@@ -1725,7 +1723,7 @@ class TestInflate(unittest.TestCase):
 
     def test_what_is_not_whole(self) -> None:
         """Empty, cut short at any byte, or followed by something else; an error says what it is instead."""
-        junk = (b"x", b"\x1f", b"\0\0x", b"<html>", PACKED[:5], b"\n", b"\x1f\x8bxx")
+        junk = (b"x", b"\x1f", b"\0", b"<html>", PACKED[:5], b"\n", b"\x1f\x8bxx")
         for data, said in (
                 (b"", "empty"), *((PACKED[:length], "short") for length in range(1, len(PACKED))),
                 *((PACKED + end, "damaged after|short") for end in junk), (b"\0\0", "not gzip"),
@@ -10828,7 +10826,7 @@ ZEROS = '"' + "0" * 32
 OBJECTS = (                                  # what is stored, its ETag unless it is the MD5, what a file has, words
     (STORED, ZEROS + '"', None, MD5), (STORED, ZEROS + '-3"', STORED, ""), (STORED, '"0123"', STORED, ""),
     (STORED, 'W/"abc"', STORED, ""), (STORED, "odd", STORED, ""), (b"", "", None, "the file is empty, not gzip"),
-    (STORED + bytes(700) + STORED, "", STORED + bytes(700) + STORED, ""), (STORED[:-9], "", None, "cut short"),
+    (STORED + STORED, "", STORED + STORED, ""), (STORED[:-9], "", None, "cut short"),
     (STORED + b"garbage", "", None, "damaged after"), (LOGIN_PAGE, "", None, "HTML"),
     (STORED[:200_000] + b"\xff" * 9 + STORED[200_009:], "", None, "damaged"),
     (aws_chunked(STORED, 1000), "", STORED, ""), (aws_chunked(STORED, 1000)[:3000], "", None, "cut short"))

@@ -1742,8 +1742,8 @@ def explain_signature(url: str, theirs: str) -> str:
     for name, *both in itertools.zip_longest(names, ours, theirs.split("\n"), fillvalue=""):
         if both[0] != both[1]:
             mine, other = (one_line(redact(line), 200) for line in both)
-            return (f"the {name or 'request'} differs: signed {mine!r}, the store saw {other!r}; does a proxy in between "
-                    "change it?")
+            return (f"the {name or 'request'} differs: signed {mine!r}, the store saw {other!r}; does a proxy in "
+                    "between change it?")
     return "the store saw what was signed, so the secret key is not the one of this access key"
 
 
@@ -4247,28 +4247,26 @@ def unreadable(path: str, error: OSError) -> StoreError:
     return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
 
 
-_NONBLOCK = getattr(os, "O_NONBLOCK", 0)     # a FIFO may have nobody at its other end
+def _open_now(path: str, flags: int, dir_fd: Optional[int] = None) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600, dir_fd=dir_fd)  # a FIFO may have no other end
 
 
 class FileSource(NamedTuple):
-    """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time."""
+    """The object in a file of a folder that holds a copied bucket; it is always read from its beginning."""
 
     path: str
     hints: Iterable[str] = ()                # what to do when it is not there
 
     @contextlib.contextmanager
-    def open(self, start: int, etag: str) -> Iterator[OpenObject]:
-        """The object from a byte on, if it is still of this ETag."""
+    def open(self, _start: int, _etag: str) -> Iterator[OpenObject]:
+        """The whole object."""
         try:
-            with open(os.open(self.path, os.O_RDONLY | _NONBLOCK), "rb", buffering=0) as file:
+            with open(self.path, "rb", buffering=0, opener=_open_now) as file:
                 there = os.fstat(file.fileno())
                 if not stat.S_ISREG(there.st_mode):
                     raise NotFound(f"{self.path} is no file", reason="ArtifactNotFound")
-                info = ObjectInfo(f'"{there.st_mtime_ns}-{there.st_size}"', there.st_size, start=start, whole=False)
-                if etag not in ("", info.etag):
-                    raise changed_object(start)
-                file.seek(start)
-                yield info, iter(functools.partial(file.read, READ_SIZE), b""), lambda: None
+                chunks = iter(functools.partial(file.read, READ_SIZE), b"")
+                yield ObjectInfo(size=there.st_size), chunks, lambda: None
         except FileNotFoundError:
             raise NotFound(f"there is no file {self.path}", hints=self.hints, reason="ArtifactNotFound") from None
         except OSError as error:
@@ -4315,7 +4313,7 @@ def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
     """gzip members, one after another -> their content, or without `unpack` the same bytes; in small pieces.
 
     StoreError when it is no gzip, breaks off, fails its CRC or length, or something else follows the last member; all
-    that comes before the fault is yielded first. Zeros between and after members are padding.
+    that comes before the fault is yielded first.
     """
     import zlib
     inflater, read = None, 0
@@ -4323,11 +4321,6 @@ def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
         rest, size = memoryview(chunk), len(chunk)
         while rest:
             piece = rest[:size]
-            if inflater is None and read and not piece[0]:
-                zeros = len(piece) - len(bytes(piece).lstrip(b"\0"))
-                yield b"" if unpack else bytes(zeros)
-                rest, read = rest[zeros:], read + zeros
-                continue
             inflater = inflater or zlib.decompressobj(31)
             before = inflater.copy()
             try:
@@ -4358,10 +4351,6 @@ def write_all(writer: Any, chunk: bytes) -> None:
         view = view[len(view) if count is None else count:]
 
 
-def _user() -> int:
-    return getattr(os, "geteuid", int)()
-
-
 def _followed(path: str) -> str:
     """Where symbolic links of this user and root lead: in a shared folder another user's could redirect our bytes."""
     for _ in range(40):                      # as many as Linux follows
@@ -4369,7 +4358,7 @@ def _followed(path: str) -> str:
             there = os.lstat(path)
             if not stat.S_ISLNK(there.st_mode):
                 return path
-            if there.st_uid not in (0, _user()):
+            if there.st_uid not in (0, getattr(os, "geteuid", int)()):
                 raise Error(f"cannot write {path}: it is a symbolic link of another user", hints=[
                     "name the file that it leads to, if that is meant"])
             path = os.path.join(os.path.dirname(path), os.readlink(path))
@@ -4443,16 +4432,17 @@ class AtomicFile:
 
     def _take(self, name: str, create: int = 0) -> bool:
         """Open a partial file that is new, or our own and known by no other name; locked and unbuffered."""
-        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | _NONBLOCK | create
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | create
         try:
-            file = open(os.open(self.at(name), flags, 0o600, dir_fd=self.folder), "r+b", buffering=0)
+            file = open(_open_now(self.at(name), flags, dir_fd=self.folder), "r+b", buffering=0)
         except OSError as error:
             if create and not isinstance(error, FileExistsError):
                 raise
             return False
         try:
             there = os.fstat(file.fileno())
-            if create or (stat.S_ISREG(there.st_mode) and there.st_uid == _user() and there.st_nlink == 1):
+            ours = stat.S_ISREG(there.st_mode) and there.st_uid == getattr(os, "geteuid", int)()
+            if create or (ours and there.st_nlink == 1):
                 self._lock(file)
                 if self._has(name, file):    # else another download finished it between our calls
                     self.part, self.file = name, file
