@@ -10176,12 +10176,11 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         """One byte is asked for, once; 416 of an empty object and 200 of a store without ranges prove the URL, too."""
         self.url_in(self.answer_to())        # without the flag a URL for a missing artifact is given, as Velero does
         self.assertEqual(self.gets(), [])
-        for body, fault, status in ((b"x" * 9, {}, 206), (b"", {}, 416),
-                                    (b"", {"status": 200, "body": b"x" * 99_999}, 200)):
+        for body, status in ((b"x" * 9, 206), (b"", 416), (b"x" * 99_999, 200)):
             with self.subTest(status):
                 self.store.put(self.namespace, KEYS["BackupLog"], body)
-                if fault:
-                    self.store.script("GET", self.namespace, **fault)
+                if status == 200:
+                    self.store.script("GET", self.namespace, status=200, body=body)
                 before = len(self.gets())
                 self.url_in(self.answer_to("--verify-urls"))
                 self.assertEqual([(status, "bytes=0-0")], [
@@ -10966,7 +10965,7 @@ class TestDownloadFaults(FolderCase):
         self.assertEqual(f"the download broke off after 170000 of {SIZE} bytes", str(caught.exception))
 
     def test_an_object_that_changes(self) -> None:
-        """A file is begun anew, three times at most; a stream has bytes of one. So without If-Match, too."""
+        """A file is begun anew, three times at most; a stream has bytes of one. So where If-Match is ignored."""
         def change(count: int, response: bytes) -> Iterator[bytes]:
             yield response[:body_start(response) + 150_000]
             self.put(archive(300_000, seed=20 + count))
@@ -10974,14 +10973,11 @@ class TestDownloadFaults(FolderCase):
         def forget(request: Request, _true: Answer) -> Answer:
             request.headers.pop("if-match", None)
             return self.store.handle(request)
-        for changes, forgetful, gunzip, words in (
-                (1, False, False, ""), (1, True, False, ""), (3, False, False, ""), (4, False, False, CHANGED),
-                (1, False, True, CHANGED), (1, True, True, CHANGED)):
-            with self.subTest(changes=changes, forgetful=forgetful, gunzip=gunzip):
+        for changes, gunzip, words in ((1, False, ""), (3, False, ""), (4, False, CHANGED), (1, True, CHANGED)):
+            with self.subTest(changes=changes, gunzip=gunzip):
                 self.put(STORED)
                 self.script([fault for count in range(changes) for fault in (
-                    {"wire": functools.partial(change, count)},
-                    {"answer": forget if forgetful else lambda _, true: true})])
+                    {"wire": functools.partial(change, count)}, {"answer": forget})])
                 _, written = self.outcome(gunzip, words=words)
                 self.assertTrue(gzip.decompress(STORED).startswith(written) and len(written) > 100_000 if gunzip else
                                 words or written == archive(300_000, seed=19 + changes))
@@ -11091,7 +11087,7 @@ class TestDownloadFaults(FolderCase):
         victim = write_bytes(os.path.join(outside.name, "victim"), b"precious")
         for make, ending in itertools.product(
                 (functools.partial(os.symlink, victim), functools.partial(os.link, victim), os.mkfifo, os.mkdir),
-                ("{mark}." + hashlib.md5(STORED).hexdigest(), "{mark}.~", "{mark}.0")):
+                ("{mark}." + hashlib.md5(STORED).hexdigest(), "{mark}.0")):
             with self.subTest(make=make, ending=ending):
                 odd = self.usual_part(ending)
                 make(odd)
@@ -11103,14 +11099,11 @@ class TestDownloadFaults(FolderCase):
 
     def test_everything_is_on_disk_before_it_has_its_name(self) -> None:
         """The file is synced before it is named, and its folder after."""
-        calls: List[str] = []
-
         def note(_frame: Any, event: str, what: Any) -> None:
-            name = getattr(what, "__name__", "")
-            if event == "c_call" and what.__module__ == "posix" and name in ("fsync", "link", "rename", "replace"):
-                calls.append(name)
+            if event == "c_call" and what.__module__ == "posix" and what.__name__ in ("fsync", "link", "replace"):
+                calls.append(what.__name__)
         for force, naming in ((False, "link"), (True, "replace")):
-            calls.clear()
+            calls: List[str] = []
             sys.setprofile(note)
             try:
                 self.download().save(self.path, force=force)
@@ -11132,10 +11125,9 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
                                    (self.target + "/", ("--force",), "folder"),
                                    *((path, force, "no regular file") for path in (self.path + "-fifo", os.devnull)
                                      for force in ((), ("--force",)))):
-            for command in (("download",), ("backup", "download")):
-                result = self.cli(*command, "b1", "-o", path, *force)
-                self.assertEqual((result.code, result.out, "`-o -`" in result.err), (1, b"", "regular" in words))
-                self.assert_sentence(result, re.escape(path.lower()), words)
+            result = self.cli("backup", "download", "b1", "-o", path, *force)
+            self.assertEqual((result.code, result.out, "`-o -`" in result.err), (1, b"", "regular" in words))
+            self.assert_sentence(result, re.escape(path.lower()), words)
         self.assertEqual(self.cluster.seen(user="admin") + self.store.seen(), [])
         self.assertEqual((self.left(), read_bytes(self.path)), ({"x", "x-fifo"}, b"old"))
         result = self.cli("download", "b1", "-o", "/proc/velero-requests-test", *IDLE_FLAG)
@@ -11147,17 +11139,12 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
         stored = self.contents(2 * MIB)
         link = os.path.join(self.folder, "link")
         os.symlink(write_bytes(self.path, b"old"), link)
-        for body, words in ((stored[:MIB] + bytes([stored[MIB] ^ 1]) + stored[MIB + 1:], "damaged|its md5"),
-                            (b"", "the file is empty, not gzip"), (None, "has no such file")):
-            self.store.put(self.namespace, KEYS["BackupContents"], body or b"")
-            if body is None:
-                self.store.script("GET", status=404)
+        for fault, code, words in ((altered(lambda body: body[:MIB] + b"\xff" + body[MIB + 1:]), 1, "damaged|its md5"),
+                                   ({"status": 404}, 3, "has no such file")):
+            self.store.script("GET", **fault)
             result = self.download("--force")
             self.assert_sentence(result, "backupcontents of b1: .*(" + words + ")")
-            self.assertEqual((1 if body is not None else 3, b"old", {"x"}, [], body is not None),
-                             (result.code, read_bytes(self.path), self.left(), self.names(),
-                              "hint: fetch it again; if it is damaged then, the stored object is" in result.err))
-        self.store.put(self.namespace, KEYS["BackupContents"], stored)
+            self.assertEqual((code, b"old", {"x"}, []), (result.code, read_bytes(self.path), self.left(), self.names()))
         program, gate = self.stalled(MIB, "download", "b1", "-o", link, "--force")
         self.assertEqual(read_bytes(self.path), b"old")
         gate.set()
@@ -11374,19 +11361,6 @@ class TestDownloadUrlOnly(DownloadWorld, unittest.TestCase):
 class TestDownloadMemory(DownloadWorld, unittest.TestCase):
     """The size of an object does not show in the memory that its download takes, compiled or as a script."""
 
-    def measured(self, *argv: str) -> Tuple[int, float, float]:
-        """Run a command as a script -> its code, and what it had resident as it asked for the object, and at most."""
-        program, begun, peak = self.program(*argv, stdout=subprocess.DEVNULL), 0.0, 0.0
-
-        def ended() -> bool:
-            nonlocal begun, peak
-            now = resident(program.process.pid)
-            if self.store.requests:
-                begun, peak = begun or now, max(peak, now)
-            return program.process.poll() is not None
-        wait_until(ended, 90, "the end")
-        return program.end().code, begun, peak
-
     def test_it_stays_small(self) -> None:
         """300 MB into a file, half a gigabyte of zeros to a pipe, and a body without its end that is refused."""
         member, zeros = gzip.compress(noise(MIB), 1), gzip.compress(b"\0" * (64 * MIB))
@@ -11394,6 +11368,13 @@ class TestDownloadMemory(DownloadWorld, unittest.TestCase):
         def many(_response: bytes) -> Iterator[bytes]:
             yield head(200, (("Content-Length", str(300 * len(member))), ("ETag", '"large-9"')))
             yield from itertools.repeat(member, 300)
+
+        def ended() -> bool:
+            nonlocal begun, peak
+            now = resident(program.process.pid)
+            if self.store.requests:          # before, it is being compiled
+                begun, peak = begun or now, max(peak, now)
+            return program.process.poll() is not None
         self.put("BackupContents")
         for argv, stored, code in ((("download", "b1", "-o", self.path), b"", 0),
                                    (("backup", "logs", "b1"), zeros * 8, 0),
@@ -11405,10 +11386,10 @@ class TestDownloadMemory(DownloadWorld, unittest.TestCase):
                     self.store.put(self.namespace, KEYS["BackupLog"], stored)
                 else:
                     self.store.script("GET", wire=many)
-                found, begun, peak = self.measured(*argv)
-                self.assertEqual(code, found)
+                program, begun, peak = self.program(*argv, stdout=subprocess.DEVNULL), 0.0, 0.0
+                wait_until(ended, 90, "the end")
+                self.assertEqual((code, set() if stored else {"x"}), (program.end().code, self.left()))
                 self.assertTrue(0 < peak <= begun + GROWTH, f"{begun} MiB before, {peak} at most")
-                self.assertEqual(set() if stored else {"x"}, self.left())
 
 
 class TestDownloadSeen(DownloadWorld, unittest.TestCase):
@@ -11562,19 +11543,18 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         """With descriptor 1 closed no socket gets the output, and a file comes right or not at all."""
         stored = self.contents()
         self.put()
-        for argv in (("download", "b1", "-o", self.path), ("download", "b1", "-o", "-"), ("backup", "logs", "b1")):
-            with self.subTest(argv):
+        for words in ("download b1 -o " + self.path, "download b1 -o -", "backup logs b1"):
+            with self.subTest(words):
                 self.clear()
                 done = subprocess.run(
-                    ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, velero_requests.__file__, *argv,
+                    ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, velero_requests.__file__, *words.split(),
                      "--kubeconfig", self.kubeconfig, "-n", self.namespace], stdin=subprocess.DEVNULL,
                     stderr=subprocess.PIPE, timeout=60, check=False)
                 result = Result(done.returncode, b"", done.stderr.decode())
                 if self.left():
                     self.assert_right(result, stored)
                 else:
-                    self.assertEqual(result.code, 1)
-                    self.assert_sentence(result, "stdout")
+                    self.assert_absent(result, 1, "stdout")
         self.assertFalse(any(request.status == 400 or not request.method.isupper()
                              for request in self.store.seen() + self.cluster.seen()))
 

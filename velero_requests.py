@@ -4145,14 +4145,14 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
     parts = urlsplit(url)
     where = f"the store at {parts.netloc.rpartition('@')[2]}"
     sent = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})}
-    base, options = url, {"proxy": proxy_for(url, os.environ)}
+    base, proxy, server_name = url, proxy_for(url, os.environ), ""
     if address:
-        sent["Host"], options = parts.netloc, {"server_name": parts.hostname or ""}
-        base = (f"{parts.scheme}://" + (f"[{address}]" if ":" in address else address) +
-                (f":{parts.port}" if parts.port else ""))
+        sent["Host"], proxy, server_name = parts.netloc, "", parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+        base = f"{parts.scheme}://{f'[{address}]' if ':' in address else address}{port}"
     with contextlib.closing(ConnectionPool(
-            base, where, trust=trust, hint="name the store's certificate authority with --cacert", quoting=quoting,
-            **options)) as pool:
+            base, where, trust=trust, proxy=proxy, server_name=server_name, quoting=quoting,
+            hint="name the store's certificate authority with --cacert")) as pool:
         try:
             response = pool.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), sent, idle=idle)
         except Unreachable as failed:
