@@ -4148,8 +4148,8 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
     base, proxy, server_name = url, proxy_for(url, os.environ), ""
     if address:
         sent["Host"], proxy, server_name = parts.netloc, "", parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
-        base = f"{parts.scheme}://{f'[{address}]' if ':' in address else address}{port}"
+        host = f"[{address}]" if ":" in address else address
+        base = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
     with contextlib.closing(ConnectionPool(
             base, where, trust=trust, proxy=proxy, server_name=server_name, quoting=quoting,
             hint="name the store's certificate authority with --cacert")) as pool:
