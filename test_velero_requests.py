@@ -10094,36 +10094,36 @@ class TestStoreRefusals(unittest.TestCase):
         echo = self.url.replace("&", "&amp;")
         signed = vr.canonical_request("GET", "/bkt/k", self.url.partition("?")[2].rpartition("&")[0],
                                       {"host": "h:9000"}, vr.UNSIGNED_PAYLOAD)
-        for status, body, headers, reason, words in (
-                (404, refusal_xml("NoSuchKey"), {}, "ArtifactNotFound", "no such file .* never have written it"),
-                (404, refusal_xml("NoSuchBucket"), {}, "BucketNotFound", "no such bucket .* objectStorage.bucket"),
-                *((403, refusal_xml(code), {}, "InvalidCredentials", words) for code, words in (
-                    ("InvalidAccessKeyId", "Secret or the credentials file"), ("InvalidToken", "session token"),
-                    ("InvalidTokenId", "session token"))),
-                (404, refusal_xml("XAdminUserNotFound"), {}, "InvalidCredentials", "Secret or"),
-                (403, refusal_xml("SignatureDoesNotMatch", CanonicalRequest=signed.replace("&", "&amp;")), {},
+        for status, answer, reason, words, *more in (
+                (404, "NoSuchKey", "ArtifactNotFound", "no such file .* never have written it"),
+                (404, "NoSuchBucket", "BucketNotFound", "no such bucket .* objectStorage.bucket"),
+                (403, "InvalidAccessKeyId", "InvalidCredentials", "Secret or the credentials file"),
+                (404, "XAdminUserNotFound", "InvalidCredentials", "Secret or the credentials file"),
+                (403, "InvalidToken", "InvalidCredentials", "session token"),
+                (403, "InvalidTokenId", "InvalidCredentials", "session token"),
+                (403, refusal_xml("SignatureDoesNotMatch", CanonicalRequest=signed.replace("&", "&amp;")),
                  "SignatureDoesNotMatch", "the secret key is not the one of this access key .*correct the secret key"),
-                (403, refusal_xml("SignatureDoesNotMatch", CanonicalRequest="GET\n/pub/k"), {}, "SignatureDoesNotMatch",
+                (403, refusal_xml("SignatureDoesNotMatch", CanonicalRequest="GET\n/pub/k"), "SignatureDoesNotMatch",
                  "the path differs: signed '/bkt/k', the store saw '/pub/k'"),
-                (403, refusal_xml("AccessDenied", "Request has expired"), {}, "UrlExpired", "ask for the URL again"),
-                (400, refusal_xml("ExpiredToken"), {}, "CredentialsExpired", "renew"),
-                (403, refusal_xml("RequestTimeTooSkewed"), {}, "ClockSkew", "set the clock"),
-                (403, refusal_xml("InvalidObjectState"), {}, "ArtifactArchived", "archive"),
-                (403, refusal_xml("AccessDenied"), {}, "StoreAccessDenied", "<words> .*s3:GetObject.*s3:ListBucket"),
-                *((400, refusal_xml(code, Region="eu-west-3"), {}, "WrongRegion", "eu-west-3.* correct region")
+                (403, refusal_xml("AccessDenied", "Request has expired"), "UrlExpired", "ask for the URL again"),
+                (400, "ExpiredToken", "CredentialsExpired", "renew"),
+                (403, "RequestTimeTooSkewed", "ClockSkew", "set the clock"),
+                (403, "InvalidObjectState", "ArtifactArchived", "archive"),
+                (403, "Odd", "StoreAccessDenied", "Odd: Some"),
+                (403, "AccessDenied", "StoreAccessDenied", "<words> .*s3:GetObject.*s3:ListBucket"),
+                *((400, refusal_xml(code, Region="eu-west-3"), "WrongRegion", "eu-west-3.* correct region")
                   for code in ("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "InvalidRequest")),
-                (301, refusal_xml("PermanentRedirect"), elsewhere, "WrongEndpoint", "eu-west-3.* region or s3Url"),
-                (307, refusal_xml("TemporaryRedirect"), {}, "WrongEndpoint", "s3Url"),
-                (301, b"", elsewhere, "WrongEndpoint", "eu-west-3"), (400, b"", elsewhere, "WrongRegion", "eu-west-3"),
-                (400, b"", {}, "StoreError", "answered 400: nothing"), (403, b"", {}, "StoreAccessDenied", "403"),
-                (503, refusal_xml("SlowDown"), {"Retry-After": "7"}, "StoreError", "503: SlowDown"),
-                (500, b"", {}, "StoreError", "500"), (401, b"", {}, "StoreError", "answered 401"),
-                (302, page, {"Location": "http://h/login"}, "StoreError", "answered 302: an HTML page"),
-                (403, page, {}, "StoreAccessDenied", "HTML"), (404, page, {}, "ArtifactNotFound", "HTML"),
-                (403, refusal_xml("AccessDenied", "a&#10;error: forged&#27;[2Jb\nc"), {}, "StoreAccessDenied",
-                 "forged"),
-                (403, refusal_xml("Odd"), {}, "StoreAccessDenied", "Odd: Some"),
-                (403, refusal_xml("AccessDenied", echo), {}, "StoreAccessDenied", "https://h:9000/bkt/k")):
+                (301, "PermanentRedirect", "WrongEndpoint", "eu-west-3.* region or s3Url", elsewhere),
+                (307, "TemporaryRedirect", "WrongEndpoint", "s3Url"),
+                (301, b"", "WrongEndpoint", "eu-west-3", elsewhere), (400, b"", "WrongRegion", "eu-west-3", elsewhere),
+                (400, b"", "StoreError", "answered 400: nothing"), (403, b"", "StoreAccessDenied", "403"),
+                (503, "SlowDown", "StoreError", "503: SlowDown", {"Retry-After": "7"}),
+                (500, b"", "StoreError", "500"), (401, b"", "StoreError", "answered 401"),
+                (302, page, "StoreError", "answered 302: an HTML page"), (403, page, "StoreAccessDenied", "HTML"),
+                (404, page, "ArtifactNotFound", "HTML"),
+                (403, refusal_xml("AccessDenied", echo), "StoreAccessDenied", "https://h:9000/bkt/k"),
+                (403, refusal_xml("AccessDenied", "a&#10;error: forged&#27;[2Jb\nc"), "StoreAccessDenied", "forged")):
+            body, headers = refusal_xml(answer) if isinstance(answer, str) else answer, dict(*more)
             with self.subTest(status=status, body=body):
                 error, guarded = (vr.store_refusal(status, body, headers, "the store", self.url, NOW, quoting=quoting)
                                   for quoting in (True, False))
@@ -10755,70 +10755,65 @@ class StoreFault(NamedTuple):
     name: str
     faults: Tuple[Document, ...]
     file: str = ""
+    stream: Optional[str] = None             # where a stream ends otherwise
     code: int = 1
     keeps: bool = False                      # whether a partial file remains
-    stream: Optional[str] = None             # where a stream ends otherwise
 
 
 MD5, CHANGED, SIZE = "its MD5 is", "the object changed after", len(STORED)
 BUSY = {"status": 503, "body": SLOW_DOWN}
-FAULTS = (
-    *(StoreFault(f"cut after {size}", ({"wire": cut_body(size)},)) for size in (0, 1, 100_000, SIZE - 9, SIZE)),
-    *(StoreFault(f"cut in the header after {size}", ({"wire": lambda response, size=size: [response[:size]]},))
+FAULTS = tuple(StoreFault(*row) for row in (
+    *((f"cut after {size}", ({"wire": cut_body(size)},)) for size in (0, 1, 100_000, SIZE - 9, SIZE)),
+    *((f"cut in the header after {size}", ({"wire": lambda response, size=size: [response[:size]]},))
       for size in (*range(0, 300, 29), 235)),
-    StoreFault("cut ten times", tuple({"wire": cut_body(29_000)} for _ in range(10))),
-    StoreFault("dropped", ({"drop": True},)), StoreFault("silent", ({"hang": SILENT},)),
-    StoreFault("silent in the header", ({"wire": lambda response: [response[:20], SILENT]},)),
-    *(StoreFault(f"silent after {size}", ({"pause_after": size, "gate": SILENT},)) for size in (0, 100_000)),
-    *(StoreFault(f"in chunks, {last}", ({"wire": chunked(1000, last=last)},)) for last in (True, False)),
-    *(StoreFault(f"a length of {size}", ({"wire": length_of(size)},), MD5) for size in (0, SIZE // 2, SIZE - 1)),
-    *(StoreFault(f"a length of {size}", ({"wire": length_of(size)},), stream=CHANGED)
-      for size in (SIZE + 1, SIZE + 5000)),
-    *(StoreFault(f"a length of {text!r}", ({"wire": length_of(text)},))
-      for text in ("-1", "abc", "1e3", "9" * 23, " ", "5, 6")),
-    *(StoreFault(f"a range of {text}", (HALF, altered(Content_Range=text))) for text in (
+    ("cut ten times", tuple({"wire": cut_body(29_000)} for _ in range(10))),
+    ("dropped", ({"drop": True},)), ("silent", ({"hang": SILENT},)),
+    ("silent in the header", ({"wire": lambda response: [response[:20], SILENT]},)),
+    *((f"silent after {size}", ({"pause_after": size, "gate": SILENT},)) for size in (0, 100_000)),
+    *((f"in chunks, {last}", ({"wire": chunked(1000, last=last)},)) for last in (True, False)),
+    *((f"a length of {size}", ({"wire": length_of(size)},), MD5) for size in (0, SIZE // 2, SIZE - 1)),
+    *((f"a length of {size}", ({"wire": length_of(size)},), "", CHANGED) for size in (SIZE + 1, SIZE + 5000)),
+    *((f"a length of {text!r}", ({"wire": length_of(text)},)) for text in ("-1", "abc", "1e3", "9" * 23, " ", "5, 6")),
+    *((f"a range of {text}", (HALF, altered(Content_Range=text))) for text in (
         f"bytes 0-{SIZE - 1}/{SIZE}", f"bytes 150001-{SIZE - 1}/{SIZE}", f"bytes 149999-{SIZE - 2}/{SIZE}",
         f"bytes 149999-{SIZE - 1}/{SIZE + 1}", f"bytes 149999-{SIZE - 1}/*", "bytes */100", "nonsense", "bytes 5-4/3",
         None)),
-    StoreFault("another ETag", (HALF, altered(ETag='"other"')), stream=CHANGED),
-    *(StoreFault(str(status), (HALF, {"status": status, "body": refusal_xml("InvalidRange")}), stream=CHANGED)
+    ("another ETag", (HALF, altered(ETag='"other"')), "", CHANGED),
+    *((str(status), (HALF, {"status": status, "body": refusal_xml("InvalidRange")}), "", CHANGED)
       for status in (412, 416)),
-    StoreFault("other bytes", (HALF, altered(lambda body: noise(len(body), seed=3))), "damaged"),
-    StoreFault("HTML half way with 200", (HALF, answered(200)), stream=CHANGED),
-    *(StoreFault(f"HTML half way with {status}", (HALF, answered(status))) for status in (206, 403, 502)),
-    StoreFault("Range is ignored", (HALF, {"answer": lambda request, true: Answer(200, STORED, with_headers(
+    ("other bytes", (HALF, altered(lambda body: noise(len(body), seed=3))), "damaged"),
+    ("HTML half way with 200", (HALF, answered(200)), "", CHANGED),
+    *((f"HTML half way with {status}", (HALF, answered(status))) for status in (206, 403, 502)),
+    ("Range is ignored", (HALF, {"answer": lambda request, true: Answer(200, STORED, with_headers(
         true, Content_Range=None).headers)})),
-    StoreFault("503", (BUSY, BUSY)), StoreFault("expired", (HALF, {"status": 403, "body": SPENT_URL})),
-    StoreFault("403 half way", (HALF, {"status": 403, "body": ""})),
-    StoreFault("declared gzip", (forever(**altered(Content_Encoding="gzip")),)),
-    StoreFault("truly gzip", (forever(**altered(gzip.compress, Content_Encoding="gzip")),), MD5),
-    StoreFault("500 for ever", (forever(status=500, body="oops"),), "500"),
-    StoreFault("503 for ever", (forever(**BUSY),), "503: SlowDown"),
-    StoreFault("503 for a day", (forever(status=503, body="", headers={"Retry-After": "86400"}),), "503"),
-    StoreFault("503 from half way on", (HALF, forever(**BUSY)), "503", keeps=True),
-    StoreFault("dropped for ever", (forever(drop=True),), "cannot reach", 6),
-    StoreFault("dropped from half way on", (HALF, forever(drop=True)), "cannot reach", 6, True),
-    *(StoreFault(f"cut in the header after {size} for ever", (
-        forever(wire=lambda response, size=size: [response[:size]]),), "cannot reach|broke off", 6)
-      for size in (9, 60)),
-    StoreFault("no body", (forever(wire=cut_body(0)),), f"broke off after 0 of {SIZE} bytes", 6),
-    StoreFault("no body and no length", (forever(wire=lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]),),
-               "neither length nor ETag: it was cut short", 6),
-    StoreFault("no chunk", (forever(wire=lambda response: chunked(1000, last=False)(response[:body_start(response)])),),
-               "broke off", 6),
-    StoreFault("silent for ever", (forever(pause_after=0, gate=SILENT),), "sent nothing for 60ms, after 0 bytes", 6),
-    StoreFault("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing", 6, True),
-    StoreFault("always too long", (forever(wire=length_of(310_000_000)),), "another part", keeps=True),
-    StoreFault("always too short", (forever(wire=length_of(1000)),), MD5),
-    StoreFault("HTML", (forever(**answered(200)),), "an HTML page"),
-    StoreFault("HTML as gzip", (forever(**answered(200, ETag='"abc"', Content_Type="application/gzip")),), "HTML"),
-    StoreFault("HTML from half way on", (HALF, forever(**answered(200))), "an HTML page", stream=CHANGED),
-    StoreFault("always expired", (forever(status=403, body=SPENT_URL),), "has expired"),
-    *(StoreFault(f"{status} for ever", (forever(status=status, body=""),), said, code) for status, said, code in (
+    ("503", (BUSY, BUSY)), ("expired", (HALF, {"status": 403, "body": SPENT_URL})),
+    ("403 half way", (HALF, {"status": 403, "body": ""})),
+    ("declared gzip", (forever(**altered(Content_Encoding="gzip")),)),
+    ("truly gzip", (forever(**altered(gzip.compress, Content_Encoding="gzip")),), MD5),
+    ("500 for ever", (forever(status=500, body="oops"),), "500"), ("503 for ever", (forever(**BUSY),), "503: SlowDown"),
+    ("503 for a day", (forever(status=503, body="", headers={"Retry-After": "86400"}),), "503"),
+    ("503 from half way on", (HALF, forever(**BUSY)), "503", None, 1, True),
+    ("dropped for ever", (forever(drop=True),), "cannot reach", None, 6),
+    ("dropped from half way on", (HALF, forever(drop=True)), "cannot reach", None, 6, True),
+    *((f"cut in the header after {size} for ever", (forever(wire=lambda response, size=size: [response[:size]]),),
+       "cannot reach|broke off", None, 6) for size in (9, 60)),
+    ("no body", (forever(wire=cut_body(0)),), f"broke off after 0 of {SIZE} bytes", None, 6),
+    ("no body and no length", (forever(wire=lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]),),
+               "neither length nor ETag: it was cut short", None, 6),
+    ("no chunk", (forever(wire=lambda response: chunked(1000, last=False)(response[:body_start(response)])),),
+               "broke off", None, 6),
+    ("silent for ever", (forever(pause_after=0, gate=SILENT),), "sent nothing for 60ms, after 0 bytes", None, 6),
+    ("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing", None, 6, True),
+    ("always too long", (forever(wire=length_of(310_000_000)),), "another part", None, 1, True),
+    ("always too short", (forever(wire=length_of(1000)),), MD5), ("HTML", (forever(**answered(200)),), "an HTML page"),
+    ("HTML as gzip", (forever(**answered(200, ETag='"abc"', Content_Type="application/gzip")),), "HTML"),
+    ("HTML from half way on", (HALF, forever(**answered(200))), "an HTML page", CHANGED),
+    ("always expired", (forever(status=403, body=SPENT_URL),), "has expired"),
+    *((f"{status} for ever", (forever(status=status, body=""),), said, None, code) for status, said, code in (
         (401, "401", 5), (403, "403", 5), (404, "has no such file", 3), (204, "204", 1), (302, "302", 1))),
-    StoreFault("endless refusal", ({"wire": endless_refusal},), "403: AccessDenied", 5),
-    *(StoreFault(f"redirected to {place!r}", (forever(status=307, body=b"", headers={"Location": place}),), "307")
-      for place in ("file:///etc/passwd", "http://[", "", "\x01", "http://127.0.0.1:1/")))
+    ("endless refusal", ({"wire": endless_refusal},), "403: AccessDenied", None, 5),
+    *((f"redirected to {place!r}", (forever(status=307, body=b"", headers={"Location": place}),), "307")
+      for place in ("file:///etc/passwd", "http://[", "", "\x01", "http://127.0.0.1:1/"))))
 ZEROS = '"' + "0" * 32
 OBJECTS = (                                  # what is stored, its ETag unless it is the MD5, what a file has, words
     (STORED, ZEROS + '"', None, MD5), (STORED, ZEROS + '-3"', STORED, ""), (STORED, '"0123"', STORED, ""),
@@ -10903,7 +10898,7 @@ class TestDownloadFaults(FolderCase):
     def test_every_fault(self) -> None:
         """A file is whole or absent, and that is said; a stream has a beginning of it. None costs 15 requests."""
         content = gzip.decompress(STORED)
-        for (name, faults, file, code, keeps, stream), gunzip in itertools.product(FAULTS, (False, True)):
+        for (name, faults, file, stream, code, keeps), gunzip in itertools.product(FAULTS, (False, True)):
             with self.subTest(name, gunzip=gunzip):
                 self.script(faults)
                 self.said.seek(self.said.truncate(0))

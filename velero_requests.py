@@ -4167,32 +4167,28 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
             yield response
 
 
-def store_addresses(host: str) -> List[str]:
-    """The addresses at which to ask a store, one of each family; StoreError when one is of a link-local service."""
-    found: Dict[int, List[str]] = {}
-    try:
-        for family, _, _, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-            found.setdefault(family, []).append(str(address[0]))
-    except (OSError, UnicodeError) as error:
-        log.debug("no address of %s: %s", host, error)
-    if any(map(is_link_local, [host, *itertools.chain(*found.values())])):  # a proxy may know names that we do not
-        reason, cure = REFUSALS["PermanentRedirect"]
-        raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
-                         reason=reason, hints=[cure])
-    return [addresses[0] for addresses in found.values()]
-
-
 def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
     """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time.
 
     HEAD cannot be used, because the method is signed; an empty object answers 416. Whoever made the location may have
-    chosen the host and may read the error, so it holds the status and known codes, and no text of the host.
+    chosen the host and may read the error, so it holds the status and known codes, and no text of the host. Services
+    with a link-local address are not asked; what was looked up is what is asked, one address of each family.
     """
-    parts, one_byte = urlsplit(url), {"Range": "bytes=0-0"}
-    failed = Unreachable(f"cannot reach the store at {parts.netloc}: it has no address here")
+    host, one_byte, found = urlsplit(url).hostname or "", {"Range": "bytes=0-0"}, []
+    failed = Unreachable(f"cannot reach the store at {urlsplit(url).netloc}: it has no address here")
     with host_guard(url), time_limit(seconds):
-        addresses = store_addresses(parts.hostname or "")
-        for address in [""] if proxy_for(url, os.environ) else addresses:
+        try:
+            found = [(row[0], str(row[4][0])) for row in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+        except (OSError, UnicodeError) as error:
+            log.debug("no address of %s: %s", host, error)
+        if any(map(is_link_local, [host, *(address for _, address in found)])):  # a proxy may know names that we do not
+            reason, cure = REFUSALS["PermanentRedirect"]
+            raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
+                             reason=reason, hints=[cure])
+        first: Dict[int, str] = {}
+        for family, address in found:
+            first.setdefault(family, address)
+        for address in [""] if proxy_for(url, os.environ) else list(first.values()):
             try:
                 with open_url(url, trust, headers=one_byte, wanted=(200, 206, 416), address=address, quoting=False):
                     return
@@ -4230,10 +4226,9 @@ class UrlSource:
     @contextlib.contextmanager
     def open(self, start: int, etag: str) -> Iterator[OpenObject]:
         """The object from a byte on, if it is still of this ETag."""
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        headers.update({"If-Match": etag} if start and etag else {})
-        with open_url(self.url, self.trust, headers=headers, wanted=(200, 206) if start else (200,),
-                      idle=self.idle) as response:
+        headers = {"Range": f"bytes={start}-", **({"If-Match": etag} if etag else {})} if start else {}
+        wanted = (200, 206) if start else (200,)
+        with open_url(self.url, self.trust, headers=headers, wanted=wanted, idle=self.idle) as response:
             info = object_info(response.status, response.headers)
             yield info, read_body(response, self.idle, info), response.interrupt
 
@@ -4405,18 +4400,16 @@ class AtomicFile:
         self.path, self.force, self.file, self.part, self.etag = path, force, None, "", ""
         folder, self.name = os.path.split(_followed(path) if named else path)
         self.where = folder or "."
-        self.folder = os.open(self.where, os.O_RDONLY | os.O_DIRECTORY) if os.open in os.supports_dir_fd else None
+        able = os.open in os.supports_dir_fd
+        self.folder = os.open(self.where, os.O_RDONLY | os.O_DIRECTORY) if able else None
+        self.start = "" if able else os.path.join(self.where, "")  # of names in calls with `dir_fd`
         name_mark, self.mark = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (self.name, what))
         self.stem = f".{self.name[:32]}.{name_mark}."
-
-    def at(self, name: str) -> str:
-        """A file of the folder, for calls with `dir_fd`."""
-        return name if self.folder is not None else os.path.join(self.where, name)
 
     def _has(self, name: str, file: Any = None) -> bool:
         """Whether the folder has something of this name, and it is this file."""
         with contextlib.suppress(FileNotFoundError):
-            there = os.stat(self.at(name), dir_fd=self.folder, follow_symlinks=False)
+            there = os.stat(self.start + name, dir_fd=self.folder, follow_symlinks=False)
             return file is None or os.path.samestat(there, os.fstat(file.fileno()))
         return False
 
@@ -4434,7 +4427,7 @@ class AtomicFile:
         """Open a partial file that is new, or our own and known by no other name; locked and unbuffered."""
         flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | create
         try:
-            file = open(_open_now(self.at(name), flags, dir_fd=self.folder), "r+b", buffering=0)
+            file = open(_open_now(self.start + name, flags, dir_fd=self.folder), "r+b", buffering=0)
         except OSError as error:
             if create and not isinstance(error, FileExistsError):
                 raise
@@ -4477,7 +4470,7 @@ class AtomicFile:
     def give_name(self) -> None:
         """Sync the file, then give it its name; without force by a link, which fails when that name exists by now."""
         os.fsync(self.file.fileno())
-        part, name, linked = self.at(self.part), self.at(self.name), False
+        part, name, linked = self.start + self.part, self.start + self.name, False
         folders = {"src_dir_fd": self.folder, "dst_dir_fd": self.folder}
         with contextlib.suppress(OSError):   # it is there, or the file system knows no links
             if not self.force:
@@ -4498,7 +4491,7 @@ class AtomicFile:
         """Remove the partial file."""
         if self.file is not None:
             with contextlib.suppress(OSError):
-                os.unlink(self.at(self.part), dir_fd=self.folder)
+                os.unlink(self.start + self.part, dir_fd=self.folder)
             self.file.close()
         self.file, self.etag = None, ""
 
