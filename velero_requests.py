@@ -1837,7 +1837,7 @@ def may_be_continued(error: BaseException) -> bool:
 
 
 def bytes_text(count: float) -> str:
-    """A number of bytes for people: `17 B`, `1.5 KiB`, `3.2 GiB`."""
+    """`17 B`, `1.5 KiB`, `3.2 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -1846,7 +1846,7 @@ def bytes_text(count: float) -> str:
 
 
 def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) -> str:
-    """How far a transfer is: bytes, percent, rate, time left; `fresh` bytes of it came in the last `seconds`."""
+    """Bytes, percent, rate and time left of a transfer; `fresh` bytes of it came in the last `seconds`."""
     rate = fresh / seconds if seconds > 0 else 0.0
     text = f"{bytes_text(done)} of {bytes_text(size)}, {100 * done // size}%" if size else bytes_text(done)
     left = f", {format_duration(max(0, math.ceil((size - done) / rate)))} left" if size and rate else ""
@@ -4102,8 +4102,8 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
 # ====================================================================================================
 # 13. Store — receive, go on, verify, save
 #
-#     A source opens an object at a byte: a URL, or a file of a copied bucket. A Download receives it, again and again
-#     where the line breaks. Receiving, inflating or checking, and writing go on side by side, with a Pipe in between.
+#     A source opens an object at a byte. A Download receives it, again and again where the line breaks. Receiving,
+#     inflating or checking, and writing go on side by side, with a Pipe in between.
 # ====================================================================================================
 
 READ_SIZE = 256 << 10                        # bytes that are asked of a connection or a file at a time
@@ -4254,7 +4254,6 @@ class FileSource(NamedTuple):
 
     @contextlib.contextmanager
     def open(self, _start: int, _etag: str) -> Iterator[OpenObject]:
-        """The whole object."""
         try:
             with open(self.path, "rb", buffering=0, opener=_open_now) as file:
                 there = os.fstat(file.fileno())
@@ -4277,7 +4276,7 @@ FRAME_SIZE = 128                             # bytes that the head of a frame ca
 
 
 def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, without aws-chunked framing where an object was stored with it, as its first bytes tell."""
+    """The same bytes, without the framing where the first ones tell that the object was stored with it."""
     chunks, buffer, at, left = iter(chunks), b"", 0, 0
     while len(buffer) < FRAME_SIZE and (chunk := next(chunks, None)) is not None:
         buffer += chunk
@@ -4488,7 +4487,6 @@ class AtomicFile:
                 os.fsync(self.folder)
 
     def discard(self) -> None:
-        """Remove the partial file."""
         if self.file is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.start + self.part, dir_fd=self.folder)
@@ -4507,7 +4505,6 @@ class AtomicFile:
             error.hints += (kept,)
 
     def close(self) -> None:
-        """Let go of file and folder."""
         if self.file is not None:
             self.file.close()
         if self.folder is not None:
