@@ -27,10 +27,8 @@ import ast
 import atexit
 import base64
 import contextlib
-import ctypes
 import difflib
 import dis
-import errno
 import fcntl
 import functools
 import gc
@@ -44,7 +42,6 @@ import itertools
 import json
 import logging
 import os
-import platform
 import pty
 import py_compile
 import queue
@@ -1547,13 +1544,11 @@ class TestInflate(unittest.TestCase):
         return b"".join(vr.inflate(chunks, unpack=unpack))
 
     def test_what_is_whole(self) -> None:
-        """However it is cut: members one after another, empty ones, padding behind and between them."""
+        """However it is cut: members one after another, empty ones too."""
         empty, second = gzip.compress(b""), gzip.compress(b"second")
         for data, content, sizes in (
-                (PACKED, CONTENT, range(1, len(PACKED) + 1)), (PACKED + empty + second, CONTENT + b"second",
-                                                               (1, 7, 9999)),
-                (PACKED + b"\0", CONTENT, (1, 100, 9999)), (PACKED + b"\0" * 20_000, CONTENT, (1, 100, 99_999)),
-                (PACKED + b"\0" * 512 + second, CONTENT + b"second", (1, 100, 9999)), (empty, b"", (1, 99)),
+                (PACKED, CONTENT, range(1, len(PACKED) + 1)),
+                (PACKED + empty + second, CONTENT + b"second", (1, 7, 9999)), (empty, b"", (1, 99)),
                 (gzip.compress(bytes(3 << 20)), bytes(3 << 20), (500, 99_999)),
                 (second * 9999, b"second" * 9999, (1 << 20,))):
             for size in sizes:
@@ -1563,20 +1558,17 @@ class TestInflate(unittest.TestCase):
 
     def test_what_is_not_whole(self) -> None:
         """Empty, cut short at any byte, or followed by something else; an error says what it is instead."""
-        junk = (b"x", b"\x1f", b"\0\0x", b"<html>", PACKED[:5], b"\n", b"\x1f\x8bxx")
+        junk = (b"x", b"\x1f", b"\0", b"<html>", PACKED[:5], b"\n", b"\x1f\x8bxx")
         for data, said in (
                 (b"", "empty"), *((PACKED[:length], "short") for length in range(1, len(PACKED))),
-                *((PACKED + end, "damaged after|short") for end in junk),
-                (b"see X-Amz-Signature=s3cr3t", "not gzip.*text"),
-                (b"<!DOCTYPE html><html>", "not gzip.*HTML"), (b"PK\x03\x04\0\0", "not gzip.*binary"),
-                (b"\0\0", "not gzip")):
+                *((PACKED + end, "damaged after|short") for end in junk), (b"\0\0", "not gzip"),
+                (b"see X-Amz-Signature=s3cr3t", "not gzip.*text"), (b"<!DOCTYPE html><html>", "not gzip.*HTML"),
+                (b"PK\x03\x04\0\0", "not gzip.*binary")):
             for size, unpack in itertools.product((1, 100_000), (True, False)):
                 with self.subTest(data=data[-8:], length=len(data), size=size):
-                    with self.assertRaises(vr.StoreError) as caught:
+                    with self.assertRaisesRegex(vr.StoreError, said if size > 1 else "") as caught:
                         self.read(data, size, unpack)
-                    if size > 1:
-                        self.assertRegex(str(caught.exception), said)
-                        self.assertNotIn("s3cr3t", str(caught.exception))
+                    self.assertNotIn("s3cr3t", str(caught.exception))
 
     def test_every_flipped_bit(self) -> None:
         """A flipped bit anywhere is an error, or lies where gzip keeps no content and changes none."""
@@ -1590,16 +1582,16 @@ class TestInflate(unittest.TestCase):
 
     def test_what_comes_before_a_fault(self) -> None:
         """All content before it is yielded, wherever in a chunk it is."""
-        content = bytes(random.Random(8).choices(b"abcdef", k=40_000))
+        content, got = bytes(random.Random(8).choices(b"abcdef", k=40_000)), bytearray()
         packed = gzip.compress(content)
-        for place, least in ((len(packed) // 2, 18_000), (len(packed) - 7, 40_000)):
-            for size in (1, 5000, 99_999):
-                got: List[bytes] = []
-                with self.subTest(place=place, size=size), self.assertRaisesRegex(vr.StoreError, "damaged after"):
-                    for piece in vr.inflate(cut(packed[:place] + b"\xff" * 6 + packed[place + 6:], size)):
-                        got.append(piece)
-                self.assertGreaterEqual(len(b"".join(got)), least)
-                self.assertTrue(content.startswith(b"".join(got)[:least]))
+        for (place, least), size in itertools.product(
+                ((len(packed) // 2, 18_000), (len(packed) - 7, 40_000)), (1, 5000, 99_999)):
+            got.clear()
+            with self.subTest(place=place, size=size), self.assertRaisesRegex(vr.StoreError, "damaged after"):
+                for piece in vr.inflate(cut(packed[:place] + b"\xff" * 6 + packed[place + 6:], size)):
+                    got += piece
+            self.assertGreaterEqual(len(got), least)
+            self.assertTrue(content.startswith(got[:least]))
 
     def test_pieces_are_small_and_come_at_once(self) -> None:
         """Whatever the ratio; and nothing is held back until the end."""
@@ -1635,112 +1627,93 @@ class FolderCase(unittest.TestCase):
         return contents
 
 
-class TestCheckTarget(FolderCase):
-    """What can be told of a target before anything is asked of anybody."""
+class TestAtomicFile(FolderCase):
+    """A file appears whole or not at all, and only where a regular file can be."""
 
     def test_targets(self) -> None:
-        """A FIFO, device or link is taken only when the user named it; a link needs force, and may be no stranger's."""
+        """A link needs force, may be no stranger's, and must be named by the user; devices and FIFOs are refused."""
         self.write(b"old")
         here = functools.partial(os.path.join, self.folder)
         os.mkfifo(here("fifo"))
         os.symlink("nowhere", here("dangling"))
+        os.symlink("fifo", here("to-fifo"))
         for name, owner in {"own": os.getuid(), "root's": 0, "theirs": 65534}.items():
             os.symlink(self.path, here(name))
             if os.getuid() == 0:             # else all are our own
                 os.lchown(here(name), owner, -1)
         os.symlink(here("theirs"), here("by-another"))
         refused = "symbolic link of another user" if os.getuid() == 0 else ""
-        both, forced, unforced = (False, True), (True,), (False,)
+        both, forced, unforced, pipe = (False, True), (True,), (False,), "no regular file `-o -`"
         for path, named, forces, said in (
                 (here("new"), True, both, ""), ("surely-no-such-file-in-this-folder.gz", True, both, ""),
-                (self.path, True, unforced, "exists"), (self.path, True, forced, ""), (self.path, False, forced, ""),
-                (self.path, False, unforced, "exists"), (here("dangling"), True, unforced, "exists"),
-                (here("fifo"), True, unforced, ""), (os.devnull, True, unforced, ""),
-                (here("fifo"), False, both, "no regular"),
-                (here("own"), True, forced, ""), (here("own"), True, unforced, "exists"),
-                (here("own"), False, both, "no reg"),
+                *((self.path, named, unforced, "exists .*--force") for named in both),
+                *((self.path, named, forced, "") for named in both), (here("dangling"), True, unforced, "exists"),
+                *((path, named, both, pipe) for path in (here("fifo"), os.devnull) for named in both),
+                (here("to-fifo"), True, both, pipe), (here("own"), True, forced, ""),
+                (here("own"), True, unforced, "exists"), (here("own"), False, both, "no regular file .*--output"),
                 (here("root's"), True, forced, ""), (here("theirs"), True, forced, refused),
                 (here("by-another"), True, forced, refused), (self.folder, True, both, "is a folder"),
                 (here("gone", "x"), True, both, "no folder"), (os.path.join(self.path, "x"), True, both, "no folder")):
             for force in forces:
                 with self.subTest(path=path, named=named, force=force):
-                    found = hints = ""
+                    found = ""
                     try:
                         vr.check_target(path, force=force, named=named)
                     except vr.Error as error:
-                        found, hints = str(error), " ".join(error.hints)
+                        found = " ".join((str(error), *error.hints))
                         self.assertIn(path if said != refused else self.folder, found)
-                    self.assertEqual(bool(said), bool(found), found)
-                    self.assertIn(said, found)
-                    self.assertEqual(said == "exists", "--force" in hints)
+                    self.assertRegex(found, said or r"\A\Z")
 
-
-class TestAtomicFile(FolderCase):
-    """A file appears whole or not at all."""
-
-    def save(self, path: str, chunks: Iterable[bytes], force: bool = False) -> None:
-        """Write chunks into a new file."""
-        with vr.atomic_file(path, "", force=force) as new:
-            new.open_part("")
-            for chunk in chunks:
-                vr.write_all(new.file, chunk)
-
-    def test_new_and_old_files(self) -> None:
-        """Chunks in order, for the owner alone; an old file is untouched without force, and until the end."""
-        def chunks() -> Iterator[bytes]:
-            yield b"new"
-            self.assertEqual(before, self.found().get("out.gz"))
-            yield b"er"
-        for before, force, after in ((None, False, b"newer"), (b"old", False, b"old"), (b"old", True, b"newer")):
-            with self.subTest(before=before, force=force):
+    def test_whole_or_not_at_all(self) -> None:
+        """For the owner alone; an old file, or one that comes meanwhile, stays without force and until the end."""
+        def fail(error: BaseException) -> None:
+            raise error
+        errors = (vr.StoreError("cut short"), KeyboardInterrupt(), OSError(5, "Input/output error"), SystemExit(1))
+        for before, meanwhile, force, said, after in (
+                (None, None, False, "", b"newer"), (b"old", None, False, "exists", b"old"),
+                (b"old", None, True, "", b"newer"), (None, lambda: self.write(b"theirs"), False, "exists", b"theirs"),
+                (None, lambda: self.write(b"theirs"), True, "", b"newer"),
+                *((old, functools.partial(fail, error), bool(old), ".", old)
+                  for error in errors for old in (None, b"old"))):
+            with self.subTest(before=before, meanwhile=meanwhile, force=force):
                 if before:
                     self.write(before)
-                with self.assertRaisesRegex(vr.Error, "exists") if before and not force else contextlib.nullcontext():
-                    self.save(self.path, chunks(), force)
-                self.assertEqual({"out.gz": after}, self.found())
+                found = ""
+                try:
+                    with vr.atomic_file(self.path, "", force=force) as new:
+                        new.open_part("")
+                        vr.write_all(new.file, b"new")
+                        self.assertEqual(before, self.found().get("out.gz"))
+                        (meanwhile or bool)()
+                        vr.write_all(new.file, b"er")
+                except (vr.Error, *map(type, errors)) as error:
+                    found = repr(error)
+                self.assertRegex(found, said or r"\A\Z")
+                self.assertEqual({"out.gz": after} if after else {}, self.found())
                 if after == b"newer":
                     self.assertEqual(0o600, stat.S_IMODE(os.stat(self.path).st_mode))
-                os.unlink(self.path)
-
-    def test_an_error_half_way(self) -> None:
-        """Nothing is left, and an old file is untouched, even with force."""
-        def broken(error: BaseException) -> Iterator[bytes]:
-            yield b"half"
-            raise error
-        for error in (vr.StoreError("cut short"), KeyboardInterrupt(), OSError(5, "Input/output error"), SystemExit(1)):
-            for before in ({}, {"out.gz": b"old"}):
-                if before:
-                    self.write(b"old")
-                with self.subTest(error=repr(error)), self.assertRaises((vr.Error, type(error))):
-                    self.save(self.path, broken(error), force=bool(before))
-                self.assertEqual(before, self.found())
-            os.unlink(self.path)
-
-    def test_what_is_in_the_way(self) -> None:
-        """A file that comes meanwhile, a folder missing or in the target's place: the Error names the file."""
-        def chunks() -> Iterator[bytes]:
-            yield b"ours"
-            self.write(b"theirs")
-        gone = os.path.join(self.folder, "gone", "x")
-        for path, pieces, force in ((self.path, chunks(), False), (gone, [b"x"], False), (gone, [b"x"], True)):
-            with self.subTest(path=path), self.assertRaisesRegex(vr.Error, re.escape(path)):
-                self.save(path, pieces, force)
-        self.assertEqual({"out.gz": b"theirs"}, self.found())
-        os.unlink(self.path)
-        os.mkdir(self.path)
-        for force in (False, True):
-            with self.subTest(force=force), self.assertRaisesRegex(vr.Error, re.escape(self.path)):
-                self.save(self.path, [b"x"], force)
-            self.assertEqual(["out.gz"], os.listdir(self.folder))
+                if after:
+                    os.unlink(self.path)
 
     def test_long_names(self) -> None:
         """As long as the file system allows, whatever the letters; alike ones have partial files of their own."""
         for name in ("a" * 255, "€" * 85, "." + "b" * 254):
-            self.save(os.path.join(self.folder, name), [b"x"])
-            self.assertEqual(b"x", self.found()[name])
+            with vr.atomic_file(os.path.join(self.folder, name), "", force=False) as new:
+                new.open_part("")
+            self.assertIn(name, self.found())
         stems = {vr.AtomicFile(os.path.join(self.folder, "a" * 240 + end), "", force=False,
                                named=True).stem for end in "pq"}
         self.assertEqual(2, len(stems))
+
+    @unittest.skipUnless(hasattr(os, "O_PATH"), "a descriptor without locks is Linux's")
+    def test_a_file_system_without_locks(self) -> None:
+        """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
+        unlockable = os.open(self.folder, os.O_PATH)
+        self.addCleanup(os.close, unlockable)
+        with contextlib.closing(vr.AtomicFile(self.path, "", force=False, named=True)) as new:
+            with self.assertLogs(vr.log, "INFO") as said:
+                new._lock(unlockable)
+        self.assertIn(f"another download of {self.path} would not be noticed: Bad file descriptor", said.output[0])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -9605,19 +9578,6 @@ class TestStoreAuthority(FakeWorld, unittest.TestCase):
 # Stores: what a store answers
 # ------------------------------------------------------------------------------------------------------------
 
-class StoreRelay(LoopbackServer):
-    """A proxy in front of a store that changes requests on their way."""
-
-    def __init__(self, store: FakeStore, change: Callable[[Request], Request]) -> None:
-        super().__init__()
-        self.store, self.change = store, change
-        self.start()
-
-    def handle(self, request: Request) -> Answer:
-        """Return what the store answers to the changed request."""
-        return self.store.handle(self.change(request))
-
-
 class RegionService(LoopbackServer):
     """S3's front door, as somebody sees it who only asks where a bucket is."""
 
@@ -9676,105 +9636,84 @@ def refusal_xml(code: str, message: str = "Some &lt;words&gt;", **fields: str) -
 class TestStoreRefusals(unittest.TestCase):
     """Each refusal of a store is one sentence, a reason and a cure, and tells nothing of the signature."""
 
-    def setUp(self) -> None:
-        self.store = TimelyStore(region="eu-north-1")
-        self.addCleanup(self.store.close)
-        self.store.put("bucket", "a", b"x" * 10)
-        self.store.keys["ASIATEMP1"] = ("temp-secret", "temp-token/+=")
-        self.url = self.store.url_of("bucket", "a")
+    url = vr.presign(vr.Address("https", "h:9000", "/bkt/k", "r"), some_credentials(session_token="t0ken/+="), NOW,
+                     vr.URL_LIFE)
 
-    def refusal(self, url: str, reason: str, *words: str) -> Any:
-        """Check how a URL is refused, and return the error."""
-        with self.assertRaises(vr.StoreError) as caught, vr.open_url(url):
-            pass
-        error = caught.exception
-        text = "\n".join((str(error), *error.hints))
-        self.assertEqual(error.reason, reason, text)
-        self.assertTrue(str(error).isprintable())
-        self.assertIn(urlsplit(url).netloc, str(error))
-        for word in words:
-            self.assertIn(word, text)
-        query = dict(parse_qsl(urlsplit(url).query))
-        for secret in (self.store.access_key, self.store.secret_key, "ASIATEMP", "temp-token",
-                       *filter(None, map(query.get, ("X-Amz-Signature", "X-Amz-Security-Token")))):
-            self.assertNotIn(secret, text)
-        return error
+    def test_what_stores_answer(self) -> None:
+        """S3's codes and those of others, pages that are no S3, forged lines, and what a store echoes of the URL.
 
-    def signed(self, **changes: str) -> str:
-        """Return a URL signed otherwise."""
-        return presigned_url(f"{self.store.url}/bucket/a", **{
-            "access_key": self.store.access_key, "secret_key": self.store.secret_key, "region": self.store.region,
-            **changes})
-
-    def test_what_the_store_finds_itself(self) -> None:
-        """Missing files and buckets, foreign keys, old URLs and other regions have a reason and a cure each."""
-        store = self.store
-        for url, reason, words in (
-                (store.url_of("bucket", "none"), "ArtifactNotFound", ("no such file",)),
-                (store.url_of("no-bucket", "a"), "BucketNotFound", ("objectStorage.bucket",)),
-                (self.signed(access_key="AKIAOTHER"), "InvalidCredentials", ("Secret or the credentials file",)),
-                (self.signed(secret_key="wrong"), "SignatureDoesNotMatch", ("the secret key is not the one",)),
-                (store.url_of("bucket", "a", at=time.time() - 700), "UrlExpired", ()),
-                (store.url_of("bucket", "a", token="temp-token"), "InvalidCredentials", ("session token",)),
-                (self.signed(region="us-east-1"), "WrongRegion", ("eu-north-1", "region of the storage location"))):
-            with self.subTest(reason, words=words):
-                self.assertTrue(self.refusal(url, reason, *words).hints)
-        store.hide_missing = True
-        self.refusal(store.url_of("bucket", "none"), "StoreAccessDenied", "s3:ListBucket")
-
-    def test_what_other_stores_answer(self) -> None:
-        """Codes that our store cannot give, pages that are no S3, forged lines, and what a store echoes of the URL."""
+        For those who may only see that a URL does not work, reason and known code are the same, without the store's
+        words.
+        """
         page, elsewhere = b"<!DOCTYPE html><html>login</html>", {"x-amz-bucket-region": "eu-west-3"}
-        for status, body, headers, reason, words in (
-                (400, refusal_xml("ExpiredToken"), {}, "CredentialsExpired", ("renew",)),
-                (403, refusal_xml("RequestTimeTooSkewed"), {}, "ClockSkew", ("clock",)),
-                (403, refusal_xml("InvalidObjectState"), {}, "ArtifactArchived", ("archive",)),
-                (403, refusal_xml("AccessDenied"), {}, "StoreAccessDenied", ("s3:GetObject", "Some <words>")),
-                (301, refusal_xml("PermanentRedirect"), elsewhere, "WrongEndpoint", ("eu-west-3",)),
-                (307, refusal_xml("TemporaryRedirect"), {}, "WrongEndpoint", ("s3Url",)),
-                (301, b"", elsewhere, "WrongEndpoint", ("eu-west-3",)),
-                (400, b"", elsewhere, "WrongRegion", ("eu-west-3",)),
-                (400, b"", {}, "StoreError", ("400",)), (403, b"", {}, "StoreAccessDenied", ()),
-                (503, refusal_xml("SlowDown"), {}, "StoreError", ("SlowDown",)), (500, b"", {}, "StoreError", ("500",)),
-                (302, page, {"Location": self.store.url + "/login"}, "StoreError", ("HTML",)),
-                (403, page, {}, "StoreAccessDenied", ("HTML",)), (404, page, {}, "ArtifactNotFound", ("HTML",)),
-                (403, refusal_xml("AccessDenied", "a&#10;error: forged&#27;[2Jb\nc"), {}, "StoreAccessDenied",
-                 ("forged",)),
-                (403, refusal_xml("AccessDenied", self.url.replace("&", "&amp;")), {}, "StoreAccessDenied", ())):
+        echo = self.url.replace("&", "&amp;")
+        signed = vr.canonical_request("GET", "/bkt/k", self.url.partition("?")[2].rpartition("&")[0],
+                                      {"host": "h:9000"}, vr.UNSIGNED_PAYLOAD)
+        for status, answer, reason, words, *more in (
+                (404, "NoSuchKey", "ArtifactNotFound", "no such file .* never have written it"),
+                (404, "NoSuchBucket", "BucketNotFound", "no such bucket .* objectStorage.bucket"),
+                (403, "InvalidAccessKeyId", "InvalidCredentials", "Secret or the credentials file"),
+                (404, "XAdminUserNotFound", "InvalidCredentials", "Secret or the credentials file"),
+                (403, "InvalidToken", "InvalidCredentials", "session token"),
+                (403, "InvalidTokenId", "InvalidCredentials", "session token"),
+                (403, refusal_xml("SignatureDoesNotMatch", CanonicalRequest=signed.replace("&", "&amp;")),
+                 "SignatureDoesNotMatch", "the secret key is not the one of this access key .*correct the secret key"),
+                (403, refusal_xml("SignatureDoesNotMatch", CanonicalRequest="GET\n/pub/k"), "SignatureDoesNotMatch",
+                 "the path differs: signed '/bkt/k', the store saw '/pub/k'"),
+                (403, refusal_xml("AccessDenied", "Request has expired"), "UrlExpired", "ask for the URL again"),
+                (400, "ExpiredToken", "CredentialsExpired", "renew"),
+                (403, "RequestTimeTooSkewed", "ClockSkew", "set the clock"),
+                (403, "InvalidObjectState", "ArtifactArchived", "archive"),
+                (403, "Odd", "StoreAccessDenied", "Odd: Some"),
+                (403, "AccessDenied", "StoreAccessDenied", "<words> .*s3:GetObject.*s3:ListBucket"),
+                *((400, refusal_xml(code, Region="eu-west-3"), "WrongRegion", "eu-west-3.* correct region")
+                  for code in ("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "InvalidRequest")),
+                (301, "PermanentRedirect", "WrongEndpoint", "eu-west-3.* region or s3Url", elsewhere),
+                (307, "TemporaryRedirect", "WrongEndpoint", "s3Url"),
+                (301, b"", "WrongEndpoint", "eu-west-3", elsewhere), (400, b"", "WrongRegion", "eu-west-3", elsewhere),
+                (400, b"", "StoreError", "answered 400: nothing"), (403, b"", "StoreAccessDenied", "403"),
+                (503, "SlowDown", "StoreError", "503: SlowDown", {"Retry-After": "7"}),
+                (500, b"", "StoreError", "500"), (401, b"", "StoreError", "answered 401"),
+                (302, page, "StoreError", "answered 302: an HTML page"), (403, page, "StoreAccessDenied", "HTML"),
+                (404, page, "ArtifactNotFound", "HTML"),
+                (403, refusal_xml("AccessDenied", echo), "StoreAccessDenied", "https://h:9000/bkt/k"),
+                (403, refusal_xml("AccessDenied", "a&#10;error: forged&#27;[2Jb\nc"), "StoreAccessDenied", "forged")):
+            body, headers = refusal_xml(answer) if isinstance(answer, str) else answer, dict(*more)
             with self.subTest(status=status, body=body):
-                self.store.script("GET", status=status, body=body, headers=headers)
-                self.refusal(self.url, reason, *words)
-        self.assertEqual(self.store.seen(path_part="/login"), [])
-        self.store.script("GET", status=404, body=refusal_xml("XAdminUserNotFound"))  # no artifact is missing
-        self.assertEqual(vr.Exit.NOT_ALLOWED, self.refusal(self.url, "InvalidCredentials").exit)
+                error, guarded = (vr.store_refusal(status, body, headers, "the store", self.url, NOW, quoting=quoting)
+                                  for quoting in (True, False))
+                text = " ".join((str(error), *error.hints))
+                self.assertEqual((reason, reason, status), (error.reason, guarded.reason, error.status))
+                self.assertRegex(text, words)
+                self.assertTrue(str(error).isprintable())
+                for secret in ("AKIA", "t0ken", self.url.rpartition("=")[2]):
+                    self.assertNotIn(secret, text)
+                self.assertEqual(bool(error.hints), reason != "StoreError")
+                self.assertEqual(vr.Exit.NOT_ALLOWED if reason == "InvalidCredentials" else vr.Exit.FAILED
+                                 if reason in vr.EXPIRED else vr.EXIT_OF_STATUS.get(status, vr.Exit.FAILED), error.exit)
+                self.assertEqual(7.0 if headers.get("Retry-After") else None, error.retry_after)
+                self.assertNotRegex(str(guarded), "words|login|forged|bkt|eu-west|Odd|HTML")
+                known = re.search(rb"<Code>(?!Odd)(\w+)", body)
+                self.assertIn(known.group(1).decode() if known else "without a code of S3", str(guarded))
 
-    def test_what_a_proxy_changes_is_named(self) -> None:
-        """A signature that fails because of a proxy names the element that it changed, with both values."""
-        def change(request: Request, method: str = "", target: str = "", host: str = "") -> Request:
-            pairs = [(name, host or value if name.lower() == "host" else value) for name, value in request.header_list]
-            return Request(method or request.method, target or request.target, pairs, b"")
-        rows: Tuple[Tuple[str, Callable[[Request], Request], str], ...] = (
-            ("host", lambda request: change(request, host="inner.example"), "inner.example"),
-            ("path", lambda request: change(request, target=request.target.replace("/pub/", "/", 1)), "/bucket/a"),
-            ("query", lambda request: change(request, target=request.target + "&tracking=1"), ""),
-            ("method", lambda request: change(request, method="HEAD"), "HEAD"))
-        self.store.path_hosts.add("inner.example")
-        for element, changed, seen in rows:
-            relay = StoreRelay(self.store, changed)
-            self.addCleanup(relay.close)
-            address = vr.object_address(vr.Location(
-                "l", "bucket", region=self.store.region, path_style=True,
-                s3_url=relay.url + ("/pub" if element == "path" else "")), "a")
-            for keys in (vr.Credentials(self.store.access_key, self.store.secret_key, ""),
-                         vr.Credentials("ASIATEMP1", "temp-secret", "temp-token/+=")):
-                with self.subTest(element, keys=keys):
-                    url = vr.presign(address, keys, store_now(), timedelta(minutes=5))
-                    self.refusal(url, "SignatureDoesNotMatch", f"the {element}", "differs", seen)
-                    if element == "host":    # the order of parameters is no difference
-                        path, _, query = url.partition("?")
-                        url = f"{path}?{'&'.join(sorted(query.split('&'), reverse=True))}"
-                        self.refusal(url, "SignatureDoesNotMatch", "the host", "inner.example")
-            self.assertEqual(relay.bugs, [])
+    def test_clocks(self) -> None:
+        """Ahead or behind, in words; a minute or less is not worth one. AWS and MinIO have words of their own."""
+        for code, message, minutes, reason, words in (
+                ("RequestTimeTooSkewed", "x", 17, "ClockSkew", "17m0s ahead of this host's"),
+                ("RequestTimeTooSkewed", "x", -90, "ClockSkew", "1h30m0s behind this host's"),
+                ("AccessDenied", "Request has expired", 11, "UrlExpired", "11m0s ahead"),
+                ("AccessDenied", "Request has expired", 1, "UrlExpired", ""),
+                ("AccessDenied", "Request is not yet valid", -20, "ClockSkew", "20m0s behind"),
+                ("AccessDenied", "Request is not valid yet", -20, "ClockSkew", "20m0s behind")):
+            with self.subTest(code=code, minutes=minutes):
+                theirs = formatdate(after(minutes=minutes).timestamp(), usegmt=True)
+                error = vr.store_refusal(403, refusal_xml(code, message), {"Date": theirs}, "the store", self.url, NOW)
+                self.assertEqual((reason, timedelta(minutes=minutes)), (error.reason, error.skew))
+                self.assertIn(words, str(error))
+                self.assertEqual(bool(words), "clock is" in str(error))
+        for date in ("", "yesterday", "Wed, 99 May 2026 12:00:00 GMT", "Mon, 04 May 99999 12:00:00 GMT",
+                     "Tue, 05 May 2026 12:00:01 GMT", "Sun, 03 May 2026 11:59:59 GMT", "Wed, 01 May 2080 00:00:00 GMT"):
+            self.assertEqual(timedelta(0), vr.clock_skew({"Date": date}, NOW), date)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -9788,31 +9727,29 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         """Return the GETs of this test's bucket."""
         return self.store.seen("GET", f"/{self.namespace}/")
 
-    def controller(self) -> Any:
-        """Return a controller that verifies, and remembers from one run to the next."""
-        api = vr.connect(vr.load_cluster(self.kubeconfig))
-        return vr.Controller(api, self.namespace, vr.Server("v1"), verify_urls=True)
-
     def test_good_urls(self) -> None:
         """One byte is asked for, once; 416 of an empty object and 200 of a store without ranges prove the URL, too."""
         self.url_in(self.answer_to())        # without the flag a URL for a missing artifact is given, as Velero does
         self.assertEqual(self.gets(), [])
-        for body, fault, status in ((b"x" * 9, {}, 206), (b"", {}, 416),
-                                    (b"", {"status": 200, "body": b"x" * 99_999}, 200)):
+        for body, status in ((b"x" * 9, 206), (b"", 416), (b"x" * 99_999, 200)):
             with self.subTest(status):
                 self.store.put(self.namespace, KEYS["BackupLog"], body)
-                if fault:
-                    self.store.script("GET", self.namespace, **fault)
+                if status == 200:
+                    self.store.script("GET", self.namespace, status=200, body=body)
                 before = len(self.gets())
                 self.url_in(self.answer_to("--verify-urls"))
                 self.assertEqual([(status, "bytes=0-0")], [
                     (request.status, request.headers["range"]) for request in self.gets()[before:]])
 
     def test_what_is_wrong_is_left_on_the_request(self) -> None:
-        """Reason and a sentence with the store's code are on the request, no URL; a dry run writes nothing."""
+        """Reason and a sentence with the store's code, of its words nothing, and no URL; a dry run writes nothing."""
         def hide() -> None:
             self.store.create_bucket(self.namespace)
             self.store.hide_missing = True
+
+        def tell() -> None:
+            self.store.script("GET", self.namespace, times=9, status=403, headers={"x-amz-bucket-region": "CANARY"},
+                              body=refusal_xml("AccessDenied", "CANARY", Region="CANARY"))
 
         def away() -> None:
             self.admin.merge_patch("backupstoragelocations", "default", {"spec": {"config": {
@@ -9821,8 +9758,9 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         for prepare, reason, words in (
                 (lambda: self.store.buckets.pop(self.namespace, None), "BucketNotFound", "no such bucket"),
                 (lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound", "no such file"),
-                (hide, "StoreAccessDenied", "AccessDenied"),
-                (lambda: self.admin.merge_patch("secrets", "cloud", {"data": {"keys": wrong}}, self.namespace),
+                (hide, "StoreAccessDenied", "AccessDenied"), (tell, "StoreAccessDenied", "403: AccessDenied"),
+                (lambda: (self.store.unscript(), self.admin.merge_patch(
+                    "secrets", "cloud", {"data": {"keys": wrong}}, self.namespace)),
                  "SignatureDoesNotMatch", "403: SignatureDoesNotMatch"), (away, "Unreachable", "cannot reach")):
             with self.subTest(reason):
                 prepare()
@@ -9833,89 +9771,44 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
                 self.assert_reason(document, reason, words)
                 self.assertTrue(document["status"]["expiration"])
                 self.assertEqual(int(reason != "Unreachable"), len(self.gets()) - before)  # clocks agree: tried once
+                self.assertNotIn("CANARY", json.dumps([document, self.admin.list("events", self.namespace)]))
                 self.admin.delete("downloadrequests", document["metadata"]["name"], self.namespace)
-
-    def test_a_reason_heals(self) -> None:
-        """Once the artifact is there the next look leaves a URL and takes the reason away."""
-        self.store.create_bucket(self.namespace)
-        asked = self.ask()
-        self.once("--verify-urls")
-        self.assert_reason(self.admin.get("downloadrequests", asked, self.namespace), "ArtifactNotFound")
-        self.put()
-        self.once("--verify-urls")
-        self.url_in(self.admin.get("downloadrequests", asked, self.namespace))
-
-    def test_a_store_that_is_away_is_a_reason(self) -> None:
-        """Without a connection there is a reason and no URL."""
-        self.make_location("away", {"s3Url": f"http://127.0.0.1:{free_port()}"})
-        self.make_backup("b2", "away")
-        document = self.answer_to("--verify-urls", name="b2")
-        self.assertTrue(reason_of(document))
-        self.assertFalse((document.get("status") or {}).get("downloadURL"))
 
     def test_a_store_with_another_time(self) -> None:
         """That the clocks differ is the reason, and once they agree the request is answered."""
         self.put()
-        api = velero_requests.connect(velero_requests.load_cluster(self.kubeconfig))
-        controller = velero_requests.Controller(api, self.namespace, vr.Server("v1"), verify_urls=True)
+        controller = vr.Controller(vr.connect(vr.load_cluster(self.kubeconfig)), self.namespace, vr.Server("v1"),
+                                   verify_urls=True)
         name = self.ask()
         for minutes, reason in ((20, "UrlExpired"), (-20, "ClockSkew"), (0, "")):
             self.store.clock = lambda minutes=minutes: time.time() + 60 * minutes
             controller.run_once()
             self.assertEqual(reason, reason_of(self.look(name)), minutes)
 
-    def test_no_text_of_the_store_gets_out(self) -> None:
-        """A location may lead to a service that answers secrets: nothing of them is on the request or its Event."""
-        canary = "CANARY-4711"
-        for status, body, headers, reason, said in (
-                (404, canary, {}, "ArtifactNotFound", "without a code of S3"),
-                (401, canary, {"WWW-Authenticate": canary}, "StoreError", "answered 401"),
-                (302, f"<html>{canary}</html>", {"Location": f"http://{canary}/"}, "StoreError", "answered 302"),
-                (403, refusal_xml(canary, canary, Region=canary, CanonicalRequest=canary), {}, "StoreAccessDenied",
-                 "answered 403"),
-                (403, refusal_xml("AccessDenied", canary), {}, "StoreAccessDenied", "403: AccessDenied"),
-                (403, refusal_xml("SignatureDoesNotMatch", canary, CanonicalRequest=canary), {},
-                 "SignatureDoesNotMatch",
-                 "403: SignatureDoesNotMatch"),
-                (301, refusal_xml("PermanentRedirect", canary, Region=canary), {"x-amz-bucket-region": canary},
-                 "WrongEndpoint", "301: PermanentRedirect"),
-                (503, refusal_xml("SlowDown", canary), {"Retry-After": canary}, "StoreError", "503: SlowDown")):
-            with self.subTest(status=status, said=said):
-                self.store.unscript()
-                self.store.script("GET", self.namespace, times=99, status=status, body=body, headers=headers)
-                document = self.answer_to("--verify-urls")
-                self.assert_reason(document, reason, said)
-                for told in (document, self.admin.list("events", self.namespace)):
-                    self.assertNotIn(canary, json.dumps(told))
-
     def test_no_greeting_gets_out(self) -> None:
         """What answers in another language than HTTP is not quoted either."""
         for greeting in (b"SSH-2.0-CANARY\r\n", b"-ERR CANARY\r\n", b"HTTP/1.1 CANARY\r\n\r\n", b"CANARY",
                          b"HTTP/1.1 403 CANARY\r\nContent-Length: 1, 2CANARY\r\n\r\n", b""):
             with self.subTest(greeting):
-                line = Line(self.store.host)
-                self.addCleanup(line.close)
-                line.plan = [greeting]
+                self.store.script("GET", "/b/k", wire=lambda _, greeting=greeting: [greeting])
                 with self.assertRaises(vr.Error) as caught:
-                    vr.verify_url(f"{line.url}/b/k", vr.Trust())
+                    vr.verify_url(f"{self.store.url}/b/k", vr.Trust())
                 self.assertNotIn("CANARY", "\n".join((str(caught.exception), *caught.exception.hints)))
 
     def test_link_local_services_are_not_asked(self) -> None:
         """However a URL says such an address, it is refused before a connection is made, through a proxy too."""
-        line = Line(self.store.host)
-        self.addCleanup(line.close)
-        for variables in ({}, {"HTTP_PROXY": line.url}):
-            for host in ("169.254.169.254", "169.254.170.23:8080", "[::ffff:169.254.169.254]", "[fe80::1]",
-                         "168.63.129.16", "[::ffff:0:a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "metadata",
-                         "Metadata.google.internal.", "[fd00:ec2::254]", "2852039166", "0xA9FEA9FE", "169.254.43518",
-                         "0251.0376.0251.0376"):
-                with self.subTest(host=host, **variables), environment({"NO_PROXY": None, **variables}):
-                    began = time.monotonic()
-                    with self.assertRaisesRegex(vr.StoreError, "link-local") as caught:
-                        vr.verify_url(f"http://{host}/latest/meta-data/", vr.Trust())
-                    self.assertEqual("WrongEndpoint", caught.exception.reason)
-                    self.assertLess(time.monotonic() - began, 2)
-        self.assertEqual(0, line.broken)
+        self.store.forget()
+        for variables, host in itertools.product(({}, {"HTTP_PROXY": self.store.url}), (
+                "169.254.169.254", "169.254.170.23:8080", "[::ffff:169.254.169.254]", "[fe80::1]", "168.63.129.16",
+                "[::ffff:0:a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "metadata", "Metadata.google.internal.",
+                "[fd00:ec2::254]", "2852039166", "0xA9FEA9FE", "169.254.43518", "0251.0376.0251.0376")):
+            with self.subTest(host=host, **variables), environment({"NO_PROXY": None, **variables}):
+                began = time.monotonic()
+                with self.assertRaisesRegex(vr.StoreError, "link-local") as caught:
+                    vr.verify_url(f"http://{host}/latest/meta-data/", vr.Trust())
+                self.assertEqual("WrongEndpoint", caught.exception.reason)
+                self.assertLess(time.monotonic() - began, 2)
+        self.assertEqual([], self.store.requests)
 
     def test_what_was_looked_up_is_what_is_asked(self) -> None:
         """The connection goes to the address that was checked, with the URL's own name in Host and for TLS."""
@@ -9924,13 +9817,13 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
             self.addCleanup(store.close)
             store.path_hosts.add("localhost")
             store.put("bucket", "a", b"x")
-            port = urlsplit(store.url).port
+            host = f"localhost:{urlsplit(store.url).port}"
+            url = presigned_url(f"http{'s' if tls else ''}://{host}/bucket/a", store.access_key, store.secret_key,
+                                store.region)
             trust = vr.Trust(read_bytes(str(store.ca)) if tls else b"")
-            url = presigned_url(f"http{'s' if tls else ''}://localhost:{port}/bucket/a", store.access_key,
-                                store.secret_key, store.region)
             with vr.open_url(url, trust, address="127.0.0.1") as response:
                 self.assertEqual(b"x", b"".join(vr.read_body(response)))
-            self.assertEqual(f"localhost:{port}", store.requests[-1].headers["host"])
+            self.assertEqual(host, store.requests[-1].headers["host"])
 
 
 class TestStoreRealVerify(RealWorld, unittest.TestCase):
@@ -9938,15 +9831,14 @@ class TestStoreRealVerify(RealWorld, unittest.TestCase):
 
     def test_what_is_there_and_what_is_wrong(self) -> None:
         """What is there gets a URL that works; an access key that is unknown is no missing file, though it is a 404."""
-        for name, keys in (("wrong", keys_file(self.store.access_key, "a-wrong-secret")),
-                           ("unknown", keys_file("AKIAUNKNOWN", "a-wrong-secret"))):
-            self.make_secret(name, text=keys)
+        for name, key in (("wrong", self.store.access_key), ("unknown", "AKIAUNKNOWN")):
+            self.make_secret(name, text=keys_file(key, "a-wrong-secret"))
             self.make_location(name, secret=name)
             self.make_backup(name, name)
         for name, prepare, reason in (
-                ("b1", lambda: None, "BucketNotFound"),
+                ("b1", bool, "BucketNotFound"),
                 ("b1", lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound"), ("b1", self.put, ""),
-                ("wrong", lambda: None, "SignatureDoesNotMatch"), ("unknown", lambda: None, "InvalidCredentials"),
+                ("wrong", bool, "SignatureDoesNotMatch"), ("unknown", bool, "InvalidCredentials"),
                 ("b1", lambda: self.store.put(self.namespace, KEYS["BackupLog"], b""), "")):
             with self.subTest(name, reason=reason):
                 prepare()
@@ -9963,81 +9855,39 @@ class TestStoreRealVerify(RealWorld, unittest.TestCase):
                         self.assertEqual(gzip.decompress(b"".join(vr.read_body(response))), LOG)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stores: awkward keys on a real store
-# ------------------------------------------------------------------------------------------------------------
-
-def store_get(url: str) -> Tuple[int, bytes]:
-    """GET a URL byte for byte as it stands -> status and body."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=20)
-    try:
-        connection.putrequest("GET", url.partition(parts.netloc)[2])
-        connection.endheaders()
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
-
-
 class TestStoreRealKeys(unittest.TestCase):
-    """Signed URLs on versitygw."""
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        """Use the one store there is, or skip."""
-        cls.store = real_store()
-        cls.bucket = "keys-" + uuid.uuid4().hex[:8]
-        cls.store.create_bucket(cls.bucket)
-
-    def url_of(self, key: str) -> str:
-        """Return the module's URL of a key."""
-        location = velero_requests.Location("l", self.bucket, region=self.store.region, s3_url=self.store.url,
-                                            path_style=True)
-        address = velero_requests.object_address(location, key)
-        keys = velero_requests.Credentials(self.store.access_key, self.store.secret_key)
-        return str(velero_requests.presign(address, keys, store_now(), timedelta(minutes=10)))
+    """Signed URLs of awkward keys on versitygw."""
 
     def test_every_awkward_key_is_fetched(self) -> None:
         """What was put under a key comes by its signed URL, raw and through the module's own client."""
+        store, bucket = real_store(), "keys-" + uuid.uuid4().hex[:8]
+        store.create_bucket(bucket)
+        location = a_location(name="l", bucket=bucket, region=store.region, s3_url=store.url, path_style=True)
         # versitygw keeps keys as names of files, where these are others.
         for key in (key for key, _ in AWKWARD_OBJECT_KEYS if key.strip("/") == key and "\x01" not in key
                     and key != "..."):
             with self.subTest(key):
                 body = ("the object " + key).encode()
-                self.store.put(self.bucket, key, body)
-                url = self.url_of(key)
-                self.assertEqual(store_get(url), (200, body))
-                with velero_requests.open_url(url) as response:
-                    self.assertEqual(b"".join(velero_requests.read_body(response)), body)
-                velero_requests.verify_url(url, velero_requests.Trust())
-
-    def test_a_changed_url_is_refused(self) -> None:
-        """One other character in the path, in a signed value or in the signature; a parameter more or less."""
-        self.store.put(self.bucket, "dir/a b", b"secret")
-        url = self.url_of("dir/a b")
-        self.assertEqual(store_get(url), (200, b"secret"))
-        changed = [url + "&x=1", url + "0", url.replace("&X-Amz-Expires=600", ""), url.replace("dir/a", "dir//a"),
-                   url.replace("dir/a", "dir/../dir/a"), url.replace("dir/a", "dir/./a")]
-        for part in ("dir", "%20b", "s3%2Faws4", "X-Amz-Date=2", "X-Amz-Expires=6", "X-Amz-Signature="):
-            place = url.index(part) + len(part) - (0 if part.endswith("=") else 1)
-            changed.append(url[:place] + ("0" if url[place] != "0" else "1") + url[place + 1:])
-        for other in changed:
-            with self.subTest(other.replace(url, "URL")):
-                status, body = store_get(other)
-                self.assertIn(status, (400, 403))
-                self.assertNotIn(b"secret", body)
+                store.put(bucket, key, body)
+                url = vr.presign(vr.object_address(location, key), vr.Credentials(store.access_key, store.secret_key),
+                                 store_now(), timedelta(minutes=10))
+                raw = http.client.HTTPConnection(store.host, timeout=20)
+                with contextlib.closing(raw):
+                    raw.request("GET", url[len(store.url):])
+                    self.assertEqual(body, raw.getresponse().read())
+                with vr.open_url(url) as response:
+                    self.assertEqual(body, b"".join(vr.read_body(response)))
+                vr.verify_url(url, vr.Trust())
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Stores: aws-chunked objects
+# Stores: what is read of their answers
 # ------------------------------------------------------------------------------------------------------------
 
 def aws_chunked(data: bytes, size: int = 64, signed: bool = True, trailers: bytes = b"") -> bytes:
     """Return data in aws-chunked framing."""
     extra = b";chunk-signature=" + b"0a" * 32 if signed else b""
-    pieces = [data[at:at + size] for at in range(0, len(data), size)] + [b""]
-    framed = b"".join(b"%x%b\r\n%b\r\n" % (len(piece), extra, piece) for piece in pieces)
+    framed = b"".join(b"%x%b\r\n%b\r\n" % (len(piece), extra, piece) for piece in (*cut(data, size), b""))
     return framed[:-2] + trailers + b"\r\n" if trailers else framed
 
 
@@ -10061,105 +9911,83 @@ class TestStoreWords(unittest.TestCase):
                            (b"<Error><Code>x</Code>", "an XML document"), (b"sig=s3cr3t\n", "text: sig=***"),
                            ("gr\u00fcn\tx".encode(), "text: gr\u00fcn x"),
                            (b"a" * 199 + "\u00fc".encode(), "text: aaa")):
-            with self.subTest(body[:9]):
-                self.assertTrue(vr._what_is(body).startswith(said), vr._what_is(body))
-
-    def test_clocks(self) -> None:
-        """Ahead or behind, in words; a minute or less is not worth one. AWS and MinIO have words of their own."""
-        now = datetime(2024, 5, 1, 12, 0, tzinfo=timezone.utc)
-        for code, message, minutes, reason, words in (
-                ("RequestTimeTooSkewed", "x", 17, "ClockSkew", "17m0s ahead of this host's"),
-                ("RequestTimeTooSkewed", "x", -90, "ClockSkew", "1h30m0s behind this host's"),
-                ("AccessDenied", "Request has expired", 11, "UrlExpired", "11m0s ahead"),
-                ("AccessDenied", "Request has expired", 1, "UrlExpired", ""),
-                ("AccessDenied", "Request is not yet valid", -20, "ClockSkew", "20m0s behind"),
-                ("AccessDenied", "Request is not valid yet", -20, "ClockSkew", "20m0s behind")):
-            with self.subTest(code=code, minutes=minutes):
-                theirs = formatdate((now + timedelta(minutes=minutes)).timestamp(), usegmt=True)
-                error = vr.store_refusal(403, refusal_xml(code, message), {"Date": theirs}, "the store", "https://s/k",
-                                         now)
-                self.assertEqual((reason, timedelta(minutes=minutes), vr.Exit.FAILED),
-                                 (error.reason, error.skew, error.exit))
-                self.assertIn(words, str(error))
-                self.assertEqual(bool(words), "clock is" in str(error))
-
-    def test_a_date_that_is_none(self) -> None:
-        """An absent, broken or incredible Date header is no skew."""
-        now = datetime(2024, 5, 1, tzinfo=timezone.utc)
-        for date in ("", "yesterday", "Wed, 99 May 2024 12:00:00 GMT", "Wed, 01 May 99999 12:00:00 GMT",
-                     "Thu, 02 May 2024 00:00:01 GMT", "Mon, 29 Apr 2024 23:59:59 GMT", "Wed, 01 May 2080 00:00:00 GMT"):
-            self.assertEqual(timedelta(0), vr.clock_skew({"Date": date}, now), date)
+            self.assertTrue(vr._what_is(body).startswith(said), (body, vr._what_is(body)))
 
     def test_object_info(self) -> None:
         """An ETag is an MD5 unless it is weak, of parts, or of an encrypted object; a range has to reach the end."""
         md5 = "0123456789abcdef" * 2
         whole = vr.ObjectInfo(f'"{md5}"', 9, md5)
-        for status, headers, expected in (
-                (200, {}, whole), (200, {"ETag": '"abc-3"'}, whole._replace(etag='"abc-3"', md5="")),
-                (200, {"ETag": f'W/"{md5}"'}, whole._replace(etag="", md5="")),
-                (200, {"ETag": md5}, whole._replace(etag=md5, md5="")),
-                (200, {"x-amz-server-side-encryption": "aws:kms"}, whole._replace(md5="")),
-                (200, {"x-amz-server-side-encryption": "AES256"}, whole),
-                (200, {"x-amz-server-side-encryption-customer-algorithm": "AES256"}, whole._replace(md5="")),
-                (200, {"Content-Length": "+9"}, whole._replace(size=None, ends=False)),
-                (200, {"Content-Length": "", "Transfer-Encoding": "Chunked"}, whole._replace(size=None)),
-                *((206, {"Content-Range": text}, whole._replace(size=size, start=start, whole=False)) for text, start,
-                  size in (
+        for status, headers, changes in (
+                (200, {}, {}), (200, {"ETag": '"abc-3"'}, {"etag": '"abc-3"', "md5": ""}),
+                (200, {"ETag": f'W/"{md5}"'}, {"etag": "", "md5": ""}), (200, {"ETag": md5}, {"etag": md5, "md5": ""}),
+                (200, {"x-amz-server-side-encryption": "aws:kms"}, {"md5": ""}),
+                (200, {"x-amz-server-side-encryption": "AES256"}, {}),
+                (200, {"x-amz-server-side-encryption-customer-algorithm": "AES256"}, {"md5": ""}),
+                (200, {"Content-Length": "+9"}, {"size": None, "ends": False}),
+                (200, {"Content-Length": "", "Transfer-Encoding": "Chunked"}, {"size": None}),
+                *((206, {"Content-Range": text}, {"size": size, "start": start, "whole": False})
+                  for text, start, size in (
                     ("bytes 1-9/10", 1, 10), ("bytes 1-9/*", 1, 10), ("bytes 1-9/11", -1, None),
-                    ("bytes 1-8/9", -1, None),
-                    ("bytes 9-1/10", -1, None), ("bytes */10", -1, None), ("", -1, None), ("bytes x", -1, None)))):
+                    ("bytes 1-8/9", -1, None), ("bytes 9-1/10", -1, None), ("bytes */10", -1, None), ("", -1, None),
+                    ("bytes x", -1, None)))):
             with self.subTest(status=status, **headers):
-                self.assertEqual(expected, vr.object_info(status,
-                                                          {"ETag": f'"{md5}"', "Content-Length": "9", **headers}))
+                self.assertEqual(whole._replace(**changes), vr.object_info(
+                    status, {"ETag": f'"{md5}"', "Content-Length": "9", **headers}))
 
     def test_when_to_try_again(self) -> None:
         """Three, five or ten times, by what has come before; at most a minute, and not what stays wrong."""
-        def broken(reason: str = "BrokenOff", retry: bool = True) -> vr.Error:
-            error = vr.Unreachable("x", reason=reason)
-            error.retry = retry
-            return error
-
-        def answered(status: int, reason: str = "StoreError", after: Optional[float] = None) -> vr.Error:
-            error = vr.StoreError("x", status=status, reason=reason)
-            error.retry_after = after
-            return error
-        for error, moved, waits in (
-                (broken(), False, 4), (broken(), True, 9), (broken("Unreachable"), False, 2),
-                (broken("Unreachable"), True, 9),
-                (broken(retry=False), True, 0), (answered(503), False, 4), (answered(503), True, 9),
-                (answered(429), True, 9),
-                (answered(403), True, 0), (answered(206, "WrongRange"), True, 2), (answered(503, after=61), True, 0),
-                (answered(503, after=25), True, 2), (answered(0), True, 0)):
-            with self.subTest(error, moved=moved):
+        def error(status: int, reason: str = "StoreError", after: Optional[float] = None, retry: bool = True) -> Any:
+            found = vr.StoreError("x", status=status, reason=reason) if status else vr.Unreachable("x", reason=reason)
+            found.retry, found.retry_after = retry, after
+            return found
+        for fault, moved, waits in (
+                (error(0, "BrokenOff"), False, 4), (error(0, "BrokenOff"), True, 9),
+                (error(0, "Unreachable"), False, 2), (error(0, "Unreachable"), True, 9),
+                (error(0, "BrokenOff", retry=False), True, 0),
+                (error(503), False, 4), (error(503), True, 9), (error(429), True, 9), (error(403), True, 0),
+                (error(206, "WrongRange"), True, 2), (error(503, after=61), True, 0), (error(503, after=25), True, 2),
+                (vr.StoreError("x"), True, 0)):
+            with self.subTest(fault, moved=moved):
                 taken: List[float] = []
                 while len(taken) < 20:
-                    wait = vr.download_wait(error, len(taken) + 1, sum(taken), moved, 0.2)
+                    wait = vr.download_wait(fault, len(taken) + 1, sum(taken), moved, 0.2)
                     if wait is None:
                         break
                     taken.append(wait)
                 self.assertEqual(waits, len(taken))
                 self.assertLessEqual(sum(taken), 60)
 
+    def test_progress_text(self) -> None:
+        """The rate is that of the bytes of this run; what is not known is left out."""
+        for numbers, text in (((1 << 20, 4 << 20, 1 << 19, 0.5), "1.0 MiB of 4.0 MiB, 25%, 1.0 MiB/s, 3s left"),
+                              ((1 << 20, None, 1 << 20, 2.0), "1.0 MiB, 512.0 KiB/s"),
+                              ((9, 18, 0, 0.0), "9 B of 18 B, 50%, 0 B/s"),
+                              ((3 << 41, 3 << 41, 1, 1.0), "6.0 TiB of 6.0 TiB, 100%, 1 B/s, 0s left")):
+            self.assertEqual(text, vr.progress_text(*numbers))
+
 
 class TestStoreChunked(unittest.TestCase):
     """Objects that some SDK stored with its framing."""
 
-    def setUp(self) -> None:
-        self.packed = gzip.compress(random.Random(3).getrandbits(5600).to_bytes(700, "big") + LOG)
+    packed = gzip.compress(random.Random(3).getrandbits(5600).to_bytes(700, "big") + LOG)
 
     def read(self, stored: bytes, step: int) -> bytes:
         """Return what is read of an object that comes in pieces of this size."""
         return b"".join(vr.decode_aws_chunked(cut(stored, step)))
 
     def test_framing_is_taken_off(self) -> None:
-        """Signed, unsigned and with trailers, in pieces of any size, the object inside is read."""
+        """Signed, unsigned and with trailers, in pieces of any size, the object inside is read; others stay."""
         crc = b"x-amz-checksum-crc32:AAAAAA==\r\n"
         sealed = crc + b"x-amz-trailer-signature:" + b"0b" * 32 + b"\r\n"
-        for size, signed, trailers in itertools.product((16, 100, 65536), (True, False), (b"", crc, sealed)):
-            framed = aws_chunked(self.packed, size, signed, trailers)
-            for step in (1, 2, 7, 100, len(framed)):
-                with self.subTest(size=size, signed=signed, trailers=len(trailers), step=step):
-                    self.assertEqual(self.read(framed, step), self.packed)
+        framed = ((aws_chunked(self.packed, *form), self.packed) for form in itertools.product(
+            (16, 100, 65536), (True, False), (b"", crc, sealed)))
+        plain = ((stored, stored) for stored in (
+            self.packed, b"", b"1", b"text\r\n", b"10\r\nabcdef", b"10\r\n" + b"x" * 300, b"0\r\n\r\n", b"a" * 1000,
+            b"\x1f", b"\x1f\x8b", b"<html>\r\n", self.packed + self.packed, b"1f\r\n\x1f\x8c" + b"x" * 200))
+        for stored, whole in itertools.chain(framed, plain):
+            for step in (1, 2, 7, 100, 99_999):
+                with self.subTest(stored[:12], step=step):
+                    self.assertEqual(self.read(stored, step), whole)
 
     def test_what_is_cut_or_damaged_is_an_error(self) -> None:
         """Wherever a framed object ends before its last chunk, or with a size that is none or does not fit."""
@@ -10170,18 +9998,8 @@ class TestStoreChunked(unittest.TestCase):
             last = framed.rindex(b"\r\n0") + 2
             wrong += [framed[:end] for end in {140, 141, 150, 400, len(framed) // 2, *range(last - 3, last + 2)}]
         for stored in wrong:
-            with self.subTest(stored[-20:], length=len(stored)), self.assertRaisesRegex(vr.StoreError,
-                "cut short|damaged"):
+            with self.subTest(stored[-20:]), self.assertRaisesRegex(vr.StoreError, "cut short|damaged"):
                 self.read(stored, 50)
-
-    def test_ordinary_objects_are_not_touched(self) -> None:
-        """gzip, text, nothing, and text that begins like a frame come out as they went in."""
-        for stored in (self.packed, b"", b"1", b"text\r\n", b"10\r\nabcdef", b"10\r\n" + b"x" * 300, b"0\r\n\r\n",
-                       b"a" * 1000,
-                       b"\x1f", b"\x1f\x8b", b"<html>\r\n", self.packed + self.packed, b"1f\r\n\x1f\x8c" + b"x" * 200):
-            for step in (1, 50, 1000):
-                with self.subTest(stored[:12], step=step):
-                    self.assertEqual(self.read(stored, step), stored)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -10195,7 +10013,6 @@ GROWTH = 14                                  # MiB that it adds to what a script
 IDLE_FLAG = ("--idle-timeout", "1s")
 PART_SUFFIX = ".velero-requests.part"
 LOGIN_PAGE = b"<!DOCTYPE html><html><body><form>Sign in</form></body></html>"
-HTML_TYPE = (("Content-Type", "text/html; charset=utf-8"),)
 SPENT_URL = refusal_xml("AccessDenied", "Request has expired")
 SLOW_DOWN = refusal_xml("SlowDown", "Please reduce your request rate.")
 # What no error text may hold, besides secrets: markup, reprs, urllib3's own words, what steers a terminal.
@@ -10241,7 +10058,6 @@ def write_bytes(path: str, content: bytes) -> str:
 
 
 def size_of(path: str) -> int:
-    """Return the size of a file, 0 when there is none."""
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
@@ -10255,37 +10071,35 @@ def with_headers(answer: Answer, **changes: Optional[str]) -> Answer:
     """Return the answer with headers (ETag, Content_Range) replaced, added, or with None taken away."""
     named = {name.replace("_", "-").lower(): (name.replace("_", "-"), value) for name, value in changes.items()}
     kept = tuple(pair for pair in answer.headers if pair[0].lower() not in named)
-    return answer._replace(headers=kept + tuple((name, value) for name, value in named.values()
-                                                if value is not None))
+    return answer._replace(headers=kept + tuple(pair for pair in named.values() if pair[1] is not None))
 
 
 def body_start(response: bytes) -> int:
-    """Return where the body of a response begins."""
     return response.index(b"\r\n\r\n") + 4
 
 
-Pieces = Iterable[Any]                       # bytes to send, an Event to wait for, seconds to let pass
+# Faults on the wire: bytes to send, an Event to wait for, seconds to let pass.
+Pieces = Iterable[Any]
 
 
 def cut_body(after: int) -> Callable[[bytes], Pieces]:
-    """Return a wire fault: the connection ends after so many bytes of the body."""
+    """The connection ends after so many bytes of the body."""
     return lambda response: [response[:body_start(response) + after]]
 
 
 def paced(count: int, seconds: float) -> Callable[[bytes], Pieces]:
-    """Return a wire fault: the body comes in so many pieces with a pause before each."""
+    """The body comes in so many pieces with a pause before each."""
     def pieces(response: bytes) -> Iterator[Any]:
         start = body_start(response)
         yield response[:start]
-        step = max(1, (len(response) - start) // count)
-        for position in range(start, len(response), step):
+        for piece in cut(response[start:], max(1, (len(response) - start) // count)):
             yield seconds
-            yield response[position:position + step]
+            yield piece
     return pieces
 
 
 def chunked(size: int, last: bool = True) -> Callable[[bytes], Pieces]:
-    """Return a wire fault: the body in chunked encoding, with or without its last chunk."""
+    """The body comes in chunked encoding, with or without its last chunk."""
     def pieces(response: bytes) -> Iterator[bytes]:
         start = body_start(response)
         yield re.sub(rb"(?i)content-length: \d+", b"Transfer-Encoding: chunked", response[:start])
@@ -10296,7 +10110,7 @@ def chunked(size: int, last: bool = True) -> Callable[[bytes], Pieces]:
 
 
 def length_of(text: Any) -> Callable[[bytes], Pieces]:
-    """Return a wire fault: a Content-Length that is not the body's."""
+    """The Content-Length is not the body's."""
     return lambda response: [re.sub(rb"Content-Length: \d+", b"Content-Length: %b" % str(text).encode(), response)]
 
 
@@ -10319,9 +10133,6 @@ class Sentences(World):
 
     def left(self) -> Set[str]:
         return set(os.listdir(self.target))
-
-    def remains(self) -> Set[str]:
-        return {os.path.basename(part_of(self.path))}
 
     def assert_sentence(self, result: Result, *words: str) -> None:
         """Check that a failure is told in one `error:` line with these words (regular expressions)."""
@@ -10402,22 +10213,19 @@ class DownloadWorld(Sentences, FakeWorld):
             return os.path.join(self.target, f"{new.stem}{new.mark}.{mark or self.etag()[1:-1]}{PART_SUFFIX}")
 
     def etag(self, key: str = KEYS["BackupContents"]) -> str:
-        """Return the ETag of an object."""
         return str(self.store.buckets[self.namespace][key].etag)
 
 
 class Terminal:
     """A command on a terminal of its own, which it controls: Ctrl-C typed there is a signal."""
 
-    def __init__(self, folder: str, *argv: str, stdout: Any = None,
+    def __init__(self, folder: str, *argv: str,
                  program: Tuple[str, ...] = (sys.executable, velero_requests.__file__)) -> None:
-        """Start it; stdout may lead elsewhere."""
-        self.master, slave = pty.openpty()
-        self.before = termios.tcgetattr(slave)
-        self.slave = slave
+        self.master, self.slave = pty.openpty()
+        self.before = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
-            [*program, *argv], cwd=folder, stdin=slave,
-            stdout=slave if stdout is None else stdout, stderr=slave, start_new_session=True,
+            [*program, *argv], cwd=folder, stdin=self.slave, stdout=self.slave, stderr=self.slave,
+            start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # pylint: disable=subprocess-popen-preexec-fn
         self.pieces: List[Tuple[float, bytes]] = []
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -10434,7 +10242,6 @@ class Terminal:
         return b"".join(piece for _, piece in self.pieces).decode("utf-8", "replace").replace("\r\n", "\n")
 
     def type(self, keys: bytes) -> None:
-        """Type on its keyboard."""
         os.write(self.master, keys)
 
     def end(self, seconds: float = 20) -> Tuple[int, str]:
@@ -10503,87 +10310,80 @@ class StoreFault(NamedTuple):
     name: str
     faults: Tuple[Document, ...]
     file: str = ""
-    stream: str = ""
+    stream: Optional[str] = None             # where a stream ends otherwise
     code: int = 1
     keeps: bool = False                      # whether a partial file remains
+
+
 MD5, CHANGED, SIZE = "its MD5 is", "the object changed after", len(STORED)
-FAULTS = (
-    *(StoreFault(f"cut after {size}", ({"wire": cut_body(size)},)) for size in (0, 1, 100_000, SIZE - 9, SIZE)),
-    *(StoreFault(f"cut in the header after {size}", ({"wire": lambda response, size=size: [response[:size]]},))
-      for size in (0, 9, 60, 250)),
-    StoreFault("cut ten times", tuple({"wire": cut_body(29_000)} for _ in range(10))),
-    StoreFault("dropped", ({"drop": True},)), StoreFault("silent", ({"hang": SILENT},)),
-    StoreFault("silent in the header", ({"wire": lambda response: [response[:20], SILENT]},)),
-    *(StoreFault(f"silent after {size}", ({"pause_after": size, "gate": SILENT},)) for size in (0, 100_000)),
-    StoreFault("in chunks", ({"wire": chunked(1000)},)),
-    StoreFault("in chunks without the last", ({"wire": chunked(1000, last=False)},)),
-    *(StoreFault(f"a length of {size}", ({"wire": length_of(size)},), MD5, MD5) for size in (0, SIZE // 2, SIZE - 1)),
-    *(StoreFault(f"a length of {size}", ({"wire": length_of(size)},), "", CHANGED) for size in (SIZE + 1, SIZE + 5000)),
-    *(StoreFault(f"a length of {text!r}", ({"wire": length_of(text)},)) for text in ("-1", "abc", "1e3", "9" * 23, " ",
-        "5, 6")),
-    *(StoreFault(f"a range of {text}", (HALF, altered(Content_Range=text))) for text in (
+BUSY = {"status": 503, "body": SLOW_DOWN}
+FAULTS = tuple(StoreFault(*row) for row in (
+    *((f"cut after {size}", ({"wire": cut_body(size)},)) for size in (0, 1, 100_000, SIZE - 9, SIZE)),
+    *((f"cut in the header after {size}", ({"wire": lambda response, size=size: [response[:size]]},))
+      for size in (*range(0, 300, 29), 235)),
+    ("cut ten times", tuple({"wire": cut_body(29_000)} for _ in range(10))),
+    ("dropped", ({"drop": True},)), ("silent", ({"hang": SILENT},)),
+    ("silent in the header", ({"wire": lambda response: [response[:20], SILENT]},)),
+    *((f"silent after {size}", ({"pause_after": size, "gate": SILENT},)) for size in (0, 100_000)),
+    *((f"in chunks, {last}", ({"wire": chunked(1000, last=last)},)) for last in (True, False)),
+    *((f"a length of {size}", ({"wire": length_of(size)},), MD5) for size in (0, SIZE // 2, SIZE - 1)),
+    *((f"a length of {size}", ({"wire": length_of(size)},), "", CHANGED) for size in (SIZE + 1, SIZE + 5000)),
+    *((f"a length of {text!r}", ({"wire": length_of(text)},)) for text in ("-1", "abc", "1e3", "9" * 23, " ", "5, 6")),
+    *((f"a range of {text}", (HALF, altered(Content_Range=text))) for text in (
         f"bytes 0-{SIZE - 1}/{SIZE}", f"bytes 150001-{SIZE - 1}/{SIZE}", f"bytes 149999-{SIZE - 2}/{SIZE}",
         f"bytes 149999-{SIZE - 1}/{SIZE + 1}", f"bytes 149999-{SIZE - 1}/*", "bytes */100", "nonsense", "bytes 5-4/3",
         None)),
-    StoreFault("another ETag", (HALF, altered(ETag='"other"')), "", CHANGED),
-    *(StoreFault(str(status), (HALF, {"status": status, "body": refusal_xml("InvalidRange")}), "", CHANGED)
+    ("another ETag", (HALF, altered(ETag='"other"')), "", CHANGED),
+    *((str(status), (HALF, {"status": status, "body": refusal_xml("InvalidRange")}), "", CHANGED)
       for status in (412, 416)),
-    StoreFault("other bytes", (HALF, altered(lambda body: noise(len(body), seed=3))), "damaged", "damaged"),
-    StoreFault("HTML half way with 200", (HALF, answered(200)), "", CHANGED),
-    *(StoreFault(f"HTML half way with {status}", (HALF, answered(status))) for status in (206, 403, 502)),
-    StoreFault("Range is ignored", (HALF, {"answer": lambda request, true: Answer(200, STORED, with_headers(
+    ("other bytes", (HALF, altered(lambda body: noise(len(body), seed=3))), "damaged"),
+    ("HTML half way with 200", (HALF, answered(200)), "", CHANGED),
+    *((f"HTML half way with {status}", (HALF, answered(status))) for status in (206, 403, 502)),
+    ("Range is ignored", (HALF, {"answer": lambda request, true: Answer(200, STORED, with_headers(
         true, Content_Range=None).headers)})),
-    StoreFault("503", ({"status": 503, "body": SLOW_DOWN}, {"status": 503, "body": SLOW_DOWN})),
-    StoreFault("expired", (HALF, {"status": 403, "body": SPENT_URL})),
-    StoreFault("403 half way", (HALF, {"status": 403, "body": ""})),
-    StoreFault("declared gzip", (forever(**altered(Content_Encoding="gzip")),)),
-    StoreFault("truly gzip", (forever(**altered(gzip.compress, Content_Encoding="gzip")),), MD5, MD5),
-    StoreFault("500 for ever", (forever(status=500, body="oops"),), "500", "500"),
-    StoreFault("503 for ever", (forever(status=503, body=SLOW_DOWN),), "503: SlowDown", "503: SlowDown"),
-    StoreFault("503 for a day", (forever(status=503, body="", headers={"Retry-After": "86400"}),), "503", "503"),
-    StoreFault("503 from half way on", (HALF, forever(status=503, body=SLOW_DOWN)), "503", "503", keeps=True),
-    StoreFault("dropped for ever", (forever(drop=True),), "cannot reach", "cannot reach", 6),
-    StoreFault("dropped from half way on", (HALF, forever(drop=True)), "cannot reach", "cannot reach", 6, True),
-    *(StoreFault(f"cut in the header after {size} for ever", (forever(wire=lambda response,
-        size=size: [response[:size]]),),
-             "cannot reach|broke off", "cannot reach|broke off", 6) for size in (9, 60)),
-    StoreFault("no body", (forever(wire=cut_body(0)),), f"broke off after 0 of {SIZE} bytes", "broke off", 6),
-    StoreFault("no body and no length", (forever(wire=lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]),), "neither length",
-               "cut short", 6),
-    StoreFault("no chunk", (forever(wire=lambda response: chunked(1000, last=False)(response[:body_start(response)])),),
-           "broke off", "broke off", 6),
-    StoreFault("silent for ever", (forever(pause_after=0, gate=SILENT),), "sent nothing for 60ms", "sent nothing", 6),
-    StoreFault("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing", "sent nothing",
-               6, True),
-    StoreFault("always too long", (forever(wire=length_of(310_000_000)),), "another part", "another part", keeps=True),
-    StoreFault("always too short", (forever(wire=length_of(1000)),), MD5, MD5),
-    StoreFault("HTML", (forever(**answered(200)),), "an HTML page", "an HTML page"),
-    StoreFault("HTML as gzip", (forever(**answered(200, ETag='"abc"', Content_Type="application/gzip")),), "HTML",
-               "HTML"),
-    StoreFault("HTML from half way on", (HALF, forever(**answered(200))), "an HTML page", CHANGED),
-    StoreFault("always expired", (forever(status=403, body=SPENT_URL),), "has expired", "has expired"),
-    *(StoreFault(f"{status} for ever", (forever(status=status, body=""),), said, said, code) for status, said, code in (
+    ("503", (BUSY, BUSY)), ("expired", (HALF, {"status": 403, "body": SPENT_URL})),
+    ("403 half way", (HALF, {"status": 403, "body": ""})),
+    ("declared gzip", (forever(**altered(Content_Encoding="gzip")),)),
+    ("truly gzip", (forever(**altered(gzip.compress, Content_Encoding="gzip")),), MD5),
+    ("500 for ever", (forever(status=500, body="oops"),), "500"), ("503 for ever", (forever(**BUSY),), "503: SlowDown"),
+    ("503 for a day", (forever(status=503, body="", headers={"Retry-After": "86400"}),), "503"),
+    ("503 from half way on", (HALF, forever(**BUSY)), "503", None, 1, True),
+    ("dropped for ever", (forever(drop=True),), "cannot reach", None, 6),
+    ("dropped from half way on", (HALF, forever(drop=True)), "cannot reach", None, 6, True),
+    *((f"cut in the header after {size} for ever", (forever(wire=lambda response, size=size: [response[:size]]),),
+       "cannot reach|broke off", None, 6) for size in (9, 60)),
+    ("no body", (forever(wire=cut_body(0)),), f"broke off after 0 of {SIZE} bytes", None, 6),
+    ("no body and no length", (forever(wire=lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]),),
+               "neither length nor ETag: it was cut short", None, 6),
+    ("no chunk", (forever(wire=lambda response: chunked(1000, last=False)(response[:body_start(response)])),),
+               "broke off", None, 6),
+    ("silent for ever", (forever(pause_after=0, gate=SILENT),), "sent nothing for 60ms, after 0 bytes", None, 6),
+    ("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing", None, 6, True),
+    ("always too long", (forever(wire=length_of(310_000_000)),), "another part", None, 1, True),
+    ("always too short", (forever(wire=length_of(1000)),), MD5), ("HTML", (forever(**answered(200)),), "an HTML page"),
+    ("HTML as gzip", (forever(**answered(200, ETag='"abc"', Content_Type="application/gzip")),), "HTML"),
+    ("HTML from half way on", (HALF, forever(**answered(200))), "an HTML page", CHANGED),
+    ("always expired", (forever(status=403, body=SPENT_URL),), "has expired"),
+    *((f"{status} for ever", (forever(status=status, body=""),), said, None, code) for status, said, code in (
         (401, "401", 5), (403, "403", 5), (404, "has no such file", 3), (204, "204", 1), (302, "302", 1))),
-    StoreFault("endless refusal", ({"wire": endless_refusal},), "403: AccessDenied", "403: AccessDenied", 5),
-    *(StoreFault(f"redirected to {place!r}", (forever(status=307, body=b"", headers={"Location": place}),), "307",
-                 "307")
-      for place in ("file:///etc/passwd", "http://[", "", "\x01", "http://127.0.0.1:1/")))
+    ("endless refusal", ({"wire": endless_refusal},), "403: AccessDenied", None, 5),
+    *((f"redirected to {place!r}", (forever(status=307, body=b"", headers={"Location": place}),), "307")
+      for place in ("file:///etc/passwd", "http://[", "", "\x01", "http://127.0.0.1:1/"))))
+ZEROS = '"' + "0" * 32
 OBJECTS = (                                  # what is stored, its ETag unless it is the MD5, what a file has, words
-    (STORED, '"' + "0" * 32 + '"', None, MD5), (STORED, '"' + "0" * 32 + '-3"', STORED, ""),
-    (STORED, '"0123"', STORED, ""),
+    (STORED, ZEROS + '"', None, MD5), (STORED, ZEROS + '-3"', STORED, ""), (STORED, '"0123"', STORED, ""),
     (STORED, 'W/"abc"', STORED, ""), (STORED, "odd", STORED, ""), (b"", "", None, "the file is empty, not gzip"),
-    (STORED + STORED, "", STORED + STORED, ""), (STORED + bytes(700), "", STORED + bytes(700), ""),
-    (STORED + b"garbage", "", None, "damaged after"), (STORED[:-9], "", None, "cut short"),
-    (LOGIN_PAGE, "", None, "HTML"),
-    (STORED[:-7] + bytes([STORED[-7] ^ 1]) + STORED[-6:], "", None, "damaged after"),
+    (STORED + STORED, "", STORED + STORED, ""), (STORED[:-9], "", None, "cut short"),
+    (STORED + b"garbage", "", None, "damaged after"), (LOGIN_PAGE, "", None, "HTML"),
     (STORED[:200_000] + b"\xff" * 9 + STORED[200_009:], "", None, "damaged"),
-    (aws_chunked(STORED, 1000), "", STORED, ""), (aws_chunked(STORED, 9999, False, b"x-amz-checksum-crc32:A==\r\n"),
-                                                  "", STORED, ""),
-    (aws_chunked(STORED, 1000)[:3000], "", None, "cut short"))
+    (aws_chunked(STORED, 1000), "", STORED, ""), (aws_chunked(STORED, 1000)[:3000], "", None, "cut short"))
 
 
-class DownloadCase(FolderCase):
-    """Downloads by the library alone, without a cluster and without long waits."""
+class TestDownloadFaults(FolderCase):
+    """Every fault of a store, for a file and for a stream, ends soon, whole or in one sentence.
+
+    By the library alone, without a cluster and without long waits.
+    """
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -10592,27 +10392,21 @@ class DownloadCase(FolderCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.store.unscript()
-        self.store.forget()
+        self.script(())
         self.located: List[timedelta] = []   # the skew of each URL
         self.said = io.StringIO()
-        logger = self.enter(logger_kept())
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        logger = stack.enter_context(logger_kept())
         logger.handlers[:], logger.propagate = [logging.StreamHandler(self.said)], False
         logger.setLevel(logging.WARNING)
         self.put(STORED)
-
-    def enter(self, context: Any) -> Any:
-        """Enter a context until the test ends."""
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        return stack.enter_context(context)
 
     def put(self, body: bytes, etag: str = "", **headers: str) -> None:
         """Store the object."""
         self.store.put_with_etag("bucket", "k", body, etag or f'"{hashlib.md5(body).hexdigest()}"', **headers)
 
     def locate(self, skew: timedelta) -> Tuple[str, Any]:
-        """Sign a URL."""
         self.located.append(skew)
         return self.store.url_of("bucket", "k"), vr.Trust()
 
@@ -10643,80 +10437,60 @@ class DownloadCase(FolderCase):
             self.assertEqual(bool(first_byte(request)), "if-match" in request.headers)
         return [first_byte(request) for request in self.store.seen("GET")]
 
-    def outcome(self, gunzip: bool, idle: float = 5.0) -> Tuple[Any, bytes]:
-        """Download into a file, or with gunzip into a stream -> the error or None, and what was written."""
+    def outcome(self, gunzip: bool, idle: float = 5.0, words: str = "", code: int = 1) -> Tuple[Any, bytes]:
+        """Download into a file, or with gunzip into a stream -> the error, which must have these words, or None; and
+        what was written."""
         for name in os.listdir(self.folder):
             os.unlink(os.path.join(self.folder, name))
         download, writer = self.download(gunzip, idle), io.BytesIO()
         error = self.end_of((lambda: download.write_to(writer)) if gunzip else lambda: download.save(self.path))
-        return error, writer.getvalue() if gunzip else self.found().get("out.gz", b"")
-
-
-class TestDownloadFaults(DownloadCase):
-    """Every fault of a store, for a file and for a stream, ends soon, whole or in one sentence."""
-
-    def check(self, error: Any, words: str, code: int) -> None:
-        """Check how it ended."""
         self.assertEqual(bool(words), error is not None, error)
         if error:
-            self.assertRegex(str(error), words)
-            self.assertEqual((code, True), (error.exit, str(error).isprintable()))
-            self.assertTrue(str(error).startswith("BackupLog of b1: "), error)
-            self.assertIsNone(UGLY.search(str(error)))
+            self.assertRegex(str(error), "^BackupLog of b1: .*(" + words + ")")
+            self.assertEqual((code, True, None), (error.exit, str(error).isprintable(), UGLY.search(str(error))))
+        return error, writer.getvalue() if gunzip else self.found().get("out.gz", b"")
 
     def test_every_fault(self) -> None:
         """A file is whole or absent, and that is said; a stream has a beginning of it. None costs 15 requests."""
         content = gzip.decompress(STORED)
-        for name, faults, file, stream, code, keeps in FAULTS:
-            for gunzip, words in ((False, file), (True, stream)):
-                with self.subTest(name, gunzip=gunzip):
-                    self.script(faults)
-                    self.said.seek(self.said.truncate(0))
-                    error, written = self.outcome(gunzip, 0.06 if "silent" in name else 5.0)
-                    self.check(error, words, code)
-                    self.assertLess(len(self.begins()), 2 if code in (3, 5) else 15)
-                    if gunzip:               # of what is damaged the beginning is sound
-                        self.assertTrue(content.startswith(written[:140_000]) or name == "truly gzip")
-                        self.assertTrue(error or written == content)
-                    elif error:
-                        kept, = self.found().values() if keeps else [b""]
-                        self.assertEqual(keeps, len(self.found()) == 1 and len(kept) >= 150_000)
-                        self.assertTrue(STORED.startswith(kept))
-                        self.assertEqual(keeps, "the same command goes on from there" in " ".join(error.hints))
-                    else:
-                        self.assertEqual({"out.gz": STORED}, self.found())
-                    self.assertEqual(not gunzip and stream in (CHANGED,), "changed" in self.said.getvalue())
-        self.store.unscript(all_struck=False)
+        for (name, faults, file, stream, code, keeps), gunzip in itertools.product(FAULTS, (False, True)):
+            with self.subTest(name, gunzip=gunzip):
+                self.script(faults)
+                self.said.seek(self.said.truncate(0))
+                error, written = self.outcome(gunzip, 0.06 if "silent" in name else 5.0,
+                                              file if stream is None or not gunzip else stream, code)
+                self.assertLess(len(self.begins()), 2 if code in (3, 5) else 15)
+                if gunzip:                   # of what is damaged the beginning is sound
+                    self.assertTrue(content.startswith(written[:140_000]) or name == "truly gzip")
+                    self.assertTrue(error or written == content)
+                elif error:
+                    kept, = self.found().values() if keeps else [b""]
+                    self.assertEqual(keeps, len(self.found()) == 1 and len(kept) >= 150_000)
+                    self.assertTrue(STORED.startswith(kept))
+                    self.assertEqual(keeps, "the same command goes on from there" in " ".join(error.hints))
+                else:
+                    self.assertEqual({"out.gz": STORED}, self.found())
+                self.assertEqual(not gunzip and stream is not None, "changed" in self.said.getvalue())
+        self.script(())
 
     def test_what_is_stored(self) -> None:
         """What is no whole gzip of its ETag never passes; of a stream a sound beginning is written."""
-        for number, (stored, etag, whole, words) in enumerate(OBJECTS):
-            for gunzip, faults in itertools.product((False, True), ((), ({"wire": cut_body(len(stored) // 2)},))):
-                with self.subTest(number, etag=etag, gunzip=gunzip, cut=bool(faults)):
-                    self.put(stored, etag)
-                    self.script(faults if etag != 'W/"abc"' else ())  # which identifies no bytes
-                    error, written = self.outcome(gunzip)
-                    self.check(error, words, 1)
-                    if gunzip:
-                        content = gzip.decompress(whole or STORED)
-                        self.assertTrue(content.startswith(written[:140_000]))
-                        self.assertGreaterEqual(len(written), len(content) if stored[:len(STORED)] == whole else 0)
-                    else:
-                        self.assertEqual({} if error else {"out.gz": whole}, self.found())
-        self.put(STORED, '"' + "0" * 32 + '"', x_amz_server_side_encryption="aws:kms")
+        for (stored, etag, whole, words), gunzip, faults in itertools.product(OBJECTS, (False, True), ((), (1,))):
+            with self.subTest(stored[-9:], etag=etag, gunzip=gunzip, cut=bool(faults)):
+                self.put(stored, etag)       # a weak ETag identifies no bytes
+                self.script([{"wire": cut_body(len(stored) // 2)}] if faults and etag != 'W/"abc"' else ())
+                error, written = self.outcome(gunzip, words=words)
+                if gunzip:
+                    content = gzip.decompress(whole or STORED)
+                    self.assertTrue(content.startswith(written[:140_000]))
+                    self.assertGreaterEqual(len(written), len(content) if stored[:len(STORED)] == whole else 0)
+                else:
+                    self.assertEqual({} if error else {"out.gz": whole}, self.found())
+        self.put(STORED, ZEROS + '"', x_amz_server_side_encryption="aws:kms")
         self.assertEqual((None, STORED), self.outcome(False))
 
-    def test_any_byte_of_a_response(self) -> None:
-        """Wherever a response breaks off, in its header or its body."""
-        packed = gzip.compress(LOG)
-        self.put(packed)
-        for point in {*range(0, 500, 13), *range(1, len(packed) + 250, 97),
-                      *range(len(packed) + 200, len(packed) + 240)}:
-            self.script([{"wire": lambda response, point=point: [response[:point]]}])
-            self.assertEqual((None, LOG), self.outcome(True), point)
-
-    def test_a_cut_costs_little(self) -> None:
-        """However many, and however much had come: each goes on at the byte reached, and a stall as well."""
+    def test_where_it_goes_on(self) -> None:
+        """At the byte reached, however many the cuts and stalls; a line that is slow but alive is left alone."""
         stored = archive(12 * MIB)
         self.put(stored)
         for steps in (random.Random(12).choices(range(50_000, 270_000), k=30), [11 * MIB]):
@@ -10727,18 +10501,19 @@ class TestDownloadFaults(DownloadCase):
             for begin, step in zip(self.begins(), steps):
                 self.assertEqual(max(0, reached - 1), begin)
                 reached = begin + step
-
-    def test_where_it_goes_on(self) -> None:
-        """Behind what came before a stall, however little; a line that is slow but alive is left alone."""
-        self.script([{"times": 3, "pause_after": 60_000, "gate": SILENT}])
-        self.assertEqual((None, STORED), self.outcome(False, 0.4))
-        self.assertEqual([0, 59_999, 119_998, 179_997], self.begins())
-        self.script([{"wire": paced(15, 0.04)}])
-        self.assertEqual((None, STORED), self.outcome(False, 0.4))
-        self.assertEqual([0], self.begins())
+        self.put(STORED)
+        for fault, begins in (({"times": 3, "pause_after": 60_000, "gate": SILENT}, [0, 59_999, 119_998, 179_997]),
+                              ({"wire": paced(15, 0.04)}, [0])):
+            self.script([fault])
+            self.assertEqual((None, STORED), self.outcome(False, 0.4))
+            self.assertEqual(begins, self.begins())
+        self.script([{"wire": cut_body(70_000)}])  # an error counts bytes of the whole
+        with self.assertRaises(vr.Unreachable) as caught, vr.UrlSource(self.locate).open(100_000, "") as (_, chunks, _):
+            self.assertEqual(STORED[100_000:], b"".join(chunks))
+        self.assertEqual(f"the download broke off after 170000 of {SIZE} bytes", str(caught.exception))
 
     def test_an_object_that_changes(self) -> None:
-        """A file is begun anew, three times at most; a stream has bytes of one. So without If-Match, too."""
+        """A file is begun anew, three times at most; a stream has bytes of one. So where If-Match is ignored."""
         def change(count: int, response: bytes) -> Iterator[bytes]:
             yield response[:body_start(response) + 150_000]
             self.put(archive(300_000, seed=20 + count))
@@ -10746,90 +10521,74 @@ class TestDownloadFaults(DownloadCase):
         def forget(request: Request, _true: Answer) -> Answer:
             request.headers.pop("if-match", None)
             return self.store.handle(request)
-        for changes, forgetful, gunzip, words in (
-                (1, False, False, ""), (1, True, False, ""), (3, False, False, ""), (4, False, False, CHANGED),
-                (1, False, True, CHANGED), (1, True, True, CHANGED)):
-            with self.subTest(changes=changes, forgetful=forgetful, gunzip=gunzip):
+        for changes, gunzip, words in ((1, False, ""), (3, False, ""), (4, False, CHANGED), (1, True, CHANGED)):
+            with self.subTest(changes=changes, gunzip=gunzip):
                 self.put(STORED)
                 self.script([fault for count in range(changes) for fault in (
-                    {"wire": functools.partial(change, count)},
-                    {"answer": forget} if forgetful else {"answer": lambda _, true: true})])
-                error, written = self.outcome(gunzip)
-                self.check(error, words, 1)
+                    {"wire": functools.partial(change, count)}, {"answer": forget})])
+                _, written = self.outcome(gunzip, words=words)
                 self.assertTrue(gzip.decompress(STORED).startswith(written) and len(written) > 100_000 if gunzip else
                                 words or written == archive(300_000, seed=19 + changes))
-        self.store.unscript(all_struck=False)
 
     def test_another_url(self) -> None:
         """It is signed by the store's clock where that is far off, twice in vain at most, and after bytes anew."""
         store = TimelyStore()
         self.addCleanup(store.close)
+        store.put("bucket", "k", STORED)
+        url = presigned_url(f"{store.url}/bucket/k", store.access_key, store.secret_key, store.region)
         for hours, skews in ((0, [0]), (1, [0, 1, 1]), (-1, [0, -1, -1])):
             store.clock = lambda hours=hours: time.time() + 3600 * hours
-            store.put("bucket", "k", STORED)
             located: List[timedelta] = []
-            url = presigned_url(f"{store.url}/bucket/k", store.access_key, store.secret_key, store.region)
-            source = vr.UrlSource(lambda skew: located.append(skew) or (url,
-                vr.Trust()))  # type: ignore[func-returns-value]
+            source = vr.UrlSource(lambda skew: (located.append(skew) or url, vr.Trust()))
             error = self.end_of(lambda: vr.Download(source, "x", gunzip=False).write_to(io.BytesIO()))
-            hours = [round(skew / timedelta(hours=1)) for skew in located]
-            self.assertEqual((skews, len(skews) > 1), (hours, bool(error)))
+            found = [round(skew / timedelta(hours=1)) for skew in located]
+            self.assertEqual((skews, len(skews) > 1), (found, bool(error)))
         expired = {"status": 403, "body": SPENT_URL}
         self.script([HALF, expired, expired, HALF, expired, expired])  # bytes in between make up for it
-        self.located.clear()
         self.assertEqual((None, STORED), self.outcome(False))
         self.assertEqual(5, len(self.located))
 
     def test_slow_down(self) -> None:
         """Retry-After is waited for as long as it says."""
-        self.script([{"status": 503, "body": SLOW_DOWN, "headers": {"Retry-After": "1"}}])
+        self.script([{**BUSY, "headers": {"Retry-After": "1"}}])
         self.assertEqual((None, STORED), self.outcome(False))
         first, second = (request.at for request in self.store.seen("GET"))
         self.assertTrue(1 <= second - first < 3)
-
-    def test_an_error_counts_bytes_of_the_object(self) -> None:
-        """Where it broke off is told in bytes of the whole, not of the last piece asked for."""
-        self.script([{"wire": cut_body(70_000)}])
-        with self.assertRaises(vr.Unreachable) as caught, vr.UrlSource(self.locate).open(100_000, "") as (_, chunks, _):
-            self.assertEqual(STORED[100_000:], b"".join(chunks))
-        self.assertEqual(f"the download broke off after 170000 of {SIZE} bytes", str(caught.exception))
 
     def test_cuts_under_tls(self) -> None:
         """A line that breaks under TLS, without a goodbye, is continued as well; without its authority nothing is."""
         store = FakeStore(tls=True)
         self.addCleanup(store.close)
         store.put("bucket", "k", STORED)
-        for trust, code in ((vr.Trust(read_bytes(str(store.ca))), 0), (vr.Trust(), 6)):
-            for after in (0, 1, 100_000, 250_000) if not code else ():
+        for trust, cuts, code in ((vr.Trust(read_bytes(str(store.ca))), (0, 1, 100_000, 250_000), 0),
+                                  (vr.Trust(), (), 6)):
+            for after in cuts:
                 store.script("GET", wire=cut_body(after))
             source = vr.UrlSource(lambda _skew, trust=trust: (store.url_of("bucket", "k"), trust))
             download, writer = vr.Download(source, "x", gunzip=False), io.BytesIO()
             download.first_wait = 0.001
             error = self.end_of(lambda: download.write_to(writer))
-            self.assertEqual((code, code or STORED), (error.exit if error else 0, code or writer.getvalue()), error)
+            self.assertEqual((code, b"" if code else STORED), (error.exit if error else 0, writer.getvalue()), error)
 
     def test_leaving_early(self) -> None:
         """Whoever closes the chunks, or cannot write them, ends the transfer at once, and no thread stays."""
         self.put(archive(8 * MIB))
-        for gunzip in (False, True):
-            for fault in ({"wire": paced(100, 0.05)}, {"pause_after": 3 * MIB, "gate": SILENT}):
-                self.script([fault])
-                began = time.monotonic()
-                with contextlib.closing(self.download(gunzip, idle=9).chunks()) as chunks:
-                    self.assertTrue(next(chunks))
-                self.assertLess(time.monotonic() - began, 1.5)
-                self.assertEqual([0], self.begins())
-
-        def refuse(error: Exception) -> Any:
-            raise error
-        for error in (BrokenPipeError(32, "gone"), ConnectionResetError(104, "gone"), ValueError("full"),
-                      TimeoutError("slow"), OSError(28, "No space left on device")):
-            self.script(())
-            writer = SimpleNamespace(write=lambda _data, error=error: refuse(error))
-            with self.assertRaises(type(error)) as caught:
-                self.download(True).write_to(writer)
-            self.assertIs(caught.exception, error)
+        for gunzip, fault in itertools.product((False, True), (
+                {"wire": paced(100, 0.05)}, {"pause_after": 3 * MIB, "gate": SILENT})):
+            self.script([fault])
+            began = time.monotonic()
+            with contextlib.closing(self.download(gunzip, idle=9).chunks()) as chunks:
+                self.assertTrue(next(chunks))
+            self.assertLess(time.monotonic() - began, 1.5)
             self.assertEqual([0], self.begins())
+
+        def refuse(_data: bytes) -> Any:
+            raise error
+        for error in (BrokenPipeError(32, "gone"), ValueError("full"), TimeoutError("slow")):
+            self.script(())
+            with self.assertRaises(type(error)) as caught:
+                self.download(True).write_to(SimpleNamespace(write=refuse))
+            self.assertEqual((error, [0]), (caught.exception, self.begins()))
         wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "download"], 10,
                    "the threads to end")
 
@@ -10840,67 +10599,59 @@ class TestDownloadFaults(DownloadCase):
         self.assertEqual(SIZE, self.download().write_to(writer))
         self.assertTrue(b"".join(taken) == STORED)
 
+    def usual_part(self, ending: str) -> str:
+        """Return where a partial file with this ending, mark of the object and ETag, is put."""
+        with contextlib.closing(vr.AtomicFile(self.path, "BackupLog of b1", force=False, named=True)) as new:
+            return os.path.join(self.folder, new.stem + ending.format(mark=new.mark) + PART_SUFFIX)
+
     def test_partial_files(self) -> None:
         """What an earlier run left is continued where it fits; what is wrong with it costs a second run at most."""
         stored = archive(2 * MIB)
         self.put(stored)
-        half, etag = stored[:MIB], hashlib.md5(stored).hexdigest()
-        with contextlib.closing(vr.AtomicFile(self.path, "BackupLog of b1", force=False, named=True)) as new:
-            stem, mark = new.stem, new.mark
-        for name, content, begins, said in (
-                (f"{mark}.{etag}", half, [MIB - 1], ""), (f"{mark}.{etag}", stored, [len(stored) - 1], ""),
-                (f"{mark}.{etag}", b"", [0], ""), (f"{mark}.{etag}", half[:1000], [999], ""),
-                (f"{mark}.{etag}", half[:5000] + b"\xff" * 9 + half[5009:], None, "damaged; starting over"),
-                (f"{mark}.{etag}", half + bytes(100_000), None, "damaged"),
-                (f"{mark}.{etag}", noise(MIB), None, "damaged"),
-                (f"{mark}.{etag}", stored + b"x", None, "changed"),
-                (f"{mark}.{etag}", half + noise(2 * MIB), None, "changed"),
-                (f"{mark}.{'0' * 32}", half, None, "changed"),
-                (f"{mark}.d41d8cd98f00b204e9800998ecf8427e-2", half, None, "changed"),
-                (f"{mark}.~", half, [0], ""), (f"{mark}.{'a' * 65}", half, [0], ""),
-                (f"{'0' * 8}.{etag}", half, [0], "")):
-            with self.subTest(name, size=len(content)):
-                for left in os.listdir(self.folder):
+        half, own = stored[:MIB], "{mark}." + hashlib.md5(stored).hexdigest()
+        for ending, content, begins, said in (
+                (own, half, [MIB - 1], ""), (own, stored, [len(stored) - 1], ""), (own, b"", [0], ""),
+                (own, half[:1000], [999], ""), (own, half + bytes(100_000), None, "damaged"),
+                (own, half[:5000] + b"\xff" * 9 + half[5009:], None, "damaged; starting over"),
+                (own, noise(MIB), None, "damaged"), (own, stored + b"x", None, "changed"),
+                (own, half + noise(2 * MIB), None, "changed"), ("{mark}." + "0" * 32, half, None, "changed"),
+                ("{mark}.d41d8cd98f00b204e9800998ecf8427e-2", half, None, "changed"), ("{mark}.~", half, [0], ""),
+                ("{mark}." + "a" * 65, half, [0], ""), ("00000000" + own[6:], half, [0], "")):
+            with self.subTest(ending, size=len(content)):
+                for left in self.found():
                     os.unlink(os.path.join(self.folder, left))
-                write_bytes(os.path.join(self.folder, f"{stem}{name}{PART_SUFFIX}"), content)
+                write_bytes(self.usual_part(ending), content)
                 self.said.seek(self.said.truncate(0))
                 self.store.forget()
                 self.assertIsNone(self.end_of(lambda: self.download().save(self.path)))
                 self.assertTrue(self.found() == {"out.gz": stored})
                 self.assertIn(begins, (None, self.begins()))
-                self.assertIn(said, self.said.getvalue())
-                self.assertEqual(bool(said), bool(self.said.getvalue()))
+                self.assertRegex(self.said.getvalue(), said or r"\A\Z")
 
     def test_odd_things_in_the_partial_file_s_place(self) -> None:
         """A link, a second name of another file, a FIFO or a folder there is neither written to nor waited for."""
-        etag = hashlib.md5(STORED).hexdigest()
         outside = tempfile.TemporaryDirectory()
         self.addCleanup(outside.cleanup)
         victim = write_bytes(os.path.join(outside.name, "victim"), b"precious")
-        with contextlib.closing(vr.AtomicFile(self.path, "BackupLog of b1", force=False, named=True)) as new:
-            start = f"{new.stem}{new.mark}."
-        for make in (lambda path: os.symlink(victim, path), lambda path: os.link(victim, path), os.mkfifo, os.mkdir):
-            for mark in (etag, "~", "0"):
-                with self.subTest(make=make, mark=mark):
-                    odd = os.path.join(self.folder, start + mark + PART_SUFFIX)
-                    make(odd)
-                    self.assertIsNone(self.end_of(lambda: self.download().save(self.path)))
-                    self.assertEqual({"out.gz", os.path.basename(odd)}, set(os.listdir(self.folder)))
-                    self.assertTrue(read_bytes(self.path) == STORED)
-                    self.assertEqual(read_bytes(victim), b"precious")
-                    (os.rmdir if os.path.isdir(odd) else os.unlink)(odd)
-                    os.unlink(self.path)
+        for make, ending in itertools.product(
+                (functools.partial(os.symlink, victim), functools.partial(os.link, victim), os.mkfifo, os.mkdir),
+                ("{mark}." + hashlib.md5(STORED).hexdigest(), "{mark}.0")):
+            with self.subTest(make=make, ending=ending):
+                odd = self.usual_part(ending)
+                make(odd)
+                self.assertIsNone(self.end_of(lambda: self.download().save(self.path)))
+                self.assertEqual({"out.gz", os.path.basename(odd)}, set(os.listdir(self.folder)))
+                self.assertEqual((True, b"precious"), (read_bytes(self.path) == STORED, read_bytes(victim)))
+                (os.rmdir if os.path.isdir(odd) else os.unlink)(odd)
+                os.unlink(self.path)
 
     def test_everything_is_on_disk_before_it_has_its_name(self) -> None:
         """The file is synced before it is named, and its folder after."""
-        calls: List[str] = []
-
         def note(_frame: Any, event: str, what: Any) -> None:
-            name = getattr(what, "__name__", "")
-            if event == "c_call" and what.__module__ == "posix" and name in ("fsync", "link", "rename", "replace"):
-                calls.append(name)
+            if event == "c_call" and what.__module__ == "posix" and what.__name__ in ("fsync", "link", "replace"):
+                calls.append(what.__name__)
         for force, naming in ((False, "link"), (True, "replace")):
-            calls.clear()
+            calls: List[str] = []
             sys.setprofile(note)
             try:
                 self.download().save(self.path, force=force)
@@ -10909,37 +10660,24 @@ class TestDownloadFaults(DownloadCase):
             self.assertEqual(["fsync", naming, "fsync"], calls)
 
 
-FLOCK = {"x86_64": 73, "aarch64": 32}        # the number of the system call flock
-
-
-def refuse_flock(number: int) -> None:
-    """Let the kernel answer each flock of this process with an error, as a file system without locks does (seccomp)."""
-    code = b"".join(struct.pack("HBBI", *step) for step in (
-        (0x20, 0, 0, 0), (0x15, 0, 1, FLOCK[platform.machine()]),  # load the number of the call; is it flock?
-        (0x06, 0, 0, 0x50000 | number), (0x06, 0, 0, 0x7fff0000)))  # yes: this error; no: go on
-    buffer = ctypes.create_string_buffer(code)
-    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(38, 1, 0, 0, 0) or prctl(22, 2, program):  # no new privileges, set the filter
-        raise OSError(ctypes.get_errno(), "no filter for system calls")
-
-
 class TestDownloadFiles(DownloadWorld, unittest.TestCase):
     """`download -o FILE`: a target is the whole object, or as it was."""
 
     def test_targets_that_are_refused(self) -> None:
-        """A file that exists or a folder costs no request; what takes no file is one sentence."""
+        """What exists, a folder, a FIFO or a device costs no request; what takes no file is one sentence."""
         self.contents()
         write_bytes(self.path, b"old")
+        os.mkfifo(self.path + "-fifo")
         self.cluster.forget()
         for path, force, words in ((self.path, (), "exists"), (self.target, (), "folder"),
-                                   (self.target + "/", ("--force",), "folder")):
-            for command in (("download",), ("backup", "download")):
-                result = self.cli(*command, "b1", "-o", path, *force)
-                self.assertEqual((result.code, result.out), (1, b""))
-                self.assert_sentence(result, re.escape(path.lower()), words)
+                                   (self.target + "/", ("--force",), "folder"),
+                                   *((path, force, "no regular file") for path in (self.path + "-fifo", os.devnull)
+                                     for force in ((), ("--force",)))):
+            result = self.cli("backup", "download", "b1", "-o", path, *force)
+            self.assertEqual((result.code, result.out, "`-o -`" in result.err), (1, b"", "regular" in words))
+            self.assert_sentence(result, re.escape(path.lower()), words)
         self.assertEqual(self.cluster.seen(user="admin") + self.store.seen(), [])
-        self.assertEqual((self.left(), read_bytes(self.path)), ({"x"}, b"old"))
+        self.assertEqual((self.left(), read_bytes(self.path)), ({"x", "x-fifo"}, b"old"))
         result = self.cli("download", "b1", "-o", "/proc/velero-requests-test", *IDLE_FLAG)
         self.assert_sentence(result, "/proc/velero-requests-test")
         self.assertEqual((1, []), (result.code, self.names()))
@@ -10949,13 +10687,12 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
         stored = self.contents(2 * MIB)
         link = os.path.join(self.folder, "link")
         os.symlink(write_bytes(self.path, b"old"), link)
-        self.store.put(self.namespace, KEYS["BackupContents"],
-                       stored[:MIB] + bytes([stored[MIB] ^ 1]) + stored[MIB + 1:])
-        for kind in ("BackupContents", "BackupLog"):
-            self.store.put(self.namespace, KEYS["BackupLog"], gzip.compress(LOG)[:-3])
-            result = self.download("--force", "--kind", kind)
-            self.assertEqual((result.code, read_bytes(self.path), self.left()), (1, b"old", {"x"}), result.err)
-        self.store.put(self.namespace, KEYS["BackupContents"], stored)
+        for fault, code, words in ((altered(lambda body: body[:MIB] + b"\xff" + body[MIB + 1:]), 1, "damaged|its md5"),
+                                   ({"status": 404}, 3, "has no such file")):
+            self.store.script("GET", **fault)
+            result = self.download("--force")
+            self.assert_sentence(result, "backupcontents of b1: .*(" + words + ")")
+            self.assertEqual((code, b"old", {"x"}, []), (result.code, read_bytes(self.path), self.left(), self.names()))
         program, gate = self.stalled(MIB, "download", "b1", "-o", link, "--force")
         self.assertEqual(read_bytes(self.path), b"old")
         gate.set()
@@ -10963,65 +10700,17 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
         self.assertTrue(os.path.islink(link))
         self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o600)
 
-    def test_a_target_that_appears_meanwhile(self) -> None:
-        """A file that comes while the bytes do is kept and said, and replaced with --force."""
-        stored = self.contents(2 * MIB)
-        for force in ((), ("--force",)):
-            with self.subTest(force=force):
-                self.clear()
-                program, gate = self.stalled(MIB, "download", "b1", "-o", self.path, *force)
-                write_bytes(self.path, b"theirs")
-                gate.set()
-                result = program.end()
-                if force:
-                    self.assert_right(result, stored)
-                else:
-                    self.assertEqual((result.code, read_bytes(self.path)), (1, b"theirs"), result.err)
-                    self.assert_sentence(result, re.escape(self.path.lower()), "exist")
-
-    def test_devices_and_stdout(self) -> None:
-        """They get each byte once, though the line breaks; a FIFO stays what it is, and nothing is put beside it."""
-        stored = self.contents()
-        self.put(body=noise(400_000).hex().encode())
-        os.mkfifo(self.path)
-        self.store.script("GET", "tar.gz", wire=cut_body(100_000), times=2)
-        self.store.script("GET", "logs", wire=cut_body(100_000))
-        program = self.program("download", "b1", "-o", self.path, *IDLE_FLAG)
-        self.assertTrue(read_bytes(self.path) == stored)
-        self.assertEqual((program.end().code, self.left(), os.path.isfile(self.path)), (0, {"x"}, False))
-        self.assertEqual(self.cli("download", "b1", "-o", "-"), (0, stored, ""))
-        self.assertEqual(self.cli("backup", "logs", "b1"), (0, noise(400_000).hex().encode(), ""))
-        beside = set(os.listdir("/dev"))
-        self.assertEqual(self.cli("download", "b1", "-o", os.devnull).code, 0)
-        self.assertEqual((beside, False), (set(os.listdir("/dev")), os.path.isfile(os.devnull)))
-
-    def limited(self, limit: Callable[[], None], *argv: str) -> Result:
-        """Run a command as a process that is denied something, by what `limit` does as it starts."""
-        done = subprocess.run(
-            [sys.executable, velero_requests.__file__, *argv, "--kubeconfig", self.kubeconfig, "-n",
-             self.namespace], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
-            check=False, preexec_fn=limit)  # pylint: disable=subprocess-popen-preexec-fn
-        return Result(done.returncode, done.stdout, done.stderr.decode())
-
     def test_a_full_disk(self) -> None:
         """No space is one sentence with the file in it; nothing is left, and an old file is as it was."""
         self.contents(MIB)
         write_bytes(self.path, b"old")
-        limit = functools.partial(posix_resource.setrlimit, posix_resource.RLIMIT_FSIZE, (400_000, 400_000))
-        result = self.limited(limit, "download", "b1", "-o", self.path, "--force", *IDLE_FLAG)
-        self.assert_sentence(result, re.escape(self.path.lower()), "large|space|full")
-        self.assertEqual((1, {"x"}, b"old", []), (result.code, self.left(), read_bytes(self.path), self.names()))
-
-    @unittest.skipUnless(sys.platform == "linux" and platform.machine() in FLOCK, "no way here to refuse flock")
-    def test_a_file_system_without_locks(self) -> None:
-        """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
-        stored = self.contents()
-        for number, flag in ((errno.ENOLCK, "-v"), (errno.EIO, "--quiet")):
-            self.clear()
-            result = self.limited(functools.partial(refuse_flock, number), "download", "b1", "-o", self.path, flag)
-            self.assert_right(result, stored)
-            said = f"another download of {self.path} would not be noticed: {os.strerror(number)}"
-            self.assertEqual(flag == "-v", said in result.err)
+        done = subprocess.run(
+            [sys.executable, velero_requests.__file__, "download", "b1", "-o", self.path, "--force", *IDLE_FLAG,
+             "--kubeconfig", self.kubeconfig, "-n", self.namespace], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            timeout=60, check=False, preexec_fn=functools.partial(  # pylint: disable=subprocess-popen-preexec-fn
+                posix_resource.setrlimit, posix_resource.RLIMIT_FSIZE, (400_000, 400_000)))
+        self.assert_sentence(Result(1, b"", done.stderr.decode()), re.escape(self.path.lower()), "large|space|full")
+        self.assertEqual((1, {"x"}, b"old", []), (done.returncode, self.left(), read_bytes(self.path), self.names()))
 
     def test_names_stay_in_their_folder(self) -> None:
         """No name of a backup makes a file anywhere."""
@@ -11041,10 +10730,9 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
             with self.subTest(number, changes=changes):
                 self.clear()
                 program, gate = self.stalled(reached)
-                for name in self.left():
-                    self.assertEqual(os.stat(os.path.join(self.target, name)).st_mode & 0o077, 0, name)
-                self.assertEqual(self.remains(), self.left())
-                self.assertIn(self.etag().strip('"'), part_of(self.path))
+                part = part_of(self.path)
+                self.assertEqual(({os.path.basename(part)}, 0), (self.left(), os.stat(part).st_mode & 0o077))
+                self.assertIn(self.etag().strip('"'), part)
                 for force in ((), ("--force",)):  # meanwhile the target is locked
                     second = self.download(*force)
                     self.assertEqual((second.code, second.out), (1, b""), second.err)
@@ -11053,35 +10741,26 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
                 self.assertLess(time.monotonic() - began, 5)
                 if number == signal.SIGINT:
                     self.assertEqual((130, b"", []), (result.code, result.out, self.names()))
-                    self.assertTrue(result.err.endswith(
-                        f"interrupted by SIGINT; what has come is kept in {part_of(self.path)}, and the same "
-                        "command goes on from there\n"), result.err)
+                    self.assertTrue(result.err.endswith(f"interrupted by SIGINT; what has come is kept in {part}, and "
+                                                        "the same command goes on from there\n"), result.err)
                 gate.set()
                 self.store.forget()
                 stored = self.contents(3 * MIB, seed=21) if changes else stored
-                etag = self.etag()
-                result = self.download()
+                etag, result = self.etag(), self.download()
                 self.assert_right(result, stored)
                 self.assertEqual(changes, "changed" in result.err)
                 if not changes:
                     self.assertEqual([True], [reached - CUT_COST <= first_byte(request) for request in self.gets()])
                     self.assert_conditional(etag)
 
-    def test_another_backup_into_the_same_target(self) -> None:
-        """A partial file of one backup is not continued with another, though they be as long."""
-        self.contents(3 * MIB)
-        self.make_backup("b2")
-        other = self.contents(3 * MIB, seed=22, name="b2")
-        self.stalled(2 * MIB)[0].kill()
-        self.assert_right(self.download(name="b2"), other)
-
     def test_an_url_that_expires_half_way(self) -> None:
-        """A new request is made, the same byte continued, and no request is left; so with a log on stdout."""
+        """A new request is made, the same byte continued, and no request is left; so on stdout."""
         self.store.clock = lambda: self.clock().timestamp()
         stored, text = self.contents(3 * MIB), noise(400_000).hex().encode()
         self.put(body=text)
-        for argv, size, kind in ((("download", "b1", "-o", self.path), 2 * MIB, "BackupContents"),
-                                 (("backup", "logs", "b1"), 200_000, "BackupLog")):
+        for argv, size, kind, out in ((("download", "b1", "-o", self.path), 2 * MIB, "BackupContents", None),
+                                      (("download", "b1", "-o", "-"), 2 * MIB, "BackupContents", stored),
+                                      (("backup", "logs", "b1"), 200_000, "BackupLog", text)):
             self.cluster.forget()
             self.store.forget()
 
@@ -11092,37 +10771,10 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
             result = self.cli(*argv, *IDLE_FLAG)
             self.assertEqual((0, 2, []), (result.code, self.cluster.count("POST", "/downloadrequests"), self.names()),
                              result.err)
-            self.assertTrue(result.out == text if kind == "BackupLog" else read_bytes(self.path) == stored)
+            self.assertTrue((out or stored) == (result.out if out else read_bytes(self.path)))
             self.assertEqual((2, size - 1), (len({request.target for request in self.gets()}),
                                              first_byte(self.gets()[-1])))
             self.assert_conditional(self.etag(KEYS[kind]))
-
-    def test_the_waiting_budget_does_not_end_a_transfer(self) -> None:
-        """A transfer that takes longer than --timeout goes on."""
-        stored = self.contents()
-        self.store.script("GET", wire=paced(8, 0.1))
-        self.assert_right(self.download("--timeout", "500ms"), stored)
-
-    def test_codes(self) -> None:
-        """What a store refuses has its code, a file that was there stays, and nothing is left where there was none."""
-        self.contents()
-        for status, code in ((401, 5), (403, 5), (404, 3), (302, 1), (204, 1)):
-            for old in (b"", b"old"):
-                with self.subTest(status, old=old):
-                    self.clear()
-                    if old:
-                        write_bytes(self.path, old)
-                    self.store.script("GET", status=status, headers={"Location": "http://127.0.0.1:1/"})
-                    result = self.download("--force")
-                    self.assert_failed(result, code, "BackupContents of b1")
-                    self.assert_tidy(result.err)
-                    self.assertEqual(([old] if old else [], []),
-                                     ([read_bytes(self.path) for _ in self.left()], self.names()))
-        self.clear()
-        self.store.put(self.namespace, KEYS["BackupContents"], b"")
-        result = self.download()
-        self.assert_absent(result, 1, "the file is empty, not gzip")
-        self.assertIn("hint: fetch it again; if it is damaged then, the stored object is", result.err)
 
 
 def pester(folder: str, names: List[str], victim: str) -> int:
@@ -11130,26 +10782,25 @@ def pester(folder: str, names: List[str], victim: str) -> int:
     pid = os.fork()
     if pid:
         return pid
+
+    def replace(name: str) -> None:
+        os.link("his", "his-too")
+        os.rename("his-too", name)
+
+    def make(name: str) -> None:
+        with open(name, "xb") as file:
+            time.sleep(0.01)
+            if os.fstat(file.fileno()).st_size:
+                os.rename("his", "his-file-was-written")
     try:
         os.chdir(folder)
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-        with open("his", "wb") as file:
-            file.write(b"his")
-
-        def replace(name: str) -> None:
-            os.link("his", "his-too")
-            os.rename("his-too", name)
-
-        def make(name: str) -> None:
-            with open(name, "xb") as file:
-                time.sleep(0.01)
-                if os.fstat(file.fileno()).st_size:
-                    os.rename("his", "his-file-was-written")
-        for act, name in itertools.cycle(itertools.product((
-                lambda name: os.symlink("his", name), lambda name: os.symlink(victim, name), os.mkfifo, os.mkdir, make,
-                lambda name: os.link("his", name), replace, lambda name: time.sleep(0.01)), names)):
+        write_bytes("./his", b"his")
+        acts = (functools.partial(os.symlink, "his"), functools.partial(os.symlink, victim), os.mkfifo, os.mkdir, make,
+                functools.partial(os.link, "his"), replace, lambda _: time.sleep(0.01))
+        for act, name in itertools.cycle(itertools.product(acts, names)):
             for step in (act, os.unlink, os.rmdir):
                 with contextlib.suppress(OSError):
                     step(name)
@@ -11198,13 +10849,13 @@ class TestDownloadSharedFolder(DownloadWorld, unittest.TestCase):
         stored = self.contents(100_000)
         for name, make, code in (
                 (os.path.basename(self.usual_part()), lambda path: write_bytes(path, stored[:1000]), 0),
-                ("x", os.mkfifo, 1), ("x", lambda path: os.symlink(self.victim, path), 1)):
+                ("x", os.mkfifo, 1), ("x", functools.partial(os.symlink, self.victim), 1)):
             with self.subTest(name):
                 path = os.path.join(self.target, name)
                 make(path)
                 os.lchown(path, 65534, 65534)
                 before = os.lstat(path)
-                result = self.program("download", "b1", "-o", self.path, "--force").end()
+                result = self.download("--force")
                 self.assertEqual(code, result.code, result.err)
                 after = os.lstat(path)
                 self.assertEqual((before.st_ino, before.st_size, before.st_mtime_ns),
@@ -11258,19 +10909,6 @@ class TestDownloadUrlOnly(DownloadWorld, unittest.TestCase):
 class TestDownloadMemory(DownloadWorld, unittest.TestCase):
     """The size of an object does not show in the memory that its download takes, compiled or as a script."""
 
-    def measured(self, *argv: str) -> Tuple[int, float, float]:
-        """Run a command as a script -> its code, and what it had resident as it asked for the object, and at most."""
-        program, begun, peak = self.program(*argv, stdout=subprocess.DEVNULL), 0.0, 0.0
-
-        def ended() -> bool:
-            nonlocal begun, peak
-            now = resident(program.process.pid)
-            if self.store.requests:
-                begun, peak = begun or now, max(peak, now)
-            return program.process.poll() is not None
-        wait_until(ended, 90, "the end")
-        return program.end().code, begun, peak
-
     def test_it_stays_small(self) -> None:
         """300 MB into a file, half a gigabyte of zeros to a pipe, and a body without its end that is refused."""
         member, zeros = gzip.compress(noise(MIB), 1), gzip.compress(b"\0" * (64 * MIB))
@@ -11278,6 +10916,13 @@ class TestDownloadMemory(DownloadWorld, unittest.TestCase):
         def many(_response: bytes) -> Iterator[bytes]:
             yield head(200, (("Content-Length", str(300 * len(member))), ("ETag", '"large-9"')))
             yield from itertools.repeat(member, 300)
+
+        def ended() -> bool:
+            nonlocal begun, peak
+            now = resident(program.process.pid)
+            if self.store.requests:          # before, it is being compiled
+                begun, peak = begun or now, max(peak, now)
+            return program.process.poll() is not None
         self.put("BackupContents")
         for argv, stored, code in ((("download", "b1", "-o", self.path), b"", 0),
                                    (("backup", "logs", "b1"), zeros * 8, 0),
@@ -11289,18 +10934,18 @@ class TestDownloadMemory(DownloadWorld, unittest.TestCase):
                     self.store.put(self.namespace, KEYS["BackupLog"], stored)
                 else:
                     self.store.script("GET", wire=many)
-                found, begun, peak = self.measured(*argv)
-                self.assertEqual(code, found)
+                program, begun, peak = self.program(*argv, stdout=subprocess.DEVNULL), 0.0, 0.0
+                wait_until(ended, 90, "the end")
+                self.assertEqual((code, set() if stored else {"x"}), (program.end().code, self.left()))
                 self.assertTrue(0 < peak <= begun + GROWTH, f"{begun} MiB before, {peak} at most")
-                self.assertEqual(set() if stored else {"x"}, self.left())
 
 
 class TestDownloadSeen(DownloadWorld, unittest.TestCase):
     """What is said on a terminal, into a pipe, and when somebody interrupts."""
 
-    def terminal(self, *argv: str, **options: Any) -> Terminal:
+    def terminal(self, *argv: str) -> Terminal:
         """Start a command on a terminal."""
-        terminal = Terminal(self.folder, *argv, "--kubeconfig", self.kubeconfig, "-n", self.namespace, **options)
+        terminal = Terminal(self.folder, *argv, "--kubeconfig", self.kubeconfig, "-n", self.namespace)
         self.addCleanup(terminal.kill)
         return terminal
 
@@ -11314,31 +10959,22 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         for shown in (r"\d+(\.\d+)? ?%", r"\d ?([kKMG]i?)?B/s", r"\d(s|m|:\d\d)\b left",
                       r"\r\x1b\[K1\.0 MiB in \d+(\.\d)?s\n"):
             self.assertRegex(text, shown)
-        redraws = [at for at, piece in terminal.pieces for _ in range(piece.replace(b"\r\n", b"\n").count(b"\r"))]
+        redraws = sum(piece.replace(b"\r\n", b"\n").count(b"\r") for _, piece in terminal.pieces)
         taken = terminal.pieces[-1][0] - terminal.pieces[0][0]
-        self.assertTrue(3 < len(redraws) <= 10 * taken + 6, redraws)
+        self.assertTrue(3 < redraws <= 10 * taken + 6, (redraws, taken))
         self.assertTrue(read_bytes(self.path) == stored)
-
-    def test_progress_text(self) -> None:
-        """The rate is that of the bytes of this run; what is not known is left out."""
-        for numbers, text in (((1 << 20, 4 << 20, 1 << 19, 0.5), "1.0 MiB of 4.0 MiB, 25%, 1.0 MiB/s, 3s left"),
-                              ((1 << 20, None, 1 << 20, 2.0), "1.0 MiB, 512.0 KiB/s"),
-                              ((9, 18, 0, 0.0), "9 B of 18 B, 50%, 0 B/s"),
-                              ((3 << 41, 3 << 41, 1, 1.0), "6.0 TiB of 6.0 TiB, 100%, 1 B/s, 0s left")):
-            self.assertEqual(text, vr.progress_text(*numbers))
 
     def test_what_terminals_and_pipes_see(self) -> None:
         """A line no longer than a terminal is wide, no progress in a log or a pipe or with --quiet, no archive."""
         self.contents()
         self.put()
         self.store.script("GET", times=5, wire=paced(10, 0.04))
+        to_file = ("download", "b1", "-o")
         rows: Tuple[Tuple[Tuple[str, ...], int, int, str], ...] = (
-            (("download", "b1", "-o", self.path + "0"), 0, 0, ""),
-            (("download", "b1", "-o", self.path + "1"), 20, 0, ""),
-            (("backup", "logs", "b1"), 80, 0, LOG.decode()), (("download", "b1", "-o", self.path + "2", "--quiet"), 80,
-                                                              0, ""),
-            (("download", "b1", "-o", "-"), 80, 2, "is binary, and stdout is a terminal"),
-            (("download", "b1", "-o", "-", "--force"), 80, 0, "\x1f"))
+            ((*to_file, self.path + "0"), 0, 0, ""), ((*to_file, self.path + "1"), 20, 0, ""),
+            (("backup", "logs", "b1"), 80, 0, LOG.decode()), ((*to_file, self.path + "2", "--quiet"), 80, 0, ""),
+            ((*to_file, "-"), 80, 2, "is binary, and stdout is a terminal"),
+            ((*to_file, "-", "--force"), 80, 0, "\x1f"))
         terminals = [self.terminal(*row[0]) for row in rows]
         for terminal, row in zip(terminals, rows):
             fcntl.ioctl(terminal.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if row[1] else 0, row[1], 0, 0))
@@ -11352,9 +10988,9 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
                     self.assertEqual(text, said)
                 else:
                     self.assertLess(max(map(len, re.findall(r"\r([^\r\x1b]*)\x1b", said))), columns or 80)
-        for fault in (paced(10, 0.02), cut_body(100_000)):
+        for fault in (paced(8, 0.1), cut_body(100_000)):  # the time to wait for a URL is not the transfer's
             self.store.script("GET", wire=fault)
-            result = self.download("--force")
+            result = self.download("--force", "--timeout", "500ms")
             self.assertEqual((0, None), (result.code, re.search("[\r\x1b]", result.err + result.out.decode())),
                              result.err)
         self.assertEqual(self.download("--quiet", "--force"), (0, b"", ""))
@@ -11380,7 +11016,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
             self.assertEqual((130, []), (code, [] if twice else self.names()), text)
             self.assertEqual(terminal.before, terminal.after)
             self.assertTrue(text.endswith("\n") and "Traceback" not in text, text)
-            self.assertLessEqual(self.left(), self.remains())
+            self.assertLessEqual(self.left(), {os.path.basename(part_of(self.path))})
 
     def test_it_says_which_signal(self) -> None:
         """Of a file that cannot be continued nothing is kept."""
@@ -11399,11 +11035,10 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         self.cluster.limit("controller", "patch", resource="downloadrequests")
         self.addCleanup(self.cluster.unlimit)
         line = r"\A(\rwaiting for %s, at most [01]s more\x1b\[K)+\r\x1b\[K(error|Name): "
-        logs = ("backup", "logs", "b1", "--timeout", "1600ms")
-        piped, *terminals = self.program(*logs), *(
-            (self.terminal(*words), pattern) for words, pattern in (
-                (logs, line % "the URL of BackupLog of b1"), ((*logs, "--quiet"), r"\Aerror: "),
-                (("backup", "describe", "b1", "--timeout", "1600ms"), line % "what belongs to backup b1")))
+        logs, describe = ("backup logs b1 --timeout 1600ms".split(), "backup describe b1 --timeout 1600ms".split())
+        piped, *terminals = self.program(*logs), *((self.terminal(*words), pattern) for words, pattern in (
+            (logs, line % "the URL of BackupLog of b1"), ((*logs, "--quiet"), r"\Aerror: "),
+            (describe, line % "what belongs to backup b1")))
         for terminal, pattern in terminals:
             self.assertRegex(terminal.end()[1], pattern)
         self.assertRegex(piped.end().err, r"(?s)\Aerror: .*hint: .*--direct")
@@ -11411,22 +11046,22 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
     def test_talkative_when_all_goes_well(self) -> None:
         """-v names cluster, namespace, way, request and store, and each retry; without it there is silence."""
         self.put()
-        asked = [rf"the cluster is {self.cluster.url}, the namespace {self.namespace}",
-                 "the way: a controller's answer",
-                 r"created DownloadRequest \S+/b1-[a-z0-9]{5}", rf"is answered; the store is {self.store.url}",
-                 r"deleted DownloadRequest \S+/b1-[a-z0-9]{5}"]
-        direct = ["the way: the storage location, signed for here", rf"the store is {self.store.url[7:]}, the bucket "]
-        for flags, lines in (((), asked), (("--direct",), direct)):
-            with self.subTest(flags):
-                for fault, retry in (({}, []), ({"status": 503, "body": b"{}"}, [r"with 503; trying again in"])):
-                    if fault:
-                        self.cluster.script("GET", "/backups/", **fault)
+        for flags, lines in (
+                ((), (rf"the cluster is {self.cluster.url}, the namespace {self.namespace}",
+                      "the way: a controller's answer", r"created DownloadRequest \S+/b1-[a-z0-9]{5}",
+                      rf"is answered; the store is {self.store.url}", r"deleted DownloadRequest \S+/b1-[a-z0-9]{5}")),
+                (("--direct",), ("the way: the storage location, signed for here",
+                                 rf"the store is {self.store.url[7:]}, the bucket "))):
+            for retry in ((), ("with 503; trying again in",)):
+                with self.subTest(flags, retry=retry):
+                    if retry:
+                        self.cluster.script("GET", "/backups/", status=503, body=b"{}")
                     result = self.cli("backup", "logs", "b1", "-v", *flags)
                     self.assertEqual((0, LOG), (result.code, result.out))
-                    for line in lines + retry:
+                    for line in (*lines, *retry):
                         self.assertRegex(result.err, line)
                     self.assert_clean(result.err)
-                self.assertEqual("", self.cli("backup", "logs", "b1", *flags).err)
+            self.assertEqual("", self.cli("backup", "logs", "b1", *flags).err)
 
     def test_nothing_to_list(self) -> None:
         """An empty table is said on stderr, as kubectl does; JSON and YAML are lists without items."""
@@ -11456,19 +11091,18 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         """With descriptor 1 closed no socket gets the output, and a file comes right or not at all."""
         stored = self.contents()
         self.put()
-        for argv in (("download", "b1", "-o", self.path), ("download", "b1", "-o", "-"), ("backup", "logs", "b1")):
-            with self.subTest(argv):
+        for words in ("download b1 -o " + self.path, "download b1 -o -", "backup logs b1"):
+            with self.subTest(words):
                 self.clear()
                 done = subprocess.run(
-                    ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, velero_requests.__file__, *argv,
+                    ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, velero_requests.__file__, *words.split(),
                      "--kubeconfig", self.kubeconfig, "-n", self.namespace], stdin=subprocess.DEVNULL,
                     stderr=subprocess.PIPE, timeout=60, check=False)
                 result = Result(done.returncode, b"", done.stderr.decode())
                 if self.left():
                     self.assert_right(result, stored)
                 else:
-                    self.assertEqual(result.code, 1)
-                    self.assert_sentence(result, "stdout")
+                    self.assert_absent(result, 1, "stdout")
         self.assertFalse(any(request.status == 400 or not request.method.isupper()
                              for request in self.store.seen() + self.cluster.seen()))
 
@@ -12022,128 +11656,100 @@ class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 class Line:
-    """A line on loopback to a server: each connection may carry so many bytes back, or a text instead."""
+    """A line on loopback to a server: each connection may carry so many bytes back."""
 
     def __init__(self, host: str) -> None:
-        """Listen on a free port."""
-        self.to = (host.rpartition(":")[0], int(host.rpartition(":")[2]))
-        self.plan: List[Any] = []            # for the next connections: bytes to let through, or an answer
-        self.broken = 0
+        self.to, self.broken = (host.rpartition(":")[0], int(host.rpartition(":")[2])), 0
+        self.plan: List[int] = []            # for the next connections: bytes to let through
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.host = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        self.url = "http://" + self.host
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self.listener.accept()
-                limit = self.plan.pop(0) if self.plan else None
+                limit = self.plan.pop(0) if self.plan else sys.maxsize
                 threading.Thread(target=self._carry, args=(near, limit), daemon=True).start()
 
-    def _carry(self, near: socket.socket, limit: Any) -> None:
+    def _carry(self, near: socket.socket, limit: int) -> None:
         """Carry one connection until its limit."""
-        with near, contextlib.suppress(OSError):
-            if isinstance(limit, bytes):
-                near.recv(65536)
-                near.sendall(limit)
-                self.broken += 1
-                return
-            with socket.create_connection(self.to) as far:
-                threading.Thread(target=self._forward, args=(near, far), daemon=True).start()
-                carried = 0
-                while limit is None or carried < limit:
-                    piece = far.recv(65536 if limit is None else min(65536, limit - carried))
-                    if not piece:
-                        return
-                    near.sendall(piece)
-                    carried += len(piece)
+        with near, contextlib.suppress(OSError), socket.create_connection(self.to) as far:
+            threading.Thread(target=self._forward, args=(near, far, sys.maxsize), daemon=True).start()
+            if not self._forward(far, near, limit):
                 self.broken += 1
                 near.shutdown(socket.SHUT_RDWR)
 
-    def _forward(self, near: socket.socket, far: socket.socket) -> None:
-        """Carry what the client sends."""
+    def _forward(self, source: socket.socket, target: socket.socket, left: int) -> int:
+        """Carry so many bytes, or all that come -> what is left of them."""
         with contextlib.suppress(OSError):
-            while True:
-                piece = near.recv(65536)
+            while left:
+                piece = source.recv(min(65536, left))
                 if not piece:
-                    return
-                far.sendall(piece)
-
-    def close(self) -> None:
-        """Take no more connections."""
-        self.listener.close()
+                    break
+                target.sendall(piece)
+                left -= len(piece)
+        return left
 
 
-def put_members(store: Any, bucket: str, key: str, member: bytes, count: int) -> str:
-    """Store equal gzip members one after another without holding them, and return the sha256 of the object."""
-    store.create_bucket(bucket)
-    url = presigned_url(f"{store.url}/{bucket}/" + uri_encode(key.encode(), b"/"), store.access_key,
-                        store.secret_key, store.region, method="PUT")
-    digest = hashlib.sha256()
-    connection = http.client.HTTPConnection(store.host, timeout=120)
-    with contextlib.closing(connection):
-        connection.putrequest("PUT", url[len(store.url):])
-        connection.putheader("Content-Length", str(count * len(member)))
-        connection.endheaders()
-        for _ in range(count):
-            digest.update(member)
-            connection.send(member)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise RuntimeError(f"the store answered {response.status}: {response.read(500)!r}")
-    return digest.hexdigest()
+def put_members(store: Any, bucket: str, key: str, member: bytes, count: int, in_a_part: int = 0) -> str:
+    """Store equal gzip members one after another without holding them, and return the sha256 of the object.
 
-
-def put_in_parts(store: Any, bucket: str, key: str, member: bytes, count: int, in_a_part: int = 5) -> str:
-    """Store equal gzip members in parts, and return the sha256 of the object; its ETag is no MD5 then.
-
-    So Velero's AWS plugin stores all that is larger than 5 MiB (manager.NewUploader in its object_store.go).
+    In parts its ETag is no MD5. So Velero's AWS plugin stores all that is larger than 5 MiB (manager.NewUploader in its
+    object_store.go).
     """
     store.create_bucket(bucket)
     place = f"{store.url}/{bucket}/" + uri_encode(key.encode(), b"/")
     connection = http.client.HTTPConnection(store.host, timeout=120)
 
-    def exchange(method: str, query: str, body: bytes = b"") -> Tuple[http.client.HTTPMessage, str]:
+    def exchange(method: str, query: str, body: Any = b"", **headers: str) -> Tuple[http.client.HTTPMessage, str]:
         url = presigned_url(place, store.access_key, store.secret_key, store.region, method=method, extra=query)
-        connection.request(method, url[len(store.url):], body)
+        connection.request(method, url[len(store.url):], body, headers)
         response = connection.getresponse()
         text = response.read().decode()
         if response.status != 200:
             raise RuntimeError(f"the store answered {response.status}: {text[:500]}")
         return response.headers, text
+    digest, parts = hashlib.sha256(), ""
+    for _ in range(count):
+        digest.update(member)
     with contextlib.closing(connection):
+        if not in_a_part:
+            exchange("PUT", "", itertools.repeat(member, count), **{"Content-Length": str(count * len(member))})
+            return digest.hexdigest()
         upload = exchange("POST", "uploads=")[1].partition("<UploadId>")[2].partition("</UploadId>")[0]
-        digest, parts = hashlib.sha256(), ""
         for number, at in enumerate(range(0, count, in_a_part), 1):
             part = member * min(in_a_part, count - at)
-            digest.update(part)
             etag = exchange("PUT", f"partNumber={number}&uploadId={upload}", part)[0]["ETag"]
             parts += f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
         exchange("POST", f"uploadId={upload}", f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode())
     return digest.hexdigest()
 
 
+put_in_parts = functools.partial(put_members, in_a_part=5)
+
+
 class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
     """The engine against the real S3 server; VELERO_BIG_DOWNLOAD says how many MiB break off ten times (CI: 2048)."""
 
-    def test_a_line_that_breaks_ten_times(self) -> None:
-        """Ten random disconnections and a URL that expires on the way: the sha256 is right."""
+    def over_a_line(self) -> Line:
+        """Let backup b9 lie behind a line, and serve requests."""
         self.make_target()
-        count = int(os.environ.get("VELERO_BIG_DOWNLOAD", "48"))
         line = Line(self.store.host)
-        self.addCleanup(line.close)
+        self.addCleanup(line.listener.close)
         self.make_location("line", {"s3Url": line.url})
         self.make_backup("b9", "line")
+        self.serve()
+        return line
+
+    def test_a_line_that_breaks_ten_times(self) -> None:
+        """Ten random disconnections: the sha256 is right."""
+        count, line = int(os.environ.get("VELERO_BIG_DOWNLOAD", "48")), self.over_a_line()
         expected = put_members(self.store, self.namespace, "backups/b9/b9.tar.gz", gzip.compress(noise(MIB), 1), count)
         chance = random.Random(13)
-        spent = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n" % len(SPENT_URL) + SPENT_URL
         line.plan = [chance.randrange(1, count * MIB // 12) for _ in range(10)]
-        line.plan.insert(5, spent)
-        self.serve()
-        program = self.program("download", "b9", "-o", self.path)
-        result = program.end(seconds=60 + count)
-        self.assertEqual((result.code, line.broken, line.plan), (0, 11, []), result.err)
+        result = self.program("download", "b9", "-o", self.path).end(seconds=60 + count)
+        self.assertEqual((result.code, line.broken, line.plan), (0, 10, []), result.err)
         digest = hashlib.sha256()
         with open(self.path, "rb") as file:
             for piece in iter(lambda: file.read(MIB), b""):
@@ -12161,29 +11767,18 @@ class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
         self.assertEqual(hashlib.sha256(read_bytes(self.path)).hexdigest(), expected)
 
     def test_after_a_kill(self) -> None:
-        """A partial file from the real server is continued, and given up when the object has changed."""
-        self.make_target()
-        line = Line(self.store.host)
-        self.addCleanup(line.close)
-        self.make_location("line", {"s3Url": line.url})
-        self.make_backup("b9", "line")
-        self.serve()
-        for changes in (False, True):
-            with self.subTest(changes=changes):
-                self.clear()
-                stored = archive(3 * MIB)
-                self.store.put(self.namespace, "backups/b9/b9.tar.gz", stored)
-                line.plan = [2 * MIB] + [0] * 100
-                program = self.program("download", "b9", "-o", self.path)
-                wait_until(lambda: size_of(part_of(self.path)) >= MIB, 15, "the partial file")
-                program.kill()
-                line.plan = []
-                if changes:
-                    stored = archive(3 * MIB, seed=41)
-                    self.store.put(self.namespace, "backups/b9/b9.tar.gz", stored)
-                result = self.cli("download", "b9", "-o", self.path)
-                self.assert_right(result, stored)
-                self.assertEqual("changed" in result.err, changes)
+        """A partial file from the real server is given up when the object has changed."""
+        line = self.over_a_line()
+        self.store.put(self.namespace, "backups/b9/b9.tar.gz", archive(3 * MIB))
+        line.plan = [2 * MIB] + [0] * 100
+        program = self.program("download", "b9", "-o", self.path)
+        wait_until(lambda: size_of(part_of(self.path)) >= MIB, 15, "the partial file")
+        program.kill()
+        line.plan = []
+        self.store.put(self.namespace, "backups/b9/b9.tar.gz", archive(3 * MIB, seed=41))
+        result = self.cli("download", "b9", "-o", self.path)
+        self.assert_right(result, archive(3 * MIB, seed=41))
+        self.assertIn("changed", result.err)
 
 
 # ------------------------------------------------------------------------------------------------------------

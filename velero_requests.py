@@ -1634,10 +1634,11 @@ def explain_signature(url: str, theirs: str) -> str:
     query = "&".join(sorted(part for part in parts.query.split("&") if not part.startswith("X-Amz-Signature=")))
     ours = canonical_request("GET", parts.path, query, {"host": parts.netloc}, UNSIGNED_PAYLOAD).split("\n")
     names = ("method", "path", "query", "host header", "headers", "names of the signed headers", "payload hash")
-    for name, mine, other in itertools.zip_longest(names, ours, theirs.split("\n"), fillvalue=""):
-        if mine != other:
-            return (f"the {name or 'request'} differs: signed {one_line(redact(mine), 200)!r}, the store saw "
-                    f"{one_line(redact(other), 200)!r}; does a proxy in between change it?")
+    for name, *both in itertools.zip_longest(names, ours, theirs.split("\n"), fillvalue=""):
+        if both[0] != both[1]:
+            mine, other = (one_line(redact(line), 200) for line in both)
+            return (f"the {name or 'request'} differs: signed {mine!r}, the store saw {other!r}; does a proxy in "
+                    "between change it?")
     return "the store saw what was signed, so the secret key is not the one of this access key"
 
 
@@ -1650,18 +1651,18 @@ def listed_prefixes(body: bytes) -> Tuple[List[str], str]:
     return [_unescaped(prefix) for prefix in found], _unescaped(token.group(1)) if more else ""
 
 
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)", re.ASCII)
-
-
 class ObjectInfo(NamedTuple):
-    """What the headers of an answer say of an object, and which of its bytes follow; None where they say nothing."""
+    """What the headers of an answer say of an object, and which of its bytes follow."""
 
     etag: str = ""                           # as sent; empty for a weak one, which identifies no bytes
-    size: Optional[int] = None               # of the whole object
+    size: Optional[int] = None               # of the whole object, where it is said
     md5: str = ""                            # of the whole object, in hex
     start: int = 0                           # -1 for a Content-Range that cannot be
     whole: bool = True                       # answered 200, whatever was asked for
     ends: bool = True                        # its end can be told from a break: it has a length or comes in chunks
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)", re.ASCII)
 
 
 def object_info(status: int, headers: Mapping[str, str]) -> ObjectInfo:
@@ -1669,25 +1670,22 @@ def object_info(status: int, headers: Mapping[str, str]) -> ObjectInfo:
 
     An ETag may be the MD5, but not of an object in parts, nor of one that KMS or a customer's key encrypts.
     """
-    etag, length = headers.get("ETag", ""), headers.get("Content-Length", "")
+    etag, length, start = headers.get("ETag", ""), headers.get("Content-Length", ""), 0
     encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms") or headers.get(
         "x-amz-server-side-encryption-customer-algorithm")
+    md5 = etag[1:-1] if re.fullmatch(r'"[0-9a-f]{32}"', etag, re.ASCII) and not encrypted else ""
     size = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
-    info = ObjectInfo(
-        "" if etag.startswith("W/") else etag, size,
-        etag.strip('"') if re.fullmatch(r'"[0-9a-f]{32}"', etag, re.ASCII) and not encrypted else "",
-        ends=size is not None or "chunked" in headers.get("Transfer-Encoding", "").lower())
-    if status == 200:
-        return info
-    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-    first, last, total = map(int, match.groups("-1")) if match else (0, -1, -1)
-    if first > last or total not in (-1, last + 1) or size not in (None, last + 1 - first):
-        return info._replace(size=None, start=-1, whole=False)
-    return info._replace(size=last + 1, start=first, whole=False)
+    ends = size is not None or "chunked" in headers.get("Transfer-Encoding", "").lower()
+    if status != 200:
+        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        first, last, total = map(int, match.groups("-1")) if match else (0, -1, -1)
+        wrong = first > last or total not in (-1, last + 1) or size not in (None, last + 1 - first)
+        start, size = (-1, None) if wrong else (first, last + 1)
+    return ObjectInfo("" if etag.startswith("W/") else etag, size, md5, start, status == 200, ends)
 
 
 def changed_object(position: int) -> StoreError:
-    """The error for an object that is not the one whose first bytes have already come."""
+    """The error for an object that is not the one whose first bytes have come."""
     return StoreError(f"the object changed after {position} bytes of it had come", reason="ObjectChanged")
 
 
@@ -1713,16 +1711,10 @@ PASSING_STATUS = (408, 429, 500, 502, 503, 504, 522, 524)  # curl's --retry, too
 MAX_DOWNLOAD_WAIT = 60.0                     # seconds of waiting without a byte in between; ends endless 503 in 100 s
 
 
-def needs_new_url(error: Error, moved: bool) -> bool:
-    """Whether another URL may get on; a 403 without a reason, after bytes had come, is taken for an expired one."""
-    return isinstance(error, StoreError) and (
-        error.reason in EXPIRED or (moved and error.status == 403 and error.reason == "StoreAccessDenied"))
-
-
 def download_wait(error: Error, failures: int, waited: float, moved: bool, first: float) -> Optional[float]:
     """Seconds until a broken download is continued, None when it is given up.
 
-    failures: in a row, without a byte between them. waited: seconds spent on them. moved: whether bytes ever came.
+    failures: in a row, without a byte in between; `waited` seconds were spent on them. moved: whether bytes ever came.
     first: seconds after the first failure, twice as many after the next.
     """
     broken = isinstance(error, Unreachable) and error.retry
@@ -1735,13 +1727,12 @@ def download_wait(error: Error, failures: int, waited: float, moved: bool, first
 
 def may_be_continued(error: BaseException) -> bool:
     """Whether what came before an error is worth keeping: not when the object is wrong or gone, or the disk is full."""
-    if isinstance(error, StoreError):
-        return error.status not in (0, 404) or error.reason == "WrongRange"
-    return not isinstance(error, OSError)
+    return not isinstance(error, OSError) and (
+        not isinstance(error, StoreError) or error.status not in (0, 404) or error.reason == "WrongRange")
 
 
 def bytes_text(count: float) -> str:
-    """A number of bytes for people: `17 B`, `1.5 KiB`, `3.2 GiB`."""
+    """`17 B`, `1.5 KiB`, `3.2 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -1750,13 +1741,11 @@ def bytes_text(count: float) -> str:
 
 
 def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) -> str:
-    """How far a transfer is: bytes, percent, rate, time left; `fresh` bytes of it came in the last `seconds`."""
+    """Bytes, percent, rate and time left of a transfer; `fresh` bytes of it came in the last `seconds`."""
     rate = fresh / seconds if seconds > 0 else 0.0
-    parts = [f"{bytes_text(done)} of {bytes_text(size)}", f"{100 * done // size}%"] if size else [bytes_text(done)]
-    parts.append(f"{bytes_text(rate)}/s")
-    if size and rate:
-        parts.append(f"{format_duration(max(0, math.ceil((size - done) / rate)))} left")
-    return ", ".join(parts)
+    text = f"{bytes_text(done)} of {bytes_text(size)}, {100 * done // size}%" if size else bytes_text(done)
+    left = f", {format_duration(max(0, math.ceil((size - done) / rate)))} left" if size and rate else ""
+    return f"{text}, {bytes_text(rate)}/s{left}"
 
 
 def _what_is(body: bytes) -> str:
@@ -1774,43 +1763,36 @@ def _what_is(body: bytes) -> str:
     return "text: " + one_line(redact(text), 80)
 
 
-# What a refusal means: the reason that is left on a request, and the cure.
-ACCESS_DENIED = ("StoreAccessDenied", "the credentials need s3:GetObject on it; without s3:ListBucket a missing file "
-                                      "looks the same")
-NO_SUCH_KEY = ("ArtifactNotFound", "the backup or restore may never have written it, or it has expired")
-WRONG_ENDPOINT = ("WrongEndpoint", "correct region or s3Url of the storage location")
-WRONG_REGION = ("WrongRegion", "correct region of the storage location")
-CLOCK_SKEW = ("ClockSkew", "set the clock of the host that signs")
-
-# S3's error codes that a GET by signed URL can meet
-# (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html).
-REFUSALS = {
-    "NoSuchKey": NO_SUCH_KEY, "AccessDenied": ACCESS_DENIED, "RequestTimeTooSkewed": CLOCK_SKEW,
+# What a refusal means: the reason that is left on a request, and the cure; by S3's error code, if a GET by signed URL
+# can meet it (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), else by its status.
+REFUSALS: Dict[Any, Tuple[str, str]] = {
+    **dict.fromkeys(("AccessDenied", 403), ("StoreAccessDenied", "the credentials need s3:GetObject on it; without "
+                                            "s3:ListBucket a missing file looks the same")),
+    **dict.fromkeys(("NoSuchKey", 404), (
+        "ArtifactNotFound", "the backup or restore may never have written it, or it has expired")),
     "NoSuchBucket": ("BucketNotFound", "correct objectStorage.bucket of the storage location"),
+    "RequestTimeTooSkewed": ("ClockSkew", "set the clock of the host that signs"),
     **dict.fromkeys(("InvalidAccessKeyId", "XAdminUserNotFound"), (  # the second is versitygw's
         "InvalidCredentials", "the store does not know the access key; correct the Secret or the credentials file")),
     "SignatureDoesNotMatch": ("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
     "ExpiredToken": ("CredentialsExpired", "renew the temporary credentials in the Secret"),
     **dict.fromkeys(("InvalidToken", "InvalidTokenId"), (  # the second is MinIO's
         "InvalidCredentials", "the session token does not belong to these keys")),
-    **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect"), WRONG_ENDPOINT),
+    **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect"), (
+        "WrongEndpoint", "correct region or s3Url of the storage location")),
     **dict.fromkeys(("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError",
-                     "IllegalLocationConstraintException"), WRONG_REGION),
+                     "IllegalLocationConstraintException"), (
+        "WrongRegion", "correct region of the storage location")),
     "InvalidObjectState": ("ArtifactArchived", "the object is in an archive tier; restore it there first"),
 }
-
 OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "InvalidRange", "InvalidRequest",
                "MethodNotAllowed", "RequestTimeout", "ServiceUnavailable", "SlowDown")
-MAX_SKEW = timedelta(days=1)
+MAX_SKEW = timedelta(days=1)                 # one further off would sign a URL that becomes valid only years from now
 
 
 def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
-    """How far a store's clock, by its Date header, is ahead of ours; zero when it does not say, or nothing credible.
-
-    With a date further off than MAX_SKEW we would sign a URL that becomes valid only years from now.
-    """
-    theirs = parse_http_date(headers.get("Date"))
-    skew = theirs - now if theirs else timedelta(0)
+    """How far a store's clock, by its Date header, is ahead of ours; zero when it says nothing, or nothing credible."""
+    skew = (parse_http_date(headers.get("Date")) or now) - now
     return skew if abs(skew) <= MAX_SKEW else timedelta(0)
 
 
@@ -1819,10 +1801,10 @@ def _meaning(status: int, code: str, message: str, region: str) -> Tuple[str, st
     if code == "AccessDenied" and "expired" in message.lower():
         return "UrlExpired", "ask for the URL again; if it is new, the clocks differ"
     if code == "AccessDenied" and re.search("not (yet valid|valid yet)", message.lower()):  # AWS's words, and MinIO's
-        return CLOCK_SKEW
-    if code not in REFUSALS and region and status in (301, 307, 400):  # whatever it complains of, it knows the region
-        return WRONG_REGION if status == 400 else WRONG_ENDPOINT
-    return REFUSALS.get(code) or {403: ACCESS_DENIED, 404: NO_SUCH_KEY}.get(status, ("StoreError", ""))
+        code = "RequestTimeTooSkewed"
+    elif code not in REFUSALS and region and status in (301, 307, 400):  # whatever it complains of, it knows the region
+        code = "AuthorizationHeaderMalformed" if status == 400 else "PermanentRedirect"
+    return REFUSALS.get(code) or REFUSALS.get(status, ("StoreError", ""))
 
 
 def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime,
@@ -1846,11 +1828,11 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     elif reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
         detail += (f" (the store's clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
                    f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's)")
-    said = {"ArtifactNotFound": "has no such file", "BucketNotFound": "has no such bucket"}.get(reason)
-    said = f"{said} ({one_line(redact(detail))})" if said else f"answered {status}: {one_line(redact(detail), 600)}"
+    lack = {"ArtifactNotFound": "file", "BucketNotFound": "bucket"}.get(reason)
+    said = f"has no such {lack} ({one_line(redact(detail))})" if lack else (
+        f"answered {status}: {one_line(redact(detail), 600)}")
     error = StoreError(f"{where} {said}", status=status, reason=reason, hints=filter(None, [cure]))
-    error.skew = skew
-    error.retry_after = retry_after_seconds(headers.get("Retry-After", ""), now)
+    error.skew, error.retry_after = skew, retry_after_seconds(headers.get("Retry-After", ""), now)
     if reason in EXPIRED:
         error.exit = Exit.FAILED             # that is no lack of rights
     elif reason == CredentialsError.usual_reason:
@@ -4015,8 +3997,8 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
 # ====================================================================================================
 # 13. Store — receive, go on, verify, save
 #
-#     A source opens an object at a byte: a URL, or a file of a copied bucket. A Download receives it, again and again
-#     where the line breaks. Receiving, inflating or checking, and writing go on side by side, with a Pipe in between.
+#     A source opens an object at a byte. A Download receives it, again and again where the line breaks. Receiving,
+#     inflating or checking, and writing go on side by side, with a Pipe in between.
 # ====================================================================================================
 
 READ_SIZE = 256 << 10                        # bytes that are asked of a connection or a file at a time
@@ -4048,31 +4030,29 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
              ) -> Iterator[Response]:
     """GET a pre-signed URL -> the response, its body unread; closed by the context.
 
-    idle: seconds without a byte. address: of the host, where it has been looked up. quoting: whether an error may hold
-    what the host has written. Raises StoreError for any status that is not wanted, Unreachable without a connection;
-    neither shows the URL's signature. Further headers need no signature, for only `host` is signed.
+    headers: unsigned, for only `host` is signed. idle: seconds without a byte. address: of the host, if it has been
+    looked up. quoting: whether an error may hold what the host has written. Raises StoreError for a status that is not
+    wanted, Unreachable without a connection; neither shows the URL's signature.
     """
-    import urllib3
+    from urllib3 import exceptions
     if not is_http_url(url):
         raise StoreError("the answer holds no http or https URL")
     parts = urlsplit(url)
     where = f"the store at {parts.netloc.rpartition('@')[2]}"
-    proxy = proxy_for(url, os.environ)
-    options: Dict[str, Any] = {"trust": trust, "hint": "name the store's certificate authority with --cacert",
-                               "quoting": quoting}
+    sent = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})}
+    base, proxy, server_name = url, proxy_for(url, os.environ), ""
     if address:
-        headers = {"Host": parts.netloc, **(headers or {})}
-        netloc = (f"[{address}]" if ":" in address else address) + (f":{parts.port}" if parts.port else "")
-        pool = ConnectionPool(f"{parts.scheme}://{netloc}", where, server_name=parts.hostname or "", **options)
-    else:
-        pool = ConnectionPool(url, where, proxy=proxy, **options)
-    try:
+        sent["Host"], proxy, server_name = parts.netloc, "", parts.hostname or ""
+        host = f"[{address}]" if ":" in address else address
+        base = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
+    with contextlib.closing(ConnectionPool(
+            base, where, trust=trust, proxy=proxy, server_name=server_name, quoting=quoting,
+            hint="name the store's certificate authority with --cacert")) as pool:
         try:
-            response = pool.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), {
-                "Accept-Encoding": "identity", "User-Agent": USER_AGENT, **(headers or {})}, idle=idle)
+            response = pool.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), sent, idle=idle)
         except Unreachable as failed:
-            failed.retry = not isinstance(failed.__cause__, urllib3.exceptions.SSLError)
-            if isinstance(failed.__cause__, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError)):
+            failed.retry = not isinstance(failed.__cause__, exceptions.SSLError)
+            if isinstance(failed.__cause__, (exceptions.ProtocolError, exceptions.ReadTimeoutError)):
                 failed.reason = "BrokenOff"
             raise
         with contextlib.closing(response):
@@ -4080,72 +4060,54 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
                 raise store_refusal(response.status, response.refusal(), response.headers, where, url, utc_now(),
                                     quoting=quoting)
             yield response
-    finally:
-        pool.close()
-
-
-def store_addresses(host: str) -> List[str]:
-    """The addresses at which to ask a store, one of each family; StoreError when one is of a link-local service."""
-    found: Dict[int, List[str]] = {}
-    try:
-        for family, _, _, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-            found.setdefault(family, []).append(str(address[0]))
-    except (OSError, UnicodeError) as error:
-        log.debug("no address of %s: %s", host, error)
-    if any(map(is_link_local, [host, *itertools.chain(*found.values())])):  # a proxy may know names that we do not
-        raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
-                         reason=WRONG_ENDPOINT[0], hints=[WRONG_ENDPOINT[1]])
-    return [addresses[0] for addresses in found.values()]
 
 
 def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
     """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time.
 
     HEAD cannot be used, because the method is signed; an empty object answers 416. Whoever made the location may have
-    chosen the host and may read the error, so it holds the status and known codes, and no text of the host.
+    chosen the host and may read the error, so it holds the status and known codes, and no text of the host. Services
+    with a link-local address are not asked; what was looked up is what is asked, one address of each family.
     """
-    parts = urlsplit(url)
-    headers, wanted = {"Range": "bytes=0-0"}, (200, 206, 416)
-    failed = Unreachable(f"cannot reach the store at {parts.netloc}: it has no address here")
+    host, one_byte, found = urlsplit(url).hostname or "", {"Range": "bytes=0-0"}, []
+    failed = Unreachable(f"cannot reach the store at {urlsplit(url).netloc}: it has no address here")
     with host_guard(url), time_limit(seconds):
-        addresses = store_addresses(parts.hostname or "")
-        for address in [""] if proxy_for(url, os.environ) else addresses:
+        try:
+            found = [(row[0], str(row[4][0])) for row in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+        except (OSError, UnicodeError) as error:
+            log.debug("no address of %s: %s", host, error)
+        if any(map(is_link_local, [host, *(address for _, address in found)])):  # a proxy may know names that we do not
+            reason, cure = REFUSALS["PermanentRedirect"]
+            raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
+                             reason=reason, hints=[cure])
+        first: Dict[int, str] = {}
+        for family, address in found:
+            first.setdefault(family, address)
+        for address in [""] if proxy_for(url, os.environ) else list(first.values()):
             try:
-                with open_url(url, trust, headers=headers, wanted=wanted, address=address, quoting=False):
+                with open_url(url, trust, headers=one_byte, wanted=(200, 206, 416), address=address, quoting=False):
                     return
             except Unreachable as error:
                 failed = error
         raise failed
 
 
-def read_body(response: Response, idle: float = IDLE_LIMIT, before: int = 0) -> Iterator[bytes]:
-    """The bytes of a response as they come; Unreachable when fewer than announced come, or none for `idle` seconds.
-
-    before: bytes of the object that the response does not have, for errors.
-    """
-    announced = response.headers.get("Content-Length", "")
-    expected = before + int(announced) if re.fullmatch(r"\d{1,18}", announced, re.ASCII) else None
-    came, fault = before, None
+def read_body(response: Response, idle: float = IDLE_LIMIT, info: ObjectInfo = ObjectInfo()) -> Iterator[bytes]:
+    """The bytes of a response as they come; Unreachable, which counts bytes of the object, when they break off."""
+    came = max(0, info.start)
     try:
         for chunk in iter(functools.partial(response.read1, READ_SIZE), b""):
             came += len(chunk)
             yield chunk
-    except socket.timeout as error:
-        raise Unreachable(f"the store sent nothing for {format_duration(idle)}, after {came} bytes",
-                          reason="BrokenOff") from error
     except OSError as error:
-        fault = error
-    if fault or expected not in (None, came):
-        total = "an unknown number of" if expected is None else expected
-        raise Unreachable(f"the download broke off after {came} of {total} bytes", reason="BrokenOff") from fault
+        total = "an unknown number of" if info.size is None else info.size
+        raise Unreachable(f"the store sent nothing for {format_duration(idle)}, after {came} bytes"
+                          if isinstance(error, socket.timeout) else
+                          f"the download broke off after {came} of {total} bytes", reason="BrokenOff") from error
 
 
-class OpenObject(NamedTuple):
-    """An object opened at some byte; `interrupt` ends the chunks from another thread."""
-
-    info: ObjectInfo
-    chunks: Iterator[bytes]
-    interrupt: Callable[[], None]
+# An object opened at some byte: what is said of it, its bytes, and what ends these from another thread.
+OpenObject = Tuple[ObjectInfo, Iterator[bytes], Callable[[], None]]
 
 
 class UrlSource:
@@ -4159,16 +4121,15 @@ class UrlSource:
     @contextlib.contextmanager
     def open(self, start: int, etag: str) -> Iterator[OpenObject]:
         """The object from a byte on, if it is still of this ETag."""
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        headers.update({"If-Match": etag} if start and etag else {})
-        with open_url(self.url, self.trust, headers=headers, wanted=(200, 206) if start else (200,),
-                      idle=self.idle) as response:
+        headers = {"Range": f"bytes={start}-", **({"If-Match": etag} if etag else {})} if start else {}
+        wanted = (200, 206) if start else (200,)
+        with open_url(self.url, self.trust, headers=headers, wanted=wanted, idle=self.idle) as response:
             info = object_info(response.status, response.headers)
-            yield OpenObject(info, read_body(response, self.idle, max(0, info.start)), response.interrupt)
+            yield info, read_body(response, self.idle, info), response.interrupt
 
-    def renew(self, error: StoreError) -> None:
-        """Get another URL after a refusal, by the store's clock if that is far from ours."""
-        self.url, self.trust = self.locate(error.skew if abs(error.skew) >= timedelta(minutes=1) else timedelta(0))
+    def renew(self, skew: timedelta) -> None:
+        """Get another URL, by the store's clock if that is far from ours."""
+        self.url, self.trust = self.locate(skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
 
 
 def unreadable(path: str, error: OSError) -> StoreError:
@@ -4176,38 +4137,29 @@ def unreadable(path: str, error: OSError) -> StoreError:
     return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
 
 
-def _open_now(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO may have nobody who writes to it
+def _open_now(path: str, flags: int, dir_fd: Optional[int] = None) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600, dir_fd=dir_fd)  # a FIFO may have no other end
 
 
 class FileSource(NamedTuple):
-    """The object in a file of a folder that holds a copied bucket; its ETag is made of size and time."""
+    """The object in a file of a folder that holds a copied bucket; it is always read from its beginning."""
 
     path: str
     hints: Iterable[str] = ()                # what to do when it is not there
 
     @contextlib.contextmanager
-    def open(self, start: int, etag: str) -> Iterator[OpenObject]:
-        """The object from a byte on, if it is still of this ETag."""
+    def open(self, _start: int, _etag: str) -> Iterator[OpenObject]:
         try:
             with open(self.path, "rb", buffering=0, opener=_open_now) as file:
-                about_it = os.fstat(file.fileno())
-                if not stat.S_ISREG(about_it.st_mode):
+                there = os.fstat(file.fileno())
+                if not stat.S_ISREG(there.st_mode):
                     raise NotFound(f"{self.path} is no file", reason="ArtifactNotFound")
-                info = ObjectInfo(f'"{about_it.st_mtime_ns}-{about_it.st_size}"', about_it.st_size, start=start,
-                                  whole=False)
-                if etag not in ("", info.etag):
-                    raise changed_object(start)
-                file.seek(start)
-                yield OpenObject(info, iter(functools.partial(file.read, READ_SIZE), b""), lambda: None)
+                chunks = iter(functools.partial(file.read, READ_SIZE), b"")
+                yield ObjectInfo(size=there.st_size), chunks, lambda: None
         except FileNotFoundError:
             raise NotFound(f"there is no file {self.path}", hints=self.hints, reason="ArtifactNotFound") from None
         except OSError as error:
             raise unreadable(self.path, error) from error
-
-    def renew(self, error: StoreError) -> None:
-        """A file has no other place, so the error is raised."""
-        raise error
 
 
 Source = Union[UrlSource, FileSource]
@@ -4219,35 +4171,30 @@ FRAME_SIZE = 128                             # bytes that the head of a frame ca
 
 
 def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, without aws-chunked framing where an object was stored with it, as its first bytes tell."""
-    chunks, buffer = iter(chunks), b""
-    while len(buffer) < FRAME_SIZE:
-        chunk = next(chunks, None)
-        if chunk is None:
-            break
+    """The same bytes, without the framing where the first ones tell that the object was stored with it."""
+    chunks, buffer, at, left = iter(chunks), b"", 0, 0
+    while len(buffer) < FRAME_SIZE and (chunk := next(chunks, None)) is not None:
         buffer += chunk
     frame = _FRAME.match(buffer)
     if frame is None or buffer[frame.end():frame.end() + 2] != b"\x1f\x8b":
         yield from itertools.chain([buffer], chunks)
         return
     log.info("the object was stored with aws-chunked framing, which is taken off")
-    at = left = 0                            # bytes of the buffer that are done; of the frame to come, its line end too
     for chunk in itertools.chain([b""], chunks):
-        buffer, at = buffer[at:] + chunk, 0
+        buffer, at = buffer[at:] + chunk, 0  # at: what is done; left: to come of a frame's data and line end
         while at < len(buffer):
-            if left:
-                data = buffer[at:at + left]
-                yield data[:max(0, left - 2)]
-                at, left = at + len(data), left - len(data)
-                continue
-            frame = _FRAME.match(buffer, at)
-            if frame is None and len(buffer) - at > FRAME_SIZE:
-                raise StoreError("the file is damaged: its aws-chunked framing breaks off")
-            if frame is None:
-                break
-            at, left = frame.end(), int(frame.group(1), 16) + 2
-            if left == 2:
-                return
+            if not left:
+                frame = _FRAME.match(buffer, at)
+                if frame is None:
+                    break
+                at, left = frame.end(), int(frame.group(1), 16) + 2
+                if left == 2:
+                    return
+            data = buffer[at:at + left]
+            yield data[:max(0, left - 2)]
+            at, left = at + len(data), left - len(data)
+        if not left and len(buffer) - at > FRAME_SIZE:
+            raise StoreError("the file is damaged: its aws-chunked framing breaks off")
     raise StoreError("the file is cut short: its aws-chunked framing has no end")
 
 
@@ -4255,7 +4202,7 @@ def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
     """gzip members, one after another -> their content, or without `unpack` the same bytes; in small pieces.
 
     StoreError when it is no gzip, breaks off, fails its CRC or length, or something else follows the last member; all
-    that comes before the fault is yielded first. Zeros between and after members are padding.
+    that comes before the fault is yielded first.
     """
     import zlib
     inflater, read = None, 0
@@ -4263,11 +4210,6 @@ def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
         rest, size = memoryview(chunk), len(chunk)
         while rest:
             piece = rest[:size]
-            if inflater is None and read and not piece[0]:
-                zeros = len(piece) - len(bytes(piece).lstrip(b"\0"))
-                yield b"" if unpack else bytes(zeros)
-                rest, read = rest[zeros:], read + zeros
-                continue
             inflater = inflater or zlib.decompressobj(31)
             before = inflater.copy()
             try:
@@ -4298,24 +4240,14 @@ def write_all(writer: Any, chunk: bytes) -> None:
         view = view[len(view) if count is None else count:]
 
 
-def is_special(path: str) -> bool:
-    """Whether a path is there and neither file nor folder: a device, a FIFO, a terminal."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-
-
-def _is_trusted(there: os.stat_result) -> bool:
-    """Whether this user or root owns it: in a shared folder another user could have made it to redirect our bytes."""
-    return there.st_uid in (0, getattr(os, "geteuid", int)())
-
-
 def _followed(path: str) -> str:
-    """Where symbolic links lead that can be trusted."""
+    """Where symbolic links of this user and root lead: in a shared folder another user's could redirect our bytes."""
     for _ in range(40):                      # as many as Linux follows
         try:
             there = os.lstat(path)
             if not stat.S_ISLNK(there.st_mode):
                 return path
-            if not _is_trusted(there):
+            if there.st_uid not in (0, getattr(os, "geteuid", int)()):
                 raise Error(f"cannot write {path}: it is a symbolic link of another user", hints=[
                     "name the file that it leads to, if that is meant"])
             path = os.path.join(os.path.dirname(path), os.readlink(path))
@@ -4329,18 +4261,20 @@ def _exists(path: str) -> Error:
 
 
 def check_target(path: str, *, force: bool, named: bool = True) -> None:
-    """Raise, before anything is asked of anybody, when a file cannot be put at this path.
+    """Raise, before anything is asked of anybody, when a regular file cannot be put at this path.
 
-    named: whether the user named it, who may mean a device, a FIFO or a link; else it must be a regular file.
+    named: whether the user named it, who may mean what a link leads to.
     """
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise Error(f"cannot write {path}: there is no folder {folder}")
     if os.path.isdir(path):
         raise Error(f"cannot write {path}: it is a folder", hints=["name a file in it"])
-    if not named and os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise Error(f"cannot write {path}: it is no regular file", hints=["if it is meant, name it with --output"])
-    if os.path.lexists(path) and not force and not is_special(path):
+    link = os.path.islink(path) and not named
+    if link or (os.path.exists(path) and not os.path.isfile(path)):
+        raise Error(f"cannot write {path}: it is no regular file", hints=[
+            "if it is meant, name it with --output" if link else "`-o -` writes to stdout, which may lead there"])
+    if os.path.lexists(path) and not force:
         raise _exists(path)
     _followed(path)
 
@@ -4352,26 +4286,25 @@ _PART = ".velero-requests.part"
 class AtomicFile:
     """A file that gets its name once it is whole; until then its bytes are in a partial file beside it.
 
-    The partial file's name tells target, object and ETag, so that another run can go on from it. In a shared folder
-    other users make files too, so the folder is opened once, and a file in it is checked through its descriptor.
+    The partial file's name tells target, object and ETag, so that another run can go on from it. Other users may make
+    files in the folder too, so it is opened once, and a file in it is checked through its descriptor.
     """
 
     def __init__(self, path: str, what: str, *, force: bool, named: bool):
-        self.path, self.force, self.file, self.etag = path, force, None, ""
-        self.where, self.name = os.path.split(_followed(path) if named else path)
-        self.where = self.where or "."
-        self.folder = os.open(self.where, os.O_RDONLY | os.O_DIRECTORY) if os.open in os.supports_dir_fd else None
+        self.path, self.force, self.file, self.part, self.etag = path, force, None, "", ""
+        folder, self.name = os.path.split(_followed(path) if named else path)
+        self.where = folder or "."
+        able = os.open in os.supports_dir_fd
+        self.folder = os.open(self.where, os.O_RDONLY | os.O_DIRECTORY) if able else None
+        self.start = "" if able else os.path.join(self.where, "")  # of names in calls with `dir_fd`
         name_mark, self.mark = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (self.name, what))
-        self.part, self.stem = "", f".{self.name[:32]}.{name_mark}."
+        self.stem = f".{self.name[:32]}.{name_mark}."
 
-    def at(self, name: str) -> str:
-        """A file of the folder, for calls with `dir_fd`."""
-        return name if self.folder is not None else os.path.join(self.where, name)
-
-    def _is(self, name: str, file: Any) -> bool:
+    def _has(self, name: str, file: Any = None) -> bool:
+        """Whether the folder has something of this name, and it is this file."""
         with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(os.stat(self.at(name), dir_fd=self.folder, follow_symlinks=False),
-                                    os.fstat(file.fileno()))
+            there = os.stat(self.start + name, dir_fd=self.folder, follow_symlinks=False)
+            return file is None or os.path.samestat(there, os.fstat(file.fileno()))
         return False
 
     def _lock(self, file: Any) -> None:
@@ -4386,37 +4319,35 @@ class AtomicFile:
 
     def _take(self, name: str, create: int = 0) -> bool:
         """Open a partial file that is new, or our own and known by no other name; locked and unbuffered."""
-        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | create
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | create
         try:
-            file = open(os.open(self.at(name), flags, 0o600, dir_fd=self.folder), "r+b", buffering=0)
+            file = open(_open_now(self.start + name, flags, dir_fd=self.folder), "r+b", buffering=0)
         except OSError as error:
             if create and not isinstance(error, FileExistsError):
                 raise
             return False
-        with contextlib.ExitStack() as unless_taken:
-            unless_taken.callback(file.close)
+        try:
             there = os.fstat(file.fileno())
             ours = stat.S_ISREG(there.st_mode) and there.st_uid == getattr(os, "geteuid", int)()
-            if not create and not (ours and there.st_nlink == 1):
-                return False
-            self._lock(file)
-            if not self._is(name, file):     # another download finished it between our calls
-                return False
-            unless_taken.pop_all()
-        self.part, self.file = name, file
-        return True
+            if create or (ours and there.st_nlink == 1):
+                self._lock(file)
+                if self._has(name, file):    # else another download finished it between our calls
+                    self.part, self.file = name, file
+        finally:
+            if self.file is not file:
+                file.close()
+        return self.file is file
 
     def find_part(self) -> int:
         """Open what an earlier run left of the object -> its size, 0 for nothing; what it left of others is removed."""
         for name in os.listdir(self.where if self.folder is None else self.folder):
-            if not (name.startswith(self.stem) and name.endswith(_PART) and self._take(name)):
-                continue
-            mark, _, etag = name[len(self.stem):-len(_PART)].partition(".")
-            size = os.fstat(self.file.fileno()).st_size
-            if size and mark == self.mark and _NAMED_BY_ETAG.fullmatch(f'"{etag}"'):
-                self.etag = f'"{etag}"'
-                return size
-            self.discard()
+            if name.startswith(self.stem) and name.endswith(_PART) and self._take(name):
+                mark, _, etag = name[len(self.stem):-len(_PART)].partition(".")
+                size = os.fstat(self.file.fileno()).st_size
+                if size and mark == self.mark and _NAMED_BY_ETAG.fullmatch(f'"{etag}"'):
+                    self.etag = f'"{etag}"'
+                    return size
+                self.discard()
         return 0
 
     def open_part(self, etag: str) -> None:
@@ -4433,7 +4364,7 @@ class AtomicFile:
     def give_name(self) -> None:
         """Sync the file, then give it its name; without force by a link, which fails when that name exists by now."""
         os.fsync(self.file.fileno())
-        part, name, linked = self.at(self.part), self.at(self.name), False
+        part, name, linked = self.start + self.part, self.start + self.name, False
         folders = {"src_dir_fd": self.folder, "dst_dir_fd": self.folder}
         with contextlib.suppress(OSError):   # it is there, or the file system knows no links
             if not self.force:
@@ -4441,41 +4372,34 @@ class AtomicFile:
                 linked = True
                 os.unlink(part, dir_fd=self.folder)
         if not linked:
-            with contextlib.suppress(FileNotFoundError):
-                mode = os.stat(name, dir_fd=self.folder, follow_symlinks=False).st_mode
-                if not self.force:
-                    raise _exists(self.path)
-                if not stat.S_ISREG(mode):
-                    raise OSError("something that is no regular file has come in its place")
+            if not self.force and self._has(self.name):
+                raise _exists(self.path)
             os.replace(part, name, **folders)
-        if not self._is(self.name, self.file):
+        if not self._has(self.name, self.file):
             raise OSError("somebody else has put another file there")
         if self.folder is not None:
             with contextlib.suppress(OSError):  # where folders cannot be synced
                 os.fsync(self.folder)
 
     def discard(self) -> None:
-        """Remove the partial file."""
         if self.file is not None:
             with contextlib.suppress(OSError):
-                os.unlink(self.at(self.part), dir_fd=self.folder)
+                os.unlink(self.start + self.part, dir_fd=self.folder)
             self.file.close()
         self.file, self.etag = None, ""
 
     def keep_or_discard(self, error: BaseException) -> None:
         """After an error: keep what another run can go on from, and say so; else remove it."""
-        if not self.etag or not os.fstat(self.file.fileno()).st_size or not may_be_continued(error):
-            self.discard()
-            return
         part = os.path.join(self.where, self.part)
         kept = f"what has come is kept in {part}, and the same command goes on from there"
-        if isinstance(error, KeyboardInterrupt):
+        if not (self.etag and os.fstat(self.file.fileno()).st_size and may_be_continued(error)):
+            self.discard()
+        elif isinstance(error, KeyboardInterrupt):
             error.args = (kept,)
-        if isinstance(error, Error):
+        elif isinstance(error, Error):
             error.hints += (kept,)
 
     def close(self) -> None:
-        """Let go of file and folder."""
         if self.file is not None:
             self.file.close()
         if self.folder is not None:
@@ -4485,6 +4409,7 @@ class AtomicFile:
 @contextlib.contextmanager
 def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Iterator[AtomicFile]:
     """A file to fill, which gets its name when the context ends well; Error naming it when it cannot be written."""
+    check_target(path, force=force, named=named)
     try:
         with contextlib.closing(AtomicFile(path, what, force=force, named=named)) as new:
             try:
@@ -4497,47 +4422,26 @@ def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Ite
         raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
 
 
-@contextlib.contextmanager
-def special_file(path: str) -> Iterator[Any]:
-    """A device to write to, or a FIFO of our own; opening that waits for a reader."""
-    try:
-        _followed(path)
-        there = os.stat(path)
-        if stat.S_ISREG(there.st_mode) or (stat.S_ISFIFO(there.st_mode) and not _is_trusted(there)):
-            raise OSError("it is a file by now, or a FIFO of another user")
-        with open(os.open(path, os.O_WRONLY), "wb", buffering=0) as file:
-            if not os.path.samestat(there, os.fstat(file.fileno())):
-                raise OSError("it was exchanged meanwhile")
-            yield file
-    except OSError as error:
-        raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
-
-
 class Pipe:
     """The chunks of a generator, which runs in a thread of its own, some chunks ahead of the reader."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self.chunks, self.waiting, self.size = chunks, [], 0  # size: bytes in those that wait
-        self.ended, self.closed = False, False
+        self.waiting, self.size, self.ended, self.closed = [], 0, False, False  # size: bytes in those that wait
         self.error: Optional[BaseException] = None
-        self.changed, self.left = threading.Condition(), time_left()
-        self.thread = threading.Thread(target=self._fill, name="download", daemon=True)
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._fill, args=(chunks, time_left()), name="download", daemon=True)
         self.thread.start()
 
-    def _put(self, chunk: bytes) -> bool:
-        """Add a chunk when there is room -> whether anybody still takes them."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.closed)
-            self.waiting.append(chunk)
-            self.size += len(chunk)
-            self.changed.notify()
-            return not self.closed
-
-    def _fill(self) -> None:
+    def _fill(self, chunks: Iterator[bytes], left: float) -> None:
         try:
-            with contextlib.closing(self.chunks), time_limit(self.left):  # type: ignore[type-var]
-                for chunk in self.chunks:
-                    if not self._put(chunk):
+            with contextlib.closing(chunks), time_limit(left):  # type: ignore[type-var]
+                for chunk in chunks:
+                    with self.changed:
+                        self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.closed)
+                        self.waiting.append(chunk)
+                        self.size += len(chunk)
+                        self.changed.notify()
+                    if self.closed:
                         break
         except BaseException as error:       # a thread cannot raise; whoever takes the chunks does
             self.error = error
@@ -4546,30 +4450,30 @@ class Pipe:
             self.changed.notify()
 
     def __iter__(self) -> Iterator[bytes]:
-        while True:
+        ended = False
+        while not ended:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or self.ended or self.closed)
-                chunks, self.waiting, self.size = self.waiting, [], 0
+                chunks, self.waiting, self.size, ended = self.waiting, [], 0, self.ended
                 self.changed.notify()
             yield from chunks
             if self.closed:                  # by another thread; what has come must not pass for whole
                 raise StoreError("the download was cancelled")
-            if not chunks and self.error:
-                raise self.error
-            if not chunks:
-                return
+        if self.error:
+            raise self.error
 
     def close(self) -> None:
         """End the thread at its next chunk, and wake whoever waits for a chunk."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
+        self.thread.join(1)
 
 
 class Download:
     """An object that is fetched to its end, although connections break; other threads may read its `position`.
 
-    It goes on at the byte reached, by Range and If-Match, with back-off, and with another URL when one has expired.
+    It goes on at the byte reached, by Range and If-Match, after a pause, and with another URL when one has expired.
     """
 
     first_wait = 0.2                         # seconds, after the first failure in a row
@@ -4592,9 +4496,8 @@ class Download:
         with self.source.open(max(0, self.position - 1), known.etag) as (info, chunks, self.interrupt):
             if self.cancelled.is_set():      # which may have come before there was something to interrupt
                 raise StoreError("the download was cancelled")
-            skip = bytes_to_skip(known, info, self.position)
+            skip, came = bytes_to_skip(known, info, self.position), False
             self.info = info if self.position == self.resumed else known
-            came = False
             for chunk in chunks:
                 fresh, skip, came = chunk[skip:], max(0, skip - len(chunk)), True
                 self.position += len(fresh)
@@ -4610,15 +4513,18 @@ class Download:
                 yield from self._attempt()
                 return
             except (StoreError, Unreachable) as error:
-                if getattr(error, "status", 0) in (412, 416):
+                status = getattr(error, "status", 0)
+                if status in (412, 416):
                     raise changed_object(self.position) from error
                 if self.position > reached:
                     failures, waited, renewals, reached = 0, 0.0, 0, self.position
                 failures += 1
-                if needs_new_url(error, self.position > self.resumed) and renewals < 2:
+                moved = self.position > self.resumed  # then a 403 without a reason is taken for a URL that has expired
+                if renewals < 2 and (error.reason in EXPIRED or (
+                        moved and status == 403 and error.reason == "StoreAccessDenied")):
                     renewals += 1
                     log.info("%s; asking for another URL", error)
-                    self.source.renew(error)  # type: ignore[arg-type]
+                    self.source.renew(error.skew)  # type: ignore[union-attr]
                     continue
                 wait = download_wait(error, failures, waited, self.position > 0, self.first_wait)
                 if wait is None or wait >= time_left():
@@ -4628,28 +4534,20 @@ class Download:
                 self.cancelled.wait(wait)
         raise StoreError("the download was cancelled")
 
-    def _whole(self) -> Iterator[bytes]:
-        """The partial file, once the store has said that its object is still the same, and the rest."""
-        rest = self.received()
-        first, left = next(rest, b""), self.resumed
-        if self.part and left:
-            self.part.file.seek(0)
-        while left > 0:
-            chunk = self.part.file.read(min(READ_SIZE, left))
-            if not chunk:
-                raise StoreError("the partial file has become shorter")
-            left -= len(chunk)
-            yield chunk
-        yield first
-        yield from rest
-
     def _verified(self) -> Iterator[bytes]:
-        """All of the object; StoreError at its end when the store's ETag is an MD5, and another one than its own."""
-        digest, wanted = None, ""
-        for chunk in self._whole():
-            if digest is None and self.info and self.info.md5:
-                with contextlib.suppress(ValueError):  # some systems forbid MD5
-                    digest, wanted = hashlib.md5(), self.info.md5
+        """The partial file, once the store has said that its object is still the same, and the rest.
+
+        StoreError at the end when the store's ETag is an MD5, and another one than that of these bytes.
+        """
+        rest, kept, digest = self.received(), iter(()), None
+        first = next(rest, b"")
+        wanted = self.info.md5 if self.info else ""
+        with contextlib.suppress(ValueError):  # some systems forbid MD5
+            digest = hashlib.md5() if wanted else None
+        if self.part and self.resumed:
+            self.part.file.seek(0)
+            kept = iter(functools.partial(self.part.file.read, READ_SIZE), b"")
+        for chunk in itertools.chain(kept, [first], rest):
             if digest:
                 digest.update(chunk)
             yield chunk
@@ -4668,15 +4566,12 @@ class Download:
                 yield from content
         finally:
             self.cancelled.set()
-            content.close()
-            stored.close()
             self.interrupt()
-            content.thread.join(1)
-            stored.thread.join(1)
+            stored.close()
+            content.close()
 
     def write_to(self, writer: Any) -> int:
-        """Write it into a writer, which stays open -> the bytes; StoreError when it is not whole, after its sound
-        part."""
+        """Write it into a writer, which stays open -> the bytes; StoreError after its sound part if it is not whole."""
         size = 0
         with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
             for chunk in chunks:
@@ -4700,27 +4595,25 @@ class Download:
         return position
 
     def save(self, path: str, *, force: bool = False, named: bool = True) -> int:
-        """Put it into a new file -> its bytes; what an earlier run left is continued when it fits.
+        """Put it into a new regular file -> its bytes; what an earlier run left is continued when it fits.
 
-        The file appears whole or not at all; what a symbolic link points to is replaced, not the link. A device or FIFO
-        that the user named is written to as it is. An object that changes meanwhile is fetched again from its start.
-        Raises Error naming the file, StoreError when the object is not whole, Unreachable when the line stays broken.
+        The file appears whole or not at all; what a symbolic link points to is replaced, not the link. An object that
+        changes meanwhile is fetched again from its start, three times. Raises Error naming the file, StoreError when
+        the object is not whole, Unreachable when the line stays broken.
         """
-        if named and is_special(path):
-            with special_file(path) as file:
-                return self.write_to(file)
         with atomic_file(path, self.what, force=force, named=named) as new:
-            restarts = 0
-            while True:
+            for again in (True, True, True, False):
                 try:
-                    return self._fill(new)
+                    size = self._fill(new)
+                    break
                 except StoreError as error:
-                    damaged = self.resumed > 0 and not may_be_continued(error) and error.reason != "ObjectChanged"
-                    restarts += 1
-                    if restarts > 3 or not (damaged or error.reason == "ObjectChanged"):
+                    changed = error.reason == "ObjectChanged"
+                    if not again or not (changed or (self.resumed and not may_be_continued(error))):
                         raise
-                    log.warning("%s; starting over", "what an earlier run left is damaged" if damaged else error)
+                    log.warning("%s; starting over", error if changed else "what an earlier run left is damaged")
                 new.discard()
+        return size
+
 
 # ====================================================================================================
 # 14. Controller — queue, feeders, workers, and how a decision is carried out
