@@ -5312,12 +5312,9 @@ def side_by_side(tasks: Iterable[Callable[[], Any]]) -> Iterator[Any]:
 
 def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -> Tuple[List[Document], str]:
     """The objects that a label selector chooses, in the API's order, and the version of the list."""
-    documents, version = [], ""  # type: Tuple[List[Document], str]
-    for page in api.list_pages(resource, namespace, selector, LIST_SIZE):
-        items = _at(page, "items")
-        documents += [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-        version = version or _text(page, "metadata", "resourceVersion")
-    return documents, version
+    pages = list(api.list_pages(resource, namespace, selector, LIST_SIZE))
+    items = itertools.chain(*(found for found in (_at(page, "items") for page in pages) if isinstance(found, list)))
+    return [item for item in items if isinstance(item, dict)], _text(pages[0], "metadata", "resourceVersion")
 
 
 def find_documents(api: Api, resource: Resource, namespace: str, names: List[str], selector: str
@@ -5329,8 +5326,8 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
         except ApiError as error:
             if error.status != 400 or not selector:
                 raise
-            raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}"
-                             ) from None
+            what = one_line(selector, 200)
+            raise UsageError(f"the cluster does not understand the selector {what!r}: {error}") from None
     documents = list(side_by_side(functools.partial(get_existing, api, resource, namespace, name) for name in names))
     for document in documents:
         if isinstance(document, Error):
@@ -5439,7 +5436,7 @@ def _has_url(document: Document) -> bool:
 
 
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
-    """The pre-signed URL that a DownloadRequest is answered with."""
+    """The URL that a DownloadRequest is answered with."""
     request = request_from(DOWNLOAD_REQUESTS, stored)
     with api.waiting(f"the URL of {request.target_kind} of {request.target_name}", timeout):
         document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
@@ -5504,10 +5501,10 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
                   trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[bytes]:
     """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated.
 
-    timeout: seconds to wait for the URL; the transfer may take as long as bytes come, with no more than `idle` seconds
-    between them. A line that breaks is taken up again at the same byte. trust: None asks the location. Close the
-    generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist,
-    RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
+    timeout: seconds to wait for the URL. idle: seconds between two chunks, while the transfer may take as long as it
+    does; where the line breaks it goes on at the same byte. trust: None asks the location. Close the generator
+    (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist, RequestFailed with
+    the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
     """
     with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle) as source:
         yield from Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).chunks()
@@ -5732,8 +5729,7 @@ def check_server(api: Api, namespace: str) -> str:
 
 
 def check_location(api: Api, namespace: str, kind: str, name: str) -> str:
-    """What is wrong with the storage location behind an artifact; empty when it is available, or there is no artifact.
-    """
+    """What is wrong with the storage location of an artifact; empty when it is available, or nobody asks for one."""
     if not kind:
         return ""
     location = read_location_name(api, namespace, TARGETS[kind], name)
@@ -5838,8 +5834,8 @@ def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
         f"waiting for {one_line(what)}, at most {format_duration(max(0, round(seconds - passed)))} more")
 
 
-# What a shell runs to complete a word: the program itself, which prints what the word may be (see `completions`); where
-# that is nothing, the shell offers files. `--flag=value` is three words in bash; zsh and fish complete the value alone.
+# A shell completes a word by what the program prints (see `completions`), where that is nothing by files.
+# `--flag=value` is three words in bash; zsh and fish complete the value alone.
 COMPLETION_SCRIPTS = {
     "bash": """_velero_requests() {
     local IFS=$'\\n'
@@ -5872,8 +5868,7 @@ class Options:
     """What the command line says, as argparse puts it into attributes, and the commands (`Command.run`)."""
 
     def __getattr__(self, name: str) -> Any:
-        """Let type checkers know that there are attributes."""
-        raise AttributeError(name)
+        raise AttributeError(name)           # and type checkers know that there are some
 
     def api(self) -> Api:
         api = connect(load_cluster(self.kubeconfig, self.context))
@@ -5935,19 +5930,18 @@ class Options:
         trust, given = self.trust() or client_trust(location), self.credentials_file
         if given:
             location = location._replace(secret_name="", credentials_file=given, trusted=True)
-        with adding_hints(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"]
-                    if error.reason == FOREIGN_ENDPOINT or (
-                        location.secret_name and isinstance(error, (ApiError, CredentialsError))) else ()):
+        with adding_hints(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"] * (
+                error.reason == FOREIGN_ENDPOINT or (
+                    bool(location.secret_name) and isinstance(error, (ApiError, CredentialsError))))):
             location, plan = open_location(api, self.namespace, location, self.allow_credentials_file)
-        log.info("the store is %s, the bucket %s", one_line(redact(bucket_address(location).host)),
-                 one_line(location.bucket))
+        log.info("the store is %s, the bucket %s", *map(one_line, (bucket_address(location).host, location.bucket)))
         return Bucket(location, plan, trust, self.idle_timeout)
 
     def find_owner(self, artifact: Artifact) -> Api:
         """The cluster, after a check that the artifact's owner exists there and, for a log, has finished."""
         api, refusal = self.api(), ""
-        with adding_hints(lambda error: ["--location FILE and --credentials-file FILE need no cluster"]
-                    if isinstance(error, Unreachable) else ()):
+        with adding_hints(lambda error: ["--location FILE and --credentials-file FILE need no cluster"] * isinstance(
+                error, Unreachable)):
             try:
                 owner = get_existing(api, artifact.owner, self.namespace, self.name)
                 if self.is_log:
@@ -5995,12 +5989,10 @@ class Options:
             return progress_text(download.position, download.info.size, fresh, seconds)
 
         def cures(error: Error) -> List[str]:  # of an artifact that is damaged
-            if not (download and download.info and isinstance(error, StoreError)
-                    and not error.status and error.reason == "StoreError"):
+            if not download or not download.info or getattr(error, "status", 1) or error.reason != "StoreError":
                 return []
-            if self.location and os.path.isdir(self.location):
-                return [f"copy {os.path.join(self.location, object_key('', TARGETS[self.kind], self.name))} from the "
-                        "bucket again"]
+            if isinstance(source, FileSource):
+                return [f"copy {source.path} from the bucket again"]
             return [f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} "
                     f"download {self.name} --kind {self.kind} --url-only)\"`, with the flags of this command, gets it "
                     "as it is"]
@@ -6116,8 +6108,8 @@ class Options:
         if structured:
             write_text(json_text(screens[0] if len(screens) == 1 else screens))
         sys.stdout.flush()
-        silent = any(isinstance(trouble, TimedOut) for trouble in troubles)
-        return report(*troubles, more=timeout_hints(api, self.namespace) if silent else ())
+        nobody = any(isinstance(trouble, TimedOut) for trouble in troubles)
+        return report(*troubles, more=timeout_hints(api, self.namespace) if nobody else ())
 
     def server_status(self) -> Document:
         api = self.api()
@@ -6162,10 +6154,10 @@ Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a posi
 
 
 def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
-    """A row of an argument table, for `-o --output FILE` or `name BACKUP`; shown: what --help says, None hides it.
+    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type.
 
-    What it takes decides its type. A flag that takes nothing is a switch: `--flag`, `--flag=true` or `--flag=false`, as
-    velero takes them.
+    A flag that takes nothing is a switch: `--flag`, `--flag=true` or `--flag=false`, as velero takes them. shown: what
+    --help says; None hides it.
     """
     *names, takes = usage.split()
     if takes[0] == "-":
