@@ -13685,7 +13685,7 @@ class TestCommandLine(unittest.TestCase):
                 ("-n download backup get", "backup get", {"namespace": "download", "names": [], "timeout": 60.0}),
                 ("-vvn x get backups", "backup get", {"verbose": 2, "namespace": "x", "resource": vr.BACKUPS}),
                 ("--context download backup logs b1", "backup logs", {"context": "download", "kind": "BackupLog"}),
-                ("backup logs b1 --location download", "backup logs", {"location": "download", "direct": False}),
+                ("backup logs b1 --location download", "backup logs", {"location": "download", "direct": True}),
                 ("backup get -l x b1 --show-labels b2", "backup get", {"selector": "x", "names": ["b1", "b2"]}),
                 ("restore get --show-labels -n create", "restore get", {"show_labels": True, "location": None}),
                 ("describe restores --details=false r1", "restore describe", {"colorized": None, "details": False}),

@@ -5355,8 +5355,8 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
 
     Its name is known before, so it is deleted even when no answer to the create came.
     """
-    metadata, kind = document["metadata"], _text(document, "spec", "target", "kind")
-    key = Key(resource, metadata["namespace"], metadata["name"])
+    request = request_from(resource, document)
+    key, kind = request.key, request.target_kind
     with contextlib.ExitStack() as end:
         end.callback(delete_request, api, key)
         try:
@@ -5381,11 +5381,12 @@ def asked(api: Api, namespace: str, kind: str, name: str) -> ContextManager[Docu
     return created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, artifact.kind, name, random_suffix()))
 
 
-def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float) -> Iterator[Document]:
-    """The copy in hand, then newer ones until the deadline: from a watch, and by polling when that ends or fails."""
+def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float) -> Iterator[Document]:
+    """The copy in hand, then newer ones for so long: from a watch, and by polling when that ends or fails."""
     yield document
     deleted = Error(f"{key} was deleted by somebody else before it was answered")
-    version, left = _text(document, "metadata", "resourceVersion"), max(0.1, deadline - time.monotonic())
+    left, deadline = max(0.1, seconds), time.monotonic() + seconds
+    version = _text(document, "metadata", "resourceVersion")
     try:
         response = api.open_watch(key.resource, key.namespace, version, seconds=left, name=key.name, silence=left)
         with time_limit(left), contextlib.closing(watch_events(response)) as events:
@@ -5418,8 +5419,8 @@ def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable
 
     poll: seconds between the first two looks, where it may not be watched. `is_done` may raise to end the waiting.
     """
-    key = Key(resource, _text(document, "metadata", "namespace"), _text(document, "metadata", "name"))
-    with contextlib.closing(_copies(api, key, document, time.monotonic() + seconds, poll)) as copies:
+    key = request_from(resource, document).key
+    with contextlib.closing(_copies(api, key, document, seconds, poll)) as copies:
         for copy in filter(is_done, copies):
             return copy
     raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
@@ -5912,13 +5913,6 @@ class Options:
         run_controller(controller)
         log.info("stopped")
 
-    def is_direct(self) -> bool:
-        """Whether to read the store without a controller; UsageError for keys that would not be used."""
-        direct = self.direct or bool(self.location)
-        if self.credentials_file and not direct:
-            raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
-        return direct
-
     def open_bucket(self, api: Optional[Api] = None, document: Optional[Document] = None) -> Bucket:
         """The bucket of a storage location of the cluster, without one that of --location.
 
@@ -5957,12 +5951,12 @@ class Options:
     @contextlib.contextmanager
     def open_source(self) -> Iterator[Source]:
         """An artifact, by a controller's answer or without one from its bucket."""
-        trust, direct, artifact = self.trust(), self.is_direct(), TARGETS[self.kind]
+        trust, artifact = self.trust(), TARGETS[self.kind]
         if self.location and not is_object_name(self.name):
             raise NotFound(f"{artifact.owner.kind.lower()} {one_line(self.name, 64)!r} cannot exist")
         api = None if self.location else self.find_owner(artifact)
-        log.info("the way: %s", "the storage location, signed for here" if direct else "a controller's answer")
-        if api and not direct:
+        log.info("the way: %s", "the storage location, signed for here" if self.direct else "a controller's answer")
+        if api and not self.direct:
             if self.url_only:
                 trust = trust or Trust()     # nothing is fetched, so the location need not be asked
             with self.explaining_timeouts(api, self.kind, self.name), requested_source(
@@ -6062,7 +6056,7 @@ class Options:
     def run_get(self) -> int:
         """Backups or restores; what cannot be listed is said on stderr, and decides the exit code."""
         version, troubles = "", []  # type: Tuple[str, List[Error]]
-        if self.is_direct():
+        if self.direct:
             documents = self.find_backups(troubles)
         else:
             documents, version = find_documents(self.api(), self.resource, self.namespace, self.names, self.selector)
@@ -6335,7 +6329,9 @@ def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
     unknown = [word for word in unknown if word != "--"]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.namespace = options.namespace or find_namespace()
+    options.namespace, options.direct = options.namespace or find_namespace(), options.direct or bool(options.location)
+    if options.credentials_file and not options.direct:
+        raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
     return COMMAND_OF.get(name) or Command(group, "", lambda _: parser.format_help()), options
 
 
