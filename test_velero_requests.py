@@ -12167,17 +12167,6 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
                 self.assertEqual((5, path.endswith(".json")), (result.code, b"b2" in result.out), result.err)
                 self.assert_sentence(result, re.escape(path.lower()), "permission denied")
 
-    def test_an_expired_url(self) -> None:
-        """It is signed again, and the transfer goes on at the byte reached."""
-        stored, flags = self.fill_bucket()[KEYS["BackupContents"]], self.files()
-
-        def expire(response: bytes) -> Iterator[bytes]:
-            yield response[:body_start(response) + 100_000]
-            self.store.script("GET", KEYS["BackupContents"], status=403, body=SPENT_URL)
-        self.store.script("GET", KEYS["BackupContents"], wire=expire)
-        self.assert_right(run("download", "b1", *flags, *IDLE_FLAG, "-o", self.path), stored)
-        self.assertGreater(first_byte(self.gets(KEYS["BackupContents"])[-1]), 0)
-
     def test_an_authority_in_the_file(self) -> None:
         """A location's caCert in the file is believed, and without it the store is not."""
         store = FakeStore(tls=True)
