@@ -5786,11 +5786,6 @@ def say(text: str, end: str = "\n") -> None:
         sys.stderr.flush()
 
 
-def write_text(text: str) -> None:
-    """A command's result, and nothing else, goes to stdout."""
-    sys.stdout.write(text)
-
-
 def report(*errors: Error, more: Iterable[str] = ()) -> int:
     """Say what went wrong on stderr, and what cures it; more: further cures -> the exit code of the first error."""
     lines = [line for error in errors for line in (f"error: {error}", *(f"hint: {hint}" for hint in error.hints))]
@@ -5829,10 +5824,9 @@ def progress(text: Callable[[float], str]) -> Iterator[Callable[[], float]]:
 
 
 def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
-    """On a terminal, after PROGRESS_DELAY seconds, show what is waited for and how long it may still take."""
-    return contextlib.nullcontext() if not sys.stderr.isatty() else progress(
-        lambda passed: "" if passed < PROGRESS_DELAY else
-        f"waiting for {one_line(what)}, at most {format_duration(max(0, round(seconds - passed)))} more")
+    """After PROGRESS_DELAY seconds, show what is waited for and how long it may still take."""
+    return progress(lambda passed: "" if passed < PROGRESS_DELAY else f"waiting for {one_line(what)}, at most "
+                    f"{format_duration(max(0, round(seconds - passed)))} more")
 
 
 # A shell completes a word by what the program prints (see `completions`), where that is nothing by files.
@@ -5874,7 +5868,7 @@ class Options:
     def api(self) -> Api:
         api = connect(load_cluster(self.kubeconfig, self.context))
         log.info("the cluster is %s, the namespace %s", redact(one_line(api.session.cluster.server)), self.namespace)
-        return api if self.quiet else api._replace(waiting=show_waiting)
+        return api._replace(waiting=show_waiting) if sys.stderr.isatty() and not self.quiet else api
 
     def trust(self) -> Optional[Trust]:
         """Whom to trust for a store, as flags or velero's configuration say; None leaves it to the location."""
@@ -6061,10 +6055,10 @@ class Options:
         else:
             documents, version = find_documents(self.api(), self.resource, self.namespace, self.names, self.selector)
         if self.output in ("json", "yaml") and (documents or not troubles):  # no list at all is not an empty list
-            write_text(DOCUMENT_TEXTS[self.output](list_document(self.resource, documents, version)))
+            sys.stdout.write(DOCUMENT_TEXTS[self.output](list_document(self.resource, documents, version)))
         elif documents:
             columns = [name for text in self.label_columns for name in text.split(",") if name]
-            write_text(resource_table(self.resource, documents, utc_now(), label_columns=columns,
+            sys.stdout.write(resource_table(self.resource, documents, utc_now(), label_columns=columns,
                                       show_labels=self.show_labels, localize=datetime.astimezone))
         elif not troubles:
             say(f"No resources found in {self.location or self.namespace + ' namespace'}.")
@@ -6094,13 +6088,13 @@ class Options:
             screen = Description(resource, document, related, artifacts, localize=datetime.astimezone,
                                  details=self.details, colorized=self.is_colorized())
             if not structured:
-                write_text("\n\n" * bool(screens) + screen.text)
+                sys.stdout.write("\n\n" * bool(screens) + screen.text)
             screens.append(screen.json)
             troubles += screen.troubles
             if any(isinstance(value, TimedOut) for value in artifacts.values()):
                 timeout = min(timeout, NEXT_SCREEN_TIMEOUT)
         if structured:
-            write_text(json_text(screens[0] if len(screens) == 1 else screens))
+            sys.stdout.write(json_text(screens[0] if len(screens) == 1 else screens))
         sys.stdout.flush()
         nobody = any(isinstance(trouble, TimedOut) for trouble in troubles)
         return report(*troubles, more=timeout_hints(api, self.namespace) if nobody else ())
@@ -6120,31 +6114,27 @@ class Options:
         return render(version_document(version)) if render else version_text(version)
 
 
-def argument_type(convert: Callable[[str], Any], complaint: str) -> Callable[[str], Any]:
-    """An argparse type: what `convert` makes of a text, which is None or a ValueError for a wrong one."""
-
-    def read(text: str) -> Any:
-        import argparse
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None:
-            raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
-        return value
-
-    return read
-
-
-NAMESPACE = argument_type(lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a namespace")
-BOOL = argument_type(lambda text: _GO_BOOLS.get(text) if text else None, "{!r} is neither true nor false")
-FILE = argument_type(lambda text: text or None, "it is empty; was a variable not set?")
-TYPES = {"NAMESPACE": NAMESPACE, "BOOL": BOOL, "FILE": FILE, "FILE|DIR": FILE, "DURATION": argument_type(
-    lambda text: min(max(0.0, parse_duration(text)), MAX_TIMEOUT) or None,
-    "{!r} is no time to wait; write for example 30s, 5m or 1h30m"), "KIND=NAME": argument_type(
-        lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
-        "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")}
+TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> its value, None or a ValueError if wrong
+    "NAMESPACE": (lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a namespace"),
+    "BOOL": (lambda text: _GO_BOOLS.get(text or "-"), "{!r} is neither true nor false"),
+    "FILE": (lambda text: text or None, "it is empty; was a variable not set?"),
+    "DURATION": (lambda text: min(max(0.0, parse_duration(text)), MAX_TIMEOUT) or None,
+                 "{!r} is no time to wait; write for example 30s, 5m or 1h30m"),
+    "KIND=NAME": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
+                  "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")}
+TYPES["FILE|DIR"] = TYPES["FILE"]
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
+
+
+def read_argument(takes: str, text: str) -> Any:
+    """The value of an argument, for argparse."""
+    import argparse
+    convert, complaint = TYPES.get(takes, (str, ""))
+    with contextlib.suppress(ValueError):
+        value = convert(text)
+        if value is not None:
+            return value
+    raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
 
 
 def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
@@ -6157,8 +6147,8 @@ def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
     if takes[0] == "-":
         names, takes = [*names, takes], "BOOL"
         keywords = {"nargs": "?", "const": True, "default": False, **keywords}
-    return tuple(names), {"metavar": takes, "type": TYPES.get(takes, str), **({"help": shown} if shown else {}),
-                          **({"default": []} if keywords.get("action") == "append" else {}), **keywords}
+    return tuple(names), {"metavar": takes, "type": functools.partial(read_argument, takes), **keywords,
+                          **({"help": shown} if shown else {}), **({"default": []} if "action" in keywords else {})}
 
 
 class Command(NamedTuple):
@@ -6277,7 +6267,7 @@ def build_parser(words: str = "") -> Any:
             raise UsageError(message, hints=[f"see `{self.prog} --help`"])
 
         def _print_message(self, message: str, file: Any = None) -> None:
-            write_text(message)
+            sys.stdout.write(message)
 
     command = COMMAND_OF.get(words)
     prog = f"{PROGRAM} {command.words if command else words}".rstrip()
@@ -6411,7 +6401,7 @@ def run(argv: List[str]) -> int:
         with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
             sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
         if argv[:1] == ["__complete"]:
-            write_text("".join(f"{word}\n" for word in completions(argv[1:])))
+            sys.stdout.write("".join(f"{word}\n" for word in completions(argv[1:])))
             return Exit.DONE
         command, options = parse(argv)
         configure_logging(command.run is Options.run_controller, options.verbose)
@@ -6420,7 +6410,7 @@ def run(argv: List[str]) -> int:
                 end.callback(signal.signal, number, signal.signal(number, terminate))
         result = command.run(options)
         if isinstance(result, str):
-            write_text(result)
+            sys.stdout.write(result)
         return result if isinstance(result, int) else Exit.DONE
 
 
