@@ -5289,8 +5289,7 @@ def get_existing(api: Api, resource: Resource, namespace: str, name: str) -> Doc
 
 def side_by_side(tasks: Iterable[Callable[[], Any]]) -> Iterator[Any]:
     """Run tasks, POOL_SIZE at a time in threads -> what each returned or the Error that it raised, in their order."""
-
-    def work(task: Callable[[], Any], results: List[Any], number: int) -> None:
+    def work(number: int, task: Callable[[], Any]) -> None:
         try:
             results[number] = task()
         except Exception as error:           # a thread cannot raise; whoever reads the results sees it
@@ -5300,9 +5299,8 @@ def side_by_side(tasks: Iterable[Callable[[], Any]]) -> Iterator[Any]:
 
     tasks = iter(tasks)
     for group in iter(lambda: list(itertools.islice(tasks, POOL_SIZE)), []):
-        results: List[Any] = [None] * len(group)
-        threads = [threading.Thread(target=work, args=(task, results, number), daemon=True)
-                   for number, task in enumerate(group)]
+        results: List[Any] = [None] * len(group)  # all threads of a group end before the next one begins
+        threads = [threading.Thread(target=work, args=row, daemon=True) for row in enumerate(group)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -5413,35 +5411,34 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
             return
 
 
-def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable[[Document], bool], *,
-             seconds: float, poll: float) -> Document:
-    """Wait until an object is done -> its newest copy; TimedOut after `seconds`.
+def wait_for(api: Api, resource: Resource, document: Document, what: str, answer: Callable[[Document], Any],
+             seconds: float, poll: float) -> Any:
+    """Wait for what `answer` finds in an object, or raises -> that; TimedOut after so many seconds.
 
-    poll: seconds between the first two looks, where it may not be watched. `is_done` may raise to end the waiting.
+    what: is waited for, to be shown. poll: seconds between the first two looks, where it may not be watched.
     """
     key = request_from(resource, document).key
-    with contextlib.closing(_copies(api, key, document, seconds, poll)) as copies:
-        for copy in filter(is_done, copies):
-            return copy
+    with api.waiting(what, seconds), contextlib.closing(_copies(api, key, document, seconds, poll)) as copies:
+        for found in filter(None, map(answer, copies)):
+            return found
     raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
 
 
-def _has_url(document: Document) -> bool:
-    """Whether a DownloadRequest is answered; a reason that a controller left is raised, for waiting is in vain."""
+def _url_in(document: Document) -> str:
+    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
     request = request_from(DOWNLOAD_REQUESTS, document)
     if not request.url and request.reason:
         message = one_line(redact(request.message or request.reason))
         raise RequestFailed(f"{request.target_kind} of {request.target_name}: {message}",
                             reason=one_line(request.reason, 64))
-    return bool(request.url)  # whatever the phase: the velero CLI's own test
+    return request.url                       # whatever the phase: the velero CLI's own test
 
 
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
-    """The URL that a DownloadRequest is answered with."""
+    """The same, once it is there."""
     request = request_from(DOWNLOAD_REQUESTS, stored)
-    with api.waiting(f"the URL of {request.target_kind} of {request.target_name}", timeout):
-        document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
-    url = request_from(DOWNLOAD_REQUESTS, document).url
+    what = f"the URL of {request.target_kind} of {request.target_name}"
+    url = wait_for(api, DOWNLOAD_REQUESTS, stored, what, _url_in, timeout, URL_POLL)
     log.info("%s is answered; the store is %s", request.key, one_line(redact("/".join(url.split("/", 3)[:3]))))
     return url
 
@@ -5708,10 +5705,10 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
     """The answered ServerStatusRequest: status.serverVersion and status.plugins. Raises TimedOut or ApiError."""
+    def answer(document: Document) -> Optional[Document]:
+        return document if _text(document, "status", "phase") == PROCESSED else None
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
-        with api.waiting("the server's status", timeout):
-            return wait_for(api, STATUS_REQUESTS, stored, seconds=timeout, poll=STATUS_POLL,
-                            is_done=lambda document: _text(document, "status", "phase") == PROCESSED)
+        return wait_for(api, STATUS_REQUESTS, stored, "the server's status", answer, timeout, STATUS_POLL)
 
 # ====================================================================================================
 # 16. Doctor — why nobody answered: checks, each one sentence with its cure
