@@ -14016,6 +14016,7 @@ class TestStart(FolderCase):
     def test_the_current_folder_is_gone(self) -> None:
         """What starts at a current folder that was deleted is refused with that; what does not goes on."""
         for words, code, said in (("download b1", 1, "error: the current folder cannot be used"),
+                                  ("backup get --kubeconfig x", 1, "error: the current folder"),
                                   ("version --client-only", 0, "")):
             folder = tempfile.mkdtemp()
             result = self.start(sys.executable, MODULE, *words.split(), folder=folder,

@@ -5948,8 +5948,6 @@ class Options:
         api = None if self.location else self.find_owner(artifact)
         log.info("the way: %s", "the storage location, signed for here" if self.direct else "a controller's answer")
         if api and not self.direct:
-            if self.url_only:
-                trust = trust or Trust()     # nothing is fetched, so the location need not be asked
             with self.explaining_timeouts(api, self.kind, self.name), requested_source(
                     api, self.namespace, self.kind, self.name, timeout=self.timeout, trust=trust,
                     idle=self.idle_timeout) as source:
@@ -5974,7 +5972,7 @@ class Options:
             return progress_text(download.position, download.info.size, fresh, seconds)
 
         def cures(error: Error) -> List[str]:  # of an artifact that is damaged
-            if not download or not download.info or getattr(error, "status", 1) or error.reason != "StoreError":
+            if not download or not download.info or getattr(error, "status", True) or error.reason != "StoreError":
                 return []
             if isinstance(source, FileSource):
                 return [f"copy {source.path} from the bucket again"]
@@ -6075,7 +6073,7 @@ class Options:
         Once a request timed out, those of the next screens wait at most NEXT_SCREEN_TIMEOUT.
         """
         api, resource, trust, timeout = self.api(), self.resource, self.trust(), self.timeout
-        structured, screens, troubles = self.output == "json", [], []
+        structured, screens, troubles = self.output == "json", [], []  # type: Tuple[bool, List[Any], List[Error]]
         documents, _ = find_documents(api, resource, self.namespace, self.names, self.selector)
         for document in documents:
             kinds = artifacts_of(resource, document, details=self.details, structured=structured)
@@ -6102,13 +6100,12 @@ class Options:
             return get_server_status(api, self.namespace, timeout=self.timeout)
 
     def run_plugin_get(self) -> str:
-        document, render = self.server_status(), DOCUMENT_TEXTS.get(self.output)
-        return render(document) if render else plugin_table(plugins_from(document))
+        document = self.server_status()
+        return DOCUMENT_TEXTS.get(self.output, lambda _: plugin_table(plugins_from(document)))(document)
 
     def run_version(self) -> str:
         version = None if self.client_only else _text(self.server_status(), "status", "serverVersion")
-        render = DOCUMENT_TEXTS.get(self.output)
-        return render(version_document(version)) if render else version_text(version)
+        return DOCUMENT_TEXTS.get(self.output, lambda _: version_text(version))(version_document(version))
 
 
 TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> its value, None or a ValueError if wrong
