@@ -5064,51 +5064,43 @@ def adding_hints(cures: Callable[[Error], Iterable[str]]) -> Iterator[None]:
         raise
 
 
-def get_existing(api: Api, resource: Resource, namespace: str, name: str, sentence: str = "", hint: str = ""
-                 ) -> Document:
-    """An object that the user named; NotFound, with this sentence if one is given, when it does not exist."""
+def get_existing(api: Api, resource: Resource, namespace: str, name: str) -> Document:
+    """An object that the user named; NotFound when it does not exist."""
     try:
         return api.get(resource, namespace, name)
-    except ApiError as error:
-        if error.status != 404 or error.api_reason != "NotFound":
+    except Missing as error:
+        if error.api_reason != "NotFound":   # the kind itself is not served
             raise
-        raise NotFound(sentence or f"{resource.kind.lower()} \"{one_line(name, 64)}\" does not exist",
-                       hints=[hint or f"looked in namespace {namespace}; -n chooses another"]) from None
+        raise NotFound(f"{resource.kind.lower()} \"{one_line(name, 64)}\" does not exist", hints=[
+            f"looked in namespace {namespace}; -n chooses another"]) from None
 
 
-def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
-    """Run tasks in at most POOL_SIZE threads -> what each returned or the Error that it raised, in their order."""
-    tasks = list(tasks)
-    results: List[Any] = [None] * len(tasks)
-    todo = iter(enumerate(tasks))            # which all threads share
+def side_by_side(tasks: Iterable[Callable[[], Any]]) -> Iterator[Any]:
+    """Run tasks, POOL_SIZE at a time in threads -> what each returned or the Error that it raised, in their order."""
+    def work(number: int, task: Callable[[], Any]) -> None:
+        try:
+            results[number] = task()
+        except Exception as error:           # a thread cannot raise; whoever reads the results sees it
+            log.debug("raised at:", exc_info=True)
+            results[number] = error if isinstance(error, Error) else Error(
+                f"unexpected {type(error).__name__}: {one_line(error)}")
 
-    def work() -> None:
-        for number, task in todo:
-            try:
-                results[number] = task()
-            except Error as error:
-                results[number] = error
-            except Exception as error:       # a thread cannot raise; whoever reads the results sees it
-                log.info("raised at:", exc_info=True)
-                results[number] = Error(f"unexpected {type(error).__name__}: {one_line(error)}")
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in tasks[:POOL_SIZE]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    tasks = iter(tasks)
+    for group in iter(lambda: list(itertools.islice(tasks, POOL_SIZE)), []):
+        results: List[Any] = [None] * len(group)  # all threads of a group end before the next one begins
+        threads = [threading.Thread(target=work, args=row, daemon=True) for row in enumerate(group)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        yield from results
 
 
 def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -> Tuple[List[Document], str]:
     """The objects that a label selector chooses, in the API's order, and the version of the list."""
-    documents: List[Document] = []
-    version = ""
-    for page in api.list_pages(resource, namespace, selector, LIST_SIZE):
-        items = _at(page, "items")
-        documents += [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-        version = version or _text(page, "metadata", "resourceVersion")
-    return documents, version
+    pages = list(api.list_pages(resource, namespace, selector, LIST_SIZE))
+    items = itertools.chain(*(found for found in (_at(page, "items") for page in pages) if isinstance(found, list)))
+    return [item for item in items if isinstance(item, dict)], _text(pages[0], "metadata", "resourceVersion")
 
 
 def find_documents(api: Api, resource: Resource, namespace: str, names: List[str], selector: str
@@ -5120,9 +5112,9 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
         except ApiError as error:
             if error.status != 400 or not selector:
                 raise
-            raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}"
-                             ) from None
-    documents = side_by_side(functools.partial(get_existing, api, resource, namespace, name) for name in names)
+            what = one_line(selector, 200)
+            raise UsageError(f"the cluster does not understand the selector {what!r}: {error}") from None
+    documents = list(side_by_side(functools.partial(get_existing, api, resource, namespace, name) for name in names))
     for document in documents:
         if isinstance(document, Error):
             raise document
@@ -5135,7 +5127,7 @@ def random_suffix() -> str:
 
 
 def delete_request(api: Api, key: Key) -> None:
-    """Delete a request; without the right to it is left to the controller, which deletes it when it expires."""
+    """Delete a request; when that fails, such as without the right to it, the controller will when it expires."""
     try:
         if api.with_short_timeout().delete(key):
             log.info("deleted %s", key)
@@ -5149,8 +5141,8 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
 
     Its name is known before, so it is deleted even when no answer to the create came.
     """
-    key = Key(resource, document["metadata"]["namespace"], document["metadata"]["name"])
-    kind = _text(document, "spec", "target", "kind")
+    request = request_from(resource, document)
+    key, kind = request.key, request.target_kind
     with contextlib.ExitStack() as end:
         end.callback(delete_request, api, key)
         try:
@@ -5169,11 +5161,18 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
         yield stored
 
 
-def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float) -> Iterator[Document]:
-    """The copy in hand, then newer ones until the deadline: from a watch, and by polling when that ends or fails."""
+def asked(api: Api, namespace: str, kind: str, name: str) -> ContextManager[Document]:
+    """A new DownloadRequest, for as long as the context lasts; InvalidRequest for a target that cannot exist."""
+    artifact = target_of(kind, name)
+    return created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, artifact.kind, name, random_suffix()))
+
+
+def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float) -> Iterator[Document]:
+    """The copy in hand, then newer ones for so long: from a watch, and by polling when that ends or fails."""
     yield document
     deleted = Error(f"{key} was deleted by somebody else before it was answered")
-    version, left = _text(document, "metadata", "resourceVersion"), max(0.1, deadline - time.monotonic())
+    left, deadline = max(0.1, seconds), time.monotonic() + seconds
+    version = _text(document, "metadata", "resourceVersion")
     try:
         response = api.open_watch(key.resource, key.namespace, version, seconds=left, name=key.name, silence=left)
         with time_limit(left), contextlib.closing(watch_events(response)) as events:
@@ -5190,60 +5189,56 @@ def _copies(api: Api, key: Key, document: Document, deadline: float, poll: float
         time.sleep(max(0.0, min(left, backoff(attempt, poll, MAX_POLL))))
         try:                                 # once more after the deadline, for a watch may have been silent
             yield api.get(key.resource, key.namespace, key.name)
+        except Missing:
+            raise deleted from None
         except (ApiError, Unreachable) as error:
-            status = getattr(error, "status", 0)
-            if status == 404:
-                raise deleted from None
-            if status not in (0, *RETRY_STATUS):
+            if getattr(error, "status", 0) not in (0, *RETRY_STATUS):
                 raise
             log.info("%s", error)
         if left <= 0:
             return
 
 
-def wait_for(api: Api, resource: Resource, document: Document, is_done: Callable[[Document], bool], *,
-             seconds: float, poll: float) -> Document:
-    """Wait until an object is done -> its newest copy; TimedOut after `seconds`.
+def wait_for(api: Api, resource: Resource, document: Document, what: str, answer: Callable[[Document], Any],
+             seconds: float, poll: float) -> Any:
+    """Wait for what `answer` finds in an object, or raises -> that; TimedOut after so many seconds.
 
-    poll: seconds between the first two looks, where it may not be watched. `is_done` may raise to end the waiting.
+    what: is waited for, to be shown. poll: seconds between the first two looks, where it may not be watched.
     """
-    key = Key(resource, _text(document, "metadata", "namespace"), _text(document, "metadata", "name"))
-    with contextlib.closing(_copies(api, key, document, time.monotonic() + seconds, poll)) as copies:
-        for copy in copies:
-            if is_done(copy):
-                return copy
+    key = request_from(resource, document).key
+    with api.waiting(what, seconds), contextlib.closing(_copies(api, key, document, seconds, poll)) as copies:
+        for found in filter(None, map(answer, copies)):
+            return found
     raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
 
 
-def _has_url(document: Document) -> bool:
-    """Whether a DownloadRequest is answered; a reason that a controller left is raised, for waiting is in vain."""
+def _url_in(document: Document) -> str:
+    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
     request = request_from(DOWNLOAD_REQUESTS, document)
     if not request.url and request.reason:
         message = one_line(redact(request.message or request.reason))
         raise RequestFailed(f"{request.target_kind} of {request.target_name}: {message}",
                             reason=one_line(request.reason, 64))
-    return bool(request.url)  # whatever the phase: the velero CLI's own test
+    return request.url                       # whatever the phase: the velero CLI's own test
 
 
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
-    """The pre-signed URL that a DownloadRequest is answered with."""
-    asked = request_from(DOWNLOAD_REQUESTS, stored)
-    with api.waiting(f"the URL of {asked.target_kind} of {asked.target_name}", timeout):
-        document = wait_for(api, DOWNLOAD_REQUESTS, stored, _has_url, seconds=timeout, poll=URL_POLL)
-    url = request_from(DOWNLOAD_REQUESTS, document).url
-    log.info("%s is answered; the store is %s", asked.key, one_line(redact("/".join(url.split("/", 3)[:3]))))
+    """The same, once it is there."""
+    request = request_from(DOWNLOAD_REQUESTS, stored)
+    what = f"the URL of {request.target_kind} of {request.target_name}"
+    url = wait_for(api, DOWNLOAD_REQUESTS, stored, what, _url_in, timeout, URL_POLL)
+    log.info("%s is answered; the store is %s", request.key, one_line(redact("/".join(url.split("/", 3)[:3]))))
     return url
 
 
 def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0) -> str:
     """A URL that anybody may GET for about ten minutes: a bearer token. Raises as `read_artifact`."""
-    target_of(kind, name)
-    with created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name, random_suffix())) as stored:
+    with asked(api, namespace, kind, name) as stored:
         return answered_url(api, stored, timeout)
 
 
 def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) -> str:
-    """The storage location that an artifact lies in: that of its backup, for a restore's of the one it came from."""
+    """The storage location that an artifact lies in: a backup's own, a restore's that of the backup it came from."""
     owner = get_existing(api, artifact.owner, namespace, name)
     if artifact.owner == RESTORES:
         owner = get_existing(api, BACKUPS, namespace, _name(owner, "spec", "backupName"))
@@ -5253,13 +5248,15 @@ def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) 
 def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
     """The storage location itself."""
     location = read_location_name(api, namespace, artifact, name)
-    return get_existing(
-        api, LOCATIONS, namespace, location, hint="--location FILE says where the bucket is", sentence=f"storage "
-        f"location {location!r} does not exist; {artifact.owner.kind.lower()} {name!r} is in it")
+    try:
+        return api.get(LOCATIONS, namespace, location)
+    except Missing:
+        raise NotFound(f"storage location {location!r} does not exist; {artifact.owner.kind.lower()} {name!r} is in it",
+                       hints=["--location FILE says where the bucket is"]) from None
 
 
 def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust:
-    """Whom to trust for a store: the location's own caCert, as the velero CLI does since 1.17; else only the system."""
+    """Whom to trust for a store: the location's caCert, as the velero CLI does since 1.17; else only the system."""
     try:
         location = location_from(read_location(api, namespace, artifact, name))
         return client_trust(with_authority(api, namespace, location))
@@ -5270,19 +5267,17 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
 
 @contextlib.contextmanager
 def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
-                     trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[Source]:
-    """An artifact by way of a DownloadRequest, and of another one when its URL has expired.
+                     trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[UrlSource]:
+    """An artifact by a DownloadRequest, and another one when its URL has expired, which live as long as the context.
 
-    The last request lives as long as the context. Arguments and errors as `read_artifact`.
+    Arguments and errors as `read_artifact`.
     """
     artifact = target_of(kind, name)
     with contextlib.ExitStack() as requests:
 
         def locate(_skew: timedelta) -> Tuple[str, Trust]:
             requests.close()
-            stored = requests.enter_context(
-                created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, kind, name, random_suffix())))
-            url = answered_url(api, stored, timeout)
+            url = answered_url(api, requests.enter_context(asked(api, namespace, kind, name)), timeout)
             return url, trust_for(url, trust, lambda: find_trust(api, namespace, artifact, name))
 
         yield UrlSource(locate, idle=idle)
@@ -5292,23 +5287,20 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
                   trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[bytes]:
     """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated.
 
-    timeout: seconds to wait for the URL; the transfer may take as long as bytes come, with no more than `idle` seconds
-    between them. A line that breaks is taken up again at the same byte. trust: None asks the location. Close the
-    generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist,
-    RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
+    timeout: seconds to wait for the URL. idle: seconds between two chunks, while the transfer may take as long as it
+    does; where the line breaks it goes on at the same byte. trust: None asks the location. Close the generator
+    (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist, RequestFailed with
+    the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
     """
-    gunzip = target_of(kind, name).gunzip
     with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle) as source:
-        yield from Download(source, f"{kind} of {name}", gunzip=gunzip).chunks()
+        yield from Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).chunks()
 
 
-def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, timeout: float = 60.0,
-           trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> None:
-    """Write an artifact into a writer, which stays open; arguments and errors as `read_artifact`.
+def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **how: Any) -> None:
+    """Write an artifact into a writer, which stays open, and whose own errors come out as they are.
 
-    What the writer raises comes out as it is.
+    how: arguments of `read_artifact`, which tells the other errors.
     """
-    how = {"timeout": timeout, "trust": trust, "idle": idle}
     with contextlib.closing(read_artifact(api, namespace, kind, name, **how)) as chunks:
         for chunk in chunks:
             write_all(writer, chunk)
@@ -5317,8 +5309,7 @@ def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, *, 
 SMALL_TIME = 120.0                           # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
 LISTING_PAGES = 1000                         # of 1,000 names each
 LISTING_LIMIT = 16 << 20                     # bytes of a page, or of a velero-backup.json
-BACKUPS_LIMIT = 256 << 20                    # bytes of all of these together; in memory an element is some more
-ELEMENT_WEIGHT = 32                          # bytes
+BACKUPS_LIMIT = 32 << 20                     # bytes of all of these together; in memory they may take 20 times as much
 
 
 def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterable[str] = ()) -> bytearray:
@@ -5332,86 +5323,70 @@ def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterab
 
 
 class Bucket:
-    """A location's bucket that is read without a controller; keys are fetched when they are needed, and renewed.
-
-    Object keys are whole, Velero's prefix in it included.
-    """
+    """A location's bucket, read without a controller; object keys are whole, the location's prefix included."""
 
     def __init__(self, location: Location, plan: Plan, trust: Trust, idle: float = IDLE_LIMIT):
         self.location, self.trust, self.idle = location, trust, idle
         self.prefix, self.cache = location.prefix, CredentialCache(plan, location.region)
 
-    def url(self, key: str, skew: timedelta = timedelta(0), query: Tuple[Tuple[str, str], ...] = ()) -> str:
-        """A pre-signed URL; skew: how far the store's clock is ahead."""
-        now = utc_now()
-        return sign(self.location, key, self.cache.get(now), now, skew, query)[0]
-
     def source(self, key: str, query: Tuple[Tuple[str, str], ...] = ()) -> Source:
         """An object, or with a query a listing."""
-        return UrlSource(lambda skew: (self.url(key, skew, query), self.trust), idle=self.idle)
+        def locate(skew: timedelta) -> Tuple[str, Trust]:
+            now = utc_now()
+            return sign(self.location, key, self.cache.get(now), now, skew, query)[0], self.trust
+        return UrlSource(locate, idle=self.idle)
 
     def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = (), seconds: float = SMALL_TIME
                    ) -> bytes:
-        """The whole of a small object, in bounded time; StoreError when it is not small."""
+        """The whole of an object, in bounded time; StoreError when it is not small."""
         with about(what), time_limit(seconds):
             return bytes(collected(Download(self.source(key, query), what, gunzip=False).received(), LISTING_LIMIT))
 
     def folders(self, key: str) -> List[str]:
         """The names directly under a key that ends in a slash."""
-        names, token, what = [], "", f"the listing of bucket {self.location.bucket!r}"
+        names: List[str] = []
+        query = {"list-type": "2", "delimiter": "/", "prefix": key}
+        what = f"the listing of bucket {self.location.bucket!r}"
         for _ in range(LISTING_PAGES):
-            query = {"list-type": "2", "delimiter": "/", "prefix": key, "continuation-token": token}
-            page = self.read_small("", what, tuple(item for item in query.items() if item[1]))
+            page = self.read_small("", what, tuple(query.items()))
             if b"<ListBucketResult" not in page or b"</ListBucketResult>" not in page:
                 raise StoreError(f"{what} is not one but {_what_is(page[:512])}")
-            found, following = listed_prefixes(page)
+            found, token = listed_prefixes(page)
             names += [name[len(key):].rstrip("/") for name in found if name.startswith(key)]
-            if not following:
+            if not token:
                 return names
-            if following == token or len(names) > LISTING_PAGES * 1000:
+            if token == query.get("continuation-token") or len(names) > LISTING_PAGES * 1000:
                 break
-            token = following
+            query["continuation-token"] = token
         raise StoreError(f"{what} has no end")
 
-    def _read_backup(self, key: str, what: str) -> bytes:
-        """What Velero left of a Backup; empty where there is nothing."""
-        try:
-            return self.read_small(key, what)
-        except (NotFound, StoreError) as error:
-            if isinstance(error, StoreError) and error.status != 404:
-                raise
-            log.info("%s is passed over: %s", what, one_line(error))
-            return b""
+    def backups(self, where: str, wanted: Iterable[str], troubles: List[Error], left: int = BACKUPS_LIMIT
+                ) -> Iterator[Document]:
+        """The Backups in it, all or those wanted; what is no Backup is passed over.
 
-    def backups(self, where: str, wanted: Iterable[str] = (), left: int = BACKUPS_LIMIT
-                ) -> Tuple[List[Document], List[Error]]:
-        """The Backups in it, all or those wanted, and why some cannot be read; what is no Backup is passed over.
-
-        where: names the bucket in errors. left: the bytes that there is room for.
+        where: names the bucket in errors. troubles: gets why some cannot be read. left: the bytes that may be read.
         """
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
         rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
                 if is_object_name(name) and (not wanted or name in wanted)]
-        backups: List[Document] = []
-        troubles: List[Error] = []
-        for start in range(0, len(rows), POOL_SIZE):  # a store that fails is not asked for all the others
-            group = rows[start:start + POOL_SIZE]
-            for (name, what), content in zip(group, side_by_side(functools.partial(
-                    self._read_backup, f"{folder}{name}/velero-backup.json", what) for name, what in group)):
-                if isinstance(content, StoreError):
+        for (name, what), content in zip(rows, side_by_side(functools.partial(
+                self.read_small, f"{folder}{name}/velero-backup.json", what) for name, what in rows)):
+            if isinstance(content, Error):
+                if content.exit == Exit.NOT_FOUND:
+                    log.info("%s is passed over: %s", what, content)
+                elif isinstance(content, StoreError):
                     troubles.append(content)
-                    continue
-                if isinstance(content, Error):
+                else:                        # whoever cannot be reached is not asked for all the others
                     raise content
-                left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
-                if left < 0:
-                    troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
-                    return backups, troubles
-                with contextlib.suppress(ValueError):
-                    document = parse_json(content)
-                    if isinstance(_at(document, "metadata"), dict):
-                        backups.append({**document, "metadata": {**document["metadata"], "name": name}})
-        return backups, troubles
+                continue
+            left -= len(content)
+            if left < 0:
+                troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
+                return
+            with contextlib.suppress(ValueError):
+                document = parse_json(content)
+                if isinstance(_at(document, "metadata"), dict):
+                    yield {**document, "metadata": {**document["metadata"], "name": name}}
 
 
 class FolderBucket(Bucket):
@@ -5421,9 +5396,6 @@ class FolderBucket(Bucket):
         self.path, self.prefix = path, ""
         self.hints = [] if os.path.isdir(os.path.join(path, "backups")) else [
             "name the folder that holds the folder backups"]
-
-    def url(self, key: str, *_: Any) -> str:
-        raise UsageError(f"there is no URL of what lies in the folder {self.path}")
 
     def source(self, key: str, *_: Any) -> Source:
         return FileSource(os.path.join(self.path, key), self.hints)
@@ -5439,31 +5411,29 @@ class FolderBucket(Bucket):
 
 
 LOCATION_LIMIT = 1 << 20                     # bytes
-_LOCATION_TEXTS = {"objectStorage": ("bucket", "prefix", "caCert"), "credential": ("name", "key"), "config": ()}
 
 
 def location_of_file(path: str) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
     what = f"storage location file {path}"
-    document = Reader(parse_yaml(read_file(path, "storage location file", LOCATION_LIMIT), what, LOCATION_LIMIT),
-                      what).fields
+    content = read_file(path, "storage location file", LOCATION_LIMIT)
+    document = Reader(parse_yaml(content, what, LOCATION_LIMIT), what).fields
     kind = _text(document, "kind") or LOCATIONS.kind
     if kind != LOCATIONS.kind:
         raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
                           hints=["`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
-    document = document if "spec" in document else {"spec": document}
-    name = _text(document, "metadata", "name") or os.path.basename(path)
-    spec = Reader(document["spec"], f"{what}: spec")
+    spec = Reader(document.get("spec", document), f"{what}: spec")
     spec.get("provider")
-    for group, fields in _LOCATION_TEXTS.items():  # an unquoted `true` or number is no text, and would be passed over
+    for group, fields in (("objectStorage", "bucket prefix caCert"), ("credential", "name key"), ("config", "")):
         entry = Reader(spec.get(group, dict), f"{what}: spec.{group}")
-        for field in fields or entry.fields:
-            entry.get(field)
-    return find_location(None, "", {**document, "metadata": {"name": name}}, trusted=True)
+        for field in fields.split() or entry.fields:
+            entry.get(field)                 # an unquoted `true` or number is no text, and would be passed over
+    name = _text(document, "metadata", "name") or os.path.basename(path)
+    return find_location(None, "", {"metadata": {"name": name}, "spec": spec.fields}, trusted=True)
 
 
 def decode_json(chunks: Iterable[bytes]) -> Any:
-    """The JSON in an artifact; StoreError for what is none, or too large to be held in memory."""
+    """The JSON in an artifact; StoreError for what is none, or too large for the memory."""
     hints = [f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"]
     found = collected(chunks, JSON_LIMIT, ", too large to be shown", hints)
     try:
@@ -5478,19 +5448,17 @@ def read_related(api: Api, namespace: str, resource: Resource, selector: str) ->
     """Objects that belong to another one; a kind that the cluster does not serve has none."""
     try:
         return list_all(api, resource, namespace, selector)[0]
-    except ApiError as error:
-        if error.status != 404:
-            raise
+    except Missing as error:
         log.info("%s", error)
         return []
 
 
 def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
                 trust: Optional[Trust]) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
-    """What a screen shows of an object besides itself, read side by side: related objects, and artifacts by kind.
+    """What a screen shows besides an object, read side by side: related objects, and artifacts by kind.
 
-    An Error stands in the place of what could not be read. Requests are made and deleted by this thread alone, so
-    Ctrl-C leaves none; deleting them ends the threads that still wait for an answer.
+    An Error stands for what could not be read. This thread alone makes and deletes the requests, so Ctrl-C leaves none;
+    deleting them ends the threads that still wait for an answer.
     """
     name, asking = _text(document, "metadata", "name"), threading.Lock()
     artifact = next(row for row in TARGETS.values() if row.owner == resource)
@@ -5506,16 +5474,15 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
             return decode_json(chunks)
 
     def read(kinds: List[str], tasks: Dict[Any, Callable[[], Any]]) -> Dict[Any, Any]:
-        refused = {}
+        found: Dict[Any, Any] = {}
         with contextlib.ExitStack() as requests:
             for kind in kinds:
                 try:
-                    request = new_download_request(namespace, target_of(kind, name).kind, name, random_suffix())
-                    stored = requests.enter_context(created(api, DOWNLOAD_REQUESTS, request))
+                    stored = requests.enter_context(asked(api, namespace, kind, name))
                     tasks[kind] = functools.partial(fetch, kind, stored)
                 except Error as error:
-                    refused[kind] = error
-            return {**refused, **dict(zip(tasks, side_by_side(tasks.values())))}
+                    found[kind] = error
+            return {**found, **dict(zip(tasks, side_by_side(tasks.values())))}
 
     lists = {row[0]: functools.partial(read_related, api, namespace, *row) for row in related_of(resource, document)}
     found = read(kinds, dict(lists))
@@ -5526,10 +5493,10 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
     """The answered ServerStatusRequest: status.serverVersion and status.plugins. Raises TimedOut or ApiError."""
+    def answer(document: Document) -> Optional[Document]:
+        return document if _text(document, "status", "phase") == PROCESSED else None
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
-        with api.waiting("the server's status", timeout):
-            return wait_for(api, STATUS_REQUESTS, stored, seconds=timeout, poll=STATUS_POLL,
-                            is_done=lambda document: _text(document, "status", "phase") == PROCESSED)
+        return wait_for(api, STATUS_REQUESTS, stored, "the server's status", answer, timeout, STATUS_POLL)
 
 # ====================================================================================================
 # 16. Doctor — why nobody answered: checks, each one sentence with its cure
@@ -5538,23 +5505,23 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
 def check_server(api: Api, namespace: str) -> str:
     """What is wrong with Velero's Deployment; empty when it has a ready pod."""
     try:
-        deployment = api.get_wanted(DEPLOYMENTS, namespace, "velero", "DeploymentNotFound", "the server")
-    except NotFound:
+        if _at(api.get(DEPLOYMENTS, namespace, "velero"), "status", "readyReplicas"):
+            return ""
+    except Missing:
         return (f"there is no Deployment velero in namespace {namespace}: is Velero in another namespace (-n)? "
                 "or start `velero_requests.py controller`")
-    if _at(deployment, "status", "readyReplicas"):
-        return ""
     return (f"the Deployment {namespace}/velero has no ready pod: "
             f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`")
 
 
-def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> str:
-    """What is wrong with the storage location behind an artifact; empty when it is available."""
-    location = read_location_name(api, namespace, artifact, name)
+def check_location(api: Api, namespace: str, kind: str, name: str) -> str:
+    """What is wrong with the storage location of an artifact; empty when it is available, or nobody asks for one."""
+    if not kind:
+        return ""
+    location = read_location_name(api, namespace, TARGETS[kind], name)
     try:
-        trouble = location_trouble_from(api.get_wanted(
-            LOCATIONS, namespace, location, "StorageLocationNotFound", f"the backup of {name!r}"))
-    except NotFound:
+        trouble = location_trouble_from(api.get(LOCATIONS, namespace, location))
+    except Missing:
         trouble = "it does not exist"
     return trouble and (f"storage location {location!r} is not available: {trouble}: "
                         f"see `kubectl -n {namespace} describe backupstoragelocation`")
@@ -5562,20 +5529,18 @@ def check_location(api: Api, namespace: str, artifact: Artifact, name: str) -> s
 
 def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
     """Why a request got no answer, as far as the caller's rights let it be seen; at least one sentence."""
-    api, found, blind, artifact = api.with_short_timeout(), [], False, TARGETS.get(kind)
-    direct = ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(artifact)
-    for check in [lambda: check_server(api, namespace),
-                  lambda: check_location(api, namespace, artifact, name) if artifact else ""]:
+    api, found, blind = api.with_short_timeout(), [], False
+    direct = ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(kind)
+    for check in (check_server, functools.partial(check_location, kind=kind, name=name)):
         try:
-            found.append(check())
+            found += filter(None, [check(api, namespace)])
         except Unreachable as error:
             return [f"{error}: try again when the cluster is less busy", *direct]
         except Error as error:
             log.info("a check could not be made: %s", error)
             blind = True
-    if blind and not any(found):
-        return ["the reason cannot be seen with your rights: -v says what could not be looked at", *direct]
-    return [*(filter(None, found) if any(found) else [
+    return [*(found or [
+        "the reason cannot be seen with your rights: -v says what could not be looked at" if blind else
         "the server is there but did not take up the request: "
         f"see its log (`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout"]), *direct]
 
@@ -5606,117 +5571,51 @@ def say(text: str, end: str = "\n") -> None:
         sys.stderr.flush()
 
 
-class Progress:
-    """A line on stderr while the context lasts: redrawn on a terminal, else written every PROGRESS_PLAIN seconds.
+def report(*errors: Error, more: Iterable[str] = ()) -> int:
+    """Say what went wrong on stderr, and what cures it; more: further cures -> the exit code of the first error."""
+    lines = [line for error in errors for line in (f"error: {error}", *(f"hint: {hint}" for hint in error.hints))]
+    for line in [*lines, *(f"hint: {hint}" for hint in more)]:
+        say(one_line(redact(line), 4096))
+    return errors[0].exit if errors else Exit.DONE
 
-    `text` makes it of the seconds that have passed; while that is empty, nothing is shown.
+
+@contextlib.contextmanager
+def progress(text: Callable[[float], str]) -> Iterator[Callable[[], float]]:
+    """A line on stderr while the context lasts, redrawn on a terminal, else written every PROGRESS_PLAIN seconds.
+
+    `text` makes it of the seconds that have passed; while it is empty, nothing is shown. -> what tells these seconds.
     """
+    began, terminal, drawn, over = time.monotonic(), sys.stderr.isatty(), False, threading.Event()
 
-    def __init__(self, text: Callable[[float], str]):
-        self.text, self.began = text, time.monotonic()
-        self.terminal, self.drawn = sys.stderr.isatty(), False
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._draw, daemon=True)
-
-    def _draw(self) -> None:
-        while not self.over.wait(PROGRESS_REDRAW if self.terminal else PROGRESS_PLAIN):
-            text, width = self.text(self.seconds()), 80
+    def draw() -> None:
+        nonlocal drawn
+        while not over.wait(PROGRESS_REDRAW if terminal else PROGRESS_PLAIN):
+            line, width = text(time.monotonic() - began), 80
             with contextlib.suppress(OSError, ValueError):
                 width = os.get_terminal_size(sys.stderr.fileno()).columns or width
-            if text:
-                say(*((f"\r{text[:width - 1]}\x1b[K", "") if self.terminal else (text,)))
-                self.drawn = True
+            if line:
+                say(*((f"\r{line[:width - 1]}\x1b[K", "") if terminal else (line,)))
+                drawn = True
 
-    def seconds(self) -> float:
-        """How long it has been going on."""
-        return time.monotonic() - self.began
-
-    def __enter__(self) -> Progress:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.over.set()
-        self.thread.join()
-        if self.terminal and self.drawn:
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield lambda: time.monotonic() - began
+    finally:
+        over.set()
+        thread.join()
+        if terminal and drawn:
             say("\r\x1b[K", "")
 
 
 def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
-    """On a terminal, after PROGRESS_DELAY seconds, show what is waited for and how long it may still take."""
-    return contextlib.nullcontext() if not sys.stderr.isatty() else Progress(
-        lambda passed: "" if passed < PROGRESS_DELAY else
-        f"waiting for {one_line(what)}, at most {format_duration(max(0, round(seconds - passed)))} more")
+    """After PROGRESS_DELAY seconds, show what is waited for and how long it may still take."""
+    return progress(lambda passed: "" if passed < PROGRESS_DELAY else f"waiting for {one_line(what)}, at most "
+                    f"{format_duration(max(0, round(seconds - passed)))} more")
 
 
-def adding_timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> ContextManager[None]:
-    """Give a TimedOut error hints why nobody answered."""
-    return adding_hints(lambda error: timeout_hints(api, namespace, kind, name) if isinstance(error, TimedOut) else ())
-
-
-def write_text(text: str) -> None:
-    """A command's result, and nothing else, goes to stdout."""
-    sys.stdout.write(text)
-
-
-def report(error: Error) -> int:
-    """Say what went wrong, on stderr -> the exit code."""
-    for line in [f"error: {error}", *(f"hint: {hint}" for hint in error.hints)]:
-        say(one_line(redact(line), 4096))
-    return error.exit
-
-
-def stop_on_signals(controller: Controller) -> None:
-    """SIGTERM and SIGINT finish the passes in hand and leave; a second one leaves at once."""
-
-    def stop(number: int, _frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        controller.stop.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-
-
-def read_plugins_file(path: str) -> Tuple[Tuple[str, str], ...]:
-    """A YAML list of name and kind, as in status.plugins -> (kind, name) pairs."""
-    entries = parse_yaml(read_file(path, "plugins file"), f"plugins file {path}") if path else []
-    if not isinstance(entries, list) or not all(_text(entry, "kind") and _text(entry, "name") for entry in entries):
-        raise ConfigError(f"plugins file {path} is no YAML list of entries with name and kind")
-    return tuple((_text(entry, "kind"), _text(entry, "name")) for entry in entries)
-
-
-def local_time(instant: datetime) -> datetime:
-    """An instant in the zone of this host (TZ), as velero shows times."""
-    return instant.astimezone()
-
-
-def report_all(troubles: List[Error], hints: Iterable[str] = ()) -> int:
-    """Report what was missing, after the output -> the exit code, which is that of the first error."""
-    sys.stdout.flush()
-    for trouble in troubles:
-        report(trouble)
-    for hint in hints:
-        say(f"hint: {one_line(redact(hint), 4096)}")
-    return troubles[0].exit if troubles else Exit.DONE
-
-
-def describe(options: Options, api: Api, resource: Resource, documents: List[Document]) -> Iterator[Description]:
-    """One Description after the other; once a request timed out, the next ones wait at most NEXT_SCREEN_TIMEOUT."""
-    trust, structured, timeout = options.trust(), options.output == "json", options.timeout
-    for document in documents:
-        kinds = artifacts_of(resource, document, details=options.details, structured=structured)
-        name = _text(document, "metadata", "name")
-        with api.waiting(f"what belongs to {resource.kind.lower()} {name}", timeout):
-            related, artifacts = read_screen(api._replace(waiting=show_nothing), options.namespace, resource, document,
-                                             kinds, timeout, trust)
-        if any(isinstance(value, TimedOut) for value in artifacts.values()):
-            timeout = min(timeout, NEXT_SCREEN_TIMEOUT)
-        yield Description(resource, document, related, artifacts, localize=local_time, details=options.details,
-                          colorized=not structured and options.is_colorized())
-
-
-# What a shell runs to complete a word: the program itself, which prints what the word may be (see `completions`); where
-# that is nothing, the shell offers files. `--flag=value` is three words in bash; zsh and fish complete the value alone.
+# A shell completes a word by what the program prints (see `completions`), where that is nothing by files.
+# `--flag=value` is three words in bash; zsh and fish complete the value alone.
 COMPLETION_SCRIPTS = {
     "bash": """_velero_requests() {
     local IFS=$'\\n'
@@ -5746,20 +5645,18 @@ complete -c velero_requests.py -n __velero_requests -f -a '$__velero_requests_fo
 
 
 class Options:
-    """What the command line says, as argparse puts it into attributes, and the commands -> exit code."""
+    """What the command line says, as argparse puts it into attributes, and the commands (`Command.run`)."""
 
     def __getattr__(self, name: str) -> Any:
-        """Let type checkers know that there are attributes."""
-        raise AttributeError(name)
+        raise AttributeError(name)           # and type checkers know that there are some
 
     def api(self) -> Api:
-        """The cluster that the flags name."""
         api = connect(load_cluster(self.kubeconfig, self.context))
         log.info("the cluster is %s, the namespace %s", redact(one_line(api.session.cluster.server)), self.namespace)
-        return api if self.quiet else api._replace(waiting=show_waiting)
+        return api._replace(waiting=show_waiting) if sys.stderr.isatty() and not self.quiet else api
 
     def trust(self) -> Optional[Trust]:
-        """What --insecure-skip-tls-verify, --cacert or velero's configuration say; None leaves it to the location."""
+        """Whom to trust for a store, as flags or velero's configuration say; None leaves it to the location."""
         if self.insecure_skip_tls_verify:
             return Trust(insecure=True)
         path = self.cacert or _text(read_velero_config(), "cacert")
@@ -5771,9 +5668,7 @@ class Options:
 
     def run_controller(self) -> None:
         """Serve until told to stop, or once."""
-        declared = tuple(self.plugin or ()) + read_plugins_file(self.plugins_file)
-        own = tuple(plugin for plugin in OWN_PLUGINS if plugin not in declared)
-        server = Server(self.server_version or f"v{__version__}", own + declared)
+        server = Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
         api, namespace = self.api(), self.namespace
         missing = {resource.plural for resource in REQUEST_KINDS} - set(api.served_resources("velero.io/v1"))
         if missing:
@@ -5784,24 +5679,23 @@ class Options:
         if self.once or self.dry_run:
             controller.run_once()
             return
-        stop_on_signals(controller)
+
+        def stop(number: int, _frame: Any) -> None:
+            signal.signal(number, signal.SIG_DFL)  # a second one leaves at once, the first finishes the passes in hand
+            controller.stop.set()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
         give_large_blocks_back()             # of this process, which is nobody else's as it would be in a library
         log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
                  redact(api.session.cluster.server))
         run_controller(controller)
         log.info("stopped")
 
-    def is_direct(self) -> bool:
-        """Whether to read the store without a controller; UsageError for keys that would not be used."""
-        direct = self.direct or bool(self.location)
-        if self.credentials_file and not direct:
-            raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
-        return direct
-
     def open_bucket(self, api: Optional[Api] = None, document: Optional[Document] = None) -> Bucket:
         """The bucket of a storage location of the cluster, without one that of --location.
 
-        It is opened by --credentials-file, else by the location's Secret, else by the environment.
+        --credentials-file opens it, else the location's Secret, else the environment.
         """
         if document is None and os.path.isdir(self.location):
             return FolderBucket(self.location)
@@ -5809,19 +5703,18 @@ class Options:
         trust, given = self.trust() or client_trust(location), self.credentials_file
         if given:
             location = location._replace(secret_name="", credentials_file=given, trusted=True)
-        with adding_hints(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"]
-                    if error.reason == FOREIGN_ENDPOINT or (
-                        location.secret_name and isinstance(error, (ApiError, CredentialsError))) else ()):
+        with adding_hints(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"] * (
+                error.reason == FOREIGN_ENDPOINT or (
+                    bool(location.secret_name) and isinstance(error, (ApiError, CredentialsError))))):
             location, plan = open_location(api, self.namespace, location, self.allow_credentials_file)
-        log.info("the store is %s, the bucket %s", one_line(redact(bucket_address(location).host)),
-                 one_line(location.bucket))
+        log.info("the store is %s, the bucket %s", *map(one_line, (bucket_address(location).host, location.bucket)))
         return Bucket(location, plan, trust, self.idle_timeout)
 
     def find_owner(self, artifact: Artifact) -> Api:
-        """The cluster, after a check that the owner of the artifact exists there and, for a log, has finished."""
+        """The cluster, after a check that the artifact's owner exists there and, for a log, has finished."""
         api, refusal = self.api(), ""
-        with adding_hints(lambda error: ["--location FILE and --credentials-file FILE need no cluster"]
-                    if isinstance(error, Unreachable) else ()):
+        with adding_hints(lambda error: ["--location FILE and --credentials-file FILE need no cluster"] * isinstance(
+                error, Unreachable)):
             try:
                 owner = get_existing(api, artifact.owner, self.namespace, self.name)
                 if self.is_log:
@@ -5834,47 +5727,26 @@ class Options:
             raise Error(refusal)
         return api
 
-    def find_artifact(self) -> Tuple[Union[Api, Bucket], str]:
-        """The cluster whose controller knows where an artifact is, or without a controller its bucket and key."""
-        artifact, direct = TARGETS[self.kind], self.is_direct()
+    @contextlib.contextmanager
+    def open_source(self) -> Iterator[Source]:
+        """An artifact, by a controller's answer or without one from its bucket."""
+        trust, artifact = self.trust(), TARGETS[self.kind]
         if self.location and not is_object_name(self.name):
             raise NotFound(f"{artifact.owner.kind.lower()} {one_line(self.name, 64)!r} cannot exist")
         api = None if self.location else self.find_owner(artifact)
-        log.info("the way: %s", "the storage location, signed for here" if direct else "a controller's answer")
-        if api and not direct:
-            return api, ""
-        bucket = self.open_bucket(api, read_location(api, self.namespace, artifact, self.name) if api else None)
-        return bucket, object_key(bucket.prefix, artifact, self.name)
+        log.info("the way: %s", "the storage location, signed for here" if self.direct else "a controller's answer")
+        if api and not self.direct:
+            with self.explaining_timeouts(api, self.kind, self.name), requested_source(
+                    api, self.namespace, self.kind, self.name, timeout=self.timeout, trust=trust,
+                    idle=self.idle_timeout) as source:
+                yield source
+        else:
+            bucket = self.open_bucket(api, read_location(api, self.namespace, artifact, self.name) if api else None)
+            yield bucket.source(object_key(bucket.prefix, artifact, self.name))
 
-    @contextlib.contextmanager
-    def open_source(self) -> Iterator[Source]:
-        """The source of an artifact, as the flags choose it."""
-        trust, artifact = self.trust(), (self.namespace, self.kind, self.name)
-        where, key = self.find_artifact()
-        if isinstance(where, Bucket):
-            yield where.source(key)
-            return
-        with adding_timeout_hints(where, *artifact), requested_source(
-                where, *artifact, timeout=self.timeout, trust=trust, idle=self.idle_timeout) as source:
-            yield source
-
-    def find_url(self) -> str:
-        """The pre-signed URL of an artifact."""
-        _, artifact = self.trust(), (self.namespace, self.kind, self.name)
-        where, key = self.find_artifact()
-        if isinstance(where, Bucket):
-            return where.url(key)
-        with adding_timeout_hints(where, *artifact):
-            return get_download_url(where, *artifact, timeout=self.timeout)
-
-    def damage_cure(self) -> str:
-        """What to do about an artifact that is damaged."""
-        if self.location and os.path.isdir(self.location):
-            path = os.path.join(self.location, object_key("", TARGETS[self.kind], self.name))
-            return f"copy {path} from the bucket again"
-        return (f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} "
-                f"download {self.name} --kind {self.kind} --url-only)\"`, with the flags of this command, gets it as "
-                "it is")
+    def explaining_timeouts(self, api: Api, *artifact: str) -> ContextManager[None]:
+        return adding_hints(lambda error: timeout_hints(api, self.namespace, *artifact)
+                            if isinstance(error, TimedOut) else ())
 
     def fetch(self, output: str) -> None:
         """Download one artifact to a file, or to stdout for `-`; progress is shown unless it mixes with the output."""
@@ -5887,36 +5759,40 @@ class Options:
             fresh = max(0, download.position - download.resumed)
             return progress_text(download.position, download.info.size, fresh, seconds)
 
-        def cures(error: Error) -> List[str]:
-            came = download and download.info and isinstance(error, StoreError) and not error.status
-            return [self.damage_cure()] if came and error.reason == "StoreError" else []
+        def cures(error: Error) -> List[str]:  # of an artifact that is damaged
+            if not download or not download.info or getattr(error, "status", True) or error.reason != "StoreError":
+                return []
+            if isinstance(source, FileSource):
+                return [f"copy {source.path} from the bucket again"]
+            return [f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} "
+                    f"download {self.name} --kind {self.kind} --url-only)\"`, with the flags of this command, gets it "
+                    "as it is"]
 
         try:
-            with adding_hints(cures), self.open_source() as source, Progress(text) as progress:
+            with adding_hints(cures), self.open_source() as source, progress(text) as passed:
                 download = Download(source, f"{self.kind} of {self.name}", gunzip=TARGETS[self.kind].gunzip)
-                if output == "-":
-                    size = download.write_to(sys.stdout.buffer)
-                else:
-                    size = download.save(output, force=self.force, named=bool(self.output))
-                seconds = progress.seconds()
+                size = download.write_to(sys.stdout.buffer) if output == "-" else download.save(
+                    output, force=self.force, named=bool(self.output))
+                seconds = passed()
         except KeyboardInterrupt as error:
             error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
             raise
-        if not hidden and (progress.terminal or seconds >= PROGRESS_PLAIN):
+        if not hidden and (sys.stderr.isatty() or seconds >= PROGRESS_PLAIN):
             say(f"{bytes_text(size)} in {format_duration(round(seconds, 1))}")
 
-    def run_download(self) -> None:
-        """Any artifact: BackupContents into a file, as `backup download`; others to stdout unless -o names a file."""
+    def run_download(self) -> Optional[str]:
+        """Any artifact: BackupContents into a file, others to stdout unless -o names a file."""
         kind, name = self.kind, self.name
         if self.url_only:
             unused = [flag for flag, given in (("--output", self.output), ("--force", self.force)) if given]
             if unused:
                 raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(unused)}")
-            url = self.find_url()
-            if not is_http_url(url) or re.search("[^!-~]", url):  # anybody who may patch it can have written it
-                raise StoreError("the answer holds no printable http or https URL")
-            write_text(url + "\n")
-            return
+            with self.open_source() as source:
+                if not isinstance(source, UrlSource):
+                    raise UsageError(f"there is no URL of what lies in the folder {self.location}")
+                if not is_http_url(source.url) or re.search("[^!-~]", source.url):  # whoever may patch it wrote it
+                    raise StoreError("the answer holds no printable http or https URL")
+                return source.url + "\n"
         output = self.output or (absolute(f"{name}-data.tar.gz") if kind == BACKUP_CONTENTS else "-")
         if output != "-":
             check_target(output, force=self.force, named=bool(self.output))
@@ -5924,258 +5800,234 @@ class Options:
             raise UsageError(f"{kind} is binary, and stdout is a terminal", hints=[
                 "name a file with --output, or add --force"])
         self.fetch(output)
-        if output != "-" and not self.quiet:
-            subject = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
-            write_text(f"{subject} {name} has been successfully downloaded to {output}\n")
+        what = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
+        return None if self.quiet or output == "-" else f"{what} {name} has been successfully downloaded to {output}\n"
 
-    def run_logs(self) -> None:
-        """The log of a finished backup or restore, to stdout."""
-        self.fetch("-")
-
-    def find_backups(self) -> Tuple[List[Document], List[Error]]:
-        """The Backups in --location, else in every location of the cluster, by name; and why some are not known.
+    def find_backups(self, troubles: List[Error]) -> List[Document]:
+        """The Backups in --location, else in every location of the cluster, by name; troubles: gets what is missing.
 
         Locations may hold backups of one name; each is shown, its location called as it is here, as by Velero's sync.
         """
         if self.selector:
             raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
-        self.trust()  # what is wrong with it is said once, not for each location
+        self.trust()                         # what is wrong with it is said once, not for each location
         api = None if self.location else self.api()
         backups: Dict[str, List[Document]] = {name: [] for name in self.names}
-        troubles: List[Error] = []
         for location in list_all(api, LOCATIONS, self.namespace)[0] if api else [None]:
             name = _text(location, "metadata", "name")
             where = f"storage location {name!r}" if api else self.location
             try:
                 with about(where):
-                    found, failed = self.open_bucket(api, location).backups(where, self.names)
+                    found = list(self.open_bucket(api, location).backups(where, self.names, troubles))
             except Error as error:
-                found, failed = [], [error]
-            troubles += failed
+                found = []
+                troubles.append(error)
             for backup in found:
                 if api and isinstance(backup.setdefault("spec", {}), dict):
                     backup["spec"]["storageLocation"] = name
                 backups.setdefault(backup["metadata"]["name"], []).append(backup)
         troubles += [NotFound(f"backup \"{one_line(name, 64)}\" does not exist in any bucket that was listed")
                      for name in self.names if not backups[name]]
-        return [backup for name in self.names or sorted(backups) for backup in backups[name]], troubles
+        return [backup for name in self.names or sorted(backups) for backup in backups[name]]
 
     def run_get(self) -> int:
         """Backups or restores; what cannot be listed is said on stderr, and decides the exit code."""
-        version, troubles = "", []
-        if self.is_direct():
-            documents, troubles = self.find_backups()
+        version, troubles = "", []  # type: Tuple[str, List[Error]]
+        if self.direct:
+            documents = self.find_backups(troubles)
         else:
             documents, version = find_documents(self.api(), self.resource, self.namespace, self.names, self.selector)
         if self.output in ("json", "yaml") and (documents or not troubles):  # no list at all is not an empty list
-            write_text(DOCUMENT_TEXTS[self.output](list_document(self.resource, documents, version)))
+            sys.stdout.write(DOCUMENT_TEXTS[self.output](list_document(self.resource, documents, version)))
         elif documents:
-            columns = [name for text in self.label_columns or () for name in text.split(",") if name]
-            write_text(resource_table(self.resource, documents, utc_now(), label_columns=columns,
-                                      show_labels=self.show_labels, localize=local_time))
+            columns = [name for text in self.label_columns for name in text.split(",") if name]
+            sys.stdout.write(resource_table(self.resource, documents, utc_now(), label_columns=columns,
+                                      show_labels=self.show_labels, localize=datetime.astimezone))
         elif not troubles:
             say(f"No resources found in {self.location or self.namespace + ' namespace'}.")
-        return report_all(troubles)
+        sys.stdout.flush()
+        return report(*troubles)
 
     def is_colorized(self) -> bool:
-        """Whether to use colors: never with NO_COLOR, else as --colorized says, else on a terminal."""
-        if os.environ.get("NO_COLOR"):
+        if os.environ.get("NO_COLOR") or self.output == "json":
             return False
         if self.colorized is not None:
             return self.colorized
         return sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
 
     def run_describe(self) -> int:
-        """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code."""
-        api, resource, troubles = self.api(), self.resource, []
+        """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code.
+
+        Once a request timed out, those of the next screens wait at most NEXT_SCREEN_TIMEOUT.
+        """
+        api, resource, trust, timeout = self.api(), self.resource, self.trust(), self.timeout
+        structured, screens, troubles = self.output == "json", [], []  # type: Tuple[bool, List[Any], List[Error]]
         documents, _ = find_documents(api, resource, self.namespace, self.names, self.selector)
-        screens = []
-        for number, screen in enumerate(describe(self, api, resource, documents)):
+        for document in documents:
+            kinds = artifacts_of(resource, document, details=self.details, structured=structured)
+            with api.waiting(f"what belongs to {resource.kind.lower()} {_text(document, 'metadata', 'name')}", timeout):
+                related, artifacts = read_screen(api._replace(waiting=show_nothing), self.namespace, resource, document,
+                                                 kinds, timeout, trust)
+            screen = Description(resource, document, related, artifacts, localize=datetime.astimezone,
+                                 details=self.details, colorized=self.is_colorized())
+            if not structured:
+                sys.stdout.write("\n\n" * bool(screens) + screen.text)
+            screens.append(screen.json)
             troubles += screen.troubles
-            if self.output == "json":
-                screens.append(screen.json)
-            else:
-                write_text("\n\n" * bool(number) + screen.text)
-        if self.output == "json":
-            write_text(json_text(screens[0] if len(screens) == 1 else screens))
-        silent = any(isinstance(trouble, TimedOut) for trouble in troubles)
-        return report_all(troubles, timeout_hints(api, self.namespace) if silent else ())
+            if any(isinstance(value, TimedOut) for value in artifacts.values()):
+                timeout = min(timeout, NEXT_SCREEN_TIMEOUT)
+        if structured:
+            sys.stdout.write(json_text(screens[0] if len(screens) == 1 else screens))
+        sys.stdout.flush()
+        nobody = any(isinstance(trouble, TimedOut) for trouble in troubles)
+        return report(*troubles, more=timeout_hints(api, self.namespace) if nobody else ())
 
     def server_status(self) -> Document:
-        """The answered ServerStatusRequest."""
         api = self.api()
-        with adding_timeout_hints(api, self.namespace):
+        with self.explaining_timeouts(api):
             return get_server_status(api, self.namespace, timeout=self.timeout)
 
-    def run_plugin_get(self) -> None:
-        """The plugins of the server."""
-        document, render = self.server_status(), DOCUMENT_TEXTS.get(self.output)
-        write_text(render(document) if render else plugin_table(plugins_from(document)))
+    def run_plugin_get(self) -> str:
+        document = self.server_status()
+        return DOCUMENT_TEXTS.get(self.output, lambda _: plugin_table(plugins_from(document)))(document)
 
-    def run_version(self) -> None:
-        """The versions of this file and of the server."""
+    def run_version(self) -> str:
         version = None if self.client_only else _text(self.server_status(), "status", "serverVersion")
-        render = DOCUMENT_TEXTS.get(self.output)
-        write_text(render(version_document(version)) if render else version_text(version))
-
-    def run_manifests(self) -> None:
-        """The CRDs as YAML."""
-        write_text(yaml_text(*crd_manifests(self.status_subresource)))
-
-    def run_completion(self) -> None:
-        """The script that lets a shell complete what it asks this program for."""
-        write_text(COMPLETION_SCRIPTS[self.shell])
+        return DOCUMENT_TEXTS.get(self.output, lambda _: version_text(version))(version_document(version))
 
 
-def argument_type(convert: Callable[[str], Any], complaint: str) -> Callable[[str], Any]:
-    """An argparse type: what `convert` makes of a text, which is None or a ValueError for a wrong one."""
-
-    def read(text: str) -> Any:
-        import argparse
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None:
-            raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
-        return value
-
-    return read
-
-
-DURATION = argument_type(lambda text: min(max(0.0, parse_duration(text)), MAX_TIMEOUT) or None,
-                         "{!r} is no time to wait; write for example 30s, 5m or 1h30m")
-PATH = argument_type(lambda text: text or None, "it is empty; was a variable not set?")
-NAMESPACE = argument_type(lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a namespace")
-PLUGIN = argument_type(lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
-                       "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")
-BOOL = argument_type(lambda text: _GO_BOOLS.get(text) if text else None, "{!r} is neither true nor false")
-
-
+TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> its value, None or a ValueError if wrong
+    "NAMESPACE": (lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a namespace"),
+    "BOOL": (lambda text: _GO_BOOLS.get(text or "-"), "{!r} is neither true nor false"),
+    "FILE": (lambda text: text or None, "it is empty; was a variable not set?"),
+    "DURATION": (lambda text: min(max(0.0, parse_duration(text)), MAX_TIMEOUT) or None,
+                 "{!r} is no time to wait; write for example 30s, 5m or 1h30m"),
+    "KIND=NAME": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
+                  "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")}
+TYPES["FILE|DIR"] = TYPES["FILE"]
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
 
 
-def argument(*flags: str, **keywords: Any) -> Argument:
-    """A row of an argument table; one without help is not shown."""
-    return flags, keywords
+def read_argument(takes: str, text: str) -> Any:
+    """The value of an argument, for argparse."""
+    import argparse
+    convert, complaint = TYPES.get(takes, (str, ""))
+    with contextlib.suppress(ValueError):
+        value = convert(text)
+        if value is not None:
+            return value
+    raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
 
 
-def switch(*flags: str, **keywords: Any) -> Argument:
-    """A row for a flag that is on or off: `--flag`, `--flag=true` or `--flag=false`, as velero takes them."""
-    return flags, {"type": BOOL, "nargs": "?", "const": True, "default": False, "metavar": "BOOL", **keywords}
+def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
+    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type.
+
+    A flag that takes nothing is a switch: `--flag`, `--flag=true` or `--flag=false`, as velero takes them. shown: what
+    --help says; None hides it.
+    """
+    *names, takes = usage.split()
+    if takes[0] == "-":
+        names, takes = [*names, takes], "BOOL"
+        keywords = {"nargs": "?", "const": True, "default": False, **keywords}
+    return tuple(names), {"metavar": takes, "type": functools.partial(read_argument, takes), **keywords,
+                          **({"help": shown} if shown else {}), **({"default": []} if "action" in keywords else {})}
 
 
 class Command(NamedTuple):
-    """One command: its words, what --help says, its arguments, and what runs it -> exit code, None for all is well.
+    """One command: its words, what --help says of it, and what runs it -> what it prints, or its exit code.
 
-    `aliases` are further words for it, as the velero CLI has them; `fixed` are options that it always has.
+    `fixed` are options that it always has, `aliases` further words for it, as the velero CLI has them.
     """
 
     words: str
     summary: str
-    arguments: Tuple[Argument, ...]
-    run: Callable[[Options], Optional[int]]
+    run: Callable[[Options], Union[str, int, None]]
+    arguments: Tuple[Argument, ...] = ()
     fixed: Dict[str, Any] = {}
     aliases: Tuple[str, ...] = ()
 
 
 COMMON = (
-    argument("-n", "--namespace", type=NAMESPACE, metavar="NAME",
-             help="Velero's namespace (default: $VELERO_NAMESPACE, the velero CLI's configuration, or velero)"),
-    argument("--kubeconfig", metavar="FILE", default="", help="default: $KUBECONFIG or ~/.kube/config"),
-    argument("--context", "--kubecontext", metavar="NAME", default="", help="default: the kubeconfig's current one"),
-    argument("--timeout", type=DURATION, metavar="DURATION",
-             help="how long to wait for an answer, not for a transfer (default: 1m, 5s for plugin get and version)"),
-    switch("--colorized", default=None, help="colors (default: on a terminal without NO_COLOR)"),
-    argument("--features", metavar="NAMES"),  # velero's; nothing here depends on one
-    argument("-v", "--verbose", action="count", default=0, help="say more on stderr"),
-    argument("--version", action="version", version=f"{PROGRAM} {__version__}", help="print the version of this file"),
-)
+    argument("-n --namespace NAMESPACE", "Velero's namespace (default: $VELERO_NAMESPACE, the velero CLI's "
+             "configuration, or velero)"),
+    argument("--kubeconfig PATH", "default: $KUBECONFIG or ~/.kube/config", default=""),
+    argument("--context --kubecontext CONTEXT", "default: the kubeconfig's current one", default=""),
+    argument("--timeout DURATION", "how long to wait for an answer, not for a transfer (default: 1m, 5s for plugin get "
+             "and version)"),
+    argument("--colorized", "colors (default: on a terminal without NO_COLOR)", default=None),
+    argument("--features NAMES", None),      # velero's; nothing here depends on one
+    (("-v", "--verbose"), {"action": "count", "default": 0, "help": "say more on stderr"}),
+    (("--version",), {"action": "version", "version": f"{PROGRAM} {__version__}", "help": "the version of this file"}))
 OPTION_DEFAULTS = {  # for commands that have no such argument
-    "timeout": 60.0, "quiet": False, "direct": False, "location": None, "credentials_file": None, "is_log": False}
-
-TLS = (
-    argument("--cacert", type=PATH, metavar="FILE", help="certificate authority of the store (PEM)"),
-    switch("--insecure-skip-tls-verify", help="trust any certificate of the store"),
-)
-ALLOWED_FILE = argument("--allow-credentials-file", type=PATH, action="append", default=[], metavar="FILE",
-                        help="a file of this host that credentialsFile of a storage location may name; repeatable")
+    "timeout": 60.0, "quiet": False, "direct": False, "location": None, "credentials_file": None, "is_log": False,
+    "output": None, "url_only": False}
+TLS = (argument("--cacert FILE", "certificate authority of the store (PEM)"),
+       argument("--insecure-skip-tls-verify", "trust any certificate of the store"))
+ALLOWED_FILE = argument("--allow-credentials-file FILE", "a file of this host that credentialsFile of a storage "
+                        "location may name; repeatable", action="append")
 SOURCE = (
-    argument("--idle-timeout", type=DURATION, metavar="DURATION", default=IDLE_LIMIT,
-             help="how long the store may send nothing before the transfer is taken up anew (default: 30s)"),
-    argument("--direct", action="store_true",
-             help="ask no controller: read storage location and Secret with your own rights, and sign here"),
-    argument("--location", type=PATH, metavar="FILE|DIR",
-             help="ask no cluster: the storage location in a file, or a folder that holds a copied bucket"),
-    argument("--credentials-file", type=PATH, metavar="FILE",
-             help="AWS credentials file that opens the location's bucket, for --direct and --location"),
+    argument("--idle-timeout DURATION", "how long the store may send nothing before the transfer is taken up anew "
+             "(default: 30s)", default=IDLE_LIMIT),
+    argument("--direct", "ask no controller: read storage location and Secret with your own rights, and sign here"),
+    argument("--location FILE|DIR", "ask no cluster: the storage location in a file, or a folder that holds a copied "
+             "bucket"),
+    argument("--credentials-file FILE", "AWS credentials file that opens the location's bucket, for --direct and "
+             "--location"),
     ALLOWED_FILE, *TLS)
-QUIET = argument("--quiet", action="store_true", help="say nothing of a success")
-FETCH = (
-    argument("-o", "--output", type=PATH, metavar="FILE",
-             help="file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
-    switch("--force", help="replace the file if it exists, once the download succeeded"), QUIET)
-OUTPUT_FORMAT = argument("-o", "--output", choices=("table", "json", "yaml"), default="", help="output format")
+QUIET = argument("--quiet", "say nothing of a success")
+FETCH = (argument("-o --output FILE", "file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
+         argument("--force", "replace the file if it exists, once the download succeeded"), QUIET)
+OUTPUT_FORMAT = argument("-o --output FORMAT", "table, json or yaml", choices=("table", "json", "yaml"))
 
 
 def owner_commands(resource: Resource) -> Tuple[Command, ...]:
-    """What can be done to backups and restores alike, each with velero's verb-first aliases."""
+    """What can be done to backups and restores, each with velero's verb-first aliases."""
     noun = resource.kind.lower()
-    names = (argument("names", nargs="*", metavar=noun.upper(), help=f"names of {noun}s (default: all)"),
-             argument("-l", "--selector", metavar="SELECTOR", default="", help="only objects with these labels"))
-    labels = (switch("--show-labels", help="show labels in the last column"),
-              argument("-L", "--label-columns", metavar="LABELS", action="append",
-                       help="labels to show as columns, separated by commas; repeatable"))
-    details = (switch("--details", help="show more, from more files of the store"),
-               argument("-o", "--output", choices=("plaintext", "json"), default="", help="output format"))
-    name = argument("name", metavar=noun.upper(), help=f"name of the {noun}")
-
-    def command(verb: str, summary: str, arguments: Tuple[Argument, ...], run: Any, **fixed: Any) -> Command:
-        return Command(f"{noun} {verb}", summary, arguments, run, {"resource": resource, **fixed},
-                       (f"{verb} {noun}s", f"{verb} {noun}"))
-    return (
-        command("get", f"list {noun}s", (*names, *labels, OUTPUT_FORMAT, *(SOURCE if resource is BACKUPS else ())),
-                Options.run_get),
-        command("describe", f"tell all about {noun}s", (*names, *details, *TLS), Options.run_describe),
-        command("logs", f"print the log of a {noun}", (name, QUIET, *SOURCE), Options.run_logs,
-                kind=f"{resource.kind}Log", is_log=True))
+    one, is_backup = argument(f"name {noun.upper()}", f"name of the {noun}"), resource is BACKUPS
+    many = (argument(f"names {noun.upper()}", f"names of {noun}s (default: all)", nargs="*"),
+            argument("-l --selector SELECTOR", "only objects with these labels", default=""))
+    rows = [("get", f"list {noun}s", Options.run_get, {}, (
+                *many, OUTPUT_FORMAT, argument("--show-labels", "show labels in the last column"),
+                argument("-L --label-columns LABELS", "labels to show as columns, separated by commas; repeatable",
+                         action="append"), *(SOURCE if is_backup else ()))),
+            ("describe", f"tell all about {noun}s", Options.run_describe, {}, (
+                *many, argument("--details", "show more, from more files of the store"), *TLS,
+                argument("-o --output FORMAT", "plaintext or json", choices=("plaintext", "json")))),
+            ("logs", f"print the log of a {noun}", Options.run_download,
+             {"kind": f"{resource.kind}Log", "is_log": True}, (one, QUIET, *SOURCE))]
+    if is_backup:
+        rows.append(("download", "fetch the contents of a backup into a file", Options.run_download,
+                     {"kind": BACKUP_CONTENTS}, (one, *FETCH, *SOURCE)))
+    return tuple(Command(f"{noun} {verb}", summary, run, arguments, {"resource": resource, **fixed},
+                         (f"{verb} {noun}s", f"{verb} {noun}")) for verb, summary, run, fixed, arguments in rows)
 
 
 COMMANDS = (
-    Command("controller", "answer DownloadRequests and ServerStatusRequests", (
-        argument("--once", action="store_true", help="look once at every request that is there, then exit"),
-        argument("--dry-run", action="store_true", help="print what would be done and change nothing"),
-        argument("--verify-urls", action="store_true", help="fetch one byte with every URL before handing it out"),
+    Command("controller", "answer DownloadRequests and ServerStatusRequests", Options.run_controller, (
+        argument("--once", "look once at every request that is there, then exit"),
+        argument("--dry-run", "print what would be done and change nothing"),
+        argument("--verify-urls", "fetch one byte with every URL before handing it out"),
         ALLOWED_FILE,
-        argument("--server-version", default="", metavar="VERSION", help="version to report (default: our own)"),
-        argument("--plugin", action="append", type=PLUGIN, metavar="KIND=NAME", help="plugin to report; repeatable"),
-        argument("--plugins-file", default="", metavar="FILE", help="YAML list of name and kind of plugins to report"),
-    ), Options.run_controller),
-    Command("download", "fetch any artifact of a backup or restore", (
-        argument("name", metavar="NAME", help="name of the backup or restore"),
-        argument("--kind", choices=tuple(TARGETS), default=BACKUP_CONTENTS, metavar="KIND",
-                 help=f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}"),
-        *FETCH,
-        argument("--url-only", action="store_true", help="print the pre-signed URL, which is a bearer token"),
-        *SOURCE), Options.run_download),
+        argument("--server-version VERSION", "version to report (default: our own)", default=f"v{__version__}"),
+        argument("--plugin KIND=NAME", "plugin to report; repeatable", action="append"))),
+    Command("download", "fetch any artifact of a backup or restore", Options.run_download, (
+        argument("name NAME", "name of the backup or restore"),
+        argument("--kind KIND", f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}",
+                 choices=tuple(TARGETS), default=BACKUP_CONTENTS),
+        *FETCH, argument("--url-only", "print the pre-signed URL, which is a bearer token"), *SOURCE)),
     *owner_commands(BACKUPS),
-    Command("backup download", "fetch the contents of a backup into a file", (
-        argument("name", metavar="BACKUP", help="name of the backup"), *FETCH, *SOURCE),
-            Options.run_download, {"kind": BACKUP_CONTENTS, "url_only": False}, ("download backup",)),
     *owner_commands(RESTORES),
-    Command("plugin get", "list the plugins of the server", (OUTPUT_FORMAT,), Options.run_plugin_get, {"timeout": 5.0},
+    Command("plugin get", "list the plugins of the server", Options.run_plugin_get, (OUTPUT_FORMAT,), {"timeout": 5.0},
             ("get plugins", "get plugin")),
-    Command("version", "print the versions of client and server", (
-        switch("--client-only", help="do not ask the server"), OUTPUT_FORMAT), Options.run_version, {"timeout": 5.0}),
-    Command("manifests", "print the CustomResourceDefinitions, for clusters where Velero has not installed its own", (
-        argument("--status-subresource", action="store_true", help="as Velero 1.6 to 1.8 installed them"),),
-        Options.run_manifests),
-    Command("completion", "print a script that lets a shell complete commands, flags and names", (
-        argument("shell", choices=tuple(COMPLETION_SCRIPTS), metavar="SHELL",
-                 help=f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, "
-                      f"in fish with `{PROGRAM} completion fish | source`"),),
-        Options.run_completion),
-)
+    Command("version", "print the versions of client and server", Options.run_version, (
+        argument("--client-only", "do not ask the server"), OUTPUT_FORMAT), {"timeout": 5.0}),
+    Command("manifests", "print the CustomResourceDefinitions, for clusters where Velero has not installed its own",
+            lambda options: yaml_text(*crd_manifests(options.status_subresource)),
+            (argument("--status-subresource", "as Velero 1.6 to 1.8 installed them"),)),
+    Command("completion", "print a script that lets a shell complete commands, flags and names",
+            lambda options: COMPLETION_SCRIPTS[options.shell], (argument(
+                "shell SHELL", f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, in fish with "
+                f"`{PROGRAM} completion fish | source`", choices=tuple(COMPLETION_SCRIPTS)),)))
 COMMAND_OF = {words: command for command in COMMANDS for words in (command.words, *command.aliases)}
 KEYWORDS = {flag: keywords for command in COMMANDS for flags, keywords in (*COMMON, *command.arguments)
             for flag in flags}
@@ -6197,7 +6049,7 @@ def build_parser(words: str = "") -> Any:
             raise UsageError(message, hints=[f"see `{self.prog} --help`"])
 
         def _print_message(self, message: str, file: Any = None) -> None:
-            write_text(message)
+            sys.stdout.write(message)
 
     command = COMMAND_OF.get(words)
     prog = f"{PROGRAM} {command.words if command else words}".rstrip()
@@ -6221,8 +6073,9 @@ def value_of(flag: str) -> Optional[Dict[str, Any]]:
     return keywords if "nargs" not in keywords and keywords.get("action", "append") == "append" else None
 
 
-def split_words(argv: List[str]) -> Tuple[List[str], List[str]]:
-    """A command line -> its words, and its flags with their values, which may stand anywhere between them."""
+def split_words(argv: Iterable[str]) -> Tuple[str, List[str], List[str]]:
+    """A command line -> the words of its command, the others, which are all when they name none, and the flags with
+    their values, which may stand anywhere."""
     words, flags, rest = [], [], iter(argv)
     for word in rest:
         if word == "--":
@@ -6231,22 +6084,16 @@ def split_words(argv: List[str]) -> Tuple[List[str], List[str]]:
             words.append(word)
         else:
             flags += [word, *itertools.islice(rest, 0 if value_of(word) is None else 1)]
-    return words, flags
-
-
-def split_command(words: List[str]) -> Tuple[str, List[str]]:
-    """The words that name a command, or nothing when they do not, and the others."""
     count = next((count for count in (2, 1) if " ".join(words[:count]) in COMMAND_OF), 0)
-    return " ".join(words[:count]), words[count:]
+    return " ".join(words[:count]), words[count:], flags
 
 
-def parse(argv: List[str]) -> Tuple[Command, Options]:
+def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
     """The command of a command line, and its options; UsageError in the words that were typed."""
-    words, flags = split_words(argv)
-    name, rest = split_command(words)
-    group = "" if name else " ".join(words)
+    name, rest, flags = split_words(argv)
+    group = "" if name else " ".join(rest)
     if group and not any(known.startswith(group + " ") for known in COMMAND_OF):
-        first = one_line(" ".join(words[:2]), 64)
+        first = one_line(" ".join(rest[:2]), 64)
         raise UsageError(f"there is no command `{first}` here", hints=[
             f"see `{PROGRAM} --help`; what only Velero itself does is done by its own command line: `velero {first}`"])
     parser = build_parser(name or group)
@@ -6254,19 +6101,22 @@ def parse(argv: List[str]) -> Tuple[Command, Options]:
     unknown = [word for word in unknown if word != "--"]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return COMMAND_OF.get(name) or Command(group, "", (), lambda _: write_text(parser.format_help())), options
+    options.namespace, options.direct = options.namespace or find_namespace(), options.direct or bool(options.location)
+    if options.credentials_file and not options.direct:
+        raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
+    return COMMAND_OF.get(name) or Command(group, "", lambda _: parser.format_help()), options
 
 
-def known_names(words: str, flags: List[str]) -> List[str]:
+def known_names(name: str, flags: List[str]) -> List[str]:
     """The names of backups or restores that a command could take; none when the cluster does not tell them in time."""
     found: List[str] = []
 
     def ask() -> None:
         with contextlib.suppress(Error):
             given = [flag for flag in flags if flag not in ("-h", "--help", "--version")]  # which would print
-            options, _ = build_parser(words).parse_known_args([*given, "--", "name"], Options())
+            _, options = parse([*name.split(), *given, "--", "name"])
             resource = getattr(options, "resource", None) or TARGETS[options.kind].owner
-            documents, _ = list_all(options.api(), resource, options.namespace or find_namespace())
+            documents, _ = list_all(options.api(), resource, options.namespace)
             found.extend(filter(is_object_name, (_text(document, "metadata", "name") for document in documents)))
 
     thread = threading.Thread(target=ask, daemon=True)  # which may run a login, or wait for whatever does not answer
@@ -6278,8 +6128,7 @@ def known_names(words: str, flags: List[str]) -> List[str]:
 def completions(argv: List[str]) -> List[str]:
     """What the last word of a command line may become; of `--flag=value` the value."""
     *before, current = "\0".join(argv).replace("\0=\0", "=").replace("\0=", "=").split("\0")
-    words, flags = split_words(before)
-    name, rest = split_command(words)
+    name, rest, flags = split_words(before)
     arguments = (*(COMMAND_OF[name].arguments if name else ()), *COMMON)
     place = next((keywords for names, keywords in arguments if names[0][0] != "-"), {})
     flag, equals, value = current.partition("=")
@@ -6290,7 +6139,7 @@ def completions(argv: List[str]) -> List[str]:
         found, current = (valued or {}).get("choices", ()), value if equals else current
     elif not current.startswith("-"):
         if not name:
-            found = {known.split()[len(words)] for known in COMMAND_OF if known.split()[:len(words)] == words}
+            found = {known.split()[len(rest)] for known in COMMAND_OF if known.split()[:len(rest)] == rest}
         elif place and (not rest or "nargs" in place):
             found = place.get("choices") or known_names(name, flags)
     return sorted(word for word in found if word.startswith(current))
@@ -6320,16 +6169,10 @@ def configure_logging(serving: bool, verbose: int) -> None:
     warnings.filterwarnings("ignore", module="urllib3")  # it would repeat on every call that nothing is verified
 
 
-class Terminated(KeyboardInterrupt):
-    """A signal that ends a client as Ctrl-C does: its request and its temporary file are removed first."""
-
-    number = int(signal.SIGTERM)
-
-
 def terminate(number: int, _frame: Any) -> None:
-    """The signal handler that raises Terminated."""
-    error = Terminated()
-    error.number = number
+    """End a client by a signal as Ctrl-C does: its request and its temporary file are removed first."""
+    error = KeyboardInterrupt()
+    error.number = number  # type: ignore[attr-defined]
     raise error
 
 
@@ -6340,15 +6183,17 @@ def run(argv: List[str]) -> int:
         with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
             sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
         if argv[:1] == ["__complete"]:
-            write_text("".join(f"{word}\n" for word in completions(argv[1:])))
+            sys.stdout.write("".join(f"{word}\n" for word in completions(argv[1:])))
             return Exit.DONE
         command, options = parse(argv)
         configure_logging(command.run is Options.run_controller, options.verbose)
-        options.namespace = options.namespace or find_namespace()
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 end.callback(signal.signal, number, signal.signal(number, terminate))
-        return command.run(options) or Exit.DONE
+        result = command.run(options)
+        if isinstance(result, str):
+            sys.stdout.write(result)
+        return result if isinstance(result, int) else Exit.DONE
 
 
 def flush(stream: Any) -> None:
@@ -6386,11 +6231,10 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 128 + number
     except BrokenPipeError:
         return Exit.BROKEN_PIPE
-    except OSError as error:
-        log.info("raised at:", exc_info=True)
-        return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
     except Exception as error:
         log.info("raised at:", exc_info=True)
+        if isinstance(error, OSError):
+            return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
         package = error.name if isinstance(error, ImportError) else ""
         if package in ("urllib3", "yaml"):
             return report(Error(f"the package {package} is missing", hints=MISSING_PACKAGE))
