@@ -5309,7 +5309,8 @@ def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **h
 SMALL_TIME = 120.0                           # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
 LISTING_PAGES = 1000                         # of 1,000 names each
 LISTING_LIMIT = 16 << 20                     # bytes of a page, or of a velero-backup.json
-BACKUPS_LIMIT = 32 << 20                     # bytes of all of these together; in memory they may take 20 times as much
+BACKUPS_LIMIT = 256 << 20  # bytes of all of these together; in memory an element is some more
+ELEMENT_WEIGHT = 32  # bytes
 
 
 def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterable[str] = ()) -> bytearray:
@@ -5360,6 +5361,14 @@ class Bucket:
             query["continuation-token"] = token
         raise StoreError(f"{what} has no end")
 
+    def _contents(self, folder: str, rows: List[Tuple[str, str]]) -> Iterator[Tuple[str, str, Any]]:
+        """The velero-backup.json of each row, or why there is none, some at a time so that they need little memory."""
+        for start in range(0, len(rows), POOL_SIZE):
+            group = rows[start:start + POOL_SIZE]
+            read = side_by_side(functools.partial(self.read_small, f"{folder}{name}/velero-backup.json", what)
+                                for name, what in group)
+            yield from ((*row, content) for row, content in zip(group, read))
+
     def backups(self, where: str, wanted: Iterable[str], troubles: List[Error], left: int = BACKUPS_LIMIT
                 ) -> Iterator[Document]:
         """The Backups in it, all or those wanted; what is no Backup is passed over.
@@ -5369,17 +5378,16 @@ class Bucket:
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
         rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
                 if is_object_name(name) and (not wanted or name in wanted)]
-        for (name, what), content in zip(rows, side_by_side(functools.partial(
-                self.read_small, f"{folder}{name}/velero-backup.json", what) for name, what in rows)):
+        for name, what, content in self._contents(folder, rows):
             if isinstance(content, Error):
                 if content.exit == Exit.NOT_FOUND:
                     log.info("%s is passed over: %s", what, content)
                 elif isinstance(content, StoreError):
                     troubles.append(content)
-                else:                        # whoever cannot be reached is not asked for all the others
+                else:  # whoever cannot be reached is not asked for all the others
                     raise content
                 continue
-            left -= len(content)
+            left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
             if left < 0:
                 troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
                 return
