@@ -1967,13 +1967,13 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
 # ====================================================================================================
 
 def json_text(document: Any) -> str:
-    """A document as JSON with an indent of two and every character that can be shown; the others are escaped."""
+    """A document as JSON with an indent of two; only what cannot be shown is escaped."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     return re.sub(r"[^\w -~\n]", lambda c: c[0] if printable(c[0]) == c[0] else json.dumps(c[0])[1:-1], text) + "\n"
 
 
-# What needs no quotes: words that neither Go nor YAML 1.1 reads as anything but a string, with single blanks or signs
-# between them. All other strings are written as in JSON, whose strings are YAML's, too.
+# What needs no quotes: words that neither Go nor YAML 1.1 takes for anything but a string, with single blanks or signs
+# between them. All other strings are written as in JSON, which YAML reads, too.
 _PLAIN = re.compile(r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/]([-\w./+@]|[ :=,](?=[\w/]))*",
                     re.ASCII | re.IGNORECASE)
 
@@ -1999,7 +1999,7 @@ def _yaml_lines(value: Any) -> Iterator[str]:
 
 
 def yaml_text(*documents: Any) -> str:
-    """Documents as YAML in block style, separated by `---` when there are several."""
+    """Documents as YAML in block style, with `---` between them."""
     return "---\n".join("".join(f"{line}\n" for line in _yaml_lines(document)) for document in documents)
 
 
@@ -2011,7 +2011,7 @@ MAX_WIDTH = 300  # characters; a longer cell, which Velero never writes, does no
 
 
 def go_time(text: str, localize: Localize, absent: str) -> str:
-    """RFC 3339 -> as Go prints a time, `2026-03-01 02:00:00 +0000 UTC`; `absent` for none and for Go's zero time."""
+    """RFC 3339 -> as Go prints it, `2026-03-01 02:00:00 +0000 UTC`; `absent` for none and for Go's zero time."""
     instant = parse_time(text)
     if instant is None or instant.year == 1:
         return f"<invalid time {one_line(text, 64)!r}>" if text and instant is None else absent
@@ -2022,7 +2022,7 @@ def go_time(text: str, localize: Localize, absent: str) -> str:
 
 
 def age(seconds: float) -> str:
-    """Seconds -> `59s`, `59m`, `23h`, `364d`, `2y`, cut off as kubectl does; Go counts no further than 292 years."""
+    """Seconds -> `59s`, `59m`, `23h`, `364d`, `2y`, cut off as kubectl does; Go ends at 292 years."""
     seconds = int(min(seconds, (2 ** 63 - 1) / 1e9))
     units = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
     unit, name = next((row for row in units if seconds >= row[0]), units[-1])
@@ -2030,7 +2030,7 @@ def age(seconds: float) -> str:
 
 
 def duration(text: str) -> str:
-    """A duration as Go prints it: `720h` -> `720h0m0s`; an absent one is Go's zero, `0s`."""
+    """A duration as Go prints it: `720h` -> `720h0m0s`, none -> `0s`."""
     try:
         return format_duration(parse_duration(text or "0"), 9)
     except ValueError:
@@ -2046,8 +2046,8 @@ def table(rows: List[Tuple[str, ...]]) -> str:
 def aligned(lines: Iterable[str]) -> str:
     """Lines with tabs -> text in columns, by the rules of Go's text/tabwriter with a padding of two blanks.
 
-    What follows the last tab of a line is no cell. Neighbouring lines that have a cell at the same position make a
-    block, as wide as its longest cell.
+    Neighbouring lines that have a cell at the same position make a block, as wide as its longest cell; what follows
+    the last tab of a line is no cell.
     """
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
@@ -2103,13 +2103,15 @@ class Fields:
         return [Fields(item, f"{part.place}[{number}]", self.wrong) for number, item in enumerate(part("", [dict]))]
 
 
+SELECTOR_FORMS = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
+
+
 def label_selector(selector: Fields) -> str:
     """A label selector in one line, sorted by key: `app=web,env in (prod,stage),!legacy`."""
-    forms = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
     terms = [(key, f"{key}={value}") for key, value in selector("matchLabels", {str: str}).items()]
     for row in selector.rows("matchExpressions"):
-        form, key, values = forms.get(row("operator"), "<error>"), row("key"), sorted(row("values", [str]))
-        terms.append((key, form.format(key, ",".join(values))))
+        form, key = SELECTOR_FORMS.get(row("operator"), "<error>"), row("key")
+        terms.append((key, form.format(key, ",".join(sorted(row("values", [str]))))))
     return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
 
 
@@ -2155,7 +2157,8 @@ _SELECTOR = {"SELECTOR": "spec.labelSelector:selector"}
 COLUMNS = {
     BACKUPS: {"NAME": "metadata.name", "STATUS": "status.phase: New", **_COUNTS,
               "CREATED": "status.startTimestamp:time <nil>", "EXPIRES": "status.expiration",
-              "STORAGE LOCATION": "spec.storageLocation", "QUEUE POSITION": "status.queuePosition:number?", **_SELECTOR},
+              "STORAGE LOCATION": "spec.storageLocation", "QUEUE POSITION": "status.queuePosition:number?",
+              **_SELECTOR},
     RESTORES: {"NAME": "metadata.name", "BACKUP": "spec.backupName", "STATUS": "status.phase: New",
                "STARTED": "status.startTimestamp:time <nil>", "COMPLETED": "status.completionTimestamp:time <nil>",
                **_COUNTS, "CREATED": "metadata.creationTimestamp:time <nil>", **_SELECTOR}}
@@ -2176,14 +2179,14 @@ def _expires(backup: Fields, now: datetime) -> str:
 
 
 def backup_sort_key(name: str) -> str:
-    """A key that sorts backups by name, but those of one schedule, whose names end with a time, newest first."""
+    """Sorts by name, but the backups of one schedule, whose names end with a time, newest first."""
     reverse = str.maketrans("0123456789", "9876543210")
     return re.sub(r"(?<=-\d\d)\d{12}\Z", lambda match: match.group().translate(reverse), name, flags=re.ASCII)
 
 
 def resource_table(resource: Resource, documents: Iterable[Document], now: datetime, *, localize: Localize,
                    label_columns: Sequence[str] = (), show_labels: bool = False) -> str:
-    """Backups or restores as `velero backup get` and `restore get` print them; nothing at all for none."""
+    """What `velero backup get` or `restore get` prints; nothing at all for none."""
     titles = [*COLUMNS[resource], *(name.rpartition("/")[2].upper() for name in label_columns),
               *["LABELS"] * show_labels]
     records, rows = [Fields(document, "", {}) for document in documents], []
@@ -2196,9 +2199,9 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
         if record("metadata.deletionTimestamp"):
             cells["STATUS"] = "Deleting" if resource is BACKUPS else f"{cells['STATUS']} (Deleting)"
         labels = record("metadata.labels", {str: str})
-        every = [",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE] if show_labels else []
+        every = ",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE
         rows.append(tuple("" if cell is None else printable(str(cell)) for cell in (
-            *cells.values(), *(labels.get(name) for name in label_columns), *every)))
+            *cells.values(), *map(labels.get, label_columns), *[every] * show_labels)))
     return table([tuple(titles), *rows]) if rows else ""
 
 
@@ -2211,12 +2214,12 @@ def list_document(resource: Resource, documents: List[Document], version: str = 
 
 
 def plugin_table(plugins: List[Tuple[str, str]]) -> str:
-    """(kind, name) pairs as `velero plugin get` prints them; nothing at all for no plugins."""
+    """What `velero plugin get` prints of (kind, name) pairs; nothing at all for none."""
     return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins]) if plugins else ""
 
 
 def is_missing(value: Any) -> bool:
-    """Whether an error says that an artifact does not exist, or that an older server's CRDs do not know its kind."""
+    """Whether it is the error of an artifact that does not exist, or whose kind an older server's CRDs do not know."""
     return isinstance(value, Error) and value.reason in ("ArtifactNotFound", "UnknownKind")
 
 
@@ -2227,11 +2230,11 @@ def label_value(name: str) -> str:
 
 def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, str]]:
     """The related objects that describe lists, as (resource, label selector)."""
-    name, uid = label_value(_text(document, "metadata", "name")), _text(document, "metadata", "uid")
+    owner = f"velero.io/{resource.kind.lower()}-name={label_value(_text(document, 'metadata', 'name'))}"
     if resource is RESTORES:
-        return [(POD_VOLUME_RESTORES, f"velero.io/restore-name={name}")]
-    of_backup = f"velero.io/backup-name={name}"
-    return [(DELETE_REQUESTS, f"{of_backup},velero.io/backup-uid={uid}"), (POD_VOLUME_BACKUPS, of_backup)]
+        return [(POD_VOLUME_RESTORES, owner)]
+    uid = f"velero.io/backup-uid={_text(document, 'metadata', 'uid')}"
+    return [(DELETE_REQUESTS, f"{owner},{uid}"), (POD_VOLUME_BACKUPS, owner)]
 
 
 def artifacts_of(resource: Resource, document: Document, *, details: bool, structured: bool = False) -> List[str]:
@@ -2253,14 +2256,13 @@ def legacy_artifacts_of(backup: Document) -> List[str]:
             + csi * (status("csiVolumeSnapshotsAttempted", int) > 0))
 
 
-# What describe shows is drawn by templates, whose strings are the rows of the screen:
-#   `Label:  {path:format words} > place`  two blanks stand for a tab; the path leads to the value in the document, the
-#       words are for the format, such as what stands there for none; the place is that of the value in the JSON, and
-#       ` >` alone the same as the path. With `format?` a row without a value is left out. A row that begins with a
-#       brace is for the JSON alone.
-#   `[path]` … `[]`  the rows between them are shown when there is something at the path; `{.x}` is a field of it
-#   `@name words ! row`  is drawn by the method of that name; when it fails, the row after `!` says so, or after `!!`
-#       below an empty one
+# What describe shows is drawn by templates, one string a row:
+#   `Label:  {path:format words} > place`  Two blanks stand for a tab. What is at the path of the document is formatted;
+#       the words say such as what stands there for none, and with `format?` such a row is left out. The place is that
+#       of the value in the JSON, ` >` alone the same as the path. A row that begins with a brace is for the JSON alone.
+#   `[path]` … `[]`  The rows between are drawn when there is something at the path; `{.x}` is a field of it.
+#   `@name words ! row`  Drawn by the method of that name; when it fails, by the row after `!`, or after `!!` below an
+#       empty one.
 Template = Tuple[str, ...]
 RESULTS = ("@result warnings ! Warnings:  {getting warnings} > warnings/errorGettingWarnings",
            "@result errors !! Errors:  {getting errors} > errors/errorGettingErrors")
@@ -2276,10 +2278,11 @@ SCOPED_RESOURCES = (
     "  Excluded cluster-scoped:  {excludedClusterScopedResources:names}",
     "  Included namespace-scoped:  {includedNamespaceScopedResources:names *}",
     "  Excluded namespace-scoped:  {excludedNamespaceScopedResources:names}",
-    "{includedResources:names *} > resources/included", "{excludedResources:names} > resources/excluded", CLUSTER_SCOPED)
+    "{includedResources:names *} > resources/included", "{excludedResources:names} > resources/excluded",
+    CLUSTER_SCOPED)
 HOOK = (*NAMESPACES, *RESOURCES, "", "Label selector:  {labelSelector:selector} >")
-HOOK_COMMAND = ("  Container:  {container} >", "  Command:  {command:words} >",
-                "  On Error:  {onError} > onError:", "  Timeout:  {timeout:duration} >")  # `onError:` is velero's spelling
+HOOK_COMMAND = ("  Container:  {container} >", "  Command:  {command:words} >", "  On Error:  {onError} > onError:",
+                "  Timeout:  {timeout:duration} >")  # `onError:` is velero's spelling
 OPERATION = (
     "  Operation for {spec.resourceIdentifier:item}: > resource",
     "    Backup Item Action Plugin:  {spec.backupItemAction:?} > plugin",
@@ -2301,8 +2304,8 @@ SNAPSHOT_OPERATION = ("Operation ID: {.operationID:?}", "{.operationID} >")
 DATA_MOVEMENT = (
     "Operation ID: {.operationID} >", "Data Mover: {.dataMover: velero} >", "Uploader Type: {.uploaderType} >",
     "Moved data Size (bytes): {.size:number}", "Incremental data Size (bytes): {.incrementalSize:number?}",
-    "Result: {result} >")
-MOVED_SIZES = ("{.size:number} >", "{.incrementalSize:number} >")
+    "Result: {result} >", "[snapshotDataMovementInfo.size]", "{snapshotDataMovementInfo.size:number} > size",
+    "{snapshotDataMovementInfo.incrementalSize:number} > incrementalSize")
 RESTORED_SNAPSHOT = CSI_SNAPSHOT[:2] + CSI_SNAPSHOT[3:4]
 RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {.dataMover} >", DATA_MOVEMENT[2])
 HEAD = ("Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
@@ -2360,9 +2363,9 @@ RESTORE = (
 RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
 PHASE_COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED}
 SEE_DETAILS = "specify --details for more information"
-POD_VOLUME_PHASES = {
-    POD_VOLUME_BACKUPS: ("Completed", "Failed", "Canceled", "In Progress", "Canceling", "Prepared", "Accepted", "New"),
-    POD_VOLUME_RESTORES: ("Completed", "Canceled", "Failed", "In Progress", "Canceling", "Prepared", "Accepted", "New")}
+_PHASES = "In Progress|Canceling|Prepared|Accepted|New"
+POD_VOLUME_PHASES = {POD_VOLUME_BACKUPS: f"Completed|Failed|Canceled|{_PHASES}".split("|"),
+                     POD_VOLUME_RESTORES: f"Completed|Canceled|Failed|{_PHASES}".split("|")}
 
 
 def _pod_volume_text(volume: Fields, phase: str) -> str:
@@ -2371,9 +2374,9 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
     increment = volume("status.incrementalBytes", int)
     if phase == "In Progress" and total:
         return f"{name} ({volume('status.progress.bytesDone', int) / total * 100:.2f}%)"
-    if phase == "Completed" and increment > 0:
-        return f"{name} (size: {total}, incremental size: {increment})"
-    return f"{name} (size: {total})" if phase == "Completed" and total > 0 else name
+    if phase != "Completed" or not (total > 0 or increment > 0):
+        return str(name)
+    return f"{name} (size: {total}{f', incremental size: {increment}' if increment > 0 else ''})"
 
 
 class Description:
@@ -2387,14 +2390,13 @@ class Description:
                  artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False, colorized: bool = False):
         self.wrong: Dict[str, None] = {}     # what in the objects is of the wrong type
         self.document = Fields(document, "", self.wrong)
-        self.spec, self.status = self.document.part("spec"), self.document.part("status")
-        self.name = self.document("metadata.name")
+        self.spec, self.status, self.name = *map(self.document.part, ("spec", "status")), self.document("metadata.name")
         self.kind, self.is_backup, self.details, self.colorized = resource.kind, resource is BACKUPS, details, colorized
         self.related, self.artifacts, self.localize = related, artifacts, localize
         self.errors: List[Error] = []
         self.json: Document = {}
-        head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
         self.rows: List[str] = []
+        head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
         self._fill(body, self.document, into=self.json)
         rows, self.rows = self.rows, []      # the head is drawn last, because it lists what is wrong in the body
         self._add("Name:\t", self.name, "metadata/name", BOLD)
@@ -2417,12 +2419,12 @@ class Description:
         return value
 
     def _add(self, label: str, value: Any = "", place: str = "", color: str = "{}", note: str = "") -> None:
-        """A row of the text, and at a place in the JSON the value; a list has a row for each item, a map for each pair.
+        """A row, and at a place in the JSON its value; a list has a row for each item, a map for each pair.
 
-        The label holds the tabs that place it; where a list is empty, velero indents the word for that once more.
+        The label holds the tabs that place it. Where a list is empty, velero indents the word for that once more.
         """
         words = label[:4].lstrip("\t") + label[4:]  # no label has more; further tabs came from a document
-        tabs, gap = label[:len(label) - len(words)], "\t" if words.endswith("\t") else ""
+        tabs, gap = label[:len(label) - len(words)], "\t" * words.endswith("\t")
         values = [f"{key}={value[key]}" for key in sorted(value)] if isinstance(value, dict) else value
         texts = [printable(text) for item in (values if isinstance(values, list) else [str(values)])
                  for text in item.rstrip("\r\n").split("\n")]
@@ -2441,12 +2443,12 @@ class Description:
             slot, _, note = rest.partition("}")
             if row.startswith("["):
                 part = row[1:-1]
-                shown = not part or (self.details if part == "--details" else fields.part(part).value not in (None, 0, []))
+                shown = not part or (self.details if part == "--details" else
+                                     fields.part(part).value not in (None, 0, []))
             elif shown and row.startswith("@"):
-                self._section(label, slot, place)
+                self._section(label, slot, place[1:])
             elif shown:
-                path = part + slot if slot.startswith(".") else slot
-                value = formatted(fields, path, self.localize) if brace else ""
+                value = formatted(fields, part * slot.startswith(".") + slot, self.localize) if brace else ""
                 if value is not None and (label or not brace):
                     self._add(tabs * bool(label) + label.replace("  ", "\t"), value, note=note)
                 if value is not None and mark:
@@ -2464,7 +2466,7 @@ class Description:
             self.errors += [] if str(error) in map(str, self.errors) else [error]
             why = "file not found" if is_missing(error) else one_line(error)
             self.rows += [""] * instead.startswith("!")
-            self._add(instead.lstrip("!")[1:].replace("  ", "\t"), f"<error {what}: {why}>", place[1:])
+            self._add(instead.lstrip("!")[1:].replace("  ", "\t"), f"<error {what}: {why}>", place)
 
     def _artifact(self, kind: str) -> Fields:
         """An artifact; one that was not fetched counts as missing."""
@@ -2474,7 +2476,7 @@ class Description:
         return Fields(value, kind)
 
     def _lacks(self, kind: str) -> bool:
-        """Whether an artifact was not fetched, or is missing; other errors are shown as such."""
+        """Whether an artifact was not fetched or is missing."""
         return kind not in self.artifacts or is_missing(self.artifacts[kind])
 
     def _listed(self, resource: Resource) -> List[Fields]:
@@ -2487,25 +2489,25 @@ class Description:
     # -- the sections, by their names in the templates -----------------------------------------------
 
     def _phase(self) -> None:
-        phase, quote = self._put("phase", self.status("phase")), "`" if self.is_backup else "'"
+        phase, quote, note = self._put("phase", self.status("phase")), "`" if self.is_backup else "'", ""
         shown = phase or "New"
         if not self.is_backup and self._put("deleting", bool(self.document("metadata.deletionTimestamp"))):
             shown += " (Deleting)"
-        note = f" (run {quote}velero {self.kind.lower()} logs {self.name}{quote} for more information)"
-        self._add("Phase:\t", shown, color=PHASE_COLORS.get(phase, "{}"),
-                  note=note if phase in ("Failed", "PartiallyFailed") else "")
+        if phase in ("Failed", "PartiallyFailed"):
+            note = f" (run {quote}velero {self.kind.lower()} logs {self.name}{quote} for more information)"
+        self._add("Phase:\t", shown, color=PHASE_COLORS.get(phase, "{}"), note=note)
         if self.is_backup and phase == "Queued":
             self._add("Queue position:\t", self.status("queuePosition", int))
 
     def _validation(self) -> None:
-        """Velero's validation errors, and what in the objects cannot be read, where velero shows nothing at all."""
+        """Velero's own errors, and what cannot be read, where velero shows nothing at all."""
         wrong = list(self.wrong)
         unreadable = wrong[:10] + [f"and {len(wrong) - 10} more"] * (len(wrong) > 10)
-        for label, place, values in (("Validation errors:\t", "validationErrors", self.status("validationErrors", [str])),
-                                     ("Unreadable:\t", "unreadable", unreadable)):
+        for label, place, values in (("Validation errors", "validationErrors", self.status("validationErrors", [str])),
+                                     ("Unreadable", "unreadable", unreadable)):
             if values:
                 self.rows.append("")
-                self._add(label, values, place, RED)
+                self._add(f"{label}:\t", values, place, RED)
 
     def _progress(self) -> None:
         """An estimate while the items are being worked on."""
@@ -2519,28 +2521,29 @@ class Description:
     def _result(self, name: str) -> None:
         """Warnings or errors; of a backup by a server before 1.11 there is no file, only the numbers."""
         counts = {name: self.status(name, int) for name in ("errors", "warnings")}
-        if any(counts.values()) and self.is_backup and self._lacks("BackupResults"):
+        if not any(counts.values()):
+            return
+        if self.is_backup and self._lacks("BackupResults"):
             for other in counts if name == "warnings" else ():
                 self._add(f"{other.title()}:\t", counts[other], f"{other}/count")
-        elif any(counts.values()):
-            result, tree = self._artifact(f"{self.kind}Results").part(name), self.json.setdefault(name, {})
-            if counts[name] > 0:
-                namespaces = result("namespaces", {str: [str]})
-                self.rows += ["", f"{name.title()}:"]
-                self._fill(("  Velero:  {velero:list} >", "  Cluster:  {cluster:list} >"), result, into=tree)
-                self._add("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}")
-                self._put("namespace", namespaces or [], tree)
-                for namespace in sorted(namespaces):
-                    self._add(f"\t\t{namespace}:\t", namespaces[namespace])
+            return
+        result, tree = self._artifact(f"{self.kind}Results").part(name), self.json.setdefault(name, {})
+        if counts[name] > 0:
+            self.rows += ["", f"{name.title()}:"]
+            self._fill(("  Velero:  {velero:list} >", "  Cluster:  {cluster:list} >"), result, into=tree)
+            namespaces = tree["namespace"] = result("namespaces", {str: [str]}) or []
+            self.rows.append("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}")
+            for namespace in sorted(namespaces):
+                self._add(f"\t\t{namespace}:\t", namespaces[namespace])
 
     def _filters(self) -> None:
         """Namespaces and resources; the JSON has the older resource filters also where the newer ones are in use."""
         older = not self.is_backup or self.spec("includeClusterResources", bool) is not None or any(
             self.spec(f"{word}Resources", [str]) for word in ("included", "excluded"))
         every = "*" if self.is_backup else "all namespaces found in the backup"
-        resources = (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
-        self._fill((*(row.replace("*", every) for row in NAMESPACES), *resources), self.spec,
-                   into=self.json.setdefault("spec", {}))
+        rows = [row.replace("*", every) for row in NAMESPACES]
+        rows += (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
+        self._fill(rows, self.spec, into=self.json.setdefault("spec", {}))
 
     def _hooks(self) -> None:
         """Commands in pods, before and after; of hooks of one name the JSON has the last."""
@@ -2566,26 +2569,24 @@ class Description:
         title, artifact = f"{self.kind} Item Operations:", f"{self.kind}ItemOperations"
         tree: Document = {name: self.status(f"{self.kind.lower()}ItemOperations{name.title()}", int)
                           for name in ("attempted", "completed", "failed")}
-        if tree["attempted"] <= 0:
-            return
-        if not self.is_backup:
+        if tree["attempted"] > 0 and not self.is_backup:
             self._put("status/restoreItemOperations", tree)
-        if not self.details or artifact not in self.artifacts:
+        if tree["attempted"] > 0 and self.details and artifact in self.artifacts:
+            rows = self._artifact(artifact).rows()
+            self._add(title)
+            tree["operations"] = [self._fill(OPERATION, row) for row in rows]
+        elif tree["attempted"] > 0:
             text = "{completed} of {attempted} completed successfully, {failed} failed".format(**tree)
             self._add(f"{title}\t", f"{text} ({SEE_DETAILS})")
-            return
-        rows = self._artifact(artifact).rows()
-        self._add(title)
-        tree["operations"] = [self._fill(OPERATION, row) for row in rows]
 
     def _resource_list(self) -> None:
-        artifact = f"{self.kind}ResourceList"
+        label, artifact = "Resource List:", f"{self.kind}ResourceList"
         if self._lacks(artifact):
             text = f"<{self.kind.lower()} resource list not found>"
-            self._add("Resource List:\t", text, "status/errorGettingResourceList")
+            self._add(f"{label}\t", text, "status/errorGettingResourceList")
             return
         resources = self._put("status/resourceList", self._artifact(artifact)("", {str: [str]}))
-        self.rows.append("Resource List:")
+        self._add(label)
         for group in sorted(resources):
             self._add(f"\t{group}:")
             for name in resources[group] or [""]:
@@ -2593,96 +2594,96 @@ class Description:
 
     def _volumes(self, title: str, place: str, infos: List[Fields], none: str = NONE_INCLUDED) -> Document:
         """The title of a list of volumes -> where in the JSON they are."""
-        self._add(f"{title}:" if infos else f"{title}: {none}")
+        self.rows.append(f"{title}:" if infos else f"{title}: {none}")
         return self._put(place, {} if infos else none)
 
-    def _volume(self, tabs: str, title: str, template: Template, info: Fields, part: str, words: str = SEE_DETAILS) -> Any:
-        """A title with its template below it -> its JSON; without --details only that there is something."""
+    def _volume(self, tabs: str, title: str, template: Template, info: Fields, part: str,
+                words: str = SEE_DETAILS) -> Any:
+        """A title with the template below it -> its JSON; without --details only that there is something."""
         self._add(f"{tabs}{title}:" if self.details else f"{tabs}{title}: {words}")
         return self._fill(template, info, tabs + "\t", part) if self.details else words
 
-    def _volume_infos(self, method: str, attempted: str, older: Callable[[], Iterable[Document]]) -> List[Fields]:
+    def _infos(self, method: str, attempted: str, older: Callable[[], Iterable[Document]]) -> List[Fields]:
         """The volumes of a backup by one method; servers before 1.13 tell of them in other artifacts."""
         if self._lacks("BackupVolumeInfos"):
             return list(map(Fields, older() if self.status(attempted, int) > 0 else ()))
         return [row for row in self._artifact("BackupVolumeInfos").rows() if row("backupMethod") == method]
 
-    def _native_snapshots(self) -> None:
-        def older() -> Iterator[Document]:
-            for row in self._artifact("BackupVolumeSnapshots").rows():  # 1.6 began one name with a capital letter
-                name, iops = row("spec.persistentVolumeName") or row("spec.PersistentVolumeName"), row.part("spec.volumeIOPS")
-                yield {"pvName": name, "nativeSnapshotInfo": {
-                    "snapshotHandle": row("status.providerSnapshotID"), "volumeType": row("spec.volumeType"),
-                    "volumeAZ": row("spec.volumeAZ"), "iops": "" if iops.value is None else str(iops("", int))}}
+    def _older_native_snapshots(self) -> Iterator[Document]:
+        for row in self._artifact("BackupVolumeSnapshots").rows():  # 1.6 began one name with a capital letter
+            iops, name = row.part("spec.volumeIOPS"), row("spec.persistentVolumeName")
+            yield {"pvName": name or row("spec.PersistentVolumeName"), "nativeSnapshotInfo": {
+                "snapshotHandle": row("status.providerSnapshotID"), "volumeType": row("spec.volumeType"),
+                "volumeAZ": row("spec.volumeAZ"), "iops": "" if iops.value is None else str(iops("", int))}}
 
-        infos = self._volume_infos("NativeSnapshot", "volumeSnapshotsAttempted", older)
+    def _older_csi_snapshots(self) -> Iterator[Document]:
+        snapshots, contents = (self._artifact(kind).rows() for kind in (
+            "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
+        name, claim = "status.boundVolumeSnapshotContentName", "spec.source.persistentVolumeClaimName"
+        claims = {row(name): {"pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)}
+                  for row in snapshots if row(claim)}
+        for row in contents:
+            yield {**claims.get(row("metadata.name"), {"pvcName": "<PVC name not found>"}),
+                   "preserveLocalSnapshot": True, "csiSnapshotInfo": {
+                       "vscName": row("metadata.name"), "driver": row("spec.driver"),
+                       "snapshotHandle": row("status.snapshotHandle"), "size": row("status.restoreSize", int)}}
+
+    def _native_snapshots(self) -> None:
+        infos = self._infos("NativeSnapshot", "volumeSnapshotsAttempted", self._older_native_snapshots)
         volumes = self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
         for info in infos:
             name = info("pvName")
             volumes[name] = self._volume("\t\t", name, NATIVE_SNAPSHOT, info, "nativeSnapshotInfo")
 
     def _csi_snapshots(self) -> None:
-        def older() -> Iterator[Document]:
-            snapshots, contents = (self._artifact(kind).rows() for kind in (
-                "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
-            name, claim = "status.boundVolumeSnapshotContentName", "spec.source.persistentVolumeClaimName"
-            claims = {row(name): {"pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)}
-                      for row in snapshots if row(claim)}
-            for row in contents:
-                yield {"preserveLocalSnapshot": True, "csiSnapshotInfo": {
-                    "vscName": row("metadata.name"), "driver": row("spec.driver"),
-                    "snapshotHandle": row("status.snapshotHandle"), "size": row("status.restoreSize", int)},
-                    **claims.get(row("metadata.name"), {"pvcName": "<PVC name not found>"})}
-
         none = "<none included or not detectable>" if self._lacks("BackupVolumeInfos") else NONE_INCLUDED
-        infos = self._volume_infos("CSISnapshot", "csiVolumeSnapshotsAttempted", older)
-        self._claims("\t", "CSI Snapshots", "status/backupVolumes/csiSnapshots", infos, f"included, {SEE_DETAILS}", none)
+        self._claims("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", self._infos(
+            "CSISnapshot", "csiVolumeSnapshotsAttempted", self._older_csi_snapshots), f"included, {SEE_DETAILS}", none)
 
     def _csi_restores(self) -> None:
         """The volumes that came from CSI snapshots, moved ones last."""
         if not self._lacks("RestoreVolumeInfo"):
             infos = [row for row in self._artifact("RestoreVolumeInfo").rows() if row("restoreMethod") == "CSISnapshot"]
             self.rows.append("")
-            self._claims("", "CSI Snapshot Restores", "status/csiSnapshotRestores",
+            self._claims("CSI Snapshot Restores", "status/csiSnapshotRestores",
                          sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))))
 
-    def _claims(self, tabs: str, title: str, place: str, infos: List[Fields], words: str = SEE_DETAILS,
+    def _claims(self, title: str, place: str, infos: List[Fields], words: str = SEE_DETAILS,
                 none: str = NONE_INCLUDED) -> None:
         """Claims, with their local snapshots, the data moved away from them, or both."""
-        volumes = self._volumes(tabs + title, place, infos, none)
+        volumes, tabs = self._volumes(title, place, infos, none), "\t" * (1 + self.is_backup)
         for info in infos:
             name, moved = f"{info('pvcNamespace')}/{info('pvcName')}", info("snapshotDataMoved", bool)
-            snapshot, data = (CSI_SNAPSHOT, DATA_MOVEMENT) if self.is_backup else (RESTORED_SNAPSHOT, RESTORED_DATA)
-            if self.is_backup and not moved:
-                snapshot = SNAPSHOT_OPERATION + snapshot
-            if self.is_backup and any(info(f"snapshotDataMovementInfo.{key}", int) > 0 for key in ("size", "incrementalSize")):
-                data += MOVED_SIZES
+            local, snapshot, movement = not moved, RESTORED_SNAPSHOT, RESTORED_DATA
+            if self.is_backup:
+                local, movement = info("preserveLocalSnapshot", bool), DATA_MOVEMENT
+                snapshot = CSI_SNAPSHOT if moved else SNAPSHOT_OPERATION + CSI_SNAPSHOT
+            self._add(f"{tabs}{name}:")
             tree = volumes.setdefault(name, {})
-            self._add(f"{tabs}\t{name}:")
-            if info("preserveLocalSnapshot", bool) if self.is_backup else not moved:
-                tree["snapshot"] = self._volume(f"{tabs}\t\t", "Snapshot", snapshot, info, "csiSnapshotInfo", words)
+            if local:
+                tree["snapshot"] = self._volume(tabs + "\t", "Snapshot", snapshot, info, "csiSnapshotInfo", words)
             if moved:
-                tree["dataMovement"] = self._volume(
-                    f"{tabs}\t\t", "Data Movement", data, info, "snapshotDataMovementInfo", words)
+                tree["dataMovement"] = self._volume(tabs + "\t", "Data Movement", movement, info,
+                                                    "snapshotDataMovementInfo", words)
 
     def _pod_volumes(self) -> None:
         """In velero's order of phases, unknown ones last, then by pod; the JSON is in the order of the API."""
-        resource, tabs = (POD_VOLUME_BACKUPS, "\t") if self.is_backup else (POD_VOLUME_RESTORES, "")
-        place = "status/backupVolumes/podVolumeBackups" if self.is_backup else "status/podVolumeRestores"
+        resource, tabs, place, title = (
+            POD_VOLUME_BACKUPS, "\t", "status/backupVolumes/podVolumeBackups", "Pod Volume Backups - {}") if (
+                self.is_backup) else (POD_VOLUME_RESTORES, "", "status/podVolumeRestores", "{} Restores")
         volumes, phases = self._listed(resource), {name: {} for name in POD_VOLUME_PHASES[resource]}
         if not volumes:
             self._put(place, NONE_INCLUDED)
             self.rows += [f"\tPod Volume Backups: {NONE_INCLUDED}"] * self.is_backup
             return
-        uploader, more = volumes[0]("spec.uploaderType"), "" if self.details else f" ({SEE_DETAILS})"
-        self.rows += [] if self.is_backup else [""]
-        self._add(f"\tPod Volume Backups - {uploader}{more}:" if self.is_backup else f"{uploader} Restores{more}:")
         for volume in volumes:
             phase = {"": "New", "InProgress": "In Progress"}.get(volume("status.phase"), volume("status.phase"))
             pod = f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
             phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
-        shown: Document = {}
+        uploader, shown = volumes[0]("spec.uploaderType"), {}
         self._put(place, {"uploderType": uploader, f"podVolume{self.kind}sDetails": shown})  # velero's spelling
+        self.rows += [""] * (not self.is_backup)
+        self._add(tabs + title.format(uploader) + ("" if self.details else f" ({SEE_DETAILS})") + ":")
         for phase, pods in phases.items():
             if pods and self.details:
                 shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
@@ -2699,12 +2700,13 @@ class Description:
         failed = sum(row("status.phase") == "Processed" and bool(row("status.errors", list)) for row in attempts)
         if attempts:
             self._put("deletionAttempts/deleteBackupRequests", shown)
+            self.rows += ["", "Deletion Attempts" + f" ({failed} failed)" * bool(failed) + ":"]
         if failed:
             self._put("deletionAttempts/failed", failed)
         for row in attempts:
             created = formatted(row, "metadata.creationTimestamp:time <n/a>", self.localize)
             phase, errors = row("status.phase"), row("status.errors", [str])
-            self.rows += [""] if shown else ["", "Deletion Attempts" + f" ({failed} failed)" * bool(failed) + ":"]
+            self.rows += [""] * bool(shown)
             shown.append({"creationTimestamp": created, "phase": phase, **({"errors": errors} if errors else {})})
             self._add(f"\t{created}: {phase}")
             if errors:
@@ -2731,30 +2733,24 @@ def _struct(*required: str, **fields: Document) -> Document:
     return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
 
 
-def _request_schemas(status_subresource: bool) -> Dict[str, Tuple[Document, Document]]:
-    """Kind -> the schemas of spec and status."""
+def crd_manifests(status_subresource: bool) -> List[Document]:
+    """The CustomResourceDefinitions, as Velero 1.6 has them (with a status subresource) or 1.18 (without)."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     text, time = {"type": "string"}, {"type": "string", "format": "date-time", "nullable": True}
-    phase, release = {"type": "string", "enum": [NEW, PROCESSED]}, "1.6" if status_subresource else "1.18"
-    kinds = {"type": "string", "enum": [row.kind for row in TARGETS.values() if release in row.releases.split()]}
+    phase, release = {**text, "enum": [NEW, PROCESSED]}, "1.6" if status_subresource else "1.18"
+    kinds = {**text, "enum": [row.kind for row in TARGETS.values() if release in row.releases.split()]}
     plugins = {"type": "array", "items": _struct("kind", "name", kind=text, name=text), "nullable": True}
-    return {
+    requests = {
         "DownloadRequest": (_struct("target", target=_struct("kind", "name", kind=kinds, name=text)),
                             _struct(downloadURL=text, expiration=time, phase=phase)),
         "ServerStatusRequest": ({"type": "object"}, _struct(
             phase=phase, processedTimestamp=time, serverVersion=text, plugins=plugins))}
-
-
-def crd_manifests(status_subresource: bool) -> List[Document]:
-    """The CustomResourceDefinitions, as Velero 1.6 has them (with a status subresource) or 1.18 (without)."""
-    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    schemas, manifests = _request_schemas(status_subresource), []
-    for kind, *short_names in (("Backup",), ("BackupStorageLocation", "bsl"), ("DownloadRequest",), ("Restore",),
-                               ("ServerStatusRequest", "ssr")):
-        spec, status = schemas.get(kind, (anything, anything))
-        names = {"kind": kind, "listKind": f"{kind}List", "singular": kind.lower(), "plural": f"{kind.lower()}s"}
+    manifests = []
+    for kind, more in (("Backup", {}), ("BackupStorageLocation", {"shortNames": ["bsl"]}), ("DownloadRequest", {}),
+                       ("Restore", {}), ("ServerStatusRequest", {"shortNames": ["ssr"]})):
+        (spec, status), singular = requests.get(kind, (anything, anything)), kind.lower()
         version: Document = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": _struct(
-            apiVersion={"type": "string"}, kind={"type": "string"}, metadata={"type": "object"}, spec=spec,
-            status=status)}}
+            apiVersion=text, kind=text, metadata={"type": "object"}, spec=spec, status=status)}}
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
         if kind == "BackupStorageLocation":
@@ -2762,11 +2758,11 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
                 {"name": name, "type": column_type, "jsonPath": path} for name, column_type, path in (
                     ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
                     ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
+        names = {"kind": kind, "listKind": f"{kind}List", "singular": singular, "plural": f"{singular}s", **more}
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{names['plural']}.velero.io", "labels": {"component": "velero"}},
-            "spec": {"group": "velero.io", "names": {**names, **({"shortNames": short_names} if short_names else {})},
-                     "scope": "Namespaced", "versions": [version]}})
+            "metadata": {"name": f"{singular}s.velero.io", "labels": {"component": "velero"}},
+            "spec": {"group": "velero.io", "names": names, "scope": "Namespaced", "versions": [version]}})
     return manifests
 
 # ════════════════════════════════════════════════════════════════════════════════════════════════════
