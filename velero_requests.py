@@ -2086,19 +2086,17 @@ class Fields:
         return value
 
     def part(self, path: str) -> "Fields":
-        """What is at a path, of whatever type."""
         value, place = self.value, self.place
         for step in path.split(".") if path else ():
-            value = self.typed(value, dict, place).get(step)
-            place = f"{place}.{step}".lstrip(".")
+            value = (value if type(value) is dict else self.typed(value, dict, place)).get(step)
+            place = f"{place}.{step}" if place else step
         return Fields(value, place, self.wrong)
 
     def __call__(self, path: str = "", kind: Any = str) -> Any:
-        part = self.part(path)
-        return part.typed(part.value, kind, part.place)
+        part = self.part(path) if path else self
+        return self.typed(part.value, kind, part.place)
 
     def rows(self, path: str = "") -> "List[Fields]":
-        """The mappings of the list at a path."""
         part = self.part(path)
         return [Fields(item, f"{part.place}[{number}]", self.wrong) for number, item in enumerate(part("", [dict]))]
 
@@ -2260,7 +2258,8 @@ def legacy_artifacts_of(backup: Document) -> List[str]:
 #   `Label:  {path:format words} > place`  Two blanks stand for a tab. What is at the path of the document is formatted;
 #       the words say such as what stands there for none, and with `format?` such a row is left out. The place is that
 #       of the value in the JSON, ` >` alone the same as the path. A row that begins with a brace is for the JSON alone.
-#   `[path]` … `[]`  The rows between are drawn when there is something at the path; `{.x}` is a field of it.
+#   `[path]` … `[]`  The rows between are drawn when there is something at the path, or nothing, `[!path]`; `{.x}` is a
+#       field of it.
 #   `@name words ! row`  Drawn by the method of that name; when it fails, by the row after `!`, or after `!!` below an
 #       empty one.
 Template = Tuple[str, ...]
@@ -2295,18 +2294,18 @@ OPERATION = (
 NATIVE_SNAPSHOT = (
     "Snapshot ID:  {.snapshotHandle} > snapshotID", "Type:  {.volumeType} > type",
     "Availability Zone:  {.volumeAZ} > availabilityZone", "IOPS:  {.iops} > IOPS", "Result:  {result} >")
-CSI_SNAPSHOT = (
+RESTORED_SNAPSHOT = (
     "Snapshot Content Name: {.vscName} > snapshotContentName",
-    "Storage Snapshot ID: {.snapshotHandle} > storageSnapshotID",
-    "Snapshot Size (bytes): {.size:number} > snapshotSize(bytes)", "CSI Driver: {.driver} > csiDriver",
-    "Result: {result} >")
-SNAPSHOT_OPERATION = ("Operation ID: {.operationID:?}", "{.operationID} >")
+    "Storage Snapshot ID: {.snapshotHandle} > storageSnapshotID", "CSI Driver: {.driver} > csiDriver")
+CSI_SNAPSHOT = (
+    "[!snapshotDataMoved]", "Operation ID: {csiSnapshotInfo.operationID:?}",
+    "{csiSnapshotInfo.operationID} > operationID", "[]", *RESTORED_SNAPSHOT[:2],
+    "Snapshot Size (bytes): {.size:number} > snapshotSize(bytes)", RESTORED_SNAPSHOT[2], "Result: {result} >")
 DATA_MOVEMENT = (
     "Operation ID: {.operationID} >", "Data Mover: {.dataMover: velero} >", "Uploader Type: {.uploaderType} >",
     "Moved data Size (bytes): {.size:number}", "Incremental data Size (bytes): {.incrementalSize:number?}",
     "Result: {result} >", "[snapshotDataMovementInfo.size]", "{snapshotDataMovementInfo.size:number} > size",
     "{snapshotDataMovementInfo.incrementalSize:number} > incrementalSize")
-RESTORED_SNAPSHOT = CSI_SNAPSHOT[:2] + CSI_SNAPSHOT[3:4]
 RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {.dataMover} >", DATA_MOVEMENT[2])
 HEAD = ("Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
         "Annotations:  {metadata.annotations:map} >", "", "@phase")
@@ -2363,15 +2362,12 @@ RESTORE = (
 RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
 PHASE_COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED}
 SEE_DETAILS = "specify --details for more information"
-_PHASES = "In Progress|Canceling|Prepared|Accepted|New"
-POD_VOLUME_PHASES = {POD_VOLUME_BACKUPS: f"Completed|Failed|Canceled|{_PHASES}".split("|"),
-                     POD_VOLUME_RESTORES: f"Completed|Canceled|Failed|{_PHASES}".split("|")}
+POD_VOLUME_PHASES = ("Completed", "Failed", "Canceled", "In Progress", "Canceling", "Prepared", "Accepted", "New")
 
 
 def _pod_volume_text(volume: Fields, phase: str) -> str:
-    """A volume with what is known of its size; pod volume restores have no incremental one."""
     name, total = volume("spec.volume"), volume("status.progress.totalBytes", int)
-    increment = volume("status.incrementalBytes", int)
+    increment = volume("status.incrementalBytes", int)  # which restores do not have
     if phase == "In Progress" and total:
         return f"{name} ({volume('status.progress.bytesDone', int) / total * 100:.2f}%)"
     if phase != "Completed" or not (total > 0 or increment > 0):
@@ -2380,10 +2376,10 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
 
 
 class Description:
-    """What `velero backup|restore describe` shows of an object, as text and as JSON.
+    """What `velero backup|restore describe` shows of an object, as `text` and as `json`.
 
-    An Error in place of a list or artifact is one that could not be read; that is said where it would stand. What the
-    screen lacks is in `troubles` too, except where velero itself has a text for it.
+    An Error in place of a list or artifact is said where that would stand, and is in `troubles` too, unless velero
+    itself has a text for it.
     """
 
     def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
@@ -2405,13 +2401,13 @@ class Description:
 
     @property
     def troubles(self) -> List[Error]:
-        """What the screen lacks; the exit code of a command is that of the first."""
+        """What the screen lacks, the first of which gives the exit code."""
         more = f" (and {len(self.wrong) - 1} more)" if len(self.wrong) > 1 else ""
         return [Error(f"{self.kind} {one_line(self.name, 254)}: {one_line(text, 200)}{more}")
                 for text in list(self.wrong)[:1]] + self.errors
 
     def _put(self, place: str, value: Any, into: Optional[Document] = None) -> Any:
-        """Set a value at a place in the JSON, such as `status/started`, or in a part of it."""
+        """Set a value at a place in the JSON, or in a part of it, and return it."""
         tree, (*above, name) = self.json if into is None else into, place.split("/")
         for step in above:
             tree = tree.setdefault(step, {})
@@ -2436,15 +2432,17 @@ class Description:
 
     def _fill(self, template: Template, fields: Fields, tabs: str = "", part: str = "", into: Any = None) -> Document:
         """Draw a template -> the values at its places in the JSON; `{.x}` is a field of `part`."""
-        tree, shown = {} if into is None else into, True
+        tree, base, shown = {} if into is None else into, part, True
         for row in template:
             text, mark, place = row.partition(" >")
             label, brace, rest = text.partition("{")
             slot, _, note = rest.partition("}")
-            if row.startswith("["):
-                part = row[1:-1]
-                shown = not part or (self.details if part == "--details" else
-                                     fields.part(part).value not in (None, 0, []))
+            if row == "[]":
+                part, shown = base, True
+            elif row.startswith("["):
+                part = row[1:-1].lstrip("!")
+                found = self.details if part == "--details" else fields.part(part).value not in (None, 0, [])
+                shown = found is not row.startswith("[!")
             elif shown and row.startswith("@"):
                 self._section(label, slot, place[1:])
             elif shown:
@@ -2469,18 +2467,15 @@ class Description:
             self._add(instead.lstrip("!")[1:].replace("  ", "\t"), f"<error {what}: {why}>", place)
 
     def _artifact(self, kind: str) -> Fields:
-        """An artifact; one that was not fetched counts as missing."""
         value = self.artifacts.get(kind, StoreError("file not found", status=404, reason="ArtifactNotFound"))
         if isinstance(value, Error):
             raise value
         return Fields(value, kind)
 
     def _lacks(self, kind: str) -> bool:
-        """Whether an artifact was not fetched or is missing."""
         return kind not in self.artifacts or is_missing(self.artifacts[kind])
 
     def _listed(self, resource: Resource) -> List[Fields]:
-        """The related objects of a kind."""
         items = self.related[resource]
         if isinstance(items, Error):
             raise items
@@ -2537,7 +2532,7 @@ class Description:
                 self._add(f"\t\t{namespace}:\t", namespaces[namespace])
 
     def _filters(self) -> None:
-        """Namespaces and resources; the JSON has the older resource filters also where the newer ones are in use."""
+        """The JSON has the older resource filters also where the newer ones are in use."""
         older = not self.is_backup or self.spec("includeClusterResources", bool) is not None or any(
             self.spec(f"{word}Resources", [str]) for word in ("included", "excluded"))
         every = "*" if self.is_backup else "all namespaces found in the backup"
@@ -2546,7 +2541,7 @@ class Description:
         self._fill(rows, self.spec, into=self.json.setdefault("spec", {}))
 
     def _hooks(self) -> None:
-        """Commands in pods, before and after; of hooks of one name the JSON has the last."""
+        """Of hooks of one name the JSON has the last."""
         hooks, trees = self.spec.rows("hooks.resources"), {}
         self.rows += ["Hooks:", "\tResources:"] if hooks else [f"Hooks:\t{NONE}"]
         for hook in hooks:
@@ -2565,7 +2560,7 @@ class Description:
             self._add(f"\t{key}: {ordered[key]}")
 
     def _operations(self) -> None:
-        """What plugins go on with after the items were handled. velero has no such JSON: that of restores is ours."""
+        """What plugins go on with later. velero has no such JSON: that of restores is ours."""
         title, artifact = f"{self.kind} Item Operations:", f"{self.kind}ItemOperations"
         tree: Document = {name: self.status(f"{self.kind.lower()}ItemOperations{name.title()}", int)
                           for name in ("attempted", "completed", "failed")}
@@ -2593,18 +2588,17 @@ class Description:
                 self._add(f"\t\t- {name}")
 
     def _volumes(self, title: str, place: str, infos: List[Fields], none: str = NONE_INCLUDED) -> Document:
-        """The title of a list of volumes -> where in the JSON they are."""
         self.rows.append(f"{title}:" if infos else f"{title}: {none}")
         return self._put(place, {} if infos else none)
 
     def _volume(self, tabs: str, title: str, template: Template, info: Fields, part: str,
                 words: str = SEE_DETAILS) -> Any:
-        """A title with the template below it -> its JSON; without --details only that there is something."""
+        """Drawn by its template, or without --details by words -> the same for the JSON."""
         self._add(f"{tabs}{title}:" if self.details else f"{tabs}{title}: {words}")
         return self._fill(template, info, tabs + "\t", part) if self.details else words
 
     def _infos(self, method: str, attempted: str, older: Callable[[], Iterable[Document]]) -> List[Fields]:
-        """The volumes of a backup by one method; servers before 1.13 tell of them in other artifacts."""
+        """Servers before 1.13 tell of volumes in other artifacts."""
         if self._lacks("BackupVolumeInfos"):
             return list(map(Fields, older() if self.status(attempted, int) > 0 else ()))
         return [row for row in self._artifact("BackupVolumeInfos").rows() if row("backupMethod") == method]
@@ -2650,28 +2644,25 @@ class Description:
 
     def _claims(self, title: str, place: str, infos: List[Fields], words: str = SEE_DETAILS,
                 none: str = NONE_INCLUDED) -> None:
-        """Claims, with their local snapshots, the data moved away from them, or both."""
+        """Each with its local snapshot, the data moved away from it, or both."""
         volumes, tabs = self._volumes(title, place, infos, none), "\t" * (1 + self.is_backup)
         for info in infos:
             name, moved = f"{info('pvcNamespace')}/{info('pvcName')}", info("snapshotDataMoved", bool)
-            local, snapshot, movement = not moved, RESTORED_SNAPSHOT, RESTORED_DATA
-            if self.is_backup:
-                local, movement = info("preserveLocalSnapshot", bool), DATA_MOVEMENT
-                snapshot = CSI_SNAPSHOT if moved else SNAPSHOT_OPERATION + CSI_SNAPSHOT
+            snapshot, data = (CSI_SNAPSHOT, DATA_MOVEMENT) if self.is_backup else (RESTORED_SNAPSHOT, RESTORED_DATA)
             self._add(f"{tabs}{name}:")
             tree = volumes.setdefault(name, {})
-            if local:
+            if info("preserveLocalSnapshot", bool) if self.is_backup else not moved:
                 tree["snapshot"] = self._volume(tabs + "\t", "Snapshot", snapshot, info, "csiSnapshotInfo", words)
             if moved:
-                tree["dataMovement"] = self._volume(tabs + "\t", "Data Movement", movement, info,
+                tree["dataMovement"] = self._volume(tabs + "\t", "Data Movement", data, info,
                                                     "snapshotDataMovementInfo", words)
 
     def _pod_volumes(self) -> None:
         """In velero's order of phases, unknown ones last, then by pod; the JSON is in the order of the API."""
-        resource, tabs, place, title = (
-            POD_VOLUME_BACKUPS, "\t", "status/backupVolumes/podVolumeBackups", "Pod Volume Backups - {}") if (
-                self.is_backup) else (POD_VOLUME_RESTORES, "", "status/podVolumeRestores", "{} Restores")
-        volumes, phases = self._listed(resource), {name: {} for name in POD_VOLUME_PHASES[resource]}
+        volumes = self._listed(POD_VOLUME_BACKUPS if self.is_backup else POD_VOLUME_RESTORES)
+        place = "status/backupVolumes/podVolumeBackups" if self.is_backup else "status/podVolumeRestores"
+        order = POD_VOLUME_PHASES if self.is_backup else ("Completed", "Canceled", *POD_VOLUME_PHASES[1:])
+        phases: Dict[str, Dict[str, List[str]]] = {name: {} for name in order}
         if not volumes:
             self._put(place, NONE_INCLUDED)
             self.rows += [f"\tPod Volume Backups: {NONE_INCLUDED}"] * self.is_backup
@@ -2682,8 +2673,9 @@ class Description:
             phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
         uploader, shown = volumes[0]("spec.uploaderType"), {}
         self._put(place, {"uploderType": uploader, f"podVolume{self.kind}sDetails": shown})  # velero's spelling
+        tabs, more = "\t" * self.is_backup, "" if self.details else f" ({SEE_DETAILS})"
         self.rows += [""] * (not self.is_backup)
-        self._add(tabs + title.format(uploader) + ("" if self.details else f" ({SEE_DETAILS})") + ":")
+        self._add(f"\tPod Volume Backups - {uploader}{more}:" if self.is_backup else f"{uploader} Restores{more}:")
         for phase, pods in phases.items():
             if pods and self.details:
                 shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
@@ -2695,17 +2687,14 @@ class Description:
                 self._add(f"{tabs}\t{phase}:\t", shown[phase])
 
     def _deletions(self) -> None:
-        """The requests to delete a backup, and what they failed by."""
         attempts, shown = self._listed(DELETE_REQUESTS), []
         failed = sum(row("status.phase") == "Processed" and bool(row("status.errors", list)) for row in attempts)
         if attempts:
-            self._put("deletionAttempts/deleteBackupRequests", shown)
+            self._put("deletionAttempts", {"deleteBackupRequests": shown, **({"failed": failed} if failed else {})})
             self.rows += ["", "Deletion Attempts" + f" ({failed} failed)" * bool(failed) + ":"]
-        if failed:
-            self._put("deletionAttempts/failed", failed)
         for row in attempts:
-            created = formatted(row, "metadata.creationTimestamp:time <n/a>", self.localize)
             phase, errors = row("status.phase"), row("status.errors", [str])
+            created = formatted(row, "metadata.creationTimestamp:time <n/a>", self.localize)
             self.rows += [""] * bool(shown)
             shown.append({"creationTimestamp": created, "phase": phase, **({"errors": errors} if errors else {})})
             self._add(f"\t{created}: {phase}")
