@@ -2255,11 +2255,12 @@ def legacy_artifacts_of(backup: Document) -> List[str]:
 
 
 # What describe shows is drawn by templates, one string a row:
-#   `Label:  {path:format words} > place`  Two blanks stand for a tab. What is at the path of the document is formatted;
-#       the words say such as what stands there for none, and with `format?` such a row is left out. The place is that
-#       of the value in the JSON, ` >` alone the same as the path. A row that begins with a brace is for the JSON alone.
-#   `[path]` … `[]`  The rows between are drawn when there is something at the path, or nothing, `[!path]`; `{.x}` is a
-#       field of it.
+#   `Label:  {path:format words} > place`  Two blanks stand for a tab. The value at the path is formatted; the words are
+#       for the format, such as what stands there for none, and with `format?` the row is left out then. The place is
+#       that of the value in the JSON, ` >` alone the same as the path. A row that begins with a brace is for the JSON
+#       alone.
+#   `[path]` … `[]`  The rows between are drawn when there is something at the path, after `[!path]` when there is
+#       nothing; `{.x}` is a field of what is there.
 #   `@name words ! row`  Drawn by the method of that name; when it fails, by the row after `!`, or after `!!` below an
 #       empty one.
 Template = Tuple[str, ...]
