@@ -2443,7 +2443,7 @@ class Description:
             elif row.startswith("["):
                 part = row[1:-1].lstrip("!")
                 found = self.details if part == "--details" else fields.part(part).value not in (None, 0, [])
-                shown = found is not row.startswith("[!")
+                shown = found != row.startswith("[!")
             elif shown and row.startswith("@"):
                 self._section(label, slot, place[1:])
             elif shown:
