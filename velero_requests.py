@@ -1844,14 +1844,13 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
 # ====================================================================================================
 
 def json_text(document: Any) -> str:
-    """A document as JSON with an indent of two and every character that can be shown; the others are escaped."""
-    lines = json.dumps(document, indent=2, ensure_ascii=False).split("\n")
-    return "".join((line if line.isprintable() else "".join(
-        c if c.isprintable() or c in JOINERS else json.dumps(c)[1:-1] for c in line)) + "\n" for line in lines)
+    """A document as JSON with an indent of two; only what cannot be shown is escaped."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return re.sub(r"[^\w -~\n]", lambda c: c[0] if printable(c[0]) == c[0] else json.dumps(c[0])[1:-1], text) + "\n"
 
 
-# What needs no quotes: words that neither Go nor YAML 1.1 reads as anything but a string, with single blanks or signs
-# between them. All other strings are written as in JSON, whose strings are YAML's, too.
+# What needs no quotes: words that neither Go nor YAML 1.1 takes for anything but a string, with single blanks or signs
+# between them. All other strings are written as in JSON, which YAML reads, too.
 _PLAIN = re.compile(r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/]([-\w./+@]|[ :=,](?=[\w/]))*",
                     re.ASCII | re.IGNORECASE)
 
@@ -1877,7 +1876,7 @@ def _yaml_lines(value: Any) -> Iterator[str]:
 
 
 def yaml_text(*documents: Any) -> str:
-    """Documents as YAML in block style, separated by `---` when there are several."""
+    """Documents as YAML in block style, with `---` between them."""
     return "---\n".join("".join(f"{line}\n" for line in _yaml_lines(document)) for document in documents)
 
 
@@ -1889,24 +1888,30 @@ MAX_WIDTH = 300  # characters; a longer cell, which Velero never writes, does no
 
 
 def go_time(text: str, localize: Localize, absent: str) -> str:
-    """RFC 3339 -> as Go prints a time, `2026-03-01 02:00:00 +0000 UTC`; `absent` for none and for Go's zero time."""
+    """RFC 3339 -> as Go prints it, `2026-03-01 02:00:00 +0000 UTC`; `absent` for none and for Go's zero time."""
     instant = parse_time(text)
     if instant is None or instant.year == 1:
         return f"<invalid time {one_line(text, 64)!r}>" if text and instant is None else absent
-    try:
-        local = localize(instant)
-    except (OverflowError, ValueError, OSError):  # of a time zone at the ends of the calendar
-        local = instant
-    fraction = f".{local.microsecond:06d}".rstrip("0") if local.microsecond else ""
-    return f"{local.isoformat(' ')[:19]}{fraction} {local:%z %Z}"
+    with contextlib.suppress(OverflowError, ValueError, OSError):  # of a time zone at the ends of the calendar
+        instant = localize(instant)
+    fraction = f".{instant.microsecond:06d}".rstrip("0") if instant.microsecond else ""
+    return f"{instant.isoformat(' ')[:19]}{fraction} {instant:%z %Z}"
 
 
 def age(seconds: float) -> str:
-    """Seconds -> `59s`, `59m`, `23h`, `364d`, `2y`, cut off as kubectl does; Go counts no further than 292 years."""
+    """Seconds -> `59s`, `59m`, `23h`, `364d`, `2y`, cut off as kubectl does; Go ends at 292 years."""
     seconds = int(min(seconds, (2 ** 63 - 1) / 1e9))
     units = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
     unit, name = next((row for row in units if seconds >= row[0]), units[-1])
     return f"{seconds // unit}{name}"
+
+
+def duration(text: str) -> str:
+    """A duration as Go prints it: `720h` -> `720h0m0s`, none -> `0s`."""
+    try:
+        return format_duration(parse_duration(text or "0"), 9)
+    except ValueError:
+        return f"<invalid duration {one_line(text, 64)!r}>"
 
 
 def table(rows: List[Tuple[str, ...]]) -> str:
@@ -1918,8 +1923,8 @@ def table(rows: List[Tuple[str, ...]]) -> str:
 def aligned(lines: Iterable[str]) -> str:
     """Lines with tabs -> text in columns, by the rules of Go's text/tabwriter with a padding of two blanks.
 
-    Each cell ends with a tab; the text after the last tab of a line is no cell. Neighbouring lines that have a cell at
-    the same position make a block, as wide as its longest cell.
+    Neighbouring lines that have a cell at the same position make a block, as wide as its longest cell; what follows
+    the last tab of a line is no cell.
     """
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
@@ -1937,117 +1942,141 @@ class Fields:
     A value of another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error.
     """
 
-    def __init__(self, document: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
-        self.document, self.place, self.wrong = document, place, wrong
+    def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
+        self.value, self.place, self.wrong = value, place, wrong
 
-    def typed(self, value: Any, kind: Any, *path: str) -> Any:
+    def typed(self, value: Any, kind: Any, place: str) -> Any:
         """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
         wanted = kind if isinstance(kind, type) else type(kind)
-        fits = type(value) is wanted and not (wanted is int and abs(value) >= 2 ** 63)
-        if value is not None and not fits:
-            place = ".".join(filter(None, (self.place, *path))).replace(".[", "[") or "the document"
-            text = f"{place} must be {TYPE_NAMES[wanted]}"
-            if self.wrong is None:
-                raise StoreError(f"this is not what Velero writes: {one_line(text)}")
-            self.wrong[text] = None
-        if not fits:
+        if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
+            if value is not None:
+                text = f"{place or 'the document'} must be {TYPE_NAMES[wanted]}"
+                if self.wrong is None:
+                    raise StoreError(f"this is not what Velero writes: {one_line(text)}")
+                self.wrong[text] = None
             return None if wanted is bool else wanted()
         if isinstance(kind, list):
-            return [self.typed(item, kind[0], *path, f"[{number}]") for number, item in enumerate(value)]
+            return [self.typed(item, kind[0], f"{place}[{number}]") for number, item in enumerate(value)]
         if isinstance(kind, dict):
-            return {str(name): self.typed(item, kind[str], *path, str(name)[:64]) for name, item in value.items()}
+            return {str(name): self.typed(item, kind[str], f"{place}.{str(name)[:64]}".lstrip("."))
+                    for name, item in value.items()}
         return value
-
-    def found(self, path: str) -> Any:
-        """The value at a path, of whatever type."""
-        value, steps = self.document, path.split(".") if path else []
-        for number, step in enumerate(steps):
-            value = self.typed(value, dict, *steps[:number]).get(step)
-        return value
-
-    def __call__(self, path: str, kind: Any = str) -> Any:
-        return self.typed(self.found(path), kind, path)
 
     def part(self, path: str) -> "Fields":
-        """The mapping at a path, empty when there is none."""
-        return Fields(self.found(path), ".".join(filter(None, (self.place, path))), self.wrong)
+        value, place = self.value, self.place
+        for step in path.split(".") if path else ():
+            value = (value if type(value) is dict else self.typed(value, dict, place)).get(step)
+            place = f"{place}.{step}" if place else step
+        return Fields(value, place, self.wrong)
+
+    def __call__(self, path: str = "", kind: Any = str) -> Any:
+        part = self.part(path) if path else self
+        return self.typed(part.value, kind, part.place)
 
     def rows(self, path: str = "") -> "List[Fields]":
-        """The mappings of the list at a path."""
-        place = ".".join(filter(None, (self.place, path)))
-        return [Fields(item, f"{place}[{number}]", self.wrong) for number, item in enumerate(self(path, [dict]))]
+        part = self.part(path)
+        return [Fields(item, f"{part.place}[{number}]", self.wrong) for number, item in enumerate(part("", [dict]))]
 
 
-def duration(text: str) -> str:
-    """A duration as Go prints it: `720h` -> `720h0m0s`; an absent one is Go's zero, `0s`."""
-    try:
-        return format_duration(parse_duration(text or "0"), 9)
-    except ValueError:
-        return f"<invalid duration {one_line(text, 64)!r}>"
+SELECTOR_FORMS = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
 
 
 def label_selector(selector: Fields) -> str:
     """A label selector in one line, sorted by key: `app=web,env in (prod,stage),!legacy`."""
-    forms = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
     terms = [(key, f"{key}={value}") for key, value in selector("matchLabels", {str: str}).items()]
     for row in selector.rows("matchExpressions"):
-        form, key, values = forms.get(row("operator"), "<error>"), row("key"), sorted(row("values", [str]))
-        terms.append((key, form.format(key, ",".join(values))))
+        form, key = SELECTOR_FORMS.get(row("operator"), "<error>"), row("key")
+        terms.append((key, form.format(key, ",".join(sorted(row("values", [str]))))))
     return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
+
+
+def _item_text(item: Fields) -> str:
+    return f"{'.'.join(filter(None, (item('Resource'), item('Group'))))} {item('Namespace')}/{item('Name')}"
+
+
+def _operation_progress(status: Fields) -> str:
+    done, total = status("nCompleted", int), status("nTotal", int)
+    return f"{done} of {total} complete ({status('operationUnits')})" if total > 0 or done > 0 else ""
+
+
+# The formats of templates: from what is at a path, and the words after the format's name, to what is shown.
+FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
+    "": lambda at, absent: at() or absent,
+    "number": lambda at, _: at("", int),
+    "map": lambda at, _: at("", {str: str}),
+    "list": lambda at, _: at("", [str]),
+    "names": lambda at, absent: ", ".join(at("", [str])) or absent or NONE,
+    "every": lambda at, all_: all_ if at("", [str]) in ([], ["*"]) else ", ".join(at("", [str])),
+    "words": lambda at, _: " ".join(at("", [str])),
+    "switch": lambda at, words: dict(zip((True, False, None), (words or "true false auto").split())).get(at("", bool)),
+    "duration": lambda at, _: duration(at()),
+    "selector": lambda at, _: label_selector(at),
+    "selectors": lambda at, _: " or ".join(map(label_selector, at.rows())) or NONE,
+    "item": lambda at, _: _item_text(at),
+    "items": lambda at, _: list(map(_item_text, at.rows())),
+    "progress": lambda at, _: _operation_progress(at)}
+
+
+def formatted(fields: Fields, slot: str, localize: Localize) -> Any:
+    """What stands for `path:format words` in a template."""
+    path, _, form = slot.partition(":")
+    name, _, words = form.rstrip("?").partition(" ")
+    at = fields.part(path)
+    value = go_time(at(), localize, words) if name == "time" else FORMATS[name](at, words)
+    return value or None if form.endswith("?") else value
+
+
+# The columns of `velero backup get` and `restore get` 1.18.
+_COUNTS = {"ERRORS": "status.errors:number", "WARNINGS": "status.warnings:number"}
+_SELECTOR = {"SELECTOR": "spec.labelSelector:selector"}
+COLUMNS = {
+    BACKUPS: {"NAME": "metadata.name", "STATUS": "status.phase: New", **_COUNTS,
+              "CREATED": "status.startTimestamp:time <nil>", "EXPIRES": "status.expiration",
+              "STORAGE LOCATION": "spec.storageLocation", "QUEUE POSITION": "status.queuePosition:number?",
+              **_SELECTOR},
+    RESTORES: {"NAME": "metadata.name", "BACKUP": "spec.backupName", "STATUS": "status.phase: New",
+               "STARTED": "status.startTimestamp:time <nil>", "COMPLETED": "status.completionTimestamp:time <nil>",
+               **_COUNTS, "CREATED": "metadata.creationTimestamp:time <nil>", **_SELECTOR}}
 
 
 def _expires(backup: Fields, now: datetime) -> str:
     """When a backup expires, from now; one that was not processed yet by its age and its time to live."""
     instant, created = parse_time(backup("status.expiration")), parse_time(backup("metadata.creationTimestamp"))
-    try:
-        if created and not (instant and instant.year > 1):
-            life = parse_duration(backup("spec.ttl"))
-            instant = created + timedelta(seconds=life) if life > 0 else None
-    except (ValueError, OverflowError):
+    if instant is None or instant.year == 1:
         instant = None
+        with contextlib.suppress(ValueError, OverflowError):
+            life = parse_duration(backup("spec.ttl"))
+            instant = created + timedelta(seconds=life) if created and life > 0 else None
     if instant is None:
         return "n/a"
     seconds = (instant - now).total_seconds()
-    return age(seconds) if seconds >= 0 else age(-seconds) + " ago"
-
-
-def _columns(resource: Resource, row: Fields, now: datetime, localize: Localize) -> Dict[str, str]:
-    """The titles and cells of a row, as the velero CLI 1.18 prints them."""
-    def time(path: str) -> str:
-        return go_time(row(path), localize, "<nil>")
-
-    name, phase, deleting = row("metadata.name"), row("status.phase") or "New", row("metadata.deletionTimestamp")
-    counts = {"ERRORS": str(row("status.errors", int)), "WARNINGS": str(row("status.warnings", int))}
-    selector = {"SELECTOR": label_selector(row.part("spec.labelSelector"))}
-    if resource is BACKUPS:
-        return {"NAME": name, "STATUS": "Deleting" if deleting else phase, **counts,
-                "CREATED": time("status.startTimestamp"), "EXPIRES": _expires(row, now),
-                "STORAGE LOCATION": row("spec.storageLocation"),
-                "QUEUE POSITION": str(row("status.queuePosition", int) or ""), **selector}
-    return {"NAME": name, "BACKUP": row("spec.backupName"), "STATUS": phase + (" (Deleting)" if deleting else ""),
-            "STARTED": time("status.startTimestamp"), "COMPLETED": time("status.completionTimestamp"), **counts,
-            "CREATED": time("metadata.creationTimestamp"), **selector}
+    return age(abs(seconds)) + " ago" * (seconds < 0)
 
 
 def backup_sort_key(name: str) -> str:
-    """A key that sorts backups by name, but those of one schedule, whose names end with a time, newest first."""
+    """Sorts by name, but the backups of one schedule, whose names end with a time, newest first."""
     reverse = str.maketrans("0123456789", "9876543210")
     return re.sub(r"(?<=-\d\d)\d{12}\Z", lambda match: match.group().translate(reverse), name, flags=re.ASCII)
 
 
 def resource_table(resource: Resource, documents: Iterable[Document], now: datetime, *, localize: Localize,
                    label_columns: Sequence[str] = (), show_labels: bool = False) -> str:
-    """Backups or restores as `velero backup get` and `restore get` print them; nothing at all for none."""
-    titles, rows = [], []
-    records = [Fields(document, "", {}) for document in documents]
+    """What `velero backup get` or `restore get` prints; nothing at all for none."""
+    titles = [*COLUMNS[resource], *(name.rpartition("/")[2].upper() for name in label_columns),
+              *["LABELS"] * show_labels]
+    records, rows = [Fields(document, "", {}) for document in documents], []
     if resource is BACKUPS:
         records.sort(key=lambda record: backup_sort_key(record("metadata.name")))
     for record in records:
-        columns, labels = _columns(resource, record, now, localize), record("metadata.labels", {str: str})
-        titles = [*columns, *(name.rpartition("/")[2].upper() for name in label_columns), *["LABELS"] * show_labels]
-        every = [",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE] if show_labels else []
-        cells = [*columns.values(), *(labels.get(name, "") for name in label_columns), *every]
-        rows.append(tuple(map(printable, cells)))
+        cells = {title: formatted(record, slot, localize) for title, slot in COLUMNS[resource].items()}
+        if resource is BACKUPS:
+            cells["EXPIRES"] = _expires(record, now)
+        if record("metadata.deletionTimestamp"):
+            cells["STATUS"] = "Deleting" if resource is BACKUPS else f"{cells['STATUS']} (Deleting)"
+        labels = record("metadata.labels", {str: str})
+        every = ",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE
+        rows.append(tuple("" if cell is None else printable(str(cell)) for cell in (
+            *cells.values(), *map(labels.get, label_columns), *[every] * show_labels)))
     return table([tuple(titles), *rows]) if rows else ""
 
 
@@ -2060,12 +2089,12 @@ def list_document(resource: Resource, documents: List[Document], version: str = 
 
 
 def plugin_table(plugins: List[Tuple[str, str]]) -> str:
-    """(kind, name) pairs as `velero plugin get` prints them; nothing at all for no plugins."""
+    """What `velero plugin get` prints of (kind, name) pairs; nothing at all for none."""
     return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins]) if plugins else ""
 
 
 def is_missing(value: Any) -> bool:
-    """Whether an error says that an artifact does not exist, or that an older server's CRDs do not know its kind."""
+    """Whether it is the error of an artifact that does not exist, or whose kind an older server's CRDs do not know."""
     return isinstance(value, Error) and value.reason in ("ArtifactNotFound", "UnknownKind")
 
 
@@ -2076,61 +2105,61 @@ def label_value(name: str) -> str:
 
 def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, str]]:
     """The related objects that describe lists, as (resource, label selector)."""
-    name = label_value(_text(document, "metadata", "name"))
+    owner = f"velero.io/{resource.kind.lower()}-name={label_value(_text(document, 'metadata', 'name'))}"
     if resource is RESTORES:
-        return [(POD_VOLUME_RESTORES, f"velero.io/restore-name={name}")]
-    of_backup, uid = f"velero.io/backup-name={name}", _text(document, "metadata", "uid")
-    return [(DELETE_REQUESTS, f"{of_backup},velero.io/backup-uid={uid}"), (POD_VOLUME_BACKUPS, of_backup)]
+        return [(POD_VOLUME_RESTORES, owner)]
+    uid = f"velero.io/backup-uid={_text(document, 'metadata', 'uid')}"
+    return [(DELETE_REQUESTS, f"{owner},{uid}"), (POD_VOLUME_BACKUPS, owner)]
 
 
 def artifacts_of(resource: Resource, document: Document, *, details: bool, structured: bool = False) -> List[str]:
     """The artifacts that describe shows; velero's JSON (`structured`) of a backup has no item operations."""
     kind, status = resource.kind, Fields(document, "", {}).part("status")
     operations = status(f"{kind.lower()}ItemOperationsAttempted", int) > 0
-    wanted = ((f"{kind}Results", status("warnings", int) or status("errors", int)),
-              (f"{kind}ItemOperations", details and operations and not (structured and resource is BACKUPS)),
-              (f"{kind}ResourceList", details),
-              ("BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo", True))
-    return [name for name, needed in wanted if needed]
+    wanted = {f"{kind}Results": status("warnings", int) or status("errors", int),
+              f"{kind}ItemOperations": details and operations and not (structured and resource is BACKUPS),
+              f"{kind}ResourceList": details,
+              "BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo": True}
+    return [name for name, needed in wanted.items() if needed]
 
 
 def legacy_artifacts_of(backup: Document) -> List[str]:
     """What describe needs besides when there is no BackupVolumeInfos, which servers before 1.13 did not write."""
-    status, csi = Fields(backup, "", {}).part("status"), ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
-    return (["BackupVolumeSnapshots"] if status("volumeSnapshotsAttempted", int) > 0 else []) + (
-        csi if status("csiVolumeSnapshotsAttempted", int) > 0 else [])
+    status = Fields(backup, "", {}).part("status")
+    csi = ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
+    return (["BackupVolumeSnapshots"] * (status("volumeSnapshotsAttempted", int) > 0)
+            + csi * (status("csiVolumeSnapshotsAttempted", int) > 0))
 
 
-# What describe shows is drawn by templates, whose strings are the rows of the screen:
-#   `Label:  {path:format words} > place`  two blanks stand for a tab; the path leads to the value in the document, the
-#       words are for the format, such as what stands there for none; the place is that of the value in the JSON. With
-#       `format?` a row without a value is left out. A row that begins with a brace is for the JSON alone.
-#   `[path]` … `[]`  the rows between them are shown when there is something at the path
-#   `@name words ! row`  is drawn by the method of that name; when it fails, the row after `!` says so, or after `!!`
-#       below an empty one
+# What describe shows is drawn by templates, one string a row:
+#   `Label:  {path:format words} > place`  Two blanks stand for a tab. The value at the path is formatted; the words are
+#       for the format, such as what stands there for none, and with `format?` the row is left out then. The place is
+#       that of the value in the JSON, ` >` alone the same as the path. A row that begins with a brace is for the JSON
+#       alone.
+#   `[path]` … `[]`  The rows between are drawn when there is something at the path, after `[!path]` when there is
+#       nothing; `{.x}` is a field of what is there.
+#   `@name words ! row`  Drawn by the method of that name; when it fails, by the row after `!`, or after `!!` below an
+#       empty one.
 Template = Tuple[str, ...]
 RESULTS = ("@result warnings ! Warnings:  {getting warnings} > warnings/errorGettingWarnings",
            "@result errors !! Errors:  {getting errors} > errors/errorGettingErrors")
 TIMES = ("", "Started:  {status.startTimestamp:time <n/a>} > status/started",
          "Completed:  {status.completionTimestamp:time <n/a>} > status/completed")
-NAMESPACES = (
-    "Namespaces:", "  Included:  {includedNamespaces:every *} > namespaces/included",
-    "  Excluded:  {excludedNamespaces:names <none>} > namespaces/excluded", "")
-RESOURCES = (
-    "Resources:", "  Included:  {includedResources:names *} > resources/included",
-    "  Excluded:  {excludedResources:names <none>} > resources/excluded")
+NAMESPACES = ("Namespaces:", "  Included:  {includedNamespaces:every *} > namespaces/included",
+              "  Excluded:  {excludedNamespaces:names} > namespaces/excluded", "")
+RESOURCES = ("Resources:", "  Included:  {includedResources:names *} > resources/included",
+             "  Excluded:  {excludedResources:names} > resources/excluded")
 CLUSTER_SCOPED = "{includeClusterResources:switch included excluded auto} > resources/clusterScoped"
 SCOPED_RESOURCES = (
-    "Resources:", "  Included cluster-scoped:  {includedClusterScopedResources:names <none>}",
-    "  Excluded cluster-scoped:  {excludedClusterScopedResources:names <none>}",
+    "Resources:", "  Included cluster-scoped:  {includedClusterScopedResources:names}",
+    "  Excluded cluster-scoped:  {excludedClusterScopedResources:names}",
     "  Included namespace-scoped:  {includedNamespaceScopedResources:names *}",
-    "  Excluded namespace-scoped:  {excludedNamespaceScopedResources:names <none>}",
-    "{includedResources:names *} > resources/included", "{excludedResources:names <none>} > resources/excluded",
+    "  Excluded namespace-scoped:  {excludedNamespaceScopedResources:names}",
+    "{includedResources:names *} > resources/included", "{excludedResources:names} > resources/excluded",
     CLUSTER_SCOPED)
-HOOK = (*NAMESPACES, *RESOURCES, "", "Label selector:  {labelSelector:selector} > labelSelector")
-HOOK_COMMAND = (  # `onError:` is velero's spelling
-    "  Container:  {exec.container} > container", "  Command:  {exec.command:words} > command",
-    "  On Error:  {exec.onError} > onError:", "  Timeout:  {exec.timeout:duration} > timeout")
+HOOK = (*NAMESPACES, *RESOURCES, "", "Label selector:  {labelSelector:selector} >")
+HOOK_COMMAND = ("  Container:  {container} >", "  Command:  {command:words} >", "  On Error:  {onError} > onError:",
+                "  Timeout:  {timeout:duration} >")  # `onError:` is velero's spelling
 OPERATION = (
     "  Operation for {spec.resourceIdentifier:item}: > resource",
     "    Backup Item Action Plugin:  {spec.backupItemAction:?} > plugin",
@@ -2141,50 +2170,40 @@ OPERATION = (
     "    Progress:  {status:progress?} > progress", "    Progress description:  {status.description:?} > description",
     *(f"    {name.title()}:  {{status.{name}:time?}} > {name}" for name in ("created", "started", "updated")))
 NATIVE_SNAPSHOT = (
-    "Snapshot ID:  {nativeSnapshotInfo.snapshotHandle} > snapshotID",
-    "Type:  {nativeSnapshotInfo.volumeType} > type",
-    "Availability Zone:  {nativeSnapshotInfo.volumeAZ} > availabilityZone",
-    "IOPS:  {nativeSnapshotInfo.iops} > IOPS", "Result:  {result} > result")
+    "Snapshot ID:  {.snapshotHandle} > snapshotID", "Type:  {.volumeType} > type",
+    "Availability Zone:  {.volumeAZ} > availabilityZone", "IOPS:  {.iops} > IOPS", "Result:  {result} >")
+RESTORED_SNAPSHOT = (
+    "Snapshot Content Name: {.vscName} > snapshotContentName",
+    "Storage Snapshot ID: {.snapshotHandle} > storageSnapshotID", "CSI Driver: {.driver} > csiDriver")
 CSI_SNAPSHOT = (
-    "Snapshot Content Name: {csiSnapshotInfo.vscName} > snapshotContentName",
-    "Storage Snapshot ID: {csiSnapshotInfo.snapshotHandle} > storageSnapshotID",
-    "Snapshot Size (bytes): {csiSnapshotInfo.size:number} > snapshotSize(bytes)",
-    "CSI Driver: {csiSnapshotInfo.driver} > csiDriver", "Result: {result} > result")
-SNAPSHOT_OPERATION = ("Operation ID: {csiSnapshotInfo.operationID:?}", "{csiSnapshotInfo.operationID} > operationID")
+    "[!snapshotDataMoved]", "Operation ID: {csiSnapshotInfo.operationID:?}",
+    "{csiSnapshotInfo.operationID} > operationID", "[]", *RESTORED_SNAPSHOT[:2],
+    "Snapshot Size (bytes): {.size:number} > snapshotSize(bytes)", RESTORED_SNAPSHOT[2], "Result: {result} >")
 DATA_MOVEMENT = (
-    "Operation ID: {snapshotDataMovementInfo.operationID} > operationID",
-    "Data Mover: {snapshotDataMovementInfo.dataMover: velero} > dataMover",
-    "Uploader Type: {snapshotDataMovementInfo.uploaderType} > uploaderType",
-    "Moved data Size (bytes): {snapshotDataMovementInfo.size:number}",
-    "Incremental data Size (bytes): {snapshotDataMovementInfo.incrementalSize:number?}", "Result: {result} > result")
-MOVED_SIZES = ("{snapshotDataMovementInfo.size:number} > size",
-               "{snapshotDataMovementInfo.incrementalSize:number} > incrementalSize")
-RESTORED_SNAPSHOT = CSI_SNAPSHOT[:2] + CSI_SNAPSHOT[3:4]
-RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {snapshotDataMovementInfo.dataMover} > dataMover", DATA_MOVEMENT[2])
-HEAD = ("Namespace:  {metadata.namespace} > metadata/namespace", "Labels:  {metadata.labels:map} > metadata/labels",
-        "Annotations:  {metadata.annotations:map} > metadata/annotations", "", "@phase")
+    "Operation ID: {.operationID} >", "Data Mover: {.dataMover: velero} >", "Uploader Type: {.uploaderType} >",
+    "Moved data Size (bytes): {.size:number}", "Incremental data Size (bytes): {.incrementalSize:number?}",
+    "Result: {result} >", "[snapshotDataMovementInfo.size]", "{snapshotDataMovementInfo.size:number} > size",
+    "{snapshotDataMovementInfo.incrementalSize:number} > incrementalSize")
+RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {.dataMover} >", DATA_MOVEMENT[2])
+HEAD = ("Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
+        "Annotations:  {metadata.annotations:map} >", "", "@phase")
 BACKUP_HEAD = (
-    *HEAD,
-    "[spec.resourcePolicy]", "", "Resource policies:",
-    "  Type:  {spec.resourcePolicy.kind} > resourcePolicies/type",
-    "  Name:  {spec.resourcePolicy.name} > resourcePolicies/name",
-    "[spec.uploaderConfig.parallelFilesUpload]", "", "Uploader config:",
+    *HEAD, "[spec.resourcePolicy]", "", "Resource policies:", "  Type:  {.kind} > resourcePolicies/type",
+    "  Name:  {.name} > resourcePolicies/name", "[spec.uploaderConfig.parallelFilesUpload]", "", "Uploader config:",
     "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", "@validation", "")
 BACKUP = (
-    *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} > spec/labelSelector",
-    "", "Or label selector:  {spec.orLabelSelectors:selectors}",
-    "", "Storage Location:  {spec.storageLocation} > spec/storageLocation",
-    "", "Velero-Native Snapshot PVs:  {spec.snapshotVolumes:switch true false auto} > spec/veleroNativeSnapshotPVs",
+    *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} >",
+    "", "Or label selector:  {spec.orLabelSelectors:selectors}", "", "Storage Location:  {spec.storageLocation} >",
+    "", "Velero-Native Snapshot PVs:  {spec.snapshotVolumes:switch} > spec/veleroNativeSnapshotPVs",
     "File System Backup (Default):  {spec.defaultVolumesToFsBackup:switch true false}",
-    "Snapshot Move Data:  {spec.snapshotMoveData:switch true false auto} > spec/veleroSnapshotMoveData",
+    "Snapshot Move Data:  {spec.snapshotMoveData:switch} > spec/veleroSnapshotMoveData",
     "Data Mover:  {spec.datamover: velero}", "{spec.datamover: <none>} > spec/dataMover",
     "", "TTL:  {spec.ttl:duration} > spec/TTL",
     "", "CSISnapshotTimeout:  {spec.csiSnapshotTimeout:duration} > spec/CSISnapshotTimeout",
     "ItemOperationTimeout:  {spec.itemOperationTimeout:duration}", "", "@hooks",
     "[spec.orderedResources]", "", "OrderedResources:", "@ordered_resources", "[]",
     "", "Backup Format Version:  {status.formatVersion} > status/backupFormatVersion", *TIMES,
-    "", "Expiration:  {status.expiration:time <nil>} > status/expiration", "",
-    "[status.progress]", "@progress", "", "[]",
+    "", "Expiration:  {status.expiration:time <nil>} >", "", "[status.progress]", "@progress", "", "[]",
     "@operations ! Backup Item Operations:  {getting operation info}",
     "[--details]", "@resource_list ! Resource List:  {getting backup resource list} > status/errorGettingResourceList",
     "", "[]", "Backup Volumes:",
@@ -2192,115 +2211,81 @@ BACKUP = (
     " > status/backupVolumes/errorConcludeNativeSnapshot", "",
     "@csi_snapshots !   CSI Snapshots: {concluding CSI snapshot info} > status/backupVolumes/errorConcludeCSISnapshot",
     "", "@pod_volumes !   Pod Volume Backups: {getting pod volume backups} > status/backupVolumes/podVolumeBackups",
-    "[status.hookStatus]", "", "HooksAttempted:  {status.hookStatus.hooksAttempted:number} > status/hooksAttempted",
-    "HooksFailed:  {status.hookStatus.hooksFailed:number} > status/hooksFailed", "[]",
+    "[status.hookStatus]", "", "HooksAttempted:  {.hooksAttempted:number} > status/hooksAttempted",
+    "HooksFailed:  {.hooksFailed:number} > status/hooksFailed", "[]",
     "@deletions !! Deletion Attempts: {getting deletion attempts} > deletionAttempts/error")
 RESTORE_HEAD = (*HEAD, "[status.progress]", "@progress", "[]", *TIMES, "@validation")
 RESTORE = (
     *RESULTS, "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
     "", "Namespace mappings:  {spec.namespaceMapping:map} > spec/namespaceMappings",
-    "", "Label selector:  {spec.labelSelector:selector} > spec/labelSelector",
+    "", "Label selector:  {spec.labelSelector:selector} >",
     "", "Or label selector:  {spec.orLabelSelectors:selectors} > spec/orLabelSelector",
-    "", "Restore PVs:  {spec.restorePVs:switch true false auto} > spec/restorePVs",
+    "", "Restore PVs:  {spec.restorePVs:switch} >",
     "@pod_volumes !! Pod Volume Restores: {getting pod volume restores} > status/podVolumeRestores",
     "@csi_restores !! CSI Snapshot Restores: {getting restore volume info} > status/csiSnapshotRestores",
-    "", "Existing Resource Policy: \t{spec.existingResourcePolicy: <none>} > spec/existingResourcePolicy",
-    "ItemOperationTimeout:  {spec.itemOperationTimeout:duration} > spec/itemOperationTimeout",
-    "", "Preserve Service NodePorts:  {spec.preserveNodePorts:switch true false auto} > spec/preserveServiceNodePorts",
-    "[spec.resourceModifier]", "", "Resource modifier:",
-    "  Type:  {spec.resourceModifier.kind} > spec/resourceModifier/type",
-    "  Name:  {spec.resourceModifier.name} > spec/resourceModifier/name",
+    "", "Existing Resource Policy: \t{spec.existingResourcePolicy: <none>} >",
+    "ItemOperationTimeout:  {spec.itemOperationTimeout:duration} >",
+    "", "Preserve Service NodePorts:  {spec.preserveNodePorts:switch} > spec/preserveServiceNodePorts",
+    "[spec.resourceModifier]", "", "Resource modifier:", "  Type:  {.kind} > spec/resourceModifier/type",
+    "  Name:  {.name} > spec/resourceModifier/name",
     "[spec.uploaderConfig]", "", "Uploader config:",
-    "  Write Sparse Files:  {spec.uploaderConfig.writeSparseFiles:switch true} > spec/uploaderConfig/writeSparseFiles",
-    "  Parallel Restore:  {spec.uploaderConfig.parallelFilesDownload:number?}"
-    " > spec/uploaderConfig/parallelFilesDownload",
+    "  Write Sparse Files:  {spec.uploaderConfig.writeSparseFiles:switch true} >",
+    "  Parallel Restore:  {spec.uploaderConfig.parallelFilesDownload:number?} >",
     "[]", "", "@operations ! Restore Item Operations:  {getting operation info} > status/restoreItemOperations/error",
-    "[status.hookStatus]", "", "HooksAttempted: \t{status.hookStatus.hooksAttempted:number} > status/hooksAttempted",
-    "HooksFailed: \t{status.hookStatus.hooksFailed:number} > status/hooksFailed",
+    "[status.hookStatus]", "", "HooksAttempted: \t{.hooksAttempted:number} > status/hooksAttempted",
+    "HooksFailed: \t{.hooksFailed:number} > status/hooksFailed",
     "[--details]", "",
     "@resource_list ! Resource List:  {getting restore resource list} > status/errorGettingResourceList")
 
 RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
 PHASE_COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED}
 SEE_DETAILS = "specify --details for more information"
-POD_VOLUME_PHASES = {
-    POD_VOLUME_BACKUPS: ("Completed", "Failed", "Canceled", "In Progress", "Canceling", "Prepared", "Accepted", "New"),
-    POD_VOLUME_RESTORES: ("Completed", "Canceled", "Failed", "In Progress", "Canceling", "Prepared", "Accepted", "New")}
-
-
-def _item_text(item: Fields) -> str:
-    group = f".{item('Group')}" if item("Group") else ""
-    return f"{item('Resource')}{group} {item('Namespace')}/{item('Name')}"
-
-
-def _operation_progress(status: Fields) -> str:
-    done, total = status("nCompleted", int), status("nTotal", int)
-    return f"{done} of {total} complete ({status('operationUnits')})" if total > 0 or done > 0 else ""
+POD_VOLUME_PHASES = ("Completed", "Failed", "Canceled", "In Progress", "Canceling", "Prepared", "Accepted", "New")
 
 
 def _pod_volume_text(volume: Fields, phase: str) -> str:
-    """A volume with what is known of its size; pod volume restores have no incremental one."""
     name, total = volume("spec.volume"), volume("status.progress.totalBytes", int)
-    increment = volume("status.incrementalBytes", int)
+    increment = volume("status.incrementalBytes", int)  # which restores do not have
     if phase == "In Progress" and total:
         return f"{name} ({volume('status.progress.bytesDone', int) / total * 100:.2f}%)"
-    if phase == "Completed" and increment > 0:
-        return f"{name} (size: {total}, incremental size: {increment})"
-    return f"{name} (size: {total})" if phase == "Completed" and total > 0 else name
-
-
-# The formats of templates: from fields, a path, and the words after the format's name to the value.
-FORMATS: Dict[str, Callable[[Fields, str, str], Any]] = {
-    "": lambda fields, path, absent: fields(path) or absent,
-    "number": lambda fields, path, _: fields(path, int),
-    "map": lambda fields, path, _: fields(path, {str: str}),
-    "list": lambda fields, path, _: fields(path, [str]),
-    "names": lambda fields, path, absent: ", ".join(fields(path, [str])) or absent,
-    "every": lambda fields, path, all_: all_ if fields(path, [str]) in ([], ["*"]) else ", ".join(fields(path, [str])),
-    "words": lambda fields, path, _: " ".join(fields(path, [str])),
-    "switch": lambda fields, path, words: dict(zip((True, False, None), words.split())).get(fields(path, bool)),
-    "duration": lambda fields, path, _: duration(fields(path)),
-    "selector": lambda fields, path, _: label_selector(fields.part(path)),
-    "selectors": lambda fields, path, _: " or ".join(map(label_selector, fields.rows(path))) or NONE,
-    "item": lambda fields, path, _: _item_text(fields.part(path)),
-    "items": lambda fields, path, _: list(map(_item_text, fields.rows(path))),
-    "progress": lambda fields, path, _: _operation_progress(fields.part(path))}
+    if phase != "Completed" or not (total > 0 or increment > 0):
+        return str(name)
+    return f"{name} (size: {total}{f', incremental size: {increment}' if increment > 0 else ''})"
 
 
 class Description:
-    """What `velero backup|restore describe` shows of an object, as text and as JSON.
+    """What `velero backup|restore describe` shows of an object, as `text` and as `json`.
 
-    An Error in place of a list or artifact is one that could not be read; that is said where it would stand. What the
-    screen lacks is in `troubles` too, except where velero itself has a text for it.
+    An Error in place of a list or artifact is said where that would stand, and is in `troubles` too, unless velero
+    itself has a text for it.
     """
 
     def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
                  artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False, colorized: bool = False):
         self.wrong: Dict[str, None] = {}     # what in the objects is of the wrong type
         self.document = Fields(document, "", self.wrong)
-        self.spec, self.status = self.document.part("spec"), self.document.part("status")
+        self.spec, self.status, self.name = *map(self.document.part, ("spec", "status")), self.document("metadata.name")
         self.kind, self.is_backup, self.details, self.colorized = resource.kind, resource is BACKUPS, details, colorized
-        self.related, self.artifacts = related, artifacts
-        self.formats = {**FORMATS, "time": lambda fields, path, absent: go_time(fields(path), localize, absent)}
+        self.related, self.artifacts, self.localize = related, artifacts, localize
         self.errors: List[Error] = []
         self.json: Document = {}
-        head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
         self.rows: List[str] = []
-        self._fill(body, self.document, self.json)
+        head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
+        self._fill(body, self.document, into=self.json)
         rows, self.rows = self.rows, []      # the head is drawn last, because it lists what is wrong in the body
-        self._add("Name:\t", self.document("metadata.name"), "metadata/name", color=BOLD)
-        self._fill(head, self.document, self.json)
+        self._add("Name:\t", self.name, "metadata/name", BOLD)
+        self._fill(head, self.document, into=self.json)
         self.text = aligned(self.rows + rows)
 
     @property
     def troubles(self) -> List[Error]:
-        """What the screen lacks; the exit code of a command is that of the first."""
-        name = f"{self.kind} {one_line(self.document('metadata.name'), 254)}"
+        """What the screen lacks, the first of which gives the exit code."""
         more = f" (and {len(self.wrong) - 1} more)" if len(self.wrong) > 1 else ""
-        return [Error(f"{name}: {one_line(text, 200)}{more}") for text in list(self.wrong)[:1]] + self.errors
+        return [Error(f"{self.kind} {one_line(self.name, 254)}: {one_line(text, 200)}{more}")
+                for text in list(self.wrong)[:1]] + self.errors
 
     def _put(self, place: str, value: Any, into: Optional[Document] = None) -> Any:
-        """Set a value at a place in the JSON, such as `status/started`, or in a part of it."""
+        """Set a value at a place in the JSON, or in a part of it, and return it."""
         tree, (*above, name) = self.json if into is None else into, place.split("/")
         for step in above:
             tree = tree.setdefault(step, {})
@@ -2308,12 +2293,12 @@ class Description:
         return value
 
     def _add(self, label: str, value: Any = "", place: str = "", color: str = "{}", note: str = "") -> None:
-        """A row of the text, and at a place in the JSON the value; a list has a row for each item, a map for each pair.
+        """A row, and at a place in the JSON its value; a list has a row for each item, a map for each pair.
 
-        The label holds the tabs that place it; where a list is empty, velero indents the word for that once more.
+        The label holds the tabs that place it. Where a list is empty, velero indents the word for that once more.
         """
         words = label[:4].lstrip("\t") + label[4:]  # no label has more; further tabs came from a document
-        tabs, gap = label[:len(label) - len(words)], "\t" if words.endswith("\t") else ""
+        tabs, gap = label[:len(label) - len(words)], "\t" * words.endswith("\t")
         values = [f"{key}={value[key]}" for key in sorted(value)] if isinstance(value, dict) else value
         texts = [printable(text) for item in (values if isinstance(values, list) else [str(values)])
                  for text in item.rstrip("\r\n").split("\n")]
@@ -2323,31 +2308,29 @@ class Description:
         if place:
             self._put(place, value)
 
-    def _value(self, fields: Fields, slot: str) -> Any:
-        """What stands for `path:format` in a template."""
-        path, _, form = slot.partition(":")
-        name, _, words = form.rstrip("?").partition(" ")
-        value = self.formats[name](fields, path, words)
-        return value or None if form.endswith("?") else value
-
-    def _fill(self, template: Template, fields: Fields, into: Document, indent: str = "") -> None:
-        """Draw a template; the places in it are those of `into`, a part of the JSON."""
-        shown = True
+    def _fill(self, template: Template, fields: Fields, tabs: str = "", part: str = "", into: Any = None) -> Document:
+        """Draw a template -> the values at its places in the JSON; `{.x}` is a field of `part`."""
+        tree, base, shown = {} if into is None else into, part, True
         for row in template:
-            text, _, place = row.partition(" > ")
+            text, mark, place = row.partition(" >")
             label, brace, rest = text.partition("{")
             slot, _, note = rest.partition("}")
-            value = self._value(fields, slot) if brace and shown and not row.startswith("@") else ""
-            if row.startswith("["):
-                found = self.details if row == "[--details]" else fields.found(row[1:-1]) not in (None, 0, [])
-                shown = row == "[]" or found
+            if row == "[]":
+                part, shown = base, True
+            elif row.startswith("["):
+                part = row[1:-1].lstrip("!")
+                found = self.details if part == "--details" else fields.part(part).value not in (None, 0, [])
+                shown = found != row.startswith("[!")
             elif shown and row.startswith("@"):
-                self._section(label, slot, place)
-            elif shown and value is not None:
-                if label or not brace:
-                    self._add(indent * bool(label) + label.replace("  ", "\t"), value, note=note)
-                if place:
-                    self._put(place, None if value == {} else value, into)
+                self._section(label, slot, place[1:])
+            elif shown:
+                value = formatted(fields, part * slot.startswith(".") + slot, self.localize) if brace else ""
+                if value is not None and (label or not brace):
+                    self._add(tabs * bool(label) + label.replace("  ", "\t"), value, note=note)
+                if value is not None and mark:
+                    place = place[1:] or slot.partition(":")[0].strip(".").replace(".", "/")
+                    self._put(place, None if value == {} else value, tree)
+        return tree
 
     def _section(self, label: str, what: str, place: str) -> None:
         """Draw `@method words ! label`; one that fails leaves the others alone."""
@@ -2362,54 +2345,42 @@ class Description:
             self._add(instead.lstrip("!")[1:].replace("  ", "\t"), f"<error {what}: {why}>", place)
 
     def _artifact(self, kind: str) -> Fields:
-        """An artifact; one that was not fetched counts as missing."""
         value = self.artifacts.get(kind, StoreError("file not found", status=404, reason="ArtifactNotFound"))
         if isinstance(value, Error):
             raise value
         return Fields(value, kind)
 
     def _lacks(self, kind: str) -> bool:
-        """Whether an artifact was not fetched, or is missing; other errors are shown as such."""
         return kind not in self.artifacts or is_missing(self.artifacts[kind])
 
     def _listed(self, resource: Resource) -> List[Fields]:
-        """The related objects of a kind."""
         items = self.related[resource]
         if isinstance(items, Error):
             raise items
         return [Fields(item, f"{resource.kind} {_text(item, 'metadata', 'name')}", self.wrong) for item in items]
 
-    def _detailed(self, tabs: str, title: str, template: Template, info: Fields, words: str = SEE_DETAILS) -> Any:
-        """A title with its template below it -> its JSON; without --details only that there is something."""
-        if not self.details:
-            self._add(f"{tabs}{title}: ", words)
-            return words
-        tree: Document = {}
-        self._add(f"{tabs}{title}:")
-        self._fill(template, info, tree, tabs + "\t")
-        return tree
-
     # -- the sections, by their names in the templates -----------------------------------------------
 
     def _phase(self) -> None:
-        phase, quote = self._put("phase", self.status("phase")), "`" if self.is_backup else "'"
-        command, deleting = f"velero {self.kind.lower()} logs {self.document('metadata.name')}", ""
+        phase, quote, note = self._put("phase", self.status("phase")), "`" if self.is_backup else "'", ""
+        shown = phase or "New"
         if not self.is_backup and self._put("deleting", bool(self.document("metadata.deletionTimestamp"))):
-            deleting = " (Deleting)"
-        note = f" (run {quote}{command}{quote} for more information)" if phase in ("Failed", "PartiallyFailed") else ""
-        self._add("Phase:\t", (phase or "New") + deleting, color=PHASE_COLORS.get(phase, "{}"), note=note)
+            shown += " (Deleting)"
+        if phase in ("Failed", "PartiallyFailed"):
+            note = f" (run {quote}velero {self.kind.lower()} logs {self.name}{quote} for more information)"
+        self._add("Phase:\t", shown, color=PHASE_COLORS.get(phase, "{}"), note=note)
         if self.is_backup and phase == "Queued":
             self._add("Queue position:\t", self.status("queuePosition", int))
 
     def _validation(self) -> None:
-        """Velero's validation errors, and what in the objects cannot be read, where velero shows nothing at all."""
-        texts, wrong = self.status("validationErrors", [str]), list(self.wrong)
-        unreadable = wrong[:10] + ([f"and {len(wrong) - 10} more"] if len(wrong) > 10 else [])
-        for title, place, values in (("Validation errors:\t", "validationErrors", texts),
-                                     ("Unreadable:\t", "unreadable", unreadable)):
+        """Velero's own errors, and what cannot be read, where velero shows nothing at all."""
+        wrong = list(self.wrong)
+        unreadable = wrong[:10] + [f"and {len(wrong) - 10} more"] * (len(wrong) > 10)
+        for label, place, values in (("Validation errors", "validationErrors", self.status("validationErrors", [str])),
+                                     ("Unreadable", "unreadable", unreadable)):
             if values:
-                self._add("")
-                self._add(title, values, place, RED)
+                self.rows.append("")
+                self._add(f"{label}:\t", values, place, RED)
 
     def _progress(self) -> None:
         """An estimate while the items are being worked on."""
@@ -2423,42 +2394,43 @@ class Description:
     def _result(self, name: str) -> None:
         """Warnings or errors; of a backup by a server before 1.11 there is no file, only the numbers."""
         counts = {name: self.status(name, int) for name in ("errors", "warnings")}
-        if any(counts.values()) and self.is_backup and self._lacks("BackupResults"):
+        if not any(counts.values()):
+            return
+        if self.is_backup and self._lacks("BackupResults"):
             for other in counts if name == "warnings" else ():
                 self._add(f"{other.title()}:\t", counts[other], f"{other}/count")
-        elif any(counts.values()):
-            result, tree = self._artifact(f"{self.kind}Results").part(name), self.json.setdefault(name, {})
-            if counts[name] > 0:
-                namespaces = result("namespaces", {str: [str]})
-                self.rows += ["", f"{name.title()}:"]
-                self._fill(("  Velero:  {velero:list} > velero", "  Cluster:  {cluster:list} > cluster"), result, tree)
-                self._add("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}")
-                self._put("namespace", namespaces or [], tree)
-                for namespace in sorted(namespaces):
-                    self._add(f"\t\t{namespace}:\t", namespaces[namespace])
+            return
+        result, tree = self._artifact(f"{self.kind}Results").part(name), self.json.setdefault(name, {})
+        if counts[name] > 0:
+            self.rows += ["", f"{name.title()}:"]
+            self._fill(("  Velero:  {velero:list} >", "  Cluster:  {cluster:list} >"), result, into=tree)
+            namespaces = tree["namespace"] = result("namespaces", {str: [str]}) or []
+            self.rows.append("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}")
+            for namespace in sorted(namespaces):
+                self._add(f"\t\t{namespace}:\t", namespaces[namespace])
 
     def _filters(self) -> None:
-        """Namespaces and resources; the JSON has the older resource filters also where the newer ones are in use."""
+        """The JSON has the older resource filters also where the newer ones are in use."""
         older = not self.is_backup or self.spec("includeClusterResources", bool) is not None or any(
             self.spec(f"{word}Resources", [str]) for word in ("included", "excluded"))
         every = "*" if self.is_backup else "all namespaces found in the backup"
-        resources = (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
-        self._fill((*(row.replace("*", every) for row in NAMESPACES), *resources), self.spec,
-                   self.json.setdefault("spec", {}))
+        rows = [row.replace("*", every) for row in NAMESPACES]
+        rows += (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
+        self._fill(rows, self.spec, into=self.json.setdefault("spec", {}))
 
     def _hooks(self) -> None:
-        """Commands in pods, before and after; of hooks of one name the JSON has the last."""
+        """Of hooks of one name the JSON has the last."""
         hooks, trees = self.spec.rows("hooks.resources"), {}
         self.rows += ["Hooks:", "\tResources:"] if hooks else [f"Hooks:\t{NONE}"]
         for hook in hooks:
-            tree = self._put("spec/hooks/resources", trees)[hook("name")] = {"preExecHook": [], "postExecHook": []}
             self._add(f"\t\t{hook('name')}:")
-            self._fill(HOOK, hook, tree, "\t\t\t")
+            tree = self._put("spec/hooks/resources", trees)[hook("name")] = self._fill(HOOK, hook, "\t\t\t")
             for when in ("pre", "post"):
-                for command in (row for row in hook.rows(when) if row.found("exec") is not None):
-                    self.rows += ["", f"\t\t\t{when.title()} Exec Hook:"]
-                    tree[f"{when}ExecHook"].append({})
-                    self._fill(HOOK_COMMAND, command, tree[f"{when}ExecHook"][-1], "\t\t\t")
+                commands = tree[f"{when}ExecHook"] = []
+                for command in (row.part("exec") for row in hook.rows(when)):
+                    if command.value is not None:
+                        self.rows += ["", f"\t\t\t{when.title()} Exec Hook:"]
+                        commands.append(self._fill(HOOK_COMMAND, command, "\t\t\t"))
 
     def _ordered_resources(self) -> None:
         ordered = self._put("spec/orderedResources", self.spec("orderedResources", {str: str}))
@@ -2466,145 +2438,143 @@ class Description:
             self._add(f"\t{key}: {ordered[key]}")
 
     def _operations(self) -> None:
-        """What plugins go on with after the items were handled. velero has no such JSON: that of restores is ours."""
+        """What plugins go on with later. velero has no such JSON: that of restores is ours."""
         title, artifact = f"{self.kind} Item Operations:", f"{self.kind}ItemOperations"
         tree: Document = {name: self.status(f"{self.kind.lower()}ItemOperations{name.title()}", int)
                           for name in ("attempted", "completed", "failed")}
-        if tree["attempted"] <= 0:
-            return
-        if not self.is_backup:
+        if tree["attempted"] > 0 and not self.is_backup:
             self._put("status/restoreItemOperations", tree)
-        if not self.details or artifact not in self.artifacts:
+        if tree["attempted"] > 0 and self.details and artifact in self.artifacts:
+            rows = self._artifact(artifact).rows()
+            self._add(title)
+            tree["operations"] = [self._fill(OPERATION, row) for row in rows]
+        elif tree["attempted"] > 0:
             text = "{completed} of {attempted} completed successfully, {failed} failed".format(**tree)
             self._add(f"{title}\t", f"{text} ({SEE_DETAILS})")
-            return
-        rows = self._artifact(artifact).rows()
-        self._add(title)
-        tree["operations"] = [{} for _ in rows]
-        for row, operation in zip(rows, tree["operations"]):
-            self._fill(OPERATION, row, operation)
 
     def _resource_list(self) -> None:
-        artifact = f"{self.kind}ResourceList"
+        label, artifact = "Resource List:", f"{self.kind}ResourceList"
         if self._lacks(artifact):
             text = f"<{self.kind.lower()} resource list not found>"
-            self._add("Resource List:\t", text, "status/errorGettingResourceList")
+            self._add(f"{label}\t", text, "status/errorGettingResourceList")
             return
         resources = self._put("status/resourceList", self._artifact(artifact)("", {str: [str]}))
-        self.rows.append("Resource List:")
+        self._add(label)
         for group in sorted(resources):
             self._add(f"\t{group}:")
             for name in resources[group] or [""]:
                 self._add(f"\t\t- {name}")
 
-    def _volumes(self, title: str, infos: List[Fields], place: str, none: str = NONE_INCLUDED) -> Document:
-        """The title of a list of volumes -> where in the JSON they are."""
-        self._add(f"{title}:") if infos else self._add(f"{title}: ", none)
+    def _volumes(self, title: str, place: str, infos: List[Fields], none: str = NONE_INCLUDED) -> Document:
+        self.rows.append(f"{title}:" if infos else f"{title}: {none}")
         return self._put(place, {} if infos else none)
 
-    def _volume_infos(self, method: str, attempted: str, older: Callable[[], Iterable[Document]]) -> List[Fields]:
-        """The volumes of a backup by one method; servers before 1.13 tell of them in other artifacts."""
+    def _volume(self, tabs: str, title: str, template: Template, info: Fields, part: str,
+                words: str = SEE_DETAILS) -> Any:
+        """Drawn by its template, or without --details by words -> the same for the JSON."""
+        self._add(f"{tabs}{title}:" if self.details else f"{tabs}{title}: {words}")
+        return self._fill(template, info, tabs + "\t", part) if self.details else words
+
+    def _infos(self, method: str, attempted: str, older: Callable[[], Iterable[Document]]) -> List[Fields]:
+        """Servers before 1.13 tell of volumes in other artifacts."""
         if self._lacks("BackupVolumeInfos"):
             return list(map(Fields, older() if self.status(attempted, int) > 0 else ()))
         return [row for row in self._artifact("BackupVolumeInfos").rows() if row("backupMethod") == method]
 
-    def _native_snapshots(self) -> None:
-        def older() -> Iterator[Document]:
-            for row in self._artifact("BackupVolumeSnapshots").rows():  # 1.6 began one name with a capital letter
-                name = row("spec.persistentVolumeName") or row("spec.PersistentVolumeName")
-                iops = "" if row.found("spec.volumeIOPS") is None else str(row("spec.volumeIOPS", int))
-                yield {"pvName": name, "nativeSnapshotInfo": {
-                    "snapshotHandle": row("status.providerSnapshotID"), "volumeType": row("spec.volumeType"),
-                    "volumeAZ": row("spec.volumeAZ"), "iops": iops}}
+    def _older_native_snapshots(self) -> Iterator[Document]:
+        for row in self._artifact("BackupVolumeSnapshots").rows():  # 1.6 began one name with a capital letter
+            iops, name = row.part("spec.volumeIOPS"), row("spec.persistentVolumeName")
+            yield {"pvName": name or row("spec.PersistentVolumeName"), "nativeSnapshotInfo": {
+                "snapshotHandle": row("status.providerSnapshotID"), "volumeType": row("spec.volumeType"),
+                "volumeAZ": row("spec.volumeAZ"), "iops": "" if iops.value is None else str(iops("", int))}}
 
-        infos = self._volume_infos("NativeSnapshot", "volumeSnapshotsAttempted", older)
-        volumes = self._volumes("\tVelero-Native Snapshots", infos, "status/backupVolumes/nativeSnapshots")
+    def _older_csi_snapshots(self) -> Iterator[Document]:
+        snapshots, contents = (self._artifact(kind).rows() for kind in (
+            "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
+        name, claim = "status.boundVolumeSnapshotContentName", "spec.source.persistentVolumeClaimName"
+        claims = {row(name): {"pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)}
+                  for row in snapshots if row(claim)}
+        for row in contents:
+            yield {**claims.get(row("metadata.name"), {"pvcName": "<PVC name not found>"}),
+                   "preserveLocalSnapshot": True, "csiSnapshotInfo": {
+                       "vscName": row("metadata.name"), "driver": row("spec.driver"),
+                       "snapshotHandle": row("status.snapshotHandle"), "size": row("status.restoreSize", int)}}
+
+    def _native_snapshots(self) -> None:
+        infos = self._infos("NativeSnapshot", "volumeSnapshotsAttempted", self._older_native_snapshots)
+        volumes = self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
         for info in infos:
-            volumes[info("pvName")] = self._detailed("\t\t", info("pvName"), NATIVE_SNAPSHOT, info)
+            name = info("pvName")
+            volumes[name] = self._volume("\t\t", name, NATIVE_SNAPSHOT, info, "nativeSnapshotInfo")
 
     def _csi_snapshots(self) -> None:
-        """Claims, with their local snapshots, the data moved away from them, or both."""
-        def older() -> Iterator[Document]:
-            snapshots, contents = (self._artifact(kind).rows() for kind in (
-                "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
-            name, claim = "status.boundVolumeSnapshotContentName", "spec.source.persistentVolumeClaimName"
-            claims = {row(name): {"pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)}
-                      for row in snapshots if row(claim)}
-            for row in contents:
-                yield {"preserveLocalSnapshot": True, "csiSnapshotInfo": {
-                    "vscName": row("metadata.name"), "driver": row("spec.driver"),
-                    "snapshotHandle": row("status.snapshotHandle"), "size": row("status.restoreSize", int)},
-                    **claims.get(row("metadata.name"), {"pvcName": "<PVC name not found>"})}
-
         none = "<none included or not detectable>" if self._lacks("BackupVolumeInfos") else NONE_INCLUDED
-        infos = self._volume_infos("CSISnapshot", "csiVolumeSnapshotsAttempted", older)
-        volumes = self._volumes("\tCSI Snapshots", infos, "status/backupVolumes/csiSnapshots", none)
-        for info in infos:
-            name, moved = f"{info('pvcNamespace')}/{info('pvcName')}", info("snapshotDataMoved", bool)
-            sizes = any(info(f"snapshotDataMovementInfo.{key}", int) > 0 for key in ("size", "incrementalSize"))
-            volumes[name], words = {}, f"included, {SEE_DETAILS}"
-            self._add(f"\t\t{name}:")
-            if info("preserveLocalSnapshot", bool):
-                template = CSI_SNAPSHOT if moved else SNAPSHOT_OPERATION + CSI_SNAPSHOT
-                volumes[name]["snapshot"] = self._detailed("\t\t\t", "Snapshot", template, info, words)
-            if moved:
-                template = DATA_MOVEMENT + MOVED_SIZES if sizes else DATA_MOVEMENT
-                volumes[name]["dataMovement"] = self._detailed("\t\t\t", "Data Movement", template, info, words)
+        self._claims("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", self._infos(
+            "CSISnapshot", "csiVolumeSnapshotsAttempted", self._older_csi_snapshots), f"included, {SEE_DETAILS}", none)
 
     def _csi_restores(self) -> None:
         """The volumes that came from CSI snapshots, moved ones last."""
-        if self._lacks("RestoreVolumeInfo"):
-            return
-        infos = [row for row in self._artifact("RestoreVolumeInfo").rows() if row("restoreMethod") == "CSISnapshot"]
-        self.rows.append("")
-        volumes = self._volumes("CSI Snapshot Restores", infos, "status/csiSnapshotRestores")
-        for info in sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))):
-            name = f"{info('pvcNamespace')}/{info('pvcName')}"
-            label, key, template = ("Data Movement", "dataMovement", RESTORED_DATA) if info(
-                "snapshotDataMoved", bool) else ("Snapshot", "snapshot", RESTORED_SNAPSHOT)
-            self._add(f"\t{name}:")
-            volumes.setdefault(name, {})[key] = self._detailed("\t\t", label, template, info)
+        if not self._lacks("RestoreVolumeInfo"):
+            infos = [row for row in self._artifact("RestoreVolumeInfo").rows() if row("restoreMethod") == "CSISnapshot"]
+            self.rows.append("")
+            self._claims("CSI Snapshot Restores", "status/csiSnapshotRestores",
+                         sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))))
+
+    def _claims(self, title: str, place: str, infos: List[Fields], words: str = SEE_DETAILS,
+                none: str = NONE_INCLUDED) -> None:
+        """Each with its local snapshot, the data moved away from it, or both."""
+        volumes, tabs = self._volumes(title, place, infos, none), "\t" * (1 + self.is_backup)
+        for info in infos:
+            name, moved = f"{info('pvcNamespace')}/{info('pvcName')}", info("snapshotDataMoved", bool)
+            snapshot, data = (CSI_SNAPSHOT, DATA_MOVEMENT) if self.is_backup else (RESTORED_SNAPSHOT, RESTORED_DATA)
+            self._add(f"{tabs}{name}:")
+            tree = volumes.setdefault(name, {})
+            if info("preserveLocalSnapshot", bool) if self.is_backup else not moved:
+                tree["snapshot"] = self._volume(tabs + "\t", "Snapshot", snapshot, info, "csiSnapshotInfo", words)
+            if moved:
+                tree["dataMovement"] = self._volume(tabs + "\t", "Data Movement", data, info,
+                                                    "snapshotDataMovementInfo", words)
 
     def _pod_volumes(self) -> None:
         """In velero's order of phases, unknown ones last, then by pod; the JSON is in the order of the API."""
-        resource, indent = (POD_VOLUME_BACKUPS, "\t") if self.is_backup else (POD_VOLUME_RESTORES, "")
+        volumes = self._listed(POD_VOLUME_BACKUPS if self.is_backup else POD_VOLUME_RESTORES)
         place = "status/backupVolumes/podVolumeBackups" if self.is_backup else "status/podVolumeRestores"
-        volumes, phases = self._listed(resource), {name: {} for name in POD_VOLUME_PHASES[resource]}
+        order = POD_VOLUME_PHASES if self.is_backup else ("Completed", "Canceled", *POD_VOLUME_PHASES[1:])
+        phases: Dict[str, Dict[str, List[str]]] = {name: {} for name in order}
         if not volumes:
             self._put(place, NONE_INCLUDED)
-            self.rows += [f"\tPod Volume Backups: {NONE_INCLUDED}"] if self.is_backup else []
+            self.rows += [f"\tPod Volume Backups: {NONE_INCLUDED}"] * self.is_backup
             return
-        uploader, more = volumes[0]("spec.uploaderType"), "" if self.details else f" ({SEE_DETAILS})"
-        self.rows += [] if self.is_backup else [""]
-        self._add(f"\tPod Volume Backups - {uploader}{more}:" if self.is_backup else f"{uploader} Restores{more}:")
         for volume in volumes:
             phase = {"": "New", "InProgress": "In Progress"}.get(volume("status.phase"), volume("status.phase"))
             pod = f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
             phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
-        shown: Document = {}
+        uploader, shown = volumes[0]("spec.uploaderType"), {}
         self._put(place, {"uploderType": uploader, f"podVolume{self.kind}sDetails": shown})  # velero's spelling
+        tabs, more = "\t" * self.is_backup, "" if self.details else f" ({SEE_DETAILS})"
+        self.rows += [""] * (not self.is_backup)
+        self._add(f"\tPod Volume Backups - {uploader}{more}:" if self.is_backup else f"{uploader} Restores{more}:")
         for phase, pods in phases.items():
             if pods and self.details:
                 shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
-                self._add(f"{indent}\t{phase}:")
+                self._add(f"{tabs}\t{phase}:")
                 for pod, names in sorted(pods.items()):
-                    self._add(f"{indent}\t\t{pod}: {', '.join(sorted(names))}")
+                    self._add(f"{tabs}\t\t{pod}: {', '.join(sorted(names))}")
             elif pods:
                 shown[phase] = sum(map(len, pods.values()))
-                self._add(f"{indent}\t{phase}:\t", shown[phase])
+                self._add(f"{tabs}\t{phase}:\t", shown[phase])
 
     def _deletions(self) -> None:
-        """The requests to delete a backup, and what they failed by."""
-        attempts = self._listed(DELETE_REQUESTS)
+        attempts, shown = self._listed(DELETE_REQUESTS), []
         failed = sum(row("status.phase") == "Processed" and bool(row("status.errors", list)) for row in attempts)
-        shown = [self._put("deletionAttempts/deleteBackupRequests", [])] if attempts else []
-        if failed:
-            self._put("deletionAttempts/failed", failed)
-        for number, row in enumerate(attempts):
-            created = self._value(row, "metadata.creationTimestamp:time <n/a>")
+        if attempts:
+            self._put("deletionAttempts", {"deleteBackupRequests": shown, **({"failed": failed} if failed else {})})
+            self.rows += ["", "Deletion Attempts" + f" ({failed} failed)" * bool(failed) + ":"]
+        for row in attempts:
             phase, errors = row("status.phase"), row("status.errors", [str])
-            shown[0].append({"creationTimestamp": created, "phase": phase, **({"errors": errors} if errors else {})})
-            self.rows += [""] if number else ["", "Deletion Attempts" + f" ({failed} failed)" * bool(failed) + ":"]
+            created = formatted(row, "metadata.creationTimestamp:time <n/a>", self.localize)
+            self.rows += [""] * bool(shown)
+            shown.append({"creationTimestamp": created, "phase": phase, **({"errors": errors} if errors else {})})
             self._add(f"\t{created}: {phase}")
             if errors:
                 self.rows.append("\tErrors:")
@@ -2630,30 +2600,24 @@ def _struct(*required: str, **fields: Document) -> Document:
     return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
 
 
-def _request_schemas(status_subresource: bool) -> Dict[str, Tuple[Document, Document]]:
-    """Kind -> the schemas of spec and status."""
+def crd_manifests(status_subresource: bool) -> List[Document]:
+    """The CustomResourceDefinitions, as Velero 1.6 has them (with a status subresource) or 1.18 (without)."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     text, time = {"type": "string"}, {"type": "string", "format": "date-time", "nullable": True}
-    phase, release = {"type": "string", "enum": [NEW, PROCESSED]}, "1.6" if status_subresource else "1.18"
-    kinds = {"type": "string", "enum": [row.kind for row in TARGETS.values() if release in row.releases.split()]}
+    phase, release = {**text, "enum": [NEW, PROCESSED]}, "1.6" if status_subresource else "1.18"
+    kinds = {**text, "enum": [row.kind for row in TARGETS.values() if release in row.releases.split()]}
     plugins = {"type": "array", "items": _struct("kind", "name", kind=text, name=text), "nullable": True}
-    return {
+    requests = {
         "DownloadRequest": (_struct("target", target=_struct("kind", "name", kind=kinds, name=text)),
                             _struct(downloadURL=text, expiration=time, phase=phase)),
         "ServerStatusRequest": ({"type": "object"}, _struct(
             phase=phase, processedTimestamp=time, serverVersion=text, plugins=plugins))}
-
-
-def crd_manifests(status_subresource: bool) -> List[Document]:
-    """The CustomResourceDefinitions, as Velero 1.6 has them (with a status subresource) or 1.18 (without)."""
-    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    schemas, manifests = _request_schemas(status_subresource), []
-    for kind, *short_names in (("Backup",), ("BackupStorageLocation", "bsl"), ("DownloadRequest",), ("Restore",),
-                               ("ServerStatusRequest", "ssr")):
-        spec, status = schemas.get(kind, (anything, anything))
-        names = {"kind": kind, "listKind": f"{kind}List", "singular": kind.lower(), "plural": f"{kind.lower()}s"}
+    manifests = []
+    for kind, more in (("Backup", {}), ("BackupStorageLocation", {"shortNames": ["bsl"]}), ("DownloadRequest", {}),
+                       ("Restore", {}), ("ServerStatusRequest", {"shortNames": ["ssr"]})):
+        (spec, status), singular = requests.get(kind, (anything, anything)), kind.lower()
         version: Document = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": _struct(
-            apiVersion={"type": "string"}, kind={"type": "string"}, metadata={"type": "object"}, spec=spec,
-            status=status)}}
+            apiVersion=text, kind=text, metadata={"type": "object"}, spec=spec, status=status)}}
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
         if kind == "BackupStorageLocation":
@@ -2661,11 +2625,11 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
                 {"name": name, "type": column_type, "jsonPath": path} for name, column_type, path in (
                     ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
                     ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
+        names = {"kind": kind, "listKind": f"{kind}List", "singular": singular, "plural": f"{singular}s", **more}
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{names['plural']}.velero.io", "labels": {"component": "velero"}},
-            "spec": {"group": "velero.io", "names": {**names, **({"shortNames": short_names} if short_names else {})},
-                     "scope": "Namespaced", "versions": [version]}})
+            "metadata": {"name": f"{singular}s.velero.io", "labels": {"component": "velero"}},
+            "spec": {"group": "velero.io", "names": names, "scope": "Namespaced", "versions": [version]}})
     return manifests
 
 # ════════════════════════════════════════════════════════════════════════════════════════════════════
