@@ -3476,17 +3476,14 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
     message = _text(document, "message") or one_line(body.decode("utf-8", "replace")) or "no text"
     if status == 404 and message.startswith("404 page not found"):
         message = f"the cluster does not serve {path.rstrip('/').rpartition('/')[2]}"
-    hints = []
     what, rule = rule_for(method, path, watching)
-    if status == 401:
-        hints = ["the credentials of the kubeconfig are not accepted; log in again"]
-    if status == 403 and what:
-        hints = [f"you may not {what}; a Role there grants it with: {rule}"]
-    if status == 404 and message.startswith(("the cluster does not serve", "the server could not find")):
-        hints = ["are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"]
+    cures = {401: "the credentials of the kubeconfig are not accepted; log in again",
+             403: f"you may not {what}; a Role there grants it with: {rule}" if what else ""}
+    if message.startswith(("the cluster does not serve", "the server could not find")):
+        cures[404] = "are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"
     kind = Missing if status == 404 else ApiError
     return kind(f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
-                api_reason=_text(document, "reason"), hints=hints)
+                api_reason=_text(document, "reason"), hints=filter(None, [cures.get(status)]))
 
 
 def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[float]) -> Optional[float]:
@@ -3600,12 +3597,9 @@ class Api(NamedTuple):
                      format_duration(wait))
             time.sleep(wait)
 
-    def call(self, method: str, path: str, limit: int = ANSWER_LIMIT, times: int = 1, **options: Any) -> Document:
-        """`send`, and the JSON object that came back; Unreachable when it is none, broke off or is larger than `limit`.
-
-        times: how many times the Api's timeout the call may take.
-        """
-        with time_limit(times * self.timeout), contextlib.closing(self.send(method, path, **options)) as response:
+    def call(self, method: str, path: str, limit: int = ANSWER_LIMIT, **options: Any) -> Document:
+        """`send` -> the JSON object that came back; Unreachable when it is none, broke off or exceeds `limit` bytes."""
+        with time_limit(self.timeout), contextlib.closing(self.send(method, path, **options)) as response:
             try:
                 document = parse_json(response.read(limit), 10_000_000)
             except (OSError, ValueError) as error:
@@ -3633,11 +3627,11 @@ class Api(NamedTuple):
 
         A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
         """
-        path, token = api_path(resource, namespace), ""
+        api, path, token = self._replace(timeout=3 * self.timeout), api_path(resource, namespace), ""
         for _ in range(most):
             query = {"limit": str(size), "labelSelector": selector, "continue": token}
             try:
-                page = self.call("GET", path, limit if size > 1 else ANSWER_LIMIT, 3, query=query)
+                page = api.call("GET", path, limit if size > 1 else ANSWER_LIMIT, query=query, idle=self.timeout)
             except Unreachable as error:
                 if not isinstance(error.__cause__, TooLarge) or size == 1:
                     raise
@@ -5033,23 +5027,23 @@ class Controller:
             body = {"metadata": {"resourceVersion": _text(stored, "metadata", "resourceVersion")}, "status": status}
         raise Error(f"the API server does not keep the status of {key}")
 
-    def write_event(self, request: Request, outcome: Outcome) -> None:
-        """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, do without."""
-        annotations = (outcome.body or {}).get("metadata", {}).get("annotations", {})
-        if not annotations.get(REASON):
-            return
-        try:
-            self.api.create(EVENTS, event_for(request, annotations[REASON], annotations[MESSAGE], self.now()))
-        except Error as error:
-            log.debug("no Event for %s: %s", request.key, self.note(error, ""))
-
     def apply(self, request: Request, outcome: Outcome) -> None:
-        """Carry out an outcome, unless in a dry run; a copy that was stale is an ApiError with status 409."""
-        if outcome.verb == "patch" and not self.dry_run:
-            self.write_status(request.key, outcome.body or {})
-            self.write_event(request, outcome)
-        elif outcome.verb == "delete" and not self.dry_run:
-            self.api.delete(request.key, outcome.body)
+        """Carry out an outcome, unless in a dry run; a copy that was stale is an ApiError with status 409.
+
+        A new reason becomes a core/v1 Event, too, if there is the right to.
+        """
+        body = outcome.body or {}
+        if outcome.verb == "delete" and not self.dry_run:
+            self.api.delete(request.key, body)
+        if outcome.verb != "patch" or self.dry_run:
+            return
+        self.write_status(request.key, body)
+        annotations = body["metadata"].get("annotations", {})
+        if annotations.get(REASON):
+            try:
+                self.api.create(EVENTS, event_for(request, annotations[REASON], annotations[MESSAGE], self.now()))
+            except Error as error:
+                log.debug("no Event for %s: %s", request.key, self.note(error, ""))
 
     def reconcile_download_request(self, request: Request) -> Outcome:
         """One look at a DownloadRequest -> what was decided and done."""
