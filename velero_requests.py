@@ -4984,15 +4984,6 @@ class Controller:
             verify_url(url, trust_in(location))
         return answer_download(request, key, url, expires)
 
-    def answer_or_refuse(self, request: Request) -> Outcome:
-        """Look up what is needed and sign, or say why not."""
-        try:
-            return self.answer(request)
-        except Busy as error:
-            return Outcome("leave", str(error), again=self.now() + BUSY_PAUSE)
-        except Exception as error:  # also a bug must leave a reason and an expiration on the request that triggers it
-            return refuse_download(request, self.note(error, f"answering {request.key}"), self.now())
-
     def remember(self, resource: Resource, document: Document) -> Tuple[Key, bool]:
         """Keep the newest copy of a request, without its URL -> its key, and whether to look at it now."""
         record = request_from(resource, document)._replace(url="")
@@ -5047,7 +5038,12 @@ class Controller:
 
     def reconcile_download_request(self, request: Request) -> Outcome:
         """One look at a DownloadRequest -> what was decided and done."""
-        outcome = triage_download(request, self.now()) or self.answer_or_refuse(request)
+        try:
+            outcome = triage_download(request, self.now()) or self.answer(request)
+        except Busy as error:
+            return Outcome("leave", str(error), again=self.now() + BUSY_PAUSE)
+        except Exception as error:  # also a bug must leave a reason and an expiration on the request that triggers it
+            outcome = refuse_download(request, self.note(error, f"answering {request.key}"), self.now())
         try:
             self.apply(request, outcome)
         except ApiError as error:
@@ -5104,20 +5100,19 @@ class Controller:
             self.failures.pop(key, None)
         log.log(level, "%s", text)
 
-    def settle(self, key: Key, outcome: Outcome) -> None:
-        """Turn an outcome into the next look: failed -> back-off, but not beyond `again`; again -> then; else never."""
-        instant = outcome.again.timestamp() if outcome.again else math.inf
-        if outcome.failed:
-            pause = backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP)
-            instant = min(instant, self.now().timestamp() + pause)
-        self.queue.add_at(key, instant)
-
     def work(self) -> None:
-        """A worker: take a key, look at it, settle it, until the queue closes."""
+        """A worker: take a key and look at it, until the queue closes.
+
+        The next look: after a failure with back-off, but not beyond `again`; else at `again`, or never.
+        """
         for key in iter(self.queue.take, None):
             outcome = self.look_at(key)
             self.log_outcome(key, outcome)
-            self.settle(key, outcome)
+            instant = outcome.again.timestamp() if outcome.again else math.inf
+            if outcome.failed:
+                pause = backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP)
+                instant = min(instant, self.now().timestamp() + pause)
+            self.queue.add_at(key, instant)
             self.queue.done(key)
 
     def relist(self, resource: Resource) -> None:
