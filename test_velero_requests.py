@@ -4738,7 +4738,7 @@ class FaultTests(FaultWorld):
             self.assertTrue(request.parsed["metadata"]["resourceVersion"], request.parsed)
 
     def test_what_an_answer_costs(self) -> None:
-        """One merge patch with the version it was decided on; a burst costs one each, backup and keys are shared."""
+        """One merge patch with the version it was decided on; a burst costs one each, and the client a watch."""
         controller = self.serve()
         self.settle()  # from the first answer on the dialect is known
         self.assertEqual([resource.plural for resource in controller.with_subresource],
@@ -4759,6 +4759,10 @@ class FaultTests(FaultWorld):
             self.assertLess(self.cluster.count("GET", part), 20)
         for request in self.cluster.seen(user="controller"):
             self.assertIn(self.path(""), request.path)
+        self.put()
+        self.cluster.forget()
+        self.assertEqual(self.cli("backup", "logs", "b1").out, LOG)
+        self.assertEqual(self.cluster.count("GET", "/downloadrequests/"), 0, "a client that watches does not poll")
 
     def test_a_failing_request_is_patched_once(self) -> None:
         """However often a request is tried again, its reason is written once, and told in one Event; tries back off."""
@@ -4883,14 +4887,6 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
         result = self.cli("controller", "--dry-run")
         self.assertTrue(result.code == 0 and result.out.decode().replace("\n", "").isprintable(), result)
         self.assertEqual({request.method for request in self.cluster.seen()}, {"GET"})
-
-    def test_a_client_that_watches_does_not_poll(self) -> None:
-        self.serve()
-        self.put()
-        self.cluster.forget()
-        self.cli("backup", "logs", "b1")
-        name = next(request for request in self.cluster.seen("DELETE")).path.rpartition("/")[2]
-        self.assertLessEqual(self.cluster.count("GET", "/downloadrequests/" + name), 1)
 
     def test_a_request_that_vanishes_is_an_error(self) -> None:
         """When somebody deletes the request that the client waits for, the client says so at once."""
@@ -7123,31 +7119,23 @@ def bookmark(version: str) -> Document:
 
 EXPIRED: Document = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
                      "reason": "Expired", "message": "too old resource version"}
-GZIP = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
 HTML = "<html>\n<body>\nSign in, please\n</body>\n</html>\n"
 
 # What may become of any GET, by name.
 GET_FAULTS: Dict[str, Document] = {
-    "HTTP 401": {"status": 401, "body": {"message": "Unauthorized"}},
-    "HTTP 403": {"status": 403, "body": {"message": "forbidden"}},
-    "HTTP 404": {"status": 404, "body": "404 page not found"},
-    "HTTP 410": {"status": 410, "body": EXPIRED},
+    "HTTP 401": {"status": 401, "body": {"message": "Unauthorized"}}, "HTTP 403": {"status": 403, "body": "forbidden"},
+    "HTTP 404": {"status": 404, "body": "404 page not found"}, "HTTP 410": {"status": 410, "body": EXPIRED},
     "HTTP 410 of a proxy": {"status": 410, "body": HTML},
     "reason Expired without 410": {"status": 400, "body": {**EXPIRED, "code": 400}},
-    "HTTP 429": {"status": 429, "headers": {"Retry-After": "1"}, "body": "slow down"},
-    "HTTP 500": {"status": 500, "body": {"message": "etcd leader changed"}},
-    "HTTP 503 without a word": {"status": 503},
+    "HTTP 429": {"status": 429, "headers": {"Retry-After": "1"}, "body": "slow down"}, "HTTP 503": {"status": 503},
+    "HTTP 500": {"status": 500, "body": {"message": "etcd leader changed"}}, "connection reset": {"drop": True},
     "HTTP 302": {"status": 302, "headers": {"Location": "https://127.0.0.1:1/"}},
-    "connection reset": {"drop": True},
     "an error that breaks off": {"status": 500, "body": "x" * 99, "cut_after": 5},
-    "HTML": {"status": 200, "body": HTML},
-    "an empty body": {"status": 200, "body": ""},
-    "truncated JSON": {"status": 200, "body": '{"kind": "DownloadRequestList", "items": [{"meta'},
-    "JSON of the wrong shape": {"status": 200, "body": '[1, null, "x"]\n5\nnull\n{"items": 5}\n'},
-    "JSON too deep": {"status": 200, "body": "[" * 100_000 + "\n"},
-    "no JSON but gzip": {"status": 200, "headers": GZIP, "body": gzip.compress(HTML.encode())},
-    "broken gzip": {"status": 200, "headers": GZIP, "body": b"\x1f\x8b\x08nonsense"},
-    "NUL bytes": {"status": 200, "body": b"\0" * 1000}}
+    "broken gzip": {"status": 200, "headers": {"Content-Encoding": "gzip"}, "body": b"\x1f\x8b\x08nonsense"},
+    **{name: {"status": 200, "body": body} for name, body in {
+        "HTML": HTML, "an empty body": "", "NUL bytes": b"\0" * 1000, "JSON too deep": "[" * 100_000 + "\n",
+        "truncated JSON": '{"kind": "DownloadRequestList", "items": [{"meta',
+        "JSON of the wrong shape": '[1, null, "x"]\n5\nnull\n{"items": 5}\n'}.items()}}
 # What may become of a watch, by name.
 WATCH_FAULTS: Dict[str, Document] = {
     **GET_FAULTS,

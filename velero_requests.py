@@ -3549,7 +3549,8 @@ class Api(NamedTuple):
         with pause_time_limit():
             identity, pool = session.renew()
         # Impersonate-Group may come several times, which a dict cannot hold.
-        headers = urllib3.response.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
+        headers = urllib3.response.HTTPHeaderDict({
+            "Accept": "application/json", "Content-Type": content_type, "User-Agent": USER_AGENT})
         if identity.token:
             headers["Authorization"] = f"Bearer {identity.token}"
         elif cluster.username:
@@ -3557,8 +3558,6 @@ class Api(NamedTuple):
             headers["Authorization"] = f"Basic {base64.b64encode(secret).decode()}"
         for name, value in cluster.impersonate:
             headers.add(name, value)
-        if body is not None:
-            headers["Content-Type"] = content_type
         return pool.request(method, session.path + target, headers, body, idle=idle), identity
 
     def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
