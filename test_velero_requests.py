@@ -4765,7 +4765,8 @@ class FaultTests(FaultWorld):
         self.assertEqual(self.cluster.count("GET", "/downloadrequests/"), 0, "a client that watches does not poll")
 
     def test_a_failing_request_is_patched_once(self) -> None:
-        """However often a request is tried again, its reason is written once, and told in one Event; tries back off."""
+        """However often it is tried again, its reason is written, told in an Event and logged once; tries back off."""
+        logging.getLogger("velero_requests").setLevel(logging.INFO)
         self.serve()
         name = self.ask(name="nobody")
         self.failed(name)
@@ -4780,6 +4781,7 @@ class FaultTests(FaultWorld):
         self.assertLessEqual(len(self.patches(name)), 2 if self.status_subresource else 1)
         self.assertEqual(len([event for event in self.admin.list("events", self.namespace)["items"]
                               if event["involvedObject"]["name"] == name]), 1)
+        self.assertEqual(self.log.getvalue().count(name), 1, self.log.getvalue())
 
     def test_answers_that_go_wrong_are_made_up_for(self) -> None:
         """A conflict, an error, a throttled or a lost answer to the patch delays an answer and no more."""
