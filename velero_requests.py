@@ -3296,7 +3296,7 @@ def read_velero_config() -> Document:
 # ====================================================================================================
 
 def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
-    """What an Api does while it waits, unless it is told otherwise: it shows nothing."""
+    """What an Api does while it waits, unless it is told otherwise."""
     return contextlib.nullcontext()
 
 
@@ -3306,11 +3306,10 @@ MOST_PAGES = 10_000                          # of a list; etcd has no room for m
 PAGE_LIMIT = 1 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
 WATCH_SECONDS = (31, 34)                     # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
 WATCH_SILENCE = 40.0                         # seconds without a byte after which a watch is dead
-TOO_LARGE = "TooLarge"                       # reason of an error; asking for less may help
 
 
 def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
-    """A refusal of the API in its own words, when it found some, and what grants the missing right."""
+    """A refusal of the API in its own words, when it found some, with the cure."""
     try:
         document = parse_json(body)
     except ValueError:
@@ -3318,24 +3317,21 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
     message = _text(document, "message") or one_line(body.decode("utf-8", "replace")) or "no text"
     if status == 404 and message.startswith("404 page not found"):
         message = f"the cluster does not serve {path.rstrip('/').rpartition('/')[2]}"
-    hints = []
     what, rule = rule_for(method, path, watching)
-    if status == 401:
-        hints = ["the credentials of the kubeconfig are not accepted; log in again"]
-    if status == 403 and what:
-        hints = [f"you may not {what}; a Role there grants it with: {rule}"]
-    if status == 404 and message.startswith(("the cluster does not serve", "the server could not find")):
-        hints = ["are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"]
+    cures = {401: "the credentials of the kubeconfig are not accepted; log in again",
+             403: f"you may not {what}; a Role there grants it with: {rule}" if what else ""}
+    if message.startswith(("the cluster does not serve", "the server could not find")):
+        cures[404] = "are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"
     kind = Missing if status == 404 else ApiError
     return kind(f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
-                api_reason=_text(document, "reason"), hints=hints)
+                api_reason=_text(document, "reason"), hints=filter(None, [cures.get(status)]))
 
 
 def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[float]) -> Optional[float]:
     """Seconds until a refused call may be sent again, None when it may not.
 
-    429 means that nothing was done. After 5xx a POST may have been carried out, so it is not sent again; every other
-    call of ours comes to the same when it is repeated, for patches and deletes carry the version they were decided on.
+    429 means that nothing was done. After 5xx a POST may have been carried out; every other call of ours may be
+    repeated, for patches and deletes carry the version they were decided on.
     """
     if attempt >= 3 or status not in RETRY_STATUS or (method == "POST" and status != 429):
         return None
@@ -3345,8 +3341,8 @@ def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[flo
 def object_path(key: Key, subresource: str = "") -> str:
     """The path of one object, or of its subresource; Missing for a name that no object can have.
 
-    Names come from documents that anybody may have written. An empty one would lead to all objects of the kind, and a
-    `/` in it to another path, for API servers decode %2F.
+    Anybody may have written the name. An empty one would lead to all objects of the kind, and a `/` in it to another
+    path, for API servers decode %2F.
     """
     if not is_object_name(key.name):
         raise Missing(f'{key.resource.plural} "{one_line(key.name, 64)}" not found: no object can have this name',
@@ -3394,7 +3390,8 @@ class Api(NamedTuple):
         with pause_time_limit():
             identity, pool = session.renew()
         # Impersonate-Group may come several times, which a dict cannot hold.
-        headers = urllib3.response.HTTPHeaderDict({"Accept": "application/json", "User-Agent": USER_AGENT})
+        headers = urllib3.response.HTTPHeaderDict({
+            "Accept": "application/json", "Content-Type": content_type, "User-Agent": USER_AGENT})
         if identity.token:
             headers["Authorization"] = f"Bearer {identity.token}"
         elif cluster.username:
@@ -3402,20 +3399,17 @@ class Api(NamedTuple):
             headers["Authorization"] = f"Basic {base64.b64encode(secret).decode()}"
         for name, value in cluster.impersonate:
             headers.add(name, value)
-        if body is not None:
-            headers["Content-Type"] = content_type
         return pool.request(method, session.path + target, headers, body, idle=idle), identity
 
     def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
              content_type: str = "application/json", idle: float = 0) -> Response:
         """One call to the API -> a response with status below 300, its body unread; the one place that tries again.
 
-        The caller's deadline counts for all tries together, and nobody waits for a try that would come after it. idle:
-        seconds without a byte, for a body without deadline. Raises ApiError with the API's own message, Unreachable
-        when there is no connection.
+        The caller's deadline counts for all tries together. query: empty values are left out. idle: seconds without a
+        byte, for a body without deadline. Raises ApiError with the API's own message, Unreachable without connection.
         """
         from urllib3 import exceptions
-        target = f"{path}?{urlencode(query)}" if query else path
+        target = f"{path}?{urlencode({name: value for name, value in query.items() if value})}" if query else path
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         attempt, trusted = 0, True
         while True:
@@ -3433,33 +3427,24 @@ class Api(NamedTuple):
             if response.status < 300:
                 return response
             refusal = response.refusal()
-            if response.status == 401 and trusted and self.session.invalidate(identity):
-                log.info("the cluster does not accept who we are; trying again with a new identity")
-                trusted = False
-                continue
             wait = retry_wait(method, attempt, response.status,
                               retry_after_seconds(response.headers.get("Retry-After", ""), utc_now()))
+            if response.status == 401 and trusted and self.session.invalidate(identity):
+                trusted, wait = False, 0.0   # once more, with an identity read anew
             if wait is None or wait >= time_left():
                 raise api_error(response.status, refusal, method, path, "watch" in (query or {}))
             log.info("the cluster answered %s %s with %d; trying again in %s", method, path, response.status,
                      format_duration(wait))
             time.sleep(wait)
 
-    def call(self, method: str, path: str, limit: int = ANSWER_LIMIT, times: int = 1, **options: Any) -> Document:
-        """`send`, and the JSON object that came back; Unreachable when it is none, broke off or is larger than `limit`.
-
-        times: how many times the Api's timeout the call may take.
-        """
-        with time_limit(times * self.timeout):
-            response = self.send(method, path, **options)
+    def call(self, method: str, path: str, limit: int = ANSWER_LIMIT, **options: Any) -> Document:
+        """`send` -> the JSON object that came back; Unreachable when it is none, broke off or exceeds `limit` bytes."""
+        with time_limit(self.timeout), contextlib.closing(self.send(method, path, **options)) as response:
             try:
                 document = parse_json(response.read(limit), 10_000_000)
-            except TooLarge as error:
-                raise Unreachable(f"the cluster's answer to {method} {path} {error}", reason=TOO_LARGE) from None
             except (OSError, ValueError) as error:
-                raise Unreachable(f"the cluster's answer to {method} {path} broke off or is no JSON") from error
-            finally:
-                response.close()
+                trouble = error if isinstance(error, TooLarge) else "broke off or is no JSON"
+                raise Unreachable(f"the cluster's answer to {method} {path} {trouble}") from error
         if not isinstance(document, dict):
             raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
         return document
@@ -3482,14 +3467,13 @@ class Api(NamedTuple):
 
         A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
         """
-        path, token = api_path(resource, namespace), ""
+        api, path, token = self._replace(timeout=3 * self.timeout), api_path(resource, namespace), ""
         for _ in range(most):
             query = {"limit": str(size), "labelSelector": selector, "continue": token}
             try:
-                page = self.call("GET", path, limit if size > 1 else ANSWER_LIMIT, 3,
-                                 query={name: value for name, value in query.items() if value})
+                page = api.call("GET", path, limit if size > 1 else ANSWER_LIMIT, query=query, idle=self.timeout)
             except Unreachable as error:
-                if error.reason != TOO_LARGE or size == 1:
+                if not isinstance(error.__cause__, TooLarge) or size == 1:
                     raise
                 size //= 2
                 continue
@@ -3520,12 +3504,11 @@ class Api(NamedTuple):
         return True
 
     def served_resources(self, group_version: str) -> List[str]:
-        """The names discovery lists for a group, such as `downloadrequests/status`; empty when it has no such group."""
+        """The names that discovery lists for a group; none when there is no such group."""
         try:
-            document = self.call("GET", f"/apis/{group_version}")
+            entries = _at(self.call("GET", f"/apis/{group_version}"), "resources")
         except Missing:
             return []
-        entries = _at(document, "resources")
         return [_text(entry, "name") for entry in entries] if isinstance(entries, list) else []
 
     def open_watch(self, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
@@ -3535,14 +3518,13 @@ class Api(NamedTuple):
         seconds: the API ends the watch after so long. silence: seconds without a byte after which it counts as broken.
         """
         query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
-                 "timeoutSeconds": str(max(1, math.ceil(seconds)))}
-        if name:
-            query["fieldSelector"] = f"metadata.name={name}"
+                 "timeoutSeconds": str(max(1, math.ceil(seconds))),
+                 "fieldSelector": f"metadata.name={name}" if name else ""}
         with time_limit(self.timeout):
             return self.send("GET", api_path(resource, namespace), query=query, idle=silence)
 
     def with_short_timeout(self) -> Api:
-        """The same with a short timeout, for calls that only tidy up or explain."""
+        """The same for calls that only tidy up or explain."""
         return self._replace(timeout=5.0)
 
 
@@ -4647,18 +4629,14 @@ class Queue:
         self.wake()
 
     def _promote(self) -> float:
-        """Make the keys ready whose instant has come -> seconds until the next."""
-        now, longest = self._clock(), 60.0
-        while self._heap:
-            instant, key = self._heap[0]
-            counts = self._due.get(key) == instant
-            if counts and instant > now:
-                return min(instant - now, longest)
-            heapq.heappop(self._heap)
-            if counts:
+        """Make the keys ready whose instant has come -> seconds to wait for the next."""
+        now = self._clock()
+        while self._heap and self._heap[0][0] <= now:
+            instant, key = heapq.heappop(self._heap)
+            if self._due.get(key) == instant:
                 del self._due[key]
                 self._ready[key] = None
-        return longest
+        return min([60.0] + [instant - now for instant, _ in self._heap[:1]])
 
 
 WORKERS = 4
@@ -4676,6 +4654,9 @@ class Controller:
     URL before it is handed out; `allowed` are the files of this host that a location may name.
     """
 
+    watch_seconds, silence = WATCH_SECONDS, WATCH_SILENCE
+    stop_time = 3.0                          # seconds for passes in hand in the end
+
     def __init__(self, api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
                  dry_run: bool = False, verify_urls: bool = False, allowed: Sequence[str] = ()) -> None:
         self.api, self.namespace, self.server, self.now = api, namespace, server, now
@@ -4686,14 +4667,11 @@ class Controller:
         self.with_subresource: Set[Resource] = set()      # kinds whose status is written to /status
         self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
         self.streams: Dict[Resource, Response] = {}       # open watches, to be interrupted
-        self.failures: Dict[Key, int] = {}                # how many looks in a row failed
-        self.logged: Dict[Key, str] = {}                  # failures that the log has already
+        self.failures: Dict[Key, Tuple[int, str]] = {}    # how many looks in a row failed, and which failure is logged
         self.warned: Set[str] = set()                     # warnings that the log has already
         self.credentials: Dict[Any, CredentialCache] = {}  # keys had, by plan and region
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = dict.fromkeys(REQUEST_KINDS, 0)     # how many the watches have brought
-        self.watch_seconds, self.silence = WATCH_SECONDS, WATCH_SILENCE
-        self.stop_time = 3.0                              # seconds for passes in hand in the end
         self.stop = threading.Event()
 
     def warn_once(self, texts: Iterable[str]) -> None:
@@ -4701,9 +4679,17 @@ class Controller:
         for text in (text for text in texts if add_if_new(text, self.warned, 1000)):
             log.warning("%s", text)
 
-    def warn_of_missing_right(self, error: Error) -> None:
-        """Log once which right is missing and which line of a Role grants it."""
-        self.warn_once(error.hints if isinstance(error, ApiError) and error.status == 403 else ())
+    def note(self, error: Exception, doing: str) -> Error:
+        """Log once which right is missing, and which line of a Role grants it -> the error as one of the module.
+
+        A bug must end neither a worker nor a feeder: the controller would look healthy and see nothing.
+        """
+        if isinstance(error, ApiError) and error.status == 403:
+            self.warn_once(error.hints)
+        if isinstance(error, Error):
+            return error
+        log.debug("%s", doing, exc_info=error)
+        return Error(f"unexpected {type(error).__name__}")
 
     def cached(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
         """The result of `read`, kept for a few seconds after a success and never after a failure."""
@@ -4749,19 +4735,6 @@ class Controller:
             verify_url(url, trust_in(location))
         return answer_download(request, key, url, expires)
 
-    def answer_or_refuse(self, request: Request) -> Outcome:
-        """Look up what is needed and sign, or say why not."""
-        try:
-            return self.answer(request)
-        except Busy as error:
-            return Outcome("leave", str(error), again=self.now() + BUSY_PAUSE)
-        except Error as error:
-            self.warn_of_missing_right(error)
-            return refuse_download(request, error, self.now())
-        except Exception as error:  # also a bug must leave a reason and an expiration on the request that triggers it
-            log.debug("answering %s", request.key, exc_info=True)
-            return refuse_download(request, Error(f"unexpected {type(error).__name__}"), self.now())
-
     def remember(self, resource: Resource, document: Document) -> Tuple[Key, bool]:
         """Keep the newest copy of a request, without its URL -> its key, and whether to look at it now."""
         record = request_from(resource, document)._replace(url="")
@@ -4781,8 +4754,8 @@ class Controller:
         for subresource in ("", "status") if to_object else ("status",):
             try:
                 stored = self.api.merge_patch(key, body, subresource)
-            except ApiError as error:
-                if subresource and error.status == 404:  # the object is gone, or the CRD was replaced
+            except Missing:
+                if subresource:  # the object is gone, or the CRD was replaced
                     self.with_subresource.discard(key.resource)
                 raise
             if request_from(key.resource, stored).key != key:
@@ -4796,28 +4769,32 @@ class Controller:
             body = {"metadata": {"resourceVersion": _text(stored, "metadata", "resourceVersion")}, "status": status}
         raise Error(f"the API server does not keep the status of {key}")
 
-    def write_event(self, request: Request, outcome: Outcome) -> None:
-        """Leave a core/v1 Event when an outcome puts a new reason on a request; without the right to, do without."""
-        annotations = (outcome.body or {}).get("metadata", {}).get("annotations", {})
-        if not annotations.get(REASON):
-            return
-        try:
-            self.api.create(EVENTS, event_for(request, annotations[REASON], annotations[MESSAGE], self.now()))
-        except Error as error:
-            self.warn_of_missing_right(error)
-            log.debug("no Event for %s: %s", request.key, error)
-
     def apply(self, request: Request, outcome: Outcome) -> None:
-        """Carry out an outcome, unless in a dry run; a copy that was stale is an ApiError with status 409."""
-        if outcome.verb == "patch" and not self.dry_run:
-            self.write_status(request.key, outcome.body or {})
-            self.write_event(request, outcome)
-        elif outcome.verb == "delete" and not self.dry_run:
-            self.api.delete(request.key, outcome.body)
+        """Carry out an outcome, unless in a dry run; a copy that was stale is an ApiError with status 409.
+
+        A new reason becomes a core/v1 Event, too, if there is the right to.
+        """
+        body = outcome.body or {}
+        if outcome.verb == "delete" and not self.dry_run:
+            self.api.delete(request.key, body)
+        if outcome.verb != "patch" or self.dry_run:
+            return
+        self.write_status(request.key, body)
+        annotations = body["metadata"].get("annotations", {})
+        if annotations.get(REASON):
+            try:
+                self.api.create(EVENTS, event_for(request, annotations[REASON], annotations[MESSAGE], self.now()))
+            except Error as error:
+                log.debug("no Event for %s: %s", request.key, self.note(error, ""))
 
     def reconcile_download_request(self, request: Request) -> Outcome:
         """One look at a DownloadRequest -> what was decided and done."""
-        outcome = triage_download(request, self.now()) or self.answer_or_refuse(request)
+        try:
+            outcome = triage_download(request, self.now()) or self.answer(request)
+        except Busy as error:
+            return Outcome("leave", str(error), again=self.now() + BUSY_PAUSE)
+        except Exception as error:  # also a bug must leave a reason and an expiration on the request that triggers it
+            outcome = refuse_download(request, self.note(error, f"answering {request.key}"), self.now())
         try:
             self.apply(request, outcome)
         except ApiError as error:
@@ -4833,47 +4810,30 @@ class Controller:
         self.apply(request, outcome)
         return outcome
 
-    def refresh(self, key: Key) -> Outcome:
-        """Read an object whose copy turned out stale, for the event that brings a newer one may have come already."""
+    def reconcile(self, request: Request) -> Outcome:
+        """One look at a request; a copy that turns out stale is read again, for the newer one's event may be over."""
         try:
-            self.remember(key.resource, self.api.get(key.resource, key.namespace, key.name))
-            return CONFLICT
-        except Error as error:
-            if isinstance(error, ApiError) and error.status == 404:
-                self.records.pop(key, None)
-                return GONE
-            return Outcome("leave", str(error), failed=True)
+            if request.key.resource == DOWNLOAD_REQUESTS:
+                return self.reconcile_download_request(request)
+            return self.reconcile_server_status_request(request)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+        self.remember(request.key.resource, self.api.get(*request.key))
+        return CONFLICT
 
     def look_at(self, key: Key) -> Outcome:
         """One look at a key; whatever goes wrong becomes an outcome, so no object can stop a worker."""
-        request = self.records.get(key)
-        if request is None:
-            return GONE
-        _thread.hosts = self.hosts
+        request, _thread.hosts = self.records.get(key), self.hosts
         try:
-            if key.resource == DOWNLOAD_REQUESTS:
-                return self.reconcile_download_request(request)
-            return self.reconcile_server_status_request(request)
-        except Error as error:
-            self.warn_of_missing_right(error)
-            if isinstance(error, ApiError) and error.status in (404, 409):
-                return self.refresh(key)
-            return Outcome("leave", str(error), failed=True)
-        except Exception as error:  # a bug that one object triggers must not end the worker
-            log.debug("looking at %s", key, exc_info=True)
-            return Outcome("leave", f"unexpected {type(error).__name__}: {one_line(error)}", failed=True)
+            return self.reconcile(request) if request else GONE
+        except Missing:
+            self.records.pop(key, None)
+            return GONE
+        except Exception as error:
+            return Outcome("leave", str(self.note(error, f"looking at {key}")), failed=True)
         finally:
             _thread.hosts = None
-
-    def settle(self, key: Key, outcome: Outcome) -> None:
-        """Turn an outcome into the next look: failed -> back-off, but not beyond `again`; again -> then; else never."""
-        instant = outcome.again.timestamp() if outcome.again else math.inf
-        if outcome.failed:
-            self.failures[key] = self.failures.get(key, 0) + 1
-            instant = min(instant, self.now().timestamp() + backoff(self.failures[key], RETRY_BASE, RETRY_CAP))
-        elif outcome.why != BUSY:
-            self.failures.pop(key, None)
-        self.queue.add_at(key, instant)
 
     def log_outcome(self, key: Key, outcome: Outcome) -> None:
         """Log an outcome, a failure only when it differs from the last one; a dry run prints it instead."""
@@ -4882,20 +4842,28 @@ class Controller:
             print(text, flush=True)
             return
         level = logging.DEBUG if outcome.verb == "leave" else logging.INFO
-        if outcome.failed and outcome.why != CONFLICT.why:
-            why = outcome.why[:MESSAGE_LIMIT]
-            level = logging.DEBUG if self.logged.get(key) == why else logging.WARNING
-            self.logged[key] = why
-        elif not outcome.failed and outcome.why != BUSY:
-            self.logged.pop(key, None)
+        if outcome.failed:
+            failures, logged = self.failures.get(key, (0, ""))
+            why = logged if outcome.why == CONFLICT.why else outcome.why[:MESSAGE_LIMIT]
+            level = logging.WARNING if why != logged else logging.DEBUG
+            self.failures[key] = failures + 1, why
+        elif outcome.why != BUSY:
+            self.failures.pop(key, None)
         log.log(level, "%s", text)
 
     def work(self) -> None:
-        """A worker: take a key, look at it, settle it, until the queue closes."""
+        """A worker: take a key and look at it, until the queue closes.
+
+        The next look: after a failure with back-off, but not beyond `again`; else at `again`, or never.
+        """
         for key in iter(self.queue.take, None):
             outcome = self.look_at(key)
             self.log_outcome(key, outcome)
-            self.settle(key, outcome)
+            instant = outcome.again.timestamp() if outcome.again else math.inf
+            if outcome.failed:
+                pause = backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP)
+                instant = min(instant, self.now().timestamp() + pause)
+            self.queue.add_at(key, instant)
             self.queue.done(key)
 
     def relist(self, resource: Resource) -> None:
@@ -4907,8 +4875,7 @@ class Controller:
             version = _text(page, "metadata", "resourceVersion")
             found.update(self.remember(resource, document)[0] for document in page["items"])
             del page  # before the next one is read
-        known = {key for key in list(self.records) if key.resource == resource}
-        for key in known | found:
+        for key in found.union(key for key in list(self.records) if key.resource == resource):
             if key not in found:
                 self.records.pop(key, None)
             self.queue.add(key)
@@ -4934,22 +4901,6 @@ class Controller:
                     self.queue.add(key)
                 self.versions[resource] = _text(document, "metadata", "resourceVersion")
 
-    def feed_once(self, resource: Resource) -> Optional[Error]:
-        """List if need be, then watch until the watch ends -> why, unless it ended by itself."""
-        try:
-            if resource not in self.versions:
-                self.relist(resource)
-            self.follow(resource)
-            return None
-        except Error as error:
-            self.warn_of_missing_right(error)
-            if isinstance(error, Unreachable) or is_version_expired(error) or getattr(error, "status", 0) == 404:
-                self.versions.pop(resource, None)  # start from a list: who knows what the API server is now
-            return error
-        except Exception as error:  # a bug must not end the feeder: the controller would look healthy and see nothing
-            log.debug("feeding %s", resource.plural, exc_info=True)
-            return Error(f"unexpected {type(error).__name__}: {one_line(error)}")
-
     def feed(self, resource: Resource) -> None:
         """A feeder: list once, then watch; list again when the API no longer has the version; never gives up.
 
@@ -4958,8 +4909,15 @@ class Controller:
         """
         failures, logged = 0, ""
         while not self.stop.is_set():
-            started, before = time.monotonic(), self.events[resource]
-            error = self.feed_once(resource)
+            started, before, error = time.monotonic(), self.events[resource], None
+            try:
+                if resource not in self.versions:
+                    self.relist(resource)
+                self.follow(resource)
+            except Exception as caught:
+                error = self.note(caught, f"feeding {resource.plural}")
+                if isinstance(error, Unreachable) or is_version_expired(error) or getattr(error, "status", 0) == 404:
+                    self.versions.pop(resource, None)  # start from a list: who knows what the API server is now
             lived = time.monotonic() - started
             failures = 0 if self.events[resource] > before or lived > SHORT_WATCH else failures + 1
             if failures == 1 and is_version_expired(error):
