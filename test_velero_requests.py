@@ -2028,6 +2028,19 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = 
     raise AssertionError(f"waited {seconds:g} s in vain for {what}")
 
 
+class Clock:
+    """A clock that the test turns."""
+
+    ahead = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(timezone.utc) + self.ahead
+
+    def text(self, **later: float) -> str:
+        """Return in RFC 3339 what it will show after this timedelta."""
+        return (self() + timedelta(**later)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 class Certificate(NamedTuple):
     """The files of a server certificate for 127.0.0.1 and localhost, and of the authority that signed it."""
 
@@ -2205,10 +2218,10 @@ class Cluster:
             raise Refused(response.status, response.data)
         return name
 
-    def clear(self, namespace: str) -> None:
-        """Delete every object that a test can have left in the namespace."""
-        for resource in ("downloadrequests", "serverstatusrequests", "backups", "restores", "backupstoragelocations",
-                         "secrets", "events", "deployments"):
+    def clear(self, namespace: str, *resources: str) -> None:
+        """Delete all objects of these resources in the namespace, or every one that a test can have left there."""
+        for resource in resources or ("downloadrequests", "serverstatusrequests", "backups", "restores",
+                                      "backupstoragelocations", "secrets", "events", "deployments"):
             self.admin.raw("DELETE", resource_path(resource, namespace))
 
 
@@ -2378,15 +2391,15 @@ class LoopbackServer:
     def _misbehave(self, options: Document, request: Request, connection: Connection) -> bool:
         """Carry out a scripted fault, and say whether the connection goes on."""
         self._play([options.get("hang", b"")], connection)
-        if "chunks" in options:
-            return self._send_chunks(options, request, connection)
+        made_up = bool({"status", "chunks"} & set(options))
         # With apply the request has its effect and only its answer is lost.
-        made_up = "status" in options
         true = None if (made_up or "drop" in options) and "apply" not in options else self.handle(request)
         if "drop" in options:
             return False
         if true is STREAM:
             return self.answer(request, connection)
+        if "chunks" in options:
+            return self._send_chunks(options, request, connection)
         answer = self._scripted(options, None if made_up else true)
         answer = options["answer"](request, answer) if "answer" in options else answer
         response = self.whole(request, answer, dated="wire" not in options)
@@ -2411,10 +2424,10 @@ class LoopbackServer:
         request.status = options.get("status") or 200
         headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked", **(options.get("headers") or {})}
         pieces = (packed(piece) + b"\n" if isinstance(piece, dict) else piece for piece in options["chunks"])
-        end = [] if options.get("cut") else [b"0\r\n\r\n"]
-        self._play(itertools.chain([head(request.status, headers.items())], (
-            chunk(piece) if isinstance(piece, bytes) else piece for piece in pieces), end), connection)
-        return bool(end)
+        self._play([head(request.status, headers.items())], connection)
+        self._play((chunk(piece) if isinstance(piece, bytes) else piece for piece in pieces), connection)
+        self._play([] if "cut" in options else [chunk(b"")], connection)
+        return "cut" not in options
 
     def _play(self, pieces: Iterable[Any], connection: Connection) -> None:
         """Send bytes, let seconds pass, and wait until the test sets an Event, the client leaves or we close."""
@@ -2444,7 +2457,7 @@ class LoopbackServer:
     # -- what a fake fills in --------------------------------------------------------------------------------
 
     def identify(self, request: Request) -> None:
-        """Fill in who calls, for the log."""
+        """Fill in who calls."""
 
     def answer(self, request: Request, connection: Connection) -> bool:
         """Answer one request, and say whether the connection goes on."""
@@ -2523,17 +2536,10 @@ class LoopbackServer:
 # FakeCluster: what the module reads of kube-apiserver, both dialects of the status, and no more
 # ------------------------------------------------------------------------------------------------------------
 
-API_PATH = re.compile(r"^/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?"
-                      r"/(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<subresource>[^/]+))?$")
+API_PATH = re.compile(r"^/apis?/(v1|[^/]+/[^/]+)(?:/namespaces/([^/]+))?/([^/]+)(?:/([^/]+))?(?:/([^/]+))?$")
 OBJECT_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
-DATE_TIME = re.compile(r"^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d([.,]\d+)?([Zz]|[+-]\d\d:\d\d)$")
-JSON_TYPES: Dict[str, Tuple[type, ...]] = {"object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,),
-                                           "integer": (int,), "number": (int, float)}
 SERVER_OWNS = ("creationTimestamp", "deletionTimestamp", "generation", "name", "namespace", "resourceVersion", "uid")
-LABEL_TERM = re.compile(r"^([\w./-]+)(?:(=|==|!=)([\w.-]*))?$")
-BUILT_IN = {"namespaces": "Namespace", "customresourcedefinitions": "CustomResourceDefinition", "secrets": "Secret",
-            "events": "Event", "configmaps": "ConfigMap", "pods": "Pod", "services": "Service",
-            "serviceaccounts": "ServiceAccount", "deployments": "Deployment"}
+BUILT_IN = ("Namespace", "CustomResourceDefinition", "Secret", "Event", "ConfigMap", "Deployment")
 VERBS = {("GET", True): "get", ("GET", False): "list", ("POST", False): "create", ("PATCH", True): "patch",
          ("DELETE", True): "delete", ("DELETE", False): "deletecollection"}  # by method and whether a name is given
 
@@ -2545,11 +2551,6 @@ class Failure(Exception):
         super().__init__(message)
         self.document = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
                          "reason": reason, "code": code}
-
-
-def now_text() -> str:
-    """Return the time of day as the API server writes it."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def json_answer(document: Document, status: int = 200) -> Answer:
@@ -2572,37 +2573,25 @@ def merge(target: Any, patch: Any) -> Any:
     return merged
 
 
-def fitted(value: Any, schema: Document, path: str, wrong: List[str]) -> Any:
-    """Return a value without what its structural schema does not know; `wrong` gets the paths that violate it."""
-    fits = "type" not in schema or type(value) in JSON_TYPES[schema["type"]]
-    if schema.get("format") == "date-time":
-        fits = isinstance(value, str) and bool(DATE_TIME.match(value))
-    if not fits or value not in schema.get("enum", [value]):
-        wrong.append(path)
-    elif isinstance(value, list):
-        return [fitted(item, schema.get("items", {}), path, wrong) for item in value]
-    elif isinstance(value, dict) and ("properties" in schema or "additionalProperties" in schema):
-        wrong.extend(f"{path}.{name}" for name in schema.get("required", ()) if name not in value)
-        rules = {name: schema.get("properties", {}).get(name, schema.get("additionalProperties")) for name in value}
-        free = schema.get("x-kubernetes-preserve-unknown-fields")
-        return {name: fitted(item, rules[name] or {}, f"{path}.{name}", wrong) if item is not None else None
-                for name, item in value.items() if (rules[name] is not None or free)
-                and (item is not None or not rules[name] or rules[name].get("nullable"))}
-    return value
+def violations(value: Any, schema: Document, path: str) -> Iterator[str]:
+    """Yield the paths at which a value lacks what its schema requires, or is none of those that it lists."""
+    if value not in schema.get("enum", [value]):
+        yield path
+    elif isinstance(value, dict):
+        yield from (f"{path}.{name}" for name in schema.get("required", ()) if name not in value)
+        for name, rule in schema.get("properties", {}).items():
+            yield from violations(value[name], rule, f"{path}.{name}") if name in value else ()
 
 
 def selector(query: Dict[str, str], namespace: str) -> Callable[[Document], bool]:
     """Return a test on documents for the namespace of a path, and the label and the field selector of its query."""
-    labels = [LABEL_TERM.match(term) for term in query.get("labelSelector", "").split(",") if term]
+    labels = [term.partition("=")[::2] for term in query.get("labelSelector", "").split(",") if term]
     name = query.get("fieldSelector", "").rpartition("metadata.name=")[2]
-    if None in labels:
+    if not all(re.match(r"[\w./-]+$", key) for key, _ in labels):
         raise Failure(400, "BadRequest", "unable to parse requirement")
-
-    def has(own: Document, key: str, operator: Optional[str], wanted: str) -> bool:
-        return key in own if operator is None else (own.get(key) == wanted) == (operator != "!=")
     return lambda document: (
         namespace in ("", document["metadata"].get("namespace")) and name in ("", document["metadata"]["name"])
-        and all(has(document["metadata"].get("labels") or {}, *term.groups()) for term in labels if term))
+        and all((document["metadata"].get("labels") or {}).get(key) == value for key, value in labels))
 
 
 class Watcher(NamedTuple):
@@ -2610,21 +2599,16 @@ class Watcher(NamedTuple):
 
     path: str
     matches: Callable[[Document], bool]
-    bookmarks: bool
     lines: "queue.SimpleQueue[Optional[bytes]]"  # None ends the watch
 
 
 class Kind:
     """One resource of the fake API: its objects, their history, and the watches on them."""
 
-    def __init__(self, api_version: str, plural: str, kind: str, schema: Optional[Document] = None,
-                 status: bool = False) -> None:
-        self.api_version, self.plural, self.kind, self.status = api_version, plural, kind, status
+    def __init__(self, api_version: str, plural: str, kind: str, schema: Document, status: bool = False) -> None:
+        self.api_version, self.plural, self.kind, self.schema, self.status = api_version, plural, kind, schema, status
         self.group = api_version.rpartition("/")[0]
         self.full_name = f"{plural}.{self.group}" if self.group else plural
-        # The server itself looks after these three fields.
-        self.schema = None if schema is None else {**schema, "properties": {
-            **schema.get("properties", {}), "apiVersion": {}, "kind": {}, "metadata": {}}}
         self.objects: Dict[Tuple[str, str], Document] = {}
         self.watchers: List[Watcher] = []
         self.forget(0)
@@ -2634,6 +2618,11 @@ class Kind:
         self.oldest = version
         self.history: List[Tuple[int, str, Document]] = []
         self.pages: Dict[str, Tuple[int, List[Document]]] = {}  # continue token -> version, what is still to come
+
+    def find(self, namespace: str, name: str) -> Document:
+        if (namespace, name) not in self.objects:
+            raise Failure(404, "NotFound", f'{self.full_name} "{name}" not found')
+        return self.objects[namespace, name]
 
     def write(self, version: int, key: Tuple[str, str], after: Optional[Document]) -> None:
         """Store or remove an object and tell the watches."""
@@ -2648,31 +2637,19 @@ class Kind:
             if watcher.matches(shown):
                 watcher.lines.put(event_line(event, shown))
 
-    def end_watches(self, path_part: str = "") -> None:
-        """End watches as the server does at their timeout."""
-        for watcher in [watcher for watcher in self.watchers if path_part in watcher.path]:
-            self.watchers.remove(watcher)
+    def watch(self, watcher: Watcher, version: int) -> None:
+        """Queue what a watch sends at once: everything, what has happened since a version, or that it is too old."""
+        present = [(1, "ADDED", document) for _, document in sorted(self.objects.items())]
+        since = [event for event in self.history if event[0] > version] if version else present
+        if 0 < version < self.oldest:
+            gone = Failure(410, "Expired", f"too old resource version: {version} ({self.oldest})")
+            watcher.lines.put(event_line("ERROR", gone.document))
             watcher.lines.put(None)
-
-
-class Target(NamedTuple):
-    """What a path means."""
-
-    kind: Kind
-    namespace: str
-    name: str
-    subresource: str
-
-    @property
-    def key(self) -> Tuple[str, str]:
-        return self.namespace, self.name
-
-    @property
-    def object(self) -> Document:
-        """Return the object that is there, or fail."""
-        if self.key not in self.kind.objects:
-            raise Failure(404, "NotFound", f'{self.kind.full_name} "{self.name}" not found')
-        return self.kind.objects[self.key]
+            return
+        for _, event, document in since:
+            if watcher.matches(document):
+                watcher.lines.put(event_line(event, document))
+        self.watchers.append(watcher)
 
 
 class FakeCluster(LoopbackServer, Cluster):
@@ -2685,8 +2662,8 @@ class FakeCluster(LoopbackServer, Cluster):
         self.tokens = {token_of(user): user for user in USERS}
         self._lock = threading.RLock()
         self._version = 100
-        self._kinds = {(GROUPS[plural], plural): Kind(GROUPS[plural], plural, kind)
-                       for plural, kind in BUILT_IN.items()}
+        self._kinds = {(GROUPS[plural], plural): Kind(GROUPS[plural], plural, kind, {})
+                       for plural, kind in ((kind.lower() + "s", kind) for kind in BUILT_IN)}
         self._grants: List[Tuple[str, str, Document]] = []
         self._denials: List[Tuple[str, Tuple[str, ...], str, Optional[str]]] = []
         self.start()
@@ -2712,39 +2689,35 @@ class FakeCluster(LoopbackServer, Cluster):
     def unlimit(self) -> None:
         self._denials = []
 
-    def compact(self) -> str:
+    def compact(self) -> None:
         """Make all versions but the newest too old for a watch and for a continue token."""
         with self._lock:
             self._version += 1
             for kind in self._kinds.values():
                 kind.forget(self._version)
-            return self.version
 
-    def cut_watches(self, path_part: str = "") -> None:
-        """End the open watches in good order, as at their timeout."""
-        with self._lock:
-            for kind in self._kinds.values():
-                kind.end_watches(path_part)
-
-    def _open_watches(self, path_part: str = "") -> List[Tuple[Kind, Watcher]]:
+    def _open_watches(self, path_part: str) -> List[Tuple[Kind, Watcher]]:
         with self._lock:
             return [(kind, watcher) for kind in self._kinds.values() for watcher in kind.watchers
                     if path_part in watcher.path]
 
-    def push(self, event: Union[Document, bytes], path_part: str = "") -> None:
-        """Send an event of the test's own (a document, or raw bytes) down the open watches."""
+    def watches(self, path_part: str = "") -> List[str]:
+        return [watcher.path for _, watcher in self._open_watches(path_part)]
+
+    def push(self, event: Union[Document, bytes, None], path_part: str = "") -> None:
+        """Send an event of the test's own (a document, or raw bytes) down the open watches; None ends them."""
         for _, watcher in self._open_watches(path_part):
-            watcher.lines.put(event if isinstance(event, bytes) else packed(event) + b"\n")
+            watcher.lines.put(packed(event) + b"\n" if isinstance(event, dict) else event)
+
+    def cut_watches(self, path_part: str = "") -> None:
+        """End the open watches in good order, as at their timeout."""
+        self.push(None, path_part)
 
     def send_bookmarks(self) -> None:
         """Send a bookmark with the newest version down every watch that asked for bookmarks."""
-        for kind, watcher in self._open_watches():
-            if watcher.bookmarks:
-                watcher.lines.put(event_line("BOOKMARK", {"apiVersion": kind.api_version, "kind": kind.kind,
-                                                          "metadata": {"resourceVersion": self.version}}))
-
-    def watches(self, path_part: str = "") -> List[str]:
-        return [watcher.path for _, watcher in self._open_watches(path_part)]
+        for kind, watcher in self._open_watches("allowWatchBookmarks="):
+            watcher.lines.put(event_line("BOOKMARK", {"apiVersion": kind.api_version, "kind": kind.kind,
+                                                      "metadata": {"resourceVersion": self.version}}))
 
     @property
     def version(self) -> str:
@@ -2763,52 +2736,60 @@ class FakeCluster(LoopbackServer, Cluster):
         answer = self.handle(request)
         return self._watch(request, connection) if answer is STREAM else self.send(request, connection, answer)
 
+    def _place(self, request: Request) -> Tuple[Optional[Kind], str, str, str]:
+        """Return kind, namespace, name and subresource of a path; the kind is None where nothing is served."""
+        match = API_PATH.match(request.path)
+        version, namespace, plural, name, subresource = match.groups("") if match else ("",) * 5
+        return self._kinds.get((version, plural)), namespace, name, subresource
+
     def handle(self, request: Request) -> Answer:
         """Return the answer to one request, or STREAM for a watch that may start."""
         try:
             with self._lock:
                 if request.user is None:
                     raise Failure(401, "Unauthorized", "Unauthorized")
-                target = self._target(request.path)
-                return self._act(request, target) if target else self._discover(request.path)
+                kind, *place = self._place(request)
+                return self._act(request, kind, *place) if kind else self._discover(request.path)
         except Failure as failure:
             return json_answer(failure.document, failure.document["code"])
 
-    def _target(self, path: str) -> Optional[Target]:
-        """Take the path of a resource that is served apart."""
-        match = API_PATH.match(path)
-        part = match.groupdict("") if match else {"version": ""}
-        api_version = "/".join(filter(None, (part.get("group"), part["version"])))
-        kind = self._kinds.get((api_version, part.get("plural", "")))
-        return kind and Target(kind, part["namespace"], part["name"], part["subresource"])
-
-    def _act(self, request: Request, target: Target) -> Answer:
+    def _act(self, request: Request, kind: Kind, namespace: str, name: str, subresource: str) -> Answer:
         """Do what is asked for, if the caller may."""
-        watches = not target.name and request.query.get("watch", "0") not in ("0", "false")
-        verb = "watch" if watches else VERBS[request.method, bool(target.name)]
-        self._authorize(request, target, verb)
-        if target.subresource and not (target.subresource == "status" and target.kind.status):
-            raise Failure(404, "NotFound", f'{target.kind.full_name} "{target.name}" not found')
-        acts: Dict[str, Callable[[Request, Target], Answer]] = {
-            "get": lambda _, target: json_answer(target.object), "list": self._list, "watch": lambda *_: STREAM,
-            "create": self._create, "patch": self._patch, "delete": self._delete, "deletecollection": self._delete_all}
-        return acts[verb](request, target)
+        watches = not name and request.query.get("watch", "0") not in ("0", "false")
+        verb = "watch" if watches else VERBS[request.method, bool(name)]
+        self._authorize(request, verb, kind, namespace, name, subresource)
+        if subresource and not (subresource == "status" and kind.status):
+            raise Failure(404, "NotFound", f'{kind.full_name} "{name}" not found')
+        if verb == "create":
+            return json_answer(self._create(kind, namespace, request.parsed), 201)
+        if verb == "deletecollection":
+            for key in [key for key in kind.objects if namespace in ("", key[0])]:
+                self._remove(kind, key)
+        if not name:
+            return STREAM if watches else self._list(request, kind, namespace)
+        document = kind.find(namespace, name)
+        if verb == "patch":
+            document = self._patch(kind, document, request.parsed, subresource)
+        elif verb == "delete":
+            wanted = (request.parsed or {}).get("preconditions") or {}
+            if any(document["metadata"][field] != value for field, value in wanted.items()):
+                raise Failure(409, "Conflict", "the precondition does not match the record")
+            document = self._remove(kind, (namespace, name))
+        return json_answer(document)
 
-    def _authorize(self, request: Request, target: Target, verb: str) -> None:
-        resource = "/".join(filter(None, (target.kind.plural, target.subresource)))
-        name = target.name or request.query.get("fieldSelector", "").rpartition("metadata.name=")[2]
+    def _authorize(self, request: Request, verb: str, kind: Kind, namespace: str, name: str, subresource: str) -> None:
+        resource = "/".join(filter(None, (kind.plural, subresource)))
+        pinned = name or request.query.get("fieldSelector", "").rpartition("metadata.name=")[2]
         allowed = request.user == "admin" or any(
-            user == request.user and namespace in ("", target.namespace) and {verb, "*"} & set(rule.get("verbs", ()))
-            and {target.kind.group, "*"} & set(rule.get("apiGroups", ()))
-            and {resource, "*"} & set(rule.get("resources", ())) and name in (rule.get("resourceNames") or [name])
-            for user, namespace, rule in self._grants)
-        denied = any(user == request.user and verb in (verbs or [verb]) and denied in ("*", resource)
-                     and namespace in (None, target.namespace) for user, verbs, denied, namespace in self._denials)
+            user == request.user and where in ("", namespace) and {verb, "*"} & set(rule["verbs"])
+            and {kind.group, "*"} & set(rule["apiGroups"]) and {resource, "*"} & set(rule["resources"])
+            and pinned in (rule.get("resourceNames") or [pinned]) for user, where, rule in self._grants)
+        denied = any(user == request.user and verb in (verbs or [verb]) and what in ("*", resource)
+                     and where in (None, namespace) for user, verbs, what, where in self._denials)
         if denied or not allowed:
-            named = f' "{target.name}"' if target.name else ""
-            where = f'in the namespace "{target.namespace}"' if target.namespace else "at the cluster scope"
-            raise Failure(403, "Forbidden", f'{target.kind.full_name}{named} is forbidden: User "{request.user}" '
-                          f'cannot {verb} resource "{resource}" in API group "{target.kind.group}" {where}')
+            named, where = f' "{name}"' if name else "", f'in the namespace "{namespace}"'
+            raise Failure(403, "Forbidden", f'{kind.full_name}{named} is forbidden: User "{request.user}" cannot {verb} '
+                          f'resource "{resource}" in API group "{kind.group}" {where}')
 
     def _discover(self, path: str) -> Answer:
         version = re.sub(r"^/apis?/", "", path)
@@ -2819,10 +2800,10 @@ class FakeCluster(LoopbackServer, Cluster):
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    def _list(self, request: Request, target: Target) -> Answer:
+    def _list(self, request: Request, kind: Kind, namespace: str) -> Answer:
         """Return a page; all pages of a list show the moment of the first."""
-        query, kind = request.query, target.kind
-        limit, matches, token = int(query.get("limit") or 0), selector(query, target.namespace), query.get("continue")
+        limit, token = int(request.query.get("limit") or 0), request.query.get("continue")
+        matches = selector(request.query, namespace)
         if token and token not in kind.pages:
             raise Failure(410, "Expired", "The provided continue parameter is too old to display a consistent list "
                           "result.")
@@ -2837,35 +2818,20 @@ class FakeCluster(LoopbackServer, Cluster):
     def _watch(self, request: Request, connection: Connection) -> bool:
         """Send the events of a watch until it ends, and say that the connection may go on."""
         request.status = 200
-        target, query = self._target(request.path), request.query
-        assert target is not None
-        kind, deadline = target.kind, time.monotonic() + int(query.get("timeoutSeconds") or 1800)
-        watcher = Watcher(request.target, selector(query, target.namespace),
-                          query.get("allowWatchBookmarks") in ("1", "true"), queue.SimpleQueue())
+        (kind, namespace, *_), query = self._place(request), request.query
+        assert kind is not None
+        watcher = Watcher(request.target, selector(query, namespace), queue.SimpleQueue())
         with self._lock:
-            self._begin(watcher, kind, int(query.get("resourceVersion") or 0))
+            kind.watch(watcher, int(query.get("resourceVersion") or 0))
         try:
             connection.socket.sendall(head(200, (("Content-Type", "application/json"), ("Transfer-Encoding", "chunked"),
                                                  ("Date", formatdate(usegmt=True)))))
-            self._pump(connection, watcher, deadline)
+            self._pump(connection, watcher, time.monotonic() + int(query.get("timeoutSeconds") or 1800))
             connection.socket.sendall(b"0\r\n\r\n")
             return True
         finally:
             with self._lock:
                 kind.watchers = [other for other in kind.watchers if other is not watcher]
-
-    def _begin(self, watcher: Watcher, kind: Kind, version: int) -> None:
-        """Queue what a watch sends at once: everything, what has happened since a version, or that it is too old."""
-        if 0 < version < kind.oldest:
-            gone = Failure(410, "Expired", f"too old resource version: {version} ({kind.oldest})")
-            watcher.lines.put(event_line("ERROR", gone.document))
-            watcher.lines.put(None)
-            return
-        present = [(1, "ADDED", document) for _, document in sorted(kind.objects.items())]
-        for at, event, document in kind.history if version else present:
-            if at > version and watcher.matches(document):
-                watcher.lines.put(event_line(event, document))
-        kind.watchers.append(watcher)
 
     def _pump(self, connection: Connection, watcher: Watcher, deadline: float) -> None:
         """Send what comes until the deadline, the end of the watch or the client's."""
@@ -2882,79 +2848,63 @@ class FakeCluster(LoopbackServer, Cluster):
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    def _create(self, request: Request, target: Target) -> Answer:
-        kind, body = target.kind, request.parsed
+    def _create(self, kind: Kind, namespace: str, body: Document) -> Document:
         given = body.get("metadata") or {}
-        if target.namespace and ("", target.namespace) not in self._kinds["v1", "namespaces"].objects:
-            raise Failure(404, "NotFound", f'namespaces "{target.namespace}" not found')
-        target = target._replace(name=given.get("name") or given["generateName"][:58] + "".join(
-            random.choices("bcdfghjklmnpqrstvwxz2456789", k=5)))
-        if target.key in kind.objects:
-            raise Failure(409, "AlreadyExists", f'{kind.full_name} "{target.name}" already exists')
-        owned = {"name": target.name, "uid": str(uuid.uuid4()), "creationTimestamp": now_text(),
-                 **({"namespace": target.namespace} if target.namespace else {}),
-                 **({"generation": 1} if kind.schema is not None or kind.plural == "deployments" else {})}
+        self._kinds["v1", "namespaces"].find("", namespace) if namespace else None
+        name = given.get("name") or given["generateName"][:58] + "".join(
+            random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+        if (namespace, name) in kind.objects:
+            raise Failure(409, "AlreadyExists", f'{kind.full_name} "{name}" already exists')
+        owned = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": Clock().text(),
+                 **({"namespace": namespace} if namespace else {}), **({"generation": 1} if kind.schema else {})}
         document = {name: value for name, value in body.items() if name != "status" or not kind.status}
-        return json_answer(self._store(target, {"kind": kind.kind, "apiVersion": kind.api_version, **document}, owned),
-                           201)
+        return self._store(kind, {"kind": kind.kind, "apiVersion": kind.api_version, **merge({}, document)}, owned)
 
-    def _store(self, target: Target, document: Document, owned: Document, old: Optional[Document] = None) -> Document:
+    def _store(self, kind: Kind, document: Document, owned: Document, old: Optional[Document] = None) -> Document:
         """Keep a document that fits its schema, with the metadata that the server owns, in place of an old one."""
-        kind, wrong = target.kind, [] if OBJECT_NAME.match(target.name) else ["metadata.name"]
-        kept = {name: value for name, value in (document.get("metadata") or {}).items()
-                if name not in SERVER_OWNS and value not in (None, "", {}, [])}
-        metadata = dict(sorted({**kept, **owned}.items()))
-        document = {**fitted(document, kind.schema or {}, "", wrong), "metadata": metadata}
+        name, kept = owned["name"], {name: value for name, value in (document.get("metadata") or {}).items()
+                                     if name not in SERVER_OWNS and value}
+        document = {**document, "metadata": dict(sorted({**kept, **owned}.items()))}
+        wrong = [*violations(document, kind.schema, ""), *([] if OBJECT_NAME.match(name) else [".metadata.name"])]
         if wrong:
-            raise Failure(422, "Invalid", f'{kind.kind}.{kind.group} "{target.name}" is invalid: '
-                          + ", ".join(f"{field.lstrip('.')}: Invalid value" for field in wrong))
+            raise Failure(422, "Invalid", f'{kind.kind}.{kind.group} "{name}" is invalid: '
+                          + ", ".join(f"{field[1:]}: Invalid value" for field in wrong))
         if document == old:
             return document
         self._version += 1
-        metadata["resourceVersion"] = self.version
-        kind.write(self._version, target.key, document)
+        document["metadata"]["resourceVersion"] = self.version
+        kind.write(self._version, (owned.get("namespace", ""), name), document)
         if kind.plural == "customresourcedefinitions":
             self._serve(document)
         return document
 
-    def _patch(self, request: Request, target: Target) -> Answer:
-        old, kind = target.object, target.kind
-        document = merge(old, request.parsed)
+    def _patch(self, kind: Kind, old: Document, patch: Document, subresource: str) -> Document:
+        document = merge(old, patch)
         owned = {name: value for name, value in old["metadata"].items() if name in SERVER_OWNS}
         if document["metadata"].get("resourceVersion") not in (None, owned["resourceVersion"]):
-            raise Failure(409, "Conflict", f'Operation cannot be fulfilled on {kind.full_name} "{target.name}": the '
+            raise Failure(409, "Conflict", f'Operation cannot be fulfilled on {kind.full_name} "{owned["name"]}": the '
                           "object has been modified; please apply your changes to the latest version and try again")
-        if target.subresource:
+        if subresource:
             document = {**old, "status": document.get("status")}
         elif kind.status:
             document["status"] = old.get("status")
         document = {name: value for name, value in document.items() if value is not None}
         if "deletionTimestamp" in owned and not document["metadata"].get("finalizers"):
-            self._remove(target, now=True)
-            return json_answer(document)
-        return json_answer(self._store(target, document, owned, old))
+            self._remove(kind, (owned["namespace"], owned["name"]), now=True)
+            return document
+        return self._store(kind, document, owned, old)
 
-    def _delete(self, request: Request, target: Target) -> Answer:
-        wanted = (request.parsed or {}).get("preconditions") or {}
-        if any(target.object["metadata"][name] != value for name, value in wanted.items()):
-            raise Failure(409, "Conflict", f'Operation cannot be fulfilled on {target.kind.full_name} "{target.name}": '
-                          "the precondition does not match the record")
-        return json_answer(self._remove(target))
-
-    def _delete_all(self, request: Request, target: Target) -> Answer:
-        for namespace, name in sorted(target.kind.objects):
-            if target.namespace in ("", namespace):
-                self._remove(target._replace(namespace=namespace, name=name))
-        return self._list(request, target)
-
-    def _remove(self, target: Target, now: bool = False) -> Document:
+    def _remove(self, kind: Kind, key: Tuple[str, str], now: bool = False) -> Document:
         """Remove an object, or only mark it as deleted while it has finalizers."""
-        old, kind = target.object, target.kind
-        metadata = old["metadata"]
-        if metadata.get("finalizers") and not now:
-            return self._store(target, old, {"deletionTimestamp": now_text(), **metadata}, old)
+        old = kind.objects[key]
+        if old["metadata"].get("finalizers") and not now:
+            return self._store(kind, old, {"deletionTimestamp": Clock().text(), **old["metadata"]}, old)
         self._version += 1
-        kind.write(self._version, target.key, None)
+        kind.write(self._version, key, None)
+        if kind.plural == "customresourcedefinitions":
+            plural = old["spec"]["names"]["plural"]
+            self.cut_watches(f"/{plural}?")
+            del self._kinds[GROUPS[plural], plural]
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
 
     def _serve(self, crd: Document) -> None:
@@ -2966,7 +2916,7 @@ class FakeCluster(LoopbackServer, Cluster):
         if before and (before.schema, before.status) == (kind.schema, kind.status):
             return
         if before:
-            before.end_watches()
+            self.cut_watches(f"/{kind.plural}?")
             kind.objects = before.objects
         # A new definition comes with a new cache, which knows nothing of earlier versions.
         kind.forget(self._version)
@@ -2979,6 +2929,8 @@ class FakeCluster(LoopbackServer, Cluster):
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED = "UNSIGNED-PAYLOAD"
+SIGNED_TERMS = re.compile(r"(?P<key>.+?)/(?P<scope>(?P<day>\d{8})/(?P<region>[^/]*)/s3/aws4_request) "
+                          rf"(?P<when>(?P=day)T\d{{6}}Z) (?P<expires>\d+) {ALGORITHM} .*\bhost\b")
 
 
 def uri_encode(data: bytes, keep: bytes = b"") -> str:
@@ -3171,47 +3123,41 @@ class FakeStore(LoopbackServer):
         """Refuse the request unless its signature is right, in time and in scope."""
         if "authorization" in request.headers:
             raise StoreError(400, "InvalidArgument", "Only one auth mechanism allowed")
-        given = {name: value for name, value in request.query.items() if name.startswith("X-Amz-")}
-        if not given:
+        given = [request.query.get("X-Amz-" + name, "") for name in (
+            "Credential", "Date", "Expires", "Algorithm", "SignedHeaders", "Signature", "Security-Token")]
+        if not any(given):
             raise StoreError(403, "AccessDenied", "Access Denied")
-        request.user, scope = self._check_terms(given)
+        when, signed, signature, given_token = given[1], given[4].split(";"), given[5], given[6]
+        request.user, scope = self._check_terms(" ".join(given[:5]))
         if request.user not in self.keys:
             raise StoreError(403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our "
                              "records.", AWSAccessKeyId=request.user)
         secret, token = self.keys[request.user]
-        if token != given.get("X-Amz-Security-Token", ""):
+        if token != given_token:
             raise StoreError(400, "InvalidToken", "The provided token is malformed or otherwise invalid.")
-        signed = given["X-Amz-SignedHeaders"].split(";")
         if [name for name in request.headers if name.startswith(("x-amz-", "host")) and name not in signed]:
             raise StoreError(403, "AccessDenied", "There were headers present in the request which were not signed")
         right = canonical_request(request.method, request.raw_path, request.raw_query, request.header_list, signed,
                                   UNSIGNED)
-        text = string_to_sign(given["X-Amz-Date"], scope, right)
-        if signature_of(secret, scope, text) != given["X-Amz-Signature"]:
+        text = string_to_sign(when, scope, right)
+        if signature_of(secret, scope, text) != signature:
             raise StoreError(403, "SignatureDoesNotMatch", "The request signature we calculated does not match the "
                              "signature you provided. Check your key and signing method.",
                              AWSAccessKeyId=request.user, StringToSign=text, CanonicalRequest=right)
 
-    def _check_terms(self, given: Dict[str, str]) -> Tuple[str, str]:
+    def _check_terms(self, text: str) -> Tuple[str, str]:
         """Check the form and the time of a pre-signed URL, and return access key and scope."""
-        wrong = functools.partial(StoreError, 400, "AuthorizationQueryParametersError")
-        names = ("Credential", "Signature", "Date", "SignedHeaders", "Expires")
-        if given.get("X-Amz-Algorithm") != ALGORITHM or not all(given.get("X-Amz-" + name) for name in names):
-            raise wrong(f"Query-string authentication version 4 requires {ALGORITHM} and all its parameters.")
-        when, expires = given["X-Amz-Date"], given["X-Amz-Expires"]
-        if not expires.isdigit() or int(expires) > 604800:
-            raise wrong("X-Amz-Expires must be less than a week (in seconds)")
-        match = re.match(r"^(.+?)/((\d+)/([^/]*)/s3/aws4_request)$", given["X-Amz-Credential"])
-        if not match or match[3] != when[:8] or not re.match(r"^\d{8}T\d{6}Z$", when):
-            raise wrong('the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/s3/aws4_request".')
-        if match[4] != self.region:
-            raise wrong(f"the region '{match[4]}' is wrong; expecting '{self.region}'", Region=self.region)
-        begin = datetime.strptime(when + "+0000", "%Y%m%dT%H%M%SZ%z").timestamp()
-        if begin > self.clock() + 900:
-            raise StoreError(403, "AccessDenied", "Request is not yet valid")
-        if self.clock() > begin + int(expires):
-            raise StoreError(403, "AccessDenied", "Request has expired")
-        return match[1], match[2]
+        malformed, terms = "AuthorizationQueryParametersError", SIGNED_TERMS.match(text)
+        if not terms or int(terms["expires"]) > 604800:
+            raise StoreError(400, malformed, "Query-string authentication version 4 requires all its parameters.")
+        if terms["region"] != self.region:
+            raise StoreError(400, malformed, f"the region '{terms['region']}' is wrong; expecting '{self.region}'",
+                             Region=self.region)
+        begin = datetime.strptime(terms["when"] + "+0000", "%Y%m%dT%H%M%SZ%z").timestamp()
+        if not begin - 900 <= self.clock() <= begin + int(terms["expires"]):
+            raise StoreError(403, "AccessDenied", "Request has expired" if self.clock() > begin else
+                             "Request is not yet valid")
+        return terms["key"], terms["scope"]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -3272,50 +3218,62 @@ def answers(url: str, expected: bytes, **options: Any) -> bool:
     return False
 
 
-class RealCluster(Cluster):
-    """etcd and the real kube-apiserver over loopback https, in a temporary folder."""
+class RealServer:
+    """Programs of the real servers with a folder of their own."""
 
     kind = "real"
 
-    def __init__(self, assets: str) -> None:
+    def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="velero-requests-real-")
         self.children: List[Child] = []
+
+    def run(self, ready: Callable[[], bool], *command: str) -> None:
+        """Start a program, and wait until it is ready."""
+        self.children.append(Child(self.folder, *command))
+        try:
+            self.children[-1].wait_ready(ready, 60)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for child in reversed(self.children):
+            child.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class RealCluster(RealServer, Cluster):
+    """etcd and the real kube-apiserver over loopback https, in a temporary folder."""
+
+    def __init__(self, assets: str) -> None:
+        super().__init__()
         self.etcd_url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
         self.url = f"https://127.0.0.1:{free_port()}"
         made = make_certificate(self.folder)
         self.ca = made.ca
         self.admin = self.client("admin")
+        self.run(lambda: answers(self.etcd_url + "/health", b"true"), os.path.join(assets, "etcd"), "--data-dir",
+                 os.path.join(self.folder, "etcd"), "--listen-client-urls", self.etcd_url, "--advertise-client-urls",
+                 self.etcd_url, "--listen-peer-urls", peer, "--unsafe-no-fsync")
         headers = {"Authorization": "Bearer " + token_of("admin")}
-        try:
-            self._start(os.path.join(assets, "etcd"), {
-                "data-dir": os.path.join(self.folder, "etcd"), "listen-client-urls": self.etcd_url,
-                "advertise-client-urls": self.etcd_url, "listen-peer-urls": peer, "unsafe-no-fsync": "true",
-            }, lambda: answers(self.etcd_url + "/health", b"true"))
-            self._start(os.path.join(assets, "kube-apiserver"), self._flags(made), lambda: answers(
-                self.url + "/readyz", b"ok", ca_certs=made.ca, headers=headers))
-            wait_until(lambda: self.admin.raw("GET", "/api/v1/namespaces/default").status == 200, 30, "the namespaces")
-        except BaseException:
-            self.close()
-            raise
+        self.run(lambda: answers(self.url + "/readyz", b"ok", ca_certs=made.ca, headers=headers),
+                 os.path.join(assets, "kube-apiserver"), *self._flags(made))
+        wait_until(lambda: self.admin.raw("GET", "/api/v1/namespaces/default").status == 200, 30, "the namespaces")
 
-    def _start(self, program: str, flags: Dict[str, str], ready: Callable[[], bool]) -> None:
-        self.children.append(Child(self.folder, program, *(f"--{name}={value}" for name, value in flags.items())))
-        self.children[-1].wait_ready(ready, 60)
-
-    def _flags(self, made: Certificate) -> Dict[str, str]:
+    def _flags(self, made: Certificate) -> List[str]:
         private, public, tokens = (os.path.join(self.folder, name) for name in ("sa.key", "sa.pub", "tokens.csv"))
         run_openssl("genrsa", "-out", private, "2048")
         run_openssl("rsa", "-in", private, "-pubout", "-out", public)
         with open(tokens, "w", encoding="ascii") as file:
             for user in USERS:
                 file.write(f"{token_of(user)},{user},{user}" + (',"system:masters"\n' if user == "admin" else "\n"))
-        return {"etcd-servers": self.etcd_url, "bind-address": "127.0.0.1", "advertise-address": "127.0.0.1",
-                "secure-port": self.url.rpartition(":")[2], "cert-dir": self.folder, "tls-cert-file": made.cert,
-                "tls-private-key-file": made.key, "client-ca-file": made.ca,
-                "service-account-issuer": "https://kubernetes.default.svc", "service-account-key-file": public,
-                "service-account-signing-key-file": private, "token-auth-file": tokens,
-                "authorization-mode": "RBAC", "disable-admission-plugins": "ServiceAccount",
-                "service-cluster-ip-range": "10.0.0.0/24"}
+        return [f"--{name}={value}" for name, value in {
+            "etcd-servers": self.etcd_url, "bind-address": "127.0.0.1", "advertise-address": "127.0.0.1",
+            "secure-port": self.url.rpartition(":")[2], "cert-dir": self.folder, "tls-cert-file": made.cert,
+            "tls-private-key-file": made.key, "client-ca-file": made.ca, "token-auth-file": tokens,
+            "service-account-issuer": "https://kubernetes.default.svc", "service-account-key-file": public,
+            "service-account-signing-key-file": private, "authorization-mode": "RBAC",
+            "disable-admission-plugins": "ServiceAccount", "service-cluster-ip-range": "10.0.0.0/24"}.items()]
 
     def serves(self, crd: Document) -> bool:
         """Say whether the server answers and watches in the CRD's dialect."""
@@ -3355,40 +3313,27 @@ class RealCluster(Cluster):
         review = {"kind": "SubjectAccessReview", "spec": {"user": user, "resourceAttributes": attributes}}
         return bool(self.admin.create("subjectaccessreviews", review)["status"]["allowed"])
 
-    def compact(self) -> str:
-        """Make etcd forget all versions but the newest, and return the revision compacted to."""
+    def compact(self) -> None:
+        """Make etcd forget all versions but the newest."""
         with contextlib.closing(Admin(self.etcd_url, None)) as etcd:
             revision = etcd.call("POST", "/v3/kv/range", {"key": base64.b64encode(b"/").decode()})["header"]["revision"]
             etcd.call("POST", "/v3/kv/compaction", {"revision": revision, "physical": True})
-        return str(revision)
-
-    def close(self) -> None:
-        self.admin.close()
-        for child in reversed(self.children):
-            child.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class RealStore:
+class RealStore(RealServer):
     """versitygw over a temporary folder: a bucket is a folder, an object a file."""
 
-    kind = "real"
     access_key, secret_key, region = "AKIAREALSTORE", "real-store-secret", "us-east-1"
     ca: Optional[str] = None
 
     def __init__(self, assets: str) -> None:
-        self.folder = tempfile.mkdtemp(prefix="velero-requests-store-")
+        super().__init__()
         self.data = os.path.join(self.folder, "data")
         os.mkdir(self.data)
         self.host = f"127.0.0.1:{free_port()}"
         self.url = "http://" + self.host
-        self.child = Child(self.folder, os.path.join(assets, "versitygw"), "--port", self.host, "--access",
-                           self.access_key, "--secret", self.secret_key, "--region", self.region, "posix", self.data)
-        try:
-            self.child.wait_ready(lambda: answers(self.url, b"<Error>"), 30)
-        except BaseException:
-            self.close()
-            raise
+        self.run(lambda: answers(self.url, b"<Error>"), os.path.join(assets, "versitygw"), "--port", self.host,
+                 "--access", self.access_key, "--secret", self.secret_key, "--region", self.region, "posix", self.data)
 
     def create_bucket(self, bucket: str) -> None:
         os.makedirs(os.path.join(self.data, bucket), exist_ok=True)
@@ -3402,10 +3347,6 @@ class RealStore:
             response = pool.request("PUT", url, body=body, retries=False)
         if response.status != 200:
             raise RuntimeError(f"versitygw answered {response.status}: {response.data.decode(errors='replace')}")
-
-    def close(self) -> None:
-        self.child.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=None)
@@ -3460,10 +3401,9 @@ def server_answers(space: str, has_status: bool) -> Iterator[Tuple[str, str, Any
         return {**download_request("bad"), "spec": spec}
     yield from (("GET", "/apis/velero.io/v2", None, 404, None), ("GET", api + "/foos", None, 404, None))
     yield from (("POST", one, asked(spec), *invalid) for spec in (
-        {"target": {"kind": "Foo", "name": "x"}}, {"target": {"name": "x"}}, {"target": "s"}, {},
-        {"target": {"kind": "BackupLog", "name": 7}}))
-    yield "POST", one, download_request("a", status={"phase": "New", "junk": 1}, junk=2), 201, {
-        "status": None if has_status else {"phase": "New"}, "junk": None, "metadata.generation": 1}
+        {"target": {"kind": "Foo", "name": "x"}}, {"target": {"name": "x"}}, {"target": {"kind": None, "name": "x"}}))
+    yield "POST", one, download_request("a", status={"phase": "New"}), 201, {
+        "status": None if has_status else {"phase": "New"}, "metadata.generation": 1}
     yield "POST", one, download_request("a"), 409, "AlreadyExists"
     yield "POST", one, download_request("Bad_Name"), *invalid
     yield "POST", one.replace(space, "nobody"), download_request("x"), *missing
@@ -3473,17 +3413,15 @@ def server_answers(space: str, has_status: bool) -> Iterator[Tuple[str, str, Any
         "metadata": {"generateName": "velero-cli-", "creationTimestamp": None}}, 201, {"metadata.namespace": space}
     yield from (("GET", one + "/none", None, *missing), ("PATCH", one + "/none", {}, *missing))
     yield "PATCH", one + "/a/status", {}, *((200, {}) if has_status else missing)
-    yield "PATCH", status, {"status": {**filled, "junk": 1}}, 200, {"status": filled}
-    yield from (("PATCH", status, {"status": wrong}, *invalid) for wrong in (
-        {"phase": "Failed"}, {"expiration": ""}, {"expiration": "2026-01-02T03:14:05"}, {"expiration": 5}, "x"))
-    yield "PATCH", status, {"status": {"expiration": "2026-01-02T03:14:05.123456789+01:00", "phase": None}}, 200, {
-        "status.phase": None}
+    yield from (("PATCH", status, {"status": filled}, 200, {"status": filled}),
+                ("PATCH", status, {"status": {"phase": "Failed"}}, *invalid),
+                ("PATCH", status, {"status": {"phase": None}}, 200, {"status.phase": None}))
     yield "PATCH", one + "/a", {"status": {"phase": "New"}}, 200, {"status.phase": None if has_status else "New"}
     yield "PATCH", own, {"metadata": {"resourceVersion": "1"}}, *conflict
     yield "PATCH", own, {"metadata": {"uid": None, "annotations": {"x": "y"}}, "spec": {"target": {"name": "c"}}}, \
         200, {"spec.target": {"kind": "BackupLog", "name": "c"}, "metadata.annotations": {"x": "y"}}
     yield from (("GET", f"{one}?labelSelector={query}", None, 200, {"names": names}) for query, names in (
-        ("", ["a", "own"]), ("a%3Db", ["own"]), ("a", ["own"]), ("a!%3Db,c!%3Dd", ["a"])))
+        ("", ["a", "own"]), ("a%3Db", ["own"]), ("a%3Db,c%3Dd", [])))
     yield "GET", one + "?labelSelector=a%20b", None, 400, "BadRequest"
     yield from (("DELETE", own, {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": wanted}, *conflict)
                 for wanted in ({"uid": "xx"}, {"resourceVersion": "1"}))
@@ -3557,67 +3495,50 @@ class ServerChecks(Mixin):
                     found = fields_of(document, wanted) if isinstance(wanted, dict) else document.get("reason")
                     self.assertEqual((status, wanted), (answer.status, found), answer.data)
 
-    def test_lists_come_in_pages_of_one_moment(self) -> None:
-        """All pages show the state of the first, whatever is created meanwhile."""
-        for name in "abc":
+    def test_lists_and_watches(self) -> None:
+        """Pages show one moment; a watch tells every change once and in order, of one object where that is asked."""
+        for name in "ab":
             self.make(name)
-        first = self.admin.list("downloadrequests", self.namespace, limit=2)
-        self.make("d")
-        second = self.admin.list("downloadrequests", self.namespace, limit=2,
-                                 **{"continue": first["metadata"]["continue"]})
-        self.assertEqual([["a", "b"], ["c"]], [fields_of(page, ["names"])["names"] for page in (first, second)])
+        first = self.admin.list("downloadrequests", self.namespace, limit=1)
+        version = self.make("c")
+        second = self.admin.list("downloadrequests", self.namespace, limit=1, **{
+            "continue": first["metadata"]["continue"]})
+        self.assertEqual([["a"], ["b"]], [fields_of(page, ["names"])["names"] for page in (first, second)])
         self.assertEqual({"continue": "", "resourceVersion": first["metadata"]["resourceVersion"]}, second["metadata"])
-
-    def test_watches_tell_every_change_in_order(self) -> None:
-        """Each change once, from any version on, of one object alone where that is asked for; bookmarks in between."""
-        version = self.admin.list("downloadrequests", self.namespace)["metadata"]["resourceVersion"]
-        self.make("a")
-        self.make("b")
         self.admin.merge_patch("downloadrequests", "a", {"metadata": {"labels": {"x": "1"}}}, self.namespace)
         self.admin.delete("downloadrequests", "b", self.namespace)
         self.make("z")
         events = self.events(version)
-        self.assertEqual(["ADDED:a", "ADDED:b", "MODIFIED:a", "DELETED:b", "ADDED:z"], list(events))
+        self.assertEqual(["MODIFIED:a", "DELETED:b", "ADDED:z"], list(events))
         versions = [int(document["metadata"]["resourceVersion"]) for document in events.values()]
         self.assertEqual(sorted(set(versions)), versions)
-        for start, query in ((version, {"fieldSelector": "metadata.name=z"}), (str(versions[-2]), {})):
-            self.assertEqual(["ADDED:z"], list(self.events(start, **query)))
+        self.assertEqual(["ADDED:z"], list(self.events(version, fieldSelector="metadata.name=z")))
         events = self.events(str(versions[-2]), "BOOKMARK:", timeoutSeconds=5, allowWatchBookmarks="true")
         self.assertEqual((["ADDED:z", "ADDED:late", "BOOKMARK:"], {"apiVersion", "kind", "metadata"}), (
             list(events), set(events["BOOKMARK:"])))
         self.assertEqual(*(events[name]["metadata"]["resourceVersion"] for name in ("ADDED:late", "BOOKMARK:")))
 
-    def test_an_old_version_is_an_error_event(self) -> None:
-        """A watch from a version long gone answers 200 with one ERROR event that holds a Status 410."""
-        (status,) = self.events("1").values()
-        self.assertEqual((410, "Expired"), (status["code"], status["reason"]))
-        self.assertRegex(status["message"], r"^too old resource version: 1 \(\d+\)$")
-
-    def test_rights(self) -> None:
-        """A 403 names user, verb, resource, group and namespace; a grant takes effect; a wrong token is 401."""
-        client, path = self.cluster.client("limited"), resource_path("downloadrequests", self.namespace)
-        for verb, method, query in (("list", "GET", {}), ("watch", "GET", {"watch": "1"}), ("create", "POST", {})):
-            body = download_request("a") if verb == "create" else None
-            answer = client.raw(method, path, body, query=query)
-            self.assertEqual((403, f'downloadrequests.velero.io is forbidden: User "limited" cannot {verb} resource '
-                              f'"downloadrequests" in API group "velero.io" in the namespace "{self.namespace}"'),
-                             (answer.status, json.loads(answer.data)["message"]))
-        self.cluster.grant("limited", {"verbs": ["get"], "apiGroups": ["velero.io"], "resources": ["downloadrequests"],
-                                       "resourceNames": ["a"]}, namespace=self.namespace)
-        nobody = Admin(self.cluster.url, "no-such-token", self.cluster.ca)
-        self.assertEqual([404, 403, 401, 403], [caller.raw("GET", path + name).status for caller, name in (
-            (client, "/a"), (client, "/b"), (nobody, ""), (self.cluster.client(None), ""))])
-
-    def test_a_new_dialect_ends_the_watches(self) -> None:
-        """When a CRD is replaced its watches end, and versions from before are too old."""
+    def test_versions_that_are_too_old(self) -> None:
+        """A watch from one answers 200 with one ERROR event; a new dialect ends the watches and makes all too old."""
         self.addCleanup(self.cluster.install_crds, velero_requests.crd_manifests(False))
         version = self.make("a")
         with ThreadPoolExecutor(1) as pool:
-            ended_watch, begun = pool.submit(self.events, version, timeoutSeconds=30), time.monotonic()
+            ended_watch = pool.submit(self.events, version, timeoutSeconds=30)
             self.cluster.install_crds(velero_requests.crd_manifests(True))
             ended_watch.result(20)
-            self.assertLess(time.monotonic() - begun, 20)
-        self.assertEqual([410], [document.get("code") for document in self.events(version).values()])
+        for old in ("1", version):
+            (status,) = self.events(old).values()
+            self.assertEqual((410, "Expired"), (status["code"], status["reason"]))
+
+    def test_rights(self) -> None:
+        """Who may not is 403, also without a token, whose token is wrong 401; a grant may be for one name."""
+        self.cluster.grant("limited", {"verbs": ["get"], "apiGroups": ["velero.io"], "resources": ["downloadrequests"],
+                                       "resourceNames": ["a"]}, namespace=self.namespace)
+        for token, name, status in ((token_of("limited"), "a", 404), (token_of("limited"), "b", 403),
+                                    (token_of("limited"), None, 403), ("no-such-token", "a", 401), (None, "a", 403)):
+            with contextlib.closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
+                answer = client.raw("GET", resource_path("downloadrequests", self.namespace, name))
+                self.assertEqual(status, answer.status, (token, name))
 
 
 class TestServersFake(ServerChecks, unittest.TestCase):
@@ -3660,28 +3581,25 @@ class StoreChecks(Mixin):
     def check(self, wanted: str, url: str, **headers: str) -> None:
         """GET a URL, and compare the status with the code in the XML, or the body."""
         with self.subTest(url, **headers):
-            answer = fetch(url, {name.replace("_", "-"): value for name, value in headers.items()})
+            answer = fetch(url, headers)
             code = re.search(rb"<Code>(.*?)</Code>", answer.data)
             self.assertEqual(wanted, f"{answer.status} {(code[1] if code else answer.data).decode()}")
 
-    def test_objects_are_given_back(self) -> None:
-        """A signed GET gives the body and an ETag; ranges and conditions work."""
-        for key in ("a/b.gz", "a b+c/ü~$%.txt", "a&b=c?d#e"):
-            self.store.put("bucket", key, b"0123456789")
-            self.check("200 0123456789", self.signed(key))
-        url = self.signed(key)
-        part = fetch(url, {"Range": "bytes=4-", "If-Match": fetch(url).headers["ETag"]})
-        self.assertEqual((206, b"456789", "bytes 4-9/10"), (part.status, part.data, part.headers["Content-Range"]))
-        self.check("206 0", url, Range="bytes=0-0")
-        self.check("412 PreconditionFailed", url, If_Match='"other"')
-        self.check("416 InvalidRange", url, Range="bytes=10-")
-
-    def test_what_is_wrong_is_named(self) -> None:
-        """Every kind of wrong URL has its own code."""
-        self.store.put("bucket", "k", b"x")
+    def test_answers(self) -> None:
+        """A signed GET gives the body; ranges and conditions work; every kind of wrong URL has its own code."""
+        self.store.put("bucket", "k", b"0123456789")
         wrong, malformed = "403 SignatureDoesNotMatch", "400 AuthorizationQueryParametersError"
+        for key in ("a/b.gz", "a b+c/ü~$%.txt", "a&b=c?d#e"):
+            self.store.put("bucket", key, b"x")
+            self.check("200 x", self.signed(key))
+        url = self.signed("k")
+        for headers, wanted in (({"Range": "bytes=4-", "If-Match": fetch(url).headers["ETag"]}, "206 456789"),
+                                ({"Range": "bytes=0-0"}, "206 0"), ({"Range": "bytes=10-"}, "416 InvalidRange"),
+                                ({"If-Match": '"other"'}, "412 PreconditionFailed")):
+            self.check(wanted, url, **headers)
+        self.assertEqual("bytes 4-9/10", fetch(url, {"Range": "bytes=4-"}).headers["Content-Range"])
         for url, wanted in ((self.signed("none"), "404 NoSuchKey"), (self.signed("k", secret_key="wrong"), wrong),
-                            (self.signed("k") + "0", wrong), (self.signed("k").replace("/k?", "/other?"), wrong),
+                            (url + "0", wrong), (url.replace("/k?", "/other?"), wrong),
                             (self.signed("k", access_key="NOBODY"), self.unknown_key),
                             (self.signed("k", at=time.time() - 700), "403 AccessDenied"),
                             (self.signed("k", expires=604801), malformed),
@@ -3772,9 +3690,8 @@ def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
     """Set environment variables for a while; None takes one away."""
     before = dict(os.environ)
     os.environ.update({name: value for name, value in changes.items() if value is not None})
-    for name in changes:
-        if changes[name] is None:
-            os.environ.pop(name, None)
+    for name in [name for name, value in changes.items() if value is None]:
+        os.environ.pop(name, None)
     try:
         yield
     finally:
@@ -3807,8 +3724,7 @@ def run(*argv: str, env: Optional[Dict[str, Optional[str]]] = None) -> Result:
 class Program:
     """The command line as a process of its own, its output in files, ended by its own pid."""
 
-    def __init__(self, folder: str, *argv: str, stdout: Any = None,
-                 env: Optional[Dict[str, str]] = None) -> None:
+    def __init__(self, folder: str, *argv: str, stdout: Any = None, env: Optional[Dict[str, str]] = None) -> None:
         base = os.path.join(folder, "program-" + uuid.uuid4().hex[:6])
         self.out_path, self.err_path = base + ".out", base + ".err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
@@ -3833,20 +3749,6 @@ class Program:
         self.process.wait()
 
 
-class Clock:
-    """A clock that the test turns."""
-
-    def __init__(self) -> None:
-        self.ahead = timedelta(0)
-
-    def __call__(self) -> datetime:
-        return datetime.now(timezone.utc) + self.ahead
-
-    def text(self, **later: float) -> str:
-        """Return in RFC 3339 what it will show after this timedelta."""
-        return (self() + timedelta(**later)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def instant(text: str) -> datetime:
     """Return the instant of an RFC 3339 text with seconds and Z."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
@@ -3854,6 +3756,19 @@ def instant(text: str) -> datetime:
 
 def keys_file(access_key: str, secret_key: str) -> str:
     return f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key={secret_key}\n"
+
+
+def secret_with(name: str, text: str, key: str = "keys") -> Document:
+    return {"kind": "Secret", "metadata": {"name": name}, "data": {key: base64.b64encode(text.encode()).decode()}}
+
+
+def location_in(store: Any, name: str, bucket: str, config: Optional[Document] = None, secret: Optional[str] = "cloud",
+                **storage: Any) -> Document:
+    """Return a location in a bucket of the store, with more or other values of spec.config and spec.objectStorage."""
+    where = {"region": store.region, "s3Url": store.url, "s3ForcePathStyle": "true"}
+    return {"kind": "BackupStorageLocation", "metadata": {"name": name}, "spec": {
+        "provider": "aws", "config": {**where, **(config or {})}, "objectStorage": {"bucket": bucket, **storage},
+        **({"credential": {"name": secret, "key": "keys"}} if secret else {})}}
 
 
 def reason_of(document: Optional[Document]) -> str:
@@ -3922,17 +3837,14 @@ class World(Mixin):
     def make_secret(self, name: str, key: str = "keys", text: Optional[str] = None) -> None:
         """Create a Secret with a credentials file that fits the store, or with this text."""
         text = keys_file(self.store.access_key, self.store.secret_key) if text is None else text
-        self.make("secrets", "Secret", name, data={key: base64.b64encode(text.encode()).decode()})
+        self.admin.create("secrets", secret_with(name, text, key), self.namespace)
 
     def make_location(self, name: str, config: Optional[Document] = None, secret: Optional[str] = "cloud",
                       **storage: Any) -> None:
         """Create a location in the test's own bucket."""
-        where = {"region": self.store.region, "s3Url": self.store.url, "s3ForcePathStyle": "true"}
-        spec: Document = {"provider": "aws", "config": {**where, **(config or {})},
-                          "objectStorage": {"bucket": self.namespace, **storage}}
-        if secret:
-            spec["credential"] = {"name": secret, "key": "keys"}
-        self.make("backupstoragelocations", "BackupStorageLocation", name, spec=spec)
+        self.admin.create("backupstoragelocations", location_in(
+            self.store, name, **{"bucket": self.namespace, "config": config, "secret": secret, **storage}),
+            self.namespace)
 
     def make_backup(self, name: str, location: str = "default", phase: str = "Completed") -> None:
         self.make("backups", "Backup", name, spec={"storageLocation": location}, status={"phase": phase})
@@ -3975,8 +3887,7 @@ class World(Mixin):
 
     def serve(self, user: str = "admin", plugins: Tuple[Tuple[str, str], ...] = (), **settings: Any) -> Any:
         """Run a controller on the test's clock until the test ends; settings: attributes of it."""
-        api = velero_requests.connect(velero_requests.load_cluster(self.cluster.kubeconfig(self.folder,
-                                                                                           user)))
+        api = velero_requests.connect(velero_requests.load_cluster(self.cluster.kubeconfig(self.folder, user)))
         server = velero_requests.Server("v1.18.1", plugins or velero_requests.Server("").plugins)
         controller = velero_requests.Controller(api, self.namespace, server, now=self.clock)
         vars(controller).update(settings)
@@ -4051,15 +3962,14 @@ class World(Mixin):
 
     def assert_clean(self, *texts: Any) -> None:
         """Check that texts betray no signature, token or value of a Secret."""
-        for text in texts:
+        for text in map(str, texts):
             for secret in (self.store.secret_key, self.store.access_key, *map(token_of, USERS)):
-                self.assertNotIn(secret, str(text))
-            self.assertIsNone(BEARER.search(str(text)), text)
+                self.assertNotIn(secret, text)
+            self.assertIsNone(BEARER.search(text), text)
 
-    def assert_soon(self, text: str, minutes: float = 0, slack: float = 30) -> None:
-        """Check that a time lies this far ahead of the clock, give or take some seconds."""
-        away = (instant(text) - self.clock()).total_seconds() - 60 * minutes
-        self.assertLess(abs(away), slack, text)
+    def assert_soon(self, text: str, minutes: float = 0) -> None:
+        """Check that a time lies this far ahead of the clock, give or take half a minute."""
+        self.assertLess(abs((instant(text) - self.clock()).total_seconds() - 60 * minutes), 30, text)
 
 
 class FakeWorld(World):
@@ -8053,25 +7963,14 @@ class Stage(NamedTuple):
         return f"{names[self.cluster.kind][0]}, {names[self.store.kind][1]}"
 
 
-def user_environment(folder: str) -> Dict[str, str]:
-    """Return our environment without anything that could lead a command to another cluster or store."""
-    leading = ("AWS_", "KUBE", "VELERO_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(leading)}
-    return {**kept, "HOME": folder, "KUBECONFIG": "kubeconfig",
-            "PATH": os.path.join(folder, "bin") + os.pathsep + kept.get("PATH", os.defpath),
-            "PYTHONUSERBASE": site.getuserbase()}  # HOME would hide packages that were installed with --user
-
-
 @contextlib.contextmanager
 def set_stage() -> Iterator[Stage]:
     """Start the best servers that are there, and put what a user has into a folder; remove all of it afterwards."""
     assets, with_store = assets_folder(), assets_folder("versitygw")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
-        cluster: Any = RealCluster(assets) if assets else FakeCluster(tls=True)
-        stack.callback(cluster.close)
-        store: Any = RealStore(with_store) if with_store else FakeStore()
-        stack.callback(store.close)
+        cluster: Any = stack.enter_context(contextlib.closing(RealCluster(assets) if assets else FakeCluster(tls=True)))
+        store: Any = stack.enter_context(contextlib.closing(RealStore(with_store) if with_store else FakeStore()))
         shutil.copy(str(velero_requests.__file__), folder)
         os.rename(cluster.kubeconfig(folder), os.path.join(folder, "kubeconfig"))
         python = os.path.join(folder, "bin", "python")
@@ -8079,7 +7978,11 @@ def set_stage() -> Iterator[Stage]:
         with open(python, "w", encoding="utf-8") as file:  # a link would lose the virtual environment
             file.write(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         os.chmod(python, 0o755)
-        yield Stage(cluster, store, folder, user_environment(folder))
+        # Nothing may lead a command to another cluster or store; HOME would hide packages installed with --user.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "KUBE", "VELERO_"))}
+        yield Stage(cluster, store, folder, {
+            **kept, "HOME": folder, "KUBECONFIG": "kubeconfig", "PYTHONUSERBASE": site.getuserbase(),
+            "PATH": os.path.join(folder, "bin") + os.pathsep + kept.get("PATH", os.defpath)})
 
 
 @contextlib.contextmanager
@@ -8103,28 +8006,22 @@ def tar_of(files: Dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-def add_backup(stage: Stage, name: str, log: bytes, location: str = "default") -> None:
+def add_backup(stage: Stage, name: str, log: bytes = b"", location: str = "default", **status: int) -> None:
     """Leave a finished backup as Velero does: its object in the cluster, its artifacts in the store."""
     folder = f"backups/{name}/{name}"
     stage.store.put(BUCKET, folder + "-logs.gz", gzip.compress(log))
     stage.store.put(BUCKET, folder + ".tar.gz", tar_of(BACKUP_FILES))
     stage.cluster.admin.create("backups", {
         "kind": "Backup", "metadata": {"name": name}, "spec": {"storageLocation": location},
-        "status": {"phase": "Completed"}}, NAMESPACE)
+        "status": {"phase": "Completed", **status}}, NAMESPACE)
 
 
 def add_location(stage: Stage) -> None:
     """Create the namespace, the storage location `default`, and the Secret that opens it."""
-    stage.cluster.new_namespace(NAMESPACE)
     store, admin = stage.store, stage.cluster.admin
-    keys = keys_file(store.access_key, store.secret_key)
-    admin.create("secrets", {"kind": "Secret", "metadata": {"name": "cloud-credentials"},
-                             "data": {"cloud": base64.b64encode(keys.encode()).decode()}}, NAMESPACE)
-    config = {"region": store.region, "s3Url": store.url, "s3ForcePathStyle": "true"}
-    admin.create("backupstoragelocations", {
-        "kind": "BackupStorageLocation", "metadata": {"name": "default"},
-        "spec": {"provider": "aws", "objectStorage": {"bucket": BUCKET}, "config": config,
-                 "credential": {"name": "cloud-credentials", "key": "cloud"}}}, NAMESPACE)
+    stage.cluster.new_namespace(NAMESPACE)
+    admin.create("secrets", secret_with("cloud", keys_file(store.access_key, store.secret_key)), NAMESPACE)
+    admin.create("backupstoragelocations", location_in(store, "default", BUCKET), NAMESPACE)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -14103,19 +14000,29 @@ class TestDemo(unittest.TestCase):
 
 REQUESTS, BURST, WRITERS, PATIENCE = 200, 1000, 4, 60  # the last one in seconds: the end of every wait
 ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
+OURS, SCRIPT, VELERO = "ours", "our script", "velero"  # installed; compiled at each start; the velero CLI on the PATH
+Command = Tuple[str, ...]
 TIMED: Tuple[Tuple[str, float, str, Optional[float], str], ...] = (
     # name, milliseconds expected, velero's, share of the velero CLI's time in the same run, words
     ("--help", 60, "-", None, "--help"),
     ("plugin get", 0.38 * 303, "303 ms", 0.38, "plugin get"),
     ("describe --details", 0.8 * 183, "183 ms", 0.8, "backup describe described --details"),
     ("backup logs, 5.6 MB", 125, "125 ms", 1.0, "backup logs chatty"))
+# name, backup, words after the program, what curl's output goes through, then the most against each other
+DOWNLOADS: Tuple[Tuple[str, str, str, Dict[str, str], Dict[str, Optional[float]]], ...] = (
+    ("1 GiB stored in parts into a file", "large.tar.gz", "backup download large -o {} --force --quiet",
+     {"curl": '-o "$2"', "curl && sync": '-o "$2" && sync "$2"'}, {"curl": 1.2, "curl && sync": None, VELERO: 1.0}),
+    ("1 GiB where the ETag is an MD5", "single.tar.gz", "backup download single -o {} --force --quiet",
+     {"curl": '-o "$2"'}, {"curl": None}),
+    (f"{LOG_MB} MB of log text", "wordy-logs.gz", "backup logs wordy",
+     {"curl | gzip -dc": "| gzip -dc > /dev/null"}, {"curl | gzip -dc": 0.9, VELERO: 1.0}))
 LINE = ('time="2026-05-01T03:{:02}:{:02}Z" level=info msg="Backing up item" backup=velero/wordy logSource='
         '"pkg/backup/item_backupper.go:{}" name=settings-{:07} namespace=shop-{} resource=configmaps\n')
 FIRST_URL = """
 import time
 from datetime import datetime, timedelta, timezone
 import velero_requests as ours
-location = ours.Location("default", "aws", "bench", region="us-east-1")
+location = ours.Location("default", "bench", region="us-east-1")
 credentials = ours.Credentials("AKIABENCH", "bench-secret")
 begun = time.perf_counter()
 address = ours.object_address(location, "backups/b/b-logs.gz")
@@ -14139,52 +14046,42 @@ def figure(name: str, measured: float, unit: str = "", limit: Optional[float] = 
     tell(f"{name:<46}{amount(measured, unit):>12}{expected:>13}{velero:>12}  {verdict}")
 
 
-def in_turns(rounds: int, *actions: Callable[[], float]) -> List[List[float]]:
-    """Return the times of each action in ascending order, taken in turns so that a busy machine slows all alike."""
-    taken = [[action() for action in actions] for _ in range(rounds)]
-    return [sorted(times) for times in zip(*taken)]
-
-
 def presign_figures() -> None:
     """Compare in alternating rounds over keys that were never signed before."""
-    location = vr.Location("default", BUCKET, region="us-east-1", s3_url="http://127.0.0.1:9000",
-                           path_style=True)
+    location = vr.Location("default", BUCKET, region="us-east-1", s3_url="http://127.0.0.1:9000", path_style=True)
     credentials, life = vr.Credentials("AKIABENCH", "bench-secret"), timedelta(minutes=10)
-
-    def ours(key: str) -> str:
-        return vr.presign(vr.object_address(location, key), credentials, datetime.now(timezone.utc), life)
-
-    def rate_of(sign: Callable[[str], str], count: int) -> float:
-        keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(count)]
+    signers: Dict[str, Callable[[str], str]] = {"ours": lambda key: vr.presign(
+        vr.object_address(location, key), credentials, datetime.now(timezone.utc), life)}
+    if HAS_BOTOCORE:
+        import botocore.config
+        client = botocore.session.Session().create_client(
+            "s3", region_name="us-east-1", endpoint_url="http://127.0.0.1:9000", aws_access_key_id="AKIABENCH",
+            aws_secret_access_key="bench-secret", config=botocore.config.Config(
+                signature_version="s3v4", s3={"addressing_style": "path"}))
+        signers["botocore"] = lambda key: client.generate_presigned_url(
+            "get_object", {"Bucket": BUCKET, "Key": key}, 600)
+    rates: Dict[str, List[float]] = {who: [] for who in signers}
+    for who, sign in [*signers.items()] * 9:
+        keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(3000 if who == "ours" else 300)]
         begun = time.perf_counter()
         for key in keys:
             sign(key)
-        return count / (time.perf_counter() - begun)
+        rates[who].append(len(keys) / (time.perf_counter() - begun))
+    figure("pre-signing, URLs a second", statistics.median(rates["ours"]), "/s")
     if not HAS_BOTOCORE:
-        figure("pre-signing, URLs a second", rate_of(ours, 5000), "/s")
         tell("(pre-signing: not compared, botocore is not installed; `make bench` installs it)")
         return
-    import botocore.config
-    client = botocore.session.Session().create_client(
-        "s3", region_name="us-east-1", endpoint_url="http://127.0.0.1:9000", aws_access_key_id="AKIABENCH",
-        aws_secret_access_key="bench-secret", config=botocore.config.Config(
-            signature_version="s3v4", s3={"addressing_style": "path"}))
-
-    def botocores(key: str) -> str:
-        return str(client.generate_presigned_url("get_object", {"Bucket": BUCKET, "Key": key}, 600))
-    rounds = [(rate_of(ours, 3000), rate_of(botocores, 300)) for _ in range(9)]
-    mine, theirs, ratio = (statistics.median(column) for column in zip(*((*row, row[0] / row[1]) for row in rounds)))
-    figure("pre-signing, URLs a second", mine, "/s")
+    theirs = statistics.median(rates["botocore"])
     figure("pre-signing by botocore", theirs, "/s")
-    figure("pre-signing, ours against botocore", ratio, "x", min(20, 60000 / theirs), at_least=True)
+    figure("pre-signing, ours against botocore", statistics.median(
+        mine / other for mine, other in zip(*rates.values())), "x", min(20, 60000 / theirs), at_least=True)
 
 
 class Bench:
     """What is measured with one controller on one stage."""
 
     def __init__(self, stage: Stage) -> None:
-        self.stage, self.admin = stage, stage.cluster.admin
-        self.velero = shutil.which("velero")
+        self.stage, self.admin, self.velero = stage, stage.cluster.admin, shutil.which("velero")
 
     # -- what there is to ask for ----------------------------------------------------------------------------
 
@@ -14197,7 +14094,7 @@ class Bench:
         add_backup(self.stage, "chatty", "".join(
             f'time="2024-05-01T03:00:00Z" level=info msg="Backing up item shop/settings-{number:06}" '
             f'backup=velero/chatty\n' for number in range(54400)).encode())
-        self.add_finished("described", warnings=1, backupItemOperationsAttempted=1, backupItemOperationsCompleted=1)
+        add_backup(self.stage, "described", warnings=1, backupItemOperationsAttempted=1, backupItemOperationsCompleted=1)
         shapes: Dict[str, Any] = {
             "BackupResults": {"warnings": {"velero": ["slow"]}, "errors": {}},
             "BackupResourceList": {"v1/ConfigMap": [f"shop/settings-{number}" for number in range(500)]}}
@@ -14206,14 +14103,12 @@ class Bench:
                 self.stage.store.put(BUCKET, artifact.key.format(name="described"),
                                      gzip.compress(json.dumps(shapes.get(artifact.kind, [])).encode()))
 
-    def add_finished(self, name: str, **status: int) -> None:
-        self.admin.create("backups", {
-            "kind": "Backup", "metadata": {"name": name}, "spec": {"storageLocation": "default"},
-            "status": {"phase": "Completed", **status}}, NAMESPACE)
-
-    def add_wordy_backup(self) -> None:
-        """Leave a backup with a log of 400 MB, one gzip member as Velero writes it."""
-        self.add_finished("wordy")
+    def furnish_downloads(self) -> None:
+        """Leave two backups of 1 GiB, and one with a log of 400 MB, one gzip member as Velero writes it."""
+        for name, put in (("large", put_in_parts), ("single", put_members)):
+            add_backup(self.stage, name)
+            put(self.stage.store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
+        add_backup(self.stage, "wordy")
         packer, log, size, number = zlib.compressobj(6, zlib.DEFLATED, 31), bytearray(), 0, 0
         while size < LOG_MB * 1_000_000:
             text = "".join(LINE.format(at // 60 % 60, at % 60, at * 7919 % 997, at * 2654435761 % 1000003, at % 17)
@@ -14226,9 +14121,9 @@ class Bench:
 
     def create_request(self, client: Admin) -> str:
         """Create one DownloadRequest and return its name."""
-        return str(client.create("downloadrequests", {
-            "kind": "DownloadRequest", "metadata": {"generateName": "bench-"},
-            "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}}, NAMESPACE)["metadata"]["name"])
+        document = download_request()
+        document["spec"]["target"]["name"] = "nightly"
+        return str(client.create("downloadrequests", document, NAMESPACE)["metadata"]["name"])
 
     def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
         """Return an iterator over name and instant of each request that has got its URL from now on."""
@@ -14247,12 +14142,8 @@ class Bench:
             created = time.time()
             at = next(at for answered, at in answers if answered == name)
             times.append((1000 * (at - created), 1000 * (at - sent)))
-        self.remove_requests()
+        self.stage.cluster.clear(NAMESPACE, "downloadrequests")
         return times
-
-    def remove_requests(self) -> None:
-        """Delete the DownloadRequests of a measurement, so that the next one starts from nothing."""
-        self.admin.call("DELETE", resource_path("downloadrequests", NAMESPACE))
 
     def burst_times(self) -> Tuple[float, float]:
         """Return the seconds until the writers had created all requests, and until all were answered.
@@ -14266,16 +14157,11 @@ class Bench:
             return time.time()
         answers, begun = self.answers(self.stage.cluster.client("admin")), time.time()
         with ThreadPoolExecutor(WRITERS) as pool:
-            ends = pool.map(write, range(WRITERS))
-            answered: Dict[str, float] = {}
-            while len(answered) < BURST:
-                try:
-                    answered.setdefault(*next(answers))
-                except StopIteration:
-                    raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s"
-                                       ) from None
+            ends, answered = pool.map(write, range(WRITERS)), dict(itertools.islice(answers, BURST))
             created = max(ends)
-        self.remove_requests()
+        if len(answered) < BURST:
+            raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s")
+        self.stage.cluster.clear(NAMESPACE, "downloadrequests")
         return created - begun, max(answered.values()) - begun
 
     def requests_seen(self) -> int:
@@ -14313,11 +14199,13 @@ class Bench:
         time.sleep(30)
         figure("idle: API requests a minute", (self.requests_seen() - before) * 2, "", 4, "8")
 
-    # -- commands --------------------------------------------------------------------------------------------
+    # -- commands and downloads ------------------------------------------------------------------------------
 
-    def seconds_of(self, *command: str) -> float:
+    def seconds_of(self, command: Command) -> float:
         """Return the wall time of a whole command, from exec to exit; it must succeed."""
         talk = subprocess.DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.stage.folder, "target"))
         begun = time.perf_counter()
         process = self.stage.start(*command, stdout=subprocess.DEVNULL, stderr=talk)
         guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
@@ -14329,28 +14217,33 @@ class Bench:
             raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
         return taken
 
+    def compare(self, name: str, rounds: int, unit: str, commands: Dict[str, Command],
+                goals: Dict[Tuple[str, str], Optional[float]], limit: Optional[float] = None, velero: str = "-") -> None:
+        """Time commands in turns, so that a busy machine slows all alike; print the first, the others, and ratios."""
+        rows = zip(*([self.seconds_of(command) for command in commands.values()] for _ in range(rounds)))
+        times = {who: 1000 * statistics.median(row) if unit == "ms" else min(row) for who, row in zip(commands, rows)}
+        figure(f"{name}, {'median' if unit == 'ms' else 'best'} of {rounds}", times[OURS], unit, limit, velero)
+        for who in [who for who in times if who != OURS]:
+            figure(f"the same by {who}", times[who], unit)
+        for (one, other), goal in goals.items():
+            if other in times:
+                figure(f"{one} against {other}", times[one] / times[other], "x", goal)
+
     def command_figures(self) -> None:
-        """Measure whole commands in turns: installed, as a script that is compiled at each start, and velero's own."""
+        """Measure whole commands: installed, as a script that is compiled at each start, and velero's own."""
         prefix = os.path.join(self.stage.folder, "installed")
         subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
                        timeout=PATIENCE, cwd=FOLDER)
-        programs = [(sys.executable, os.path.join(prefix, "bin", "velero_requests.py")),
-                    (sys.executable, "velero_requests.py"), *([(self.velero,)] if self.velero else [])]
+        programs: Dict[str, Command] = {
+            OURS: (sys.executable, os.path.join(prefix, "bin", "velero_requests.py")),
+            SCRIPT: (sys.executable, "velero_requests.py"), **({VELERO: (self.velero,)} if self.velero else {})}
         for name, limit, velero, share, words in TIMED:
-            installed, script, *theirs = (1000 * statistics.median(times) for times in in_turns(2 * ROUNDS, *(
-                functools.partial(self.seconds_of, *program, *words.split()) for program in programs)))
-            figure(f"{name}, median of {2 * ROUNDS}", installed, "ms", limit, velero)
-            figure("the same as a script", script, "ms")
-            for taken in theirs:
-                figure("the same by the velero CLI", taken, "ms")
-                figure("ours against the velero CLI", installed / taken, "x", share)
-                figure("ours as a script against the velero CLI", script / taken, "x")
+            self.compare(name, 2 * ROUNDS, "ms", {who: (*start, *words.split()) for who, start in programs.items()},
+                         {(OURS, VELERO): share, (SCRIPT, VELERO): None}, limit, velero)
         if not self.velero:
             tell("(commands: not compared, there is no velero on the PATH)")
 
-    # -- downloads -------------------------------------------------------------------------------------------
-
-    def peak_memory(self, *command: str) -> float:
+    def peak_memory(self, command: Command) -> float:
         """Return the most that a command has resident, in MiB, once it has run for half a second."""
         process = self.stage.start(*command, stdout=subprocess.DEVNULL)
         begun, peak = time.monotonic(), 0.0
@@ -14361,59 +14254,26 @@ class Bench:
             raise RuntimeError(f"`{' '.join(command)[:60]}` failed, or was over before it was looked at")
         return peak
 
-    def compared(self, name: str, ours: Tuple[str, ...], others: Dict[str, Tuple[str, ...]],
-                 limits: Dict[str, float], before: Callable[[], None] = lambda: None) -> None:
-        """Print the best of some rounds of our command, and of the others in turns with it, and the ratios."""
-        def timed(*command: str) -> float:
-            before()
-            return self.seconds_of(*command)
-        best, *theirs = (times[0] for times in in_turns(ROUNDS, *(
-            functools.partial(timed, *command) for command in (ours, *others.values()))))
-        figure(f"{name}, best of {ROUNDS}", best, "s")
-        for other, taken in zip(others, theirs):
-            figure(f"the same by {other}", taken, "s")
-            figure(f"ours against {other}", best / taken, "x", limits.get(other))
-
     def download_figures(self) -> None:
         """Compare with curl and velero in the same run; a fake store would measure itself."""
-        store, target = self.stage.store, os.path.join(self.stage.folder, "large.tar.gz")
+        store = self.stage.store
         if store.kind != "real":
             tell("(downloads: not measured, there is no real S3 server)")
             return
-        for name, put in (("large", put_in_parts), ("single", put_members)):
-            self.add_finished(name)
-            put(store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
-        self.add_wordy_backup()
-
-        def curl(key: str, then: str) -> Tuple[str, ...]:
+        self.furnish_downloads()
+        for name, artifact, words, thens, goals in DOWNLOADS:
+            key = f"backups/{artifact.partition('.')[0].partition('-')[0]}/{artifact}"
             url = presigned_url(f"{store.url}/{BUCKET}/{key}", store.access_key, store.secret_key, store.region)
-            return "sh", "-c", f'curl -sf "$1" {then}', "sh", url, target
-
-        def ours(name: str) -> Tuple[str, ...]:
-            return sys.executable, "velero_requests.py", "download", name, "-o", target, "--force", "--quiet"
-
-        def remove() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(target)
-        self.seconds_of(*ours("large"))        # warms the cache
-        velero: Dict[str, Tuple[str, ...]] = {}
-        if self.velero:
-            velero = {"velero": (self.velero, "backup", "download", "large", "-o", target)}
-        self.compared("1 GiB stored in parts into a file", ours("large"), {
-            "curl": curl("backups/large/large.tar.gz", '-o "$2"'),
-            "curl && sync": curl("backups/large/large.tar.gz", '-o "$2" && sync "$2"'), **velero},
-            {"curl": 1.2, "velero": 1.0}, remove)
-        self.compared("1 GiB where the ETag is an MD5", ours("single"), {
-            "curl": curl("backups/single/single.tar.gz", '-o "$2"')}, {}, remove)
-        figure("1 GiB, memory while it runs", self.peak_memory(*ours("large")), "MiB", PEAK)
-        remove()
-        log = (sys.executable, "velero_requests.py", "backup", "logs", "wordy")
-        if self.velero:
-            velero = {"velero": (self.velero, "backup", "logs", "wordy")}
-        self.compared(f"{LOG_MB} MB of log text", log, {
-            "curl | gzip -dc": curl("backups/wordy/wordy-logs.gz", "| gzip -dc > /dev/null"), **velero},
-            {"curl | gzip -dc": 0.9, "velero": 1.0})
-        figure("log text, memory while it runs", self.peak_memory(*log), "MiB", PEAK)
+            argv = words.format("target").split()
+            ours = (sys.executable, "velero_requests.py", *argv)
+            theirs = (self.velero, *(word for word in argv if word not in ("--force", "--quiet"))) if self.velero else ()
+            self.seconds_of(ours)        # warms the cache
+            self.compare(name, ROUNDS, "s", {OURS: ours, **{
+                who: ("sh", "-c", f'curl -sf "$1" {then}', "sh", url, "target") for who, then in thens.items()},
+                **({VELERO: theirs} if theirs and VELERO in goals else {})}, {
+                    (OURS, who): goal for who, goal in goals.items()})
+            if VELERO in goals:
+                figure(f"{name.split(' stored')[0]}, memory while it runs", self.peak_memory(ours), "MiB", PEAK)
 
 
 def bench() -> int:
