@@ -2111,11 +2111,8 @@ class Admin:
 
     def __init__(self, url: str, token: Optional[str], ca: Optional[str] = None) -> None:
         self.headers = {"Authorization": "Bearer " + token} if token else {}
-        context = urllib3.util.ssl_.create_urllib3_context()
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # urllib3 sets it from Python 3.13 on; old authorities fail it
-        options: Document = {"ca_certs": ca, "ssl_context": context} if url.startswith("https") else {}
         self.pool = urllib3.connection_from_url(url, maxsize=8, timeout=urllib3.Timeout(connect=5, read=150),
-                                                retries=False, **options)
+                                                retries=False, **({"ca_certs": ca} if ca else {}))
         self.close = self.pool.close
 
     def raw(self, method: str, path: str, body: Any = None, content_type: str = "application/json",
@@ -2200,7 +2197,7 @@ class Cluster:
             if self.admin.raw("POST", resource_path("customresourcedefinitions"), document).status == 409:
                 self.admin.merge_patch("customresourcedefinitions", name, {"spec": document["spec"]})
         for document in wanted:
-            wait_until(functools.partial(self.serves, document), 30, "the CRD " + document["metadata"]["name"])
+            wait_until(lambda document=document: self.serves(document), 30, "the CRD " + document["metadata"]["name"])
 
     def serves(self, crd: Document) -> bool:
         """Say whether the server answers in the CRD's dialect already; a fake always does."""
@@ -2328,11 +2325,12 @@ class LoopbackServer:
         self.start = self._thread.start
 
     def _tls_context(self, tls: bool, certificate: Optional[Certificate]) -> Optional[ssl.SSLContext]:
-        made = certificate or shared_certificate() if tls else None
-        self.ca = made.ca if made else None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if made else None
-        if made and context:
-            context.load_cert_chain(made.cert, made.key)
+        self.ca: Optional[str] = None
+        if not tls:
+            return None
+        self.ca, *pair = certificate or shared_certificate()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*pair)
         return context
 
     def _accept(self) -> None:
@@ -2502,7 +2500,6 @@ class LoopbackServer:
 
     def close(self) -> None:
         """Stop serving and close every connection; no bug may have shown, and every scripted fault must have struck."""
-        bugs = list(self.bugs)
         self.closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -2511,8 +2508,8 @@ class LoopbackServer:
         if self._thread.is_alive():
             self._thread.join(5)
         self.unscript()
-        if bugs:
-            raise AssertionError(bugs[0])
+        if self.bugs:
+            raise AssertionError(self.bugs[0])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -3244,19 +3241,18 @@ class RealCluster(RealServer, Cluster):
         spec, version = crd["spec"], crd["spec"]["versions"][0]
         plural, wanted = spec["names"]["plural"], "status" in (version.get("subresources") or {})
         base = f"/apis/{spec['group']}/{version['name']}"
-        found = self.admin.raw("GET", base)
-        names = [entry["name"] for entry in json.loads(found.data)["resources"]] if found.status == 200 else []
+        place = f"{base}/namespaces/default/{plural}"
         # Discovery may run ahead of the handler.  A method that no status knows tells: 405 where there is a
         # status subresource, 404 where there is none.
-        probe = self.admin.raw("POST", f"{base}/namespaces/default/{plural}/none/status")
-        listed = self.admin.raw("GET", f"{base}/{plural}")
-        if plural not in names or (plural + "/status" in names) != wanted or listed.status != 200 \
-                or probe.status != (405 if wanted else 404):
+        found, probe, listed = (self.admin.raw(method, path) for method, path in (
+            ("GET", base), ("POST", place + "/none/status"), ("GET", place)))
+        names = [entry["name"] for entry in json.loads(found.data)["resources"]] if found.status == 200 else []
+        if plural not in names or (plural + "/status" in names) != wanted or (listed.status, probe.status) != (
+                200, 405 if wanted else 404):
             return False
         # A watch may still be refused with 429 while the server's cache of the kind is made anew.
-        query = {"watch": "true", "resourceVersion": json.loads(listed.data)["metadata"]["resourceVersion"],
-                 "timeoutSeconds": 1}
-        watch = self.admin.raw("GET", f"{base}/namespaces/default/{plural}", query=query, stream=True)
+        since = json.loads(listed.data)["metadata"]["resourceVersion"]
+        watch = self.admin.raw("GET", f"{place}?watch=true&timeoutSeconds=1&resourceVersion={since}", stream=True)
         watch.close()
         return watch.status == 200
 
@@ -3341,10 +3337,10 @@ def load_crds(release: str) -> List[Document]:
         return [document for document in yaml.safe_load_all(file) if document]
 
 
-def download_request(name: Optional[str] = None, kind: str = "BackupLog", **more: Any) -> Document:
+def download_request(name: Optional[str] = None, kind: str = "BackupLog", target: str = "b1", **more: Any) -> Document:
     metadata = {"name": name} if name else {"generateName": "made-"}
     return {"apiVersion": "velero.io/v1", "kind": "DownloadRequest", "metadata": metadata,
-            "spec": {"target": {"kind": kind, "name": "b1"}}, **more}
+            "spec": {"target": {"kind": kind, "name": target}}, **more}
 
 
 def server_answers(has_status: bool) -> Iterator[Tuple[str, str, Any, Any]]:
@@ -3735,15 +3731,13 @@ class World(Mixin):
     def setUpClass(cls) -> None:
         crds = cls.crds()
         cls.cluster, cls.store = cls.start()
-        for server in (cls.cluster, cls.store):
-            if server.kind == "fake":
-                cls.addClassCleanup(server.close)
+        for server in [server for server in (cls.cluster, cls.store) if server.kind == "fake"]:
+            cls.addClassCleanup(server.close)
         cls.cluster.install_crds(crds)
 
     def setUp(self) -> None:
-        for server in (self.cluster, self.store):
-            if server.kind == "fake":
-                self.addCleanup(server.unscript)
+        for server in [server for server in (self.cluster, self.store) if server.kind == "fake"]:
+            self.addCleanup(server.unscript)
         self.folder = tempfile.mkdtemp(prefix="velero-requests-test-")
         self.addCleanup(shutil.rmtree, self.folder, True)
         hidden = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
@@ -3796,8 +3790,7 @@ class World(Mixin):
 
     def ask(self, kind: str = "BackupLog", name: str = "b1", **more: Any) -> str:
         """Create a DownloadRequest as the velero CLI does, and return its name."""
-        document = download_request(None, kind, **more)
-        document["spec"]["target"]["name"] = name
+        document = download_request(None, kind, name, **more)
         return str(self.admin.create("downloadrequests", document, self.namespace)["metadata"]["name"])
 
     def ask_status(self, **more: Any) -> str:
@@ -14041,8 +14034,8 @@ class Bench:
         self.stage.store.put(BUCKET, "backups/wordy/wordy-logs.gz", bytes(log + packer.flush()))
 
     def create_request(self, client: Admin) -> str:
-        document = {**download_request(), "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}}
-        return str(client.create("downloadrequests", document, NAMESPACE)["metadata"]["name"])
+        made = client.create("downloadrequests", download_request(target="nightly"), NAMESPACE)
+        return str(made["metadata"]["name"])
 
     def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
         """Return an iterator over name and instant of each request that has got its URL from now on."""
@@ -14135,13 +14128,13 @@ class Bench:
         return taken
 
     def compare(self, name: str, rounds: int, unit: str, commands: Dict[str, Command],
-                goals: Dict[Tuple[str, str], Optional[float]], limit: Optional[float] = None, velero: str = "-") -> None:
+                goals: Dict[Tuple[str, str], Optional[float]], limit: float = 0, velero: str = "-") -> None:
         """Time commands in turns, so that a busy machine slows all alike; print the first, the others, and ratios."""
         rows = zip(*([self.seconds_of(command) for command in commands.values()] for _ in range(rounds)))
         times = {who: 1000 * statistics.median(row) if unit == "ms" else min(row) for who, row in zip(commands, rows)}
         for who, taken in times.items():
             if who == OURS:
-                figure(f"{name}, {'median' if unit == 'ms' else 'best'} of {rounds}", taken, unit, limit, velero)
+                figure(f"{name}, {'median' if unit == 'ms' else 'best'} of {rounds}", taken, unit, limit or None, velero)
             else:
                 figure(f"the same by {who}", taken, unit)
         for (one, other), goal in goals.items():
