@@ -48,7 +48,6 @@ import platform
 import posixpath
 import pty
 import py_compile
-import queue
 import random
 import re
 import resource as posix_resource
@@ -2286,9 +2285,18 @@ class Connection:
         except (OSError, ValueError):  # cut_connections has closed it meanwhile
             return True
 
+    def cut(self) -> None:
+        """End the connection from another thread than its own, which closes it then.
+
+        OpenSSL knows a socket by its number: were it closed here, what its thread still writes would go into whatever
+        has that number next. And SSLSocket.shutdown would let that thread go on in plain text.
+        """
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Close the connection for good, also for a thread that still reads from it."""
-        for close in (lambda: self.socket.shutdown(socket.SHUT_RDWR), self.reader.close, self.socket.close):
+        """Close the connection for good; only for the thread that serves it."""
+        for close in (self.cut, self.reader.close, self.socket.close):
             with contextlib.suppress(OSError):
                 close()
 
@@ -2496,7 +2504,7 @@ class LoopbackServer:
         with self._log_lock:
             connections = list(self._connections)
         for connection in connections:
-            connection.close()
+            connection.cut()
 
     def close(self) -> None:
         """Stop serving and close every connection; no bug may have shown, and every scripted fault must have struck."""
@@ -2576,29 +2584,19 @@ def selector(query: Dict[str, str], namespace: str) -> Callable[[Document], bool
                 for label in labels if label))
 
 
-class Watcher(NamedTuple):
-    """One open watch."""
-
-    path: str
-    matches: Callable[[Document], bool]
-    lines: "queue.SimpleQueue[Optional[bytes]]"  # None ends the watch
-
-
 class Kind:
-    """One resource of the fake API: its objects, their history, and the watches on them."""
+    """One resource of the fake API and its objects."""
 
     def __init__(self, api_version: str, plural: str, kind: str, schema: Document, status: bool = False) -> None:
         self.api_version, self.plural, self.kind, self.schema, self.status = api_version, plural, kind, schema, status
         self.group = api_version.rpartition("/")[0]
         self.full_name = f"{plural}.{self.group}" if self.group else plural
         self.objects: Dict[Tuple[str, str], Document] = {}
-        self.watchers: List[Watcher] = []
         self.forget(0)
 
     def forget(self, version: int) -> None:
         """Make the versions before this one too old."""
         self.oldest = version
-        self.history: List[Tuple[int, str, Document]] = []
         self.pages: Dict[str, Tuple[int, List[Document]]] = {}  # continue token -> version, what is still to come
 
     def find(self, namespace: str, name: str) -> Document:
@@ -2606,32 +2604,15 @@ class Kind:
             raise Failure(404, "NotFound", f'{self.full_name} "{name}" not found')
         return self.objects[namespace, name]
 
-    def write(self, version: int, key: Tuple[str, str], after: Optional[Document]) -> None:
-        """Store or remove an object and tell the watches."""
-        before = self.objects.pop(key, None)
-        shown = after or before or {}
-        if after is not None:
-            self.objects[key] = after
-        event = "DELETED" if after is None else "MODIFIED" if before else "ADDED"
-        shown = {**shown, "metadata": {**shown["metadata"], "resourceVersion": str(version)}}
-        self.history.append((version, event, shown))
-        for watcher in self.watchers:
-            if watcher.matches(shown):
-                watcher.lines.put(event_line(event, shown))
 
-    def watch(self, watcher: Watcher, version: int) -> None:
-        """Queue what a watch sends at once: everything, what has happened since a version, or that it is too old."""
-        present = [(1, "ADDED", document) for _, document in sorted(self.objects.items())]
-        since = [event for event in self.history if event[0] > version] if version else present
-        if 0 < version < self.oldest:
-            gone = Failure(410, "Expired", f"too old resource version: {version} ({self.oldest})")
-            watcher.lines.put(event_line("ERROR", gone.document))
-            watcher.lines.put(None)
-            return
-        for _, event, document in since:
-            if watcher.matches(document):
-                watcher.lines.put(event_line(event, document))
-        self.watchers.append(watcher)
+class Event(NamedTuple):
+    """What is sent down the watches on a kind that match the document, or of a test's own down those of a path."""
+
+    line: Optional[bytes]  # None ends the watch
+    version: int = 0
+    kind: Optional[Kind] = None
+    document: Document = {}
+    path_part: str = ""
 
 
 class FakeCluster(LoopbackServer, Cluster):
@@ -2642,8 +2623,10 @@ class FakeCluster(LoopbackServer, Cluster):
     def __init__(self, tls: bool = False, certificate: Optional[Certificate] = None) -> None:
         super().__init__(tls, certificate)
         self.tokens = {token_of(user): user for user in USERS}
-        self._lock = threading.RLock()
+        self._lock = threading.Condition()
         self._version = 100
+        self._events: List[Event] = []
+        self._watches: List[str] = []  # the targets of those that are open
         self._kinds = {(GROUPS[plural], plural): Kind(GROUPS[plural], plural, kind, {})
                        for plural, kind in ((kind.lower() + "s", kind) for kind in BUILT_IN)}
         self._grants: List[Tuple[str, str, Document]] = []
@@ -2676,18 +2659,17 @@ class FakeCluster(LoopbackServer, Cluster):
             for kind in self._kinds.values():
                 kind.forget(self._version)
 
-    def _open_watches(self, path_part: str) -> List[Tuple[Kind, Watcher]]:
-        with self._lock:
-            return [(kind, watcher) for kind in self._kinds.values() for watcher in kind.watchers
-                    if path_part in watcher.path]
-
     def watches(self, path_part: str = "") -> List[str]:
-        return [watcher.path for _, watcher in self._open_watches(path_part)]
+        return [path for path in self._watches if path_part in path]
 
     def push(self, event: Union[Document, bytes, None], path_part: str = "") -> None:
         """Send an event of the test's own (a document, or raw bytes) down the open watches; None ends them."""
-        for _, watcher in self._open_watches(path_part):
-            watcher.lines.put(packed(event) + b"\n" if isinstance(event, dict) else event)
+        self._tell(Event(packed(event) + b"\n" if isinstance(event, dict) else event, path_part=path_part))
+
+    def _tell(self, event: Event) -> None:
+        with self._lock:
+            self._events.append(event)
+            self._lock.notify_all()
 
     def cut_watches(self, path_part: str = "") -> None:
         """End the open watches in good order, as at their timeout."""
@@ -2695,9 +2677,11 @@ class FakeCluster(LoopbackServer, Cluster):
 
     def send_bookmarks(self) -> None:
         """Send a bookmark with the newest version down every watch that asked for bookmarks."""
-        for kind, watcher in self._open_watches("allowWatchBookmarks="):
-            watcher.lines.put(event_line("BOOKMARK", {"apiVersion": kind.api_version, "kind": kind.kind,
-                                                      "metadata": {"resourceVersion": self.version}}))
+        for kind in list(self._kinds.values()):
+            bookmark = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"resourceVersion": self.version}}
+            for path in self.watches(f"/{kind.plural}?"):
+                if "allowWatchBookmarks=" in path:
+                    self.push({"type": "BOOKMARK", "object": bookmark}, path)
 
     @property
     def version(self) -> str:
@@ -2792,34 +2776,41 @@ class FakeCluster(LoopbackServer, Cluster):
 
     def _watch(self, request: Request, connection: Connection) -> bool:
         """Send the events of a watch until it ends, and say that the connection may go on."""
-        request.status = 200
-        (kind, namespace, *_), query = self._place(request), request.query
+        (kind, namespace, *_), query, request.status = self._place(request), request.query, 200
         assert kind is not None
-        watcher = Watcher(request.target, selector(query, namespace), queue.SimpleQueue())
+        matches, deadline = selector(query, namespace), time.monotonic() + int(query.get("timeoutSeconds") or 1800)
         with self._lock:
-            kind.watch(watcher, int(query.get("resourceVersion") or 0))
+            at, lines = len(self._events), self._first_lines(kind, matches, int(query.get("resourceVersion") or 0))
+            self._watches.append(request.target)
         try:
             connection.socket.sendall(head(200, (("Content-Type", "application/json"), ("Transfer-Encoding", "chunked"),
                                                  ("Date", formatdate(usegmt=True)))))
-            self._pump(connection, watcher, time.monotonic() + int(query.get("timeoutSeconds") or 1800))
+            while not self.closing.is_set() and time.monotonic() < deadline:
+                connection.socket.sendall(b"".join(chunk(line) for line in lines if line))
+                if None in lines:
+                    break
+                with self._lock:
+                    self._lock.wait_for(lambda at=at: len(self._events) > at, min(0.5, deadline - time.monotonic()))
+                    news, at = self._events[at:], len(self._events)
+                if not news and connection.peer_has_left():
+                    raise ConnectionResetError("the client has left its watch")
+                lines = [event.line for event in news if (event.kind is kind and matches(event.document)) or (
+                    event.kind is None and event.path_part in request.target)]
             connection.socket.sendall(b"0\r\n\r\n")
             return True
         finally:
             with self._lock:
-                kind.watchers = [other for other in kind.watchers if other is not watcher]
+                self._watches.remove(request.target)
 
-    def _pump(self, connection: Connection, watcher: Watcher, deadline: float) -> None:
-        """Send what comes until the deadline, the end of the watch or the client's."""
-        while not self.closing.is_set() and time.monotonic() < deadline:
-            line: Optional[bytes] = b""
-            with contextlib.suppress(queue.Empty):
-                line = watcher.lines.get(timeout=max(0.0, min(deadline - time.monotonic(), 0.5)))
-            if line is None:
-                return
-            if line:
-                connection.socket.sendall(chunk(line))
-            elif connection.peer_has_left():
-                raise ConnectionResetError("the client has left its watch")
+    def _first_lines(self, kind: Kind, matches: Callable[[Document], bool], version: int) -> List[Optional[bytes]]:
+        """Return what a watch sends at once: everything, what has happened since a version, or that it is too old."""
+        if 0 < version < kind.oldest:
+            gone = Failure(410, "Expired", f"too old resource version: {version} ({kind.oldest})")
+            return [event_line("ERROR", gone.document), None]
+        if version:
+            return [event.line for event in self._events
+                    if event.kind is kind and event.version > version and matches(event.document)]
+        return [event_line("ADDED", document) for _, document in sorted(kind.objects.items()) if matches(document)]
 
     def _create(self, kind: Kind, namespace: str, body: Document) -> Document:
         given = body.get("metadata") or {}
@@ -2844,12 +2835,21 @@ class FakeCluster(LoopbackServer, Cluster):
                           + ", ".join(f"{field[1:]}: Invalid value" for field in wrong))
         if document == old:
             return document
-        self._version += 1
-        document["metadata"]["resourceVersion"] = self.version
-        kind.write(self._version, (owned.get("namespace", ""), name), document)
+        self._write(kind, (owned.get("namespace", ""), name), document)
         if kind.plural == "customresourcedefinitions":
             self._serve(document)
-        return document
+        return kind.find(owned.get("namespace", ""), name)
+
+    def _write(self, kind: Kind, key: Tuple[str, str], after: Optional[Document]) -> None:
+        """Store or remove an object and tell the watches."""
+        self._version += 1
+        before = kind.objects.pop(key, None)
+        shown = dict(after or before or {})
+        shown["metadata"] = {**shown["metadata"], "resourceVersion": self.version}
+        if after is not None:
+            kind.objects[key] = shown
+        kind_of_event = "DELETED" if after is None else "MODIFIED" if before else "ADDED"
+        self._tell(Event(event_line(kind_of_event, shown), self._version, kind, shown))
 
     def _patch(self, kind: Kind, old: Document, patch: Document, subresource: str) -> Document:
         document = merge(old, patch)
@@ -2872,8 +2872,7 @@ class FakeCluster(LoopbackServer, Cluster):
         old = kind.objects[key]
         if old["metadata"].get("finalizers") and not now:
             return self._store(kind, old, {"deletionTimestamp": Clock().text(), **old["metadata"]}, old)
-        self._version += 1
-        kind.write(self._version, key, None)
+        self._write(kind, key, None)
         if kind.plural == "customresourcedefinitions":
             plural = old["spec"]["names"]["plural"]
             self.cut_watches(f"/{plural}?")
@@ -3573,6 +3572,24 @@ class TestServersFakeStore(StoreChecks, unittest.TestCase):
         with self.assertRaisesRegex(AssertionError, "never struck: .*DELETE.*/nothing"):
             self.store.unscript()
 
+    def test_who_closes_a_connection(self) -> None:
+        """A descriptor is closed by the thread that uses it, and not by who ends the server meanwhile."""
+        held, go_on = [], threading.Event()
+
+        class Slow(LoopbackServer):
+            def answer(self, request: Request, connection: Connection) -> bool:
+                held.append(connection)
+                return not go_on.wait(10)
+        server = Slow()
+        server.start()
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            wait_until(lambda: held)
+            server.close()
+            self.assertEqual((b"", True), (client.recv(1), held[0].socket.fileno() >= 0))
+            go_on.set()
+            wait_until(lambda: held[0].socket.fileno() < 0, 10, "the thread to close it")
+
 
 class TestServersRealStore(StoreChecks, unittest.TestCase):
     """The checks against versitygw."""
@@ -3596,20 +3613,16 @@ LOG = b"".join(b'time="2026-01-02T03:04:05Z" level=info msg="line %d"\n' % numbe
 
 # Where each kind of Velero 1.6 to 1.18 lies in the bucket; the first six are all that 1.6 knows.
 KEYS = {
-    "BackupLog": "backups/b1/b1-logs.gz",
-    "BackupContents": "backups/b1/b1.tar.gz",
+    "BackupLog": "backups/b1/b1-logs.gz", "BackupContents": "backups/b1/b1.tar.gz",
     "BackupVolumeSnapshots": "backups/b1/b1-volumesnapshots.json.gz",
-    "BackupResourceList": "backups/b1/b1-resource-list.json.gz",
-    "RestoreLog": "restores/r1/restore-r1-logs.gz",
+    "BackupResourceList": "backups/b1/b1-resource-list.json.gz", "RestoreLog": "restores/r1/restore-r1-logs.gz",
     "RestoreResults": "restores/r1/restore-r1-results.gz",
-    "BackupItemOperations": "backups/b1/b1-itemoperations.json.gz",
-    "BackupResults": "backups/b1/b1-results.gz",
+    "BackupItemOperations": "backups/b1/b1-itemoperations.json.gz", "BackupResults": "backups/b1/b1-results.gz",
     "RestoreResourceList": "restores/r1/restore-r1-resource-list.json.gz",
     "RestoreItemOperations": "restores/r1/restore-r1-itemoperations.json.gz",
     "CSIBackupVolumeSnapshots": "backups/b1/b1-csi-volumesnapshots.json.gz",
     "CSIBackupVolumeSnapshotContents": "backups/b1/b1-csi-volumesnapshotcontents.json.gz",
-    "BackupVolumeInfos": "backups/b1/b1-volumeinfo.json.gz",
-    "RestoreVolumeInfo": "restores/r1/r1-volumeinfo.json.gz",
+    "BackupVolumeInfos": "backups/b1/b1-volumeinfo.json.gz", "RestoreVolumeInfo": "restores/r1/r1-volumeinfo.json.gz",
     "BackupItemSnapshots": "backups/b1/b1-itemsnapshots.json.gz"}
 
 
