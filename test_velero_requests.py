@@ -2140,6 +2140,15 @@ class Admin:
         """Create an object; apiVersion is filled in when it is missing."""
         return self.call("POST", resource_path(resource, namespace), {"apiVersion": GROUPS[resource], **document})
 
+    def created(self, resource: str, document: Document) -> bool:
+        """Create an object of the whole cluster unless it is there, and say whether it was not."""
+        try:
+            return bool(self.create(resource, document))
+        except Refused as refused:
+            if refused.args[0] != 409:
+                raise
+            return False
+
     def merge_patch(self, resource: str, name: str, patch: Document, namespace: Optional[str] = None) -> Document:
         """Apply an RFC 7386 patch to the object or to the subresource named behind a slash."""
         return self.call("PATCH", resource_path(resource, namespace, name), patch, MERGE)
@@ -2192,9 +2201,9 @@ class Cluster:
         """Make the cluster serve these CRDs, whatever dialect of them it served before."""
         wanted = [document for document in documents if document]
         for document in wanted:
-            name = document["metadata"]["name"]
-            if self.admin.raw("POST", resource_path("customresourcedefinitions"), document).status == 409:
-                self.admin.merge_patch("customresourcedefinitions", name, {"spec": document["spec"]})
+            if not self.admin.created("customresourcedefinitions", document):
+                self.admin.merge_patch("customresourcedefinitions", document["metadata"]["name"],
+                                       {"spec": document["spec"]})
         for document in wanted:
             wait_until(lambda document=document: self.serves(document), 30, "the CRD " + document["metadata"]["name"])
 
@@ -2205,9 +2214,7 @@ class Cluster:
     def new_namespace(self, name: Optional[str] = None) -> str:
         """Create a namespace, with a fresh name unless one is given, and return its name."""
         name = name or "ns-" + uuid.uuid4().hex[:10]
-        response = self.admin.raw("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-        if response.status not in (201, 409):
-            raise Refused(response.status, response.data[:500])
+        self.admin.created("namespaces", {"kind": "Namespace", "metadata": {"name": name}})
         return name
 
     def clear(self, namespace: str, *resources: str) -> None:
@@ -2253,6 +2260,9 @@ STREAM = Answer(0, b"")  # stands for the answer to a watch, which is no single 
 
 class Fault(SimpleNamespace):
     """A scripted misbehaviour of some requests, used up after some times; `hits` counts how often it struck."""
+
+    left: int
+    hits: int
 
     def strikes(self, request: Request) -> bool:
         struck = self.left > 0 and self.method in (None, request.method) and self.path_part in request.target
