@@ -2182,19 +2182,18 @@ class Cluster:
     def client(self, user: Optional[str]) -> Admin:
         return Admin(self.url, token_of(user) if user else None, self.ca)
 
-    def kubeconfig(self, folder: str, user: str = "admin", namespace: Optional[str] = None) -> str:
+    def kubeconfig(self, folder: str, user: str = "admin") -> str:
         """Write a kubeconfig file with inline CA data and a token, and return its path."""
         cluster: Document = {"server": self.url}
         if self.ca:
             with open(self.ca, "rb") as file:
                 cluster["certificate-authority-data"] = base64.b64encode(file.read()).decode()
-        context = {"cluster": "test", "user": user, **({"namespace": namespace} if namespace else {})}
-        path = os.path.join(folder, f"kubeconfig-{user}-{namespace or 'none'}-{uuid.uuid4().hex[:6]}")
+        path = os.path.join(folder, f"kubeconfig-{user}-{uuid.uuid4().hex[:6]}")
         with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as out:
             yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "test",
                             "clusters": [{"name": "test", "cluster": cluster}],
                             "users": [{"name": user, "user": {"token": token_of(user)}}],
-                            "contexts": [{"name": "test", "context": context}]}, out)
+                            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}]}, out)
         return path
 
     def install_crds(self, documents: Iterable[Document]) -> None:
@@ -3000,9 +2999,9 @@ class FakeStore(LoopbackServer):
     kind = "fake"
     page = 1000  # keys in one page of a listing
 
-    def __init__(self, tls: bool = False, region: str = "us-east-1") -> None:
+    def __init__(self, tls: bool = False) -> None:
         super().__init__(tls)
-        self.access_key, self.secret_key, self.region = "AKIAFAKESTORE", "fake-store-secret/+", region
+        self.access_key, self.secret_key, self.region = "AKIAFAKESTORE", "fake-store-secret/+", "us-east-1"
         # More keys may be added: access key -> (secret, session token that must come with it or "").
         self.keys: Dict[str, Tuple[str, str]] = {self.access_key: (self.secret_key, "")}
         self.clock: Callable[[], float] = time.time
@@ -3408,9 +3407,10 @@ else:
 class ServerChecks(Mixin):
     """Answers, lists and watches, on either cluster; rights are in the contract."""
 
-    cluster: Any
+    start: Callable[[], Any]
 
     def setUp(self) -> None:
+        self.cluster = self.start()
         self.cluster.install_crds(velero_requests.crd_manifests(False))
         self.addCleanup(self.cluster.install_crds, velero_requests.crd_manifests(False))
         self.admin: Admin = self.cluster.admin
@@ -3486,18 +3486,16 @@ class ServerChecks(Mixin):
 class TestServersFake(ServerChecks, unittest.TestCase):
     """The checks on the fake."""
 
-    def setUp(self) -> None:
-        self.cluster = FakeCluster(tls=True)
-        self.addCleanup(self.cluster.close)
-        super().setUp()
+    def start(self) -> Any:
+        cluster = FakeCluster(tls=True)
+        self.addCleanup(cluster.close)
+        return cluster
 
 
 class TestServersReal(ServerChecks, unittest.TestCase):
     """The checks on the real kube-apiserver."""
 
-    def setUp(self) -> None:
-        self.cluster = real_cluster()
-        super().setUp()
+    start = staticmethod(real_cluster)
 
 
 def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] = None) -> Any:
