@@ -2690,10 +2690,10 @@ class FakeCluster(LoopbackServer, Cluster):
     def send_bookmarks(self) -> None:
         """Send a bookmark with the newest version down every watch that asked for bookmarks."""
         for kind in list(self._kinds.values()):
-            bookmark = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"resourceVersion": self.version}}
+            about = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"resourceVersion": self.version}}
             for path in self.watches(f"/{kind.plural}?"):
                 if "allowWatchBookmarks=" in path:
-                    self.push({"type": "BOOKMARK", "object": bookmark}, path)
+                    self.push({"type": "BOOKMARK", "object": about}, path)
 
     @property
     def version(self) -> str:
@@ -2993,18 +2993,33 @@ class StoredObject(NamedTuple):
     headers: Tuple[Tuple[str, str], ...]
 
 
-class FakeStore(LoopbackServer):
+class Store:
+    """What a test may ask of either store."""
+
+    url: str
+    access_key: str
+    secret_key: str
+    region = "us-east-1"
+    clock = staticmethod(time.time)
+
+    def url_of(self, bucket: str, key: str, **options: Any) -> str:
+        """Return a pre-signed path-style URL of our own making; options: of presigned_url."""
+        return presigned_url(f"{self.url}/{bucket}/" + uri_encode(key.encode(), b"/"), **{
+            "access_key": self.access_key, "secret_key": self.secret_key, "region": self.region, "at": self.clock(),
+            **options})
+
+
+class FakeStore(LoopbackServer, Store):
     """A loopback S3 server that believes no signature it has not recomputed itself."""
 
     kind = "fake"
+    access_key, secret_key = "AKIAFAKESTORE", "fake-store-secret/+"
     page = 1000  # keys in one page of a listing
 
     def __init__(self, tls: bool = False) -> None:
         super().__init__(tls)
-        self.access_key, self.secret_key, self.region = "AKIAFAKESTORE", "fake-store-secret/+", "us-east-1"
         # More keys may be added: access key -> (secret, session token that must come with it or "").
         self.keys: Dict[str, Tuple[str, str]] = {self.access_key: (self.secret_key, "")}
-        self.clock: Callable[[], float] = time.time
         self.hide_missing = False  # without the right to list a bucket AWS answers 403 for an absent key
         self.buckets: Dict[str, Dict[str, StoredObject]] = {}
         self.path_hosts = {"127.0.0.1", "localhost"}
@@ -3021,11 +3036,6 @@ class FakeStore(LoopbackServer):
 
     def put(self, bucket: str, key: str, body: bytes, **headers: str) -> None:
         self.put_with_etag(bucket, key, body, f'"{hashlib.md5(body).hexdigest()}"', **headers)
-
-    def url_of(self, bucket: str, key: str, **options: Any) -> str:
-        return presigned_url(f"{self.url}/{bucket}/" + uri_encode(key.encode(), b"/"), **{
-            "access_key": self.access_key, "secret_key": self.secret_key, "region": self.region, "at": self.clock(),
-            **options})
 
     def handle(self, request: Request) -> Answer:
         bucket, key = self._locate(request)
@@ -3288,10 +3298,10 @@ class RealCluster(RealServer, Cluster):
             etcd.call("POST", "/v3/kv/compaction", {"revision": revision, "physical": True})
 
 
-class RealStore(RealServer):
+class RealStore(RealServer, Store):
     """versitygw over a temporary folder: a bucket is a folder, an object a file."""
 
-    access_key, secret_key, region = "AKIAREALSTORE", "real-store-secret", "us-east-1"
+    access_key, secret_key = "AKIAREALSTORE", "real-store-secret"
     ca: Optional[str] = None
 
     def __init__(self, assets: str) -> None:
@@ -3309,10 +3319,8 @@ class RealStore(RealServer):
     def put(self, bucket: str, key: str, body: bytes) -> None:
         """Store an object, making the bucket if need be, with an ETag as a PUT would have left it."""
         self.create_bucket(bucket)
-        url = presigned_url(f"{self.url}/{bucket}/" + uri_encode(key.encode(), b"/"), self.access_key, self.secret_key,
-                            self.region, method="PUT")
         with urllib3.PoolManager() as pool:
-            response = pool.request("PUT", url, body=body, retries=False)
+            response = pool.request("PUT", self.url_of(bucket, key, method="PUT"), body=body, retries=False)
         if response.status != 200:
             raise Refused(response.status, response.data)
 
@@ -3513,10 +3521,6 @@ class StoreChecks(Mixin):
     store: Any
     unknown_key = "403 InvalidAccessKeyId"
 
-    def signed(self, key: str, **options: Any) -> str:
-        given = {"access_key": self.store.access_key, "secret_key": self.store.secret_key, "region": self.store.region}
-        return presigned_url(f"{self.store.url}/bucket/" + uri_encode(key.encode(), b"/"), **{**given, **options})
-
     def check(self, wanted: str, url: str, **headers: str) -> None:
         """GET a URL, and compare the status with the code in the XML, or the body."""
         with self.subTest(url, **headers):
@@ -3529,20 +3533,20 @@ class StoreChecks(Mixin):
         self.store.put("bucket", "a b+c/ü~$%&=?d#.txt", b"x")
         self.store.put("bucket", "k", b"0123456789")
         wrong, malformed = "403 SignatureDoesNotMatch", "400 AuthorizationQueryParametersError"
-        url = self.signed("k")
+        url = self.store.url_of("bucket", "k")
         for headers, wanted in (({"Range": "bytes=4-", "If-Match": fetch(url).headers["ETag"]}, "206 456789"),
                                 ({"Range": "bytes=10-"}, "416 InvalidRange"),
                                 ({"If-Match": '"other"'}, "412 PreconditionFailed")):
             self.check(wanted, url, **headers)
-        for url, wanted in ((self.signed("a b+c/ü~$%&=?d#.txt"), "200 x"), (self.signed("none"), "404 NoSuchKey"),
-                            (url + "0", wrong), (url.replace("/k?", "/other?"), wrong),
-                            (self.signed("k", secret_key="wrong"), wrong),
-                            (self.signed("k", access_key="NOBODY"), self.unknown_key),
-                            (self.signed("k", at=time.time() - 700), "403 AccessDenied"),
-                            (self.signed("k", expires=604801), malformed),
-                            (self.signed("k", region="nowhere"), malformed),
-                            (f"{self.store.url}/bucket/k", "403 AccessDenied")):
-            self.check(wanted, url)
+        for key, options, wanted in (
+                ("a b+c/ü~$%&=?d#.txt", {}, "200 x"), ("none", {}, "404 NoSuchKey"),
+                ("k", {"secret_key": "wrong"}, wrong), ("k", {"access_key": "NOBODY"}, self.unknown_key),
+                ("k", {"at": time.time() - 700}, "403 AccessDenied"), ("k", {"expires": 604801}, malformed),
+                ("k", {"region": "nowhere"}, malformed)):
+            self.check(wanted, self.store.url_of("bucket", key, **options))
+        for other, wanted in ((url + "0", wrong), (url.replace("/k?", "/other?"), wrong),
+                              (f"{self.store.url}/bucket/k", "403 AccessDenied")):
+            self.check(wanted, other)
 
 
 class TestServersFakeStore(StoreChecks, unittest.TestCase):
@@ -3555,8 +3559,8 @@ class TestServersFakeStore(StoreChecks, unittest.TestCase):
     def test_what_only_the_fake_can_do(self) -> None:
         """Buckets in the host, a clock, keys with a token; a fault that never strikes is told."""
         self.store.put("bucket", "a/../b", b"x")
-        self.check("200 x", self.signed("a/../b"))
-        host, url, now = f"bucket.s3.local:{self.store.port}", self.signed("a/../b"), time.time()
+        self.check("200 x", self.store.url_of("bucket", "a/../b"))
+        host, url, now = f"bucket.s3.local:{self.store.port}", self.store.url_of("bucket", "a/../b"), time.time()
         there = presigned_url(f"http://{host}/a/../b", self.store.access_key, self.store.secret_key, self.store.region)
         for name, wanted in ((host, "200 x"), ("b.other", "403 SignatureDoesNotMatch")):
             self.check(wanted, there.replace(host, self.store.host), Host=name)
@@ -3565,7 +3569,8 @@ class TestServersFakeStore(StoreChecks, unittest.TestCase):
             self.check(wanted, url)
         self.store.keys["ASIA"] = ("secret", "to+ken/=")
         for token, wanted in (("to+ken/=", "200 x"), ("x", "400 InvalidToken"), ("", "400 InvalidToken")):
-            self.check(wanted, self.signed("a/../b", token=token, access_key="ASIA", secret_key="secret"))
+            own = {"access_key": "ASIA", "secret_key": "secret", "token": token}
+            self.check(wanted, self.store.url_of("bucket", "a/../b", **own))
         self.store.script("DELETE", "/nothing", drop=True)
         with self.assertRaisesRegex(AssertionError, "never struck: .*DELETE.*/nothing"):
             self.store.unscript()
@@ -14139,13 +14144,13 @@ class Bench:
         return taken
 
     def compare(self, name: str, rounds: int, unit: str, commands: Dict[str, Command],
-                goals: Dict[Tuple[str, str], Optional[float]], limit: float = 0, velero: str = "-") -> None:
+                goals: Dict[Tuple[str, str], Optional[float]], *expected: Any) -> None:
         """Time commands in turns, so that a busy machine slows all alike; print the first, the others, and ratios."""
         rows = zip(*([self.seconds_of(command) for command in commands.values()] for _ in range(rounds)))
         times = {who: 1000 * statistics.median(row) if unit == "ms" else min(row) for who, row in zip(commands, rows)}
         for who, taken in times.items():
             if who == OURS:
-                figure(f"{name}, {'median' if unit == 'ms' else 'best'} of {rounds}", taken, unit, limit or None, velero)
+                figure(f"{name}, {'median' if unit == 'ms' else 'best'} of {rounds}", taken, unit, *expected)
             else:
                 figure(f"the same by {who}", taken, unit)
         for (one, other), goal in goals.items():
@@ -14186,7 +14191,7 @@ class Bench:
         self.furnish_downloads()
         for name, artifact, words, thens, goals in DOWNLOADS:
             key = f"backups/{artifact.partition('.')[0].partition('-')[0]}/{artifact}"
-            url = presigned_url(f"{store.url}/{BUCKET}/{key}", store.access_key, store.secret_key, store.region)
+            url = store.url_of(BUCKET, key)
             argv = words.format("target").split()
             ours = (sys.executable, "velero_requests.py", *argv)
             commands = {OURS: ours, **{who: ("sh", "-c", f'curl -sf "$1" {then}', "sh", url, "target")
