@@ -3399,11 +3399,17 @@ def server_answers(has_status: bool) -> Iterator[Tuple[str, str, Any, Any]]:
                 ("GET", many + "/x", None, "404 NotFound"))
 
 
+def look_up(document: Any, path: str) -> Any:
+    """Return what stands at a path such as spec.target.kind, or None."""
+    for part in path.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
+
+
 def fields_of(document: Document, paths: Iterable[str]) -> Document:
-    """Return what stands at dotted paths of a document, or None; `names` are those of the items of a list."""
+    """Return what stands at these paths of a document; `names` are those of the items of a list."""
     document = {"names": [item["metadata"]["name"] for item in document.get("items", [])], **document}
-    return {path: functools.reduce(lambda place, part: (place or {}).get(part), path.split("."), document)
-            for path in paths}
+    return {path: look_up(document, path) for path in paths}
 
 
 if TYPE_CHECKING:
