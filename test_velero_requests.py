@@ -2510,6 +2510,7 @@ class LoopbackServer:
             self.requests.clear()
 
     def cut_connections(self) -> None:
+        """Cut every open connection, as a restart of the server would."""
         with self._log_lock:
             connections = list(self._connections)
         for connection in connections:
