@@ -2827,7 +2827,8 @@ class FakeCluster(LoopbackServer, Cluster):
 
     def _create(self, kind: Kind, namespace: str, body: Document) -> Document:
         given = body.get("metadata") or {}
-        self._kinds["v1", "namespaces"].find("", namespace) if namespace else None
+        if namespace:
+            self._kinds["v1", "namespaces"].find("", namespace)
         name = given.get("name") or given["generateName"][:58] + "".join(
             random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         if (namespace, name) in kind.objects:
