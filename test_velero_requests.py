@@ -2924,9 +2924,14 @@ def uri_encode(data: bytes, keep: bytes = b"") -> str:
     return quote(data, safe=keep)
 
 
+def uri_decode(text: str) -> bytes:
+    """Undo percent-encoding and nothing else; text holds one character for each byte, as the wire did."""
+    return unquote(text, "latin-1").encode("latin-1")
+
+
 def canonical(text: str, keep: bytes = b"") -> str:
-    """Return a part of a raw target, which holds one character for each byte, encoded the canonical way."""
-    return uri_encode(unquote_to_bytes(text.encode("latin-1")), keep)
+    """Return a part of a raw target encoded the canonical way."""
+    return uri_encode(uri_decode(text), keep)
 
 
 def canonical_request(method: str, raw_path: str, raw_query: str, headers: Iterable[Tuple[str, str]],
@@ -3052,7 +3057,7 @@ class FakeStore(LoopbackServer, Store):
     def _locate(self, request: Request) -> Tuple[str, str]:
         """Return bucket and key, from the path alone or with the bucket from the Host header."""
         name = re.sub(r":\d+$", "", request.headers.get("host", ""))
-        path = unquote_to_bytes(request.raw_path.encode("latin-1")).decode("utf-8", "surrogateescape")[1:]
+        path = uri_decode(request.raw_path).decode("utf-8", "surrogateescape")[1:]
         if name in self.path_hosts:
             bucket, _, key = path.partition("/")
             return bucket, key
