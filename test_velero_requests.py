@@ -2110,8 +2110,11 @@ class Admin:
 
     def __init__(self, url: str, token: Optional[str], ca: Optional[str] = None) -> None:
         self.headers = {"Authorization": "Bearer " + token} if token else {}
+        context = urllib3.util.ssl_.create_urllib3_context()
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # urllib3 sets it from Python 3.13 on; old authorities fail it
+        options: Document = {"ca_certs": ca, "ssl_context": context} if ca else {}
         self.pool = urllib3.connection_from_url(url, maxsize=8, timeout=urllib3.Timeout(connect=5, read=150),
-                                                retries=False, **({"ca_certs": ca} if ca else {}))
+                                                retries=False, **options)
         self.close = self.pool.close
 
     def raw(self, method: str, path: str, body: Any = None, content_type: str = "application/json",
