@@ -2311,9 +2311,18 @@ class Connection:
         except (OSError, ValueError):  # cut_connections has closed it meanwhile
             return True
 
+    def cut(self) -> None:
+        """End the connection from another thread than its own, which closes it then.
+
+        OpenSSL knows a socket by its number: were it closed here, what its thread still writes would go into whatever
+        has that number next. And SSLSocket.shutdown would let that thread go on in plain text.
+        """
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Close the connection for good, also for a thread that still reads from it."""
-        for close in (lambda: self.socket.shutdown(socket.SHUT_RDWR), self.reader.close, self.socket.close):
+        """Close the connection for good; only for the thread that serves it."""
+        for close in (self.cut, self.reader.close, self.socket.close):
             with contextlib.suppress(OSError):
                 close()
 
@@ -2534,11 +2543,11 @@ class LoopbackServer:
             self.requests.clear()
 
     def cut_connections(self) -> None:
-        """Close every open connection, as a restart of the server would."""
+        """Cut every open connection, as a restart of the server would."""
         with self._log_lock:
             connections = list(self._connections)
         for connection in connections:
-            connection.close()
+            connection.cut()
 
     def close(self) -> None:
         """Stop serving and close every connection; no bug may have shown, and every scripted fault must have struck."""
@@ -3910,6 +3919,28 @@ class TestServersFaults(unittest.TestCase):
             self.store.script("DELETE", "/nothing", drop=True)
             with self.assertRaisesRegex(AssertionError, "never struck: DELETE /nothing"):
                 end()
+
+    def test_who_closes_a_connection(self) -> None:
+        """A descriptor is closed by the thread that uses it, and not by who ends the server meanwhile."""
+        taken, go_on = threading.Event(), threading.Event()
+        held: List[Connection] = []
+
+        class Slow(LoopbackServer):
+            def answer(self, request: Request, connection: Connection) -> bool:
+                held.append(connection)
+                taken.set()
+                return not go_on.wait(10)
+
+        server = Slow(tls=True)
+        server.start()
+        plain = socket.create_connection(("127.0.0.1", server.port))
+        with vr.tls_context(vr.Trust(insecure=True)).wrap_socket(plain) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            self.assertTrue(taken.wait(10))
+            server.close()
+            self.assertEqual((b"", True), (client.recv(1), held[0].socket.fileno() >= 0))
+            go_on.set()
+            wait_until(lambda: held[0].socket.fileno() < 0, 10, "the thread to close it")
 
 
 def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] = None) -> Any:
