@@ -5796,14 +5796,10 @@ def kube_text(verdict: str, *changes: Tuple[str, str], before: str = "", after: 
 
 KUBE_CASES = kube_cases((
     # who calls
-    (OK_T,),
-    ("https: token f", {"tokenFile": "token"}),
-    ("https: token f", {"token": "t", "tokenFile": "token"}),
-    (OK_T, {"token": "t", "tokenFile": "gone"}),
-    (OK_T, {"token": "t", "tokenFile": "empty"}),
+    (OK_T,), ("https: token f", {"tokenFile": "token"}), ("https: token f", {"token": "t", "tokenFile": "token"}),
+    (OK_T, {"token": "t", "tokenFile": "gone"}), (OK_T, {"token": "t", "tokenFile": "empty"}),
     ("error: cannot read token @DIR@/gone", {"tokenFile": "gone"}),
-    ("https: basic u:p", {"username": "u", "password": "p"}),
-    ("https: nobody", {}),
+    ("https: basic u:p", {"username": "u", "password": "p"}), ("https: nobody", {}),
     ("https: certificate alice", KUBE_CERT),
     ("https: certificate alice", {"client-certificate": "pki/alice.crt", "client-key": "@PKI@/alice.key"}),
     (OK_T, {**KUBE_CERT, "token": "t"}),
@@ -5827,8 +5823,7 @@ KUBE_CASES = kube_cases((
     ("https: token t, user=j", {"token": "t", "as": "j", "as-user-extra": {"a": []}}),
     ("https: token t, group=, user=j", {"token": "t", "as": "j", "as-groups": [None]}),
     # plugins
-    (OK_P, {"exec": KUBE_EXEC}),
-    (OK_T, {"token": "t", "exec": KUBE_EXEC}),
+    (OK_P, {"exec": KUBE_EXEC}), (OK_T, {"token": "t", "exec": KUBE_EXEC}),
     ("https: certificate alice", {**KUBE_CERT, "exec": KUBE_EXEC}),
     (OK_P, {"client-key-data": "@BASE64:alice.key@", "exec": KUBE_EXEC}),
     ("https: basic u:p", {"exec": KUBE_EXEC}, {"server": "https://u:p@@HTTPS@"}),
@@ -5838,19 +5833,14 @@ KUBE_CASES = kube_cases((
     (f"error: user 'c', exec has apiVersion '{KUBE_V1}alpha1', not",
      {"exec": {**KUBE_EXEC, "apiVersion": KUBE_V1 + "alpha1"}}),
     ("error: user 'c', exec has no command", {"exec": {**KUBE_EXEC, "command": ""}}),
-    ("error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}),
-    (OK_T, {"token": "t", "exec": None}),
+    ("error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}), (OK_T, {"token": "t", "exec": None}),
     ("error: exec: args[0] must be a string", {"exec": {**KUBE_EXEC, "args": [5]}}),
     ("error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
     # where to, and whom to trust
-    (OK_T, None, kube_ca("pki/ca.crt")),
-    ("error: cannot read certificate authority @DIR@/gone", None, kube_ca("gone")),
-    ("error: not trusted", None, KUBE_NO_CA),
-    ("error: @DIR@/token holds no PEM", None, kube_ca("token")),
-    (OK_T, None, kube_ca("pki/spoiled.crt")),
-    ("error: not trusted", None, kube_ca("@PKI@/alice.crt")),
-    (OK_T, None, KUBE_INSECURE),
-    ("expired: token t", None, {**KUBE_INSECURE, "server": "https://@EXPIRED@"}),
+    (OK_T, None, kube_ca("pki/ca.crt")), ("error: cannot read certificate authority @DIR@/gone", None, kube_ca("gone")),
+    ("error: not trusted", None, KUBE_NO_CA), ("error: @DIR@/token holds no PEM", None, kube_ca("token")),
+    (OK_T, None, kube_ca("pki/spoiled.crt")), ("error: not trusted", None, kube_ca("@PKI@/alice.crt")),
+    (OK_T, None, KUBE_INSECURE), ("expired: token t", None, {**KUBE_INSECURE, "server": "https://@EXPIRED@"}),
     ("named as x.y: token t", None, {**KUBE_INSECURE, **KUBE_NAMED, "tls-server-name": "x.y"}),
     ("error: expired (it is for localhost", None, {"server": "https://@EXPIRED@"}),
     ("error: *.example.com", None, KUBE_NAMED),
@@ -5858,11 +5848,9 @@ KUBE_CASES = kube_cases((
     ("error: 'b.a.example.com'", None, {**KUBE_NAMED, "tls-server-name": "b.a.example.com"}),
     ("error: (it is for no name at all; issuer commonName=test-ca;", None,
      {"server": "https://@NAMELESS@", "tls-server-name": "localhost"}),
-    ("http: nobody", None, KUBE_PLAIN),
-    ("http: nobody", {"exec": KUBE_EXEC}, KUBE_PLAIN),
+    ("http: nobody", None, KUBE_PLAIN), ("http: nobody", {"exec": KUBE_EXEC}, KUBE_PLAIN),
     ("error: cannot read certificate authority", None, {**KUBE_PLAIN, **kube_ca("gone")}),
-    ("http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN),
-    ("http: nobody", None, {"server": "@HTTP@"}),
+    ("http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN), ("http: nobody", None, {"server": "@HTTP@"}),
     ("error: cluster 'c': server 'ftp://***@", None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
     ("error: cluster 'c' has no server", None, {"server": ""}),
     ("https/k8s/c-1: token t", None, {"server": "https://@HTTPS@/k8s/c-1/"}),
@@ -5896,10 +5884,8 @@ KUBE_CASES = kube_cases((
     ("https: token t, extra-1=x, user=j", {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
 )) + kube_cases((  # what kubectl refuses and what harms nobody
     ("https: certificate alice", {**KUBE_CERT, "client-certificate": "gone"}),
-    (OK_T, {"token": "t", "username": "u", "password": "p"}),
-    (OK_P, {"exec": {**KUBE_EXEC, "interactiveMode": None}}),
-    (OK_T, {"token": "t", "exec": {}}),
-    (OK_P, {"exec": KUBE_EXEC, "auth-provider": {"name": "gcp"}}),
+    (OK_T, {"token": "t", "username": "u", "password": "p"}), (OK_P, {"exec": {**KUBE_EXEC, "interactiveMode": None}}),
+    (OK_T, {"token": "t", "exec": {}}), (OK_P, {"exec": KUBE_EXEC, "auth-provider": {"name": "gcp"}}),
     (OK_T, None, {"certificate-authority": "gone"}),
     ("error: expired", None, {"server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
     ("http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
@@ -6011,8 +5997,10 @@ def kube_plugins() -> Iterator[KubeCase]:
     yield kube_place("error: not installed", "bin/other", command="bin/other")  # which may not be run
     yield kube_place("error: not installed", "bin/b-plugin", command="./bin")
     yield kube_place("error: cannot be run: Exec format", "b-plugin", "rubbish", command="./b-plugin")
-    yield kube_place("https: token a b$x v", text=KUBE_PLUGIN.replace('"p"', '"\'"$1" $OWN\'"'), args=["a b$x"],
-                     env=[{"name": "OWN", "value": "x"}, {"name": "OWN", "value": "v"}], **own)
+    # Arguments go through no shell; listed variables beat inherited ones, and KUBERNETES_EXEC_INFO beats all.
+    told = KUBE_PLUGIN.replace('"p"', '"\'"$1 $TZ$OWN ${KUBERNETES_EXEC_INFO%%\\"*} $HOME"\'"')
+    yield kube_place("https: token a b$x v { @DIR@/home", text=told, args=["a b$x"], env=[
+        {"name": "TZ", "value": "v"}, {"name": "OWN"}, {"name": "KUBERNETES_EXEC_INFO", "value": "no"}], **own)
     yield kube_place("error: must ask on a terminal", interactiveMode="Always")
     yield kube_place(OK_P, interactiveMode="IfAvailable")
     yield kube_place(OK_P, text=KUBE_PLUGIN.replace('"p"', '"p", "expirationTimestamp": "2199-01-01T00:00:00"'),
@@ -6077,8 +6065,6 @@ class TestKubeconfigLikeKubectl(KubeTable):
 KUBE_STUB = """#!/bin/sh
 cd "$(dirname "$0")"
 printf '%s' "$KUBERNETES_EXEC_INFO" > info
-printf '%s|' "$@" > arguments
-env > environment
 read -r line; echo $line > stdin
 echo run >> runs
 test -f code && { echo please log in >&2; echo s3cr3t; exit "$(cat code)"; }
@@ -6174,17 +6160,6 @@ class TestExecPluginIsTold(KubePlugins):
         self.check(lambda path: subprocess.run(
             [str(KUBECTL), "--kubeconfig", path, "version"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, check=True, timeout=20))
-
-    def test_arguments_and_environment(self) -> None:
-        """Arguments go through no shell; listed variables beat our own, KUBERNETES_EXEC_INFO beats all."""
-        with kube_environment(KUBE_OURS="ours", KUBE_BOTH="ours"):
-            kube_call(self.config(args=["$HOME", "a b", "*"], env=[
-                {"name": "KUBE_BOTH", "value": "theirs"}, {"name": "KUBE_EMPTY"},
-                {"name": "KUBERNETES_EXEC_INFO", "value": "no"}]))
-        self.assertEqual(self.said("arguments"), "$HOME|a b|*|")
-        self.assertLessEqual({"KUBE_OURS=ours", "KUBE_BOTH=theirs", "KUBE_EMPTY="},
-                             set(self.said("environment").split("\n")))
-        self.assertEqual(json.loads(self.said("info"))["kind"], "ExecCredential")
 
     def test_stdin_and_stderr(self) -> None:
         """A plugin reads our terminal when its mode allows it, nothing else; what it says on stderr is seen."""
@@ -6357,25 +6332,24 @@ class TestKubeSession(KubePlugins):
 # ------------------------------------------------------------------------------------------------------------
 
 KUBE_K8S = "https://k8s.example:6443"
+KUBE_PROXIED = {"HTTPS_PROXY": "http://@P@"}
 
 
 def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
     """Rows for some NO_PROXY and a URL."""
-    return tuple((url, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": text}, proxied) for text in texts)
+    return tuple((url, {**KUBE_PROXIED, "NO_PROXY": text}, proxied) for text in texts)
 
 
 # A URL, the environment (@P@ is the proxy), and whether kubectl goes through the proxy. The addresses are multicast
 # ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
 KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
-    (KUBE_K8S, {"https_proxy": "@P@"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "https_proxy": "http://127.0.0.1:1"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
+    (KUBE_K8S, {"https_proxy": "@P@"}, True), (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
+    (KUBE_K8S, {**KUBE_PROXIED, "https_proxy": "http://127.0.0.1:1"}, True),
     (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
-    ("https://127.9.9.9:1", {"HTTPS_PROXY": "http://@P@"}, False),
-    ("https://kube.localhost:1", {"HTTPS_PROXY": "http://@P@"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
+    ("https://127.9.9.9:1", KUBE_PROXIED, False), ("https://kube.localhost:1", KUBE_PROXIED, True),
+    (KUBE_K8S, {**KUBE_PROXIED, "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
+    (KUBE_K8S, {**KUBE_PROXIED, "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
     *kube_no_proxy(False, KUBE_K8S, " * ", ".example", "*.example", "K8S.Example:6443", "x, k8s.example ,y"),
     *kube_no_proxy(True, KUBE_K8S, ".k8s.example", "k8s.example:443", "x k8s.example", "ample", "*:6443"),
     *kube_no_proxy(False, "https://224.1.2.3:6443", "224.1.2.3/8", "224.1.2.3:6443"),
@@ -6385,15 +6359,12 @@ KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
 KUBE_MORE_PROXY_ROWS = (
     (KUBE_K8S, {}, False), ("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS_PROXY": "http://x"}, True),
     ("http://k8s.example", {"HTTP_PROXY": "http://@P@", "NO_PROXY": "k8s.example:80"}, False),
-    *((url, {"HTTPS_PROXY": "http://@P@"}, "ff" in url) for url in (
-        "https://localhost:1", "https://[::1]:1", "https://[ff0e::1]:6443")),
-    *kube_no_proxy(False, KUBE_K8S, "*", "example", ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
-    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "https://k8s.example", "k8s.example/",
-                   "0.0.0.0/0", "k8s.*", "k8s.example:*", ":6443"),
-    *kube_no_proxy(True, "https://224.1.2.3:6443", "224.1.2.4", "3", "224.0.0.0/33", "225.0.0.0/8", "::/0",
-                   "224.0.0.0/8:6443"),
+    *((url, KUBE_PROXIED, False) for url in ("https://localhost:1", "https://[::1]:1")),
+    *kube_no_proxy(False, KUBE_K8S, "*", ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
+    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "0.0.0.0/0", "k8s.*", ":6443"),
+    *kube_no_proxy(True, "https://224.1.2.3:6443", "3", "224.0.0.0/33", "225.0.0.0/8", "::/0", "224.0.0.0/8:6443"),
     *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff00::/8"),
-    *kube_no_proxy(True, "https://[ff0e::1]:6443", "fe00::/8", "[ff0e::1]:443", "0.0.0.0/0"),
+    *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]:443", "0.0.0.0/0"),
     *kube_no_proxy(False, "https://K8S.Example", "k8s.example:443"))
 
 
@@ -6449,11 +6420,11 @@ class TestProxyOnTheWire(KubeFolder):
         """A store is reached through the same proxies: tunnelled for https, by its whole URL for http."""
         secure = f"https://a.example.com:{kube_servers()['named'].port}/b/k?s=1"
         plain = "http://a.example.com:81/b/k?s=1"
-        for proxy, server, url, variable in (
-                ("proxy", "http://@PROXY@", plain, "HTTP_PROXY"), ("guarded", self.GUARDED, secure, "HTTPS_PROXY"),
-                ("guarded", self.GUARDED, plain, "HTTP_PROXY"), ("secure", "https://@SECURE@", secure, "HTTPS_PROXY")):
+        for proxy, server, url in (("guarded", self.GUARDED, secure), ("guarded", self.GUARDED, plain),
+                                   ("secure", "https://@SECURE@", secure)):
             kube_forget()
-            with self.subTest(proxy, url=url), kube_environment(**{variable: kube_fill(server)}):
+            server = kube_fill(server)
+            with self.subTest(proxy, url=url), kube_environment(HTTP_PROXY=server, HTTPS_PROXY=server):
                 with vr.open_url(url, vr.Trust(kube_bytes("ca.crt"))) as response:
                     self.assertIn(b"gitVersion", b"".join(vr.read_body(response)))
                 self.assertEqual([(asked.method, asked.target) for asked in kube_servers()[proxy].seen()],
@@ -6525,10 +6496,8 @@ class TestTlsErrors(KubeFolder):
         greeter.start()
         self.addCleanup(greeter.close)
         for cluster, *words in (
-                ({"server": "https://@EXPIRED@"}, "expired", "valid until",
-                 str((datetime.now(timezone.utc) - timedelta(days=1)).year)),
+                ({"server": "https://@EXPIRED@"}, f"{datetime.now(timezone.utc) - timedelta(days=1):%Y} GMT)"),
                 (KUBE_NO_CA, self.SHOWN, "certificate-authority"),
-                ({"certificate-authority-data": "@BASE64:alice.crt@"}, self.SHOWN),
                 ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, self.SHOWN),
                 ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, "for kubernetes.default.svc"),
                 (KUBE_NAMED, "kubernetes.default.svc", "*.example.com", "127.0.0.1"),
@@ -6557,19 +6526,7 @@ class TestTlsErrors(KubeFolder):
 
     def test_old_authorities(self) -> None:
         """An authority without key identifiers, as old clusters have, is accepted by every Python."""
-        made = [os.path.join(self.folder, name)
-                for name in ("ca.crt", "ca.key", "tls.crt", "tls.key", "tls.csr", "ext")]
-        write_bytes(made[5], b"[old]\nbasicConstraints=CA:TRUE\n[san]\nsubjectAltName=IP:127.0.0.1\n[req]\n"
-                             b"distinguished_name=name\n[name]\n")
-        run_openssl("req", "-x509", *KUBE_NEW_KEY, "-keyout", made[1], "-out", made[0], "-days", "30", "-subj",
-                    "/CN=old", "-config", made[5], "-extensions", "old")
-        run_openssl("req", *KUBE_NEW_KEY, "-keyout", made[3], "-out", made[4], "-subj", "/CN=x")
-        run_openssl("x509", "-req", "-in", made[4], "-CA", made[0], "-CAkey", made[1], "-CAcreateserial", "-days",
-                    "30", "-out", made[2], "-extfile", made[5], "-extensions", "san")
-        cluster = FakeCluster(tls=True, certificate=Certificate(made[0], made[2], made[3]))
-        self.addCleanup(cluster.close)
-        api = velero_requests.connect(velero_requests.load_cluster(cluster.kubeconfig(self.folder)))
-        self.assertEqual([], next(api.list_pages(velero_requests.SECRETS, "velero"))["items"])
+        self.assertFalse(vr.tls_context(vr.Trust(kube_bytes("ca.crt"))).verify_flags & ssl.VERIFY_X509_STRICT)
 
     def test_store(self) -> None:
         """A store's certificate is explained the same way; with its authority or insecure it is accepted."""
@@ -6720,20 +6677,19 @@ class TestKubeconfigRuleFor(unittest.TestCase):
 
     def test_what_grants_a_call(self) -> None:
         """A refused call is told as verb, resource and namespace, and the line of a Role that grants it."""
-        root = "/apis/velero.io/v1/namespaces/v/downloadrequests"
-        for method, path, watching, verb, resource, group in (
-                ("POST", root, False, "create", "downloadrequests", "velero.io"),
-                ("GET", root, False, "list", "downloadrequests", "velero.io"),
-                ("GET", root, True, "watch", "downloadrequests", "velero.io"),
-                ("GET", f"{root}/x", False, "get", "downloadrequests", "velero.io"),
-                ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", "velero.io"),
-                ("DELETE", f"{root}/x", False, "delete", "downloadrequests", "velero.io"),
-                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
-            with self.subTest(method, path=path):
-                words, rule = vr.rule_for(method, path, watching)
-                self.assertEqual(words, f"{verb} {resource} in namespace v")
-                self.assertEqual(yaml.safe_load(rule),
-                                 [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}])
+        root, group = "/apis/velero.io/v1/namespaces/v/downloadrequests", "velero.io"
+        for method, path, watching, words, group in (
+                ("POST", root, False, "create downloadrequests", group),
+                ("GET", root, False, "list downloadrequests", group),
+                ("GET", root, True, "watch downloadrequests", group),
+                ("GET", f"{root}/x", False, "get downloadrequests", group),
+                ("PATCH", f"{root}/x/status", False, "patch downloadrequests/status", group),
+                ("DELETE", f"{root}/x", False, "delete downloadrequests", group),
+                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get secrets", "")):
+            told, rule = vr.rule_for(method, path, watching)
+            verb, resource = words.split()
+            wanted = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}]
+            self.assertEqual((f"{words} in namespace v", wanted), (told, yaml.safe_load(rule)))
         for path in ("/version", "/apis/velero.io/v1", "/api/v1/namespaces", "", "/api/v1/namespaces/v"):
             self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
 
