@@ -1506,54 +1506,6 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Mapping[s
 # 6. Kubeconfig — documents -> cluster and identity; proxy rules
 # ====================================================================================================
 
-EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
-INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
-
-
-@hidden_in_repr("arguments", "environment")
-class ExecPlugin(NamedTuple):
-    """A program that the kubeconfig names, which prints our credentials."""
-
-    command: str
-    arguments: List[str]
-    environment: Dict[str, str]
-    api_version: str
-    install_hint: str
-    provide_cluster_info: bool
-    interactive_mode: str
-
-
-@hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
-class Cluster(NamedTuple):
-    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
-
-    server: str
-    authority: Union[bytes, str] = b""
-    insecure: bool = False
-    server_name: str = ""                    # tls-server-name: whose certificate is expected
-    proxy_url: str = ""
-    disable_compression: bool = False        # as exec_config, only told to exec plugins
-    exec_config: Any = None
-    token: str = ""
-    token_file: str = ""
-    username: str = ""
-    password: str = ""
-    certificate: Union[bytes, str] = b""
-    key: Union[bytes, str] = b""
-    impersonate: Tuple[Tuple[str, str], ...] = ()
-    exec_plugin: Optional[ExecPlugin] = None
-
-
-@hidden_in_repr("token", "certificate", "key")
-class Identity(NamedTuple):
-    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
-
-    token: str = ""
-    certificate: bytes = b""
-    key: bytes = b""
-    expires: Optional[datetime] = None
-
-
 class Entry(Reader):
     """One mapping of a kubeconfig, whose relative paths start in the folder of its file."""
 
@@ -1574,6 +1526,37 @@ class Entry(Reader):
         return data or self.path(name) or data
 
 
+@hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
+class Cluster(NamedTuple):
+    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
+
+    server: str
+    authority: Union[bytes, str] = b""
+    insecure: bool = False
+    server_name: str = ""                    # tls-server-name: whose certificate is expected
+    proxy_url: str = ""
+    disable_compression: bool = False        # as exec_config, only told to exec plugins
+    exec_config: Any = None
+    token: str = ""
+    token_file: str = ""
+    username: str = ""
+    password: str = ""
+    certificate: Union[bytes, str] = b""
+    key: Union[bytes, str] = b""
+    impersonate: Tuple[Tuple[str, str], ...] = ()
+    exec_plugin: Optional[Entry] = None      # a program that prints our credentials
+
+
+@hidden_in_repr("token", "certificate", "key")
+class Identity(NamedTuple):
+    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
+
+    token: str = ""
+    certificate: bytes = b""
+    key: bytes = b""
+    expires: Optional[datetime] = None
+
+
 def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
     """The first entry of a name, which counts whole; a user that does not exist is anonymous, as in kubectl."""
     names = []
@@ -1586,23 +1569,6 @@ def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
         return Entry({}, "")
     raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
                       hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
-
-
-def exec_plugin_from(entry: Entry) -> ExecPlugin:
-    """A user's `exec` -> record (client-go validation.go, plugin/pkg/client/auth/exec)."""
-    command, version = entry.need("command"), entry.get("apiVersion")
-    mode = entry.get("interactiveMode") or "IfAvailable"
-    for name, value, known, hints in (
-            ("apiVersion", version, EXEC_VERSIONS, ["a newer version of the plugin writes a newer kubeconfig"]),
-            ("interactiveMode", mode, INTERACTIVE_MODES, [])):
-        if value not in known:
-            raise ConfigError(f"{entry.where} has {name} {one_line(value, 64)!r}, not one of {', '.join(known)}",
-                              hints=hints)
-    variables = [Reader(item, f"{entry.where}, env") for item in entry.get("env", list)]
-    return ExecPlugin(
-        entry.path("command") if "/" in command else command, entry.get("args", [str]),
-        {variable.get("name"): variable.get("value") for variable in variables}, version, entry.get("installHint"),
-        entry.get("provideClusterInfo", bool), mode)
 
 
 def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
@@ -1631,7 +1597,7 @@ def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
     if certificate or fields["token"] or fields["token_file"] or fields["username"]:
         return fields
     if user.fields.get("exec") is not None:
-        return {"exec_plugin": exec_plugin_from(Entry(user.fields["exec"], f"{user.where}, exec", user.file))}
+        return {"exec_plugin": Entry(user.fields["exec"], f"{user.where}, exec", user.file)}
     if user.fields.get("auth-provider") is not None:
         name = _text(user.fields, "auth-provider", "name")
         raise ConfigError(
@@ -1678,12 +1644,11 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
         impersonate=_impersonation_headers(user), **identity)
 
 
-def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
+def identity_from_exec(answer: Any, where: str, version: str) -> Identity:
     """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
-    where = f"the answer of exec plugin {plugin.command}"
     top = Reader(answer, where)
-    if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != plugin.api_version:
-        raise ConfigError(f"{where} is no ExecCredential of {plugin.api_version}", hints=[
+    if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != version:
+        raise ConfigError(f"{where} is no ExecCredential of {version}", hints=[
             "the plugin may be older or newer than the kubeconfig"])
     status = Reader(top.get("status", dict), where)
     end = status.fields.get("expirationTimestamp")
@@ -2836,8 +2801,8 @@ class Trust(NamedTuple):
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
-    Without VERIFY_X509_STRICT, which Python 3.13 sets by default and private authorities of old clusters fail. As in
-    Go, a name counts only as a subject alternative name, and a certificate that cannot be read spoils no other.
+    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go, only a subject
+    alternative name counts, and a certificate that cannot be read spoils no other.
     """
     import ssl
     import urllib3
@@ -2867,10 +2832,7 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 
 
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
-    """Show this certificate to servers that ask; ConfigError when the key is another's, or locked.
-
-    OpenSSL needs a file: on Linux anonymous memory, elsewhere a temporary file that only this user may read.
-    """
+    """Show a certificate to servers that ask. OpenSSL needs a file: memory on Linux, else one that we alone may read."""
     import tempfile
     in_memory = hasattr(os, "memfd_create")
     with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
@@ -2918,7 +2880,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pause_time_limit() -> Iterator[None]:
-    """Do not count this context against the deadline, such as a person who logs in."""
+    """Do not count this context, such as a person who logs in, against the deadline."""
     started = time.monotonic()
     try:
         yield
@@ -2934,7 +2896,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
     import urllib3
 
     def timed(name: str) -> Callable[..., Any]:
-        """A call of a socket that waits as long as it was told, or less when the deadline comes before that."""
+        """A call of a socket that waits as long as it was told, or until the deadline."""
         def call(sock: Any, *args: Any) -> Any:
             idle, left = sock.gettimeout(), time_left()
             if left <= 0:
@@ -2978,9 +2940,9 @@ def _redacted(record: logging.LogRecord) -> bool:
 
 
 def explain_certificate(url: str, server_name: str, proxy: str) -> str:
-    """Whose certificate a server shows that was not trusted; empty when it cannot be had, as through an https proxy.
+    """Whose certificate was not trusted; empty when it cannot be had, as through an https proxy.
 
-    Python decodes only what it has verified, so a second handshake trusts exactly the certificate of the first.
+    Python decodes only what it has verified, so a second handshake trusts the very certificate of the first.
     """
     import http.client
     import ssl
@@ -3018,13 +2980,13 @@ class Response:
     """An answer, whose body is read as it comes; whatever goes wrong with that is an OSError."""
 
     def __init__(self, answer: Any) -> None:
-        """answer: urllib3's. Its own `read` waits for all that was asked for, and loses what came before a break."""
+        """answer: urllib3's, whose own `read` waits for all it was asked for, and loses what came before a break."""
         self.status, self.headers = answer.status, answer.headers
         self._answer, self._connection, self._reply = answer, answer.connection, answer.connection.reply
         self._left = math.inf if self._reply.length is None else self._reply.length
 
     def read1(self, size: int = 65536) -> bytes:
-        """What has come of the body, at most `size` bytes; waits for the first of them, there is none at the end."""
+        """What has come of the body, at most `size` bytes; waits for the first; nothing at the end."""
         import http.client
         try:
             piece = self._reply.read1(int(min(size, self._left))) if self._left else b""
@@ -3042,7 +3004,7 @@ class Response:
         return iter(self.read1, b"")
 
     def _unpacked(self, limit: int) -> Iterator[bytes]:
-        """The body, inflated where it comes as gzip though nobody asked for that; TooLarge behind `limit` bytes."""
+        """The body, inflated where it comes as gzip unasked; TooLarge behind `limit` bytes."""
         import zlib
         encoding = self.headers.get("Content-Encoding", "identity").lower()
         if encoding not in ("identity", "gzip"):
@@ -3063,11 +3025,11 @@ class Response:
             raise ValueError("is cut short")
 
     def read(self, limit: int) -> bytes:
-        """The whole body; TooLarge when it has more than `limit` bytes, ValueError when it cannot be unpacked."""
+        """The whole body; TooLarge behind `limit` bytes, ValueError when it cannot be unpacked."""
         return b"".join(self._unpacked(limit))
 
     def refusal(self) -> bytes:
-        """The text of a refusal, as much as comes within two seconds, because it may have no end."""
+        """The text of a refusal, which may have no end: as much as comes within two seconds."""
         text = b""
         with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError, ValueError):
             for piece in self._unpacked(ERROR_LIMIT):
@@ -3111,8 +3073,8 @@ class ConnectionPool:
                 load_client_certificate(context, *certificate)
         options: Dict[str, Any] = {"maxsize": size}
         if parts.scheme == "https":
-            options.update(ssl_context=context, cert_reqs=context.verify_mode)
-            options.update({"server_hostname": server_name} if server_name else {})
+            options.update(ssl_context=context, cert_reqs=context.verify_mode,
+                           **({"server_hostname": server_name} if server_name else {}))
         manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
             f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(proxy),
             proxy_ssl_context=context if via.scheme == "https" else None, **options)
@@ -3124,7 +3086,7 @@ class ConnectionPool:
                 idle: float) -> Response:
         """Send one request -> the response, its body unread; Unreachable, from urllib3's error, when there is none.
 
-        idle: seconds without a byte. Until the headers are there, all of it together has no more than that.
+        idle: seconds without a byte, and for all until the headers are there.
         """
         import urllib3
         try:
@@ -3140,7 +3102,7 @@ class ConnectionPool:
         return Response(answer)
 
     def unreachable(self, error: Exception) -> Unreachable:
-        """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, proxy, or why TLS failed."""
+        """What urllib3 and ssl raise -> one sentence."""
         import ssl
         from urllib3 import exceptions
         where, cause = self.where, error
@@ -3192,7 +3154,7 @@ def _yaml_loader() -> Any:
 def _check_yaml(content: bytes) -> None:
     """Raise ValueError for a first document that is too deep, for libyaml would crash, or that its aliases blow up.
 
-    The size of every anchor is counted with its aliases followed, without following them.
+    The nodes of each anchor are counted as if its aliases were followed.
     """
     import yaml
     sizes: Dict[str, int] = {}
@@ -3235,49 +3197,62 @@ def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
     return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
 
 
-def _exec_info(cluster: Cluster, plugin: ExecPlugin, interactive: bool) -> str:
+def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
     """KUBERNETES_EXEC_INFO: what an exec plugin is told (client-go pkg/apis/clientauthentication)."""
     spec: Document = {"interactive": interactive}
-    if plugin.provide_cluster_info:
+    if plugin.get("provideClusterInfo", bool):
         authority = base64.b64encode(read_pem(cluster.authority, "certificate authority")).decode()
         told = {"server": cluster.server, "tls-server-name": cluster.server_name, "proxy-url": cluster.proxy_url,
                 "insecure-skip-tls-verify": cluster.insecure, "disable-compression": cluster.disable_compression,
                 "certificate-authority-data": authority, "config": cluster.exec_config}
         spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
     try:
-        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.api_version, "spec": spec})
+        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
     except (ValueError, TypeError):
         raise ConfigError("the kubeconfig's extension for exec plugins cannot be written as JSON") from None
 
 
-def run_exec_plugin(cluster: Cluster, plugin: ExecPlugin) -> Identity:
-    """Run the kubeconfig's credential plugin -> who we are. Every failure is a ConfigError, never an anonymous call.
+def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
+    """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go).
 
-    Its stderr is ours; its stdin too, when it may ask and there is a terminal. What it printed never shows in an error.
-    A name without a slash is looked for on our own PATH, and never in the current folder (Go's os/exec).
+    Every failure is a ConfigError that shows nothing it printed, and never an anonymous call. Its stderr is ours; its
+    stdin too, when it may ask and there is a terminal. A bare name is looked for on our own PATH, never in the current
+    folder (Go's os/exec).
     """
     import shutil
     import subprocess
-    called = f"exec plugin {plugin.command}"
-    hints = [one_line(plugin.install_hint, 1000)] if plugin.install_hint else []
+    command, version = plugin.need("command"), plugin.get("apiVersion")
+    command = plugin.path("command") if "/" in command else command
+    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {command}"
+    for name, value, known, cures in (
+            ("apiVersion", version, [f"client.authentication.k8s.io/{name}" for name in ("v1", "v1beta1")],
+             ["a newer version of the plugin writes a newer kubeconfig"]),
+            ("interactiveMode", mode, ["Never", "IfAvailable", "Always"], [])):
+        if value not in known:
+            raise ConfigError(f"{plugin.where} has {name} {one_line(value, 64)!r}, not one of {', '.join(known)}",
+                              hints=cures)
+    hints = filter(None, [one_line(plugin.get("installHint"), 1000)])
     folders = filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep))
-    program = shutil.which(plugin.command, path=os.pathsep.join(folders))
+    program = shutil.which(command, path=os.pathsep.join(folders))
     if not program:
         raise ConfigError(f"{called} of the kubeconfig is not installed", hints=hints)
     terminal = sys.stdin is not None and sys.stdin.isatty()
-    if plugin.interactive_mode == "Always" and not terminal:
+    if mode == "Always" and not terminal:
         raise ConfigError(f"{called} must ask on a terminal, and there is none")
-    interactive = terminal and plugin.interactive_mode != "Never"
-    info = {"KUBERNETES_EXEC_INFO": _exec_info(cluster, plugin, interactive)}
+    interactive = terminal and mode != "Never"
+    variables = [Reader(item, f"{plugin.where}, env") for item in plugin.get("env", list)]
+    environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables},
+                   "KUBERNETES_EXEC_INFO": _exec_info(cluster, plugin, interactive)}
     try:
-        done = subprocess.run([program, *plugin.arguments], env={**os.environ, **plugin.environment, **info},
-                              stdout=subprocess.PIPE, stdin=None if interactive else subprocess.DEVNULL, check=False)
+        done = subprocess.run([program, *plugin.get("args", [str])], env=environment, stdout=subprocess.PIPE,
+                              stdin=None if interactive else subprocess.DEVNULL, check=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{called} cannot be run: {getattr(error, 'strerror', None) or error}",
                           hints=hints) from error
     if done.returncode:
         raise ConfigError(f"{called} failed with exit code {done.returncode}", hints=hints)
-    return identity_from_exec(parse_yaml(done.stdout, f"the answer of {called}"), plugin)
+    where = f"the answer of {called}"
+    return identity_from_exec(parse_yaml(done.stdout, where), where, version)
 
 
 class Session:
@@ -3297,7 +3272,7 @@ class Session:
     def _read_pem(self) -> Tuple[bytes, bytes, bytes]:
         """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's.
 
-        Every file is opened, also where it is not needed: kubectl refuses a kubeconfig that names an absent one.
+        Every file is opened, needed or not: kubectl refuses a kubeconfig that names an absent one.
         """
         return (read_pem(self.cluster.authority, "certificate authority"),
                 self.identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
@@ -3319,8 +3294,8 @@ class Session:
     def _renew(self) -> None:
         """Read identity and certificates again; a file that cannot be read keeps the old ones, a failing plugin raises.
 
-        kubelet, kubeadm and cert-manager replace certificate files in place; then there are new connections, for a
-        connection goes on as whom it was opened for. `until` is set last: while a plugin fails, no call goes out.
+        Certificate files are replaced in place (kubelet, cert-manager), and a connection goes on as whom it was opened
+        for: so there are new ones. `until` is set last: while a plugin fails, no call goes out.
         """
         plugin, path = self.cluster.exec_plugin, self.cluster.token_file
         try:
@@ -3355,10 +3330,10 @@ class Session:
 
     def invalidate(self, identity: Identity) -> bool:
         """Forget an identity that the API no longer accepts -> whether the next call can use another one."""
+        cluster = self.cluster
         with self.lock:
             if self.identity is identity:
                 self.until = -math.inf
-        cluster = self.cluster
         return bool(cluster.token_file or cluster.exec_plugin or isinstance(cluster.certificate, str))
 
     def close(self) -> None:
@@ -3388,7 +3363,7 @@ def absolute(path: str) -> str:
 def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
     """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> absolute paths and documents.
 
-    A KUBECONFIG that is set, even to nothing but separators, keeps ~/.kube/config out.
+    A KUBECONFIG of nothing but separators keeps ~/.kube/config out, too.
     """
     listed = os.environ.get("KUBECONFIG", "")
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
