@@ -5517,10 +5517,9 @@ KUBE_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-n
 
 def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
     """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
-    base = os.path.join(folder, name)
-    with open(base + ".ext", "w", encoding="ascii") as file:
-        file.write("basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-                   + (f"subjectAltName={names}\n" if names else ""))
+    base, extra = os.path.join(folder, name), f"subjectAltName={names}\n" if names else ""
+    write_bytes(base + ".ext", b"basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+                + extra.encode())
     run_openssl("req", *KUBE_NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj",
                 f"/CN={subject or name}")
     run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
@@ -5529,15 +5528,13 @@ def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subjec
 
 @functools.lru_cache(maxsize=None)
 def kube_pki() -> str:
-    """The folder with the authority, the server certificates and the client certificates of these tests."""
+    """The folder with the authority and the certificates of these tests."""
     folder = tempfile.mkdtemp(prefix="velero-requests-pki-")
     atexit.register(shutil.rmtree, folder, True)
     make_certificate(folder)  # ca.crt; tls.crt for localhost and 127.0.0.1
-    kube_issue(folder, "alice")
-    kube_issue(folder, "bob")
-    kube_issue(folder, "named", "DNS:kubernetes.default.svc,DNS:*.example.com")
-    kube_issue(folder, "nameless", subject="localhost")
-    kube_issue(folder, "expired", "DNS:localhost,IP:127.0.0.1", days="-1")
+    for arguments in (("alice",), ("bob",), ("named", "DNS:kubernetes.default.svc,DNS:*.example.com"),
+                      ("nameless", "", "30", "localhost"), ("expired", "DNS:localhost,IP:127.0.0.1", "-1")):
+        kube_issue(folder, *arguments)
     authority = kube_bytes("ca.crt", folder)  # a block that is none, and a good one after it
     write_bytes(os.path.join(folder, "spoiled.crt"),
                 "# é\n".encode() + authority.replace(b"MII", b"QUJD", 1) + authority)
@@ -5612,9 +5609,9 @@ KubeProxy = KubeServer
 @functools.lru_cache(maxsize=None)
 def kube_servers() -> Dict[str, Any]:
     """The servers and proxies that all tests share, by the name that verdicts use; closed at exit."""
-    servers = {"https": KubeServer("tls"), "http": KubeServer(), "named": KubeServer("named"),
-               "expired": KubeServer("expired"), "nameless": KubeServer("nameless"), "proxy": KubeServer(),
-               "guarded": KubeServer("", "me:p@ss:w"), "secure": KubeServer("tls")}
+    servers = {name: KubeServer(*arguments) for name, *arguments in (
+        ("https", "tls"), ("http",), ("named", "named"), ("expired", "expired"), ("nameless", "nameless"), ("proxy",),
+        ("guarded", "", "me:p@ss:w"), ("secure", "tls"))}
     for server in servers.values():
         atexit.register(server.close)
     return servers
@@ -5671,12 +5668,12 @@ def kube_verdict(failed: bool) -> str:
     for name, server in kube_servers().items():
         calls = [request for request in server.seen() if request.method != "CONNECT"]
         if calls and name != "proxy":
-            request = calls[-1]
+            request, seen = calls[-1], kube_servers()
             scheme, _, secret = request.headers.get("authorization", "").partition(" ")
             who = f"certificate {request.user}" if request.user else "nobody"
             if scheme:
                 who = f"basic {base64.b64decode(secret).decode()}" if scheme == "Basic" else f"token {secret}"
-            ways = [f" by {way}" for way in ("proxy", "guarded", "secure") if kube_servers()[way].seen("CONNECT")]
+            ways = [f" by {way}" for way in ("proxy", "guarded", "secure") if seen[way].seen("CONNECT")]
             known = f" as {request.parsed['name']}" if (request.parsed or {}).get("name") else ""
             borrowed = sorted((unquote(header.lower()[12:]), value.encode("latin-1").decode())  # as the API server does
                               for header, value in request.header_list if header.lower().startswith("impersonate-"))
@@ -5768,6 +5765,11 @@ def kube_ca(path: str) -> Document:
     return {**KUBE_NO_CA, "certificate-authority": path}
 
 
+def kube_exec(**fields: Any) -> Document:
+    """A user with a plugin."""
+    return {"exec": {**KUBE_EXEC, **fields}}
+
+
 def kube_cases(rows: Iterable[Tuple[Any, ...]], lenient: bool = False) -> Tuple[KubeCase, ...]:
     """Rows of (verdict, fields of the user, fields of the cluster, fields of the file or --context) -> cases."""
     cases = []
@@ -5804,10 +5806,8 @@ KUBE_CASES = kube_cases((
     ("error: not a matching pair", {**KUBE_CERT, "client-key-data": "@BASE64:bob.key@"}),
     ("error: not a matching pair", {**KUBE_CERT, "client-key-data": None}),
     (OK_T, {"client-key": "gone", "token": "t"}),
-    ("error: cannot read client certificate @DIR@/gone", {**KUBE_CERT, "client-certificate-data": "",
-                                                          "client-certificate": "gone"}),
-    ("error: cannot read client key @DIR@/gone", {**KUBE_CERT, "client-key-data": "", "client-key": "gone",
-                                                  "token": "s3cr3t"}),
+    ("error: cannot read client certificate @DIR@/gone", {"client-certificate": "gone", "client-key": "pki/alice.key"}),
+    ("error: cannot read client key @DIR@/gone", {"client-certificate": "pki/alice.crt", "client-key": "gone"}),
     ("https: certificate alice", {name: f"\r\n{text}\n" for name, text in KUBE_CERT.items()}),
     ("error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
     # impersonation
@@ -5821,18 +5821,16 @@ KUBE_CASES = kube_cases((
     ("https: token t, user=j", {"token": "t", "as": "j", "as-user-extra": {"a": []}}),
     ("https: token t, group=, user=j", {"token": "t", "as": "j", "as-groups": [None]}),
     # plugins
-    (OK_P, {"exec": KUBE_EXEC}), (OK_T, {"token": "t", "exec": KUBE_EXEC}),
-    ("https: certificate alice", {**KUBE_CERT, "exec": KUBE_EXEC}),
-    (OK_P, {"client-key-data": "@BASE64:alice.key@", "exec": KUBE_EXEC}),
-    ("https: basic u:p", {"exec": KUBE_EXEC}, {"server": "https://u:p@@HTTPS@"}),
-    ("error: exec plugin @DIR@/gone of the kubeconfig is not installed", {"exec": {**KUBE_EXEC, "command": "./gone"}}),
-    ("error: user 'c', exec has interactiveMode 'never', not one of Never",
-     {"exec": {**KUBE_EXEC, "interactiveMode": "never"}}),
-    (f"error: user 'c', exec has apiVersion '{KUBE_V1}alpha1', not",
-     {"exec": {**KUBE_EXEC, "apiVersion": KUBE_V1 + "alpha1"}}),
-    ("error: user 'c', exec has no command", {"exec": {**KUBE_EXEC, "command": ""}}),
+    (OK_P, kube_exec()), (OK_T, {"token": "t", **kube_exec()}),
+    ("https: certificate alice", {**KUBE_CERT, **kube_exec()}),
+    (OK_P, {"client-key-data": "@BASE64:alice.key@", **kube_exec()}),
+    ("https: basic u:p", kube_exec(), {"server": "https://u:p@@HTTPS@"}),
+    ("error: exec plugin @DIR@/gone of the kubeconfig is not installed", kube_exec(command="./gone")),
+    ("error: user 'c', exec has interactiveMode 'never', not one of Never", kube_exec(interactiveMode="never")),
+    (f"error: user 'c', exec has apiVersion '{KUBE_V1}alpha1', not", kube_exec(apiVersion=KUBE_V1 + "alpha1")),
+    ("error: user 'c', exec has no command", kube_exec(command="")),
     ("error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}), (OK_T, {"token": "t", "exec": None}),
-    ("error: exec: args[0] must be a string", {"exec": {**KUBE_EXEC, "args": [5]}}),
+    ("error: exec: args[0] must be a string", kube_exec(args=[5])),
     ("error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
     # where to, and whom to trust
     (OK_T, None, kube_ca("pki/ca.crt")), ("error: cannot read certificate authority @DIR@/gone", None, kube_ca("gone")),
@@ -5846,7 +5844,7 @@ KUBE_CASES = kube_cases((
     ("error: 'b.a.example.com'", None, {**KUBE_NAMED, "tls-server-name": "b.a.example.com"}),
     ("error: (it is for no name at all; issuer commonName=test-ca;", None,
      {"server": "https://@NAMELESS@", "tls-server-name": "localhost"}),
-    ("http: nobody", None, KUBE_PLAIN), ("http: nobody", {"exec": KUBE_EXEC}, KUBE_PLAIN),
+    ("http: nobody", None, KUBE_PLAIN), ("http: nobody", kube_exec(), KUBE_PLAIN),
     ("error: cannot read certificate authority", None, {**KUBE_PLAIN, **kube_ca("gone")}),
     ("http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN), ("http: nobody", None, {"server": "@HTTP@"}),
     ("error: cluster 'c': server 'ftp://***@", None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
@@ -5882,8 +5880,8 @@ KUBE_CASES = kube_cases((
     ("https: token t, extra-1=x, user=j", {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
 )) + kube_cases((  # what kubectl refuses and what harms nobody
     ("https: certificate alice", {**KUBE_CERT, "client-certificate": "gone"}),
-    (OK_T, {"token": "t", "username": "u", "password": "p"}), (OK_P, {"exec": {**KUBE_EXEC, "interactiveMode": None}}),
-    (OK_T, {"token": "t", "exec": {}}), (OK_P, {"exec": KUBE_EXEC, "auth-provider": {"name": "gcp"}}),
+    (OK_T, {"token": "t", "username": "u", "password": "p"}), (OK_P, kube_exec(interactiveMode=None)),
+    (OK_T, {"token": "t", "exec": {}}), (OK_P, {**kube_exec(), "auth-provider": {"name": "gcp"}}),
     (OK_T, None, {"certificate-authority": "gone"}),
     ("error: expired", None, {"server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
     ("http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
@@ -5948,7 +5946,7 @@ KUBE_FILES: Tuple[KubeCase, ...] = (
 def kube_place(verdict: str, where: str = "plugin", text: str = KUBE_PLUGIN, path: str = "@PATH@",
                lenient: bool = False, **fields: Any) -> KubeCase:
     """A case with a plugin at a place below the folder, and the PATH to look on."""
-    return KubeCase(verdict, {"config": kube_config({"exec": {**KUBE_EXEC, **fields}}), where: text},
+    return KubeCase(verdict, {"config": kube_config(kube_exec(**fields)), where: text},
                     environment={"PATH": path}, lenient=lenient)
 
 
@@ -6102,11 +6100,14 @@ class KubePlugins(KubeFolder):
 
     def config(self, cluster: Any = None, **fields: Any) -> str:
         """A kubeconfig with this plugin."""
-        return self.write(kube_config({"exec": {**KUBE_EXEC, **fields}}, cluster))
+        return self.write(kube_config(kube_exec(**fields), cluster))
 
-    def plugged(self) -> Any:
-        """A connection by this plugin."""
-        return self.connect(kube_config({"exec": KUBE_EXEC}))
+    def plugged(self, calls: int = 0) -> Any:
+        """A connection by this plugin, after so many calls."""
+        api = self.connect(kube_config(kube_exec()))
+        for _ in range(calls):
+            kube_version(api)
+        return api
 
     def seen(self) -> List[str]:
         """What the server saw of the callers, in order."""
@@ -6186,9 +6187,7 @@ class TestExecPluginLife(KubePlugins):
                 self.write("", "runs")
                 end = datetime.now(timezone.utc) + timedelta(seconds=seconds or 0)
                 self.answer(token="p", **({} if seconds is None else {"expirationTimestamp": vr.format_time(end)}))
-                api = self.plugged()
-                kube_version(api)
-                kube_version(api)
+                self.plugged(2)
                 self.assertEqual(self.said("runs").count("run"), runs)
 
     def test_one_run_at_a_time(self) -> None:
@@ -6214,9 +6213,7 @@ class TestExecPluginLife(KubePlugins):
             with self.subTest(last):
                 kube_forget()
                 self.answer(**kube_pair("alice"))
-                api = self.plugged()
-                kube_version(api)
-                kube_version(api)
+                api = self.plugged(2)
                 self.answer(**two)
                 api.session.invalidate(api.session.identity)
                 kube_version(api)
@@ -6233,10 +6230,8 @@ class TestExecPluginLife(KubePlugins):
                 (False, "answer", "status:\n\ttoken: s3cr3t"), (True, "answer", broken)):
             with self.subTest(content[:30], worked=worked):
                 self.answer(token="p")
-                api = self.plugged()
-                if worked:
-                    kube_version(api)
-                    api.session.invalidate(api.session.identity)
+                api = self.plugged(int(worked))
+                api.session.invalidate(api.session.identity)
                 self.write(content, name)
                 kube_forget()
                 for _ in range(2):
@@ -6255,7 +6250,7 @@ class TestExecPluginLife(KubePlugins):
                 ({"args": ["a\0b"]}, "exec plugin"), ({"env": [{"name": "A=B", "value": "x"}]}, "exec plugin"),
                 ({"command": "a\0b"}, "exec plugin"), ({"command": "./a\0b"}, "exec plugin")):
             with self.subTest(fields):
-                path = self.write(json.dumps(kube_config({"exec": {**KUBE_EXEC, **fields}})))
+                path = self.write(json.dumps(kube_config(kube_exec(**fields))))
                 error = self.fails(vr.ConfigError, lambda path=path: kube_call(path), words)
                 self.assertTrue("".join(error.hints).isprintable(), ascii(error.hints))
                 self.assertEqual("installHint" in fields, "elsewhere" in "".join(error.hints))
@@ -6292,7 +6287,7 @@ class TestKubeSession(KubePlugins):
         for user, callers in (({"client-certificate": "own.crt", "client-key": "own.key"}, ["alice", "None", "bob"]),
                               (KUBE_CERT, ["alice", "None"]), ({"token": "t"}, ["Bearer t", "Bearer t"]),
                               ({"tokenFile": "token"}, ["Bearer f", "Bearer f", "Bearer g"]),
-                              ({"exec": KUBE_EXEC}, ["Bearer p", "Bearer p", "Bearer q"])):
+                              (kube_exec(), ["Bearer p", "Bearer p", "Bearer q"])):
             with self.subTest(user):
                 self.files("alice")
                 self.write("f\n", "token")
@@ -6612,9 +6607,8 @@ class TestKubeconfigBadInput(KubeFolder):
 
     def test_an_extension_that_holds_itself(self) -> None:
         itself = f"extensions:\n    - name: {KUBE_FOR_EXEC}\n      extension: &a [*a]\n    certificate-authority-data"
-        user = {"exec": {**KUBE_EXEC, "command": "true", "provideClusterInfo": True}}
-        path = self.write(yaml.safe_dump(kube_config(user), sort_keys=False).replace(
-            "certificate-authority-data", itself))
+        user = kube_exec(command="true", provideClusterInfo=True)
+        path = self.write(yaml.safe_dump(kube_config(user)).replace("certificate-authority-data", itself))
         self.fails(vr.ConfigError, lambda: kube_call(path), "cannot be written as JSON")
 
     def test_a_list_of_files_that_are_not_there(self) -> None:

@@ -2832,7 +2832,7 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 
 
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
-    """Show a certificate to servers that ask. OpenSSL needs a file: memory on Linux, else one that we alone may read."""
+    """Show a certificate to servers that ask. OpenSSL needs a file: memory on Linux, else one only we may read."""
     import tempfile
     in_memory = hasattr(os, "memfd_create")
     with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
