@@ -1589,20 +1589,19 @@ def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
 def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
     """A user, and the name and password in the server's URL, which beat its own -> how Cluster proves who we are."""
     certificate = user.pem("client-certificate")
-    fields = {"certificate": certificate, "key": certificate and user.pem("client-key")}
+    fields: Dict[str, Any] = {"certificate": certificate, "key": certificate and user.pem("client-key")}
     if login[0]:
         return {**fields, "username": login[0], "password": login[1]}
     fields.update(token=header_value(user.get("token"), f"{user.where}: token"), token_file=user.path("tokenFile"),
                   username=user.get("username"), password=user.get("password"))
-    if certificate or fields["token"] or fields["token_file"] or fields["username"]:
+    if any(fields[name] for name in ("certificate", "token", "token_file", "username")):
         return fields
     if user.fields.get("exec") is not None:
         return {"exec_plugin": Entry(user.fields["exec"], f"{user.where}, exec", user.file)}
     if user.fields.get("auth-provider") is not None:
-        name = _text(user.fields, "auth-provider", "name")
-        raise ConfigError(
-            f"{user.where} uses auth-provider {one_line(name, 64)!r}, which kubectl has dropped or will drop",
-            hints=["replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
+        name = one_line(_text(user.fields, "auth-provider", "name"), 64)
+        raise ConfigError(f"{user.where} uses auth-provider {name!r}, which kubectl has dropped or will drop", hints=[
+            "replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
     return fields
 
 
@@ -2845,11 +2844,10 @@ def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> Non
                               "pair of PEM, or the key is encrypted") from None
 
 
-def _proxy_headers(proxy: str) -> Dict[str, str]:
+def _proxy_headers(via: Any) -> Dict[str, str]:
     import urllib3
-    via = urlsplit(proxy)
-    login = f"{unquote(via.username)}:{unquote(via.password or '')}" if via.username else None
-    return urllib3.make_headers(proxy_basic_auth=login)
+    return urllib3.make_headers(
+        proxy_basic_auth=f"{unquote(via.username)}:{unquote(via.password or '')}" if via.username else None)
 
 
 class _Thread(threading.local):
@@ -2954,7 +2952,7 @@ def explain_certificate(url: str, server_name: str, proxy: str) -> str:
             connection = http.client.HTTPConnection(via.hostname or "", via.port or (80 if proxy else 443),
                                                     timeout=max(0.01, min(2.0, time_left())))
             if proxy:
-                connection.set_tunnel(parts.hostname or "", parts.port or 443, _proxy_headers(proxy))
+                connection.set_tunnel(parts.hostname or "", parts.port or 443, _proxy_headers(via))
             with contextlib.closing(connection):
                 connection.connect()
                 with context.wrap_socket(connection.sock, server_hostname=server_name or parts.hostname) as secured:
@@ -2965,7 +2963,7 @@ def explain_certificate(url: str, server_name: str, proxy: str) -> str:
     except (OSError, ValueError, http.client.HTTPException):
         return ""
     names = ", ".join(value for _, value in shown.get("subjectAltName", ())) or "no name at all"
-    issuer = ", ".join(f"{key}={value}" for part in shown.get("issuer", ()) for key, value in part) or "nobody"
+    issuer = ", ".join("=".join(pair) for part in shown.get("issuer", ()) for pair in part) or "nobody"
     return one_line(f"(it is for {names}; issuer {issuer}; valid until {shown.get('notAfter')})", 1000)
 
 
@@ -3043,10 +3041,10 @@ class Response:
     def interrupt(self) -> None:
         """End the body from another thread: its reader sees the stream end."""
         sock = self._connection.sock
-        while sock is not None and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
+        while sock and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
             sock = getattr(sock, "socket", None)
         with contextlib.suppress(OSError):
-            if sock is not None:
+            if sock:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
@@ -3076,7 +3074,7 @@ class ConnectionPool:
             options.update(ssl_context=context, cert_reqs=context.verify_mode,
                            **({"server_hostname": server_name} if server_name else {}))
         manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
-            f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(proxy),
+            f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(via),
             proxy_ssl_context=context if via.scheme == "https" else None, **options)
         self.pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
         self.pool.ConnectionCls = _timed_classes()[1][parts.scheme]
