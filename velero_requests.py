@@ -3024,7 +3024,10 @@ class Response:
 
     def read(self, limit: int) -> bytes:
         """The whole body; TooLarge behind `limit` bytes, ValueError when it cannot be unpacked."""
-        return b"".join(self._unpacked(limit))
+        body = bytearray()
+        for piece in self._unpacked(limit):
+            body += piece
+        return bytes(body)
 
     def refusal(self) -> bytes:
         """The text of a refusal, which may have no end: as much as comes within two seconds."""
