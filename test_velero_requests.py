@@ -418,7 +418,7 @@ class TestErrors(Cases):
         telling = re.compile("(?i)token$|password|secret|access_key|key$|_data$|certificate$|ca_cert$|body|argument|"
                              "environment|command|external|headers|document|content|url$|clusters|users|contexts")
         harmless = {"Artifact.key", "Request.key", "Location.ca_secret", "Location.secret_name", "Location.secret_key",
-                    "ExecPlugin.command", "Bucket.url", "Command.arguments"}
+                    "Bucket.url", "Command.arguments"}
         records = {name: record for name, record in vars(vr).items()
                    if isinstance(record, type) and hasattr(record, "_fields")}
         self.assertGreater(len(records), 15)
@@ -628,8 +628,6 @@ def warned_of(text: str) -> None:
     vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text})
 
 
-PLUGIN = vr.ExecPlugin("x", (), (), vr.EXEC_VERSIONS[0], "", False, "Never")
-
 # Every function that reads what a stranger wrote.
 READERS: Dict[str, Callable[[str], Any]] = {
     "parse_time": vr.parse_time, "parse_duration": vr.parse_duration,
@@ -644,8 +642,8 @@ READERS: Dict[str, Callable[[str], Any]] = {
         "provider": "aws", "objectStorage": {"bucket": "b", "prefix": text, "caCert": text}, "config": {text: text}}}),
     "object_key": lambda text: vr.object_key(text, vr.TARGETS["BackupLog"], "n"),
     "ini_sections": deeper(lambda content: vr.merge_profiles(vr.ini_sections(content, "X"), {})),
-    "identity_from_exec": lambda text: vr.identity_from_exec({"apiVersion": PLUGIN.api_version, "status": {
-        "token": "t", "expirationTimestamp": text}}, PLUGIN),
+    "identity_from_exec": lambda text: vr.identity_from_exec({"apiVersion": "v", "status": {
+        "token": "t", "expirationTimestamp": text}}, "X", "v"),
     "is_object_name": vr.is_object_name, "rule_for": lambda text: vr.rule_for("GET", "/apis/" + text, False),
     "_unescaped": vr._unescaped, "xml_fields": deeper(vr.xml_fields), "listed_prefixes": deeper(vr.listed_prefixes),
     "dns_label": lambda text: vr.dns_label(text, "X"),
@@ -3296,6 +3294,28 @@ class TestServersReal(ServerChecks, unittest.TestCase):
 
     start = staticmethod(real_cluster)
 
+    def test_who_closes_a_connection(self) -> None:
+        """A descriptor is closed by the thread that uses it, and not by who ends the server meanwhile."""
+        taken, go_on = threading.Event(), threading.Event()
+        held: List[Connection] = []
+
+        class Slow(LoopbackServer):
+            def answer(self, request: Request, connection: Connection) -> bool:
+                held.append(connection)
+                taken.set()
+                return not go_on.wait(10)
+
+        server = Slow(tls=True)
+        server.start()
+        plain = socket.create_connection(("127.0.0.1", server.port))
+        with vr.tls_context(vr.Trust(insecure=True)).wrap_socket(plain) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            self.assertTrue(taken.wait(10))
+            server.close()
+            self.assertEqual((b"", True), (client.recv(1), held[0].socket.fileno() >= 0))
+            go_on.set()
+            wait_until(lambda: held[0].socket.fileno() < 0, 10, "the thread to close it")
+
 
 def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] = None) -> Any:
     """GET exactly this target; a PoolManager would tidy up the path first."""
@@ -4466,10 +4486,9 @@ KUBE_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-n
 
 def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
     """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
-    base = os.path.join(folder, name)
-    with open(base + ".ext", "w", encoding="ascii") as file:
-        file.write("basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-                   + (f"subjectAltName={names}\n" if names else ""))
+    base, extra = os.path.join(folder, name), f"subjectAltName={names}\n" if names else ""
+    write_bytes(base + ".ext", b"basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+                + extra.encode())
     run_openssl("req", *KUBE_NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj",
                 f"/CN={subject or name}")
     run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
@@ -4478,75 +4497,58 @@ def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subjec
 
 @functools.lru_cache(maxsize=None)
 def kube_pki() -> str:
-    """The folder with the authority, the server certificates and the client certificates of these tests."""
+    """The folder with the authority and the certificates of these tests."""
     folder = tempfile.mkdtemp(prefix="velero-requests-pki-")
     atexit.register(shutil.rmtree, folder, True)
     make_certificate(folder)  # ca.crt; tls.crt for localhost and 127.0.0.1
-    for name in ("alice", "bob"):
-        kube_issue(folder, name)
-    kube_issue(folder, "named", "DNS:kubernetes.default.svc,DNS:*.example.com")
-    kube_issue(folder, "nameless", subject="localhost")
-    kube_issue(folder, "expired", "DNS:localhost,IP:127.0.0.1", days="-1")
-    with open(os.path.join(folder, "spoiled.crt"), "wb") as file:  # a block that is none, and a good one after it
-        file.write("# é\n".encode() + kube_bytes("ca.crt", folder).replace(b"MII", b"QUJD", 1)
-                   + kube_bytes("ca.crt", folder))
+    for arguments in (("alice",), ("bob",), ("named", "DNS:kubernetes.default.svc,DNS:*.example.com"),
+                      ("nameless", "", "30", "localhost"), ("expired", "DNS:localhost,IP:127.0.0.1", "-1")):
+        kube_issue(folder, *arguments)
+    authority = kube_bytes("ca.crt", folder)  # a block that is none, and a good one after it
+    write_bytes(os.path.join(folder, "spoiled.crt"),
+                "# é\n".encode() + authority.replace(b"MII", b"QUJD", 1) + authority)
     return folder
 
 
 def kube_bytes(name: str, folder: str = "") -> bytes:
     """The content of one file of kube_pki."""
-    with open(os.path.join(folder or kube_pki(), name), "rb") as file:
-        return file.read()
-
-
-def kube_base64(name: str) -> str:
-    """The same in base64, as the -data fields have it."""
-    return base64.b64encode(kube_bytes(name)).decode()
+    return read_bytes(os.path.join(folder or kube_pki(), name))
 
 
 class KubeServer(LoopbackServer):
-    """Answers every call like /version, and remembers who called, by certificate and by which name."""
+    """Answers every call like /version and remembers who called, by certificate and by which name; also a forward
+    proxy that looks for every host on loopback."""
 
-    def __init__(self, certificate_name: str = "", demand: bool = False) -> None:
-        """Serve https with a certificate of kube_pki, or http without one."""
+    def __init__(self, certificate_name: str = "", user: str = "", demand: bool = False) -> None:
+        """Serve https with a certificate of kube_pki, or http. user: name:password that a proxy wants to be shown."""
+        self._wanted = f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
         self._own: Optional[ssl.SSLContext] = None
         if certificate_name:
             self._own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._own.load_cert_chain(*(os.path.join(kube_pki(), certificate_name + end) for end in (".crt", ".key")))
             self._own.load_verify_locations(os.path.join(kube_pki(), "ca.crt"))
             self._own.verify_mode = ssl.CERT_REQUIRED if demand else ssl.CERT_OPTIONAL
-            self._own.sni_callback = lambda secured, name, _: setattr(secured, "kube_name", name)
+            self._own.sni_callback = self.named
+        self.names: List[Optional[str]] = []
         super().__init__(tls=bool(certificate_name))
         self.start()
+
+    def named(self, secured: Any, name: Optional[str], _: Any) -> None:
+        """Note by which name a handshake asks."""
+        self.names.append(name)
+        secured.kube_name = name
 
     def _tls_context(self, tls: bool, certificate: Any) -> Optional[ssl.SSLContext]:
         self.ca = None
         return self._own
 
     def answer(self, request: Any, connection: Any) -> bool:
-        """Note the caller before the answer goes out."""
+        """Note the caller before the answer goes out; check who asks a proxy, and tunnel."""
         subject = (connection.socket.getpeercert() or {}).get("subject", ()) if self._own else ()
         request.user = dict(pair for part in subject for pair in part).get("commonName")
         request.parsed = {"name": getattr(connection.socket, "kube_name", None),
                           "connection": connection.socket.getpeername()[1]}
-        return super().answer(request, connection)
-
-    def handle(self, request: Any) -> Answer:
-        """A version, whatever was asked for."""
-        return Answer(200, b'{"major":"1","minor":"34","gitVersion":"v1.34.2"}')
-
-
-class KubeProxy(KubeServer):
-    """A forward proxy that looks for every host on loopback, and answers plain requests itself."""
-
-    def __init__(self, certificate_name: str = "", user: str = "") -> None:
-        """Let through whoever shows user, which is name:password, or everybody."""
-        self._wanted = f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
-        super().__init__(certificate_name)
-
-    def answer(self, request: Any, connection: Any) -> bool:
-        """Check who asks, then tunnel or answer."""
-        if self._wanted and request.headers.get("proxy-authorization") != self._wanted:
+        if self._wanted not in (None, request.headers.get("proxy-authorization")):
             return self.send(request, connection, Answer(407, b"", (("Proxy-Authenticate", "Basic"),)))
         if request.method != "CONNECT":
             return super().answer(request, connection)
@@ -4565,13 +4567,20 @@ class KubeProxy(KubeServer):
                         return
                     sink.sendall(data)
 
+    def handle(self, request: Any) -> Answer:
+        """A version, whatever was asked for."""
+        return Answer(200, b'{"major":"1","minor":"34","gitVersion":"v1.34.2"}')
+
+
+KubeProxy = KubeServer
+
 
 @functools.lru_cache(maxsize=None)
 def kube_servers() -> Dict[str, Any]:
     """The servers and proxies that all tests share, by the name that verdicts use; closed at exit."""
-    servers = {"https": KubeServer("tls"), "http": KubeServer(), "named": KubeServer("named"),
-               "expired": KubeServer("expired"), "nameless": KubeServer("nameless"), "proxy": KubeProxy(),
-               "guarded": KubeProxy("", "me:p@ss:w"), "secure": KubeProxy("tls")}
+    servers = {name: KubeServer(*arguments) for name, *arguments in (
+        ("https", "tls"), ("http",), ("named", "named"), ("expired", "expired"), ("nameless", "nameless"), ("proxy",),
+        ("guarded", "", "me:p@ss:w"), ("secure", "tls"))}
     for server in servers.values():
         atexit.register(server.close)
     return servers
@@ -4579,14 +4588,18 @@ def kube_servers() -> Dict[str, Any]:
 
 def kube_fill(text: str, folder: str = "") -> str:
     """Text with what differs from run to run: @HTTPS@ is a server's host and port, @CA@ a file in base64 …"""
-    values = {name.upper(): lambda server=server: server.host for name, server in kube_servers().items()}
-    values.update({name: functools.partial(kube_base64, file) for name, file in (
-        ("CA", "ca.crt"), ("CERT", "alice.crt"), ("KEY", "alice.key"), ("BOBKEY", "bob.key"))})
-    values.update({"DIR": lambda: folder, "PKI": kube_pki, "PATH": lambda: os.environ["PATH"],
-                   **{f"{name}PORT": lambda name=name: str(kube_servers()[name.lower()].port)
-                      for name in ("HTTPS", "NAMED")}})
-    text = re.sub(r"@TEXT:(\S+?)@", lambda match: json.dumps(kube_bytes(match[1]).decode())[1:-1], text)
-    return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]](), text)
+    def value(match: Any) -> str:
+        name, part = match[1].lower(), match[2]
+        if name == "text":
+            return json.dumps(kube_bytes(part).decode())[1:-1]
+        if name == "base64":
+            return base64.b64encode(kube_bytes(part)).decode()
+        if name.endswith("port"):
+            return str(kube_servers()[name[:-4]].port)
+        places = {"dir": lambda: folder, "pki": kube_pki, "path": lambda: os.environ["PATH"]}
+        return places[name]() if name in places else str(kube_servers()[name].host)
+
+    return re.sub(r"@([A-Z]+[0-9]*)(?::(\S+?))?@", value, text.replace("@CA@", "@BASE64:ca.crt@"))
 
 
 def kube_write(folder: str, name: str, content: Any) -> str:
@@ -4595,8 +4608,7 @@ def kube_write(folder: str, name: str, content: Any) -> str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not isinstance(content, (bytes, str)):
         content = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-    with open(path, "wb") as file:
-        file.write(content if isinstance(content, bytes) else kube_fill(content, folder).encode())
+    write_bytes(path, content if isinstance(content, bytes) else kube_fill(content, folder).encode())
     os.chmod(path, 0o755 if name.endswith("plugin") else 0o644)
     return path
 
@@ -4625,12 +4637,12 @@ def kube_verdict(failed: bool) -> str:
     for name, server in kube_servers().items():
         calls = [request for request in server.seen() if request.method != "CONNECT"]
         if calls and name != "proxy":
-            request = calls[-1]
+            request, seen = calls[-1], kube_servers()
             scheme, _, secret = request.headers.get("authorization", "").partition(" ")
             who = f"certificate {request.user}" if request.user else "nobody"
             if scheme:
                 who = f"basic {base64.b64decode(secret).decode()}" if scheme == "Basic" else f"token {secret}"
-            ways = [f" by {way}" for way in ("proxy", "guarded", "secure") if kube_servers()[way].seen("CONNECT")]
+            ways = [f" by {way}" for way in ("proxy", "guarded", "secure") if seen[way].seen("CONNECT")]
             known = f" as {request.parsed['name']}" if (request.parsed or {}).get("name") else ""
             borrowed = sorted((unquote(header.lower()[12:]), value.encode("latin-1").decode())  # as the API server does
                               for header, value in request.header_list if header.lower().startswith("impersonate-"))
@@ -4643,17 +4655,15 @@ def kube_forget() -> None:
     """Empty the logs of all servers."""
     for server in kube_servers().values():
         server.forget()
+        server.names.clear()
 
 
 def kube_call(kubeconfig: str = "", context: str = "") -> Document:
     """One call of ours, as the commands make it."""
     api = velero_requests.connect(velero_requests.load_cluster(kubeconfig, context))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.closing(api.session):
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # it was asked for
-        try:
-            return api.call("GET", "/version")
-        finally:
-            api.session.close()
+        return api.call("GET", "/version")
 
 
 class KubeFolder(unittest.TestCase):
@@ -4695,7 +4705,6 @@ class KubeFolder(unittest.TestCase):
 class KubeCase(NamedTuple):
     """One way to be configured, and what kubectl makes of it: a verdict, or `error: words of ours`."""
 
-    what: str
     verdict: str
     files: Dict[str, Any]
     context: str = ""
@@ -4704,327 +4713,263 @@ class KubeCase(NamedTuple):
     lenient: bool = False                    # kubectl refuses it; the verdict is ours
 
 
-KUBE_EXEC = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never", "command": "./plugin"}
-KUBE_PLUGIN = """#!/bin/sh
-echo '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "p"}}'
+OK_T, OK_P = "https: token t", "https: token p"
+KUBE_V1 = "client.authentication.k8s.io/v1"
+KUBE_EXEC = {"apiVersion": KUBE_V1, "interactiveMode": "Never", "command": "./plugin"}
+KUBE_PLUGIN = f"""#!/bin/sh
+echo '{{"apiVersion": "{KUBE_V1}", "kind": "ExecCredential", "status": {{"token": "p"}}}}'
 """
 KUBE_EVERYWHERE = {"token": "f\n", "empty": "", "plugin": KUBE_PLUGIN}  # files beside every kubeconfig, and pki
-KUBE_CERT = {"client-certificate-data": "@CERT@", "client-key-data": "@KEY@"}
+KUBE_CERT = {"client-certificate-data": "@BASE64:alice.crt@", "client-key-data": "@BASE64:alice.key@"}
 KUBE_PAIR = {"clientCertificateData": "@TEXT:alice.crt@", "clientKeyData": "@TEXT:alice.key@"}
 KUBE_PLAIN = {"server": "http://@HTTP@"}
 KUBE_NO_CA = {"certificate-authority-data": None}
 KUBE_NAMED = {"server": "https://@NAMED@"}
 KUBE_BY_NAME = {"server": "https://a.example.com:@NAMEDPORT@"}
+KUBE_INSECURE = {**KUBE_NO_CA, "insecure-skip-tls-verify": True}
+
+
+def kube_ca(path: str) -> Document:
+    """The authority in a file."""
+    return {**KUBE_NO_CA, "certificate-authority": path}
+
+
+def kube_exec(**fields: Any) -> Document:
+    """A user with a plugin."""
+    return {"exec": {**KUBE_EXEC, **fields}}
 
 
 def kube_cases(rows: Iterable[Tuple[Any, ...]], lenient: bool = False) -> Tuple[KubeCase, ...]:
-    """Rows of (what, verdict, fields of the user, fields of the cluster, fields of the file or --context) -> cases."""
+    """Rows of (verdict, fields of the user, fields of the cluster, fields of the file or --context) -> cases."""
     cases = []
-    for what, verdict, user, cluster, top in ((*row, None, None, None)[:5] for row in rows):
+    for verdict, user, cluster, top in ((*row, None, None, None)[:4] for row in rows):
         top = dict(top or {})
         context = top.pop("--context", "")
-        cases.append(KubeCase(what, verdict, {"config": kube_config(user, cluster, **top)}, context, lenient=lenient))
+        cases.append(KubeCase(verdict, {"config": kube_config(user, cluster, **top)}, context, lenient=lenient))
     return tuple(cases)
 
 
-def kube_list(what: str, verdict: str, listed: str, **files: Any) -> KubeCase:
+def kube_list(verdict: str, listed: str, **files: Any) -> KubeCase:
     """A case with a KUBECONFIG list; each file is named by a letter."""
-    return KubeCase(what, verdict, files, "", "", {"KUBECONFIG": listed})
+    return KubeCase(verdict, files, "", "", {"KUBECONFIG": listed})
 
 
-def kube_yaml(what: str, expected: str, token: str, lenient: bool = False) -> KubeCase:
-    """A case whose token is written so, unquoted, in YAML."""
-    text = yaml.safe_dump(kube_config({"token": "TOKEN"}), sort_keys=False)
-    return KubeCase(what, expected, {"config": text.replace("TOKEN", token)}, lenient=lenient)
-
-
-def kube_text(what: str, expected: str, change: Callable[[str], str]) -> KubeCase:
-    """A case whose file is the text of a good one, changed."""
-    return KubeCase(what, expected, {"config": change(yaml.safe_dump(kube_config(), sort_keys=False))})
+def kube_text(verdict: str, *changes: Tuple[str, str], before: str = "", after: str = "",
+              lenient: bool = False) -> KubeCase:
+    """A case whose file is the text of a good one, with parts replaced."""
+    text = before + yaml.safe_dump(kube_config(), sort_keys=False) + after
+    for old, new in changes:
+        text = text.replace(old, new)
+    return KubeCase(verdict, {"config": text}, lenient=lenient)
 
 
 KUBE_CASES = kube_cases((
     # who calls
-    ("a token", "https: token t"),
-    ("a token file", "https: token f", {"tokenFile": "token"}),
-    ("a token file beats a token", "https: token f", {"token": "t", "tokenFile": "token"}),
-    ("a missing token file leaves the token", "https: token t", {"token": "t", "tokenFile": "gone"}),
-    ("an empty token file leaves the token", "https: token t", {"token": "t", "tokenFile": "empty"}),
-    ("a missing token file", "error: cannot read token @DIR@/gone", {"tokenFile": "gone"}),
-    ("a password", "https: basic u:p", {"username": "u", "password": "p"}),
-    ("nobody", "https: nobody", {}),
-    ("a certificate", "https: certificate alice", KUBE_CERT),
-    ("a certificate in files", "https: certificate alice",
-     {"client-certificate": "pki/alice.crt", "client-key": "@PKI@/alice.key"}),
-    ("a certificate and a token", "https: token t", {**KUBE_CERT, "token": "t"}),
-    ("a certificate with another's key", "error: not a matching pair", {**KUBE_CERT, "client-key-data": "@BOBKEY@"}),
-    ("a certificate without key", "error: not a matching pair", {"client-certificate-data": "@CERT@"}),
-    ("a key without certificate, and a token", "https: token t", {"client-key": "gone", "token": "t"}),
-    ("a missing certificate file", "error: cannot read client certificate @DIR@/gone",
-     {"client-certificate": "gone", "client-key-data": "@KEY@"}),
-    ("a missing key file", "error: cannot read client key @DIR@/gone",
-     {"client-certificate-data": "@CERT@", "client-key": "gone", "token": "s3cr3t"}),
-    ("base64 with line ends", "https: certificate alice",
-     {"client-certificate-data": "@CERT@\n", "client-key-data": "\r\n@KEY@"}),
-    ("base64 without its end", "error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
+    (OK_T,), ("https: token f", {"tokenFile": "token"}), ("https: token f", {"token": "t", "tokenFile": "token"}),
+    (OK_T, {"token": "t", "tokenFile": "gone"}), (OK_T, {"token": "t", "tokenFile": "empty"}),
+    ("error: cannot read token @DIR@/gone", {"tokenFile": "gone"}),
+    ("https: basic u:p", {"username": "u", "password": "p"}), ("https: nobody", {}),
+    ("https: certificate alice", KUBE_CERT),
+    ("https: certificate alice", {"client-certificate": "pki/alice.crt", "client-key": "@PKI@/alice.key"}),
+    (OK_T, {**KUBE_CERT, "token": "t"}),
+    ("error: not a matching pair", {**KUBE_CERT, "client-key-data": "@BASE64:bob.key@"}),
+    ("error: not a matching pair", {**KUBE_CERT, "client-key-data": None}),
+    (OK_T, {"client-key": "gone", "token": "t"}),
+    ("error: cannot read client certificate @DIR@/gone", {"client-certificate": "gone", "client-key": "pki/alice.key"}),
+    ("error: cannot read client key @DIR@/gone", {"client-certificate": "pki/alice.crt", "client-key": "gone"}),
+    ("https: certificate alice", {name: f"\r\n{text}\n" for name, text in KUBE_CERT.items()}),
+    ("error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
     # impersonation
-    ("as a user", "https: token t, user=jane", {"token": "t", "as": "jane"}),
-    ("as somebody with everything", "https: token t, extra-a/b=1, extra-a/b=2, group=g, group=h, uid=7, user=j",
-     {"token": "t", "as": "j", "as-uid": "7", "as-groups": ["g", "h"], "as-user-extra": {"A/b": ["1", "2"]}}),
-    ("as somebody, extra keys with signs", "https: token t, extra-a!b+c%é=1, user=j",
-     {"token": "t", "as": "j", "as-user-extra": {"a!b+c%é": ["1"]}}),
-    ("as somebody of other letters", "https: token t, user=jürgen", {"token": "t", "as": "jürgen"}),
-    ("as two lines", "error: user 'c': whom it impersonates", {"token": "s3cr3t", "as": "a\nb"}),
-    ("groups without a user", "error: without a user (as)", {"token": "s3cr3t", "as-groups": ["g"]}),
-    ("an extra key without values", "https: token t, user=j", {"token": "t", "as": "j", "as-user-extra": {"a": []}}),
-    ("a group that is null", "https: token t, group=, user=j", {"token": "t", "as": "j", "as-groups": [None]}),
+    ("https: token t, user=jane", {"token": "t", "as": "jane"}),
+    ("https: token t, extra-a!b+c%é/d=1, extra-a!b+c%é/d=2, group=g, group=h, uid=7, user=jürgen", {
+        "token": "t", "as": "jürgen", "as-uid": "7", "as-groups": ["g", "h"],
+        "as-user-extra": {"A!b+c%é/d": ["1", "2"]}}),
+    ("error: user 'c': whom it impersonates", {"token": "s3cr3t", "as": "a\nb"}),
+    ("error: without a user (as)", {"token": "s3cr3t", "as-groups": ["g"]}),
+    ("error: without a user (as)", {"token": "s3cr3t", "as-user-extra": {"a": []}}),
+    ("https: token t, user=j", {"token": "t", "as": "j", "as-user-extra": {"a": []}}),
+    ("https: token t, group=, user=j", {"token": "t", "as": "j", "as-groups": [None]}),
     # plugins
-    ("a plugin", "https: token p", {"exec": KUBE_EXEC}),
-    ("a plugin and a token", "https: token t", {"token": "t", "exec": KUBE_EXEC}),
-    ("a plugin and a certificate", "https: certificate alice", {**KUBE_CERT, "exec": KUBE_EXEC}),
-    ("a plugin and a key without certificate", "https: token p", {"client-key-data": "@KEY@", "exec": KUBE_EXEC}),
-    ("a plugin and a server with a password", "https: basic u:p",
-     {"exec": KUBE_EXEC}, {"server": "https://u:p@@HTTPS@"}),
-    ("a plugin that is not there", "error: exec plugin @DIR@/gone of the kubeconfig is not installed",
-     {"exec": {**KUBE_EXEC, "command": "./gone"}}),
-    ("a plugin with an odd interactiveMode", "error: user 'c', exec has interactiveMode 'never', not one of Never",
-     {"exec": {**KUBE_EXEC, "interactiveMode": "never"}}),
-    ("a plugin of an old version", "error: user 'c', exec has apiVersion 'client.authentication.k8s.io/v1alpha1', not",
-     {"exec": {**KUBE_EXEC, "apiVersion": "client.authentication.k8s.io/v1alpha1"}}),
-    ("a plugin without command", "error: user 'c', exec has no command", {"exec": {**KUBE_EXEC, "command": ""}}),
-    ("a plugin that is a text", "error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}),
-    ("a plugin that is null", "https: token t", {"token": "t", "exec": None}),
-    ("an argument that is a number", "error: exec: args[0] must be a string",
-     {"exec": {**KUBE_EXEC, "args": [5]}}),
-    ("an auth-provider that is gone", "error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
+    (OK_P, kube_exec()), (OK_T, {"token": "t", **kube_exec()}),
+    ("https: certificate alice", {**KUBE_CERT, **kube_exec()}),
+    (OK_P, {"client-key-data": "@BASE64:alice.key@", **kube_exec()}),
+    ("https: basic u:p", kube_exec(), {"server": "https://u:p@@HTTPS@"}),
+    ("error: exec plugin @DIR@/gone of the kubeconfig is not installed", kube_exec(command="./gone")),
+    ("error: user 'c', exec has interactiveMode 'never', not one of Never", kube_exec(interactiveMode="never")),
+    (f"error: user 'c', exec has apiVersion '{KUBE_V1}alpha1', not", kube_exec(apiVersion=KUBE_V1 + "alpha1")),
+    ("error: user 'c', exec has no command", kube_exec(command="")),
+    ("error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}), (OK_T, {"token": "t", "exec": None}),
+    ("error: exec: args[0] must be a string", kube_exec(args=[5])),
+    ("error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
     # where to, and whom to trust
-    ("an authority in a file", "https: token t", None, {**KUBE_NO_CA, "certificate-authority": "pki/ca.crt"}),
-    ("a missing authority", "error: cannot read certificate authority @DIR@/gone", None,
-     {**KUBE_NO_CA, "certificate-authority": "gone"}),
-    ("no authority", "error: not trusted", None, KUBE_NO_CA),
-    ("an authority file that is no PEM", "error: @DIR@/token holds no PEM", None,
-     {**KUBE_NO_CA, "certificate-authority": "token"}),
-    ("an authority after a comment and a bad block", "https: token t", None,
-     {**KUBE_NO_CA, "certificate-authority": "pki/spoiled.crt"}),
-    ("another authority", "error: not trusted", None, {**KUBE_NO_CA, "certificate-authority": "@PKI@/alice.crt"}),
-    ("insecure", "https: token t", None, {**KUBE_NO_CA, "insecure-skip-tls-verify": True}),
-    ("insecure with an expired certificate", "expired: token t", None,
-     {**KUBE_NO_CA, "server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
-    ("insecure with another name", "named as x.y: token t", None,
-     {**KUBE_NO_CA, **KUBE_NAMED, "tls-server-name": "x.y", "insecure-skip-tls-verify": True}),
-    ("an expired certificate", "error: expired (it is for localhost", None, {"server": "https://@EXPIRED@"}),
-    ("a certificate of another name", "error: *.example.com", None, KUBE_NAMED),
-    ("tls-server-name with a wildcard", "named as a.example.com: token t", None,
-     {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
-    ("a wrong tls-server-name", "error: 'b.a.example.com'", None, {**KUBE_NAMED, "tls-server-name": "b.a.example.com"}),
-    ("a certificate with nothing but a common name", "error: (it is for no name at all; subject commonName=localhost;",
-     None,
+    (OK_T, None, kube_ca("pki/ca.crt")), ("error: cannot read certificate authority @DIR@/gone", None, kube_ca("gone")),
+    ("error: not trusted", None, KUBE_NO_CA), ("error: @DIR@/token holds no PEM", None, kube_ca("token")),
+    (OK_T, None, kube_ca("pki/spoiled.crt")), ("error: not trusted", None, kube_ca("@PKI@/alice.crt")),
+    (OK_T, None, KUBE_INSECURE), ("expired: token t", None, {**KUBE_INSECURE, "server": "https://@EXPIRED@"}),
+    ("named as x.y: token t", None, {**KUBE_INSECURE, **KUBE_NAMED, "tls-server-name": "x.y"}),
+    ("error: expired (it is for localhost", None, {"server": "https://@EXPIRED@"}),
+    ("error: *.example.com", None, KUBE_NAMED),
+    ("named as a.example.com: token t", None, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
+    ("error: 'b.a.example.com'", None, {**KUBE_NAMED, "tls-server-name": "b.a.example.com"}),
+    ("error: (it is for no name at all; issuer commonName=test-ca;", None,
      {"server": "https://@NAMELESS@", "tls-server-name": "localhost"}),
-    ("an http server gets no token", "http: nobody", None, KUBE_PLAIN),
-    ("an http server runs no plugin", "http: nobody", {"exec": KUBE_EXEC}, KUBE_PLAIN),
-    ("an http server and a missing authority", "error: cannot read certificate authority", None,
-     {**KUBE_PLAIN, **KUBE_NO_CA, "certificate-authority": "gone"}),
-    ("an http server is told whom to be", "http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN),
-    ("a server without a scheme", "http: nobody", None, {"server": "@HTTP@"}),
-    ("a server of another scheme", "error: cluster 'c': server 'ftp://***@",
-     None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
-    ("no server", "error: cluster 'c' has no server", None, {"server": ""}),
-    ("a server with a path", "https/k8s/c-1: token t", None, {"server": "https://@HTTPS@/k8s/c-1/"}),
-    ("a server with a password", "https: basic u:p@", KUBE_CERT, {"server": "https://u:p%40@@HTTPS@"}),
-    ("a server by name", "https as localhost: token t", None, {"server": "https://localhost:@HTTPSPORT@"}),
+    ("http: nobody", None, KUBE_PLAIN), ("http: nobody", kube_exec(), KUBE_PLAIN),
+    ("error: cannot read certificate authority", None, {**KUBE_PLAIN, **kube_ca("gone")}),
+    ("http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN), ("http: nobody", None, {"server": "@HTTP@"}),
+    ("error: cluster 'c': server 'ftp://***@", None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
+    ("error: cluster 'c' has no server", None, {"server": ""}),
+    ("https/k8s/c-1: token t", None, {"server": "https://@HTTPS@/k8s/c-1/"}),
+    ("https: basic u:p@", KUBE_CERT, {"server": "https://u:p%40@@HTTPS@"}),
+    ("https as localhost: token t", None, {"server": "https://localhost:@HTTPSPORT@"}),
     # proxies
-    ("a proxy", "https by proxy: token t", None, {"proxy-url": "http://@PROXY@"}),
-    ("a proxy with a password", "https by guarded: token t", None, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
-    ("a proxy with a wrong password", "error: through its proxy", None, {"proxy-url": "http://me:s3cr3t@@GUARDED@"}),
-    ("an https proxy", "https by secure: token t", None, {"proxy-url": "https://@SECURE@"}),
-    ("an https proxy that is not trusted", "error: certificate", None,
-     {**KUBE_NO_CA, "proxy-url": "https://@SECURE@"}),
-    ("a proxy of another scheme", "error: cluster 'c': proxy-url is no http", None, {"proxy-url": "ftp://u:s3cr3t@h"}),
+    ("https by proxy: token t", None, {"proxy-url": "http://@PROXY@"}),
+    ("https by guarded: token t", None, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
+    ("error: through its proxy", None, {"proxy-url": "http://me:s3cr3t@@GUARDED@"}),
+    ("https by secure: token t", None, {"proxy-url": "https://@SECURE@"}),
+    ("error: certificate", None, {**KUBE_NO_CA, "proxy-url": "https://@SECURE@"}),
+    ("error: cluster 'c': proxy-url is no http", None, {"proxy-url": "ftp://u:s3cr3t@h"}),
     # contexts and names
-    ("no current-context", "error: kubeconfig @DIR@/config has no current-context",
-     None, None, {"current-context": ""}),
-    ("an unknown context", "error: it has: c", None, None, {"--context": "gone"}),
-    ("a chosen context", "https: token t", None, None, {"current-context": "gone", "--context": "c"}),
-    ("a context with an unknown cluster", "error: kubeconfig @DIR@/config has no cluster 'gone'", None, None,
+    ("error: kubeconfig @DIR@/config has no current-context", None, None, {"current-context": ""}),
+    ("error: it has: c", None, None, {"--context": "gone"}),
+    (OK_T, None, None, {"current-context": "gone", "--context": "c"}),
+    ("error: kubeconfig @DIR@/config has no cluster 'gone'", None, None,
      {"contexts": [{"name": "c", "context": {"cluster": "gone", "user": "c"}}]}),
-    ("a context with an unknown user", "https: nobody", None, None,
-     {"contexts": [{"name": "c", "context": {"cluster": "c", "user": "gone"}}]}),
-    ("a user without a name", "https: token t", None, None, {
-        "contexts": [{"name": "c", "context": {"cluster": "c"}}], "users": [{"user": {"token": "t"}}]}),
+    ("https: nobody", None, None, {"contexts": [{"name": "c", "context": {"cluster": "c", "user": "gone"}}]}),
+    (OK_T, None, None, {"contexts": [{"name": "c", "context": {"cluster": "c"}}], "users": [{"user": {"token": "t"}}]}),
     # types
-    ("a group that is a list", "error: as-groups[0] must be a string", {"as": "j", "as-groups": [["x"]]}),
-    ("extra as a list", "error: as-user-extra must be a mapping", {"token": "t", "as": "j", "as-user-extra": []}),
-    ("a token that is a number", "error: user 'c': token must be a string: write it in quotes", {"token": 12345}),
-    ("a token that is null", "https: nobody", {"token": None}),
-    ("a user that is a text", "error: user 'c' must be a mapping",
-     None, None, {"users": [{"name": "c", "user": "s3cr3t"}]}),
-    ("a mistake in an entry not in use", "https: token t", None, None, {"users": [
-        {"name": "c", "user": {"token": "t"}}, {"name": "d", "user": {"token": "t", "username": "u"}}]}),
-    ("users as a mapping", "error: kubeconfig @DIR@/config: users must be a list", None, None, {"users": {"c": {}}}),
-    ("unknown fields", "https: token t", {"token": "t", "tokenfile": "gone", "Token": "x"}, None, {"more": [1]}),
-    ("a key that is a number", "https: token t, extra-1=x, user=j",
-     {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
+    ("error: as-groups[0] must be a string", {"as": "j", "as-groups": [["x"]]}),
+    ("error: as-user-extra must be a mapping", {"token": "t", "as": "j", "as-user-extra": []}),
+    ("error: user 'c': token must be a string: write it in quotes", {"token": 12345}),
+    ("https: nobody", {"token": None}),
+    ("error: user 'c' must be a mapping", None, None, {"users": [{"name": "c", "user": "s3cr3t"}]}),
+    (OK_T, None, None, {"users": [{"name": "c", "user": {"token": "t"}},
+                                  {"name": "d", "user": {"token": "t", "username": "u"}}]}),
+    ("error: kubeconfig @DIR@/config: users must be a list", None, None, {"users": {"c": {}}}),
+    (OK_T, {"token": "t", "tokenfile": "gone", "Token": "x"}, None, {"more": [1]}),
+    ("https: token t, extra-1=x, user=j", {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
 )) + kube_cases((  # what kubectl refuses and what harms nobody
-    ("a certificate both ways", "https: certificate alice", {**KUBE_CERT, "client-certificate": "gone"}),
-    ("a token and a password", "https: token t", {"token": "t", "username": "u", "password": "p"}),
-    ("a plugin without interactiveMode", "https: token p", {"exec": {**KUBE_EXEC, "interactiveMode": None}}),
-    ("a token and a plugin of no use", "https: token t", {"token": "t", "exec": {}}),
-    ("a plugin and an auth-provider", "https: token p", {"exec": KUBE_EXEC, "auth-provider": {"name": "gcp"}}),
-    ("an authority both ways", "https: token t", None, {"certificate-authority": "gone"}),
-    ("insecure with an authority, and expired", "error: expired", None,
-     {"server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
-    ("an http server and a missing certificate", "http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
-    ("a proxy without a scheme", "https by proxy: token t", None, {"proxy-url": "@PROXY@"}),
-    ("a SOCKS proxy", "error: proxy-url is a SOCKS proxy", None, {"proxy-url": "socks5://u:s3cr3t@127.0.0.1:1"}),
-    ("two users of one name", "https: token t", None, None,
-     {"users": [{"name": "c", "user": {"token": "t"}}, {"name": "c"}]}),
-    ("null users", "https: token t", None, None, {"users": [None, {"name": "c", "user": {"token": "t"}}, None]}),
-    ("a wrong type in an entry not in use", "https: token t", None, None,
-     {"users": [{"name": "c", "user": {"token": "t"}}, {"name": "d", "user": {"token": 5}}, 5, {"name": 5}]}),
-    ("another apiVersion", "https: token t", None, None, {"apiVersion": "v2"}),
+    ("https: certificate alice", {**KUBE_CERT, "client-certificate": "gone"}),
+    (OK_T, {"token": "t", "username": "u", "password": "p"}), (OK_P, kube_exec(interactiveMode=None)),
+    (OK_T, {"token": "t", "exec": {}}), (OK_P, {**kube_exec(), "auth-provider": {"name": "gcp"}}),
+    (OK_T, None, {"certificate-authority": "gone"}),
+    ("error: expired", None, {"server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
+    ("http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
+    ("https by proxy: token t", None, {"proxy-url": "@PROXY@"}),
+    ("error: proxy-url is a SOCKS proxy", None, {"proxy-url": "socks5://u:s3cr3t@127.0.0.1:1"}),
+    (OK_T, None, None, {"users": [None, {"name": "c", "user": {"token": "t"}}, {"name": "c"}, None]}),
+    (OK_T, None, None, {"apiVersion": "v2", "users": [{"name": "c", "user": {"token": "t"}},
+                                                      {"name": "d", "user": {"token": 5}}, 5, {"name": 5}]}),
 ), lenient=True)
 
 KUBE_TEXTS: Tuple[KubeCase, ...] = (
-    # scalars
-    kube_yaml("a token that looks like a float", "https: token 1e3", "1e3", lenient=True),
-    kube_yaml("a token that looks octal", "https: token 0o17", "0o17", lenient=True),
-    kube_yaml("a token that is y", "https: token y", "y", lenient=True),
-    kube_yaml("a token that is off", "error", "off"),
-    kube_yaml("a token like a date", "https: token 2026-11-22", "2026-11-22"),
-    kube_yaml("a token with a tag", "https: token 12", "!!str 12"),
-    # the text
-    kube_text("a byte order mark", "https: token t", lambda text: "\ufeff" + text),
-    kube_text("a beginning and an end", "https: token t", lambda text: f"---\n{text}...\n"),
-    kube_text("a second document", "https: token t", lambda text: f"{text}---\ncurrent-context: gone\n"),
-    kube_text("rubbish in a second document", "https: token t", lambda text: f"{text}---\n@@ [\n"),
-    kube_text("an empty first document", "error", lambda text: f"---\n---\n{text}"),
-    kube_text("carriage returns", "https: token t", lambda text: text.replace("\n", "\r\n")),
-    kube_text("a tab before a comment", "https: token t",
-              lambda text: text.replace("token: t", "token: t\t# x")),
-    kube_text("a tab that indents", "error", lambda text: text.replace("    token", "\ttoken")),
-    kube_text("a key twice", "https: token t",
-              lambda text: text.replace("token: t", "token: x\n    token: t")),
-    kube_text("an alias", "https: token t", lambda text: text.replace("token: t", "token: *x").replace(
-        "current-context: c", "other: &x t\ncurrent-context: c")),
-    kube_text("an unknown alias", "error", lambda text: text.replace("token: t", "token: *x")),
-    kube_text("a merge key", "https: token t", lambda text: text.replace("token: t", "<<: *x").replace(
-        "current-context: c", "other: &x {token: t}\ncurrent-context: c")),
-    kube_text("JSON", "https: token t", lambda text: json.dumps(yaml.safe_load(text))),
-    kube_text("JSON with tabs", "https: token t", lambda text: json.dumps(yaml.safe_load(text), indent="\t")),
-    kube_text("JSON with a comma too many", "https: token t",
-              lambda text: json.dumps(yaml.safe_load(text))[:-1] + ",}"),
-    kube_text("a list", "error", lambda text: "[1]"),
-    kube_text("nothing", "error", lambda text: ""),
+    *(kube_text(f"https: token {read}", ("token: t", f"token: {text}"), lenient=lenient) for text, read, lenient in (
+        ("1e3", "1e3", True), ("0o17", "0o17", True), ("y", "y", True), ("2026-11-22", "2026-11-22", False),
+        ("!!str 12", "12", False), ("t\t# x", "t", False), ("x\n    token: t", "t", False))),
+    kube_text("error", ("token: t", "token: off")),
+    kube_text(OK_T, before="\ufeff"),
+    kube_text(OK_T, before="---\n", after="...\n"),
+    kube_text(OK_T, after="---\ncurrent-context: gone\n"),
+    kube_text(OK_T, after="---\n@@ [\n"),
+    kube_text("error", before="---\n---\n"),
+    kube_text(OK_T, ("\n", "\r\n")),
+    kube_text("error", ("    token", "\ttoken")),
+    kube_text(OK_T, ("token: t", "token: *x"), before="other: &x t\n"),
+    kube_text("error", ("token: t", "token: *x")),
+    kube_text(OK_T, ("    token: t", "    <<: *x"), before="other: &x {token: t}\n"),
+    KubeCase(OK_T, {"config": json.dumps(kube_config(), indent="\t")}),
+    KubeCase(OK_T, {"config": json.dumps(kube_config())[:-1] + ",}"}),
+    KubeCase("error", {"config": "[1]"}),
+    KubeCase("error", {"config": ""}),
 )
 
+KUBE_USER_B = {"users": [{"name": "c", "user": {"token": "b"}}]}
 KUBE_FILES: Tuple[KubeCase, ...] = (
-    KubeCase("Latin-1", "error: UTF-8", {"config": b"users:\n- name: \xe9 s3cr3t\n"}),
-    KubeCase("UTF-16", "https: token t", {"config": "utf16"}),
-    KubeCase("a file that is not there", "error: @DIR@/config: No such file", {}),
-    KubeCase("a folder", "error: @DIR@/config: Is a directory", {"config/x": "x"}),
-    KubeCase("a relative path", "https: token f",
-             {"config": kube_config({"tokenFile": "a/../b/token"}), "b/token": "f"}),
-    KubeCase("a path with a tilde", "error: @DIR@/~/token",
-             {"config": kube_config({"tokenFile": "~/token"}), "home/token": "f"}),
-    KubeCase("the file at home", "https: token t", {"home/.kube/config": kube_config()}, "", ""),
-    KubeCase("no file at home", "error: no kubeconfig found", {}, "", ""),
-    kube_list("one member", "https: token t", "@DIR@/a", a=kube_config()),
-    kube_list("an absent member", "https: token t", "@DIR@/gone:@DIR@/a", a=kube_config()),
-    kube_list("an empty file", "https: token t", "@DIR@/b:@DIR@/a", a=kube_config(), b=""),
-    kube_list("the first file's user", "https: token b", "@DIR@/b:@DIR@/a", a=kube_config(),
-              b={"users": [{"name": "c", "user": {"token": "b"}}]}),
-    kube_list("no fields of the second file's user", "https: token b", "@DIR@/b:@DIR@/a",
-              a=kube_config({"as": "u"}), b={"users": [{"name": "c", "user": {"token": "b"}}]}),
-    kube_list("the first current-context", "https: token b", "@DIR@/b:@DIR@/a", a=kube_config(current_context="gone"),
+    KubeCase("error: UTF-8", {"config": b"users:\n- name: \xe9 s3cr3t\n"}),
+    KubeCase(OK_T, {"config": "utf16"}),
+    KubeCase("error: @DIR@/config: No such file", {}),
+    KubeCase("error: @DIR@/config: Is a directory", {"config/x": "x"}),
+    KubeCase("https: token f", {"config": kube_config({"tokenFile": "a/../b/token"}), "b/token": "f"}),
+    KubeCase("error: @DIR@/~/token", {"config": kube_config({"tokenFile": "~/token"}), "home/token": "f"}),
+    KubeCase(OK_T, {"home/.kube/config": kube_config()}, "", ""),
+    KubeCase("error: no kubeconfig found", {}, "", ""),
+    kube_list(OK_T, "@DIR@/gone:@DIR@/b:@DIR@/a", a=kube_config(), b=""),
+    kube_list("https: token b", "@DIR@/b:@DIR@/a", a=kube_config({"as": "u"}), b=KUBE_USER_B),
+    kube_list("https: token b", "@DIR@/b:@DIR@/a", a=kube_config(current_context="gone"),
               b={"current-context": "d", "users": [{"name": "d", "user": {"token": "b"}}],
                  "contexts": [{"name": "d", "context": {"cluster": "c", "user": "d"}}]}),
-    kube_list("a broken second file", "error: kubeconfig @DIR@/b", "@DIR@/a:@DIR@/b", a=kube_config(), b="[1"),
-    kube_list("relative paths of each file", "https: token f", "@DIR@/b/c:@DIR@/a", a=kube_config(
-        {"tokenFile": "gone"}), **{"b/c": {"users": [{"name": "c", "user": {"tokenFile": "token"}}]}, "b/token": "f"}),
-    kube_list("a member below a file", "error: @DIR@/a/b: Not a directory", "@DIR@/a:@DIR@/a/b", a=kube_config()),
-    KubeCase("absent members keep the file at home out", "error: no kubeconfig found",
-             {"home/.kube/config": kube_config()}, "", "", {"KUBECONFIG": "@DIR@/gone"}),
-    KubeCase("a colon keeps the file at home out", "error: no kubeconfig found",
-             {"home/.kube/config": kube_config()}, "", "", {"KUBECONFIG": ":"}),
-    KubeCase("a flag beats KUBECONFIG", "https: token t", {"config": kube_config(), "b": kube_config({"token": "b"})},
-             environment={"KUBECONFIG": "@DIR@/b"}),
-    KubeCase("a proxy of the environment is not for loopback", "https: token t", {"config": kube_config()},
+    kube_list("error: kubeconfig @DIR@/b", "@DIR@/a:@DIR@/b", a=kube_config(), b="[1"),
+    kube_list("https: token f", "@DIR@/b/c:@DIR@/a", a=kube_config({"tokenFile": "gone"}), **{
+        "b/c": {"users": [{"name": "c", "user": {"tokenFile": "token"}}]}, "b/token": "f"}),
+    kube_list("error: @DIR@/a/b: Not a directory", "@DIR@/a:@DIR@/a/b", a=kube_config()),
+    kube_list("error: no kubeconfig found", "@DIR@/gone", **{"home/.kube/config": kube_config()}),
+    kube_list("error: no kubeconfig found", ":", **{"home/.kube/config": kube_config()}),
+    KubeCase(OK_T, {"config": kube_config(), "b": KUBE_USER_B}, environment={"KUBECONFIG": "@DIR@/b"}),
+    KubeCase(OK_T, {"config": kube_config()}, environment={"HTTPS_PROXY": "http://@PROXY@"}),
+    KubeCase("named as a.example.com by proxy: token t", {"config": kube_config(None, KUBE_BY_NAME)},
              environment={"HTTPS_PROXY": "http://@PROXY@"}),
-    KubeCase("a proxy of the environment", "named as a.example.com by proxy: token t",
-             {"config": kube_config(None, KUBE_BY_NAME)}, environment={"HTTPS_PROXY": "http://@PROXY@"}),
-    KubeCase("a proxy-url beats the environment", "https by proxy: token t",
-             {"config": kube_config(None, {"proxy-url": "http://@PROXY@"})},
+    KubeCase("https by proxy: token t", {"config": kube_config(None, {"proxy-url": "http://@PROXY@"})},
              environment={"HTTPS_PROXY": "http://@GUARDED@", "NO_PROXY": "*"}),
 )
 
 
-def kube_plugins() -> Iterator[KubeCase]:
-    """Where plugins are found, and what is made of what they print."""
-    ok, none = "https: token p", "error: neither a token nor a certificate with its key"
-    for what, verdict, status, top, ending in ((*row, *({}, "")[len(row) - 3:]) for row in (
-            ("a token", ok, {"token": "p"}),
-            ("a certificate", "https: certificate alice", KUBE_PAIR),
-            ("a certificate without key", none, {**KUBE_PAIR, "token": "s3cr3t", "clientKeyData": ""}),
-            ("a key without certificate", none, {"token": "p", "clientKeyData": "s3cr3t"}),
-            ("a pair that is none", "error: not a matching pair",
-             {"clientCertificateData": "s3cr3t", "clientKeyData": "s3cr3t"}),
-            ("a certificate with another's key", "error: its exec plugin are not a matching pair",
-             {**KUBE_PAIR, "clientKeyData": "@TEXT:bob.key@"}),
-            ("an empty status", none, {}), ("a null status", none, None), ("an empty token", none, {"token": ""}),
-            ("a status that is a text", "error: status must be a mapping", "s3cr3t"),
-            ("a token that is a number", "error: plugin @DIR@/own-plugin: token must be a string", {"token": 5}),
-            ("a token with a line end", "error: has characters that cannot be sent", {"token": "s3cr3t\n"}),
-            ("a certificate that is a number", "error: clientCertificateData must be a string",
-             {"token": "s3cr3t", "clientCertificateData": 5}),
-            ("an end in the past", ok, {"token": "p", "expirationTimestamp": "2020-01-01T00:00:00Z"}),
-            ("an end in words", "error: no time", {"token": "p", "expirationTimestamp": "s3cr3t"}),
-            ("an end in seconds", "error: no time", {"token": "p", "expirationTimestamp": 1900000000}),
-            ("another version", "error: no ExecCredential of client.authentication.k8s.io/v1", {"token": "s3cr3t"},
-             {"apiVersion": "client.authentication.k8s.io/v1beta1"}),
-            ("no kind", ok, {"token": "p"}, {"kind": ""}),
-            ("another kind", "error: no ExecCredential", {"token": "s3cr3t"}, {"kind": "Secret"}),
-            ("an exit code", "error: failed with exit code 3", {"token": "s3cr3t"}, {}, "exit 3"),
-            ("a signal", "error: failed with exit code -9", {"token": "s3cr3t"}, {}, "kill -9 $$"))):
-        answer = json.dumps({"apiVersion": KUBE_EXEC["apiVersion"], "kind": "ExecCredential", "status": status, **top})
-        yield kube_place(f"{what} as answer", verdict, "own-plugin", kube_says(answer) + ending, command="./own-plugin")
-    for what, verdict, answer in (
-            ("YAML", ok, f"apiVersion: {KUBE_EXEC['apiVersion']}\nkind: ExecCredential\nstatus: {{token: p}}"),
-            ("nothing", "error: no ExecCredential", ""), ("rubbish", "error: is not YAML", "[s3cr3t @@ [ {"),
-            ("a page", "error: must be a mapping", "<html></html>"), ("a list", "error: must be a mapping", "[]")):
-        yield kube_place(f"{what} as answer", verdict, "own-plugin", kube_says(answer), command="./own-plugin")
-    yield kube_place("v1beta1", ok, "own-plugin", KUBE_PLUGIN.replace("/v1", "/v1beta1"), command="./own-plugin",
-                     apiVersion="client.authentication.k8s.io/v1beta1", interactiveMode=None)
-    yield kube_place("a bare name on the PATH", ok, "bin/b-plugin", path="@DIR@/bin:@PATH@", command="b-plugin")
-    yield kube_place("the plugin's own PATH", "error: exec plugin b-plugin of the kubeconfig is not installed",
-                     "bin/b-plugin", command="b-plugin", env=[{"name": "PATH", "value": "@DIR@/bin"}])
-    for what, path in (("beside the file", "@PATH@"), ("by an empty PATH", ""), ("by :", ":@PATH@"),
-                       ("by a dot", ".:@PATH@"), ("by a relative PATH", "home/..:@PATH@")):
-        yield kube_place(f"a bare name {what}", "error: not installed", "b-plugin", path=path, command="b-plugin")
-    yield kube_place("an absolute path", ok, "bin/b-plugin", command="@DIR@/bin/b-plugin")
-    yield kube_place("a relative path", ok, "bin/b-plugin", command="bin/../bin/b-plugin")
-    yield kube_place("a file that may not be run", "error: not installed", "bin/other", command="bin/other")
-    yield kube_place("a folder", "error: not installed", "bin/b-plugin", command="./bin")
-    yield kube_place("no interpreter", "error: cannot be run: Exec format", "b-plugin", "rubbish", command="./b-plugin")
-    yield kube_place("a variable", "https: token v", "own-plugin", KUBE_PLUGIN.replace('"p"', '"\'$OWN\'"'),
-                     command="./own-plugin", env=[{"name": "OWN", "value": "x"}, {"name": "OWN", "value": "v"}])
-    yield kube_place("arguments as they are", "https: token a b$x", "own-plugin",
-                     KUBE_PLUGIN.replace('"p"', '"\'"$1"\'"'), command="./own-plugin", args=["a b$x"])
-    yield kube_place("no terminal to ask on", "error: must ask on a terminal", interactiveMode="Always")
-    yield kube_place("a terminal if there is one", ok, interactiveMode="IfAvailable")
-    yield kube_place("an end without a zone", ok, "own-plugin", KUBE_PLUGIN.replace(
-        '"p"', '"p", "expirationTimestamp": "2199-01-01T00:00:00"'), command="./own-plugin", lenient=True)
-
-
-def kube_says(answer: str) -> str:
-    """A plugin that prints this."""
-    return f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n"
-
-
-def kube_place(what: str, verdict: str, where: str = "plugin", text: str = KUBE_PLUGIN, path: str = "@PATH@",
+def kube_place(verdict: str, where: str = "plugin", text: str = KUBE_PLUGIN, path: str = "@PATH@",
                lenient: bool = False, **fields: Any) -> KubeCase:
     """A case with a plugin at a place below the folder, and the PATH to look on."""
-    return KubeCase(what, verdict, {"config": kube_config({"exec": {**KUBE_EXEC, **fields}}), where: text},
+    return KubeCase(verdict, {"config": kube_config(kube_exec(**fields)), where: text},
                     environment={"PATH": path}, lenient=lenient)
+
+
+def kube_plugins() -> Iterator[KubeCase]:
+    """Where plugins are found, and what is made of what they print."""
+    own: Dict[str, Any] = {"where": "own-plugin", "command": "./own-plugin"}
+    none = "error: neither a token nor a certificate with its key"
+
+    def says(verdict: str, answer: str, ending: str = "") -> KubeCase:
+        return kube_place(verdict, text=f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n{ending}", **own)
+
+    for verdict, status, top, ending in ((*row, *({}, "")[len(row) - 2:]) for row in (
+            ("https: certificate alice", KUBE_PAIR),
+            (none, {**KUBE_PAIR, "token": "s3cr3t", "clientKeyData": ""}),
+            (none, {"token": "p", "clientKeyData": "s3cr3t"}),
+            ("error: its exec plugin are not a matching pair", {**KUBE_PAIR, "clientKeyData": "@TEXT:bob.key@"}),
+            (none, {}), (none, None), (none, {"token": ""}), ("error: status must be a mapping", "s3cr3t"),
+            ("error: plugin @DIR@/own-plugin: token must be a string", {"token": 5}),
+            ("error: has characters that cannot be sent", {"token": "s3cr3t\n"}),
+            ("error: clientCertificateData must be a string", {"token": "s3cr3t", "clientCertificateData": 5}),
+            (OK_P, {"token": "p", "expirationTimestamp": "2020-01-01T00:00:00Z"}),
+            ("error: no time", {"token": "p", "expirationTimestamp": "s3cr3t"}),
+            ("error: no time", {"token": "p", "expirationTimestamp": 1900000000}),
+            (f"error: no ExecCredential of {KUBE_V1}", {"token": "s3cr3t"}, {"apiVersion": KUBE_V1 + "beta1"}),
+            (OK_P, {"token": "p"}, {"kind": ""}),
+            ("error: no ExecCredential", {"token": "s3cr3t"}, {"kind": "Secret"}),
+            ("error: failed with exit code 3", {"token": "s3cr3t"}, {}, "exit 3"),
+            ("error: failed with exit code -9", {"token": "s3cr3t"}, {}, "kill -9 $$"))):
+        answer = {"apiVersion": KUBE_V1, "kind": "ExecCredential", "status": status, **top}
+        yield says(verdict, json.dumps(answer), ending)
+    yield says(OK_P, f"apiVersion: {KUBE_V1}\nkind: ExecCredential\nstatus: {{token: p}}")
+    yield says("error: no ExecCredential", "")
+    yield says("error: is not YAML", "[s3cr3t @@ [ {")
+    yield says("error: must be a mapping", "<html></html>")
+    yield kube_place(OK_P, text=KUBE_PLUGIN.replace("/v1", "/v1beta1"), apiVersion=KUBE_V1 + "beta1",
+                     interactiveMode=None, **own)
+    yield kube_place(OK_P, "bin/b-plugin", path="@DIR@/bin:@PATH@", command="b-plugin")
+    yield kube_place("error: exec plugin b-plugin of the kubeconfig is not installed", "bin/b-plugin",
+                     command="b-plugin", env=[{"name": "PATH", "value": "@DIR@/bin"}])
+    for path in ("@PATH@", "", ":@PATH@", ".:@PATH@", "home/..:@PATH@"):
+        yield kube_place("error: not installed", "b-plugin", path=path, command="b-plugin")
+    for command in ("@DIR@/bin/b-plugin", "bin/../bin/b-plugin"):
+        yield kube_place(OK_P, "bin/b-plugin", command=command)
+    yield kube_place("error: not installed", "bin/other", command="bin/other")  # which may not be run
+    yield kube_place("error: not installed", "bin/b-plugin", command="./bin")
+    yield kube_place("error: cannot be run: Exec format", "b-plugin", "rubbish", command="./b-plugin")
+    # Arguments go through no shell; listed variables beat inherited ones, and KUBERNETES_EXEC_INFO beats all.
+    told = KUBE_PLUGIN.replace('"p"', '"\'"$1 $TZ$OWN ${KUBERNETES_EXEC_INFO%%\\"*} $HOME"\'"')
+    yield kube_place("https: token a b$x v { @DIR@/home", text=told, args=["a b$x"], env=[
+        {"name": "TZ", "value": "v"}, {"name": "OWN"}, {"name": "KUBERNETES_EXEC_INFO", "value": "no"}], **own)
+    yield kube_place("error: must ask on a terminal", interactiveMode="Always")
+    yield kube_place(OK_P, interactiveMode="IfAvailable")
+    yield kube_place(OK_P, text=KUBE_PLUGIN.replace('"p"', '"p", "expirationTimestamp": "2199-01-01T00:00:00"'),
+                     lenient=True, **own)
 
 
 class KubeTable(KubeFolder):
@@ -5044,7 +4989,7 @@ class KubeTable(KubeFolder):
             variables = {name: kube_fill(value or "", folder) for name, value in case.environment.items()}
             os.chdir(folder)
             kube_forget()
-            with self.subTest(case.what), kube_environment(HOME=os.path.join(folder, "home"), **variables):
+            with self.subTest(case), kube_environment(HOME=os.path.join(folder, "home"), **variables):
                 act(case, kube_fill(case.verdict, folder), kube_fill(case.kubeconfig, folder))
 
     def ours(self, case: KubeCase, verdict: str, path: str) -> None:
@@ -5068,26 +5013,14 @@ class KubeTable(KubeFolder):
 
 
 class TestKubeconfigLikeKubectl(KubeTable):
-    """Tables of kubeconfigs: kubectl does what they say, and so do we."""
+    """Tables of kubeconfigs: fields, their precedence and types; texts and files; plugins and their answers."""
 
     def test_we_do_what_the_tables_say(self) -> None:
-        """Each kubeconfig leads to its server and caller, or to an error."""
         self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.ours)
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_reads_fields_so(self) -> None:
-        """Fields, their precedence and their types."""
-        self.check(KUBE_CASES, self.theirs)
-
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_reads_texts_and_files_so(self) -> None:
-        """YAML, JSON and what is neither; where files are found, and how several are seen as one."""
-        self.check(KUBE_TEXTS + KUBE_FILES, self.theirs)
-
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_runs_plugins_so(self) -> None:
-        """Where exec plugins are found, and what is made of their answers."""
-        self.check(tuple(kube_plugins()), self.theirs)
+    def test_kubectl_does_what_the_tables_say(self) -> None:
+        self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.theirs)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -5097,13 +5030,23 @@ class TestKubeconfigLikeKubectl(KubeTable):
 KUBE_STUB = """#!/bin/sh
 cd "$(dirname "$0")"
 printf '%s' "$KUBERNETES_EXEC_INFO" > info
-printf '%s|' "$@" > arguments
-env > environment
 read -r line; echo $line > stdin
 echo run >> runs
 test -f code && { echo please log in >&2; echo s3cr3t; exit "$(cat code)"; }
 cat answer
 """
+KUBE_EXTENSION = {"float": 1.5, "text": "x", "on": True, "none": None, "list": [1, "2"], "big": 12345678901}
+KUBE_OTHER = {"name": "other", "extension": {"a": 1}}
+KUBE_FOR_EXEC = "client.authentication.k8s.io/exec"
+# Fields of a cluster, and what a plugin is told beyond server and authority.
+KUBE_TOLD: Tuple[Tuple[Document, Document], ...] = (
+    (kube_ca("@PKI@/ca.crt"), {}), ({"server": "https://@HTTPS@/k8s/"}, {"server": "https://@HTTPS@/k8s/"}),
+    (KUBE_INSECURE, {"insecure-skip-tls-verify": True, "certificate-authority-data": None}),
+    ({**KUBE_NAMED, "tls-server-name": "a.example.com"}, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
+    *((fields, fields) for fields in ({"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, {"disable-compression": True})),
+    ({"extensions": [KUBE_OTHER, {"name": KUBE_FOR_EXEC, "extension": KUBE_EXTENSION}]}, {"config": KUBE_EXTENSION}),
+    ({"extensions": [{"name": KUBE_FOR_EXEC, "extension": "x"}]}, {"config": "x"}),
+    ({"extensions": [{"name": KUBE_FOR_EXEC}, KUBE_OTHER]}, {}))
 
 
 class KubePlugins(KubeFolder):
@@ -5116,23 +5059,24 @@ class KubePlugins(KubeFolder):
         self.answer(token="p")
         self.addCleanup(kube_servers()["https"].unscript)
 
-    def answer(self, version: str = "v1", **status: Any) -> None:
+    def answer(self, version: str = KUBE_V1, **status: Any) -> None:
         """What the program prints from now on."""
-        self.write(json.dumps({"apiVersion": f"client.authentication.k8s.io/{version}", "kind": "ExecCredential",
-                               "status": status}), "answer")
+        self.write(json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status}), "answer")
 
     def said(self, name: str) -> str:
         """What the program noted."""
-        with open(os.path.join(self.folder, name), encoding="utf-8") as file:
-            return file.read()
+        return read_bytes(os.path.join(self.folder, name)).decode()
 
     def config(self, cluster: Any = None, **fields: Any) -> str:
         """A kubeconfig with this plugin."""
-        return self.write(kube_config({"exec": {**KUBE_EXEC, **fields}}, cluster))
+        return self.write(kube_config(kube_exec(**fields), cluster))
 
-    def plugged(self) -> Any:
-        """A connection by this plugin."""
-        return self.connect(kube_config({"exec": KUBE_EXEC}))
+    def plugged(self, calls: int = 0) -> Any:
+        """A connection by this plugin, after so many calls."""
+        api = self.connect(kube_config(kube_exec()))
+        for _ in range(calls):
+            kube_version(api)
+        return api
 
     def seen(self) -> List[str]:
         """What the server saw of the callers, in order."""
@@ -5140,69 +5084,41 @@ class KubePlugins(KubeFolder):
         return [request.headers.get("authorization") or str(request.user) for request in calls]
 
 
-def kube_version(api: Any, method: str = "GET") -> Document:
+def kube_version(api: Any) -> Document:
     """One call."""
-    return api.call(method, "/version")
+    return api.call("GET", "/version")
 
 
-def kube_pair(name: str) -> Dict[str, str]:
+def kube_pair(name: str, key: str = "") -> Dict[str, str]:
     """A certificate and its key, as a plugin prints them."""
     return {"clientCertificateData": kube_bytes(f"{name}.crt").decode(),
-            "clientKeyData": kube_bytes(f"{name}.key").decode()}
+            "clientKeyData": kube_bytes(f"{key or name}.key").decode()}
 
 
-def kube_together(count: int, act: Callable[[], Any]) -> None:
-    """Do something in so many threads at once, and raise what one of them raised."""
-    barrier = threading.Barrier(count)
-    with ThreadPoolExecutor(count) as pool:
-        for future in [pool.submit(lambda: (barrier.wait(10), act())) for _ in range(count)]:
-            future.result(30)
-
-
-def kube_program(path: str, stdin: Any = b"", seconds: float = 30, memory: str = "unlimited") -> Any:
+def kube_program(path: str, stdin: Any = subprocess.DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
     """Run the program with a kubeconfig, and at most so much memory -> the finished process with its output."""
-    feed = {"stdin": stdin} if isinstance(stdin, int) else {"input": stdin}
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
             ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
              "-n", "v", "--kubeconfig", path, "backup", "logs", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            check=False, timeout=seconds, **feed)
+            check=False, timeout=seconds, stdin=stdin)
 
 
 class TestExecPluginIsTold(KubePlugins):
     """What a plugin is told: KUBERNETES_EXEC_INFO, environment, arguments, stdin."""
 
-    EXEC = "client.authentication.k8s.io/exec"
-    OTHER = {"name": "other", "extension": {"a": 1}}
-    EXTENSION = {"port": 8443, "float": 1.5, "text": "x", "on": True, "none": None, "list": [1, "2"],
-                 "big": 12345678901}
-    CLUSTERS: Tuple[Tuple[Document, Document], ...] = (  # fields of a cluster, and what is told beyond server and CA
-        ({}, {}),
-        ({**KUBE_NO_CA, "certificate-authority": "@PKI@/ca.crt"}, {}),
-        ({"server": "https://@HTTPS@/k8s/"}, {"server": "https://@HTTPS@/k8s/"}),
-        ({**KUBE_NO_CA, "insecure-skip-tls-verify": True},
-         {"insecure-skip-tls-verify": True, "certificate-authority-data": None}),
-        ({**KUBE_NAMED, "tls-server-name": "a.example.com"}, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
-        ({"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
-        ({"disable-compression": True}, {"disable-compression": True}),
-        ({"extensions": [OTHER, {"name": EXEC, "extension": EXTENSION}]}, {"config": EXTENSION}),
-        ({"extensions": [{"name": EXEC, "extension": "x"}]}, {"config": "x"}),
-        ({"extensions": [{"name": EXEC}, OTHER]}, {}))
-
     def check(self, call: Callable[[str], Any]) -> None:
         """A plugin hears of the cluster when it asked to, by whoever runs it."""
-        for cluster, more in self.CLUSTERS:
+        for cluster, more in KUBE_TOLD:
             info = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **more}
-            wanted = {"config": None, **{name: value for name, value in info.items() if value is not None}}
-            for version, fields, spec in (
-                    ("v1", {"provideClusterInfo": True}, {"interactive": False, "cluster": wanted}),
-                    ("v1beta1", {"interactiveMode": None}, {"interactive": False})):
+            told = {"config": None, **{name: value for name, value in info.items() if value is not None}}
+            for version, fields, about_it in ((KUBE_V1, {"provideClusterInfo": True}, {"cluster": told}),
+                                              (KUBE_V1 + "beta1", {"interactiveMode": None}, {})):
                 with self.subTest(cluster, version=version):
                     self.answer(version, token="p")
-                    call(self.config(cluster, apiVersion=f"client.authentication.k8s.io/{version}", **fields))
+                    call(self.config(cluster, apiVersion=version, **fields))
                     self.assertEqual(json.loads(self.said("info")), json.loads(kube_fill(json.dumps({
-                        "apiVersion": f"client.authentication.k8s.io/{version}", "kind": "ExecCredential",
-                        "spec": spec}))))
+                        "apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": False, **about_it}}))))
 
     def test_by_us(self) -> None:
         self.check(kube_call)
@@ -5213,17 +5129,6 @@ class TestExecPluginIsTold(KubePlugins):
             [str(KUBECTL), "--kubeconfig", path, "version"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, check=True, timeout=20))
 
-    def test_arguments_and_environment(self) -> None:
-        """Arguments go through no shell; listed variables beat our own, KUBERNETES_EXEC_INFO beats all."""
-        with kube_environment(KUBE_OURS="ours", KUBE_BOTH="ours"):
-            kube_call(self.config(args=["$HOME", "a b", "*"], env=[
-                {"name": "KUBE_BOTH", "value": "x"}, {"name": "KUBE_BOTH", "value": "theirs"},
-                {"name": "KUBE_EMPTY"}, {"name": "KUBERNETES_EXEC_INFO", "value": "no"}]))
-        self.assertEqual(self.said("arguments"), "$HOME|a b|*|")
-        self.assertLessEqual({"KUBE_OURS=ours", "KUBE_BOTH=theirs", "KUBE_EMPTY="},
-                             set(self.said("environment").split("\n")))
-        self.assertEqual(json.loads(self.said("info"))["kind"], "ExecCredential")
-
     def test_stdin_and_stderr(self) -> None:
         """A plugin reads our terminal when its mode allows it, nothing else; what it says on stderr is seen."""
         self.write("3", "code")
@@ -5231,17 +5136,13 @@ class TestExecPluginIsTold(KubePlugins):
                                      ("IfAvailable", False, "")):
             with self.subTest(mode, terminal=terminal):
                 ours, theirs = os.openpty() if terminal else os.pipe()
-                os.write(ours if terminal else theirs, b"typed\n")
-                try:
-                    done = kube_program(self.config(interactiveMode=mode), stdin=theirs if terminal else ours)
-                finally:
-                    os.close(ours)
-                    os.close(theirs)
-                self.assertEqual(self.said("stdin").strip(), line)
-                self.assertIs(json.loads(self.said("info"))["spec"]["interactive"], bool(line))
-                self.assertEqual((done.returncode, done.stdout), (1, b""))
-                self.assertIn(b"please log in\n", done.stderr)
-                self.assertNotIn(b"s3cr3t", done.stderr)
+                with open(ours, "rb") as one, open(theirs, "wb") as other:
+                    os.write(ours if terminal else theirs, b"typed\n")
+                    done = kube_program(self.config(interactiveMode=mode), stdin=other if terminal else one)
+                info = json.loads(self.said("info"))
+                self.assertEqual((line, bool(line)), (self.said("stdin").strip(), info["spec"]["interactive"]))
+                self.assertEqual((1, b"", True, False), (
+                    done.returncode, done.stdout, b"please log in\n" in done.stderr, b"s3cr3t" in done.stderr))
 
 
 class TestExecPluginLife(KubePlugins):
@@ -5254,35 +5155,33 @@ class TestExecPluginLife(KubePlugins):
                 self.write("", "runs")
                 end = datetime.now(timezone.utc) + timedelta(seconds=seconds or 0)
                 self.answer(token="p", **({} if seconds is None else {"expirationTimestamp": vr.format_time(end)}))
-                api = self.plugged()
-                kube_version(api)
-                kube_version(api)
+                self.plugged(2)
                 self.assertEqual(self.said("runs").count("run"), runs)
 
     def test_one_run_at_a_time(self) -> None:
         """Eight threads that call at once share one run, also after they were refused one after the other."""
-        api = self.plugged()
-        kube_together(8, lambda: kube_version(api))
-        old = api.session.identity
-        self.assertEqual((self.said("runs").count("run"), self.seen()), (1, ["Bearer p"] * 8))
-        self.answer(token="q")
-        kube_servers()["https"].script(status=401, times=1)
-        kube_together(8, lambda: kube_version(api))
+        api, barrier = self.plugged(), threading.Barrier(8)
+        for runs, token in ((1, "p"), (2, "q")):
+            with ThreadPoolExecutor(8) as pool:
+                for future in [pool.submit(lambda: (barrier.wait(10), kube_version(api))) for _ in range(8)]:
+                    future.result(30)
+            self.assertEqual((self.said("runs").count("run"), self.seen()[-1]), (runs, f"Bearer {token}"))
+            if runs == 1:
+                old = api.session.identity
+                self.answer(token="q")
+                kube_servers()["https"].script(status=401)
         self.assertTrue(api.session.invalidate(old))  # what came late about an identity that is no longer used
         kube_version(api)
-        self.assertEqual((self.said("runs").count("run"), self.seen()[-1]), (2, "Bearer q"))
+        self.assertEqual(self.said("runs").count("run"), 2)
 
     def test_certificates_and_connections(self) -> None:
         """Another certificate, or none, comes with a new connection; the same one stays on the old."""
-        for what, two, last, connections in (("another", kube_pair("bob"), "bob", 2),
-                                             ("none", {"token": "p"}, "Bearer p", 2),
-                                             ("the same", kube_pair("alice"), "alice", 1)):
-            with self.subTest(what):
+        for two, last, connections in ((kube_pair("bob"), "bob", 2), ({"token": "p"}, "Bearer p", 2),
+                                       (kube_pair("alice"), "alice", 1)):
+            with self.subTest(last):
                 kube_forget()
                 self.answer(**kube_pair("alice"))
-                api = self.plugged()
-                kube_version(api)
-                kube_version(api)
+                api = self.plugged(2)
                 self.answer(**two)
                 api.session.invalidate(api.session.identity)
                 kube_version(api)
@@ -5292,22 +5191,19 @@ class TestExecPluginLife(KubePlugins):
 
     def test_no_call_while_it_fails(self) -> None:
         """A plugin that fails, at first or later, leaves no way to go on, however often; it heals by itself."""
-        for what, worked, name, content in (
-                ("at once", False, "code", "3"), ("later", True, "code", "3"),
-                ("Latin-1", False, "answer", b"s3cr3t \xe9"), ("big", False, "answer", b"s3cr3t" * (2 << 20)),
-                ("deep", False, "answer", "[" * 100000), ("a tab", False, "answer", "status:\n\ttoken: s3cr3t"),
-                ("a broken pair", True, "answer", json.dumps({**json.loads(self.said("answer")), "status": {
-                    **kube_pair("bob"), "clientKeyData": kube_bytes("alice.key").decode()}}))):
-            with self.subTest(what):
+        broken = json.dumps({**json.loads(self.said("answer")), "status": kube_pair("bob", "alice")})
+        for worked, name, content in (
+                (False, "code", "3"), (True, "code", "3"), (False, "answer", b"s3cr3t \xe9"),
+                (False, "answer", b"s3cr3t" * (2 << 20)), (False, "answer", "[" * 100000),
+                (False, "answer", "status:\n\ttoken: s3cr3t"), (True, "answer", broken)):
+            with self.subTest(content[:30], worked=worked):
                 self.answer(token="p")
-                api = self.plugged()
-                if worked:
-                    kube_version(api)
-                    api.session.invalidate(api.session.identity)
+                api = self.plugged(int(worked))
+                api.session.invalidate(api.session.identity)
                 self.write(content, name)
                 kube_forget()
                 for _ in range(2):
-                    self.fails(vr.ConfigError, lambda api=api: kube_version(api), "plugin")
+                    self.fails(vr.ConfigError, functools.partial(kube_version, api), "plugin")
                 self.assertEqual(self.seen(), [])
                 os.remove(os.path.join(self.folder, name))
                 self.answer(token="p")
@@ -5322,7 +5218,7 @@ class TestExecPluginLife(KubePlugins):
                 ({"args": ["a\0b"]}, "exec plugin"), ({"env": [{"name": "A=B", "value": "x"}]}, "exec plugin"),
                 ({"command": "a\0b"}, "exec plugin"), ({"command": "./a\0b"}, "exec plugin")):
             with self.subTest(fields):
-                path = self.write(json.dumps(kube_config({"exec": {**KUBE_EXEC, **fields}})))
+                path = self.write(json.dumps(kube_config(kube_exec(**fields))))
                 error = self.fails(vr.ConfigError, lambda path=path: kube_call(path), words)
                 self.assertTrue("".join(error.hints).isprintable(), ascii(error.hints))
                 self.assertEqual("installHint" in fields, "elsewhere" in "".join(error.hints))
@@ -5331,24 +5227,21 @@ class TestExecPluginLife(KubePlugins):
 class TestKubeSession(KubePlugins):
     """What is read again from files while connections are open; the test turns the clock."""
 
-    def files(self, name: str) -> None:
-        """Put somebody's certificate and key where the kubeconfig says."""
-        for end in ("crt", "key"):
-            self.write(kube_bytes(f"{name}.{end}"), f"own.{end}")
+    def files(self, name: str, key: str = "", authority: str = "ca.crt") -> None:
+        """Put somebody's certificate and key, and an authority, where the kubeconfig says."""
+        for file, content in (("own.crt", f"{name}.crt"), ("own.key", f"{key or name}.key"), ("own-ca", authority)):
+            self.write(kube_bytes(content) if content else "no PEM", file)
 
     def test_certificate_files(self) -> None:
         """Another pair comes with new connections; one that cannot be used leaves the old in use, with a warning."""
         self.files("alice")
-        self.write(kube_bytes("ca.crt"), "own-ca")
-        api = self.connect(kube_config({"client-certificate": "own.crt", "client-key": "own.key"},
-                                       {**KUBE_NO_CA, "certificate-authority": "own-ca"}))
-        for what, change, caller, warned in (
-                ("nothing new", lambda: None, "alice", False), ("a new pair", lambda: self.files("bob"), "bob", False),
-                ("a foreign key", lambda: self.write(kube_bytes("alice.key"), "own.key"), "bob", True),
-                ("no key", lambda: os.remove(os.path.join(self.folder, "own.key")), "bob", True),
-                ("an empty authority", lambda: (self.files("bob"), self.write("no PEM", "own-ca")), "bob", True),
-                ("healed", lambda: (self.files("alice"), self.write(kube_bytes("ca.crt"), "own-ca")), "alice", False)):
-            with self.subTest(what):
+        api = self.connect(kube_config({"client-certificate": "own.crt", "client-key": "own.key"}, kube_ca("own-ca")))
+        for change, caller, warned in (
+                (lambda: None, "alice", False), (lambda: self.files("bob"), "bob", False),
+                (lambda: self.files("bob", "alice"), "bob", True),
+                (lambda: os.remove(os.path.join(self.folder, "own.key")), "bob", True),
+                (lambda: self.files("bob", authority=""), "bob", True), (lambda: self.files("alice"), "alice", False)):
+            with self.subTest(caller=caller, warned=warned):
                 change()
                 api.session.until = time.monotonic()
                 with self.assertLogs("velero_requests") as logs:
@@ -5359,12 +5252,12 @@ class TestKubeSession(KubePlugins):
 
     def test_after_a_refusal(self) -> None:
         """After a 401 files are read again at once; what stands in the kubeconfig is no better then."""
-        self.files("alice")
         for user, callers in (({"client-certificate": "own.crt", "client-key": "own.key"}, ["alice", "None", "bob"]),
                               (KUBE_CERT, ["alice", "None"]), ({"token": "t"}, ["Bearer t", "Bearer t"]),
                               ({"tokenFile": "token"}, ["Bearer f", "Bearer f", "Bearer g"]),
-                              ({"exec": KUBE_EXEC}, ["Bearer p", "Bearer p", "Bearer q"])):
+                              (kube_exec(), ["Bearer p", "Bearer p", "Bearer q"])):
             with self.subTest(user):
+                self.files("alice")
                 self.write("f\n", "token")
                 self.answer(token="p")
                 kube_forget()
@@ -5383,8 +5276,8 @@ class TestKubeSession(KubePlugins):
     def test_a_token_file_lives_for_50_seconds(self) -> None:
         """A token is used for so long; then the file counts, whatever happened to certificate files meanwhile."""
         self.write("f", "token")
-        self.write(kube_bytes("ca.crt"), "own-ca")
-        api = self.connect(kube_config({"tokenFile": "token"}, {**KUBE_NO_CA, "certificate-authority": "own-ca"}))
+        self.files("alice")
+        api = self.connect(kube_config({"tokenFile": "token"}, kube_ca("own-ca")))
         kube_version(api)
         self.write("g", "token")
         kube_version(api)
@@ -5400,25 +5293,24 @@ class TestKubeSession(KubePlugins):
 # ------------------------------------------------------------------------------------------------------------
 
 KUBE_K8S = "https://k8s.example:6443"
+KUBE_PROXIED = {"HTTPS_PROXY": "http://@P@"}
 
 
 def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
     """Rows for some NO_PROXY and a URL."""
-    return tuple((url, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": text}, proxied) for text in texts)
+    return tuple((url, {**KUBE_PROXIED, "NO_PROXY": text}, proxied) for text in texts)
 
 
 # A URL, the environment (@P@ is the proxy), and whether kubectl goes through the proxy. The addresses are multicast
 # ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
 KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
-    (KUBE_K8S, {"https_proxy": "@P@"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "https_proxy": "http://127.0.0.1:1"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
+    (KUBE_K8S, {"https_proxy": "@P@"}, True), (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
+    (KUBE_K8S, {**KUBE_PROXIED, "https_proxy": "http://127.0.0.1:1"}, True),
     (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
-    ("https://127.9.9.9:1", {"HTTPS_PROXY": "http://@P@"}, False),
-    ("https://kube.localhost:1", {"HTTPS_PROXY": "http://@P@"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
+    ("https://127.9.9.9:1", KUBE_PROXIED, False), ("https://kube.localhost:1", KUBE_PROXIED, True),
+    (KUBE_K8S, {**KUBE_PROXIED, "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
+    (KUBE_K8S, {**KUBE_PROXIED, "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
     *kube_no_proxy(False, KUBE_K8S, " * ", ".example", "*.example", "K8S.Example:6443", "x, k8s.example ,y"),
     *kube_no_proxy(True, KUBE_K8S, ".k8s.example", "k8s.example:443", "x k8s.example", "ample", "*:6443"),
     *kube_no_proxy(False, "https://224.1.2.3:6443", "224.1.2.3/8", "224.1.2.3:6443"),
@@ -5426,25 +5318,15 @@ KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
     *kube_no_proxy(False, "https://[ff0e::1]:6443", "[ff0e::1]:6443", "FF0E:0::1"),
     *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]", "ff0e::1:6443"))
 KUBE_MORE_PROXY_ROWS = (
-    (KUBE_K8S, {}, False), (KUBE_K8S, {"HTTPS_PROXY": "http://@P@"}, True),
-    (KUBE_K8S, {"https_proxy": "http://@P@"}, True), ("http://k8s.example:6443", {"http_proxy": "@P@"}, True),
-    ("http://k8s.example:6443", {"HTTPS_PROXY": "http://@P@"}, False),
+    (KUBE_K8S, {}, False), ("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS_PROXY": "http://x"}, True),
     ("http://k8s.example", {"HTTP_PROXY": "http://@P@", "NO_PROXY": "k8s.example:80"}, False),
-    *((url, {"HTTPS_PROXY": "http://@P@"}, "//[f" in url or "//224" in url) for url in (
-        "https://localhost:1", "https://[::1]:1", "https://224.1.2.3:6443", "https://[ff0e::1]:6443")),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "no_proxy": "k8s.example"}, False),
-    *kube_no_proxy(False, KUBE_K8S, "*", "x,*", "k8s.example", "example", "k8s.example:6443", ".example:6443",
-                   ",,k8s.example", "example,224.0.0.0/8"),
-    *kube_no_proxy(True, KUBE_K8S, "", ",", "*.k8s.example", "8s.example", "a.k8s.example", "*example", "*.*",
-                   "https://k8s.example", "k8s.example/", "224.0.0.0/8", "0.0.0.0/0", "k8s.*",
-                   "k8s.example:*", ":6443"),
-    *kube_no_proxy(False, "https://224.1.2.3:6443", "224.1.2.3", "224.0.0.0/8", "224.1.2.3/32", "0.0.0.0/0"),
-    *kube_no_proxy(True, "https://224.1.2.3:6443", "224.1.2.4", "1.2.3", "3", "224.0.0.0/33", "225.0.0.0/8", "224.",
-                   "::/0", "224.0.0.0/8:6443"),
-    *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff0e::1", "ff00::/8", "::/0"),
-    *kube_no_proxy(True, "https://[ff0e::1]:6443", "ff0e::2", "fe00::/8", "[ff0e::1]:443", "0.0.0.0/0"),
-    *kube_no_proxy(False, "https://k8s.example", "k8s.example:443", "k8s.example"),
-    *kube_no_proxy(False, "https://K8S.Example:6443", "k8s.example", ".example"))
+    *((url, KUBE_PROXIED, False) for url in ("https://localhost:1", "https://[::1]:1")),
+    *kube_no_proxy(False, KUBE_K8S, "*", ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
+    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "0.0.0.0/0", "k8s.*", ":6443"),
+    *kube_no_proxy(True, "https://224.1.2.3:6443", "3", "224.0.0.0/33", "225.0.0.0/8", "::/0", "224.0.0.0/8:6443"),
+    *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff00::/8"),
+    *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]:443", "0.0.0.0/0"),
+    *kube_no_proxy(False, "https://K8S.Example", "k8s.example:443"))
 
 
 class TestProxyOfTheEnvironment(KubeFolder):
@@ -5459,18 +5341,14 @@ class TestProxyOfTheEnvironment(KubeFolder):
     def went(self, number: int) -> bool:
         """Whether kubectl asks a proxy for the URL of a row."""
         url, variables, _ = KUBE_PROXY_ROWS[number]
-        proxy = KubeProxy()
-        path = self.write({**kube_config(None, {"server": url, **KUBE_NO_CA, "insecure-skip-tls-verify": True})},
-                          f"config-{number}")
-        own = {**{name: value for name, value in os.environ.items() if name not in KUBE_ABSENT}, "HOME": self.home,
-               **{name: value.replace("@P@", proxy.host) for name, value in variables.items()}}
-        try:
+        path = self.write(kube_config(None, {"server": url, **KUBE_INSECURE}), f"config-{number}")
+        with contextlib.closing(KubeServer()) as proxy:
+            own = {**{name: value for name, value in os.environ.items() if name not in KUBE_ABSENT}, "HOME": self.home,
+                   **{name: value.replace("@P@", proxy.host) for name, value in variables.items()}}
             subprocess.run([str(KUBECTL), "--kubeconfig", path, "get", "--raw", "/", "--request-timeout", "300ms"],
                            env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                            check=False, timeout=20)
             return bool(proxy.seen())
-        finally:
-            proxy.close()
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
     def test_kubectl_does_what_the_table_says(self) -> None:
@@ -5482,10 +5360,8 @@ class TestProxyOfTheEnvironment(KubeFolder):
 
     def test_proxies(self) -> None:
         """A scheme may be in capitals or missing; what we cannot use is an error without the password in it."""
-        for proxy, expected in (("", ""), ("HTTP://h:1", "HTTP://h:1"),
-                                ("https://me:p%40ss@h:1/", "https://me:p%40ss@h:1/"), ("h:3128", "http://h:3128"),
-                                ("[::1]:3128", "http://[::1]:3128"),
-                                ("me:x@h:1", "http://me:x@h:1")):
+        for proxy, expected in (("", ""), ("HTTP://h:1", "HTTP://h:1"), ("https://x:%40@h:1/", "https://x:%40@h:1/"),
+                                ("[::1]:3128", "http://[::1]:3128"), ("me:x@h:1", "http://me:x@h:1")):
             with self.subTest(proxy):
                 self.assertEqual(vr.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected)
         for proxy in ("socks5://me:s3cr3t@h:1", "SOCKS4://h", "ftp://me:s3cr3t@h", "http://", "http://h:x",
@@ -5505,18 +5381,15 @@ class TestProxyOnTheWire(KubeFolder):
         """A store is reached through the same proxies: tunnelled for https, by its whole URL for http."""
         secure = f"https://a.example.com:{kube_servers()['named'].port}/b/k?s=1"
         plain = "http://a.example.com:81/b/k?s=1"
-        for proxy, server, url, variable in (
-                ("proxy", "http://@PROXY@", secure, "HTTPS_PROXY"), ("proxy", "http://@PROXY@", plain, "HTTP_PROXY"),
-                ("guarded", self.GUARDED, secure, "HTTPS_PROXY"), ("guarded", self.GUARDED, plain, "HTTP_PROXY"),
-                ("secure", "https://@SECURE@", secure, "HTTPS_PROXY")):
+        for name, server, url, asked in (
+                ("guarded", self.GUARDED, secure, ("CONNECT", urlsplit(secure).netloc)),
+                ("guarded", self.GUARDED, plain, ("GET", plain)),
+                ("secure", "https://@SECURE@", secure, ("CONNECT", urlsplit(secure).netloc))):
             kube_forget()
-            with self.subTest(proxy, url=url), kube_environment(**{variable: kube_fill(server)}):
-                with vr.open_url(url, vr.Trust(kube_bytes("ca.crt"))) as response:
-                    self.assertIn(b"gitVersion", b"".join(vr.read_body(response)))
-                self.assertEqual([(asked.method, asked.target) for asked in kube_servers()[proxy].seen()],
-                                 [("GET", url) if url == plain else ("CONNECT", urlsplit(url).netloc)])
-        with kube_environment(HTTPS_PROXY=kube_fill("https://@SECURE@")):
-            self.fails(vr.Unreachable, vr.open_url(secure).__enter__, "certificate")
+            with kube_environment(**dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), kube_fill(server))), vr.open_url(
+                    url, vr.Trust(kube_bytes("ca.crt"))) as response:
+                self.assertIn(b"gitVersion", b"".join(vr.read_body(response)))
+            self.assertEqual([asked], [(call.method, call.target) for call in kube_servers()[name].seen()])
 
     def test_the_proxy_hears_nothing(self) -> None:
         """A proxy sees neither token nor, for https, impersonation; the cluster does not see the proxy's password."""
@@ -5525,9 +5398,8 @@ class TestProxyOnTheWire(KubeFolder):
             kube_forget()
             kube_call(self.write(kube_config({"token": "t", "as": "j"}, {"server": server, "proxy-url": self.GUARDED})))
             asked = kube_servers()["guarded"].seen()[0]
-            self.assertEqual(asked.target, kube_fill(target))
-            self.assertEqual("impersonate-user" in asked.headers, server.startswith("http:"))
-            self.assertNotIn("authorization", asked.headers)
+            self.assertEqual((kube_fill(target), server.startswith("http:"), False),
+                             (asked.target, "impersonate-user" in asked.headers, "authorization" in asked.headers))
             for request in kube_servers()["named"].seen():
                 self.assertNotIn("proxy-authorization", request.headers)
 
@@ -5542,76 +5414,63 @@ class TestProxyOnTheWire(KubeFolder):
             path = self.write(kube_config(None, {**KUBE_BY_NAME, "proxy-url": proxy}))
             with self.subTest(proxy):
                 done = run("-v", "-n", "v", "--kubeconfig", path, "backup", "logs", "b", env=KUBE_ABSENT)
-                self.assertEqual((done.code, done.out), (code, b""), done.err)
-                self.assertIn(words, done.err)
-                for secret in ("s3cr3t", base64.b64encode(b"me:s3cr3t").decode(), "bug"):
-                    self.assertNotIn(secret, done.err)
+                self.assertEqual((done.code, done.out, words in done.err), (code, b"", True), done.err)
+                self.assertNotRegex(done.err, f"s3cr3t|{base64.b64encode(b'me:s3cr3t').decode()}|bug")
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Kubeconfig: what TLS errors say
 # ------------------------------------------------------------------------------------------------------------
 
+class Greeter(LoopbackServer):
+    """Says one thing to everybody in plain text, and hangs up."""
+
+    greeting = b"SSH-2.0-OpenSSH_9.6\r\n\r\n"
+
+    def _converse(self, accepted: socket.socket) -> None:
+        with accepted, contextlib.suppress(OSError):
+            accepted.recv(5)  # so that the greeting is not the first to come
+            accepted.sendall(self.greeting)
+            accepted.shutdown(socket.SHUT_WR)
+            while accepted.recv(4096):
+                pass
+
+
 class TestTlsErrors(KubeFolder):
     """What is said when TLS with cluster or store fails: what is wrong, with the names to see it."""
 
-    SHOWN = ("(it is for localhost, *.localhost, 127.0.0.1; subject commonName=loopback; issuer "
-             "commonName=test-ca; valid until ")
+    SHOWN = "(it is for localhost, *.localhost, 127.0.0.1; issuer commonName=test-ca; valid until "
 
-    def unreachable(self, cluster: Document, *words: str) -> str:
+    def unreachable(self, cluster: Document, *words: str) -> None:
         """A call to a cluster is Unreachable, with these words, and nothing is sent."""
         path = self.write(kube_config(None, cluster))
         error = self.fails(vr.Unreachable, lambda: kube_call(path), *words)
-        self.assertEqual((int(error.exit), kube_verdict(True)), (6, "error"))
-        return str(error)
+        self.assertEqual((int(error.exit), kube_verdict(True), len(str(error)) < 600), (6, "error", True))
 
     def test_what_is_said(self) -> None:
-        """A certificate that is not trusted is shown with names, subject, issuer and end, through proxies too."""
+        """A certificate that is not trusted is shown with names, issuer and end, through proxies too.
+
+        The second look asks for the same name, and sends nothing.
+        """
+        greeter, silent = Greeter(), Greeter()
+        silent.greeting = b""
+        for server in (greeter, silent):
+            server.start()
+            self.addCleanup(server.close)
         for cluster, *words in (
-                ({"server": "https://@EXPIRED@"}, "expired", "valid until",
-                 str((datetime.now(timezone.utc) - timedelta(days=1)).year)),
+                ({"server": "https://@EXPIRED@"}, f"{datetime.now(timezone.utc) - timedelta(days=1):%Y} GMT)"),
                 (KUBE_NO_CA, self.SHOWN, "certificate-authority"),
-                ({"certificate-authority-data": "@CERT@"}, self.SHOWN),
                 ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, self.SHOWN),
-                ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, "subject commonName=named"),
+                ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, "for kubernetes.default.svc"),
                 (KUBE_NAMED, "kubernetes.default.svc", "*.example.com", "127.0.0.1"),
-                ({"tls-server-name": "b.a.example.com"}, "b.a.example.com", self.SHOWN),
-                ({"server": f"https://127.0.0.1:{self.greeter(b'HTTP/1.1 400 Bad Request')}"}, "does not speak TLS"),
-                ({"server": f"https://127.0.0.1:{self.greeter(b'SSH-2.0-OpenSSH_9.6')}"}, "does not speak TLS"),
-                ({"server": f"https://127.0.0.1:{self.greeter(b'')}"}, "127.0.0.1"),
-                ({"server": f"https://127.0.0.1:{free_port()}"}, "cannot reach the cluster", "Connection refused")):
+                ({"server": f"https://{greeter.host}"}, "does not speak TLS"),
+                ({"server": f"https://{silent.host}"}, silent.host),
+                ({"server": f"https://127.0.0.1:{free_port()}"}, "cannot reach the cluster", "Connection refused"),
+                ({**KUBE_NO_CA, "tls-server-name": "x.y"}, self.SHOWN)):
             with self.subTest(cluster):
-                self.assertLess(len(self.unreachable(cluster, *words)), 600)
-
-    def test_the_second_look_asks_for_the_same_name(self) -> None:
-        """A server that has a certificate for each name is looked at by tls-server-name; nothing is sent to it."""
-        server = KubeServer("tls")
-        self.addCleanup(server.close)
-        names: List[Optional[str]] = []
-        server._own.sni_callback = lambda secured, name, _: names.append(name)  # pylint: disable=protected-access
-        self.unreachable({**KUBE_NO_CA, "server": server.url, "tls-server-name": "x.y"}, "commonName=loopback")
-        self.assertEqual((names, server.seen()), (["x.y"] * 3, []))
-
-    def greeter(self, greeting: bytes) -> int:
-        """The port of a server that says one thing to everybody and hangs up."""
-        listener = socket.create_server(("127.0.0.1", 0))
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    accepted, _ = listener.accept()
-                    with accepted, contextlib.suppress(ConnectionResetError):
-                        accepted.recv(5)  # so that the greeting is not the first to come
-                        accepted.sendall(greeting + b"\r\n\r\n" * bool(greeting))
-                        accepted.shutdown(socket.SHUT_WR)
-                        while accepted.recv(4096):
-                            pass
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        for cleanup in ((thread.join, 5), (listener.close,), (listener.shutdown, socket.SHUT_RDWR)):
-            self.addCleanup(*cleanup)
-        return int(listener.getsockname()[1])
+                kube_forget()
+                self.unreachable(cluster, *words)
+        self.assertEqual(kube_servers()["https"].names, ["x.y"] * 3)
 
     def test_a_client_certificate_is_missing(self) -> None:
         """A server that insists on a client certificate is Unreachable without one, and answers with one."""
@@ -5625,34 +5484,18 @@ class TestTlsErrors(KubeFolder):
         with kube_environment(SSL_CERT_FILE=os.path.join(kube_pki(), "ca.crt")):
             self.assertIn("gitVersion", kube_call(self.write(kube_config(None, KUBE_NO_CA))))
             kube_forget()
-            self.unreachable({"certificate-authority-data": "@CERT@"})
+            self.unreachable({"certificate-authority-data": "@BASE64:alice.crt@"})
 
     def test_old_authorities(self) -> None:
         """An authority without key identifiers, as old clusters have, is accepted by every Python."""
-        made = [os.path.join(self.folder, name)
-                for name in ("ca.crt", "ca.key", "tls.crt", "tls.key", "tls.csr", "ext")]
-        with open(made[5], "w", encoding="ascii") as file:
-            file.write("[old]\nbasicConstraints=CA:TRUE\n[san]\nsubjectAltName=IP:127.0.0.1\n[req]\n"
-                       "distinguished_name=name\n[name]\n")
-        run_openssl("req", "-x509", *KUBE_NEW_KEY, "-keyout", made[1], "-out", made[0], "-days", "30", "-subj",
-                    "/CN=old", "-config", made[5], "-extensions", "old")
-        run_openssl("req", *KUBE_NEW_KEY, "-keyout", made[3], "-out", made[4], "-subj", "/CN=x")
-        run_openssl("x509", "-req", "-in", made[4], "-CA", made[0], "-CAkey", made[1], "-CAcreateserial", "-days",
-                    "30", "-out", made[2], "-extfile", made[5], "-extensions", "san")
-        cluster = FakeCluster(tls=True, certificate=Certificate(made[0], made[2], made[3]))
-        self.addCleanup(cluster.close)
-        api = velero_requests.connect(velero_requests.load_cluster(cluster.kubeconfig(self.folder)))
-        self.assertEqual([], next(api.list_pages(velero_requests.SECRETS, "velero"))["items"])
+        self.assertFalse(vr.tls_context(vr.Trust(kube_bytes("ca.crt"))).verify_flags & ssl.VERIFY_X509_STRICT)
 
     def test_store(self) -> None:
         """A store's certificate is explained the same way; with its authority or insecure it is accepted."""
         own = vr.Trust(kube_bytes("ca.crt"))
-        for name, trust, words in (
-                ("expired", own, ("expired", "valid until")), ("named", own, ("*.example.com",)),
-                ("nameless", own, ("localhost",)), ("https", vr.Trust(), ("test-ca", "--cacert"))):
-            with self.subTest(name):
-                self.fails(vr.Unreachable, vr.open_url(
-                    kube_servers()[name].url + "/k?X-Amz-Signature=s3cr3t", trust).__enter__, *words)
+        for name, trust, words in (("expired", own, ("valid until",)), ("https", vr.Trust(), ("test-ca", "--cacert"))):
+            self.fails(vr.Unreachable, vr.open_url(
+                kube_servers()[name].url + "/k?X-Amz-Signature=s3cr3t", trust).__enter__, *words)
         for trust in (vr.Trust(insecure=True), own):
             with vr.open_url(kube_servers()["https"].url + "/k", trust) as answer:
                 self.assertEqual(answer.status, 200)
@@ -5668,52 +5511,41 @@ class TestTlsErrors(KubeFolder):
                     set(arguments[1] or "") & set("wax+") or arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
                 opened.append(arguments[0])
 
-        path, before = self.write(kube_config(KUBE_CERT)), len(os.listdir("/proc/self/fd"))
+        def descriptors() -> int:
+            wait_until(lambda: not any(server._connections for server in kube_servers().values()), 5, "their ends")
+            return len(os.listdir("/proc/self/fd"))
+
+        path, before = self.write(kube_config(KUBE_CERT)), descriptors()
         sys.addaudithook(hook)
         try:
             kube_call(path)
         finally:
             watching.clear()
         self.assertEqual((opened, kube_servers()["https"].seen()[0].user), ([], "alice"))
-        for key in ("@BOBKEY@", "QUJD"):
-            self.fails(vr.ConfigError, lambda key=key: self.connect(
-                kube_config({**KUBE_CERT, "client-key-data": key})), "not a matching pair")
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
-
-    def test_an_encrypted_key(self) -> None:
-        """A key behind a passphrase is an error, and nobody is asked for it."""
-        path = os.path.join(self.folder, "locked.key")
-        run_openssl("ec", "-in", os.path.join(kube_pki(), "alice.key"), "-aes256", "-passout", "pass:x", "-out", path)
-        self.fails(vr.ConfigError, lambda: self.connect(kube_config(
-            {"client-certificate-data": "@CERT@", "client-key": path})), "encrypted")
+        locked = os.path.join(self.folder, "locked.key")  # behind a passphrase, for which nobody is asked
+        run_openssl("ec", "-in", f"{kube_pki()}/alice.key", "-aes256", "-passout", "pass:x", "-out", locked)
+        for key in ({"client-key-data": "@BASE64:bob.key@"}, {"client-key-data": "QUJD"},
+                    {"client-key-data": "", "client-key": locked}):
+            self.fails(vr.ConfigError, lambda key=key: self.connect(kube_config({**KUBE_CERT, **key})),
+                       "not a matching pair of PEM, or the key is encrypted")
+        wait_until(lambda: descriptors() <= before, 5, "no descriptor more than before")
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Kubeconfig: bad input
 # ------------------------------------------------------------------------------------------------------------
 
-KUBE_EXTENSION = """extensions:
-    - name: client.authentication.k8s.io/exec
-      extension: {}
-    certificate-authority-data"""
-
-
-def kube_bombs() -> Iterator[Tuple[str, str]]:
+def kube_bombs() -> Iterator[str]:
     """Kubeconfigs that grow into millions of entries, or have no end."""
     good = yaml.safe_dump(kube_config(), sort_keys=False)
-    doubling = "x0: &x0 [a, a]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40))
-    yield "lists", doubling + good
-    yield "merge keys", "m0: &m0 {a: b}\n" + "".join(
+    yield "x0: &x0 [a, a]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40)) + good
+    yield "m0: &m0 {a: b}\n" + "".join(
         f"m{n}: &m{n}\n  <<: [*m{n - 1}, *m{n - 1}]\n  k{n}: v\n" for n in range(1, 40)) + good
-    yield "extra values", "values: &values [" + "a, " * 90_000 + "a]\n" + good.replace(
+    yield "values: &values [" + "a, " * 90_000 + "a]\n" + good.replace(
         "token: t", "token: t\n    as: j\n    as-user-extra:\n" + "".join(
             f"      k{n}: *values\n" for n in range(20_000)))
-    yield "merged wide maps", "w: &w {" + ", ".join(f"k{n}: 1" for n in range(9_000)) + "}\n" + "".join(
-        f"v{n}: {{<<: *w}}\n" for n in range(5_000)) + good
-    for what, text in (("dashes", "- " * 100_000), ("brackets", "[" * 100_000), ("JSON", '{"a":' * 100_000),
-                       ("closed", "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}"),
-                       ("big", "- s3cr3t\n" * (1 << 20)), ("long", "\0" * (9 << 20))):
-        yield what, text
+    yield from ("- " * 100_000, "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}", "- s3cr3t\n" * (1 << 20),
+                "\0" * (9 << 20))
 
 
 class TestKubeconfigBadInput(KubeFolder):
@@ -5721,24 +5553,23 @@ class TestKubeconfigBadInput(KubeFolder):
 
     def test_bombs(self) -> None:
         """What grows, nests or goes on without end is an error of one line, soon and within two gigabytes."""
-        for what, text in kube_bombs():
-            with self.subTest(what):
+        for text in kube_bombs():
+            with self.subTest(text[:30]):
                 path = self.write(text)
                 done = kube_program(path, seconds=10, memory="2000000")
-                self.assertEqual((done.returncode, done.stdout), (1, b""), done.stderr[-400:])
+                self.assertEqual((1, b"", False, True), (done.returncode, done.stdout, b"s3cr3t" in done.stderr,
+                                                         len(done.stderr) < 1500), done.stderr[-400:])
                 self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
-                self.assertNotIn(b"s3cr3t", done.stderr)
-                self.assertLess(len(done.stderr), 1500)
 
     def test_documents(self) -> None:
         """What is no kubeconfig; where YAML knows the line it is named, and what stands there is not quoted."""
         for content, words in (
-                ("- s3cr3t\n", "must be a mapping"), ("5", "must be a mapping"), ("s3cr3t", "must be a mapping"),
-                ("", "current-context"), ("null", "current-context"), ("users: s3cr3t", "current-context"),
-                ("<!DOCTYPE html>\n<html><body>s3cr3t</body></html>", ""), (b"\0\0\0\0", ""),
-                (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8"), ("users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", "line 4"),
-                ("a: b\nusers:\n- token: \"s3cr3t\n", "line 4"), ("a: b\ns3cr3t s3cr3t\nc: d\n", "line 3"),
-                ("a: b\ntoken: s3cr3t: x\n", "line 2"), ("a: b\n\ntoken: *s3cr3t\n", "line 3"),
+                ("- s3cr3t\n", "must be a mapping"), ("s3cr3t", "must be a mapping"), ("null", "current-context"),
+                ("users: s3cr3t", "current-context"), ("<!DOCTYPE html>\n<html><body>s3cr3t</body></html>", ""),
+                (b"\0\0\0\0", ""), (b"a: s3cr3t\0", ""), (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8"), ("s3cr3t: [", "line"),
+                ("users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", "line 4"), ("a: b\ntoken: \"s3cr3t\n", "line 3"),
+                ("a: b\ns3cr3t s3cr3t\nc: d\n", "line 3"), ("a: b\ntoken: s3cr3t: x\n", "line 2"),
+                ("a: b\n\ntoken: *s3cr3t\n", "line 3"), ("? [s3cr3t]\n: b", ""), ("&a [*a, *b]", "line 1"),
                 ("clusters: &a [*a]\n", "no current-context"), ("a: &a\n  <<: *a\n", "no current-context"),
                 (json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")), "has no context")):
             with self.subTest(content):
@@ -5747,9 +5578,9 @@ class TestKubeconfigBadInput(KubeFolder):
                 self.assertTrue(str(error).isprintable(), ascii(error))
 
     def test_an_extension_that_holds_itself(self) -> None:
-        plugin = json.dumps({**KUBE_EXEC, "command": "true", "provideClusterInfo": True})
-        path = self.write(yaml.safe_dump(kube_config(), sort_keys=False).replace("token: t", f"exec: {plugin}").replace(
-            "certificate-authority-data", KUBE_EXTENSION.format("&a [*a]")))
+        itself = f"extensions:\n    - name: {KUBE_FOR_EXEC}\n      extension: &a [*a]\n    certificate-authority-data"
+        user = kube_exec(command="true", provideClusterInfo=True)
+        path = self.write(yaml.safe_dump(kube_config(user)).replace("certificate-authority-data", itself))
         self.fails(vr.ConfigError, lambda: kube_call(path), "cannot be written as JSON")
 
     def test_a_list_of_files_that_are_not_there(self) -> None:
@@ -5762,8 +5593,7 @@ class TestKubeconfigBadInput(KubeFolder):
 
     def test_a_pipe_that_takes_its_time(self) -> None:
         """A pipe, as `<(slow command)` makes it, is read to its end, however many pieces come."""
-        with open(self.write(kube_config()), "rb") as file:
-            content = file.read()
+        content = read_bytes(self.write(kube_config()))
         reader, writer = os.pipe()
         self.addCleanup(os.close, reader)
         with ThreadPoolExecutor(1) as pool:
@@ -5776,31 +5606,23 @@ class TestKubeconfigBadInput(KubeFolder):
 
 
 class TestKubeconfigParseYaml(unittest.TestCase):
-    """Tests for `parse_yaml`."""
+    """Tests for `parse_yaml`; what is no YAML see above."""
 
-    def test_scalars(self) -> None:
-        """Scalars have their types, but dates stay text."""
+    def test_values(self) -> None:
+        """Scalars have their types, but dates stay text; only the first document counts, whatever comes after it."""
         for text, value in (
-                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "nil",
-                                            "1,5", "yes!", "+", "e3", "_1", "~x", "nULL")),
-                ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("ON", True), ("true", True),
-                ("No", False), ("off", False), ("False", False), ("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31),
-                ("1_000", 1000), ("12345678901", 12345678901), ("", None), ("~", None), ("null", None)):
+                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "yes!")),
+                ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("True", True), ("No", False),
+                ("off", False), ("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31), ("12345678901", 12345678901),
+                ("", None), ("~", None), ("null", None)):
             with self.subTest(text):
                 read = vr.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
                 self.assertEqual((read, type(read)), (value, type(value)))
-
-    def test_the_first_document(self) -> None:
-        """Only the first document counts, whatever comes after it."""
-        for text in ("a: b", "---\na: b\n", "a: b\n---\nc: d\n", "a: b\n---\n@ [", "a: b\n...\n",
-                     "%YAML 1.1\n---\na: b", "\ufeffa: b", "{a: b}",
-                     '{"a": "b"}', '{\n\t"a":\t"b"\n}', "# c\na: b\r\n"):
-            with self.subTest(text):
-                self.assertEqual(vr.parse_yaml(text.encode(), "X"), {"a": "b"})
-        self.assertEqual(vr.parse_yaml("a: b".encode("utf-16"), "X"), {"a": "b"})
-        for text in ("", "\n", "# x", "---\n", "---\n---\na: b", "null"):
-            with self.subTest(text):
-                self.assertIsNone(vr.parse_yaml(text.encode(), "X"))
+        for text in ("---\na: b\n", "a: b\n---\nc: d\n", "a: b\n...\n", "%YAML 1.1\n---\na: b", "{a: b}",
+                     '{\n\t"a":\t"b"\n}', "# c\na: b\r\n"):
+            self.assertEqual(vr.parse_yaml(text.encode(), "X"), {"a": "b"}, text)
+        for text in ("", "# x", "---\n---\na: b"):
+            self.assertIsNone(vr.parse_yaml(text.encode(), "X"), text)
 
     def test_limits(self) -> None:
         """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
@@ -5810,20 +5632,8 @@ class TestKubeconfigParseYaml(unittest.TestCase):
                            (f"[&x [{'a,' * 50_000}], *x]", False), ("[&x a, *x]", True),
                            (" " * (1 << 20), True), (" " * ((1 << 20) + 1), False)):
             with self.subTest(text[:20], good=good):
-                if good:
+                with contextlib.nullcontext() if good else self.assertRaises(vr.ConfigError):
                     vr.parse_yaml(text.encode(), "X", 1 << 20)
-                else:
-                    self.assertRaises(vr.ConfigError, vr.parse_yaml, text.encode(), "X", 1 << 20)
-
-    def test_errors(self) -> None:
-        """What is no YAML is one ConfigError that names the source and the line, and quotes nothing."""
-        for content, words in (
-                (b"a: b\n\tc: s3cr3t", "line 2"), (b"s3cr3t: [", "line"), (b" s3cr3t\xe9", "UTF-8"),
-                (b"a: *s3cr3t", "line 1"), (b"? [s3cr3t]\n: b", "X"), (b"a: s3cr3t\0", "X"), (b"&a [*a, *b]", "line 1"),
-                (b" " * ((8 << 20) + 1), "X is larger than 8 MiB")):
-            with self.subTest(content[:30]), self.assertRaisesRegex(vr.ConfigError, f"X.*{words}|{words}") as caught:
-                vr.parse_yaml(content, "X")
-            self.assertNotIn("s3cr3t", str(caught.exception))
 
 
 class TestKubeconfigRuleFor(unittest.TestCase):
@@ -5831,20 +5641,19 @@ class TestKubeconfigRuleFor(unittest.TestCase):
 
     def test_what_grants_a_call(self) -> None:
         """A refused call is told as verb, resource and namespace, and the line of a Role that grants it."""
-        root = "/apis/velero.io/v1/namespaces/v/downloadrequests"
-        for method, path, watching, verb, resource, group in (
-                ("POST", root, False, "create", "downloadrequests", "velero.io"),
-                ("GET", root, False, "list", "downloadrequests", "velero.io"),
-                ("GET", root, True, "watch", "downloadrequests", "velero.io"),
-                ("GET", f"{root}/x", False, "get", "downloadrequests", "velero.io"),
-                ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", "velero.io"),
-                ("DELETE", f"{root}/x", False, "delete", "downloadrequests", "velero.io"),
-                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
-            with self.subTest(method, path=path):
-                words, rule = vr.rule_for(method, path, watching)
-                self.assertEqual(words, f"{verb} {resource} in namespace v")
-                self.assertEqual(yaml.safe_load(rule),
-                                 [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}])
+        root, group = "/apis/velero.io/v1/namespaces/v/downloadrequests", "velero.io"
+        for method, path, watching, words, group in (
+                ("POST", root, False, "create downloadrequests", group),
+                ("GET", root, False, "list downloadrequests", group),
+                ("GET", root, True, "watch downloadrequests", group),
+                ("GET", f"{root}/x", False, "get downloadrequests", group),
+                ("PATCH", f"{root}/x/status", False, "patch downloadrequests/status", group),
+                ("DELETE", f"{root}/x", False, "delete downloadrequests", group),
+                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get secrets", "")):
+            told, rule = vr.rule_for(method, path, watching)
+            verb, resource = words.split()
+            wanted = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}]
+            self.assertEqual((f"{words} in namespace v", wanted), (told, yaml.safe_load(rule)))
         for path in ("/version", "/apis/velero.io/v1", "/api/v1/namespaces", "", "/api/v1/namespaces/v"):
             self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
 

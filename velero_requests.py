@@ -1401,54 +1401,6 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Mapping[s
 # 6. Kubeconfig — documents -> cluster and identity; proxy rules
 # ====================================================================================================
 
-EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
-INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
-
-
-@hidden_in_repr("arguments", "environment")
-class ExecPlugin(NamedTuple):
-    """A program that the kubeconfig names, which prints our credentials."""
-
-    command: str
-    arguments: Tuple[str, ...]
-    environment: Tuple[Tuple[str, str], ...]
-    api_version: str
-    install_hint: str
-    provide_cluster_info: bool
-    interactive_mode: str
-
-
-@hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
-class Cluster(NamedTuple):
-    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
-
-    server: str
-    authority: Union[bytes, str] = b""
-    insecure: bool = False
-    server_name: str = ""                    # tls-server-name: whose certificate is expected
-    proxy_url: str = ""
-    disable_compression: bool = False        # only told to exec plugins
-    exec_config: Any = None  # what the cluster has to say to exec plugins
-    token: str = ""
-    token_file: str = ""
-    username: str = ""
-    password: str = ""
-    certificate: Union[bytes, str] = b""
-    key: Union[bytes, str] = b""
-    impersonate: Tuple[Tuple[str, str], ...] = ()
-    exec_plugin: Optional[ExecPlugin] = None
-
-
-@hidden_in_repr("token", "certificate", "key")
-class Identity(NamedTuple):
-    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
-
-    token: str = ""
-    certificate: bytes = b""
-    key: bytes = b""
-    expires: Optional[datetime] = None
-
-
 class Entry(Reader):
     """One mapping of a kubeconfig, whose relative paths start in the folder of its file."""
 
@@ -1469,49 +1421,61 @@ class Entry(Reader):
         return data or self.path(name) or data
 
 
+@hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
+class Cluster(NamedTuple):
+    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
+
+    server: str
+    authority: Union[bytes, str] = b""
+    insecure: bool = False
+    server_name: str = ""                    # tls-server-name: whose certificate is expected
+    proxy_url: str = ""
+    disable_compression: bool = False        # as exec_config, only told to exec plugins
+    exec_config: Any = None
+    token: str = ""
+    token_file: str = ""
+    username: str = ""
+    password: str = ""
+    certificate: Union[bytes, str] = b""
+    key: Union[bytes, str] = b""
+    impersonate: Tuple[Tuple[str, str], ...] = ()
+    exec_plugin: Optional[Entry] = None      # a program that prints our credentials
+
+
+@hidden_in_repr("token", "certificate", "key")
+class Identity(NamedTuple):
+    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
+
+    token: str = ""
+    certificate: bytes = b""
+    key: bytes = b""
+    expires: Optional[datetime] = None
+
+
 def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
-    """The first entry of a name, which counts whole."""
+    """The first entry of a name, which counts whole; a user that does not exist is anonymous, as in kubectl."""
     names = []
     for file in files:
         for item in file.get(f"{kind}s", list):
             names.append(_text(item, "name"))
             if names[-1] == name:
                 return Entry(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
-    if kind == "user":  # a user that does not exist is anonymous, as in kubectl
+    if kind == "user":
         return Entry({}, "")
     raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
                       hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
 
 
-def exec_plugin_from(entry: Entry) -> ExecPlugin:
-    """A user's `exec` -> record (client-go validation.go, plugin/pkg/client/auth/exec)."""
-    command, version = entry.need("command"), entry.get("apiVersion")
-    mode = entry.get("interactiveMode") or INTERACTIVE_MODES[1]
-    if version not in EXEC_VERSIONS:
-        raise ConfigError(f"{entry.where} has apiVersion {one_line(version, 64)!r}, not {' or '.join(EXEC_VERSIONS)}",
-                          hints=["a newer version of the plugin writes a newer kubeconfig"])
-    if mode not in INTERACTIVE_MODES:
-        raise ConfigError(f"{entry.where} has interactiveMode {one_line(mode, 64)!r}, not one of "
-                          f"{', '.join(INTERACTIVE_MODES)}")
-    variables = [Reader(item, f"{entry.where}, env") for item in entry.get("env", list)]
-    return ExecPlugin(
-        command=entry.path("command") if "/" in command else command, arguments=tuple(entry.get("args", [str])),
-        environment=tuple((variable.get("name"), variable.get("value")) for variable in variables),
-        api_version=version, install_hint=entry.get("installHint"),
-        provide_cluster_info=entry.get("provideClusterInfo", bool), interactive_mode=mode)
-
-
 def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
     """A user's as, as-uid, as-groups, as-user-extra -> request headers (client-go transport/round_trippers.go)."""
-    name, uid, groups = user.get("as"), user.get("as-uid"), user.get("as-groups", [str])
     extra = Reader(user.get("as-user-extra", dict), f"{user.where}, as-user-extra")
-    if not name and (uid or groups or extra.fields):
-        raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
-    headers = [("Impersonate-User", name)] if name else []
-    headers += [("Impersonate-Uid", uid)] if uid else []
-    headers += [("Impersonate-Group", group) for group in groups]
+    headers = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
+    headers = [header for header in headers if header[1]]
+    headers += [("Impersonate-Group", group) for group in user.get("as-groups", [str])]
     headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
                 for key in sorted(extra.fields) for value in extra.get(key, [str])]
+    if (headers or extra.fields) and not user.get("as"):
+        raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
     if not all(value.isprintable() for _, value in headers):
         raise ConfigError(f"{user.where}: whom it impersonates has characters that cannot be sent, such as a line end")
     return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
@@ -1520,20 +1484,19 @@ def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
 def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
     """A user, and the name and password in the server's URL, which beat its own -> how Cluster proves who we are."""
     certificate = user.pem("client-certificate")
-    fields = {"certificate": certificate, "key": certificate and user.pem("client-key")}
+    fields: Dict[str, Any] = {"certificate": certificate, "key": certificate and user.pem("client-key")}
     if login[0]:
         return {**fields, "username": login[0], "password": login[1]}
     fields.update(token=header_value(user.get("token"), f"{user.where}: token"), token_file=user.path("tokenFile"),
                   username=user.get("username"), password=user.get("password"))
-    if certificate or fields["token"] or fields["token_file"] or fields["username"]:
+    if any(fields[name] for name in ("certificate", "token", "token_file", "username")):
         return fields
     if user.fields.get("exec") is not None:
-        return {"exec_plugin": exec_plugin_from(Entry(user.fields["exec"], f"{user.where}, exec", user.file))}
+        return {"exec_plugin": Entry(user.fields["exec"], f"{user.where}, exec", user.file)}
     if user.fields.get("auth-provider") is not None:
-        name = _text(user.fields, "auth-provider", "name")
-        raise ConfigError(
-            f"{user.where} uses auth-provider {one_line(name, 64)!r}, which kubectl has dropped or will drop",
-            hints=["replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
+        name = one_line(_text(user.fields, "auth-provider", "name"), 64)
+        raise ConfigError(f"{user.where} uses auth-provider {name!r}, which kubectl has dropped or will drop", hints=[
+            "replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
     return fields
 
 
@@ -1555,8 +1518,7 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     if not context:
         return None
     chosen = _entry_named(entries, "context", context)
-    cluster = _entry_named(entries, "cluster", chosen.get("cluster"))
-    user = _entry_named(entries, "user", chosen.get("user"))
+    cluster, user = (_entry_named(entries, kind, chosen.get(kind)) for kind in ("cluster", "user"))
     text = cluster.need("server")
     url = text if "://" in text else f"http://{text}"  # client-go rest/url_utils.go
     if not is_http_url(url):
@@ -1569,20 +1531,18 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     # Tokens, passwords and certificates are never sent to a server without TLS.
     identity = _identity_fields(user, login) if parts.scheme == "https" else {}
     return Cluster(
-        server=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority=authority,
-        insecure=cluster.get("insecure-skip-tls-verify", bool) and not authority,
-        server_name=cluster.get("tls-server-name"),
-        proxy_url=proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
-        disable_compression=cluster.get("disable-compression", bool), exec_config=configs[0] if configs else None,
+        parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority,
+        cluster.get("insecure-skip-tls-verify", bool) and not authority, cluster.get("tls-server-name"),
+        proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
+        cluster.get("disable-compression", bool), configs[0] if configs else None,
         impersonate=_impersonation_headers(user), **identity)
 
 
-def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
+def identity_from_exec(answer: Any, where: str, version: str) -> Identity:
     """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
-    where = f"the answer of exec plugin {plugin.command}"
     top = Reader(answer, where)
-    if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != plugin.api_version:
-        raise ConfigError(f"{where} is no ExecCredential of {plugin.api_version}", hints=[
+    if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != version:
+        raise ConfigError(f"{where} is no ExecCredential of {version}", hints=[
             "the plugin may be older or newer than the kubeconfig"])
     status = Reader(top.get("status", dict), where)
     end = status.fields.get("expirationTimestamp")
@@ -1594,16 +1554,16 @@ def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
     return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), parse_time(end))
 
 
-def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
+def _is_exempt(host: str, port: str, no_proxy: str) -> bool:
     """Whether NO_PROXY names a host: `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
     address = _ip_address(host)
     for entry in map(str.strip, no_proxy.lower().split(",")):
         with_port = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):(\d+)", entry)
-        name, number = (with_port[1] or with_port[2], with_port[3]) if with_port else (entry, str(port))
+        name, number = (with_port[1] or with_port[2], with_port[3]) if with_port else (entry, port)
         suffix = name[1:] if name.startswith("*.") else name
         if entry == "*" or (address is not None and _in_network(address, entry)):
             return True
-        if name and number == str(port) and (_ip_address(name) == address if address is not None else (
+        if name and number == port and (_ip_address(name) == address if address is not None else (
                 host == suffix or host.endswith(suffix if suffix.startswith(".") else f".{suffix}"))):
             return True
     return False
@@ -1615,14 +1575,16 @@ def proxy_for(url: str, variables: Mapping[str, str]) -> str:
     Upper case beats lower case and an empty value falls through; ALL_PROXY is ignored; `localhost` and loopback
     literals are always exempt, names that resolve to them are not. A space in NO_PROXY separates nothing.
     """
+    def value(name: str) -> str:
+        return variables.get(name) or variables.get(name.lower()) or ""
+
     parts = urlsplit(url)
     host, secure = (parts.hostname or "").lower(), parts.scheme == "https"
-    name, no_proxy = "HTTPS_PROXY" if secure else "HTTP_PROXY", variables.get("NO_PROXY") or variables.get("no_proxy")
-    address = _ip_address(host)
+    name, address = "HTTPS_PROXY" if secure else "HTTP_PROXY", _ip_address(host)
     if host == "localhost" or (address is not None and address.is_loopback) or _is_exempt(
-            host, parts.port or (443 if secure else 80), no_proxy or ""):
+            host, str(parts.port or (443 if secure else 80)), value("NO_PROXY")):
         return ""
-    return proxy_url(variables.get(name) or variables.get(name.lower()) or "", name)
+    return proxy_url(value(name), name)
 
 # ====================================================================================================
 # 7. Downloads — what an answer says of an object, ranges, refusals and their cures, when to try again
@@ -2655,7 +2617,7 @@ def utc_now() -> datetime:
 
 
 def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
-    """The content of a file of at most `limit` bytes; ConfigError that names the file and what it is for."""
+    """A file of at most `limit` bytes; ConfigError that names it and what it is for."""
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
@@ -2679,8 +2641,8 @@ class Trust(NamedTuple):
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
-    It has no VERIFY_X509_STRICT, which Python 3.13's default context has and private authorities of old clusters fail.
-    A name counts only as a subject alternative name. A certificate that cannot be read spoils no other. Both as in Go.
+    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go, only a subject
+    alternative name counts, and a certificate that cannot be read spoils no other.
     """
     import ssl
     import urllib3
@@ -2696,26 +2658,21 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
         context.hostname_checks_common_name = False
     if not trust.alone:
         context.load_default_certs()
-    if not trust.ca_cert:
-        return context
     if len(trust.ca_cert) > 1 << 20:
         raise ConfigError(f"{trust.source} is larger than 1 MiB", reason="InvalidStorageLocation")
-    readable = 0
+    readable = not trust.ca_cert
     for block in re.findall("-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----",
                             trust.ca_cert.decode("ascii", "ignore"))[:1000]:  # a system trusts 150
         with contextlib.suppress(ssl.SSLError, ValueError):
             context.load_verify_locations(cadata=block)
-            readable += 1
+            readable = True
     if not readable:
         raise ConfigError(f"{trust.source} holds no PEM certificate", reason="InvalidStorageLocation")
     return context
 
 
-def load_client_certificate(context: Any, certificate: bytes, key: bytes, source: str) -> None:
-    """Show this certificate to servers that ask; ConfigError when the key is another's, or locked.
-
-    OpenSSL needs a file: on Linux anonymous memory, elsewhere a temporary file that only this user may read.
-    """
+def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
+    """Show a certificate to servers that ask. OpenSSL needs a file: memory on Linux, else one only we may read."""
     import tempfile
     in_memory = hasattr(os, "memfd_create")
     with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
@@ -2724,33 +2681,35 @@ def load_client_certificate(context: Any, certificate: bytes, key: bytes, source
         try:  # an encrypted key fails instead of prompting on the terminal
             context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
         except OSError:                      # SSLError is one
-            raise ConfigError(f"the client certificate and key of {source} are not a matching pair of PEM, or the key "
-                              "is encrypted") from None
+            raise ConfigError("the client certificate and key of the kubeconfig or its exec plugin are not a matching "
+                              "pair of PEM, or the key is encrypted") from None
 
 
-def _proxy_headers(proxy: str) -> Dict[str, str]:
+def _proxy_headers(via: Any) -> Dict[str, str]:
     import urllib3
-    via = urlsplit(proxy)
-    login = f"{unquote(via.username)}:{unquote(via.password or '')}" if via.username else None
-    return urllib3.make_headers(proxy_basic_auth=login)
+    return urllib3.make_headers(
+        proxy_basic_auth=f"{unquote(via.username)}:{unquote(via.password or '')}" if via.username else None)
 
 
-_thread = threading.local()                  # its `deadline`: when what the thread asks of the network must be over
+class _Thread(threading.local):
+    deadline = math.inf                      # when what the thread asks of the network must be over
+
+
+_thread = _Thread()
 
 
 def time_left() -> float:
     """Seconds until the deadline of this thread; infinite without one."""
-    return getattr(_thread, "deadline", math.inf) - time.monotonic()
+    return _thread.deadline - time.monotonic()
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Let everything that this thread asks of the network be over in so many seconds, however little comes at a time.
+    """Let all that this thread asks of the network be over in so many seconds, however little comes at a time.
 
-    Connecting, TLS, a proxy's CONNECT, sending, headers and body count together. What is read of a response after the
-    context has no deadline, but the idle limit that it was asked for with.
+    From connecting to the body all counts together. A response that is read after the context has only its idle limit.
     """
-    before = getattr(_thread, "deadline", math.inf)
+    before = _thread.deadline
     _thread.deadline = min(before, time.monotonic() + seconds)
     try:
         yield
@@ -2760,23 +2719,23 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pause_time_limit() -> Iterator[None]:
-    """Do not count this context against the deadline, such as a person who logs in."""
+    """Do not count this context, such as a person who logs in, against the deadline."""
     started = time.monotonic()
     try:
         yield
     finally:
-        _thread.deadline = getattr(_thread, "deadline", math.inf) + time.monotonic() - started
+        _thread.deadline += time.monotonic() - started
 
 
 @functools.lru_cache(maxsize=None)
 def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
-    """The class for TLS sockets, and connections of urllib3 by scheme, that keep the deadline."""
+    """The class of TLS sockets, and urllib3's connections by scheme, that keep the deadline."""
     import http.client
     import ssl
     import urllib3
 
     def timed(name: str) -> Callable[..., Any]:
-        """A call of a socket that waits as long as it was told, or less when the deadline comes before that."""
+        """A call of a socket that waits as long as it was told, or until the deadline."""
         def call(sock: Any, *args: Any) -> Any:
             idle, left = sock.gettimeout(), time_left()
             if left <= 0:
@@ -2820,37 +2779,33 @@ def _redacted(record: logging.LogRecord) -> bool:
 
 
 def explain_certificate(url: str, server_name: str, proxy: str) -> str:
-    """Whose certificate a server shows that was not trusted; empty when it cannot be had, as through an https proxy.
+    """Whose certificate was not trusted; empty when it cannot be had, as through an https proxy.
 
-    Python decodes only what it has verified, so a second handshake trusts exactly the certificate of the first.
+    Python decodes only what it has verified, so a second handshake trusts the very certificate of the first.
     """
     import http.client
     import ssl
     parts, via = urlsplit(url), urlsplit(proxy or url)
-
-    def look(context: ssl.SSLContext, binary: bool) -> Any:
-        connection = http.client.HTTPConnection(via.hostname or "", via.port or (80 if proxy else 443),
-                                                timeout=max(0.01, min(2.0, time_left())))
-        if proxy:
-            connection.set_tunnel(parts.hostname or "", parts.port or 443, _proxy_headers(proxy))
-        with contextlib.closing(connection):
-            connection.connect()
-            with context.wrap_socket(connection.sock, server_hostname=server_name or parts.hostname) as secured:
-                return secured.getpeercert(binary)
-
-    exact = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    exact.check_hostname = False
-    exact.verify_flags = ssl.VerifyFlags(0x80000 | 0x200000)  # PARTIAL_CHAIN, NO_CHECK_TIME: not named in Python 3.8
+    context, shown = tls_context(Trust(insecure=True)), None
+    context.verify_flags = ssl.VerifyFlags(0x80000 | 0x200000)  # PARTIAL_CHAIN, NO_CHECK_TIME: not named in Python 3.8
     try:
-        exact.load_verify_locations(cadata=look(tls_context(Trust(insecure=True)), True))
-        shown = look(exact, False)
+        for binary in (True, False):
+            connection = http.client.HTTPConnection(via.hostname or "", via.port or (80 if proxy else 443),
+                                                    timeout=max(0.01, min(2.0, time_left())))
+            if proxy:
+                connection.set_tunnel(parts.hostname or "", parts.port or 443, _proxy_headers(via))
+            with contextlib.closing(connection):
+                connection.connect()
+                with context.wrap_socket(connection.sock, server_hostname=server_name or parts.hostname) as secured:
+                    shown = secured.getpeercert(binary)
+            if binary:
+                context.load_verify_locations(cadata=shown)
+                context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError, http.client.HTTPException):
         return ""
     names = ", ".join(value for _, value in shown.get("subjectAltName", ())) or "no name at all"
-    subject, issuer = (", ".join(f"{key}={value}" for part in shown.get(field, ()) for key, value in part) or "nobody"
-                       for field in ("subject", "issuer"))
-    return one_line(f"(it is for {names}; subject {subject}; issuer {issuer}; valid until {shown.get('notAfter')})",
-                    1000)
+    issuer = ", ".join("=".join(pair) for part in shown.get("issuer", ()) for pair in part) or "nobody"
+    return one_line(f"(it is for {names}; issuer {issuer}; valid until {shown.get('notAfter')})", 1000)
 
 
 def _tls_text(cause: BaseException) -> str:
@@ -2864,13 +2819,13 @@ class Response:
     """An answer, whose body is read as it comes; whatever goes wrong with that is an OSError."""
 
     def __init__(self, answer: Any) -> None:
-        """answer: urllib3's. Its own `read` waits for all that was asked for, and loses what came before a break."""
+        """answer: urllib3's, whose own `read` waits for all it was asked for, and loses what came before a break."""
         self.status, self.headers = answer.status, answer.headers
         self._answer, self._connection, self._reply = answer, answer.connection, answer.connection.reply
         self._left = math.inf if self._reply.length is None else self._reply.length
 
     def read1(self, size: int = 65536) -> bytes:
-        """What has come of the body, at most `size` bytes; waits for the first of them, there is none at the end."""
+        """What has come of the body, at most `size` bytes; waits for the first; nothing at the end."""
         import http.client
         try:
             piece = self._reply.read1(int(min(size, self._left))) if self._left else b""
@@ -2888,7 +2843,7 @@ class Response:
         return iter(self.read1, b"")
 
     def _unpacked(self, limit: int) -> Iterator[bytes]:
-        """The body, inflated where it comes as gzip though nobody asked for that; TooLarge behind `limit` bytes."""
+        """The body, inflated where it comes as gzip unasked; TooLarge behind `limit` bytes."""
         import zlib
         encoding = self.headers.get("Content-Encoding", "identity").lower()
         if encoding not in ("identity", "gzip"):
@@ -2909,14 +2864,14 @@ class Response:
             raise ValueError("is cut short")
 
     def read(self, limit: int) -> bytes:
-        """The whole body; TooLarge when it has more than `limit` bytes, ValueError when it cannot be unpacked."""
+        """The whole body; TooLarge behind `limit` bytes, ValueError when it cannot be unpacked."""
         body = bytearray()
         for piece in self._unpacked(limit):
             body += piece
         return bytes(body)
 
     def refusal(self) -> bytes:
-        """The text of a refusal, as much as comes within two seconds, because it may have no end."""
+        """The text of a refusal, which may have no end: as much as comes within two seconds."""
         text = b""
         with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError, ValueError):
             for piece in self._unpacked(ERROR_LIMIT):
@@ -2930,10 +2885,10 @@ class Response:
     def interrupt(self) -> None:
         """End the body from another thread: its reader sees the stream end."""
         sock = self._connection.sock
-        while sock is not None and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
+        while sock and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
             sock = getattr(sock, "socket", None)
         with contextlib.suppress(OSError):
-            if sock is not None:
+            if sock:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
@@ -2942,10 +2897,8 @@ class ConnectionPool:
 
     def __init__(self, url: str, where: str, *, trust: Trust = Trust(), certificate: Tuple[bytes, bytes] = (b"", b""),
                  proxy: str = "", server_name: str = "", size: int = 1, hint: str = "", quoting: bool = True) -> None:
-        """where: the host in errors. certificate: ours, with its key. hint: the cure for a certificate that is not
-        trusted. quoting: whether errors may hold what the host has sent.
-
-        Through a proxy https is tunnelled; plain http is asked for with the whole URL, as proxies want it.
+        """where: the host in errors. certificate: ours, with its key. hint: the cure where the host's is not trusted.
+        quoting: whether errors may hold what the host has sent. Proxies want plain http asked for by the whole URL.
         """
         import urllib3
         for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
@@ -2959,13 +2912,13 @@ class ConnectionPool:
             context = tls_context(trust, (server_name or parts.hostname, via.hostname))
             context.sslsocket_class = _timed_classes()[0]
             if certificate[0]:
-                load_client_certificate(context, *certificate, "the kubeconfig or its exec plugin")
+                load_client_certificate(context, *certificate)
         options: Dict[str, Any] = {"maxsize": size}
         if parts.scheme == "https":
-            options.update(ssl_context=context, cert_reqs=context.verify_mode)
-            options.update({"server_hostname": server_name} if server_name else {})
+            options.update(ssl_context=context, cert_reqs=context.verify_mode,
+                           **({"server_hostname": server_name} if server_name else {}))
         manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
-            f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(proxy),
+            f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(via),
             proxy_ssl_context=context if via.scheme == "https" else None, **options)
         self.pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
         self.pool.ConnectionCls = _timed_classes()[1][parts.scheme]
@@ -2975,7 +2928,7 @@ class ConnectionPool:
                 idle: float) -> Response:
         """Send one request -> the response, its body unread; Unreachable, from urllib3's error, when there is none.
 
-        idle: seconds without a byte. Until the headers are there, all of it together has no more than that.
+        idle: seconds without a byte, and for all until the headers are there.
         """
         import urllib3
         try:
@@ -2991,15 +2944,15 @@ class ConnectionPool:
         return Response(answer)
 
     def unreachable(self, error: Exception) -> Unreachable:
-        """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, proxy, or why TLS failed."""
+        """What urllib3 and ssl raise -> one sentence."""
         import ssl
         from urllib3 import exceptions
         where, cause = self.where, error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        text = getattr(cause, "strerror", None)
         if isinstance(error, exceptions.ProxyError):
-            text = getattr(cause, "strerror", None) or _tls_text(cause)
-            return Unreachable(f"cannot reach {where} through its proxy: {text}")
+            return Unreachable(f"cannot reach {where} through its proxy: {text or _tls_text(cause)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             shown = explain_certificate(self.url, self.server_name, self.proxy) if self.quoting else ""
             problem = f"{cause.verify_message} {shown}".rstrip()
@@ -3011,7 +2964,7 @@ class ConnectionPool:
         if isinstance(cause, socket.timeout) or isinstance(error, exceptions.TimeoutError) and not refused:
             return Unreachable(f"{where} does not answer in time")
         said = one_line(redact(str(cause))) if self.quoting else "it does not answer in HTTP"
-        return Unreachable(f"cannot reach {where}: {getattr(cause, 'strerror', None) or said}")
+        return Unreachable(f"cannot reach {where}: {text or said}")
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -3043,13 +2996,15 @@ def _yaml_loader() -> Any:
 def _check_yaml(content: bytes) -> None:
     """Raise ValueError for a first document that is too deep, for libyaml would crash, or that its aliases blow up.
 
-    The size of every anchor is counted with its aliases followed, without following them.
+    The nodes of each anchor are counted as if its aliases were followed.
     """
     import yaml
     sizes: Dict[str, int] = {}
     open_nodes: List[Tuple[Any, int]] = []   # anchor, and nodes before the parent went on
     count = 0
     for event in yaml.parse(content, Loader=_yaml_loader()):
+        if isinstance(event, yaml.DocumentEndEvent):
+            return
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, count))
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -3059,8 +3014,6 @@ def _check_yaml(content: bytes) -> None:
             count += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
         if len(open_nodes) > MAX_DEPTH or count > MAX_YAML_NODES:
             raise ValueError("too deep or too large")
-        if isinstance(event, yaml.DocumentEndEvent):
-            return
 
 
 def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
@@ -3086,50 +3039,62 @@ def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
     return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
 
 
-def _exec_info(cluster: Cluster, plugin: ExecPlugin, interactive: bool) -> str:
+def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
     """KUBERNETES_EXEC_INFO: what an exec plugin is told (client-go pkg/apis/clientauthentication)."""
     spec: Document = {"interactive": interactive}
-    if plugin.provide_cluster_info:
+    if plugin.get("provideClusterInfo", bool):
         authority = base64.b64encode(read_pem(cluster.authority, "certificate authority")).decode()
-        told = {"server": cluster.server, "tls-server-name": cluster.server_name,
-                "insecure-skip-tls-verify": cluster.insecure, "proxy-url": cluster.proxy_url,
-                "certificate-authority-data": authority,
-                "disable-compression": cluster.disable_compression, "config": cluster.exec_config}
+        told = {"server": cluster.server, "tls-server-name": cluster.server_name, "proxy-url": cluster.proxy_url,
+                "insecure-skip-tls-verify": cluster.insecure, "disable-compression": cluster.disable_compression,
+                "certificate-authority-data": authority, "config": cluster.exec_config}
         spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
     try:
-        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.api_version, "spec": spec})
+        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
     except (ValueError, TypeError):
         raise ConfigError("the kubeconfig's extension for exec plugins cannot be written as JSON") from None
 
 
-def run_exec_plugin(cluster: Cluster, plugin: ExecPlugin) -> Identity:
-    """Run the kubeconfig's credential plugin -> who we are. Every failure is a ConfigError, never an anonymous call.
+def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
+    """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go).
 
-    Its stderr is ours; its stdin too, when it may ask and there is a terminal. What it printed never shows in an error.
-    A name without a slash is looked for on our own PATH, and never in the current folder (Go's os/exec).
+    Every failure is a ConfigError that shows nothing it printed, and never an anonymous call. Its stderr is ours; its
+    stdin too, when it may ask and there is a terminal. A bare name is looked for on our own PATH, never in the current
+    folder (Go's os/exec).
     """
     import shutil
     import subprocess
-    hints = [one_line(plugin.install_hint, 1000)] if plugin.install_hint else []
+    command, version = plugin.need("command"), plugin.get("apiVersion")
+    command = plugin.path("command") if "/" in command else command
+    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {command}"
+    for name, value, known, cures in (
+            ("apiVersion", version, [f"client.authentication.k8s.io/{name}" for name in ("v1", "v1beta1")],
+             ["a newer version of the plugin writes a newer kubeconfig"]),
+            ("interactiveMode", mode, ["Never", "IfAvailable", "Always"], [])):
+        if value not in known:
+            raise ConfigError(f"{plugin.where} has {name} {one_line(value, 64)!r}, not one of {', '.join(known)}",
+                              hints=cures)
+    hints = filter(None, [one_line(plugin.get("installHint"), 1000)])
     folders = filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep))
-    program = shutil.which(plugin.command, path=os.pathsep.join(folders))
+    program = shutil.which(command, path=os.pathsep.join(folders))
     if not program:
-        raise ConfigError(f"exec plugin {plugin.command} of the kubeconfig is not installed", hints=hints)
+        raise ConfigError(f"{called} of the kubeconfig is not installed", hints=hints)
     terminal = sys.stdin is not None and sys.stdin.isatty()
-    if plugin.interactive_mode == "Always" and not terminal:
-        raise ConfigError(f"exec plugin {plugin.command} must ask on a terminal, and there is none")
-    interactive = terminal and plugin.interactive_mode != "Never"
-    environment = {**os.environ, **dict(plugin.environment),
+    if mode == "Always" and not terminal:
+        raise ConfigError(f"{called} must ask on a terminal, and there is none")
+    interactive = terminal and mode != "Never"
+    variables = [Reader(item, f"{plugin.where}, env") for item in plugin.get("env", list)]
+    environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables},
                    "KUBERNETES_EXEC_INFO": _exec_info(cluster, plugin, interactive)}
     try:
-        done = subprocess.run([program, *plugin.arguments], env=environment, stdout=subprocess.PIPE, check=False,
-                              stdin=None if interactive else subprocess.DEVNULL)
+        done = subprocess.run([program, *plugin.get("args", [str])], env=environment, stdout=subprocess.PIPE,
+                              stdin=None if interactive else subprocess.DEVNULL, check=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"exec plugin {plugin.command} cannot be run: {getattr(error, 'strerror', None) or error}",
+        raise ConfigError(f"{called} cannot be run: {getattr(error, 'strerror', None) or error}",
                           hints=hints) from error
     if done.returncode:
-        raise ConfigError(f"exec plugin {plugin.command} failed with exit code {done.returncode}", hints=hints)
-    return identity_from_exec(parse_yaml(done.stdout, f"the answer of exec plugin {plugin.command}"), plugin)
+        raise ConfigError(f"{called} failed with exit code {done.returncode}", hints=hints)
+    where = f"the answer of {called}"
+    return identity_from_exec(parse_yaml(done.stdout, where), where, version)
 
 
 class Session:
@@ -3143,62 +3108,54 @@ class Session:
         self.lock = threading.RLock()
         self.until = -math.inf               # time.monotonic() of the next renewal
         self.identity = Identity(cluster.token)
-        self.pem = self._read_pem(self.identity)
-        self.pool = self._open(self.pem)
+        self.pool: Any = None
+        self._open(self._read_pem())
 
-    def _read_pem(self, identity: Identity) -> Tuple[bytes, bytes, bytes]:
+    def _read_pem(self) -> Tuple[bytes, bytes, bytes]:
         """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's.
 
-        Every file is opened, also where it is not needed: kubectl refuses a kubeconfig that names an absent one.
+        Every file is opened, needed or not: kubectl refuses a kubeconfig that names an absent one.
         """
         return (read_pem(self.cluster.authority, "certificate authority"),
-                identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
-                identity.key or read_pem(self.cluster.key, "client key"))
+                self.identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
+                self.identity.key or read_pem(self.cluster.key, "client key"))
 
-    def _open(self, pem: Tuple[bytes, bytes, bytes]) -> ConnectionPool:
+    def _open(self, pem: Tuple[bytes, bytes, bytes]) -> None:
+        """Go on with new connections; those in use are closed when they are given back."""
         cluster = self.cluster
         source = isinstance(cluster.authority, str) and cluster.authority
         trust = Trust(pem[0], cluster.insecure, source or "certificate-authority-data of the kubeconfig", bool(pem[0]))
-        return ConnectionPool(
+        pool = ConnectionPool(
             cluster.server, f"the cluster at {redact(cluster.server)}", trust=trust, certificate=pem[1:],
             proxy=cluster.proxy_url or proxy_for(cluster.server, os.environ), server_name=cluster.server_name,
             size=POOL_SIZE, hint="does certificate-authority in the kubeconfig belong to this cluster?")
-
-    def _read_identity(self) -> Identity:
-        """The identity of the exec plugin or the token file; without either the one that we have stays."""
-        path = self.cluster.token_file
-        if self.cluster.exec_plugin:
-            return run_exec_plugin(self.cluster, self.cluster.exec_plugin)
-        if not path:
-            return self.identity
-        token = read_file(path, "token").decode("utf-8", "replace").strip()
-        if not token:
-            raise ConfigError(f"the token file {path} is empty")
-        return Identity(header_value(token, f"the token in {path}"))
-
-    def _reopen(self, pem: Tuple[bytes, bytes, bytes]) -> None:
-        """Go on with new connections; those in use are closed when they are given back."""
-        pool = self._open(pem)
-        self.close()
+        if self.pool:
+            self.close()
         self.pem, self.pool = pem, pool
 
     def _renew(self) -> None:
         """Read identity and certificates again; a file that cannot be read keeps the old ones, a failing plugin raises.
 
-        kubelet, kubeadm and cert-manager replace certificate files in place; then there are new connections, for a
-        connection goes on as whom it was opened for. `until` is set last: while a plugin fails, no call goes out.
+        Certificate files are replaced in place (kubelet, cert-manager), and a connection goes on as whom it was opened
+        for: so there are new ones. `until` is set last: while a plugin fails, no call goes out.
         """
-        plugin, token_file = self.cluster.exec_plugin, self.cluster.token_file
+        plugin, path = self.cluster.exec_plugin, self.cluster.token_file
         try:
-            self.identity = self._read_identity()
-            pem = self._read_pem(self.identity)
+            if plugin:
+                self.identity = run_exec_plugin(self.cluster, plugin)
+            elif path:
+                token = read_file(path, "token").decode("utf-8", "replace").strip()
+                if not token:
+                    raise ConfigError(f"the token file {path} is empty")
+                self.identity = Identity(header_value(token, f"the token in {path}"))
+            pem = self._read_pem()
             if pem != self.pem:
-                self._reopen(pem)
+                self._open(pem)
         except ConfigError as error:
-            if plugin or (token_file and not self.identity.token):
+            if plugin or (path and not self.identity.token):
                 raise
             log.warning("%s; what was read before stays in use", error)
-        life = 50.0 if token_file else 300.0  # seconds, as client-go's
+        life = 50.0 if path else 300.0       # seconds, as client-go's
         if plugin:
             expires = self.identity.expires
             life = (expires - utc_now()).total_seconds() - 30 if expires else math.inf
@@ -3210,15 +3167,15 @@ class Session:
             if time.monotonic() >= self.until:
                 self._renew()
             if time.monotonic() - self.pool.answered_at > 10:  # one that broke while idle may not show it for minutes
-                self._reopen(self.pem)
+                self._open(self.pem)
             return self.identity, self.pool
 
     def invalidate(self, identity: Identity) -> bool:
         """Forget an identity that the API no longer accepts -> whether the next call can use another one."""
+        cluster = self.cluster
         with self.lock:
             if self.identity is identity:
                 self.until = -math.inf
-        cluster = self.cluster
         return bool(cluster.token_file or cluster.exec_plugin or isinstance(cluster.certificate, str))
 
     def close(self) -> None:
@@ -3248,7 +3205,7 @@ def absolute(path: str) -> str:
 def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
     """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> absolute paths and documents.
 
-    A KUBECONFIG that is set, even to nothing but separators, keeps ~/.kube/config out.
+    A KUBECONFIG of nothing but separators keeps ~/.kube/config out, too.
     """
     listed = os.environ.get("KUBECONFIG", "")
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
@@ -3269,13 +3226,13 @@ def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
     """The cluster to talk to: of the kubeconfigs, else the pod's own; ConfigError names the file and what is wrong."""
     files = read_kubeconfigs(kubeconfig)
     cluster = cluster_from_kubeconfigs(files, context) or in_cluster()
-    if cluster is None and files:
-        paths = ", ".join(path for path, _ in files)
-        raise ConfigError(f"kubeconfig {paths} has no current-context", hints=["choose one with --context"])
-    if cluster is None:
-        raise ConfigError("no kubeconfig found", hints=[
-            "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
-    return cluster
+    if cluster:
+        return cluster
+    if files:
+        raise ConfigError(f"kubeconfig {', '.join(path for path, _ in files)} has no current-context", hints=[
+            "choose one with --context"])
+    raise ConfigError("no kubeconfig found", hints=[
+        "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
 
 
 def read_velero_config() -> Document:
