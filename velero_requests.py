@@ -1281,7 +1281,7 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
 # ====================================================================================================
 # 5. Keys — AWS ini files, profiles, and the plan where keys come from
 #
-#    What files and profiles hold is secret: errors name them (`source`, `where`) and never show it.
+#    What files and profiles hold is secret: errors name them (`source`, `where`), and never show it.
 # ====================================================================================================
 
 Profiles = Dict[str, Dict[str, str]]
@@ -1303,8 +1303,7 @@ def ini_sections(content: bytes, source: str) -> Profiles:
         raise CredentialsError(f"{source} is not UTF-8 text") from None
     found: Dict[str, Dict[str, List[str]]] = {}
     section: Optional[Dict[str, List[str]]] = None
-    value: Optional[List[str]] = None        # that the next line may go on with
-    depth = 0                                # of its key
+    value, depth = None, 0                   # that the next line may go on with, and the indentation of its key
     for number, line in enumerate(text.split("\n"), 1):
         entry = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
         indent = len(line) - len(line.lstrip())
@@ -1324,10 +1323,10 @@ def ini_sections(content: bytes, source: str) -> Profiles:
 
 
 def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
-    """The sections of a credentials file and of a config file -> profiles; key by key the credentials file wins.
+    """The sections of a credentials file and of a config file -> profiles; key by key the first wins.
 
-    `[x]` beats `[profile x]`, and either file may have both, as the plugin loads one file as both. A section that has
-    one of KEY_NAMES takes none of them from another.
+    `[x]` beats `[profile x]`, in either file, as the plugin loads one file as both. A section that has one of KEY_NAMES
+    takes none of them from another.
     """
     profiles: Profiles = {}
     for sections, prefix in itertools.product((config, credentials), ("profile ", "")):
@@ -1367,8 +1366,8 @@ def plan_keys(values: Mapping[str, str], where: str) -> Optional[Plan]:
         return None
     for name in KEY_NAMES:
         if any(c.isspace() or not c.isprintable() for c in values.get(name, "")):
-            raise CredentialsError(f"{where}: {name} has a blank or a line end in it", hints=[
-                "a line that is indented goes on with the value above it"])
+            raise CredentialsError(f"{where}: {name} has a blank or a line end in it",
+                                   hints=["a line that is indented goes on with the value above it"])
     return Plan.of("keys", values)
 
 
@@ -1428,10 +1427,10 @@ def _check_profile(values: Mapping[str, str], theirs: bool, where: str) -> None:
         if len(value) > VALUE_LIMIT:
             raise CredentialsError(f"{where}: {one_line(key, 64)} has more than {VALUE_LIMIT} characters")
         if theirs and key.startswith(_OPERATORS_OWN):
-            raise CredentialsError(f"{where}: {one_line(key, 64)} is refused here, for it uses what belongs to this "
-                                   "host; give aws_access_key_id and aws_secret_access_key, and perhaps a role_arn")
+            raise CredentialsError(f"{where}: {one_line(key, 64)} uses what belongs to this host, and is refused here; "
+                                   "give aws_access_key_id and aws_secret_access_key, and perhaps a role_arn")
     if values.get("role_arn") and values.get("mfa_serial"):
-        raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code; use a profile without it")
+        raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code")
 
 
 def plan_profile(profiles: Profiles, name: str, source: str, environment: Mapping[str, str], *, theirs: bool = False,
@@ -1472,10 +1471,8 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Mappin
 
 
 def plan_chain(shared: Profiles, named: str, source: str, environment: Mapping[str, str]) -> Plan:
-    """Our own identity: environment, web identity, shared files, container, instance.
-
-    named: the profile that the environment names, if any.
-    """
+    """Our own identity: environment, web identity, shared files with the profile `named` or else the default one,
+    container, instance."""
     plan, own = plan_environment(environment), _variables(environment)
     if plan is None and own.get("web_identity_token_file") and own.get("role_arn"):  # IRSA, as EKS sets it up
         plan = Plan.of("web identity", own)
@@ -1483,13 +1480,11 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Mapping[s
         plan = plan_profile(shared, named or "default", source, environment)
     plan = plan or plan_container(environment)
     if plan is None and any(map(own.get, KEY_NAMES[:2])):  # the plugin goes on, and nobody learns of the typing error
-        raise CredentialsError("the environment has only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and "
-                               "nothing else that holds keys is configured; set both")
+        raise CredentialsError("the environment has only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; set both")
     plan = plan or plan_instance(environment)
     if plan is None:
-        raise ConfigError("no credentials for the store: the storage location names no Secret, and there are none in "
-                          f"the environment, in {source}, of a container or of an instance",
-                          reason="CredentialsNotFound")
+        raise ConfigError("no credentials for the store: the storage location names no Secret, and environment, "
+                          f"{source}, container and instance have none", reason="CredentialsNotFound")
     return plan
 
 # ====================================================================================================
@@ -3723,9 +3718,9 @@ class Busy(Error):
 class HostLimiter:
     """Limits how many workers of a controller wait for the same host, so that a silent host cannot block them all.
 
-    Of n workers at most n - 1 may wait for a host that has answered before, one for any other host, and n - 1 for all
-    such other hosts together; one more is Busy. A host that failed after more than `quick` seconds is not asked again
-    for `pause` seconds: the same error is raised at once.
+    Of n workers n - 1 may wait for a host that has answered before, one for any other, and n - 1 for all such others
+    together; one more is Busy. Who was silent for more than `quick` seconds is not asked again for `pause` seconds: the
+    same error is raised at once.
     """
 
     quick = 0.3                              # seconds
@@ -3733,7 +3728,7 @@ class HostLimiter:
     def __init__(self, workers: int, pause: float) -> None:
         self.most, self.pause, self.lock = workers - 1, pause, threading.Lock()
         self.asked: List[str] = []           # the host that each worker waits for
-        self.ends: Dict[str, Optional[Tuple[float, Unreachable]]] = {}  # by host: None, or silent until then and why
+        self.ends: Dict[str, Optional[Tuple[float, Unreachable]]] = {}  # of a host: None, or not before, and why
 
     @contextlib.contextmanager
     def guard(self, host: str) -> Iterator[None]:
@@ -3763,7 +3758,7 @@ class HostLimiter:
 
 
 def host_guard(url: str) -> ContextManager[None]:
-    """A context in which to ask the host of a URL: limited by HostLimiter in a worker, unlimited elsewhere."""
+    """A context in which to ask the host of a URL: limited in a worker, unlimited elsewhere."""
     hosts = getattr(_thread, "hosts", None)
     return hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if hosts else contextlib.nullcontext()
 
@@ -3824,7 +3819,7 @@ def _token_in(path: str, purpose: str) -> str:
 
 
 def assume_role(role: Mapping[str, str], source: Optional[Credentials], region: str) -> Credentials:
-    """The keys of a role from STS, for those of `source`, or without for the token of a web identity (IRSA)."""
+    """The keys of a role from STS, for those of `source`, else for the token of a web identity (IRSA)."""
     url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://{aws_host('sts', region)}"
     form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": role["role_arn"],
             "RoleSessionName": role.get("role_session_name") or f"velero-requests-{int(time.time())}",
@@ -3893,7 +3888,8 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
     """Carry out a plan -> keys, fresh ones when they are temporary."""
     values = dict(plan.values)
     if plan.how == "keys":
-        return Credentials(*(values.get(name, "") for name in KEY_NAMES))
+        access_key, secret_key, token = (values.get(name, "") for name in KEY_NAMES)
+        return Credentials(access_key, secret_key, token)
     if plan.how in ("role", "web identity"):
         return assume_role(values, plan.source and fetch_credentials(plan.source, region), region)
     return {"process": run_credential_process, "container": ask_container, "instance": ask_instance}[plan.how](values)
@@ -3974,10 +3970,8 @@ def own_endpoint() -> str:
 
 
 def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
-    """The region that S3 itself names for a bucket, asked as velero-plugin-for-aws does: whatever the status, unsigned.
-
-    Empty when it names none. Raises NotFound when there is no such bucket, Unreachable.
-    """
+    """The region that S3 names for a bucket, asked unsigned and whatever the status, as velero-plugin-for-aws does;
+    empty when it names none. NotFound when there is no such bucket."""
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
     reply = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
     if reply.status == 404:
@@ -4013,7 +4007,7 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
     """A storage location with its endpoint and authority.
 
     trusted: it is the operator's own word. What a location of the cluster says of TLS does not count where our own
-    identity signs for AWS: the system's authorities vouch for those hosts.
+    identity signs for AWS, for whose hosts the system's authorities vouch.
     """
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
@@ -4029,8 +4023,7 @@ def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowe
                   ) -> Tuple[Profiles, str]:
     """The profiles in the Secret or file that a location names -> with what that is called in errors.
 
-    A file that the cluster names must be allowed by its very path. Links are followed: who may change what lies there
-    is the operator's to know.
+    A file that the cluster names must be allowed by this path. Links are followed: the operator knows who sets them.
     """
     path, name, key = location.credentials_file, location.secret_name, location.secret_key
     if name:
@@ -4052,17 +4045,17 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
                   ) -> Tuple[Location, Plan]:
     """A location with the region and hosts that environment and profile name -> with the plan for its keys.
 
-    Files and Secret are read now; no service is asked yet but S3, for a region that is named nowhere. allowed: files of
-    this host that a location of the cluster may name; they say more than a Secret only where our own identity belongs.
+    Files and Secret are read now; no service is asked yet but S3, for a region. allowed: files of this host that a
+    location of the cluster may name; they say more than a Secret only where our own identity belongs.
     """
     name, named = location.profile, bool(location.secret_name or location.credentials_file)
     with about(f"storage location {location.name!r}"):
         theirs = bool(location.secret_name) or not (location.trusted or location.is_for_own_identity(own_endpoint()))
         if theirs and not named:
             raise CredentialsError(
-                "it names no Secret, and the credentials of this process sign only for AWS and for the endpoint in "
-                "AWS_ENDPOINT_URL_S3, not for its s3Url or publicUrl; name a Secret in spec.credential, or set "
-                "AWS_ENDPOINT_URL_S3 to that URL", reason=FOREIGN_ENDPOINT)
+                "it names no Secret, and our own credentials sign only for AWS and AWS_ENDPOINT_URL_S3, not for its "
+                "s3Url or publicUrl; name a Secret in spec.credential, or set AWS_ENDPOINT_URL_S3 to that URL",
+                reason=FOREIGN_ENDPOINT)
         profiles, source = _own_profiles(api, namespace, location, allowed) if named else shared_profiles()
     if named or name:
         plan = plan_profile(profiles, name or "default", source, os.environ, theirs=theirs)
