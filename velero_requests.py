@@ -3813,20 +3813,15 @@ def _keys_from(body: bytes, who: str, status: int = 200) -> Credentials:
     return Credentials(keys[0], keys[1], keys[2] or token, expires)
 
 
-def _token_in(path: str, purpose: str) -> str:
-    """A token that others replace, so it is read again each time."""
-    return read_file(path, purpose).decode("utf-8", "replace").strip()
-
-
 def assume_role(role: Mapping[str, str], source: Optional[Credentials], region: str) -> Credentials:
-    """The keys of a role from STS, for those of `source`, else for the token of a web identity (IRSA)."""
+    """The keys of a role from STS, for those of `source`, else for the token of a web identity (IRSA), read anew."""
     url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://{aws_host('sts', region)}"
     form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": role["role_arn"],
             "RoleSessionName": role.get("role_session_name") or f"velero-requests-{int(time.time())}",
             "ExternalId": role.get("external_id"), "DurationSeconds": role.get("duration_seconds")}
     if source is None:                       # the token never goes into a URL
-        form.update(Action="AssumeRoleWithWebIdentity",
-                    WebIdentityToken=_token_in(role["web_identity_token_file"], "web identity token"))
+        token = read_file(role["web_identity_token_file"], "web identity token").decode("utf-8", "replace").strip()
+        form.update(Action="AssumeRoleWithWebIdentity", WebIdentityToken=token)
     body = urlencode([field for field in form.items() if field[1]]).encode()
     headers = {"content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": urlsplit(url).netloc}
     if source:
@@ -3845,16 +3840,14 @@ def run_credential_process(program: Mapping[str, str]) -> Credentials:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise CredentialsError(f"{what} ends with exit code {getattr(error, 'returncode', 'none in a minute')}; run it "
                                "by hand to see why") from None
-    if _at(_fields(printed), "Version") != 1:
-        raise CredentialsError(f"{what} printed no JSON of Version 1")
     return _keys_from(printed, what)
 
 
 def ask_container(container: Mapping[str, str]) -> Credentials:
-    """The keys of ECS and EKS Pod Identity."""
+    """The keys of ECS and EKS Pod Identity; a token in a file is read anew."""
     token, what = container.get("token", ""), "container authorization token"
     if "token_file" in container:
-        token = _token_in(container["token_file"], what)
+        token = read_file(container["token_file"], what).decode("utf-8", "replace").strip()
     headers = {"Authorization": header_value(token, f"the {what}")} if token else {}
     reply = ask("GET", container["url"], headers, timeout=6.0)
     return _keys_from(reply.body, "the container's credential endpoint", reply.status)
@@ -3910,18 +3903,17 @@ class CredentialCache:
         While another caller renews them the old ones serve, too; without any, this call waits, or with wait=False
         raises Busy.
         """
-        old = self.credentials
-        if old is not None and old.are_valid(now + URL_LIFE + timedelta(minutes=1)):
-            return old
+        old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
         alive = old is not None and old.are_valid(now)
-        if self.lock.acquire(blocking=wait and not alive):
-            try:
-                if self.credentials is old:  # nobody has renewed them meanwhile
-                    self._renew(now, alive)
-            finally:
-                self.lock.release()
-        elif not alive:
-            raise Busy(BUSY)
+        if old is None or not old.are_valid(least):
+            if self.lock.acquire(blocking=wait and not alive):
+                try:
+                    if self.credentials is old:  # nobody has renewed them meanwhile
+                        self._renew(now, alive)
+                finally:
+                    self.lock.release()
+            elif not alive:
+                raise Busy(BUSY)
         return self.credentials  # type: ignore[return-value]
 
     def _renew(self, now: datetime, alive: bool) -> None:
