@@ -9147,7 +9147,8 @@ class TestStoreServices(KeyTests, unittest.TestCase):
             self.check(f"{reason}: .*503", 3, *row, times=9, status=503)
         faults: List[Document] = [{"status": 500}, {"status": 429}, {"drop": True}]
         faults += [{"status": 400, "body": KeyServices.sts_refusal(code)} for code in (
-            "IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException", "RequestLimitExceeded")]
+            "IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
+            "RequestLimitExceeded")]
         for fault in faults:
             self.check("keys", 2, *EXCHANGES_FOR_KEYS[0], **fault)
         never = threading.Event()

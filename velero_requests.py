@@ -1284,6 +1284,7 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
 #    What files and profiles hold is secret: errors name them (`source`, `where`), and never show it.
 # ====================================================================================================
 
+Values = Mapping[str, str]                   # what a profile or the environment says, by name
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 INI_LIMIT = 1 << 20                          # bytes; a Secret holds no more
@@ -1355,12 +1356,12 @@ class Plan(NamedTuple):
     source: Any = None                       # of a role: the plan whose keys may assume it
 
     @classmethod
-    def of(cls, how: str, values: Mapping[str, str], source: Optional[Plan] = None) -> Plan:
+    def of(cls, how: str, values: Values, source: Optional[Plan] = None) -> Plan:
         """A plan with those of the values that it needs and that are not empty."""
         return cls(how, tuple((name, values[name]) for name in PLANS[how] if values.get(name)), source)
 
 
-def plan_keys(values: Mapping[str, str], where: str) -> Optional[Plan]:
+def plan_keys(values: Values, where: str) -> Optional[Plan]:
     """The static keys of a profile, where both are there."""
     if not all(map(values.get, KEY_NAMES[:2])):
         return None
@@ -1378,11 +1379,11 @@ VARIABLES = {"AWS_ACCESS_KEY": KEY_NAMES[0], "AWS_ACCESS_KEY_ID": KEY_NAMES[0], 
              "AWS_CONTAINER_AUTHORIZATION_TOKEN": "token", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "token_file"}
 
 
-def _variables(environment: Mapping[str, str]) -> Dict[str, str]:
+def _variables(environment: Values) -> Dict[str, str]:
     return {name: environment[variable] for variable, name in VARIABLES.items() if environment.get(variable)}
 
 
-def plan_environment(environment: Mapping[str, str]) -> Optional[Plan]:
+def plan_environment(environment: Values) -> Optional[Plan]:
     """Keys in environment variables."""
     return plan_keys(_variables(environment), "the environment")
 
@@ -1391,7 +1392,7 @@ def plan_environment(environment: Mapping[str, str]) -> Optional[Plan]:
 CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost", "127.0.0.1", "::1")
 
 
-def plan_container(environment: Mapping[str, str]) -> Optional[Plan]:
+def plan_container(environment: Values) -> Optional[Plan]:
     """ECS and EKS Pod Identity, by the variables they set."""
     relative = environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "")
     url = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI") or relative and f"http://{CONTAINER_HOSTS[0]}{relative}"
@@ -1404,7 +1405,7 @@ def plan_container(environment: Mapping[str, str]) -> Optional[Plan]:
     return Plan.of("container", {**_variables(environment), "url": url})
 
 
-def plan_instance(environment: Mapping[str, str]) -> Optional[Plan]:
+def plan_instance(environment: Values) -> Optional[Plan]:
     """The metadata service of the machine (IMDS), unless it is disabled."""
     if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return None
@@ -1414,15 +1415,15 @@ def plan_instance(environment: Mapping[str, str]) -> Optional[Plan]:
     return Plan.of("instance", {"endpoint": endpoint.rstrip("/")})
 
 
-CREDENTIAL_SOURCES: Dict[str, Callable[[Mapping[str, str]], Optional[Plan]]] = {
-    "Environment": plan_environment, "EcsContainer": plan_container, "Ec2InstanceMetadata": plan_instance}
+CREDENTIAL_SOURCES = {"Environment": plan_environment, "EcsContainer": plan_container,
+                      "Ec2InstanceMetadata": plan_instance}
 # What the operator alone may put into a profile: it runs programs, or uses files, identities and logins of this host.
 _OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_source", "sso_")
 # A default profile with none of these (one with a region alone is common) lets the chain go on.
 _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
 
 
-def _check_profile(values: Mapping[str, str], theirs: bool, where: str) -> None:
+def _check_profile(values: Values, theirs: bool, where: str) -> None:
     for key, value in values.items():
         if len(value) > VALUE_LIMIT:
             raise CredentialsError(f"{where}: {one_line(key, 64)} has more than {VALUE_LIMIT} characters")
@@ -1433,7 +1434,7 @@ def _check_profile(values: Mapping[str, str], theirs: bool, where: str) -> None:
         raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code")
 
 
-def plan_profile(profiles: Profiles, name: str, source: str, environment: Mapping[str, str], *, theirs: bool = False,
+def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, theirs: bool = False,
                  path: Tuple[str, ...] = ()) -> Plan:
     """What a profile comes to: its own keys or those of the source it names, and the role that they assume.
 
@@ -1470,7 +1471,7 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Mappin
     return Plan.of("role", values, plan) if role_arn else plan
 
 
-def plan_chain(shared: Profiles, named: str, source: str, environment: Mapping[str, str]) -> Plan:
+def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -> Plan:
     """Our own identity: environment, web identity, shared files with the profile `named` or else the default one,
     container, instance."""
     plan, own = plan_environment(environment), _variables(environment)
@@ -3813,7 +3814,7 @@ def _keys_from(body: bytes, who: str, status: int = 200) -> Credentials:
     return Credentials(keys[0], keys[1], keys[2] or token, expires)
 
 
-def assume_role(role: Mapping[str, str], source: Optional[Credentials], region: str) -> Credentials:
+def assume_role(role: Values, source: Optional[Credentials], region: str) -> Credentials:
     """The keys of a role from STS, for those of `source`, else for the token of a web identity (IRSA), read anew."""
     url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://{aws_host('sts', region)}"
     form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": role["role_arn"],
@@ -3830,7 +3831,7 @@ def assume_role(role: Mapping[str, str], source: Optional[Credentials], region: 
     return _keys_from(reply.body, f"STS, asked for role {role['role_arn']},", reply.status)
 
 
-def run_credential_process(program: Mapping[str, str]) -> Credentials:
+def run_credential_process(program: Values) -> Credentials:
     """The keys that a program prints, within a minute; none of its output is shown, for it may hold them."""
     import subprocess
     what = f"{program['profile']}: credential_process"
@@ -3843,7 +3844,7 @@ def run_credential_process(program: Mapping[str, str]) -> Credentials:
     return _keys_from(printed, what)
 
 
-def ask_container(container: Mapping[str, str]) -> Credentials:
+def ask_container(container: Values) -> Credentials:
     """The keys of ECS and EKS Pod Identity; a token in a file is read anew."""
     token, what = container.get("token", ""), "container authorization token"
     if "token_file" in container:
@@ -3853,7 +3854,7 @@ def ask_container(container: Mapping[str, str]) -> Credentials:
     return _keys_from(reply.body, "the container's credential endpoint", reply.status)
 
 
-def ask_instance(instance: Mapping[str, str]) -> Credentials:
+def ask_instance(instance: Values) -> Credentials:
     """The keys of the instance's role (IMDS version 2)."""
     who, url, what = "the instance metadata service", instance["endpoint"] + "/latest/", "token"
     headers, reply = {"x-aws-ec2-metadata-token-ttl-seconds": "300"}, Reply(0, b"", {})
@@ -3870,10 +3871,11 @@ def ask_instance(instance: Mapping[str, str]) -> Credentials:
     code = _text(_fields(reply.body), "Code")
     if reply.status != 200 or code != "Success":
         said = one_line(f"status {reply.status} {code}", 64) if reply.status else "no answer"
-        raise CredentialsError(f"{who} gives no {what} ({said}), and nothing else that holds keys is configured; does "
-                               "the instance have a role?", reason="CredentialsNotFound", hints=[
-                                   "name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID "
-                                   "and AWS_SECRET_ACCESS_KEY, or give a client --credentials-file"])
+        raise CredentialsError(
+            f"{who} gives no {what} ({said}), and nothing else that holds keys is configured; does the instance have a "
+            "role?", reason="CredentialsNotFound", hints=[
+                "name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or give a client --credentials-file"])
     return _keys_from(reply.body, who)
 
 
@@ -3962,8 +3964,8 @@ def own_endpoint() -> str:
 
 
 def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
-    """The region that S3 names for a bucket, asked unsigned and whatever the status, as velero-plugin-for-aws does;
-    empty when it names none. NotFound when there is no such bucket."""
+    """The region that S3 names for a bucket, if any, whatever the status of an unsigned HEAD, as velero's plugin asks;
+    NotFound when there is no such bucket."""
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
     reply = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
     if reply.status == 404:
@@ -3973,7 +3975,7 @@ def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
     return region and dns_label(region, f"the region in the answer of {address.host}")
 
 
-def _region_of(location: Location, profile: Mapping[str, str]) -> str:
+def _region_of(location: Location, profile: Values) -> str:
     """The region to sign for: the location's own, else the one AWS names for its bucket, else the environment's."""
     region = location.region
     if not region and not location.s3_url and not location.public_url:
