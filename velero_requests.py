@@ -1423,17 +1423,6 @@ _OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_s
 _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
 
 
-def _check_profile(values: Values, theirs: bool, where: str) -> None:
-    for key, value in values.items():
-        if len(value) > VALUE_LIMIT:
-            raise CredentialsError(f"{where}: {one_line(key, 64)} has more than {VALUE_LIMIT} characters")
-        if theirs and key.startswith(_OPERATORS_OWN):
-            raise CredentialsError(f"{where}: {one_line(key, 64)} uses what belongs to this host, and is refused here; "
-                                   "give aws_access_key_id and aws_secret_access_key, and perhaps a role_arn")
-    if values.get("role_arn") and values.get("mfa_serial"):
-        raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code")
-
-
 def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, theirs: bool = False,
                  path: Tuple[str, ...] = ()) -> Plan:
     """What a profile comes to: its own keys or those of the source it names, and the role that they assume.
@@ -1444,28 +1433,30 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Values
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
     values, where, path = profiles[name], f"profile {one_line(name, 64)!r} of {source}", (*path, name)
-    _check_profile(values, theirs, where)
+    for key, value in values.items():
+        if len(value) > VALUE_LIMIT:
+            raise CredentialsError(f"{where}: {one_line(key, 64)} has more than {VALUE_LIMIT} characters")
+        if theirs and key.startswith(_OPERATORS_OWN):
+            raise CredentialsError(f"{where}: {one_line(key, 64)} uses what belongs to this host, and is refused here; "
+                                   "give aws_access_key_id and aws_secret_access_key, and perhaps a role_arn")
     role_arn = values.get("role_arn", "")
     origin, named, token_file = (role_arn and values.get(key, "") for key in (
         "source_profile", "credential_source", "web_identity_token_file"))
     plan = plan_keys(values, where) if origin in ("", name) else None
-    if plan:
-        pass
-    elif origin and (origin in path or len(path) >= 10):
-        raise CredentialsError(f"{where}: source_profile leads in a circle, or too far: "
-                               f"{one_line(' -> '.join((*path, origin)))}")
-    elif origin:
+    if plan is None and len(path) >= 10:
+        raise CredentialsError(f"{where}: source_profile leads in a circle, or too far: {one_line(' -> '.join(path))}")
+    if plan is None and origin:
         plan = plan_profile(profiles, origin, source, environment, theirs=theirs, path=path)
-    elif named:
+    elif plan is None and named:
         plan = CREDENTIAL_SOURCES[named](environment) if named in CREDENTIAL_SOURCES else None
         if plan is None:
             raise CredentialsError(f"{where}: credential_source {one_line(named, 64)!r} is none of "
                                    f"{', '.join(CREDENTIAL_SOURCES)}, or has nothing to give here")
-    elif token_file:
+    elif plan is None and token_file:
         return Plan.of("web identity", values)
-    elif values.get("credential_process"):
+    elif plan is None and values.get("credential_process"):
         plan = Plan.of("process", {**values, "profile": where})
-    else:
+    if plan is None:
         raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or a role_arn "
                                "with a source of keys; for SSO use what `aws configure export-credentials` prints")
     return Plan.of("role", values, plan) if role_arn else plan
@@ -3713,7 +3704,7 @@ PASSING_CODES = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", 
 
 
 class Busy(Error):
-    """Other workers already wait for the same answer; try again in a moment."""
+    """Other workers already wait for the same answer."""
 
 
 class HostLimiter:
@@ -3793,24 +3784,22 @@ def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, ti
         for attempt in range(1, ASK_ATTEMPTS):
             with contextlib.suppress(Unreachable), time_limit(timeout / ASK_ATTEMPTS):
                 reply = _ask_once(method, url, headers, body, proxy)
-                if reply.status not in RETRY_STATUS and _text(_fields(reply.body), "Code") not in PASSING_CODES:
+                if reply.status not in RETRY_STATUS and xml_fields(reply.body).get("Code") not in PASSING_CODES:
                     return reply
             time.sleep(min(backoff(attempt, 0.1, 1.0), max(0.0, time_left())))
         return _ask_once(method, url, headers, body, proxy)
 
 
 def _keys_from(body: bytes, who: str, status: int = 200) -> Credentials:
-    """The keys in an answer; an error shows code and message of a refusal, and nothing that may be half of keys."""
+    """The keys in an answer; an error shows code and message of a refusal, and nothing that may be half of them."""
     said = _fields(body)
     if status != 200:
         words = [_text(said, name) or _text(said, name.lower()) for name in ("Code", "Message")]
         raise CredentialsError(f"{who} refuses: {one_line(redact(' '.join((str(status), *words))))}")
     *keys, token = (_text(said, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Token"))
     expires = parse_time(_at(said, "Expiration"))
-    if not all(keys[:2]):
-        raise CredentialsError(f"the answer of {who} holds no keys")
-    if _at(said, "Expiration") and expires is None:
-        raise CredentialsError(f"the answer of {who} has an Expiration that is no time")
+    if not all(keys[:2]) or (_at(said, "Expiration") and expires is None):
+        raise CredentialsError(f"the answer of {who} holds no keys, or an Expiration that is no time")
     return Credentials(keys[0], keys[1], keys[2] or token, expires)
 
 
@@ -3838,9 +3827,8 @@ def run_credential_process(program: Values) -> Credentials:
     try:
         printed = subprocess.run(program["credential_process"], shell=True, stdin=subprocess.DEVNULL, timeout=60,
                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise CredentialsError(f"{what} ends with exit code {getattr(error, 'returncode', 'none in a minute')}; run it "
-                               "by hand to see why") from None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        raise CredentialsError(f"{what} fails, or takes longer than a minute; run it by hand to see why") from None
     return _keys_from(printed, what)
 
 
@@ -3946,9 +3934,8 @@ def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, ask
     """One key of a Secret in Velero's namespace; NotFound or ConfigError naming it, as without a cluster."""
     if api is None:
         raise CredentialsError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
-    content = decode_base64(_text(api.get_wanted(SECRETS, namespace, name, "SecretNotFound", asked_by), "data", key))
-    if content is None:
-        raise CredentialsError(f"key {key!r} of Secret {name!r} is not base64")
+    secret = api.get_wanted(SECRETS, namespace, name, "SecretNotFound", asked_by)
+    content = decode_base64(_text(secret, "data", key))
     if not content:
         raise ConfigError(f"key {key!r} of Secret {name!r} does not exist or is empty; {asked_by} asks for it",
                           reason="SecretKeyNotFound")
