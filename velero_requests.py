@@ -1288,13 +1288,13 @@ Values = Mapping[str, str]                   # what a profile or the environment
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 INI_LIMIT = 1 << 20                          # bytes; a Secret holds no more
-VALUE_LIMIT = 16 << 10                       # characters of a value; session tokens, the longest, have some thousands
+VALUE_LIMIT = 16 << 10                       # characters; session tokens, the longest values, have some thousands
 
 
 def ini_sections(content: bytes, source: str) -> Profiles:
-    """An AWS ini file -> its sections; ` #` after a value begins a comment, a `#` inside one stays.
+    """An AWS ini file -> its sections; ` #` begins a comment, a `#` inside a value stays.
 
-    A line indented more than its key goes on with the key's value, as in the nested blocks of AWS (`s3 =`).
+    A line indented more than its key goes on with the value, as in the nested blocks of AWS (`s3 =`).
     """
     if len(content) > INI_LIMIT:
         raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB")
@@ -1304,7 +1304,7 @@ def ini_sections(content: bytes, source: str) -> Profiles:
         raise CredentialsError(f"{source} is not UTF-8 text") from None
     found: Dict[str, Dict[str, List[str]]] = {}
     section: Optional[Dict[str, List[str]]] = None
-    value, depth = None, 0                   # that the next line may go on with, and the indentation of its key
+    value, depth = None, 0                   # that the next line may go on with, its key's indentation
     for number, line in enumerate(text.split("\n"), 1):
         entry = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
         indent = len(line) - len(line.lstrip())
@@ -1326,8 +1326,7 @@ def ini_sections(content: bytes, source: str) -> Profiles:
 def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
     """The sections of a credentials file and of a config file -> profiles; key by key the first wins.
 
-    `[x]` beats `[profile x]`, in either file, as the plugin loads one file as both. A section that has one of KEY_NAMES
-    takes none of them from another.
+    `[x]` beats `[profile x]` in either, as the plugin loads one file as both. KEY_NAMES of two sections do not mix.
     """
     profiles: Profiles = {}
     for sections, prefix in itertools.product((config, credentials), ("profile ", "")):
@@ -1340,7 +1339,7 @@ def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
     return profiles
 
 
-# Where keys come from -> what has to be known for it, by the names that a profile has.
+# Where keys come from -> what is needed for it, by its name in a profile.
 PLANS = {"keys": KEY_NAMES, "web identity": ("role_arn", "role_session_name", "web_identity_token_file"),
          "role": ("role_arn", "role_session_name", "external_id", "duration_seconds"),
          "process": ("credential_process", "profile"), "container": ("url", "token", "token_file"),
@@ -1357,7 +1356,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, how: str, values: Values, source: Optional[Plan] = None) -> Plan:
-        """A plan with those of the values that it needs and that are not empty."""
+        """A plan with those of the values that it needs and that are there."""
         return cls(how, tuple((name, values[name]) for name in PLANS[how] if values.get(name)), source)
 
 
@@ -1372,7 +1371,7 @@ def plan_keys(values: Values, where: str) -> Optional[Plan]:
     return Plan.of("keys", values)
 
 
-# Environment variables -> what they say, by its name in a profile; of two for one name the second wins.
+# Environment variables -> their names in a profile; of two for one name the second wins.
 VARIABLES = {"AWS_ACCESS_KEY": KEY_NAMES[0], "AWS_ACCESS_KEY_ID": KEY_NAMES[0], "AWS_SECRET_KEY": KEY_NAMES[1],
              "AWS_SECRET_ACCESS_KEY": KEY_NAMES[1], "AWS_SESSION_TOKEN": KEY_NAMES[2], "AWS_ROLE_ARN": "role_arn",
              "AWS_ROLE_SESSION_NAME": "role_session_name", "AWS_WEB_IDENTITY_TOKEN_FILE": "web_identity_token_file",
@@ -1388,25 +1387,24 @@ def plan_environment(environment: Values) -> Optional[Plan]:
     return plan_keys(_variables(environment), "the environment")
 
 
-# Plain http goes only to addresses that never leave the machine (aws-sdk-go-v2 config/resolve_credentials.go).
+# Plain http goes only where it never leaves the machine (aws-sdk-go-v2 config/resolve_credentials.go).
 CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost", "127.0.0.1", "::1")
 
 
 def plan_container(environment: Values) -> Optional[Plan]:
-    """ECS and EKS Pod Identity, by the variables they set."""
+    """ECS and EKS Pod Identity."""
     relative = environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "")
     url = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI") or relative and f"http://{CONTAINER_HOSTS[0]}{relative}"
     if not url:
         return None
     parts = urlsplit(url if is_http_url(url) else "")
     if parts.scheme != "https" and parts.hostname not in CONTAINER_HOSTS:
-        raise CredentialsError("AWS_CONTAINER_CREDENTIALS_FULL_URI must be https, or http to one of "
-                               + ", ".join(CONTAINER_HOSTS))
+        raise CredentialsError(f"AWS_CONTAINER_CREDENTIALS_FULL_URI must be https, or http to {CONTAINER_HOSTS}")
     return Plan.of("container", {**_variables(environment), "url": url})
 
 
 def plan_instance(environment: Values) -> Optional[Plan]:
-    """The metadata service of the machine (IMDS), unless it is disabled."""
+    """The instance's metadata service (IMDS)."""
     if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return None
     endpoint = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or "http://169.254.169.254"
@@ -1417,7 +1415,7 @@ def plan_instance(environment: Values) -> Optional[Plan]:
 
 CREDENTIAL_SOURCES = {"Environment": plan_environment, "EcsContainer": plan_container,
                       "Ec2InstanceMetadata": plan_instance}
-# What the operator alone may put into a profile: it runs programs, or uses files, identities and logins of this host.
+# What the operator alone may put into a profile, for it uses programs, files or identities of this host.
 _OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_source", "sso_")
 # A default profile with none of these (one with a region alone is common) lets the chain go on.
 _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
@@ -1425,10 +1423,9 @@ _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
 
 def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, theirs: bool = False,
                  path: Tuple[str, ...] = ()) -> Plan:
-    """What a profile comes to: its own keys or those of the source it names, and the role that they assume.
+    """A profile's own keys or those of the source it names, and the role that they assume, in aws-sdk-go-v2's order.
 
-    path: the profiles that led here. theirs: it comes from the cluster, so it gives keys, and roles assumed with them,
-    and nothing else. The order is that of aws-sdk-go-v2 (config/resolve_credentials.go, resolveCredsFromProfile).
+    path: the profiles that led here. theirs: it comes from the cluster, and gives keys and roles for them only.
     """
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
@@ -1463,8 +1460,7 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Values
 
 
 def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -> Plan:
-    """Our own identity: environment, web identity, shared files with the profile `named` or else the default one,
-    container, instance."""
+    """Our own identity: environment, web identity, shared files (profile `named` or default), container, instance."""
     plan, own = plan_environment(environment), _variables(environment)
     if plan is None and own.get("web_identity_token_file") and own.get("role_arn"):  # IRSA, as EKS sets it up
         plan = Plan.of("web identity", own)
@@ -3710,9 +3706,8 @@ class Busy(Error):
 class HostLimiter:
     """Limits how many workers of a controller wait for the same host, so that a silent host cannot block them all.
 
-    Of n workers n - 1 may wait for a host that has answered before, one for any other, and n - 1 for all such others
-    together; one more is Busy. Who was silent for more than `quick` seconds is not asked again for `pause` seconds: the
-    same error is raised at once.
+    Of n workers n - 1 may wait for a host that has answered before, one for any other, n - 1 for all others together;
+    one more is Busy. A host that was silent for more than `quick` seconds is not asked again for `pause` seconds.
     """
 
     quick = 0.3                              # seconds
@@ -3724,7 +3719,7 @@ class HostLimiter:
 
     @contextlib.contextmanager
     def guard(self, host: str) -> Iterator[None]:
-        """A context in which to ask a host; raises Busy or the last error when it must not be asked now."""
+        """A context in which to ask a host; Busy or the last error when it must not be asked now."""
         with self.lock:
             silent = self.ends.get(host)
             if silent and time.monotonic() < silent[0]:
@@ -3778,7 +3773,7 @@ def _fields(body: bytes) -> Any:
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
     """A small exchange with a service of AWS; again after 429, 5xx, no answer, or an error code that passes.
 
-    timeout: seconds for all tries together; a try that hangs leaves some to the next.
+    timeout: seconds for all tries; one that hangs leaves some to the next.
     """
     with host_guard(url), time_limit(timeout):
         for attempt in range(1, ASK_ATTEMPTS):
@@ -3821,7 +3816,7 @@ def assume_role(role: Values, source: Optional[Credentials], region: str) -> Cre
 
 
 def run_credential_process(program: Values) -> Credentials:
-    """The keys that a program prints, within a minute; none of its output is shown, for it may hold them."""
+    """The keys that a program prints; nothing else of its output is shown, for it may hold them."""
     import subprocess
     what = f"{program['profile']}: credential_process"
     try:
@@ -3888,10 +3883,9 @@ class CredentialCache:
         self.retry_at = datetime.min.replace(tzinfo=timezone.utc)  # after a failure
 
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
-        """Keys that are fresh, renewed if need be; when that fails the old ones serve as long as they live.
+        """Keys, fresh if possible: when renewing fails, or while another caller does it, old ones serve as they live.
 
-        While another caller renews them the old ones serve, too; without any, this call waits, or with wait=False
-        raises Busy.
+        Without any, this call waits for the other, or with wait=False raises Busy.
         """
         old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
         alive = old is not None and old.are_valid(now)
@@ -3922,7 +3916,7 @@ class CredentialCache:
 
 
 def shared_profiles() -> Tuple[Profiles, str]:
-    """The profiles of the shared files -> with the names of the files."""
+    """The profiles of the shared files, and these files' names."""
     paths = [os.environ.get(name) or os.path.join(os.path.expanduser("~"), ".aws", usual) for name, usual in (
         ("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config"))]
     files = [ini_sections(read_file(path, "credentials file", INI_LIMIT), f"credentials file {path}")
@@ -3931,7 +3925,7 @@ def shared_profiles() -> Tuple[Profiles, str]:
 
 
 def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, asked_by: str) -> bytes:
-    """One key of a Secret in Velero's namespace; NotFound or ConfigError naming it, as without a cluster."""
+    """One key of a Secret; NotFound or ConfigError naming it, as without a cluster."""
     if api is None:
         raise CredentialsError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
     secret = api.get_wanted(SECRETS, namespace, name, "SecretNotFound", asked_by)
@@ -3943,7 +3937,7 @@ def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, ask
 
 
 def own_endpoint() -> str:
-    """The URL of the store that the operator names, empty for AWS; ConfigError naming the variable when it is none."""
+    """The store's URL that the operator names, empty for AWS; ConfigError naming the variable when it is none."""
     for name in filter(os.environ.get, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")):
         endpoint_from(os.environ[name], name)
         return os.environ[name]
@@ -3963,7 +3957,7 @@ def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
 
 
 def _region_of(location: Location, profile: Values) -> str:
-    """The region to sign for: the location's own, else the one AWS names for its bucket, else the environment's."""
+    """The region to sign for: the location's, else what S3 names for its bucket, else the environment's."""
     region = location.region
     if not region and not location.s3_url and not location.public_url:
         with about(f"storage location {location.name!r} names no region"):
@@ -3985,10 +3979,10 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
 
 
 def find_location(api: Optional[Api], namespace: str, document: Document, *, trusted: bool = False) -> Location:
-    """A storage location with its endpoint and authority.
+    """A storage location with its endpoint and authority; trusted: it is the operator's own word.
 
-    trusted: it is the operator's own word. What a location of the cluster says of TLS does not count where our own
-    identity signs for AWS, for whose hosts the system's authorities vouch.
+    What a location of the cluster says of TLS does not count where our own identity signs for AWS, for whose hosts the
+    system's authorities vouch.
     """
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
@@ -4002,7 +3996,7 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
 
 def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]
                   ) -> Tuple[Profiles, str]:
-    """The profiles in the Secret or file that a location names -> with what that is called in errors.
+    """The profiles in the Secret or file that a location names, and what that is called in errors.
 
     A file that the cluster names must be allowed by this path. Links are followed: the operator knows who sets them.
     """
@@ -4024,10 +4018,10 @@ def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowe
 
 def open_location(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str] = ()
                   ) -> Tuple[Location, Plan]:
-    """A location with the region and hosts that environment and profile name -> with the plan for its keys.
+    """A location with the region and hosts that environment and profile name, and the plan for its keys.
 
-    Files and Secret are read now; no service is asked yet but S3, for a region. allowed: files of this host that a
-    location of the cluster may name; they say more than a Secret only where our own identity belongs.
+    No service is asked yet but S3, for a region. allowed: files of this host that a location of the cluster may name;
+    they say more than a Secret only where our own identity belongs.
     """
     name, named = location.profile, bool(location.secret_name or location.credentials_file)
     with about(f"storage location {location.name!r}"):
