@@ -8204,45 +8204,17 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         self.assert_clean(program.text())
         self.assertFalse([token for token in tokens if token in program.text()])
 
-    def sign(self, user: str, days: int) -> None:
-        """Put a client certificate of the administrators' group and its key into the test's folder."""
-        base, key = os.path.join(self.folder, "client"), os.path.join(self.cluster.folder, "ca.key")
-        run_openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", base + ".key", "-out", base + ".csr",
-                    "-subj", "/O=system:masters/CN=" + user)
-        run_openssl("x509", "-req", "-in", base + ".csr", "-CA", self.cluster.ca, "-CAkey", key, "-CAcreateserial",
-                    "-days", str(days), "-out", base + ".crt")
-
-    def borrowed(self, **user: Any) -> str:
-        """Write a kubeconfig of the administrator that acts as somebody else."""
+    def test_an_identity_is_borrowed_with_all_its_parts(self) -> None:
+        """The API server sees user, uid, groups and extra of the kubeconfig."""
         with open(self.kubeconfig, encoding="utf-8") as file:
             document = yaml.safe_load(file)
-        entry = {**document["users"][0]["user"], **user}
-        document["users"][0]["user"] = {name: value for name, value in entry.items() if value is not None}
+        document["users"][0]["user"].update({"as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": {
+            "example.com/reason": ["two words", "50%"], "Scope": ["x"]}})
         path = os.path.join(self.folder, "borrowed")
         with open(path, "w", encoding="utf-8") as file:
             yaml.safe_dump(document, file)
-        return path
-
-    def api(self, path: str) -> Any:
         api = vr.connect(vr.load_cluster(path))
         self.addCleanup(lambda: api.session.close())
-        return api
-
-    def test_a_certificate_is_replaced_on_disk(self) -> None:
-        """When the API no longer takes a client certificate, the files are read again at once."""
-        self.sign("expired", -1)
-        api = self.api(self.borrowed(**{"client-certificate": "client.crt", "client-key": "client.key", "token": None}))
-        with self.assertRaises(vr.ApiError) as caught:
-            api.get(vr.BACKUPS, self.namespace, "b1")
-        self.assertEqual(caught.exception.status, 401)
-        self.sign("fresh", 1)
-        api.get(vr.BACKUPS, self.namespace, "b1")
-
-    def test_an_identity_is_borrowed_with_all_its_parts(self) -> None:
-        """The API server sees user, uid, groups and extra of the kubeconfig."""
-        extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
-        api = self.api(self.borrowed(**{"as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"],
-                                        "as-user-extra": extra}))
         seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
             "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
         self.assertEqual(seen, {
@@ -8760,8 +8732,8 @@ class TestStoreIni(unittest.TestCase):
             self.assertEqual(before, repr(files))
 
 
-class PlanTests(Mixin):
-    """Rows that end in a plan, or behind `!` in words of an error."""
+class TestStorePlans(unittest.TestCase):
+    """Tests for `plan_profile` and `plan_chain`: rows that end in a plan, or behind `!` in words of an error."""
 
     def assert_plan(self, expected: str, text: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Check one row, and that neither the plan's repr nor the error, which is returned, shows a secret."""
@@ -8776,10 +8748,7 @@ class PlanTests(Mixin):
             self.assertFalse({"s1", "s2", "x y", "u"} & set(re.split(r"\W+", repr(plan))), "a secret is shown")
         return None
 
-
-class TestStoreProfile(PlanTests, unittest.TestCase):
-    """Tests for `plan_profile`."""
-
+    # Profiles beside `a`.
     others = {name: pairs(text) for name, text in (
         ("b", "aws_access_key_id=AKIA2 aws_secret_access_key=s2"), ("c", "credential_process=c"),
         ("d", "role_arn=r1 source_profile=d PAIR"), ("e", "role_arn=r2 web_identity_token_file=/t"),
@@ -8787,8 +8756,7 @@ class TestStoreProfile(PlanTests, unittest.TestCase):
         ("g", "role_arn=r source_profile=f"),
         *((f"p{number}", f"role_arn=r source_profile=p{number + 1}") for number in range(5000)))}
 
-    def check(self, expected: str, text: str, *environment: str, name: str = "a") -> Any:
-        """Check what the operator's own profile `a` comes to."""
+    def check_profile(self, expected: str, text: str, *environment: str, name: str = "a") -> Any:
         return self.assert_plan(expected, text, vr.plan_profile, {**self.others, "a": pairs(text)}, name, "the file",
                                 pairs(" ".join(environment)))
 
@@ -8810,8 +8778,8 @@ class TestStoreProfile(PlanTests, unittest.TestCase):
                     ("credential_source=Ec2InstanceMetadata", "role R <- instance http://169.254.169.254"),
                     ("web_identity_token_file=/t role_session_name=n",
                      "web identity R role_session_name=n web_identity_token_file=/t")))):
-            self.check(expected, text, "AWS_ACCESS_KEY_ID=E AWS_SECRET_ACCESS_KEY=e AWS_SESSION_TOKEN=u",
-                       "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/c")
+            self.check_profile(expected, text, "AWS_ACCESS_KEY_ID=E AWS_SECRET_ACCESS_KEY=e AWS_SESSION_TOKEN=u",
+                               "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/c")
 
     def test_profiles_that_come_to_nothing(self) -> None:
         """Each says so, naming profile and file, with nothing in the environment."""
@@ -8828,14 +8796,10 @@ class TestStoreProfile(PlanTests, unittest.TestCase):
                     ("source_profile=p0", "too far: a -> p0 -> p1"),
                     *((f"credential_source={name}", f"'{name}' is none of Environment, EcsContainer, Ec2I.*nothing")
                       for name in ("environment", "Environment", "EcsContainer", "Ec2InstanceMetadata"))))):
-            error = self.check(f"!(?=.*the file).*{words}", text, "AWS_EC2_METADATA_DISABLED=TRUE")
+            error = self.check_profile(f"!(?=.*the file).*{words}", text, "AWS_EC2_METADATA_DISABLED=TRUE")
             self.assertEqual("has a blank" in words, "indented" in str(error.hints))
         for name in ("", "a\nb", "x" * 10000):
-            self.check("!the file has no profile.{1,100}$", "", name=name)
-
-
-class TestStoreChain(PlanTests, unittest.TestCase):
-    """Tests for `plan_chain` and its sources."""
+            self.check_profile("!the file has no profile.{1,100}$", "", name=name)
 
     shared = {"default": pairs("aws_access_key_id=SHARED aws_secret_access_key=s"), "sso": {"sso_session": "x"},
               "p": pairs("aws_access_key_id=SHAREDP aws_secret_access_key=s"), "region": pairs("region=x output=json")}
@@ -9503,23 +9467,6 @@ class TestStoreWholePath(IdentityWorld, unittest.TestCase):
         self.assert_reason(self.answer(), "CredentialsExpired", "expired")
         self.assert_failed(self.cli(*direct, env=self.pod), 1, "the credentials of", "have expired")
 
-    def test_who_signs(self) -> None:
-        """A program or a profile in our files, the profile of the location, and before all its own Secret."""
-        printed = self.write("printed.json", json.dumps({"Version": 1, **self.services.new_keys()}))
-        self.store.keys[self.store.access_key] = self.store.secret_key, ""
-        file = self.write("profile", self.own_keys.replace("default", "q"))
-        program = self.write("config", f"[default]\ncredential_process = cat {shlex.quote(printed)}\n")
-        for name, config, secret, env in (
-                ("process", {}, "", {"AWS_CONFIG_FILE": program, "AWS_ROLE_ARN": None}),
-                ("variable", {}, "", {"AWS_SHARED_CREDENTIALS_FILE": file, "AWS_PROFILE": "q", "AWS_ROLE_ARN": None}),
-                ("location", {"profile": "q"}, "", {"AWS_SHARED_CREDENTIALS_FILE": file}),
-                ("secret", {}, self.own_keys, {"AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "x"})):
-            with self.subTest(name):
-                self.lay_out(name, config, secret)
-                url = self.url_in(self.answer_to("--verify-urls", name=name, env={**self.pod, **env}))
-                self.assertEqual(name != "process", self.store.access_key in url)
-        self.assertEqual([], self.services.seen())
-
 
 # What somebody writes who may create locations and Secrets -> the reason, and words of the message. {evil} is a host of
 # his own, {own} the operator's endpoint, {here} a folder of ours.
@@ -9587,22 +9534,33 @@ class TestStoreWhoSigns(IdentityWorld, unittest.TestCase):
                 self.assertRegex(result.err, words)
         self.assert_nothing_happened()
 
-    def test_what_the_operator_says_himself(self) -> None:
-        """--credentials-file and --location go anywhere; a Secret's role is assumed with the Secret's keys."""
+    def test_whose_keys_sign(self) -> None:
+        """Programs and profiles of our files, the location's Secret before them, what the operator names anywhere."""
         self.services.signers[self.store.access_key] = (self.store.secret_key, "")
-        keys = self.write("keys", self.own_keys)
-        role = f"[default]\nrole_arn = {STORE_ROLE}\nsource_profile = k\ncli_pager =\n[other]\ncredential_process = x\n"
-        self.lay_out("bare")
-        self.lay_out("role", secret=self.own_keys.replace("default", "k") + role)
-        self.lay_out("file", {"credentialsFile": keys})
-        location = self.write("location", json.dumps({"spec": {
+        program = json.dumps({"Version": 1, **self.services.new_keys()})
+        keys, named = self.write("keys", self.own_keys), self.own_keys.replace("default", "q")
+        files = {"AWS_SHARED_CREDENTIALS_FILE": self.write("named", named), "AWS_CONFIG_FILE": self.write(
+            "config", f"[default]\ncredential_process = cat {shlex.quote(self.write('printed', program))}\n")}
+        document = self.write("location", json.dumps({"spec": {
             "provider": "aws", "objectStorage": {"bucket": self.namespace},
             "config": {"region": self.store.region, "s3Url": self.store.url, "credentialsFile": keys}}}))
-        for name, flags in (("bare", ("--direct", "--credentials-file", keys)), ("bare", ("--location", location)),
-                            ("role", ("--direct",)), ("file", ("--direct", "--allow-credentials-file", keys))):
-            with self.subTest(name=name, flags=flags):
-                result = self.direct(name, *flags, AWS_ENDPOINT_URL_S3=None, AWS_ROLE_ARN=None)
-                self.assertEqual((0, 1), (result.code, result.out.count(b"X-Amz-Signature=")), result.err)
+        role = f"{named}[default]\nrole_arn = {STORE_ROLE}\nsource_profile = q\n[other]\ncredential_process = x\n"
+        own, here, away = self.store.access_key, self.store.url, None  # whether our identity belongs to the store
+        for name, config, secret, endpoint, flags, env, key in (
+                ("program", {}, "", here, (), {**files, "AWS_ROLE_ARN": None}, "ASIATEMP00000001"),
+                ("variable", {}, "", here, (), {**files, "AWS_ROLE_ARN": None, "AWS_PROFILE": "q"}, own),
+                ("profile", {"profile": "q"}, "", here, (), files, own),
+                ("secret", {}, self.own_keys, away, (), {"AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "x"}, own),
+                ("role", {}, role, away, (), {}, "ASIATEMP00000002"),
+                ("flag", {}, "", away, ("--credentials-file", keys), {}, own),
+                ("location", {}, "", away, ("--location", document), {}, own),
+                ("file", {"credentialsFile": keys}, "", away, ("--allow-credentials-file", keys), {}, own)):
+            with self.subTest(name):
+                self.lay_out(name, config, secret)
+                result = self.direct(name, "--kind=BackupLog", "--direct", *flags, AWS_ENDPOINT_URL_S3=endpoint, **env)
+                self.assertIn(f"X-Amz-Credential={key}", result.out.decode(), result.err)
+                self.store.keys.update(self.services.issued)
+                self.assertEqual(200, fetch(result.out.decode().strip()).status)
         self.assertEqual(["POST"], [request.method for request in self.services.seen()])
 
     def test_files_that_are_allowed(self) -> None:
