@@ -8915,7 +8915,7 @@ class TestStoreAnswers(unittest.TestCase):
                 ({"names": "host;range"}, "the names of the signed headers differs"),
                 ({"payload": EMPTY_SHA256}, "the payload hash differs"), ({"method": "\x1b[2J"}, "differs"),
                 ({"path": "/x", "host": "host:y"}, "the path differs"), ({"all": ""}, "the method differs"),
-                *(({"all": text}, "differs") for text in ("\n" * 50, "x" * 100000, "GET\r\n/k\r\n"))):
+                ({"all": "\n" * 50}, "differs"), ({"all": "x" * 100000}, "differs")):
             with self.subTest(**changed):
                 url = vr.presign(address, some_credentials(session_token="s3cr3t"), NOW, vr.URL_LIFE)
                 lines = {"method": "GET", "path": address.path, "query": urlsplit(url).query.rpartition("&")[0],
@@ -9417,68 +9417,14 @@ class StoreWorld(FakeWorld):
         return name
 
 
-class IdentityWorld(KeyTests, StoreWorld):
-    """A controller and a client with an identity of their own, from STS and from files."""
-
-    def setUp(self) -> None:
-        StoreWorld.setUp(self)
-        self.start_services()
-        self.own_keys = keys_file(self.store.access_key, self.store.secret_key)
-        self.pod: Dict[str, Optional[str]] = {
-            "AWS_ENDPOINT_URL_S3": self.store.url, "AWS_ENDPOINT_URL_STS": self.services.url,
-            "AWS_ROLE_ARN": STORE_ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token)}
-
-
-class TestStoreWholePath(IdentityWorld, unittest.TestCase):
-    """Requests answered with temporary keys."""
-
-    def setUp(self) -> None:
-        """Let a location do without a Secret, and the store know the keys that the services hand out."""
-        super().setUp()
-        self.store.keys = self.services.issued
-        self.lay_out("own")
-
-    def answer(self, *argv: str, **env: Optional[str]) -> Document:
-        return self.answer_to(*argv, env={**self.pod, **env}, name="own")
-
-    def test_a_web_identity_signs_the_url(self) -> None:
-        """It opens the object, token and all, and lives its ten minutes; one exchange serves nine requests."""
-        for _ in range(8):
-            self.ask(name="own")
-        document = self.answer()
-        url = self.url_in(document)
-        self.assertEqual(gzip.compress(LOG)[10:], fetch(url).data[10:])
-        query = dict(parse_qsl(urlsplit(url).query))
-        self.assertEqual(("600", self.services.issued[query["X-Amz-Credential"].split("/")[0]][1]),
-                         (query["X-Amz-Expires"], query["X-Amz-Security-Token"]))
-        self.assert_soon(document["status"]["expiration"], 10)
-        self.assertEqual(([], 1), (self.store.seen(status=403), len(self.services.seen())))
-
-    def test_urls_end_with_the_keys(self) -> None:
-        """URL, expiration, and what --direct signs; ended keys sign nothing."""
-        self.services.life = 200
-        document = self.answer("--verify-urls")
-        end = instant(self.services.ends[-1])
-        self.assertLess(abs((instant(document["status"]["expiration"]) - end).total_seconds()), 2)
-        direct = ("download", "own", "--kind", "BackupLog", "--direct", "--url-only")
-        for url in (self.url_in(document), self.cli(*direct, env=self.pod).out.decode()):
-            self.assertTrue(180 < int(dict(parse_qsl(urlsplit(url).query))["X-Amz-Expires"]) <= 200, url)
-        self.services.life = -5
-        self.assert_reason(self.answer(), "CredentialsExpired", "expired")
-        self.assert_failed(self.cli(*direct, env=self.pod), 1, "the credentials of", "have expired")
-
-
 # What somebody writes who may create locations and Secrets -> the reason, and words of the message. {evil} is a host of
 # his own, {own} the operator's endpoint, {here} a folder of ours.
 SIGNERS: Tuple[Tuple[Document, str, str, str], ...] = (
     ({"region": "x@{evil}/"}, "", "InvalidStorageLocation", "region"),
-    ({"region": "x.evil.example/", "s3Url": ""}, "", "InvalidStorageLocation", "region"),
     ({"s3Url": "http://{evil}"}, "", "ForeignEndpoint", "spec.credential.*AWS_ENDPOINT_URL_S3"),
     ({"publicUrl": "http://{evil}"}, "", "ForeignEndpoint", "AWS_ENDPOINT_URL_S3"),
     ({"s3Url": "http://{evil}", "profile": "p"}, "", "ForeignEndpoint", "not for its"),
-    ({"s3Url": "{own}@{evil}"}, "", "InvalidStorageLocation", "s3Url"),
     ({"s3Url": "{own}0"}, "", "InvalidStorageLocation|ForeignEndpoint", "s3Url"),
-    ({"s3Url": "http://127.0.\n0.1:1"}, "", "InvalidStorageLocation", "s3Url"),
     ({}, "[default]\ncredential_process = touch {here}/ran\n", "InvalidCredentials", "credential_process"),
     ({"profile": "p"}, "[profile p]\nCredential_Process = touch {here}/ran\n", "InvalidCredentials",
      "credential_process"),
@@ -9490,26 +9436,57 @@ SIGNERS: Tuple[Tuple[Document, str, str, str], ...] = (
      "sso_session = x\n", "InvalidCredentials", "profile 'k' of key .*: sso_session .*refused here; give aws_access"),
     ({"region": ""}, "\ufeff[default]\naws_access_key_id = a\naws_secret_access_key = b\nregion = x@{evil}/\n",
      "InvalidStorageLocation", "region of the profile"),
-    ({"credentialsFile": "{here}/credentials"}, "", "CredentialsFileNotAllowed",
-     "spec.credential.*--allow-credentials-file"),
+    ({"credentialsFile": "{here}/own"}, "", "CredentialsFileNotAllowed", "spec.credential.*--allow-credentials-file"),
     ({"credentialsFile": "{here}/./allowed"}, "", "CredentialsFileNotAllowed", "allow"),
     ({"credentialsFile": "{here}/allowed", "s3Url": "http://{evil}"}, "", "InvalidCredentials", "credential_process"))
 
 
-class TestStoreWhoSigns(IdentityWorld, unittest.TestCase):
-    """Locations and Secrets of the cluster carry our identity nowhere, run nothing and read no file."""
+class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
+    """Our identity signs for locations without a Secret; locations and Secrets of the cluster carry it nowhere else."""
 
     def setUp(self) -> None:
-        """Give the stranger a host, and this process files beside its web identity."""
-        super().setUp()
+        """Give this process an identity by STS and by files, and a stranger a host."""
+        StoreWorld.setUp(self)
+        self.start_services()
+        self.own_keys = keys_file(self.store.access_key, self.store.secret_key)
         self.evil = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(self.evil.close)
         self.allowed = self.write("allowed", f"[default]\ncredential_process = touch {self.folder}/ran\n")
-        files = self.write("credentials", self.own_keys.replace("default", "p") + self.own_keys)
-        self.pod["AWS_SHARED_CREDENTIALS_FILE"] = files
+        self.pod: Dict[str, Optional[str]] = {
+            "AWS_ENDPOINT_URL_S3": self.store.url, "AWS_ENDPOINT_URL_STS": self.services.url,
+            "AWS_ROLE_ARN": STORE_ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
+            "AWS_SHARED_CREDENTIALS_FILE": self.write("own", self.own_keys.replace("default", "p") + self.own_keys)}
 
     def direct(self, name: str, *flags: str, **env: Optional[str]) -> Result:
-        return self.cli("download", name, "--url-only", *flags, env={**self.pod, **env})
+        return self.cli("download", name, "--kind=BackupLog", "--url-only", *flags, env={**self.pod, **env})
+
+    def test_a_web_identity_signs_the_url(self) -> None:
+        """It opens the object, token and all, and lives its ten minutes; one exchange serves nine requests."""
+        self.lay_out("own")
+        self.store.keys = self.services.issued
+        for _ in range(8):
+            self.ask(name="own")
+        document = self.answer_to(env=self.pod, name="own")
+        url = self.url_in(document)
+        self.assertEqual(gzip.compress(LOG)[10:], fetch(url).data[10:])
+        query = dict(parse_qsl(urlsplit(url).query))
+        self.assertEqual(("600", self.services.issued[query["X-Amz-Credential"].split("/")[0]][1]),
+                         (query["X-Amz-Expires"], query["X-Amz-Security-Token"]))
+        self.assert_soon(document["status"]["expiration"], 10)
+        self.assertEqual(([], 1), (self.store.seen(status=403), len(self.services.seen())))
+
+    def test_urls_end_with_the_keys(self) -> None:
+        """URL, expiration, and what --direct signs; ended keys sign nothing."""
+        self.lay_out("own")
+        self.services.life = 200
+        document = self.answer_to(env=self.pod, name="own")
+        end = instant(self.services.ends[-1])
+        self.assertLess(abs((instant(document["status"]["expiration"]) - end).total_seconds()), 2)
+        for url in (self.url_in(document), self.direct("own", "--direct").out.decode()):
+            self.assertTrue(180 < int(dict(parse_qsl(urlsplit(url).query))["X-Amz-Expires"]) <= 200, url)
+        self.services.life = -5
+        self.assert_reason(self.answer_to(env=self.pod, name="own"), "CredentialsExpired", "expired")
+        self.assert_failed(self.direct("own", "--direct"), 1, "the credentials of", "have expired")
 
     def assert_nothing_happened(self) -> None:
         """Check that nobody came to the stranger's host, nothing ran, and no keys were asked for."""
@@ -9557,7 +9534,7 @@ class TestStoreWhoSigns(IdentityWorld, unittest.TestCase):
                 ("file", {"credentialsFile": keys}, "", away, ("--allow-credentials-file", keys), {}, own)):
             with self.subTest(name):
                 self.lay_out(name, config, secret)
-                result = self.direct(name, "--kind=BackupLog", "--direct", *flags, AWS_ENDPOINT_URL_S3=endpoint, **env)
+                result = self.direct(name, "--direct", *flags, AWS_ENDPOINT_URL_S3=endpoint, **env)
                 self.assertIn(f"X-Amz-Credential={key}", result.out.decode(), result.err)
                 self.store.keys.update(self.services.issued)
                 self.assertEqual(200, fetch(result.out.decode().strip()).status)
