@@ -8208,8 +8208,9 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         """The API server sees user, uid, groups and extra of the kubeconfig."""
         with open(self.kubeconfig, encoding="utf-8") as file:
             document = yaml.safe_load(file)
-        document["users"][0]["user"].update({"as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": {
-            "example.com/reason": ["two words", "50%"], "Scope": ["x"]}})
+        extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
+        document["users"][0]["user"].update({
+            "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": extra})
         path = os.path.join(self.folder, "borrowed")
         with open(path, "w", encoding="utf-8") as file:
             yaml.safe_dump(document, file)
@@ -9001,7 +9002,7 @@ class KeyServices(LoopbackServer):
     @staticmethod
     def sts_refusal(code: str) -> bytes:
         """Return the body of an error as STS words it."""
-        return f"<ErrorResponse><Error><Code>{code}</Code><Message>no keys</Message></Error></ErrorResponse>".encode()
+        return f"<ErrorResponse><Error><Code>{code}</Code><Message>refused</Message></Error></ErrorResponse>".encode()
 
     def _signature_trouble(self, request: Request) -> str:
         """Return what is wrong with a signature in the Authorization header, worked out anew from the request."""
@@ -9121,28 +9122,26 @@ class TestStoreServices(KeyTests, unittest.TestCase):
 
     def test_what_is_final(self) -> None:
         """A refusal is asked for once and told with its code; an answer without keys is an error, and not shown."""
-        wrong, none = "InvalidCredentials: ", "CredentialsNotFound: the instance metadata service gives no"
+        wrong, none = "InvalidCredentials: ", "CredentialsNotFound: nothing else .* the instance metadata .*role"
         for how, more, words in (
                 ("web identity", {"role_arn": STORE_ROLE + "-other"},
-                 f"STS, asked for role {STORE_ROLE}-other, refuses: 403 AccessDenied no keys$"),
+                 f"STS, asked for role {STORE_ROLE}-other, gives no keys: status 403 AccessDenied refused$"),
                 ("role", {"aws_secret_access_key": "wrong-secret"}, ".*SignatureDoesNotMatch"),
-                *(("container", {"token": token}, "the container's .*: 401 Unauthorized the token is missing or stale")
+                *(("container", {"token": token}, "the container's .*: status 401 Unauthorized the token is missing")
                   for token in ("stale", ""))):
             self.check(wrong + words, 1, how, more=more)
         for how, method, part, bodies, words in (
-                ("web identity", "POST", "/", NO_KEYS[:4], f"{wrong}the answer of STS, .* holds no keys"),
-                ("container", "GET", "/container", NO_KEYS, f"{wrong}the answer of the container's .*holds no keys"),
-                ("instance", "GET", STORE_IMDS_ROLE, NO_KEYS[:5], f"{none} keys .status 200.*have a role")):
+                ("web identity", "POST", "/", NO_KEYS[:4], wrong + "STS, .*"),
+                ("container", "GET", "/container", NO_KEYS, wrong + "the container's credential endpoint"),
+                ("instance", "GET", STORE_IMDS_ROLE, NO_KEYS[:5], none + ".*")):
             for body in bodies:
-                self.check(words, 1, how, method, part, status=200, body=body)
+                self.check(words + " gives no keys: there are none", 1, how, method, part, status=200, body=body)
         for method, part, fault, words in (
-                ("PUT", "", {"status": 403}, "token .status 403"),
-                ("GET", STORE_IMDS_KEYS, {"status": 401}, "keys .status 401"),
-                ("GET", STORE_IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorizedAccess"}'},
-                 "keys .status 200 AssumeRoleUnauthorized"),
-                ("GET", STORE_IMDS_KEYS, {"status": 200, "body": b"\n"}, "keys .status 200.*have a role")):
-            self.check(f"{none} {words}", 1, "instance", method, part, **fault)
-        self.check(f"{none} token .no answer.*nothing else", 3, "instance", "PUT", times=9, drop=True)
+                ("PUT", "", {"status": 403}, "status 403"), ("GET", STORE_IMDS_KEYS, {"status": 401}, "status 401"),
+                ("GET", STORE_IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorized"}'}, "AssumeRoleU"),
+                ("GET", STORE_IMDS_KEYS, {"status": 200, "body": b"\n"}, "there are none")):
+            self.check(f"{none}.* gives no keys: {words}", 1, "instance", method, part, **fault)
+        self.check(f"{none}.* gives no keys: no answer$", 3, "instance", "PUT", times=9, drop=True)
 
     def test_what_is_asked(self) -> None:
         """Version 2 of the instance's service; no proxy for it; and what it calls the role stays in its place."""
@@ -9212,7 +9211,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
                     ({"SessionToken": "t", "Expiration": "2040-01-02T03:04:05Z"},
                      f"('ASIASHOWN', 'shown-secret', 't', {end})"),
                     ({"Expiration": "soon"}, "or an Expiration that is no time"))),
-                *((f"printf %s {shlex.quote(output)}", "holds no keys") for output in ("", "shown-secret", "\udcff")),
+                *((f"printf %s {shlex.quote(text)}", "gives no keys: the") for text in ("", "shown-secret", "\udcff")),
                 ("echo shown-secret\necho shown-secret >&2\nexit 3\n", "profile 'p' of f: .*fails.*run it by hand"),
                 ("read answer || exit 41\n", "fails"), ("exec /absent\n", "fails")):
             with self.subTest(script=ascii(script)):

@@ -3763,13 +3763,6 @@ def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy
             raise Unreachable(f"the answer of {who} cannot be read in time") from None
 
 
-def _fields(body: bytes) -> Any:
-    """What an answer says, in JSON or XML."""
-    with contextlib.suppress(ValueError):
-        return parse_json(body)
-    return xml_fields(body)
-
-
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
     """A small exchange with a service of AWS; again after 429, 5xx, no answer, or an error code that passes.
 
@@ -3785,17 +3778,21 @@ def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, ti
         return _ask_once(method, url, headers, body, proxy)
 
 
-def _keys_from(body: bytes, who: str, status: int = 200) -> Credentials:
-    """The keys in an answer; an error shows code and message of a refusal, and nothing that may be half of them."""
-    said = _fields(body)
-    if status != 200:
-        words = [_text(said, name) or _text(said, name.lower()) for name in ("Code", "Message")]
-        raise CredentialsError(f"{who} refuses: {one_line(redact(' '.join((str(status), *words))))}")
-    *keys, token = (_text(said, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Token"))
+def _keys_from(reply: Reply, who: str, **more: Any) -> Credentials:
+    """The keys in an answer, JSON or XML; an error shows its code and message, and nothing that may be half of keys."""
+    said: Any = None
+    with contextlib.suppress(ValueError):
+        said = parse_json(reply.body)
+    said = said or xml_fields(reply.body)
+    access_key, secret_key, token, other_token = (
+        _text(said, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Token"))
     expires = parse_time(_at(said, "Expiration"))
-    if not all(keys[:2]) or (_at(said, "Expiration") and expires is None):
-        raise CredentialsError(f"the answer of {who} holds no keys, or an Expiration that is no time")
-    return Credentials(keys[0], keys[1], keys[2] or token, expires)
+    if reply.status == 200 and access_key and secret_key and (expires or not _at(said, "Expiration")):
+        return Credentials(access_key, secret_key, token or other_token, expires)
+    words = ["no answer" if not reply.status else f"status {reply.status}" if reply.status != 200 else ""]
+    words += [_text(said, name) or _text(said, name.lower()) for name in ("Code", "Message")]
+    why = one_line(redact(" ".join(words))) or "there are none in its answer, or an Expiration that is no time"
+    raise CredentialsError(f"{who} gives no keys: {why}", **more)
 
 
 def assume_role(role: Values, source: Optional[Credentials], region: str) -> Credentials:
@@ -3812,7 +3809,7 @@ def assume_role(role: Values, source: Optional[Credentials], region: str) -> Cre
     if source:
         headers = sign_headers("POST", "/", headers, body, source, region, "sts", utc_now())
     reply = ask("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ))
-    return _keys_from(reply.body, f"STS, asked for role {role['role_arn']},", reply.status)
+    return _keys_from(reply, f"STS, asked for role {role['role_arn']},")
 
 
 def run_credential_process(program: Values) -> Credentials:
@@ -3824,7 +3821,7 @@ def run_credential_process(program: Values) -> Credentials:
                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
     except (OSError, ValueError, subprocess.SubprocessError):
         raise CredentialsError(f"{what} fails, or takes longer than a minute; run it by hand to see why") from None
-    return _keys_from(printed, what)
+    return _keys_from(Reply(200, printed, {}), what)
 
 
 def ask_container(container: Values) -> Credentials:
@@ -3833,33 +3830,26 @@ def ask_container(container: Values) -> Credentials:
     if "token_file" in container:
         token = read_file(container["token_file"], what).decode("utf-8", "replace").strip()
     headers = {"Authorization": header_value(token, f"the {what}")} if token else {}
-    reply = ask("GET", container["url"], headers, timeout=6.0)
-    return _keys_from(reply.body, "the container's credential endpoint", reply.status)
+    return _keys_from(ask("GET", container["url"], headers, timeout=6.0), "the container's credential endpoint")
 
 
 def ask_instance(instance: Values) -> Credentials:
     """The keys of the instance's role (IMDS version 2)."""
-    who, url, what = "the instance metadata service", instance["endpoint"] + "/latest/", "token"
-    headers, reply = {"x-aws-ec2-metadata-token-ttl-seconds": "300"}, Reply(0, b"", {})
+    url, reply = instance["endpoint"] + "/latest/", Reply(0, b"", {})
     with contextlib.suppress(Unreachable):
-        reply = ask("PUT", url + "api/token", headers, timeout=INSTANCE_TIMEOUT)
+        reply = ask("PUT", url + "api/token", {"x-aws-ec2-metadata-token-ttl-seconds": "300"}, timeout=INSTANCE_TIMEOUT)
     if reply.status == 200:
-        token, what = reply.body.decode("ascii", "replace").strip(), "keys"
-        headers = {"x-aws-ec2-metadata-token": header_value(token, f"the token of {who}")}
+        token = reply.body.decode("ascii", "replace").strip()
+        headers = {"x-aws-ec2-metadata-token": header_value(token, "the token of the instance metadata service")}
         url += "meta-data/iam/security-credentials/"
         reply = ask("GET", url, headers, timeout=INSTANCE_TIMEOUT)
         role = reply.body.decode("utf-8", "replace").split("\n")[0].strip()
         if reply.status == 200 and role:
             reply = ask("GET", url + quote(role, safe=""), headers, timeout=INSTANCE_TIMEOUT)
-    code = _text(_fields(reply.body), "Code")
-    if reply.status != 200 or code != "Success":
-        said = one_line(f"status {reply.status} {code}", 64) if reply.status else "no answer"
-        raise CredentialsError(
-            f"{who} gives no {what} ({said}), and nothing else that holds keys is configured; does the instance have a "
-            "role?", reason="CredentialsNotFound", hints=[
-                "name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or give a client --credentials-file"])
-    return _keys_from(reply.body, who)
+    who = "nothing else that holds keys is configured, and the instance metadata service (has the instance a role?)"
+    return _keys_from(reply, who, reason="CredentialsNotFound", hints=[
+        "name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+        "give a client --credentials-file"])
 
 
 def fetch_credentials(plan: Plan, region: str) -> Credentials:
