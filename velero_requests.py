@@ -1296,12 +1296,9 @@ def ini_sections(content: bytes, source: str) -> Profiles:
 
     A line indented more than its key goes on with the value, as in the nested blocks of AWS (`s3 =`).
     """
-    if len(content) > INI_LIMIT:
-        raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise CredentialsError(f"{source} is not UTF-8 text") from None
+    text = content[:INI_LIMIT].decode("utf-8-sig", "replace")
+    if len(content) > INI_LIMIT or "\ufffd" in text:
+        raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB, or not UTF-8 text")
     found: Dict[str, Dict[str, List[str]]] = {}
     section: Optional[Dict[str, List[str]]] = None
     value, depth = None, 0                   # that the next line may go on with, its key's indentation
@@ -1446,16 +1443,15 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Values
         plan = plan_profile(profiles, origin, source, environment, theirs=theirs, path=path)
     elif plan is None and named:
         plan = CREDENTIAL_SOURCES[named](environment) if named in CREDENTIAL_SOURCES else None
-        if plan is None:
-            raise CredentialsError(f"{where}: credential_source {one_line(named, 64)!r} is none of "
-                                   f"{', '.join(CREDENTIAL_SOURCES)}, or has nothing to give here")
     elif plan is None and token_file:
         return Plan.of("web identity", values)
     elif plan is None and values.get("credential_process"):
         plan = Plan.of("process", {**values, "profile": where})
     if plan is None:
-        raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or a role_arn "
-                               "with a source of keys; for SSO use what `aws configure export-credentials` prints")
+        raise CredentialsError(
+            f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or a role_arn and a source of keys "
+            f"({', '.join(CREDENTIAL_SOURCES)} as credential_source must have some here); for SSO use what "
+            "`aws configure export-credentials` prints")
     return Plan.of("role", values, plan) if role_arn else plan
 
 
@@ -3856,8 +3852,7 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
     """Carry out a plan -> keys, fresh ones when they are temporary."""
     values = dict(plan.values)
     if plan.how == "keys":
-        access_key, secret_key, token = (values.get(name, "") for name in KEY_NAMES)
-        return Credentials(access_key, secret_key, token)
+        return Credentials(values[KEY_NAMES[0]], values[KEY_NAMES[1]], values.get(KEY_NAMES[2], ""))
     if plan.how in ("role", "web identity"):
         return assume_role(values, plan.source and fetch_credentials(plan.source, region), region)
     return {"process": run_credential_process, "container": ask_container, "instance": ask_instance}[plan.how](values)
