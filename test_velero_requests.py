@@ -8795,7 +8795,7 @@ class TestStorePlans(unittest.TestCase):
                     ("source_profile=gone", " has no profile 'gone'"), ("source_profile=half", "'half'.*needs both"),
                     ("source_profile=a", "circle.*: a -> a"), ("source_profile=f", "a -> f -> g -> f"),
                     ("source_profile=p0", "too far: a -> p0 -> p1"),
-                    *((f"credential_source={name}", "Environment, EcsContainer, Ec2InstanceMetadata as credential_source must")
+                    *((f"credential_source={name}", "Environment, EcsContainer, Ec2InstanceMetadata as")
                       for name in ("environment", "Environment", "EcsContainer", "Ec2InstanceMetadata"))))):
             error = self.check_profile(f"!(?=.*the file).*{words}", text, "AWS_EC2_METADATA_DISABLED=TRUE")
             self.assertEqual("has a blank" in words, "indented" in str(error.hints))
