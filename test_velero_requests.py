@@ -9279,10 +9279,11 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
 
     def test_threads(self) -> None:
         """Eight of them cost one exchange; those that may not wait are told, or have the old keys while these live."""
-        gates, taken = (threading.Event(), threading.Event()), []
+        gates = threading.Event(), threading.Event()
+        taken: List[Any] = []
         for number, (gate, minutes) in enumerate(zip(gates, (0, 55))):
             self.services.script("POST", hang=gate)
-            threads = [threading.Thread(target=lambda minutes=minutes: taken.append(self.take(minutes)))
+            threads = [threading.Thread(target=lambda minutes: taken.append(self.take(minutes)), args=(minutes,))
                        for _ in range(8 - 7 * number)]
             for thread in threads:
                 thread.start()
@@ -9578,7 +9579,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
                 (aws, "", {"AWS_ENDPOINT_URL_S3": " http://minio"}, "AWS_ENDPOINT_URL_S3 is no plain"),
                 (aws, "", {"AWS_ENDPOINT_URL": "http://a\nb"}, "AWS_ENDPOINT_URL is no plain"),
                 (minio, "region = x", {"AWS_REGION": "x@evil/"}, "AWS_REGION is 'x@evil/', no DNS label")):
-            with self.subTest(config=config, profile=profile, env=env), environment(env):
+            with self.subTest(config=config, profile=profile, env=env), environment({"AWS_PROFILE": None, **env}):
                 path = self.write("file", f"{self.own_keys}{profile}\n")
                 try:
                     found = vr.open_location(None, "", vr.find_location(

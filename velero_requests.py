@@ -3761,9 +3761,7 @@ def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy
 
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
     """A small exchange with a service of AWS; again after 429, 5xx, no answer, or an error code that passes.
-
-    timeout: seconds for all tries; one that hangs leaves some to the next.
-    """
+    timeout: seconds for all tries; one that hangs leaves some to the next."""
     with host_guard(url), time_limit(timeout):
         for attempt in range(1, ASK_ATTEMPTS):
             with contextlib.suppress(Unreachable), time_limit(timeout / ASK_ATTEMPTS):
@@ -3868,10 +3866,8 @@ class CredentialCache:
         self.retry_at = datetime.min.replace(tzinfo=timezone.utc)  # after a failure
 
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
-        """Keys, fresh if possible: when renewing fails, or while another caller does it, old ones serve as they live.
-
-        Without any, this call waits for the other, or with wait=False raises Busy.
-        """
+        """Keys, fresh if possible: when renewing fails, or while another caller does it, old ones serve to their end.
+        Without any, this call waits for the other, or with wait=False raises Busy."""
         old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
         alive = old is not None and old.are_valid(now)
         if old is None or not old.are_valid(least):
@@ -3964,11 +3960,8 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
 
 
 def find_location(api: Optional[Api], namespace: str, document: Document, *, trusted: bool = False) -> Location:
-    """A storage location with its endpoint and authority; trusted: it is the operator's own word.
-
-    What a location of the cluster says of TLS does not count where our own identity signs for AWS, for whose hosts the
-    system's authorities vouch.
-    """
+    """A storage location with its endpoint and authority; trusted: it is the operator's own word. What the cluster says
+    of TLS does not count where our own identity signs for AWS: the system's authorities vouch for those hosts."""
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
     lax = location.insecure or location.ca_cert or location.ca_secret[0]
@@ -3981,10 +3974,8 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
 
 def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]
                   ) -> Tuple[Profiles, str]:
-    """The profiles in the Secret or file that a location names, and what that is called in errors.
-
-    A file that the cluster names must be allowed by this path. Links are followed: the operator knows who sets them.
-    """
+    """The profiles in the Secret or file that a location names, and what that is called in errors. A file that the
+    cluster names must be allowed by this path. Links are followed: the operator knows who sets them."""
     path, name, key = location.credentials_file, location.secret_name, location.secret_key
     if name:
         source = f"key {key!r} of Secret {name!r}"
