@@ -8981,7 +8981,7 @@ class KeyServices(LoopbackServer):
 
     def _document(self, **more: str) -> Answer:
         keys = self.new_keys()
-        return Answer(200, json.dumps({**keys, "Token": keys.pop("SessionToken"), **more}).encode())
+        return Answer(200, json.dumps({"Token": keys.pop("SessionToken"), **keys, **more}).encode())
 
     def _sts(self, request: Request) -> Answer:
         form = dict(parse_qsl(request.body.decode()))
