@@ -2064,7 +2064,8 @@ class Connection:
         lines = iter(lambda: self.reader.readline(65537).strip(b"\r\n").decode("latin-1"), "")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
         length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
-        return Request(method, target, headers, self.reader.read(length))
+        body = self.reader.read(length)
+        return Request(method, target, headers, body) if len(body) == length else None  # the client left in it
 
     def peer_has_left(self) -> bool:
         """Say whether the client closed its side; nobody pipelines, so anything to read means the end."""
