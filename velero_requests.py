@@ -994,6 +994,7 @@ def _goes_before_host(bucket: str, endpoint: Address) -> bool:
     return not any(map(_IP_ADDRESS.fullmatch, (endpoint.host, bucket))) and all(map(_LABEL_BUCKET.fullmatch, labels))
 
 
+@functools.lru_cache(maxsize=64)
 def bucket_address(location: Location) -> Address:
     """Where a location's bucket is; InvalidLocation when its region or URLs cannot be used."""
     with about(f"storage location {location.name!r}"):
@@ -1036,10 +1037,10 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 
-def canonical_query(parameters: Dict[str, str]) -> str:
+@functools.lru_cache(maxsize=16)  # all URLs signed in one second share it
+def canonical_query(parameters: Tuple[Tuple[str, str], ...]) -> str:
     """Parameters percent-encoded, then sorted by encoded name."""
-    return "&".join(map("=".join, sorted(
-        (quote(name, safe="-._~"), quote(value, safe="-._~")) for name, value in parameters.items())))
+    return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
 
 
 def canonical_request(method: str, path: str, query: str, headers: Dict[str, str], payload_hash: str) -> str:
@@ -1058,15 +1059,22 @@ def credential_scope(now: datetime, region: str, service: str) -> str:
     return f"{now:%Y%m%d}/{region}/{service}/aws4_request"
 
 
+@functools.lru_cache(maxsize=16)
+def signing_key(secret_key: str, scope: str) -> bytes:
+    """The key derived for a scope, the same for every URL of a day."""
+    import hmac
+    key = b"AWS4" + secret_key.encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
+
+
 def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
-    """The signature of a canonical request, in lower-case hex, by the key derived for its scope."""
+    """The signature of a canonical request, in lower-case hex."""
     import hashlib
     import hmac
     text = f"{ALGORITHM}\n{timestamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-    key = b"AWS4" + secret_key.encode()
-    for part in (*scope.split("/"), text):
-        key = hmac.digest(key, part.encode(), "sha256")
-    return key.hex()
+    return hmac.digest(signing_key(secret_key, scope), text.encode(), "sha256").hex()
 
 
 def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, credentials: Credentials, region: str,
@@ -1091,11 +1099,10 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
     timestamp, scope = amz_date(now), credential_scope(now, address.region, "s3")
-    parameters = {**dict(more), "X-Amz-Algorithm": ALGORITHM, "X-Amz-Credential": f"{credentials.access_key}/{scope}",
-                  "X-Amz-Date": timestamp, "X-Amz-Expires": str(seconds), "X-Amz-SignedHeaders": "host"}
-    if credentials.session_token:
-        parameters["X-Amz-Security-Token"] = credentials.session_token
-    query = canonical_query(parameters)
+    token = (("X-Amz-Security-Token", credentials.session_token),) if credentials.session_token else ()
+    query = canonical_query((
+        ("X-Amz-Algorithm", ALGORITHM), ("X-Amz-Credential", f"{credentials.access_key}/{scope}"), *token, *more,
+        ("X-Amz-Date", timestamp), ("X-Amz-Expires", str(seconds)), ("X-Amz-SignedHeaders", "host")))
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     signed = signature(credentials.secret_key, timestamp, scope, request)
     return f"{address.scheme}://{address.host}{address.path}?{query}&X-Amz-Signature={signed}"
