@@ -73,7 +73,6 @@ import yaml
 
 import velero_requests
 
-
 try:
     import botocore.auth
     import botocore.awsrequest
@@ -361,26 +360,25 @@ class TestLawsOfTheFile(unittest.TestCase):
 # ---- Ground ------------------------------------------------------------------
 
 class TestErrors(Cases):
-    """`Error` and its family, and what records show."""
-
     def test_what_they_say(self) -> None:
         """Exit code, reason, and whether time may mend it."""
-        self.gives(lambda error: (int(error.exit), error.reason, error.retry), *(
-            (vr.Error("x"), (1, "InternalError", True)), (vr.UsageError("x"), (2, "InternalError", False)),
-            (vr.ConfigError("x"), (1, "InternalError", True)), (vr.InvalidRequest("x"), (1, "InternalError", False)),
-            (vr.NotFound("x"), (3, "InternalError", True)), (vr.TimedOut("x"), (4, "InternalError", True)),
-            (vr.Unreachable("x"), (6, "Unreachable", True)),
-            (vr.CredentialsError("x"), (1, "InvalidCredentials", True)),
-            (vr.RequestFailed("x", reason="BackupNotFound"), (3, "BackupNotFound", True)),
-            (vr.RequestFailed("x", reason="Failed"), (1, "Failed", True)), *(
-                (kind("x", status=status), (code, reason, True)) for kind, status, code, reason in (
-                    (vr.ApiError, 401, 5, "Forbidden"), (vr.ApiError, 403, 5, "Forbidden"),
-                    (vr.Missing, 404, 3, "ClusterError"), (vr.ApiError, 500, 1, "ClusterError"),
-                    (vr.StoreError, 0, 1, "StoreError"), (vr.StoreError, 403, 5, "StoreError"),
-                    (vr.StoreError, 404, 3, "StoreError")))))
+        for kind, fields, code, reason, retry in (
+                (vr.Error, {}, 1, "InternalError", True), (vr.UsageError, {}, 2, "InternalError", False),
+                (vr.ConfigError, {}, 1, "InternalError", True), (vr.InvalidRequest, {}, 1, "InternalError", False),
+                (vr.NotFound, {}, 3, "InternalError", True), (vr.TimedOut, {}, 4, "InternalError", True),
+                (vr.Unreachable, {}, 6, "Unreachable", True), (vr.CredentialsError, {}, 1, "InvalidCredentials", True),
+                (vr.RequestFailed, dict(reason="BackupNotFound"), 3, "BackupNotFound", True),
+                (vr.RequestFailed, dict(reason="Failed"), 1, "Failed", True),
+                *((vr.ApiError, dict(status=status), 5, "Forbidden", True) for status in (401, 403)),
+                (vr.Missing, dict(status=404), 3, "ClusterError", True),
+                (vr.ApiError, dict(status=500), 1, "ClusterError", True), *(
+                    (vr.StoreError, dict(status=status), code, "StoreError", True) for status, code in (
+                        (0, 1), (403, 5), (404, 3)))):
+            error = kind("x", **fields)
+            self.assertEqual((code, reason, retry), (error.exit, error.reason, error.retry), (kind, fields))
 
     def test_records_show_no_secret(self) -> None:
-        """No record shows a field that is named like a secret, whatever is in it; the list says which are harmless."""
+        """No record shows a field that is named like a secret, but for the harmless ones."""
         telling = re.compile("(?i)token$|password|secret|access_key|key$|_data$|certificate$|ca_cert$|body|argument|"
                              "environment|command|external|headers|document|content|url$|clusters|users|contexts")
         harmless = {"Artifact.key", "Request.key", "Location.ca_secret", "Location.secret_name", "Location.secret_key",
@@ -395,29 +393,21 @@ class TestErrors(Cases):
 
 
 class TestReader(Cases):
-    """`Reader`, which kubeconfigs and location files are read by."""
-
     def test_types(self) -> None:
         """What is absent or null is empty; another type is an error that names the place and not the value."""
-        reader = vr.Reader({"text": "x", "true": True, "one": 1, "list": ["a"], "mixed": ["a", 5], "map": {"a": 1},
-                            "no": None}, "X")
-        self.gives(reader.get, *(
-            (("text", str), "x"), (("true", bool), True), (("one", int), 1), (("list", list), ["a"]),
-            (("list", [str]), ["a"]), (("map", dict), {"a": 1}), (("no", str), ""), (("no", bool), False),
-            (("gone", list), []), (("gone", [str]), [])))
-        for words, name, kind in (
-                ("X: text must be a whole number", "text", int), ("X: one must be true or false", "one", bool),
-                ("X: true must be a whole number", "true", int), ("X: text must be a list", "text", list),
-                ("X: one must be a string: write it in quotes", "one", str), ("X: list must be a string$", "list", str),
-                ("X: list must be a mapping", "list", dict), (r"X: mixed\[1\] must be a string:", "mixed", [str])):
-            self.refuses(reader.get, words, (name, kind))
+        reader = vr.Reader({"text": "x", "true": True, "one": 1, "list": ["a", 5], "no": None}, "X")
+        self.gives(reader.get, (("text", str), "x"), (("true", bool), True), (("one", int), 1), (("no", str), ""),
+                   (("no", bool), False), (("gone", [str]), []), (("list", list), ["a", 5]))
+        for words, *given in (
+                ("X: one must be true or false", "one", bool), ("X: true must be a whole number", "true", int),
+                ("X: text must be a list", "text", [str]), ("X: one must be a string: write it in quotes", "one", str),
+                ("X: list must be a string$", "list", str), (r"X: list\[1\] must be a string:", "list", [str])):
+            self.refuses(reader.get, words, tuple(given))
         self.refuses(reader.need, "X has no no", "no")
         self.refuses(vr.Reader, "X must be a mapping", ([], "X"))
 
 
 class TestTime(Cases):
-    """`parse_time` and `format_time`."""
-
     def test_instants(self) -> None:
         """Every notation of RFC 3339 is an aware instant in UTC, the default; what Python cannot hold is None."""
         self.gives(vr.parse_time, *((text, NOW) for text in (
@@ -437,15 +427,12 @@ class TestTime(Cases):
             "9999-12-31T23:59:59-00:01", "0001-01-01T00:00:00+00:01", *HOSTILE)))
 
     def test_whole_seconds_in_utc(self) -> None:
-        self.gives(vr.format_time, *(
-            (NOW, "2026-05-04T12:00:00Z"), (after(microseconds=999999), "2026-05-04T12:00:00Z"),
-            (NOW.astimezone(timezone(timedelta(hours=2))), "2026-05-04T12:00:00Z"),
-            (FAR_OFF, "9999-12-31T23:59:59Z"), (LONG_AGO, "0001-01-01T00:00:00Z")))
+        self.gives(vr.format_time, (LONG_AGO, "0001-01-01T00:00:00Z"), *(
+            (instant, "2026-05-04T12:00:00Z") for instant in (
+                NOW, after(microseconds=999999), NOW.astimezone(timezone(timedelta(hours=2))))))
 
 
 class TestDuration(Cases):
-    """`parse_duration` and `format_duration`, beside Go's time.Duration."""
-
     def test_what_go_reads(self) -> None:
         self.gives(lambda text: round(vr.parse_duration(text), 12), *(
             ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1h2m3s", 3723),
@@ -466,8 +453,6 @@ class TestDuration(Cases):
 
 
 class TestOneLine(Cases):
-    """`one_line` and `add_if_new`."""
-
     def test_foreign_text_becomes_harmless(self) -> None:
         """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks; then the cut."""
         self.gives(vr.one_line, *(
@@ -527,14 +512,6 @@ class TestRedact(Cases):
             self.assertNotIn("s3cr", redacted)
             self.assertLessEqual(len(redacted), vr.REDACTED_LIMIT + 1)
 
-    def test_any_text(self) -> None:
-        """Redacting twice is redacting once, for any text."""
-        chance, words = random.Random(15), ("Bearer ", "sig=", "X-Amz-Signature=", "https://", "@", "&", " ", "***",
-                                            "a", "%3D", "%26", '"', "/", ":", "?", "\u2028", "\ud800")
-        for _ in range(3000):
-            text = "".join(chance.choices(words, k=chance.randrange(9)))
-            self.assertEqual(vr.redact(text), vr.redact(vr.redact(text)), text)
-
 
 class TestLines(Cases):
     def test_any_cut_gives_the_same_lines(self) -> None:
@@ -570,12 +547,10 @@ NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
 
 
 def deeper(function: Callable[[bytes], Any]) -> Callable[[str], Any]:
-    """The same for text."""
     return lambda text: function(text.encode("utf-8", "replace"))
 
 
 def in_pieces(function: Callable[[Iterable[bytes]], Any]) -> Callable[[str], Any]:
-    """The same for a text that comes in small pieces."""
     return lambda text: list(function(bytes(piece) for piece in zip(*[iter(text.encode("utf-8", "replace"))] * 4)))
 
 
@@ -587,11 +562,6 @@ def nasty_screen(text: str) -> Any:
     artifacts = {"BackupResults": {"errors": {"namespaces": {text: [text]}}}, "BackupResourceList": {text: [text]}}
     screen = vr.Description(vr.BACKUPS, evil, related, artifacts, localize=lambda instant: instant, details=True)
     return screen.text, screen.json
-
-
-def warned_of(text: str) -> None:
-    """An answer of the API with a warning; nothing is sent for it."""
-    vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text})
 
 
 PLUGIN = vr.ExecPlugin("x", (), (), vr.EXEC_VERSIONS[0], "", False, "Never")
@@ -622,7 +592,8 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "_yaml_scalar": lambda text: vr.yaml_text({text: [text]}),
     "tls_context": deeper(lambda pem: vr.tls_context(vr.Trust(pem, alone=True))),
     "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")),
-    "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")), "_tell_warnings": warned_of,
+    "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")),
+    "_tell_warnings": lambda text: vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text}),
     "retry_after_seconds": lambda text: vr.retry_after_seconds(text, NOW),
     "clock_skew": lambda text: vr.clock_skew({"Date": text}, NOW),
     "_meaning": lambda text: vr._meaning(403, "AccessDenied", text, ""), "_what_is": deeper(vr._what_is),
@@ -632,52 +603,23 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate)}
 BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
-    ("redaction", vr.redact, "a://" * 25_000, ""), ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
-    ("blanks in an ini file", READERS["ini_sections"], "[x]\nk" + " " * 60_000, "line 2"),
+    ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
     ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
-    ("a duration", vr.parse_duration, "1" * 1_200, "invalid duration"),
     ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
-    ("a bundle without ends", READERS["tls_context"], "-----BEGIN CERTIFICATE-----" * 38_000, "no PEM certificate"),
     ("a large bundle", READERS["tls_context"], "-" * ((1 << 20) + 1), "certificate authority is larger than 1 MiB"),
     ("a long line in bytes", in_pieces(vr.lines), "x" * 300_000, ""),
     ("a name of places", lambda name: vr.Fields({name: [5] * 9999}, "", {})("", {str: [str]}), "k" * 1_000_000, ""),
     ("a wide cell", vr.table, [("x" * 1_000_000, "y")] + [("x", "y")] * 9999, ""),
     ("a wide line", vr.aligned, ["x" * 1_000_000 + "\ty"] + ["x\ty"] * 9999, ""),
-    ("depth of a refusal", READERS["api_error"], "[" * 60_000, ""),
     ("JSON of empty mappings", vr.decode_json, [b"[" + b"{}," * 5_000_000 + b"{}]"], "elements, too large to be shown"),
     ("JSON of mappings in an answer", vr.parse_json, b"[" + b"{}," * 5_000_000 + b"{}]", "more than 2200000 elements"),
     ("JSON of quotes", vr.parse_json, b'",' * 8_000_000, "elements"),
     ("JSON of digits", vr.parse_json, b"[" + b"9" * 1_000_000 + b"]", "no JSON"),
     ("gzip of tiny members", lambda text: list(vr.inflate([text])), gzip.compress(b"") * 60_000, ""))
-NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
-    "_check_yaml": "parse_yaml is timed with it",
-    "read_body": "Content-Length, which http.client bounds",
-    "parse_http_date": "retry_after_seconds and clock_skew are timed with it",
-    "_is_exempt": "the environment", "find_part": "names of files",
-    "open_part": "an ETag, of which 64 characters are looked at",
-    "value_of": "the command line", "run_download": "a URL that is_http_url has seen"}
-READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|PATTERN)\."
-                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)")
-
-
-def dotted(node: Any) -> str:
-    """A name with its attributes, as it is written; of anything else only the attributes."""
-    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-def readers_in(source: str) -> Set[str]:
-    """The functions of a source that apply a regular expression, or a parser of the library, to something."""
-    statements = ast.parse(source).body
-    patterns = {dotted(node.targets[0]) for node in statements if isinstance(node, ast.Assign)
-                and dotted(getattr(node.value, "func", None)) == "re.compile"}
-    found = set()
-    inside = [node for outer in statements for node in ([outer] if not isinstance(outer, ast.ClassDef) else outer.body)]
-    for function in (node for node in inside if isinstance(node, ast.FunctionDef)):
-        for call in (dotted(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)):
-            subject, _, verb = call.rpartition(".")
-            if READING.fullmatch(f"PATTERN.{verb}" if subject in patterns else call):
-                found.add(function.name)
-    return found
+NO_READERS = {  # what they read is no stranger's text, is short, or is timed with one of the above
+    "_check_yaml", "read_body", "parse_http_date", "_is_exempt", "find_part", "open_part", "value_of", "run_download"}
+READING = re.compile(r"\b(re|yaml|json|configparser|xml|base64|email\.utils|_?[A-Z]{2}[A-Z_]+)\."
+                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)\b")
 
 
 class TestTimingLaw(unittest.TestCase):
@@ -711,9 +653,10 @@ class TestTimingLaw(unittest.TestCase):
                 with self.subTest(name, nasty=(head, piece, tail)):
                     once = self.seconds(function, short, 3)[0]
                     self.assertLess(self.seconds(function, long, 3)[0], 3 * once)
-        functions = {node.name for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.FunctionDef)}
-        self.assertEqual(set(), readers_in(SOURCE) - {*READERS, *NO_READERS}, "readers that are in no table")
-        self.assertEqual(set(), {*READERS, *NO_READERS} - functions, "functions that are gone")
+        functions, lines = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)], SOURCE.splitlines()
+        found = {node.name for node in functions if READING.search("\n".join(lines[node.lineno - 1:node.end_lineno]))}
+        self.assertEqual(set(), found - {*READERS, *NO_READERS}, "readers that are in no table")
+        self.assertEqual(set(), {*READERS, *NO_READERS} - {node.name for node in functions}, "functions that are gone")
 
     def test_no_text_is_a_bomb(self) -> None:
         """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
@@ -721,8 +664,7 @@ class TestTimingLaw(unittest.TestCase):
             with self.subTest(what):
                 taken, said = self.seconds(function, text)
                 self.assertLess(taken, 1.0)
-                self.assertIn(outcome, said)
-                self.assertEqual(bool(outcome), bool(said), said)
+                self.assertRegex(said, outcome or r"\A\Z")
 
 
 class TestParseJson(Cases):
@@ -764,8 +706,6 @@ def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[st
 
 
 class TestRequestFrom(Cases):
-    """`request_from` and `plugins_from`; any value at any place is tested with the decisions."""
-
     def test_fields(self) -> None:
         """A reason is our annotation, else a newer Velero's phase Failed with its message."""
         ours = {vr.REASON: "BackupNotFound", vr.MESSAGE: "no such backup"}
@@ -792,30 +732,25 @@ class TestRequestFrom(Cases):
         self.gives(vr.plugins_from, (document, sorted(pairs)), ({}, []))
 
 
-# Velero's pkg/persistence/object_store_layout.go: the key of each kind's object X; backups' contents stay as they are.
-LAYOUT = {
-    "BackupLog": "backups/X/X-logs.gz", "BackupContents": "backups/X/X.tar.gz",
-    "BackupVolumeSnapshots": "backups/X/X-volumesnapshots.json.gz",
-    "BackupItemOperations": "backups/X/X-itemoperations.json.gz",
-    "BackupResourceList": "backups/X/X-resource-list.json.gz", "BackupResults": "backups/X/X-results.gz",
-    "RestoreLog": "restores/X/restore-X-logs.gz", "RestoreResults": "restores/X/restore-X-results.gz",
-    "RestoreResourceList": "restores/X/restore-X-resource-list.json.gz",
-    "RestoreItemOperations": "restores/X/restore-X-itemoperations.json.gz",
-    "CSIBackupVolumeSnapshots": "backups/X/X-csi-volumesnapshots.json.gz",
-    "CSIBackupVolumeSnapshotContents": "backups/X/X-csi-volumesnapshotcontents.json.gz",
-    "BackupVolumeInfos": "backups/X/X-volumeinfo.json.gz", "RestoreVolumeInfo": "restores/X/X-volumeinfo.json.gz",
-    "BackupItemSnapshots": "backups/X/X-itemsnapshots.json.gz"}
+# Velero's pkg/persistence/object_store_layout.go: kinds and the ends of their keys, which begin with backups/X/X,
+# restores/X/restore-X, or for RestoreVolumeInfo restores/X/X.
+LAYOUT = """BackupLog -logs.gz  BackupContents .tar.gz  BackupVolumeSnapshots -volumesnapshots.json.gz
+    BackupItemOperations -itemoperations.json.gz  BackupResourceList -resource-list.json.gz  BackupResults -results.gz
+    RestoreLog -logs.gz  RestoreResults -results.gz  RestoreResourceList -resource-list.json.gz
+    RestoreItemOperations -itemoperations.json.gz  CSIBackupVolumeSnapshots -csi-volumesnapshots.json.gz
+    CSIBackupVolumeSnapshotContents -csi-volumesnapshotcontents.json.gz  BackupVolumeInfos -volumeinfo.json.gz
+    RestoreVolumeInfo -volumeinfo.json.gz  BackupItemSnapshots -itemsnapshots.json.gz""".split()
 
 
 class TestTargets(Cases):
-    """`TARGETS`, `target_of`, `is_object_name` and `api_path`."""
-
     def test_all_kinds(self) -> None:
-        """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; restores/ belongs to restores."""
-        self.assertEqual(
-            {kind: (kind, key, vr.RESTORES if key.startswith("restores/") else vr.BACKUPS, kind != "BackupContents")
-             for kind, key in LAYOUT.items()},
-            {kind: (row.kind, row.key.format(name="X"), row.owner, row.gunzip) for kind, row in vr.TARGETS.items()})
+        """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; backups' contents stay as they are."""
+        self.assertEqual(LAYOUT[::2], list(vr.TARGETS))
+        for (kind, row), end in zip(vr.TARGETS.items(), LAYOUT[1::2]):
+            owner = vr.RESTORES if kind.startswith("Restore") else vr.BACKUPS
+            prefix = "restore-" if owner is vr.RESTORES and kind != "RestoreVolumeInfo" else ""
+            self.assertEqual((kind, f"{owner.plural}/X/{prefix}X{end}", owner, kind != "BackupContents"),
+                             (row.kind, row.key.format(name="X"), row.owner, row.gunzip))
 
     def test_targets(self) -> None:
         """Every name that Kubernetes allows has its row; any other, and any other kind, is refused for good."""
@@ -830,13 +765,10 @@ class TestTargets(Cases):
             error=vr.InvalidRequest, reason="UnknownKind")
 
     def test_paths(self) -> None:
-        root = "/apis/velero.io/v1/namespaces/velero/downloadrequests"
         self.gives(vr.api_path, *(
-            ((vr.DOWNLOAD_REQUESTS, "velero"), root), ((vr.DOWNLOAD_REQUESTS, "velero", "n"), root + "/n"),
-            ((vr.DOWNLOAD_REQUESTS, "velero", "n", "status"), root + "/n/status"),
-            ((vr.SECRETS, "ns", "keys"), "/api/v1/namespaces/ns/secrets/keys"),
-            ((vr.DEPLOYMENTS, "ns", "velero"), "/apis/apps/v1/namespaces/ns/deployments/velero"),
-            ((vr.BACKUPS, "a/b", "c?d#e"), "/apis/velero.io/v1/namespaces/a%2Fb/backups/c%3Fd%23e")))
+            ((vr.BACKUPS, "ns", "n", "status"), "/apis/velero.io/v1/namespaces/ns/backups/n/status"),
+            ((vr.SECRETS, "ns"), "/api/v1/namespaces/ns/secrets"),
+            ((vr.DEPLOYMENTS, "a/b", "c?d#e"), "/apis/apps/v1/namespaces/a%2Fb/deployments/c%3Fd%23e")))
 
 
 class TestDecisions(Cases):
@@ -958,12 +890,12 @@ class TestDecisions(Cases):
 class TestHostileStatus(unittest.TestCase):
     """No decision raises, whatever strangers fill in; an object is looked at again in time, deleted, or left."""
 
-    def check(self, document: Any, now: datetime = NOW) -> None:
+    def check(self, document: Any) -> None:
         """Decide as both kinds; a deletion and a patch name what was seen, so that no other object is hit."""
         download, status = (vr.request_from(kind, document) for kind in vr.REQUEST_KINDS)
-        refused = vr.triage_download(download, now) or vr.refuse_download(download, vr.NotFound("x"), now)
+        refused = vr.triage_download(download, NOW) or vr.refuse_download(download, vr.NotFound("x"), NOW)
         for request, outcome, minutes, left in (
-                (download, refused, 10, False), (status, vr.decide_status(status, vr.Server("v1"), now), 5,
+                (download, refused, 10, False), (status, vr.decide_status(status, vr.Server("v1"), NOW), 5,
                                                  status.phase not in ("", "New", "Processed"))):
             self.assertTrue(isinstance(hash(request), int) and outcome.why and outcome.why.isprintable())
             seen = {"resourceVersion": request.version}
@@ -972,7 +904,7 @@ class TestHostileStatus(unittest.TestCase):
             elif outcome.again is None:
                 self.assertTrue(request.deleting or left, outcome)
             else:
-                self.assertTrue(now < outcome.again <= now + timedelta(minutes=minutes), outcome)
+                self.assertTrue(NOW < outcome.again <= after(minutes=minutes), outcome)
             if outcome.verb == "patch":
                 self.assertLessEqual(seen.items(), outcome.body["metadata"].items())
         self.assertIsInstance(vr.plugins_from(document), list)
@@ -992,31 +924,9 @@ class TestHostileStatus(unittest.TestCase):
             self.check(value)
             for document in with_places_filled(full, value):
                 self.check(document)
-        chance = random.Random(16)
-        for _ in range(300):  # several wrong places
-            document = full
-            for value in chance.choices(HOSTILE, k=3):
-                document = chance.choice(list(with_places_filled(document, value)))
-            self.check(document, chance.choice((NOW, LONG_AGO + timedelta(days=9), after(days=9000))))
-
-    def test_no_object_is_immortal(self) -> None:
-        """A clock that goes from look to look sees every download request deleted within two of its lives."""
-        for phase, filled in itertools.product(("", "Processed", "Failed", "x"), (None, 0, 5, FAR_OFF)):
-            request, now = a_download(phase=phase, expiration=when(filled), created=NOW), after(seconds=1)
-            for _ in range(5):
-                outcome = vr.triage_download(request, now) or vr.refuse_download(request, vr.NotFound("x"), now)
-                if outcome.verb == "delete":
-                    break
-                written = vr.parse_time((outcome.body or {}).get("status", {}).get("expiration"))
-                request, now = request._replace(expiration=written or request.expiration), outcome.again
-            self.assertEqual("delete", outcome.verb, (phase, filled))
-            self.assertLessEqual(now, after(minutes=20))
-
 
 
 class TestBackoff(Cases):
-    """`backoff`, `watch_pause`, `is_version_expired` and `logs_refusal`."""
-
     def test_growth(self) -> None:
         """The wait doubles with every failure up to the cap, which leaves many tries within the life of a request."""
         self.gives(lambda failures: round(vr.backoff(failures, vr.RETRY_BASE, vr.RETRY_CAP), 6), *(
@@ -1054,8 +964,6 @@ class TestBackoff(Cases):
                              r'(?i)logs for restore "r1" are not available until .*Completed or Failed')
 
 
-# What the API server accepts as a name (RFC 1123 subdomain) of at most 253 characters.
-VALID_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 AWKWARD_NAMES = GOOD_NAMES + tuple(
     ("a" * length + mark + "b" * 200)[:253] for length in range(35, 60) for mark in (".", "-", "--", "-" * 30)) + (
         "a." * 126 + "a", "a-" * 126 + "a", "0" * 253)
@@ -1083,9 +991,9 @@ class TestNewObjects(unittest.TestCase):
         """Names made of others are valid for every name of a backup or request, and no two suffixes are the same."""
         for name in AWKWARD_NAMES:
             found = vr.new_download_request("velero", "BackupLog", name, vr.random_suffix())["metadata"]["name"]
-            self.assertTrue(VALID_NAME.match(found) and len(found) <= 63, found)
+            self.assertTrue(vr.is_object_name(found) and len(found) <= 63, found)
             start = vr.event_for(a_download(key=a_key(name=name)), "R", "m", NOW)["metadata"]["generateName"]
-            self.assertTrue(VALID_NAME.match(start + "x7k2p") and len(start) <= 58, start)
+            self.assertTrue(vr.is_object_name(start + "x7k2p") and len(start) <= 58, start)
         self.assertEqual(100, len({vr.random_suffix() for _ in range(100)}))
 
 
@@ -1206,7 +1114,8 @@ ADDRESSES: Tuple[Tuple[Dict[str, Any], str], ...] = (
     (dict(region="us-isolated"), "https://bkt.s3.us-isolated.amazonaws.com"),
     (dict(region="cn-north-1", dualstack=True), "https://bkt.s3.dualstack.cn-north-1.amazonaws.com.cn"),
     (dict(fips=True, bucket="ü"), "https://s3-fips.eu-west-1.amazonaws.com/%C3%BC"),
-    *((dict(bucket=bucket), f"https://s3.eu-west-1.amazonaws.com/{bucket}") for bucket in ("ab", "ab-", "abc.def")),
+    *((dict(bucket=bucket), f"https://s3.eu-west-1.amazonaws.com/{quote(bucket, safe='')}") for bucket in (
+        "ab", "ab-", "abc.def", "x@evil", "evil.example#", "UPPER", "x:y", "a?b", "[::1]", "10.0.0.1", "a/b", "x\\y")),
     (dict(s3_url="http://in:9000", public_url="https://out"), "https://bkt.out"),
     *((dict(s3_url=url), expected) for url, expected in (
         ("http://MinIO:9000", "http://bkt.minio:9000"), ("HTTP://h:80", "http://bkt.h"),
@@ -1256,8 +1165,6 @@ def url_of(location: Any) -> str:
 
 
 class TestStoreEndpoints(Cases):
-    """Where a bucket is, and an object in it."""
-
     def test_addresses(self) -> None:
         self.gives(lambda over: url_of(a_location(**over)), *ADDRESSES)
         self.assertEqual(vr.Address("http", "h", "/bkt", "minio"), vr.bucket_address(
@@ -1274,9 +1181,8 @@ class TestStoreEndpoints(Cases):
     def test_only_labels_make_hosts(self) -> None:
         """What would lead a host elsewhere is refused again where a host is made."""
         for text in ("", *NO_LABELS):
-            self.refuses(vr.aws_host, "no DNS label", ("sts", text), (text, "r"), reason="InvalidStorageLocation")
-            self.refuses(vr.bucket_address, "no DNS label", a_location(region=text),
-                         a_location(region=text, s3_url="http://minio"))
+            self.refuses(lambda function, *given: function(*given), "no DNS label", (vr.aws_host, "sts", text),
+                         (vr.aws_host, text, "r"), (vr.bucket_address, a_location(region=text, s3_url="http://minio")))
         self.assertEqual("sts.cn-north-1.amazonaws.com.cn", vr.aws_host("sts", "cn-north-1"))
 
     def test_endpoints_that_are_another_host(self) -> None:
@@ -1284,15 +1190,6 @@ class TestStoreEndpoints(Cases):
                           ("publicUrl", lambda url: a_location(s3_url="http://h", public_url=url))):
             self.refuses(lambda url: vr.bucket_address(make(url)), f"'default': {key} is no plain http or https URL",
                          *NO_ENDPOINTS, reason="InvalidStorageLocation")
-
-    def test_buckets_do_not_change_the_host(self) -> None:
-        """Whatever a bucket is called, its host is the endpoint's or below it."""
-        for url, bucket in itertools.product(("", "https://own.example", "http://own.example:9000"), (
-                "x@evil", "evil.example", "evil.example#", "UPPER", "x:y", "a?b", "[::1]", "é", "10.0.0.1", "a/b",
-                "x\\y", "arn:aws:s3:evil.example:1:accesspoint:x")):
-            host = re.escape(urlsplit(url).netloc or "s3.eu-west-1.amazonaws.com")
-            address = vr.bucket_address(a_location(s3_url=url, bucket=bucket))
-            self.assertRegex(address.host, rf"^([a-z0-9.-]+\.)?{host}$")
 
     def test_where_our_own_identity_belongs(self) -> None:
         """At AWS, and at the operator's endpoint: scheme, host and port are compared, and not how they are written."""
@@ -1329,10 +1226,10 @@ SIGNED_HEADERS: Tuple[Tuple[str, str, Dict[str, str], bytes, str], ...] = (
 
 
 class TestSigningVectors(unittest.TestCase):
-    """The nouns of the specification, `presign` and `sign_headers` with signatures that were published."""
+    """`presign` and `sign_headers` with signatures that were published."""
 
     def test_presigned_urls(self) -> None:
-        """The documentation's own; a URL lives from one second to seven days, in whole seconds cut off."""
+        """The documentation's own; a URL lives from one second to seven days."""
         address = vr.Address("https", "examplebucket.s3.amazonaws.com", "/test.txt", "us-east-1")
         self.assertEqual(
             "https://examplebucket.s3.amazonaws.com/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential="
@@ -1340,10 +1237,6 @@ class TestSigningVectors(unittest.TestCase):
             "86400&X-Amz-SignedHeaders=host&X-Amz-Signature="
             "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404",
             vr.presign(address, some_credentials(), datetime(2013, 5, 24, tzinfo=timezone.utc), timedelta(days=1)))
-        more = (("list-type", "2"), ("prefix", "a b/é"), ("delimiter", "/"))
-        self.assertIn("-Date=20260504T120000Z&X-Amz-Expires=600&X-Amz-Security-Token=t%2F%3D&X-Amz-SignedHeaders=host&"
-                      "delimiter=%2F&list-type=2&prefix=a%20b%2F%C3%A9&X-Amz-Signature=",
-                      vr.presign(address, some_credentials(session_token="t/="), NOW, vr.URL_LIFE, more))
         for seconds, expected in ((1, "1"), (1.9, "1"), (604800, "604800")):
             url = vr.presign(address, some_credentials(), after(microseconds=999999), timedelta(seconds=seconds))
             self.assertIn(f"&X-Amz-Date=20260504T120000Z&X-Amz-Expires={expected}&X-Amz-SignedHeaders=host&", url)
