@@ -13,24 +13,10 @@ interoperates both ways with Velero 1.6.3 to 1.18.
     python3 velero_requests.py controller   answer requests, beside or instead of Velero's own controllers
     python3 velero_requests.py --help       everything else
 
-     1  Ground        exit codes, errors, text and time, untrusted documents
-     2  Requests      what can be asked for, and every policy of the controller
-     3  Locations     storage location -> record -> object key -> address
-     4  Signing       AWS Signature Version 4
-     5  Keys          AWS ini files, profiles, where keys come from
-     6  Kubeconfig    documents -> cluster and identity; proxy rules
-     7  Downloads     what a store's answer says, cures, when to try again
-     8  Screens       tables, describe, JSON and YAML
-     9  Manifests     the CustomResourceDefinitions
-    ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world
-    10  Connections   TLS, deadlines, pools, sessions
-    11  Cluster       one exchange, verbs over it, one event stream
-    12  Key sources   Secret, STS, files, container, instance metadata
-    13  Store         receive, go on, verify, save
-    14  Controller    queue, feeders, workers, how a decision is carried out
-    15  Client        create, wait, stream, tidy up; or do without a controller
-    16  Doctor        why nobody answered
-    17  Command line  the COMMANDS table, its parser, main
+Contents (a banner says what each room holds):
+    1. Ground  2. Requests  3. Locations  4. Signing  5. Keys  6. Kubeconfig  7. Downloads  8. Screens  9. Manifests
+    ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world  ===
+    10. Connections  11. Cluster  12. Key sources  13. Store  14. Controller  15. Client  16. Doctor  17. Command line
 
 Read it from top to bottom: a name is defined before it is used, and nothing above the waterline touches I/O, clocks,
 threads or randomness; the tests check both. Importing this file does nothing.
@@ -240,12 +226,9 @@ def format_time(instant: datetime) -> str:
     return instant.astimezone(timezone.utc).isoformat()[:19] + "Z"
 
 
-JOINERS = "\u200c\u200d"  # invisible, but some scripts need them inside words
-
-
 def printable(text: str) -> str:
-    """Untrusted text, with blanks for control characters, changes of direction and what is invisible."""
-    return text if text.isprintable() else "".join(c if c.isprintable() or c in JOINERS else " " for c in text)
+    """Untrusted text with blanks for what is invisible, but for two joiners that some scripts need inside words."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text)
 
 
 def one_line(text: object, limit: int = 300) -> str:
@@ -430,7 +413,7 @@ _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[
 
 
 def is_object_name(name: str) -> bool:
-    """Whether Kubernetes could have an object of this name."""
+    """Whether Kubernetes could have such an object."""
     return len(name) <= 253 and _OBJECT_NAME.fullmatch(name) is not None
 
 
@@ -495,7 +478,7 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
     return None if instant is None else max(0.0, (instant - now).total_seconds())
 
 # ================================================================================
-# 2. Requests — what can be asked for, and every policy of the controller: values in, an Outcome out
+# 2. Requests — what can be asked for, and every policy of the controller
 #
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
@@ -631,7 +614,7 @@ class Key(NamedTuple):
 
 @hidden_in_repr("url")
 class Request(NamedTuple):
-    """What decisions need of either kind of request; times that cannot be read are None."""
+    """What decisions need of a request; times that cannot be read are None."""
     key: Key
     uid: str
     version: str
@@ -823,7 +806,7 @@ def logs_refusal(owner: Resource, name: str, phase: str) -> str:
 # 3. Locations — BackupStorageLocation -> record -> object key -> address
 
 class Address(NamedTuple):
-    """The place of a store or of an object in it."""
+    """Where a store or an object is."""
     scheme: str
     host: str  # with its port unless that is the default
     path: str  # percent-encoded once
@@ -869,7 +852,7 @@ def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool =
 
 @hidden_in_repr("s3_url", "public_url", "ca_cert")
 class Location(NamedTuple):
-    """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
+    """A BackupStorageLocation."""
     name: str
     bucket: str
     prefix: str = ""
@@ -1097,7 +1080,7 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
     """A URL that anybody may GET until now (UTC) + life (1 second to 7 days), so never log it; more: its parameters."""
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
-        raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
+        raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
     timestamp, scope = amz_date(now), credential_scope(now, address.region, "s3")
     token = (("X-Amz-Security-Token", credentials.session_token),) if credentials.session_token else ()
     query = canonical_query((
