@@ -894,8 +894,9 @@ class Location(NamedTuple):
 FOREIGN_ENDPOINT = "ForeignEndpoint"  # reason: our own identity does not belong there
 TEXT_LIMIT = 2048  # characters of a text of a location; locations are kept
 CA_LIMIT = 256 << 10  # bytes; all authorities of a system are less
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")  # for Go
-_BOOL = (*_TRUE, "0", "f", "F", "FALSE", "false", "False", "")
+_GO_BOOLS = {text: text[:1] in ("1", "t", "T") for text in (
+    "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False", "")}
+_BOOL = tuple(_GO_BOOLS)
 
 # Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; () is any text.
 LOCATION_KEYS: Dict[str, Tuple[str, ...]] = {
@@ -945,7 +946,7 @@ def location_from(document: Document) -> Location:
         name=name, bucket=bucket, prefix=prefix,
         region="us-east-1" if config["region"] == "aws-global" else config["region"],  # an alias
         s3_url=config["s3Url"], public_url=config["publicUrl"],
-        path_style=config["s3ForcePathStyle"] in _TRUE, insecure=config["insecureSkipTLSVerify"] in _TRUE,
+        path_style=_GO_BOOLS[config["s3ForcePathStyle"]], insecure=_GO_BOOLS[config["insecureSkipTLSVerify"]],
         ca_cert=ca_cert or b"", ca_secret=(_name(storage, "caCertRef", "name"), _name(storage, "caCertRef", "key")),
         secret_name=_name(credential, "name"), secret_key=_name(credential, "key"),
         credentials_file=config["credentialsFile"], profile=config["profile"],
@@ -1077,7 +1078,7 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
 
 def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
             more: Tuple[Tuple[str, str], ...] = ()) -> str:
-    """A URL that anybody may GET until now (UTC) + life (1 second to 7 days), so never log it; more: its parameters."""
+    """A URL that anybody may GET until now (UTC) + life (1 s to 7 days), so never log it; more: request parameters."""
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
