@@ -41,7 +41,6 @@ import base64
 import contextlib
 import enum
 import functools
-import hashlib
 import heapq
 import itertools
 import json
@@ -67,7 +66,7 @@ try:
 except ImportError:  # Windows: two downloads of one target are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
-# What takes long to load (urllib3, yaml, ssl, hmac) is imported where it is used: a start pays for its command alone.
+# What takes long to load (urllib3, yaml, ssl, hashlib) is imported where it is used: a start pays for what it does.
 
 __version__ = "0.1.0"
 
@@ -2035,6 +2034,7 @@ def is_missing(value: Any) -> bool:
 
 def label_value(name: str) -> str:
     """A name as Velero puts it into a label, which holds 63 characters (velero pkg/label)."""
+    import hashlib
     return name if len(name) <= 63 else name[:57] + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:6]
 
 
@@ -4172,6 +4172,7 @@ class AtomicFile:
     """
 
     def __init__(self, path: str, what: str, *, force: bool, named: bool):
+        import hashlib
         self.path, self.force, self.file, self.part, self.etag = path, force, None, "", ""
         folder, self.name = os.path.split(_followed(path) if named else path)
         self.where = folder or "."
@@ -4420,6 +4421,7 @@ class Download:
 
         StoreError at the end when the store's ETag is an MD5, and another one than that of these bytes.
         """
+        import hashlib
         rest, kept, digest = self.received(), iter(()), None
         first = next(rest, b"")
         wanted = self.info.md5 if self.info else ""
