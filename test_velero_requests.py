@@ -74,6 +74,7 @@ import yaml
 import velero_requests
 
 try:
+    import botocore.endpoint_provider
     import botocore.session
     HAS_BOTOCORE = True
 except ImportError:
@@ -1281,7 +1282,7 @@ class TestStoreLikeBotocore(unittest.TestCase):
     def test_urls_of_buckets(self) -> None:
         """Random locations give the identical URL, or are refused by both."""
         loader = botocore.session.Session().get_component("data_loader")
-        provider = __import__("botocore.endpoint_provider", fromlist=["EndpointProvider"]).EndpointProvider(
+        provider = botocore.endpoint_provider.EndpointProvider(
             loader.load_service_model("s3", "endpoint-rule-set-1"), loader.load_data("partitions"))
         chance, compared = random.Random(12), set()
         for _ in range(400):

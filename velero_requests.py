@@ -113,9 +113,7 @@ class Error(Exception):
     The text is one sentence that names the object and holds no secret. hints: cures, a line each; reason: the word that
     a controller leaves on a request; retry: whether time alone may mend it; status: the HTTP code of a refusal.
     """
-    exit = Exit.FAILED
-    retry = True
-    usual_reason = "InternalError"
+    exit, retry, usual_reason = Exit.FAILED, True, "InternalError"
 
     def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = "", status: int = 0):
         super().__init__(message)
@@ -137,8 +135,7 @@ def about(subject: str) -> Iterator[None]:
 
 class UsageError(Error):
     """The caller asked for what cannot be."""
-    exit = Exit.USAGE
-    retry = False
+    exit, retry = Exit.USAGE, False
 
 
 class ConfigError(Error):
@@ -194,8 +191,7 @@ class StoreError(Error):
 
 class Unreachable(Error):
     """No connection to cluster or store, or TLS failed."""
-    exit = Exit.UNREACHABLE
-    usual_reason = "Unreachable"
+    exit, usual_reason = Exit.UNREACHABLE, "Unreachable"
 
 
 class TimedOut(Error):
@@ -208,7 +204,7 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](?!24)(\d\d:\d\d:\d\d)(?:[.,](\d{1,99
 
 
 def parse_time(text: object) -> Optional[datetime]:
-    """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None for anything else."""
+    """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None."""
     match = _TIME.fullmatch(text) if isinstance(text, str) else None
     if not match:
         return None
@@ -241,7 +237,7 @@ _DURATION_PART = rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_DURATION_UNITS)})"
 
 
 def parse_duration(text: str) -> float:
-    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else and beyond 292 years."""
+    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else, also beyond 292 years."""
     match = re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII) if len(text) <= 100 else None
     seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text[:100]))
     if not match or seconds >= 2 ** 63 / 1e9:
@@ -444,7 +440,7 @@ def is_link_local(host: str) -> bool:
 
 
 def backoff(failures: int, base: float, cap: float) -> float:
-    """Seconds to wait after the n-th failure in a row, n >= 1: base * 2**(n-1), at most cap."""
+    """Seconds to wait after the n-th failure in a row, n >= 1."""
     return min(cap, base * 2.0 ** min(failures - 1, 64))
 
 
@@ -461,7 +457,7 @@ def xml_fields(body: bytes) -> Dict[str, str]:
 
 
 def parse_http_date(header: Optional[str]) -> Optional[datetime]:
-    """A header's date (RFC 9110 5.6.7) -> aware UTC datetime, or None for anything else."""
+    """A header's date (RFC 9110 5.6.7) -> aware UTC datetime, or None."""
     import email.utils
     try:
         return email.utils.parsedate_to_datetime((header or "")[:64]).astimezone(timezone.utc)
@@ -470,7 +466,7 @@ def parse_http_date(header: Optional[str]) -> Optional[datetime]:
 
 
 def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
-    """Retry-After, seconds or an HTTP date (RFC 9110 10.2.3) -> seconds from now; None when it says neither."""
+    """Retry-After (RFC 9110 10.2.3), seconds or a date -> seconds from now; None for anything else."""
     if re.fullmatch(r"\d{1,9}", header, re.ASCII):
         return float(header)
     instant = parse_http_date(header)
@@ -780,7 +776,7 @@ def event_for(request: Request, reason: str, message: str, now: datetime) -> Doc
 
 
 def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
-    """The DownloadRequest a client creates; the suffix keeps two of them apart."""
+    """The DownloadRequest a client creates."""
     return {"apiVersion": "velero.io/v1", "kind": DOWNLOAD_REQUESTS.kind,
             "metadata": {"name": f"{name[:50].rstrip('-.')}-{suffix}", "namespace": namespace},
             "spec": {"target": {"kind": kind, "name": name}}}
@@ -840,7 +836,7 @@ _AWS_SUFFIXES = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": 
 
 
 def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool = False) -> str:
-    """The host of an AWS service, `SERVICE[-fips][.dualstack].REGION.SUFFIX`; only this function makes one."""
+    """The host of an AWS service; only this function makes one."""
     dns_label(region, "the region")
     if fips and region.startswith("cn-"):
         raise InvalidLocation(f"there are no FIPS endpoints in {region}; unset AWS_USE_FIPS_ENDPOINT, or "
