@@ -104,19 +104,17 @@ def a_key(resource: Any = vr.DOWNLOAD_REQUESTS, name: str = "nightly-x7k2p") -> 
 
 
 def a_download(**over: Any) -> Any:
-    """A DownloadRequest record, unanswered and one second old unless said otherwise."""
+    """A DownloadRequest record, unanswered and one second old."""
     return vr.Request(**{**dict(key=a_key(), uid="uid-1", version="41", created=after(seconds=-1), deleting=False,
                                 target_kind="BackupLog", target_name="nightly", phase=""), **over})
 
 
 def a_status(**over: Any) -> Any:
-    """A ServerStatusRequest record, unanswered and one second old unless said otherwise."""
-    return vr.Request(**{**dict(key=a_key(vr.STATUS_REQUESTS, "velero-cli-5tn8q"), uid="uid-2", version="42",
-                                created=after(seconds=-1), deleting=False, phase=""), **over})
+    return a_download(**{**dict(key=a_key(vr.STATUS_REQUESTS, "velero-cli-5tn8q"), uid="uid-2", version="42",
+                                target_kind="", target_name=""), **over})
 
 
 def a_location(**over: Any) -> Any:
-    """A storage location on AWS in eu-west-1 unless said otherwise."""
     return vr.Location(**{**dict(name="default", bucket="bkt", region="eu-west-1"), **over})
 
 
@@ -328,7 +326,7 @@ class TestLawsOfTheFile(unittest.TestCase):
             self.assertEqual((0, b""), (done.returncode, done.stdout))
 
     def test_the_readme_says_what_the_code_does(self) -> None:
-        """Its tables list the exit codes of --help, every command, the rights that are tested, and every variable."""
+        """The exit codes of --help, every command, the rights that are tested, and every variable."""
         readme, codes = text_of("README.md"), [int(member) for member in vr.Exit]
         self.assertIn(vr.EPILOG, vr.build_parser().format_help())
         for pattern, text in ((r"(?m)(?:^| ) (\d+) ", vr.EPILOG), (r"(?m)^\| (\d+) \|", readme)):
@@ -719,8 +717,7 @@ class TestRequestFrom(Cases):
 
     def test_plugins(self) -> None:
         """Plugins are sorted by kind, then by name, as the velero CLI sorts them."""
-        pairs = [("RestoreItemAction", "velero.io/pod"), ("BackupItemAction", "velero.io/pv"),
-                 ("BackupItemAction", "velero.io/pod")]
+        pairs = [("R", "velero.io/pod"), ("B", "velero.io/pv"), ("B", "velero.io/pod")]
         document = {"status": {"plugins": [{"kind": kind, "name": name} for kind, name in pairs]}}
         self.gives(vr.plugins_from, (document, sorted(pairs)), ({}, []))
 
@@ -900,7 +897,7 @@ class TestHostileStatus(unittest.TestCase):
         self.assertIsInstance(vr.plugins_from(document), list)
 
     def test_every_combination(self) -> None:
-        """All combinations of odd phases and times, and a value of another type at any place."""
+        """Odd phases and times together, and a value of another type at any place."""
         times = (None, "x", 5, "0001-01-01T00:00:00Z", "2026-05-04T11:00:00Z", "2026-05-04T12:00:00Z",
                  "2026-05-04T12:05:00Z", "2026-05-04T12:10:00.9Z", "2026-05-04T23:00:00Z",
                  "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00")
@@ -1248,7 +1245,6 @@ ORACLE_BUCKETS = ["x" * 63, "x" * 64, *"bkt my-bucket-1 a.b abc.def Bkt b_t b 1.
 
 
 def a_random_location(chance: random.Random) -> Any:
-    """A location with region, endpoint, style, bucket, FIPS and dual-stack at random."""
     url, region = chance.choice(ORACLE_ENDPOINTS), chance.choice(ORACLE_REGIONS)
     return a_location(region=region, bucket=chance.choice(ORACLE_BUCKETS), s3_url=url,
                       path_style=chance.random() < 0.4, fips=not url and chance.random() < 0.2,

@@ -489,24 +489,21 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
 #    carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
 
 class Resource(NamedTuple):
-    """A kind of Kubernetes object and where the API serves it, in v1."""
+    """A kind of Kubernetes object, which the API serves in v1 of a group."""
     kind: str
-    plural: str
     group: str = "velero.io"
 
+    @property
+    def plural(self) -> str:
+        return f"{self.kind.lower()}s"
 
-DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
-STATUS_REQUESTS = Resource("ServerStatusRequest", "serverstatusrequests")
+
+DOWNLOAD_REQUESTS, STATUS_REQUESTS = Resource("DownloadRequest"), Resource("ServerStatusRequest")
 REQUEST_KINDS = (DOWNLOAD_REQUESTS, STATUS_REQUESTS)
-BACKUPS = Resource("Backup", "backups")
-RESTORES = Resource("Restore", "restores")
-LOCATIONS = Resource("BackupStorageLocation", "backupstoragelocations")
-POD_VOLUME_BACKUPS = Resource("PodVolumeBackup", "podvolumebackups")
-POD_VOLUME_RESTORES = Resource("PodVolumeRestore", "podvolumerestores")
-DELETE_REQUESTS = Resource("DeleteBackupRequest", "deletebackuprequests")
-SECRETS = Resource("Secret", "secrets", group="")
-EVENTS = Resource("Event", "events", group="")
-DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
+BACKUPS, RESTORES, LOCATIONS = Resource("Backup"), Resource("Restore"), Resource("BackupStorageLocation")
+POD_VOLUME_BACKUPS, POD_VOLUME_RESTORES = Resource("PodVolumeBackup"), Resource("PodVolumeRestore")
+DELETE_REQUESTS, DEPLOYMENTS = Resource("DeleteBackupRequest"), Resource("Deployment", group="apps")
+SECRETS, EVENTS = Resource("Secret", group=""), Resource("Event", group="")
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
