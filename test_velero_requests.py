@@ -74,13 +74,16 @@ import yaml
 import velero_requests
 
 try:
+    import botocore.auth
+    import botocore.awsrequest
+    import botocore.credentials
     import botocore.endpoint_provider
     import botocore.session
     HAS_BOTOCORE = True
 except ImportError:
     HAS_BOTOCORE = False
 
-NO_BOTOCORE = "botocore is not installed, so the addresses were not compared with its own"
+NO_BOTOCORE = "botocore is not installed, so the URLs were not compared with its own"
 NO_CRDS = "VELERO_CRDS names no folder, so the manifests were not compared with Velero's own"
 
 vr = velero_requests
@@ -1254,7 +1257,7 @@ def a_random_location(chance: random.Random) -> Any:
 
 @unittest.skipUnless(HAS_BOTOCORE, NO_BOTOCORE)
 class TestStoreLikeBotocore(unittest.TestCase):
-    """Addresses with botocore as oracle; where we differ on purpose, a rule here says how."""
+    """URLs with botocore as oracle; where we differ on purpose, a rule here says how."""
 
     def by_the_rules(self, provider: Any, location: Any) -> str:
         """The URL of a bucket by the rule set of AWS, ours where we differ on purpose; empty when it refuses."""
@@ -1274,6 +1277,18 @@ class TestStoreLikeBotocore(unittest.TestCase):
         self.assertEqual((location.region, "s3"), (scheme["signingRegion"], scheme["signingName"]))
         # Rule 2: the default port is left out of URL and signature.
         return re.sub("^(http://[^/]*):80(?![0-9])|^(https://[^/]*):443(?![0-9])", r"\1\2", str(endpoint.url))
+
+    def test_signatures(self) -> None:
+        """Of every awkward key, with and without a token."""
+        for (key, _), token in itertools.product(AWKWARD_OBJECT_KEYS, ("", "t/= é")):
+            address = vr.object_address(a_location(), key)
+            ours = vr.presign(address, some_credentials(session_token=token), NOW, vr.URL_LIFE)
+            request = botocore.awsrequest.AWSRequest("GET", ours.partition("&X-Amz-Signature=")[0])
+            request.context["timestamp"] = "20260504T120000Z"
+            signer = botocore.auth.S3SigV4QueryAuth(
+                botocore.credentials.Credentials(*some_credentials()[:2]), "s3", address.region)
+            text = signer.string_to_sign(request, signer.canonical_request(request))
+            self.assertEqual(f"{request.url}&X-Amz-Signature={signer.signature(text, request)}", ours)
 
     def test_urls_of_buckets(self) -> None:
         """Random locations give the identical URL, or are refused by both."""
