@@ -1,24 +1,13 @@
 """Tests of velero_requests.py: `python3 test_velero_requests.py` with urllib3 and PyYAML, `make test` for all of them.
 
-    python3 test_velero_requests.py TestQueue          one class; add .test_name for one test
-    python3 test_velero_requests.py --demo             the main job on a machine without a cluster
-    python3 test_velero_requests.py --bench            a table of speed and memory
+    python3 test_velero_requests.py TestQueue   one class; add .test_name for one test
+    python3 test_velero_requests.py --demo      the main job on a machine without a cluster
+    python3 test_velero_requests.py --bench     a table of speed and memory
 
 No mocks and no patching: pure functions are given values, everything else talks to a server on loopback. FakeCluster
 and FakeStore stand in for the Kubernetes API and an S3 store; the same contract tests run against real ones when
 KUBEBUILDER_ASSETS names the folder with etcd, kube-apiserver and versitygw. VELERO_CRDS names a folder with Velero's
 own CRDs. No test sleeps: it waits for a condition with a deadline, or turns the clock.
-
-Contents
-    Laws and units       the file itself, every function above the waterline, the queue, inflate, save
-    Servers              FakeCluster, FakeStore, RealCluster, RealStore, and the checks that keep the fakes true
-    Contract             what the README promises, seen from outside, on fake and real servers alike
-    Kubeconfig           as kubectl reads it, exec plugins, proxies, TLS
-    Endurance            retries, identities that rotate, watches that survive, rights, a soak
-    Object stores        AWS files and profiles, sources of keys, what a store answers
-    Downloads            cut, stalled, changed, hostile and full: the file is right or absent
-    Layouts, Golden      what get and describe print, beside what the real velero CLI prints
-    Demo and benchmark
 """
 from __future__ import annotations
 
@@ -83,17 +72,17 @@ import yaml
 
 import velero_requests
 
-
 try:
     import botocore.auth
     import botocore.awsrequest
     import botocore.credentials
+    import botocore.endpoint_provider
     import botocore.session
     HAS_BOTOCORE = True
 except ImportError:
     HAS_BOTOCORE = False
 
-NO_BOTOCORE = "botocore is not installed, so the signatures were not compared with its own"
+NO_BOTOCORE = "botocore is not installed, so the URLs were not compared with its own"
 NO_CRDS = "VELERO_CRDS names no folder, so the manifests were not compared with Velero's own"
 
 vr = velero_requests
@@ -117,19 +106,17 @@ def a_key(resource: Any = vr.DOWNLOAD_REQUESTS, name: str = "nightly-x7k2p") -> 
 
 
 def a_download(**over: Any) -> Any:
-    """A DownloadRequest record, unanswered and one second old unless said otherwise."""
+    """A DownloadRequest record, unanswered and one second old."""
     return vr.Request(**{**dict(key=a_key(), uid="uid-1", version="41", created=after(seconds=-1), deleting=False,
                                 target_kind="BackupLog", target_name="nightly", phase=""), **over})
 
 
 def a_status(**over: Any) -> Any:
-    """A ServerStatusRequest record, unanswered and one second old unless said otherwise."""
-    return vr.Request(**{**dict(key=a_key(vr.STATUS_REQUESTS, "velero-cli-5tn8q"), uid="uid-2", version="42",
-                                created=after(seconds=-1), deleting=False, phase=""), **over})
+    return a_download(**{**dict(key=a_key(vr.STATUS_REQUESTS, "velero-cli-5tn8q"), uid="uid-2", version="42",
+                                target_kind="", target_name=""), **over})
 
 
 def a_location(**over: Any) -> Any:
-    """A storage location on AWS in eu-west-1 unless said otherwise."""
     return vr.Location(**{**dict(name="default", bucket="bkt", region="eu-west-1"), **over})
 
 
@@ -191,16 +178,14 @@ def text_of(name: str) -> str:
 
 
 SOURCE = text_of(MODULE)
-STATEMENTS = ast.parse(SOURCE).body
+TREE = ast.parse(SOURCE)
 
 # What arithmetic on values may import; everything else is the world.
-PURE = set("""base64 binascii codecs collections configparser contextlib copy datetime difflib email enum functools
-    hashlib heapq hmac html ipaddress itertools json math operator posixpath re string struct textwrap types typing
-    unicodedata urllib.parse yaml zlib""".split())
+PURE = set("""base64 collections configparser contextlib datetime difflib email enum functools hashlib hmac html
+    ipaddress itertools json math posixpath re typing unicodedata urllib.parse yaml""".split())
 WORLDLY_NAMES = {"open", "print", "input", "exec", "eval", "compile", "__import__", "log", "breakpoint"}
 WORLDLY_ATTRIBUTES = {"now", "today", "utcnow", "localtime", "gmtime", "urandom", "environ", "getenv", "getLogger",
                       "sleep", "monotonic", "uuid4", "token_hex"}
-LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 # A text is paid for by everybody who reads it: the most lines and bytes, names at module level (functions and classes),
 # lines of a function, and nested statements. These numbers may only become smaller.
 BUDGETS = {"velero_requests.py": (6_640, 358_000), "test_velero_requests.py": (14_800, 872_000),
@@ -211,36 +196,33 @@ OTHER_VARIABLES = {"HOME", "PATH", "KUBERNETES_EXEC_INFO", "KUBERNETES_SERVICE_H
                    "AWS_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_DEFAULT_PROFILE"}
 
 
-def code_of(statement: ast.stmt) -> CodeType:
-    """One module-level statement compiled by itself, annotations as text: scopes are the compiler's own."""
-    return compile(ast.Module([statement], []), MODULE, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+def names_in(code: Any, *opcodes: str) -> Set[str]:
+    """The names that these instructions of a code object, or a statement, have; with LOAD_GLOBAL, of all code in it."""
+    if isinstance(code, ast.stmt):  # compiled by itself, annotations as text: scopes are the compiler's own
+        code = compile(ast.Module([code], []), MODULE, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in opcodes}
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType) and "LOAD_GLOBAL" in opcodes)
+    return names.union(*(names_in(constant, *opcodes) - names_in(constant, "STORE_NAME") for constant in inner))
 
 
-def mentioned(code: CodeType) -> Iterator[str]:
-    """The module-level and built-in names that a code object and those in it read."""
-    stored = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_NAME"}
-    for step in dis.get_instructions(code):
-        if step.opname in LOADS and step.argval not in stored:
-            yield step.argval
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from mentioned(constant)
+def mentioned(statement: ast.stmt) -> Set[str]:
+    """The module-level and built-in names that a statement reads."""
+    return names_in(statement, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") - bound(statement)
 
 
 def bound(statement: ast.stmt) -> Set[str]:
-    """The names that a module-level statement binds."""
-    return {step.argval for step in dis.get_instructions(code_of(statement)) if step.opname == "STORE_NAME"}
+    return names_in(statement, "STORE_NAME")
 
 
 def imported_by(tree: ast.AST) -> Dict[str, str]:
     """The names that the import statements in it bind, and the modules behind them."""
-    names: Dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names.update({(alias.asname or alias.name).split(".")[0]: alias.name for alias in node.names})
-        elif isinstance(node, ast.ImportFrom):
-            names.update({alias.asname or alias.name: node.module or "" for alias in node.names})
-    return names
+    return {(alias.asname or alias.name).split(".")[0]: getattr(node, "module", alias.name) for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+
+
+def impure(tree: ast.AST) -> Set[str]:
+    """The names of imported modules, or of what comes from them, that are the world."""
+    return {name for name, module in imported_by(tree).items() if not {module, module.split(".")[0]} & PURE}
 
 
 def line_of(pattern: str) -> int:
@@ -259,27 +241,15 @@ def depth_of(node: ast.AST) -> int:
     return deepest
 
 
-def run_script(script: str) -> Tuple[int, bytes]:
-    """Run Python code in a new process beside the files -> its exit code, and all that it printed."""
-    done = subprocess.run([sys.executable, "-B", "-c", script], cwd=FOLDER, timeout=60, check=False,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.returncode, done.stdout
-
-
 class TestLawsOfTheFile(unittest.TestCase):
     """`velero_requests.py` as a text."""
 
     def test_no_name_is_used_before_it_is_defined(self) -> None:
         """No module-level statement, function bodies included, mentions a name that a later one binds."""
-        nested = "def f(a: Later) -> Later:\n    b = a.x(y=1)\n    def g():\n        return h(a, b)"
-        self.assertEqual({"h"}, set(mentioned(code_of(ast.parse(nested).body[0]))))
-        first: Dict[str, int] = {}
-        for index, statement in enumerate(STATEMENTS):
-            for name in bound(statement):
-                first.setdefault(name, index)
-        for index, statement in enumerate(STATEMENTS):
-            later = {name for name in mentioned(code_of(statement)) if first.get(name, -1) > index}
-            self.assertFalse(later, f"line {statement.lineno} uses a name that is defined later")
+        later: Set[str] = set()
+        for statement in reversed(TREE.body):
+            self.assertFalse(mentioned(statement) & later, f"line {statement.lineno} uses a name that is defined later")
+            later = later | bound(statement)
 
     def test_no_name_is_defined_twice(self) -> None:
         for name in BOTH:
@@ -289,55 +259,50 @@ class TestLawsOfTheFile(unittest.TestCase):
 
     def test_above_the_waterline_is_arithmetic(self) -> None:
         """It uses only imports that know no world, asks no clock, environment or chance, and nothing from below."""
-        top = imported_by(ast.Module([node for node in STATEMENTS if isinstance(
-            node, (ast.Import, ast.ImportFrom, ast.Try, ast.If))], []))
-        impure = {name for name, module in top.items() if not {module, module.split(".")[0]} & PURE}
         first, waterline = line_of(r"# 1\. "), line_of(r"# The waterline\b")
-        below = {name for node in STATEMENTS if node.lineno > waterline for name in bound(node)}
-        for statement in (node for node in STATEMENTS if first < node.lineno < waterline):
-            used = set(mentioned(code_of(statement))) & (impure | below | WORLDLY_NAMES)
-            inner = {module for module in imported_by(statement).values() if not {module, module.split(".")[0]} & PURE}
+        other = impure(ast.Module([node for node in TREE.body if node.lineno < first], [])) | WORLDLY_NAMES
+        other |= {name for node in TREE.body if node.lineno > waterline for name in bound(node)}
+        for statement in (node for node in TREE.body if first < node.lineno < waterline):
+            used = mentioned(statement) & other | impure(statement)
             asked = {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
-            self.assertFalse(used | inner | asked & WORLDLY_ATTRIBUTES, f"line {statement.lineno}")
+            self.assertFalse(used | asked & WORLDLY_ATTRIBUTES, f"line {statement.lineno}")
 
     def test_contents_equal_the_banners(self) -> None:
-        """The module's docstring lists the rooms of its banners, numbered from 1, the waterline behind the ninth."""
-        contents = re.findall(r"^ {4,}(\d+)  (\S.*?) {2,}\S", velero_requests.__doc__ or "", re.MULTILINE)
-        self.assertEqual(re.findall(r"(?m)^# (\d+)\. (.+?) — ", SOURCE), contents)
-        order = re.findall(r"^ +(\d+|===)  ", velero_requests.__doc__ or "", re.MULTILINE)
-        self.assertEqual([*map(str, range(1, 10)), "===", *map(str, range(10, 18))], order)
+        """The module's docstring lists the rooms of its banners in order, the waterline behind the ninth."""
+        contents = re.findall(r"(?m)(?:^ +|  )(\d+(?=\.)|===)\.? +([A-Za-z ]+?)(?= {2}|:|$)", vr.__doc__ or "")
+        rooms = re.findall(r"(?m)^# (\d+)\. (.+?) — ", SOURCE)
+        self.assertEqual([*rooms[:9], ("===", "the waterline"), *rooms[9:]], contents)
+        self.assertEqual([str(number) for number in range(1, 18)], [number for number, _ in rooms])
         self.assertTrue(line_of(r"# 9\. ") < line_of(r"# The waterline\b") < line_of(r"# 10\. "))
 
     def test_every_public_function_and_class_says_what_it_is(self) -> None:
-        for node in STATEMENTS:
+        for node in TREE.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 self.assertTrue(ast.get_docstring(node), f"{node.name} in line {node.lineno}")
 
     def test_the_budgets_hold(self) -> None:
+        """Nor has a line of either file more than 120 characters, a tab, or blanks at its end."""
         for name, budget in BUDGETS.items():
             text = text_of(name)
             for size, most in zip((text.count("\n"), len(text.encode())), budget):
                 self.assertLessEqual(size, most, name)
-        names = [node for node in STATEMENTS if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names = [node for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         self.assertLessEqual(len(names), MOST_NAMES)
-        for node in ast.walk(ast.parse(SOURCE)):
+        for node in ast.walk(TREE):
             if isinstance(node, ast.FunctionDef):
                 self.assertLessEqual((node.end_lineno or 0) - node.lineno + 1, LONGEST_FUNCTION, node.name)
                 self.assertLessEqual(depth_of(node), DEEPEST, node.name)
-
-    def test_no_line_is_too_long(self) -> None:
-        """No line of either file has more than 120 characters, a tab, or blanks at its end."""
         for name in BOTH:
             self.assertEqual([], [number for number, line in enumerate(text_of(name).splitlines(), 1)
                                   if len(line) > 120 or line != line.rstrip().expandtabs()], name)
 
     def test_the_oldest_python_and_the_packages(self) -> None:
         """The PEP 723 block names the packages that are imported, and with the version guard the oldest Python."""
-        imported = {module.split(".")[0] for module in imported_by(ast.parse(SOURCE)).values()}
+        imported = {module.split(".")[0] for module in imported_by(TREE).values()}
+        self.assertLessEqual({"yaml", "urllib3"}, imported)
+        self.assertLessEqual(imported, {"yaml", "urllib3", *getattr(sys, "stdlib_module_names", imported)})
         block = SOURCE.split("# ///\n")[0]
-        self.assertEqual({"PyYAML", "urllib3"}, set(re.findall(r'"(\w+)[<>=]', block.split("dependencies")[1])))
-        self.assertEqual({"yaml", "urllib3"}, imported - set(getattr(sys, "stdlib_module_names", imported))
-                         | {"yaml", "urllib3"} & imported)
+        self.assertEqual(["urllib3", "PyYAML"], re.findall(r'"(\w+)[<>=]', block.split("dependencies")[1]))
         self.assertIn('# requires-python = ">=3.8"\n', block)
         self.assertIn("if sys.version_info < (3, 8):\n", SOURCE)
         for name in BOTH:
@@ -345,36 +310,37 @@ class TestLawsOfTheFile(unittest.TestCase):
 
     def test_importing_does_nothing(self) -> None:
         """Importing starts no thread or server, configures no logging, prints nothing; a command imports what it needs:
-        help, completion, manifests and the client's version neither urllib3 nor yaml."""
+        help, completion, manifests and the client's version neither urllib3 nor yaml nor OpenSSL."""
         script = ("import contextlib, io, logging, os, sys, threading\n"
                   "before = os.listdir('/dev/fd'), list(logging.root.handlers)\n"
                   "import velero_requests\n"
                   "assert (os.listdir('/dev/fd'), list(logging.root.handlers)) == before\n"
                   "assert not logging.getLogger('velero_requests').handlers\n"
-                  "import test_velero_requests\n"
-                  "assert threading.active_count() == 1\n"
-                  "for argv in (['--help'], ['completion', 'bash'], ['manifests'], ['version', '--client-only']):\n"
-                  "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
-                  "        velero_requests.main(argv)\n"
-                  "    assert not {'urllib3', 'yaml'} & set(sys.modules), argv\n")
-        whole = script.replace("import test_velero_requests\n", "")
-        for part in (whole, script.split("for argv")[0]):
-            self.assertEqual((0, b""), run_script(part))
+                  "{}\n"
+                  "assert threading.active_count() == 1\n")
+        commands = ("for argv in (['--help'], ['completion', 'bash'], ['manifests'], ['version', '--client-only']):\n"
+                    "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+                    "        velero_requests.main(argv)\n"
+                    "    assert not {'urllib3', 'yaml', 'hashlib'} & set(sys.modules), argv\n")
+        for more in ("import test_velero_requests", commands):
+            done = subprocess.run([sys.executable, "-B", "-c", script.format(more)], cwd=FOLDER, timeout=60,
+                                  check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            self.assertEqual((0, b""), (done.returncode, done.stdout))
 
     def test_the_readme_says_what_the_code_does(self) -> None:
-        """Its tables list the exit codes of --help, every command, the rights that are tested, and every variable."""
+        """The exit codes of --help, every command, the rights that are tested, and every variable."""
         readme, codes = text_of("README.md"), [int(member) for member in vr.Exit]
         self.assertIn(vr.EPILOG, vr.build_parser().format_help())
-        self.assertEqual(codes, [int(code) for code in re.findall(r"(?m)(?:^| ) (\d+) ", vr.EPILOG)])
-        self.assertEqual(codes, [int(code) for code in re.findall(r"(?m)^\| (\d+) \|", readme)])
-        self.assertEqual(set(), {command.words for command in vr.COMMANDS if not re.search(
-            rf"\b{command.words}\b", readme)}, "not shown in the README")
-        rights = re.search(r"```yaml\n(- \{apiGroups.*?)```", readme, re.DOTALL)
-        self.assertEqual(LEAST, yaml.safe_load(rights[1] if rights else "")[:len(LEAST)], "the controller's rights")
-        constants = [str(node.value) for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)]
-        variables = {text for text in constants if re.fullmatch(
-            r"(AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", text)}
-        told = set(re.findall(r"\b(?:AWS|VELERO|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", readme))
+        for pattern, text in ((r"(?m)(?:^| ) (\d+) ", vr.EPILOG), (r"(?m)^\| (\d+) \|", readme)):
+            self.assertEqual(codes, [int(code) for code in re.findall(pattern, text)])
+        self.assertEqual([], [command.words for command in vr.COMMANDS
+                              if not re.search(rf"\b{command.words}\b", readme)], "not shown in the README")
+        rights = readme.partition("```yaml\n- {apiGroups")
+        self.assertEqual(LEAST, yaml.safe_load("- {apiGroups" + rights[2].partition("```")[0])[:len(LEAST)])
+        pattern = r"(?:AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG"
+        variables = {str(node.value) for node in ast.walk(TREE) if isinstance(node, ast.Constant)
+                     and re.fullmatch(pattern, str(node.value))}
+        told = set(re.findall(rf"\b(?:{pattern})", readme))
         families = tuple(name for name in told if name.endswith("_"))  # AWS_CONTAINER_…
         self.assertEqual(set(), {name for name in variables - OTHER_VARIABLES - told if not name.startswith(families)})
         self.assertEqual(set(), told - variables - {*families, "VELERO_CRDS"}, "not in the module")
@@ -383,38 +349,29 @@ class TestLawsOfTheFile(unittest.TestCase):
 
     def test_the_checkout_shows_four_files(self) -> None:
         """At its top level the repository holds the four files, and else only names that begin with a dot."""
-        try:
-            listed = subprocess.run(["git", "ls-files", "-z"], cwd=FOLDER, check=True, stdout=subprocess.PIPE,
-                                    stderr=subprocess.DEVNULL, timeout=60).stdout.decode()
-        except (OSError, subprocess.CalledProcessError):
-            self.skipTest("there is no git here, or this is no checkout")
-        top = {path.split("/")[0] for path in listed.split("\0") if path}
-        self.assertLessEqual({name for name in top if not name.startswith(".")}, {*BOTH, "README.md", "Makefile"})
+        listed = subprocess.run("git ls-files -z 2>/dev/null", shell=True, cwd=FOLDER, check=False, timeout=60,
+                                stdout=subprocess.PIPE).stdout.decode()
+        self.assertLessEqual(set(re.findall(r"(?:^|(?<=\0))[^./\0][^/\0]*", listed)), {*BOTH, "README.md", "Makefile"})
 
 
 # ---- Ground ------------------------------------------------------------------
 
 class TestErrors(Cases):
-    """`Error` and its family, and what records show."""
-
     def test_what_they_say(self) -> None:
-        """Exit code, reason, and whether time may mend it."""
+        """Exit code and reason, and whether time may mend it."""
         self.gives(lambda error: (int(error.exit), error.reason, error.retry), *(
-            (vr.Error("x"), (1, "InternalError", True)), (vr.UsageError("x"), (2, "InternalError", False)),
-            (vr.ConfigError("x"), (1, "InternalError", True)), (vr.InvalidRequest("x"), (1, "InternalError", False)),
-            (vr.NotFound("x"), (3, "InternalError", True)), (vr.TimedOut("x"), (4, "InternalError", True)),
-            (vr.Unreachable("x"), (6, "Unreachable", True)),
-            (vr.CredentialsError("x"), (1, "InvalidCredentials", True)),
-            (vr.RequestFailed("x", reason="BackupNotFound"), (3, "BackupNotFound", True)),
-            (vr.RequestFailed("x", reason="Failed"), (1, "Failed", True)), *(
-                (kind("x", status=status), (code, reason, True)) for kind, status, code, reason in (
-                    (vr.ApiError, 401, 5, "Forbidden"), (vr.ApiError, 403, 5, "Forbidden"),
-                    (vr.Missing, 404, 3, "ClusterError"), (vr.ApiError, 500, 1, "ClusterError"),
-                    (vr.StoreError, 0, 1, "StoreError"), (vr.StoreError, 403, 5, "StoreError"),
-                    (vr.StoreError, 404, 3, "StoreError")))))
+            (error("x"), (code, "InternalError", retry)) for error, code, retry in (
+                (vr.Error, 1, True), (vr.UsageError, 2, False), (vr.InvalidRequest, 1, False), (vr.NotFound, 3, True),
+                (vr.TimedOut, 4, True))), *((error, (code, reason, True)) for error, code, reason in (
+                    (vr.Unreachable("x"), 6, "Unreachable"), (vr.CredentialsError("x"), 1, "InvalidCredentials"),
+                    (vr.RequestFailed("x", reason="BackupNotFound"), 3, "BackupNotFound"),
+                    (vr.RequestFailed("x", reason="Failed"), 1, "Failed"), (vr.StoreError("x"), 1, "StoreError"),
+                    (vr.StoreError("x", status=404), 3, "StoreError"), *((vr.ApiError("x", status=status), code, reason)
+                    for status, code, reason in ((401, 5, "Forbidden"), (403, 5, "Forbidden"),
+                                                 (500, 1, "ClusterError"))))))
 
     def test_records_show_no_secret(self) -> None:
-        """No record shows a field that is named like a secret, whatever is in it; the list says which are harmless."""
+        """No record shows a field that is named like a secret, but for the harmless ones."""
         telling = re.compile("(?i)token$|password|secret|access_key|key$|_data$|certificate$|ca_cert$|body|argument|"
                              "environment|command|external|headers|document|content|url$|clusters|users|contexts")
         harmless = {"Artifact.key", "Request.key", "Location.ca_secret", "Location.secret_name", "Location.secret_key",
@@ -429,29 +386,21 @@ class TestErrors(Cases):
 
 
 class TestReader(Cases):
-    """`Reader`, which kubeconfigs and location files are read by."""
-
     def test_types(self) -> None:
         """What is absent or null is empty; another type is an error that names the place and not the value."""
-        reader = vr.Reader({"text": "x", "true": True, "one": 1, "list": ["a"], "mixed": ["a", 5], "map": {"a": 1},
-                            "no": None}, "X")
-        self.gives(reader.get, *(
-            (("text", str), "x"), (("true", bool), True), (("one", int), 1), (("list", list), ["a"]),
-            (("list", [str]), ["a"]), (("map", dict), {"a": 1}), (("no", str), ""), (("no", bool), False),
-            (("gone", list), []), (("gone", [str]), [])))
-        for words, name, kind in (
-                ("X: text must be a whole number", "text", int), ("X: one must be true or false", "one", bool),
-                ("X: true must be a whole number", "true", int), ("X: text must be a list", "text", list),
-                ("X: one must be a string: write it in quotes", "one", str), ("X: list must be a string$", "list", str),
-                ("X: list must be a mapping", "list", dict), (r"X: mixed\[1\] must be a string:", "mixed", [str])):
-            self.refuses(reader.get, words, (name, kind))
+        reader = vr.Reader({"text": "x", "true": True, "one": 1, "list": ["a", 5], "no": None}, "X")
+        self.gives(reader.get, (("text", str), "x"), (("true", bool), True), (("one", int), 1), (("no", str), ""),
+                   (("no", bool), False), (("gone", [str]), []), (("list", list), ["a", 5]))
+        for words, *given in (
+                ("X: one must be true or false", "one", bool), ("X: true must be a whole number", "true", int),
+                ("X: text must be a list", "text", [str]), ("X: one must be a string: write it in quotes", "one", str),
+                ("X: list must be a string$", "list", str), (r"X: list\[1\] must be a string:", "list", [str])):
+            self.refuses(reader.get, words, tuple(given))
         self.refuses(reader.need, "X has no no", "no")
         self.refuses(vr.Reader, "X must be a mapping", ([], "X"))
 
 
 class TestTime(Cases):
-    """`parse_time` and `format_time`."""
-
     def test_instants(self) -> None:
         """Every notation of RFC 3339 is an aware instant in UTC, the default; what Python cannot hold is None."""
         self.gives(vr.parse_time, *((text, NOW) for text in (
@@ -471,15 +420,12 @@ class TestTime(Cases):
             "9999-12-31T23:59:59-00:01", "0001-01-01T00:00:00+00:01", *HOSTILE)))
 
     def test_whole_seconds_in_utc(self) -> None:
-        self.gives(vr.format_time, *(
-            (NOW, "2026-05-04T12:00:00Z"), (after(microseconds=999999), "2026-05-04T12:00:00Z"),
-            (NOW.astimezone(timezone(timedelta(hours=2))), "2026-05-04T12:00:00Z"),
-            (FAR_OFF, "9999-12-31T23:59:59Z"), (LONG_AGO, "0001-01-01T00:00:00Z")))
+        self.gives(vr.format_time, (LONG_AGO, "0001-01-01T00:00:00Z"), *(
+            (instant, "2026-05-04T12:00:00Z") for instant in (
+                NOW, after(microseconds=999999), NOW.astimezone(timezone(timedelta(hours=2))))))
 
 
 class TestDuration(Cases):
-    """`parse_duration` and `format_duration`, beside Go's time.Duration."""
-
     def test_what_go_reads(self) -> None:
         self.gives(lambda text: round(vr.parse_duration(text), 12), *(
             ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1h2m3s", 3723),
@@ -500,8 +446,6 @@ class TestDuration(Cases):
 
 
 class TestOneLine(Cases):
-    """`one_line` and `add_if_new`."""
-
     def test_foreign_text_becomes_harmless(self) -> None:
         """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks; then the cut."""
         self.gives(vr.one_line, *(
@@ -561,14 +505,6 @@ class TestRedact(Cases):
             self.assertNotIn("s3cr", redacted)
             self.assertLessEqual(len(redacted), vr.REDACTED_LIMIT + 1)
 
-    def test_any_text(self) -> None:
-        """Redacting twice is redacting once, for any text."""
-        chance, words = random.Random(15), ("Bearer ", "sig=", "X-Amz-Signature=", "https://", "@", "&", " ", "***",
-                                            "a", "%3D", "%26", '"', "/", ":", "?", "\u2028", "\ud800")
-        for _ in range(3000):
-            text = "".join(chance.choices(words, k=chance.randrange(9)))
-            self.assertEqual(vr.redact(text), vr.redact(vr.redact(text)), text)
-
 
 class TestLines(Cases):
     def test_any_cut_gives_the_same_lines(self) -> None:
@@ -604,12 +540,10 @@ NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
 
 
 def deeper(function: Callable[[bytes], Any]) -> Callable[[str], Any]:
-    """The same for text."""
     return lambda text: function(text.encode("utf-8", "replace"))
 
 
 def in_pieces(function: Callable[[Iterable[bytes]], Any]) -> Callable[[str], Any]:
-    """The same for a text that comes in small pieces."""
     return lambda text: list(function(bytes(piece) for piece in zip(*[iter(text.encode("utf-8", "replace"))] * 4)))
 
 
@@ -621,11 +555,6 @@ def nasty_screen(text: str) -> Any:
     artifacts = {"BackupResults": {"errors": {"namespaces": {text: [text]}}}, "BackupResourceList": {text: [text]}}
     screen = vr.Description(vr.BACKUPS, evil, related, artifacts, localize=lambda instant: instant, details=True)
     return screen.text, screen.json
-
-
-def warned_of(text: str) -> None:
-    """An answer of the API with a warning; nothing is sent for it."""
-    vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text})
 
 
 # Every function that reads what a stranger wrote.
@@ -654,7 +583,8 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "_yaml_scalar": lambda text: vr.yaml_text({text: [text]}),
     "tls_context": deeper(lambda pem: vr.tls_context(vr.Trust(pem, alone=True))),
     "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")),
-    "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")), "_tell_warnings": warned_of,
+    "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")),
+    "_tell_warnings": lambda text: vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text}),
     "retry_after_seconds": lambda text: vr.retry_after_seconds(text, NOW),
     "clock_skew": lambda text: vr.clock_skew({"Date": text}, NOW),
     "_meaning": lambda text: vr._meaning(403, "AccessDenied", text, ""), "_what_is": deeper(vr._what_is),
@@ -664,52 +594,23 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate)}
 BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
-    ("redaction", vr.redact, "a://" * 25_000, ""), ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
-    ("blanks in an ini file", READERS["ini_sections"], "[x]\nk" + " " * 60_000, "line 2"),
+    ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
     ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
-    ("a duration", vr.parse_duration, "1" * 1_200, "invalid duration"),
     ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
-    ("a bundle without ends", READERS["tls_context"], "-----BEGIN CERTIFICATE-----" * 38_000, "no PEM certificate"),
     ("a large bundle", READERS["tls_context"], "-" * ((1 << 20) + 1), "certificate authority is larger than 1 MiB"),
     ("a long line in bytes", in_pieces(vr.lines), "x" * 300_000, ""),
     ("a name of places", lambda name: vr.Fields({name: [5] * 9999}, "", {})("", {str: [str]}), "k" * 1_000_000, ""),
     ("a wide cell", vr.table, [("x" * 1_000_000, "y")] + [("x", "y")] * 9999, ""),
     ("a wide line", vr.aligned, ["x" * 1_000_000 + "\ty"] + ["x\ty"] * 9999, ""),
-    ("depth of a refusal", READERS["api_error"], "[" * 60_000, ""),
     ("JSON of empty mappings", vr.decode_json, [b"[" + b"{}," * 5_000_000 + b"{}]"], "elements, too large to be shown"),
     ("JSON of mappings in an answer", vr.parse_json, b"[" + b"{}," * 5_000_000 + b"{}]", "more than 2200000 elements"),
     ("JSON of quotes", vr.parse_json, b'",' * 8_000_000, "elements"),
     ("JSON of digits", vr.parse_json, b"[" + b"9" * 1_000_000 + b"]", "no JSON"),
     ("gzip of tiny members", lambda text: list(vr.inflate([text])), gzip.compress(b"") * 60_000, ""))
-NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
-    "_check_yaml": "parse_yaml is timed with it",
-    "read_body": "Content-Length, which http.client bounds",
-    "parse_http_date": "retry_after_seconds and clock_skew are timed with it",
-    "_is_exempt": "the environment", "find_part": "names of files",
-    "open_part": "an ETag, of which 64 characters are looked at",
-    "value_of": "the command line", "run_download": "a URL that is_http_url has seen"}
-READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|PATTERN)\."
-                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)")
-
-
-def dotted(node: Any) -> str:
-    """A name with its attributes, as it is written; of anything else only the attributes."""
-    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-def readers_in(source: str) -> Set[str]:
-    """The functions of a source that apply a regular expression, or a parser of the library, to something."""
-    statements = ast.parse(source).body
-    patterns = {dotted(node.targets[0]) for node in statements if isinstance(node, ast.Assign)
-                and dotted(getattr(node.value, "func", None)) == "re.compile"}
-    found = set()
-    inside = [node for outer in statements for node in ([outer] if not isinstance(outer, ast.ClassDef) else outer.body)]
-    for function in (node for node in inside if isinstance(node, ast.FunctionDef)):
-        for call in (dotted(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)):
-            subject, _, verb = call.rpartition(".")
-            if READING.fullmatch(f"PATTERN.{verb}" if subject in patterns else call):
-                found.add(function.name)
-    return found
+NO_READERS = {  # what they read is no stranger's text, is short, or is timed with one of the above
+    "_check_yaml", "read_body", "parse_http_date", "_is_exempt", "find_part", "open_part", "value_of", "run_download"}
+READING = re.compile(r"\b(re|yaml|json|configparser|xml|base64|email\.utils|_?[A-Z]{2}[A-Z_]+)\."
+                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)\b")
 
 
 class TestTimingLaw(unittest.TestCase):
@@ -735,17 +636,18 @@ class TestTimingLaw(unittest.TestCase):
             taken.append(time.thread_time() - start)
         return min(taken), said
 
-    def test_twice_the_text_takes_less_than_three_times_as_long(self) -> None:
+    def test_four_times_the_text_takes_less_than_ten_times_as_long(self) -> None:
         """For every reader and nasty text, where that takes long enough to measure; no reader is missing."""
         for (name, function), (head, piece, tail) in itertools.product(READERS.items(), NASTY):
-            short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
+            short, long = (head + piece * (size // len(piece)) + tail for size in (5_000, 20_000))
             if self.seconds(function, long)[0] > 0.01:
                 with self.subTest(name, nasty=(head, piece, tail)):
                     once = self.seconds(function, short, 3)[0]
-                    self.assertLess(self.seconds(function, long, 3)[0], 3 * once)
-        functions = {node.name for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.FunctionDef)}
-        self.assertEqual(set(), readers_in(SOURCE) - {*READERS, *NO_READERS}, "readers that are in no table")
-        self.assertEqual(set(), {*READERS, *NO_READERS} - functions, "functions that are gone")
+                    self.assertLess(self.seconds(function, long, 3)[0], 10 * once)
+        functions, lines = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)], SOURCE.splitlines()
+        found = {node.name for node in functions if READING.search("\n".join(lines[node.lineno - 1:node.end_lineno]))}
+        self.assertEqual(set(), found - {*READERS, *NO_READERS}, "readers that are in no table")
+        self.assertEqual(set(), {*READERS, *NO_READERS} - {node.name for node in functions}, "functions that are gone")
 
     def test_no_text_is_a_bomb(self) -> None:
         """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
@@ -753,8 +655,7 @@ class TestTimingLaw(unittest.TestCase):
             with self.subTest(what):
                 taken, said = self.seconds(function, text)
                 self.assertLess(taken, 1.0)
-                self.assertIn(outcome, said)
-                self.assertEqual(bool(outcome), bool(said), said)
+                self.assertRegex(said, outcome or r"\A\Z")
 
 
 class TestParseJson(Cases):
@@ -796,8 +697,6 @@ def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[st
 
 
 class TestRequestFrom(Cases):
-    """`request_from` and `plugins_from`; any value at any place is tested with the decisions."""
-
     def test_fields(self) -> None:
         """A reason is our annotation, else a newer Velero's phase Failed with its message."""
         ours = {vr.REASON: "BackupNotFound", vr.MESSAGE: "no such backup"}
@@ -818,36 +717,30 @@ class TestRequestFrom(Cases):
 
     def test_plugins(self) -> None:
         """Plugins are sorted by kind, then by name, as the velero CLI sorts them."""
-        pairs = [("RestoreItemAction", "velero.io/pod"), ("BackupItemAction", "velero.io/pv"),
-                 ("BackupItemAction", "velero.io/pod")]
+        pairs = [("R", "velero.io/pod"), ("B", "velero.io/pv"), ("B", "velero.io/pod")]
         document = {"status": {"plugins": [{"kind": kind, "name": name} for kind, name in pairs]}}
         self.gives(vr.plugins_from, (document, sorted(pairs)), ({}, []))
 
 
-# Velero's pkg/persistence/object_store_layout.go: the key of each kind's object X; backups' contents stay as they are.
-LAYOUT = {
-    "BackupLog": "backups/X/X-logs.gz", "BackupContents": "backups/X/X.tar.gz",
-    "BackupVolumeSnapshots": "backups/X/X-volumesnapshots.json.gz",
-    "BackupItemOperations": "backups/X/X-itemoperations.json.gz",
-    "BackupResourceList": "backups/X/X-resource-list.json.gz", "BackupResults": "backups/X/X-results.gz",
-    "RestoreLog": "restores/X/restore-X-logs.gz", "RestoreResults": "restores/X/restore-X-results.gz",
-    "RestoreResourceList": "restores/X/restore-X-resource-list.json.gz",
-    "RestoreItemOperations": "restores/X/restore-X-itemoperations.json.gz",
-    "CSIBackupVolumeSnapshots": "backups/X/X-csi-volumesnapshots.json.gz",
-    "CSIBackupVolumeSnapshotContents": "backups/X/X-csi-volumesnapshotcontents.json.gz",
-    "BackupVolumeInfos": "backups/X/X-volumeinfo.json.gz", "RestoreVolumeInfo": "restores/X/X-volumeinfo.json.gz",
-    "BackupItemSnapshots": "backups/X/X-itemsnapshots.json.gz"}
+# Velero's pkg/persistence/object_store_layout.go: kinds and the ends of their keys, which begin with backups/X/X,
+# restores/X/restore-X, or for RestoreVolumeInfo restores/X/X.
+LAYOUT = """BackupLog -logs.gz  BackupContents .tar.gz  BackupVolumeSnapshots -volumesnapshots.json.gz
+    BackupItemOperations -itemoperations.json.gz  BackupResourceList -resource-list.json.gz  BackupResults -results.gz
+    RestoreLog -logs.gz  RestoreResults -results.gz  RestoreResourceList -resource-list.json.gz
+    RestoreItemOperations -itemoperations.json.gz  CSIBackupVolumeSnapshots -csi-volumesnapshots.json.gz
+    CSIBackupVolumeSnapshotContents -csi-volumesnapshotcontents.json.gz  BackupVolumeInfos -volumeinfo.json.gz
+    RestoreVolumeInfo -volumeinfo.json.gz  BackupItemSnapshots -itemsnapshots.json.gz""".split()
 
 
 class TestTargets(Cases):
-    """`TARGETS`, `target_of`, `is_object_name` and `api_path`."""
-
     def test_all_kinds(self) -> None:
-        """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; restores/ belongs to restores."""
-        self.assertEqual(
-            {kind: (kind, key, vr.RESTORES if key.startswith("restores/") else vr.BACKUPS, kind != "BackupContents")
-             for kind, key in LAYOUT.items()},
-            {kind: (row.kind, row.key.format(name="X"), row.owner, row.gunzip) for kind, row in vr.TARGETS.items()})
+        """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; backups' contents stay as they are."""
+        self.assertEqual(LAYOUT[::2], list(vr.TARGETS))
+        for (kind, row), end in zip(vr.TARGETS.items(), LAYOUT[1::2]):
+            owner = vr.RESTORES if kind.startswith("Restore") else vr.BACKUPS
+            prefix = "restore-" if owner is vr.RESTORES and kind != "RestoreVolumeInfo" else ""
+            self.assertEqual((kind, f"{owner.plural}/X/{prefix}X{end}", owner, kind != "BackupContents"),
+                             (row.kind, row.key.format(name="X"), row.owner, row.gunzip))
 
     def test_targets(self) -> None:
         """Every name that Kubernetes allows has its row; any other, and any other kind, is refused for good."""
@@ -862,13 +755,10 @@ class TestTargets(Cases):
             error=vr.InvalidRequest, reason="UnknownKind")
 
     def test_paths(self) -> None:
-        root = "/apis/velero.io/v1/namespaces/velero/downloadrequests"
         self.gives(vr.api_path, *(
-            ((vr.DOWNLOAD_REQUESTS, "velero"), root), ((vr.DOWNLOAD_REQUESTS, "velero", "n"), root + "/n"),
-            ((vr.DOWNLOAD_REQUESTS, "velero", "n", "status"), root + "/n/status"),
-            ((vr.SECRETS, "ns", "keys"), "/api/v1/namespaces/ns/secrets/keys"),
-            ((vr.DEPLOYMENTS, "ns", "velero"), "/apis/apps/v1/namespaces/ns/deployments/velero"),
-            ((vr.BACKUPS, "a/b", "c?d#e"), "/apis/velero.io/v1/namespaces/a%2Fb/backups/c%3Fd%23e")))
+            ((vr.BACKUPS, "ns", "n", "status"), "/apis/velero.io/v1/namespaces/ns/backups/n/status"),
+            ((vr.SECRETS, "ns"), "/api/v1/namespaces/ns/secrets"),
+            ((vr.DEPLOYMENTS, "a/b", "c?d#e"), "/apis/apps/v1/namespaces/a%2Fb/deployments/c%3Fd%23e")))
 
 
 class TestDecisions(Cases):
@@ -898,9 +788,8 @@ class TestDecisions(Cases):
                 ("Processed", -10, None, "delete", None), ("Weird", LONG_AGO, None, "delete", None),
                 ("Processed", FAR_OFF, None, "leave", 10), ("Processed", None, None, "leave", 10)):
             request = a_download(phase=phase, created=when(created), expiration=when(expires))
-            self.assertEqual((verb, when(again), False), self.outcome(vr.triage_download(request, NOW)), request)
-            deleting = vr.triage_download(request._replace(deleting=True), NOW)
-            self.assertEqual(("leave", None, False), self.outcome(deleting), request)
+            self.gives(lambda given: self.outcome(vr.triage_download(given, NOW)), (
+                request, (verb, when(again), False)), (request._replace(deleting=True), ("leave", None, False)))
         cut = vr.triage_download(a_download(phase="Processed", expiration=FAR_OFF), NOW)
         self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": self.cut}, cut.body)
 
@@ -959,10 +848,8 @@ class TestDecisions(Cases):
                 ("Processed", None, None, "leave", 5), ("Failed", -9e3, None, "leave", None),
                 ("\x1b[2J" * 100, 0, None, "leave", None)):
             request = a_status(phase=phase, created=when(created), processed=when(processed))
-            outcome = vr.decide_status(request, self.server, NOW)
-            self.assertEqual((verb, when(again), False), self.outcome(outcome), request)
-            deleting = vr.decide_status(request._replace(deleting=True), self.server, NOW)
-            self.assertEqual(("leave", None, False), self.outcome(deleting), request)
+            self.gives(lambda given: self.outcome(vr.decide_status(given, self.server, NOW)), (
+                request, (verb, when(again), False)), (request._replace(deleting=True), ("leave", None, False)))
         self.assertEqual({"metadata": {"resourceVersion": "42"}, "status": {
             "phase": "Processed", "processedTimestamp": "2026-05-04T12:00:00Z", "serverVersion": "v1.18.1",
             "plugins": [{"kind": "ObjectStore", "name": "velero.io/aws"},
@@ -990,12 +877,12 @@ class TestDecisions(Cases):
 class TestHostileStatus(unittest.TestCase):
     """No decision raises, whatever strangers fill in; an object is looked at again in time, deleted, or left."""
 
-    def check(self, document: Any, now: datetime = NOW) -> None:
+    def check(self, document: Any) -> None:
         """Decide as both kinds; a deletion and a patch name what was seen, so that no other object is hit."""
         download, status = (vr.request_from(kind, document) for kind in vr.REQUEST_KINDS)
-        refused = vr.triage_download(download, now) or vr.refuse_download(download, vr.NotFound("x"), now)
+        refused = vr.triage_download(download, NOW) or vr.refuse_download(download, vr.NotFound("x"), NOW)
         for request, outcome, minutes, left in (
-                (download, refused, 10, False), (status, vr.decide_status(status, vr.Server("v1"), now), 5,
+                (download, refused, 10, False), (status, vr.decide_status(status, vr.Server("v1"), NOW), 5,
                                                  status.phase not in ("", "New", "Processed"))):
             self.assertTrue(isinstance(hash(request), int) and outcome.why and outcome.why.isprintable())
             seen = {"resourceVersion": request.version}
@@ -1004,13 +891,13 @@ class TestHostileStatus(unittest.TestCase):
             elif outcome.again is None:
                 self.assertTrue(request.deleting or left, outcome)
             else:
-                self.assertTrue(now < outcome.again <= now + timedelta(minutes=minutes), outcome)
+                self.assertTrue(NOW < outcome.again <= after(minutes=minutes), outcome)
             if outcome.verb == "patch":
                 self.assertLessEqual(seen.items(), outcome.body["metadata"].items())
         self.assertIsInstance(vr.plugins_from(document), list)
 
     def test_every_combination(self) -> None:
-        """All combinations of odd phases and times, and a value of another type at any place."""
+        """Odd phases and times together, and a value of another type at any place."""
         times = (None, "x", 5, "0001-01-01T00:00:00Z", "2026-05-04T11:00:00Z", "2026-05-04T12:00:00Z",
                  "2026-05-04T12:05:00Z", "2026-05-04T12:10:00.9Z", "2026-05-04T23:00:00Z",
                  "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00")
@@ -1024,31 +911,9 @@ class TestHostileStatus(unittest.TestCase):
             self.check(value)
             for document in with_places_filled(full, value):
                 self.check(document)
-        chance = random.Random(16)
-        for _ in range(300):  # several wrong places
-            document = full
-            for value in chance.choices(HOSTILE, k=3):
-                document = chance.choice(list(with_places_filled(document, value)))
-            self.check(document, chance.choice((NOW, LONG_AGO + timedelta(days=9), after(days=9000))))
-
-    def test_no_object_is_immortal(self) -> None:
-        """A clock that goes from look to look sees every download request deleted within two of its lives."""
-        for phase, filled in itertools.product(("", "Processed", "Failed", "x"), (None, 0, 5, FAR_OFF)):
-            request, now = a_download(phase=phase, expiration=when(filled), created=NOW), after(seconds=1)
-            for _ in range(5):
-                outcome = vr.triage_download(request, now) or vr.refuse_download(request, vr.NotFound("x"), now)
-                if outcome.verb == "delete":
-                    break
-                written = vr.parse_time((outcome.body or {}).get("status", {}).get("expiration"))
-                request, now = request._replace(expiration=written or request.expiration), outcome.again
-            self.assertEqual("delete", outcome.verb, (phase, filled))
-            self.assertLessEqual(now, after(minutes=20))
-
 
 
 class TestBackoff(Cases):
-    """`backoff`, `watch_pause`, `is_version_expired` and `logs_refusal`."""
-
     def test_growth(self) -> None:
         """The wait doubles with every failure up to the cap, which leaves many tries within the life of a request."""
         self.gives(lambda failures: round(vr.backoff(failures, vr.RETRY_BASE, vr.RETRY_CAP), 6), *(
@@ -1080,14 +945,11 @@ class TestBackoff(Cases):
         for phase in ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
                       "WaitingForPluginOperationsPartiallyFailed"):
             self.assertEqual("", vr.logs_refusal(vr.BACKUPS, "nightly", phase))
-        for phase in ("", "New", "FailedValidation", "InProgress", "Queued", "ReadyToStart", "Deleting", "Finalizing",
-                      "FinalizingPartiallyFailed", "completed"):
+        for phase in ("", "FailedValidation", "InProgress", "Deleting", "FinalizingPartiallyFailed", "completed"):
             self.assertRegex(vr.logs_refusal(vr.RESTORES, "r1", phase),
                              r'(?i)logs for restore "r1" are not available until .*Completed or Failed')
 
 
-# What the API server accepts as a name (RFC 1123 subdomain) of at most 253 characters.
-VALID_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 AWKWARD_NAMES = GOOD_NAMES + tuple(
     ("a" * length + mark + "b" * 200)[:253] for length in range(35, 60) for mark in (".", "-", "--", "-" * 30)) + (
         "a." * 126 + "a", "a-" * 126 + "a", "0" * 253)
@@ -1095,11 +957,7 @@ AWKWARD_NAMES = GOOD_NAMES + tuple(
 
 class TestNewObjects(unittest.TestCase):
     def test_documents(self) -> None:
-        """Requests name their target and bear their name, a ServerStatusRequest that of the velero CLI's own."""
-        self.assertEqual({"apiVersion": "velero.io/v1", "kind": "DownloadRequest",
-                          "metadata": {"name": "nightly-0a1b", "namespace": "velero"},
-                          "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}},
-                         vr.new_download_request("velero", "BackupLog", "nightly", "0a1b"))
+        """A ServerStatusRequest as the velero CLI's own; an Event that names the request that was seen."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {},
                           "metadata": {"generateName": "velero-cli-", "name": "velero-cli-0a1b", "namespace": "ns"}},
                          vr.new_status_request("ns", "0a1b"))
@@ -1115,9 +973,9 @@ class TestNewObjects(unittest.TestCase):
         """Names made of others are valid for every name of a backup or request, and no two suffixes are the same."""
         for name in AWKWARD_NAMES:
             found = vr.new_download_request("velero", "BackupLog", name, vr.random_suffix())["metadata"]["name"]
-            self.assertTrue(VALID_NAME.match(found) and len(found) <= 63, found)
+            self.assertTrue(vr.is_object_name(found) and len(found) <= 63, found)
             start = vr.event_for(a_download(key=a_key(name=name)), "R", "m", NOW)["metadata"]["generateName"]
-            self.assertTrue(VALID_NAME.match(start + "x7k2p") and len(start) <= 58, start)
+            self.assertTrue(vr.is_object_name(start + "x7k2p") and len(start) <= 58, start)
         self.assertEqual(100, len({vr.random_suffix() for _ in range(100)}))
 
 
@@ -1238,7 +1096,8 @@ ADDRESSES: Tuple[Tuple[Dict[str, Any], str], ...] = (
     (dict(region="us-isolated"), "https://bkt.s3.us-isolated.amazonaws.com"),
     (dict(region="cn-north-1", dualstack=True), "https://bkt.s3.dualstack.cn-north-1.amazonaws.com.cn"),
     (dict(fips=True, bucket="ü"), "https://s3-fips.eu-west-1.amazonaws.com/%C3%BC"),
-    *((dict(bucket=bucket), f"https://s3.eu-west-1.amazonaws.com/{bucket}") for bucket in ("ab", "ab-", "abc.def")),
+    *((dict(bucket=bucket), f"https://s3.eu-west-1.amazonaws.com/{quote(bucket, safe='')}") for bucket in (
+        "ab", "ab-", "abc.def", "x@evil", "evil.example#", "UPPER", "x:y", "a?b", "[::1]", "10.0.0.1", "a/b", "x\\y")),
     (dict(s3_url="http://in:9000", public_url="https://out"), "https://bkt.out"),
     *((dict(s3_url=url), expected) for url, expected in (
         ("http://MinIO:9000", "http://bkt.minio:9000"), ("HTTP://h:80", "http://bkt.h"),
@@ -1288,8 +1147,6 @@ def url_of(location: Any) -> str:
 
 
 class TestStoreEndpoints(Cases):
-    """Where a bucket is, and an object in it."""
-
     def test_addresses(self) -> None:
         self.gives(lambda over: url_of(a_location(**over)), *ADDRESSES)
         self.assertEqual(vr.Address("http", "h", "/bkt", "minio"), vr.bucket_address(
@@ -1306,9 +1163,8 @@ class TestStoreEndpoints(Cases):
     def test_only_labels_make_hosts(self) -> None:
         """What would lead a host elsewhere is refused again where a host is made."""
         for text in ("", *NO_LABELS):
-            self.refuses(vr.aws_host, "no DNS label", ("sts", text), (text, "r"), reason="InvalidStorageLocation")
-            self.refuses(vr.bucket_address, "no DNS label", a_location(region=text),
-                         a_location(region=text, s3_url="http://minio"))
+            self.refuses(lambda function, *given: function(*given), "no DNS label", (vr.aws_host, "sts", text),
+                         (vr.aws_host, text, "r"), (vr.bucket_address, a_location(region=text, s3_url="http://minio")))
         self.assertEqual("sts.cn-north-1.amazonaws.com.cn", vr.aws_host("sts", "cn-north-1"))
 
     def test_endpoints_that_are_another_host(self) -> None:
@@ -1316,15 +1172,6 @@ class TestStoreEndpoints(Cases):
                           ("publicUrl", lambda url: a_location(s3_url="http://h", public_url=url))):
             self.refuses(lambda url: vr.bucket_address(make(url)), f"'default': {key} is no plain http or https URL",
                          *NO_ENDPOINTS, reason="InvalidStorageLocation")
-
-    def test_buckets_do_not_change_the_host(self) -> None:
-        """Whatever a bucket is called, its host is the endpoint's or below it."""
-        for url, bucket in itertools.product(("", "https://own.example", "http://own.example:9000"), (
-                "x@evil", "evil.example", "evil.example#", "UPPER", "x:y", "a?b", "[::1]", "é", "10.0.0.1", "a/b",
-                "x\\y", "arn:aws:s3:evil.example:1:accesspoint:x")):
-            host = re.escape(urlsplit(url).netloc or "s3.eu-west-1.amazonaws.com")
-            address = vr.bucket_address(a_location(s3_url=url, bucket=bucket))
-            self.assertRegex(address.host, rf"^([a-z0-9.-]+\.)?{host}$")
 
     def test_where_our_own_identity_belongs(self) -> None:
         """At AWS, and at the operator's endpoint: scheme, host and port are compared, and not how they are written."""
@@ -1346,25 +1193,13 @@ class TestStoreEndpoints(Cases):
 # ---- Signing -----------------------------------------------------------------
 
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-FORM_SHA256 = "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e"  # of Param1=value1
-SUITE_KEYS = vr.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
-SUITE_TIME = datetime(2015, 8, 30, 12, 36, tzinfo=timezone.utc)
-SUITE_TOKEN = "6e86291e8372ff2a2260956d9b8aae1d763fbf315fa00fa31553b73ebf194267"
-
-# Signatures in a header, of the AWS suite: token, method, headers, body, signature.
-EXAMPLE_HOST = {"host": "example.amazonaws.com"}
-SIGNED_HEADERS: Tuple[Tuple[str, str, Dict[str, str], bytes, str], ...] = (
-    (SUITE_TOKEN, "GET", EXAMPLE_HOST, b"", "07ec1639c89043aa0e3e2de82b96708f198cceab042d4a97044c66dd9f74e7f8"),
-    ("", "POST", {**EXAMPLE_HOST, "content-type": "application/x-www-form-urlencoded", "content-length": "13",
-                  "x-amz-content-sha256": FORM_SHA256}, b"Param1=value1",
-     "d3875051da38690788ef43de4db0d8f280229d82040bfac253562e56c3f20e0b"))
 
 
 class TestSigningVectors(unittest.TestCase):
-    """The nouns of the specification, `presign` and `sign_headers` with signatures that were published."""
+    """`presign` and `sign_headers` with signatures that were published."""
 
     def test_presigned_urls(self) -> None:
-        """The documentation's own; a URL lives from one second to seven days, in whole seconds cut off."""
+        """The documentation's own; a URL lives from one second to seven days."""
         address = vr.Address("https", "examplebucket.s3.amazonaws.com", "/test.txt", "us-east-1")
         self.assertEqual(
             "https://examplebucket.s3.amazonaws.com/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential="
@@ -1372,9 +1207,9 @@ class TestSigningVectors(unittest.TestCase):
             "86400&X-Amz-SignedHeaders=host&X-Amz-Signature="
             "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404",
             vr.presign(address, some_credentials(), datetime(2013, 5, 24, tzinfo=timezone.utc), timedelta(days=1)))
-        more = (("list-type", "2"), ("prefix", "a b/é"), ("delimiter", "/"))
+        more = (("list-type", "2"), ("prefix", "a b/é"))
         self.assertIn("-Date=20260504T120000Z&X-Amz-Expires=600&X-Amz-Security-Token=t%2F%3D&X-Amz-SignedHeaders=host&"
-                      "delimiter=%2F&list-type=2&prefix=a%20b%2F%C3%A9&X-Amz-Signature=",
+                      "list-type=2&prefix=a%20b%2F%C3%A9&X-Amz-Signature=",
                       vr.presign(address, some_credentials(session_token="t/="), NOW, vr.URL_LIFE, more))
         for seconds, expected in ((1, "1"), (1.9, "1"), (604800, "604800")):
             url = vr.presign(address, some_credentials(), after(microseconds=999999), timedelta(seconds=seconds))
@@ -1383,28 +1218,33 @@ class TestSigningVectors(unittest.TestCase):
             self.assertRaises(ValueError, vr.presign, address, some_credentials(), NOW, timedelta(seconds=seconds))
 
     def test_signed_headers(self) -> None:
-        """All headers are named sorted, the token is one of them, and those given stay as they are."""
-        for token, method, headers, body, expected in SIGNED_HEADERS:
-            given, keys = dict(headers), SUITE_KEYS._replace(session_token=token)
-            signed = vr.sign_headers(method, "/", headers, body, keys, "us-east-1", "service", SUITE_TIME)
+        """Those of the AWS suite, where all headers are named sorted, and the token is one of them."""
+        form = {"content-type": "application/x-www-form-urlencoded", "content-length": "13",
+                "x-amz-content-sha256": hashlib.sha256(b"Param1=value1").hexdigest()}
+        token = "6e86291e8372ff2a2260956d9b8aae1d763fbf315fa00fa31553b73ebf194267"
+        for token, method, headers, body, expected in (
+                (token, "GET", {}, b"", "07ec1639c89043aa0e3e2de82b96708f198cceab042d4a97044c66dd9f74e7f8"),
+                ("", "POST", form, b"Param1=value1",
+                 "d3875051da38690788ef43de4db0d8f280229d82040bfac253562e56c3f20e0b")):
+            keys = vr.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", token)
+            given = {**headers, "host": "example.amazonaws.com"}
+            signed = vr.sign_headers(method, "/", given, body, keys, "us-east-1", "service",
+                                     datetime(2015, 8, 30, 12, 36, tzinfo=timezone.utc))
             names = {*given, "x-amz-date"} | ({"x-amz-security-token"} if token else set())
-            self.assertEqual((given, {*names, "authorization"}), (headers, set(signed)))
+            self.assertEqual({*names, "authorization"}, set(signed))
             self.assertEqual("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, "
                              f"SignedHeaders={';'.join(sorted(names))}, Signature={expected}", signed["authorization"])
 
 
-# What botocore is asked for where it is the oracle. Regions of each partition and beside them; endpoints.
-ORACLE_REGIONS = ("us-east-1", "eu-west-1", "ap-southeast-5", "us-gov-west-1", "cn-north-1", "us-iso-east-1",
-                  "us-isob-east-1", "eu-isoe-west-1", "us-isof-south-1", "eusc-de-east-1", "mars-north-7", "minio")
-ORACLE_ENDPOINTS = ("", "", "", "http://minio:9000", "https://s3.example", "http://10.0.0.1:9000", "https://[fd00::1]",
-                    "http://store.example/base", "https://h:443", "http://h:80", "https://h:8443/a/b")
-ORACLE_BUCKETS = ("bkt", "my-bucket-1", "a.b", "abc.def", "Bkt", "b_t", "b", "1.2.3.4", "bkt!", "x" * 63, "x" * 64,
-                  "-bkt", "a..b")
-KEY_LETTERS = "abcXYZ019-._~ +=%&?$ü✓😀:@!*'()#\\|^`\"<>{}[];,\t"
+# What botocore is asked for where it is the oracle.
+ORACLE_REGIONS = """us-east-1 eu-west-1 ap-southeast-5 us-gov-west-1 cn-north-1 us-iso-east-1 us-isob-east-1
+    eu-isoe-west-1 us-isof-south-1 eusc-de-east-1 mars-north-7 minio""".split()
+ORACLE_ENDPOINTS = ["", "", "", *"""http://minio:9000 https://s3.example http://10.0.0.1:9000 https://[fd00::1]
+    http://store.example/base https://h:443 http://h:80 https://h:8443/a/b""".split()]
+ORACLE_BUCKETS = ["x" * 63, "x" * 64, *"bkt my-bucket-1 a.b abc.def Bkt b_t b 1.2.3.4 bkt! -bkt a..b".split()]
 
 
 def a_random_location(chance: random.Random) -> Any:
-    """A location with region, endpoint, style, bucket, FIPS and dual-stack at random."""
     url, region = chance.choice(ORACLE_ENDPOINTS), chance.choice(ORACLE_REGIONS)
     return a_location(region=region, bucket=chance.choice(ORACLE_BUCKETS), s3_url=url,
                       path_style=chance.random() < 0.4, fips=not url and chance.random() < 0.2,
@@ -1412,15 +1252,9 @@ def a_random_location(chance: random.Random) -> Any:
                       dualstack=not url and "-iso" not in region and chance.random() < 0.2)
 
 
-def a_random_key(chance: random.Random) -> str:
-    """A key without a segment that clients would resolve, and without a slash in front or doubled."""
-    parts = ("".join(chance.choices(KEY_LETTERS, k=chance.randint(1, 12))) for _ in range(chance.randint(1, 3)))
-    return "/".join(part if part.strip(".") else "x" for part in parts)
-
-
 @unittest.skipUnless(HAS_BOTOCORE, NO_BOTOCORE)
 class TestStoreLikeBotocore(unittest.TestCase):
-    """Addresses and URLs with botocore as oracle; where we differ on purpose, a rule here says how."""
+    """URLs with botocore as oracle; where we differ on purpose, a rule here says how."""
 
     def by_the_rules(self, provider: Any, location: Any) -> str:
         """The URL of a bucket by the rule set of AWS, ours where we differ on purpose; empty when it refuses."""
@@ -1441,43 +1275,31 @@ class TestStoreLikeBotocore(unittest.TestCase):
         # Rule 2: the default port is left out of URL and signature.
         return re.sub("^(http://[^/]*):80(?![0-9])|^(https://[^/]*):443(?![0-9])", r"\1\2", str(endpoint.url))
 
-    @staticmethod
-    def signed(url: str, keys: Any, region: str, now: datetime, seconds: int) -> str:
-        """A URL signed by botocore, which is led through its steps so that the time can be chosen."""
-        signer = botocore.auth.S3SigV4QueryAuth(botocore.credentials.Credentials(
-            keys.access_key, keys.secret_key, keys.session_token or None), "s3", region, seconds)
-        request = botocore.awsrequest.AWSRequest("GET", url)
-        request.context["timestamp"] = now.strftime("%Y%m%dT%H%M%SZ")
-        # pylint: disable=protected-access
-        signer._modify_request_before_signing(request)
-        text = signer.string_to_sign(request, signer.canonical_request(request))
-        signer._inject_signature_to_request(request, signer.signature(text, request))
-        # Rule 3: we send the parameters in the order in which they are signed, botocore puts the token last.
-        start, _, query = request.url.partition("?")
-        *parameters, signature = query.split("&")
-        return f"{start}?{'&'.join(sorted(parameters))}&{signature}"
+    def test_signatures(self) -> None:
+        """Of every awkward key, with and without a token."""
+        for (key, _), token in itertools.product(AWKWARD_OBJECT_KEYS, ("", "t/= é")):
+            address = vr.object_address(a_location(), key)
+            ours = vr.presign(address, some_credentials(session_token=token), NOW, vr.URL_LIFE)
+            request = botocore.awsrequest.AWSRequest("GET", ours.partition("&X-Amz-Signature=")[0])
+            request.context["timestamp"] = "20260504T120000Z"
+            signer = botocore.auth.S3SigV4QueryAuth(
+                botocore.credentials.Credentials(*some_credentials()[:2]), "s3", address.region)
+            text = signer.string_to_sign(request, signer.canonical_request(request))
+            self.assertEqual(f"{request.url}&X-Amz-Signature={signer.signature(text, request)}", ours)
 
-    def test_whole_urls(self) -> None:
-        """Random locations, keys, tokens, times and lives give the identical URL, or are refused by both."""
+    def test_urls_of_buckets(self) -> None:
+        """Random locations give the identical URL, or are refused by both."""
         loader = botocore.session.Session().get_component("data_loader")
-        provider = __import__("botocore.endpoint_provider", fromlist=["EndpointProvider"]).EndpointProvider(
+        provider = botocore.endpoint_provider.EndpointProvider(
             loader.load_service_model("s3", "endpoint-rule-set-1"), loader.load_data("partitions"))
-        encode = __import__("botocore.utils", fromlist=["percent_encode"]).percent_encode
-        chance, compared = random.Random(12), 0
+        chance, compared = random.Random(12), set()
         for _ in range(400):
-            location, key, seconds = a_random_location(chance), a_random_key(chance), chance.choice((1, 600, 604800))
-            keys = vr.Credentials("AKIA1", a_random_key(chance), chance.choice(("", a_random_key(chance) * 9)))
-            now = datetime(2001, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=chance.randrange(10**9))
-            bucket, ours = self.by_the_rules(provider, location), ""
+            location, ours = a_random_location(chance), ""
             with contextlib.suppress(vr.ConfigError):
                 ours = url_of(location)
-            self.assertEqual(bucket, ours, location)
-            if bucket:
-                compared += 1
-                ours = vr.presign(vr.object_address(location, key), keys, now, timedelta(seconds=seconds))
-                theirs = self.signed(f"{bucket}/{encode(key, safe='/~')}", keys, location.region, now, seconds)
-                self.assertEqual(theirs, ours, location)
-        self.assertGreater(compared, 200)
+            self.assertEqual(self.by_the_rules(provider, location), ours, location)
+            compared.add(ours)
+        self.assertGreater(len(compared), 200)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -11425,7 +11247,7 @@ def bench() -> int:
                 measured.command_figures()
                 measured.download_figures()
             presign_figures()
-            firsts = [float(run_script(FIRST_URL)[1]) for _ in range(9)]
+            firsts = [float(subprocess.check_output([sys.executable, "-c", FIRST_URL], cwd=FOLDER)) for _ in range(9)]
             figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
         except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"bench: could not go on: {error}", file=sys.stderr)

@@ -10,32 +10,16 @@ controller answers it with a pre-signed URL, and the client fetches that. Server
 server's version and plugins. This file is that controller, that client, and the functions of both to import. It
 interoperates both ways with Velero 1.6.3 to 1.18.
 
-    python3 velero_requests.py controller           answer requests, beside or instead of Velero's own controllers
-    python3 velero_requests.py backup logs NAME     print a backup's log, or say why there is none
-    python3 velero_requests.py --help               everything else
+    python3 velero_requests.py controller   answer requests, beside or instead of Velero's own controllers
+    python3 velero_requests.py --help       everything else
 
-Contents
-     1  Ground          exit codes, errors, text and time, untrusted documents
-     2  Requests        what can be asked for, and every policy of the controller
-     3  Locations       BackupStorageLocation -> record -> object key -> address
-     4  Signing         AWS Signature Version 4
-     5  Keys            AWS ini files, profiles, where keys come from
-     6  Kubeconfig      documents -> cluster and identity; proxy rules
-     7  Downloads       what a store's answer says, cures, when to try again
-     8  Screens         tables, describe, JSON and YAML
-     9  Manifests       the CustomResourceDefinitions
-    ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world
-    10  Connections     TLS, deadlines, pools, sessions
-    11  Cluster         one exchange, verbs over it, one event stream
-    12  Key sources     Secret, STS, files, container, instance metadata
-    13  Store           receive, go on, verify, save
-    14  Controller      queue, feeders, workers, how a decision is carried out
-    15  Client          create, wait, stream, tidy up; or do without a controller
-    16  Doctor          why nobody answered
-    17  Command line    the COMMANDS table, its parser, main
+Contents (a banner says what each room holds):
+    1. Ground  2. Requests  3. Locations  4. Signing  5. Keys  6. Kubeconfig  7. Downloads  8. Screens  9. Manifests
+    ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world  ===
+    10. Connections  11. Cluster  12. Key sources  13. Store  14. Controller  15. Client  16. Doctor  17. Command line
 
 Read it from top to bottom: a name is defined before it is used, and nothing above the waterline touches I/O, clocks,
-threads or randomness; test_velero_requests.py checks both. Importing this file does nothing.
+threads or randomness; the tests check both. Importing this file does nothing.
 """
 
 from __future__ import annotations
@@ -57,9 +41,7 @@ import base64
 import contextlib
 import enum
 import functools
-import hashlib
 import heapq
-import hmac
 import itertools
 import json
 import logging
@@ -84,8 +66,7 @@ try:
 except ImportError:  # Windows: two downloads of one target are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
-# What takes long to load (urllib3, yaml, ssl) is imported by the functions that use it: a start pays for what its
-# command needs.
+# What takes long to load (urllib3, yaml, ssl, hashlib) is imported where it is used: a start pays for what it does.
 
 __version__ = "0.1.0"
 
@@ -98,10 +79,7 @@ Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on unto
 
 
 def hidden_in_repr(*secrets: str) -> Callable[[type], Any]:
-    """A decorator for records, whose repr then leaves these fields out.
-
-    All records are NamedTuples: thirty dataclasses, which compile source, would add 25 ms to each start.
-    """
+    """A decorator for records without these fields in repr; thirty dataclasses would add 25 ms to each start."""
     def hide(record: Any) -> Any:
         record.__repr__ = lambda self: "{}({})".format(record.__name__, ", ".join(
             f"{name}={value!r}" for name, value in self._asdict().items() if name not in secrets))
@@ -111,7 +89,7 @@ def hidden_in_repr(*secrets: str) -> Callable[[type], Any]:
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of every command; treat a code that is not listed as a failure."""
+    """Exit codes of every command."""
     DONE = 0
     FAILED = 1
     USAGE = 2
@@ -120,7 +98,7 @@ class Exit(enum.IntEnum):
     NOT_ALLOWED = 5  # 401 or 403, from the cluster or the store
     UNREACHABLE = 6  # cluster or store, TLS included
     INTERRUPTED = 130  # 128 + SIGINT
-    BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output left, as in `backup logs NAME | head`
+    BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output left, as `head` does
 
 
 EXIT_OF_STATUS = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}
@@ -132,12 +110,10 @@ MESSAGE_LIMIT = 1024  # characters; what core/v1 Event allows for a message
 class Error(Exception):
     """Base of everything this module raises on purpose.
 
-    The text is one sentence that names the object and holds no secret. hints: cures, one line each; reason: the stable
-    word a controller leaves on a request; retry: whether time alone may mend it; status: the HTTP code of a refusal.
+    The text is one sentence that names the object and holds no secret. hints: cures, a line each; reason: the word that
+    a controller leaves on a request; retry: whether time alone may mend it; status: the HTTP code of a refusal.
     """
-    exit = Exit.FAILED
-    retry = True
-    usual_reason = "InternalError"
+    exit, retry, usual_reason = Exit.FAILED, True, "InternalError"
 
     def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = "", status: int = 0):
         super().__init__(message)
@@ -148,7 +124,7 @@ class Error(Exception):
 
 @contextlib.contextmanager
 def about(subject: str) -> Iterator[None]:
-    """Let an error that passes begin with its subject, unless it names that itself."""
+    """Let an error that passes begin with its subject, unless it names that."""
     try:
         yield
     except Error as error:
@@ -159,8 +135,7 @@ def about(subject: str) -> Iterator[None]:
 
 class UsageError(Error):
     """The caller asked for what cannot be."""
-    exit = Exit.USAGE
-    retry = False
+    exit, retry = Exit.USAGE, False
 
 
 class ConfigError(Error):
@@ -168,12 +143,12 @@ class ConfigError(Error):
 
 
 class InvalidLocation(ConfigError):
-    """A storage location says something that cannot be, or that is not done here."""
+    """A storage location says what cannot be, or is not done here."""
     usual_reason = "InvalidStorageLocation"
 
 
 class CredentialsError(ConfigError):
-    """The keys that open a store are wrong, or cannot be had."""
+    """The keys of a store are wrong, or cannot be had."""
     usual_reason = "InvalidCredentials"
 
 
@@ -208,16 +183,15 @@ class RequestFailed(Error):
 
 
 class StoreError(Error):
-    """The object store refused, or sent something else than was asked for; its status is 0 after a 200."""
+    """The object store refused, or (status 0) sent something else than was asked for."""
     usual_reason = "StoreError"
     skew = timedelta(0)  # how far the store's clock is ahead of ours
-    retry_after: Optional[float] = None  # seconds that the store asks to wait
+    retry_after: Optional[float] = None  # seconds
 
 
 class Unreachable(Error):
     """No connection to cluster or store, or TLS failed."""
-    exit = Exit.UNREACHABLE
-    usual_reason = "Unreachable"
+    exit, usual_reason = Exit.UNREACHABLE, "Unreachable"
 
 
 class TimedOut(Error):
@@ -230,14 +204,14 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](?!24)(\d\d:\d\d:\d\d)(?:[.,](\d{1,99
 
 
 def parse_time(text: object) -> Optional[datetime]:
-    """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None for anything else."""
+    """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None."""
     match = _TIME.fullmatch(text) if isinstance(text, str) else None
     if not match:
         return None
-    day, clock, fraction, hours, minutes = match.groups()
+    day, clock, fraction, hours, minutes = match.groups("")
     try:
         return datetime.fromisoformat(
-            f"{day}T{clock}.{(fraction or '')[:6]:0<6}{hours or '+00'}:{minutes or '00'}").astimezone(timezone.utc)
+            f"{day}T{clock}.{fraction[:6]:0<6}{hours or '+00'}:{minutes or '00'}").astimezone(timezone.utc)
     except (ValueError, OverflowError):
         return None
 
@@ -247,16 +221,13 @@ def format_time(instant: datetime) -> str:
     return instant.astimezone(timezone.utc).isoformat()[:19] + "Z"
 
 
-JOINERS = "\u200c\u200d"  # invisible, but some scripts need them inside words
-
-
 def printable(text: str) -> str:
-    """Untrusted text, with blanks for control characters, changes of direction and what is invisible."""
-    return text if text.isprintable() else "".join(c if c.isprintable() or c in JOINERS else " " for c in text)
+    """Untrusted text with blanks for what is invisible, but for two joiners that some scripts need inside words."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text)
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Untrusted text for a terminal or an annotation: one line, nothing invisible, cut at `limit`."""
+    """Untrusted text in one line, without what is invisible, cut at `limit`."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:4 * limit]).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
@@ -266,7 +237,7 @@ _DURATION_PART = rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_DURATION_UNITS)})"
 
 
 def parse_duration(text: str) -> float:
-    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else and beyond 292 years."""
+    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else, also beyond 292 years."""
     match = re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII) if len(text) <= 100 else None
     seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text[:100]))
     if not match or seconds >= 2 ** 63 / 1e9:
@@ -284,27 +255,26 @@ def format_duration(seconds: float, digits: int = 3) -> str:
     return "-" * (seconds < 0 < number) + whole + f"{rest / unit:.9f}".rstrip("0").rstrip(".") + name
 
 
-# Parameters of signed URLs (AWS SigV4 and SigV2, Google, Azure), also where the URL is a parameter of another, tokens
-# in headers, name and password in a URL. These end before the path, which may hold an `@`, unless what stands there can
-# be no host: then it is a password with a slash in it.
+# Parameters of signed URLs (AWS, Google, Azure), also where the URL is a parameter of another; tokens in headers; name
+# and password in a URL. These end before the path, which may hold an `@`, unless what stands there can be no host.
 _SECRETS = re.compile(
     r"((?:Signature|Credential|(?:Security-?|Session|WebIdentity)Token|AWSAccessKeyId|GoogleAccessId|sig)"
     r"(?:=|%(?:25){0,9}3D|\\u003d))(?:(?!%(?:25){0,9}26)[^&\s\"'<>])+"
     r"|(\bBearer\s+|\bAuthorization: Basic |\bx-amz-security-token:\s?)[^\s\"',&]+"
     r"|(\w://)(?:[^\s\"'<>/?#]*@"
     r"|(?!(?:[\w.-]*|\[[\w:.]*\])(?::\d{0,5})?(?:[\s\"'<>/?#]|$))[^\s\"'<>]{0,256}@)", re.IGNORECASE)
-REDACTED_LIMIT = 1 << 16  # characters; longer text is cut, at a blank so that no secret is halved
+REDACTED_LIMIT = 1 << 16  # characters
 
 
 def redact(text: str) -> str:
-    """The text, cut, with signatures, credentials, tokens and passwords in URLs blanked."""
+    """The text, cut at a blank (so that no secret is halved), with all secrets of URLs and headers blanked."""
     if len(text) > REDACTED_LIMIT:
         text = "".join(re.split(r"(\s)", text[:REDACTED_LIMIT])[:-1]) + "…"
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match[3] else "***"), text)
 
 
 def add_if_new(text: str, seen: Set[str], most: int) -> bool:
-    """Whether a text is new; it is added to those seen, until there are `most` and none is new any more."""
+    """Whether a text is new, and now one of those seen; beyond `most` none is."""
     known = len(seen)
     if known < most:
         seen.add(text[:MESSAGE_LIMIT])
@@ -312,26 +282,20 @@ def add_if_new(text: str, seen: Set[str], most: int) -> bool:
 
 
 def decode_base64(text: str) -> Optional[bytes]:
-    """Base64 as Go reads it (strict, but line ends may be in it), else None."""
+    """Base64 as Go reads it (strict, but with line ends), else None."""
     try:
         return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
     except ValueError:
         return None
 
 
-MAX_DEPTH = 100  # levels of a document; the code that walks one later can follow as many
-MAX_ELEMENTS = 2_200_000  # of a JSON document; an object of etcd's 1.5 MiB cannot have more
+MAX_DEPTH = 100  # levels of a document; who walks one later can follow as many
+MAX_ELEMENTS = 2_200_000  # of a JSON document; an object of etcd's 1.5 MiB has fewer
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
 class TooLarge(ValueError):
     """A body, or what JSON would make of it in memory, is too large."""
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 400:  # Python's own limit is missing in old ones, where long numbers take long
-        raise ValueError
-    return int(digits)
 
 
 def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
@@ -347,16 +311,14 @@ def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
     try:
         if max(itertools.accumulate(steps), default=0) > MAX_DEPTH:
             raise ValueError
-        return json.loads(str(content, "utf-8-sig", "surrogatepass"), parse_int=_integer)
+        return json.loads(str(content, "utf-8-sig", "surrogatepass"),  # long numbers, which take long, are none
+                          parse_int=lambda digits: int(digits if len(digits) <= 400 else ""))
     except ValueError:
         raise ValueError("is no JSON") from None
 
 
 def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
-    """Byte chunks -> whole lines without their newline; a last one that was cut off is dropped.
-
-    Bytes, not text, for two chunks may share a character. A line of more than `limit` bytes is an error.
-    """
+    """Byte chunks, which may cut characters -> whole lines of at most `limit` bytes; half a last one is dropped."""
     held = bytearray()  # of the line that has not ended yet
     for chunk in chunks:
         held += chunk
@@ -379,7 +341,7 @@ def _text(document: Any, *path: str) -> str:
 
 
 def _name(document: Any, *path: str) -> str:
-    """A name, cut one character after the longest possible: records are kept, and it may be huge."""
+    """A name, cut behind the longest possible: records are kept."""
     return _text(document, *path)[:254]
 
 
@@ -396,14 +358,14 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 
 
 def dns_label(text: str, source: str) -> str:
-    """The text, when it can be a label of a host name; else InvalidLocation that names its source."""
+    """The text, when it can be a label of a host; else InvalidLocation."""
     if not _DNS_LABEL.fullmatch(text):
         raise InvalidLocation(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1")
     return text
 
 
 def header_value(text: str, what: str) -> str:
-    """Text for an HTTP header; ConfigError, without the text, unless it is printable ASCII."""
+    """Text for an HTTP header; ConfigError unless it is printable ASCII."""
     if not text.isascii() or not text.isprintable():
         raise ConfigError(f"{what} has characters that cannot be sent, such as a line end")
     return text
@@ -413,10 +375,7 @@ TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", lis
 
 
 class Reader:
-    """Typed access to a mapping; what is absent or null is empty, as in Go.
-
-    A value of another type is a ConfigError that names the place (`where`), not the value.
-    """
+    """Typed access to a mapping; absent or null is empty, another type a ConfigError with the place, not the value."""
 
     def __init__(self, document: Any, where: str) -> None:
         self.where = where
@@ -438,20 +397,18 @@ class Reader:
         return self.typed(self.fields.get(name), kind, name)
 
     def need(self, name: str) -> str:
-        """A text that must be there."""
         text: str = self.get(name)
         if not text:
             raise ConfigError(f"{self.where} has no {name}")
         return text
 
 
-# An RFC 1123 subdomain. Backups and restores are objects, so no other name can exist; that keeps every key inside
-# `backups/` or `restores/`.
+# An RFC 1123 subdomain. No other name can exist; that keeps every key inside `backups/` or `restores/`.
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 
 
 def is_object_name(name: str) -> bool:
-    """Whether Kubernetes could have an object of this name."""
+    """Whether Kubernetes could have such an object."""
     return len(name) <= 253 and _OBJECT_NAME.fullmatch(name) is not None
 
 
@@ -476,31 +433,31 @@ _LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "
 
 
 def is_link_local(host: str) -> bool:
-    """Whether an address or name is one of link-local services, such as the metadata of an instance."""
+    """Whether a host is a link-local service, such as the metadata of an instance."""
     address = _ip_address(host.partition("%")[0])
     return host.rstrip(".").lower() in ("metadata", "metadata.google.internal") or (
         address is not None and any(_in_network(address, network) for network in _LINK_LOCAL))
 
 
 def backoff(failures: int, base: float, cap: float) -> float:
-    """Seconds to wait after the n-th failure in a row, n >= 1: base * 2**(n-1), at most cap."""
+    """Seconds to wait after the n-th failure in a row, n >= 1."""
     return min(cap, base * 2.0 ** min(failures - 1, 64))
 
 
 def _unescaped(text: str) -> str:
-    """Text of XML with its entities replaced; long ones stay, for their numbers take long to convert."""
+    """Text of XML without entities; long ones stay, for they take long to convert."""
     import html
     return re.sub(r"&(#x?[0-9A-Fa-f]{1,7}|[a-z]{2,6});", lambda entity: html.unescape(entity[0]), text)
 
 
 def xml_fields(body: bytes) -> Dict[str, str]:
-    """The leaf elements of a small XML answer, by name, unescaped; without a parser, so a DTD has no effect."""
+    """The leaf elements of a small XML answer by name; without a parser, so a DTD has no effect."""
     text = body[:65536].decode("utf-8", "replace")
     return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
 
 
 def parse_http_date(header: Optional[str]) -> Optional[datetime]:
-    """A header's date (RFC 9110 5.6.7) -> aware UTC datetime, or None for anything else."""
+    """A header's date (RFC 9110 5.6.7) -> aware UTC datetime, or None."""
     import email.utils
     try:
         return email.utils.parsedate_to_datetime((header or "")[:64]).astimezone(timezone.utc)
@@ -509,14 +466,14 @@ def parse_http_date(header: Optional[str]) -> Optional[datetime]:
 
 
 def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
-    """Retry-After, seconds or an HTTP date (RFC 9110 10.2.3) -> seconds from now; None when it says neither."""
+    """Retry-After (RFC 9110 10.2.3), seconds or a date -> seconds from now; None for anything else."""
     if re.fullmatch(r"\d{1,9}", header, re.ASCII):
         return float(header)
     instant = parse_http_date(header)
     return None if instant is None else max(0.0, (instant - now).total_seconds())
 
 # ================================================================================
-# 2. Requests — what can be asked for, and every policy of the controller: values in, an Outcome out
+# 2. Requests — what can be asked for, and every policy of the controller
 #
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
@@ -528,28 +485,25 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
 #        expiration beyond now + 10 min -> patch: cut down
 #        otherwise                      -> leave until then (creation + 10 min if it does not say)
 #
-#    Whoever creates an object may fill in its status, so no time in it is trusted further than a request lives. Every
-#    patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
+#    Whoever creates an object may fill in its status, so no time in it is trusted further than a request lives. A patch
+#    carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
 
 class Resource(NamedTuple):
-    """A kind of Kubernetes object and where the API serves it, in version v1."""
+    """A kind of Kubernetes object, which the API serves in v1 of a group."""
     kind: str
-    plural: str
     group: str = "velero.io"
 
+    @property
+    def plural(self) -> str:
+        return f"{self.kind.lower()}s"
 
-DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
-STATUS_REQUESTS = Resource("ServerStatusRequest", "serverstatusrequests")
+
+DOWNLOAD_REQUESTS, STATUS_REQUESTS = Resource("DownloadRequest"), Resource("ServerStatusRequest")
 REQUEST_KINDS = (DOWNLOAD_REQUESTS, STATUS_REQUESTS)
-BACKUPS = Resource("Backup", "backups")
-RESTORES = Resource("Restore", "restores")
-LOCATIONS = Resource("BackupStorageLocation", "backupstoragelocations")
-POD_VOLUME_BACKUPS = Resource("PodVolumeBackup", "podvolumebackups")
-POD_VOLUME_RESTORES = Resource("PodVolumeRestore", "podvolumerestores")
-DELETE_REQUESTS = Resource("DeleteBackupRequest", "deletebackuprequests")
-SECRETS = Resource("Secret", "secrets", group="")
-EVENTS = Resource("Event", "events", group="")
-DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
+BACKUPS, RESTORES, LOCATIONS = Resource("Backup"), Resource("Restore"), Resource("BackupStorageLocation")
+POD_VOLUME_BACKUPS, POD_VOLUME_RESTORES = Resource("PodVolumeBackup"), Resource("PodVolumeRestore")
+DELETE_REQUESTS, DEPLOYMENTS = Resource("DeleteBackupRequest"), Resource("Deployment", group="apps")
+SECRETS, EVENTS = Resource("Secret", group=""), Resource("Event", group="")
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -560,7 +514,7 @@ def api_path(resource: Resource, namespace: str, name: str = "", subresource: st
 
 
 def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
-    """A call -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
+    """A call -> (it in words, the line of a Role that allows it); empty for non-resource paths."""
     match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
     if not match:
         return "", ""
@@ -582,14 +536,13 @@ class Artifact(NamedTuple):
     releases: str = "1.18"  # those whose CustomResourceDefinition lists the kind
 
     @property
-    def gunzip(self) -> bool:
-        """Whether the client inflates it."""
+    def gunzip(self) -> bool:  # whether the client inflates it
         return self.kind != BACKUP_CONTENTS
 
 
 # Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with its file in the folder of its owner
-# (velero pkg/persistence/object_store_layout.go). Two rows surprise: RestoreResults has no `.json`, and
-# RestoreVolumeInfo alone no `restore-`. BackupItemSnapshots existed from 1.8 to 1.10 only.
+# (velero pkg/persistence/object_store_layout.go). RestoreVolumeInfo alone has no `restore-`. BackupItemSnapshots
+# existed from 1.8 to 1.10 only.
 TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more) for owner, kind, file, *more in (
     (BACKUPS, "BackupLog", "{name}-logs.gz", "1.6 1.18"),
     (BACKUPS, BACKUP_CONTENTS, "{name}.tar.gz", "1.6 1.18"),
@@ -609,7 +562,7 @@ TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more)
 
 
 def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS for a request's target; InvalidRequest for a kind or name that cannot exist."""
+    """The row of TARGETS; InvalidRequest for a kind or name that cannot exist."""
     target = TARGETS.get(kind)
     if not target:
         raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
@@ -620,24 +573,25 @@ def target_of(kind: str, name: str) -> Artifact:
     return target
 
 
-# Velero 1.6 to 1.18 never write New, which is the empty phase in practice; Failed came after 1.18, with status.message.
+# Velero never writes New, which is the empty phase in practice; Failed came after 1.18, with status.message.
 NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
 UNANSWERED = ("", NEW)
 
-URL_LIFE = timedelta(minutes=10)  # of a signed URL and of its DownloadRequest (velero pkg/persistence)
-STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest (velero pkg/controller)
-STATUS_LOOK_AGAIN = timedelta(minutes=5)  # an answered one is looked at again, and deleted, only after this
-URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds between reads where a client may not watch (velero's CLI, too)
+# Velero's own times (pkg/persistence, pkg/controller, pkg/cmd).
+URL_LIFE = timedelta(minutes=10)  # of a signed URL and of its DownloadRequest
+STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest
+STATUS_LOOK_AGAIN = timedelta(minutes=5)  # when an answered one is looked at again, and deleted
+URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds between reads where a client may not watch
 
 REASON = "velero-requests.io/reason"  # annotation: a stable CamelCase word
 MESSAGE = "velero-requests.io/message"  # annotation: one sentence, no secrets
 
 RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within the request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0  # seconds; a failing list or watch, jitter on top
-UNREACHABLE_CAP = 3.0  # seconds; the same while no API server is reached, for retries load none
+UNREACHABLE_CAP = 3.0  # seconds; the same while no API server is reached
 PAGE_SIZE = 25  # objects; client-go's 500 could be 700 MB
 
-OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): the only Velero plugin whose work this file does
+OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # the only Velero plugin whose work this file does
 
 
 class Key(NamedTuple):
@@ -652,7 +606,7 @@ class Key(NamedTuple):
 
 @hidden_in_repr("url")
 class Request(NamedTuple):
-    """What decisions need of a DownloadRequest or ServerStatusRequest; times that cannot be read are None."""
+    """What decisions need of a request; times that cannot be read are None."""
     key: Key
     uid: str
     version: str
@@ -679,33 +633,28 @@ class Outcome(NamedTuple):
     """What one look at a request decides."""
     verb: str  # leave, patch or delete
     why: str  # the log line, without secrets
-    body: Optional[Document] = None  # the merge patch, which may hold a signed URL, or the preconditions
-    again: Optional[datetime] = None  # the instant of the next look
+    body: Optional[Document] = None  # a merge patch, perhaps with a signed URL, or preconditions
+    again: Optional[datetime] = None  # the next look
     failed: bool = False  # look again with back-off
 
 
 def request_from(resource: Resource, document: Document) -> Request:
-    """Document -> record; `reason` and `message` are our annotations, else phase Failed and its status.message."""
+    """Document -> record; reason and message are our annotations, else phase Failed and its message."""
     metadata, status, phase = _at(document, "metadata"), _at(document, "status"), _name(document, "status", "phase")
     reason, message = (FAILED, _text(status, "message")) if phase == FAILED else ("", "")
     return Request(
         key=Key(resource, _name(metadata, "namespace"), _name(metadata, "name")),
-        uid=_name(metadata, "uid"),
-        version=_name(metadata, "resourceVersion"),
-        created=parse_time(_at(metadata, "creationTimestamp")),
-        deleting=_at(metadata, "deletionTimestamp") is not None,
-        phase=phase,
-        target_kind=_name(document, "spec", "target", "kind"),
-        target_name=_name(document, "spec", "target", "name"),
-        url=_text(status, "downloadURL"),
-        expiration=parse_time(_at(status, "expiration")),
+        uid=_name(metadata, "uid"), version=_name(metadata, "resourceVersion"), phase=phase,
+        created=parse_time(_at(metadata, "creationTimestamp")), deleting=_at(metadata, "deletionTimestamp") is not None,
+        target_kind=_name(document, "spec", "target", "kind"), target_name=_name(document, "spec", "target", "name"),
+        url=_text(status, "downloadURL"), expiration=parse_time(_at(status, "expiration")),
         processed=parse_time(_at(status, "processedTimestamp")),
         reason=_name(metadata, "annotations", REASON) or reason,
         message=(_text(metadata, "annotations", MESSAGE) or message)[:MESSAGE_LIMIT])
 
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
-    """ServerStatusRequest document -> its plugins as (kind, name), sorted as by the velero CLI."""
+    """ServerStatusRequest document -> plugins as (kind, name), sorted as by the velero CLI."""
     plugins = _at(document, "status", "plugins")
     return sorted((_text(plugin, "kind"), _text(plugin, "name"))
                   for plugin in (plugins if isinstance(plugins, list) else []))
@@ -717,34 +666,29 @@ def _delete(request: Request, why: str) -> Outcome:
 
 def _patch(request: Request, why: str, again: datetime, failed: bool = False, *, status: Document,
            annotations: Optional[Document] = None) -> Outcome:
-    body: Document = {"metadata": {"resourceVersion": request.version}}
-    if annotations:
-        body["metadata"]["annotations"] = annotations
-    if status:
-        body["status"] = status
-    return Outcome("patch", why, body, again, failed)
+    body = {"metadata": {"resourceVersion": request.version, **({"annotations": annotations} if annotations else {})}}
+    return Outcome("patch", why, {**body, "status": status} if status else body, again, failed)
 
 
 def triage_download(request: Request, now: datetime) -> Optional[Outcome]:
-    """What can be decided about a DownloadRequest without looking anything up; None when it is to be answered."""
+    """What a DownloadRequest itself decides; None when it is to be answered."""
     expires, limit = request.expiration, now + URL_LIFE
+    if not expires and request.phase not in UNANSWERED:
+        expires = min(request.created or now, now) + URL_LIFE
     if request.deleting:
         return Outcome("leave", "it is being deleted")
     if expires and expires <= now:
         return _delete(request, f"expired at {format_time(expires)}")
-    if request.phase in UNANSWERED:
+    if not expires or request.phase in UNANSWERED:
         return None
-    if expires and expires > limit:
+    if expires > limit:
         return _patch(request, "its expiration is further off than a URL lives; cut down", limit,
                       status={"expiration": format_time(limit)})
-    expires = expires or min(request.created or now, now) + URL_LIFE
-    if expires <= now:
-        return _delete(request, "it says no expiration and is older than a URL lives")
     return Outcome("leave", f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
 
 
 def answer_download(request: Request, key: str, url: str, expires: datetime) -> Outcome:
-    """The patch that answers a DownloadRequest: URL, phase and expiration in one."""
+    """The one patch that answers a DownloadRequest: URL, phase and expiration."""
     return _patch(
         request, f"{request.target_kind} of {request.target_name}: signed for {key}", expires,
         status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(expires)},
@@ -752,7 +696,7 @@ def answer_download(request: Request, key: str, url: str, expires: datetime) -> 
 
 
 def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
-    """The outcome of a failure: the reason, written once, and an expiration that later failures do not move."""
+    """A failure: the reason, written once, and an expiration that later failures do not move."""
     limit, message = now + URL_LIFE, one_line(redact(str(error)), MESSAGE_LIMIT)
     why = f"{error.reason}: {message}"
     again = min(request.expiration or limit, limit)
@@ -765,9 +709,9 @@ def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
 
 
 def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Outcome:
-    """What to do when the API takes a patch for invalid, as where annotations are full: the status alone.
+    """When the API takes a patch for invalid, as where annotations are full: the status alone.
 
-    Without one to write, an object that is older than a request lives is deleted, so that it cannot stay for ever.
+    Without one to write, an object older than a request lives is deleted, so that it cannot stay for ever.
     """
     body = outcome.body or {}
     if "status" in body and "annotations" in body["metadata"]:
@@ -778,7 +722,7 @@ def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Out
 
 
 def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
-    """The whole policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
+    """The policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
     again = now + STATUS_LOOK_AGAIN
     if request.deleting:
         return Outcome("leave", "it is being deleted")
@@ -798,8 +742,7 @@ def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
 def is_news(old: Optional[Request], new: Request) -> bool:
     """Whether a changed object is worth a look now.
 
-    Reason, message and the expiration of an unanswered request are what failing controllers write: if they counted, two
-    that fail for different reasons would wake each other without end.
+    What failing controllers write does not count: two with different reasons would wake each other without end.
     """
     if old is None:
         return True
@@ -808,21 +751,18 @@ def is_news(old: Optional[Request], new: Request) -> bool:
 
 
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
-    """Seconds until the next watch, after failures in a row or one that lived so long.
-
-    reached: whether an API server refused, or no answer came at all; jitter: 1 to 2.
-    """
+    """Seconds until the next watch, after failures in a row (reached: a server answered) or one that lived so long."""
     cap = WATCH_CAP if reached else UNREACHABLE_CAP
     return min(cap, backoff(failures, WATCH_BASE, cap) * jitter) if failures else max(0.0, WATCH_BASE - lived)
 
 
 def is_version_expired(error: Optional[Error]) -> bool:
-    """Whether the API no longer has the version a list or watch asked for: list anew."""
+    """Whether the API no longer has the version that a watch asked for."""
     return isinstance(error, ApiError) and (error.status == 410 or error.api_reason in ("Expired", "Gone"))
 
 
 def event_for(request: Request, reason: str, message: str, now: datetime) -> Document:
-    """A core/v1 Event that shows a request's reason in `kubectl describe`."""
+    """An Event that shows a request's reason in `kubectl describe`."""
     (resource, namespace, name), instant = request.key, format_time(now)
     return {
         "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message,
@@ -833,21 +773,21 @@ def event_for(request: Request, reason: str, message: str, now: datetime) -> Doc
 
 
 def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
-    """The DownloadRequest a client creates; the suffix keeps two of them apart."""
+    """The DownloadRequest a client creates."""
     return {"apiVersion": "velero.io/v1", "kind": DOWNLOAD_REQUESTS.kind,
             "metadata": {"name": f"{name[:50].rstrip('-.')}-{suffix}", "namespace": namespace},
             "spec": {"target": {"kind": kind, "name": name}}}
 
 
 def new_status_request(namespace: str, suffix: str) -> Document:
-    """The ServerStatusRequest a client creates; with `-o json` it looks as the one of the velero CLI."""
+    """The ServerStatusRequest a client creates; `-o json` shows it as the velero CLI's."""
     return {"apiVersion": "velero.io/v1", "kind": STATUS_REQUESTS.kind,
             "metadata": {"generateName": "velero-cli-", "name": f"velero-cli-{suffix}", "namespace": namespace},
             "spec": {}}
 
 
 def logs_refusal(owner: Resource, name: str, phase: str) -> str:
-    """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
+    """Why a backup or restore in this phase has no logs yet, else empty (velero pkg/cmd/cli/backup/logs.go)."""
     kind, waiting = owner.kind.lower(), "WaitingForPluginOperations"  # 1.11 and newer: only plugins still work
     if phase in ("Completed", "PartiallyFailed", "Failed", waiting, f"{waiting}PartiallyFailed"):
         return ""
@@ -858,7 +798,7 @@ def logs_refusal(owner: Resource, name: str, phase: str) -> str:
 # 3. Locations — BackupStorageLocation -> record -> object key -> address
 
 class Address(NamedTuple):
-    """The place of a store or of an object in it."""
+    """Where a store or an object is."""
     scheme: str
     host: str  # with its port unless that is the default
     path: str  # percent-encoded once
@@ -870,10 +810,9 @@ _STORE_URL = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{0,
 
 
 def endpoint_from(url: str, source: str) -> Address:
-    """The address in a store's URL, in the one form that can be compared.
+    """The address in a store's URL, in the one form that can be compared; an error never shows the URL.
 
-    An error names the source and never the URL, which may hold a password. What urlsplit drops is refused, for others
-    read it and come to another host.
+    What urlsplit drops is refused, for others read it and come to another host.
     """
     match = _STORE_URL.fullmatch(url) if len(url) <= 2048 else None
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
@@ -887,15 +826,14 @@ def endpoint_from(url: str, source: str) -> Address:
     return Address(scheme, name if default else f"{name}:{number}", quote(path.rstrip("/"), safe="/-._~%"))
 
 
-# The regions of AWS's separate partitions begin so; any other is in the main one, as an unknown new one most likely is
-# (aws-sdk-go-v2 endpoint rules).
+# Regions of AWS's separate partitions begin so; any other or new one is in the main one (aws-sdk-go-v2 endpoint rules).
 _AWS_SUFFIXES = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": "c2s.ic.gov",
                  "us-isob-": "sc2s.sgov.gov", "eu-isoe-": "cloud.adc-e.uk", "us-isof-": "csp.hci.ic.gov",
                  "": "amazonaws.com"}
 
 
 def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool = False) -> str:
-    """The host of an AWS service, `SERVICE[-fips][.dualstack].REGION.SUFFIX`; only this function makes one."""
+    """The host of an AWS service; only this function makes one."""
     dns_label(region, "the region")
     if fips and region.startswith("cn-"):
         raise InvalidLocation(f"there are no FIPS endpoints in {region}; unset AWS_USE_FIPS_ENDPOINT, or "
@@ -906,7 +844,7 @@ def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool =
 
 @hidden_in_repr("s3_url", "public_url", "ca_cert")
 class Location(NamedTuple):
-    """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
+    """A BackupStorageLocation."""
     name: str
     bucket: str
     prefix: str = ""
@@ -932,28 +870,27 @@ class Location(NamedTuple):
         return endpoint_from(url, key) if url else None
 
     def is_at_aws(self) -> bool:
-        """Whether it is at S3 itself, by https: other hosts under amazonaws.com than `aws_host` makes are anybody's."""
+        """Whether it is at S3 itself, by https: hosts under amazonaws.com not made by `aws_host` are anybody's."""
         scheme, host = (self.endpoint() or ("https", "s3.amazonaws.com"))[:2]
         match = re.fullmatch(r"s3(-fips)?(\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\..+", host)
         return scheme == "https" and host in (
             "s3.amazonaws.com", match and aws_host("s3", match[3], fips=bool(match[1]), dualstack=bool(match[2])))
 
     def is_for_own_identity(self, named: str) -> bool:
-        """Whether our own identity belongs to its endpoint: AWS's, or the one whose URL the operator named."""
+        """Whether our own identity belongs there: at AWS's endpoint, or the one whose URL the operator named."""
         endpoint = self.endpoint()
         return self.is_at_aws() or bool(
             endpoint and named and endpoint[:2] == endpoint_from(named, "AWS_ENDPOINT_URL_S3")[:2])
 
 
-FOREIGN_ENDPOINT = "ForeignEndpoint"  # reason: our own identity does not belong to a location's endpoint
+FOREIGN_ENDPOINT = "ForeignEndpoint"  # reason: our own identity does not belong there
 TEXT_LIMIT = 2048  # characters of a text of a location; locations are kept
 CA_LIMIT = 256 << 10  # bytes; all authorities of a system are less
 _GO_BOOLS = {text: text[:1] in ("1", "t", "T") for text in (
     "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False", "")}
 _BOOL = tuple(_GO_BOOLS)
 
-# Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; none means any text.
-# Only those of the first two lines have an effect on a download.
+# Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; () is any text.
 LOCATION_KEYS: Dict[str, Tuple[str, ...]] = {
     "region": (), "s3Url": (), "publicUrl": (), "profile": (), "credentialsFile": (),
     "s3ForcePathStyle": _BOOL, "insecureSkipTLSVerify": _BOOL, "signatureVersion": ("4", ""),
@@ -969,8 +906,8 @@ def _check_location(bucket: str, texts: Dict[str, str], ca_cert: Optional[bytes]
     if bucket.endswith("--x-s3"):
         raise InvalidLocation("a directory bucket (S3 Express) needs sessions of its own, which are not made here")
     if bucket in ("", ".", "..") or "/" in bucket or " " in bucket or bucket != one_line(bucket):
-        raise InvalidLocation(f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into "
-                              "objectStorage.prefix")
+        raise InvalidLocation(
+            f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into objectStorage.prefix")
     for key, text in texts.items():
         allowed = LOCATION_KEYS.get(key)
         if len(text) > TEXT_LIMIT:
@@ -985,7 +922,7 @@ def _check_location(bucket: str, texts: Dict[str, str], ca_cert: Optional[bytes]
 
 
 def location_from(document: Document) -> Location:
-    """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it, or ConfigError."""
+    """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it."""
     name, provider = _text(document, "metadata", "name"), _text(document, "spec", "provider")
     storage, credential, fields = (_at(document, "spec", part) for part in ("objectStorage", "credential", "config"))
     bucket, prefix = (_text(storage, part).strip("/") for part in ("bucket", "prefix"))
@@ -1010,13 +947,13 @@ def location_from(document: Document) -> Location:
 
 
 def location_trouble_from(document: Document) -> str:
-    """What Velero says is wrong with a BackupStorageLocation, empty when it is Available or unchecked."""
+    """What Velero says is wrong with a BackupStorageLocation, else empty."""
     message = _text(document, "status", "message") or "no message; see the Velero server's log"
     return one_line(message) if _text(document, "status", "phase") == "Unavailable" else ""
 
 
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
-    """The key of an artifact in its bucket; the prefix is cleaned as Go's path.Join does in Velero's layout."""
+    """The key of an artifact; the prefix is cleaned as by Go's path.Join in Velero's layout."""
     root = posixpath.normpath(prefix) if prefix else ""
     if root.split("/")[0] == "..":
         raise InvalidLocation(f"the storage location's prefix {prefix!r} leads out of the bucket")
@@ -1028,23 +965,20 @@ _IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
 
 
 def _goes_before_host(bucket: str, endpoint: Address) -> bool:
-    """Whether the bucket goes in front of the host, by the AWS rule set as the plugin applies it.
-
-    A dot in it breaks the certificate's wildcard, so it needs plain http; an IP address takes no label in front.
-    """
+    """Whether the bucket goes in front of the host, by AWS's rules: never of an IP address, dots only over http."""
     labels = bucket.split(".") if endpoint.scheme == "http" else [bucket]
     return not any(map(_IP_ADDRESS.fullmatch, (endpoint.host, bucket))) and all(map(_LABEL_BUCKET.fullmatch, labels))
 
 
 @functools.lru_cache(maxsize=64)
 def bucket_address(location: Location) -> Address:
-    """Where a location's bucket is; ConfigError when its region or URLs cannot be used."""
+    """Where a location's bucket is; InvalidLocation when its region or URLs cannot be used."""
     with about(f"storage location {location.name!r}"):
         region, endpoint = dns_label(location.region, "config.region"), location.endpoint()
         if endpoint and (location.fips or location.dualstack):
-            raise InvalidLocation("FIPS and dual-stack endpoints are AWS's own; unset AWS_USE_FIPS_ENDPOINT and "
-                                  "AWS_USE_DUALSTACK_ENDPOINT, or use_fips_endpoint and use_dualstack_endpoint in the "
-                                  "profile, for a location with s3Url")
+            raise InvalidLocation("FIPS and dual-stack endpoints are AWS's own; for a location with s3Url unset "
+                                  "AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT, or in the profile "
+                                  "use_fips_endpoint and use_dualstack_endpoint")
         endpoint = endpoint or Address("https", aws_host(
             "s3", region, fips=location.fips, dualstack=location.dualstack), "")
     if not location.path_style and _goes_before_host(location.bucket, endpoint):
@@ -1053,15 +987,15 @@ def bucket_address(location: Location) -> Address:
 
 
 def object_address(location: Location, key: str) -> Address:
-    """Where an object is: each byte of its key percent-encoded once, slashes kept, nothing cleaned up."""
+    """Where an object is: each byte of its key percent-encoded once, nothing cleaned up."""
     bucket = bucket_address(location)
     return bucket._replace(path=f"{bucket.path}/{quote(key, safe='/-._~')}")
 
 # ================================================================================
 # 4. Signing — AWS Signature Version 4
 #
-#    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html, one function per noun. Only `host` is
-#    signed and no parameter is added: the smallest URL is the one that most stores, proxies and clients agree on.
+#    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
+#    Only `host` is signed and no parameter added: most stores, proxies and clients agree on the smallest URL.
 
 @hidden_in_repr("access_key", "secret_key", "session_token")
 class Credentials(NamedTuple):
@@ -1072,7 +1006,6 @@ class Credentials(NamedTuple):
     expires: Optional[datetime] = None  # None for keys that last
 
     def are_valid(self, instant: datetime) -> bool:
-        """Whether they still sign at an instant."""
         return self.expires is None or self.expires > instant
 
 
@@ -1080,20 +1013,20 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 
-def canonical_query(parameters: Dict[str, str]) -> str:
+@functools.lru_cache(maxsize=16)  # all URLs signed in one second share it
+def canonical_query(parameters: Tuple[Tuple[str, str], ...]) -> str:
     """Parameters percent-encoded, then sorted by encoded name."""
-    return "&".join(map("=".join, sorted(
-        (quote(name, safe="-._~"), quote(value, safe="-._~")) for name, value in parameters.items())))
+    return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
 
 
 def canonical_request(method: str, path: str, query: str, headers: Dict[str, str], payload_hash: str) -> str:
-    """Method, path, query, headers (lower-case names), their names, payload hash: one a line."""
+    """Method, path, query, headers (lower-case names), their names, payload hash."""
     header_lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
     return f"{method}\n{path}\n{query}\n{header_lines}\n{';'.join(sorted(headers))}\n{payload_hash}"
 
 
 def amz_date(now: datetime) -> str:
-    """A UTC instant as X-Amz-Date: 20130524T000000Z."""
+    """A UTC instant as 20130524T000000Z."""
     return now.strftime("%Y%m%dT%H%M%SZ")
 
 
@@ -1105,6 +1038,7 @@ def credential_scope(now: datetime, region: str, service: str) -> str:
 @functools.lru_cache(maxsize=16)
 def signing_key(secret_key: str, scope: str) -> bytes:
     """The key derived for a scope, the same for every URL of a day."""
+    import hmac
     key = b"AWS4" + secret_key.encode()
     for part in scope.split("/"):
         key = hmac.digest(key, part.encode(), "sha256")
@@ -1113,22 +1047,16 @@ def signing_key(secret_key: str, scope: str) -> bytes:
 
 def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
     """The signature of a canonical request, in lower-case hex."""
+    import hashlib
+    import hmac
     text = f"{ALGORITHM}\n{timestamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     return hmac.digest(signing_key(secret_key, scope), text.encode(), "sha256").hex()
-
-
-@functools.lru_cache(maxsize=16)
-def presign_query(access_key: str, session_token: str, scope: str, timestamp: str, seconds: int,
-                  more: Tuple[Tuple[str, str], ...] = ()) -> str:
-    """The query of a pre-signed URL but for its signature; all URLs signed in one second share it."""
-    parameters = {**dict(more), "X-Amz-Algorithm": ALGORITHM, "X-Amz-Credential": f"{access_key}/{scope}",
-                  "X-Amz-Date": timestamp, "X-Amz-Expires": str(seconds), "X-Amz-SignedHeaders": "host"}
-    return canonical_query({**parameters, **({"X-Amz-Security-Token": session_token} if session_token else {})})
 
 
 def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, credentials: Credentials, region: str,
                  service: str, now: datetime) -> Dict[str, str]:
     """Headers (lower-case names, with `host`) -> with those that authorize a request; all are signed."""
+    import hashlib
     timestamp, scope = amz_date(now), credential_scope(now, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
@@ -1142,15 +1070,15 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
 
 def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
             more: Tuple[Tuple[str, str], ...] = ()) -> str:
-    """A URL that anybody may GET until now (UTC) + life (1 second to 7 days); a bearer token, so never log it.
-
-    more: parameters of the request itself, as for a listing.
-    """
+    """A URL that anybody may GET until now (UTC) + life (1 s to 7 days), so never log it; more: request parameters."""
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
-        raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
+        raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
     timestamp, scope = amz_date(now), credential_scope(now, address.region, "s3")
-    query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
+    token = (("X-Amz-Security-Token", credentials.session_token),) if credentials.session_token else ()
+    query = canonical_query((
+        ("X-Amz-Algorithm", ALGORITHM), ("X-Amz-Credential", f"{credentials.access_key}/{scope}"), *token, *more,
+        ("X-Amz-Date", timestamp), ("X-Amz-Expires", str(seconds)), ("X-Amz-SignedHeaders", "host")))
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     signed = signature(credentials.secret_key, timestamp, scope, request)
     return f"{address.scheme}://{address.host}{address.path}?{query}&X-Amz-Signature={signed}"
@@ -1158,10 +1086,9 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
 
 def sign(location: Location, key: str, credentials: Credentials, now: datetime, skew: timedelta,
          more: Tuple[Tuple[str, str], ...] = ()) -> Tuple[str, datetime]:
-    """A URL for an object, or without a key for the bucket itself -> with the instant, by our clock, when it ends.
+    """A URL for an object, or without a key for the bucket -> with the instant, by our clock, when it ends.
 
-    A URL dies with the credentials that signed it, so its life is clipped to theirs; expired ones sign nothing.
-    skew: how far the store's clock is ahead of ours.
+    Its life is clipped to that of the credentials; expired ones sign nothing. skew: how far the store's clock is ahead.
     """
     life = URL_LIFE
     if credentials.expires:
@@ -2031,6 +1958,7 @@ def is_missing(value: Any) -> bool:
 
 def label_value(name: str) -> str:
     """A name as Velero puts it into a label, which holds 63 characters (velero pkg/label)."""
+    import hashlib
     return name if len(name) <= 63 else name[:57] + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:6]
 
 
@@ -4097,6 +4025,7 @@ class AtomicFile:
     """
 
     def __init__(self, path: str, what: str, *, force: bool, named: bool):
+        import hashlib
         self.path, self.force, self.file, self.part, self.etag = path, force, None, "", ""
         folder, self.name = os.path.split(_followed(path) if named else path)
         self.where = folder or "."
@@ -4345,6 +4274,7 @@ class Download:
 
         StoreError at the end when the store's ETag is an MD5, and another one than that of these bytes.
         """
+        import hashlib
         rest, kept, digest = self.received(), iter(()), None
         first = next(rest, b"")
         wanted = self.info.md5 if self.info else ""
