@@ -10516,7 +10516,6 @@ class DirectTests(Sentences):
 
 class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
     """Direct on the fakes, and what only they can show."""
-
     serves = False
 
     def test_every_location_is_listed(self) -> None:
@@ -10712,9 +10711,7 @@ class TestDownloadDirectReal(DirectTests, RealWorld, unittest.TestCase):
     """Direct on the real API server and the real S3 server."""
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Downloads, row 7: the library
-# ------------------------------------------------------------------------------------------------------------
+# ---- Downloads, row 7: the library -------------------------------------------
 
 class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
     """`import velero_requests` does the same without a word."""
@@ -10771,9 +10768,7 @@ class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
             vr.stream(self.api, self.namespace, "BackupLog", "b1", io.BytesIO())
             self.assertEqual(state(), before)
 
-# ------------------------------------------------------------------------------------------------------------
-# Downloads from the real S3 server, over a line that breaks
-# ------------------------------------------------------------------------------------------------------------
+# ---- Downloads from the real S3 server, over a line that breaks --------------
 
 class Line:
     """A line on loopback to a server: each connection may carry so many bytes back."""
@@ -11764,7 +11759,7 @@ class TestCompletion(FolderCase):
         os.remove(os.path.join(self.folder, "typed"))
         self.assertEqual(len(called), len(TYPED), text)
         for line, words in zip(TYPED, map(str.split, called)):
-            count = line.count(" ")          # of words that are finished
+            count = line.count(" ")  # of words that are finished
             self.assertEqual(words[:count], line.split(" ")[:count], setting)
             self.same(words[count:], TYPED[line], setting, line)
 
@@ -12000,7 +11995,6 @@ ECHO = (f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorizat
 
 class TestCanary(DownloadWorld, unittest.TestCase):
     """No secret of ours is in what any command says, logs at any level, or leaves in the cluster."""
-
     serves = False
 
     def setUp(self) -> None:
@@ -12108,9 +12102,7 @@ class TestCanary(DownloadWorld, unittest.TestCase):
             self.check("controller --once")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Demo: the main job on a machine without a cluster
-# ------------------------------------------------------------------------------------------------------------
+# ---- Demo: the main job on a machine without a cluster -----------------------
 
 def tell(text: str) -> None:
     """Print at once: the reader follows along, and a pipe must not reorder what the commands say."""

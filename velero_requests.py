@@ -4965,14 +4965,13 @@ def run_controller(controller: Controller) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
     controller.api.session.close()
 
-# ====================================================================================================
+# ================================================================================
 # 15. Client — create, wait, stream, tidy up; or do without a controller
-# ====================================================================================================
 
-LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
-JSON_LIMIT = 16 << 20                        # bytes of a JSON artifact that a screen is made of
-SCREEN_ELEMENTS = 200_000                    # and its elements, because each may become several lines
-MAX_POLL = 1.0                               # seconds between two reads of a request, when it takes long
+LIST_SIZE = 500  # objects a page; Velero's own, not everybody's, are listed by a client
+JSON_LIMIT = 16 << 20  # bytes of a JSON artifact that a screen is made of
+SCREEN_ELEMENTS = 200_000  # and its elements, because each may become several lines
+MAX_POLL = 1.0  # seconds between two reads of a request, when it takes long
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
 
 
@@ -4991,7 +4990,7 @@ def get_existing(api: Api, resource: Resource, namespace: str, name: str) -> Doc
     try:
         return api.get(resource, namespace, name)
     except Missing as error:
-        if error.api_reason != "NotFound":   # the kind itself is not served
+        if error.api_reason != "NotFound":  # the kind itself is not served
             raise
         raise NotFound(f"{resource.kind.lower()} \"{one_line(name, 64)}\" does not exist", hints=[
             f"looked in namespace {namespace}; -n chooses another"]) from None
@@ -5002,7 +5001,7 @@ def side_by_side(tasks: Iterable[Callable[[], Any]]) -> Iterator[Any]:
     def work(number: int, task: Callable[[], Any]) -> None:
         try:
             results[number] = task()
-        except Exception as error:           # a thread cannot raise; whoever reads the results sees it
+        except Exception as error:  # a thread cannot raise; whoever reads the results sees it
             log.debug("raised at:", exc_info=True)
             results[number] = error if isinstance(error, Error) else Error(
                 f"unexpected {type(error).__name__}: {one_line(error)}")
@@ -5071,7 +5070,7 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
             stored = api.create(resource, document)
         except ApiError as error:
             if error.status < 500:
-                end.pop_all()                # it was refused, so there is nothing to delete
+                end.pop_all()  # it was refused, so there is nothing to delete
             if error.status != 422 or not kind:
                 raise
             raise Error(f"the cluster does not know {resource.kind}s of kind {kind}: {error}", reason="UnknownKind",
@@ -5109,7 +5108,7 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
     for attempt in itertools.count(1):
         left = deadline - time.monotonic()
         time.sleep(max(0.0, min(left, backoff(attempt, poll, MAX_POLL))))
-        try:                                 # once more after the deadline, for a watch may have been silent
+        try:  # once more after the deadline, for a watch may have been silent
             yield api.get(key.resource, key.namespace, key.name)
         except Missing:
             raise deleted from None
@@ -5141,7 +5140,7 @@ def _url_in(document: Document) -> str:
         message = one_line(redact(request.message or request.reason))
         raise RequestFailed(f"{request.target_kind} of {request.target_name}: {message}",
                             reason=one_line(request.reason, 64))
-    return request.url                       # whatever the phase: the velero CLI's own test
+    return request.url  # whatever the phase: the velero CLI's own test
 
 
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
@@ -5228,9 +5227,9 @@ def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **h
             write_all(writer, chunk)
 
 
-SMALL_TIME = 120.0                           # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
-LISTING_PAGES = 1000                         # of 1,000 names each
-LISTING_LIMIT = 16 << 20                     # bytes of a page, or of a velero-backup.json
+SMALL_TIME = 120.0  # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
+LISTING_PAGES = 1000  # of 1,000 names each
+LISTING_LIMIT = 16 << 20  # bytes of a page, or of a velero-backup.json
 BACKUPS_LIMIT = 256 << 20  # bytes of all of these together; in memory an element is some more
 ELEMENT_WEIGHT = 32  # bytes
 
@@ -5340,7 +5339,7 @@ class FolderBucket(Bucket):
             raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=self.hints) from error
 
 
-LOCATION_LIMIT = 1 << 20                     # bytes
+LOCATION_LIMIT = 1 << 20  # bytes
 
 
 def location_of_file(path: str) -> Location:
@@ -5357,7 +5356,7 @@ def location_of_file(path: str) -> Location:
     for group, fields in (("objectStorage", "bucket prefix caCert"), ("credential", "name key"), ("config", "")):
         entry = Reader(spec.get(group, dict), f"{what}: spec.{group}")
         for field in fields.split() or entry.fields:
-            entry.get(field)                 # an unquoted `true` or number is no text, and would be passed over
+            entry.get(field)  # an unquoted `true` or number is no text, and would be passed over
     name = _text(document, "metadata", "name") or os.path.basename(path)
     return find_location(None, "", {"metadata": {"name": name}, "spec": spec.fields}, trusted=True)
 
@@ -5396,7 +5395,7 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
 
     def fetch(kind: str, stored: Document) -> Any:
         url = answered_url(api, stored, timeout)
-        with asking:                         # all threads would ask for the location's authority at once
+        with asking:  # all threads would ask for the location's authority at once
             whom = trust_for(url, trust, location_trust)
         source, what = UrlSource(lambda _skew: (url, whom)), f"{kind} of {name}"
         with about(what), time_limit(SMALL_TIME), contextlib.closing(
@@ -5428,9 +5427,8 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
         return wait_for(api, STATUS_REQUESTS, stored, "the server's status", answer, timeout, STATUS_POLL)
 
-# ====================================================================================================
+# ================================================================================
 # 16. Doctor — why nobody answered: checks, each one sentence with its cure
-# ====================================================================================================
 
 def check_server(api: Api, namespace: str) -> str:
     """What is wrong with Velero's Deployment; empty when it has a ready pod."""
@@ -5474,15 +5472,14 @@ def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> L
         "the server is there but did not take up the request: "
         f"see its log (`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout"]), *direct]
 
-# ====================================================================================================
+# ================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
-# ====================================================================================================
 
-MAX_TIMEOUT = 366 * 86400.0                  # seconds; sockets take no more than a few years
-NEXT_SCREEN_TIMEOUT = 1.0                    # seconds for further screens once one request was not answered
-PROGRESS_DELAY = 1.0                         # seconds before it is shown what is waited for
+MAX_TIMEOUT = 366 * 86400.0  # seconds; sockets take no more than a few years
+NEXT_SCREEN_TIMEOUT = 1.0  # seconds for further screens once one request was not answered
+PROGRESS_DELAY = 1.0  # seconds before it is shown what is waited for
 PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two lines of progress, on a terminal and elsewhere
-COMPLETION_TIMEOUT = 1.0                     # seconds for names that a shell completes
+COMPLETION_TIMEOUT = 1.0  # seconds for names that a shell completes
 
 
 def find_namespace() -> str:
@@ -5578,7 +5575,7 @@ class Options:
     """What the command line says, as argparse puts it into attributes, and the commands (`Command.run`)."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)           # and type checkers know that there are some
+        raise AttributeError(name)  # and type checkers know that there are some
 
     def api(self) -> Api:
         api = connect(load_cluster(self.kubeconfig, self.context))
@@ -5616,7 +5613,7 @@ class Options:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        give_large_blocks_back()             # of this process, which is nobody else's as it would be in a library
+        give_large_blocks_back()  # of this process, which is nobody else's as it would be in a library
         log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
                  redact(api.session.cluster.server))
         run_controller(controller)
@@ -5650,7 +5647,7 @@ class Options:
                 if self.is_log:
                     refusal = logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase"))
             except ApiError as error:
-                if error.status != 403:      # without the right to see it, it may still be there
+                if error.status != 403:  # without the right to see it, it may still be there
                     raise
                 log.info("%s", error)
         if refusal:
@@ -5740,7 +5737,7 @@ class Options:
         """
         if self.selector:
             raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
-        self.trust()                         # what is wrong with it is said once, not for each location
+        self.trust()  # what is wrong with it is said once, not for each location
         api = None if self.location else self.api()
         backups: Dict[str, List[Document]] = {name: [] for name in self.names}
         for location in list_all(api, LOCATIONS, self.namespace)[0] if api else [None]:
@@ -5868,7 +5865,6 @@ class Command(NamedTuple):
 
     `fixed` are options that it always has, `aliases` further words for it, as the velero CLI has them.
     """
-
     words: str
     summary: str
     run: Callable[[Options], Union[str, int, None]]
@@ -5885,7 +5881,7 @@ COMMON = (
     argument("--timeout DURATION", "how long to wait for an answer, not for a transfer (default: 1m, 5s for plugin get "
              "and version)"),
     argument("--colorized", "colors (default: on a terminal without NO_COLOR)", default=None),
-    argument("--features NAMES", None),      # velero's; nothing here depends on one
+    argument("--features NAMES", None),  # velero's; nothing here depends on one
     (("-v", "--verbose"), {"action": "count", "default": 0, "help": "say more on stderr"}),
     (("--version",), {"action": "version", "version": f"{PROGRAM} {__version__}", "help": "the version of this file"}))
 OPTION_DEFAULTS = {  # for commands that have no such argument
