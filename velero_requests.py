@@ -5101,34 +5101,31 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
             return
 
 
-def wait_for(api: Api, resource: Resource, document: Document, what: str, answer: Callable[[Document], Any],
-             seconds: float, poll: float) -> Any:
+def wait_for(api: Api, key: Key, document: Document, what: str, answer: Callable[[Document], Any], seconds: float,
+             poll: float) -> Any:
     """Wait for what `answer` finds in an object -> that; TimedOut after so many seconds. what: is waited for, to be
     shown. poll: seconds between the first two looks, where it may not be watched."""
-    key = request_from(resource, document).key
     with api.waiting(what, seconds), contextlib.closing(_copies(api, key, document, seconds, poll)) as copies:
         for found in filter(None, map(answer, copies)):
             return found
     raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
 
 
-def _url_in(document: Document) -> str:
-    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
-    request = request_from(DOWNLOAD_REQUESTS, document)
-    if not request.url and request.reason:
-        message = one_line(redact(request.message or request.reason))
-        raise RequestFailed(f"{request.target_kind} of {request.target_name}: {message}",
-                            reason=one_line(request.reason, 64))
-    return request.url  # whatever the phase: the velero CLI's own test
-
-
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
-    """The same, once it is there."""
+    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
     request = request_from(DOWNLOAD_REQUESTS, stored)
-    what = f"the URL of {request.target_kind} of {request.target_name}"
-    url = wait_for(api, DOWNLOAD_REQUESTS, stored, what, _url_in, timeout, URL_POLL)
+    what = f"{request.target_kind} of {request.target_name}"
+
+    def answer(document: Document) -> str:
+        now = request_from(DOWNLOAD_REQUESTS, document)
+        if not now.url and now.reason:
+            why = one_line(redact(now.message or now.reason))
+            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64))
+        return now.url  # whatever the phase: the velero CLI's own test
+
+    url = wait_for(api, request.key, stored, f"the URL of {what}", answer, timeout, URL_POLL)
     log.info("%s is answered; the store is %s", request.key, one_line(redact("/".join(url.split("/", 3)[:3]))))
-    return url
+    return str(url)
 
 
 def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
@@ -5226,10 +5223,9 @@ class Bucket:
             return sign(self.location, key, self.cache.get(now), now, skew, query)[0], self.trust
         return UrlSource(locate, idle=self.idle)
 
-    def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = (), seconds: float = SMALL_TIME
-                   ) -> bytes:
+    def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
         """The whole of an object, in bounded time; StoreError when it is not small."""
-        with about(what), time_limit(seconds):
+        with about(what), time_limit(SMALL_TIME):
             return bytes(collected(Download(self.source(key, query), what, gunzip=False).received(), LISTING_LIMIT))
 
     def folders(self, key: str) -> List[str]:
@@ -5304,13 +5300,10 @@ class FolderBucket(Bucket):
             raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=self.hints) from error
 
 
-LOCATION_LIMIT = 1 << 20  # bytes
-
-
 def location_of_file(path: str) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
-    what, content = f"storage location file {path}", read_file(path, "storage location file", LOCATION_LIMIT)
-    document = Reader(parse_yaml(content, what, LOCATION_LIMIT), what).fields
+    what, limit = f"storage location file {path}", 1 << 20  # bytes
+    document = Reader(parse_yaml(read_file(path, "storage location file", limit), what, limit), what).fields
     kind = _text(document, "kind") or LOCATIONS.kind
     if kind != LOCATIONS.kind:
         raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
@@ -5381,7 +5374,8 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
     def answer(document: Document) -> Optional[Document]:
         return document if _text(document, "status", "phase") == PROCESSED else None
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
-        return wait_for(api, STATUS_REQUESTS, stored, "the server's status", answer, timeout, STATUS_POLL)
+        key = request_from(STATUS_REQUESTS, stored).key
+        return wait_for(api, key, stored, "the server's status", answer, timeout, STATUS_POLL)
 
 # ================================================================================
 # 16. Doctor — why nobody answered: checks, each one sentence with its cure
@@ -6070,7 +6064,7 @@ MISSING_PACKAGE = (
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The command line -> exit code; the only place that turns errors into exit codes. An OSError comes from stdout, for
+    """The command line -> exit code; the only place that turns errors into exit codes. An OSError comes from stdout:
     files, sockets and the cluster turn theirs into an Error."""
     sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
