@@ -5446,11 +5446,11 @@ def say(text: str, end: str = "\n") -> None:
         sys.stderr.flush()
 
 
-def report(*errors: Error, more: Iterable[str] = ()) -> int:
-    """Say what went wrong on stderr, and what cures it; more: further cures -> the exit code of the first error."""
-    lines = [line for error in errors for line in (f"error: {error}", *(f"hint: {hint}" for hint in error.hints))]
-    for line in [*lines, *(f"hint: {hint}" for hint in more)]:
-        say(one_line(redact(line), 4096))
+def report(*errors: Error) -> int:
+    """Say what went wrong on stderr, and what cures it -> the exit code of the first error."""
+    for error in errors:
+        for line in (f"error: {error}", *(f"hint: {hint}" for hint in error.hints)):
+            say(one_line(redact(line), 4096))
     return errors[0].exit if errors else Exit.DONE
 
 
@@ -5487,8 +5487,8 @@ def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
                     f"{format_duration(max(0, round(seconds - passed)))} more")
 
 
-# A shell completes a word by what the program prints (see `completions`), where that is nothing by files.
-# `--flag=value` is three words in bash; zsh and fish complete the value alone.
+# A shell completes a word by what `completions` finds, where that is nothing by files. `--flag=value` is three words in
+# bash; zsh and fish complete the value alone.
 COMPLETION_SCRIPTS = {
     "bash": """_velero_requests() {
     local IFS=$'\\n'
@@ -5712,9 +5712,10 @@ class Options:
         return report(*troubles)
 
     def is_colorized(self) -> bool:
-        if self.colorized is None:
-            self.colorized = sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
-        return self.colorized and self.output != "json" and not os.environ.get("NO_COLOR")
+        wanted = self.colorized
+        if wanted is None:
+            wanted = sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
+        return wanted and self.output != "json" and not os.environ.get("NO_COLOR")
 
     def run_describe(self) -> int:
         """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code."""
@@ -5736,8 +5737,9 @@ class Options:
         if structured:
             sys.stdout.write(json_text(screens[0] if len(screens) == 1 else screens))
         sys.stdout.flush()
-        nobody = any(isinstance(trouble, TimedOut) for trouble in troubles)
-        return report(*troubles, more=timeout_hints(api, self.namespace) if nobody else ())
+        for trouble in [trouble for trouble in troubles if isinstance(trouble, TimedOut)][-1:]:
+            trouble.hints += tuple(timeout_hints(api, self.namespace))
+        return report(*troubles)
 
     def server_status(self) -> Document:
         api = self.api()
@@ -6000,13 +6002,10 @@ class RedactingFormatter(logging.Formatter):
     """Log lines without signatures, tokens and control characters; on a terminal they go over a line of progress."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
+        return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(printable(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # its last line may hold untrusted text
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
-
-    def format(self, record: logging.LogRecord) -> str:
-        return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(super().format(record))
+        return "\n".join(redact(printable(line)) for line in super().formatException(ei).split("\n"))
 
 
 def configure_logging(serving: bool, verbose: int) -> None:
