@@ -10422,10 +10422,11 @@ class DirectTests(Sentences):
         return stored
 
     def location_document(self, **storage: Any) -> Document:
-        """A storage location as an administrator has it in a file."""
-        config = {"region": self.store.region, "s3Url": self.store.url, "s3ForcePathStyle": "true"}
-        spec = {"provider": "aws", "objectStorage": {"bucket": self.namespace, **storage}, "config": config}
-        return {"apiVersion": "velero.io/v1", "kind": "BackupStorageLocation", "metadata": {"name": "x"}, "spec": spec}
+        """The cluster's storage location without its Secret, as an administrator has it in a file."""
+        document: Any = self.look("default", "backupstoragelocations")
+        del document["spec"]["credential"]
+        document["spec"]["objectStorage"].update(storage)
+        return document
 
     def files(self, document: Any = None, keys: Optional[str] = None) -> Tuple[str, ...]:
         """Write location and credentials -> the flags that name them."""
@@ -11894,14 +11895,6 @@ class TestEnds(unittest.TestCase):
             _, rest = process.communicate(timeout=60)
             self.assertEqual((code, False), (process.returncode, b"Traceback" in rest), rest)
 
-    def test_ctrl_c_while_the_interpreter_ends(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            write_bytes(os.path.join(folder, "sitecustomize.py"),
-                        b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
-            done = subprocess.run([sys.executable, MODULE, "--version"], env={**os.environ, "PYTHONPATH": folder},
-                                  timeout=60, check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        self.assertEqual((-signal.SIGINT, b""), (done.returncode, done.stderr))
-
 
 CANARY = "canary/7+secret"
 # All commands; those that print a URL or an object are asked for what they show, so only their stderr must be clean.
@@ -12138,6 +12131,12 @@ class TestStart(FolderCase):
             self.assertEqual([1] * 5, [result.err.count(words) for words in (
                 "error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
                 "dnf install", "apk add", "pip install")], result.err)
+
+    def test_ctrl_c_while_the_interpreter_ends(self) -> None:
+        write_bytes(os.path.join(self.folder, "sitecustomize.py"),
+                    b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
+        result = self.start(sys.executable, MODULE, "--version", env={**os.environ, "PYTHONPATH": self.folder})
+        self.assertEqual((-signal.SIGINT, ""), (result.code, result.err))
 
     def test_nohup_is_respected(self) -> None:
         """A command started with SIGHUP ignored goes on ignoring it; one that ended left signals as before."""

@@ -5064,12 +5064,6 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
         yield stored
 
 
-def asked(api: Api, namespace: str, kind: str, name: str) -> ContextManager[Document]:
-    """A new DownloadRequest, for as long as the context lasts; InvalidRequest for a target that cannot exist."""
-    artifact = target_of(kind, name)
-    return created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, artifact.kind, name, random_suffix()))
-
-
 def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float) -> Iterator[Document]:
     """The copy in hand, then newer ones for so long: from a watch, and by polling when that ends or fails."""
     yield document
@@ -5160,7 +5154,8 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
 
         def locate(_skew: timedelta) -> Tuple[str, Trust]:
             requests.close()
-            url = answered_url(api, requests.enter_context(asked(api, namespace, kind, name)), timeout)
+            document = new_download_request(namespace, kind, name, random_suffix())
+            url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
             return url, trust_for(url, trust, lambda: find_trust(api, namespace, artifact, name))
 
         yield UrlSource(locate, idle=idle)
@@ -5355,9 +5350,10 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
         found: Dict[Any, Any] = {}
         with contextlib.ExitStack() as requests:
             for kind in kinds:
+                wanted = new_download_request(namespace, kind, name, random_suffix())
                 try:
-                    stored = requests.enter_context(asked(api, namespace, kind, name))
-                    tasks[kind] = functools.partial(fetch, kind, stored)
+                    tasks[kind] = functools.partial(
+                        fetch, kind, requests.enter_context(created(api, DOWNLOAD_REQUESTS, wanted)))
                 except Error as error:
                     found[kind] = error
             return {**found, **dict(zip(tasks, side_by_side(tasks.values())))}
@@ -5415,10 +5411,10 @@ def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> L
         except Error as error:
             log.info("a check could not be made: %s", error)
             blind = True
-    return [*(found or [
-        "the reason cannot be seen with your rights: -v says what could not be looked at" if blind else
-        "the server is there but did not take up the request: "
-        f"see its log (`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout"]), *direct]
+    usual = ("the reason cannot be seen with your rights: -v says what could not be looked at" if blind else
+             "the server is there but did not take up the request: see its log "
+             f"(`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout")
+    return [*(found or [usual]), *direct]
 
 # ================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
@@ -5767,17 +5763,6 @@ TYPES["FILE|DIR"] = TYPES["FILE"]
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
 
 
-def read_argument(takes: str, text: str) -> Any:
-    """The value of an argument, for argparse."""
-    import argparse
-    convert, complaint = TYPES.get(takes, (str, ""))
-    with contextlib.suppress(ValueError):
-        value = convert(text)
-        if value is not None:
-            return value
-    raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
-
-
 def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
     """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type, and without that
     it is a switch, as velero takes them: `--flag`, `--flag=false`. shown: what --help says; None hides it."""
@@ -5785,8 +5770,18 @@ def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
     if takes[0] == "-":
         names, takes = [*names, takes], "BOOL"
         keywords = {"nargs": "?", "const": True, "default": False, **keywords}
-    return tuple(names), {"metavar": takes, "type": functools.partial(read_argument, takes), **keywords,
-                          **({"help": shown} if shown else {}), **({"default": []} if "action" in keywords else {})}
+
+    def read(text: str) -> Any:
+        import argparse
+        convert, complaint = TYPES.get(takes, (str, ""))
+        with contextlib.suppress(ValueError):
+            value = convert(text)
+            if value is not None:
+                return value
+        raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
+
+    return tuple(names), {"metavar": takes, "type": read, **keywords, **({"help": shown} if shown else {}),
+                          **({"default": []} if "action" in keywords else {})}
 
 
 class Command(NamedTuple):
@@ -6046,15 +6041,6 @@ def run(argv: List[str]) -> int:
         return result if isinstance(result, int) else Exit.DONE
 
 
-def flush(stream: Any) -> None:
-    """Flush a stream that may be broken, so that the interpreter's own flush at its exit has nothing to fail with."""
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # it need not have a descriptor
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 MISSING_PACKAGE = (
     "`apt-get install python3-urllib3 python3-yaml`, `dnf install python3-urllib3 python3-pyyaml` or "
     "`apk add py3-urllib3 py3-yaml`",
@@ -6090,7 +6076,11 @@ def main(argv: Optional[List[str]] = None) -> int:
                             hints=["this is a bug; run again with -v and report what it says"]))
     finally:
         for stream in filter(None, (sys.stdout, sys.stderr)):
-            flush(stream)
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # the interpreter's own flush at its exit shall have nothing to fail with
+                with contextlib.suppress(OSError, ValueError):  # it need not have a descriptor
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":
