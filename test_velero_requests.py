@@ -11796,8 +11796,23 @@ class TestWaiting(FakeWorld, unittest.TestCase):
             self.admin.delete("downloadrequests", name, self.namespace)
             self.assert_failed(program.end(), 1, f"{name} was deleted by somebody else before it was answered")
         self.cluster.forget()
-        self.assert_failed(self.cli("backup", "logs", "b1", "--timeout", "2s", user="reader"), 4)
+        result = self.cli("backup", "logs", "b1", "--timeout", "2s", user="reader")
+        self.assert_failed(result, 4)
+        self.assertIn("hint: the reason cannot be seen with your rights", result.err)
         self.assertIn(self.cluster.count("GET", "/downloadrequests/"), range(5, 10))
+
+    def test_why_nobody_answers(self) -> None:
+        """Hints tell what is wrong with server and location, as far as the caller's rights let it be seen."""
+        self.fill("default", "backupstoragelocations", phase="Unavailable", message="no such bucket")
+        self.make_backup("lost", "gone")
+        self.cluster.grant("limited", {"apiGroups": ["velero.io"], "resources": ["*"], "verbs": ["create", "get"]},
+                           namespace=self.namespace)
+        for name, user, hint in (
+                ("b1", "admin", "there is no Deployment velero in namespace "),
+                ("b1", "limited", "storage location 'default' is not available: no such bucket: see "),
+                ("lost", "limited", "storage location 'gone' does not exist; backup 'lost' is in it")):
+            result = self.cli("backup", "logs", name, "--timeout", "100ms", user=user)
+            self.assertRegex(result.err, f"\nhint: {hint}(.*\n)+hint: --direct needs no controller")
 
 
 class TestCommandLine(unittest.TestCase):
