@@ -5337,8 +5337,8 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
     """What a screen shows besides an object, read side by side: related objects, and artifacts by kind; an Error stands
     for what could not be read. This thread alone makes and deletes the requests, so Ctrl-C leaves none; deleting them
     ends the threads that still wait for an answer."""
-    name = _text(document, "metadata", "name")
-    whom = trust or find_trust(api, namespace, next(row for row in TARGETS.values() if row.owner == resource), name)
+    name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
+    whom = trust or (find_trust(api, namespace, artifact, name) if kinds else Trust())
 
     def fetch(kind: str, stored: Document) -> Any:
         url = answered_url(api, stored, timeout)
