@@ -3357,14 +3357,6 @@ class Api(NamedTuple):
             return False
         return True
 
-    def served_resources(self, group_version: str) -> List[str]:
-        """The names that discovery lists for a group; none when there is no such group."""
-        try:
-            entries = _at(self.call("GET", f"/apis/{group_version}"), "resources")
-        except Missing:
-            return []
-        return [_text(entry, "name") for entry in entries] if isinstance(entries, list) else []
-
     def open_watch(self, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
                    silence: float = WATCH_SILENCE) -> Response:
         """Start a watch after `version`, of all objects or of the one named -> a response for watch_events.
@@ -4755,14 +4747,13 @@ def run_controller(controller: Controller) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
     controller.api.session.close()
 
-# ====================================================================================================
+# ================================================================================
 # 15. Client — create, wait, stream, tidy up; or do without a controller
-# ====================================================================================================
 
-LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
-JSON_LIMIT = 16 << 20                        # bytes of a JSON artifact that a screen is made of
-SCREEN_ELEMENTS = 200_000                    # and its elements, because each may become several lines
-MAX_POLL = 1.0                               # seconds between two reads of a request, when it takes long
+LIST_SIZE = 500  # objects a page of a client's list
+JSON_LIMIT = 16 << 20  # bytes of a JSON artifact that a screen is made of
+SCREEN_ELEMENTS = 200_000  # and its elements, because each may become several lines
+MAX_POLL = 1.0  # seconds between two reads of a request, when it takes long
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
 
 
@@ -4781,31 +4772,29 @@ def get_existing(api: Api, resource: Resource, namespace: str, name: str) -> Doc
     try:
         return api.get(resource, namespace, name)
     except Missing as error:
-        if error.api_reason != "NotFound":   # the kind itself is not served
+        if error.api_reason != "NotFound":  # the kind itself is not served
             raise
         raise NotFound(f"{resource.kind.lower()} \"{one_line(name, 64)}\" does not exist", hints=[
             f"looked in namespace {namespace}; -n chooses another"]) from None
 
 
-def side_by_side(tasks: Iterable[Callable[[], Any]]) -> Iterator[Any]:
-    """Run tasks, POOL_SIZE at a time in threads -> what each returned or the Error that it raised, in their order."""
+def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
+    """Run a few tasks at once, in threads -> what each returned or the Error that it raised, in their order."""
     def work(number: int, task: Callable[[], Any]) -> None:
         try:
             results[number] = task()
-        except Exception as error:           # a thread cannot raise; whoever reads the results sees it
+        except Exception as error:  # a thread cannot raise; whoever reads the results sees it
             log.debug("raised at:", exc_info=True)
             results[number] = error if isinstance(error, Error) else Error(
                 f"unexpected {type(error).__name__}: {one_line(error)}")
 
-    tasks = iter(tasks)
-    for group in iter(lambda: list(itertools.islice(tasks, POOL_SIZE)), []):
-        results: List[Any] = [None] * len(group)  # all threads of a group end before the next one begins
-        threads = [threading.Thread(target=work, args=row, daemon=True) for row in enumerate(group)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        yield from results
+    threads = [threading.Thread(target=work, args=row, daemon=True) for row in enumerate(tasks)]
+    results: List[Any] = [None] * len(threads)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
 
 
 def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -> Tuple[List[Document], str]:
@@ -4818,19 +4807,14 @@ def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -
 def find_documents(api: Api, resource: Resource, namespace: str, names: List[str], selector: str
                    ) -> Tuple[List[Document], str]:
     """Backups or restores in the order named, else those that a selector chooses, and the version of the list."""
-    if not names:
-        try:
-            return list_all(api, resource, namespace, selector)
-        except ApiError as error:
-            if error.status != 400 or not selector:
-                raise
-            what = one_line(selector, 200)
-            raise UsageError(f"the cluster does not understand the selector {what!r}: {error}") from None
-    documents = list(side_by_side(functools.partial(get_existing, api, resource, namespace, name) for name in names))
-    for document in documents:
-        if isinstance(document, Error):
-            raise document
-    return documents, ""
+    if names:
+        return [get_existing(api, resource, namespace, name) for name in names], ""
+    try:
+        return list_all(api, resource, namespace, selector)
+    except ApiError as error:
+        if error.status != 400 or not selector:
+            raise
+        raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}") from None
 
 
 def random_suffix() -> str:
@@ -4839,7 +4823,7 @@ def random_suffix() -> str:
 
 
 def delete_request(api: Api, key: Key) -> None:
-    """Delete a request; when that fails, such as without the right to it, the controller will when it expires."""
+    """Delete a request; when that fails, the controller will when it expires."""
     try:
         if api.with_short_timeout().delete(key):
             log.info("deleted %s", key)
@@ -4849,10 +4833,8 @@ def delete_request(api: Api, key: Key) -> None:
 
 @contextlib.contextmanager
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
-    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C.
-
-    Its name is known before, so it is deleted even when no answer to the create came.
-    """
+    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C, and when
+    no answer to the create came, for its name is known before."""
     request = request_from(resource, document)
     key, kind = request.key, request.target_kind
     with contextlib.ExitStack() as end:
@@ -4861,22 +4843,15 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
             stored = api.create(resource, document)
         except ApiError as error:
             if error.status < 500:
-                end.pop_all()                # it was refused, so there is nothing to delete
+                end.pop_all()  # it was refused, so there is nothing to delete
             if error.status != 422 or not kind:
                 raise
             raise Error(f"the cluster does not know {resource.kind}s of kind {kind}: {error}", reason="UnknownKind",
-                        hints=["its CRDs are of another version of Velero than that kind; the kinds they know are "
-                               "named above"]) from None
+                        hints=["its CRDs are of a version of Velero with other kinds, which are named above"]) from None
         if _text(stored, "metadata", "name") != key.name:
             raise Unreachable(f"the cluster answered the creation of {key} with something else")
         log.info("created %s", key)
         yield stored
-
-
-def asked(api: Api, namespace: str, kind: str, name: str) -> ContextManager[Document]:
-    """A new DownloadRequest, for as long as the context lasts; InvalidRequest for a target that cannot exist."""
-    artifact = target_of(kind, name)
-    return created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, artifact.kind, name, random_suffix()))
 
 
 def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float) -> Iterator[Document]:
@@ -4884,82 +4859,65 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
     yield document
     deleted = Error(f"{key} was deleted by somebody else before it was answered")
     left, deadline = max(0.1, seconds), time.monotonic() + seconds
-    version = _text(document, "metadata", "resourceVersion")
     try:
-        response = api.open_watch(key.resource, key.namespace, version, seconds=left, name=key.name, silence=left)
+        response = api.open_watch(key.resource, key.namespace, _text(document, "metadata", "resourceVersion"),
+                                  seconds=left, name=key.name, silence=left)
         with time_limit(left), contextlib.closing(watch_events(response)) as events:
             for kind, copy in events:
-                if kind == "BOOKMARK" or _text(copy, "metadata", "name") != key.name:
-                    continue
                 if kind == "DELETED":
                     raise deleted
-                yield copy
+                if _text(copy, "metadata", "name") == key.name:  # and no bookmark
+                    yield copy
     except (ApiError, Unreachable) as error:
         log.info("reading every %s instead of watching: %s", format_duration(poll), error)
     for attempt in itertools.count(1):
         left = deadline - time.monotonic()
         time.sleep(max(0.0, min(left, backoff(attempt, poll, MAX_POLL))))
-        try:                                 # once more after the deadline, for a watch may have been silent
-            yield api.get(key.resource, key.namespace, key.name)
+        try:  # once more after the deadline, for a watch may have been silent
+            yield api.get(*key)
         except Missing:
             raise deleted from None
         except (ApiError, Unreachable) as error:
-            if getattr(error, "status", 0) not in (0, *RETRY_STATUS):
+            if error.status not in (0, *RETRY_STATUS):
                 raise
             log.info("%s", error)
         if left <= 0:
             return
 
 
-def wait_for(api: Api, resource: Resource, document: Document, what: str, answer: Callable[[Document], Any],
-             seconds: float, poll: float) -> Any:
-    """Wait for what `answer` finds in an object, or raises -> that; TimedOut after so many seconds.
-
-    what: is waited for, to be shown. poll: seconds between the first two looks, where it may not be watched.
-    """
-    key = request_from(resource, document).key
+def wait_for(api: Api, key: Key, document: Document, what: str, answer: Callable[[Document], Any], seconds: float,
+             poll: float) -> Any:
+    """Wait for what `answer` finds in an object -> that; TimedOut after so many seconds. what: is waited for, to be
+    shown. poll: seconds between the first two looks, where it may not be watched."""
     with api.waiting(what, seconds), contextlib.closing(_copies(api, key, document, seconds, poll)) as copies:
         for found in filter(None, map(answer, copies)):
             return found
     raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
 
 
-def _url_in(document: Document) -> str:
-    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
-    request = request_from(DOWNLOAD_REQUESTS, document)
-    if not request.url and request.reason:
-        message = one_line(redact(request.message or request.reason))
-        raise RequestFailed(f"{request.target_kind} of {request.target_name}: {message}",
-                            reason=one_line(request.reason, 64))
-    return request.url                       # whatever the phase: the velero CLI's own test
-
-
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
-    """The same, once it is there."""
+    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
     request = request_from(DOWNLOAD_REQUESTS, stored)
-    what = f"the URL of {request.target_kind} of {request.target_name}"
-    url = wait_for(api, DOWNLOAD_REQUESTS, stored, what, _url_in, timeout, URL_POLL)
+    what = f"{request.target_kind} of {request.target_name}"
+
+    def answer(document: Document) -> str:
+        now = request_from(DOWNLOAD_REQUESTS, document)
+        if not now.url and now.reason:
+            why = one_line(redact(now.message or now.reason))
+            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64))
+        return now.url  # whatever the phase: the velero CLI's own test
+
+    url = wait_for(api, request.key, stored, f"the URL of {what}", answer, timeout, URL_POLL)
     log.info("%s is answered; the store is %s", request.key, one_line(redact("/".join(url.split("/", 3)[:3]))))
-    return url
+    return str(url)
 
 
-def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0) -> str:
-    """A URL that anybody may GET for about ten minutes: a bearer token. Raises as `read_artifact`."""
-    with asked(api, namespace, kind, name) as stored:
-        return answered_url(api, stored, timeout)
-
-
-def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) -> str:
+def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
     """The storage location that an artifact lies in: a backup's own, a restore's that of the backup it came from."""
     owner = get_existing(api, artifact.owner, namespace, name)
     if artifact.owner == RESTORES:
         owner = get_existing(api, BACKUPS, namespace, _name(owner, "spec", "backupName"))
-    return _name(owner, "spec", "storageLocation")
-
-
-def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
-    """The storage location itself."""
-    location = read_location_name(api, namespace, artifact, name)
+    location = _name(owner, "spec", "storageLocation")
     try:
         return api.get(LOCATIONS, namespace, location)
     except Missing:
@@ -4980,19 +4938,23 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
 @contextlib.contextmanager
 def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
                      trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[UrlSource]:
-    """An artifact by a DownloadRequest, and another one when its URL has expired, which live as long as the context.
-
-    Arguments and errors as `read_artifact`.
-    """
+    """An artifact by a DownloadRequest, and by another one when its URL has expired; arguments as `read_artifact`."""
     artifact = target_of(kind, name)
     with contextlib.ExitStack() as requests:
 
         def locate(_skew: timedelta) -> Tuple[str, Trust]:
             requests.close()
-            url = answered_url(api, requests.enter_context(asked(api, namespace, kind, name)), timeout)
+            document = new_download_request(namespace, kind, name, random_suffix())
+            url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
             return url, trust_for(url, trust, lambda: find_trust(api, namespace, artifact, name))
 
         yield UrlSource(locate, idle=idle)
+
+
+def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0) -> str:
+    """A URL that anybody may GET for about ten minutes: a bearer token. Raises as `read_artifact`."""
+    with requested_source(api, namespace, kind, name, timeout=timeout, trust=Trust()) as source:
+        return source.url
 
 
 def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
@@ -5009,18 +4971,15 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
 
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **how: Any) -> None:
-    """Write an artifact into a writer, which stays open, and whose own errors come out as they are.
-
-    how: arguments of `read_artifact`, which tells the other errors.
-    """
+    """`read_artifact` into a writer, which stays open, and whose own errors come out as they are."""
     with contextlib.closing(read_artifact(api, namespace, kind, name, **how)) as chunks:
         for chunk in chunks:
             write_all(writer, chunk)
 
 
-SMALL_TIME = 120.0                           # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
-LISTING_PAGES = 1000                         # of 1,000 names each
-LISTING_LIMIT = 16 << 20                     # bytes of a page, or of a velero-backup.json
+SMALL_TIME = 120.0  # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
+LISTING_PAGES = 1000  # of 1,000 names each
+LISTING_LIMIT = 16 << 20  # bytes of a page, or of a velero-backup.json
 BACKUPS_LIMIT = 256 << 20  # bytes of all of these together; in memory an element is some more
 ELEMENT_WEIGHT = 32  # bytes
 
@@ -5049,10 +5008,9 @@ class Bucket:
             return sign(self.location, key, self.cache.get(now), now, skew, query)[0], self.trust
         return UrlSource(locate, idle=self.idle)
 
-    def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = (), seconds: float = SMALL_TIME
-                   ) -> bytes:
+    def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
         """The whole of an object, in bounded time; StoreError when it is not small."""
-        with about(what), time_limit(seconds):
+        with about(what), time_limit(SMALL_TIME):
             return bytes(collected(Download(self.source(key, query), what, gunzip=False).received(), LISTING_LIMIT))
 
     def folders(self, key: str) -> List[str]:
@@ -5083,30 +5041,27 @@ class Bucket:
 
     def backups(self, where: str, wanted: Iterable[str], troubles: List[Error], left: int = BACKUPS_LIMIT
                 ) -> Iterator[Document]:
-        """The Backups in it, all or those wanted; what is no Backup is passed over.
-
-        where: names the bucket in errors. troubles: gets why some cannot be read. left: the bytes that may be read.
-        """
+        """The Backups in it, all or those wanted; what is no Backup is passed over. where: names the bucket in errors.
+        troubles: gets why some cannot be read. left: the bytes that may be read."""
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
         rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
                 if is_object_name(name) and (not wanted or name in wanted)]
         for name, what, content in self._contents(folder, rows):
-            if isinstance(content, Error):
-                if content.exit == Exit.NOT_FOUND:
-                    log.info("%s is passed over: %s", what, content)
-                elif isinstance(content, StoreError):
-                    troubles.append(content)
-                else:  # whoever cannot be reached is not asked for all the others
-                    raise content
-                continue
-            left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
-            if left < 0:
-                troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
-                return
-            with contextlib.suppress(ValueError):
-                document = parse_json(content)
-                if isinstance(_at(document, "metadata"), dict):
-                    yield {**document, "metadata": {**document["metadata"], "name": name}}
+            if getattr(content, "exit", 0) == Exit.NOT_FOUND:
+                log.info("%s is passed over: %s", what, content)
+            elif isinstance(content, StoreError):
+                troubles.append(content)
+            elif isinstance(content, Error):  # whoever cannot be reached is not asked for all the others
+                raise content
+            else:
+                left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
+                if left < 0:
+                    troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
+                    return
+                with contextlib.suppress(ValueError):
+                    document = parse_json(content)
+                    if isinstance(_at(document, "metadata"), dict):
+                        yield {**document, "metadata": {**document["metadata"], "name": name}}
 
 
 class FolderBucket(Bucket):
@@ -5130,14 +5085,10 @@ class FolderBucket(Bucket):
             raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=self.hints) from error
 
 
-LOCATION_LIMIT = 1 << 20                     # bytes
-
-
 def location_of_file(path: str) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
-    what = f"storage location file {path}"
-    content = read_file(path, "storage location file", LOCATION_LIMIT)
-    document = Reader(parse_yaml(content, what, LOCATION_LIMIT), what).fields
+    what, limit = f"storage location file {path}", 1 << 20  # bytes
+    document = Reader(parse_yaml(read_file(path, "storage location file", limit), what, limit), what).fields
     kind = _text(document, "kind") or LOCATIONS.kind
     if kind != LOCATIONS.kind:
         raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
@@ -5147,7 +5098,7 @@ def location_of_file(path: str) -> Location:
     for group, fields in (("objectStorage", "bucket prefix caCert"), ("credential", "name key"), ("config", "")):
         entry = Reader(spec.get(group, dict), f"{what}: spec.{group}")
         for field in fields.split() or entry.fields:
-            entry.get(field)                 # an unquoted `true` or number is no text, and would be passed over
+            entry.get(field)  # an unquoted `true` or number is no text, and would be passed over
     name = _text(document, "metadata", "name") or os.path.basename(path)
     return find_location(None, "", {"metadata": {"name": name}, "spec": spec.fields}, trusted=True)
 
@@ -5166,40 +5117,33 @@ def decode_json(chunks: Iterable[bytes]) -> Any:
 
 def read_related(api: Api, namespace: str, resource: Resource, selector: str) -> List[Document]:
     """Objects that belong to another one; a kind that the cluster does not serve has none."""
-    try:
+    with contextlib.suppress(Missing):
         return list_all(api, resource, namespace, selector)[0]
-    except Missing as error:
-        log.info("%s", error)
-        return []
+    return []
 
 
 def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
                 trust: Optional[Trust]) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
-    """What a screen shows besides an object, read side by side: related objects, and artifacts by kind.
-
-    An Error stands for what could not be read. This thread alone makes and deletes the requests, so Ctrl-C leaves none;
-    deleting them ends the threads that still wait for an answer.
-    """
-    name, asking = _text(document, "metadata", "name"), threading.Lock()
-    artifact = next(row for row in TARGETS.values() if row.owner == resource)
-    location_trust = functools.lru_cache(maxsize=None)(lambda: find_trust(api, namespace, artifact, name))
+    """What a screen shows besides an object, read side by side: related objects, and artifacts by kind; an Error stands
+    for what could not be read. This thread alone makes and deletes the requests, so Ctrl-C leaves none; deleting them
+    ends the threads that still wait for an answer."""
+    name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
+    whom = trust or (find_trust(api, namespace, artifact, name) if kinds else Trust())
 
     def fetch(kind: str, stored: Document) -> Any:
         url = answered_url(api, stored, timeout)
-        with asking:                         # all threads would ask for the location's authority at once
-            whom = trust_for(url, trust, location_trust)
-        source, what = UrlSource(lambda _skew: (url, whom)), f"{kind} of {name}"
-        with about(what), time_limit(SMALL_TIME), contextlib.closing(
-                Download(source, what, gunzip=True).chunks()) as chunks:
+        download = Download(UrlSource(lambda _skew: (url, whom)), f"{kind} of {name}", gunzip=True)
+        with about(download.what), time_limit(SMALL_TIME), contextlib.closing(download.chunks()) as chunks:
             return decode_json(chunks)
 
     def read(kinds: List[str], tasks: Dict[Any, Callable[[], Any]]) -> Dict[Any, Any]:
         found: Dict[Any, Any] = {}
         with contextlib.ExitStack() as requests:
             for kind in kinds:
+                wanted = new_download_request(namespace, kind, name, random_suffix())
                 try:
-                    stored = requests.enter_context(asked(api, namespace, kind, name))
-                    tasks[kind] = functools.partial(fetch, kind, stored)
+                    tasks[kind] = functools.partial(
+                        fetch, kind, requests.enter_context(created(api, DOWNLOAD_REQUESTS, wanted)))
                 except Error as error:
                     found[kind] = error
             return {**found, **dict(zip(tasks, side_by_side(tasks.values())))}
@@ -5216,63 +5160,60 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
     def answer(document: Document) -> Optional[Document]:
         return document if _text(document, "status", "phase") == PROCESSED else None
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
-        return wait_for(api, STATUS_REQUESTS, stored, "the server's status", answer, timeout, STATUS_POLL)
+        key = request_from(STATUS_REQUESTS, stored).key
+        return wait_for(api, key, stored, "the server's status", answer, timeout, STATUS_POLL)
 
-# ====================================================================================================
+# ================================================================================
 # 16. Doctor — why nobody answered: checks, each one sentence with its cure
-# ====================================================================================================
 
-def check_server(api: Api, namespace: str) -> str:
-    """What is wrong with Velero's Deployment; empty when it has a ready pod."""
+def check_server(api: Api, namespace: str) -> Iterator[str]:
+    """What is wrong with Velero's Deployment, unless it has a ready pod."""
     try:
-        if _at(api.get(DEPLOYMENTS, namespace, "velero"), "status", "readyReplicas"):
-            return ""
+        if not _at(api.get(DEPLOYMENTS, namespace, "velero"), "status", "readyReplicas"):
+            yield (f"the Deployment {namespace}/velero has no ready pod: "
+                   f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`")
     except Missing:
-        return (f"there is no Deployment velero in namespace {namespace}: is Velero in another namespace (-n)? "
-                "or start `velero_requests.py controller`")
-    return (f"the Deployment {namespace}/velero has no ready pod: "
-            f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`")
+        yield (f"there is no Deployment velero in namespace {namespace}: is Velero in another namespace (-n)? "
+               f"or start `{PROGRAM} controller`")
 
 
-def check_location(api: Api, namespace: str, kind: str, name: str) -> str:
-    """What is wrong with the storage location of an artifact; empty when it is available, or nobody asks for one."""
-    if not kind:
-        return ""
-    location = read_location_name(api, namespace, TARGETS[kind], name)
-    try:
-        trouble = location_trouble_from(api.get(LOCATIONS, namespace, location))
-    except Missing:
-        trouble = "it does not exist"
-    return trouble and (f"storage location {location!r} is not available: {trouble}: "
-                        f"see `kubectl -n {namespace} describe backupstoragelocation`")
+def check_location(api: Api, namespace: str, kind: str, name: str) -> Iterator[str]:
+    """What is wrong with the storage location of an artifact, if one is asked for."""
+    if kind:
+        location = read_location(api, namespace, TARGETS[kind], name)
+        trouble = location_trouble_from(location)
+        if trouble:
+            yield (f"storage location {_name(location, 'metadata', 'name')!r} is not available: {trouble}: "
+                   f"see `kubectl -n {namespace} describe backupstoragelocation`")
 
 
 def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
     """Why a request got no answer, as far as the caller's rights let it be seen; at least one sentence."""
     api, found, blind = api.with_short_timeout(), [], False
     direct = ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(kind)
-    for check in (check_server, functools.partial(check_location, kind=kind, name=name)):
+    for check in (check_server(api, namespace), check_location(api, namespace, kind, name)):
         try:
-            found += filter(None, [check(api, namespace)])
+            found += check
+        except NotFound as error:
+            found.append(str(error))
         except Unreachable as error:
             return [f"{error}: try again when the cluster is less busy", *direct]
         except Error as error:
             log.info("a check could not be made: %s", error)
             blind = True
-    return [*(found or [
-        "the reason cannot be seen with your rights: -v says what could not be looked at" if blind else
-        "the server is there but did not take up the request: "
-        f"see its log (`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout"]), *direct]
+    usual = ("the reason cannot be seen with your rights: -v says what could not be looked at" if blind else
+             "the server is there but did not take up the request: see its log "
+             f"(`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout")
+    return [*(found or [usual]), *direct]
 
-# ====================================================================================================
+# ================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
-# ====================================================================================================
 
-MAX_TIMEOUT = 366 * 86400.0                  # seconds; sockets take no more than a few years
-NEXT_SCREEN_TIMEOUT = 1.0                    # seconds for further screens once one request was not answered
-PROGRESS_DELAY = 1.0                         # seconds before it is shown what is waited for
+MAX_TIMEOUT = 366 * 86400.0  # seconds; sockets take no more than a few years
+NEXT_SCREEN_TIMEOUT = 1.0  # seconds for requests of further screens once one was not answered
+PROGRESS_DELAY = 1.0  # seconds before it is shown what is waited for
 PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two lines of progress, on a terminal and elsewhere
-COMPLETION_TIMEOUT = 1.0                     # seconds for names that a shell completes
+COMPLETION_TIMEOUT = 1.0  # seconds for names that a shell completes
 
 
 def find_namespace() -> str:
@@ -5291,41 +5232,39 @@ def say(text: str, end: str = "\n") -> None:
         sys.stderr.flush()
 
 
-def report(*errors: Error, more: Iterable[str] = ()) -> int:
-    """Say what went wrong on stderr, and what cures it; more: further cures -> the exit code of the first error."""
-    lines = [line for error in errors for line in (f"error: {error}", *(f"hint: {hint}" for hint in error.hints))]
-    for line in [*lines, *(f"hint: {hint}" for hint in more)]:
-        say(one_line(redact(line), 4096))
+def report(*errors: Error) -> int:
+    """Say what went wrong on stderr, and what cures it -> the exit code of the first error."""
+    for error in errors:
+        for line in (f"error: {error}", *(f"hint: {hint}" for hint in error.hints)):
+            say(one_line(redact(line), 4096))
     return errors[0].exit if errors else Exit.DONE
 
 
 @contextlib.contextmanager
-def progress(text: Callable[[float], str]) -> Iterator[Callable[[], float]]:
-    """A line on stderr while the context lasts, redrawn on a terminal, else written every PROGRESS_PLAIN seconds.
-
-    `text` makes it of the seconds that have passed; while it is empty, nothing is shown. -> what tells these seconds.
-    """
-    began, terminal, drawn, over = time.monotonic(), sys.stderr.isatty(), False, threading.Event()
+def progress(text: Callable[[float], str]) -> Iterator[None]:
+    """A line on stderr while the context lasts, redrawn on a terminal; `text` makes it of the seconds that have passed,
+    and while that is empty, nothing is shown."""
+    began, terminal, over = time.monotonic(), sys.stderr.isatty(), threading.Event()
 
     def draw() -> None:
-        nonlocal drawn
+        drawn = False
         while not over.wait(PROGRESS_REDRAW if terminal else PROGRESS_PLAIN):
             line, width = text(time.monotonic() - began), 80
             with contextlib.suppress(OSError, ValueError):
                 width = os.get_terminal_size(sys.stderr.fileno()).columns or width
             if line:
                 say(*((f"\r{line[:width - 1]}\x1b[K", "") if terminal else (line,)))
-                drawn = True
+                drawn = terminal
+        if drawn:
+            say("\r\x1b[K", "")
 
     thread = threading.Thread(target=draw, daemon=True)
     thread.start()
     try:
-        yield lambda: time.monotonic() - began
+        yield
     finally:
         over.set()
         thread.join()
-        if terminal and drawn:
-            say("\r\x1b[K", "")
 
 
 def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
@@ -5334,8 +5273,8 @@ def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
                     f"{format_duration(max(0, round(seconds - passed)))} more")
 
 
-# A shell completes a word by what the program prints (see `completions`), where that is nothing by files.
-# `--flag=value` is three words in bash; zsh and fish complete the value alone.
+# A shell completes a word by what `completions` finds, where that is nothing by files. `--flag=value` is three words in
+# bash; zsh and fish complete the value alone.
 COMPLETION_SCRIPTS = {
     "bash": """_velero_requests() {
     local IFS=$'\\n'
@@ -5368,7 +5307,7 @@ class Options:
     """What the command line says, as argparse puts it into attributes, and the commands (`Command.run`)."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)           # and type checkers know that there are some
+        raise AttributeError(name)  # and type checkers know that there are some
 
     def api(self) -> Api:
         api = connect(load_cluster(self.kubeconfig, self.context))
@@ -5388,13 +5327,8 @@ class Options:
 
     def run_controller(self) -> None:
         """Serve until told to stop, or once."""
-        server = Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
-        api, namespace = self.api(), self.namespace
-        missing = {resource.plural for resource in REQUEST_KINDS} - set(api.served_resources("velero.io/v1"))
-        if missing:
-            log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
-                        " and ".join(sorted(missing)), PROGRAM)
-        controller = Controller(api, namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
+        api, server = self.api(), Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
+        controller = Controller(api, self.namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
                                 allowed=self.allow_credentials_file)
         if self.once or self.dry_run:
             controller.run_once()
@@ -5406,45 +5340,42 @@ class Options:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        give_large_blocks_back()             # of this process, which is nobody else's as it would be in a library
-        log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
+        give_large_blocks_back()  # of this process, which is nobody else's as it would be in a library
+        log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", self.namespace,
                  redact(api.session.cluster.server))
         run_controller(controller)
         log.info("stopped")
 
     def open_bucket(self, api: Optional[Api] = None, document: Optional[Document] = None) -> Bucket:
-        """The bucket of a storage location of the cluster, without one that of --location.
-
-        --credentials-file opens it, else the location's Secret, else the environment.
-        """
+        """The bucket of a storage location of the cluster, without one that of --location; --credentials-file opens it,
+        else the location's Secret, else the environment."""
         if document is None and os.path.isdir(self.location):
             return FolderBucket(self.location)
         location = find_location(api, self.namespace, document) if document else location_of_file(self.location)
         trust, given = self.trust() or client_trust(location), self.credentials_file
         if given:
             location = location._replace(secret_name="", credentials_file=given, trusted=True)
+        keyless = (ApiError, CredentialsError) if location.secret_name else ()
         with adding_hints(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"] * (
-                error.reason == FOREIGN_ENDPOINT or (
-                    bool(location.secret_name) and isinstance(error, (ApiError, CredentialsError))))):
+                isinstance(error, keyless) or error.reason == FOREIGN_ENDPOINT)):
             location, plan = open_location(api, self.namespace, location, self.allow_credentials_file)
         log.info("the store is %s, the bucket %s", *map(one_line, (bucket_address(location).host, location.bucket)))
         return Bucket(location, plan, trust, self.idle_timeout)
 
     def find_owner(self, artifact: Artifact) -> Api:
         """The cluster, after a check that the artifact's owner exists there and, for a log, has finished."""
-        api, refusal = self.api(), ""
+        api = self.api()
         with adding_hints(lambda error: ["--location FILE and --credentials-file FILE need no cluster"] * isinstance(
                 error, Unreachable)):
             try:
                 owner = get_existing(api, artifact.owner, self.namespace, self.name)
-                if self.is_log:
-                    refusal = logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase"))
+                refusal = self.is_log and logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase"))
+                if refusal:
+                    raise Error(refusal)
             except ApiError as error:
-                if error.status != 403:      # without the right to see it, it may still be there
+                if error.status != 403:  # without the right to see it, it may still be there
                     raise
                 log.info("%s", error)
-        if refusal:
-            raise Error(refusal)
         return api
 
     @contextlib.contextmanager
@@ -5468,19 +5399,20 @@ class Options:
         return adding_hints(lambda error: timeout_hints(api, self.namespace, *artifact)
                             if isinstance(error, TimedOut) else ())
 
-    def fetch(self, output: str) -> None:
+    def fetch(self, source: Source, output: str) -> None:
         """Download one artifact to a file, or to stdout for `-`; progress is shown unless it mixes with the output."""
-        download: Optional[Download] = None
         hidden = self.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty()))
+        download = Download(source, f"{self.kind} of {self.name}", gunzip=TARGETS[self.kind].gunzip)
+        began = time.monotonic()
 
         def text(seconds: float) -> str:
-            if hidden or not download or not download.info:
+            if hidden or not download.info:
                 return ""
             fresh = max(0, download.position - download.resumed)
             return progress_text(download.position, download.info.size, fresh, seconds)
 
         def cures(error: Error) -> List[str]:  # of an artifact that is damaged
-            if not download or not download.info or getattr(error, "status", True) or error.reason != "StoreError":
+            if not download.info or error.status or error.reason != "StoreError":
                 return []
             if isinstance(source, FileSource):
                 return [f"copy {source.path} from the bucket again"]
@@ -5488,15 +5420,10 @@ class Options:
                     f"download {self.name} --kind {self.kind} --url-only)\"`, with the flags of this command, gets it "
                     "as it is"]
 
-        try:
-            with adding_hints(cures), self.open_source() as source, progress(text) as passed:
-                download = Download(source, f"{self.kind} of {self.name}", gunzip=TARGETS[self.kind].gunzip)
-                size = download.write_to(sys.stdout.buffer) if output == "-" else download.save(
-                    output, force=self.force, named=bool(self.output))
-                seconds = passed()
-        except KeyboardInterrupt as error:
-            error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
-            raise
+        with adding_hints(cures), progress(text):
+            size = download.write_to(sys.stdout.buffer) if output == "-" else download.save(
+                output, force=self.force, named=bool(self.output))
+        seconds = time.monotonic() - began
         if not hidden and (sys.stderr.isatty() or seconds >= PROGRESS_PLAIN):
             say(f"{bytes_text(size)} in {format_duration(round(seconds, 1))}")
 
@@ -5504,9 +5431,8 @@ class Options:
         """Any artifact: BackupContents into a file, others to stdout unless -o names a file."""
         kind, name = self.kind, self.name
         if self.url_only:
-            unused = [flag for flag, given in (("--output", self.output), ("--force", self.force)) if given]
-            if unused:
-                raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(unused)}")
+            if self.output or self.force:
+                raise UsageError("--url-only prints the URL and makes no file; leave out --output and --force")
             with self.open_source() as source:
                 if not isinstance(source, UrlSource):
                     raise UsageError(f"there is no URL of what lies in the folder {self.location}")
@@ -5519,28 +5445,31 @@ class Options:
         elif not TARGETS[kind].gunzip and sys.stdout.isatty() and not self.force:
             raise UsageError(f"{kind} is binary, and stdout is a terminal", hints=[
                 "name a file with --output, or add --force"])
-        self.fetch(output)
+        try:
+            with self.open_source() as source:
+                self.fetch(source, output)
+        except KeyboardInterrupt as error:
+            error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
+            raise
         what = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
         return None if self.quiet or output == "-" else f"{what} {name} has been successfully downloaded to {output}\n"
 
     def find_backups(self, troubles: List[Error]) -> List[Document]:
         """The Backups in --location, else in every location of the cluster, by name; troubles: gets what is missing.
-
-        Locations may hold backups of one name; each is shown, its location called as it is here, as by Velero's sync.
-        """
+        Of several with one name each is shown, its location called as it is here, as by Velero's sync."""
         if self.selector:
             raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
-        self.trust()                         # what is wrong with it is said once, not for each location
+        self.trust()  # what is wrong with it is said once, not for each location
         api = None if self.location else self.api()
         backups: Dict[str, List[Document]] = {name: [] for name in self.names}
         for location in list_all(api, LOCATIONS, self.namespace)[0] if api else [None]:
             name = _text(location, "metadata", "name")
             where = f"storage location {name!r}" if api else self.location
+            found: List[Document] = []
             try:
                 with about(where):
                     found = list(self.open_bucket(api, location).backups(where, self.names, troubles))
             except Error as error:
-                found = []
                 troubles.append(error)
             for backup in found:
                 if api and isinstance(backup.setdefault("spec", {}), dict):
@@ -5557,33 +5486,28 @@ class Options:
             documents = self.find_backups(troubles)
         else:
             documents, version = find_documents(self.api(), self.resource, self.namespace, self.names, self.selector)
-        if self.output in ("json", "yaml") and (documents or not troubles):  # no list at all is not an empty list
+        if self.output in DOCUMENT_TEXTS and (documents or not troubles):  # no list at all is not an empty list
             sys.stdout.write(DOCUMENT_TEXTS[self.output](list_document(self.resource, documents, version)))
         elif documents:
             columns = [name for text in self.label_columns for name in text.split(",") if name]
             sys.stdout.write(resource_table(self.resource, documents, utc_now(), label_columns=columns,
-                                      show_labels=self.show_labels, localize=datetime.astimezone))
+                                            show_labels=self.show_labels, localize=datetime.astimezone))
         elif not troubles:
             say(f"No resources found in {self.location or self.namespace + ' namespace'}.")
         sys.stdout.flush()
         return report(*troubles)
 
     def is_colorized(self) -> bool:
-        if os.environ.get("NO_COLOR") or self.output == "json":
-            return False
-        if self.colorized is not None:
-            return self.colorized
-        return sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
+        wanted = self.colorized
+        if wanted is None:
+            wanted = sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
+        return wanted and self.output != "json" and not os.environ.get("NO_COLOR")
 
     def run_describe(self) -> int:
-        """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code.
-
-        Once a request timed out, those of the next screens wait at most NEXT_SCREEN_TIMEOUT.
-        """
+        """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code."""
         api, resource, trust, timeout = self.api(), self.resource, self.trust(), self.timeout
         structured, screens, troubles = self.output == "json", [], []  # type: Tuple[bool, List[Any], List[Error]]
-        documents, _ = find_documents(api, resource, self.namespace, self.names, self.selector)
-        for document in documents:
+        for document in find_documents(api, resource, self.namespace, self.names, self.selector)[0]:
             kinds = artifacts_of(resource, document, details=self.details, structured=structured)
             with api.waiting(f"what belongs to {resource.kind.lower()} {_text(document, 'metadata', 'name')}", timeout):
                 related, artifacts = read_screen(api._replace(waiting=show_nothing), self.namespace, resource, document,
@@ -5599,8 +5523,9 @@ class Options:
         if structured:
             sys.stdout.write(json_text(screens[0] if len(screens) == 1 else screens))
         sys.stdout.flush()
-        nobody = any(isinstance(trouble, TimedOut) for trouble in troubles)
-        return report(*troubles, more=timeout_hints(api, self.namespace) if nobody else ())
+        for trouble in [trouble for trouble in troubles if isinstance(trouble, TimedOut)][-1:]:
+            trouble.hints += tuple(timeout_hints(api, self.namespace))
+        return report(*troubles)
 
     def server_status(self) -> Document:
         api = self.api()
@@ -5628,43 +5553,35 @@ TYPES["FILE|DIR"] = TYPES["FILE"]
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
 
 
-def read_argument(takes: str, text: str) -> Any:
-    """The value of an argument, for argparse."""
-    import argparse
-    convert, complaint = TYPES.get(takes, (str, ""))
-    with contextlib.suppress(ValueError):
-        value = convert(text)
-        if value is not None:
-            return value
-    raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
-
-
 def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
-    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type.
-
-    A flag that takes nothing is a switch: `--flag`, `--flag=true` or `--flag=false`, as velero takes them. shown: what
-    --help says; None hides it.
-    """
+    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type, and without that
+    it is a switch, as velero takes them: `--flag`, `--flag=false`. shown: what --help says; None hides it."""
     *names, takes = usage.split()
     if takes[0] == "-":
         names, takes = [*names, takes], "BOOL"
         keywords = {"nargs": "?", "const": True, "default": False, **keywords}
-    return tuple(names), {"metavar": takes, "type": functools.partial(read_argument, takes), **keywords,
-                          **({"help": shown} if shown else {}), **({"default": []} if "action" in keywords else {})}
+
+    def read(text: str) -> Any:
+        import argparse
+        convert, complaint = TYPES.get(takes, (str, ""))
+        with contextlib.suppress(ValueError):
+            value = convert(text)
+            if value is not None:
+                return value
+        raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
+
+    return tuple(names), {"metavar": takes, "type": read, **keywords, **({"help": shown} if shown else {}),
+                          **({"default": []} if "action" in keywords else {})}
 
 
 class Command(NamedTuple):
-    """One command: its words, what --help says of it, and what runs it -> what it prints, or its exit code.
-
-    `fixed` are options that it always has, `aliases` further words for it, as the velero CLI has them.
-    """
-
+    """One command."""
     words: str
-    summary: str
-    run: Callable[[Options], Union[str, int, None]]
+    summary: str  # for --help
+    run: Callable[[Options], Union[str, int, None]]  # -> what it prints, or its exit code
     arguments: Tuple[Argument, ...] = ()
-    fixed: Dict[str, Any] = {}
-    aliases: Tuple[str, ...] = ()
+    fixed: Dict[str, Any] = {}  # options that it always has
+    aliases: Tuple[str, ...] = ()  # further words for it, as the velero CLI has them
 
 
 COMMON = (
@@ -5675,7 +5592,7 @@ COMMON = (
     argument("--timeout DURATION", "how long to wait for an answer, not for a transfer (default: 1m, 5s for plugin get "
              "and version)"),
     argument("--colorized", "colors (default: on a terminal without NO_COLOR)", default=None),
-    argument("--features NAMES", None),      # velero's; nothing here depends on one
+    argument("--features NAMES", None),  # velero's; nothing here depends on one
     (("-v", "--verbose"), {"action": "count", "default": 0, "help": "say more on stderr"}),
     (("--version",), {"action": "version", "version": f"{PROGRAM} {__version__}", "help": "the version of this file"}))
 OPTION_DEFAULTS = {  # for commands that have no such argument
@@ -5702,24 +5619,25 @@ OUTPUT_FORMAT = argument("-o --output FORMAT", "table, json or yaml", choices=("
 
 def owner_commands(resource: Resource) -> Tuple[Command, ...]:
     """What can be done to backups and restores, each with velero's verb-first aliases."""
-    noun = resource.kind.lower()
-    one, is_backup = argument(f"name {noun.upper()}", f"name of the {noun}"), resource is BACKUPS
+    noun, is_backup = resource.kind.lower(), resource is BACKUPS
+    one = argument(f"name {noun.upper()}", f"name of the {noun}")
     many = (argument(f"names {noun.upper()}", f"names of {noun}s (default: all)", nargs="*"),
             argument("-l --selector SELECTOR", "only objects with these labels", default=""))
-    rows = [("get", f"list {noun}s", Options.run_get, {}, (
-                *many, OUTPUT_FORMAT, argument("--show-labels", "show labels in the last column"),
-                argument("-L --label-columns LABELS", "labels to show as columns, separated by commas; repeatable",
-                         action="append"), *(SOURCE if is_backup else ()))),
-            ("describe", f"tell all about {noun}s", Options.run_describe, {}, (
-                *many, argument("--details", "show more, from more files of the store"), *TLS,
-                argument("-o --output FORMAT", "plaintext or json", choices=("plaintext", "json")))),
-            ("logs", f"print the log of a {noun}", Options.run_download,
-             {"kind": f"{resource.kind}Log", "is_log": True}, (one, QUIET, *SOURCE))]
-    if is_backup:
-        rows.append(("download", "fetch the contents of a backup into a file", Options.run_download,
-                     {"kind": BACKUP_CONTENTS}, (one, *FETCH, *SOURCE)))
+    rows = [
+        ("get", f"list {noun}s", Options.run_get, {}, (
+            *many, OUTPUT_FORMAT, argument("--show-labels", "show labels in the last column"),
+            argument("-L --label-columns LABELS", "labels to show as columns, separated by commas; repeatable",
+                     action="append"), *(SOURCE if is_backup else ()))),
+        ("describe", f"tell all about {noun}s", Options.run_describe, {}, (
+            *many, argument("--details", "show more, from more files of the store"), *TLS,
+            argument("-o --output FORMAT", "plaintext or json", choices=("plaintext", "json")))),
+        ("logs", f"print the log of a {noun}", Options.run_download, {"kind": f"{resource.kind}Log", "is_log": True},
+         (one, QUIET, *SOURCE)),
+        ("download", "fetch the contents of a backup into a file", Options.run_download, {"kind": BACKUP_CONTENTS},
+         (one, *FETCH, *SOURCE))]
     return tuple(Command(f"{noun} {verb}", summary, run, arguments, {"resource": resource, **fixed},
-                         (f"{verb} {noun}s", f"{verb} {noun}")) for verb, summary, run, fixed, arguments in rows)
+                         (f"{verb} {noun}s", f"{verb} {noun}"))
+                 for verb, summary, run, fixed, arguments in rows[:4 if is_backup else 3])
 
 
 COMMANDS = (
@@ -5776,11 +5694,11 @@ def build_parser(words: str = "") -> Any:
     if command:
         parser = Parser(prog=prog, description=command.summary, allow_abbrev=False)
     else:
-        rows = [(name[len(words):].strip(), row.summary) for name, row in COMMAND_OF.items()
+        rows = [f"  {name[len(words):].strip():<19} {row.summary}" for name, row in COMMAND_OF.items()
                 if (name.startswith(words + " ") if words else name == row.words)]
-        lines = [DESCRIPTION, "", "commands:", *(f"  {name:<19} {summary}" for name, summary in rows)]
-        parser = Parser(prog=prog, description="\n".join(lines), epilog=EPILOG, usage=f"{prog} COMMAND ...",
-                        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = Parser(prog=prog, description="\n".join([DESCRIPTION, "", "commands:", *rows]), epilog=EPILOG,
+                        usage=f"{prog} COMMAND ...", allow_abbrev=False,
+                        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(**{**OPTION_DEFAULTS, **(command.fixed if command else {})})
     for flags, keywords in (*(command.arguments if command else ()), *COMMON):
         parser.add_argument(*flags, **{"help": argparse.SUPPRESS, **keywords})
@@ -5869,13 +5787,10 @@ class RedactingFormatter(logging.Formatter):
     """Log lines without signatures, tokens and control characters; on a terminal they go over a line of progress."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
+        return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(printable(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # its last line may hold untrusted text
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
-
-    def format(self, record: logging.LogRecord) -> str:
-        return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(super().format(record))
+        return "\n".join(redact(printable(line)) for line in super().formatException(ei).split("\n"))
 
 
 def configure_logging(serving: bool, verbose: int) -> None:
@@ -5916,15 +5831,6 @@ def run(argv: List[str]) -> int:
         return result if isinstance(result, int) else Exit.DONE
 
 
-def flush(stream: Any) -> None:
-    """Flush a stream that may be broken, so that the interpreter's own flush at its exit has nothing to fail with."""
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # it need not have a descriptor
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 MISSING_PACKAGE = (
     "`apt-get install python3-urllib3 python3-yaml`, `dnf install python3-urllib3 python3-pyyaml` or "
     "`apk add py3-urllib3 py3-yaml`",
@@ -5933,10 +5839,8 @@ MISSING_PACKAGE = (
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The command line -> exit code; the only place that turns errors into exit codes.
-
-    Files, sockets and the cluster turn their own OSErrors into an Error, so what is left comes from stdout.
-    """
+    """The command line -> exit code; the only place that turns errors into exit codes. An OSError comes from stdout:
+    files, sockets and the cluster turn theirs into an Error."""
     sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
         if sys.stdout is None:
@@ -5962,7 +5866,11 @@ def main(argv: Optional[List[str]] = None) -> int:
                             hints=["this is a bug; run again with -v and report what it says"]))
     finally:
         for stream in filter(None, (sys.stdout, sys.stderr)):
-            flush(stream)
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # the interpreter's own flush at its exit shall have nothing to fail with
+                with contextlib.suppress(OSError, ValueError):  # it need not have a descriptor
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":
