@@ -4460,16 +4460,15 @@ class TestContractVeleroOld(VeleroWorld, CoreTests, unittest.TestCase):
 
 KUBECTL = shutil.which("kubectl")
 NO_KUBECTL = "kubectl is not on the PATH, so what it makes of the kubeconfigs was not compared with ours"
-KUBE_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
     """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
     base, extra = os.path.join(folder, name), f"subjectAltName={names}\n" if names else ""
-    write_bytes(base + ".ext", b"basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-                + extra.encode())
-    run_openssl("req", *KUBE_NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj",
-                f"/CN={subject or name}")
+    write_bytes(base + ".ext", (
+        f"basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n{extra}").encode())
+    run_openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", base + ".key",
+                "-out", base + ".csr", "-subj", f"/CN={subject or name}")
     run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
                 "-CAcreateserial", "-days", days, "-out", base + ".crt", "-extfile", base + ".ext")
 
@@ -4483,15 +4482,13 @@ def kube_pki() -> str:
     for arguments in (("alice",), ("bob",), ("named", "DNS:kubernetes.default.svc,DNS:*.example.com"),
                       ("nameless", "", "30", "localhost"), ("expired", "DNS:localhost,IP:127.0.0.1", "-1")):
         kube_issue(folder, *arguments)
-    authority = kube_bytes("ca.crt", folder)  # a block that is none, and a good one after it
-    write_bytes(os.path.join(folder, "spoiled.crt"),
-                "# é\n".encode() + authority.replace(b"MII", b"QUJD", 1) + authority)
+    authority = read_bytes(f"{folder}/ca.crt")  # a block that is none, and a good one after it
+    write_bytes(f"{folder}/spoiled.crt", "# é\n".encode() + authority.replace(b"MII", b"QUJD", 1) + authority)
     return folder
 
 
-def kube_bytes(name: str, folder: str = "") -> bytes:
-    """The content of one file of kube_pki."""
-    return read_bytes(os.path.join(folder or kube_pki(), name))
+def kube_bytes(name: str) -> bytes:
+    return read_bytes(os.path.join(kube_pki(), name))
 
 
 class KubeServer(LoopbackServer):
@@ -4499,7 +4496,7 @@ class KubeServer(LoopbackServer):
     proxy that looks for every host on loopback."""
 
     def __init__(self, certificate_name: str = "", user: str = "", demand: bool = False) -> None:
-        """Serve https with a certificate of kube_pki, or http. user: name:password that a proxy wants to be shown."""
+        """certificate_name: in kube_pki, for https. user: name:password that a proxy wants. demand: a certificate."""
         self._wanted = f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
         self._own: Optional[ssl.SSLContext] = None
         if certificate_name:
@@ -4513,7 +4510,6 @@ class KubeServer(LoopbackServer):
         self.start()
 
     def named(self, secured: Any, name: Optional[str], _: Any) -> None:
-        """Note by which name a handshake asks."""
         self.names.append(name)
         secured.kube_name = name
 
@@ -4522,7 +4518,6 @@ class KubeServer(LoopbackServer):
         return self._own
 
     def answer(self, request: Any, connection: Any) -> bool:
-        """Note the caller before the answer goes out; check who asks a proxy, and tunnel."""
         subject = (connection.socket.getpeercert() or {}).get("subject", ()) if self._own else ()
         request.user = dict(pair for part in subject for pair in part).get("commonName")
         request.parsed = {"name": getattr(connection.socket, "kube_name", None),
@@ -4547,11 +4542,7 @@ class KubeServer(LoopbackServer):
                     sink.sendall(data)
 
     def handle(self, request: Any) -> Answer:
-        """A version, whatever was asked for."""
         return Answer(200, b'{"major":"1","minor":"34","gitVersion":"v1.34.2"}')
-
-
-KubeProxy = KubeServer
 
 
 @functools.lru_cache(maxsize=None)
@@ -4582,7 +4573,7 @@ def kube_fill(text: str, folder: str = "") -> str:
 
 
 def kube_write(folder: str, name: str, content: Any) -> str:
-    """Write a file of a case and return its path: bytes as they are, text filled in, documents as YAML."""
+    """Write a file and return its path: bytes as they are, text filled in, documents as YAML."""
     path = os.path.join(folder, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not isinstance(content, (bytes, str)):
@@ -4593,7 +4584,7 @@ def kube_write(folder: str, name: str, content: Any) -> str:
 
 
 def kube_config(user: Any = None, cluster: Any = None, **top: Any) -> Document:
-    """A kubeconfig for the https server: entries `c`, with a token and the authority unless others are given."""
+    """A kubeconfig for the https server, with a token and the authority unless others are given."""
     cluster = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **(cluster or {})}
     return {"current-context": "c", "clusters": [{"name": "c", "cluster": cluster}],
             "users": [{"name": "c", "user": {"token": "t"} if user is None else user}],
@@ -4631,15 +4622,14 @@ def kube_verdict(failed: bool) -> str:
 
 
 def kube_forget() -> None:
-    """Empty the logs of all servers."""
     for server in kube_servers().values():
         server.forget()
         server.names.clear()
 
 
 def kube_call(kubeconfig: str = "", context: str = "") -> Document:
-    """One call of ours, as the commands make it."""
-    api = velero_requests.connect(velero_requests.load_cluster(kubeconfig, context))
+    """One call, as the commands make it."""
+    api = vr.connect(vr.load_cluster(kubeconfig, context))
     with warnings.catch_warnings(), contextlib.closing(api.session):
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # it was asked for
         return api.call("GET", "/version")
@@ -4649,7 +4639,6 @@ class KubeFolder(unittest.TestCase):
     """A test with a folder of its own, and servers that have seen nothing."""
 
     def setUp(self) -> None:
-        """Make the folder, and the empty one that stands for HOME."""
         self.folder = tempfile.mkdtemp(prefix="velero-requests-kube-")
         self.addCleanup(shutil.rmtree, self.folder, True)
         self.home = os.path.join(self.folder, "home")
@@ -4657,12 +4646,10 @@ class KubeFolder(unittest.TestCase):
         kube_forget()
 
     def write(self, content: Any, name: str = "config") -> str:
-        """Write a file and return its path."""
         return kube_write(self.folder, name, content)
 
     def connect(self, document: Any) -> Any:
-        """A connection by a kubeconfig; it is closed in the end."""
-        api = velero_requests.connect(velero_requests.load_cluster(self.write(document)))
+        api = vr.connect(vr.load_cluster(self.write(document)))
         self.addCleanup(api.session.close)
         return api
 
@@ -4693,7 +4680,7 @@ class KubeCase(NamedTuple):
 
 
 OK_T, OK_P = "https: token t", "https: token p"
-KUBE_V1 = "client.authentication.k8s.io/v1"
+KUBE_V1, KUBE_FOR_EXEC = "client.authentication.k8s.io/v1", "client.authentication.k8s.io/exec"
 KUBE_EXEC = {"apiVersion": KUBE_V1, "interactiveMode": "Never", "command": "./plugin"}
 KUBE_PLUGIN = f"""#!/bin/sh
 echo '{{"apiVersion": "{KUBE_V1}", "kind": "ExecCredential", "status": {{"token": "p"}}}}'
@@ -4709,12 +4696,10 @@ KUBE_INSECURE = {**KUBE_NO_CA, "insecure-skip-tls-verify": True}
 
 
 def kube_ca(path: str) -> Document:
-    """The authority in a file."""
     return {**KUBE_NO_CA, "certificate-authority": path}
 
 
 def kube_exec(**fields: Any) -> Document:
-    """A user with a plugin."""
     return {"exec": {**KUBE_EXEC, **fields}}
 
 
@@ -4745,7 +4730,6 @@ def kube_text(verdict: str, *changes: Tuple[str, str], before: str = "", after: 
 KUBE_CASES = kube_cases((
     # who calls
     (OK_T,), ("https: token f", {"tokenFile": "token"}), ("https: token f", {"token": "t", "tokenFile": "token"}),
-    (OK_T, {"token": "t", "tokenFile": "gone"}), (OK_T, {"token": "t", "tokenFile": "empty"}),
     ("error: cannot read token @DIR@/gone", {"tokenFile": "gone"}),
     ("https: basic u:p", {"username": "u", "password": "p"}), ("https: nobody", {}),
     ("https: certificate alice", KUBE_CERT),
@@ -4759,7 +4743,6 @@ KUBE_CASES = kube_cases((
     ("https: certificate alice", {name: f"\r\n{text}\n" for name, text in KUBE_CERT.items()}),
     ("error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
     # impersonation
-    ("https: token t, user=jane", {"token": "t", "as": "jane"}),
     ("https: token t, extra-a!b+c%é/d=1, extra-a!b+c%é/d=2, group=g, group=h, uid=7, user=jürgen", {
         "token": "t", "as": "jürgen", "as-uid": "7", "as-groups": ["g", "h"],
         "as-user-extra": {"A!b+c%é/d": ["1", "2"]}}),
@@ -4776,7 +4759,6 @@ KUBE_CASES = kube_cases((
     ("error: exec plugin @DIR@/gone of the kubeconfig is not installed", kube_exec(command="./gone")),
     ("error: user 'c', exec has interactiveMode 'never', not one of Never", kube_exec(interactiveMode="never")),
     (f"error: user 'c', exec has apiVersion '{KUBE_V1}alpha1', not", kube_exec(apiVersion=KUBE_V1 + "alpha1")),
-    ("error: user 'c', exec has no command", kube_exec(command="")),
     ("error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}), (OK_T, {"token": "t", "exec": None}),
     ("error: exec: args[0] must be a string", kube_exec(args=[5])),
     ("error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
@@ -4793,7 +4775,6 @@ KUBE_CASES = kube_cases((
     ("error: (it is for no name at all; issuer commonName=test-ca;", None,
      {"server": "https://@NAMELESS@", "tls-server-name": "localhost"}),
     ("http: nobody", None, KUBE_PLAIN), ("http: nobody", kube_exec(), KUBE_PLAIN),
-    ("error: cannot read certificate authority", None, {**KUBE_PLAIN, **kube_ca("gone")}),
     ("http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN), ("http: nobody", None, {"server": "@HTTP@"}),
     ("error: cluster 'c': server 'ftp://***@", None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
     ("error: cluster 'c' has no server", None, {"server": ""}),
@@ -4801,7 +4782,6 @@ KUBE_CASES = kube_cases((
     ("https: basic u:p@", KUBE_CERT, {"server": "https://u:p%40@@HTTPS@"}),
     ("https as localhost: token t", None, {"server": "https://localhost:@HTTPSPORT@"}),
     # proxies
-    ("https by proxy: token t", None, {"proxy-url": "http://@PROXY@"}),
     ("https by guarded: token t", None, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
     ("error: through its proxy", None, {"proxy-url": "http://me:s3cr3t@@GUARDED@"}),
     ("https by secure: token t", None, {"proxy-url": "https://@SECURE@"}),
@@ -4821,8 +4801,6 @@ KUBE_CASES = kube_cases((
     ("error: user 'c': token must be a string: write it in quotes", {"token": 12345}),
     ("https: nobody", {"token": None}),
     ("error: user 'c' must be a mapping", None, None, {"users": [{"name": "c", "user": "s3cr3t"}]}),
-    (OK_T, None, None, {"users": [{"name": "c", "user": {"token": "t"}},
-                                  {"name": "d", "user": {"token": "t", "username": "u"}}]}),
     ("error: kubeconfig @DIR@/config: users must be a list", None, None, {"users": {"c": {}}}),
     (OK_T, {"token": "t", "tokenfile": "gone", "Token": "x"}, None, {"more": [1]}),
     ("https: token t, extra-1=x, user=j", {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
@@ -4835,9 +4813,8 @@ KUBE_CASES = kube_cases((
     ("http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
     ("https by proxy: token t", None, {"proxy-url": "@PROXY@"}),
     ("error: proxy-url is a SOCKS proxy", None, {"proxy-url": "socks5://u:s3cr3t@127.0.0.1:1"}),
-    (OK_T, None, None, {"users": [None, {"name": "c", "user": {"token": "t"}}, {"name": "c"}, None]}),
-    (OK_T, None, None, {"apiVersion": "v2", "users": [{"name": "c", "user": {"token": "t"}},
-                                                      {"name": "d", "user": {"token": 5}}, 5, {"name": 5}]}),
+    (OK_T, None, None, {"apiVersion": "v2", "users": [None, {"name": "c", "user": {"token": "t"}}, {"name": "c"}, 5,
+                                                      {"name": "d", "user": {"token": 5}}, {"name": 5}]}),
 ), lenient=True)
 
 KUBE_TEXTS: Tuple[KubeCase, ...] = (
@@ -4855,15 +4832,22 @@ KUBE_TEXTS: Tuple[KubeCase, ...] = (
     kube_text(OK_T, ("token: t", "token: *x"), before="other: &x t\n"),
     kube_text("error", ("token: t", "token: *x")),
     kube_text(OK_T, ("    token: t", "    <<: *x"), before="other: &x {token: t}\n"),
-    KubeCase(OK_T, {"config": json.dumps(kube_config(), indent="\t")}),
-    KubeCase(OK_T, {"config": json.dumps(kube_config())[:-1] + ",}"}),
-    KubeCase("error", {"config": "[1]"}),
-    KubeCase("error", {"config": ""}),
+    *(KubeCase(verdict, {"config": text}) for verdict, text in (  # an error names the line, where YAML knows it
+        (OK_T, json.dumps(kube_config(), indent="\t")), (OK_T, json.dumps(kube_config())[:-1] + ",}"),
+        ("error: @DIR@/config must be a mapping", "- s3cr3t\n"), ("error: must be a mapping", "s3cr3t"), ("error", ""),
+        ("error: current-context", "null"), ("error: current-context", "users: s3cr3t"), ("error", b"\0\0\0\0"),
+        ("error", "<!DOCTYPE html>\n<html><body>s3cr3t</body></html>"), ("error", b"a: s3cr3t\0"),
+        ("error: UTF-8", b"\x1f\x8b\x08\0s3cr3t\xff"), ("error: UTF-8", b"users:\n- name: \xe9 s3cr3t\n"),
+        ("error: line", "s3cr3t: ["), ("error: line 4", "users:\n- name: c\n  user:\n\ttoken: s3cr3t\n"),
+        ("error: line 3", "a: b\ntoken: \"s3cr3t\n"), ("error: line 3", "a: b\ns3cr3t s3cr3t\nc: d\n"),
+        ("error: line 2", "a: b\ntoken: s3cr3t: x\n"), ("error: line 3", "a: b\n\ntoken: *s3cr3t\n"),
+        ("error", "? [s3cr3t]\n: b"), ("error: line 1", "&a [*a, *b]"),
+        ("error: no current-context", "clusters: &a [*a]\n"), ("error: no current-context", "a: &a\n  <<: *a\n"),
+        ("error: has no context", json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec"))))),
 )
 
 KUBE_USER_B = {"users": [{"name": "c", "user": {"token": "b"}}]}
 KUBE_FILES: Tuple[KubeCase, ...] = (
-    KubeCase("error: UTF-8", {"config": b"users:\n- name: \xe9 s3cr3t\n"}),
     KubeCase(OK_T, {"config": "utf16"}),
     KubeCase("error: @DIR@/config: No such file", {}),
     KubeCase("error: @DIR@/config: Is a directory", {"config/x": "x"}),
@@ -4881,6 +4865,10 @@ KUBE_FILES: Tuple[KubeCase, ...] = (
         "b/c": {"users": [{"name": "c", "user": {"tokenFile": "token"}}]}, "b/token": "f"}),
     kube_list("error: @DIR@/a/b: Not a directory", "@DIR@/a:@DIR@/a/b", a=kube_config()),
     kube_list("error: no kubeconfig found", "@DIR@/gone", **{"home/.kube/config": kube_config()}),
+    kube_text("error: cannot be written as JSON", ("token: t", "exec: {apiVersion: %s, interactiveMode: Never, "
+              "command: \"true\", provideClusterInfo: true}" % KUBE_V1), (
+                  "certificate-authority-data", f"extensions:\n    - name: {KUBE_FOR_EXEC}\n"
+                  "      extension: &a [*a]\n    certificate-authority-data")),
     kube_list("error: no kubeconfig found", ":", **{"home/.kube/config": kube_config()}),
     KubeCase(OK_T, {"config": kube_config(), "b": KUBE_USER_B}, environment={"KUBECONFIG": "@DIR@/b"}),
     KubeCase(OK_T, {"config": kube_config()}, environment={"HTTPS_PROXY": "http://@PROXY@"}),
@@ -4951,13 +4939,13 @@ def kube_plugins() -> Iterator[KubeCase]:
                      lenient=True, **own)
 
 
-class KubeTable(KubeFolder):
-    """What the tests of a table share."""
+class TestKubeconfigLikeKubectl(KubeFolder):
+    """Tables of kubeconfigs: fields, their precedence and types; texts and files; plugins and their answers."""
 
-    def check(self, cases: Tuple[KubeCase, ...], act: Callable[[KubeCase, str, str], None]) -> None:
+    def check(self, act: Callable[[KubeCase, str, str], None]) -> None:
         """Do something for each case, its verdict and its kubeconfig flag, while its files and variables are there."""
         self.addCleanup(os.chdir, os.getcwd())
-        for number, case in enumerate(cases):
+        for number, case in enumerate(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins())):
             folder = os.path.join(self.folder, str(number))
             os.makedirs(os.path.join(folder, "home"))
             os.symlink(kube_pki(), os.path.join(folder, "pki"))
@@ -4972,7 +4960,7 @@ class KubeTable(KubeFolder):
                 act(case, kube_fill(case.verdict, folder), kube_fill(case.kubeconfig, folder))
 
     def ours(self, case: KubeCase, verdict: str, path: str) -> None:
-        """We call as whom the table says; or there is one sentence with its words, no secret and no call."""
+        """We call as whom the table says; or there is one printable sentence with its words, no secret and no call."""
         if not verdict.startswith("error"):
             kube_call(path, case.context)
             self.assertEqual(kube_verdict(False), verdict)
@@ -4980,7 +4968,7 @@ class KubeTable(KubeFolder):
         error = self.fails(velero_requests.Error, lambda: kube_call(path, case.context), verdict[7:])
         self.assertEqual(kube_verdict(True), "error")
         self.assertIn(int(error.exit), (1, 6))
-        self.assertNotIn("\n", str(error))
+        self.assertTrue(str(error).isprintable(), ascii(error))
 
     def theirs(self, case: KubeCase, verdict: str, path: str) -> None:
         """The table is what kubectl does; where it would ask for a name, we go on as nobody."""
@@ -4991,15 +4979,12 @@ class KubeTable(KubeFolder):
         self.assertEqual(found, "error" if case.lenient or verdict.startswith("error") else verdict)
 
 
-class TestKubeconfigLikeKubectl(KubeTable):
-    """Tables of kubeconfigs: fields, their precedence and types; texts and files; plugins and their answers."""
-
     def test_we_do_what_the_tables_say(self) -> None:
-        self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.ours)
+        self.check(self.ours)
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
     def test_kubectl_does_what_the_tables_say(self) -> None:
-        self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.theirs)
+        self.check(self.theirs)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -5016,7 +5001,6 @@ cat answer
 """
 KUBE_EXTENSION = {"float": 1.5, "text": "x", "on": True, "none": None, "list": [1, "2"], "big": 12345678901}
 KUBE_OTHER = {"name": "other", "extension": {"a": 1}}
-KUBE_FOR_EXEC = "client.authentication.k8s.io/exec"
 # Fields of a cluster, and what a plugin is told beyond server and authority.
 KUBE_TOLD: Tuple[Tuple[Document, Document], ...] = (
     (kube_ca("@PKI@/ca.crt"), {}), ({"server": "https://@HTTPS@/k8s/"}, {"server": "https://@HTTPS@/k8s/"}),
@@ -5032,7 +5016,6 @@ class KubePlugins(KubeFolder):
     """Tests with a plugin that notes what it is told, and prints what the test wants."""
 
     def setUp(self) -> None:
-        """Write the program; it answers with a token that lasts."""
         super().setUp()
         self.write(KUBE_STUB, "plugin")
         self.answer(token="p")
@@ -5043,11 +5026,9 @@ class KubePlugins(KubeFolder):
         self.write(json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status}), "answer")
 
     def said(self, name: str) -> str:
-        """What the program noted."""
         return read_bytes(os.path.join(self.folder, name)).decode()
 
     def config(self, cluster: Any = None, **fields: Any) -> str:
-        """A kubeconfig with this plugin."""
         return self.write(kube_config(kube_exec(**fields), cluster))
 
     def plugged(self, calls: int = 0) -> Any:
@@ -5064,7 +5045,6 @@ class KubePlugins(KubeFolder):
 
 
 def kube_version(api: Any) -> Document:
-    """One call."""
     return api.call("GET", "/version")
 
 
@@ -5075,7 +5055,7 @@ def kube_pair(name: str, key: str = "") -> Dict[str, str]:
 
 
 def kube_program(path: str, stdin: Any = subprocess.DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
-    """Run the program with a kubeconfig, and at most so much memory -> the finished process with its output."""
+    """Run the program with a kubeconfig, and at most so much memory."""
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
             ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
@@ -5089,15 +5069,16 @@ class TestExecPluginIsTold(KubePlugins):
     def check(self, call: Callable[[str], Any]) -> None:
         """A plugin hears of the cluster when it asked to, by whoever runs it."""
         for cluster, more in KUBE_TOLD:
-            info = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **more}
-            told = {"config": None, **{name: value for name, value in info.items() if value is not None}}
-            for version, fields, about_it in ((KUBE_V1, {"provideClusterInfo": True}, {"cluster": told}),
-                                              (KUBE_V1 + "beta1", {"interactiveMode": None}, {})):
-                with self.subTest(cluster, version=version):
-                    self.answer(version, token="p")
-                    call(self.config(cluster, apiVersion=version, **fields))
-                    self.assertEqual(json.loads(self.said("info")), json.loads(kube_fill(json.dumps({
-                        "apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": False, **about_it}}))))
+            with self.subTest(cluster):
+                info = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **more}
+                told = {"config": None, **{name: value for name, value in info.items() if value is not None}}
+                call(self.config(cluster, provideClusterInfo=True))
+                self.assertEqual(json.loads(self.said("info")), json.loads(kube_fill(json.dumps({
+                    "apiVersion": KUBE_V1, "kind": "ExecCredential", "spec": {"interactive": False, "cluster": told}}))))
+        self.answer(KUBE_V1 + "beta1", token="p")
+        call(self.config(apiVersion=KUBE_V1 + "beta1", interactiveMode=None))
+        self.assertEqual(json.loads(self.said("info")), {
+            "apiVersion": KUBE_V1 + "beta1", "kind": "ExecCredential", "spec": {"interactive": False}})
 
     def test_by_us(self) -> None:
         self.check(kube_call)
@@ -5109,7 +5090,7 @@ class TestExecPluginIsTold(KubePlugins):
             stderr=subprocess.STDOUT, check=True, timeout=20))
 
     def test_stdin_and_stderr(self) -> None:
-        """A plugin reads our terminal when its mode allows it, nothing else; what it says on stderr is seen."""
+        """A plugin reads our terminal where its mode allows it; what it says on stderr is seen."""
         self.write("3", "code")
         for mode, terminal, line in (("Always", True, "typed"), ("IfAvailable", True, "typed"), ("Never", True, ""),
                                      ("IfAvailable", False, "")):
@@ -5284,7 +5265,6 @@ def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict
 # ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
 KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
     (KUBE_K8S, {"https_proxy": "@P@"}, True), (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
-    (KUBE_K8S, {**KUBE_PROXIED, "https_proxy": "http://127.0.0.1:1"}, True),
     (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
     ("https://127.9.9.9:1", KUBE_PROXIED, False), ("https://kube.localhost:1", KUBE_PROXIED, True),
@@ -5297,11 +5277,11 @@ KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
     *kube_no_proxy(False, "https://[ff0e::1]:6443", "[ff0e::1]:6443", "FF0E:0::1"),
     *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]", "ff0e::1:6443"))
 KUBE_MORE_PROXY_ROWS = (
-    (KUBE_K8S, {}, False), ("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS_PROXY": "http://x"}, True),
+    ("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS_PROXY": "http://x"}, True),
     ("http://k8s.example", {"HTTP_PROXY": "http://@P@", "NO_PROXY": "k8s.example:80"}, False),
     *((url, KUBE_PROXIED, False) for url in ("https://localhost:1", "https://[::1]:1")),
-    *kube_no_proxy(False, KUBE_K8S, "*", ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
-    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "0.0.0.0/0", "k8s.*", ":6443"),
+    *kube_no_proxy(False, KUBE_K8S, ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
+    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "k8s.*", ":6443"),
     *kube_no_proxy(True, "https://224.1.2.3:6443", "3", "224.0.0.0/33", "225.0.0.0/8", "::/0", "224.0.0.0/8:6443"),
     *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff00::/8"),
     *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]:443", "0.0.0.0/0"),
@@ -5528,7 +5508,7 @@ def kube_bombs() -> Iterator[str]:
 
 
 class TestKubeconfigBadInput(KubeFolder):
-    """What is no kubeconfig: one sentence with the file, the line where YAML gives one, exit 1, at once."""
+    """What else is no kubeconfig: one sentence with the file, exit 1, at once."""
 
     def test_bombs(self) -> None:
         """What grows, nests or goes on without end is an error of one line, soon and within two gigabytes."""
@@ -5539,28 +5519,6 @@ class TestKubeconfigBadInput(KubeFolder):
                 self.assertEqual((1, b"", False, True), (done.returncode, done.stdout, b"s3cr3t" in done.stderr,
                                                          len(done.stderr) < 1500), done.stderr[-400:])
                 self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
-
-    def test_documents(self) -> None:
-        """What is no kubeconfig; where YAML knows the line it is named, and what stands there is not quoted."""
-        for content, words in (
-                ("- s3cr3t\n", "must be a mapping"), ("s3cr3t", "must be a mapping"), ("null", "current-context"),
-                ("users: s3cr3t", "current-context"), ("<!DOCTYPE html>\n<html><body>s3cr3t</body></html>", ""),
-                (b"\0\0\0\0", ""), (b"a: s3cr3t\0", ""), (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8"), ("s3cr3t: [", "line"),
-                ("users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", "line 4"), ("a: b\ntoken: \"s3cr3t\n", "line 3"),
-                ("a: b\ns3cr3t s3cr3t\nc: d\n", "line 3"), ("a: b\ntoken: s3cr3t: x\n", "line 2"),
-                ("a: b\n\ntoken: *s3cr3t\n", "line 3"), ("? [s3cr3t]\n: b", ""), ("&a [*a, *b]", "line 1"),
-                ("clusters: &a [*a]\n", "no current-context"), ("a: &a\n  <<: *a\n", "no current-context"),
-                (json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")), "has no context")):
-            with self.subTest(content):
-                path = self.write(content)
-                error = self.fails(vr.ConfigError, lambda path=path: vr.load_cluster(path), path, words)
-                self.assertTrue(str(error).isprintable(), ascii(error))
-
-    def test_an_extension_that_holds_itself(self) -> None:
-        itself = f"extensions:\n    - name: {KUBE_FOR_EXEC}\n      extension: &a [*a]\n    certificate-authority-data"
-        user = kube_exec(command="true", provideClusterInfo=True)
-        path = self.write(yaml.safe_dump(kube_config(user)).replace("certificate-authority-data", itself))
-        self.fails(vr.ConfigError, lambda: kube_call(path), "cannot be written as JSON")
 
     def test_a_list_of_files_that_are_not_there(self) -> None:
         """A KUBECONFIG without a file that exists is warned of, but not when a flag names another."""
@@ -5588,7 +5546,7 @@ class TestKubeconfigParseYaml(unittest.TestCase):
     """Tests for `parse_yaml`; what is no YAML see above."""
 
     def test_values(self) -> None:
-        """Scalars have their types, but dates stay text; only the first document counts, whatever comes after it."""
+        """Scalars have their types, but dates stay text."""
         for text, value in (
                 *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "yes!")),
                 ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("True", True), ("No", False),
@@ -5597,11 +5555,6 @@ class TestKubeconfigParseYaml(unittest.TestCase):
             with self.subTest(text):
                 read = vr.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
                 self.assertEqual((read, type(read)), (value, type(value)))
-        for text in ("---\na: b\n", "a: b\n---\nc: d\n", "a: b\n...\n", "%YAML 1.1\n---\na: b", "{a: b}",
-                     '{\n\t"a":\t"b"\n}', "# c\na: b\r\n"):
-            self.assertEqual(vr.parse_yaml(text.encode(), "X"), {"a": "b"}, text)
-        for text in ("", "# x", "---\n---\na: b"):
-            self.assertIsNone(vr.parse_yaml(text.encode(), "X"), text)
 
     def test_limits(self) -> None:
         """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
@@ -5621,18 +5574,15 @@ class TestKubeconfigRuleFor(unittest.TestCase):
     def test_what_grants_a_call(self) -> None:
         """A refused call is told as verb, resource and namespace, and the line of a Role that grants it."""
         root, group = "/apis/velero.io/v1/namespaces/v/downloadrequests", "velero.io"
-        for method, path, watching, words, group in (
-                ("POST", root, False, "create downloadrequests", group),
-                ("GET", root, False, "list downloadrequests", group),
-                ("GET", root, True, "watch downloadrequests", group),
-                ("GET", f"{root}/x", False, "get downloadrequests", group),
-                ("PATCH", f"{root}/x/status", False, "patch downloadrequests/status", group),
-                ("DELETE", f"{root}/x", False, "delete downloadrequests", group),
-                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get secrets", "")):
+        for method, path, watching, verb, resource, group in (
+                ("POST", root, False, "create", "downloadrequests", group),
+                ("GET", root, False, "list", "downloadrequests", group),
+                ("GET", root, True, "watch", "downloadrequests", group),
+                ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", group),
+                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
             told, rule = vr.rule_for(method, path, watching)
-            verb, resource = words.split()
             wanted = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}]
-            self.assertEqual((f"{words} in namespace v", wanted), (told, yaml.safe_load(rule)))
+            self.assertEqual((f"{verb} {resource} in namespace v", wanted), (told, yaml.safe_load(rule)))
         for path in ("/version", "/apis/velero.io/v1", "/api/v1/namespaces", "", "/api/v1/namespaces/v"):
             self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
 
