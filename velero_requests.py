@@ -1239,7 +1239,6 @@ PLANS = {"keys": KEY_NAMES, "web identity": ("role_arn", "role_session_name", "w
 @hidden_in_repr("values")
 class Plan(NamedTuple):
     """Where keys come from; `fetch_credentials` carries it out."""
-
     how: str  # a key of PLANS
     values: Tuple[Tuple[str, str], ...]
     source: Any = None  # of a role: the plan whose keys may assume it
@@ -1380,7 +1379,7 @@ class Entry(Reader):
         return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
 
     def pem(self, name: str) -> Union[bytes, str]:
-        """The PEM of `name-data`, else the path of the file that `name` says, else nothing."""
+        """The PEM of `name-data`, else the path that `name` says, else nothing."""
         data = decode_base64(self.get(f"{name}-data"))
         if data is None:
             raise ConfigError(f"{self.where}: {name}-data is not base64")
@@ -1393,7 +1392,6 @@ EXEC_GROUP = "client.authentication.k8s.io/"
 @hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
 class Cluster(NamedTuple):
     """How to reach an API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
-
     server: str
     authority: Union[bytes, str] = b""
     insecure: bool = False
@@ -1414,7 +1412,6 @@ class Cluster(NamedTuple):
 @hidden_in_repr("token", "certificate", "key")
 class Identity(NamedTuple):
     """Who we are for the next calls: a token, or a certificate with its key; None in `expires`: it lasts."""
-
     token: str = ""
     certificate: bytes = b""
     key: bytes = b""
@@ -2600,7 +2597,6 @@ def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
 @hidden_in_repr("ca_cert")
 class Trust(NamedTuple):
     """Whom to trust behind an https URL: the system's authorities and `ca_cert` (PEM), or anybody."""
-
     ca_cert: bytes = b""
     insecure: bool = False
     source: str = "the certificate authority"  # of ca_cert, named in errors
@@ -2641,7 +2637,7 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 
 
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
-    """Show a certificate to servers that ask. OpenSSL reads files only: one in memory, else one that only we may read."""
+    """Show a certificate to servers that ask. OpenSSL reads a file: in memory, else one that only we may read."""
     import tempfile
     in_memory = hasattr(os, "memfd_create")
     with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
@@ -2853,11 +2849,9 @@ class Response:
     def interrupt(self) -> None:
         """End the body from another thread: its reader sees the stream end."""
         sock = self._connection.sock
-        while sock and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
-            sock = getattr(sock, "socket", None)
-        with contextlib.suppress(OSError):
-            if sock:
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        with contextlib.suppress(OSError, TypeError):  # it has no socket any more
+            # With TLS within TLS to a proxy it is one of urllib3's, around another.
+            socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
 
 
 class ConnectionPool:
@@ -2882,8 +2876,7 @@ class ConnectionPool:
                 load_client_certificate(context, *certificate)
         options: Dict[str, Any] = {"maxsize": size}
         if parts.scheme == "https":
-            options.update(ssl_context=context, cert_reqs=context.verify_mode,
-                           **({"server_hostname": server_name} if server_name else {}))
+            options.update(ssl_context=context, cert_reqs=context.verify_mode, server_hostname=server_name or None)
         manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
             f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(via),
             proxy_ssl_context=context if via.scheme == "https" else None, **options)
@@ -3001,10 +2994,7 @@ def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
                 "insecure-skip-tls-verify": cluster.insecure, "disable-compression": cluster.disable_compression,
                 "certificate-authority-data": authority, "config": cluster.exec_config}
         spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
-    try:
-        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
-    except (ValueError, TypeError):
-        raise ConfigError("the kubeconfig's extension for exec plugins cannot be written as JSON") from None
+    return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
 
 
 def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
@@ -3018,7 +3008,7 @@ def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
     import subprocess
     command, version = plugin.need("command"), plugin.get("apiVersion")
     command = plugin.path("command") if "/" in command else command
-    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {command}"
+    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {one_line(command)}"
     for name, value, known in (("apiVersion", version, [EXEC_GROUP + "v1", EXEC_GROUP + "v1beta1"]),
                                ("interactiveMode", mode, ["Never", "IfAvailable", "Always"])):
         if value not in known:
@@ -3034,12 +3024,12 @@ def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
         raise ConfigError(f"{called} must ask on a terminal, and there is none")
     interactive = terminal and mode != "Never"
     variables = [Reader(item, f"{plugin.where}, env") for item in plugin.get("env", list)]
-    environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables},
-                   "KUBERNETES_EXEC_INFO": _exec_info(cluster, plugin, interactive)}
+    environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables}}
     try:
+        environment["KUBERNETES_EXEC_INFO"] = _exec_info(cluster, plugin, interactive)
         done = subprocess.run([program, *plugin.get("args", [str])], env=environment, stdout=subprocess.PIPE,
                               stdin=None if interactive else subprocess.DEVNULL, check=False)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # such as an extension that JSON does not know
         raise ConfigError(f"{called} cannot be run: {getattr(error, 'strerror', None) or error}",
                           hints=hints) from error
     if done.returncode:
@@ -3071,13 +3061,13 @@ class Session:
 
     def _open(self, pem: Tuple[bytes, bytes, bytes]) -> None:
         """Go on with new connections; those in use are closed when they are given back."""
-        cluster = self.cluster
+        cluster, server = self.cluster, self.cluster.server
         source = isinstance(cluster.authority, str) and cluster.authority
         trust = Trust(pem[0], cluster.insecure, source or "certificate-authority-data of the kubeconfig", bool(pem[0]))
         pool = ConnectionPool(
-            cluster.server, f"the cluster at {redact(cluster.server)}", trust=trust, certificate=pem[1:],
-            proxy=cluster.proxy_url or proxy_for(cluster.server, os.environ), server_name=cluster.server_name,
-            size=POOL_SIZE, hint="does certificate-authority in the kubeconfig belong to this cluster?")
+            server, f"the cluster at {redact(server)}", trust=trust, certificate=pem[1:], size=POOL_SIZE,
+            proxy=cluster.proxy_url or proxy_for(server, os.environ), server_name=cluster.server_name,
+            hint="does certificate-authority in the kubeconfig belong to this cluster?")
         if self.pool:
             self.close()
         self.pem, self.pool = pem, pool
@@ -3104,9 +3094,8 @@ class Session:
             if plugin or (path and not self.identity.token):
                 raise
             log.warning("%s; what was read before stays in use", error)
-        life = 50.0 if path else 300.0  # seconds, as client-go's
+        life, expires = 50.0 if path else 300.0, self.identity.expires  # seconds, as client-go's
         if plugin:
-            expires = self.identity.expires
             life = (expires - utc_now()).total_seconds() - 30 if expires else math.inf
         self.until = time.monotonic() + life
 
@@ -3136,8 +3125,8 @@ def in_cluster() -> Optional[Cluster]:
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
     if not host or not port or not os.path.exists(f"{account}/token"):
         return None
-    return Cluster(server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-                   authority=f"{account}/ca.crt", token_file=f"{account}/token")
+    host = f"[{host}]" if ":" in host else host
+    return Cluster(f"https://{host}:{port}", f"{account}/ca.crt", token_file=f"{account}/token")
 
 
 def absolute(path: str) -> str:
@@ -3150,11 +3139,10 @@ def absolute(path: str) -> str:
 
 
 def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
-    """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> absolute paths and documents."""
-    listed = os.environ.get("KUBECONFIG", "")
+    """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> paths and documents."""
+    listed = os.environ.get("KUBECONFIG", "")  # of nothing but separators it keeps ~/.kube/config out, too
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
-    names = [kubeconfig] if kubeconfig else listed.split(os.pathsep) if listed else [default]  # ":" names none
-    files = []
+    names, files = [kubeconfig] if kubeconfig else listed.split(os.pathsep) if listed else [default], []
     for path in dict.fromkeys(absolute(name) for name in names if name):
         try:
             files.append((path, parse_yaml(read_file(path, "kubeconfig"), f"kubeconfig {path}")))
@@ -3508,9 +3496,9 @@ def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy
     parts = urlsplit(url)
     who = f"the service at {parts.netloc.rpartition('@')[2]}"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = {"User-Agent": USER_AGENT, **headers}
     with contextlib.closing(ConnectionPool(url, who, proxy=proxy)) as pool, contextlib.closing(
-            pool.request(method, target, headers, body or None, idle=max(0.01, time_left()))) as response:
+            pool.request(method, target, {"User-Agent": USER_AGENT, **headers}, body or None,
+                         idle=max(0.01, time_left()))) as response:
         try:
             return response.status, response.read(ERROR_LIMIT), response.headers
         except (OSError, ValueError):
@@ -3518,7 +3506,7 @@ def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy
 
 
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
-    """A small exchange with a service of AWS; again after 429, 5xx, no answer, or an error code that passes.
+    """A small exchange with a service of AWS, tried again after 429, 5xx, no answer, or an error code that passes.
     timeout: seconds for all tries; one that hangs leaves some to the next."""
     with host_guard(url), time_limit(timeout):
         for attempt in range(1, ASK_ATTEMPTS):
