@@ -6965,9 +6965,8 @@ class TestStoreAnswers(unittest.TestCase):
 
 # ---- Stores: the services that hand out temporary keys -----------------------
 
-STORE_ROLE = "arn:aws:iam::123456789012:role/velero"
-STORE_IMDS_TOKEN, STORE_IMDS_KEYS = "/latest/api/token", "/latest/meta-data/iam/security-credentials/"
-STORE_IMDS_ROLE = STORE_IMDS_KEYS + "node-role"
+IMDS_TOKEN, IMDS_KEYS = "/latest/api/token", "/latest/meta-data/iam/security-credentials/"
+IMDS_ROLE = IMDS_KEYS + "node-role"
 
 
 class KeyServices(LoopbackServer):
@@ -7005,9 +7004,9 @@ class KeyServices(LoopbackServer):
             return Answer(200, self.imds_tokens[-1].encode())
         if request.headers.get("x-aws-ec2-metadata-token") not in self.imds_tokens:
             return Answer(401, b"")
-        if request.raw_path == STORE_IMDS_KEYS:
+        if request.raw_path == IMDS_KEYS:
             return Answer(200, b"node-role\n")
-        return self._document(Code="Success") if request.raw_path == STORE_IMDS_ROLE else Answer(404, b"")
+        return self._document(Code="Success") if request.raw_path == IMDS_ROLE else Answer(404, b"")
 
     def _document(self, **more: str) -> Answer:
         keys = self.new_keys()
@@ -7023,7 +7022,7 @@ class KeyServices(LoopbackServer):
         if request.raw_query or request.content_type != "application/x-www-form-urlencoded" or \
                 form.get("Version") != "2011-06-15" or not form.get("RoleSessionName"):
             trouble = "ValidationError"
-        if trouble or form.get("RoleArn") != STORE_ROLE:
+        if trouble or form.get("RoleArn") != ROLE:
             return Answer(403, self.sts_refusal(trouble or "AccessDenied"))
         keys = "".join(f"<{name}>{value}</{name}>" for name, value in self.new_keys().items())
         return Answer(200, (f'<{action}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{action}Result>'
@@ -7076,7 +7075,7 @@ class KeyTests(Mixin):
         source = vr.Plan.of("keys", {
             "aws_access_key_id": "AKIASOURCE", "aws_secret_access_key": "source-secret/+", **more})
         return vr.Plan.of(how, {
-            "role_arn": STORE_ROLE, "web_identity_token_file": os.path.join(self.folder, "token"),
+            "role_arn": ROLE, "web_identity_token_file": os.path.join(self.folder, "token"),
             "url": self.services.url + "/container", "token": self.services.container_token,
             "endpoint": self.services.url, **more}, source if how == "role" else None)
 
@@ -7109,7 +7108,7 @@ NO_KEYS: Tuple[bytes, ...] = (
 # Each exchange of each plan: method and path.
 EXCHANGES_FOR_KEYS: Tuple[Tuple[str, str, str], ...] = (
     ("web identity", "POST", "/"), ("role", "POST", "/"), ("container", "GET", "/container"),
-    ("instance", "PUT", STORE_IMDS_TOKEN), ("instance", "GET", STORE_IMDS_KEYS), ("instance", "GET", STORE_IMDS_ROLE))
+    ("instance", "PUT", IMDS_TOKEN), ("instance", "GET", IMDS_KEYS), ("instance", "GET", IMDS_ROLE))
 
 
 class TestStoreServices(KeyTests, unittest.TestCase):
@@ -7145,8 +7144,8 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         """A refusal is asked for once and told with its code; an answer without keys is an error, and not shown."""
         wrong, none = "InvalidCredentials: ", "CredentialsNotFound: nothing else .* the instance metadata .*role"
         for how, more, words in (
-                ("web identity", {"role_arn": STORE_ROLE + "-other"},
-                 f"STS, asked for role {STORE_ROLE}-other, gives no keys: status 403 AccessDenied refused$"),
+                ("web identity", {"role_arn": ROLE + "-other"},
+                 f"STS, asked for role {ROLE}-other, gives no keys: status 403 AccessDenied refused$"),
                 ("role", {"aws_secret_access_key": "wrong-secret"}, ".*SignatureDoesNotMatch"),
                 *(("container", {"token": token}, "the container's .*: status 401 Unauthorized the token is missing")
                   for token in ("stale", ""))):
@@ -7154,13 +7153,13 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         for how, method, part, bodies, words in (
                 ("web identity", "POST", "/", NO_KEYS[:4], wrong + "STS, .*"),
                 ("container", "GET", "/container", NO_KEYS, wrong + "the container's credential endpoint"),
-                ("instance", "GET", STORE_IMDS_ROLE, NO_KEYS[:5], none + ".*")):
+                ("instance", "GET", IMDS_ROLE, NO_KEYS[:5], none + ".*")):
             for body in bodies:
                 self.check(words + " gives no keys: there are none", 1, how, method, part, status=200, body=body)
         for method, part, fault, words in (
-                ("PUT", "", {"status": 403}, "status 403"), ("GET", STORE_IMDS_KEYS, {"status": 401}, "status 401"),
-                ("GET", STORE_IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorized"}'}, "AssumeRoleU"),
-                ("GET", STORE_IMDS_KEYS, {"status": 200, "body": b"\n"}, "there are none")):
+                ("PUT", "", {"status": 403}, "status 403"), ("GET", IMDS_KEYS, {"status": 401}, "status 401"),
+                ("GET", IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorized"}'}, "AssumeRoleU"),
+                ("GET", IMDS_KEYS, {"status": 200, "body": b"\n"}, "there are none")):
             self.check(f"{none}.* gives no keys: {words}", 1, "instance", method, part, **fault)
         self.check(f"{none}.* gives no keys: no answer$", 3, "instance", "PUT", times=9, drop=True)
 
@@ -7169,13 +7168,12 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         proxies = {name: "http://127.0.0.1:1" for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY")}
         with environment({**proxies, "NO_PROXY": None, "no_proxy": None}):
             self.assertEqual(["keys", "keys"], [self.fetch(how) for how in ("instance", "container")])
-        self.assertEqual([(request.target, request.headers.get("x-aws-ec2-metadata-token"))
-                          for request in self.services.seen()][:3],
-                         [(STORE_IMDS_TOKEN, None), *((path, self.services.imds_tokens[0]) for path in (
-                             STORE_IMDS_KEYS, STORE_IMDS_ROLE))])
-        self.services.script("GET", STORE_IMDS_KEYS, status=200, body=b"../../../user-data?x=1#y")
+        token = self.services.imds_tokens[0]
+        self.assertEqual([(request.target, request.headers.get("x-aws-ec2-metadata-token")) for request in (
+            self.services.seen()[:3])], [(IMDS_TOKEN, None), (IMDS_KEYS, token), (IMDS_ROLE, token)])
+        self.services.script("GET", IMDS_KEYS, status=200, body=b"../../../user-data?x=1#y")
         self.assertRegex(self.fetch("instance"), "CredentialsNotFound: .*status 404")
-        self.assertEqual(self.services.seen("GET")[-1].target, STORE_IMDS_KEYS + "..%2F..%2F..%2Fuser-data%3Fx%3D1%23y")
+        self.assertEqual(self.services.seen("GET")[-1].target, IMDS_KEYS + "..%2F..%2F..%2Fuser-data%3Fx%3D1%23y")
         self.services.forget()
         self.assertRegex(self.fetch("container", token="one\r\nX-Evil: 1"), "token has characters that cannot be sent")
         self.services.script("PUT", status=200, body=b"one\r\nX-Evil: 1")
@@ -7194,12 +7192,12 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         self.write("container", "rotated")
         self.assertEqual(["keys", "keys"], [self.fetch("web identity"), self.fetch("container", token_file=path)])
         self.services.forget()
-        lost = self.fetch("web identity", web_identity_token_file=os.path.join(self.folder, "lost"))
-        self.assertRegex(lost, "web identity token .*/lost")
+        self.assertRegex(self.fetch("web identity", web_identity_token_file="/lost"), "web identity token /lost")
         self.assertEqual(self.services.seen(), [])
 
     def test_roles(self) -> None:
-        """What the form says; AssumeRole bears a signature that a second implementation works out alike."""
+        """What the form says; AssumeRole bears a signature that a second implementation works out alike. The host is
+        that of the region, through a proxy where the environment names one."""
         session = r"[\w+=,.@-]{2,64}"
         for how, path, more, fields in (
                 ("web identity", "", {"role_session_name": "pod"}, ("pod", None, None)),
@@ -7212,12 +7210,10 @@ class TestStoreServices(KeyTests, unittest.TestCase):
                 self.assertRegex(self.form()["RoleSessionName"], f"^{fields[0]}$")
                 self.assertEqual(fields[1:], (self.form().get("ExternalId"), self.form().get("DurationSeconds")))
         self.services.signers = self.services.issued
-        chain = vr.Plan.of("role", {"role_arn": STORE_ROLE}, self.plan("web identity"))
+        chain = vr.Plan.of("role", {"role_arn": ROLE}, self.plan("web identity"))
         keys = vr.fetch_credentials(chain, "eu-north-1")
         self.assertEqual(list(self.services.issued)[-1], keys.access_key)
-
-    def test_the_host_is_that_of_the_region(self) -> None:
-        """Through a proxy, where the environment names one."""
+        self.services.forget()
         with environment({"AWS_ENDPOINT_URL_STS": None, "HTTPS_PROXY": self.services.url}):
             self.assertRegex(self.fetch("web identity"), "^Unreachable: ")
         self.assertEqual({request.target for request in self.services.seen()}, {"sts.eu-north-1.amazonaws.com:443"})
@@ -7467,7 +7463,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         self.allowed = self.write("allowed", f"[default]\ncredential_process = touch {self.folder}/ran\n")
         self.pod: Dict[str, Optional[str]] = {
             "AWS_ENDPOINT_URL_S3": self.store.url, "AWS_ENDPOINT_URL_STS": self.services.url,
-            "AWS_ROLE_ARN": STORE_ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
+            "AWS_ROLE_ARN": ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
             "AWS_SHARED_CREDENTIALS_FILE": self.write("own", self.own_keys.replace("default", "p") + self.own_keys)}
 
     def direct(self, name: str, *flags: str, **env: Optional[str]) -> Result:
@@ -7504,7 +7500,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
     def test_attacks(self) -> None:
         """Each is refused before anything is fetched, sent or run, by the controller and by --direct."""
         places = {"evil": f"127.0.0.1:{self.evil.getsockname()[1]}", "own": self.store.url, "here": self.folder,
-                  "role": STORE_ROLE}
+                  "role": ROLE}
         names = [self.lay_out(f"row{number}", {key: value.format(**places) for key, value in config.items()},
                               secret.format(**places)) for number, (config, secret, _, _) in enumerate(SIGNERS)]
         asked = [self.ask(name=name) for name in names]
@@ -7530,7 +7526,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         document = self.write("location", json.dumps({"spec": {
             "provider": "aws", "objectStorage": {"bucket": self.namespace},
             "config": {"region": self.store.region, "s3Url": self.store.url, "credentialsFile": keys}}}))
-        role = f"{named}[default]\nrole_arn = {STORE_ROLE}\nsource_profile = q\n[other]\ncredential_process = x\n"
+        role = f"{named}[default]\nrole_arn = {ROLE}\nsource_profile = q\n[other]\ncredential_process = x\n"
         own, here, away = self.store.access_key, self.store.url, None  # whether our identity belongs to the store
         for name, config, secret, endpoint, flags, env, key in (
                 ("program", {}, "", here, (), {**files, "AWS_ROLE_ARN": None}, "ASIATEMP00000001"),
