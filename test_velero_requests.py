@@ -4812,9 +4812,8 @@ KUBE_CASES = kube_cases((
 ), lenient=True)
 
 KUBE_TEXTS: Tuple[KubeCase, ...] = (
-    *(kube_text(f"https: token {read}", ("token: t", f"token: {text}"), lenient=lenient) for text, read, lenient in (
-        ("1e3", "1e3", True), ("0o17", "0o17", True), ("y", "y", True), ("2026-11-22", "2026-11-22", False),
-        ("!!str 12", "12", False), ("t\t# x", "t", False), ("x\n    token: t", "t", False))),
+    kube_text("https: token y", ("token: t", "token: y"), lenient=True),
+    kube_text(OK_T, ("token: t", "token: !!str x\n    token: t\t# x")),
     kube_text("error", ("token: t", "token: off")), kube_text(OK_T, before="\ufeff"),
     kube_text(OK_T, before="---\n", after="...\n"), kube_text(OK_T, after="---\ncurrent-context: gone\n"),
     kube_text(OK_T, after="---\n@@ [\n"), kube_text("error", before="---\n---\n"), kube_text(OK_T, ("\n", "\r\n")),
@@ -5018,7 +5017,7 @@ class KubePlugins(KubeFolder):
         return self.write(kube_config(kube_exec(**fields), cluster))
 
     def plugged(self, calls: int = 0) -> Any:
-        """A connection by this plugin, after so many calls."""
+        """A connection by this plugin, after some calls."""
         api = self.connect(kube_config(kube_exec()))
         for _ in range(calls):
             kube_version(api)
@@ -5035,7 +5034,7 @@ def kube_version(api: Any) -> Document:
 
 
 def kube_pair(name: str, key: str = "") -> Dict[str, str]:
-    """A certificate and its key, as a plugin prints them."""
+    """What a plugin prints."""
     return {"clientCertificateData": kube_bytes(f"{name}.crt").decode(),
             "clientKeyData": kube_bytes(f"{key or name}.key").decode()}
 
@@ -5489,7 +5488,7 @@ class TestKubeconfigParseYaml(unittest.TestCase):
     def test_values(self) -> None:
         """Scalars have their types, but dates stay text."""
         for text, value in (
-                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "yes!")),
+                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "1e3", "0o17", "yes!")),
                 ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("True", True), ("No", False),
                 ("off", False), ("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31), ("12345678901", 12345678901),
                 ("", None), ("~", None), ("null", None)):

@@ -2658,6 +2658,7 @@ def _proxy_headers(via: Any) -> Dict[str, str]:
 
 class _Thread(threading.local):
     deadline = math.inf  # when what the thread asks of the network must be over
+    hosts: Any = None  # a HostLimiter, in a worker
 
 
 _thread = _Thread()
@@ -3458,7 +3459,7 @@ class HostLimiter:
 
     @contextlib.contextmanager
     def guard(self, host: str) -> Iterator[None]:
-        """A context in which to ask a host; Busy or the last error when it must not be asked now."""
+        """A context in which to ask a host; Busy or its last error when it must not be asked now."""
         with self.lock:
             silent = self.ends.get(host)
             if silent and time.monotonic() < silent[0]:
@@ -3485,8 +3486,7 @@ class HostLimiter:
 
 def host_guard(url: str) -> ContextManager[None]:
     """A context in which to ask the host of a URL: limited in a worker, unlimited elsewhere."""
-    hosts = getattr(_thread, "hosts", None)
-    return hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if hosts else contextlib.nullcontext()
+    return _thread.hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if _thread.hosts else contextlib.nullcontext()
 
 
 Reply = Tuple[int, bytes, Mapping[str, str]]  # status, body and headers
@@ -3553,7 +3553,7 @@ def assume_role(role: Values, source: Optional[Credentials], region: str) -> Cre
 
 
 def run_credential_process(program: Values) -> Credentials:
-    """The keys that a program prints; nothing else of its output is shown, for it may hold them."""
+    """The keys that a program prints; nothing of its output is shown, for it may hold them."""
     import subprocess
     what = f"{program['profile']}: credential_process"
     try:
@@ -3604,7 +3604,7 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
 
 
 class CredentialCache:
-    """The keys that a plan gave last; they are renewed before they expire, by one caller at a time."""
+    """The keys that a plan gave last, renewed before they expire by one caller at a time."""
 
     def __init__(self, plan: Plan, region: str) -> None:
         self.plan, self.region, self.lock = plan, region, threading.Lock()
@@ -3613,8 +3613,8 @@ class CredentialCache:
         self.retry_at = datetime.min.replace(tzinfo=timezone.utc)  # after a failure
 
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
-        """Keys, fresh if possible: when renewing fails, or while another caller does it, old ones serve to their end.
-        Without any, this call waits for the other, or with wait=False raises Busy."""
+        """Keys; when renewing fails, or while another caller does it, old ones serve to their end. Without any, this
+        call waits for the other, or with wait=False raises Busy."""
         old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
         alive = old is not None and old.are_valid(now)
         if old is None or not old.are_valid(least):
@@ -3673,8 +3673,8 @@ def own_endpoint() -> str:
 
 
 def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
-    """The region that S3 names for a bucket, if any, whatever the status of an unsigned HEAD, as velero's plugin asks;
-    NotFound when there is no such bucket."""
+    """The region that S3 names for a bucket in the answer to an unsigned HEAD, as velero's plugin asks; NotFound when
+    there is no such bucket."""
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
     status, _, headers = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
     if status == 404:
@@ -3707,8 +3707,8 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
 
 
 def find_location(api: Optional[Api], namespace: str, document: Document, *, trusted: bool = False) -> Location:
-    """A storage location with its endpoint and authority; trusted: it is the operator's own word. What the cluster says
-    of TLS does not count where our own identity signs for AWS: the system's authorities vouch for those hosts."""
+    """A storage location with its endpoint and authority; trusted: it is the operator's own word. Where our own identity
+    signs for AWS, what the cluster says of TLS does not count: the system's authorities vouch for those hosts."""
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
     lax = location.insecure or location.ca_cert or location.ca_secret[0]
@@ -3721,8 +3721,8 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
 
 def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]
                   ) -> Tuple[Profiles, str]:
-    """The profiles in the Secret or file that a location names, and what that is called in errors. A file that the
-    cluster names must be allowed by this path. Links are followed: the operator knows who sets them."""
+    """The profiles in the Secret or file that a location names, and its name in errors. A file that the cluster names
+    must be allowed by this path. Links are followed: the operator knows who sets them."""
     path, name, key = location.credentials_file, location.secret_name, location.secret_key
     if name:
         source = f"key {key!r} of Secret {name!r}"
