@@ -4726,6 +4726,7 @@ def kube_text(verdict: str, *changes: Tuple[str, str], before: str = "", after: 
 KUBE_CASES = kube_cases((
     # who calls
     (OK_T,), ("https: token f", {"tokenFile": "token"}), ("https: token f", {"token": "t", "tokenFile": "token"}),
+    (OK_T, {"token": "t", "tokenFile": "gone"}), (OK_T, {"token": "t", "tokenFile": "empty"}),
     ("error: cannot read token @DIR@/gone", {"tokenFile": "gone"}),
     ("https: basic u:p", {"username": "u", "password": "p"}), ("https: nobody", {}),
     ("https: certificate alice", KUBE_CERT),
@@ -4769,6 +4770,7 @@ KUBE_CASES = kube_cases((
     ("error: (it is for no name at all; issuer commonName=test-ca;", None,
      {"server": "https://@NAMELESS@", "tls-server-name": "localhost"}),
     ("http: nobody", None, KUBE_PLAIN), ("http: nobody", kube_exec(), KUBE_PLAIN),
+    ("error: cannot read certificate authority", None, {**KUBE_PLAIN, **kube_ca("gone")}),
     ("http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN), ("http: nobody", None, {"server": "@HTTP@"}),
     ("error: cluster 'c': server 'ftp://***@", None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
     ("error: cluster 'c' has no server", None, {"server": ""}),
@@ -5519,6 +5521,7 @@ class TestKubeconfigRuleFor(unittest.TestCase):
                 ("GET", root, False, "list", "downloadrequests", group),
                 ("GET", root, True, "watch", "downloadrequests", group),
                 ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", group),
+                ("DELETE", f"{root}/x", False, "delete", "downloadrequests", group),
                 ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
             told, rule = vr.rule_for(method, path, watching)
             wanted = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}]
@@ -6752,6 +6755,7 @@ class TestStoreIni(unittest.TestCase):
                 vr.ini_sections(content, "the file")
             self.assertEqual(("InvalidCredentials", None), (caught.exception.reason, caught.exception.__cause__))
             self.assertNotIn("s3cr3t", str(caught.exception))
+        self.assertEqual({}, vr.ini_sections(b"#" * (1 << 20), "the file"))
 
     def test_merging(self) -> None:
         """Credentials file and config file -> profiles; half a pair or a token is not taken from another section."""

@@ -2606,8 +2606,8 @@ class Trust(NamedTuple):
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
-    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go, only a subject
-    alternative name counts, and a certificate that cannot be read spoils no other.
+    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go only subject
+    alternative names count, and a certificate that cannot be read spoils no other.
     """
     import ssl
     import urllib3
@@ -3101,7 +3101,7 @@ class Session:
         self.until = time.monotonic() + life
 
     def renew(self) -> Tuple[Identity, ConnectionPool]:
-        """The current identity, and connections that can be used."""
+        """Who we are, and connections that can be used."""
         with self.lock:
             if time.monotonic() >= self.until:
                 self._renew()
@@ -3110,7 +3110,7 @@ class Session:
             return self.identity, self.pool
 
     def invalidate(self, identity: Identity) -> bool:
-        """Forget an identity that the API no longer accepts -> whether the next call can use another one."""
+        """Forget an identity that the API no longer accepts -> whether there may be another one."""
         with self.lock:
             if self.identity is identity:
                 self.until = -math.inf
@@ -3156,14 +3156,14 @@ def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
 
 
 def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
-    """The cluster to talk to: of the kubeconfigs, else the pod's own; ConfigError names the file and what is wrong."""
+    """The cluster of the kubeconfigs, else the pod's own; ConfigError names the file and what is wrong."""
     files = read_kubeconfigs(kubeconfig)
     cluster = cluster_from_kubeconfigs(files, context) or in_cluster()
     if cluster:
         return cluster
     if files:
-        raise ConfigError(f"kubeconfig {', '.join(path for path, _ in files)} has no current-context", hints=[
-            "choose one with --context"])
+        raise ConfigError(f"kubeconfig {', '.join(path for path, _ in files)} has no current-context",
+                          hints=["choose one with --context"])
     raise ConfigError("no kubeconfig found", hints=[
         "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
 
@@ -3707,8 +3707,8 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
 
 
 def find_location(api: Optional[Api], namespace: str, document: Document, *, trusted: bool = False) -> Location:
-    """A storage location with its endpoint and authority; trusted: it is the operator's own word. Where our own identity
-    signs for AWS, what the cluster says of TLS does not count: the system's authorities vouch for those hosts."""
+    """A storage location with its endpoint and authority; trusted: it is the operator's own word. What the cluster says
+    of TLS does not count where our own identity signs for AWS: the system's authorities vouch for those hosts."""
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
     lax = location.insecure or location.ca_cert or location.ca_secret[0]
