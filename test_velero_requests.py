@@ -4473,7 +4473,6 @@ def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subjec
 
 @functools.lru_cache(maxsize=None)
 def kube_pki() -> str:
-    """The folder with the authority and the certificates of these tests."""
     folder = tempfile.mkdtemp(prefix="velero-requests-pki-")
     atexit.register(shutil.rmtree, folder, True)
     make_certificate(folder)  # ca.crt; tls.crt for localhost and 127.0.0.1
@@ -4626,7 +4625,6 @@ def kube_forget() -> None:
 
 
 def kube_call(kubeconfig: str = "", context: str = "") -> Document:
-    """One call, as the commands make it."""
     api = vr.connect(vr.load_cluster(kubeconfig, context))
     with warnings.catch_warnings(), contextlib.closing(api.session):
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # it was asked for
@@ -4710,7 +4708,6 @@ def kube_cases(rows: Iterable[Tuple[Any, ...]], lenient: bool = False) -> Tuple[
 
 
 def kube_list(verdict: str, listed: str, **files: Any) -> KubeCase:
-    """A case with a list in KUBECONFIG."""
     return KubeCase(verdict, files, "", "", {"KUBECONFIG": listed})
 
 
@@ -5009,7 +5006,6 @@ class KubePlugins(KubeFolder):
         self.addCleanup(kube_servers()["https"].unscript)
 
     def answer(self, version: str = KUBE_V1, **status: Any) -> None:
-        """What the program prints from now on."""
         self.write(json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status}), "answer")
 
     def said(self, name: str) -> str:
@@ -5036,13 +5032,11 @@ def kube_version(api: Any) -> Document:
 
 
 def kube_pair(name: str, key: str = "") -> Dict[str, str]:
-    """What a plugin prints."""
     return {"clientCertificateData": kube_bytes(f"{name}.crt").decode(),
             "clientKeyData": kube_bytes(f"{key or name}.key").decode()}
 
 
 def kube_program(path: str, stdin: Any = subprocess.DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
-    """Run the program with a kubeconfig, and at most so much memory."""
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
             ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
@@ -5147,7 +5141,6 @@ class TestKubeSession(KubePlugins):
     """What is read again from files while connections are open; the test turns the clock."""
 
     def files(self, name: str, key: str = "", authority: str = "ca.crt") -> None:
-        """Put these where the kubeconfig says."""
         for file, content in (("own.crt", f"{name}.crt"), ("own.key", f"{key or name}.key"), ("own-ca", authority)):
             self.write(kube_bytes(content) if content else "no PEM", file)
 
@@ -5216,7 +5209,6 @@ KUBE_PROXIED = {"HTTPS_PROXY": "http://@P@"}
 
 
 def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
-    """Rows for some NO_PROXY and a URL."""
     return tuple((url, {**KUBE_PROXIED, "NO_PROXY": text}, proxied) for text in texts)
 
 
@@ -7067,7 +7059,6 @@ class KeyTests(Mixin):
                                          "AWS_ENDPOINT_URL_STS": self.services.url}))
 
     def write(self, name: str, text: str) -> str:
-        """Write a file into the folder and return its path."""
         return write_bytes(os.path.join(self.folder, name), text.encode("utf-8", "surrogateescape"))
 
     def plan(self, how: str, **more: str) -> Any:
@@ -7398,7 +7389,6 @@ class StoreWorld(FakeWorld):
         return result
 
     def answer_to(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None, name: str = "b1") -> Document:
-        """A new request once the controller has looked at it."""
         asked = self.ask(name=name)
         self.once(*argv, env=env)
         return self.admin.get("downloadrequests", asked, self.namespace)
