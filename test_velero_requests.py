@@ -4277,44 +4277,39 @@ class TestContractVeleroOld(VeleroWorld, CoreTests, unittest.TestCase):
     status_subresource = True
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: certificates, servers that remember who called, and the files of the tests
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: certificates, servers, and the files of the tests ------------
 
 KUBECTL = shutil.which("kubectl")
 NO_KUBECTL = "kubectl is not on the PATH, so what it makes of the kubeconfigs was not compared with ours"
-KUBE_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
     """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
     base, extra = os.path.join(folder, name), f"subjectAltName={names}\n" if names else ""
-    write_bytes(base + ".ext", b"basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-                + extra.encode())
-    run_openssl("req", *KUBE_NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj",
-                f"/CN={subject or name}")
+    write_bytes(base + ".ext", (
+        f"basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n{extra}").encode())
+    run_openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", base + ".key",
+                "-out", base + ".csr", "-subj", f"/CN={subject or name}")
     run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
                 "-CAcreateserial", "-days", days, "-out", base + ".crt", "-extfile", base + ".ext")
 
 
 @functools.lru_cache(maxsize=None)
 def kube_pki() -> str:
-    """The folder with the authority and the certificates of these tests."""
     folder = tempfile.mkdtemp(prefix="velero-requests-pki-")
     atexit.register(shutil.rmtree, folder, True)
     make_certificate(folder)  # ca.crt; tls.crt for localhost and 127.0.0.1
     for arguments in (("alice",), ("bob",), ("named", "DNS:kubernetes.default.svc,DNS:*.example.com"),
                       ("nameless", "", "30", "localhost"), ("expired", "DNS:localhost,IP:127.0.0.1", "-1")):
         kube_issue(folder, *arguments)
-    authority = kube_bytes("ca.crt", folder)  # a block that is none, and a good one after it
-    write_bytes(os.path.join(folder, "spoiled.crt"),
-                "# é\n".encode() + authority.replace(b"MII", b"QUJD", 1) + authority)
+    run_openssl("ec", "-in", f"{folder}/alice.key", "-aes256", "-passout", "pass:x", "-out", f"{folder}/locked.key")
+    authority = read_bytes(f"{folder}/ca.crt")  # a block that is none, and a good one after it
+    write_bytes(f"{folder}/spoiled.crt", "# é\n".encode() + authority.replace(b"MII", b"QUJD", 1) + authority)
     return folder
 
 
-def kube_bytes(name: str, folder: str = "") -> bytes:
-    """The content of one file of kube_pki."""
-    return read_bytes(os.path.join(folder or kube_pki(), name))
+def kube_bytes(name: str) -> bytes:
+    return read_bytes(os.path.join(kube_pki(), name))
 
 
 class KubeServer(LoopbackServer):
@@ -4322,7 +4317,7 @@ class KubeServer(LoopbackServer):
     proxy that looks for every host on loopback."""
 
     def __init__(self, certificate_name: str = "", user: str = "", demand: bool = False) -> None:
-        """Serve https with a certificate of kube_pki, or http. user: name:password that a proxy wants to be shown."""
+        """certificate_name: in kube_pki, for https. user: name:password that a proxy wants. demand: a certificate."""
         self._wanted = f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
         self._own: Optional[ssl.SSLContext] = None
         if certificate_name:
@@ -4336,7 +4331,6 @@ class KubeServer(LoopbackServer):
         self.start()
 
     def named(self, secured: Any, name: Optional[str], _: Any) -> None:
-        """Note by which name a handshake asks."""
         self.names.append(name)
         secured.kube_name = name
 
@@ -4345,7 +4339,6 @@ class KubeServer(LoopbackServer):
         return self._own
 
     def answer(self, request: Any, connection: Any) -> bool:
-        """Note the caller before the answer goes out; check who asks a proxy, and tunnel."""
         subject = (connection.socket.getpeercert() or {}).get("subject", ()) if self._own else ()
         request.user = dict(pair for part in subject for pair in part).get("commonName")
         request.parsed = {"name": getattr(connection.socket, "kube_name", None),
@@ -4370,11 +4363,7 @@ class KubeServer(LoopbackServer):
                     sink.sendall(data)
 
     def handle(self, request: Any) -> Answer:
-        """A version, whatever was asked for."""
         return Answer(200, b'{"major":"1","minor":"34","gitVersion":"v1.34.2"}')
-
-
-KubeProxy = KubeServer
 
 
 @functools.lru_cache(maxsize=None)
@@ -4405,9 +4394,8 @@ def kube_fill(text: str, folder: str = "") -> str:
 
 
 def kube_write(folder: str, name: str, content: Any) -> str:
-    """Write a file of a case and return its path: bytes as they are, text filled in, documents as YAML."""
+    """Write a file and return its path: bytes as they are, text filled in, documents as YAML."""
     path = os.path.join(folder, name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     if not isinstance(content, (bytes, str)):
         content = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     write_bytes(path, content if isinstance(content, bytes) else kube_fill(content, folder).encode())
@@ -4416,7 +4404,7 @@ def kube_write(folder: str, name: str, content: Any) -> str:
 
 
 def kube_config(user: Any = None, cluster: Any = None, **top: Any) -> Document:
-    """A kubeconfig for the https server: entries `c`, with a token and the authority unless others are given."""
+    """A kubeconfig for the https server, with a token and the authority unless others are given."""
     cluster = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **(cluster or {})}
     return {"current-context": "c", "clusters": [{"name": "c", "cluster": cluster}],
             "users": [{"name": "c", "user": {"token": "t"} if user is None else user}],
@@ -4454,15 +4442,13 @@ def kube_verdict(failed: bool) -> str:
 
 
 def kube_forget() -> None:
-    """Empty the logs of all servers."""
     for server in kube_servers().values():
         server.forget()
         server.names.clear()
 
 
 def kube_call(kubeconfig: str = "", context: str = "") -> Document:
-    """One call of ours, as the commands make it."""
-    api = velero_requests.connect(velero_requests.load_cluster(kubeconfig, context))
+    api = vr.connect(vr.load_cluster(kubeconfig, context))
     with warnings.catch_warnings(), contextlib.closing(api.session):
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # it was asked for
         return api.call("GET", "/version")
@@ -4472,7 +4458,6 @@ class KubeFolder(unittest.TestCase):
     """A test with a folder of its own, and servers that have seen nothing."""
 
     def setUp(self) -> None:
-        """Make the folder, and the empty one that stands for HOME."""
         self.folder = tempfile.mkdtemp(prefix="velero-requests-kube-")
         self.addCleanup(shutil.rmtree, self.folder, True)
         self.home = os.path.join(self.folder, "home")
@@ -4480,12 +4465,10 @@ class KubeFolder(unittest.TestCase):
         kube_forget()
 
     def write(self, content: Any, name: str = "config") -> str:
-        """Write a file and return its path."""
         return kube_write(self.folder, name, content)
 
     def connect(self, document: Any) -> Any:
-        """A connection by a kubeconfig; it is closed in the end."""
-        api = velero_requests.connect(velero_requests.load_cluster(self.write(document)))
+        api = vr.connect(vr.load_cluster(self.write(document)))
         self.addCleanup(api.session.close)
         return api
 
@@ -4500,9 +4483,7 @@ class KubeFolder(unittest.TestCase):
         return caught.exception
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: one table, and kubectl as the oracle
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: one table, and kubectl as the oracle ------------------------
 
 class KubeCase(NamedTuple):
     """One way to be configured, and what kubectl makes of it: a verdict, or `error: words of ours`."""
@@ -4512,11 +4493,11 @@ class KubeCase(NamedTuple):
     context: str = ""
     kubeconfig: str = "@DIR@/config"
     environment: Dict[str, Optional[str]] = {}
-    lenient: bool = False                    # kubectl refuses it; the verdict is ours
+    lenient: bool = False  # kubectl refuses it; the verdict is ours
 
 
 OK_T, OK_P = "https: token t", "https: token p"
-KUBE_V1 = "client.authentication.k8s.io/v1"
+KUBE_V1, KUBE_FOR_EXEC = "client.authentication.k8s.io/v1", "client.authentication.k8s.io/exec"
 KUBE_EXEC = {"apiVersion": KUBE_V1, "interactiveMode": "Never", "command": "./plugin"}
 KUBE_PLUGIN = f"""#!/bin/sh
 echo '{{"apiVersion": "{KUBE_V1}", "kind": "ExecCredential", "status": {{"token": "p"}}}}'
@@ -4532,12 +4513,10 @@ KUBE_INSECURE = {**KUBE_NO_CA, "insecure-skip-tls-verify": True}
 
 
 def kube_ca(path: str) -> Document:
-    """The authority in a file."""
     return {**KUBE_NO_CA, "certificate-authority": path}
 
 
 def kube_exec(**fields: Any) -> Document:
-    """A user with a plugin."""
     return {"exec": {**KUBE_EXEC, **fields}}
 
 
@@ -4552,7 +4531,6 @@ def kube_cases(rows: Iterable[Tuple[Any, ...]], lenient: bool = False) -> Tuple[
 
 
 def kube_list(verdict: str, listed: str, **files: Any) -> KubeCase:
-    """A case with a KUBECONFIG list; each file is named by a letter."""
     return KubeCase(verdict, files, "", "", {"KUBECONFIG": listed})
 
 
@@ -4574,15 +4552,14 @@ KUBE_CASES = kube_cases((
     ("https: certificate alice", KUBE_CERT),
     ("https: certificate alice", {"client-certificate": "pki/alice.crt", "client-key": "@PKI@/alice.key"}),
     (OK_T, {**KUBE_CERT, "token": "t"}),
-    ("error: not a matching pair", {**KUBE_CERT, "client-key-data": "@BASE64:bob.key@"}),
-    ("error: not a matching pair", {**KUBE_CERT, "client-key-data": None}),
+    *(("error: not a matching pair of PEM, or the key is encrypted", {**KUBE_CERT, "client-key-data": key})
+      for key in ("@BASE64:bob.key@", "@BASE64:locked.key@", "QUJD", None)),
     (OK_T, {"client-key": "gone", "token": "t"}),
     ("error: cannot read client certificate @DIR@/gone", {"client-certificate": "gone", "client-key": "pki/alice.key"}),
     ("error: cannot read client key @DIR@/gone", {"client-certificate": "pki/alice.crt", "client-key": "gone"}),
     ("https: certificate alice", {name: f"\r\n{text}\n" for name, text in KUBE_CERT.items()}),
     ("error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
     # impersonation
-    ("https: token t, user=jane", {"token": "t", "as": "jane"}),
     ("https: token t, extra-a!b+c%é/d=1, extra-a!b+c%é/d=2, group=g, group=h, uid=7, user=jürgen", {
         "token": "t", "as": "jürgen", "as-uid": "7", "as-groups": ["g", "h"],
         "as-user-extra": {"A!b+c%é/d": ["1", "2"]}}),
@@ -4599,7 +4576,6 @@ KUBE_CASES = kube_cases((
     ("error: exec plugin @DIR@/gone of the kubeconfig is not installed", kube_exec(command="./gone")),
     ("error: user 'c', exec has interactiveMode 'never', not one of Never", kube_exec(interactiveMode="never")),
     (f"error: user 'c', exec has apiVersion '{KUBE_V1}alpha1', not", kube_exec(apiVersion=KUBE_V1 + "alpha1")),
-    ("error: user 'c', exec has no command", kube_exec(command="")),
     ("error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}), (OK_T, {"token": "t", "exec": None}),
     ("error: exec: args[0] must be a string", kube_exec(args=[5])),
     ("error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
@@ -4609,8 +4585,6 @@ KUBE_CASES = kube_cases((
     (OK_T, None, kube_ca("pki/spoiled.crt")), ("error: not trusted", None, kube_ca("@PKI@/alice.crt")),
     (OK_T, None, KUBE_INSECURE), ("expired: token t", None, {**KUBE_INSECURE, "server": "https://@EXPIRED@"}),
     ("named as x.y: token t", None, {**KUBE_INSECURE, **KUBE_NAMED, "tls-server-name": "x.y"}),
-    ("error: expired (it is for localhost", None, {"server": "https://@EXPIRED@"}),
-    ("error: *.example.com", None, KUBE_NAMED),
     ("named as a.example.com: token t", None, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
     ("error: 'b.a.example.com'", None, {**KUBE_NAMED, "tls-server-name": "b.a.example.com"}),
     ("error: (it is for no name at all; issuer commonName=test-ca;", None,
@@ -4624,7 +4598,6 @@ KUBE_CASES = kube_cases((
     ("https: basic u:p@", KUBE_CERT, {"server": "https://u:p%40@@HTTPS@"}),
     ("https as localhost: token t", None, {"server": "https://localhost:@HTTPSPORT@"}),
     # proxies
-    ("https by proxy: token t", None, {"proxy-url": "http://@PROXY@"}),
     ("https by guarded: token t", None, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
     ("error: through its proxy", None, {"proxy-url": "http://me:s3cr3t@@GUARDED@"}),
     ("https by secure: token t", None, {"proxy-url": "https://@SECURE@"}),
@@ -4644,8 +4617,6 @@ KUBE_CASES = kube_cases((
     ("error: user 'c': token must be a string: write it in quotes", {"token": 12345}),
     ("https: nobody", {"token": None}),
     ("error: user 'c' must be a mapping", None, None, {"users": [{"name": "c", "user": "s3cr3t"}]}),
-    (OK_T, None, None, {"users": [{"name": "c", "user": {"token": "t"}},
-                                  {"name": "d", "user": {"token": "t", "username": "u"}}]}),
     ("error: kubeconfig @DIR@/config: users must be a list", None, None, {"users": {"c": {}}}),
     (OK_T, {"token": "t", "tokenfile": "gone", "Token": "x"}, None, {"more": [1]}),
     ("https: token t, extra-1=x, user=j", {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
@@ -4658,42 +4629,41 @@ KUBE_CASES = kube_cases((
     ("http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
     ("https by proxy: token t", None, {"proxy-url": "@PROXY@"}),
     ("error: proxy-url is a SOCKS proxy", None, {"proxy-url": "socks5://u:s3cr3t@127.0.0.1:1"}),
-    (OK_T, None, None, {"users": [None, {"name": "c", "user": {"token": "t"}}, {"name": "c"}, None]}),
-    (OK_T, None, None, {"apiVersion": "v2", "users": [{"name": "c", "user": {"token": "t"}},
-                                                      {"name": "d", "user": {"token": 5}}, 5, {"name": 5}]}),
+    (OK_T, None, None, {"apiVersion": "v2", "users": [None, {"name": "c", "user": {"token": "t"}}, {"name": "c"}, 5,
+                                                      {"name": "d", "user": {"token": 5}}, {"name": 5}]}),
 ), lenient=True)
 
 KUBE_TEXTS: Tuple[KubeCase, ...] = (
-    *(kube_text(f"https: token {read}", ("token: t", f"token: {text}"), lenient=lenient) for text, read, lenient in (
-        ("1e3", "1e3", True), ("0o17", "0o17", True), ("y", "y", True), ("2026-11-22", "2026-11-22", False),
-        ("!!str 12", "12", False), ("t\t# x", "t", False), ("x\n    token: t", "t", False))),
-    kube_text("error", ("token: t", "token: off")),
-    kube_text(OK_T, before="\ufeff"),
-    kube_text(OK_T, before="---\n", after="...\n"),
-    kube_text(OK_T, after="---\ncurrent-context: gone\n"),
-    kube_text(OK_T, after="---\n@@ [\n"),
-    kube_text("error", before="---\n---\n"),
-    kube_text(OK_T, ("\n", "\r\n")),
-    kube_text("error", ("    token", "\ttoken")),
+    kube_text("https: token y", ("token: t", "token: y"), lenient=True),
+    kube_text(OK_T, ("token: t", "token: !!str x\n    token: t\t# x")),
+    kube_text("error", ("token: t", "token: off")), kube_text(OK_T, before="\ufeff"),
+    kube_text(OK_T, before="---\n", after="...\n"), kube_text(OK_T, after="---\ncurrent-context: gone\n"),
+    kube_text(OK_T, after="---\n@@ [\n"), kube_text("error", before="---\n---\n"), kube_text(OK_T, ("\n", "\r\n")),
+    kube_text("error", ("    token", "\ttoken")), kube_text("error", ("token: t", "token: *x")),
     kube_text(OK_T, ("token: t", "token: *x"), before="other: &x t\n"),
-    kube_text("error", ("token: t", "token: *x")),
     kube_text(OK_T, ("    token: t", "    <<: *x"), before="other: &x {token: t}\n"),
-    KubeCase(OK_T, {"config": json.dumps(kube_config(), indent="\t")}),
-    KubeCase(OK_T, {"config": json.dumps(kube_config())[:-1] + ",}"}),
-    KubeCase("error", {"config": "[1]"}),
-    KubeCase("error", {"config": ""}),
+    *(KubeCase(verdict, {"config": text}) for verdict, text in (  # an error names the line, where YAML knows it
+        (OK_T, json.dumps(kube_config(), indent="\t")), (OK_T, json.dumps(kube_config())[:-1] + ",}"),
+        ("error: @DIR@/config must be a mapping", "- s3cr3t\n"), ("error: must be a mapping", "s3cr3t"), ("error", ""),
+        ("error: current-context", "null"), ("error: current-context", "users: s3cr3t"), ("error", b"\0\0\0\0"),
+        ("error", "<!DOCTYPE html>\n<html><body>s3cr3t</body></html>"), ("error", b"a: s3cr3t\0"),
+        ("error: UTF-8", b"\x1f\x8b\x08\0s3cr3t\xff"), ("error: UTF-8", b"users:\n- name: \xe9 s3cr3t\n"),
+        ("error: line", "s3cr3t: ["), ("error: line 4", "users:\n- name: c\n  user:\n\ttoken: s3cr3t\n"),
+        ("error: line 3", "a: b\ntoken: \"s3cr3t\n"), ("error: line 3", "a: b\ns3cr3t s3cr3t\nc: d\n"),
+        ("error: line 2", "a: b\ntoken: s3cr3t: x\n"), ("error: line 3", "a: b\n\ntoken: *s3cr3t\n"),
+        ("error", "? [s3cr3t]\n: b"), ("error: line 1", "&a [*a, *b]"),
+        ("error: no current-context", "clusters: &a [*a]\n"), ("error: no current-context", "a: &a\n  <<: *a\n"),
+        ("error: has no context", json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec"))))),
 )
 
 KUBE_USER_B = {"users": [{"name": "c", "user": {"token": "b"}}]}
 KUBE_FILES: Tuple[KubeCase, ...] = (
-    KubeCase("error: UTF-8", {"config": b"users:\n- name: \xe9 s3cr3t\n"}),
     KubeCase(OK_T, {"config": "utf16"}),
     KubeCase("error: @DIR@/config: No such file", {}),
     KubeCase("error: @DIR@/config: Is a directory", {"config/x": "x"}),
     KubeCase("https: token f", {"config": kube_config({"tokenFile": "a/../b/token"}), "b/token": "f"}),
     KubeCase("error: @DIR@/~/token", {"config": kube_config({"tokenFile": "~/token"}), "home/token": "f"}),
-    KubeCase(OK_T, {"home/.kube/config": kube_config()}, "", ""),
-    KubeCase("error: no kubeconfig found", {}, "", ""),
+    KubeCase(OK_T, {"home/.kube/config": kube_config()}, "", ""), KubeCase("error: no kubeconfig found", {}, "", ""),
     kube_list(OK_T, "@DIR@/gone:@DIR@/b:@DIR@/a", a=kube_config(), b=""),
     kube_list("https: token b", "@DIR@/b:@DIR@/a", a=kube_config({"as": "u"}), b=KUBE_USER_B),
     kube_list("https: token b", "@DIR@/b:@DIR@/a", a=kube_config(current_context="gone"),
@@ -4704,9 +4674,11 @@ KUBE_FILES: Tuple[KubeCase, ...] = (
         "b/c": {"users": [{"name": "c", "user": {"tokenFile": "token"}}]}, "b/token": "f"}),
     kube_list("error: @DIR@/a/b: Not a directory", "@DIR@/a:@DIR@/a/b", a=kube_config()),
     kube_list("error: no kubeconfig found", "@DIR@/gone", **{"home/.kube/config": kube_config()}),
+    kube_text("error: cannot be run: Circular reference detected", (
+        "token: t", "exec: " + json.dumps({**KUBE_EXEC, "command": "true", "provideClusterInfo": True})), (
+            "certificate-", f"extensions:\n    - name: {KUBE_FOR_EXEC}\n      extension: &a [*a]\n    certificate-")),
     kube_list("error: no kubeconfig found", ":", **{"home/.kube/config": kube_config()}),
     KubeCase(OK_T, {"config": kube_config(), "b": KUBE_USER_B}, environment={"KUBECONFIG": "@DIR@/b"}),
-    KubeCase(OK_T, {"config": kube_config()}, environment={"HTTPS_PROXY": "http://@PROXY@"}),
     KubeCase("named as a.example.com by proxy: token t", {"config": kube_config(None, KUBE_BY_NAME)},
              environment={"HTTPS_PROXY": "http://@PROXY@"}),
     KubeCase("https by proxy: token t", {"config": kube_config(None, {"proxy-url": "http://@PROXY@"})},
@@ -4749,38 +4721,40 @@ def kube_plugins() -> Iterator[KubeCase]:
         answer = {"apiVersion": KUBE_V1, "kind": "ExecCredential", "status": status, **top}
         yield says(verdict, json.dumps(answer), ending)
     yield says(OK_P, f"apiVersion: {KUBE_V1}\nkind: ExecCredential\nstatus: {{token: p}}")
-    yield says("error: no ExecCredential", "")
-    yield says("error: is not YAML", "[s3cr3t @@ [ {")
-    yield says("error: must be a mapping", "<html></html>")
+    for words, answer in (("no ExecCredential", ""), ("is not YAML", "[s3cr3t @@ [ {"), ("must be a mapping", "<a>")):
+        yield says(f"error: {words}", answer)
     yield kube_place(OK_P, text=KUBE_PLUGIN.replace("/v1", "/v1beta1"), apiVersion=KUBE_V1 + "beta1",
                      interactiveMode=None, **own)
     yield kube_place(OK_P, "bin/b-plugin", path="@DIR@/bin:@PATH@", command="b-plugin")
     yield kube_place("error: exec plugin b-plugin of the kubeconfig is not installed", "bin/b-plugin",
                      command="b-plugin", env=[{"name": "PATH", "value": "@DIR@/bin"}])
-    for path in ("@PATH@", "", ":@PATH@", ".:@PATH@", "home/..:@PATH@"):
+    for path in ("", ":@PATH@", "home/..:@PATH@"):
         yield kube_place("error: not installed", "b-plugin", path=path, command="b-plugin")
     for command in ("@DIR@/bin/b-plugin", "bin/../bin/b-plugin"):
         yield kube_place(OK_P, "bin/b-plugin", command=command)
-    yield kube_place("error: not installed", "bin/other", command="bin/other")  # which may not be run
-    yield kube_place("error: not installed", "bin/b-plugin", command="./bin")
+    for command in ("bin/other", "./bin"):  # which may not be run
+        yield kube_place("error: not installed", "bin/other", command=command)
     yield kube_place("error: cannot be run: Exec format", "b-plugin", "rubbish", command="./b-plugin")
     # Arguments go through no shell; listed variables beat inherited ones, and KUBERNETES_EXEC_INFO beats all.
     told = KUBE_PLUGIN.replace('"p"', '"\'"$1 $TZ$OWN ${KUBERNETES_EXEC_INFO%%\\"*} $HOME"\'"')
     yield kube_place("https: token a b$x v { @DIR@/home", text=told, args=["a b$x"], env=[
         {"name": "TZ", "value": "v"}, {"name": "OWN"}, {"name": "KUBERNETES_EXEC_INFO", "value": "no"}], **own)
+    for fields in ({"args": ["a\0b"]}, {"command": "a\0b"}, {"command": "./a\0b"}):
+        yield kube_place("error: exec plugin", **fields)
+    yield kube_place("error: get it", command="plugin-of-nobody", installHint="get it\x1b[31m at\x07\r\n\u202e \x9b2J")
     yield kube_place("error: must ask on a terminal", interactiveMode="Always")
     yield kube_place(OK_P, interactiveMode="IfAvailable")
     yield kube_place(OK_P, text=KUBE_PLUGIN.replace('"p"', '"p", "expirationTimestamp": "2199-01-01T00:00:00"'),
                      lenient=True, **own)
 
 
-class KubeTable(KubeFolder):
-    """What the tests of a table share."""
+class TestKubeconfigLikeKubectl(KubeFolder):
+    """Tables of kubeconfigs: fields, their precedence and types; texts and files; plugins and their answers."""
 
-    def check(self, cases: Tuple[KubeCase, ...], act: Callable[[KubeCase, str, str], None]) -> None:
+    def check(self, act: Callable[[KubeCase, str, str], None]) -> None:
         """Do something for each case, its verdict and its kubeconfig flag, while its files and variables are there."""
         self.addCleanup(os.chdir, os.getcwd())
-        for number, case in enumerate(cases):
+        for number, case in enumerate(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins())):
             folder = os.path.join(self.folder, str(number))
             os.makedirs(os.path.join(folder, "home"))
             os.symlink(kube_pki(), os.path.join(folder, "pki"))
@@ -4795,7 +4769,7 @@ class KubeTable(KubeFolder):
                 act(case, kube_fill(case.verdict, folder), kube_fill(case.kubeconfig, folder))
 
     def ours(self, case: KubeCase, verdict: str, path: str) -> None:
-        """We call as whom the table says; or there is one sentence with its words, no secret and no call."""
+        """We call as whom the table says; or there is one printable sentence with its words, no secret and no call."""
         if not verdict.startswith("error"):
             kube_call(path, case.context)
             self.assertEqual(kube_verdict(False), verdict)
@@ -4803,7 +4777,7 @@ class KubeTable(KubeFolder):
         error = self.fails(velero_requests.Error, lambda: kube_call(path, case.context), verdict[7:])
         self.assertEqual(kube_verdict(True), "error")
         self.assertIn(int(error.exit), (1, 6))
-        self.assertNotIn("\n", str(error))
+        self.assertTrue("".join((str(error), *error.hints)).isprintable(), ascii((error, error.hints)))
 
     def theirs(self, case: KubeCase, verdict: str, path: str) -> None:
         """The table is what kubectl does; where it would ask for a name, we go on as nobody."""
@@ -4814,20 +4788,15 @@ class KubeTable(KubeFolder):
         self.assertEqual(found, "error" if case.lenient or verdict.startswith("error") else verdict)
 
 
-class TestKubeconfigLikeKubectl(KubeTable):
-    """Tables of kubeconfigs: fields, their precedence and types; texts and files; plugins and their answers."""
-
     def test_we_do_what_the_tables_say(self) -> None:
-        self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.ours)
+        self.check(self.ours)
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
     def test_kubectl_does_what_the_tables_say(self) -> None:
-        self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.theirs)
+        self.check(self.theirs)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: exec plugins, with a real program
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: exec plugins, with a real program ---------------------------
 
 KUBE_STUB = """#!/bin/sh
 cd "$(dirname "$0")"
@@ -4839,7 +4808,6 @@ cat answer
 """
 KUBE_EXTENSION = {"float": 1.5, "text": "x", "on": True, "none": None, "list": [1, "2"], "big": 12345678901}
 KUBE_OTHER = {"name": "other", "extension": {"a": 1}}
-KUBE_FOR_EXEC = "client.authentication.k8s.io/exec"
 # Fields of a cluster, and what a plugin is told beyond server and authority.
 KUBE_TOLD: Tuple[Tuple[Document, Document], ...] = (
     (kube_ca("@PKI@/ca.crt"), {}), ({"server": "https://@HTTPS@/k8s/"}, {"server": "https://@HTTPS@/k8s/"}),
@@ -4855,26 +4823,22 @@ class KubePlugins(KubeFolder):
     """Tests with a plugin that notes what it is told, and prints what the test wants."""
 
     def setUp(self) -> None:
-        """Write the program; it answers with a token that lasts."""
         super().setUp()
         self.write(KUBE_STUB, "plugin")
         self.answer(token="p")
         self.addCleanup(kube_servers()["https"].unscript)
 
     def answer(self, version: str = KUBE_V1, **status: Any) -> None:
-        """What the program prints from now on."""
         self.write(json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status}), "answer")
 
     def said(self, name: str) -> str:
-        """What the program noted."""
         return read_bytes(os.path.join(self.folder, name)).decode()
 
     def config(self, cluster: Any = None, **fields: Any) -> str:
-        """A kubeconfig with this plugin."""
         return self.write(kube_config(kube_exec(**fields), cluster))
 
     def plugged(self, calls: int = 0) -> Any:
-        """A connection by this plugin, after so many calls."""
+        """A connection by this plugin, after some calls."""
         api = self.connect(kube_config(kube_exec()))
         for _ in range(calls):
             kube_version(api)
@@ -4887,18 +4851,15 @@ class KubePlugins(KubeFolder):
 
 
 def kube_version(api: Any) -> Document:
-    """One call."""
     return api.call("GET", "/version")
 
 
 def kube_pair(name: str, key: str = "") -> Dict[str, str]:
-    """A certificate and its key, as a plugin prints them."""
     return {"clientCertificateData": kube_bytes(f"{name}.crt").decode(),
             "clientKeyData": kube_bytes(f"{key or name}.key").decode()}
 
 
 def kube_program(path: str, stdin: Any = subprocess.DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
-    """Run the program with a kubeconfig, and at most so much memory -> the finished process with its output."""
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
             ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
@@ -4912,15 +4873,17 @@ class TestExecPluginIsTold(KubePlugins):
     def check(self, call: Callable[[str], Any]) -> None:
         """A plugin hears of the cluster when it asked to, by whoever runs it."""
         for cluster, more in KUBE_TOLD:
-            info = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **more}
-            told = {"config": None, **{name: value for name, value in info.items() if value is not None}}
-            for version, fields, about_it in ((KUBE_V1, {"provideClusterInfo": True}, {"cluster": told}),
-                                              (KUBE_V1 + "beta1", {"interactiveMode": None}, {})):
-                with self.subTest(cluster, version=version):
-                    self.answer(version, token="p")
-                    call(self.config(cluster, apiVersion=version, **fields))
-                    self.assertEqual(json.loads(self.said("info")), json.loads(kube_fill(json.dumps({
-                        "apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": False, **about_it}}))))
+            with self.subTest(cluster):
+                info = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **more}
+                told = {"config": None, **{name: value for name, value in info.items() if value is not None}}
+                call(self.config(cluster, provideClusterInfo=True))
+                self.assertEqual(json.loads(self.said("info")), {
+                    "apiVersion": KUBE_V1, "kind": "ExecCredential", "spec": {
+                        "interactive": False, "cluster": json.loads(kube_fill(json.dumps(told)))}})
+        self.answer(KUBE_V1 + "beta1", token="p")
+        call(self.config(apiVersion=KUBE_V1 + "beta1", interactiveMode=None))
+        self.assertEqual(json.loads(self.said("info")), {
+            "apiVersion": KUBE_V1 + "beta1", "kind": "ExecCredential", "spec": {"interactive": False}})
 
     def test_by_us(self) -> None:
         self.check(kube_call)
@@ -4932,7 +4895,7 @@ class TestExecPluginIsTold(KubePlugins):
             stderr=subprocess.STDOUT, check=True, timeout=20))
 
     def test_stdin_and_stderr(self) -> None:
-        """A plugin reads our terminal when its mode allows it, nothing else; what it says on stderr is seen."""
+        """A plugin reads our terminal where its mode allows it; what it says on stderr is seen."""
         self.write("3", "code")
         for mode, terminal, line in (("Always", True, "typed"), ("IfAvailable", True, "typed"), ("Never", True, ""),
                                      ("IfAvailable", False, "")):
@@ -4952,10 +4915,10 @@ class TestExecPluginLife(KubePlugins):
 
     def test_how_long_the_answer_is_kept(self) -> None:
         """An answer that ends in more than 30 s, or never, is used again; another is asked for anew."""
-        for seconds, runs in ((None, 1), (45, 1), (20, 2), (-60, 2)):
+        for seconds, runs in ((None, 1), (45, 1), (20, 2)):
             with self.subTest(seconds=seconds):
                 self.write("", "runs")
-                end = datetime.now(timezone.utc) + timedelta(seconds=seconds or 0)
+                end = vr.utc_now() + timedelta(seconds=seconds or 0)
                 self.answer(token="p", **({} if seconds is None else {"expirationTimestamp": vr.format_time(end)}))
                 self.plugged(2)
                 self.assertEqual(self.said("runs").count("run"), runs)
@@ -4976,28 +4939,12 @@ class TestExecPluginLife(KubePlugins):
         kube_version(api)
         self.assertEqual(self.said("runs").count("run"), 2)
 
-    def test_certificates_and_connections(self) -> None:
-        """Another certificate, or none, comes with a new connection; the same one stays on the old."""
-        for two, last, connections in ((kube_pair("bob"), "bob", 2), ({"token": "p"}, "Bearer p", 2),
-                                       (kube_pair("alice"), "alice", 1)):
-            with self.subTest(last):
-                kube_forget()
-                self.answer(**kube_pair("alice"))
-                api = self.plugged(2)
-                self.answer(**two)
-                api.session.invalidate(api.session.identity)
-                kube_version(api)
-                self.assertEqual(self.seen(), ["alice", "alice", last])
-                used = [request.parsed["connection"] for request in kube_servers()["https"].seen()]
-                self.assertEqual((used[0] == used[1], len(set(used))), (True, connections))
-
     def test_no_call_while_it_fails(self) -> None:
         """A plugin that fails, at first or later, leaves no way to go on, however often; it heals by itself."""
         broken = json.dumps({**json.loads(self.said("answer")), "status": kube_pair("bob", "alice")})
         for worked, name, content in (
                 (False, "code", "3"), (True, "code", "3"), (False, "answer", b"s3cr3t \xe9"),
-                (False, "answer", b"s3cr3t" * (2 << 20)), (False, "answer", "[" * 100000),
-                (False, "answer", "status:\n\ttoken: s3cr3t"), (True, "answer", broken)):
+                (False, "answer", b"s3cr3t" * (2 << 20)), (False, "answer", "[" * 100000), (True, "answer", broken)):
             with self.subTest(content[:30], worked=worked):
                 self.answer(token="p")
                 api = self.plugged(int(worked))
@@ -5012,25 +4959,11 @@ class TestExecPluginLife(KubePlugins):
                 kube_version(api)
                 self.assertEqual(self.seen(), ["Bearer p"])
 
-    def test_odd_names(self) -> None:
-        """A program that is not there shows the install hint, made harmless; odd arguments are an error."""
-        hint = "get it\x1b[31m at\x07 https://x\r\n\x1b]0;title\x07 or\u202e \x9b2J elsewhere"
-        for fields, words in (
-                ({"command": "kube-plugin-of-nobody", "installHint": hint}, "nobody of the kubeconfig is not"),
-                ({"args": ["a\0b"]}, "exec plugin"), ({"env": [{"name": "A=B", "value": "x"}]}, "exec plugin"),
-                ({"command": "a\0b"}, "exec plugin"), ({"command": "./a\0b"}, "exec plugin")):
-            with self.subTest(fields):
-                path = self.write(json.dumps(kube_config(kube_exec(**fields))))
-                error = self.fails(vr.ConfigError, lambda path=path: kube_call(path), words)
-                self.assertTrue("".join(error.hints).isprintable(), ascii(error.hints))
-                self.assertEqual("installHint" in fields, "elsewhere" in "".join(error.hints))
-
 
 class TestKubeSession(KubePlugins):
     """What is read again from files while connections are open; the test turns the clock."""
 
     def files(self, name: str, key: str = "", authority: str = "ca.crt") -> None:
-        """Put somebody's certificate and key, and an authority, where the kubeconfig says."""
         for file, content in (("own.crt", f"{name}.crt"), ("own.key", f"{key or name}.key"), ("own-ca", authority)):
             self.write(kube_bytes(content) if content else "no PEM", file)
 
@@ -5053,21 +4986,21 @@ class TestKubeSession(KubePlugins):
                 self.assertAlmostEqual(api.session.until - time.monotonic(), 300, delta=5)
 
     def test_after_a_refusal(self) -> None:
-        """After a 401 files are read again at once; what stands in the kubeconfig is no better then."""
+        """After a 401 files are read again at once; what stands in the kubeconfig is not."""
         for user, callers in (({"client-certificate": "own.crt", "client-key": "own.key"}, ["alice", "None", "bob"]),
                               (KUBE_CERT, ["alice", "None"]), ({"token": "t"}, ["Bearer t", "Bearer t"]),
                               ({"tokenFile": "token"}, ["Bearer f", "Bearer f", "Bearer g"]),
-                              (kube_exec(), ["Bearer p", "Bearer p", "Bearer q"])):
+                              (kube_exec(), ["alice", "None", "bob"])):
             with self.subTest(user):
                 self.files("alice")
                 self.write("f\n", "token")
-                self.answer(token="p")
+                self.answer(**kube_pair("alice"))
                 kube_forget()
                 api = self.connect(kube_config(user))
                 kube_version(api)
                 self.files("bob")
                 self.write("g", "token")
-                self.answer(token="q")
+                self.answer(**kube_pair("bob"))
                 kube_servers()["https"].script(status=401, times=1)
                 if len(callers) == 2:
                     self.fails(vr.ApiError, lambda api=api: kube_version(api), "log in again")
@@ -5076,30 +5009,29 @@ class TestKubeSession(KubePlugins):
                 self.assertEqual(self.seen(), callers)  # a scripted answer does not look at certificates
 
     def test_a_token_file_lives_for_50_seconds(self) -> None:
-        """A token is used for so long; then the file counts, whatever happened to certificate files meanwhile."""
-        self.write("f", "token")
+        """Then the file counts, whatever happened to certificate files meanwhile; the connection stays."""
         self.files("alice")
+        self.write("f", "token")
         api = self.connect(kube_config({"tokenFile": "token"}, kube_ca("own-ca")))
-        kube_version(api)
-        self.write("g", "token")
-        kube_version(api)
-        self.assertAlmostEqual(api.session.until - time.monotonic(), 50, delta=5)
-        os.remove(os.path.join(self.folder, "own-ca"))
-        api.session.until = time.monotonic()
-        kube_version(api)
-        self.assertEqual(self.seen(), ["Bearer f", "Bearer f", "Bearer g"])
+        for token, act in (("f", bool), ("g", bool), ("h", lambda: os.remove(os.path.join(self.folder, "own-ca")))):
+            self.write(token, "token")
+            act()
+            for _ in range(2):
+                kube_version(api)
+                self.write("x", "token")
+            self.assertAlmostEqual(api.session.until - time.monotonic(), 50, delta=5)
+            api.session.until = time.monotonic()
+        self.assertEqual(self.seen(), [f"Bearer {token}" for token in "ffgghh"])
+        self.assertEqual(len({request.parsed["connection"] for request in kube_servers()["https"].seen()}), 1)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: proxies
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: proxies -----------------------------------------------------
 
 KUBE_K8S = "https://k8s.example:6443"
 KUBE_PROXIED = {"HTTPS_PROXY": "http://@P@"}
 
 
 def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
-    """Rows for some NO_PROXY and a URL."""
     return tuple((url, {**KUBE_PROXIED, "NO_PROXY": text}, proxied) for text in texts)
 
 
@@ -5107,7 +5039,6 @@ def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict
 # ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
 KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
     (KUBE_K8S, {"https_proxy": "@P@"}, True), (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
-    (KUBE_K8S, {**KUBE_PROXIED, "https_proxy": "http://127.0.0.1:1"}, True),
     (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
     ("https://127.9.9.9:1", KUBE_PROXIED, False), ("https://kube.localhost:1", KUBE_PROXIED, True),
@@ -5120,11 +5051,11 @@ KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
     *kube_no_proxy(False, "https://[ff0e::1]:6443", "[ff0e::1]:6443", "FF0E:0::1"),
     *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]", "ff0e::1:6443"))
 KUBE_MORE_PROXY_ROWS = (
-    (KUBE_K8S, {}, False), ("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS_PROXY": "http://x"}, True),
+    ("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS_PROXY": "http://x"}, True),
     ("http://k8s.example", {"HTTP_PROXY": "http://@P@", "NO_PROXY": "k8s.example:80"}, False),
     *((url, KUBE_PROXIED, False) for url in ("https://localhost:1", "https://[::1]:1")),
-    *kube_no_proxy(False, KUBE_K8S, "*", ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
-    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "0.0.0.0/0", "k8s.*", ":6443"),
+    *kube_no_proxy(False, KUBE_K8S, ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
+    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "k8s.*", ":6443"),
     *kube_no_proxy(True, "https://224.1.2.3:6443", "3", "224.0.0.0/33", "225.0.0.0/8", "::/0", "224.0.0.0/8:6443"),
     *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff00::/8"),
     *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]:443", "0.0.0.0/0"),
@@ -5141,7 +5072,6 @@ class TestProxyOfTheEnvironment(KubeFolder):
                 self.assertEqual(vr.proxy_for(url, filled), "http://proxy:3128" if proxied else "")
 
     def went(self, number: int) -> bool:
-        """Whether kubectl asks a proxy for the URL of a row."""
         url, variables, _ = KUBE_PROXY_ROWS[number]
         path = self.write(kube_config(None, {"server": url, **KUBE_INSECURE}), f"config-{number}")
         with contextlib.closing(KubeServer()) as proxy:
@@ -5180,7 +5110,7 @@ class TestProxyOnTheWire(KubeFolder):
     GUARDED = "http://me:p%40ss%3Aw@@GUARDED@"
 
     def test_store(self) -> None:
-        """A store is reached through the same proxies: tunnelled for https, by its whole URL for http."""
+        """A store is reached through the same proxies: by a tunnel for https, by its whole URL for http."""
         secure = f"https://a.example.com:{kube_servers()['named'].port}/b/k?s=1"
         plain = "http://a.example.com:81/b/k?s=1"
         for name, server, url, asked in (
@@ -5220,14 +5150,15 @@ class TestProxyOnTheWire(KubeFolder):
                 self.assertNotRegex(done.err, f"s3cr3t|{base64.b64encode(b'me:s3cr3t').decode()}|bug")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: what TLS errors say
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: what TLS errors say -----------------------------------------
 
 class Greeter(LoopbackServer):
     """Says one thing to everybody in plain text, and hangs up."""
 
-    greeting = b"SSH-2.0-OpenSSH_9.6\r\n\r\n"
+    def __init__(self, greeting: bytes) -> None:
+        super().__init__()
+        self.greeting = greeting
+        self.start()
 
     def _converse(self, accepted: socket.socket) -> None:
         with accepted, contextlib.suppress(OSError):
@@ -5244,7 +5175,6 @@ class TestTlsErrors(KubeFolder):
     SHOWN = "(it is for localhost, *.localhost, 127.0.0.1; issuer commonName=test-ca; valid until "
 
     def unreachable(self, cluster: Document, *words: str) -> None:
-        """A call to a cluster is Unreachable, with these words, and nothing is sent."""
         path = self.write(kube_config(None, cluster))
         error = self.fails(vr.Unreachable, lambda: kube_call(path), *words)
         self.assertEqual((int(error.exit), kube_verdict(True), len(str(error)) < 600), (6, "error", True))
@@ -5254,10 +5184,8 @@ class TestTlsErrors(KubeFolder):
 
         The second look asks for the same name, and sends nothing.
         """
-        greeter, silent = Greeter(), Greeter()
-        silent.greeting = b""
-        for server in (greeter, silent):
-            server.start()
+        greeter, silent = servers = Greeter(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Greeter(b"")
+        for server in servers:
             self.addCleanup(server.close)
         for cluster, *words in (
                 ({"server": "https://@EXPIRED@"}, f"{datetime.now(timezone.utc) - timedelta(days=1):%Y} GMT)"),
@@ -5275,11 +5203,10 @@ class TestTlsErrors(KubeFolder):
         self.assertEqual(kube_servers()["https"].names, ["x.y"] * 3)
 
     def test_a_client_certificate_is_missing(self) -> None:
-        """A server that insists on a client certificate is Unreachable without one, and answers with one."""
+        """A server that insists on one is Unreachable."""
         server = KubeServer("tls", demand=True)
         self.addCleanup(server.close)
         self.unreachable({"server": server.url}, server.host)
-        self.assertIn("gitVersion", kube_call(self.write(kube_config(KUBE_CERT, {"server": server.url}))))
 
     def test_the_system_counts_only_without_an_authority(self) -> None:
         """SSL_CERT_FILE is trusted when the kubeconfig names no authority, and not when it names another."""
@@ -5288,13 +5215,11 @@ class TestTlsErrors(KubeFolder):
             kube_forget()
             self.unreachable({"certificate-authority-data": "@BASE64:alice.crt@"})
 
-    def test_old_authorities(self) -> None:
-        """An authority without key identifiers, as old clusters have, is accepted by every Python."""
-        self.assertFalse(vr.tls_context(vr.Trust(kube_bytes("ca.crt"))).verify_flags & ssl.VERIFY_X509_STRICT)
-
     def test_store(self) -> None:
-        """A store's certificate is explained the same way; with its authority or insecure it is accepted."""
+        """A store's certificate is explained the same way; with its authority or insecure it is accepted. Authorities
+        without key identifiers, as old clusters have, are accepted by every Python."""
         own = vr.Trust(kube_bytes("ca.crt"))
+        self.assertFalse(vr.tls_context(own).verify_flags & ssl.VERIFY_X509_STRICT)
         for name, trust, words in (("expired", own, ("valid until",)), ("https", vr.Trust(), ("test-ca", "--cacert"))):
             self.fails(vr.Unreachable, vr.open_url(
                 kube_servers()[name].url + "/k?X-Amz-Signature=s3cr3t", trust).__enter__, *words)
@@ -5304,7 +5229,7 @@ class TestTlsErrors(KubeFolder):
 
     @unittest.skipUnless(hasattr(os, "memfd_create"), "no anonymous files here, so keys pass through one on disk")
     def test_keys_are_never_on_disk(self) -> None:
-        """A call with an inline key opens no file for writing, and leaves no descriptor, also when it is no key."""
+        """A call with an inline key opens no file for writing, and leaves no descriptor."""
         opened: List[Any] = []
         watching = [True]
 
@@ -5324,18 +5249,10 @@ class TestTlsErrors(KubeFolder):
         finally:
             watching.clear()
         self.assertEqual((opened, kube_servers()["https"].seen()[0].user), ([], "alice"))
-        locked = os.path.join(self.folder, "locked.key")  # behind a passphrase, for which nobody is asked
-        run_openssl("ec", "-in", f"{kube_pki()}/alice.key", "-aes256", "-passout", "pass:x", "-out", locked)
-        for key in ({"client-key-data": "@BASE64:bob.key@"}, {"client-key-data": "QUJD"},
-                    {"client-key-data": "", "client-key": locked}):
-            self.fails(vr.ConfigError, lambda key=key: self.connect(kube_config({**KUBE_CERT, **key})),
-                       "not a matching pair of PEM, or the key is encrypted")
         wait_until(lambda: descriptors() <= before, 5, "no descriptor more than before")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: bad input
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: bad input ---------------------------------------------------
 
 def kube_bombs() -> Iterator[str]:
     """Kubeconfigs that grow into millions of entries, or have no end."""
@@ -5343,15 +5260,12 @@ def kube_bombs() -> Iterator[str]:
     yield "x0: &x0 [a, a]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40)) + good
     yield "m0: &m0 {a: b}\n" + "".join(
         f"m{n}: &m{n}\n  <<: [*m{n - 1}, *m{n - 1}]\n  k{n}: v\n" for n in range(1, 40)) + good
-    yield "values: &values [" + "a, " * 90_000 + "a]\n" + good.replace(
-        "token: t", "token: t\n    as: j\n    as-user-extra:\n" + "".join(
-            f"      k{n}: *values\n" for n in range(20_000)))
     yield from ("- " * 100_000, "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}", "- s3cr3t\n" * (1 << 20),
                 "\0" * (9 << 20))
 
 
 class TestKubeconfigBadInput(KubeFolder):
-    """What is no kubeconfig: one sentence with the file, the line where YAML gives one, exit 1, at once."""
+    """What else is no kubeconfig: one sentence with the file, exit 1, at once."""
 
     def test_bombs(self) -> None:
         """What grows, nests or goes on without end is an error of one line, soon and within two gigabytes."""
@@ -5363,28 +5277,6 @@ class TestKubeconfigBadInput(KubeFolder):
                                                          len(done.stderr) < 1500), done.stderr[-400:])
                 self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
 
-    def test_documents(self) -> None:
-        """What is no kubeconfig; where YAML knows the line it is named, and what stands there is not quoted."""
-        for content, words in (
-                ("- s3cr3t\n", "must be a mapping"), ("s3cr3t", "must be a mapping"), ("null", "current-context"),
-                ("users: s3cr3t", "current-context"), ("<!DOCTYPE html>\n<html><body>s3cr3t</body></html>", ""),
-                (b"\0\0\0\0", ""), (b"a: s3cr3t\0", ""), (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8"), ("s3cr3t: [", "line"),
-                ("users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", "line 4"), ("a: b\ntoken: \"s3cr3t\n", "line 3"),
-                ("a: b\ns3cr3t s3cr3t\nc: d\n", "line 3"), ("a: b\ntoken: s3cr3t: x\n", "line 2"),
-                ("a: b\n\ntoken: *s3cr3t\n", "line 3"), ("? [s3cr3t]\n: b", ""), ("&a [*a, *b]", "line 1"),
-                ("clusters: &a [*a]\n", "no current-context"), ("a: &a\n  <<: *a\n", "no current-context"),
-                (json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")), "has no context")):
-            with self.subTest(content):
-                path = self.write(content)
-                error = self.fails(vr.ConfigError, lambda path=path: vr.load_cluster(path), path, words)
-                self.assertTrue(str(error).isprintable(), ascii(error))
-
-    def test_an_extension_that_holds_itself(self) -> None:
-        itself = f"extensions:\n    - name: {KUBE_FOR_EXEC}\n      extension: &a [*a]\n    certificate-authority-data"
-        user = kube_exec(command="true", provideClusterInfo=True)
-        path = self.write(yaml.safe_dump(kube_config(user)).replace("certificate-authority-data", itself))
-        self.fails(vr.ConfigError, lambda: kube_call(path), "cannot be written as JSON")
-
     def test_a_list_of_files_that_are_not_there(self) -> None:
         """A KUBECONFIG without a file that exists is warned of, but not when a flag names another."""
         with kube_environment(KUBECONFIG="/gone/a:/gone/b", HOME=self.home):
@@ -5394,7 +5286,7 @@ class TestKubeconfigBadInput(KubeFolder):
         self.assertEqual([line.partition("exists: ")[2] for line in logs.output], ["/gone/a:/gone/b"])
 
     def test_a_pipe_that_takes_its_time(self) -> None:
-        """A pipe, as `<(slow command)` makes it, is read to its end, however many pieces come."""
+        """A pipe, as `<(slow command)` makes it, is read to its end."""
         content = read_bytes(self.write(kube_config()))
         reader, writer = os.pipe()
         self.addCleanup(os.close, reader)
@@ -5411,20 +5303,15 @@ class TestKubeconfigParseYaml(unittest.TestCase):
     """Tests for `parse_yaml`; what is no YAML see above."""
 
     def test_values(self) -> None:
-        """Scalars have their types, but dates stay text; only the first document counts, whatever comes after it."""
+        """Scalars have their types, but dates stay text."""
         for text, value in (
-                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "yes!")),
+                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "1e3", "0o17", "yes!")),
                 ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("True", True), ("No", False),
                 ("off", False), ("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31), ("12345678901", 12345678901),
                 ("", None), ("~", None), ("null", None)):
             with self.subTest(text):
                 read = vr.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
                 self.assertEqual((read, type(read)), (value, type(value)))
-        for text in ("---\na: b\n", "a: b\n---\nc: d\n", "a: b\n...\n", "%YAML 1.1\n---\na: b", "{a: b}",
-                     '{\n\t"a":\t"b"\n}', "# c\na: b\r\n"):
-            self.assertEqual(vr.parse_yaml(text.encode(), "X"), {"a": "b"}, text)
-        for text in ("", "# x", "---\n---\na: b"):
-            self.assertIsNone(vr.parse_yaml(text.encode(), "X"), text)
 
     def test_limits(self) -> None:
         """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
@@ -5444,18 +5331,16 @@ class TestKubeconfigRuleFor(unittest.TestCase):
     def test_what_grants_a_call(self) -> None:
         """A refused call is told as verb, resource and namespace, and the line of a Role that grants it."""
         root, group = "/apis/velero.io/v1/namespaces/v/downloadrequests", "velero.io"
-        for method, path, watching, words, group in (
-                ("POST", root, False, "create downloadrequests", group),
-                ("GET", root, False, "list downloadrequests", group),
-                ("GET", root, True, "watch downloadrequests", group),
-                ("GET", f"{root}/x", False, "get downloadrequests", group),
-                ("PATCH", f"{root}/x/status", False, "patch downloadrequests/status", group),
-                ("DELETE", f"{root}/x", False, "delete downloadrequests", group),
-                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get secrets", "")):
+        for method, path, watching, verb, resource, group in (
+                ("POST", root, False, "create", "downloadrequests", group),
+                ("GET", root, False, "list", "downloadrequests", group),
+                ("GET", root, True, "watch", "downloadrequests", group),
+                ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", group),
+                ("DELETE", f"{root}/x", False, "delete", "downloadrequests", group),
+                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
             told, rule = vr.rule_for(method, path, watching)
-            verb, resource = words.split()
             wanted = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}]
-            self.assertEqual((f"{words} in namespace v", wanted), (told, yaml.safe_load(rule)))
+            self.assertEqual((f"{verb} {resource} in namespace v", wanted), (told, yaml.safe_load(rule)))
         for path in ("/version", "/apis/velero.io/v1", "/api/v1/namespaces", "", "/api/v1/namespaces/v"):
             self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
 
@@ -6446,11 +6331,8 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         return token
 
     def is_refused(self, token: str) -> bool:
-        client = Admin(self.cluster.url, token, self.cluster.ca)
-        try:
+        with contextlib.closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
             return int(client.raw("GET", resource_path("backups", self.namespace)).status) == 401
-        finally:
-            client.close()
 
     def end(self, account: str, token: str) -> None:
         """Delete a ServiceAccount, and wait until its token counts no more."""
@@ -6478,16 +6360,13 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
 
     def test_an_identity_is_borrowed_with_all_its_parts(self) -> None:
         """The API server sees user, uid, groups and extra of the kubeconfig."""
-        with open(self.kubeconfig, encoding="utf-8") as file:
-            document = yaml.safe_load(file)
+        document = yaml.safe_load(read_bytes(self.kubeconfig))
         extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
         document["users"][0]["user"].update({
             "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": extra})
-        path = os.path.join(self.folder, "borrowed")
-        with open(path, "w", encoding="utf-8") as file:
-            yaml.safe_dump(document, file)
+        path = write_bytes(os.path.join(self.folder, "borrowed"), yaml.safe_dump(document).encode())
         api = vr.connect(vr.load_cluster(path))
-        self.addCleanup(lambda: api.session.close())
+        self.addCleanup(api.session.close)
         seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
             "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
         self.assertEqual(seen, {
@@ -6636,9 +6515,7 @@ def add_location(stage: Stage) -> None:
     admin.create("backupstoragelocations", location_in(store, "default", BUCKET), NAMESPACE)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Object stores: locations, endpoints, signatures and the plan of credentials, as values
-# ------------------------------------------------------------------------------------------------------------
+# ---- Object stores: locations, endpoints, signatures and the plan of credentials, as values ----
 
 ROLE = "arn:aws:iam::123456789012:role/r"
 KEYS_1 = vr.Plan.of("keys", {"aws_access_key_id": "AKIA1", "aws_secret_access_key": "s1"})
@@ -6695,7 +6572,7 @@ class TestStoreIni(unittest.TestCase):
         for credentials, config, expected in (
                 ("x a=1", "profile_x a=2 b=3", "x a=1 b=3"), ("x a=1; profile_x a=2", "", "x a=1"),
                 ("profile_x a=2; x a=1", "", "x a=1"), ("profile__x a=2", "", "x a=2"), ("", "x a=2", "x a=2"),
-                ("", "profilex a=2", "profilex a=2"), ("", "default a=1; profile_default a=2", "default a=1"),
+                ("", "profilex a=2", "profilex a=2"),
                 ("x aws_secret_access_key=C", "profile_x PAIR r=1", "x aws_secret_access_key=C r=1"),
                 ("x PAIR", "profile_x aws_session_token=old", "x PAIR")):
             files = [{name.replace("_", " "): pairs(rest) for name, _, rest in (
@@ -6709,7 +6586,7 @@ class TestStorePlans(unittest.TestCase):
     """Tests for `plan_profile` and `plan_chain`: rows that end in a plan, or behind `!` in words of an error."""
 
     def assert_plan(self, expected: str, text: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Check one row, and that neither the plan's repr nor the error, which is returned, shows a secret."""
+        """Neither the plan's repr nor the error, which is returned, shows a secret."""
         with self.subTest(text):
             try:
                 plan = function(*arguments)
@@ -6771,7 +6648,7 @@ class TestStorePlans(unittest.TestCase):
                       for name in ("environment", "Environment", "EcsContainer", "Ec2InstanceMetadata"))))):
             error = self.check_profile(f"!(?=.*the file).*{words}", text, "AWS_EC2_METADATA_DISABLED=TRUE")
             self.assertEqual("has a blank" in words, "indented" in str(error.hints))
-        for name in ("", "a\nb", "x" * 10000):
+        for name in ("", "a\nb" * 10000):
             self.check_profile("!the file has no profile.{1,100}$", "", name=name)
 
     shared = {"default": pairs("aws_access_key_id=SHARED aws_secret_access_key=s"), "sso": {"sso_session": "x"},
@@ -6785,7 +6662,7 @@ class TestStorePlans(unittest.TestCase):
              (relative + "/v2", "container http://169.254.170.2/v2"), ("", instance))
 
     def check(self, text: str, expected: str) -> Any:
-        """Check the plan for an environment; SHARED names the section of `shared` that is the default profile."""
+        """The plan for an environment; SHARED names the section of `shared` that is the default profile."""
         variables = pairs(text)
         shared = {**self.shared, "default": self.shared[variables["SHARED"]]} if "SHARED" in variables else {}
         named = variables.get("AWS_PROFILE") or variables.get("AWS_DEFAULT_PROFILE") or ""
@@ -6899,17 +6776,10 @@ class TestStoreAnswers(unittest.TestCase):
                 self.assertFalse("s3cr3t" in text or "ab12" in text, text)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stores: the services that hand out temporary keys
-# ------------------------------------------------------------------------------------------------------------
+# ---- Stores: the services that hand out temporary keys -----------------------
 
-STORE_ROLE = "arn:aws:iam::123456789012:role/velero"
-STORE_IMDS_TOKEN, STORE_IMDS_KEYS = "/latest/api/token", "/latest/meta-data/iam/security-credentials/"
-STORE_IMDS_ROLE = STORE_IMDS_KEYS + "node-role"
-
-
-def store_now() -> datetime:
-    return datetime.now(timezone.utc)
+IMDS_TOKEN, IMDS_KEYS = "/latest/api/token", "/latest/meta-data/iam/security-credentials/"
+IMDS_ROLE = IMDS_KEYS + "node-role"
 
 
 class KeyServices(LoopbackServer):
@@ -6918,19 +6788,19 @@ class KeyServices(LoopbackServer):
     def __init__(self) -> None:
         """Start serving; every set of keys handed out is new and kept in `issued`."""
         super().__init__()
-        self.life = 3600.0                              # seconds that keys live
-        self.issued: Dict[str, Tuple[str, str]] = {}    # access key -> (secret key, session token)
-        self.ends: List[str] = []                       # when they end
+        self.life = 3600.0  # seconds that keys live
+        self.issued: Dict[str, Tuple[str, str]] = {}  # access key -> (secret key, session token)
+        self.ends: List[str] = []  # when they end
         self.web_token, self.container_token = "web-identity-of-the-pod", "container-token"
         self.signers = {"AKIASOURCE": ("source-secret/+", "")}  # who may call AssumeRole
         self.imds_tokens: List[str] = []
         self.start()
 
     def new_keys(self) -> Dict[str, str]:
-        """Return new keys by the names that all services give them."""
+        """New keys by the names that all services give them."""
         number = len(self.ends) + 1
         access_key, secret_key, token = f"ASIATEMP{number:08}", f"temp-secret/+{number}", f"temp-token/+={number}"
-        self.ends.append(vr.format_time(store_now() + timedelta(seconds=self.life)))
+        self.ends.append(vr.format_time(vr.utc_now() + timedelta(seconds=self.life)))
         self.issued[access_key] = (secret_key, token)
         return {"AccessKeyId": access_key, "SecretAccessKey": secret_key, "SessionToken": token,
                 "Expiration": self.ends[-1]}
@@ -6947,9 +6817,9 @@ class KeyServices(LoopbackServer):
             return Answer(200, self.imds_tokens[-1].encode())
         if request.headers.get("x-aws-ec2-metadata-token") not in self.imds_tokens:
             return Answer(401, b"")
-        if request.raw_path == STORE_IMDS_KEYS:
+        if request.raw_path == IMDS_KEYS:
             return Answer(200, b"node-role\n")
-        return self._document(Code="Success") if request.raw_path == STORE_IMDS_ROLE else Answer(404, b"")
+        return self._document(Code="Success") if request.raw_path == IMDS_ROLE else Answer(404, b"")
 
     def _document(self, **more: str) -> Answer:
         keys = self.new_keys()
@@ -6965,7 +6835,7 @@ class KeyServices(LoopbackServer):
         if request.raw_query or request.content_type != "application/x-www-form-urlencoded" or \
                 form.get("Version") != "2011-06-15" or not form.get("RoleSessionName"):
             trouble = "ValidationError"
-        if trouble or form.get("RoleArn") != STORE_ROLE:
+        if trouble or form.get("RoleArn") != ROLE:
             return Answer(403, self.sts_refusal(trouble or "AccessDenied"))
         keys = "".join(f"<{name}>{value}</{name}>" for name, value in self.new_keys().items())
         return Answer(200, (f'<{action}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{action}Result>'
@@ -6973,11 +6843,10 @@ class KeyServices(LoopbackServer):
 
     @staticmethod
     def sts_refusal(code: str) -> bytes:
-        """Return the body of an error as STS words it."""
         return f"<ErrorResponse><Error><Code>{code}</Code><Message>refused</Message></Error></ErrorResponse>".encode()
 
     def _signature_trouble(self, request: Request) -> str:
-        """Return what is wrong with a signature in the Authorization header, worked out anew from the request."""
+        """What is wrong with the signature in the Authorization header, worked out anew from the request."""
         match = re.match(r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8}/[\w-]+/sts/aws4_request), SignedHeaders="
                          r"([\w;-]+), Signature=([0-9a-f]{64})$", request.headers.get("authorization", ""))
         if not match:
@@ -6997,9 +6866,6 @@ class KeyTests(Mixin):
     """The services, a folder, and an environment without any AWS in it."""
 
     def setUp(self) -> None:
-        self.start_services()
-
-    def start_services(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="velero-requests-keys-")
         self.addCleanup(shutil.rmtree, self.folder, True)
         stack = contextlib.ExitStack()
@@ -7011,21 +6877,17 @@ class KeyTests(Mixin):
                                          "AWS_ENDPOINT_URL_STS": self.services.url}))
 
     def write(self, name: str, text: str) -> str:
-        """Write a file into the folder and return its path."""
-        path = os.path.join(self.folder, name)
-        with open(path, "wb") as file:
-            file.write(text.encode("utf-8", "surrogateescape"))
-        return path
+        return write_bytes(os.path.join(self.folder, name), text.encode("utf-8", "surrogateescape"))
 
     def plan(self, how: str, **more: str) -> Any:
-        """Return a plan to which the services give keys, with more values or others."""
+        """A plan to which the services give keys, with more values or others."""
         if how == "process":
             script = self.write("keys.sh", more["script"])
             return vr.Plan.of(how, {"credential_process": f"sh {shlex.quote(script)}", "profile": "profile 'p' of f"})
         source = vr.Plan.of("keys", {
             "aws_access_key_id": "AKIASOURCE", "aws_secret_access_key": "source-secret/+", **more})
         return vr.Plan.of(how, {
-            "role_arn": STORE_ROLE, "web_identity_token_file": os.path.join(self.folder, "token"),
+            "role_arn": ROLE, "web_identity_token_file": os.path.join(self.folder, "token"),
             "url": self.services.url + "/container", "token": self.services.container_token,
             "endpoint": self.services.url, **more}, source if how == "role" else None)
 
@@ -7047,7 +6909,6 @@ class KeyTests(Mixin):
         return "keys"
 
     def form(self) -> Dict[str, str]:
-        """Return the form of the last request to STS."""
         return dict(parse_qsl(self.services.seen("POST")[-1].body.decode()))
 
 
@@ -7059,7 +6920,7 @@ NO_KEYS: Tuple[bytes, ...] = (
 # Each exchange of each plan: method and path.
 EXCHANGES_FOR_KEYS: Tuple[Tuple[str, str, str], ...] = (
     ("web identity", "POST", "/"), ("role", "POST", "/"), ("container", "GET", "/container"),
-    ("instance", "PUT", STORE_IMDS_TOKEN), ("instance", "GET", STORE_IMDS_KEYS), ("instance", "GET", STORE_IMDS_ROLE))
+    ("instance", "PUT", IMDS_TOKEN), ("instance", "GET", IMDS_KEYS), ("instance", "GET", IMDS_ROLE))
 
 
 class TestStoreServices(KeyTests, unittest.TestCase):
@@ -7067,7 +6928,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
 
     def check(self, expected: str, tries: int, how: str, method: Optional[str] = None, part: str = "",
               more: Optional[Dict[str, str]] = None, **fault: Any) -> None:
-        """Check one exchange that goes wrong: what comes of the plan, and how often it was tried."""
+        """What comes of a plan when an exchange goes wrong, and how often it was tried."""
         with self.subTest(how=how, part=part, **fault):
             self.services.forget()
             if fault:
@@ -7082,11 +6943,10 @@ class TestStoreServices(KeyTests, unittest.TestCase):
             reason = "CredentialsNotFound" if row[0] == "instance" else "InvalidCredentials"
             self.check("keys", 3, *row, times=2, status=503)
             self.check(f"{reason}: .*503", 3, *row, times=9, status=503)
-        faults: List[Document] = [{"status": 500}, {"status": 429}, {"drop": True}]
-        faults += [{"status": 400, "body": KeyServices.sts_refusal(code)} for code in (
-            "IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
-            "RequestLimitExceeded")]
-        for fault in faults:
+        codes = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
+                 "RequestLimitExceeded")
+        faults: List[Document] = [{"status": 400, "body": KeyServices.sts_refusal(code)} for code in codes]
+        for fault in (*faults, {"status": 500}, {"status": 429}, {"drop": True}):
             self.check("keys", 2, *EXCHANGES_FOR_KEYS[0], **fault)
         never = threading.Event()
         self.addCleanup(never.set)
@@ -7096,8 +6956,8 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         """A refusal is asked for once and told with its code; an answer without keys is an error, and not shown."""
         wrong, none = "InvalidCredentials: ", "CredentialsNotFound: nothing else .* the instance metadata .*role"
         for how, more, words in (
-                ("web identity", {"role_arn": STORE_ROLE + "-other"},
-                 f"STS, asked for role {STORE_ROLE}-other, gives no keys: status 403 AccessDenied refused$"),
+                ("web identity", {"role_arn": ROLE + "-other"},
+                 f"STS, asked for role {ROLE}-other, gives no keys: status 403 AccessDenied refused$"),
                 ("role", {"aws_secret_access_key": "wrong-secret"}, ".*SignatureDoesNotMatch"),
                 *(("container", {"token": token}, "the container's .*: status 401 Unauthorized the token is missing")
                   for token in ("stale", ""))):
@@ -7105,13 +6965,13 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         for how, method, part, bodies, words in (
                 ("web identity", "POST", "/", NO_KEYS[:4], wrong + "STS, .*"),
                 ("container", "GET", "/container", NO_KEYS, wrong + "the container's credential endpoint"),
-                ("instance", "GET", STORE_IMDS_ROLE, NO_KEYS[:5], none + ".*")):
+                ("instance", "GET", IMDS_ROLE, NO_KEYS[:5], none + ".*")):
             for body in bodies:
                 self.check(words + " gives no keys: there are none", 1, how, method, part, status=200, body=body)
         for method, part, fault, words in (
-                ("PUT", "", {"status": 403}, "status 403"), ("GET", STORE_IMDS_KEYS, {"status": 401}, "status 401"),
-                ("GET", STORE_IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorized"}'}, "AssumeRoleU"),
-                ("GET", STORE_IMDS_KEYS, {"status": 200, "body": b"\n"}, "there are none")):
+                ("PUT", "", {"status": 403}, "status 403"), ("GET", IMDS_KEYS, {"status": 401}, "status 401"),
+                ("GET", IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorized"}'}, "AssumeRoleU"),
+                ("GET", IMDS_KEYS, {"status": 200, "body": b"\n"}, "there are none")):
             self.check(f"{none}.* gives no keys: {words}", 1, "instance", method, part, **fault)
         self.check(f"{none}.* gives no keys: no answer$", 3, "instance", "PUT", times=9, drop=True)
 
@@ -7120,13 +6980,12 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         proxies = {name: "http://127.0.0.1:1" for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY")}
         with environment({**proxies, "NO_PROXY": None, "no_proxy": None}):
             self.assertEqual(["keys", "keys"], [self.fetch(how) for how in ("instance", "container")])
-        self.assertEqual([(request.target, request.headers.get("x-aws-ec2-metadata-token"))
-                          for request in self.services.seen()][:3],
-                         [(STORE_IMDS_TOKEN, None), *((path, self.services.imds_tokens[0]) for path in (
-                             STORE_IMDS_KEYS, STORE_IMDS_ROLE))])
-        self.services.script("GET", STORE_IMDS_KEYS, status=200, body=b"../../../user-data?x=1#y")
+        token = self.services.imds_tokens[0]
+        self.assertEqual([(request.target, request.headers.get("x-aws-ec2-metadata-token")) for request in (
+            self.services.seen()[:3])], [(IMDS_TOKEN, None), (IMDS_KEYS, token), (IMDS_ROLE, token)])
+        self.services.script("GET", IMDS_KEYS, status=200, body=b"../../../user-data?x=1#y")
         self.assertRegex(self.fetch("instance"), "CredentialsNotFound: .*status 404")
-        self.assertEqual(self.services.seen("GET")[-1].target, STORE_IMDS_KEYS + "..%2F..%2F..%2Fuser-data%3Fx%3D1%23y")
+        self.assertEqual(self.services.seen("GET")[-1].target, IMDS_KEYS + "..%2F..%2F..%2Fuser-data%3Fx%3D1%23y")
         self.services.forget()
         self.assertRegex(self.fetch("container", token="one\r\nX-Evil: 1"), "token has characters that cannot be sent")
         self.services.script("PUT", status=200, body=b"one\r\nX-Evil: 1")
@@ -7145,12 +7004,12 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         self.write("container", "rotated")
         self.assertEqual(["keys", "keys"], [self.fetch("web identity"), self.fetch("container", token_file=path)])
         self.services.forget()
-        lost = self.fetch("web identity", web_identity_token_file=os.path.join(self.folder, "lost"))
-        self.assertRegex(lost, "web identity token .*/lost")
+        self.assertRegex(self.fetch("web identity", web_identity_token_file="/lost"), "web identity token /lost")
         self.assertEqual(self.services.seen(), [])
 
     def test_roles(self) -> None:
-        """What the form says; AssumeRole bears a signature that a second implementation works out alike."""
+        """What the form says; AssumeRole bears a signature that a second implementation works out alike. The host is
+        that of the region, through a proxy where the environment names one."""
         session = r"[\w+=,.@-]{2,64}"
         for how, path, more, fields in (
                 ("web identity", "", {"role_session_name": "pod"}, ("pod", None, None)),
@@ -7163,12 +7022,10 @@ class TestStoreServices(KeyTests, unittest.TestCase):
                 self.assertRegex(self.form()["RoleSessionName"], f"^{fields[0]}$")
                 self.assertEqual(fields[1:], (self.form().get("ExternalId"), self.form().get("DurationSeconds")))
         self.services.signers = self.services.issued
-        chain = vr.Plan.of("role", {"role_arn": STORE_ROLE}, self.plan("web identity"))
+        chain = vr.Plan.of("role", {"role_arn": ROLE}, self.plan("web identity"))
         keys = vr.fetch_credentials(chain, "eu-north-1")
         self.assertEqual(list(self.services.issued)[-1], keys.access_key)
-
-    def test_the_host_is_that_of_the_region(self) -> None:
-        """Through a proxy, where the environment names one."""
+        self.services.forget()
         with environment({"AWS_ENDPOINT_URL_STS": None, "HTTPS_PROXY": self.services.url}):
             self.assertRegex(self.fetch("web identity"), "^Unreachable: ")
         self.assertEqual({request.target for request in self.services.seen()}, {"sts.eu-north-1.amazonaws.com:443"})
@@ -7191,7 +7048,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
                 self.assertTrue(found == expected or re.search(f"^InvalidCredentials: .*{expected}", found), found)
 
     def test_regions(self) -> None:
-        """S3 names a bucket's region in any answer to an unsigned HEAD; what is no label chooses no host."""
+        """S3 names a bucket's region in any answer to a HEAD; what is no label chooses no host."""
         address = vr.Address("http", self.services.host, "/bucket", "us-east-1")
         for status, region, expected in (
                 (200, "eu-central-1", "eu-central-1"), (403, "eu-central-1", "eu-central-1"), (301, "", ""),
@@ -7212,10 +7069,9 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
     def setUp(self) -> None:
         super().setUp()
         self.write("token", self.services.web_token)
-        self.cache, self.start = vr.CredentialCache(self.plan("web identity"), "us-east-1"), store_now()
+        self.cache, self.start = vr.CredentialCache(self.plan("web identity"), "us-east-1"), vr.utc_now()
 
     def take(self, minutes: float, **options: Any) -> Any:
-        """Return what the cache gives at a time from the start."""
         return self.cache.get(self.start + timedelta(minutes=minutes), **options)
 
     def test_keys_through_their_life(self) -> None:
@@ -7231,7 +7087,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
                      (61.1, "", "new", 5)),
                     ((0, "busy", "another request", 0), (0, "", "new", 1), (55, "busy", "same", 1),
                      (61, "busy", "another request", 1), (55, "", "new", 2))):
-                self.cache, self.start = vr.CredentialCache(self.cache.plan, "us-east-1"), store_now()
+                self.cache, self.start = vr.CredentialCache(self.cache.plan, "us-east-1"), vr.utc_now()
                 self.services.forget()
                 for minutes, trouble, expected, exchanges in rows:
                     with self.subTest(minutes=minutes, trouble=trouble), contextlib.ExitStack() as stack:
@@ -7250,7 +7106,8 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
         self.assertFalse([key for key in itertools.chain(*self.services.issued.values()) if key in str(logs.output)])
 
     def test_threads(self) -> None:
-        """Eight of them cost one exchange; those that may not wait are told, or have the old keys while these live."""
+        """Eight of them cost one exchange; those that may not wait are told, or have the old keys while these live.
+        Keys that last are kept."""
         gates = threading.Event(), threading.Event()
         taken: List[Any] = []
         for number, (gate, minutes) in enumerate(zip(gates, (0, 55))):
@@ -7268,10 +7125,8 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
             for thread in threads:
                 thread.join(10)
         self.assertEqual(([8, 1], 2), (sorted(map(taken.count, set(taken)))[::-1], len(self.services.seen())))
-
-    def test_keys_that_last_cost_nothing(self) -> None:
         self.cache = vr.CredentialCache(KEYS_1, "us-east-1")
-        self.assertEqual((vr.Credentials("AKIA1", "s1"), []), (self.take(600_000), self.services.seen()))
+        self.assertEqual(vr.Credentials("AKIA1", "s1"), self.take(600_000))
 
 
 class TestHostLimiter(unittest.TestCase):
@@ -7294,7 +7149,7 @@ class TestHostLimiter(unittest.TestCase):
                     pass
 
     def test_failures(self) -> None:
-        """A silence is remembered for a while, a quick failure is not, and an answer of any kind counts as one."""
+        """A silence is remembered for a while, among a thousand hosts; a quick failure is not, nor an answer."""
         hosts, silence = vr.HostLimiter(4, 3600), vr.Unreachable("no answer")
         for host, quick, pause, error, remembered in (
                 ("a", 60.0, 3600, silence, False), ("a", 0.0, 3600, silence, True),
@@ -7314,18 +7169,13 @@ class TestHostLimiter(unittest.TestCase):
             raise silence
         with hosts.guard("x"):
             self.assertRaises(vr.Busy, hosts.guard("x").__enter__)
-
-    def test_memory_is_bounded(self) -> None:
-        hosts = vr.HostLimiter(4, 3600)
         for number in range(3000):
             with hosts.guard(str(number)):
                 pass
         self.assertLessEqual(len(hosts.ends), vr.MAX_HOSTS)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stores: from a request to its URL, with keys from the network
-# ------------------------------------------------------------------------------------------------------------
+# ---- Stores: from a request to its URL, with keys from the network -----------
 
 class TimelyStore(FakeStore):
     """A store whose Date header follows its clock."""
@@ -7345,7 +7195,6 @@ class StoreWorld(FakeWorld):
         return FakeCluster(tls=True), TimelyStore()
 
     def tearDown(self) -> None:
-        """Let the store be as it was."""
         self.store.clock, self.store.hide_missing = time.time, False
         self.store.keys = {self.store.access_key: (self.store.secret_key, "")}
         self.store.unscript()
@@ -7358,19 +7207,18 @@ class StoreWorld(FakeWorld):
         return result
 
     def answer_to(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None, name: str = "b1") -> Document:
-        """Return a new request once the controller has looked at it."""
         asked = self.ask(name=name)
         self.once(*argv, env=env)
         return self.admin.get("downloadrequests", asked, self.namespace)
 
     def url_in(self, document: Document) -> str:
-        """Return the URL in an answer, which must be Processed and bear no reason."""
+        """The URL in an answer, which must be Processed and bear no reason."""
         self.assertEqual((document.get("status", {}).get("phase"), reason_of(document)), ("Processed", ""),
                          document["metadata"].get("annotations"))
         return str(document["status"]["downloadURL"])
 
     def assert_reason(self, document: Document, reason: str, *words: str) -> None:
-        """Check that a request bears this reason and a sentence with these words, all of them patterns, and no URL."""
+        """Check that a request bears this reason, a sentence with these words, all of them patterns, and no URL."""
         notes, status = document["metadata"].get("annotations") or {}, document.get("status") or {}
         self.assertRegex(notes.get(REASON, ""), f"^({reason})$", notes)
         for word in words:
@@ -7419,14 +7267,14 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
     def setUp(self) -> None:
         """Give this process an identity by STS and by files, and a stranger a host."""
         StoreWorld.setUp(self)
-        self.start_services()
+        KeyTests.setUp(self)
         self.own_keys = keys_file(self.store.access_key, self.store.secret_key)
         self.evil = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(self.evil.close)
         self.allowed = self.write("allowed", f"[default]\ncredential_process = touch {self.folder}/ran\n")
         self.pod: Dict[str, Optional[str]] = {
             "AWS_ENDPOINT_URL_S3": self.store.url, "AWS_ENDPOINT_URL_STS": self.services.url,
-            "AWS_ROLE_ARN": STORE_ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
+            "AWS_ROLE_ARN": ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
             "AWS_SHARED_CREDENTIALS_FILE": self.write("own", self.own_keys.replace("default", "p") + self.own_keys)}
 
     def direct(self, name: str, *flags: str, **env: Optional[str]) -> Result:
@@ -7460,17 +7308,10 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         self.assert_reason(self.answer_to(env=self.pod, name="own"), "CredentialsExpired", "expired")
         self.assert_failed(self.direct("own", "--direct"), 1, "the credentials of", "have expired")
 
-    def assert_nothing_happened(self) -> None:
-        """Check that nobody came to the stranger's host, nothing ran, and no keys were asked for."""
-        self.evil.setblocking(False)
-        self.assertRaises(BlockingIOError, self.evil.accept)
-        self.assertFalse(os.path.exists(os.path.join(self.folder, "ran")))
-        self.assertEqual([], self.services.seen())
-
     def test_attacks(self) -> None:
         """Each is refused before anything is fetched, sent or run, by the controller and by --direct."""
         places = {"evil": f"127.0.0.1:{self.evil.getsockname()[1]}", "own": self.store.url, "here": self.folder,
-                  "role": STORE_ROLE}
+                  "role": ROLE}
         names = [self.lay_out(f"row{number}", {key: value.format(**places) for key, value in config.items()},
                               secret.format(**places)) for number, (config, secret, _, _) in enumerate(SIGNERS)]
         asked = [self.ask(name=name) for name in names]
@@ -7481,7 +7322,10 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
                 result = self.direct(name, "--direct", "--allow-credentials-file", self.allowed)
                 self.assert_failed(result, 1)
                 self.assertRegex(result.err, words)
-        self.assert_nothing_happened()
+        self.evil.setblocking(False)
+        self.assertRaises(BlockingIOError, self.evil.accept)  # nobody came to the stranger's host
+        self.assertFalse(os.path.exists(os.path.join(self.folder, "ran")))
+        self.assertEqual([], self.services.seen())
 
     def test_whose_keys_sign(self) -> None:
         """Programs and profiles of our files, the location's Secret before them, what the operator names anywhere."""
@@ -7493,7 +7337,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         document = self.write("location", json.dumps({"spec": {
             "provider": "aws", "objectStorage": {"bucket": self.namespace},
             "config": {"region": self.store.region, "s3Url": self.store.url, "credentialsFile": keys}}}))
-        role = f"{named}[default]\nrole_arn = {STORE_ROLE}\nsource_profile = q\n[other]\ncredential_process = x\n"
+        role = f"{named}[default]\nrole_arn = {ROLE}\nsource_profile = q\n[other]\ncredential_process = x\n"
         own, here, away = self.store.access_key, self.store.url, None  # whether our identity belongs to the store
         for name, config, secret, endpoint, flags, env, key in (
                 ("program", {}, "", here, (), {**files, "AWS_ROLE_ARN": None}, "ASIATEMP00000001"),
@@ -7517,9 +7361,8 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         os.symlink(self.write("good", self.own_keys), os.path.join(self.folder, "link"))
         os.mkfifo(os.path.join(self.folder, "fifo"))
         self.write("large", "#" * (1 << 20) + "\n")
-        for name, code, words in (("good", 0, "^$"), ("link", 0, "^$"), ("fifo", 1, "no regular file"),
-                                  ("", 1, "no regular file"), ("large", 1, "larger than 1 MiB"),
-                                  ("absent", 1, "no regular file"), ("/dev/zero", 1, "no regular file")):
+        for name, code, words in (("link", 0, "^$"), ("large", 1, "larger than 1 MiB"), *(
+                (name, 1, "no regular file") for name in ("fifo", "", "absent", "/dev/zero"))):
             with self.subTest(name=name):
                 path = os.path.join(self.folder, name)
                 backup = self.lay_out("b" + name.replace("/", "-"), {"credentialsFile": path})
@@ -7572,8 +7415,7 @@ class TestStoreAuthority(StoreWorld, unittest.TestCase):
 
     def test_the_authority_may_lie_in_a_secret(self) -> None:
         """caCertRef names the Secret that makes the store trusted; without it, or with another, the reason says so."""
-        with open(self.store.ca, encoding="ascii") as file:
-            self.make_secret("authority", "ca.crt", file.read())
+        self.make_secret("authority", "ca.crt", read_bytes(self.store.ca).decode())
         self.make_secret("too-large", "ca.crt", "x" * (257 << 10))
         for name, reference, reason, words in (
                 ("good", {"name": "authority", "key": "ca.crt"}, "", ""), ("none", {}, ".+", "certificate"),
@@ -7838,7 +7680,7 @@ class TestStoreRealKeys(unittest.TestCase):
                 body = ("the object " + key).encode()
                 store.put(bucket, key, body)
                 url = vr.presign(vr.object_address(location, key), vr.Credentials(store.access_key, store.secret_key),
-                                 store_now(), timedelta(minutes=10))
+                                 vr.utc_now(), vr.URL_LIFE)
                 raw = http.client.HTTPConnection(store.host, timeout=20)
                 with contextlib.closing(raw):
                     raw.request("GET", url[len(store.url):])

@@ -1106,11 +1106,11 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
 #    What files and profiles hold is secret: errors name them (`source`, `where`), and never show it.
 # ====================================================================================================
 
-Values = Mapping[str, str]                   # what a profile or the environment says, by name
+Values = Mapping[str, str]  # what a profile or the environment says, by name
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-INI_LIMIT = 1 << 20                          # bytes; a Secret holds no more
-VALUE_LIMIT = 16 << 10                       # characters; session tokens, the longest values, have some thousands
+INI_LIMIT = 1 << 20  # bytes; a Secret holds no more
+VALUE_LIMIT = 16 << 10  # characters; session tokens, the longest values, have some thousands
 
 
 def ini_sections(content: bytes, source: str) -> Profiles:
@@ -1122,8 +1122,8 @@ def ini_sections(content: bytes, source: str) -> Profiles:
     if len(content) > INI_LIMIT or "\ufffd" in text:
         raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB, or not UTF-8 text")
     found: Dict[str, Dict[str, List[str]]] = {}
-    section: Optional[Dict[str, List[str]]] = None
-    value, depth = None, 0                   # that the next line may go on with, its key's indentation
+    section: Any = None
+    value, depth = None, 0  # that the next line may go on with; its key's indentation
     for number, line in enumerate(text.split("\n"), 1):
         entry = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
         indent = len(line) - len(line.lstrip())
@@ -1143,10 +1143,8 @@ def ini_sections(content: bytes, source: str) -> Profiles:
 
 
 def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
-    """The sections of a credentials file and of a config file -> profiles; key by key the first wins.
-
-    `[x]` beats `[profile x]` in either, as the plugin loads one file as both. KEY_NAMES of two sections do not mix.
-    """
+    """The sections of a credentials file and of a config file -> profiles; key by key the first wins, and `[x]` beats
+    `[profile x]` in either, as the plugin loads one file as both. KEY_NAMES of two sections do not mix."""
     profiles: Profiles = {}
     for sections, prefix in itertools.product((config, credentials), ("profile ", "")):
         for section, values in sections.items():
@@ -1168,14 +1166,12 @@ PLANS = {"keys": KEY_NAMES, "web identity": ("role_arn", "role_session_name", "w
 @hidden_in_repr("values")
 class Plan(NamedTuple):
     """Where keys come from; `fetch_credentials` carries it out."""
-
-    how: str                                 # a key of PLANS
+    how: str  # a key of PLANS
     values: Tuple[Tuple[str, str], ...]
-    source: Any = None                       # of a role: the plan whose keys may assume it
+    source: Any = None  # of a role: the plan whose keys may assume it
 
     @classmethod
     def of(cls, how: str, values: Values, source: Optional[Plan] = None) -> Plan:
-        """A plan with those of the values that it needs and that are there."""
         return cls(how, tuple((name, values[name]) for name in PLANS[how] if values.get(name)), source)
 
 
@@ -1244,7 +1240,7 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Values
                  path: Tuple[str, ...] = ()) -> Plan:
     """A profile's own keys or those of the source it names, and the role that they assume, in aws-sdk-go-v2's order.
 
-    path: the profiles that led here. theirs: it comes from the cluster, and gives keys and roles for them only.
+    path: the profiles that led here. theirs: what comes from the cluster gives keys and roles only.
     """
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
@@ -1298,35 +1294,37 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -
 # ====================================================================================================
 
 class Entry(Reader):
-    """One mapping of a kubeconfig, whose relative paths start in the folder of its file."""
+    """A mapping of a kubeconfig, whose relative paths start in the folder of its file."""
 
     def __init__(self, document: Any, where: str, file: str = "") -> None:
         super().__init__(document, where)
         self.file = file
 
     def path(self, name: str) -> str:
-        """A path, seen from the folder of the file; `..` goes by the letters, as Go's filepath.Join."""
+        """A path; `..` goes by the letters, as in Go's filepath.Join."""
         path = self.get(name)
         return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
 
     def pem(self, name: str) -> Union[bytes, str]:
-        """The PEM of `name-data`, else the path of the file that `name` says, else nothing."""
+        """The PEM of `name-data`, else the path that `name` says, else nothing."""
         data = decode_base64(self.get(f"{name}-data"))
         if data is None:
             raise ConfigError(f"{self.where}: {name}-data is not base64")
         return data or self.path(name) or data
 
 
+EXEC_GROUP = "client.authentication.k8s.io/"
+
+
 @hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
 class Cluster(NamedTuple):
-    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
-
+    """How to reach an API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
     server: str
     authority: Union[bytes, str] = b""
     insecure: bool = False
-    server_name: str = ""                    # tls-server-name: whose certificate is expected
+    server_name: str = ""  # tls-server-name: whose certificate is expected
     proxy_url: str = ""
-    disable_compression: bool = False        # as exec_config, only told to exec plugins
+    disable_compression: bool = False  # as exec_config, only told to exec plugins
     exec_config: Any = None
     token: str = ""
     token_file: str = ""
@@ -1335,13 +1333,12 @@ class Cluster(NamedTuple):
     certificate: Union[bytes, str] = b""
     key: Union[bytes, str] = b""
     impersonate: Tuple[Tuple[str, str], ...] = ()
-    exec_plugin: Optional[Entry] = None      # a program that prints our credentials
+    exec_plugin: Optional[Entry] = None  # a program that prints our credentials
 
 
 @hidden_in_repr("token", "certificate", "key")
 class Identity(NamedTuple):
-    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
-
+    """Who we are for the next calls: a token, or a certificate with its key; None in `expires`: it lasts."""
     token: str = ""
     certificate: bytes = b""
     key: bytes = b""
@@ -1422,7 +1419,7 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     parts = urlsplit(url)
     login = unquote(parts.username or ""), unquote(parts.password or "")
     configs = [_at(item, "extension") for item in cluster.get("extensions", list)
-               if _text(item, "name") == "client.authentication.k8s.io/exec"]
+               if _text(item, "name") == EXEC_GROUP + "exec"]
     authority = cluster.pem("certificate-authority")
     # Tokens, passwords and certificates are never sent to a server without TLS.
     identity = _identity_fields(user, login) if parts.scheme == "https" else {}
@@ -2499,12 +2496,12 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 # 10. Connections — TLS, deadlines, pools, sessions and their renewal
 # ====================================================================================================
 
-CONNECT_TIMEOUT = 10.0                       # seconds
-READ_TIMEOUT = 20.0                          # seconds that a call to the API may take in all, a page of a list thrice
-ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
-KUBECONFIG_LIMIT = 8 << 20                   # bytes
-MAX_YAML_NODES = 100_000                     # nodes with aliases followed; 3,000 clusters have as many
-POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
+CONNECT_TIMEOUT = 10.0  # seconds
+READ_TIMEOUT = 20.0  # seconds that a call to the API may take in all, a page of a list thrice
+ERROR_LIMIT = 64 * 1024  # bytes of an error's body that are looked at
+KUBECONFIG_LIMIT = 8 << 20  # bytes
+MAX_YAML_NODES = 100_000  # with aliases followed; 3,000 clusters have as many
+POOL_SIZE = 8  # connections: one for each worker and feeder of a controller
 USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
 
 
@@ -2514,7 +2511,7 @@ def utc_now() -> datetime:
 
 
 def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
-    """A file of at most `limit` bytes; ConfigError that names it and what it is for."""
+    """A file of at most `limit` bytes; ConfigError names it and its purpose."""
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
@@ -2528,18 +2525,17 @@ def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
 @hidden_in_repr("ca_cert")
 class Trust(NamedTuple):
     """Whom to trust behind an https URL: the system's authorities and `ca_cert` (PEM), or anybody."""
-
     ca_cert: bytes = b""
     insecure: bool = False
     source: str = "the certificate authority"  # of ca_cert, named in errors
-    alone: bool = False                      # ca_cert instead of the system's authorities
+    alone: bool = False  # ca_cert instead of the system's authorities
 
 
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
-    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go, only a subject
-    alternative name counts, and a certificate that cannot be read spoils no other.
+    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go only subject
+    alternative names count, and a certificate that cannot be read spoils no other.
     """
     import ssl
     import urllib3
@@ -2550,8 +2546,8 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
         context.verify_mode = ssl.CERT_NONE
         return context
     if urllib3.__version__.startswith("1.") and any(_ip_address(host or "") is not None for host in hosts):
-        context.check_hostname = False  # it names no IP address to OpenSSL, and checks every name itself then
-    with contextlib.suppress(AttributeError):  # an OpenSSL too old to be asked
+        context.check_hostname = False  # it names no IP address to OpenSSL, and checks names itself then
+    with contextlib.suppress(AttributeError):  # of an old OpenSSL
         context.hostname_checks_common_name = False
     if not trust.alone:
         context.load_default_certs()
@@ -2569,7 +2565,7 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 
 
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
-    """Show a certificate to servers that ask. OpenSSL needs a file: memory on Linux, else one only we may read."""
+    """Show a certificate to servers that ask. OpenSSL reads a file: in memory, else one that only we may read."""
     import tempfile
     in_memory = hasattr(os, "memfd_create")
     with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
@@ -2577,7 +2573,7 @@ def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> Non
         file.flush()
         try:  # an encrypted key fails instead of prompting on the terminal
             context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
-        except OSError:                      # SSLError is one
+        except OSError:
             raise ConfigError("the client certificate and key of the kubeconfig or its exec plugin are not a matching "
                               "pair of PEM, or the key is encrypted") from None
 
@@ -2589,7 +2585,8 @@ def _proxy_headers(via: Any) -> Dict[str, str]:
 
 
 class _Thread(threading.local):
-    deadline = math.inf                      # when what the thread asks of the network must be over
+    deadline = math.inf  # when what the thread asks of the network must be over
+    hosts: Any = None  # a HostLimiter, in a worker
 
 
 _thread = _Thread()
@@ -2602,9 +2599,9 @@ def time_left() -> float:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Let all that this thread asks of the network be over in so many seconds, however little comes at a time.
+    """Let all that this thread asks of the network, from connecting to the body, be over in so many seconds.
 
-    From connecting to the body all counts together. A response that is read after the context has only its idle limit.
+    A response that is read after the context has only its idle limit.
     """
     before = _thread.deadline
     _thread.deadline = min(before, time.monotonic() + seconds)
@@ -2616,7 +2613,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pause_time_limit() -> Iterator[None]:
-    """Do not count this context, such as a person who logs in, against the deadline."""
+    """Do not count this context against the deadline: a person may have to log in."""
     started = time.monotonic()
     try:
         yield
@@ -2626,13 +2623,12 @@ def pause_time_limit() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=None)
 def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
-    """The class of TLS sockets, and urllib3's connections by scheme, that keep the deadline."""
+    """The class of TLS sockets, and urllib3's connections by scheme, that keep the deadline of their thread."""
     import http.client
     import ssl
     import urllib3
 
     def timed(name: str) -> Callable[..., Any]:
-        """A call of a socket that waits as long as it was told, or until the deadline."""
         def call(sock: Any, *args: Any) -> Any:
             idle, left = sock.gettimeout(), time_left()
             if left <= 0:
@@ -2642,7 +2638,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
             try:
                 return getattr(super(Timed, sock), name)(*args)
             finally:
-                if sock.gettimeout() != idle:  # which is no system call, but the next line is one
+                if sock.gettimeout() != idle:  # no system call, as the next line is
                     sock.settimeout(idle)
 
         return call
@@ -2651,12 +2647,13 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
         recv, recv_into, send, sendall, do_handshake = map(
             timed, ("recv", "recv_into", "send", "sendall", "do_handshake"))
 
-    plain_socket = type("PlainSocket", (Timed, socket.socket), {})
+    class PlainSocket(Timed, socket.socket):
+        pass
 
     class Connection:
-        def _new_conn(self) -> socket.socket:  # a hook of urllib3's, which makes each TCP connection by it
+        def _new_conn(self) -> socket.socket:  # by which urllib3 makes each TCP connection
             made = super()._new_conn()
-            idle, sock = made.gettimeout(), plain_socket(fileno=made.detach())
+            idle, sock = made.gettimeout(), PlainSocket(fileno=made.detach())
             sock.settimeout(idle)
             return sock
 
@@ -2670,7 +2667,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
 
 
 def _redacted(record: logging.LogRecord) -> bool:
-    """A filter for urllib3's own loggers, which at DEBUG tell every URL that is asked for."""
+    """A filter for urllib3's loggers, which tell every URL at DEBUG."""
     record.msg, record.args = redact(record.getMessage()), ()
     return True
 
@@ -2678,7 +2675,7 @@ def _redacted(record: logging.LogRecord) -> bool:
 def explain_certificate(url: str, server_name: str, proxy: str) -> str:
     """Whose certificate was not trusted; empty when it cannot be had, as through an https proxy.
 
-    Python decodes only what it has verified, so a second handshake trusts the very certificate of the first.
+    Python decodes only what it has verified: so a second handshake trusts the certificate of the first.
     """
     import http.client
     import ssl
@@ -2713,27 +2710,26 @@ def _tls_text(cause: BaseException) -> str:
 
 
 class Response:
-    """An answer, whose body is read as it comes; whatever goes wrong with that is an OSError."""
+    """An answer of urllib3's, whose body is read as it comes; whatever goes wrong with that is an OSError."""
 
-    def __init__(self, answer: Any) -> None:
-        """answer: urllib3's, whose own `read` waits for all it was asked for, and loses what came before a break."""
+    def __init__(self, answer: Any) -> None:  # whose own `read` waits for all, and loses what came before a break
         self.status, self.headers = answer.status, answer.headers
         self._answer, self._connection, self._reply = answer, answer.connection, answer.connection.reply
         self._left = math.inf if self._reply.length is None else self._reply.length
 
     def read1(self, size: int = 65536) -> bytes:
-        """What has come of the body, at most `size` bytes; waits for the first; nothing at the end."""
+        """What has come of the body, at least a byte unless it has ended."""
         import http.client
         try:
             piece = self._reply.read1(int(min(size, self._left))) if self._left else b""
         except http.client.HTTPException as error:
             raise ConnectionError(f"the body is cut short: {error}") from error
-        self._left -= len(piece)             # http.client counts only from Python 3.12 on
+        self._left -= len(piece)  # http.client counts only from Python 3.12 on
         if not piece and 0 < self._left < math.inf:
             raise ConnectionError("the body is cut short")
         if not piece or not self._left:
             self._reply.close()
-            self._answer.release_conn()      # for the next request
+            self._answer.release_conn()  # for the next request
         return piece
 
     def __iter__(self) -> Iterator[bytes]:
@@ -2768,7 +2764,7 @@ class Response:
         return bytes(body)
 
     def refusal(self) -> bytes:
-        """The text of a refusal, which may have no end: as much as comes within two seconds."""
+        """The start of a refusal's body, which may have no end: what comes within two seconds."""
         text = b""
         with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError, ValueError):
             for piece in self._unpacked(ERROR_LIMIT):
@@ -2782,24 +2778,21 @@ class Response:
     def interrupt(self) -> None:
         """End the body from another thread: its reader sees the stream end."""
         sock = self._connection.sock
-        while sock and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
-            sock = getattr(sock, "socket", None)
-        with contextlib.suppress(OSError):
-            if sock:
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        with contextlib.suppress(OSError, TypeError):  # it has no socket any more
+            # With TLS within TLS to a proxy it is one of urllib3's, around another.
+            socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
 
 
 class ConnectionPool:
-    """Connections to the host of an http or https URL, through a proxy where there is one; nothing is sent yet."""
+    """Connections to the host of an http or https URL, perhaps through a proxy; nothing is sent yet."""
 
     def __init__(self, url: str, where: str, *, trust: Trust = Trust(), certificate: Tuple[bytes, bytes] = (b"", b""),
                  proxy: str = "", server_name: str = "", size: int = 1, hint: str = "", quoting: bool = True) -> None:
         """where: the host in errors. certificate: ours, with its key. hint: the cure where the host's is not trusted.
-        quoting: whether errors may hold what the host has sent. Proxies want plain http asked for by the whole URL.
-        """
+        quoting: whether errors may hold what the host has sent."""
         import urllib3
         for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
-            logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # the same one again has no effect
+            logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # again it has no effect
         self.url, self.where, self.proxy, self.server_name = url, where, proxy, server_name
         self.hint, self.quoting = hint, quoting
         self.answered_at = time.monotonic()  # when the last answer came
@@ -2812,18 +2805,19 @@ class ConnectionPool:
                 load_client_certificate(context, *certificate)
         options: Dict[str, Any] = {"maxsize": size}
         if parts.scheme == "https":
-            options.update(ssl_context=context, cert_reqs=context.verify_mode,
-                           **({"server_hostname": server_name} if server_name else {}))
+            options.update(ssl_context=context, cert_reqs=context.verify_mode, server_hostname=server_name or None)
         manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
             f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(via),
             proxy_ssl_context=context if via.scheme == "https" else None, **options)
         self.pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
         self.pool.ConnectionCls = _timed_classes()[1][parts.scheme]
+        self.close = self.pool.close  # the connections that are not in use
+        # A proxy is asked for plain http by the whole URL.
         self.prefix = f"http://{parts.netloc}" if proxy and parts.scheme == "http" else ""
 
     def request(self, method: str, target: str, headers: Mapping[str, str], body: Optional[bytes] = None, *,
                 idle: float) -> Response:
-        """Send one request -> the response, its body unread; Unreachable, from urllib3's error, when there is none.
+        """Send one request -> the response, its body unread; else Unreachable from urllib3's error.
 
         idle: seconds without a byte, and for all until the headers are there.
         """
@@ -2857,24 +2851,11 @@ class ConnectionPool:
                                hints=filter(None, [self.hint]))
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
             return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
-        refused = isinstance(error, exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
+        refused = isinstance(error, exceptions.NewConnectionError)  # a timeout to urllib3
         if isinstance(cause, socket.timeout) or isinstance(error, exceptions.TimeoutError) and not refused:
             return Unreachable(f"{where} does not answer in time")
         said = one_line(redact(str(cause))) if self.quoting else "it does not answer in HTTP"
         return Unreachable(f"cannot reach {where}: {text or said}")
-
-    def close(self) -> None:
-        """Close the connections that are not in use."""
-        self.pool.close()
-
-
-@hidden_in_repr("body", "headers")
-class Reply(NamedTuple):
-    """The answer of a small exchange, with its whole body."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
 
 
 @functools.lru_cache(maxsize=None)
@@ -2891,13 +2872,10 @@ def _yaml_loader() -> Any:
 
 
 def _check_yaml(content: bytes) -> None:
-    """Raise ValueError for a first document that is too deep, for libyaml would crash, or that its aliases blow up.
-
-    The nodes of each anchor are counted as if its aliases were followed.
-    """
+    """Raise ValueError for a first document so deep that libyaml would crash, or that its aliases blow up."""
     import yaml
-    sizes: Dict[str, int] = {}
-    open_nodes: List[Tuple[Any, int]] = []   # anchor, and nodes before the parent went on
+    sizes: Dict[str, int] = {}  # nodes of each anchor, its aliases followed
+    open_nodes: List[Tuple[Any, int]] = []  # anchor, and nodes before it
     count = 0
     for event in yaml.parse(content, Loader=_yaml_loader()):
         if isinstance(event, yaml.DocumentEndEvent):
@@ -2914,7 +2892,7 @@ def _check_yaml(content: bytes) -> None:
 
 
 def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
-    """The first document of YAML or JSON; an error names the line and never quotes it."""
+    """The first document of YAML or JSON; an error names the line, and does not quote it."""
     import yaml
     if len(content) > limit:
         raise ConfigError(f"{what} is larger than {limit >> 20} MiB")
@@ -2932,7 +2910,7 @@ def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
 
 
 def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
-    """The PEM in the kubeconfig, or in the file that it names, read now."""
+    """PEM that stands in the kubeconfig, or in the file that it names."""
     return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
 
 
@@ -2945,31 +2923,26 @@ def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
                 "insecure-skip-tls-verify": cluster.insecure, "disable-compression": cluster.disable_compression,
                 "certificate-authority-data": authority, "config": cluster.exec_config}
         spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
-    try:
-        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
-    except (ValueError, TypeError):
-        raise ConfigError("the kubeconfig's extension for exec plugins cannot be written as JSON") from None
+    return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
 
 
 def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
     """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go).
 
-    Every failure is a ConfigError that shows nothing it printed, and never an anonymous call. Its stderr is ours; its
-    stdin too, when it may ask and there is a terminal. A bare name is looked for on our own PATH, never in the current
+    A failure is a ConfigError that shows nothing of what it printed, never an anonymous call. Its stderr is ours, and
+    its stdin when it may ask and there is a terminal. A bare name is looked for on our PATH, never in the current
     folder (Go's os/exec).
     """
     import shutil
     import subprocess
     command, version = plugin.need("command"), plugin.get("apiVersion")
     command = plugin.path("command") if "/" in command else command
-    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {command}"
-    for name, value, known, cures in (
-            ("apiVersion", version, [f"client.authentication.k8s.io/{name}" for name in ("v1", "v1beta1")],
-             ["a newer version of the plugin writes a newer kubeconfig"]),
-            ("interactiveMode", mode, ["Never", "IfAvailable", "Always"], [])):
+    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {one_line(command)}"
+    for name, value, known in (("apiVersion", version, [EXEC_GROUP + "v1", EXEC_GROUP + "v1beta1"]),
+                               ("interactiveMode", mode, ["Never", "IfAvailable", "Always"])):
         if value not in known:
             raise ConfigError(f"{plugin.where} has {name} {one_line(value, 64)!r}, not one of {', '.join(known)}",
-                              hints=cures)
+                              hints=["a newer version of the plugin writes a newer kubeconfig"])
     hints = filter(None, [one_line(plugin.get("installHint"), 1000)])
     folders = filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep))
     program = shutil.which(command, path=os.pathsep.join(folders))
@@ -2980,12 +2953,12 @@ def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
         raise ConfigError(f"{called} must ask on a terminal, and there is none")
     interactive = terminal and mode != "Never"
     variables = [Reader(item, f"{plugin.where}, env") for item in plugin.get("env", list)]
-    environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables},
-                   "KUBERNETES_EXEC_INFO": _exec_info(cluster, plugin, interactive)}
+    environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables}}
     try:
+        environment["KUBERNETES_EXEC_INFO"] = _exec_info(cluster, plugin, interactive)
         done = subprocess.run([program, *plugin.get("args", [str])], env=environment, stdout=subprocess.PIPE,
                               stdin=None if interactive else subprocess.DEVNULL, check=False)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # such as an extension that JSON does not know
         raise ConfigError(f"{called} cannot be run: {getattr(error, 'strerror', None) or error}",
                           hints=hints) from error
     if done.returncode:
@@ -2998,34 +2971,32 @@ class Session:
     """Connections to one API server, and our identity there; one caller renews them while the others wait."""
 
     def __init__(self, cluster: Cluster) -> None:
-        """Open the pool, which sends nothing; ConfigError for unusable certificates."""
+        """Send nothing yet; ConfigError for unusable certificates."""
         self.cluster = cluster
-        self.path = urlsplit(cluster.server).path.rstrip("/")  # for API servers behind a path
-        self.warned: Set[str] = set()        # what the API server warned of and was shown
+        self.path = urlsplit(cluster.server).path.rstrip("/")  # of API servers behind a path
+        self.warned: Set[str] = set()  # what the API server warned of, and was shown
         self.lock = threading.RLock()
-        self.until = -math.inf               # time.monotonic() of the next renewal
+        self.until = -math.inf  # time.monotonic() of the next renewal
         self.identity = Identity(cluster.token)
         self.pool: Any = None
         self._open(self._read_pem())
 
     def _read_pem(self) -> Tuple[bytes, bytes, bytes]:
-        """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's.
-
-        Every file is opened, needed or not: kubectl refuses a kubeconfig that names an absent one.
-        """
+        """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's. Every file is
+        opened, needed or not, as by kubectl."""
         return (read_pem(self.cluster.authority, "certificate authority"),
                 self.identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
                 self.identity.key or read_pem(self.cluster.key, "client key"))
 
     def _open(self, pem: Tuple[bytes, bytes, bytes]) -> None:
         """Go on with new connections; those in use are closed when they are given back."""
-        cluster = self.cluster
+        cluster, server = self.cluster, self.cluster.server
         source = isinstance(cluster.authority, str) and cluster.authority
         trust = Trust(pem[0], cluster.insecure, source or "certificate-authority-data of the kubeconfig", bool(pem[0]))
         pool = ConnectionPool(
-            cluster.server, f"the cluster at {redact(cluster.server)}", trust=trust, certificate=pem[1:],
-            proxy=cluster.proxy_url or proxy_for(cluster.server, os.environ), server_name=cluster.server_name,
-            size=POOL_SIZE, hint="does certificate-authority in the kubeconfig belong to this cluster?")
+            server, f"the cluster at {redact(server)}", trust=trust, certificate=pem[1:], size=POOL_SIZE,
+            proxy=cluster.proxy_url or proxy_for(server, os.environ), server_name=cluster.server_name,
+            hint="does certificate-authority in the kubeconfig belong to this cluster?")
         if self.pool:
             self.close()
         self.pem, self.pool = pem, pool
@@ -3033,8 +3004,8 @@ class Session:
     def _renew(self) -> None:
         """Read identity and certificates again; a file that cannot be read keeps the old ones, a failing plugin raises.
 
-        Certificate files are replaced in place (kubelet, cert-manager), and a connection goes on as whom it was opened
-        for: so there are new ones. `until` is set last: while a plugin fails, no call goes out.
+        A connection goes on as whom it was opened for: another certificate, as kubelet and cert-manager write it in
+        place, needs new ones. `until` is set last: while a plugin fails, no call goes out.
         """
         plugin, path = self.cluster.exec_plugin, self.cluster.token_file
         try:
@@ -3052,46 +3023,43 @@ class Session:
             if plugin or (path and not self.identity.token):
                 raise
             log.warning("%s; what was read before stays in use", error)
-        life = 50.0 if path else 300.0       # seconds, as client-go's
+        life, expires = 50.0 if path else 300.0, self.identity.expires  # seconds, as client-go's
         if plugin:
-            expires = self.identity.expires
             life = (expires - utc_now()).total_seconds() - 30 if expires else math.inf
         self.until = time.monotonic() + life
 
     def renew(self) -> Tuple[Identity, ConnectionPool]:
-        """The current identity, and connections that can be used; one caller renews, the others wait for it."""
+        """Who we are, and connections that can be used."""
         with self.lock:
             if time.monotonic() >= self.until:
                 self._renew()
-            if time.monotonic() - self.pool.answered_at > 10:  # one that broke while idle may not show it for minutes
+            if time.monotonic() - self.pool.answered_at > 10:  # what broke while idle may not show it for minutes
                 self._open(self.pem)
             return self.identity, self.pool
 
     def invalidate(self, identity: Identity) -> bool:
-        """Forget an identity that the API no longer accepts -> whether the next call can use another one."""
-        cluster = self.cluster
+        """Forget an identity that the API no longer accepts -> whether there may be another one."""
         with self.lock:
             if self.identity is identity:
                 self.until = -math.inf
-        return bool(cluster.token_file or cluster.exec_plugin or isinstance(cluster.certificate, str))
+        return any((self.cluster.token_file, self.cluster.exec_plugin, isinstance(self.cluster.certificate, str)))
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
         self.pool.close()
 
 
 def in_cluster() -> Optional[Cluster]:
-    """The cluster of the pod this runs in, by the environment and files every pod gets; None outside of one."""
+    """The cluster of the pod this runs in, by what every pod gets; None outside of one."""
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
     if not host or not port or not os.path.exists(f"{account}/token"):
         return None
-    return Cluster(server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-                   authority=f"{account}/ca.crt", token_file=f"{account}/token")
+    host = f"[{host}]" if ":" in host else host
+    return Cluster(f"https://{host}:{port}", f"{account}/ca.crt", token_file=f"{account}/token")
 
 
 def absolute(path: str) -> str:
-    """A path from the root on; Error when there is no current folder at which a relative one could start."""
+    """A path from the root on; Error when the current folder is gone."""
     try:
         return os.path.abspath(path)
     except OSError as error:
@@ -3100,14 +3068,10 @@ def absolute(path: str) -> str:
 
 
 def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
-    """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> absolute paths and documents.
-
-    A KUBECONFIG of nothing but separators keeps ~/.kube/config out, too.
-    """
-    listed = os.environ.get("KUBECONFIG", "")
+    """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> paths and documents."""
+    listed = os.environ.get("KUBECONFIG", "")  # of nothing but separators it keeps ~/.kube/config out, too
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
-    names = [kubeconfig] if kubeconfig else listed.split(os.pathsep) if listed else [default]
-    files = []
+    names, files = [kubeconfig] if kubeconfig else listed.split(os.pathsep) if listed else [default], []
     for path in dict.fromkeys(absolute(name) for name in names if name):
         try:
             files.append((path, parse_yaml(read_file(path, "kubeconfig"), f"kubeconfig {path}")))
@@ -3120,20 +3084,20 @@ def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
 
 
 def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
-    """The cluster to talk to: of the kubeconfigs, else the pod's own; ConfigError names the file and what is wrong."""
+    """The cluster of the kubeconfigs, else the pod's own; ConfigError names the file and what is wrong."""
     files = read_kubeconfigs(kubeconfig)
     cluster = cluster_from_kubeconfigs(files, context) or in_cluster()
     if cluster:
         return cluster
     if files:
-        raise ConfigError(f"kubeconfig {', '.join(path for path, _ in files)} has no current-context", hints=[
-            "choose one with --context"])
+        raise ConfigError(f"kubeconfig {', '.join(path for path, _ in files)} has no current-context",
+                          hints=["choose one with --context"])
     raise ConfigError("no kubeconfig found", hints=[
         "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
 
 
 def read_velero_config() -> Document:
-    """~/.config/velero/config.json of the velero CLI (namespace, cacert, colorized); empty when it is not there."""
+    """~/.config/velero/config.json of the velero CLI (namespace, cacert, colorized), if it is there."""
     path = os.path.join(os.path.expanduser("~"), ".config", "velero", "config.json")
     try:
         config = parse_json(read_file(path, "velero's configuration")) if os.path.exists(path) else {}
@@ -3385,14 +3349,14 @@ def connect(cluster: Cluster) -> Api:
 #     metadata service (these never through a proxy), and S3 for the region where neither region nor s3Url are named.
 # ====================================================================================================
 
-STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0    # seconds for all tries
+STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0  # seconds for all tries
 ASK_ATTEMPTS = 3
-BUSY_PAUSE = timedelta(seconds=0.3)          # until who found a host busy asks again
-FAILURE_PAUSE = timedelta(seconds=5)         # between tries to have keys at all, or an answer of a silent host
-MAX_HOSTS = 1000                             # that a HostLimiter remembers
+BUSY_PAUSE = timedelta(seconds=0.3)  # until who found a host busy asks again
+FAILURE_PAUSE = timedelta(seconds=5)  # between tries to have keys at all, or an answer of a silent host
+MAX_HOSTS = 1000  # that a HostLimiter remembers
 BUSY = "another request waits for the same answer"
 PASSING_CODES = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
-                 "RequestLimitExceeded")     # which STS says with status 400
+                 "RequestLimitExceeded")  # which STS says with status 400
 
 
 class Busy(Error):
@@ -3400,22 +3364,22 @@ class Busy(Error):
 
 
 class HostLimiter:
-    """Limits how many workers of a controller wait for the same host, so that a silent host cannot block them all.
+    """Limits how many workers of a controller wait for the same host, so that a silent one cannot block them all.
 
     Of n workers n - 1 may wait for a host that has answered before, one for any other, n - 1 for all others together;
     one more is Busy. A host that was silent for more than `quick` seconds is not asked again for `pause` seconds.
     """
 
-    quick = 0.3                              # seconds
+    quick = 0.3  # seconds
 
     def __init__(self, workers: int, pause: float) -> None:
         self.most, self.pause, self.lock = workers - 1, pause, threading.Lock()
-        self.asked: List[str] = []           # the host that each worker waits for
+        self.asked: List[str] = []  # the host that each worker waits for
         self.ends: Dict[str, Optional[Tuple[float, Unreachable]]] = {}  # of a host: None, or not before, and why
 
     @contextlib.contextmanager
     def guard(self, host: str) -> Iterator[None]:
-        """A context in which to ask a host; Busy or the last error when it must not be asked now."""
+        """A context in which to ask a host; Busy or its last error when it must not be asked now."""
         with self.lock:
             silent = self.ends.get(host)
             if silent and time.monotonic() < silent[0]:
@@ -3442,48 +3406,50 @@ class HostLimiter:
 
 def host_guard(url: str) -> ContextManager[None]:
     """A context in which to ask the host of a URL: limited in a worker, unlimited elsewhere."""
-    hosts = getattr(_thread, "hosts", None)
-    return hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if hosts else contextlib.nullcontext()
+    return _thread.hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if _thread.hosts else contextlib.nullcontext()
+
+
+Reply = Tuple[int, bytes, Mapping[str, str]]  # status, body and headers
 
 
 def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy: str) -> Reply:
     parts = urlsplit(url)
     who = f"the service at {parts.netloc.rpartition('@')[2]}"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = {"User-Agent": USER_AGENT, **headers}
     with contextlib.closing(ConnectionPool(url, who, proxy=proxy)) as pool, contextlib.closing(
-            pool.request(method, target, headers, body or None, idle=max(0.01, time_left()))) as response:
+            pool.request(method, target, {"User-Agent": USER_AGENT, **headers}, body or None,
+                         idle=max(0.01, time_left()))) as response:
         try:
-            return Reply(response.status, response.read(ERROR_LIMIT), response.headers)
+            return response.status, response.read(ERROR_LIMIT), response.headers
         except (OSError, ValueError):
             raise Unreachable(f"the answer of {who} cannot be read in time") from None
 
 
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
-    """A small exchange with a service of AWS; again after 429, 5xx, no answer, or an error code that passes.
+    """A small exchange with a service of AWS, tried again after 429, 5xx, no answer, or an error code that passes.
     timeout: seconds for all tries; one that hangs leaves some to the next."""
     with host_guard(url), time_limit(timeout):
         for attempt in range(1, ASK_ATTEMPTS):
             with contextlib.suppress(Unreachable), time_limit(timeout / ASK_ATTEMPTS):
                 reply = _ask_once(method, url, headers, body, proxy)
-                if reply.status not in RETRY_STATUS and xml_fields(reply.body).get("Code") not in PASSING_CODES:
+                if reply[0] not in RETRY_STATUS and xml_fields(reply[1]).get("Code") not in PASSING_CODES:
                     return reply
             time.sleep(min(backoff(attempt, 0.1, 1.0), max(0.0, time_left())))
         return _ask_once(method, url, headers, body, proxy)
 
 
-def _keys_from(reply: Reply, who: str, **more: Any) -> Credentials:
+def _keys_from(status: int, body: bytes, who: str, **more: Any) -> Credentials:
     """The keys in an answer, JSON or XML; an error shows its code and message, and nothing that may be half of keys."""
     said: Any = None
     with contextlib.suppress(ValueError):
-        said = parse_json(reply.body)
-    said = said or xml_fields(reply.body)
+        said = parse_json(body)
+    said = said or xml_fields(body)
     access_key, secret_key, token, other_token = (
         _text(said, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Token"))
     expires = parse_time(_at(said, "Expiration"))
-    if reply.status == 200 and access_key and secret_key and (expires or not _at(said, "Expiration")):
+    if status == 200 and access_key and secret_key and (expires or not _at(said, "Expiration")):
         return Credentials(access_key, secret_key, token or other_token, expires)
-    words = ["no answer" if not reply.status else f"status {reply.status}" if reply.status != 200 else ""]
+    words = ["no answer" if not status else f"status {status}" if status != 200 else ""]
     words += [_text(said, name) or _text(said, name.lower()) for name in ("Code", "Message")]
     why = one_line(redact(" ".join(words))) or "there are none in its answer, or an Expiration that is no time"
     raise CredentialsError(f"{who} gives no keys: {why}", **more)
@@ -3495,19 +3461,19 @@ def assume_role(role: Values, source: Optional[Credentials], region: str) -> Cre
     form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": role["role_arn"],
             "RoleSessionName": role.get("role_session_name") or f"velero-requests-{int(time.time())}",
             "ExternalId": role.get("external_id"), "DurationSeconds": role.get("duration_seconds")}
-    if source is None:                       # the token never goes into a URL
+    if source is None:  # the token never goes into a URL
         token = read_file(role["web_identity_token_file"], "web identity token").decode("utf-8", "replace").strip()
         form.update(Action="AssumeRoleWithWebIdentity", WebIdentityToken=token)
     body = urlencode([field for field in form.items() if field[1]]).encode()
     headers = {"content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": urlsplit(url).netloc}
     if source:
         headers = sign_headers("POST", "/", headers, body, source, region, "sts", utc_now())
-    reply = ask("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ))
-    return _keys_from(reply, f"STS, asked for role {role['role_arn']},")
+    status, answer, _ = ask("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ))
+    return _keys_from(status, answer, f"STS, asked for role {role['role_arn']},")
 
 
 def run_credential_process(program: Values) -> Credentials:
-    """The keys that a program prints; nothing else of its output is shown, for it may hold them."""
+    """The keys that a program prints; nothing of its output is shown, for it may hold them."""
     import subprocess
     what = f"{program['profile']}: credential_process"
     try:
@@ -3515,7 +3481,7 @@ def run_credential_process(program: Values) -> Credentials:
                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
     except (OSError, ValueError, subprocess.SubprocessError):
         raise CredentialsError(f"{what} fails, or takes longer than a minute; run it by hand to see why") from None
-    return _keys_from(Reply(200, printed, {}), what)
+    return _keys_from(200, printed, what)
 
 
 def ask_container(container: Values) -> Credentials:
@@ -3524,24 +3490,25 @@ def ask_container(container: Values) -> Credentials:
     if "token_file" in container:
         token = read_file(container["token_file"], what).decode("utf-8", "replace").strip()
     headers = {"Authorization": header_value(token, f"the {what}")} if token else {}
-    return _keys_from(ask("GET", container["url"], headers, timeout=6.0), "the container's credential endpoint")
+    status, body, _ = ask("GET", container["url"], headers, timeout=6.0)
+    return _keys_from(status, body, "the container's credential endpoint")
 
 
 def ask_instance(instance: Values) -> Credentials:
     """The keys of the instance's role (IMDS version 2)."""
-    url, reply = instance["endpoint"] + "/latest/", Reply(0, b"", {})
+    status, body, url = 0, b"", instance["endpoint"] + "/latest/"
+    headers = {"x-aws-ec2-metadata-token-ttl-seconds": "300"}
     with contextlib.suppress(Unreachable):
-        reply = ask("PUT", url + "api/token", {"x-aws-ec2-metadata-token-ttl-seconds": "300"}, timeout=INSTANCE_TIMEOUT)
-    if reply.status == 200:
-        token = reply.body.decode("ascii", "replace").strip()
-        headers = {"x-aws-ec2-metadata-token": header_value(token, "the token of the instance metadata service")}
-        url += "meta-data/iam/security-credentials/"
-        reply = ask("GET", url, headers, timeout=INSTANCE_TIMEOUT)
-        role = reply.body.decode("utf-8", "replace").split("\n")[0].strip()
-        if reply.status == 200 and role:
-            reply = ask("GET", url + quote(role, safe=""), headers, timeout=INSTANCE_TIMEOUT)
+        status, body, _ = ask("PUT", url + "api/token", headers, timeout=INSTANCE_TIMEOUT)
+    if status == 200:
+        token = header_value(body.decode("ascii", "replace").strip(), "the token of the instance metadata service")
+        url, headers = url + "meta-data/iam/security-credentials/", {"x-aws-ec2-metadata-token": token}
+        status, body, _ = ask("GET", url, headers, timeout=INSTANCE_TIMEOUT)
+        role = body.decode("utf-8", "replace").split("\n")[0].strip()
+        if status == 200 and role:
+            status, body, _ = ask("GET", url + quote(role, safe=""), headers, timeout=INSTANCE_TIMEOUT)
     who = "nothing else that holds keys is configured, and the instance metadata service (has the instance a role?)"
-    return _keys_from(reply, who, reason="CredentialsNotFound", hints=[
+    return _keys_from(status, body, who, reason="CredentialsNotFound", hints=[
         "name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
         "give a client --credentials-file"])
 
@@ -3557,7 +3524,7 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
 
 
 class CredentialCache:
-    """The keys that a plan gave last; they are renewed before they expire, by one caller at a time."""
+    """The keys that a plan gave last, renewed before they expire by one caller at a time."""
 
     def __init__(self, plan: Plan, region: str) -> None:
         self.plan, self.region, self.lock = plan, region, threading.Lock()
@@ -3566,8 +3533,8 @@ class CredentialCache:
         self.retry_at = datetime.min.replace(tzinfo=timezone.utc)  # after a failure
 
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
-        """Keys, fresh if possible: when renewing fails, or while another caller does it, old ones serve to their end.
-        Without any, this call waits for the other, or with wait=False raises Busy."""
+        """Keys; when renewing fails, or while another caller does it, old ones serve to their end. Without any, this
+        call waits for the other, or with wait=False raises Busy."""
         old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
         alive = old is not None and old.are_valid(now)
         if old is None or not old.are_valid(least):
@@ -3626,14 +3593,14 @@ def own_endpoint() -> str:
 
 
 def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
-    """The region that S3 names for a bucket, if any, whatever the status of an unsigned HEAD, as velero's plugin asks;
-    NotFound when there is no such bucket."""
+    """The region that S3 names for a bucket in the answer to an unsigned HEAD, as velero's plugin asks; NotFound when
+    there is no such bucket."""
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
-    reply = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
-    if reply.status == 404:
+    status, _, headers = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
+    if status == 404:
         raise NotFound(f"S3 at {address.host} knows no such bucket", reason="BucketNotFound", hints=[
             "correct objectStorage.bucket, or set config.region outside of the standard partition"])
-    region = reply.headers.get("x-amz-bucket-region", "")
+    region = headers.get("x-amz-bucket-region", "")
     return region and dns_label(region, f"the region in the answer of {address.host}")
 
 
@@ -3674,8 +3641,8 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
 
 def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]
                   ) -> Tuple[Profiles, str]:
-    """The profiles in the Secret or file that a location names, and what that is called in errors. A file that the
-    cluster names must be allowed by this path. Links are followed: the operator knows who sets them."""
+    """The profiles in the Secret or file that a location names, and its name in errors. A file that the cluster names
+    must be allowed by this path. Links are followed: the operator knows who sets them."""
     path, name, key = location.credentials_file, location.secret_name, location.secret_key
     if name:
         source = f"key {key!r} of Secret {name!r}"
@@ -3717,7 +3684,7 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
     dualstack, fips = ((os.environ.get(name) or profile.get(name[4:].lower()) or "").lower() == "true"
                        for name in ("AWS_USE_DUALSTACK_ENDPOINT", "AWS_USE_FIPS_ENDPOINT"))
     location = location._replace(region=_region_of(location, profile), dualstack=dualstack, fips=fips)
-    bucket_address(location)                 # before keys are fetched for it
+    bucket_address(location)  # before keys are fetched for it
     return location, plan
 
 # ====================================================================================================
