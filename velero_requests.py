@@ -1984,16 +1984,7 @@ def label_selector(selector: Fields) -> str:
     return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
 
 
-def _item_text(item: Fields) -> str:
-    return f"{'.'.join(filter(None, (item('Resource'), item('Group'))))} {item('Namespace')}/{item('Name')}"
-
-
-def _operation_progress(status: Fields) -> str:
-    done, total = status("nCompleted", int), status("nTotal", int)
-    return f"{done} of {total} complete ({status('operationUnits')})" if total > 0 or done > 0 else ""
-
-
-# The formats of templates: from what is at a path, and the words after the format's name, to what is shown.
+# From what is at a path, and the words after the format's name, to what is shown.
 FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
     "": lambda at, absent: at() or absent,
     "number": lambda at, _: at("", int),
@@ -2007,13 +1998,13 @@ FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
     "duration": lambda at, _: duration(at()),
     "selector": lambda at, _: label_selector(at),
     "selectors": lambda at, _: " or ".join(map(label_selector, at.rows())) or NONE,
-    "item": lambda at, _: _item_text(at),
-    "items": lambda at, _: list(map(_item_text, at.rows())),
-    "progress": lambda at, _: _operation_progress(at)}
+    "item": lambda at, _: ".".join(filter(None, (at("Resource"), at("Group")))) + f" {at('Namespace')}/{at('Name')}",
+    "items": lambda at, _: [FORMATS["item"](item, "") for item in at.rows()],
+    "progress": lambda at, _: f"{at('nCompleted', int)} of {at('nTotal', int)} complete ({at('operationUnits')})"}
 
 
 def formatted(fields: Fields, slot: str, localize: Localize) -> Any:
-    """What stands for `path:format words` in a template."""
+    """What is shown for `path:format words`; None where the format ends with `?` and there is nothing."""
     path, _, form = slot.partition(":")
     name, _, words = form.rstrip("?").partition(" ")
     at = fields.part(path)
@@ -2035,7 +2026,7 @@ COLUMNS = {
 
 
 def _expires(backup: Fields, now: datetime) -> str:
-    """When a backup expires, from now; one that was not processed yet by its age and its time to live."""
+    """From now; of a backup that was not processed yet by its age and time to live."""
     instant, created = parse_time(backup("status.expiration")), parse_time(backup("metadata.creationTimestamp"))
     if instant is None or instant.year == 1:
         instant = None
@@ -2049,7 +2040,7 @@ def _expires(backup: Fields, now: datetime) -> str:
 
 
 def backup_sort_key(name: str) -> str:
-    """Sorts by name, but the backups of one schedule, whose names end with a time, newest first."""
+    """Sorts by name, but the backups of one schedule newest first."""
     reverse = str.maketrans("0123456789", "9876543210")
     return re.sub(r"(?<=-\d\d)\d{12}\Z", lambda match: match.group().translate(reverse), name, flags=re.ASCII)
 
@@ -2088,7 +2079,7 @@ def plugin_table(plugins: List[Tuple[str, str]]) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether it is the error of an artifact that does not exist, or whose kind an older server's CRDs do not know."""
+    """Whether it is the error of an artifact that does not exist, or of a kind that an older server lacks."""
     return isinstance(value, Error) and value.reason in ("ArtifactNotFound", "UnknownKind")
 
 
@@ -2114,7 +2105,7 @@ def artifacts_of(resource: Resource, document: Document, *, details: bool, struc
 
 
 def legacy_artifacts_of(backup: Document) -> List[str]:
-    """What describe needs besides when there is no BackupVolumeInfos, which servers before 1.13 did not write."""
+    """What describe needs in place of BackupVolumeInfos, which servers before 1.13 did not write."""
     status = Fields(backup, "", {}).part("status")
     csi = ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
     return (["BackupVolumeSnapshots"] * (status("volumeSnapshotsAttempted", int) > 0)
@@ -2155,7 +2146,8 @@ OPERATION = (
     "    Operation ID:  {spec.operationID} > operationID",
     "[spec.postOperationItems]", "    Items to Update:", "      {spec.postOperationItems:items}", "[]",
     "    Phase:  {status.phase} > phase", "    Operation Error:  {status.error:?} > error",
-    "    Progress:  {status:progress?} > progress", "    Progress description:  {status.description:?} > description",
+    "[status.nTotal|status.nCompleted]", "    Progress:  {status:progress} > progress", "[]",
+    "    Progress description:  {status.description:?} > description",
     *(f"    {name.title()}:  {{status.{name}:time?}} > {name}" for name in ("created", "started", "updated")))
 NATIVE_SNAPSHOT = (
     "Snapshot ID:  {.snapshotHandle} > snapshotID", "Type:  {.volumeType} > type",
@@ -2249,10 +2241,9 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
 class Description:
     """What `velero backup|restore describe` shows of an object, as `text` and as `json`; `troubles` is what they lack.
 
-    The first trouble gives the exit code. An Error in place of a list or artifact is said where that would stand, and
-    is a trouble unless velero itself has a text for it.
+    An Error in place of a list or artifact is said where that would stand, and is a trouble unless velero itself has a
+    text for it. The first trouble gives the exit code.
     """
-
     def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
                  artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False, colorized: bool = False):
         self.wrong: Dict[str, None] = {}  # what in the objects is of the wrong type
@@ -2285,7 +2276,7 @@ class Description:
         return value
 
     def _add(self, label: str, value: Any = "", place: str = "", color: str = "{}", note: str = "") -> None:
-        """A row, and at a place in the JSON its value; a list has a row for each item, a map for each pair.
+        """A row, and its value in the JSON; a list has a row for each item, a map for each pair.
 
         The label holds the tabs that place it. Where a list is empty, velero indents the word for that once more.
         """
@@ -2382,11 +2373,12 @@ class Description:
             return
         result, tree = self._artifact(f"{self.kind}Results").part(name), self.json.setdefault(name, {})
         if counts[name] > 0:
+            namespaces = result("namespaces", {str: [str]})
             self.rows += ["", f"{name.title()}:"]
             self._fill(("  Velero:  {velero:list} >", "  Cluster:  {cluster:list} >"), result, into=tree)
-            namespaces = tree["namespace"] = result("namespaces", {str: [str]}) or []
             self.rows.append("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}")
-            for namespace, texts in sorted(dict(namespaces).items()):
+            tree["namespace"] = namespaces or []
+            for namespace, texts in sorted(namespaces.items()):
                 self._add(f"\t\t{namespace}:\t", texts)
 
     def _filters(self) -> None:
@@ -2394,9 +2386,9 @@ class Description:
         older = not self.is_backup or self.spec("includeClusterResources", bool) is not None or any(
             self.spec(f"{word}Resources", [str]) for word in ("included", "excluded"))
         every = "*" if self.is_backup else "all namespaces found in the backup"
-        rows = [row.replace("*", every) for row in NAMESPACES]
-        rows += (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
-        self._fill(rows, self.spec, into=self.json.setdefault("spec", {}))
+        rows = (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
+        self._fill((*(row.replace("*", every) for row in NAMESPACES), *rows), self.spec,
+                   into=self.json.setdefault("spec", {}))
 
     def _hooks(self) -> None:
         """Of hooks of one name the JSON has the last."""
@@ -2412,7 +2404,7 @@ class Description:
                     commands.append(self._fill(HOOK_COMMAND, command.part("exec"), "\t\t\t"))
 
     def _operations(self) -> None:
-        """What plugins go on with later. velero has no such JSON: that of restores is ours."""
+        """velero has no such JSON: that of restores is ours."""
         artifact = f"{self.kind}ItemOperations"
         tree: Document = {name: self.status(f"{artifact[0].lower()}{artifact[1:]}{name.title()}", int)
                           for name in ("attempted", "completed", "failed")}
@@ -2422,7 +2414,7 @@ class Description:
             self._put("status/restoreItemOperations", tree)
         if self.details and artifact in self.artifacts:
             rows = self._artifact(artifact).rows()
-            self._add(f"{self.kind} Item Operations:")
+            self.rows.append(f"{self.kind} Item Operations:")
             tree["operations"] = [self._fill(OPERATION, row) for row in rows]
         else:
             text = "{completed} of {attempted} completed successfully, {failed} failed".format(**tree)
@@ -2517,8 +2509,8 @@ class Description:
         order = POD_VOLUME_PHASES if self.is_backup else ("Completed", "Canceled", *POD_VOLUME_PHASES[1:])
         phases: Dict[str, Dict[str, List[str]]] = {name: {} for name in order}
         for volume in volumes:
-            phase = {"": NEW, "InProgress": "In Progress"}.get(volume("status.phase"), volume("status.phase"))
-            pod = f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
+            phase, pod = volume("status.phase") or NEW, f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
+            phase = "In Progress" if phase == "InProgress" else phase
             phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
         uploader, shown = volumes[0]("spec.uploaderType"), {}
         self._put(place, {"uploderType": uploader, f"podVolume{self.kind}sDetails": shown})  # velero's spelling
@@ -2526,14 +2518,13 @@ class Description:
         self.rows += [""] * (not self.is_backup)
         self._add(f"\tPod Volume Backups - {uploader}{more}:" if self.is_backup else f"{uploader} Restores{more}:")
         for phase, pods in phases.items():
-            if pods and self.details:
-                shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
-                self._add(f"{tabs}\t{phase}:")
-                for pod, names in sorted(pods.items()):
-                    self._add(f"{tabs}\t\t{pod}: {', '.join(sorted(names))}")
-            elif pods:
+            if pods and not self.details:
                 shown[phase] = sum(map(len, pods.values()))
                 self._add(f"{tabs}\t{phase}:\t", shown[phase])
+            elif pods:
+                shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
+                self._add(f"{tabs}\t{phase}:")
+                self._add(f"{tabs}\t\t", [f"{pod}: {', '.join(sorted(names))}" for pod, names in sorted(pods.items())])
 
     def _deletions(self) -> None:
         attempts, shown = self._listed(DELETE_REQUESTS), []
@@ -2588,10 +2579,9 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
         if kind == "BackupStorageLocation":
-            version["additionalPrinterColumns"] = [
-                {"name": name, "type": column_type, "jsonPath": path} for name, column_type, path in (
-                    ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
-                    ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
+            version["additionalPrinterColumns"] = [dict(zip(("name", "type", "jsonPath"), column)) for column in (
+                ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
+                ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
         names = {"kind": kind, "listKind": f"{kind}List", "singular": singular, "plural": f"{singular}s", **more}
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
