@@ -2191,9 +2191,10 @@ BACKUP = (
     "@operations ! Backup Item Operations:  {getting operation info}",
     "[--details]", "@resource_list ! Resource List:  {getting backup resource list} > status/errorGettingResourceList",
     "", "[]", "Backup Volumes:",
-    "@native_snapshots !   Velero-Native Snapshots: {concluding native snapshot info}"
+    "@snapshots NativeSnapshot !   Velero-Native Snapshots: {concluding native snapshot info}"
     " > status/backupVolumes/errorConcludeNativeSnapshot", "",
-    "@csi_snapshots !   CSI Snapshots: {concluding CSI snapshot info} > status/backupVolumes/errorConcludeCSISnapshot",
+    "@snapshots CSISnapshot !   CSI Snapshots: {concluding CSI snapshot info}"
+    " > status/backupVolumes/errorConcludeCSISnapshot",
     "", "@pod_volumes !   Pod Volume Backups: {getting pod volume backups} > status/backupVolumes/podVolumeBackups",
     "[status.hookStatus]", "", "HooksAttempted:  {.hooksAttempted:number} > status/hooksAttempted",
     "HooksFailed:  {.hooksFailed:number} > status/hooksFailed", "[]",
@@ -2356,11 +2357,11 @@ class Description:
     def _progress(self) -> None:
         """An estimate while the items are being worked on."""
         verb, name = ("backed up", "BackedUp") if self.is_backup else ("restored", "Restored")
-        total, place, so_far, more = ("Estimated total", "estimatedTotal", " so far", "SoFar") if self.status(
-            "phase") == "InProgress" else ("Total", "total", "", "")
-        self._add(f"{total} items to be {verb}:\t", self.status("progress.totalItems", int),
-                  f"status/{place}ItemsToBe{name}")
-        self._add(f"Items {verb}{so_far}:\t", self.status(f"progress.items{name}", int), f"status/items{name}{more}")
+        running, progress = self.status("phase") == "InProgress", self.status.part("progress")
+        total, place = ("Estimated total", "estimatedTotal") if running else ("Total", "total")
+        self._add(f"{total} items to be {verb}:\t", progress("totalItems", int), f"status/{place}ItemsToBe{name}")
+        self._add(f"Items {verb}{' so far' * running}:\t", progress(f"items{name}", int),
+                  f"status/items{name}{'SoFar' * running}")
 
     def _result(self, name: str) -> None:
         """Warnings or errors; of a backup by a server before 1.11 there is no file, only the numbers."""
@@ -2432,12 +2433,6 @@ class Description:
             self._add(f"\t{group}:")
             self._add("\t\t", [f"- {name}" for name in names or [""]])
 
-    def _infos(self, method: str, attempted: str, older: Callable[[], Iterable[Document]]) -> List[Fields]:
-        """Servers before 1.13 tell of volumes in other artifacts."""
-        if self._lacks("BackupVolumeInfos"):
-            return list(map(Fields, older() if self.status(attempted, int) > 0 else ()))
-        return [row for row in self._artifact("BackupVolumeInfos").rows() if row("backupMethod") == method]
-
     def _older_native_snapshots(self) -> Iterator[Document]:
         for row in self._artifact("BackupVolumeSnapshots").rows():  # 1.6 began one name with a capital letter
             iops, name = row.part("spec.volumeIOPS"), row("spec.persistentVolumeName")
@@ -2456,14 +2451,18 @@ class Description:
                 "vscName": name, "driver": row("spec.driver"), "snapshotHandle": row("status.snapshotHandle"),
                 "size": row("status.restoreSize", int)}}
 
-    def _native_snapshots(self) -> None:
-        infos = self._infos("NativeSnapshot", "volumeSnapshotsAttempted", self._older_native_snapshots)
-        self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
-
-    def _csi_snapshots(self) -> None:
-        none = "<none included or not detectable>" if self._lacks("BackupVolumeInfos") else NONE_INCLUDED
-        infos = self._infos("CSISnapshot", "csiVolumeSnapshotsAttempted", self._older_csi_snapshots)
-        self._volumes("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", infos, none)
+    def _snapshots(self, method: str) -> None:
+        """Of a backup; servers before 1.13 tell of them in other artifacts."""
+        native, older = method == "NativeSnapshot", self._lacks("BackupVolumeInfos")
+        infos = [] if older else [row for row in self._artifact("BackupVolumeInfos").rows()
+                                  if row("backupMethod") == method]
+        if older and self.status("volumeSnapshotsAttempted" if native else "csiVolumeSnapshotsAttempted", int) > 0:
+            infos = [*map(Fields, self._older_native_snapshots() if native else self._older_csi_snapshots())]
+        if native:
+            self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
+        else:
+            self._volumes("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", infos,
+                          "<none included or not detectable>" if older else NONE_INCLUDED)
 
     def _csi_restores(self) -> None:
         """The volumes that came from CSI snapshots, moved ones last."""
