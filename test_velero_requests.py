@@ -10906,8 +10906,8 @@ class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
-GONE = velero_requests.StoreError("nothing there", status=404, reason="ArtifactNotFound")
-LISTS = (velero_requests.DELETE_REQUESTS, velero_requests.POD_VOLUME_BACKUPS, velero_requests.POD_VOLUME_RESTORES)
+GONE = vr.StoreError("nothing there", status=404, reason="ArtifactNotFound")
+LISTS = (vr.DELETE_REQUESTS, vr.POD_VOLUME_BACKUPS, vr.POD_VOLUME_RESTORES)
 
 
 def in_utc(instant_: datetime) -> datetime:
@@ -11418,7 +11418,7 @@ class GoldenWorld(World):
         """Those of the release, and open ones for the kinds that only describe reads."""
         if not os.environ.get("VELERO_GOLDEN"):
             raise unittest.SkipTest(NO_GOLDEN)
-        crds = velero_requests.crd_manifests(cls.status_subresource)
+        crds = vr.crd_manifests(cls.status_subresource)
         return crds + [json.loads(json.dumps(crds[0]).replace("Backup", kind).replace("backup", kind.lower()))
                        for kind in GOLDEN_KINDS]
 
@@ -11586,7 +11586,7 @@ class TestDescribing(FakeWorld, unittest.TestCase):
 
     def test_too_large(self) -> None:
         """A resource list that fits no memory is said in its section, and the rest is shown."""
-        body = b'{"v1/Pod": [' + b'"web/a-pod-of-many",' * (velero_requests.JSON_LIMIT // 20 + 1) + b'"web/last"]}'
+        body = b'{"v1/Pod": [' + b'"web/a-pod-of-many",' * (vr.JSON_LIMIT // 20 + 1) + b'"web/last"]}'
         self.store.put(self.namespace, "backups/b1/b1-resource-list.json.gz", gzip.compress(body, 1))
         self.serve()
         result = self.shown("backup", "describe", "b1", "--details", code=1)

@@ -2442,14 +2442,13 @@ class Description:
 
     def _older_csi_snapshots(self) -> Iterator[Document]:
         snapshots, contents = (self._artifact(f"CSIBackupVolumeSnapshot{word}").rows() for word in ("s", "Contents"))
-        claim, claims = "spec.source.persistentVolumeClaimName", {"": {"pvcName": "<PVC name not found>"}}
-        claims.update((row("status.boundVolumeSnapshotContentName"), {
-            "pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)}) for row in snapshots if row(claim))
+        claim, unknown = "spec.source.persistentVolumeClaimName", {"pvcName": "<PVC name not found>"}
+        claims = {row("status.boundVolumeSnapshotContentName"): {
+            "pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)} for row in snapshots if row(claim)}
         for row in contents:
-            name = row("metadata.name")
-            yield {**claims.get(name, claims[""]), "preserveLocalSnapshot": True, "csiSnapshotInfo": {
-                "vscName": name, "driver": row("spec.driver"), "snapshotHandle": row("status.snapshotHandle"),
-                "size": row("status.restoreSize", int)}}
+            name, handle, size = row("metadata.name"), row("status.snapshotHandle"), row("status.restoreSize", int)
+            yield {**claims.get(name, unknown), "preserveLocalSnapshot": True, "csiSnapshotInfo": {
+                "vscName": name, "driver": row("spec.driver"), "snapshotHandle": handle, "size": size}}
 
     def _snapshots(self, method: str) -> None:
         """Of a backup; servers before 1.13 tell of them in other artifacts."""
