@@ -1714,30 +1714,26 @@ def _yaml_scalar(value: Any) -> str:
     return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json_text(value)[:-1]
 
 
-def _yaml_lines(value: Any) -> Iterator[str]:
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
-            nested = isinstance(item, (dict, list)) and item
-            yield f"{_yaml_scalar(name)}:{'' if nested else ' ' + _yaml_scalar(item)}"
-            indent = "  " if isinstance(item, dict) else ""
-            yield from (indent + line for line in (_yaml_lines(item) if nested else ()))
-    elif isinstance(value, list) and value:
-        for item in value:
-            first, *rest = _yaml_lines(item)
-            yield f"- {first}"
-            yield from (f"  {line}" for line in rest)
-    else:
-        yield _yaml_scalar(value)
+def _yaml_block(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "\n".join("- " + _yaml_block(item).replace("\n", "\n  ") for item in value)
+    if not isinstance(value, dict) or not value:
+        return _yaml_scalar(value)
+    rows = []
+    for name, item in value.items():
+        line = ("\n  " if isinstance(item, dict) else "\n") if isinstance(item, (dict, list)) and item else " "
+        rows.append(f"{_yaml_scalar(name)}:{line}" + _yaml_block(item).replace("\n", line))
+    return "\n".join(rows)
 
 
 def yaml_text(*documents: Any) -> str:
     """Documents as YAML in block style, with `---` between them."""
-    return "---\n".join("".join(f"{line}\n" for line in _yaml_lines(document)) for document in documents)
+    return "---\n".join(_yaml_block(document) + "\n" for document in documents)
 
 
 DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
 
-Localize = Callable[[datetime], datetime]          # an instant -> the same one in the user's time zone
+Localize = Callable[[datetime], datetime]  # an instant -> the same one in the user's time zone
 NONE, NONE_INCLUDED = "<none>", "<none included>"
 MAX_WIDTH = 300  # characters; a longer cell, which Velero never writes, does not widen its column
 
@@ -1755,10 +1751,9 @@ def go_time(text: str, localize: Localize, absent: str) -> str:
 
 def age(seconds: float) -> str:
     """Seconds -> `59s`, `59m`, `23h`, `364d`, `2y`, cut off as kubectl does; Go ends at 292 years."""
-    seconds = int(min(seconds, (2 ** 63 - 1) / 1e9))
+    seconds = min(seconds, 2 ** 63 / 1e9)
     units = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-    unit, name = next((row for row in units if seconds >= row[0]), units[-1])
-    return f"{seconds // unit}{name}"
+    return next(f"{seconds // unit:.0f}{name}" for unit, name in units if seconds >= unit or unit == 1)
 
 
 def duration(text: str) -> str:
@@ -1771,15 +1766,15 @@ def duration(text: str) -> str:
 
 def table(rows: List[Tuple[str, ...]]) -> str:
     """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
-    widths = [max(6, 3 + min(MAX_WIDTH, max(map(len, column)))) for column in zip(*rows)]
-    return "".join("".join(cell.ljust(width) for cell, width in zip(row, widths[:-1])) + row[-1] + "\n" for row in rows)
+    widths = [max(6, 3 + min(MAX_WIDTH, max(map(len, column)))) for column in list(zip(*rows))[:-1]] + [0]
+    return "".join("".join(map(str.ljust, row, widths)) + "\n" for row in rows)
 
 
 def aligned(lines: Iterable[str]) -> str:
-    """Lines with tabs -> text in columns, by the rules of Go's text/tabwriter with a padding of two blanks.
+    """Lines with tabs -> columns two blanks apart, as Go's text/tabwriter makes them.
 
-    Neighbouring lines that have a cell at the same position make a block, as wide as its longest cell; what follows
-    the last tab of a line is no cell.
+    Neighbouring lines with a cell at the same position make a block, as wide as its longest cell; what follows the
+    last tab of a line is no cell.
     """
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
@@ -1796,7 +1791,6 @@ class Fields:
 
     A value of another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error.
     """
-
     def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.value, self.place, self.wrong = value, place, wrong
 
@@ -1825,7 +1819,7 @@ class Fields:
         return Fields(value, place, self.wrong)
 
     def __call__(self, path: str = "", kind: Any = str) -> Any:
-        part = self.part(path) if path else self
+        part = self.part(path)
         return self.typed(part.value, kind, part.place)
 
     def rows(self, path: str = "") -> "List[Fields]":
@@ -1845,20 +1839,12 @@ def label_selector(selector: Fields) -> str:
     return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
 
 
-def _item_text(item: Fields) -> str:
-    return f"{'.'.join(filter(None, (item('Resource'), item('Group'))))} {item('Namespace')}/{item('Name')}"
-
-
-def _operation_progress(status: Fields) -> str:
-    done, total = status("nCompleted", int), status("nTotal", int)
-    return f"{done} of {total} complete ({status('operationUnits')})" if total > 0 or done > 0 else ""
-
-
-# The formats of templates: from what is at a path, and the words after the format's name, to what is shown.
+# From what is at a path, and the words after the format's name, to what is shown.
 FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
     "": lambda at, absent: at() or absent,
     "number": lambda at, _: at("", int),
     "map": lambda at, _: at("", {str: str}),
+    "pairs": lambda at, _: [f"{key}: {value}" for key, value in sorted(at("", {str: str}).items())],
     "list": lambda at, _: at("", [str]),
     "names": lambda at, absent: ", ".join(at("", [str])) or absent or NONE,
     "every": lambda at, all_: all_ if at("", [str]) in ([], ["*"]) else ", ".join(at("", [str])),
@@ -1867,13 +1853,13 @@ FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
     "duration": lambda at, _: duration(at()),
     "selector": lambda at, _: label_selector(at),
     "selectors": lambda at, _: " or ".join(map(label_selector, at.rows())) or NONE,
-    "item": lambda at, _: _item_text(at),
-    "items": lambda at, _: list(map(_item_text, at.rows())),
-    "progress": lambda at, _: _operation_progress(at)}
+    "item": lambda at, _: ".".join(filter(None, (at("Resource"), at("Group")))) + f" {at('Namespace')}/{at('Name')}",
+    "items": lambda at, _: [FORMATS["item"](item, "") for item in at.rows()],
+    "progress": lambda at, _: f"{at('nCompleted', int)} of {at('nTotal', int)} complete ({at('operationUnits')})"}
 
 
 def formatted(fields: Fields, slot: str, localize: Localize) -> Any:
-    """What stands for `path:format words` in a template."""
+    """What is shown for `path:format words`; None where the format ends with `?` and there is nothing."""
     path, _, form = slot.partition(":")
     name, _, words = form.rstrip("?").partition(" ")
     at = fields.part(path)
@@ -1883,19 +1869,19 @@ def formatted(fields: Fields, slot: str, localize: Localize) -> Any:
 
 # The columns of `velero backup get` and `restore get` 1.18.
 _COUNTS = {"ERRORS": "status.errors:number", "WARNINGS": "status.warnings:number"}
-_SELECTOR = {"SELECTOR": "spec.labelSelector:selector"}
 COLUMNS = {
     BACKUPS: {"NAME": "metadata.name", "STATUS": "status.phase: New", **_COUNTS,
               "CREATED": "status.startTimestamp:time <nil>", "EXPIRES": "status.expiration",
               "STORAGE LOCATION": "spec.storageLocation", "QUEUE POSITION": "status.queuePosition:number?",
-              **_SELECTOR},
+              "SELECTOR": "spec.labelSelector:selector"},
     RESTORES: {"NAME": "metadata.name", "BACKUP": "spec.backupName", "STATUS": "status.phase: New",
                "STARTED": "status.startTimestamp:time <nil>", "COMPLETED": "status.completionTimestamp:time <nil>",
-               **_COUNTS, "CREATED": "metadata.creationTimestamp:time <nil>", **_SELECTOR}}
+               **_COUNTS, "CREATED": "metadata.creationTimestamp:time <nil>",
+               "SELECTOR": "spec.labelSelector:selector"}}
 
 
 def _expires(backup: Fields, now: datetime) -> str:
-    """When a backup expires, from now; one that was not processed yet by its age and its time to live."""
+    """From now; of a backup that was not processed yet by its age and time to live."""
     instant, created = parse_time(backup("status.expiration")), parse_time(backup("metadata.creationTimestamp"))
     if instant is None or instant.year == 1:
         instant = None
@@ -1909,7 +1895,7 @@ def _expires(backup: Fields, now: datetime) -> str:
 
 
 def backup_sort_key(name: str) -> str:
-    """Sorts by name, but the backups of one schedule, whose names end with a time, newest first."""
+    """Sorts by name, but the backups of one schedule newest first."""
     reverse = str.maketrans("0123456789", "9876543210")
     return re.sub(r"(?<=-\d\d)\d{12}\Z", lambda match: match.group().translate(reverse), name, flags=re.ASCII)
 
@@ -1917,9 +1903,9 @@ def backup_sort_key(name: str) -> str:
 def resource_table(resource: Resource, documents: Iterable[Document], now: datetime, *, localize: Localize,
                    label_columns: Sequence[str] = (), show_labels: bool = False) -> str:
     """What `velero backup get` or `restore get` prints; nothing at all for none."""
-    titles = [*COLUMNS[resource], *(name.rpartition("/")[2].upper() for name in label_columns),
-              *["LABELS"] * show_labels]
-    records, rows = [Fields(document, "", {}) for document in documents], []
+    titles = (name.rpartition("/")[2].upper() for name in label_columns)
+    rows = [(*COLUMNS[resource], *titles, *["LABELS"] * show_labels)]
+    records = [Fields(document, "", {}) for document in documents]
     if resource is BACKUPS:
         records.sort(key=lambda record: backup_sort_key(record("metadata.name")))
     for record in records:
@@ -1930,17 +1916,16 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
             cells["STATUS"] = "Deleting" if resource is BACKUPS else f"{cells['STATUS']} (Deleting)"
         labels = record("metadata.labels", {str: str})
         every = ",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE
-        rows.append(tuple("" if cell is None else printable(str(cell)) for cell in (
-            *cells.values(), *map(labels.get, label_columns), *[every] * show_labels)))
-    return table([tuple(titles), *rows]) if rows else ""
+        shown = (*cells.values(), *map(labels.get, label_columns), *[every] * show_labels)
+        rows.append(tuple("" if cell is None else printable(str(cell)) for cell in shown))
+    return table(rows) if records else ""
 
 
 def list_document(resource: Resource, documents: List[Document], version: str = "") -> Document:
     """What `get -o json|yaml` prints: the one document, else a list; `version` is the list's resourceVersion."""
-    if len(documents) == 1:
-        return documents[0]
-    return {"kind": resource.kind + "List", "apiVersion": "velero.io/v1",
-            "metadata": {"resourceVersion": version} if version else {}, "items": documents}
+    return documents[0] if len(documents) == 1 else {
+        "kind": f"{resource.kind}List", "apiVersion": "velero.io/v1",
+        "metadata": {"resourceVersion": version} if version else {}, "items": documents}
 
 
 def plugin_table(plugins: List[Tuple[str, str]]) -> str:
@@ -1949,19 +1934,17 @@ def plugin_table(plugins: List[Tuple[str, str]]) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether it is the error of an artifact that does not exist, or whose kind an older server's CRDs do not know."""
+    """Whether it is the error of an artifact that does not exist, or of a kind that an older server lacks."""
     return isinstance(value, Error) and value.reason in ("ArtifactNotFound", "UnknownKind")
-
-
-def label_value(name: str) -> str:
-    """A name as Velero puts it into a label, which holds 63 characters (velero pkg/label)."""
-    import hashlib
-    return name if len(name) <= 63 else name[:57] + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:6]
 
 
 def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, str]]:
     """The related objects that describe lists, as (resource, label selector)."""
-    owner = f"velero.io/{resource.kind.lower()}-name={label_value(_text(document, 'metadata', 'name'))}"
+    name = _text(document, "metadata", "name")
+    if len(name) > 63:  # which is what a label holds (velero pkg/label)
+        import hashlib
+        name = name[:57] + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:6]
+    owner = f"velero.io/{resource.kind.lower()}-name={name}"
     if resource is RESTORES:
         return [(POD_VOLUME_RESTORES, owner)]
     uid = f"velero.io/backup-uid={_text(document, 'metadata', 'uid')}"
@@ -1971,16 +1954,14 @@ def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, s
 def artifacts_of(resource: Resource, document: Document, *, details: bool, structured: bool = False) -> List[str]:
     """The artifacts that describe shows; velero's JSON (`structured`) of a backup has no item operations."""
     kind, status = resource.kind, Fields(document, "", {}).part("status")
-    operations = status(f"{kind.lower()}ItemOperationsAttempted", int) > 0
-    wanted = {f"{kind}Results": status("warnings", int) or status("errors", int),
-              f"{kind}ItemOperations": details and operations and not (structured and resource is BACKUPS),
-              f"{kind}ResourceList": details,
-              "BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo": True}
-    return [name for name, needed in wanted.items() if needed]
+    operations = details and status(f"{kind.lower()}ItemOperationsAttempted", int) > 0
+    return ([f"{kind}Results"] * bool(status("warnings", int) or status("errors", int))
+            + [f"{kind}ItemOperations"] * (operations and not (structured and resource is BACKUPS))
+            + [f"{kind}ResourceList"] * details + ["BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo"])
 
 
 def legacy_artifacts_of(backup: Document) -> List[str]:
-    """What describe needs besides when there is no BackupVolumeInfos, which servers before 1.13 did not write."""
+    """What describe needs in place of BackupVolumeInfos, which servers before 1.13 did not write."""
     status = Fields(backup, "", {}).part("status")
     csi = ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
     return (["BackupVolumeSnapshots"] * (status("volumeSnapshotsAttempted", int) > 0)
@@ -1988,14 +1969,12 @@ def legacy_artifacts_of(backup: Document) -> List[str]:
 
 
 # What describe shows is drawn by templates, one string a row:
-#   `Label:  {path:format words} > place`  Two blanks stand for a tab. The value at the path is formatted; the words are
-#       for the format, such as what stands there for none, and with `format?` the row is left out then. The place is
-#       that of the value in the JSON, ` >` alone the same as the path. A row that begins with a brace is for the JSON
-#       alone.
-#   `[path]` … `[]`  The rows between are drawn when there is something at the path, after `[!path]` when there is
-#       nothing; `{.x}` is a field of what is there.
-#   `@name words ! row`  Drawn by the method of that name; when it fails, by the row after `!`, or after `!!` below an
-#       empty one.
+#   `Label:  {path:format words} > place`  Two blanks stand for a tab. The words are for the format, such as what stands
+#       there for none; with `format?` the row is left out then. The place is that of the value in the JSON, ` >` alone
+#       the same as the path. A row that begins with a brace is for the JSON alone.
+#   `[path]` … `[]`  Drawn when something is at the path, or at one of `[path|path]`, after `[!path]` when nothing is;
+#       `{.x}` is a field of what is there.
+#   `@name words ! row`  Drawn by the method; when it fails, by the row after `!`, or after `!!` below an empty one.
 Template = Tuple[str, ...]
 RESULTS = ("@result warnings ! Warnings:  {getting warnings} > warnings/errorGettingWarnings",
            "@result errors !! Errors:  {getting errors} > errors/errorGettingErrors")
@@ -2023,7 +2002,8 @@ OPERATION = (
     "    Operation ID:  {spec.operationID} > operationID",
     "[spec.postOperationItems]", "    Items to Update:", "      {spec.postOperationItems:items}", "[]",
     "    Phase:  {status.phase} > phase", "    Operation Error:  {status.error:?} > error",
-    "    Progress:  {status:progress?} > progress", "    Progress description:  {status.description:?} > description",
+    "[status.nTotal|status.nCompleted]", "    Progress:  {status:progress} > progress", "[]",
+    "    Progress description:  {status.description:?} > description",
     *(f"    {name.title()}:  {{status.{name}:time?}} > {name}" for name in ("created", "started", "updated")))
 NATIVE_SNAPSHOT = (
     "Snapshot ID:  {.snapshotHandle} > snapshotID", "Type:  {.volumeType} > type",
@@ -2038,17 +2018,20 @@ CSI_SNAPSHOT = (
 DATA_MOVEMENT = (
     "Operation ID: {.operationID} >", "Data Mover: {.dataMover: velero} >", "Uploader Type: {.uploaderType} >",
     "Moved data Size (bytes): {.size:number}", "Incremental data Size (bytes): {.incrementalSize:number?}",
-    "Result: {result} >", "[snapshotDataMovementInfo.size]", "{snapshotDataMovementInfo.size:number} > size",
-    "{snapshotDataMovementInfo.incrementalSize:number} > incrementalSize")
+    "Result: {result} >", "[snapshotDataMovementInfo.size|snapshotDataMovementInfo.incrementalSize]",
+    *(f"{{snapshotDataMovementInfo.{name}:number}} > {name}" for name in ("size", "incrementalSize")))
 RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {.dataMover} >", DATA_MOVEMENT[2])
-HEAD = ("Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
+DELETION = ("{metadata.creationTimestamp:time <n/a>} > creationTimestamp", "{status.phase} > phase",
+            "[status.errors]", "  Errors:", "    {status.errors:list} > errors")
+VALIDATION = ("[status.validationErrors]", "", "Validation errors:  {status.validationErrors:list} > validationErrors")
+HEAD = ("Name:  {metadata.name} >", "Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
         "Annotations:  {metadata.annotations:map} >", "", "@phase")
 BACKUP_HEAD = (
     *HEAD, "[spec.resourcePolicy]", "", "Resource policies:", "  Type:  {.kind} > resourcePolicies/type",
     "  Name:  {.name} > resourcePolicies/name", "[spec.uploaderConfig.parallelFilesUpload]", "", "Uploader config:",
-    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", "@validation", "")
+    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", *VALIDATION)
 BACKUP = (
-    *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} >",
+    "", *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} >",
     "", "Or label selector:  {spec.orLabelSelectors:selectors}", "", "Storage Location:  {spec.storageLocation} >",
     "", "Velero-Native Snapshot PVs:  {spec.snapshotVolumes:switch} > spec/veleroNativeSnapshotPVs",
     "File System Backup (Default):  {spec.defaultVolumesToFsBackup:switch true false}",
@@ -2057,20 +2040,22 @@ BACKUP = (
     "", "TTL:  {spec.ttl:duration} > spec/TTL",
     "", "CSISnapshotTimeout:  {spec.csiSnapshotTimeout:duration} > spec/CSISnapshotTimeout",
     "ItemOperationTimeout:  {spec.itemOperationTimeout:duration}", "", "@hooks",
-    "[spec.orderedResources]", "", "OrderedResources:", "@ordered_resources", "[]",
+    "[spec.orderedResources]", "", "OrderedResources:", "  {spec.orderedResources:pairs}",
+    "{spec.orderedResources:map} >", "[]",
     "", "Backup Format Version:  {status.formatVersion} > status/backupFormatVersion", *TIMES,
     "", "Expiration:  {status.expiration:time <nil>} >", "", "[status.progress]", "@progress", "", "[]",
     "@operations ! Backup Item Operations:  {getting operation info}",
     "[--details]", "@resource_list ! Resource List:  {getting backup resource list} > status/errorGettingResourceList",
     "", "[]", "Backup Volumes:",
-    "@native_snapshots !   Velero-Native Snapshots: {concluding native snapshot info}"
+    "@snapshots NativeSnapshot !   Velero-Native Snapshots: {concluding native snapshot info}"
     " > status/backupVolumes/errorConcludeNativeSnapshot", "",
-    "@csi_snapshots !   CSI Snapshots: {concluding CSI snapshot info} > status/backupVolumes/errorConcludeCSISnapshot",
+    "@snapshots CSISnapshot !   CSI Snapshots: {concluding CSI snapshot info}"
+    " > status/backupVolumes/errorConcludeCSISnapshot",
     "", "@pod_volumes !   Pod Volume Backups: {getting pod volume backups} > status/backupVolumes/podVolumeBackups",
     "[status.hookStatus]", "", "HooksAttempted:  {.hooksAttempted:number} > status/hooksAttempted",
     "HooksFailed:  {.hooksFailed:number} > status/hooksFailed", "[]",
     "@deletions !! Deletion Attempts: {getting deletion attempts} > deletionAttempts/error")
-RESTORE_HEAD = (*HEAD, "[status.progress]", "@progress", "[]", *TIMES, "@validation")
+RESTORE_HEAD = (*HEAD, "[status.progress]", "@progress", "[]", *TIMES, *VALIDATION)
 RESTORE = (
     *RESULTS, "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
     "", "Namespace mappings:  {spec.namespaceMapping:map} > spec/namespaceMappings",
@@ -2094,7 +2079,8 @@ RESTORE = (
     "@resource_list ! Resource List:  {getting restore resource list} > status/errorGettingResourceList")
 
 RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
-PHASE_COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED}
+COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED,
+          "Name:\t": BOLD, "Validation errors:\t": RED, "Unreadable:\t": RED}  # of a phase, and of what has a label
 SEE_DETAILS = "specify --details for more information"
 POD_VOLUME_PHASES = ("Completed", "Failed", "Canceled", "In Progress", "Canceling", "Prepared", "Accepted", "New")
 
@@ -2110,35 +2096,33 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
 
 
 class Description:
-    """What `velero backup|restore describe` shows of an object, as `text` and as `json`.
+    """What `velero backup|restore describe` shows of an object, as `text` and as `json`; `troubles` is what they lack.
 
-    An Error in place of a list or artifact is said where that would stand, and is in `troubles` too, unless velero
-    itself has a text for it.
+    An Error in place of a list or artifact is said where that would stand, and is a trouble unless velero itself has a
+    text for it. The first trouble gives the exit code.
     """
-
     def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
                  artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False, colorized: bool = False):
-        self.wrong: Dict[str, None] = {}     # what in the objects is of the wrong type
+        self.wrong: Dict[str, None] = {}  # what in the objects is of the wrong type
         self.document = Fields(document, "", self.wrong)
         self.spec, self.status, self.name = *map(self.document.part, ("spec", "status")), self.document("metadata.name")
         self.kind, self.is_backup, self.details, self.colorized = resource.kind, resource is BACKUPS, details, colorized
         self.related, self.artifacts, self.localize = related, artifacts, localize
-        self.errors: List[Error] = []
+        self.troubles: List[Error] = []
         self.json: Document = {}
         self.rows: List[str] = []
         head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
         self._fill(body, self.document, into=self.json)
-        rows, self.rows = self.rows, []      # the head is drawn last, because it lists what is wrong in the body
-        self._add("Name:\t", self.name, "metadata/name", BOLD)
+        rows, self.rows = self.rows, []  # the head is drawn last, because it lists what is wrong in the body
         self._fill(head, self.document, into=self.json)
+        if self.wrong:  # velero shows nothing at all then
+            first, *more = self.wrong
+            text = f"{self.kind} {one_line(self.name, 254)}: {one_line(first, 200)}"
+            self.troubles.insert(0, Error(f"{text} (and {len(more)} more)" if more else text))
+            self.rows.append("")
+            told = [first, *more[:9], *[f"and {len(more) - 9} more"] * (len(more) > 9)]
+            self._add("Unreadable:\t", told, "unreadable")
         self.text = aligned(self.rows + rows)
-
-    @property
-    def troubles(self) -> List[Error]:
-        """What the screen lacks, the first of which gives the exit code."""
-        more = f" (and {len(self.wrong) - 1} more)" if len(self.wrong) > 1 else ""
-        return [Error(f"{self.kind} {one_line(self.name, 254)}: {one_line(text, 200)}{more}")
-                for text in list(self.wrong)[:1]] + self.errors
 
     def _put(self, place: str, value: Any, into: Optional[Document] = None) -> Any:
         """Set a value at a place in the JSON, or in a part of it, and return it."""
@@ -2149,7 +2133,7 @@ class Description:
         return value
 
     def _add(self, label: str, value: Any = "", place: str = "", color: str = "{}", note: str = "") -> None:
-        """A row, and at a place in the JSON its value; a list has a row for each item, a map for each pair.
+        """A row, and its value in the JSON; a list has a row for each item, a map for each pair.
 
         The label holds the tabs that place it. Where a list is empty, velero indents the word for that once more.
         """
@@ -2158,7 +2142,8 @@ class Description:
         values = [f"{key}={value[key]}" for key in sorted(value)] if isinstance(value, dict) else value
         texts = [printable(text) for item in (values if isinstance(values, list) else [str(values)])
                  for text in item.rstrip("\r\n").split("\n")]
-        first, *more = [color.format(text) if self.colorized else text for text in texts] or [tabs + NONE]
+        color = COLORS.get(label, color) if self.colorized else "{}"
+        first, *more = map(color.format, texts or [tabs + NONE])
         self.rows.append(tabs + printable(words.rstrip("\t")) + gap + first + printable(note))
         self.rows += [tabs + "\t" * bool(words) + text for text in more]
         if place:
@@ -2175,8 +2160,8 @@ class Description:
                 part, shown = base, True
             elif row.startswith("["):
                 part = row[1:-1].lstrip("!")
-                found = self.details if part == "--details" else fields.part(part).value not in (None, 0, [])
-                shown = found != row.startswith("[!")
+                shown = row.startswith("[!") != any(fields.part(path).value not in (None, 0, []) if path != "--details"
+                                                    else self.details for path in part.split("|"))
             elif shown and row.startswith("@"):
                 self._section(label, slot, place[1:])
             elif shown:
@@ -2195,19 +2180,18 @@ class Description:
         try:
             getattr(self, f"_{name}")(*words)
         except Error as error:
-            self.errors += [] if str(error) in map(str, self.errors) else [error]
+            self.troubles += [] if str(error) in map(str, self.troubles) else [error]
             why = "file not found" if is_missing(error) else one_line(error)
             self.rows += [""] * instead.startswith("!")
             self._add(instead.lstrip("!")[1:].replace("  ", "\t"), f"<error {what}: {why}>", place)
 
-    def _artifact(self, kind: str) -> Fields:
-        value = self.artifacts.get(kind, StoreError("file not found", status=404, reason="ArtifactNotFound"))
-        if isinstance(value, Error):
-            raise value
-        return Fields(value, kind)
-
     def _lacks(self, kind: str) -> bool:
         return kind not in self.artifacts or is_missing(self.artifacts[kind])
+
+    def _artifact(self, kind: str) -> Fields:
+        if isinstance(self.artifacts[kind], Error):
+            raise self.artifacts[kind]
+        return Fields(self.artifacts[kind], kind)
 
     def _listed(self, resource: Resource) -> List[Fields]:
         items = self.related[resource]
@@ -2218,34 +2202,22 @@ class Description:
     # -- the sections, by their names in the templates -----------------------------------------------
 
     def _phase(self) -> None:
-        phase, quote, note = self._put("phase", self.status("phase")), "`" if self.is_backup else "'", ""
-        shown = phase or "New"
-        if not self.is_backup and self._put("deleting", bool(self.document("metadata.deletionTimestamp"))):
-            shown += " (Deleting)"
-        if phase in ("Failed", "PartiallyFailed"):
-            note = f" (run {quote}velero {self.kind.lower()} logs {self.name}{quote} for more information)"
-        self._add("Phase:\t", shown, color=PHASE_COLORS.get(phase, "{}"), note=note)
+        phase, quote = self._put("phase", self.status("phase")), "`" if self.is_backup else "'"
+        note = f" (run {quote}velero {self.kind.lower()} logs {self.name}{quote} for more information)"
+        deleting = not self.is_backup and self._put("deleting", bool(self.document("metadata.deletionTimestamp")))
+        self._add("Phase:\t", (phase or NEW) + " (Deleting)" * deleting, color=COLORS.get(phase, "{}"),
+                  note=note * (phase in ("Failed", "PartiallyFailed")))
         if self.is_backup and phase == "Queued":
             self._add("Queue position:\t", self.status("queuePosition", int))
-
-    def _validation(self) -> None:
-        """Velero's own errors, and what cannot be read, where velero shows nothing at all."""
-        wrong = list(self.wrong)
-        unreadable = wrong[:10] + [f"and {len(wrong) - 10} more"] * (len(wrong) > 10)
-        for label, place, values in (("Validation errors", "validationErrors", self.status("validationErrors", [str])),
-                                     ("Unreadable", "unreadable", unreadable)):
-            if values:
-                self.rows.append("")
-                self._add(f"{label}:\t", values, place, RED)
 
     def _progress(self) -> None:
         """An estimate while the items are being worked on."""
         verb, name = ("backed up", "BackedUp") if self.is_backup else ("restored", "Restored")
-        total, place, so_far, more = ("Estimated total", "estimatedTotal", " so far", "SoFar") if self.status(
-            "phase") == "InProgress" else ("Total", "total", "", "")
-        self._add(f"{total} items to be {verb}:\t", self.status("progress.totalItems", int),
-                  f"status/{place}ItemsToBe{name}")
-        self._add(f"Items {verb}{so_far}:\t", self.status(f"progress.items{name}", int), f"status/items{name}{more}")
+        running, progress = self.status("phase") == "InProgress", self.status.part("progress")
+        total, place = ("Estimated total", "estimatedTotal") if running else ("Total", "total")
+        self._add(f"{total} items to be {verb}:\t", progress("totalItems", int), f"status/{place}ItemsToBe{name}")
+        self._add(f"Items {verb}{' so far' * running}:\t", progress(f"items{name}", int),
+                  f"status/items{name}{'SoFar' * running}")
 
     def _result(self, name: str) -> None:
         """Warnings or errors; of a backup by a server before 1.11 there is no file, only the numbers."""
@@ -2258,21 +2230,22 @@ class Description:
             return
         result, tree = self._artifact(f"{self.kind}Results").part(name), self.json.setdefault(name, {})
         if counts[name] > 0:
+            namespaces = result("namespaces", {str: [str]})
             self.rows += ["", f"{name.title()}:"]
             self._fill(("  Velero:  {velero:list} >", "  Cluster:  {cluster:list} >"), result, into=tree)
-            namespaces = tree["namespace"] = result("namespaces", {str: [str]}) or []
             self.rows.append("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}")
-            for namespace in sorted(namespaces):
-                self._add(f"\t\t{namespace}:\t", namespaces[namespace])
+            tree["namespace"] = namespaces or []
+            for namespace, texts in sorted(namespaces.items()):
+                self._add(f"\t\t{namespace}:\t", texts)
 
     def _filters(self) -> None:
         """The JSON has the older resource filters also where the newer ones are in use."""
         older = not self.is_backup or self.spec("includeClusterResources", bool) is not None or any(
             self.spec(f"{word}Resources", [str]) for word in ("included", "excluded"))
         every = "*" if self.is_backup else "all namespaces found in the backup"
-        rows = [row.replace("*", every) for row in NAMESPACES]
-        rows += (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
-        self._fill(rows, self.spec, into=self.json.setdefault("spec", {}))
+        rows = (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
+        self._fill((*(row.replace("*", every) for row in NAMESPACES), *rows), self.spec,
+                   into=self.json.setdefault("spec", {}))
 
     def _hooks(self) -> None:
         """Of hooks of one name the JSON has the last."""
@@ -2283,59 +2256,38 @@ class Description:
             tree = self._put("spec/hooks/resources", trees)[hook("name")] = self._fill(HOOK, hook, "\t\t\t")
             for when in ("pre", "post"):
                 commands = tree[f"{when}ExecHook"] = []
-                for command in (row.part("exec") for row in hook.rows(when)):
-                    if command.value is not None:
-                        self.rows += ["", f"\t\t\t{when.title()} Exec Hook:"]
-                        commands.append(self._fill(HOOK_COMMAND, command, "\t\t\t"))
-
-    def _ordered_resources(self) -> None:
-        ordered = self._put("spec/orderedResources", self.spec("orderedResources", {str: str}))
-        for key in sorted(ordered):
-            self._add(f"\t{key}: {ordered[key]}")
+                for command in (row for row in hook.rows(when) if row.part("exec").value is not None):
+                    self.rows += ["", f"\t\t\t{when.title()} Exec Hook:"]
+                    commands.append(self._fill(HOOK_COMMAND, command.part("exec"), "\t\t\t"))
 
     def _operations(self) -> None:
-        """What plugins go on with later. velero has no such JSON: that of restores is ours."""
-        title, artifact = f"{self.kind} Item Operations:", f"{self.kind}ItemOperations"
-        tree: Document = {name: self.status(f"{self.kind.lower()}ItemOperations{name.title()}", int)
+        """velero has no such JSON: that of restores is ours."""
+        artifact = f"{self.kind}ItemOperations"
+        tree: Document = {name: self.status(f"{artifact[0].lower()}{artifact[1:]}{name.title()}", int)
                           for name in ("attempted", "completed", "failed")}
-        if tree["attempted"] > 0 and not self.is_backup:
+        if tree["attempted"] <= 0:
+            return
+        if not self.is_backup:
             self._put("status/restoreItemOperations", tree)
-        if tree["attempted"] > 0 and self.details and artifact in self.artifacts:
+        if self.details and artifact in self.artifacts:
             rows = self._artifact(artifact).rows()
-            self._add(title)
+            self.rows.append(f"{self.kind} Item Operations:")
             tree["operations"] = [self._fill(OPERATION, row) for row in rows]
-        elif tree["attempted"] > 0:
+        else:
             text = "{completed} of {attempted} completed successfully, {failed} failed".format(**tree)
-            self._add(f"{title}\t", f"{text} ({SEE_DETAILS})")
+            self._add(f"{self.kind} Item Operations:\t", f"{text} ({SEE_DETAILS})")
 
     def _resource_list(self) -> None:
-        label, artifact = "Resource List:", f"{self.kind}ResourceList"
+        artifact = f"{self.kind}ResourceList"
         if self._lacks(artifact):
             text = f"<{self.kind.lower()} resource list not found>"
-            self._add(f"{label}\t", text, "status/errorGettingResourceList")
+            self._add("Resource List:\t", text, "status/errorGettingResourceList")
             return
         resources = self._put("status/resourceList", self._artifact(artifact)("", {str: [str]}))
-        self._add(label)
-        for group in sorted(resources):
+        self._add("Resource List:")
+        for group, names in sorted(resources.items()):
             self._add(f"\t{group}:")
-            for name in resources[group] or [""]:
-                self._add(f"\t\t- {name}")
-
-    def _volumes(self, title: str, place: str, infos: List[Fields], none: str = NONE_INCLUDED) -> Document:
-        self.rows.append(f"{title}:" if infos else f"{title}: {none}")
-        return self._put(place, {} if infos else none)
-
-    def _volume(self, tabs: str, title: str, template: Template, info: Fields, part: str,
-                words: str = SEE_DETAILS) -> Any:
-        """Drawn by its template, or without --details by words -> the same for the JSON."""
-        self._add(f"{tabs}{title}:" if self.details else f"{tabs}{title}: {words}")
-        return self._fill(template, info, tabs + "\t", part) if self.details else words
-
-    def _infos(self, method: str, attempted: str, older: Callable[[], Iterable[Document]]) -> List[Fields]:
-        """Servers before 1.13 tell of volumes in other artifacts."""
-        if self._lacks("BackupVolumeInfos"):
-            return list(map(Fields, older() if self.status(attempted, int) > 0 else ()))
-        return [row for row in self._artifact("BackupVolumeInfos").rows() if row("backupMethod") == method]
+            self._add("\t\t", [f"- {name}" for name in names or [""]])
 
     def _older_native_snapshots(self) -> Iterator[Document]:
         for row in self._artifact("BackupVolumeSnapshots").rows():  # 1.6 began one name with a capital letter
@@ -2345,65 +2297,74 @@ class Description:
                 "volumeAZ": row("spec.volumeAZ"), "iops": "" if iops.value is None else str(iops("", int))}}
 
     def _older_csi_snapshots(self) -> Iterator[Document]:
-        snapshots, contents = (self._artifact(kind).rows() for kind in (
-            "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
-        name, claim = "status.boundVolumeSnapshotContentName", "spec.source.persistentVolumeClaimName"
-        claims = {row(name): {"pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)}
-                  for row in snapshots if row(claim)}
+        snapshots, contents = (self._artifact(f"CSIBackupVolumeSnapshot{word}").rows() for word in ("s", "Contents"))
+        claim, unknown = "spec.source.persistentVolumeClaimName", {"pvcName": "<PVC name not found>"}
+        claims = {row("status.boundVolumeSnapshotContentName"): {
+            "pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)} for row in snapshots if row(claim)}
         for row in contents:
-            yield {**claims.get(row("metadata.name"), {"pvcName": "<PVC name not found>"}),
-                   "preserveLocalSnapshot": True, "csiSnapshotInfo": {
-                       "vscName": row("metadata.name"), "driver": row("spec.driver"),
-                       "snapshotHandle": row("status.snapshotHandle"), "size": row("status.restoreSize", int)}}
+            name, handle, size = row("metadata.name"), row("status.snapshotHandle"), row("status.restoreSize", int)
+            yield {**claims.get(name, unknown), "preserveLocalSnapshot": True, "csiSnapshotInfo": {
+                "vscName": name, "driver": row("spec.driver"), "snapshotHandle": handle, "size": size}}
 
-    def _native_snapshots(self) -> None:
-        infos = self._infos("NativeSnapshot", "volumeSnapshotsAttempted", self._older_native_snapshots)
-        volumes = self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
-        for info in infos:
-            name = info("pvName")
-            volumes[name] = self._volume("\t\t", name, NATIVE_SNAPSHOT, info, "nativeSnapshotInfo")
-
-    def _csi_snapshots(self) -> None:
-        none = "<none included or not detectable>" if self._lacks("BackupVolumeInfos") else NONE_INCLUDED
-        self._claims("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", self._infos(
-            "CSISnapshot", "csiVolumeSnapshotsAttempted", self._older_csi_snapshots), f"included, {SEE_DETAILS}", none)
+    def _snapshots(self, method: str) -> None:
+        """Of a backup; servers before 1.13 tell of them in other artifacts."""
+        native, older = method == "NativeSnapshot", self._lacks("BackupVolumeInfos")
+        infos = [] if older else [row for row in self._artifact("BackupVolumeInfos").rows()
+                                  if row("backupMethod") == method]
+        if older and self.status("volumeSnapshotsAttempted" if native else "csiVolumeSnapshotsAttempted", int) > 0:
+            infos = [*map(Fields, self._older_native_snapshots() if native else self._older_csi_snapshots())]
+        if native:
+            self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
+        else:
+            self._volumes("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", infos,
+                          "<none included or not detectable>" if older else NONE_INCLUDED)
 
     def _csi_restores(self) -> None:
         """The volumes that came from CSI snapshots, moved ones last."""
         if not self._lacks("RestoreVolumeInfo"):
             infos = [row for row in self._artifact("RestoreVolumeInfo").rows() if row("restoreMethod") == "CSISnapshot"]
             self.rows.append("")
-            self._claims("CSI Snapshot Restores", "status/csiSnapshotRestores",
-                         sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))))
+            self._volumes("CSI Snapshot Restores", "status/csiSnapshotRestores",
+                          sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))))
 
-    def _claims(self, title: str, place: str, infos: List[Fields], words: str = SEE_DETAILS,
-                none: str = NONE_INCLUDED) -> None:
-        """Each with its local snapshot, the data moved away from it, or both."""
-        volumes, tabs = self._volumes(title, place, infos, none), "\t" * (1 + self.is_backup)
+    def _volumes(self, title: str, place: str, infos: List[Fields], none: str = NONE_INCLUDED) -> None:
+        """Native snapshots, or claims, each with its local snapshot, the data moved away from it, or both."""
+        self.rows.append(f"{title}:" if infos else f"{title}: {none}")
+        volumes, tabs = self._put(place, {} if infos else none), "\t" * (1 + self.is_backup)
+        snapshot, data = (CSI_SNAPSHOT, DATA_MOVEMENT) if self.is_backup else (RESTORED_SNAPSHOT, RESTORED_DATA)
         for info in infos:
+            if place.endswith("nativeSnapshots"):
+                name = info("pvName")
+                volumes[name] = self._volume(tabs, name, NATIVE_SNAPSHOT, info, "nativeSnapshotInfo")
+                continue
             name, moved = f"{info('pvcNamespace')}/{info('pvcName')}", info("snapshotDataMoved", bool)
-            snapshot, data = (CSI_SNAPSHOT, DATA_MOVEMENT) if self.is_backup else (RESTORED_SNAPSHOT, RESTORED_DATA)
             self._add(f"{tabs}{name}:")
             tree = volumes.setdefault(name, {})
             if info("preserveLocalSnapshot", bool) if self.is_backup else not moved:
-                tree["snapshot"] = self._volume(tabs + "\t", "Snapshot", snapshot, info, "csiSnapshotInfo", words)
+                tree["snapshot"] = self._volume(f"{tabs}\t", "Snapshot", snapshot, info, "csiSnapshotInfo")
             if moved:
-                tree["dataMovement"] = self._volume(tabs + "\t", "Data Movement", data, info,
-                                                    "snapshotDataMovementInfo", words)
+                tree["dataMovement"] = self._volume(
+                    f"{tabs}\t", "Data Movement", data, info, "snapshotDataMovementInfo")
+
+    def _volume(self, tabs: str, title: str, template: Template, info: Fields, part: str) -> Any:
+        """Drawn by its template, or without --details by words -> the same for the JSON."""
+        words = f"included, {SEE_DETAILS}" if template in (CSI_SNAPSHOT, DATA_MOVEMENT) else SEE_DETAILS
+        self._add(f"{tabs}{title}:" if self.details else f"{tabs}{title}: {words}")
+        return self._fill(template, info, tabs + "\t", part) if self.details else words
 
     def _pod_volumes(self) -> None:
         """In velero's order of phases, unknown ones last, then by pod; the JSON is in the order of the API."""
         volumes = self._listed(POD_VOLUME_BACKUPS if self.is_backup else POD_VOLUME_RESTORES)
         place = "status/backupVolumes/podVolumeBackups" if self.is_backup else "status/podVolumeRestores"
-        order = POD_VOLUME_PHASES if self.is_backup else ("Completed", "Canceled", *POD_VOLUME_PHASES[1:])
-        phases: Dict[str, Dict[str, List[str]]] = {name: {} for name in order}
         if not volumes:
             self._put(place, NONE_INCLUDED)
             self.rows += [f"\tPod Volume Backups: {NONE_INCLUDED}"] * self.is_backup
             return
+        order = POD_VOLUME_PHASES if self.is_backup else ("Completed", "Canceled", *POD_VOLUME_PHASES[1:])
+        phases: Dict[str, Dict[str, List[str]]] = {name: {} for name in order}
         for volume in volumes:
-            phase = {"": "New", "InProgress": "In Progress"}.get(volume("status.phase"), volume("status.phase"))
-            pod = f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
+            phase, pod = volume("status.phase") or NEW, f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
+            phase = "In Progress" if phase == "InProgress" else phase
             phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
         uploader, shown = volumes[0]("spec.uploaderType"), {}
         self._put(place, {"uploderType": uploader, f"podVolume{self.kind}sDetails": shown})  # velero's spelling
@@ -2411,14 +2372,13 @@ class Description:
         self.rows += [""] * (not self.is_backup)
         self._add(f"\tPod Volume Backups - {uploader}{more}:" if self.is_backup else f"{uploader} Restores{more}:")
         for phase, pods in phases.items():
-            if pods and self.details:
-                shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
-                self._add(f"{tabs}\t{phase}:")
-                for pod, names in sorted(pods.items()):
-                    self._add(f"{tabs}\t\t{pod}: {', '.join(sorted(names))}")
-            elif pods:
+            if pods and not self.details:
                 shown[phase] = sum(map(len, pods.values()))
                 self._add(f"{tabs}\t{phase}:\t", shown[phase])
+            elif pods:
+                shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
+                self._add(f"{tabs}\t{phase}:")
+                self._add(f"{tabs}\t\t", [f"{pod}: {', '.join(sorted(names))}" for pod, names in sorted(pods.items())])
 
     def _deletions(self) -> None:
         attempts, shown = self._listed(DELETE_REQUESTS), []
@@ -2427,14 +2387,10 @@ class Description:
             self._put("deletionAttempts", {"deleteBackupRequests": shown, **({"failed": failed} if failed else {})})
             self.rows += ["", "Deletion Attempts" + f" ({failed} failed)" * bool(failed) + ":"]
         for row in attempts:
-            phase, errors = row("status.phase"), row("status.errors", [str])
-            created = formatted(row, "metadata.creationTimestamp:time <n/a>", self.localize)
             self.rows += [""] * bool(shown)
-            shown.append({"creationTimestamp": created, "phase": phase, **({"errors": errors} if errors else {})})
-            self._add(f"\t{created}: {phase}")
-            if errors:
-                self.rows.append("\tErrors:")
-                self._add("\t\t", errors)
+            shown.append(self._fill(DELETION[:2], row))
+            self._add("\t{creationTimestamp}: {phase}".format(**shown[-1]))
+            self._fill(DELETION[2:], row, into=shown[-1])
 
 
 def version_text(server_version: Optional[str]) -> str:
@@ -2445,8 +2401,8 @@ def version_text(server_version: Optional[str]) -> str:
 
 def version_document(server_version: Optional[str]) -> Document:
     """The same for -o json|yaml, which velero lacks."""
-    client = {"client": {"version": f"v{__version__}"}}
-    return client if server_version is None else {**client, "server": {"version": server_version}}
+    versions = {"client": f"v{__version__}", "server": server_version}
+    return {program: {"version": version} for program, version in versions.items() if version is not None}
 
 # ====================================================================================================
 # 9. Manifests — the CustomResourceDefinitions
@@ -2477,10 +2433,9 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
         if kind == "BackupStorageLocation":
-            version["additionalPrinterColumns"] = [
-                {"name": name, "type": column_type, "jsonPath": path} for name, column_type, path in (
-                    ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
-                    ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
+            version["additionalPrinterColumns"] = [dict(zip(("name", "type", "jsonPath"), column)) for column in (
+                ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
+                ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
         names = {"kind": kind, "listKind": f"{kind}List", "singular": singular, "plural": f"{singular}s", **more}
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
