@@ -4017,8 +4017,7 @@ def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
             reason, cure = REFUSALS["PermanentRedirect"]
             raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
                              reason=reason, hints=[cure])
-        addresses = [""] if proxy_for(url, os.environ) else [*dict(reversed(found)).values()][::-1]
-        for address in addresses:
+        for address in [""] if proxy_for(url, os.environ) else [*dict(reversed(found)).values()][::-1]:
             try:
                 with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416), address=address,
                               quoting=False):
@@ -4106,7 +4105,7 @@ FRAME_SIZE = 128  # bytes that the head of a frame cannot have
 
 
 def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, without the framing where the first ones tell that the object was stored with it."""
+    """The same bytes, without the framing where the first ones show it."""
     chunks, buffer, at, left = iter(chunks), b"", 0, 0
     while len(buffer) < FRAME_SIZE and (chunk := next(chunks, None)) is not None:
         buffer += chunk
@@ -4136,8 +4135,8 @@ def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
     """gzip members, one after another -> their content, or without `unpack` the same bytes; in small pieces.
 
-    StoreError when it is no gzip, breaks off, fails its CRC or length, or something else follows the last member; all
-    that comes before the fault is yielded first.
+    StoreError, after all that comes before the fault, when it is no gzip, breaks off, fails its CRC or length, or is
+    followed by something else.
     """
     import zlib
     inflater, read = None, 0
@@ -4168,7 +4167,7 @@ def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
 
 
 def write_all(writer: Any, chunk: bytes) -> None:
-    """Write, again and again where a writer takes less than it is given."""
+    """Write all, where a writer takes less than it is given, too."""
     view = memoryview(chunk)
     while view:
         count = writer.write(view)
@@ -4346,46 +4345,45 @@ class Pipe:
     """The chunks of a generator, which runs in a thread of its own, some chunks ahead of the reader."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self.waiting, self.size, self.ended, self.closed = [], 0, False, False  # size: bytes in those that wait
-        self.error: Optional[BaseException] = None
+        self.waiting, self.size = [], 0  # bytes in those that wait
+        self.end: Optional[BaseException] = None  # what the reader gets after them; StopIteration when all have come
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._fill, args=(chunks, time_left()), name="download", daemon=True)
         self.thread.start()
 
     def _fill(self, chunks: Iterator[bytes], left: float) -> None:
+        end: BaseException = StopIteration()
         try:
             with contextlib.closing(chunks), time_limit(left):  # type: ignore[type-var]
                 for chunk in chunks:
                     with self.changed:
-                        self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.closed)
+                        self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.end)
                         self.waiting.append(chunk)
                         self.size += len(chunk)
                         self.changed.notify()
-                    if self.closed:
+                    if self.end:
                         break
         except BaseException as error:  # a thread cannot raise; whoever takes the chunks does
-            self.error = error
+            end = error
         with self.changed:
-            self.ended = True
+            self.end = self.end or end
             self.changed.notify()
 
     def __iter__(self) -> Iterator[bytes]:
-        ended = False
-        while not ended:
+        end = None
+        while not end:
             with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.ended or self.closed)
-                chunks, self.waiting, self.size, ended = self.waiting, [], 0, self.ended
+                self.changed.wait_for(lambda: self.waiting or self.end)
+                chunks, self.waiting, self.size, end = self.waiting, [], 0, self.end
                 self.changed.notify()
             yield from chunks
-            if self.closed:  # by another thread; what has come must not pass for whole
-                raise StoreError("the download was cancelled")
-        if self.error:
-            raise self.error
+        if not isinstance(end, StopIteration):
+            raise end
 
     def close(self) -> None:
-        """End the thread at its next chunk, and wake whoever waits for a chunk."""
+        """End the thread at its next chunk; whoever waits for a chunk must not take what has come for whole."""
         with self.changed:
-            self.closed = True
+            self.end = self.end or StoreError("the download was cancelled")
             self.changed.notify_all()
         self.thread.join(1)
 
@@ -4404,7 +4402,7 @@ class Download:
         self._restart(None, 0)
 
     def _restart(self, part: Optional[AtomicFile], size: int) -> None:
-        """Begin at the first byte, or after those that an earlier run left in a partial file."""
+        """Begin after so many bytes, which an earlier run left in a partial file."""
         self.part, self.resumed, self.position = part, size, size
         self.info: Optional[ObjectInfo] = None  # what the store says of the object, once it has answered
         self.cancelled = threading.Event()
@@ -4439,9 +4437,8 @@ class Download:
                 if self.position > reached:
                     failures, waited, renewals, reached = 0, 0.0, 0, self.position
                 failures += 1
-                moved = self.position > self.resumed  # then a 403 without a reason is taken for a URL that has expired
-                if renewals < 2 and (error.reason in EXPIRED or (
-                        moved and status == 403 and error.reason == "StoreAccessDenied")):
+                if renewals < 2 and (error.reason in EXPIRED or (  # or a 403 without a reason, after bytes came by it
+                        self.position > self.resumed and status == 403 and error.reason == "StoreAccessDenied")):
                     renewals += 1
                     log.info("%s; asking for another URL", error)
                     self.source.renew(error.skew)  # type: ignore[union-attr]
@@ -4457,7 +4454,7 @@ class Download:
     def _verified(self) -> Iterator[bytes]:
         """The partial file, once the store has said that its object is still the same, and the rest.
 
-        StoreError at the end when the store's ETag is an MD5, and another one than that of these bytes.
+        StoreError at the end when the store's ETag is the MD5 of other bytes.
         """
         rest, kept, digest = self.received(), iter(()), None
         first = next(rest, b"")
@@ -4475,10 +4472,7 @@ class Download:
             raise StoreError(f"the file is damaged: its MD5 is {digest.hexdigest()}, the store's ETag is {wanted}")
 
     def chunks(self) -> Iterator[bytes]:
-        """The content, verified to be whole; an error comes after the part that is sound. Close the generator.
-
-        Receiving, inflating, and what is done with the chunks go on side by side.
-        """
+        """The content, verified to be whole; an error comes after the part that is sound. Close the generator."""
         stored = Pipe(self._verified())
         content = Pipe(inflate(decode_aws_chunked(stored), unpack=self.gunzip))
         try:
@@ -4491,7 +4485,7 @@ class Download:
             content.close()
 
     def write_to(self, writer: Any) -> int:
-        """Write it into a writer, which stays open -> the bytes; StoreError after its sound part if it is not whole."""
+        """Write it into a writer, which stays open -> its size; StoreError after its sound part if it is not whole."""
         size = 0
         with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
             for chunk in chunks:
@@ -4500,7 +4494,7 @@ class Download:
         return size
 
     def _fill(self, new: AtomicFile) -> int:
-        """Write it into a new file, after what an earlier run left of it -> the number of bytes."""
+        """Write it into a new file, after what an earlier run left of it -> its size."""
         self._restart(new, new.find_part())
         position = flushed = 0
         with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
@@ -4515,11 +4509,11 @@ class Download:
         return position
 
     def save(self, path: str, *, force: bool = False, named: bool = True) -> int:
-        """Put it into a new regular file -> its bytes; what an earlier run left is continued when it fits.
+        """Put it into a new regular file -> its size; what an earlier run left is continued when it fits.
 
-        The file appears whole or not at all; what a symbolic link points to is replaced, not the link. An object that
-        changes meanwhile is fetched again from its start, three times. Raises Error naming the file, StoreError when
-        the object is not whole, Unreachable when the line stays broken.
+        The file appears whole or not at all; what a symbolic link leads to is replaced, not the link. An object that
+        changes meanwhile is fetched anew, three times. Raises Error naming the file, StoreError when the object is not
+        whole, Unreachable when the line stays broken.
         """
         with atomic_file(path, self.what, force=force, named=named) as new:
             for retries in (3, 2, 1, 0):
