@@ -9562,7 +9562,7 @@ FAULTS: Tuple[Tuple[Any, ...], ...] = (
     ("no body and no length", (forever(wire=lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]),), "broke off after 0", None, 6),
     ("no chunk", (forever(wire=lambda response: chunked(1000, last=False)(response[:body_start(response)])),),
                "broke off", None, 6),
-    ("silent for ever", (forever(pause_after=0, gate=SILENT),), "sent nothing for 60ms, after 0 bytes|in time", None, 6),
+    ("silent for ever", (forever(pause_after=0, gate=SILENT),), "nothing for 60ms, after 0 bytes|in time", None, 6),
     ("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing|in time", None, 6, True),
     ("always too long", (forever(wire=length_of(310_000_000)),), "another part", None, 1, True),
     ("always too short", (forever(wire=length_of(1000)),), MD5), ("HTML", (forever(**answered(200)),), "an HTML page"),
