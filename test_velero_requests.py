@@ -1515,7 +1515,7 @@ class TestCrdManifests(unittest.TestCase):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Section 12: inflate, checked, check_target, new_file
+# Stores: gzip and files
 # ------------------------------------------------------------------------------------------------------------
 
 CONTENT = b"".join(b"line %d of a log\n" % number for number in range(20))
@@ -9228,9 +9228,9 @@ class TestStoreChunked(unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 MIB = 1 << 20
-CUT_COST = MIB                               # the most that a cut may cost in bytes sent twice
-PEAK = 40                                    # MiB resident for a download of any size, once the module is compiled
-GROWTH = 14                                  # MiB that it adds to what a script has resident before
+CUT_COST = MIB  # the most that a cut may cost in bytes sent twice
+PEAK = 40  # MiB resident for a download of any size, once the module is compiled
+GROWTH = 14  # MiB that it adds to what a script has resident before
 IDLE_FLAG = ("--idle-timeout", "1s")
 PART_SUFFIX = ".velero-requests.part"
 LOGIN_PAGE = b"<!DOCTYPE html><html><body><form>Sign in</form></body></html>"
@@ -9575,7 +9575,7 @@ FAULTS: Tuple[Tuple[Any, ...], ...] = (
     *((f"redirected to {place!r}", (forever(status=307, body=b"", headers={"Location": place}),), "307")
       for place in ("file:///etc/passwd", "http://[", "", "\x01", "http://127.0.0.1:1/")))
 ZEROS = '"' + "0" * 32
-OBJECTS = (                                  # what is stored, its ETag unless it is the MD5, what a file has, words
+OBJECTS = (  # what is stored, its ETag unless it is the MD5, what a file has, words
     (STORED, ZEROS + '"', None, MD5), (STORED, ZEROS + '-3"', STORED, ""), (STORED, '"0123"', STORED, ""),
     (STORED, 'W/"abc"', STORED, ""), (STORED, "odd", STORED, ""), (b"", "", None, "the file is empty, not gzip"),
     (STORED + STORED, "", STORED + STORED, ""), (STORED[:-9], "", None, "cut short"),

@@ -4298,12 +4298,10 @@ class AtomicFile:
             os.replace(self.part, self.target)
         if not _is_name_of(self.target, self.file):
             raise OSError("somebody else has put another file there")
-        with contextlib.suppress(OSError):  # where folders cannot be synced
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:  # where folders cannot be synced
             folder = os.open(os.path.dirname(self.target) or ".", os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            opened.callback(os.close, folder)
+            os.fsync(folder)
 
     def discard(self) -> None:
         if self.file is not None:
