@@ -35,7 +35,6 @@ import pty
 import py_compile
 import random
 import re
-import resource as posix_resource
 import select
 import shlex
 import shutil
@@ -1335,7 +1334,7 @@ class TestCrdManifests(unittest.TestCase):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Section 12: inflate, checked, check_target, new_file
+# Stores: gzip and files
 # ------------------------------------------------------------------------------------------------------------
 
 CONTENT = b"".join(b"line %d of a log\n" % number for number in range(20))
@@ -1350,23 +1349,23 @@ def cut(data: bytes, size: int) -> Iterator[bytes]:
 class TestInflate(unittest.TestCase):
     """gzip members become their content, or pass as they are, and nothing else does."""
 
-    def read(self, data: bytes, size: int, unpack: bool = True) -> bytes:
+    def pieces(self, data: bytes, size: int, unpack: bool = True) -> Iterator[bytes]:
         """What comes of data in chunks of a size, with empty chunks between them."""
-        chunks = itertools.chain.from_iterable((chunk, b"") for chunk in cut(data, size))
-        return b"".join(vr.inflate(chunks, unpack=unpack))
+        return vr.inflate(itertools.chain.from_iterable((chunk, b"") for chunk in cut(data, size)), unpack=unpack)
 
     def test_what_is_whole(self) -> None:
-        """However it is cut: members one after another, empty ones too."""
-        empty, second = gzip.compress(b""), gzip.compress(b"second")
+        """However it is cut: members one after another, empty ones too; in small pieces, whatever the ratio."""
+        empty, second, zeros = gzip.compress(b""), gzip.compress(b"second"), bytes(5 << 20)
         for data, content, sizes in (
-                (PACKED, CONTENT, range(1, len(PACKED) + 1)),
-                (PACKED + empty + second, CONTENT + b"second", (1, 7, 9999)), (empty, b"", (1, 99)),
-                (gzip.compress(bytes(3 << 20)), bytes(3 << 20), (500, 99_999)),
-                (second * 9999, b"second" * 9999, (1 << 20,))):
+                (PACKED, CONTENT, range(1, len(PACKED) + 1)), (empty, b"", (1, 99)),
+                (PACKED + empty + second, CONTENT + b"second", (1, 7, 9999)),
+                (gzip.compress(zeros), zeros, (500, 99_999)), (second * 9999, b"second" * 9999, (1 << 20,))):
             for size in sizes:
                 with self.subTest(data=data[-8:], length=len(data), size=size):
-                    self.assertTrue(content == self.read(data, size))
-                    self.assertTrue(data == self.read(data, size, unpack=False))
+                    pieces = list(self.pieces(data, size))
+                    self.assertTrue(content == b"".join(pieces))
+                    self.assertLessEqual(max(map(len, pieces)), vr.INFLATED_SIZE)
+                    self.assertTrue(data == b"".join(self.pieces(data, size, unpack=False)))
 
     def test_what_is_not_whole(self) -> None:
         """Empty, cut short at any byte, or followed by something else; an error says what it is instead."""
@@ -1374,13 +1373,12 @@ class TestInflate(unittest.TestCase):
         for data, said in (
                 (b"", "empty"), *((PACKED[:length], "short") for length in range(1, len(PACKED))),
                 *((PACKED + end, "damaged after|short") for end in junk), (b"\0\0", "not gzip"),
-                (b"see X-Amz-Signature=s3cr3t", "not gzip.*text"), (b"<!DOCTYPE html><html>", "not gzip.*HTML"),
-                (b"PK\x03\x04\0\0", "not gzip.*binary")):
+                (b"see X-Amz-Signature=s3cr3t", r"not gzip.*text(?!.*s3cr3t)"),
+                (b"<!DOCTYPE html><html>", "not gzip.*HTML"), (b"PK\x03\x04\0\0", "not gzip.*binary")):
             for size, unpack in itertools.product((1, 100_000), (True, False)):
                 with self.subTest(data=data[-8:], length=len(data), size=size):
-                    with self.assertRaisesRegex(vr.StoreError, said if size > 1 else "") as caught:
-                        self.read(data, size, unpack)
-                    self.assertNotIn("s3cr3t", str(caught.exception))
+                    with self.assertRaisesRegex(vr.StoreError, said if size > 1 else ""):
+                        list(self.pieces(data, size, unpack))
 
     def test_every_flipped_bit(self) -> None:
         """A flipped bit anywhere is an error, or lies where gzip keeps no content and changes none."""
@@ -1393,7 +1391,6 @@ class TestInflate(unittest.TestCase):
                 self.assertIn(position // 8, spare)
 
     def test_what_comes_before_a_fault(self) -> None:
-        """All content before it is yielded, wherever in a chunk it is."""
         content, got = bytes(random.Random(8).choices(b"abcdef", k=40_000)), bytearray()
         packed = gzip.compress(content)
         for (place, least), size in itertools.product(
@@ -1402,17 +1399,12 @@ class TestInflate(unittest.TestCase):
             with self.subTest(place=place, size=size), self.assertRaisesRegex(vr.StoreError, "damaged after"):
                 for piece in vr.inflate(cut(packed[:place] + b"\xff" * 6 + packed[place + 6:], size)):
                     got += piece
-            self.assertGreaterEqual(len(got), least)
-            self.assertTrue(content.startswith(got[:least]))
+            self.assertTrue(len(got) >= least and content.startswith(got[:least]))
 
-    def test_pieces_are_small_and_come_at_once(self) -> None:
-        """Whatever the ratio; and nothing is held back until the end."""
-        sizes = [len(piece) for piece in vr.inflate([gzip.compress(b"\0" * (16 << 20))])]
-        self.assertEqual((16 << 20, True), (sum(sizes), max(sizes) <= vr.INFLATED_SIZE))
+    def test_pieces_come_at_once(self) -> None:
         chunks, read = list(cut(gzip.compress(random.Random(5).getrandbits(80_000).to_bytes(10_000, "big")), 1000)), []
         passing = vr.inflate((read.append(chunk) or chunk for chunk in chunks), unpack=False)
-        for number, _ in enumerate(passing, 1):
-            self.assertLessEqual(len(read) - number, 1)
+        self.assertTrue(all(len(read) <= number + 1 for number, _ in enumerate(passing, 1)))
         self.assertEqual(chunks, read)
 
 
@@ -1425,18 +1417,9 @@ class FolderCase(unittest.TestCase):
         self.folder = temporary.name
         self.path = os.path.join(self.folder, "out.gz")
 
-    def write(self, content: bytes) -> None:
-        """Put a file at `path`."""
-        with open(self.path, "wb") as file:
-            file.write(content)
-
     def found(self) -> Dict[str, bytes]:
         """Name and content of each file in the folder."""
-        contents = {}
-        for name in os.listdir(self.folder):
-            with open(os.path.join(self.folder, name), "rb") as file:
-                contents[name] = file.read()
-        return contents
+        return {name: read_bytes(os.path.join(self.folder, name)) for name in os.listdir(self.folder)}
 
 
 class TestAtomicFile(FolderCase):
@@ -1444,33 +1427,32 @@ class TestAtomicFile(FolderCase):
 
     def test_targets(self) -> None:
         """A link needs force, may be no stranger's, and must be named by the user; devices and FIFOs are refused."""
-        self.write(b"old")
+        write_bytes(self.path, b"old")
         here = functools.partial(os.path.join, self.folder)
         os.mkfifo(here("fifo"))
-        os.symlink("nowhere", here("dangling"))
-        os.symlink("fifo", here("to-fifo"))
-        for name, owner in {"own": os.getuid(), "root's": 0, "theirs": 65534}.items():
-            os.symlink(self.path, here(name))
-            if os.getuid() == 0:             # else all are our own
+        for name, target, owner in (("dangling", "nowhere", 0), ("to-fifo", "fifo", 0), ("own", "out.gz", os.getuid()),
+                                    ("root's", "out.gz", 0), ("theirs", "out.gz", 65534), ("via", "theirs", 0)):
+            os.symlink(target, here(name))
+            if os.getuid() == 0:  # else all are our own
                 os.lchown(here(name), owner, -1)
-        os.symlink(here("theirs"), here("by-another"))
         refused = "symbolic link of another user" if os.getuid() == 0 else ""
-        both, forced, unforced, pipe = (False, True), (True,), (False,), "no regular file `-o -`"
-        for path, named, forces, said in (
-                (here("new"), True, both, ""), ("surely-no-such-file-in-this-folder.gz", True, both, ""),
-                *((self.path, named, unforced, "exists .*--force") for named in both),
-                *((self.path, named, forced, "") for named in both), (here("dangling"), True, unforced, "exists"),
-                *((path, named, both, pipe) for path in (here("fifo"), os.devnull) for named in both),
-                (here("to-fifo"), True, both, pipe), (here("own"), True, forced, ""),
-                (here("own"), True, unforced, "exists"), (here("own"), False, both, "no regular file .*--output"),
-                (here("root's"), True, forced, ""), (here("theirs"), True, forced, refused),
-                (here("by-another"), True, forced, refused), (self.folder, True, both, "is a folder"),
-                (here("gone", "x"), True, both, "no folder"), (os.path.join(self.path, "x"), True, both, "no folder")):
-            for force in forces:
-                with self.subTest(path=path, named=named, force=force):
+        both, pipe, unnamed = (False, True), "no regular file `-o -`", "no regular file .*--output"
+        for path, named, forces, said in (  # `said` without force is always said of what exists
+                (here("new"), both, both, ""), ("surely-no-such-file-in-this-folder.gz", both, both, ""),
+                (self.path, both, (False,), "exists .*--force"), (self.path, both, (True,), ""),
+                *((here(name), (True,), (False,), "exists") for name in ("dangling", "own")),
+                *((path, both, both, pipe) for path in (here("fifo"), os.devnull)),
+                *((here(name), (False,), both, unnamed) for name in ("own", "to-fifo")),
+                (here("to-fifo"), (True,), both, pipe),
+                *((here(name), (True,), (True,), "") for name in ("own", "root's", "dangling")),
+                *((here(name), (True,), (True,), refused) for name in ("theirs", "via")),
+                (self.folder, both, both, "is a folder"), (here("gone", "x"), both, both, "no folder"),
+                (os.path.join(self.path, "x"), both, both, "no folder")):
+            for by_user, force in itertools.product(named, forces):
+                with self.subTest(path=path, named=by_user, force=force):
                     found = ""
                     try:
-                        vr.check_target(path, force=force, named=named)
+                        vr.check_target(path, force=force, named=by_user)
                     except vr.Error as error:
                         found = " ".join((str(error), *error.hints))
                         self.assertIn(path if said != refused else self.folder, found)
@@ -1478,25 +1460,27 @@ class TestAtomicFile(FolderCase):
 
     def test_whole_or_not_at_all(self) -> None:
         """For the owner alone; an old file, or one that comes meanwhile, stays without force and until the end."""
+        def theirs() -> None:
+            write_bytes(self.path, b"theirs")
+
         def fail(error: BaseException) -> None:
             raise error
         errors = (vr.StoreError("cut short"), KeyboardInterrupt(), OSError(5, "Input/output error"), SystemExit(1))
         for before, meanwhile, force, said, after in (
-                (None, None, False, "", b"newer"), (b"old", None, False, "exists", b"old"),
-                (b"old", None, True, "", b"newer"), (None, lambda: self.write(b"theirs"), False, "exists", b"theirs"),
-                (None, lambda: self.write(b"theirs"), True, "", b"newer"),
-                *((old, functools.partial(fail, error), bool(old), ".", old)
-                  for error in errors for old in (None, b"old"))):
+                (None, bool, False, "", b"newer"), (b"old", bool, False, "exists", b"old"),
+                (b"old", bool, True, "", b"newer"), (None, theirs, False, "exists", b"theirs"),
+                (None, theirs, True, "", b"newer"), *((old, functools.partial(fail, error), bool(old), ".", old)
+                                                      for error in errors for old in (None, b"old"))):
             with self.subTest(before=before, meanwhile=meanwhile, force=force):
                 if before:
-                    self.write(before)
+                    write_bytes(self.path, before)
                 found = ""
                 try:
                     with vr.atomic_file(self.path, "", force=force) as new:
                         new.open_part("")
                         vr.write_all(new.file, b"new")
                         self.assertEqual(before, self.found().get("out.gz"))
-                        (meanwhile or bool)()
+                        meanwhile()
                         vr.write_all(new.file, b"er")
                 except (vr.Error, *map(type, errors)) as error:
                     found = repr(error)
@@ -1513,18 +1497,15 @@ class TestAtomicFile(FolderCase):
             with vr.atomic_file(os.path.join(self.folder, name), "", force=False) as new:
                 new.open_part("")
             self.assertIn(name, self.found())
-        stems = {vr.AtomicFile(os.path.join(self.folder, "a" * 240 + end), "", force=False,
-                               named=True).stem for end in "pq"}
-        self.assertEqual(2, len(stems))
+        self.assertEqual(2, len({vr.AtomicFile("a" * 240 + end, "", force=False).stem for end in "pq"}))
 
     @unittest.skipUnless(hasattr(os, "O_PATH"), "a descriptor without locks is Linux's")
     def test_a_file_system_without_locks(self) -> None:
         """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
         unlockable = os.open(self.folder, os.O_PATH)
         self.addCleanup(os.close, unlockable)
-        with contextlib.closing(vr.AtomicFile(self.path, "", force=False, named=True)) as new:
-            with self.assertLogs(vr.log, "INFO") as said:
-                new._lock(unlockable)
+        with self.assertLogs(vr.log, "INFO") as said:
+            vr.AtomicFile(self.path, "", force=False)._lock(unlockable)
         self.assertIn(f"another download of {self.path} would not be noticed: Bad file descriptor", said.output[0])
 
 
@@ -7453,12 +7434,14 @@ class TestStoreRefusals(unittest.TestCase):
         """S3's codes and those of others, pages that are no S3, forged lines, and what a store echoes of the URL.
 
         For those who may only see that a URL does not work, reason and known code are the same, without the store's
-        words.
+        words. AWS and MinIO have words of their own for clocks; a minute or less between these is not worth a word.
         """
         page, elsewhere = b"<!DOCTYPE html><html>login</html>", {"x-amz-bucket-region": "eu-west-3"}
-        echo = self.url.replace("&", "&amp;")
+        echo, expired = self.url.replace("&", "&amp;"), refusal_xml("AccessDenied", "Request has expired")
         signed = vr.canonical_request("GET", "/bkt/k", self.url.partition("?")[2].rpartition("&")[0],
                                       {"host": "h:9000"}, vr.UNSIGNED_PAYLOAD)
+        at = {minutes: {"Date": formatdate(after(minutes=minutes).timestamp(), usegmt=True)}
+              for minutes in (17, -90, 11, 1, -20)}
         for status, answer, reason, words, *more in (
                 (404, "NoSuchKey", "ArtifactNotFound", "no such file .* never have written it"),
                 (404, "NoSuchBucket", "BucketNotFound", "no such bucket .* objectStorage.bucket"),
@@ -7470,9 +7453,14 @@ class TestStoreRefusals(unittest.TestCase):
                  "SignatureDoesNotMatch", "the secret key is not the one of this access key .*correct the secret key"),
                 (403, refusal_xml("SignatureDoesNotMatch", CanonicalRequest="GET\n/pub/k"), "SignatureDoesNotMatch",
                  "the path differs: signed '/bkt/k', the store saw '/pub/k'"),
-                (403, refusal_xml("AccessDenied", "Request has expired"), "UrlExpired", "ask for the URL again"),
                 (400, "ExpiredToken", "CredentialsExpired", "renew"),
-                (403, "RequestTimeTooSkewed", "ClockSkew", "set the clock"),
+                (403, expired, "UrlExpired", "ask for the URL again"),
+                (403, expired, "UrlExpired", "11m0s ahead", at[11]),
+                (403, expired, "UrlExpired", r"\A(?!.*clock is)", at[1]),
+                (403, "RequestTimeTooSkewed", "ClockSkew", "17m0s ahead of this host's.* set the clock", at[17]),
+                (403, "RequestTimeTooSkewed", "ClockSkew", "1h30m0s behind this host's", at[-90]),
+                *((403, refusal_xml("AccessDenied", f"Request is not {said}"), "ClockSkew", "20m0s behind", at[-20])
+                  for said in ("yet valid", "valid yet")),
                 (403, "InvalidObjectState", "ArtifactArchived", "archive"),
                 (403, "Odd", "StoreAccessDenied", "Odd: Some"),
                 (403, "AccessDenied", "StoreAccessDenied", "<words> .*s3:GetObject.*s3:ListBucket"),
@@ -7483,7 +7471,6 @@ class TestStoreRefusals(unittest.TestCase):
                 (301, b"", "WrongEndpoint", "eu-west-3", elsewhere), (400, b"", "WrongRegion", "eu-west-3", elsewhere),
                 (400, b"", "StoreError", "answered 400: nothing"), (403, b"", "StoreAccessDenied", "403"),
                 (503, "SlowDown", "StoreError", "503: SlowDown", {"Retry-After": "7"}),
-                (500, b"", "StoreError", "500"), (401, b"", "StoreError", "answered 401"),
                 (302, page, "StoreError", "answered 302: an HTML page"), (403, page, "StoreAccessDenied", "HTML"),
                 (404, page, "ArtifactNotFound", "HTML"),
                 (403, refusal_xml("AccessDenied", echo), "StoreAccessDenied", "https://h:9000/bkt/k"),
@@ -7496,8 +7483,7 @@ class TestStoreRefusals(unittest.TestCase):
                 self.assertEqual((reason, reason, status), (error.reason, guarded.reason, error.status))
                 self.assertRegex(text, words)
                 self.assertTrue(str(error).isprintable())
-                for secret in ("AKIA", "t0ken", self.url.rpartition("=")[2]):
-                    self.assertNotIn(secret, text)
+                self.assertNotRegex(text, f"AKIA|t0ken|{self.url.rpartition('=')[2]}")
                 self.assertEqual(bool(error.hints), reason != "StoreError")
                 self.assertEqual(vr.Exit.NOT_ALLOWED if reason == "InvalidCredentials" else vr.Exit.FAILED
                                  if reason in vr.EXPIRED else vr.EXIT_OF_STATUS.get(status, vr.Exit.FAILED), error.exit)
@@ -7506,21 +7492,7 @@ class TestStoreRefusals(unittest.TestCase):
                 known = re.search(rb"<Code>(?!Odd)(\w+)", body)
                 self.assertIn(known.group(1).decode() if known else "without a code of S3", str(guarded))
 
-    def test_clocks(self) -> None:
-        """Ahead or behind, in words; a minute or less is not worth one. AWS and MinIO have words of their own."""
-        for code, message, minutes, reason, words in (
-                ("RequestTimeTooSkewed", "x", 17, "ClockSkew", "17m0s ahead of this host's"),
-                ("RequestTimeTooSkewed", "x", -90, "ClockSkew", "1h30m0s behind this host's"),
-                ("AccessDenied", "Request has expired", 11, "UrlExpired", "11m0s ahead"),
-                ("AccessDenied", "Request has expired", 1, "UrlExpired", ""),
-                ("AccessDenied", "Request is not yet valid", -20, "ClockSkew", "20m0s behind"),
-                ("AccessDenied", "Request is not valid yet", -20, "ClockSkew", "20m0s behind")):
-            with self.subTest(code=code, minutes=minutes):
-                theirs = formatdate(after(minutes=minutes).timestamp(), usegmt=True)
-                error = vr.store_refusal(403, refusal_xml(code, message), {"Date": theirs}, "the store", self.url, NOW)
-                self.assertEqual((reason, timedelta(minutes=minutes)), (error.reason, error.skew))
-                self.assertIn(words, str(error))
-                self.assertEqual(bool(words), "clock is" in str(error))
+    def test_clocks_that_are_not_believed(self) -> None:
         for date in ("", "yesterday", "Wed, 99 May 2026 12:00:00 GMT", "Mon, 04 May 99999 12:00:00 GMT",
                      "Tue, 05 May 2026 12:00:01 GMT", "Sun, 03 May 2026 11:59:59 GMT", "Wed, 01 May 2080 00:00:00 GMT"):
             self.assertEqual(timedelta(0), vr.clock_skew({"Date": date}, NOW), date)
@@ -7534,29 +7506,23 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
     """A URL is tried before it is handed out, when that is asked for."""
 
     def gets(self) -> List[Request]:
-        """Return the GETs of this test's bucket."""
         return self.store.seen("GET", f"/{self.namespace}/")
 
     def test_good_urls(self) -> None:
         """One byte is asked for, once; 416 of an empty object and 200 of a store without ranges prove the URL, too."""
-        self.url_in(self.answer_to())        # without the flag a URL for a missing artifact is given, as Velero does
+        self.url_in(self.answer_to())  # without the flag a URL for a missing artifact is given, as Velero does
         self.assertEqual(self.gets(), [])
         for body, status in ((b"x" * 9, 206), (b"", 416), (b"x" * 99_999, 200)):
-            with self.subTest(status):
-                self.store.put(self.namespace, KEYS["BackupLog"], body)
-                if status == 200:
-                    self.store.script("GET", self.namespace, status=200, body=body)
-                before = len(self.gets())
-                self.url_in(self.answer_to("--verify-urls"))
-                self.assertEqual([(status, "bytes=0-0")], [
-                    (request.status, request.headers["range"]) for request in self.gets()[before:]])
+            self.store.put(self.namespace, KEYS["BackupLog"], body)
+            if status == 200:
+                self.store.script("GET", self.namespace, status=200, body=body)
+            self.store.forget()
+            self.url_in(self.answer_to("--verify-urls"))
+            request, = self.gets()
+            self.assertEqual((status, "bytes=0-0"), (request.status, request.headers["range"]))
 
     def test_what_is_wrong_is_left_on_the_request(self) -> None:
         """Reason and a sentence with the store's code, of its words nothing, and no URL; a dry run writes nothing."""
-        def hide() -> None:
-            self.store.create_bucket(self.namespace)
-            self.store.hide_missing = True
-
         def tell() -> None:
             self.store.script("GET", self.namespace, times=9, status=403, headers={"x-amz-bucket-region": "CANARY"},
                               body=refusal_xml("AccessDenied", "CANARY", Region="CANARY"))
@@ -7568,42 +7534,32 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         for prepare, reason, words in (
                 (lambda: self.store.buckets.pop(self.namespace, None), "BucketNotFound", "no such bucket"),
                 (lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound", "no such file"),
-                (hide, "StoreAccessDenied", "AccessDenied"), (tell, "StoreAccessDenied", "403: AccessDenied"),
+                (lambda: setattr(self.store, "hide_missing", True), "StoreAccessDenied", "AccessDenied"),
+                (tell, "StoreAccessDenied", "403: AccessDenied"),
                 (lambda: (self.store.unscript(), self.admin.merge_patch(
                     "secrets", "cloud", {"data": {"keys": wrong}}, self.namespace)),
                  "SignatureDoesNotMatch", "403: SignatureDoesNotMatch"), (away, "Unreachable", "cannot reach")):
             with self.subTest(reason):
                 prepare()
-                document, before = self.answer_to("--verify-urls", "--dry-run"), len(self.gets())
+                document = self.answer_to("--verify-urls", "--dry-run")
                 self.assertFalse(reason_of(document) or document.get("status"))
                 self.admin.delete("downloadrequests", document["metadata"]["name"], self.namespace)
+                self.store.forget()
                 document = self.answer_to("--verify-urls")
                 self.assert_reason(document, reason, words)
                 self.assertTrue(document["status"]["expiration"])
-                self.assertEqual(int(reason != "Unreachable"), len(self.gets()) - before)  # clocks agree: tried once
+                self.assertEqual(int(reason != "Unreachable"), len(self.gets()))  # clocks agree: tried once
                 self.assertNotIn("CANARY", json.dumps([document, self.admin.list("events", self.namespace)]))
                 self.admin.delete("downloadrequests", document["metadata"]["name"], self.namespace)
-
-    def test_a_store_with_another_time(self) -> None:
-        """That the clocks differ is the reason, and once they agree the request is answered."""
-        self.put()
-        controller = vr.Controller(vr.connect(vr.load_cluster(self.kubeconfig)), self.namespace, vr.Server("v1"),
-                                   verify_urls=True)
-        name = self.ask()
-        for minutes, reason in ((20, "UrlExpired"), (-20, "ClockSkew"), (0, "")):
-            self.store.clock = lambda minutes=minutes: time.time() + 60 * minutes
-            controller.run_once()
-            self.assertEqual(reason, reason_of(self.look(name)), minutes)
 
     def test_no_greeting_gets_out(self) -> None:
         """What answers in another language than HTTP is not quoted either."""
         for greeting in (b"SSH-2.0-CANARY\r\n", b"-ERR CANARY\r\n", b"HTTP/1.1 CANARY\r\n\r\n", b"CANARY",
                          b"HTTP/1.1 403 CANARY\r\nContent-Length: 1, 2CANARY\r\n\r\n", b""):
-            with self.subTest(greeting):
-                self.store.script("GET", "/b/k", wire=lambda _, greeting=greeting: [greeting])
-                with self.assertRaises(vr.Error) as caught:
-                    vr.verify_url(f"{self.store.url}/b/k", vr.Trust())
-                self.assertNotIn("CANARY", "\n".join((str(caught.exception), *caught.exception.hints)))
+            self.store.script("GET", "/b/k", wire=lambda _, greeting=greeting: [greeting])
+            with self.subTest(greeting), self.assertRaises(vr.Error) as caught:
+                vr.verify_url(f"{self.store.url}/b/k", vr.Trust())
+            self.assertNotIn("CANARY", "\n".join((str(caught.exception), *caught.exception.hints)))
 
     def test_link_local_services_are_not_asked(self) -> None:
         """However a URL says such an address, it is refused before a connection is made, through a proxy too."""
@@ -7616,8 +7572,7 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
                 began = time.monotonic()
                 with self.assertRaisesRegex(vr.StoreError, "link-local") as caught:
                     vr.verify_url(f"http://{host}/latest/meta-data/", vr.Trust())
-                self.assertEqual("WrongEndpoint", caught.exception.reason)
-                self.assertLess(time.monotonic() - began, 2)
+                self.assertEqual(("WrongEndpoint", True), (caught.exception.reason, time.monotonic() - began < 2))
         self.assertEqual([], self.store.requests)
 
     def test_what_was_looked_up_is_what_is_asked(self) -> None:
@@ -7625,19 +7580,21 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
         for tls in (False, True):
             store = FakeStore(tls=tls)
             self.addCleanup(store.close)
-            store.path_hosts.add("localhost")
             store.put("bucket", "a", b"x")
-            host = f"localhost:{urlsplit(store.url).port}"
+            host = f"localhost:{store.port}"
             url = presigned_url(f"http{'s' if tls else ''}://{host}/bucket/a", store.access_key, store.secret_key,
                                 store.region)
-            trust = vr.Trust(read_bytes(str(store.ca)) if tls else b"")
-            with vr.open_url(url, trust, address="127.0.0.1") as response:
+            with vr.open_url(url, vr.Trust(read_bytes(str(store.ca)) if tls else b""), address="127.0.0.1") as response:
                 self.assertEqual(b"x", b"".join(vr.read_body(response)))
             self.assertEqual(host, store.requests[-1].headers["host"])
 
 
 class TestStoreRealVerify(RealWorld, unittest.TestCase):
-    """--verify-urls on the real servers."""
+    """Signed URLs, and what --verify-urls says of them, on the real servers."""
+
+    def fetched(self, url: str) -> bytes:
+        with vr.open_url(url) as response:
+            return b"".join(vr.read_body(response))
 
     def test_what_is_there_and_what_is_wrong(self) -> None:
         """What is there gets a URL that works; an access key that is unknown is no missing file, though it is a 404."""
@@ -7655,38 +7612,26 @@ class TestStoreRealVerify(RealWorld, unittest.TestCase):
                 asked = self.ask(name=name)
                 result = self.cli("controller", "--once", "--verify-urls")
                 document = self.admin.get("downloadrequests", asked, self.namespace)
-                notes = document["metadata"].get("annotations") or {}
-                self.assertEqual(notes.get(REASON, ""), reason, notes)
+                notes, url = document["metadata"].get("annotations") or {}, document["status"].get("downloadURL", "")
+                self.assertEqual((reason, not reason), (notes.get(REASON, ""), bool(url)), notes)
                 self.assert_clean(result.err, notes)
-                url = document["status"].get("downloadURL", "")
-                self.assertEqual(bool(url), not reason)
                 if prepare == self.put:
-                    with vr.open_url(url) as response:
-                        self.assertEqual(gzip.decompress(b"".join(vr.read_body(response))), LOG)
-
-
-class TestStoreRealKeys(unittest.TestCase):
-    """Signed URLs of awkward keys on versitygw."""
+                    self.assertEqual(gzip.decompress(self.fetched(url)), LOG)
 
     def test_every_awkward_key_is_fetched(self) -> None:
-        """What was put under a key comes by its signed URL, raw and through the module's own client."""
-        store, bucket = real_store(), "keys-" + uuid.uuid4().hex[:8]
-        store.create_bucket(bucket)
-        location = a_location(name="l", bucket=bucket, region=store.region, s3_url=store.url, path_style=True)
-        # versitygw keeps keys as names of files, where these are others.
-        for key in (key for key, _ in AWKWARD_OBJECT_KEYS if key.strip("/") == key and "\x01" not in key
-                    and key != "..."):
+        location = a_location(name="l", bucket=self.namespace, region=self.store.region, s3_url=self.store.url,
+                              path_style=True)
+        for key, _ in AWKWARD_OBJECT_KEYS:
+            if key.strip("/") != key or "\x01" in key or key == "...":
+                continue  # versitygw keeps keys as names of files, where these are others
             with self.subTest(key):
                 body = ("the object " + key).encode()
-                store.put(bucket, key, body)
-                url = vr.presign(vr.object_address(location, key), vr.Credentials(store.access_key, store.secret_key),
-                                 vr.utc_now(), vr.URL_LIFE)
-                raw = http.client.HTTPConnection(store.host, timeout=20)
-                with contextlib.closing(raw):
-                    raw.request("GET", url[len(store.url):])
-                    self.assertEqual(body, raw.getresponse().read())
-                with vr.open_url(url) as response:
-                    self.assertEqual(body, b"".join(vr.read_body(response)))
+                self.store.put(self.namespace, key, body)
+                url = vr.presign(vr.object_address(location, key), vr.Credentials(
+                    self.store.access_key, self.store.secret_key), vr.utc_now(), vr.URL_LIFE)
+                with contextlib.closing(http.client.HTTPConnection(self.store.host, timeout=20)) as raw:
+                    raw.request("GET", url[len(self.store.url):])
+                    self.assertEqual([body] * 2, [raw.getresponse().read(), self.fetched(url)])
                 vr.verify_url(url, vr.Trust())
 
 
@@ -7701,7 +7646,7 @@ def aws_chunked(data: bytes, size: int = 64, signed: bool = True, trailers: byte
     return framed[:-2] + trailers + b"\r\n" if trailers else framed
 
 
-class TestStoreWords(unittest.TestCase):
+class TestStoreWords(Cases):
     """What is read of a store's answers."""
 
     def test_listing(self) -> None:
@@ -7715,75 +7660,66 @@ class TestStoreWords(unittest.TestCase):
 
     def test_what_a_body_is(self) -> None:
         """Binary data is not called text, with or without a NUL; text may be cut within a character."""
-        for body, said in ((b"", "nothing"), (b"\x89PNG\r\n\x1a\n", "binary data"), (b"\x1f\x8b\x08", "binary data"),
-                           (b"a\xff\xfeb", "binary data"), (b"a\x1b[2Jb", "binary data"), (b"a\0b", "binary data"),
-                           (b"<html>", "an HTML page"), (b"  <HTML>", "an HTML page"), (b"<?xml?>", "an XML document"),
-                           (b"<Error><Code>x</Code>", "an XML document"), (b"sig=s3cr3t\n", "text: sig=***"),
-                           ("gr\u00fcn\tx".encode(), "text: gr\u00fcn x"),
-                           (b"a" * 199 + "\u00fc".encode(), "text: aaa")):
-            self.assertTrue(vr._what_is(body).startswith(said), (body, vr._what_is(body)))
+        for said, *bodies in (
+                ("nothing", b""), ("an HTML page", b"<html>", b"  <HTML>"),
+                ("binary data", b"\x89PNG\r\n\x1a\n", b"\x1f\x8b\x08", b"a\xff\xfeb", b"a\x1b[2Jb", b"a\0b"),
+                ("an XML document", b"<?xml?>", b"<Error><Code>x</Code>"), ("text: sig=***", b"sig=s3cr3t\n"),
+                ("text: gr\u00fcn x", "gr\u00fcn\tx".encode()), ("text: aaa", b"a" * 199 + "\u00fc".encode())):
+            for body in bodies:
+                self.assertTrue(vr._what_is(body).startswith(said), (body, vr._what_is(body)))
 
     def test_object_info(self) -> None:
         """An ETag is an MD5 unless it is weak, of parts, or of an encrypted object; a range has to reach the end."""
         md5 = "0123456789abcdef" * 2
-        whole = vr.ObjectInfo(f'"{md5}"', 9, md5)
+        whole, encryption = vr.ObjectInfo(f'"{md5}"', 9, md5), "x-amz-server-side-encryption"
         for status, headers, changes in (
                 (200, {}, {}), (200, {"ETag": '"abc-3"'}, {"etag": '"abc-3"', "md5": ""}),
                 (200, {"ETag": f'W/"{md5}"'}, {"etag": "", "md5": ""}), (200, {"ETag": md5}, {"etag": md5, "md5": ""}),
-                (200, {"x-amz-server-side-encryption": "aws:kms"}, {"md5": ""}),
-                (200, {"x-amz-server-side-encryption": "AES256"}, {}),
-                (200, {"x-amz-server-side-encryption-customer-algorithm": "AES256"}, {"md5": ""}),
+                (200, {encryption: "aws:kms"}, {"md5": ""}), (200, {encryption: "AES256"}, {}),
+                (200, {encryption + "-customer-algorithm": "AES256"}, {"md5": ""}),
                 (200, {"Content-Length": "+9"}, {"size": None, "ends": False}),
                 (200, {"Content-Length": "", "Transfer-Encoding": "Chunked"}, {"size": None}),
-                *((206, {"Content-Range": text}, {"size": size, "start": start, "whole": False})
-                  for text, start, size in (
-                    ("bytes 1-9/10", 1, 10), ("bytes 1-9/*", 1, 10), ("bytes 1-9/11", -1, None),
-                    ("bytes 1-8/9", -1, None), ("bytes 9-1/10", -1, None), ("bytes */10", -1, None), ("", -1, None),
-                    ("bytes x", -1, None)))):
+                *((206, {"Content-Range": text}, {"size": 10, "start": 1, "whole": False})
+                  for text in ("bytes 1-9/10", "bytes 1-9/*")),
+                *((206, {"Content-Range": text}, {"size": None, "start": -1, "whole": False})
+                  for text in ("bytes 1-9/11", "bytes 1-8/9", "bytes 9-1/10", "bytes */10", "", "bytes x"))):
             with self.subTest(status=status, **headers):
                 self.assertEqual(whole._replace(**changes), vr.object_info(
                     status, {"ETag": f'"{md5}"', "Content-Length": "9", **headers}))
 
     def test_when_to_try_again(self) -> None:
         """Three, five or ten times, by what has come before; at most a minute, and not what stays wrong."""
-        def error(status: int, reason: str = "StoreError", after: Optional[float] = None, retry: bool = True) -> Any:
-            found = vr.StoreError("x", status=status, reason=reason) if status else vr.Unreachable("x", reason=reason)
-            found.retry, found.retry_after = retry, after
-            return found
-        for fault, moved, waits in (
-                (error(0, "BrokenOff"), False, 4), (error(0, "BrokenOff"), True, 9),
-                (error(0, "Unreachable"), False, 2), (error(0, "Unreachable"), True, 9),
-                (error(0, "BrokenOff", retry=False), True, 0),
-                (error(503), False, 4), (error(503), True, 9), (error(429), True, 9), (error(403), True, 0),
-                (error(206, "WrongRange"), True, 2), (error(503, after=61), True, 0), (error(503, after=25), True, 2),
-                (vr.StoreError("x"), True, 0)):
-            with self.subTest(fault, moved=moved):
+        for status, reason, moved, waits, more in (
+                (0, "BrokenOff", False, 4, {}), (0, "BrokenOff", True, 9, {}), (0, "Unreachable", False, 2, {}),
+                (0, "Unreachable", True, 9, {}), (0, "BrokenOff", True, 0, {"retry": False}),
+                (503, "StoreError", False, 4, {}), (503, "StoreError", True, 9, {}), (429, "StoreError", True, 9, {}),
+                (403, "StoreError", True, 0, {}), (206, "WrongRange", True, 2, {}),
+                (503, "StoreError", True, 0, {"retry_after": 61.0}),
+                (503, "StoreError", True, 2, {"retry_after": 25.0}), (None, "StoreError", True, 0, {})):
+            with self.subTest(status=status, reason=reason, moved=moved, **more):
+                fault = vr.Unreachable("x", reason=reason) if status == 0 else vr.StoreError(
+                    "x", status=status or 0, reason=reason)
+                vars(fault).update(more)
                 taken: List[float] = []
-                while len(taken) < 20:
-                    wait = vr.download_wait(fault, len(taken) + 1, sum(taken), moved, 0.2)
-                    if wait is None:
+                for failures in range(1, 20):
+                    taken.append(vr.download_wait(fault, failures, sum(taken), moved, 0.2))
+                    if taken[-1] is None:
                         break
-                    taken.append(wait)
-                self.assertEqual(waits, len(taken))
+                self.assertEqual((waits, None), (len(taken) - 1, taken.pop()))
                 self.assertLessEqual(sum(taken), 60)
 
     def test_progress_text(self) -> None:
         """The rate is that of the bytes of this run; what is not known is left out."""
-        for numbers, text in (((1 << 20, 4 << 20, 1 << 19, 0.5), "1.0 MiB of 4.0 MiB, 25%, 1.0 MiB/s, 3s left"),
-                              ((1 << 20, None, 1 << 20, 2.0), "1.0 MiB, 512.0 KiB/s"),
-                              ((9, 18, 0, 0.0), "9 B of 18 B, 50%, 0 B/s"),
-                              ((3 << 41, 3 << 41, 1, 1.0), "6.0 TiB of 6.0 TiB, 100%, 1 B/s, 0s left")):
-            self.assertEqual(text, vr.progress_text(*numbers))
+        self.gives(vr.progress_text, ((1 << 20, 4 << 20, 1 << 19, 0.5), "1.0 MiB of 4.0 MiB, 25%, 1.0 MiB/s, 3s left"),
+                   ((1 << 20, None, 1 << 20, 2.0), "1.0 MiB, 512.0 KiB/s"),
+                   ((9, 18, 0, 0.0), "9 B of 18 B, 50%, 0 B/s"),
+                   ((3 << 41, 3 << 41, 1, 1.0), "6.0 TiB of 6.0 TiB, 100%, 1 B/s, 0s left"))
 
 
 class TestStoreChunked(unittest.TestCase):
     """Objects that some SDK stored with its framing."""
 
     packed = gzip.compress(random.Random(3).getrandbits(5600).to_bytes(700, "big") + LOG)
-
-    def read(self, stored: bytes, step: int) -> bytes:
-        """Return what is read of an object that comes in pieces of this size."""
-        return b"".join(vr.decode_aws_chunked(cut(stored, step)))
 
     def test_framing_is_taken_off(self) -> None:
         """Signed, unsigned and with trailers, in pieces of any size, the object inside is read; others stay."""
@@ -7794,10 +7730,9 @@ class TestStoreChunked(unittest.TestCase):
         plain = ((stored, stored) for stored in (
             self.packed, b"", b"1", b"text\r\n", b"10\r\nabcdef", b"10\r\n" + b"x" * 300, b"0\r\n\r\n", b"a" * 1000,
             b"\x1f", b"\x1f\x8b", b"<html>\r\n", self.packed + self.packed, b"1f\r\n\x1f\x8c" + b"x" * 200))
-        for stored, whole in itertools.chain(framed, plain):
-            for step in (1, 2, 7, 100, 99_999):
-                with self.subTest(stored[:12], step=step):
-                    self.assertEqual(self.read(stored, step), whole)
+        for (stored, whole), step in itertools.product(itertools.chain(framed, plain), (1, 2, 7, 100, 99_999)):
+            with self.subTest(stored[:12], step=step):
+                self.assertEqual(b"".join(vr.decode_aws_chunked(cut(stored, step))), whole)
 
     def test_what_is_cut_or_damaged_is_an_error(self) -> None:
         """Wherever a framed object ends before its last chunk, or with a size that is none or does not fit."""
@@ -7809,7 +7744,7 @@ class TestStoreChunked(unittest.TestCase):
             wrong += [framed[:end] for end in {140, 141, 150, 400, len(framed) // 2, *range(last - 3, last + 2)}]
         for stored in wrong:
             with self.subTest(stored[-20:]), self.assertRaisesRegex(vr.StoreError, "cut short|damaged"):
-                self.read(stored, 50)
+                list(vr.decode_aws_chunked(cut(stored, 50)))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -7817,9 +7752,9 @@ class TestStoreChunked(unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 MIB = 1 << 20
-CUT_COST = MIB                               # the most that a cut may cost in bytes sent twice
-PEAK = 40                                    # MiB resident for a download of any size, once the module is compiled
-GROWTH = 14                                  # MiB that it adds to what a script has resident before
+CUT_COST = MIB  # the most that a cut may cost in bytes sent twice
+PEAK = 40  # MiB resident for a download of any size, once the module is compiled
+GROWTH = 14  # MiB that it adds to what a script has resident before
 IDLE_FLAG = ("--idle-timeout", "1s")
 PART_SUFFIX = ".velero-requests.part"
 LOGIN_PAGE = b"<!DOCTYPE html><html><body><form>Sign in</form></body></html>"
@@ -7835,6 +7770,12 @@ def part_of(path: str) -> str:
     folder, name = os.path.split(path)
     return os.path.join(folder, next((found for found in os.listdir(folder) if found.startswith(f".{name}.")
                                       and found.endswith(PART_SUFFIX)), ".no" + PART_SUFFIX))
+
+
+def usual_part(path: str, what: str, ending: str) -> str:
+    """Return where the partial file of this object with this ending, mark and ETag, is put."""
+    new = vr.AtomicFile(path, what, force=False)
+    return new.stem + ending.format(mark=new.mark) + PART_SUFFIX
 
 
 def noise(size: int, seed: int = 6) -> bytes:
@@ -7873,15 +7814,14 @@ def size_of(path: str) -> int:
 
 def first_byte(request: Request) -> int:
     """Return where the range that a request asks for begins, 0 without a range."""
-    found = re.match(r"bytes=(\d+)-", request.headers.get("range", ""))
-    return int(found.group(1)) if found else 0
+    return int(re.match(r"(?:bytes=)?(\d*)", request.headers.get("range", ""))[1] or 0)
 
 
 def with_headers(answer: Answer, **changes: Optional[str]) -> Answer:
     """Return the answer with headers (ETag, Content_Range) replaced, added, or with None taken away."""
-    named = {name.replace("_", "-").lower(): (name.replace("_", "-"), value) for name, value in changes.items()}
-    kept = tuple(pair for pair in answer.headers if pair[0].lower() not in named)
-    return answer._replace(headers=kept + tuple(pair for pair in named.values() if pair[1] is not None))
+    named = {name.replace("_", "-"): value for name, value in changes.items()}
+    kept = tuple(pair for pair in answer.headers if pair[0] not in named)
+    return answer._replace(headers=kept + tuple(pair for pair in named.items() if pair[1] is not None))
 
 
 def body_start(response: bytes) -> int:
@@ -7914,8 +7854,7 @@ def chunked(size: int, last: bool = True) -> Callable[[bytes], Pieces]:
         start = body_start(response)
         yield re.sub(rb"(?i)content-length: \d+", b"Transfer-Encoding: chunked", response[:start])
         yield from map(chunk, cut(response[start:], size))
-        if last:
-            yield b"0\r\n\r\n"
+        yield b"0\r\n\r\n" if last else b""
     return pieces
 
 
@@ -7933,8 +7872,8 @@ class Sentences(World):
     def make_target(self) -> None:
         """Make the folder that downloads go to, with nothing else in it."""
         self.target = os.path.join(self.folder, "target")
-        os.makedirs(self.target, exist_ok=True)
         self.path = os.path.join(self.target, "x")
+        os.makedirs(self.target, exist_ok=True)
 
     def clear(self) -> None:
         """Empty the target's folder for another try."""
@@ -7967,9 +7906,8 @@ class Sentences(World):
     def assert_absent(self, result: Result, code: Any, *words: str) -> None:
         """Check that a download failed with one of the codes, and left nothing."""
         self.assertIn(result.code, code if isinstance(code, tuple) else (code,), result.err)
-        self.assertEqual(result.out, b"")
         self.assert_sentence(result, *words)
-        self.assertEqual(self.left(), set(), result.err)
+        self.assertEqual((self.left(), result.out), (set(), b""), result.err)
 
 
 class DownloadWorld(Sentences, FakeWorld):
@@ -7992,19 +7930,17 @@ class DownloadWorld(Sentences, FakeWorld):
 
     def contents(self, size: int = 300_000, seed: int = 6, name: str = "b1") -> bytes:
         """Store the contents of a backup, and return what lies in the bucket."""
-        stored = archive(size, seed)
-        self.store.put(self.namespace, f"backups/{name}/{name}.tar.gz", stored)
-        return stored
+        self.store.put(self.namespace, f"backups/{name}/{name}.tar.gz", archive(size, seed))
+        return archive(size, seed)
 
     def download(self, *argv: str, name: str = "b1") -> Result:
-        """Download to the target in this process."""
         return self.cli("download", name, "-o", self.path, *IDLE_FLAG, *argv)
 
     def stalled(self, reached: int, *argv: str) -> Tuple[Program, threading.Event]:
         """Start a download in a process of its own, which stands still with so many bytes in its partial file."""
         gate = threading.Event()
         self.store.script("GET", pause_after=reached, gate=gate)
-        program = self.program(*(argv or ("download", "b1", "-o", self.path)))
+        program = self.program("download", "b1", "-o", self.path, *argv)
         wait_until(lambda: size_of(part_of(self.path)) >= max(1, reached - CUT_COST), 15, "the partial file")
         return program, gate
 
@@ -8012,18 +7948,13 @@ class DownloadWorld(Sentences, FakeWorld):
         """Return the GETs of objects that the store has seen."""
         return [request for request in self.store.seen("GET", part) if "list-type" not in request.target]
 
-    def assert_conditional(self, etag: str) -> None:
-        """Check that every Range came with If-Match."""
-        for request in self.gets():
-            self.assertEqual(etag if first_byte(request) else None, request.headers.get("if-match"), request)
-
-    def usual_part(self, mark: str = "") -> str:
-        """Return where the partial file of b1's contents is put, of their own ETag or another."""
-        with contextlib.closing(vr.AtomicFile(self.path, "BackupContents of b1", force=False, named=True)) as new:
-            return os.path.join(self.target, f"{new.stem}{new.mark}.{mark or self.etag()[1:-1]}{PART_SUFFIX}")
-
-    def etag(self, key: str = KEYS["BackupContents"]) -> str:
-        return str(self.store.buckets[self.namespace][key].etag)
+    def by_shell(self, start: str, *argv: str) -> Result:
+        """Run the program from a shell that does this before."""
+        done = subprocess.run(
+            ["sh", "-c", start + '; exec "$@"', "sh", sys.executable, velero_requests.__file__, *argv, "--kubeconfig",
+             self.kubeconfig, "-n", self.namespace], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60,
+            check=False)
+        return Result(done.returncode, b"", done.stderr.decode())
 
 
 class Terminal:
@@ -8032,7 +7963,7 @@ class Terminal:
     def __init__(self, folder: str, *argv: str,
                  program: Tuple[str, ...] = (sys.executable, velero_requests.__file__)) -> None:
         self.master, self.slave = pty.openpty()
-        self.before = termios.tcgetattr(self.slave)
+        self.before = self.after = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
             [*program, *argv], cwd=folder, stdin=self.slave, stdout=self.slave, stderr=self.slave,
             start_new_session=True,
@@ -8056,15 +7987,13 @@ class Terminal:
 
     def end(self, seconds: float = 20) -> Tuple[int, str]:
         """Wait until it has ended, and return its code and all that it said."""
-        code = self.process.wait(seconds)
-        self.after = termios.tcgetattr(self.slave)
+        code, self.after = self.process.wait(seconds), termios.tcgetattr(self.slave)
         os.close(self.slave)
         self.reader.join(5)
         os.close(self.master)
         return code, self.text()
 
     def kill(self) -> None:
-        """End it for good, if it has not ended."""
         if self.process.poll() is None:
             self.process.kill()
             self.end()
@@ -8076,9 +8005,8 @@ def resident(pid: int) -> float:
     Not VmHWM, its peak: for some hundredths of a second at the start, compiling the file needs more than any transfer.
     """
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
+        found = re.search(r"VmRSS:\s+(\d+)", file.read())
+        return int(found[1]) / 1024 if found else 0.0
     return 0.0
 
 
@@ -8114,20 +8042,11 @@ def endless_refusal(_response: bytes) -> Pieces:
     yield from itertools.repeat(b"no " * 20_000)
 
 
-class StoreFault(NamedTuple):
-    """What a store does in this order, and then no more; how a file and a stream end: whole, or with these words."""
-
-    name: str
-    faults: Tuple[Document, ...]
-    file: str = ""
-    stream: Optional[str] = None             # where a stream ends otherwise
-    code: int = 1
-    keeps: bool = False                      # whether a partial file remains
-
-
 MD5, CHANGED, SIZE = "its MD5 is", "the object changed after", len(STORED)
-BUSY = {"status": 503, "body": SLOW_DOWN}
-FAULTS = tuple(StoreFault(*row) for row in (
+BUSY, SPENT = {"status": 503, "body": SLOW_DOWN}, {"status": 403, "body": SPENT_URL}
+# What is wrong, what a store does in this order and then no more, the words of a file's error, of a stream's where it
+# ends otherwise, the exit code, and whether a partial file remains.
+FAULTS: Tuple[Tuple[Any, ...], ...] = (
     *((f"cut after {size}", ({"wire": cut_body(size)},)) for size in (0, 1, 100_000, SIZE - 9, SIZE)),
     *((f"cut in the header after {size}", ({"wire": lambda response, size=size: [response[:size]]},))
       for size in (*range(0, 300, 29), 235)),
@@ -8151,8 +8070,9 @@ FAULTS = tuple(StoreFault(*row) for row in (
     *((f"HTML half way with {status}", (HALF, answered(status))) for status in (206, 403, 502)),
     ("Range is ignored", (HALF, {"answer": lambda request, true: Answer(200, STORED, with_headers(
         true, Content_Range=None).headers)})),
-    ("503", (BUSY, BUSY)), ("expired", (HALF, {"status": 403, "body": SPENT_URL})),
+    ("503", (BUSY, BUSY)), ("expired", (HALF, SPENT)),
     ("403 half way", (HALF, {"status": 403, "body": ""})),
+    ("expired again and again", (HALF, SPENT, SPENT, HALF, SPENT, SPENT)),  # bytes in between make up for it
     ("declared gzip", (forever(**altered(Content_Encoding="gzip")),)),
     ("truly gzip", (forever(**altered(gzip.compress, Content_Encoding="gzip")),), MD5),
     ("500 for ever", (forever(status=500, body="oops"),), "500"), ("503 for ever", (forever(**BUSY),), "503: SlowDown"),
@@ -8163,24 +8083,23 @@ FAULTS = tuple(StoreFault(*row) for row in (
     *((f"cut in the header after {size} for ever", (forever(wire=lambda response, size=size: [response[:size]]),),
        "cannot reach|broke off", None, 6) for size in (9, 60)),
     ("no body", (forever(wire=cut_body(0)),), f"broke off after 0 of {SIZE} bytes", None, 6),
-    ("no body and no length", (forever(wire=lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]),),
-               "neither length nor ETag: it was cut short", None, 6),
+    ("no body and no length", (forever(wire=lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]),), "broke off after 0", None, 6),
     ("no chunk", (forever(wire=lambda response: chunked(1000, last=False)(response[:body_start(response)])),),
                "broke off", None, 6),
-    ("silent for ever", (forever(pause_after=0, gate=SILENT),), "sent nothing for 60ms, after 0 bytes", None, 6),
+    ("silent for ever", (forever(pause_after=0, gate=SILENT),), "nothing for 60ms, after 0 bytes|in time", None, 6),
     ("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing|in time", None, 6, True),
     ("always too long", (forever(wire=length_of(310_000_000)),), "another part", None, 1, True),
     ("always too short", (forever(wire=length_of(1000)),), MD5), ("HTML", (forever(**answered(200)),), "an HTML page"),
     ("HTML as gzip", (forever(**answered(200, ETag='"abc"', Content_Type="application/gzip")),), "HTML"),
     ("HTML from half way on", (HALF, forever(**answered(200))), "an HTML page", CHANGED),
-    ("always expired", (forever(status=403, body=SPENT_URL),), "has expired"),
+    ("always expired", (forever(**SPENT),), "has expired"),
     *((f"{status} for ever", (forever(status=status, body=""),), said, None, code) for status, said, code in (
         (401, "401", 5), (403, "403", 5), (404, "has no such file", 3), (204, "204", 1), (302, "302", 1))),
     ("endless refusal", ({"wire": endless_refusal},), "403: AccessDenied", None, 5),
     *((f"redirected to {place!r}", (forever(status=307, body=b"", headers={"Location": place}),), "307")
-      for place in ("file:///etc/passwd", "http://[", "", "\x01", "http://127.0.0.1:1/"))))
+      for place in ("file:///etc/passwd", "http://[", "", "\x01", "http://127.0.0.1:1/")))
 ZEROS = '"' + "0" * 32
-OBJECTS = (                                  # what is stored, its ETag unless it is the MD5, what a file has, words
+OBJECTS = (  # what is stored, its ETag unless it is the MD5, what a file has, words
     (STORED, ZEROS + '"', None, MD5), (STORED, ZEROS + '-3"', STORED, ""), (STORED, '"0123"', STORED, ""),
     (STORED, 'W/"abc"', STORED, ""), (STORED, "odd", STORED, ""), (b"", "", None, "the file is empty, not gzip"),
     (STORED + STORED, "", STORED + STORED, ""), (STORED[:-9], "", None, "cut short"),
@@ -8203,7 +8122,6 @@ class TestDownloadFaults(FolderCase):
     def setUp(self) -> None:
         super().setUp()
         self.script(())
-        self.located: List[timedelta] = []   # the skew of each URL
         self.said = io.StringIO()
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
@@ -8213,16 +8131,14 @@ class TestDownloadFaults(FolderCase):
         self.put(STORED)
 
     def put(self, body: bytes, etag: str = "", **headers: str) -> None:
-        """Store the object."""
         self.store.put_with_etag("bucket", "k", body, etag or f'"{hashlib.md5(body).hexdigest()}"', **headers)
 
-    def locate(self, skew: timedelta) -> Tuple[str, Any]:
-        self.located.append(skew)
-        return self.store.url_of("bucket", "k"), vr.Trust()
-
-    def download(self, gunzip: bool = False, idle: float = 5.0) -> Any:
-        """Return a download that is in a hurry."""
-        download = vr.Download(vr.UrlSource(self.locate, idle=idle), "BackupLog of b1", gunzip=gunzip)
+    def download(self, gunzip: bool = False, idle: float = 5.0, url: str = "", trust: Any = vr.Trust()) -> Any:
+        """Return a download that is in a hurry; the skew of each URL is noted."""
+        self.located: List[timedelta] = []
+        download = vr.Download(vr.UrlSource(lambda skew: (
+            self.located.append(skew) or url or self.store.url_of("bucket", "k"), trust), idle=idle),
+            "BackupLog of b1", gunzip=gunzip)
         download.first_wait = 0.0001
         return download
 
@@ -8233,13 +8149,17 @@ class TestDownloadFaults(FolderCase):
         for fault in faults:
             self.store.script("GET", "/bucket/k", **fault)
 
-    def end_of(self, action: Callable[[], Any]) -> Any:
-        """Return the Error that an action ends with, or None."""
+    def save(self, force: bool = False) -> Any:
+        """Download into the file -> the Error that it ends with, or None."""
         try:
-            action()
+            self.download().save(self.path, force=force)
         except vr.Error as error:
             return error
         return None
+
+    def clear(self) -> None:
+        for name in os.listdir(self.folder):
+            os.unlink(os.path.join(self.folder, name))
 
     def begins(self) -> List[int]:
         """Return where the ranges begin that were asked for, each of which has its condition."""
@@ -8247,30 +8167,35 @@ class TestDownloadFaults(FolderCase):
             self.assertEqual(bool(first_byte(request)), "if-match" in request.headers)
         return [first_byte(request) for request in self.store.seen("GET")]
 
-    def outcome(self, gunzip: bool, idle: float = 5.0, words: str = "", code: int = 1) -> Tuple[Any, bytes]:
+    def outcome(self, gunzip: bool, words: str = "", code: int = 1, **how: Any) -> Tuple[Any, bytes]:
         """Download into a file, or with gunzip into a stream -> the error, which must have these words, or None; and
         what was written."""
-        for name in os.listdir(self.folder):
-            os.unlink(os.path.join(self.folder, name))
-        download, writer = self.download(gunzip, idle), io.BytesIO()
-        error = self.end_of((lambda: download.write_to(writer)) if gunzip else lambda: download.save(self.path))
-        self.assertEqual(bool(words), error is not None, error)
-        if error:
-            self.assertRegex(str(error), "^BackupLog of b1: .*(" + words + ")")
+        self.clear()
+        error, download, writer = None, self.download(gunzip, **how), io.BytesIO()
+        try:
+            if gunzip:
+                download.write_to(writer)
+            else:
+                download.save(self.path)
+        except vr.Error as raised:
+            error = raised
+            self.assertRegex(str(error), "^BackupLog of b1: .*(" + (words or "no error") + ")")
             self.assertEqual((code, True, None), (error.exit, str(error).isprintable(), UGLY.search(str(error))))
+        self.assertEqual(bool(words), error is not None)
         return error, writer.getvalue() if gunzip else self.found().get("out.gz", b"")
 
     def test_every_fault(self) -> None:
         """A file is whole or absent, and that is said; a stream has a beginning of it. None costs 15 requests."""
         content = gzip.decompress(STORED)
-        for (name, faults, file, stream, code, keeps), gunzip in itertools.product(FAULTS, (False, True)):
+        for row, gunzip in itertools.product(FAULTS, (False, True)):
+            name, faults, file, stream, code, keeps = row + ("", None, 1, False)[len(row) - 2:]
             with self.subTest(name, gunzip=gunzip):
                 self.script(faults)
                 self.said.seek(self.said.truncate(0))
-                error, written = self.outcome(gunzip, 0.06 if "silent" in name else 5.0,
-                                              file if stream is None or not gunzip else stream, code)
+                error, written = self.outcome(gunzip, file if stream is None or not gunzip else stream, code,
+                                              idle=0.06 if "silent" in name else 5.0)
                 self.assertLess(len(self.begins()), 2 if code in (3, 5) else 15)
-                if gunzip:                   # of what is damaged the beginning is sound
+                if gunzip:  # of what is damaged the beginning is sound
                     self.assertTrue(content.startswith(written[:140_000]) or name == "truly gzip")
                     self.assertTrue(error or written == content)
                 elif error:
@@ -8285,11 +8210,11 @@ class TestDownloadFaults(FolderCase):
 
     def test_what_is_stored(self) -> None:
         """What is no whole gzip of its ETag never passes; of a stream a sound beginning is written."""
-        for (stored, etag, whole, words), gunzip, faults in itertools.product(OBJECTS, (False, True), ((), (1,))):
-            with self.subTest(stored[-9:], etag=etag, gunzip=gunzip, cut=bool(faults)):
-                self.put(stored, etag)       # a weak ETag identifies no bytes
-                self.script([{"wire": cut_body(len(stored) // 2)}] if faults and etag != 'W/"abc"' else ())
-                error, written = self.outcome(gunzip, words=words)
+        for (stored, etag, whole, words), gunzip, broken in itertools.product(OBJECTS, *[(False, True)] * 2):
+            with self.subTest(stored[-9:], etag=etag, gunzip=gunzip, broken=broken):
+                self.put(stored, etag)
+                self.script([{"wire": cut_body(len(stored) // 2)}] if broken and etag != 'W/"abc"' else ())
+                error, written = self.outcome(gunzip, words)  # a weak ETag identifies no bytes
                 if gunzip:
                     content = gzip.decompress(whole or STORED)
                     self.assertTrue(content.startswith(written[:140_000]))
@@ -8300,12 +8225,12 @@ class TestDownloadFaults(FolderCase):
         self.assertEqual((None, STORED), self.outcome(False))
 
     def test_where_it_goes_on(self) -> None:
-        """At the byte reached, however many the cuts and stalls; a line that is slow but alive is left alone."""
+        """At the byte reached; a line that is slow but alive is left alone."""
         stored = archive(12 * MIB)
         self.put(stored)
         for steps in (random.Random(12).choices(range(50_000, 270_000), k=30), [11 * MIB]):
             self.script([{"wire": cut_body(step)} for step in steps])
-            self.assertIsNone(self.end_of(lambda: self.download().save(self.path, force=True)))
+            self.assertIsNone(self.save(force=True))
             self.assertTrue(read_bytes(self.path) == stored)
             reached = 0
             for begin, step in zip(self.begins(), steps):
@@ -8315,12 +8240,12 @@ class TestDownloadFaults(FolderCase):
         for fault, begins in (({"times": 3, "pause_after": 60_000, "gate": SILENT}, [0, 59_999, 119_998, 179_997]),
                               ({"wire": paced(15, 0.04)}, [0])):
             self.script([fault])
-            self.assertEqual((None, STORED), self.outcome(False, 0.4))
+            self.assertEqual((None, STORED), self.outcome(False, idle=0.4))
             self.assertEqual(begins, self.begins())
         self.script([{"wire": cut_body(70_000)}])  # an error counts bytes of the whole
-        with self.assertRaises(vr.Unreachable) as caught, vr.UrlSource(self.locate).open(100_000, "") as (_, chunks, _):
-            self.assertEqual(STORED[100_000:], b"".join(chunks))
-        self.assertEqual(f"the download broke off after 170000 of {SIZE} bytes", str(caught.exception))
+        with self.assertRaisesRegex(vr.Unreachable, f"the download broke off after 170000 of {SIZE} bytes"):
+            with self.download().source.open(100_000, "") as (_, chunks, _):
+                self.assertEqual(STORED[100_000:], b"".join(chunks))
 
     def test_an_object_that_changes(self) -> None:
         """A file is begun anew, three times at most; a stream has bytes of one. So where If-Match is ignored."""
@@ -8336,7 +8261,7 @@ class TestDownloadFaults(FolderCase):
                 self.put(STORED)
                 self.script([fault for count in range(changes) for fault in (
                     {"wire": functools.partial(change, count)}, {"answer": forget})])
-                _, written = self.outcome(gunzip, words=words)
+                _, written = self.outcome(gunzip, words)
                 self.assertTrue(gzip.decompress(STORED).startswith(written) and len(written) > 100_000 if gunzip else
                                 words or written == archive(300_000, seed=19 + changes))
 
@@ -8345,21 +8270,13 @@ class TestDownloadFaults(FolderCase):
         store = TimelyStore()
         self.addCleanup(store.close)
         store.put("bucket", "k", STORED)
-        url = presigned_url(f"{store.url}/bucket/k", store.access_key, store.secret_key, store.region)
-        for hours, skews in ((0, [0]), (1, [0, 1, 1]), (-1, [0, -1, -1])):
+        url = store.url_of("bucket", "k")
+        for hours, skews, words in ((0, [0], ""), (1, [0, 1, 1], "expired"), (-1, [0, -1, -1], "not yet valid")):
             store.clock = lambda hours=hours: time.time() + 3600 * hours
-            located: List[timedelta] = []
-            source = vr.UrlSource(lambda skew: (located.append(skew) or url, vr.Trust()))
-            error = self.end_of(lambda: vr.Download(source, "x", gunzip=False).write_to(io.BytesIO()))
-            found = [round(skew / timedelta(hours=1)) for skew in located]
-            self.assertEqual((skews, len(skews) > 1), (found, bool(error)))
-        expired = {"status": 403, "body": SPENT_URL}
-        self.script([HALF, expired, expired, HALF, expired, expired])  # bytes in between make up for it
-        self.assertEqual((None, STORED), self.outcome(False))
-        self.assertEqual(5, len(self.located))
+            self.outcome(False, words, url=url)
+            self.assertEqual(skews, [round(skew / timedelta(hours=1)) for skew in self.located])
 
-    def test_slow_down(self) -> None:
-        """Retry-After is waited for as long as it says."""
+    def test_retry_after_is_waited_for(self) -> None:
         self.script([{**BUSY, "headers": {"Retry-After": "1"}}])
         self.assertEqual((None, STORED), self.outcome(False))
         first, second = (request.at for request in self.store.seen("GET"))
@@ -8370,15 +8287,11 @@ class TestDownloadFaults(FolderCase):
         store = FakeStore(tls=True)
         self.addCleanup(store.close)
         store.put("bucket", "k", STORED)
-        for trust, cuts, code in ((vr.Trust(read_bytes(str(store.ca))), (0, 1, 100_000, 250_000), 0),
-                                  (vr.Trust(), (), 6)):
-            for after in cuts:
-                store.script("GET", wire=cut_body(after))
-            source = vr.UrlSource(lambda _skew, trust=trust: (store.url_of("bucket", "k"), trust))
-            download, writer = vr.Download(source, "x", gunzip=False), io.BytesIO()
-            download.first_wait = 0.001
-            error = self.end_of(lambda: download.write_to(writer))
-            self.assertEqual((code, b"" if code else STORED), (error.exit if error else 0, writer.getvalue()), error)
+        for after in (0, 1, 100_000, 250_000):
+            store.script("GET", wire=cut_body(after))
+        url = store.url_of("bucket", "k")
+        self.assertEqual((None, STORED), self.outcome(False, url=url, trust=vr.Trust(read_bytes(str(store.ca)))))
+        self.outcome(True, "certificate", 6, url=url)
 
     def test_leaving_early(self) -> None:
         """Whoever closes the chunks, or cannot write them, ends the transfer at once, and no thread stays."""
@@ -8406,13 +8319,7 @@ class TestDownloadFaults(FolderCase):
         """It gets the rest again, as a raw pipe would need it, and is not closed."""
         taken: List[bytes] = []
         writer = SimpleNamespace(write=lambda data: taken.append(bytes(data[:9999])) or len(taken[-1]))
-        self.assertEqual(SIZE, self.download().write_to(writer))
-        self.assertTrue(b"".join(taken) == STORED)
-
-    def usual_part(self, ending: str) -> str:
-        """Return where a partial file with this ending, mark of the object and ETag, is put."""
-        with contextlib.closing(vr.AtomicFile(self.path, "BackupLog of b1", force=False, named=True)) as new:
-            return os.path.join(self.folder, new.stem + ending.format(mark=new.mark) + PART_SUFFIX)
+        self.assertEqual((SIZE, True), (self.download().write_to(writer), b"".join(taken) == STORED))
 
     def test_partial_files(self) -> None:
         """What an earlier run left is continued where it fits; what is wrong with it costs a second run at most."""
@@ -8428,35 +8335,79 @@ class TestDownloadFaults(FolderCase):
                 ("{mark}.d41d8cd98f00b204e9800998ecf8427e-2", half, None, "changed"), ("{mark}.~", half, [0], ""),
                 ("{mark}." + "a" * 65, half, [0], ""), ("00000000" + own[6:], half, [0], "")):
             with self.subTest(ending, size=len(content)):
-                for left in self.found():
-                    os.unlink(os.path.join(self.folder, left))
-                write_bytes(self.usual_part(ending), content)
+                self.clear()
+                write_bytes(usual_part(self.path, "BackupLog of b1", ending), content)
                 self.said.seek(self.said.truncate(0))
                 self.store.forget()
-                self.assertIsNone(self.end_of(lambda: self.download().save(self.path)))
+                self.assertIsNone(self.save())
                 self.assertTrue(self.found() == {"out.gz": stored})
                 self.assertIn(begins, (None, self.begins()))
                 self.assertRegex(self.said.getvalue(), said or r"\A\Z")
 
-    def test_odd_things_in_the_partial_file_s_place(self) -> None:
-        """A link, a second name of another file, a FIFO or a folder there is neither written to nor waited for."""
+    def test_what_stands_in_its_place(self) -> None:
+        """A link, a second name of another file, a FIFO, a folder, or another user's file is neither written to, nor
+        waited for, nor continued; where a link that the target is leads to is replaced."""
+        victim, own = self.path + "-victim", "{mark}." + hashlib.md5(STORED).hexdigest()
+        link, second_name = (functools.partial(make, victim) for make in (os.symlink, os.link))
+        parts = [usual_part(self.path, "BackupLog of b1", ending) for ending in (own, "{mark}.0")]
+        rows = [(*row, 0, "") for row in itertools.product((link, second_name, os.mkfifo, os.mkdir), parts)]
+        if os.geteuid() == 0:  # it takes root to give files away
+            rows += [(lambda path: write_bytes(path, STORED[:1000]), parts[0], 65534, ""),
+                     (os.mkfifo, self.path, 65534, "no regular"), (link, self.path, 65534, "link of another user")]
+        for make, odd, owner, words in rows:
+            with self.subTest(make=make, odd=odd):
+                write_bytes(victim, b"precious")
+                make(odd)
+                if owner:
+                    os.lchown(odd, owner, owner)
+                before = os.lstat(odd)
+                error = self.save(force=True)
+                self.assertRegex(str(error or ""), words or r"\A\Z")
+                after = os.lstat(odd)
+                self.assertEqual((before.st_ino, before.st_size, before.st_mtime_ns, b"precious"),
+                                 (after.st_ino, after.st_size, after.st_mtime_ns, read_bytes(victim)))
+                self.assertEqual({odd, victim} if error else {odd, victim, self.path}, {
+                    os.path.join(self.folder, name) for name in os.listdir(self.folder)})
+                self.assertTrue(error or read_bytes(self.path) == STORED)
+                if os.path.isdir(odd):
+                    os.rmdir(odd)
+                self.clear()
+        os.symlink(write_bytes(victim, b"old"), self.path)
+        self.assertIsNone(self.save(force=True))
+        self.assertEqual((True, STORED), (os.path.islink(self.path), read_bytes(victim)))
+
+    @unittest.skipUnless(os.geteuid() == 0, "it takes root to become another user")
+    def test_a_shared_folder(self) -> None:
+        """Where somebody else is busy with our names, a download ends with our own file, or in one sentence; nobody
+        else's file gets a byte."""
+        os.chmod(self.folder, 0o1777)
         outside = tempfile.TemporaryDirectory()
         self.addCleanup(outside.cleanup)
-        victim = write_bytes(os.path.join(outside.name, "victim"), b"precious")
-        for make, ending in itertools.product(
-                (functools.partial(os.symlink, victim), functools.partial(os.link, victim), os.mkfifo, os.mkdir),
-                ("{mark}." + hashlib.md5(STORED).hexdigest(), "{mark}.0")):
-            with self.subTest(make=make, ending=ending):
-                odd = self.usual_part(ending)
-                make(odd)
-                self.assertIsNone(self.end_of(lambda: self.download().save(self.path)))
-                self.assertEqual({"out.gz", os.path.basename(odd)}, set(os.listdir(self.folder)))
-                self.assertEqual((True, b"precious"), (read_bytes(self.path) == STORED, read_bytes(victim)))
-                (os.rmdir if os.path.isdir(odd) else os.unlink)(odd)
+        victim, his = os.path.join(outside.name, "victim"), os.path.join(self.folder, "his")
+        write_bytes(victim, b"precious")
+        pid = pester(self.folder, ["out.gz", *(os.path.basename(usual_part(self.path, "BackupLog of b1", ending))
+                                               for ending in ("{mark}." + hashlib.md5(STORED).hexdigest(), "{mark}.~"))
+                                   ], victim)
+        self.addCleanup(os.waitpid, pid, 0)
+        self.addCleanup(os.kill, pid, signal.SIGKILL)
+        wait_until(lambda: size_of(his), 5, "the other user")
+        began, ends = time.monotonic(), set()
+        while time.monotonic() < began + 2 or (ends != {True, False} and time.monotonic() < began + 15):
+            for force in (False, True):
+                error = self.save(force)
+                ends.add(error is None)
+                if error:
+                    self.assertRegex(str(error), "cannot write|exists")
+                    continue
+                there = os.lstat(self.path)
+                self.assertEqual((stat.S_IFREG | 0o600, os.geteuid(), 1), (there.st_mode, there.st_uid, there.st_nlink))
+                self.assertTrue(read_bytes(self.path) == STORED)
                 os.unlink(self.path)
+        self.assertEqual(({True, False}, b"his", b"precious"), (ends, read_bytes(his), read_bytes(victim)))
+        self.assertEqual([], [entry.name for entry in os.scandir(self.folder)
+                              if entry.stat(follow_symlinks=False).st_uid == 0])
 
     def test_everything_is_on_disk_before_it_has_its_name(self) -> None:
-        """The file is synced before it is named, and its folder after."""
         def note(_frame: Any, event: str, what: Any) -> None:
             if event == "c_call" and what.__module__ == "posix" and what.__name__ in ("fsync", "link", "replace"):
                 calls.append(what.__name__)
@@ -8464,7 +8415,7 @@ class TestDownloadFaults(FolderCase):
             calls: List[str] = []
             sys.setprofile(note)
             try:
-                self.download().save(self.path, force=force)
+                self.save(force)
             finally:
                 sys.setprofile(None)
             self.assertEqual(["fsync", naming, "fsync"], calls)
@@ -8474,79 +8425,46 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
     """`download -o FILE`: a target is the whole object, or as it was."""
 
     def test_targets_that_are_refused(self) -> None:
-        """What exists, a folder, a FIFO or a device costs no request; what takes no file is one sentence."""
+        """What exists, or is no file, costs no request; what takes no file is one sentence; nor has a backup a name
+        that leads elsewhere."""
         self.contents()
         write_bytes(self.path, b"old")
-        os.mkfifo(self.path + "-fifo")
         self.cluster.forget()
-        for path, force, words in ((self.path, (), "exists"), (self.target, (), "folder"),
-                                   (self.target + "/", ("--force",), "folder"),
-                                   *((path, force, "no regular file") for path in (self.path + "-fifo", os.devnull)
-                                     for force in ((), ("--force",)))):
-            result = self.cli("backup", "download", "b1", "-o", path, *force)
-            self.assertEqual((result.code, result.out, "`-o -`" in result.err), (1, b"", "regular" in words))
+        for path, words in ((self.path, "exists"), (os.devnull, "no regular file")):
+            result = self.cli("backup", "download", "b1", "-o", path)
+            self.assertEqual((1, b"", "regular" in words), (result.code, result.out, "`-o -`" in result.err))
             self.assert_sentence(result, re.escape(path.lower()), words)
         self.assertEqual(self.cluster.seen(user="admin") + self.store.seen(), [])
-        self.assertEqual((self.left(), read_bytes(self.path)), ({"x", "x-fifo"}, b"old"))
         result = self.cli("download", "b1", "-o", "/proc/velero-requests-test", *IDLE_FLAG)
         self.assert_sentence(result, "/proc/velero-requests-test")
-        self.assertEqual((1, []), (result.code, self.names()))
-
-    def test_force_replaces_only_after_success(self) -> None:
-        """The old file is whole until the new one is, and stays when that fails; what a link leads to is replaced."""
-        stored = self.contents(2 * MIB)
-        link = os.path.join(self.folder, "link")
-        os.symlink(write_bytes(self.path, b"old"), link)
-        for fault, code, words in ((altered(lambda body: body[:MIB] + b"\xff" + body[MIB + 1:]), 1, "damaged|its md5"),
-                                   ({"status": 404}, 3, "has no such file")):
-            self.store.script("GET", **fault)
-            result = self.download("--force")
-            self.assert_sentence(result, "backupcontents of b1: .*(" + words + ")")
-            self.assertEqual((code, b"old", {"x"}, []), (result.code, read_bytes(self.path), self.left(), self.names()))
-        program, gate = self.stalled(MIB, "download", "b1", "-o", link, "--force")
-        self.assertEqual(read_bytes(self.path), b"old")
-        gate.set()
-        self.assert_right(program.end(), stored)
-        self.assertTrue(os.path.islink(link))
-        self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o600)
+        self.store.forget()
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.target)
+        before = sorted(os.listdir(self.folder))
+        for name in ("../evil", "/etc/evil", "..", "a/b", "evil\n", "-", "..\\evil"):
+            self.assertIn(self.cli("backup", "download", *IDLE_FLAG, "--", name).code, (1, 2, 3), name)
+        self.assertEqual(({"x"}, before, b"old"), (self.left(), sorted(os.listdir(self.folder)), read_bytes(self.path)))
+        self.assertEqual([], self.gets() + self.names())
 
     def test_a_full_disk(self) -> None:
         """No space is one sentence with the file in it; nothing is left, and an old file is as it was."""
         self.contents(MIB)
         write_bytes(self.path, b"old")
-        done = subprocess.run(
-            [sys.executable, velero_requests.__file__, "download", "b1", "-o", self.path, "--force", *IDLE_FLAG,
-             "--kubeconfig", self.kubeconfig, "-n", self.namespace], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            timeout=60, check=False, preexec_fn=functools.partial(  # pylint: disable=subprocess-popen-preexec-fn
-                posix_resource.setrlimit, posix_resource.RLIMIT_FSIZE, (400_000, 400_000)))
-        self.assert_sentence(Result(1, b"", done.stderr.decode()), re.escape(self.path.lower()), "large|space|full")
-        self.assertEqual((1, {"x"}, b"old", []), (done.returncode, self.left(), read_bytes(self.path), self.names()))
-
-    def test_names_stay_in_their_folder(self) -> None:
-        """No name of a backup makes a file anywhere."""
-        self.addCleanup(os.chdir, os.getcwd())
-        os.chdir(self.target)
-        for name in ("../evil", "/" + "etc/evil", "..", "a/b", "evil\n", "-", "..\\evil"):
-            with self.subTest(name):
-                result = self.cli("backup", "download", *IDLE_FLAG, "--", name)
-                self.assertIn(result.code, (1, 2, 3), result.err)
-                self.assertEqual((set(), {"target"}), (self.left(), set(os.listdir(self.folder)) & {"target", "evil"}))
-        self.assertEqual(self.gets(), [])
+        result = self.by_shell("ulimit -f 400", "download", "b1", "-o", self.path, "--force", *IDLE_FLAG)
+        self.assert_sentence(result, re.escape(self.path.lower()), "large|space|full")
+        self.assertEqual((1, {"x"}, b"old", []), (result.code, self.left(), read_bytes(self.path), self.names()))
 
     def test_killed_and_continued(self) -> None:
-        """After kill -9 or Ctrl-C the same command asks for the rest only, unless the object has changed."""
         stored, reached = self.contents(3 * MIB), 5 * MIB // 2
-        for number, changes in ((signal.SIGINT, False), (signal.SIGKILL, False), (signal.SIGKILL, True)):
-            with self.subTest(number, changes=changes):
+        for number in (signal.SIGINT, signal.SIGKILL):
+            with self.subTest(number):
                 self.clear()
                 program, gate = self.stalled(reached)
                 part = part_of(self.path)
                 self.assertEqual(({os.path.basename(part)}, 0), (self.left(), os.stat(part).st_mode & 0o077))
-                self.assertIn(self.etag().strip('"'), part)
-                for force in ((), ("--force",)):  # meanwhile the target is locked
-                    second = self.download(*force)
-                    self.assertEqual((second.code, second.out), (1, b""), second.err)
-                    self.assert_sentence(second, re.escape(self.path.lower()), "another download")
+                second = self.download("--force")  # meanwhile the target is locked
+                self.assertEqual(1, second.code)
+                self.assert_sentence(second, re.escape(self.path.lower()), "another download")
                 began, result = time.monotonic(), program.end(number)
                 self.assertLess(time.monotonic() - began, 5)
                 if number == signal.SIGINT:
@@ -8555,22 +8473,15 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
                                                         "the same command goes on from there\n"), result.err)
                 gate.set()
                 self.store.forget()
-                stored = self.contents(3 * MIB, seed=21) if changes else stored
-                etag, result = self.etag(), self.download()
-                self.assert_right(result, stored)
-                self.assertEqual(changes, "changed" in result.err)
-                if not changes:
-                    self.assertEqual([True], [reached - CUT_COST <= first_byte(request) for request in self.gets()])
-                    self.assert_conditional(etag)
+                self.assert_right(self.download(), stored)
+                self.assertEqual([True], [reached - CUT_COST <= first_byte(request) for request in self.gets()])
 
     def test_an_url_that_expires_half_way(self) -> None:
         """A new request is made, the same byte continued, and no request is left; so on stdout."""
         self.store.clock = lambda: self.clock().timestamp()
         stored, text = self.contents(3 * MIB), noise(400_000).hex().encode()
         self.put(body=text)
-        for argv, size, kind, out in ((("download", "b1", "-o", self.path), 2 * MIB, "BackupContents", None),
-                                      (("download", "b1", "-o", "-"), 2 * MIB, "BackupContents", stored),
-                                      (("backup", "logs", "b1"), 200_000, "BackupLog", text)):
+        for argv, size in ((("download", "b1", "-o", self.path), 2 * MIB), (("backup", "logs", "b1"), 200_000)):
             self.cluster.forget()
             self.store.forget()
 
@@ -8581,10 +8492,9 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
             result = self.cli(*argv, *IDLE_FLAG)
             self.assertEqual((0, 2, []), (result.code, self.cluster.count("POST", "/downloadrequests"), self.names()),
                              result.err)
-            self.assertTrue((out or stored) == (result.out if out else read_bytes(self.path)))
-            self.assertEqual((2, size - 1), (len({request.target for request in self.gets()}),
-                                             first_byte(self.gets()[-1])))
-            self.assert_conditional(self.etag(KEYS[kind]))
+            self.assertTrue(read_bytes(self.path) == stored if self.path in argv else result.out == text)
+            self.assertEqual(2, len({request.target for request in self.gets()}))
+            self.assertEqual(size - 1, first_byte(self.gets()[-1]))
 
 
 def pester(folder: str, names: List[str], victim: str) -> int:
@@ -8592,24 +8502,16 @@ def pester(folder: str, names: List[str], victim: str) -> int:
     pid = os.fork()
     if pid:
         return pid
-
-    def replace(name: str) -> None:
-        os.link("his", "his-too")
-        os.rename("his-too", name)
-
-    def make(name: str) -> None:
-        with open(name, "xb") as file:
-            time.sleep(0.01)
-            if os.fstat(file.fileno()).st_size:
-                os.rename("his", "his-file-was-written")
+    acts: Tuple[Callable[[str], Any], ...] = (
+        functools.partial(os.symlink, "his"), functools.partial(os.symlink, victim), functools.partial(os.link, "his"),
+        lambda name: (os.link("his", "his-too"), os.rename("his-too", name)), os.mkfifo, os.mkdir,
+        lambda name: open(name, "xb").close(), lambda _: time.sleep(0.01))
     try:
         os.chdir(folder)
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
         write_bytes("./his", b"his")
-        acts = (functools.partial(os.symlink, "his"), functools.partial(os.symlink, victim), os.mkfifo, os.mkdir, make,
-                functools.partial(os.link, "his"), replace, lambda _: time.sleep(0.01))
         for act, name in itertools.cycle(itertools.product(acts, names)):
             for step in (act, os.unlink, os.rmdir):
                 with contextlib.suppress(OSError):
@@ -8618,107 +8520,10 @@ def pester(folder: str, names: List[str], victim: str) -> int:
         os._exit(1)
 
 
-class TestDownloadSharedFolder(DownloadWorld, unittest.TestCase):
-    """A folder in which anybody may make files, as in /tmp."""
-
-    def setUp(self) -> None:
-        """Make it, and something to lose outside of it."""
-        super().setUp()
-        os.chmod(self.target, 0o1777)
-        self.victim = write_bytes(os.path.join(self.folder, "victim"), b"precious")
-
-    @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid() == 0, "it takes root to become another user")
-    def test_somebody_else_is_busy_with_our_names(self) -> None:
-        """A download ends with our own file, or in one sentence; nobody else's file gets a byte."""
-        stored = self.contents(100_000)
-        names = ["x", *(os.path.basename(self.usual_part(mark)) for mark in ("", "~"))]
-        pid = pester(self.target, names, self.victim)
-        self.addCleanup(os.waitpid, pid, 0)
-        self.addCleanup(os.kill, pid, signal.SIGKILL)
-        wait_until(lambda: size_of(os.path.join(self.target, "his")), 5, "the other user")
-        began, codes = time.monotonic(), set()
-        while time.monotonic() < began + 2 or (codes != {0, 1} and time.monotonic() < began + 15):
-            for force in ((), ("--force",)):
-                result = self.download(*force)
-                codes.add(result.code)
-                if result.code:
-                    self.assertEqual(1, result.code, result.err)
-                    self.assert_sentence(result, "cannot write|exists")
-                    continue
-                there = os.lstat(self.path)
-                self.assertEqual((stat.S_IFREG | 0o600, os.geteuid(), 1), (there.st_mode, there.st_uid, there.st_nlink))
-                self.assertTrue(read_bytes(self.path) == stored)
-                os.unlink(self.path)
-        self.assertEqual({0, 1}, codes)
-        self.assertEqual((b"his", b"precious"), (read_bytes(os.path.join(self.target, "his")), read_bytes(self.victim)))
-        self.assertEqual([], [name for name in self.left() if os.lstat(os.path.join(self.target, name)).st_uid == 0])
-
-    @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid() == 0, "it takes root to give files away")
-    def test_what_others_have_put_there(self) -> None:
-        """Another user's partial file is not continued, his FIFO and what his link leads to are not written to."""
-        stored = self.contents(100_000)
-        for name, make, code in (
-                (os.path.basename(self.usual_part()), lambda path: write_bytes(path, stored[:1000]), 0),
-                ("x", os.mkfifo, 1), ("x", functools.partial(os.symlink, self.victim), 1)):
-            with self.subTest(name):
-                path = os.path.join(self.target, name)
-                make(path)
-                os.lchown(path, 65534, 65534)
-                before = os.lstat(path)
-                result = self.download("--force")
-                self.assertEqual(code, result.code, result.err)
-                after = os.lstat(path)
-                self.assertEqual((before.st_ino, before.st_size, before.st_mtime_ns),
-                                 (after.st_ino, after.st_size, after.st_mtime_ns))
-                self.assertEqual(b"precious", read_bytes(self.victim))
-                self.clear()
-                os.chmod(self.target, 0o1777)
-
-    def test_the_folder_is_exchanged(self) -> None:
-        """What is begun in a folder ends in it, whatever is put in its place meanwhile."""
-        stored = self.contents(2 * MIB)
-        program, gate = self.stalled(MIB)
-        aside, elsewhere = self.target + "-aside", os.path.join(self.folder, "elsewhere")
-        os.mkdir(elsewhere)
-        os.rename(self.target, aside)
-        os.symlink(elsewhere, self.target)
-        gate.set()
-        self.assertEqual(0, program.end().code, program.text())
-        self.assertEqual(([], ["x"]), (os.listdir(elsewhere), os.listdir(aside)))
-        self.assertTrue(read_bytes(os.path.join(aside, "x")) == stored)
-
-
-class TestDownloadUrlOnly(DownloadWorld, unittest.TestCase):
-    """`--url-only` where whoever may write a status has written it."""
-
-    serves = False
-
-    def test_only_a_url_is_printed(self) -> None:
-        """No control characters, no blanks, only ASCII, http or https; else a sentence, and nothing on stdout."""
-        rows = [("https://s.example/k?X-Amz-Signature=a", 0), ("http://[::1]:9000/k", 0), ("https://", 1),
-                *((f"https://s.example/a{odd}k", 1) for odd in ("\x1b[2J", " ", "\n", "\u202e", "\xe9", "\x7f")),
-                ("file:///etc/passwd", 1), ("javascript:alert(1)", 1), (" https://s.example/", 1)]
-
-        def fill_in() -> None:
-            for url, _ in rows:
-                name, = wait_until(self.names, 15, "the request")
-                self.fill(name, downloadURL=url, phase="Processed")
-                wait_until(lambda name=name: name not in self.names(), 15, "the end")
-        thread = threading.Thread(target=fill_in, daemon=True)
-        thread.start()
-        for url, code in rows:
-            with self.subTest(url):
-                result = self.cli("download", "b1", "--url-only")
-                self.assertEqual((code, b"" if code else url.encode() + b"\n"), (result.code, result.out), result.err)
-                if code:
-                    self.assert_sentence(result, "no printable http or https url")
-        thread.join(15)
-
-
-@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
 class TestDownloadMemory(DownloadWorld, unittest.TestCase):
     """The size of an object does not show in the memory that its download takes, compiled or as a script."""
 
+    @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
     def test_it_stays_small(self) -> None:
         """300 MB into a file, half a gigabyte of zeros to a pipe, and a body without its end that is refused."""
         member, zeros = gzip.compress(noise(MIB), 1), gzip.compress(b"\0" * (64 * MIB))
@@ -8728,10 +8533,8 @@ class TestDownloadMemory(DownloadWorld, unittest.TestCase):
             yield from itertools.repeat(member, 300)
 
         def ended() -> bool:
-            nonlocal begun, peak
-            now = resident(program.process.pid)
-            if self.store.requests:          # before, it is being compiled
-                begun, peak = begun or now, max(peak, now)
+            if self.store.requests:  # before, it is being compiled
+                seen.append(resident(program.process.pid))
             return program.process.poll() is not None
         self.put("BackupContents")
         for argv, stored, code in ((("download", "b1", "-o", self.path), b"", 0),
@@ -8744,60 +8547,47 @@ class TestDownloadMemory(DownloadWorld, unittest.TestCase):
                     self.store.put(self.namespace, KEYS["BackupLog"], stored)
                 else:
                     self.store.script("GET", wire=many)
-                program, begun, peak = self.program(*argv, stdout=subprocess.DEVNULL), 0.0, 0.0
+                program, seen = self.program(*argv, stdout=subprocess.DEVNULL), []
                 wait_until(ended, 90, "the end")
                 self.assertEqual((code, set() if stored else {"x"}), (program.end().code, self.left()))
-                self.assertTrue(0 < peak <= begun + GROWTH, f"{begun} MiB before, {peak} at most")
+                self.assertTrue(0 < max(seen) <= seen[0] + GROWTH, f"{seen[0]} MiB before, {max(seen)} at most")
 
 
 class TestDownloadSeen(DownloadWorld, unittest.TestCase):
     """What is said on a terminal, into a pipe, and when somebody interrupts."""
 
     def terminal(self, *argv: str) -> Terminal:
-        """Start a command on a terminal."""
         terminal = Terminal(self.folder, *argv, "--kubeconfig", self.kubeconfig, "-n", self.namespace)
         self.addCleanup(terminal.kill)
         return terminal
 
-    def test_progress(self) -> None:
-        """Bytes, percent, rate and time left on one line, redrawn at most 10 times a second, then the final line."""
-        stored = self.contents(MIB)
-        self.store.script("GET", wire=paced(40, 0.04))
-        terminal = self.terminal("download", "b1", "-o", self.path)
-        code, text = terminal.end()
-        self.assertEqual(code, 0, text)
-        for shown in (r"\d+(\.\d+)? ?%", r"\d ?([kKMG]i?)?B/s", r"\d(s|m|:\d\d)\b left",
-                      r"\r\x1b\[K1\.0 MiB in \d+(\.\d)?s\n"):
-            self.assertRegex(text, shown)
-        redraws = sum(piece.replace(b"\r\n", b"\n").count(b"\r") for _, piece in terminal.pieces)
-        taken = terminal.pieces[-1][0] - terminal.pieces[0][0]
-        self.assertTrue(3 < redraws <= 10 * taken + 6, (redraws, taken))
-        self.assertTrue(read_bytes(self.path) == stored)
-
     def test_what_terminals_and_pipes_see(self) -> None:
-        """A line no longer than a terminal is wide, no progress in a log or a pipe or with --quiet, no archive."""
-        self.contents()
+        """Bytes, percent, rate and time left on one line, no longer than a terminal is wide, redrawn at most 10 times
+        a second; no progress in a log or a pipe or with --quiet, no archive."""
+        stored = self.contents(MIB)
         self.put()
-        self.store.script("GET", times=5, wire=paced(10, 0.04))
-        to_file = ("download", "b1", "-o")
-        rows: Tuple[Tuple[Tuple[str, ...], int, int, str], ...] = (
-            ((*to_file, self.path + "0"), 0, 0, ""), ((*to_file, self.path + "1"), 20, 0, ""),
-            (("backup", "logs", "b1"), 80, 0, LOG.decode()), ((*to_file, self.path + "2", "--quiet"), 80, 0, ""),
-            ((*to_file, "-"), 80, 2, "is binary, and stdout is a terminal"),
-            ((*to_file, "-", "--force"), 80, 0, "\x1f"))
+        self.store.script("GET", times=5, wire=paced(40, 0.04))
+        to_file, drawn = ("download", "b1", "-o"), r"(\r[^\r\x1b]{0,%d}\x1b\[K)+[^\r]*"
+        rows: Tuple[Tuple[Tuple[str, ...], int, int, str], ...] = (  # argv, columns, code, the whole of what is seen
+            ((*to_file, self.path + "0"), 0, 0, drawn % 79), ((*to_file, self.path + "1"), 20, 0, drawn % 19),
+            (("backup", "logs", "b1"), 80, 0, re.escape(LOG.decode())),
+            ((*to_file, self.path + "2", "--quiet"), 80, 0, ""),
+            ((*to_file, "-"), 80, 2, ".*is binary, and stdout is a terminal.*"),
+            ((*to_file, "-", "--force"), 80, 0, ".*\x1f.*"))
         terminals = [self.terminal(*row[0]) for row in rows]
         for terminal, row in zip(terminals, rows):
             fcntl.ioctl(terminal.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if row[1] else 0, row[1], 0, 0))
-        for terminal, (argv, columns, code, text) in zip(terminals, rows):
+        for terminal, (argv, columns, code, pattern) in zip(terminals, rows):
             with self.subTest(argv, columns=columns):
                 found, said = terminal.end()
                 self.assertEqual(code, found, said)
-                if "-" in argv:
-                    self.assertIn(text, said)
-                elif "--quiet" in argv or text:
-                    self.assertEqual(text, said)
-                else:
-                    self.assertLess(max(map(len, re.findall(r"\r([^\r\x1b]*)\x1b", said))), columns or 80)
+                self.assertIsNotNone(re.fullmatch(pattern, said, re.DOTALL), said)
+        self.assertTrue(read_bytes(self.path + "0") == stored)
+        for shown in (r"\d+(\.\d+)? ?%", r"\d ?([kKMG]i?)?B/s", r"\d(s|m|:\d\d)\b left",
+                      r"\r\x1b\[K1\.0 MiB in \d+(\.\d)?s\n"):
+            self.assertRegex(terminals[0].text(), shown)
+        taken = terminals[0].pieces[-1][0] - terminals[0].pieces[0][0]
+        self.assertTrue(3 < terminals[0].text().count("\r") <= 10 * taken + 6, taken)
         for fault in (paced(8, 0.1), cut_body(100_000)):  # the time to wait for a URL is not the transfer's
             self.store.script("GET", wire=fault)
             result = self.download("--force", "--timeout", "500ms")
@@ -8823,8 +8613,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
                 terminal.type(b"\x03")
             code, text = terminal.end()
             self.assertLess(time.monotonic() - began, 2 if twice else 5)
-            self.assertEqual((130, []), (code, [] if twice else self.names()), text)
-            self.assertEqual(terminal.before, terminal.after)
+            self.assertEqual((130, [], terminal.before), (code, [] if twice else self.names(), terminal.after), text)
             self.assertTrue(text.endswith("\n") and "Traceback" not in text, text)
             self.assertLessEqual(self.left(), {os.path.basename(part_of(self.path))})
 
@@ -8833,8 +8622,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         self.put(body=noise(2 * MIB).hex().encode())
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
             with self.subTest(number):
-                program, _ = self.stalled(MIB, "download", "b1", "--kind", "BackupLog", "-o", self.path)
-                result = program.end(number)
+                result = self.stalled(MIB, "--kind", "BackupLog")[0].end(number)
                 self.assertEqual((code, f"interrupted by {number.name}; nothing of it is kept\n", set(), []),
                                  (result.code, result.err, self.left(), self.names()))
 
@@ -8861,26 +8649,38 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
                       "the way: a controller's answer", r"created DownloadRequest \S+/b1-[a-z0-9]{5}",
                       rf"is answered; the store is {self.store.url}", r"deleted DownloadRequest \S+/b1-[a-z0-9]{5}")),
                 (("--direct",), ("the way: the storage location, signed for here",
-                                 rf"the store is {self.store.url[7:]}, the bucket "))):
-            for retry in ((), ("with 503; trying again in",)):
-                with self.subTest(flags, retry=retry):
-                    if retry:
-                        self.cluster.script("GET", "/backups/", status=503, body=b"{}")
-                    result = self.cli("backup", "logs", "b1", "-v", *flags)
-                    self.assertEqual((0, LOG), (result.code, result.out))
-                    for line in (*lines, *retry):
-                        self.assertRegex(result.err, line)
-                    self.assert_clean(result.err)
+                                 rf"the store is {self.store.url[7:]}, the bucket ", "with 503; trying again in"))):
+            if flags:
+                self.cluster.script("GET", "/backups/", status=503, body=b"{}")
+            result = self.cli("backup", "logs", "b1", "-v", *flags)
+            self.assertEqual((0, LOG), (result.code, result.out))
+            for line in lines:
+                self.assertRegex(result.err, line)
+            self.assert_clean(result.err)
             self.assertEqual("", self.cli("backup", "logs", "b1", *flags).err)
+
+    def test_only_a_url_is_printed(self) -> None:
+        """By --url-only, whoever wrote the status: no control characters, no blanks, only ASCII, http or https; else a
+        sentence, and nothing on stdout."""
+        for url, code in (
+                ("https://s.example/k?X-Amz-Signature=a", 0), ("http://[::1]:9000/k", 0), ("https://", 1),
+                *((f"https://s.example/a{odd}k", 1) for odd in ("\x1b[2J", " ", "\n", "\u202e", "\xe9", "\x7f")),
+                ("file:///etc/passwd", 1), ("javascript:alert(1)", 1), (" https://s.example/", 1)):
+            with self.subTest(url):
+                self.cluster.script("POST", "/downloadrequests", answer=lambda _request, true, url=url: json_answer(
+                    {**json.loads(true.body), "status": {"downloadURL": url, "phase": "Processed"}}, 201))
+                result = self.cli("download", "b1", "--url-only")
+                self.assertEqual((code, b"" if code else url.encode() + b"\n"), (result.code, result.out), result.err)
+                if code:
+                    self.assert_sentence(result, "no printable http or https url")
 
     def test_nothing_to_list(self) -> None:
         """An empty table is said on stderr, as kubectl does; JSON and YAML are lists without items."""
         said = f"No resources found in {self.namespace} namespace.\n"
         for words, err in (("backup get -l no=such", said), ("restore get -l no=such", said),
                            ("backup get -l no=such -o json", ""), ("get backups", "")):
-            with self.subTest(words):
-                result = self.cli(*words.split())
-                self.assertEqual((0, err, not err), (result.code, result.err, bool(result.out)))
+            result = self.cli(*words.split())
+            self.assertEqual((0, err, not err), (result.code, result.err, bool(result.out)), words)
 
     def test_head_leaves(self) -> None:
         """When the reader of a log that still comes has left, the command ends within a second, without a word."""
@@ -8891,8 +8691,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         os.close(writing)
         self.assertEqual(len(os.read(reading, 10)), 10)
         os.close(reading)
-        began = time.monotonic()
-        result = program.end()
+        began, result = time.monotonic(), program.end()
         self.assertLess(time.monotonic() - began, 1.5)
         self.assertIn(result.code, (0, 141))
         self.assertEqual(("", [], 1), (result.err, self.names(), len(self.gets())))
@@ -8902,17 +8701,12 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         stored = self.contents()
         self.put()
         for words in ("download b1 -o " + self.path, "download b1 -o -", "backup logs b1"):
-            with self.subTest(words):
-                self.clear()
-                done = subprocess.run(
-                    ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, velero_requests.__file__, *words.split(),
-                     "--kubeconfig", self.kubeconfig, "-n", self.namespace], stdin=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE, timeout=60, check=False)
-                result = Result(done.returncode, b"", done.stderr.decode())
-                if self.left():
-                    self.assert_right(result, stored)
-                else:
-                    self.assert_absent(result, 1, "stdout")
+            self.clear()
+            result = self.by_shell("exec >&-", *words.split())
+            if self.left():
+                self.assert_right(result, stored)
+            else:
+                self.assert_absent(result, 1, "stdout")
         self.assertFalse(any(request.status == 400 or not request.method.isupper()
                              for request in self.store.seen() + self.cluster.seen()))
 
@@ -9261,41 +9055,26 @@ class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
 
 # ---- Downloads from the real S3 server, over a line that breaks --------------
 
-class Line:
-    """A line on loopback to a server: each connection may carry so many bytes back."""
+class Line(LoopbackServer):
+    """A line to a server: each connection may carry so many bytes back."""
 
     def __init__(self, host: str) -> None:
-        self.to, self.broken = (host.rpartition(":")[0], int(host.rpartition(":")[2])), 0
-        self.plan: List[int] = []            # for the next connections: bytes to let through
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
+        name, _, port = host.rpartition(":")
+        self.to, self.broken = (name, int(port)), 0
+        self.plan: List[int] = []  # for the next connections: bytes to let through
+        self.start()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self.listener.accept()
-                limit = self.plan.pop(0) if self.plan else sys.maxsize
-                threading.Thread(target=self._carry, args=(near, limit), daemon=True).start()
-
-    def _carry(self, near: socket.socket, limit: int) -> None:
-        """Carry one connection until its limit."""
-        with near, contextlib.suppress(OSError), socket.create_connection(self.to) as far:
-            threading.Thread(target=self._forward, args=(near, far, sys.maxsize), daemon=True).start()
-            if not self._forward(far, near, limit):
-                self.broken += 1
-                near.shutdown(socket.SHUT_RDWR)
-
-    def _forward(self, source: socket.socket, target: socket.socket, left: int) -> int:
-        """Carry so many bytes, or all that come -> what is left of them."""
-        with contextlib.suppress(OSError):
-            while left:
-                piece = source.recv(min(65536, left))
-                if not piece:
-                    break
-                target.sendall(piece)
+    def _converse(self, accepted: socket.socket) -> None:
+        left = self.plan.pop(0) if self.plan else sys.maxsize
+        with accepted, contextlib.suppress(OSError), socket.create_connection(self.to, 60) as far:
+            far.sendall(accepted.recv(65536))  # a GET comes in one piece
+            piece = b"-"
+            while left and piece:
+                piece = far.recv(min(65536, left))
+                accepted.sendall(piece)
                 left -= len(piece)
-        return left
+            self.broken += not left
 
 
 def put_members(store: Any, bucket: str, key: str, member: bytes, count: int, in_a_part: int = 0) -> str:
@@ -9305,30 +9084,26 @@ def put_members(store: Any, bucket: str, key: str, member: bytes, count: int, in
     object_store.go).
     """
     store.create_bucket(bucket)
-    place = f"{store.url}/{bucket}/" + uri_encode(key.encode(), b"/")
-    connection = http.client.HTTPConnection(store.host, timeout=120)
+    place, parts = f"{store.url}/{bucket}/" + uri_encode(key.encode(), b"/"), ""
 
-    def exchange(method: str, query: str, body: Any = b"", **headers: str) -> Tuple[http.client.HTTPMessage, str]:
+    def exchange(method: str, query: str, body: Any = b"", **headers: str) -> Any:
         url = presigned_url(place, store.access_key, store.secret_key, store.region, method=method, extra=query)
-        connection.request(method, url[len(store.url):], body, headers)
-        response = connection.getresponse()
-        text = response.read().decode()
+        response = pool.request(method, url, body=body, headers=headers, retries=False)
         if response.status != 200:
-            raise RuntimeError(f"the store answered {response.status}: {text[:500]}")
-        return response.headers, text
-    digest, parts = hashlib.sha256(), ""
+            raise RuntimeError(f"the store answered {response.status}: {response.data[:500]!r}")
+        return response
+    with urllib3.PoolManager() as pool:
+        if in_a_part:
+            upload = exchange("POST", "uploads=").data.partition(b"<UploadId>")[2].partition(b"<")[0].decode()
+            for number, at in enumerate(range(0, count, in_a_part), 1):
+                part = exchange("PUT", f"partNumber={number}&uploadId={upload}", member * min(in_a_part, count - at))
+                parts += f"<Part><PartNumber>{number}</PartNumber><ETag>{part.headers['ETag']}</ETag></Part>"
+            exchange("POST", f"uploadId={upload}", f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>")
+        else:
+            exchange("PUT", "", itertools.repeat(member, count), **{"Content-Length": str(count * len(member))})
+    digest = hashlib.sha256()
     for _ in range(count):
         digest.update(member)
-    with contextlib.closing(connection):
-        if not in_a_part:
-            exchange("PUT", "", itertools.repeat(member, count), **{"Content-Length": str(count * len(member))})
-            return digest.hexdigest()
-        upload = exchange("POST", "uploads=")[1].partition("<UploadId>")[2].partition("</UploadId>")[0]
-        for number, at in enumerate(range(0, count, in_a_part), 1):
-            part = member * min(in_a_part, count - at)
-            etag = exchange("PUT", f"partNumber={number}&uploadId={upload}", part)[0]["ETag"]
-            parts += f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
-        exchange("POST", f"uploadId={upload}", f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode())
     return digest.hexdigest()
 
 
@@ -9338,21 +9113,16 @@ put_in_parts = functools.partial(put_members, in_a_part=5)
 class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
     """The engine against the real S3 server; VELERO_BIG_DOWNLOAD says how many MiB break off ten times (CI: 2048)."""
 
-    def over_a_line(self) -> Line:
-        """Let backup b9 lie behind a line, and serve requests."""
+    def test_a_line_that_breaks_ten_times(self) -> None:
+        """The sha256 is right; the ETag of what is stored in parts, as Velero does, is not taken for an MD5."""
         self.make_target()
         line = Line(self.store.host)
-        self.addCleanup(line.listener.close)
+        self.addCleanup(line.close)
         self.make_location("line", {"s3Url": line.url})
         self.make_backup("b9", "line")
         self.serve()
-        return line
-
-    def test_a_line_that_breaks_ten_times(self) -> None:
-        """Ten random disconnections: the sha256 is right."""
-        count, line = int(os.environ.get("VELERO_BIG_DOWNLOAD", "48")), self.over_a_line()
-        expected = put_members(self.store, self.namespace, "backups/b9/b9.tar.gz", gzip.compress(noise(MIB), 1), count)
-        chance = random.Random(13)
+        count, chance = int(os.environ.get("VELERO_BIG_DOWNLOAD", "48")), random.Random(13)
+        expected = put_in_parts(self.store, self.namespace, "backups/b9/b9.tar.gz", gzip.compress(noise(MIB), 1), count)
         line.plan = [chance.randrange(1, count * MIB // 12) for _ in range(10)]
         result = self.program("download", "b9", "-o", self.path).end(seconds=60 + count)
         self.assertEqual((result.code, line.broken, line.plan), (0, 10, []), result.err)
@@ -9360,31 +9130,7 @@ class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
         with open(self.path, "rb") as file:
             for piece in iter(lambda: file.read(MIB), b""):
                 digest.update(piece)
-        self.assertEqual(digest.hexdigest(), expected)
-        self.assertEqual((self.left(), self.names()), ({"x"}, []))
-
-    def test_what_velero_stores_in_parts(self) -> None:
-        """The ETag of an object that was uploaded in parts is no MD5, and is not taken for one."""
-        self.make_target()
-        self.serve()
-        expected = put_in_parts(self.store, self.namespace, KEYS["BackupContents"], gzip.compress(noise(MIB), 1), 11)
-        result = self.cli("download", "b1", "-o", self.path)
-        self.assertEqual((result.code, self.left()), (0, {"x"}), result.err)
-        self.assertEqual(hashlib.sha256(read_bytes(self.path)).hexdigest(), expected)
-
-    def test_after_a_kill(self) -> None:
-        """A partial file from the real server is given up when the object has changed."""
-        line = self.over_a_line()
-        self.store.put(self.namespace, "backups/b9/b9.tar.gz", archive(3 * MIB))
-        line.plan = [2 * MIB] + [0] * 100
-        program = self.program("download", "b9", "-o", self.path)
-        wait_until(lambda: size_of(part_of(self.path)) >= MIB, 15, "the partial file")
-        program.kill()
-        line.plan = []
-        self.store.put(self.namespace, "backups/b9/b9.tar.gz", archive(3 * MIB, seed=41))
-        result = self.cli("download", "b9", "-o", self.path)
-        self.assert_right(result, archive(3 * MIB, seed=41))
-        self.assertIn("changed", result.err)
+        self.assertEqual((expected, {"x"}, []), (digest.hexdigest(), self.left(), self.names()))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1484,7 +1484,7 @@ def proxy_for(url: str, variables: Mapping[str, str]) -> str:
 # ====================================================================================================
 
 def explain_signature(url: str, theirs: str) -> str:
-    """Which element of the canonical request differs between what was signed and what the store saw."""
+    """Where the canonical request that was signed differs from the one that the store saw."""
     parts = urlsplit(url)
     query = "&".join(sorted(part for part in parts.query.split("&") if not part.startswith("X-Amz-Signature=")))
     ours = canonical_request("GET", parts.path, query, {"host": parts.netloc}, UNSIGNED_PAYLOAD).split("\n")
@@ -1508,13 +1508,12 @@ def listed_prefixes(body: bytes) -> Tuple[List[str], str]:
 
 class ObjectInfo(NamedTuple):
     """What the headers of an answer say of an object, and which of its bytes follow."""
-
-    etag: str = ""                           # as sent; empty for a weak one, which identifies no bytes
-    size: Optional[int] = None               # of the whole object, where it is said
-    md5: str = ""                            # of the whole object, in hex
-    start: int = 0                           # -1 for a Content-Range that cannot be
-    whole: bool = True                       # answered 200, whatever was asked for
-    ends: bool = True                        # its end can be told from a break: it has a length or comes in chunks
+    etag: str = ""  # as sent; empty for a weak one, which identifies no bytes
+    size: Optional[int] = None  # of the whole object, where it is said
+    md5: str = ""  # of the whole object, in hex
+    start: int = 0  # -1 for a Content-Range that cannot be
+    whole: bool = True  # answered 200, whatever was asked for
+    ends: bool = True  # its end can be told from a break: it has a length or comes in chunks
 
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)", re.ASCII)
@@ -1539,22 +1538,19 @@ def object_info(status: int, headers: Mapping[str, str]) -> ObjectInfo:
     return ObjectInfo("" if etag.startswith("W/") else etag, size, md5, start, status == 200, ends)
 
 
-def changed_object(position: int) -> StoreError:
-    """The error for an object that is not the one whose first bytes have come."""
+def _changed(position: int) -> StoreError:
     return StoreError(f"the object changed after {position} bytes of it had come", reason="ObjectChanged")
 
 
 def bytes_to_skip(known: ObjectInfo, info: ObjectInfo, position: int) -> int:
     """How many bytes of an answer are in hand already; StoreError when it does not go on at `position`.
 
-    The last byte in hand is asked for again, so that the range is not empty even when all of it has come. A store that
-    ignores Range sends the object from its beginning: nothing is lost but time.
+    The last byte in hand is asked for again, so that the range is not empty even when all has come. A store that
+    ignores Range sends the object from its beginning.
     """
-    if info.whole and not (info.ends or info.etag):
-        raise Unreachable("the store's answer has neither length nor ETag: it was cut short", reason="BrokenOff")
     differs = None not in (known.size, info.size) and known.size != info.size
     if position and (differs or (known.etag and known.etag != info.etag and (info.etag or info.whole))):
-        raise changed_object(position)
+        raise _changed(position)
     if not info.whole and info.start != max(0, position - 1):
         raise StoreError("the store answered with another part of the object than it was asked for",
                          reason="WrongRange")
@@ -1563,14 +1559,14 @@ def bytes_to_skip(known: ObjectInfo, info: ObjectInfo, position: int) -> int:
 
 EXPIRED = ("UrlExpired", "ClockSkew", "CredentialsExpired")  # reasons that another signature may cure
 PASSING_STATUS = (408, 429, 500, 502, 503, 504, 522, 524)  # curl's --retry, too
-MAX_DOWNLOAD_WAIT = 60.0                     # seconds of waiting without a byte in between; ends endless 503 in 100 s
+MAX_DOWNLOAD_WAIT = 60.0  # seconds of waiting without a byte in between; ends endless 503 in 100 s
 
 
 def download_wait(error: Error, failures: int, waited: float, moved: bool, first: float) -> Optional[float]:
     """Seconds until a broken download is continued, None when it is given up.
 
     failures: in a row, without a byte in between; `waited` seconds were spent on them. moved: whether bytes ever came.
-    first: seconds after the first failure, twice as many after the next.
+    first: seconds after the first failure.
     """
     broken = isinstance(error, Unreachable) and error.retry
     if not broken and getattr(error, "status", 0) not in PASSING_STATUS and error.reason != "WrongRange":
@@ -1596,7 +1592,7 @@ def bytes_text(count: float) -> str:
 
 
 def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) -> str:
-    """Bytes, percent, rate and time left of a transfer; `fresh` bytes of it came in the last `seconds`."""
+    """Bytes, percent, rate and time left of a transfer, of which `fresh` bytes came in the last `seconds`."""
     rate = fresh / seconds if seconds > 0 else 0.0
     text = f"{bytes_text(done)} of {bytes_text(size)}, {100 * done // size}%" if size else bytes_text(done)
     left = f", {format_duration(max(0, math.ceil((size - done) / rate)))} left" if size and rate else ""
@@ -1620,29 +1616,26 @@ def _what_is(body: bytes) -> str:
 
 # What a refusal means: the reason that is left on a request, and the cure; by S3's error code, if a GET by signed URL
 # can meet it (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), else by its status.
-REFUSALS: Dict[Any, Tuple[str, str]] = {
-    **dict.fromkeys(("AccessDenied", 403), ("StoreAccessDenied", "the credentials need s3:GetObject on it; without "
-                                            "s3:ListBucket a missing file looks the same")),
-    **dict.fromkeys(("NoSuchKey", 404), (
-        "ArtifactNotFound", "the backup or restore may never have written it, or it has expired")),
-    "NoSuchBucket": ("BucketNotFound", "correct objectStorage.bucket of the storage location"),
-    "RequestTimeTooSkewed": ("ClockSkew", "set the clock of the host that signs"),
-    **dict.fromkeys(("InvalidAccessKeyId", "XAdminUserNotFound"), (  # the second is versitygw's
-        "InvalidCredentials", "the store does not know the access key; correct the Secret or the credentials file")),
-    "SignatureDoesNotMatch": ("SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
-    "ExpiredToken": ("CredentialsExpired", "renew the temporary credentials in the Secret"),
-    **dict.fromkeys(("InvalidToken", "InvalidTokenId"), (  # the second is MinIO's
-        "InvalidCredentials", "the session token does not belong to these keys")),
-    **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect"), (
-        "WrongEndpoint", "correct region or s3Url of the storage location")),
-    **dict.fromkeys(("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError",
-                     "IllegalLocationConstraintException"), (
-        "WrongRegion", "correct region of the storage location")),
-    "InvalidObjectState": ("ArtifactArchived", "the object is in an archive tier; restore it there first"),
-}
+REFUSALS = {code: (reason, cure) for codes, reason, cure in (
+    ("AccessDenied 403", "StoreAccessDenied",
+     "the credentials need s3:GetObject on it; without s3:ListBucket a missing file looks the same"),
+    ("NoSuchKey 404", "ArtifactNotFound", "the backup or restore may never have written it, or it has expired"),
+    ("NoSuchBucket", "BucketNotFound", "correct objectStorage.bucket of the storage location"),
+    ("RequestTimeTooSkewed", "ClockSkew", "set the clock of the host that signs"),
+    ("InvalidAccessKeyId XAdminUserNotFound", "InvalidCredentials",  # the second is versitygw's
+     "the store does not know the access key; correct the Secret or the credentials file"),
+    ("SignatureDoesNotMatch", "SignatureDoesNotMatch", "correct the secret key, s3Url or publicUrl"),
+    ("ExpiredToken", "CredentialsExpired", "renew the temporary credentials in the Secret"),
+    ("InvalidToken InvalidTokenId", "InvalidCredentials",  # the second is MinIO's
+     "the session token does not belong to these keys"),
+    ("PermanentRedirect TemporaryRedirect", "WrongEndpoint", "correct region or s3Url of the storage location"),
+    ("AuthorizationHeaderMalformed AuthorizationQueryParametersError IllegalLocationConstraintException",
+     "WrongRegion", "correct region of the storage location"),
+    ("InvalidObjectState", "ArtifactArchived", "the object is in an archive tier; restore it there first"),
+) for code in codes.split()}
 OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "InvalidRange", "InvalidRequest",
                "MethodNotAllowed", "RequestTimeout", "ServiceUnavailable", "SlowDown")
-MAX_SKEW = timedelta(days=1)                 # one further off would sign a URL that becomes valid only years from now
+MAX_SKEW = timedelta(days=1)  # one further off would sign a URL that becomes valid only years from now
 
 
 def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
@@ -1659,7 +1652,7 @@ def _meaning(status: int, code: str, message: str, region: str) -> Tuple[str, st
         code = "RequestTimeTooSkewed"
     elif code not in REFUSALS and region and status in (301, 307, 400):  # whatever it complains of, it knows the region
         code = "AuthorizationHeaderMalformed" if status == 400 else "PermanentRedirect"
-    return REFUSALS.get(code) or REFUSALS.get(status, ("StoreError", ""))
+    return REFUSALS.get(code) or REFUSALS.get(str(status), ("StoreError", ""))
 
 
 def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime,
@@ -1689,9 +1682,9 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     error = StoreError(f"{where} {said}", status=status, reason=reason, hints=filter(None, [cure]))
     error.skew, error.retry_after = skew, retry_after_seconds(headers.get("Retry-After", ""), now)
     if reason in EXPIRED:
-        error.exit = Exit.FAILED             # that is no lack of rights
+        error.exit = Exit.FAILED  # that is no lack of rights
     elif reason == CredentialsError.usual_reason:
-        error.exit = Exit.NOT_ALLOWED        # versitygw's 404 does not say that the artifact is missing
+        error.exit = Exit.NOT_ALLOWED  # versitygw's 404 does not say that the artifact is missing
     return error
 
 # ====================================================================================================
@@ -3649,12 +3642,12 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
 #     inflating or checking, and writing go on side by side, with a Pipe in between.
 # ====================================================================================================
 
-READ_SIZE = 256 << 10                        # bytes that are asked of a connection or a file at a time
-PIPE_SIZE = 1 << 20                          # bytes that wait between two threads; what a kill -9 may cost
-INFLATED_SIZE = 1 << 20                      # bytes of content at a time, whatever the ratio
-SLICE_SIZE = 16 << 10                        # bytes given to zlib at a time where it would copy what it leaves over
-IDLE_LIMIT = 30.0                            # seconds without a byte
-VERIFY_TIMEOUT = 5.0                         # seconds in which a store must have answered, to have its URL handed out
+READ_SIZE = 256 << 10  # bytes that are asked of a connection or a file at a time
+PIPE_SIZE = 1 << 20  # bytes that wait between two threads; what a kill -9 may cost
+INFLATED_SIZE = 1 << 20  # bytes of content at a time, whatever the ratio
+SLICE_SIZE = 16 << 10  # bytes given to zlib at a time where it would copy what it leaves over
+IDLE_LIMIT = 30.0  # seconds without a byte
+VERIFY_TIMEOUT = 5.0  # seconds in which a store must have answered, to have its URL handed out
 
 
 def trust_in(location: Location) -> Trust:
@@ -3668,7 +3661,7 @@ def client_trust(location: Location) -> Trust:
 
 
 def trust_for(url: str, trust: Optional[Trust], ask: Callable[[], Trust]) -> Trust:
-    """Whom to trust behind a URL: what the caller chose; else, for https, what `ask` finds."""
+    """Whom to trust behind a URL: the caller's choice; else, for https, what `ask` finds."""
     return trust or (ask() if url.startswith("https:") else Trust())
 
 
@@ -3678,9 +3671,9 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
              ) -> Iterator[Response]:
     """GET a pre-signed URL -> the response, its body unread; closed by the context.
 
-    headers: unsigned, for only `host` is signed. idle: seconds without a byte. address: of the host, if it has been
-    looked up. quoting: whether an error may hold what the host has written. Raises StoreError for a status that is not
-    wanted, Unreachable without a connection; neither shows the URL's signature.
+    headers: unsigned. idle: seconds without a byte. address: of the host, if it has been looked up. quoting: whether an
+    error may hold what the host has written. Raises StoreError for a status that is not wanted, Unreachable without a
+    connection; neither shows the URL's signature.
     """
     from urllib3 import exceptions
     if not is_http_url(url):
@@ -3713,27 +3706,23 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
 def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
     """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time.
 
-    HEAD cannot be used, because the method is signed; an empty object answers 416. Whoever made the location may have
-    chosen the host and may read the error, so it holds the status and known codes, and no text of the host. Services
-    with a link-local address are not asked; what was looked up is what is asked, one address of each family.
+    Not by HEAD, because the method is signed; an empty object answers 416. Whoever made the location may have chosen
+    the host and may read the error, so it holds the status and known codes, and no text of the host. Services with a
+    link-local address are not asked; what was looked up is what is asked, one address of each family.
     """
-    host, one_byte, found = urlsplit(url).hostname or "", {"Range": "bytes=0-0"}, []
+    host, found = urlsplit(url).hostname or "", []
     failed = Unreachable(f"cannot reach the store at {urlsplit(url).netloc}: it has no address here")
     with host_guard(url), time_limit(seconds):
-        try:
+        with contextlib.suppress(OSError, UnicodeError):  # a proxy may know names that we do not
             found = [(row[0], str(row[4][0])) for row in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-        except (OSError, UnicodeError) as error:
-            log.debug("no address of %s: %s", host, error)
-        if any(map(is_link_local, [host, *(address for _, address in found)])):  # a proxy may know names that we do not
+        if any(map(is_link_local, (host, *(address for _, address in found)))):
             reason, cure = REFUSALS["PermanentRedirect"]
             raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
                              reason=reason, hints=[cure])
-        first: Dict[int, str] = {}
-        for family, address in found:
-            first.setdefault(family, address)
-        for address in [""] if proxy_for(url, os.environ) else list(first.values()):
+        for address in [""] if proxy_for(url, os.environ) else [*dict(reversed(found)).values()][::-1]:
             try:
-                with open_url(url, trust, headers=one_byte, wanted=(200, 206, 416), address=address, quoting=False):
+                with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416), address=address,
+                              quoting=False):
                     return
             except Unreachable as error:
                 failed = error
@@ -3749,9 +3738,9 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, info: ObjectInfo = O
             yield chunk
     except OSError as error:
         total = "an unknown number of" if info.size is None else info.size
-        raise Unreachable(f"the store sent nothing for {format_duration(idle)}, after {came} bytes"
-                          if isinstance(error, socket.timeout) else
-                          f"the download broke off after {came} of {total} bytes", reason="BrokenOff") from error
+        said = f"the download broke off after {came} of {total} bytes" if not isinstance(error, socket.timeout) else (
+            f"the store sent nothing for {format_duration(idle)}, after {came} bytes")
+        raise Unreachable(said, reason="BrokenOff") from error
 
 
 # An object opened at some byte: what is said of it, its bytes, and what ends these from another thread.
@@ -3759,8 +3748,8 @@ OpenObject = Tuple[ObjectInfo, Iterator[bytes], Callable[[], None]]
 
 
 class UrlSource:
-    """The object at a URL. `locate(skew)` signs or requests the URL, first and whenever it has expired -> the URL, and
-    whom to trust there; skew: how far the store's clock is ahead."""
+    """The object at a URL. `locate(skew)` -> the URL, first and whenever it has expired, and whom to trust there; skew:
+    how far the store's clock is ahead."""
 
     def __init__(self, locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> None:
         self.locate, self.idle = locate, idle
@@ -3770,8 +3759,8 @@ class UrlSource:
     def open(self, start: int, etag: str) -> Iterator[OpenObject]:
         """The object from a byte on, if it is still of this ETag."""
         headers = {"Range": f"bytes={start}-", **({"If-Match": etag} if etag else {})} if start else {}
-        wanted = (200, 206) if start else (200,)
-        with open_url(self.url, self.trust, headers=headers, wanted=wanted, idle=self.idle) as response:
+        with open_url(self.url, self.trust, headers=headers, wanted=(200, 206) if start else (200,), idle=self.idle
+                      ) as response:
             info = object_info(response.status, response.headers)
             yield info, read_body(response, self.idle, info), response.interrupt
 
@@ -3785,15 +3774,14 @@ def unreadable(path: str, error: OSError) -> StoreError:
     return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
 
 
-def _open_now(path: str, flags: int, dir_fd: Optional[int] = None) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600, dir_fd=dir_fd)  # a FIFO may have no other end
+def _open_now(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)  # a FIFO may have no other end
 
 
 class FileSource(NamedTuple):
     """The object in a file of a folder that holds a copied bucket; it is always read from its beginning."""
-
     path: str
-    hints: Iterable[str] = ()                # what to do when it is not there
+    hints: Iterable[str] = ()  # what to do when it is not there
 
     @contextlib.contextmanager
     def open(self, _start: int, _etag: str) -> Iterator[OpenObject]:
@@ -3815,11 +3803,11 @@ Source = Union[UrlSource, FileSource]
 # aws-chunked framing that some SDK left in the object it stored (velero#7995):
 # `SIZE[;chunk-signature=…]\r\n DATA \r\n` again and again, a chunk of size 0 and perhaps trailers at the end.
 _FRAME = re.compile(rb"([0-9a-fA-F]{1,8})(?:;chunk-signature=[0-9a-f]{64})?\r\n")
-FRAME_SIZE = 128                             # bytes that the head of a frame cannot have
+FRAME_SIZE = 128  # bytes that the head of a frame cannot have
 
 
 def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, without the framing where the first ones tell that the object was stored with it."""
+    """The same bytes, without the framing where the first ones show it."""
     chunks, buffer, at, left = iter(chunks), b"", 0, 0
     while len(buffer) < FRAME_SIZE and (chunk := next(chunks, None)) is not None:
         buffer += chunk
@@ -3849,8 +3837,8 @@ def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
     """gzip members, one after another -> their content, or without `unpack` the same bytes; in small pieces.
 
-    StoreError when it is no gzip, breaks off, fails its CRC or length, or something else follows the last member; all
-    that comes before the fault is yielded first.
+    StoreError, after all that comes before the fault, when it is no gzip, breaks off, fails its CRC or length, or is
+    followed by something else.
     """
     import zlib
     inflater, read = None, 0
@@ -3881,31 +3869,26 @@ def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
 
 
 def write_all(writer: Any, chunk: bytes) -> None:
-    """Write, again and again where a writer takes less than it is given."""
+    """Write all, where a writer takes less than it is given, too."""
     view = memoryview(chunk)
     while view:
         count = writer.write(view)
         view = view[len(view) if count is None else count:]
 
 
+_user = getattr(os, "geteuid", int)  # Windows has none
+
+
 def _followed(path: str) -> str:
     """Where symbolic links of this user and root lead: in a shared folder another user's could redirect our bytes."""
-    for _ in range(40):                      # as many as Linux follows
-        try:
-            there = os.lstat(path)
-            if not stat.S_ISLNK(there.st_mode):
-                return path
-            if there.st_uid not in (0, getattr(os, "geteuid", int)()):
+    with contextlib.suppress(OSError):  # it is no link, or opening it will say what is wrong
+        for _ in range(40):  # as many as Linux follows
+            leads_to = os.readlink(path)
+            if os.lstat(path).st_uid not in (0, _user()):
                 raise Error(f"cannot write {path}: it is a symbolic link of another user", hints=[
                     "name the file that it leads to, if that is meant"])
-            path = os.path.join(os.path.dirname(path), os.readlink(path))
-        except OSError:                      # what is wrong with it, opening it will say
-            return path
-    raise Error(f"cannot write {path}: too many symbolic links")
-
-
-def _exists(path: str) -> Error:
-    return Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
+            path = os.path.join(os.path.dirname(path), leads_to)
+    return path
 
 
 def check_target(path: str, *, force: bool, named: bool = True) -> None:
@@ -3923,7 +3906,7 @@ def check_target(path: str, *, force: bool, named: bool = True) -> None:
         raise Error(f"cannot write {path}: it is no regular file", hints=[
             "if it is meant, name it with --output" if link else "`-o -` writes to stdout, which may lead there"])
     if os.path.lexists(path) and not force:
-        raise _exists(path)
+        raise Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
     _followed(path)
 
 
@@ -3931,30 +3914,27 @@ _NAMED_BY_ETAG = re.compile(r'"([\w-]{1,64})"', re.ASCII)  # ETags that can be p
 _PART = ".velero-requests.part"
 
 
+def _is_name_of(path: str, file: Any) -> bool:
+    """Whether an open file has this path, and nothing else."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
+    return False
+
+
 class AtomicFile:
     """A file that gets its name once it is whole; until then its bytes are in a partial file beside it.
 
     The partial file's name tells target, object and ETag, so that another run can go on from it. Other users may make
-    files in the folder too, so it is opened once, and a file in it is checked through its descriptor.
+    files in the folder too, so each is opened once and checked through its descriptor.
     """
 
-    def __init__(self, path: str, what: str, *, force: bool, named: bool):
+    def __init__(self, path: str, what: str, *, force: bool):
         import hashlib
         self.path, self.force, self.file, self.part, self.etag = path, force, None, "", ""
-        folder, self.name = os.path.split(_followed(path) if named else path)
-        self.where = folder or "."
-        able = os.open in os.supports_dir_fd
-        self.folder = os.open(self.where, os.O_RDONLY | os.O_DIRECTORY) if able else None
-        self.start = "" if able else os.path.join(self.where, "")  # of names in calls with `dir_fd`
-        name_mark, self.mark = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (self.name, what))
-        self.stem = f".{self.name[:32]}.{name_mark}."
-
-    def _has(self, name: str, file: Any = None) -> bool:
-        """Whether the folder has something of this name, and it is this file."""
-        with contextlib.suppress(FileNotFoundError):
-            there = os.stat(self.start + name, dir_fd=self.folder, follow_symlinks=False)
-            return file is None or os.path.samestat(there, os.fstat(file.fileno()))
-        return False
+        self.target = _followed(path)
+        folder, name = os.path.split(self.target)
+        name_mark, self.mark = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (name, what))
+        self.stem = os.path.join(folder, f".{name[:32]}.{name_mark}.")
 
     def _lock(self, file: Any) -> None:
         """Keep other downloads of the target out, where there are locks at all."""
@@ -3963,35 +3943,33 @@ class AtomicFile:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Error(f"another download is writing {self.path}", hints=["wait for it, or end it"]) from None
-        except OSError as error:             # such as NFS without its lock daemon
+        except OSError as error:  # such as NFS without its lock daemon
             log.info("another download of %s would not be noticed: %s", self.path, error.strerror)
 
-    def _take(self, name: str, create: int = 0) -> bool:
+    def _take(self, part: str, create: int = 0) -> bool:
         """Open a partial file that is new, or our own and known by no other name; locked and unbuffered."""
-        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | create
-        try:
-            file = open(_open_now(self.start + name, flags, dir_fd=self.folder), "r+b", buffering=0)
-        except OSError as error:
-            if create and not isinstance(error, FileExistsError):
-                raise
-            return False
-        try:
-            there = os.fstat(file.fileno())
-            ours = stat.S_ISREG(there.st_mode) and there.st_uid == getattr(os, "geteuid", int)()
-            if create or (ours and there.st_nlink == 1):
+        with contextlib.ExitStack() as opened:
+            try:
+                descriptor = _open_now(part, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | create)
+            except OSError as error:
+                if create and not isinstance(error, FileExistsError):
+                    raise
+                return False
+            file = opened.enter_context(open(descriptor, "r+b", buffering=0))
+            there = os.fstat(descriptor)
+            if create or (stat.S_ISREG(there.st_mode) and there.st_uid == _user() and there.st_nlink == 1):
                 self._lock(file)
-                if self._has(name, file):    # else another download finished it between our calls
-                    self.part, self.file = name, file
-        finally:
-            if self.file is not file:
-                file.close()
-        return self.file is file
+                if _is_name_of(part, file):  # else another download finished it between our calls
+                    self.part, self.file = part, file
+                    opened.pop_all()
+        return self.file is not None
 
     def find_part(self) -> int:
         """Open what an earlier run left of the object -> its size, 0 for nothing; what it left of others is removed."""
-        for name in os.listdir(self.where if self.folder is None else self.folder):
-            if name.startswith(self.stem) and name.endswith(_PART) and self._take(name):
-                mark, _, etag = name[len(self.stem):-len(_PART)].partition(".")
+        import glob
+        for part in glob.glob(f"{glob.escape(self.stem)}*{_PART}"):
+            if self._take(part):
+                mark, _, etag = part[len(self.stem):-len(_PART)].partition(".")
                 size = os.fstat(self.file.fileno()).st_size
                 if size and mark == self.mark and _NAMED_BY_ETAG.fullmatch(f'"{etag}"'):
                     self.etag = f'"{etag}"'
@@ -4002,45 +3980,42 @@ class AtomicFile:
     def open_part(self, etag: str) -> None:
         """Begin a partial file; where another user's file has its usual name, under an unpredictable one."""
         match = _NAMED_BY_ETAG.fullmatch(etag)
-        for named_etag in (match.group(1) if match else "~", f"~{os.urandom(8).hex()}"):
-            name = f"{self.stem}{self.mark}.{named_etag}{_PART}"
-            if self._take(name, os.O_CREAT | os.O_EXCL) or self._take(name):
-                self.etag = etag if named_etag[0] != "~" else ""
+        for named_etag in (match[1] if match else "~", f"~{os.urandom(8).hex()}"):
+            part = f"{self.stem}{self.mark}.{named_etag}{_PART}"
+            if self._take(part, os.O_CREAT | os.O_EXCL) or self._take(part):
+                self.etag = "" if named_etag[0] == "~" else etag
                 self.file.truncate(0)
                 return
-        raise OSError(f"its partial file {name} belongs to somebody else")
+        raise OSError(f"its partial file {part} belongs to somebody else")
 
     def give_name(self) -> None:
         """Sync the file, then give it its name; without force by a link, which fails when that name exists by now."""
         os.fsync(self.file.fileno())
-        part, name, linked = self.start + self.part, self.start + self.name, False
-        folders = {"src_dir_fd": self.folder, "dst_dir_fd": self.folder}
-        with contextlib.suppress(OSError):   # it is there, or the file system knows no links
-            if not self.force:
-                os.link(part, name, **folders)
-                linked = True
-                os.unlink(part, dir_fd=self.folder)
-        if not linked:
-            if not self.force and self._has(self.name):
-                raise _exists(self.path)
-            os.replace(part, name, **folders)
-        if not self._has(self.name, self.file):
+        if not self.force:
+            with contextlib.suppress(OSError):  # it is there, or the file system knows no links
+                os.link(self.part, self.target)
+        if _is_name_of(self.target, self.file):
+            os.unlink(self.part)
+        else:
+            check_target(self.path, force=self.force)  # for what has come meanwhile
+            os.replace(self.part, self.target)
+        if not _is_name_of(self.target, self.file):
             raise OSError("somebody else has put another file there")
-        if self.folder is not None:
-            with contextlib.suppress(OSError):  # where folders cannot be synced
-                os.fsync(self.folder)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:  # where folders cannot be synced
+            folder = os.open(os.path.dirname(self.target) or ".", os.O_RDONLY)
+            opened.callback(os.close, folder)
+            os.fsync(folder)
 
     def discard(self) -> None:
         if self.file is not None:
             with contextlib.suppress(OSError):
-                os.unlink(self.start + self.part, dir_fd=self.folder)
+                os.unlink(self.part)
             self.file.close()
         self.file, self.etag = None, ""
 
     def keep_or_discard(self, error: BaseException) -> None:
         """After an error: keep what another run can go on from, and say so; else remove it."""
-        part = os.path.join(self.where, self.part)
-        kept = f"what has come is kept in {part}, and the same command goes on from there"
+        kept = f"what has come is kept in {self.part}, and the same command goes on from there"
         if not (self.etag and os.fstat(self.file.fileno()).st_size and may_be_continued(error)):
             self.discard()
         elif isinstance(error, KeyboardInterrupt):
@@ -4048,73 +4023,68 @@ class AtomicFile:
         elif isinstance(error, Error):
             error.hints += (kept,)
 
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        if self.folder is not None:
-            os.close(self.folder)
-
 
 @contextlib.contextmanager
 def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Iterator[AtomicFile]:
     """A file to fill, which gets its name when the context ends well; Error naming it when it cannot be written."""
     check_target(path, force=force, named=named)
+    new = AtomicFile(path, what, force=force)
     try:
-        with contextlib.closing(AtomicFile(path, what, force=force, named=named)) as new:
-            try:
-                yield new
-                new.give_name()
-            except BaseException as error:
-                new.keep_or_discard(error)
-                raise
-    except OSError as error:
-        raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
+        yield new
+        new.give_name()
+    except BaseException as error:
+        new.keep_or_discard(error)
+        if isinstance(error, OSError):
+            raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
+        raise
+    finally:
+        if new.file is not None:
+            new.file.close()
 
 
 class Pipe:
     """The chunks of a generator, which runs in a thread of its own, some chunks ahead of the reader."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self.waiting, self.size, self.ended, self.closed = [], 0, False, False  # size: bytes in those that wait
-        self.error: Optional[BaseException] = None
+        self.waiting, self.size = [], 0  # bytes in those that wait
+        self.end: Optional[BaseException] = None  # what the reader gets after them; StopIteration when all have come
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._fill, args=(chunks, time_left()), name="download", daemon=True)
         self.thread.start()
 
     def _fill(self, chunks: Iterator[bytes], left: float) -> None:
+        end: BaseException = StopIteration()
         try:
             with contextlib.closing(chunks), time_limit(left):  # type: ignore[type-var]
                 for chunk in chunks:
                     with self.changed:
-                        self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.closed)
+                        self.changed.wait_for(lambda: self.size < PIPE_SIZE or self.end)
                         self.waiting.append(chunk)
                         self.size += len(chunk)
                         self.changed.notify()
-                    if self.closed:
+                    if self.end:
                         break
-        except BaseException as error:       # a thread cannot raise; whoever takes the chunks does
-            self.error = error
+        except BaseException as error:  # a thread cannot raise; whoever takes the chunks does
+            end = error
         with self.changed:
-            self.ended = True
+            self.end = self.end or end
             self.changed.notify()
 
     def __iter__(self) -> Iterator[bytes]:
-        ended = False
-        while not ended:
+        end = None
+        while not end:
             with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.ended or self.closed)
-                chunks, self.waiting, self.size, ended = self.waiting, [], 0, self.ended
+                self.changed.wait_for(lambda: self.waiting or self.end)
+                chunks, self.waiting, self.size, end = self.waiting, [], 0, self.end
                 self.changed.notify()
             yield from chunks
-            if self.closed:                  # by another thread; what has come must not pass for whole
-                raise StoreError("the download was cancelled")
-        if self.error:
-            raise self.error
+        if not isinstance(end, StopIteration):
+            raise end
 
     def close(self) -> None:
-        """End the thread at its next chunk, and wake whoever waits for a chunk."""
+        """End the thread at its next chunk; whoever waits for a chunk must not take what has come for whole."""
         with self.changed:
-            self.closed = True
+            self.end = self.end or StoreError("the download was cancelled")
             self.changed.notify_all()
         self.thread.join(1)
 
@@ -4125,15 +4095,15 @@ class Download:
     It goes on at the byte reached, by Range and If-Match, after a pause, and with another URL when one has expired.
     """
 
-    first_wait = 0.2                         # seconds, after the first failure in a row
+    first_wait = 0.2  # seconds, after the first failure in a row
 
     def __init__(self, source: Source, what: str, *, gunzip: bool) -> None:
-        """what: its name, in errors. gunzip: whether its content is wanted, or the bytes as they are stored."""
+        """what: its name, in errors. gunzip: whether its content is wanted, or the bytes as stored."""
         self.source, self.what, self.gunzip = source, what, gunzip
         self._restart(None, 0)
 
     def _restart(self, part: Optional[AtomicFile], size: int) -> None:
-        """Begin at the first byte, or after those that an earlier run left in a partial file."""
+        """Begin after so many bytes, which an earlier run left in a partial file."""
         self.part, self.resumed, self.position = part, size, size
         self.info: Optional[ObjectInfo] = None  # what the store says of the object, once it has answered
         self.cancelled = threading.Event()
@@ -4143,7 +4113,7 @@ class Download:
         """The bytes after `position` that one connection brings; raises when the end was not reached."""
         known = self.info or ObjectInfo(self.part.etag if self.part else "")
         with self.source.open(max(0, self.position - 1), known.etag) as (info, chunks, self.interrupt):
-            if self.cancelled.is_set():      # which may have come before there was something to interrupt
+            if self.cancelled.is_set():  # which may have come before there was something to interrupt
                 raise StoreError("the download was cancelled")
             skip, came = bytes_to_skip(known, info, self.position), False
             self.info = info if self.position == self.resumed else known
@@ -4164,13 +4134,12 @@ class Download:
             except (StoreError, Unreachable) as error:
                 status = getattr(error, "status", 0)
                 if status in (412, 416):
-                    raise changed_object(self.position) from error
+                    raise _changed(self.position) from error
                 if self.position > reached:
                     failures, waited, renewals, reached = 0, 0.0, 0, self.position
                 failures += 1
-                moved = self.position > self.resumed  # then a 403 without a reason is taken for a URL that has expired
-                if renewals < 2 and (error.reason in EXPIRED or (
-                        moved and status == 403 and error.reason == "StoreAccessDenied")):
+                if renewals < 2 and (error.reason in EXPIRED or (  # or a 403 without a reason, after bytes came by it
+                        self.position > self.resumed and status == 403 and error.reason == "StoreAccessDenied")):
                     renewals += 1
                     log.info("%s; asking for another URL", error)
                     self.source.renew(error.skew)  # type: ignore[union-attr]
@@ -4186,7 +4155,7 @@ class Download:
     def _verified(self) -> Iterator[bytes]:
         """The partial file, once the store has said that its object is still the same, and the rest.
 
-        StoreError at the end when the store's ETag is an MD5, and another one than that of these bytes.
+        StoreError at the end when the store's ETag is the MD5 of other bytes.
         """
         import hashlib
         rest, kept, digest = self.received(), iter(()), None
@@ -4205,10 +4174,7 @@ class Download:
             raise StoreError(f"the file is damaged: its MD5 is {digest.hexdigest()}, the store's ETag is {wanted}")
 
     def chunks(self) -> Iterator[bytes]:
-        """The content, verified to be whole; an error comes after the part that is sound. Close the generator.
-
-        Receiving, inflating, and what is done with the chunks go on side by side.
-        """
+        """The content, verified to be whole; an error comes after the part that is sound. Close the generator."""
         stored = Pipe(self._verified())
         content = Pipe(inflate(decode_aws_chunked(stored), unpack=self.gunzip))
         try:
@@ -4221,7 +4187,7 @@ class Download:
             content.close()
 
     def write_to(self, writer: Any) -> int:
-        """Write it into a writer, which stays open -> the bytes; StoreError after its sound part if it is not whole."""
+        """Write it into a writer, which stays open -> its size; StoreError after its sound part if it is not whole."""
         size = 0
         with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
             for chunk in chunks:
@@ -4230,9 +4196,9 @@ class Download:
         return size
 
     def _fill(self, new: AtomicFile) -> int:
-        """Write it into a new file, after what an earlier run left of it -> the number of bytes."""
+        """Write it into a new file, after what an earlier run left of it -> its size."""
         self._restart(new, new.find_part())
-        position, flushed = 0, self.resumed
+        position = flushed = 0
         with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
             for chunk in chunks:
                 if new.file is None:
@@ -4245,23 +4211,23 @@ class Download:
         return position
 
     def save(self, path: str, *, force: bool = False, named: bool = True) -> int:
-        """Put it into a new regular file -> its bytes; what an earlier run left is continued when it fits.
+        """Put it into a new regular file -> its size; what an earlier run left is continued when it fits.
 
-        The file appears whole or not at all; what a symbolic link points to is replaced, not the link. An object that
-        changes meanwhile is fetched again from its start, three times. Raises Error naming the file, StoreError when
-        the object is not whole, Unreachable when the line stays broken.
+        The file appears whole or not at all; what a symbolic link leads to is replaced, not the link. An object that
+        changes meanwhile is fetched anew, three times. Raises Error naming the file, StoreError when the object is not
+        whole, Unreachable when the line stays broken.
         """
         with atomic_file(path, self.what, force=force, named=named) as new:
-            for again in (True, True, True, False):
+            for retries in (3, 2, 1, 0):
                 try:
                     size = self._fill(new)
                     break
                 except StoreError as error:
                     changed = error.reason == "ObjectChanged"
-                    if not again or not (changed or (self.resumed and not may_be_continued(error))):
+                    if not retries or not (changed or (self.resumed and not may_be_continued(error))):
                         raise
                     log.warning("%s; starting over", error if changed else "what an earlier run left is damaged")
-                new.discard()
+                    new.discard()
         return size
 
 
