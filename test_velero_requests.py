@@ -1743,34 +1743,30 @@ class TestQueue(unittest.TestCase):
         self.now = 1000.0
         self.queue = vr.Queue(lambda: self.now)
 
-    def work(self) -> str:
-        """Take a key without waiting; no key is an empty text."""
-        return self.queue.take(wait=False) or ""
-
-    def take(self) -> str:
-        """Take and finish keys until none is ready."""
-        taken = ""
-        for key in iter(self.work, ""):
-            taken += key
-            self.queue.done(key)
-        return taken
+    def do(self, deed: str, *words: str) -> Optional[str]:
+        """One deed of QUEUE_CASES -> the keys that it takes, None for any other deed."""
+        if deed == "clock":
+            self.now = float(words[0])
+        elif deed == "at":
+            self.queue.add_at(words[0], float(words[1]))
+        elif deed == "work":
+            return self.queue.take(wait=False) or ""
+        elif deed == "take":
+            keys = []
+            for key in iter(lambda: self.queue.take(wait=False), None):
+                keys.append(key)
+                self.queue.done(key)
+            return "".join(keys)
+        else:
+            getattr(self.queue, deed)(*words)
+        return None
 
     def test_cases(self) -> None:
-        """Every row of QUEUE_CASES."""
         for what, (script, wanted) in QUEUE_CASES.items():
-            self.setUp()
-            taken = []
-            for deed, *words in map(str.split, script.split(",")):
-                if deed in ("take", "work"):
-                    taken.append(getattr(self, deed)())
-                elif deed == "clock":
-                    self.now = float(words[0])
-                elif deed == "at":
-                    self.queue.add_at(words[0], float(words[1]))
-                else:
-                    getattr(self.queue, deed)(*words)
             with self.subTest(what):
-                self.assertEqual(list(wanted), taken)
+                self.setUp()
+                taken = [self.do(*step.split()) for step in script.split(",")]
+                self.assertEqual(list(wanted), [keys for keys in taken if keys is not None])
 
     def test_waiting_takes_are_woken(self) -> None:
         """By the clock when it is turned to the instant of a key; by closing, after which nothing is handed out."""
@@ -4165,15 +4161,6 @@ class VeleroWorld(World):
 # Contract: the main job, in every world
 # ------------------------------------------------------------------------------------------------------------
 
-def while_it_waits(world: World, resource: str, deed: Callable[[str], Any], *argv: str) -> Result:
-    """Run a command, and do something to its request once that is there."""
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(lambda: deed(wait_until(lambda: world.names(resource), 15, "the request")[0]))
-        result = world.cli(*argv)
-        done.result(15)
-    return result
-
-
 class ControllerWorld(World):
     """The controller calls as a user of its own, who may do what README.md says and no more."""
 
@@ -4188,24 +4175,20 @@ class ControllerWorld(World):
 class CoreTests(ControllerWorld):
     """The main job from end to end, for every world."""
 
-    def known_kinds(self) -> List[str]:
-        """Return the kinds that this world's CRD accepts."""
-        crd = next(crd for crd in self.crds() if crd["spec"]["names"]["kind"] == "DownloadRequest")
-        return look_up(crd["spec"]["versions"][0], "schema.openAPIV3Schema.properties.spec.properties.target.properties"
-                       ".kind.enum")
-
     def test_every_kind_from_request_to_bytes(self) -> None:
         """Each kind that the CRD knows comes as its bytes, inflated unless it is the contents; others are one error."""
         self.serve()
-        known = self.known_kinds()
+        crd = next(crd for crd in self.crds() if crd["spec"]["names"]["kind"] == "DownloadRequest")
+        known = look_up(crd["spec"]["versions"][0],
+                        "schema.openAPIV3Schema.properties.spec.properties.target.properties.kind.enum")
         self.assertEqual(set(known), set(list(KEYS)[:6] if self.status_subresource else list(KEYS)[:-1]))
         for kind in KEYS:
             with self.subTest(kind=kind):
-                stored = self.put(kind, kind.encode() * 100)
+                plain = kind.encode() * 100
+                stored = self.put(kind, plain)
                 result = self.cli("download", KEYS[kind].split("/")[1], "--kind", kind, "-o", "-")
                 if kind in known:
-                    wanted = stored if kind == "BackupContents" else kind.encode() * 100
-                    self.assertEqual((result.code, result.out), (0, wanted), result.err)
+                    self.assertEqual((0, stored if kind == "BackupContents" else plain), result[:2], result.err)
                 else:
                     self.assert_failed(result, 1, kind)
                     self.assertIn("hint: ", result.err)
@@ -4283,22 +4266,21 @@ class CoreTests(ControllerWorld):
                 "", "../../secrets/cloud", "b1?x", "b1\x00", "b1\x1b[31m", "x" * 10000, "\u0131\u202e"))]
         self.make_restore("no-backup", "later")
         self.make_backup("no-location", "nowhere")
+
+        def give_keys(name: str) -> None:
+            self.admin.raw("DELETE", resource_path("secrets", self.namespace, name))
+            self.make_secret(name)
         for reason, name, secret, storage in (
-                ("SecretNotFound", "lost", {}, {}), ("SecretKeyNotFound", "keyless", {"key": "other"}, {}),
+                ("SecretNotFound", "lost", None, {}), ("SecretKeyNotFound", "keyless", {"key": "other"}, {}),
                 ("InvalidCredentials", "half", {"text": half}, {}),
                 ("InvalidCredentials", "senseless", {"text": senseless}, {}),
-                ("InvalidStorageLocation", "bucket", {"key": "keys"}, {"bucket": "a/b"}),
-                ("UnsupportedProvider", "provider", {"key": "keys"}, {})):
-            if secret:
+                ("InvalidStorageLocation", "bucket", {}, {"bucket": "a/b"}), ("UnsupportedProvider", "gcp", {}, {})):
+            if secret is not None:
                 self.make_secret(name, **secret)
             self.make_location(name, secret=name, **storage)
             self.make_backup(name, name)
-
-            def give_keys(name: str = name) -> None:
-                self.admin.raw("DELETE", resource_path("secrets", self.namespace, name))
-                self.make_secret(name)
-            rows.append((reason, "BackupLog", name, None if "keys" in secret.values() else give_keys))
-        self.admin.merge_patch("backupstoragelocations", "provider", {"spec": {"provider": "gcp"}}, self.namespace)
+            rows.append((reason, "BackupLog", name, None if secret == {} else functools.partial(give_keys, name)))
+        self.admin.merge_patch("backupstoragelocations", "gcp", {"spec": {"provider": "gcp"}}, self.namespace)
         return rows
 
     def test_every_failure_has_a_reason_and_heals(self) -> None:
@@ -4332,22 +4314,17 @@ class ContractTests(CoreTests):
     """The whole contract, on the CRDs that `manifests` prints."""
 
     def test_where_urls_lead(self) -> None:
-        """Prefixes, slashes around bucket and prefix, publicUrl; a restore lies in the location of its backup."""
-        self.make_location("slashes", prefix="//deep/er//", bucket=f"/{self.namespace}/")
-        self.make_location("public", {"s3Url": "http://127.0.0.1:1", "publicUrl": "http://public.example:9000/"})
-        self.make_backup("b2", "slashes")
+        """To publicUrl, without the slashes around bucket and prefix; for a restore, to the location of its backup."""
+        self.make_location("public", {"s3Url": "http://127.0.0.1:1", "publicUrl": "http://public.example:9000/"},
+                           prefix="//deep/er//", bucket=f"/{self.namespace}/")
+        self.make_backup("b2", "public")
         self.make_restore("r2", "b2")
-        self.make_backup("b3", "public")
         self.serve()
-        deep = f"{self.store.url}/{self.namespace}/deep/er/"
-        for kind, name, start in [
-                ("BackupLog", "b2", deep + "backups/b2/b2-logs.gz?"),
-                ("BackupLog", "b3", f"http://public.example:9000/{self.namespace}/backups/b3/"),
-                *((kind, "r2", deep + KEYS[kind].replace("r1", "r2") + "?")
-                  for kind in self.known_kinds() if kind.startswith("Restore"))]:
-            with self.subTest(kind=kind, name=name):
-                url = self.answered(self.ask(kind, name))["status"]["downloadURL"]
-                self.assertTrue(url.startswith(start), url.split("?")[0])
+        start = f"http://public.example:9000/{self.namespace}/deep/er/"
+        for kind, name, key in (("BackupLog", "b2", "backups/b2/b2-logs.gz"),
+                                ("RestoreLog", "r2", "restores/r2/restore-r2-logs.gz")):
+            url = self.answered(self.ask(kind, name))["status"]["downloadURL"]
+            self.assertEqual(start + key, url.split("?")[0])
 
     def test_full_annotations_neither_crash_nor_last(self) -> None:
         """A request whose annotations leave no room for a reason delays nobody and ends all the same."""
@@ -4361,15 +4338,8 @@ class ContractTests(CoreTests):
             self.turn(minutes=10, seconds=5)
         self.gone("full")
 
-    def test_compaction_loses_nothing(self) -> None:
-        """After etcd has forgotten the past, new requests are answered."""
-        self.serve()
-        self.settle()
-        self.cluster.compact()
-        self.settle()
-
     def test_the_crd_is_replaced_under_the_running_controller(self) -> None:
-        """The controller follows the dialect of the live API, there and back; `manifests` prints either."""
+        """The controller follows the dialect of the live API, there and back, whatever etcd has forgotten."""
         self.addCleanup(self.cluster.install_crds, self.crds())
         self.serve()
         self.settle()
@@ -4377,11 +4347,13 @@ class ContractTests(CoreTests):
             with self.subTest(status_subresource=dialect):
                 result = run("manifests", *(["--status-subresource"] if dialect else []))
                 documents = list(yaml.safe_load_all(result.out))
-                self.assertEqual((result.code, result.err, documents), (0, "", vr.crd_manifests(dialect)))
+                self.assertEqual((0, "", vr.crd_manifests(dialect)), (result.code, result.err, documents))
                 self.cluster.install_crds(documents)
                 self.answered(self.ask())
                 self.answered(self.ask_status(), SSR)
                 self.failed(self.ask(name="nobody"))
+                self.cluster.compact()
+                self.settle()
 
     def test_two_controllers_come_to_one_answer(self) -> None:
         """Requests from before the start and later ones are answered by two replicas without harm."""
@@ -4399,11 +4371,10 @@ class ContractTests(CoreTests):
         stored, writer = self.put(), io.BytesIO()
         api = vr.connect(vr.load_cluster(self.kubeconfig))
         vr.stream(api, self.namespace, "BackupLog", "b1", writer)
-        self.assertEqual(writer.getvalue(), LOG)
-        self.assertEqual(fetch(vr.get_download_url(api, self.namespace, "BackupLog", "b1")).data, stored)
-        status = vr.get_server_status(api, self.namespace)
-        self.assertEqual((status["kind"], status["status"]["phase"]), ("ServerStatusRequest", "Processed"))
-        self.assertTrue(status["metadata"]["name"].startswith("velero-cli-"))
+        url, status = (ask(api, self.namespace, *words) for ask, *words in (
+            (vr.get_download_url, "BackupLog", "b1"), (vr.get_server_status,)))
+        self.assertEqual((LOG, stored, "ServerStatusRequest", "Processed"), (
+            writer.getvalue(), fetch(url).data, status["kind"], status["status"]["phase"]))
         self.assertEqual(self.names() + self.names(SSR), [])
         self.assert_clean(self.log.getvalue())
 
@@ -4433,39 +4404,31 @@ class ContractTests(CoreTests):
         self.make_backup("b5", phase="InProgress")
         self.make_restore("r5", "b1", "InProgress")
         self.store.put(self.namespace, "backups/b4/b4.tar.gz", gzip.compress(b"x"))
-        self.store.create_bucket(self.namespace)
-        path, unknown = os.path.join(self.folder, "x"), self.cluster.kubeconfig(self.folder, "nobody-knows-me")
-        stranger, soon = self.cluster.kubeconfig(self.folder, "stranger"), ("--timeout", "200ms")
-        nobody_answers = [(4, (*argv, *soon), ()) for argv in (
-            ("backup", "logs", "b1"), ("download", "b1", "-o", "-"), ("plugin", "get"), ("version",))]
+        path = os.path.join(self.folder, "x")
+        stranger, unknown = (("--kubeconfig", self.cluster.kubeconfig(self.folder, name))
+                             for name in ("stranger", "nobody-knows-me"))
         for code, argv, words in (
-                *nobody_answers,             # for the controller starts only after these
-                (3, ("download", "b2", "-o", path), ("nowhere",)),
-                (1, ("backup", "logs", "b5"), ("backup", "b5", "not available")),
-                (1, ("restore", "logs", "r5"), ("restore", "r5", "not available")),
-                (1, ("backup", "logs", "b1", "--context", "elsewhere"), ("elsewhere",)),
-                (1, ("backup", "logs", "b1", "--kubeconfig", "/nowhere/config"), ("/nowhere/config",)),
-                (2, ("restore", "get", "-l", "a b"), ("the selector 'a b'",)),
-                (3, ("backup", "logs", "nobody", "--timeout", "1.5h"), ("backup", "nobody", "does not exist")),
-                (3, ("restore", "logs", "nobody", "--timeout", "100000µs"), ("restore", "nobody")),
-                (3, ("backup", "logs", ""), ("backup",)), (3, ("backup", "logs", "b1"), ("b1",)),
-                (3, ("download", "../../secrets/cloud", "-o", "-"), ("secrets/cloud",)),
-                (3, ("download", "b1", "-o", path), ("b1",)),
-                (5, ("backup", "logs", "b1", "--kubeconfig", stranger), ("stranger",)),
-                (5, ("plugin", "get", "--kubeconfig", stranger), ("stranger",)),
-                (5, ("controller", "--once", "--kubeconfig", stranger), ("stranger",)),
-                (5, ("download", "b1", "-o", "-", "--kubeconfig", unknown), ()),
-                (5, ("download", "b4", "-o", path), ()),
-                (6, ("download", "b3", "-o", path), ("127.0.0.1:1",))):
+                *((4, f"{command} --timeout 200ms", "") for command in (  # the controller starts only after these
+                    "backup logs b1", "download b1 -o -", "plugin get", "version")),
+                (3, f"download b2 -o {path}", "nowhere"), (1, "backup logs b5", "backup, b5, not available"),
+                (1, "restore logs r5", "restore, r5, not available"),
+                (1, "backup logs b1 --context elsewhere", "elsewhere"),
+                (1, "backup logs b1 --kubeconfig /nowhere/config", "/nowhere/config"),
+                (3, "backup logs nobody --timeout 1.5h", "backup, nobody, does not exist"),
+                (3, "restore logs nobody --timeout 100000µs", "restore, nobody"), (3, "backup logs b1", "b1"),
+                (3, "download ../../secrets/cloud -o -", "secrets/cloud"), (3, f"download b1 -o {path}", "b1"),
+                (5, ("backup", "logs", "b1", *stranger), "stranger"), (5, ("plugin", "get", *stranger), "stranger"),
+                (5, ("controller", "--once", *stranger), "stranger"), (5, ("backup", "logs", "b1", *unknown), ""),
+                (5, f"download b4 -o {path}", ""), (6, f"download b3 -o {path}", "127.0.0.1:1"),
+                (2, ("restore", "get", "-l", "a b"), "the selector 'a b'"), (3, ("backup", "logs", ""), "backup")):
             if code != 4 and not self.controllers:
                 self.serve()
-            with self.subTest(argv=" ".join(argv)):
-                result = self.cli(*argv)
-                self.assert_failed(result, code, *words)
+            with self.subTest(argv=argv):
+                result = self.cli(*(argv.split() if isinstance(argv, str) else argv))
+                self.assert_failed(result, code, *words.split(", "))
                 self.assertNotIn("not-the-secret", result.err)
                 self.assertIn("\nhint: " if code == 4 else "", result.err)
                 self.assertFalse(os.path.exists(path))
-        self.assert_clean(self.cli("download", "b4", "-o", path, "-v", "-v").err)
         self.assertEqual(self.names() + self.names(SSR), [])
 
     def test_the_controller_process_serves_and_leaves_on_signals(self) -> None:
@@ -4585,12 +4548,11 @@ class FaultTests(FaultWorld):
         self.assertEqual(self.log.getvalue().count(name), 1, self.log.getvalue())
 
     def test_answers_that_go_wrong_are_made_up_for(self) -> None:
-        """A conflict, an error, a throttled or a lost answer to the patch delays an answer and no more."""
-        stale = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409}
+        """An error, a throttled or a lost answer to the patch delays an answer and no more."""
         self.serve()
-        for options in ({"status": 409, "body": stale}, {"status": 500, "body": "oops"}, {"status": 200, "body": "{}"},
+        for options in ({"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}, {"cut_after": 5},
                         {"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503, "body": "<html>"},
-                        {"drop": True}, {"drop": True, "apply": True}, {"cut_after": 5}):
+                        {"drop": True}, {"drop": True, "apply": True}):
             with self.subTest(**{key: str(value) for key, value in options.items()}):
                 fault = self.cluster.script("PATCH", "/downloadrequests/", **options)
                 self.assertTrue(self.healed(self.ask())["status"]["downloadURL"])
@@ -4652,14 +4614,11 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
         self.assertEqual(made, [("GET", False)] * 3 + [("PATCH", False)])
 
     def test_names_and_lookups(self) -> None:
-        """A name that is none never becomes a path; what the API fails to give, or has not yet, is asked for again."""
+        """A name that is none never becomes a path; what the API fails to give is asked for again."""
         self.serve()
-        for name in ("../../secrets/cloud", "a/b", "..", "b1?x", "\x00", ""):
+        for name in ("../../secrets/cloud", "..", "b1?x", ""):
             self.failed(self.ask(name=name))
         self.assertEqual(self.cluster.count("GET", "/backups/"), 0)
-        self.failed(self.ask(name="b2"))
-        self.make_backup("b2")
-        self.assertEqual(reason_of(self.answered(self.ask(name="b2"))), "")
         for path in ("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"):
             for options in ({"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}):
                 with self.subTest(path=path, **options):
@@ -4682,22 +4641,24 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
         self.assertEqual(program.end().code, 0)
         self.assertEqual((self.look(name) or {})["status"]["phase"], "Processed")
 
-    def test_dry_run_prints_no_escapes(self) -> None:
-        """Which a server has put into a name; and it sends nothing but GET."""
+    def test_what_servers_say_is_made_harmless(self) -> None:
+        """No escape sequence and no forged line of theirs is printed; a dry run sends nothing but GET."""
+        nasty = "a\nerror: forged\r\x07\x1b[31m\u202e"
         self.cluster.script("GET", SSR + "?limit=", status=200, body={
             "metadata": {"resourceVersion": "1"},
-            "items": [{"metadata": {"namespace": self.namespace, "name": "\x1b[31m\u202e"}}]})
+            "items": [{"metadata": {"namespace": self.namespace, "name": nasty}}]})
         result = self.cli("controller", "--dry-run")
         self.assertTrue(result.code == 0 and result.out.decode().replace("\n", "").isprintable(), result)
         self.assertEqual({request.method for request in self.cluster.seen()}, {"GET"})
-
-    def test_a_request_that_vanishes_is_an_error(self) -> None:
-        """When somebody deletes the request that the client waits for, the client says so at once."""
-        def delete(name: str) -> None:
-            wait_until(lambda: self.cluster.watches(), 15, "the watch")
-            self.admin.delete("downloadrequests", name, self.namespace)
-        result = while_it_waits(self, "downloadrequests", delete, "backup", "logs", "b1", "--timeout", "60s")
-        self.assert_failed(result, 1, "was deleted by somebody else")
+        self.serve()
+        xml = f"<Error><Code>X\x1b[31m</Code><Message>{nasty}</Message></Error>"
+        for server, method, options, code in (
+                (self.store, "GET", {"status": 400, "body": xml}, 1),
+                (self.cluster, "POST", {"status": 403, "body": {"message": nasty, "code": 403}}, 5)):
+            server.script(method, "b1" if server is self.store else "/downloadrequests", **options)
+            result = self.cli("backup", "logs", "b1", "-v")
+            self.assertEqual((code, 1), (result.code, len(re.findall("(?m)^error: ", result.err))), result.err)
+            self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
 
     def test_a_create_that_is_interrupted_leaves_nothing(self) -> None:
         """What was carried out though its answer was lost, wrong or interrupted is deleted; nothing else is."""
@@ -4739,32 +4700,11 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
             self.make_backup(name, name)
             store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
         self.serve()
-        self.assert_failed(self.cli("backup", "logs", "b2"), 6)
-        for argv in (("b3",), ("b2", "--cacert", str(store.ca)), ("b2", "--insecure-skip-tls-verify")):
+        for argv, code in ((("b2",), 6), (("b3",), 0), (("b2", "--cacert", str(store.ca)), 0),
+                           (("b2", "--insecure-skip-tls-verify"), 0)):
             with self.subTest(argv=argv):
                 result = self.cli("backup", "logs", *argv)
-                self.assertEqual((result.code, result.out), (0, LOG), result.err)
-
-    def test_what_servers_say_is_made_harmless(self) -> None:
-        """Neither -v -v nor an error passes on a signature or token that a server repeats, nor an escape sequence."""
-        self.serve()
-        self.put()
-        told = f"Bearer {token_of('admin')} X-Amz-Credential={self.store.access_key}&X-Amz-Signature={'0f' * 32}"
-        xml = "<Error><Code>{}</Code><Message>{}</Message></Error>"
-        for server, method, options, code in (
-                (self.store, "GET", {}, 0), (self.store, "GET", {"status": 403, "body": "AWSAccessKeyId"}, 5),
-                (self.store, "GET", {"drop": True}, 0), (self.store, "GET", {"cut_after": 0}, 0),
-                (self.store, "GET", {"status": 500}, 0), (self.store, "GET", {"status": 400, "body": told}, 1),
-                (self.store, "GET", {"status": 400, "body": xml.format("Odd", told)}, 1),
-                (self.store, "GET", {"status": 400, "body": xml.format("X\x1b[31m", "a\nerror: forged\r\x07")}, 1),
-                (self.cluster, "POST", {"status": 403, "body": {"message": told + "\x1b\a", "code": 403}}, 5)):
-            with self.subTest(**options):
-                server.script(method, "b1" if server is self.store else "/downloadrequests", **options)
-                result = self.cli("-v", "-v", "backup", "logs", "b1", "-v")
-                self.assertEqual(code, result.code, result.err)
-                self.assertEqual(min(code, 1), len(re.findall("(?m)^error: ", result.err)), result.err)
-                self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f]")
-                self.assert_clean(result.err)
+                self.assertEqual((code, b"" if code else LOG), result[:2], result.err)
 
 
 class TestContractFaultsNew(FaultTests, unittest.TestCase):
@@ -4839,8 +4779,11 @@ class LooseTests(World):
             with self.subTest(argv=argv, status=str(status)):
                 resource = "downloadrequests" if argv == logs else SSR
                 filled = status if argv == logs else {"phase": "Processed", **status}
-                result = while_it_waits(self, resource, functools.partial(self.fill, resource=resource, **filled),
-                                        *argv, "--timeout", "1s" if argv == logs else "20s")
+                with ThreadPoolExecutor(1) as pool:
+                    done = pool.submit(lambda resource=resource, filled=filled: self.fill(wait_until(
+                        lambda: self.names(resource), 15, "the request")[0], resource, **filled))
+                    result = self.cli(*argv, "--timeout", "1s" if argv == logs else "20s")
+                    done.result(15)
                 self.assertIn(result.code, codes, result.err)
                 self.assertIn(words, result.err)
                 self.assertNotIn("Traceback", result.err)
@@ -6329,16 +6272,14 @@ class TokenFiles(World):
 
     def kubeconfig_of(self, user: Document) -> str:
         """Write a kubeconfig with this user entry, and return its path."""
-        with open(self.kubeconfig, encoding="utf-8") as file:
-            document = yaml.safe_load(file)
-        document["users"][0]["user"] = user
         path = os.path.join(self.folder, "with-user")
-        with open(path, "w", encoding="utf-8") as file:
-            yaml.safe_dump(document, file)
+        with open(self.kubeconfig, encoding="utf-8") as old, open(path, "w", encoding="utf-8") as new:
+            document = yaml.safe_load(old)
+            document["users"][0]["user"] = user
+            yaml.safe_dump(document, new)
         return path
 
     def token_kubeconfig(self, token: str) -> str:
-        """Write a kubeconfig that takes its token from a file, with this in it."""
         return self.kubeconfig_of({"tokenFile": self.write_token(token)})
 
     def start_with_token(self, token: str) -> Program:
@@ -6375,7 +6316,6 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         return api._replace(timeout=timeout)
 
     def call(self, name: str, api: Any = None) -> Any:
-        """Make one of the CALLS."""
         return CALLS[name][2](api or self.api(), self.namespace)
 
     def new_token(self, user: str = "admin") -> str:
@@ -6383,10 +6323,6 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         token = "more-" + uuid.uuid4().hex
         self.cluster.tokens[token] = user
         return token
-
-    def said(self, *words: str) -> int:
-        """Return how many lines of the log have all these words in them."""
-        return sum(all(word in line for word in words) for line in self.log.getvalue().splitlines())
 
     def watched(self) -> None:
         wait_until(lambda: len(self.cluster.watches(self.path(""))) == 2, 40, "both watches of the test's namespace")
@@ -6447,7 +6383,6 @@ CALLS: Dict[str, Tuple[str, str, Callable[[Any, str], Any]]] = {
     "list": ("GET", "/backups?", lambda api, space: list(api.list_pages(vr.BACKUPS, space))),
     "watch": ("GET", "watch=true", lambda api, space: api.open_watch(
         vr.BACKUPS, space, "0", seconds=1, silence=api.timeout).close()),
-    "discovery": ("GET", "/apis/velero.io/v1", lambda api, space: api.served_resources("velero.io/v1")),
     "patch": ("PATCH", "/backups/b1", lambda api, space: api.merge_patch(
         vr.Key(vr.BACKUPS, space, "b1"), {"metadata": {"labels": {"a": "b"}}})),
     "delete": ("DELETE", "/backups/b2", lambda api, space: api.delete(vr.Key(vr.BACKUPS, space, "b2"))),
@@ -6509,27 +6444,16 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
                     self.assertLess(time.monotonic() - started, 1.0)
                     self.assertEqual(self.cluster.count(method, part), tries)
 
-    def test_retry_after_is_kept(self) -> None:
-        self.cluster.script("GET", "/backups/b1", status=429, headers={"Retry-After": "1"})
-        started = time.monotonic()
-        self.call("get")
-        self.assertGreaterEqual(time.monotonic() - started, 1.0)
-
     def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
         """What is no document, is cut, stops or was compressed is an error of the module's own that names the call."""
         api = self.api(timeout=0.4)
-        for options, name in itertools.product(BAD_ANSWERS, ("get", "list", "create", "patch", "discovery")):
+        for options, name in itertools.product(BAD_ANSWERS, ("get", "list", "create", "patch")):
             method, part, _ = CALLS[name]
             with self.subTest(call=name, **{key: str(value)[:40] for key, value in options.items()}):
                 self.cluster.unscript()
                 self.cluster.script(method, part, ALWAYS, **options)
-                with self.assertRaisesRegex((vr.Unreachable, vr.ApiError), method) as caught:
-                    self.call(name, api)
-                self.assertEqual(isinstance(caught.exception, vr.ApiError), options.get("status", 200) != 200)
-        self.cluster.unscript()
-        for resources in (5, "abc", {"a": 1}, [5, None, {"name": 7}], None):
-            self.cluster.script("GET", "/apis/velero.io/v1", status=200, body={"resources": resources})
-            self.assertFalse(any(self.call("discovery")), resources)
+                refused = options.get("status", 200) != 200
+                self.assertRaisesRegex(vr.ApiError if refused else vr.Unreachable, method, self.call, name, api)
 
     def test_what_comes_packed_or_is_large(self) -> None:
         """One layer of gzip that nobody asked for is taken off; 48 MiB are the limit, and the next call works."""
@@ -6570,17 +6494,15 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         pool = api.session.pool.pool
         made = pool.num_connections
         for status in (404, 500):
-            self.cluster.script("GET", "/backups/b1", 1, status=status, body={"message": "x"}, **AT_ONCE)
+            self.cluster.script("GET", "/backups/b1", status=status, body={"message": "x"}, **AT_ONCE)
             with contextlib.suppress(vr.ApiError):
                 self.call("get", api)
         self.assertEqual((api.session.pool.pool, pool.num_connections), (pool, made))
 
     def test_connecting_has_a_timeout(self) -> None:
         """A host that accepts a connection and never speaks TLS is given up, as is one that accepts none."""
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
-            api = vr.connect(vr.Cluster(server=f"https://127.0.0.1:{listener.getsockname()[1]}"))._replace(timeout=0.3)
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+            api = self.api(server=f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3)
             for _ in range(4):  # the first ones fill the listener's queue
                 started = time.monotonic()
                 self.assertRaises(vr.Unreachable, self.call, "get", api)
@@ -6594,12 +6516,13 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
             self.cluster.script("GET", "/backups/b1", headers={"Warning": header}, **options)
             with contextlib.suppress(vr.Missing):
                 self.call("get", api)
-            self.assertEqual((self.said("v1 is"), self.said("use v2"), self.said("misc")), (1, 1, 0))
-        self.assert_clean(self.log.getvalue())
+        said = self.log.getvalue()
+        self.assertEqual([1, 1, 0], [said.count(words) for words in ("v1 is", "use v2", "misc")])
+        self.assert_clean(said)
 
 
 def slowly(start: bytes, more: bytes) -> Iterator[Any]:
-    """Yield a start, and then one byte after the other, without an end."""
+    """A start, and then one byte after the other, without an end."""
     yield start
     for byte in itertools.cycle(more):
         yield bytes([byte])
@@ -6607,7 +6530,7 @@ def slowly(start: bytes, more: bytes) -> Iterator[Any]:
 
 
 def at_once(start: bytes, more: bytes) -> Iterator[bytes]:
-    """Yield a start, and then the same 64 KB again and again, without an end."""
+    """A start, and then the same 64 KB again and again, without an end."""
     return itertools.chain([start], itertools.repeat(more * (65536 // len(more))))
 
 
@@ -6685,26 +6608,24 @@ class TestSlowStrangers(unittest.TestCase):
     def suffer(self, row: Tuple[str, str]) -> Tuple[str, float]:
         """Make one exchange with one attacker -> what came of it, and after how many seconds."""
         exchange, attack = row
-        server = Stranger(attack, tls=exchange.startswith("API"))
         started = time.monotonic()
-        try:
-            return f"{EXCHANGES[exchange](server)!r:.100}", time.monotonic() - started
-        except vr.Error as error:
-            return type(error).__name__, time.monotonic() - started
-        finally:
-            server.close()
+        with contextlib.closing(Stranger(attack, tls=exchange.startswith("API"))) as server:
+            try:
+                outcome = f"{EXCHANGES[exchange](server)!r:.100}"
+            except vr.Error as error:
+                outcome = type(error).__name__
+            return outcome, time.monotonic() - started
 
     def test_every_exchange_has_a_deadline(self) -> None:
         """No answer of a stranger takes longer than the exchange may, and what is no answer is an error."""
         kube_servers()
         rows = list(itertools.product(EXCHANGES, ATTACKS))
         with ThreadPoolExecutor(8) as pool:
-            outcomes = dict(zip(rows, pool.map(self.suffer, rows)))
-        for (exchange, attack), (outcome, seconds) in outcomes.items():
-            with self.subTest(exchange=exchange, attack=attack):
-                self.assertLess(seconds, 2.0)
-                if exchange in list(EXCHANGES)[:5] or attack in list(ATTACKS)[:7]:  # which need no body
-                    self.assertIn(outcome, ("Unreachable", "ApiError"))
+            for (exchange, attack), (outcome, seconds) in zip(rows, pool.map(self.suffer, rows)):
+                with self.subTest(exchange=exchange, attack=attack):
+                    self.assertLess(seconds, 2.0)
+                    if exchange in list(EXCHANGES)[:5] or attack in list(ATTACKS)[:7]:  # which need no body
+                        self.assertIn(outcome, ("Unreachable", "ApiError"))
 
 
 CLOUD = {"name": "cloud", "key": "keys"}
@@ -6721,45 +6642,39 @@ BLACK_HOLES: Dict[str, Tuple[Document, Dict[str, str]]] = {
 class TestBlackHoles(EnduranceWorld, unittest.TestCase):
     """Who is silent holds up one worker, once, and neither the others nor the end."""
 
-    def dig(self, name: str, hosts: int = 1) -> Tuple[List[Stranger], Dict[str, Optional[str]]]:
-        """Make twenty backups in silent servers -> these, and the environment that leads to them."""
-        strangers, (said, variables) = [Stranger("silence") for _ in range(hosts)], BLACK_HOLES[name]
-        for number, stranger in enumerate(strangers):
-            self.addCleanup(stranger.close)
-            spec = json.dumps({"provider": "aws", "objectStorage": {"bucket": "bucket"}, **said})
-            self.make("backupstoragelocations", "BackupStorageLocation", f"hole-{number}",
-                      spec=json.loads(spec.replace("@", stranger.url)))
-        for number in range(20):
-            self.make_backup(f"lost-{number}", f"hole-{number % hosts}")
-        return strangers, {key: value.replace("@", strangers[0].url) for key, value in variables.items()}
-
     def test_twenty_requests_of_a_black_hole(self) -> None:
         """They cost one worker one deadline; a good request is answered within two seconds, and SIGTERM is heard."""
         for name, hosts in [*((name, 1) for name in BLACK_HOLES), ("store", 20)]:
-            with self.subTest(silent=name, hosts=hosts):
+            with self.subTest(silent=name, hosts=hosts), contextlib.ExitStack() as stack:
                 self.move()
                 self.put()
-                strangers, variables = self.dig(name, hosts)
-                with environment(variables):
-                    controller = self.serve(verify_urls=name == "store", stop_time=0.3)
-                    self.answered(self.ask())
-                    for number in range(20):
-                        self.ask(name=f"lost-{number}")
-                    wait_until(lambda: any(stranger.requests for stranger in strangers), 5, "the first to wait")
-                    self.make_backup("b2")
-                    good, asked = self.ask(name="b2", kind="BackupContents"), time.monotonic()
-                    self.looked_at(good, 5)
-                    self.assertLess(time.monotonic() - asked, 2.0)
-                    self.assertLessEqual(sum(len(stranger.requests) for stranger in strangers), 3)
-                    controller.stop.set()
+                strangers = [stack.enter_context(contextlib.closing(Stranger("silence"))) for _ in range(hosts)]
+                said, variables = BLACK_HOLES[name]
+                spec = json.dumps({"provider": "aws", "objectStorage": {"bucket": "bucket"}, **said})
+                for number, stranger in enumerate(strangers):
+                    self.make("backupstoragelocations", "BackupStorageLocation", f"hole-{number}",
+                              spec=json.loads(spec.replace("@", stranger.url)))
+                for number in range(20):
+                    self.make_backup(f"lost-{number}", f"hole-{number % hosts}")
+                stack.enter_context(environment({
+                    key: value.replace("@", strangers[0].url) for key, value in variables.items()}))
+                controller = self.serve(verify_urls=name == "store", stop_time=0.3)
+                self.answered(self.ask())
+                for number in range(20):
+                    self.ask(name=f"lost-{number}")
+                wait_until(lambda: any(stranger.requests for stranger in strangers), 5, "the first to wait")
+                self.make_backup("b2")
+                good, asked = self.ask(name="b2", kind="BackupContents"), time.monotonic()
+                self.looked_at(good, 5)
+                self.assertLess(time.monotonic() - asked, 2.0)
+                self.assertLessEqual(sum(len(stranger.requests) for stranger in strangers), 3)
+                controller.stop.set()
 
     def test_a_host_that_is_busy(self) -> None:
         """Who found it so comes again soon, however often before, and it is no failure."""
         self.put()
         controller = self.serve(verify_urls=True)
-        with contextlib.ExitStack() as stack:
-            for host in ("a", "b", "c"):
-                stack.enter_context(controller.hosts.guard(host))
+        with controller.hosts.guard("a"), controller.hosts.guard("b"), controller.hosts.guard("c"):
             name = self.ask()
             spend(1.5)
             self.assertEqual(({}, None), (controller.failures, (self.look(name) or {}).get("status")))
@@ -6792,17 +6707,15 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
         self.assertEqual(self.cluster.count("GET", "/backups/b1"), 1)
 
     def test_a_read_that_fails_keeps_the_old_token(self) -> None:
-        """While the file is gone, empty, half-written, a folder or unreadable, the old token is used."""
-        api = self.api(self.token_kubeconfig(self.new_token()))
-        path = os.path.join(self.folder, "token")
-        for content in (b"", b" \n", b"a\nb", b"\xff\x00\x80", None, "a folder"):
+        """While the file is empty, half-written or gone, the old token is used."""
+        api, path = self.api(self.token_kubeconfig(self.new_token())), os.path.join(self.folder, "token")
+        for content in (b"", b" \n", b"a\nb", b"\xff\x00\x80", None):
             with self.subTest(content=content):
                 self.call("get", api)
-                if isinstance(content, bytes):
-                    with open(path, "wb") as file:
-                        file.write(content)
+                if content is None:
+                    os.remove(path)
                 else:
-                    os.mkdir(path) if content else os.remove(path)
+                    write_bytes(path, content)
                 self.cluster.script("GET", "/backups/b1", status=401, body={})
                 self.cluster.forget()
                 self.call("get", api)
@@ -6814,10 +6727,10 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
         for user in ({"tokenFile": self.write_token("")}, {"tokenFile": os.path.join(self.folder, "absent")}, plugin):
             api = self.api(self.kubeconfig_of(user))
             self.cluster.forget()
-            for attempt in range(3):
-                with self.subTest(user=user, attempt=attempt):
+            with self.subTest(user=user):
+                for _ in range(3):
                     self.assertRaises(vr.ConfigError, self.call, "get", api)
-                    self.assertEqual(self.cluster.seen(), [])
+                self.assertEqual(self.cluster.seen(), [])
 
     def test_a_token_rotates_under_a_running_controller(self) -> None:
         """Old token out, new one in the file: no request notices. Without a new one it waits, and says so once."""
@@ -6842,27 +6755,27 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
         self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
-RIGHTS = [(verb, "velero.io", resource) for resource in ("downloadrequests", "serverstatusrequests")
-          for verb in ("list", "watch", "patch")] + [
-    ("get", "velero.io", "backups"), ("get", "velero.io", "backupstoragelocations"), ("get", "", "secrets"),
-    ("create", "", "events"), ("delete", "velero.io", "downloadrequests")]
+RIGHTS = [*((verb, "velero.io", resource) for resource in ("downloadrequests", SSR)
+            for verb in ("list", "watch", "patch")),
+          ("get", "velero.io", "backups"), ("get", "velero.io", "backupstoragelocations"), ("get", "", "secrets"),
+          ("create", "", "events"), ("delete", "velero.io", "downloadrequests")]
 
 
 class TestRights(EnduranceWorld, unittest.TestCase):
-    """What is not allowed is said once, with the cure."""
+    """What is not allowed is said once, with the cure, and done when it is allowed again."""
 
     def rob(self, verb: str, resource: str, user: str = "controller") -> None:
         """Take a right in the test's namespace away."""
         self.cluster.limit(user, verb, resource=resource, namespace=self.namespace)
 
-    def assert_told(self, text: str, verb: str, resource: str, group: str = "velero.io", space: str = "") -> None:
+    def assert_told(self, text: str, verb: str, resource: str, group: str = "velero.io") -> None:
         """One line says which right is missing, and which line of a Role grants it."""
-        line = (f"you may not {verb} {resource} in namespace {space or self.namespace}; a Role there grants it with: "
+        line = (f"you may not {verb} {resource} in namespace {self.namespace}; a Role there grants it with: "
                 f'- {{apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
         self.assertEqual(text.count(line), 1, line)
 
     def test_a_controller_says_once_what_it_may_not(self) -> None:
-        """Each missing right is one line with the rule, however many tries; without Events there still is a reason."""
+        """Each missing right is one line with the rule, however many tries; given back, everything is answered."""
         spaces = []
         for verb, _, resource in RIGHTS:
             spaces.append(self.move())
@@ -6870,13 +6783,21 @@ class TestRights(EnduranceWorld, unittest.TestCase):
             self.serve()
             self.ask_status()
             asked = [self.ask(name=name) for name in ("b1", "nobody", "no-one", "none")]
-            if resource == "events":
+            if resource == "events":  # there is a reason without them
                 self.assertEqual([reason_of(self.failed(name)) for name in asked[1:]], ["BackupNotFound"] * 3)
         for (verb, group, resource), space in zip(RIGHTS, spaces):
             with self.subTest(verb=verb, resource=resource):
-                refused = functools.partial(self.cluster.count, None, f"/{space}/{resource}", "controller", 403)
+                self.move(space)
+                refused = functools.partial(self.cluster.count, None, self.path(resource), "controller", 403)
                 wait_until(lambda refused=refused: refused() > 2 or self.turn(seconds=5), 20, "tries")
-                self.assert_told(self.log.getvalue(), verb, resource, group, space)
+                self.assert_told(self.log.getvalue(), verb, resource, group)
+        asked = [(self.move(space), self.ask()) for space in spaces]
+        self.cluster.unlimit()
+        for space, name in asked:
+            self.move(space)
+            wait_until(lambda name=name: self.turn(seconds=1) or self.processed(name), 40, name)
+            status_name = self.ask_status()
+            wait_until(lambda name=status_name: self.processed(name, SSR), 40, status_name)
 
     def test_a_client_names_what_it_may_not_or_does_without(self) -> None:
         """Without watch it polls, without delete the request stays, which -v tells; create and get are needed: 5."""
@@ -6910,16 +6831,13 @@ class TestRights(EnduranceWorld, unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 def status_event(code: Any, reason: str = "") -> Document:
-    """Return an ERROR event of a watch."""
+    """An ERROR event of a watch."""
     return {"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure",
                                         "message": "made up", "code": code, "reason": reason}}
 
 
-def bookmark(version: str) -> Document:
-    return {"type": "BOOKMARK", "object": {"kind": "DownloadRequest", "apiVersion": "velero.io/v1",
-                                           "metadata": {"resourceVersion": version}}}
-
-
+BOOKMARK: Document = {"type": "BOOKMARK", "object": {"kind": "DownloadRequest", "apiVersion": "velero.io/v1",
+                                                     "metadata": {"resourceVersion": "1"}}}
 EXPIRED: Document = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
                      "reason": "Expired", "message": "too old resource version"}
 HTML = "<html>\n<body>\nSign in, please\n</body>\n</html>\n"
@@ -6943,7 +6861,7 @@ GET_FAULTS: Dict[str, Document] = {
 WATCH_FAULTS: Dict[str, Document] = {
     **GET_FAULTS,
     **{name: {"chunks": chunks} for name, chunks in {
-        "a stream that ends at once": [], "a bookmark and the end": [bookmark("1")],
+        "a stream that ends at once": [], "a bookmark and the end": [BOOKMARK],
         "a bookmark without version": [{"type": "BOOKMARK", "object": {}}],
         "410 as ERROR event": [status_event(410, "Expired")],
         "ERROR with reason Expired alone": [status_event(None, "Expired")],
@@ -6968,21 +6886,21 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
     def test_what_fails(self) -> None:
         """Once: an answer is delayed by the back-off. Always: a call a second at most, tried three times, is made."""
         for times in (1, ALWAYS):
-            sieges: Dict[Tuple[str, str], Tuple[str, Fault]] = {}  # each with a namespace and a controller of its own
+            sieges: List[Tuple[str, str, Fault]] = []  # each with a namespace and a controller of its own
             for query, faults in (("?watch=true", WATCH_FAULTS), ("?limit=", GET_FAULTS)):
                 for name, options in faults.items():
                     space = self.move()
-                    fault = self.cluster.script("GET", self.path("downloadrequests" + query), times, **options)
-                    sieges[name, query] = space, fault
+                    sieges.append((name + query, space, self.cluster.script(
+                        "GET", self.path("downloadrequests" + query), times, **options)))
                     self.serve()
-            for name, (_, fault) in sieges.items():
-                wait_until(lambda fault=fault: fault.hits, 15, name[0])
-            before = [fault.hits for _, fault in sieges.values()]
+            for name, _, fault in sieges:
+                wait_until(lambda fault=fault: fault.hits, 15, name)
+            before = [fault.hits for _, _, fault in sieges]
             spend(4.0 if times == ALWAYS else 0.0)
-            counts = [fault.hits - hits for hits, (_, fault) in zip(before, sieges.values())]
-            asked = [(self.move(space), self.ask()) for space, _ in sieges.values()]
+            counts = [fault.hits - hits for hits, (_, _, fault) in zip(before, sieges)]
+            asked = [(self.move(space), self.ask()) for _, space, _ in sieges]
             self.cluster.unscript()
-            for name, count, (space, request) in zip(sieges, counts, asked):
+            for (name, _, _), count, (space, request) in zip(sieges, counts, asked):
                 with self.subTest(fault=name, times=times):
                     self.assertLessEqual(count, 9)
                     self.move(space)
@@ -7002,12 +6920,9 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             self.answered(name)
         self.assertEqual(expired.hits, 2)
         self.assertLess(endless.hits, 20)
-        for name in ("a", "b", "c"):         # there are only so many pages, though each continue token is a new one
-            self.make_backup(name)
-        pages = functools.partial(self.api().list_pages, vr.BACKUPS, self.namespace, size=1)
-        with self.assertRaisesRegex(vr.Unreachable, "list of backups does not end"):
-            list(pages(most=2))
-        self.assertGreater(len(list(pages())), 2)
+        pages = functools.partial(self.api().list_pages, vr.DOWNLOAD_REQUESTS, self.namespace, size=20)
+        self.assertRaisesRegex(vr.Unreachable, "does not end", list, pages(most=2))  # though each token is a new one
+        self.assertEqual(3, len(list(pages())))
 
     def test_a_bookmark_moves_the_start(self) -> None:
         """The next watch starts where the last bookmark was, so that compaction costs no list."""
@@ -7019,9 +6934,8 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         self.cluster.forget()
         self.cluster.cut_watches(self.path())
         self.answered(self.ask())
-        lists = self.cluster.count("GET", self.path("downloadrequests?limit="))
-        first = self.cluster.seen("GET", self.path("downloadrequests?watch="))[0]
-        self.assertEqual((first.query["resourceVersion"], lists), (version, 0))
+        first = self.cluster.seen("GET", self.path("downloadrequests?"))[0]
+        self.assertEqual((version, "true"), (first.query["resourceVersion"], first.query.get("watch")))
 
     def test_events_that_lie(self) -> None:
         """Old copies, false deletions and objects of other namespaces change nothing for long."""
@@ -7033,17 +6947,17 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         name = self.ask(name="late")
         old = dict(self.look(name) or {})
         self.failed(name)
-        for kind, lie in (("MODIFIED", old), ("ADDED", old), ("MODIFIED", old), ("ADDED", stray), ("DELETED", old)):
+        for kind, lie in (("MODIFIED", old), ("ADDED", old), ("ADDED", stray), ("DELETED", stray), ("DELETED", old)):
             self.cluster.push({"type": kind, "object": lie}, events)
         self.settle()
         self.make_backup("late")
         self.cluster.cut_connections()
         self.healed(name)
-        self.cluster.push({"type": "ADDED", "object": old}, events)
-        self.settle()
         patches = len(self.patches(name))
-        self.settle()
-        self.assertEqual(len(self.patches(name)), patches)
+        self.cluster.push({"type": "ADDED", "object": old}, events)
+        for _ in range(2):
+            self.settle()
+        self.assertLessEqual(len(self.patches(name)), patches + 1)
         self.assertEqual(self.cluster.seen(None, f"/{other}/downloadrequests/stray", "controller"), [])
 
     def test_a_watch_can_be_interrupted(self) -> None:
@@ -7060,8 +6974,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
 
     def test_silence_ends_a_watch_and_progress_does_not(self) -> None:
         """A stream that says nothing is given up after the silence asked for; one with an event now and then stays."""
-        for chunks, wanted in (([bookmark("7"), threading.Event()], 1),
-                               ([0.7, bookmark("7"), 0.7, bookmark("8"), 0.7], 2)):
+        for chunks, wanted in (([BOOKMARK, threading.Event()], 1), ([0.7, BOOKMARK, 0.7, BOOKMARK, 0.7], 2)):
             self.cluster.script("GET", "watch=true", chunks=chunks)
             started = time.monotonic()
             response = self.api().open_watch(vr.BACKUPS, self.namespace, "1", seconds=300, silence=1.2)
@@ -7078,7 +6991,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
 
     def test_a_line_that_is_cut_all_the_time(self) -> None:
         """A watch that breaks after it brought something starts the next one at once, however often."""
-        self.cluster.script("GET", self.path("downloadrequests?watch="), ALWAYS, chunks=[bookmark("1")], cut=True)
+        self.cluster.script("GET", self.path("downloadrequests?watch="), ALWAYS, chunks=[BOOKMARK], cut=True)
         self.serve()
         wait_until(lambda: self.cluster.count("GET", self.path("downloadrequests?watch=")) > 3, 8, "watches")
         self.looked_at(self.ask(), 1.5)
@@ -7105,15 +7018,15 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         """Every fault of its watch leaves a client with the log and no request behind, without a hot loop."""
         self.serve()
         self.put()
-        gone = {"HTTP 401", "HTTP 403"}
         for name, options in {**WATCH_FAULTS, "50 MB": {"chunks": [b"x" * (1 << 20)] * 50}}.items():
             with self.subTest(fault=name):
                 self.cluster.unscript()
                 self.cluster.forget()
                 self.cluster.script("GET", "fieldSelector", ALWAYS, **options)
                 result = self.cli("backup", "logs", "b1", "--timeout", "15s")
-                self.assertEqual((result.code, result.out), (0, LOG), result.err)
-                self.assertLessEqual(self.cluster.count("GET", "fieldSelector"), 1 if name in gone else 3)
+                self.assertEqual((0, LOG), result[:2], result.err)
+                self.assertLessEqual(self.cluster.count("GET", "fieldSelector"),
+                                     1 if name in ("HTTP 401", "HTTP 403") else 3)
                 self.assertEqual(self.names(), [])
 
     def test_a_client_with_a_silent_watch_looks_once_more(self) -> None:
@@ -7125,7 +7038,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             self.cluster.script("GET", "fieldSelector", chunks=chunks)
             started = time.monotonic()
             result = self.cli("backup", "logs", "b1", "--timeout", "1s")
-            self.assertEqual((result.code, result.out), (0, LOG), result.err)
+            self.assertEqual((0, LOG), result[:2], result.err)
             self.assertLess(time.monotonic() - started, 3)
 
 
@@ -7139,10 +7052,8 @@ def usage_of(pid: int) -> Usage:
     for descriptor in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
             sockets += os.readlink(f"/proc/{pid}/fd/{descriptor}").startswith("socket:")
-    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-        pages = int(file.read().split()[1])
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        ticks = sum(int(field) for field in file.read().rpartition(")")[2].split()[11:13])
+    pages = int(read_bytes(f"/proc/{pid}/statm").split()[1])
+    ticks = sum(map(int, read_bytes(f"/proc/{pid}/stat").rpartition(b")")[2].split()[11:13]))
     return Usage(len(os.listdir(f"/proc/{pid}/task")), sockets, pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
                  ticks / os.sysconf("SC_CLK_TCK"))
 
@@ -7164,8 +7075,8 @@ class TestLeaks(EnduranceWorld, unittest.TestCase):
             program = self.program("controller")
             self.watched()
             self.answered(self.ask_status(), SSR)
-            with open(f"/proc/{program.process.pid}/status", encoding="ascii") as file:
-                peaks.append(int(re.search(r"VmHWM:\s+(\d+)", file.read()).group(1)) / 1024)
+            status = read_bytes(f"/proc/{program.process.pid}/status")
+            peaks.append(int(re.search(rb"VmHWM:\s+(\d+)", status).group(1)) / 1024)
             program.kill()
             wait_until(lambda: not self.cluster.watches(self.path("")), 15, "the end of the watches")
         self.assertLess(peaks[1] - peaks[0], 18, peaks)
@@ -7177,7 +7088,7 @@ class TestSoak(EnduranceWorld, unittest.TestCase):
 
     def strike(self, dice: random.Random) -> str:
         """Let one fault happen, and return its name."""
-        cluster, kind, old = self.cluster, dice.choice(("downloadrequests", SSR)), self.token
+        cluster, kind = self.cluster, dice.choice(("downloadrequests", SSR))
         part, faults = dice.choice(((f"{kind}?watch=", WATCH_FAULTS), (f"{kind}?limit=", GET_FAULTS),
                                     ("backups/b1", GET_FAULTS)))
         name = dice.choice(sorted(faults))
@@ -7194,14 +7105,14 @@ class TestSoak(EnduranceWorld, unittest.TestCase):
             cluster.unscript(all_struck=False)
 
         def rotate() -> None:
-            self.token = self.new_token("controller")
+            old, self.token = self.token, self.new_token("controller")
             self.write_token(self.token)
             del cluster.tokens[old]
 
         def forbid() -> None:
             cluster.unlimit()
-            if dice.random() < 0.5:
-                cluster.limit("controller", dice.choice(("list", "watch", "get", "patch")), namespace=self.namespace)
+            verbs = dice.choice((("list",), ("watch",), ("get",), ("patch",), ("bind",)))
+            cluster.limit("controller", *verbs, namespace=self.namespace)
         deed, act = dice.choice((
             *[(f"{part} {name}", spoil)] * 4, ("patch", lambda: cluster.script("PATCH", self.path(""), **lost)),
             ("cut", cluster.cut_connections), ("restart", restart), ("token", rotate), ("rights", forbid)))
@@ -7235,11 +7146,11 @@ class TestSoak(EnduranceWorld, unittest.TestCase):
             wait_until(lambda: usage_of(pid).sockets <= before.sockets + IDLE, 15, "sockets to go")
             after = usage_of(pid)
             self.assertLess(after.megabytes - before.megabytes, 15, (before, after))
+            self.assertLess(after.seconds - before.seconds, SOAK / 2)
+            self.assertNotIn("Traceback", program.text())
+            self.assert_clean(program.text())
         except AssertionError as error:
             raise AssertionError(f"VELERO_SEED={seed}: {error}\n{deeds}\n{program.text()[-3000:]}") from error
-        self.assertLess(after.seconds - before.seconds, SOAK / 2, seed)
-        self.assertNotIn("Traceback", program.text())
-        self.assert_clean(program.text())
 
 
 # ------------------------------------------------------------------------------------------------------------
