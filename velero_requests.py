@@ -3288,11 +3288,10 @@ def read_velero_config() -> Document:
         return {}
     return config if isinstance(config, dict) else {}
 
-# ====================================================================================================
+# ================================================================================
 # 11. Cluster — one exchange, thin verbs over it, one event stream
 #
 #     urllib3 does transport, without retries and redirects of its own. What may be sent twice is retried here.
-# ====================================================================================================
 
 def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
     """What an Api does while it waits, unless it is told otherwise."""
@@ -3300,7 +3299,7 @@ def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
 
 
 RETRY_STATUS = (429, 500, 502, 503, 504)
-ANSWER_LIMIT = 48 << 20  # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
+ANSWER_LIMIT = 48 << 20  # bytes; PAGE_SIZE objects of etcd's 1.5 MB fit in
 WATCH_SECONDS = (31, 34)  # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
 WATCH_SILENCE = 40.0  # seconds without a byte after which a watch is dead
 
@@ -3377,7 +3376,6 @@ class Api(NamedTuple):
 
     def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
                  ) -> Tuple[Response, Identity]:
-        """One exchange -> the response, and the identity that was used."""
         import urllib3
         cluster = self.session.cluster
         with pause_time_limit():
@@ -3442,11 +3440,10 @@ class Api(NamedTuple):
         raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
 
     def get(self, resource: Resource, namespace: str, name: str) -> Document:
-        """One object; Missing when there is none."""
         return self.call("GET", object_path(Key(resource, namespace, name)))
 
     def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
-        """`get` of what another object asks for; NotFound with a stable reason when there is none."""
+        """`get` of what another object asks for; NotFound with a reason when there is none."""
         try:
             return self.get(resource, namespace, name)
         except Missing:
@@ -3479,11 +3476,10 @@ class Api(NamedTuple):
         raise Unreachable(f"the cluster's list of {resource.plural} does not end")
 
     def create(self, resource: Resource, document: Document) -> Document:
-        """Create an object -> the object as stored."""
         return self.call("POST", api_path(resource, document["metadata"]["namespace"]), body=document)
 
     def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
-        """RFC 7386 patch of an object or its status -> the object as stored; a stale resourceVersion is a 409."""
+        """RFC 7386 patch -> the object as stored; a stale resourceVersion is a 409."""
         return self.call("PATCH", object_path(key, subresource), body=body,
                          content_type="application/merge-patch+json")
 
@@ -3513,7 +3509,6 @@ class Api(NamedTuple):
             return self.send("GET", api_path(resource, namespace), query=query, idle=silence)
 
     def with_short_timeout(self) -> Api:
-        """For calls that only tidy up or explain."""
         return self._replace(timeout=5.0)
 
 
@@ -4550,13 +4545,12 @@ class Download:
         return size
 
 
-# ====================================================================================================
+# ================================================================================
 # 14. Controller — queue, feeders, workers, and how a decision is carried out
 #
 #     client-go's work queue (util/workqueue): a key added while it waits is there once; one added while it is worked on
 #     comes again afterwards, so no two workers hold the same key. Delays are instants of the wall clock, for they come
 #     from expirations; a waiting worker looks at it once a minute, so setting it does no lasting harm.
-# ====================================================================================================
 
 class Queue:
     """Keys to look at, now or at an instant (seconds since the epoch, as `clock` gives them)."""
@@ -4683,7 +4677,7 @@ class Controller:
         value = read()
         if len(self.cache) >= CACHE_SIZE:
             self.cache.clear()
-        self.cache[name] = (now + timedelta(seconds=CACHE_LIFE), value)
+        self.cache[name] = now + timedelta(seconds=CACHE_LIFE), value
         return value
 
     def read_spec(self, resource: Resource, name: str, field: str, asked_by: str) -> str:
@@ -4762,7 +4756,6 @@ class Controller:
                 log.debug("no Event for %s: %s", request.key, self.note(error))
 
     def reconcile_download_request(self, request: Request) -> Outcome:
-        """One look at a DownloadRequest -> what was decided and done."""
         try:
             outcome = triage_download(request, self.now()) or self.answer(request)
         except Busy as error:
@@ -4784,10 +4777,7 @@ class Controller:
         return outcome
 
     def look_at(self, key: Key) -> Outcome:
-        """One look at a key; whatever goes wrong becomes an outcome, so no object can stop a worker.
-
-        A copy that turns out stale is read again, for the newer one's event may be over.
-        """
+        """One look at a key; whatever goes wrong becomes an outcome, so no object can stop a worker."""
         request, _thread.hosts = self.records.get(key), self.hosts
         is_download = key.resource == DOWNLOAD_REQUESTS
         reconcile = self.reconcile_download_request if is_download else self.reconcile_server_status_request
@@ -4797,6 +4787,7 @@ class Controller:
             except ApiError as error:
                 if error.status not in (404, 409):
                     raise
+            # Its copy was stale, and the event of the newer one may be over.
             self.remember(key.resource, self.api.get(*key))
             return CONFLICT
         except Missing:
@@ -4855,8 +4846,6 @@ class Controller:
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
                                        seconds=random.uniform(*self.watch_seconds), silence=self.silence)
         self.streams[resource] = response
-        if self.stop.is_set():
-            response.interrupt()
         with time_limit(self.watch_seconds[1] + self.silence):
             for kind, document in watch_events(response):
                 self.events[resource] += 1
