@@ -6707,8 +6707,8 @@ class TestRights(EnduranceWorld, unittest.TestCase):
         for space, name in asked:
             self.move(space)
             wait_until(lambda name=name: self.turn(seconds=1) or self.processed(name), 40, name)
-            status_name = self.ask_status()
-            wait_until(lambda name=status_name: self.processed(name, SSR), 40, status_name)
+            name = self.ask_status()
+            wait_until(lambda name=name: self.processed(name, SSR), 40, name)
 
     def test_a_client_names_what_it_may_not_or_does_without(self) -> None:
         """Without watch it polls, without delete the request stays, which -v tells; create and get are needed."""
@@ -6746,21 +6746,17 @@ BOOKMARK: Document = {"type": "BOOKMARK", "object": {"kind": "DownloadRequest", 
                                                      "metadata": {"resourceVersion": "1"}}}
 EXPIRED: Document = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
                      "reason": "Expired", "message": "too old resource version"}
-HTML = "<html>\n<body>\nSign in, please\n</body>\n</html>\n"
 
 # What may become of any GET, by name.
 GET_FAULTS: Dict[str, Document] = {
     "HTTP 401": {"status": 401, "body": {"message": "Unauthorized"}}, "HTTP 403": {"status": 403, "body": "forbidden"},
     "HTTP 404": {"status": 404, "body": "404 page not found"}, "HTTP 410": {"status": 410, "body": EXPIRED},
-    "HTTP 410 of a proxy": {"status": 410, "body": HTML},
     "reason Expired without 410": {"status": 400, "body": {**EXPIRED, "code": 400}},
-    "HTTP 429": {"status": 429, "headers": {"Retry-After": "1"}, "body": "slow down"}, "HTTP 503": {"status": 503},
+    "HTTP 429": {"status": 429, "headers": {"Retry-After": "1"}, "body": "slow down"},
     "HTTP 500": {"status": 500, "body": {"message": "etcd leader changed"}}, "connection reset": {"drop": True},
     "HTTP 302": {"status": 302, "headers": {"Location": "https://127.0.0.1:1/"}},
-    "an error that breaks off": {"status": 500, "body": "x" * 99, "cut_after": 5},
-    "broken gzip": {"status": 200, "headers": {"Content-Encoding": "gzip"}, "body": b"\x1f\x8b\x08nonsense"},
     **{name: {"status": 200, "body": body} for name, body in {
-        "HTML": HTML, "an empty body": "", "NUL bytes": b"\0" * 1000, "JSON too deep": "[" * 100_000 + "\n",
+        "HTML": "<html>\n<body>\nSign in, please", "an empty body": "", "JSON too deep": "[" * 100_000 + "\n",
         "truncated JSON": '{"kind": "DownloadRequestList", "items": [{"meta',
         "JSON of the wrong shape": '[1, null, "x"]\n5\nnull\n{"items": 5}\n'}.items()}}
 # What may become of a watch, by name.
@@ -6772,17 +6768,14 @@ WATCH_FAULTS: Dict[str, Document] = {
         "410 as ERROR event": [status_event(410, "Expired")],
         "ERROR with reason Expired alone": [status_event(None, "Expired")],
         "ERROR with reason Gone alone": [status_event("410", "Gone")],
-        "ERROR 429": [status_event(429, "TooManyRequests")], "ERROR 500": [status_event(500, "InternalError")],
-        "ERROR 504": [status_event(504, "Timeout")], "ERROR without an object": [{"type": "ERROR"}],
+        "ERROR 429": [status_event(429, "TooManyRequests")], "ERROR without an object": [{"type": "ERROR"}],
         "ended in a line": [b'{"type":"ADDED","object":{"meta'],
         "bytes that are no UTF-8": [b'{"type":"ADDED","object":{"x":"\xff"}}\n'],
         "events of nonsense": [{"type": "ADDED", "object": 5}, {"type": 5}, {"type": "MODIFIED"},
                                {"type": "DELETED", "object": []}, {"type": "NEW", "object": {}}],
         "events for other objects": [
-            {"type": kind, "object": {"kind": "Pod", "metadata": {"name": "p", "namespace": space,
-                                                                  "resourceVersion": "1"}}}
+            {"type": kind, "object": {"metadata": {"name": "p", "namespace": space, "resourceVersion": "1"}}}
             for kind in ("ADDED", "MODIFIED", "DELETED") for space in ("", "kube-system")]}.items()},
-    "cut in a line": {"chunks": [b'{"type":"ADDED","object":{"meta'], "cut": True},
     "cut in a character": {"chunks": ['{"type":"ADDED","object":{"x":"ü'.encode()[:-1]], "cut": True}}
 
 

@@ -3402,8 +3402,9 @@ class Api(NamedTuple):
         from urllib3 import exceptions
         target = f"{path}?{urlencode({name: value for name, value in query.items() if value})}" if query else path
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        trusted = True
-        for attempt in itertools.count(1):
+        attempt, trusted = 0, True
+        while True:
+            attempt += 1
             try:
                 response, identity = self._attempt(method, target, content, content_type, idle or self.timeout)
             except Unreachable as error:
