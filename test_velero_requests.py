@@ -6846,7 +6846,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         name = self.ask(name="late")
         old = dict(self.look(name) or {})
         self.failed(name)
-        for kind, lie in (("MODIFIED", old), ("ADDED", old), ("ADDED", stray), ("DELETED", stray), ("DELETED", old)):
+        for kind, lie in (("MODIFIED", old), ("ADDED", old), ("ADDED", stray), ("DELETED", old)):
             self.cluster.push({"type": kind, "object": lie}, events)
         self.settle()
         self.make_backup("late")
