@@ -11,7 +11,7 @@ LIB      = $(PREFIX)/lib/velero_requests
 COMMAND  = $(DESTDIR)$(PREFIX)/bin/$(MODULE)
 # Pinned, so that a test that fails today failed yesterday; the module itself takes any urllib3 1.26 or 2 and PyYAML.
 RUNTIME := urllib3==2.8.0 PyYAML==6.0.4
-TESTING := pytest==9.2.0 pytest-xdist==3.8.0 hypothesis==6.168.5 botocore==1.44.8
+TESTING := pytest==9.2.0 pytest-xdist==3.8.0 botocore==1.44.8
 OLDEST  := 3.10
 # Each process has servers of its own; the test file says what belongs together and in which order. Much of the time
 # is waiting, so there is one process more than cores.
@@ -28,7 +28,6 @@ needs    = @$(PYTHON) -c 'import importlib.util, sys, velero_requests as v; \
 # Ctrl-C while Python still compiles the tests needs no traceback; once they run they have a handler of their own.
 DEMO    := -c 'import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import test_velero_requests as tests; \
 	tests.main(["--demo"])'
-export HYPOTHESIS_STORAGE_DIRECTORY := .venv/hypothesis
 # Streams are buffered and modules are compiled on every user's machine, so they are here.
 unexport PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE
 
@@ -40,8 +39,8 @@ help: ## print this list
 demo: ## show the main job on a machine without a cluster
 	$(call run,$(DEMO))
 
-test: .venv/ready ## run all tests in .venv, about 6 minutes, or with T=Name those whose name contains it
-	@$(if $(T),,echo "all tests take about 6 minutes on two cores; T=Name runs some of them")
+test: .venv/ready ## run all tests in .venv, about 4 minutes, or with T=Name those whose name contains it
+	@$(if $(T),,echo "all tests take about 4 minutes on two cores; T=Name runs some of them")
 	$(VENV) -m pytest -rs $(if $(T),-k '$(T)',$(PARALLEL)) $(ARGS) $(TESTS)
 
 test-alone: ## run the tests with the python at hand; it needs urllib3 and PyYAML only

@@ -44,7 +44,6 @@ import logging
 import os
 import pty
 import py_compile
-import queue
 import random
 import re
 import resource as posix_resource
@@ -419,7 +418,7 @@ class TestErrors(Cases):
         telling = re.compile("(?i)token$|password|secret|access_key|key$|_data$|certificate$|ca_cert$|body|argument|"
                              "environment|command|external|headers|document|content|url$|clusters|users|contexts")
         harmless = {"Artifact.key", "Request.key", "Location.ca_secret", "Location.secret_name", "Location.secret_key",
-                    "ExecPlugin.command", "Bucket.url", "Command.arguments"}
+                    "Bucket.url", "Command.arguments"}
         records = {name: record for name, record in vars(vr).items()
                    if isinstance(record, type) and hasattr(record, "_fields")}
         self.assertGreater(len(records), 15)
@@ -629,8 +628,6 @@ def warned_of(text: str) -> None:
     vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text})
 
 
-PLUGIN = vr.ExecPlugin("x", (), (), vr.EXEC_VERSIONS[0], "", False, "Never")
-
 # Every function that reads what a stranger wrote.
 READERS: Dict[str, Callable[[str], Any]] = {
     "parse_time": vr.parse_time, "parse_duration": vr.parse_duration,
@@ -645,8 +642,8 @@ READERS: Dict[str, Callable[[str], Any]] = {
         "provider": "aws", "objectStorage": {"bucket": "b", "prefix": text, "caCert": text}, "config": {text: text}}}),
     "object_key": lambda text: vr.object_key(text, vr.TARGETS["BackupLog"], "n"),
     "ini_sections": deeper(lambda content: vr.merge_profiles(vr.ini_sections(content, "X"), {})),
-    "identity_from_exec": lambda text: vr.identity_from_exec({"apiVersion": PLUGIN.api_version, "status": {
-        "token": "t", "expirationTimestamp": text}}, PLUGIN),
+    "identity_from_exec": lambda text: vr.identity_from_exec({"apiVersion": "v", "status": {
+        "token": "t", "expirationTimestamp": text}}, "X", "v"),
     "is_object_name": vr.is_object_name, "rule_for": lambda text: vr.rule_for("GET", "/apis/" + text, False),
     "_unescaped": vr._unescaped, "xml_fields": deeper(vr.xml_fields), "listed_prefixes": deeper(vr.listed_prefixes),
     "dns_label": lambda text: vr.dns_label(text, "X"),
@@ -1802,6 +1799,19 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = 
     raise AssertionError(f"waited {seconds:g} s in vain for {what}")
 
 
+class Clock:
+    """A clock that the test turns."""
+
+    ahead = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(timezone.utc) + self.ahead
+
+    def text(self, **later: float) -> str:
+        """Return in RFC 3339 what it will show after this timedelta."""
+        return (self() + timedelta(**later)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 class Certificate(NamedTuple):
     """The files of a server certificate for 127.0.0.1 and localhost, and of the authority that signed it."""
 
@@ -1833,18 +1843,12 @@ def make_certificate(folder: str) -> Certificate:
     return made
 
 
-CERTIFICATES: List[Certificate] = []  # the one of this process, once it has been asked for
-CERTIFICATE_LOCK = threading.Lock()   # two threads may ask at once
-
-
+@functools.lru_cache(maxsize=None)
 def shared_certificate() -> Certificate:
     """Return the one certificate of this process, made at the first call and removed at exit."""
-    with CERTIFICATE_LOCK:
-        if not CERTIFICATES:
-            folder = tempfile.mkdtemp(prefix="velero-requests-tls-")
-            atexit.register(shutil.rmtree, folder, True)
-            CERTIFICATES.append(make_certificate(folder))
-        return CERTIFICATES[0]
+    folder = tempfile.mkdtemp(prefix="velero-requests-tls-")
+    atexit.register(shutil.rmtree, folder, True)
+    return make_certificate(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1869,12 +1873,8 @@ def resource_path(resource: str, namespace: Optional[str] = None, name: Optional
     return "/".join(filter(None, parts))
 
 
-class Refused(Exception):
+class Refused(RuntimeError):
     """The server answered a call of the administrator with an error status."""
-
-    def __init__(self, status: int, body: bytes) -> None:
-        super().__init__(f"{status}: {body[:500].decode(errors='replace')}")
-        self.status = status
 
 
 class Admin:
@@ -1884,27 +1884,25 @@ class Admin:
         self.headers = {"Authorization": "Bearer " + token} if token else {}
         context = urllib3.util.ssl_.create_urllib3_context()
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # urllib3 sets it from Python 3.13 on; old authorities fail it
-        options: Document = {"ca_certs": ca, "ssl_context": context} if url.startswith("https") else {}
+        options: Document = {"ca_certs": ca, "ssl_context": context} if ca else {}
         self.pool = urllib3.connection_from_url(url, maxsize=8, timeout=urllib3.Timeout(connect=5, read=150),
                                                 retries=False, **options)
+        self.close = self.pool.close
 
     def raw(self, method: str, path: str, body: Any = None, content_type: str = "application/json",
             query: Optional[Document] = None, stream: bool = False) -> Any:
         """Send one request and return urllib3's response, whatever its status."""
-        headers = dict(self.headers)
-        if body is not None:
-            headers["Content-Type"] = content_type
-            body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        target = path + ("?" + urlencode(query) if query else "")
-        return self.pool.urlopen(method, target, body=body, headers=headers, preload_content=not stream,
-                                 redirect=False)
+        headers = dict(self.headers) if body is None else {**self.headers, "Content-Type": content_type}
+        body = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        return self.pool.urlopen(method, path + ("?" + urlencode(query) if query else ""), body=body, headers=headers,
+                                 preload_content=not stream, redirect=False)
 
     def call(self, method: str, path: str, body: Any = None, content_type: str = "application/json",
              query: Optional[Document] = None) -> Document:
         """Send one request and return the document answered, or raise Refused."""
         response = self.raw(method, path, body, content_type, query)
         if response.status >= 300:
-            raise Refused(response.status, response.data)
+            raise Refused(response.status, response.data[:500])
         return json.loads(response.data)
 
     def get(self, resource: str, name: str, namespace: Optional[str] = None) -> Document:
@@ -1917,6 +1915,15 @@ class Admin:
         """Create an object; apiVersion is filled in when it is missing."""
         return self.call("POST", resource_path(resource, namespace), {"apiVersion": GROUPS[resource], **document})
 
+    def created(self, resource: str, document: Document) -> bool:
+        """Create an object of the whole cluster unless it is there, and say whether it was not."""
+        try:
+            return bool(self.create(resource, document))
+        except Refused as refused:
+            if refused.args[0] != 409:
+                raise
+            return False
+
     def merge_patch(self, resource: str, name: str, patch: Document, namespace: Optional[str] = None) -> Document:
         """Apply an RFC 7386 patch to the object or to the subresource named behind a slash."""
         return self.call("PATCH", resource_path(resource, namespace, name), patch, MERGE)
@@ -1924,26 +1931,19 @@ class Admin:
     def patch_status(self, resource: str, name: str, status: Any, namespace: Optional[str] = None) -> Document:
         return self.merge_patch(resource + "/status", name, {"status": status}, namespace)
 
-    def delete(self, resource: str, name: str, namespace: Optional[str] = None, **preconditions: str) -> Document:
-        """Delete an object, optionally only with this uid= or resourceVersion=."""
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
-        return self.call("DELETE", resource_path(resource, namespace, name), body if preconditions else None)
+    def delete(self, resource: str, name: str, namespace: Optional[str] = None) -> Document:
+        return self.call("DELETE", resource_path(resource, namespace, name))
 
     def watch(self, resource: str, namespace: Optional[str] = None, **query: Any) -> Iterator[Document]:
         """Yield the events of a watch until the server ends it."""
-        response = self.raw("GET", resource_path(resource, namespace), query={"watch": "1", **query}, stream=True)
-        try:
+        with contextlib.closing(self.raw("GET", resource_path(resource, namespace), query={"watch": "1", **query},
+                                         stream=True)) as response:
             if response.status >= 300:
                 raise Refused(response.status, response.read())
             pending = b""
             for part in response.stream(65536):
                 *lines, pending = (pending + part).split(b"\n")
                 yield from map(json.loads, lines)
-        finally:
-            response.close()
-
-    def close(self) -> None:
-        self.pool.close()
 
 
 class Cluster:
@@ -1957,35 +1957,29 @@ class Cluster:
     def client(self, user: Optional[str]) -> Admin:
         return Admin(self.url, token_of(user) if user else None, self.ca)
 
-    def kubeconfig(self, folder: str, user: str = "admin", namespace: Optional[str] = None) -> str:
+    def kubeconfig(self, folder: str, user: str = "admin") -> str:
         """Write a kubeconfig file with inline CA data and a token, and return its path."""
         cluster: Document = {"server": self.url}
         if self.ca:
             with open(self.ca, "rb") as file:
                 cluster["certificate-authority-data"] = base64.b64encode(file.read()).decode()
-        context = {"cluster": "test", "user": user, **({"namespace": namespace} if namespace else {})}
-        document = {"apiVersion": "v1", "kind": "Config", "current-context": "test",
-                    "clusters": [{"name": "test", "cluster": cluster}],
-                    "users": [{"name": user, "user": {"token": token_of(user)}}],
-                    "contexts": [{"name": "test", "context": context}]}
-        path = os.path.join(folder, f"kubeconfig-{user}-{namespace or 'none'}-{uuid.uuid4().hex[:6]}")
+        path = os.path.join(folder, f"kubeconfig-{user}-{uuid.uuid4().hex[:6]}")
         with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as out:
-            yaml.safe_dump(document, out)
+            yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "test",
+                            "clusters": [{"name": "test", "cluster": cluster}],
+                            "users": [{"name": user, "user": {"token": token_of(user)}}],
+                            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}]}, out)
         return path
 
     def install_crds(self, documents: Iterable[Document]) -> None:
         """Make the cluster serve these CRDs, whatever dialect of them it served before."""
         wanted = [document for document in documents if document]
         for document in wanted:
-            try:
-                self.admin.create("customresourcedefinitions", document)
-            except Refused as refused:
-                if refused.status != 409:
-                    raise
+            if not self.admin.created("customresourcedefinitions", document):
                 self.admin.merge_patch("customresourcedefinitions", document["metadata"]["name"],
                                        {"spec": document["spec"]})
         for document in wanted:
-            wait_until(functools.partial(self.serves, document), 30, "the CRD " + document["metadata"]["name"])
+            wait_until(lambda document=document: self.serves(document), 30, "the CRD " + document["metadata"]["name"])
 
     def serves(self, crd: Document) -> bool:
         """Say whether the server answers in the CRD's dialect already; a fake always does."""
@@ -1994,21 +1988,14 @@ class Cluster:
     def new_namespace(self, name: Optional[str] = None) -> str:
         """Create a namespace, with a fresh name unless one is given, and return its name."""
         name = name or "ns-" + uuid.uuid4().hex[:10]
-        response = self.admin.raw("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-        if response.status not in (201, 409):
-            raise Refused(response.status, response.data)
+        self.admin.created("namespaces", {"kind": "Namespace", "metadata": {"name": name}})
         return name
 
-    def clear(self, namespace: str) -> None:
-        """Delete every object that a test can have left in the namespace."""
-        for resource in ("downloadrequests", "serverstatusrequests", "backups", "restores", "backupstoragelocations",
-                         "secrets", "events", "deployments"):
-            response = self.admin.raw("GET", resource_path(resource, namespace))
-            for item in json.loads(response.data).get("items", []) if response.status == 200 else []:
-                path = resource_path(resource, namespace, item["metadata"]["name"])
-                if item["metadata"].get("finalizers"):
-                    self.admin.raw("PATCH", path, {"metadata": {"finalizers": None}}, MERGE)
-                self.admin.raw("DELETE", path)
+    def clear(self, namespace: str, *resources: str) -> None:
+        """Delete all objects of these resources in the namespace, or every one that a test can have left there."""
+        for resource in resources or ("downloadrequests", "serverstatusrequests", "backups", "restores",
+                                      "backupstoragelocations", "secrets", "events", "deployments"):
+            self.admin.raw("DELETE", resource_path(resource, namespace))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -2019,11 +2006,10 @@ class Request:
     """One request as it came over the wire; target is the raw request line's, unfolded and undecoded."""
 
     def __init__(self, method: str, target: str, headers: List[Tuple[str, str]], body: bytes) -> None:
-        self.method, self.target, self.body = method, target, body
+        self.method, self.target, self.body, self.header_list = method, target, body, headers
         self.raw_path, _, self.raw_query = target.partition("?")
         self.path = unquote(self.raw_path)
         self.query = dict(parse_qsl(self.raw_query, keep_blank_values=True))
-        self.header_list = headers
         self.headers = {name.lower(): value for name, value in headers}
         self.content_type = self.headers.get("content-type", "").partition(";")[0].strip()
         self.user: Optional[str] = None
@@ -2046,22 +2032,20 @@ class Answer(NamedTuple):
 STREAM = Answer(0, b"")  # stands for the answer to a watch, which is no single answer
 
 
-class Fault:
-    """A scripted misbehaviour, used up after some times; `hits` counts how often it struck."""
+class Fault(SimpleNamespace):
+    """A scripted misbehaviour of some requests, used up after some times; `hits` counts how often it struck."""
 
-    def __init__(self, method: Optional[str], path_part: str, times: int, options: Document) -> None:
-        self.method, self.path_part, self.left, self.options = method, path_part, times, options
-        self.hits = 0
+    left: int
+    hits: int
 
     def strikes(self, request: Request) -> bool:
-        """Say whether this fault strikes the request, and count that."""
-        if not (self.left > 0 and self.method in (None, request.method) and self.path_part in request.target):
-            return False
-        self.left, self.hits = self.left - 1, self.hits + 1
-        return True
+        struck = self.left > 0 and self.method in (None, request.method) and self.path_part in request.target
+        self.left, self.hits = self.left - struck, self.hits + struck
+        return struck
 
 
 class Connection:
+    """The server's end of one connection."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -2076,7 +2060,8 @@ class Connection:
         lines = iter(lambda: self.reader.readline(65537).strip(b"\r\n").decode("latin-1"), "")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
         length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
-        return Request(method, target, headers, self.reader.read(length))
+        body = self.reader.read(length)
+        return Request(method, target, headers, body) if len(body) == length else None  # the client left in it
 
     def peer_has_left(self) -> bool:
         """Say whether the client closed its side; nobody pipelines, so anything to read means the end."""
@@ -2085,15 +2070,23 @@ class Connection:
         except (OSError, ValueError):  # cut_connections has closed it meanwhile
             return True
 
+    def cut(self) -> None:
+        """End the connection from another thread than its own, which closes it then.
+
+        OpenSSL knows a socket by its number: were it closed here, what its thread still writes would go into whatever
+        has that number next. And SSLSocket.shutdown would let that thread go on in plain text.
+        """
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Close the connection for good, also for a thread that still reads from it."""
-        for close in (lambda: self.socket.shutdown(socket.SHUT_RDWR), self.reader.close, self.socket.close):
+        """Close the connection for good; only for the thread that serves it."""
+        for close in (self.cut, self.reader.close, self.socket.close):
             with contextlib.suppress(OSError):
                 close()
 
 
 def head(status: int, headers: Iterable[Tuple[str, str]]) -> bytes:
-    """Return the status line and the headers, blank line included."""
     lines = [f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}"]
     return ("\r\n".join(lines + [f"{name}: {value}" for name, value in headers]) + "\r\n\r\n").encode("latin-1")
 
@@ -2122,26 +2115,22 @@ class LoopbackServer:
         self.host = f"127.0.0.1:{self.port}"
         self.url = ("https://" if tls else "http://") + self.host
         self._thread = threading.Thread(target=self._accept, name="loopback-accept", daemon=True)
+        self.start = self._thread.start
 
     def _tls_context(self, tls: bool, certificate: Optional[Certificate]) -> Optional[ssl.SSLContext]:
-        made = certificate or shared_certificate() if tls else None
-        self.ca = made.ca if made else None
-        if not made:
+        self.ca: Optional[str] = None
+        if not tls:
             return None
+        self.ca, *pair = certificate or shared_certificate()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(made.cert, made.key)
+        context.load_cert_chain(*pair)
         return context
 
-    def start(self) -> None:
-        self._thread.start()
-
     def _accept(self) -> None:
-        while not self.closing.is_set():
-            try:
+        with contextlib.suppress(OSError):  # the listener has been closed
+            while True:
                 accepted, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._converse, args=(accepted,), name="loopback", daemon=True).start()
+                threading.Thread(target=self._converse, args=(accepted,), name="loopback", daemon=True).start()
 
     def _converse(self, accepted: socket.socket) -> None:
         """Answer the requests of one connection until either side ends it."""
@@ -2176,54 +2165,50 @@ class LoopbackServer:
         except OSError:
             raise
         except Exception:  # pylint: disable=broad-except
-            # A mistake of the fake's own is kept where a test can see it.
-            self.bugs.append(traceback.format_exc())
-            goes_on = self.send(request, connection, Answer(500, self.bugs[-1].encode(), ()))
+            self.bugs.append(traceback.format_exc())  # a mistake of the fake's own, for close() to show
+            return False
         return goes_on and request.headers.get("connection", "").lower() != "close"
 
     def _misbehave(self, options: Document, request: Request, connection: Connection) -> bool:
         """Carry out a scripted fault, and say whether the connection goes on."""
         self._play([options.get("hang", b"")], connection)
-        if "chunks" in options:
-            return self._send_chunks(options, request, connection)
-        scripted = "status" in options
+        made_up = bool({"status", "chunks"} & set(options))
         # With apply the request has its effect and only its answer is lost.
-        true = None if (scripted or options.get("drop")) and not options.get("apply") else self.handle(request)
-        if options.get("drop"):
+        true = None if (made_up or "drop" in options) and "apply" not in options else self.handle(request)
+        if "drop" in options:
             return False
         if true is STREAM:
             return self.answer(request, connection)
-        answer = self._scripted(options, None if scripted else true)
+        if "chunks" in options:
+            return self._send_chunks(options, request, connection)
+        answer = self._scripted(options, None if made_up else true)
         answer = options["answer"](request, answer) if "answer" in options else answer
-        request.status = answer.status
-        response = self.whole(request, answer, options.get("content_length"), dated="wire" not in options)
+        response = self.whole(request, answer, dated="wire" not in options)
         start = response.index(b"\r\n\r\n") + 4
-        if "cut_after" in options:
-            response = response[:start + options["cut_after"]]
+        response = response[:start + options.get("cut_after", len(response))]
         pause = start + options.get("pause_after", 0)
         self._play(options["wire"](response) if "wire" in options else
                    [response[:pause], options.get("gate", b""), response[pause:]], connection)
-        return not {"wire", "cut_after", "content_length"} & set(options)
+        return not {"wire", "cut_after"} & set(options)
 
     def _scripted(self, options: Document, true: Optional[Answer]) -> Answer:
         """Return the true answer with what a fault changes in it, or one made up altogether."""
-        body, headers = options.get("body"), options.get("headers") or {}
+        body, headers = options.get("body"), tuple((options.get("headers") or {}).items())
         content_type = "application/json" if isinstance(body, dict) else "text/plain"
         body = packed(body) if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
         if true:
-            return true._replace(body=true.body if body is None else body,
-                                 headers=true.headers + tuple(headers.items()))
-        return Answer(options["status"], body or b"", tuple({"Content-Type": content_type, **headers}.items()))
+            return true._replace(body=true.body if body is None else body, headers=true.headers + headers)
+        return Answer(options["status"], body or b"", tuple({"Content-Type": content_type, **dict(headers)}.items()))
 
     def _send_chunks(self, options: Document, request: Request, connection: Connection) -> bool:
         """Send a chunked body in pieces exactly as given; cut=True ends it without the last chunk."""
         request.status = options.get("status") or 200
         headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked", **(options.get("headers") or {})}
         pieces = (packed(piece) + b"\n" if isinstance(piece, dict) else piece for piece in options["chunks"])
-        end = [] if options.get("cut") else [b"0\r\n\r\n"]
-        self._play(itertools.chain([head(request.status, headers.items())], (
-            chunk(piece) if isinstance(piece, bytes) else piece for piece in pieces), end), connection)
-        return bool(end)
+        self._play([head(request.status, headers.items())], connection)
+        self._play((chunk(piece) if isinstance(piece, bytes) else piece for piece in pieces), connection)
+        self._play([] if "cut" in options else [chunk(b"")], connection)
+        return "cut" not in options
 
     def _play(self, pieces: Iterable[Any], connection: Connection) -> None:
         """Send bytes, let seconds pass, and wait until the test sets an Event, the client leaves or we close."""
@@ -2236,24 +2221,21 @@ class LoopbackServer:
             else:
                 connection.socket.sendall(piece)
 
-    def whole(self, request: Request, answer: Answer, length: Optional[int] = None, dated: bool = True) -> bytes:
-        """Return an answer as it goes over the wire; length is a lie about the length of the body."""
+    def whole(self, request: Request, answer: Answer, dated: bool = True) -> bytes:
         headers, bodiless = list(answer.headers), answer.status in (204, 304)
+        request.status = answer.status
         if not bodiless and not any(name.lower() in ("content-length", "transfer-encoding") for name, _ in headers):
-            headers.append(("Content-Length", str(len(answer.body) if length is None else length)))
+            headers.append(("Content-Length", str(len(answer.body))))
         headers += [("Date", formatdate(usegmt=True))] if dated else []
         return head(answer.status, headers) + (b"" if bodiless or request.method == "HEAD" else answer.body)
 
     def send(self, request: Request, connection: Connection, answer: Answer) -> bool:
         """Send a complete answer in one go, and say that the connection goes on."""
-        request.status = answer.status
         connection.socket.sendall(self.whole(request, answer))
         return True
 
-    # -- what a fake fills in --------------------------------------------------------------------------------
-
     def identify(self, request: Request) -> None:
-        """Fill in who calls, for the log."""
+        """Fill in who calls."""
 
     def answer(self, request: Request, connection: Connection) -> bool:
         """Answer one request, and say whether the connection goes on."""
@@ -2261,8 +2243,6 @@ class LoopbackServer:
 
     def handle(self, request: Request) -> Answer:
         raise NotImplementedError
-
-    # -- what a test uses ------------------------------------------------------------------------------------
 
     def script(self, method: Optional[str] = None, path_part: str = "", times: int = 1, **options: Any) -> Fault:
         """Make the next matching requests go wrong, as the options say.
@@ -2272,13 +2252,13 @@ class LoopbackServer:
         answer=function(request, answer): another answer.
         apply=True: the request has its effect first, and then the scripted answer (or the true one) is sent.
         drop=True: the connection is closed without an answer; cut_after=N: after N bytes of body.
-        content_length=N: lie about the length.  hang=Event: wait for it first.
+        hang=Event: wait for it first.
         pause_after=N, gate=Event: wait for it after N bytes of body.
         wire=function(response as bytes): what to send instead, after which the connection ends: bytes, an Event to
         wait for, seconds to let pass.
         chunks=[bytes | document | Event, ...], cut=True: a chunked body in these pieces, maybe unfinished.
         """
-        fault = Fault(method, path_part, times, options)
+        fault = Fault(method=method, path_part=path_part, left=times, hits=0, options=options)
         with self._log_lock:
             self.faults.append(fault)
         return fault
@@ -2286,11 +2266,10 @@ class LoopbackServer:
     def unscript(self, all_struck: bool = True) -> None:
         """Forget all scripted faults, each of which must have struck."""
         with self._log_lock:
-            idle = [fault for fault in self.faults if not fault.hits]
+            idle = [(fault.method, fault.path_part, fault.options) for fault in self.faults if not fault.hits]
             self.faults.clear()
         if idle and all_struck:
-            raise AssertionError("scripted and never struck: " + "; ".join(
-                f"{fault.method} {fault.path_part} {fault.options}" for fault in idle))
+            raise AssertionError(f"scripted and never struck: {idle}")
 
     def seen(self, method: Optional[str] = None, path_part: str = "", user: Optional[str] = None,
              status: Optional[int] = None) -> List[Request]:
@@ -2299,24 +2278,22 @@ class LoopbackServer:
                     if method in (None, request.method) and path_part in request.target
                     and user in (None, request.user) and status in (None, request.status)]
 
-    def count(self, method: Optional[str] = None, path_part: str = "", user: Optional[str] = None,
-              status: Optional[int] = None) -> int:
-        return len(self.seen(method, path_part, user, status))
+    def count(self, *which: Any, **more: Any) -> int:
+        return len(self.seen(*which, **more))
 
     def forget(self) -> None:
         with self._log_lock:
             self.requests.clear()
 
     def cut_connections(self) -> None:
-        """Close every open connection, as a restart of the server would."""
+        """Cut every open connection, as a restart of the server would."""
         with self._log_lock:
             connections = list(self._connections)
         for connection in connections:
-            connection.close()
+            connection.cut()
 
     def close(self) -> None:
         """Stop serving and close every connection; no bug may have shown, and every scripted fault must have struck."""
-        bugs = list(self.bugs)
         self.closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -2325,27 +2302,20 @@ class LoopbackServer:
         if self._thread.is_alive():
             self._thread.join(5)
         self.unscript()
-        if bugs:
-            raise AssertionError(bugs[0])
+        if self.bugs:
+            raise AssertionError(self.bugs[0])
 
 
 # ------------------------------------------------------------------------------------------------------------
 # FakeCluster: what the module reads of kube-apiserver, both dialects of the status, and no more
 # ------------------------------------------------------------------------------------------------------------
 
-API_PATH = re.compile(r"^/(?:api|apis/(?P<group>[^/]+))/(?P<version>[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?"
-                      r"/(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<subresource>[^/]+))?$")
-OBJECT_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
-LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([-.\w]{0,61}[A-Za-z0-9])?)?$")
-DATE_TIME = re.compile(r"^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d([.,]\d+)?([Zz]|[+-]\d\d:\d\d)$")
-JSON_TYPES: Dict[str, Tuple[type, ...]] = {"object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,),
-                                           "integer": (int,), "number": (int, float)}
-SERVER_OWNS = ("creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "generation", "managedFields",
-               "name", "namespace", "resourceVersion", "selfLink", "uid")
-LABEL_TERM = re.compile(r"^([\w./-]+)(?:(=|==|!=)([\w.-]*))?$")
-BUILT_IN = {"namespaces": "Namespace", "customresourcedefinitions": "CustomResourceDefinition", "secrets": "Secret",
-            "events": "Event", "configmaps": "ConfigMap", "pods": "Pod", "services": "Service",
-            "serviceaccounts": "ServiceAccount", "deployments": "Deployment"}
+API_PATH = re.compile(r"^/apis?/(v1|[^/]+/[^/]+)(?:/namespaces/([^/]+))?/([^/]+)(?:/([^/]+))?(?:/([^/]+))?$")
+OBJECT_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+SERVER_OWNS = ("creationTimestamp", "deletionTimestamp", "generation", "name", "namespace", "resourceVersion", "uid")
+BUILT_IN = ("Namespace", "CustomResourceDefinition", "Secret", "Event", "ConfigMap", "Deployment")
+VERBS = {("GET", True): "get", ("GET", False): "list", ("POST", False): "create", ("PATCH", True): "patch",
+         ("DELETE", True): "delete", ("DELETE", False): "deletecollection"}  # by method and whether a name is given
 
 
 class Failure(Exception):
@@ -2355,16 +2325,14 @@ class Failure(Exception):
         super().__init__(message)
         self.document = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
                          "reason": reason, "code": code}
-        self.answer = json_answer(self.document, code)
-
-
-def now_text() -> str:
-    """Return the time of day as the API server writes it."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def json_answer(document: Document, status: int = 200) -> Answer:
     return Answer(status, packed(document) + b"\n")
+
+
+def event_line(kind: str, document: Document) -> bytes:
+    return packed({"type": kind, "object": document}) + b"\n"
 
 
 def merge(target: Any, patch: Any) -> Any:
@@ -2373,164 +2341,64 @@ def merge(target: Any, patch: Any) -> Any:
         return patch
     merged = dict(target) if isinstance(target, dict) else {}
     for name, value in patch.items():
+        merged[name] = merge(merged.get(name), value)
         if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge(merged.get(name), value)
+            del merged[name]
     return merged
 
 
-def look_up(document: Any, path: str) -> Any:
-    """Return what stands at a path such as spec.target.kind, or None."""
-    for part in path.split("."):
-        document = document.get(part) if isinstance(document, dict) else None
-    return document
-
-
-def rule_of(schema: Document, name: str) -> Optional[Document]:
-    """Return the schema of a field, {} for one that may be anything, None for one that is not known."""
-    others = schema.get("additionalProperties")
-    free = not schema or schema.get("x-kubernetes-preserve-unknown-fields") or others is True
-    rule = others if isinstance(others, dict) else {} if free else None
-    return schema.get("properties", {}).get(name, rule)
-
-
-def prune(value: Any, schema: Document) -> Any:
-    """Drop what a structural schema does not know, and nulls where null is not allowed; fill in defaults."""
-    if isinstance(value, list):
-        return [prune(item, schema.get("items", {})) for item in value]
-    if not isinstance(value, dict):
-        return value
-    kept = {name: rule["default"] for name, rule in schema.get("properties", {}).items() if "default" in rule}
-    for name, item in value.items():
-        rule = rule_of(schema, name)
-        if rule is not None and (item is not None or not rule or rule.get("nullable")):
-            kept[name] = prune(item, rule)
-    return kept
-
-
-def violations(value: Any, schema: Document, path: str = "") -> Iterator[str]:
-    """Yield the paths at which a value violates a structural schema."""
-    wanted = schema.get("type")
-    if value is None and (not wanted or schema.get("nullable")):
-        return
-    fits = wanted is None or type(value) in JSON_TYPES[wanted]
-    if schema.get("format") == "date-time":
-        fits = isinstance(value, str) and bool(DATE_TIME.match(value))
-    if not fits or value not in schema.get("enum", [value]):
+def violations(value: Any, schema: Document, path: str) -> Iterator[str]:
+    """Yield the paths at which a value lacks what its schema requires, or is none of those that it lists."""
+    if value not in schema.get("enum", [value]):
         yield path
     elif isinstance(value, dict):
         yield from (f"{path}.{name}" for name in schema.get("required", ()) if name not in value)
-        for name, item in value.items():
-            yield from violations(item, rule_of(schema, name) or {}, f"{path}.{name}")
-    elif isinstance(value, list):
-        for item in value:
-            yield from violations(item, schema.get("items", {}), path)
+        for name, rule in schema.get("properties", {}).items():
+            yield from violations(value[name], rule, f"{path}.{name}") if name in value else ()
 
 
-Matcher = Callable[[Document], bool]
-
-
-def selector(query: Dict[str, str], plural: str) -> Matcher:
-    """Return a test on documents for the label and the field selector of a query."""
-    labels = [LABEL_TERM.match(term) for term in query.get("labelSelector", "").split(",") if term]
-    fields = [term.replace("==", "=").split("=", 1) for term in query.get("fieldSelector", "").split(",") if term]
-    if None in labels or any(name != "metadata.name" and plural != "events" for name, _ in fields):
-        raise Failure(400, "BadRequest", "unable to parse requirement, or field label not supported")
-
-    def has(document: Document, key: str, operator: Optional[str], wanted: str) -> bool:
-        value = (document["metadata"].get("labels") or {}).get(key)
-        return value is not None if operator is None else (value == wanted) == (operator != "!=")
-    return lambda document: all(has(document, *term.groups()) for term in labels if term) and all(
-        (look_up(document, name) or "") == value for name, value in fields)
-
-
-class Change(NamedTuple):
-    """One write: the event that watches see of it."""
-
-    version: int
-    namespace: str
-    kind: str
-    document: Document
-
-
-class Watcher:
-    """One open watch."""
-
-    def __init__(self, path: str, namespace: str, matches: Matcher, bookmarks: bool) -> None:
-        self.path, self.namespace, self.matches, self.bookmarks = path, namespace, matches, bookmarks
-        self.queue: "queue.SimpleQueue[Optional[bytes]]" = queue.SimpleQueue()  # None ends the watch
-
-    def tell(self, change: Change) -> None:
-        """Queue the event of a change, if this watch is to see it."""
-        if self.namespace in ("", change.namespace) and self.matches(change.document):
-            self.queue.put(packed({"type": change.kind, "object": change.document}) + b"\n")
+def selector(query: Dict[str, str], namespace: str) -> Callable[[Document], bool]:
+    """Return a test on documents for the namespace of a path, and the label and the field selector of its query."""
+    terms = [term for term in query.get("labelSelector", "").split(",") if term]
+    labels = [re.match(r"([\w./-]+)(=|!=)([\w.-]*)$", term) for term in terms]
+    name = query.get("fieldSelector", "").rpartition("metadata.name=")[2]
+    if None in labels:
+        raise Failure(400, "BadRequest", "unable to parse requirement")
+    return lambda document: (
+        namespace in ("", document["metadata"].get("namespace")) and name in ("", document["metadata"]["name"])
+        and all(((document["metadata"].get("labels") or {}).get(label[1]) == label[3]) == (label[2] == "=")
+                for label in labels if label))
 
 
 class Kind:
-    """One resource of the fake API: its objects, their history, and the watches on them."""
+    """One resource of the fake API and its objects."""
 
-    def __init__(self, api_version: str, plural: str, kind: str, schema: Optional[Document] = None,
-                 status: bool = False) -> None:
-        self.api_version, self.plural, self.kind, self.status = api_version, plural, kind, status
+    def __init__(self, api_version: str, plural: str, kind: str, schema: Document, status: bool = False) -> None:
+        self.api_version, self.plural, self.kind, self.schema, self.status = api_version, plural, kind, schema, status
         self.group = api_version.rpartition("/")[0]
         self.full_name = f"{plural}.{self.group}" if self.group else plural
-        # The server itself looks after these three fields.
-        self.schema = None if schema is None else {**schema, "properties": {
-            **schema.get("properties", {}), "apiVersion": {}, "kind": {}, "metadata": {}}}
         self.objects: Dict[Tuple[str, str], Document] = {}
-        self.watchers: List[Watcher] = []
         self.forget(0)
-
-    def write(self, version: int, key: Tuple[str, str], after: Optional[Document]) -> None:
-        """Store or remove an object and tell the watches."""
-        before = self.objects.pop(key, None)
-        shown = after or before or {}
-        if after is not None:
-            self.objects[key] = after
-        change = Change(version, key[0], "DELETED" if after is None else "MODIFIED" if before else "ADDED", {
-            **shown, "metadata": {**shown["metadata"], "resourceVersion": str(version)}})
-        self.history.append(change)
-        for watcher in self.watchers:
-            watcher.tell(change)
 
     def forget(self, version: int) -> None:
         """Make the versions before this one too old."""
         self.oldest = version
-        self.history: List[Change] = []
         self.pages: Dict[str, Tuple[int, List[Document]]] = {}  # continue token -> version, what is still to come
 
-    def end_watches(self, path_part: str = "") -> int:
-        """End watches as the server does at their timeout, and return how many there were."""
-        ended = [watcher for watcher in self.watchers if path_part in watcher.path]
-        for watcher in ended:
-            self.watchers.remove(watcher)
-            watcher.queue.put(None)
-        return len(ended)
-
-    def bookmark(self, version: int) -> bytes:
-        return packed({"type": "BOOKMARK", "object": {"apiVersion": self.api_version, "kind": self.kind,
-                                                      "metadata": {"resourceVersion": str(version)}}}) + b"\n"
+    def find(self, namespace: str, name: str) -> Document:
+        if (namespace, name) not in self.objects:
+            raise Failure(404, "NotFound", f'{self.full_name} "{name}" not found')
+        return self.objects[namespace, name]
 
 
-class Target(NamedTuple):
-    """What a path means."""
+class Event(NamedTuple):
+    """What is sent down the watches on a kind that match the document, or of a test's own down those of a path."""
 
-    kind: Kind
-    namespace: str
-    name: str
-    subresource: str
-
-    @property
-    def key(self) -> Tuple[str, str]:
-        return self.namespace, self.name
-
-    @property
-    def object(self) -> Document:
-        """Return the object that is there, or fail."""
-        if self.key not in self.kind.objects:
-            raise Failure(404, "NotFound", f'{self.kind.full_name} "{self.name}" not found')
-        return self.kind.objects[self.key]
+    line: Optional[bytes]  # None ends the watch
+    version: int = 0
+    kind: Optional[Kind] = None
+    document: Document = {}
+    path_part: str = ""
 
 
 class FakeCluster(LoopbackServer, Cluster):
@@ -2541,10 +2409,12 @@ class FakeCluster(LoopbackServer, Cluster):
     def __init__(self, tls: bool = False, certificate: Optional[Certificate] = None) -> None:
         super().__init__(tls, certificate)
         self.tokens = {token_of(user): user for user in USERS}
-        self._lock = threading.RLock()
+        self._lock = threading.Condition()
         self._version = 100
-        self._kinds = {(kind.group, kind.plural): kind for kind in (
-            Kind(GROUPS[plural], plural, kind) for plural, kind in BUILT_IN.items())}
+        self._events: List[Event] = []
+        self._watches: List[Request] = []  # those that are open
+        self._kinds = {(GROUPS[plural], plural): Kind(GROUPS[plural], plural, kind, {})
+                       for plural, kind in ((kind.lower() + "s", kind) for kind in BUILT_IN)}
         self._grants: List[Tuple[str, str, Document]] = []
         self._denials: List[Tuple[str, Tuple[str, ...], str, Optional[str]]] = []
         self.start()
@@ -2557,8 +2427,6 @@ class FakeCluster(LoopbackServer, Cluster):
         self.admin.close()
         super().close()
 
-    # -- what a test uses ------------------------------------------------------------------------------------
-
     def grant(self, user: str, *rules: Document, namespace: str) -> None:
         """Allow what these RBAC PolicyRules say to the user in the namespace ("" means everywhere)."""
         self._grants.extend((user, namespace, rule) for rule in rules)
@@ -2567,57 +2435,62 @@ class FakeCluster(LoopbackServer, Cluster):
         """Forbid verbs (none means all) on a resource, such as downloadrequests/status, even to the admin."""
         self._denials.append((user, verbs, resource, namespace))
 
-    def unlimit(self, user: Optional[str] = None) -> None:
-        self._denials = [denial for denial in self._denials if user not in (None, denial[0])]
+    def unlimit(self) -> None:
+        self._denials = []
 
-    def compact(self) -> str:
+    def compact(self) -> None:
         """Make all versions but the newest too old for a watch and for a continue token."""
         with self._lock:
             self._version += 1
             for kind in self._kinds.values():
                 kind.forget(self._version)
-            return str(self._version)
 
-    def cut_watches(self, path_part: str = "") -> int:
-        """End the open watches in good order, as at their timeout, and return how many there were."""
+    def watches(self, path_part: str = "") -> List[str]:
         with self._lock:
-            return sum(kind.end_watches(path_part) for kind in self._kinds.values())
+            return [request.target for request in self._watches if path_part in request.target]
 
-    def _open_watches(self, path_part: str = "") -> List[Tuple[Kind, Watcher]]:
+    def push(self, event: Union[Document, bytes, None], path_part: str = "") -> None:
+        """Send an event of the test's own (a document, or raw bytes) down the open watches; None ends them."""
+        self._tell(Event(packed(event) + b"\n" if isinstance(event, dict) else event, path_part=path_part))
+
+    def _tell(self, event: Event) -> None:
         with self._lock:
-            return [(kind, watcher) for kind in self._kinds.values() for watcher in kind.watchers
-                    if path_part in watcher.path]
+            self._events.append(event)
+            self._lock.notify_all()
 
-    def push(self, event: Union[Document, bytes], path_part: str = "") -> None:
-        """Send an event of the test's own (a document, or raw bytes) down the open watches."""
-        for _, watcher in self._open_watches(path_part):
-            watcher.queue.put(event if isinstance(event, bytes) else packed(event) + b"\n")
+    def cut_watches(self, path_part: str = "") -> None:
+        """End the open watches in good order, as at their timeout."""
+        with self._lock:
+            self.push(None, path_part)
+            self._watches = [request for request in self._watches if path_part not in request.target]
 
     def send_bookmarks(self) -> None:
         """Send a bookmark with the newest version down every watch that asked for bookmarks."""
-        for kind, watcher in self._open_watches():
-            if watcher.bookmarks:
-                watcher.queue.put(kind.bookmark(self._version))
-
-    def watches(self, path_part: str = "") -> List[str]:
-        return [watcher.path for _, watcher in self._open_watches(path_part)]
+        for kind in list(self._kinds.values()):
+            about = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {"resourceVersion": self.version}}
+            for path in self.watches(f"/{kind.plural}?"):
+                if "allowWatchBookmarks=" in path:
+                    self.push({"type": "BOOKMARK", "object": about}, path)
 
     @property
     def version(self) -> str:
         return str(self._version)
 
-    # -- who, what, and may they -----------------------------------------------------------------------------
-
     def identify(self, request: Request) -> None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        request.user = self.tokens.get(token.strip()) if scheme.lower() == "bearer" else "system:anonymous"
-        with contextlib.suppress(ValueError):
-            request.parsed = json.loads(request.body) if request.body else None
+        token = request.headers.get("authorization", "").partition("Bearer ")[2]
+        request.user = self.tokens.get(token) if token else "system:anonymous"
+        request.parsed = json.loads(request.body or b"null")
 
     def answer(self, request: Request, connection: Connection) -> bool:
         """Answer one request; a watch streams until it ends."""
         answer = self.handle(request)
         return self._watch(request, connection) if answer is STREAM else self.send(request, connection, answer)
+
+    def _place(self, request: Request) -> Tuple[Optional[Kind], str, str, str]:
+        """Return kind, namespace, name and subresource of a path; the kind is None where nothing is served."""
+        match = API_PATH.match(request.path)
+        version, namespace, plural, name, subresource = match.groups("") if match else ("",) * 5
+        return self._kinds.get((version, plural)), namespace, name, subresource
 
     def handle(self, request: Request) -> Answer:
         """Return the answer to one request, or STREAM for a watch that may start."""
@@ -2625,246 +2498,175 @@ class FakeCluster(LoopbackServer, Cluster):
             with self._lock:
                 if request.user is None:
                     raise Failure(401, "Unauthorized", "Unauthorized")
-                target = self._target(request.path)
-                return self._act(request, target) if target else self._discover(request.path)
+                kind, *place = self._place(request)
+                return self._act(request, kind, *place) if kind else self._discover(request.path)
         except Failure as failure:
-            return failure.answer
+            return json_answer(failure.document, failure.document["code"])
 
-    def _target(self, path: str) -> Optional[Target]:
-        """Take the path of a resource that is served apart."""
-        match = API_PATH.match(path)
-        part = match.groupdict("") if match else {}
-        kind = self._kinds.get((part.get("group", ""), part.get("plural", "")))
-        if kind is None or kind.api_version.rpartition("/")[2] != part["version"]:
-            return None
-        return Target(kind, part["namespace"], part["name"], part["subresource"])
+    def _act(self, request: Request, kind: Kind, namespace: str, name: str, subresource: str) -> Answer:
+        watches = not name and request.query.get("watch", "0") not in ("0", "false")
+        verb = "watch" if watches else VERBS[request.method, bool(name)]
+        self._authorize(request, verb, kind, namespace, name, subresource)
+        if subresource and not (subresource == "status" and kind.status):
+            raise Failure(404, "NotFound", f'{kind.full_name} "{name}" not found')
+        if verb == "create":
+            return json_answer(self._create(kind, namespace, request.parsed), 201)
+        if verb == "deletecollection":
+            for key in [key for key in kind.objects if namespace in ("", key[0])]:
+                self._remove(kind, key)
+        if not name:
+            return STREAM if watches else self._list(request, kind, namespace)
+        document = kind.find(namespace, name)
+        if verb == "patch":
+            document = self._patch(kind, document, request.parsed, subresource)
+        elif verb == "delete":
+            wanted = (request.parsed or {}).get("preconditions") or {}
+            if any(document["metadata"][field] != value for field, value in wanted.items()):
+                raise Failure(409, "Conflict", "the precondition does not match the record")
+            document = self._remove(kind, (namespace, name))
+        return json_answer(document)
 
-    def _act(self, request: Request, target: Target) -> Answer:
-        """Do what is asked for, if the caller may."""
-        acts: Dict[Tuple[str, bool], Tuple[str, Callable[[Request, Target], Answer]]] = {
-            ("GET", True): ("get", lambda _, target: json_answer(target.object)), ("GET", False): ("list", self._list),
-            ("POST", False): ("create", self._create), ("PATCH", True): ("patch", self._patch),
-            ("DELETE", True): ("delete", self._delete), ("DELETE", False): ("deletecollection", self._delete_all)}
-        verb, act = acts[request.method, bool(target.name)]
-        if verb == "list" and request.query.get("watch", "0") not in ("0", "false"):
-            verb, act = "watch", self._check_watch
-        self._authorize(request, target, verb)
-        if target.subresource and not (target.subresource == "status" and target.kind.status):
-            raise Failure(404, "NotFound", f'{target.kind.full_name} "{target.name}" not found')
-        return act(request, target)
-
-    def _authorize(self, request: Request, target: Target, verb: str) -> None:
-        resource = "/".join(filter(None, (target.kind.plural, target.subresource)))
-        pinned = re.search(r"metadata\.name==?([^,]+)", request.query.get("fieldSelector", ""))
-        name = target.name or (pinned[1] if pinned else "")
+    def _authorize(self, request: Request, verb: str, kind: Kind, namespace: str, name: str, subresource: str) -> None:
+        resource = "/".join(filter(None, (kind.plural, subresource)))
+        pinned = name or request.query.get("fieldSelector", "").rpartition("metadata.name=")[2]
         allowed = request.user == "admin" or any(
-            user == request.user and namespace in ("", target.namespace) and {verb, "*"} & set(rule.get("verbs", ()))
-            and {target.kind.group, "*"} & set(rule.get("apiGroups", ()))
-            and {resource, "*"} & set(rule.get("resources", ())) and name in (rule.get("resourceNames") or [name])
-            for user, namespace, rule in self._grants)
-        denied = any(user == request.user and verb in (verbs or [verb]) and denied in ("*", resource)
-                     and namespace in (None, target.namespace) for user, verbs, denied, namespace in self._denials)
+            user == request.user and where in ("", namespace) and {verb, "*"} & set(rule["verbs"])
+            and {kind.group, "*"} & set(rule["apiGroups"]) and {resource, "*"} & set(rule["resources"])
+            and pinned in (rule.get("resourceNames") or [pinned]) for user, where, rule in self._grants)
+        denied = any(user == request.user and verb in (verbs or [verb]) and what in ("*", resource)
+                     and where in (None, namespace) for user, verbs, what, where in self._denials)
         if denied or not allowed:
-            named = f' "{target.name}"' if target.name else ""
-            where = f'in the namespace "{target.namespace}"' if target.namespace else "at the cluster scope"
-            raise Failure(403, "Forbidden", f'{target.kind.full_name}{named} is forbidden: User "{request.user}" '
-                          f'cannot {verb} resource "{resource}" in API group "{target.kind.group}" {where}')
+            named, where = f' "{name}"' if name else "", f'in the namespace "{namespace}"'
+            raise Failure(403, "Forbidden", f'{kind.full_name}{named} is forbidden: User "{request.user}" cannot '
+                          f'{verb} resource "{resource}" in API group "{kind.group}" {where}')
 
     def _discover(self, path: str) -> Answer:
         version = re.sub(r"^/apis?/", "", path)
-        rows = [{"name": kind.plural + subresource, "singularName": "", "namespaced": True, "kind": kind.kind,
-                 "verbs": ["create", "delete", "get", "list", "patch", "watch"]}
-                for kind in self._kinds.values() if kind.api_version == version
-                for subresource in ("", "/status")[:1 + kind.status]]
-        if not rows:
-            return Answer(404, b"404 page not found\n", (("Content-Type", "text/plain; charset=utf-8"),))
-        return json_answer({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": rows})
+        rows = [{"name": kind.plural + subresource, "kind": kind.kind} for kind in self._kinds.values()
+                if kind.api_version == version for subresource in ("", "/status")[:1 + kind.status]]
+        return json_answer({"kind": "APIResourceList", "groupVersion": version, "resources": rows}) if rows else Answer(
+            404, b"404 page not found\n", (("Content-Type", "text/plain; charset=utf-8"),))
 
-    # -- reading ---------------------------------------------------------------------------------------------
-
-    def _number(self, query: Dict[str, str], name: str) -> int:
-        text = query.get(name) or "0"
-        if not text.isdigit():
-            raise Failure(400, "BadRequest", f"{name}: invalid syntax")
-        return int(text)
-
-    def _list(self, request: Request, target: Target) -> Answer:
+    def _list(self, request: Request, kind: Kind, namespace: str) -> Answer:
         """Return a page; all pages of a list show the moment of the first."""
-        query, kind = request.query, target.kind
-        limit, matches, token = self._number(query, "limit"), selector(query, kind.plural), query.get("continue", "")
-        version, items = self._version, [
-            document for key, document in sorted(kind.objects.items())
-            if target.namespace in ("", key[0]) and matches(document)]
+        limit, token = int(request.query.get("limit") or 0), request.query.get("continue")
+        matches = selector(request.query, namespace)
         if token and token not in kind.pages:
             raise Failure(410, "Expired", "The provided continue parameter is too old to display a consistent list "
                           "result.")
-        version, items = kind.pages[token] if token else (version, items)
+        version, items = kind.pages[token] if token else (self._version, [
+            document for _, document in sorted(kind.objects.items()) if matches(document)])
         page, rest = items[:limit or None], items[limit:] if limit else []
         more = uuid.uuid4().hex if rest else ""
         kind.pages.update({more: (version, rest)} if rest else {})
         return json_answer({"apiVersion": kind.api_version, "items": page, "kind": kind.kind + "List",
                             "metadata": {"continue": more, "resourceVersion": str(version)}})
 
-    def _check_watch(self, request: Request, target: Target) -> Answer:
-        self._number(request.query, "timeoutSeconds")
-        self._number(request.query, "resourceVersion")
-        selector(request.query, target.kind.plural)
-        return STREAM
-
     def _watch(self, request: Request, connection: Connection) -> bool:
         """Send the events of a watch until it ends, and say that the connection may go on."""
-        request.status = 200
-        target, query = self._target(request.path), request.query
-        assert target is not None
-        kind, deadline = target.kind, time.monotonic() + (self._number(query, "timeoutSeconds") or 1800)
-        watcher = Watcher(request.target, target.namespace, selector(query, kind.plural),
-                          query.get("allowWatchBookmarks") in ("1", "true"))
+        (kind, namespace, *_), query, request.status = self._place(request), request.query, 200
+        assert kind is not None
+        matches, deadline = selector(query, namespace), time.monotonic() + int(query.get("timeoutSeconds") or 1800)
         with self._lock:
-            self._begin(watcher, kind, self._number(query, "resourceVersion"))
+            at, lines = len(self._events), self._first_lines(kind, matches, int(query.get("resourceVersion") or 0))
+            self._watches.append(request)
         try:
             connection.socket.sendall(head(200, (("Content-Type", "application/json"), ("Transfer-Encoding", "chunked"),
                                                  ("Date", formatdate(usegmt=True)))))
-            self._pump(connection, kind, watcher, deadline)
+            while not self.closing.is_set() and time.monotonic() < deadline:
+                told = list(itertools.takewhile(lambda line: line is not None, lines))
+                connection.socket.sendall(b"".join(chunk(line) for line in told))
+                if len(told) < len(lines):
+                    break
+                with self._lock:
+                    self._lock.wait_for(lambda at=at: len(self._events) > at, min(0.5, deadline - time.monotonic()))
+                    news, at = self._events[at:], len(self._events)
+                if not news and connection.peer_has_left():
+                    raise ConnectionResetError("the client has left its watch")
+                lines = [event.line for event in news if (event.kind is kind and matches(event.document)) or (
+                    event.kind is None and event.path_part in request.target)]
             connection.socket.sendall(b"0\r\n\r\n")
             return True
         finally:
             with self._lock:
-                kind.watchers = [other for other in kind.watchers if other is not watcher]
+                self._watches = [other for other in self._watches if other is not request]
 
-    def _begin(self, watcher: Watcher, kind: Kind, version: int) -> None:
-        """Queue what a watch sends at once: everything, what has happened since a version, or that it is too old."""
+    def _first_lines(self, kind: Kind, matches: Callable[[Document], bool], version: int) -> List[Optional[bytes]]:
+        """Return what a watch sends at once: everything, what has happened since a version, or that it is too old."""
         if 0 < version < kind.oldest:
             gone = Failure(410, "Expired", f"too old resource version: {version} ({kind.oldest})")
-            watcher.queue.put(packed({"type": "ERROR", "object": gone.document}) + b"\n")
-            watcher.queue.put(None)
-            return
-        present = [Change(1, key[0], "ADDED", document) for key, document in sorted(kind.objects.items())]
-        for change in [change for change in kind.history if change.version > version] if version else present:
-            watcher.tell(change)
-        kind.watchers.append(watcher)
+            return [event_line("ERROR", gone.document), None]
+        if version:
+            return [event.line for event in self._events
+                    if event.kind is kind and event.version > version and matches(event.document)]
+        return [event_line("ADDED", document) for _, document in sorted(kind.objects.items()) if matches(document)]
 
-    def _pump(self, connection: Connection, kind: Kind, watcher: Watcher, deadline: float) -> None:
-        """Send what comes until the deadline, the end of the watch or the client's, a bookmark shortly before."""
-        # The real server sends the last bookmark two seconds before the end, too.
-        bookmark = deadline - 2.0 if watcher.bookmarks and deadline - 2.0 > time.monotonic() else deadline + 1.0
-        while not self.closing.is_set():
-            lines: List[Optional[bytes]] = []
-            with contextlib.suppress(queue.Empty):
-                lines.append(watcher.queue.get(timeout=max(0.0, min(min(deadline, bookmark) - time.monotonic(), 0.5))))
-                while True:
-                    lines.append(watcher.queue.get_nowait())
-            if not lines and connection.peer_has_left():
-                raise ConnectionResetError("the client has left its watch")
-            if time.monotonic() >= bookmark:
-                lines.append(kind.bookmark(self._version))
-                bookmark = deadline + 1.0
-            connection.socket.sendall(b"".join(chunk(line) for line in lines if line))
-            if None in lines or time.monotonic() >= deadline:
-                return
-
-    # -- writing ---------------------------------------------------------------------------------------------
-
-    def _create(self, request: Request, target: Target) -> Answer:
-        kind, body = target.kind, request.parsed
-        if request.content_type != "application/json":
-            raise Failure(415, "UnsupportedMediaType", "the body of the request was in an unknown format")
+    def _create(self, kind: Kind, namespace: str, body: Document) -> Document:
         given = body.get("metadata") or {}
-        own = {"kind": kind.kind, "apiVersion": kind.api_version}
-        if {**own, **body, "namespace": given.get("namespace", target.namespace)} != {
-                **body, **own, "namespace": target.namespace}:
-            raise Failure(400, "BadRequest", f"the object provided is no {kind.kind}, or not of the namespace sent")
-        if target.namespace and ("", target.namespace) not in self._kinds["", "namespaces"].objects:
-            raise Failure(404, "NotFound", f'namespaces "{target.namespace}" not found')
-        if "name" not in given and "generateName" not in given:
-            raise Failure(422, "Invalid", f"{kind.kind} is invalid: metadata.name: Required value")
-        target = target._replace(name=given.get("name") or given["generateName"][:58] + "".join(
-            random.choices("bcdfghjklmnpqrstvwxz2456789", k=5)))
-        if target.key in kind.objects:
-            raise Failure(409, "AlreadyExists", f'{kind.full_name} "{target.name}" already exists')
-        owned = {"name": target.name, "uid": str(uuid.uuid4()), "creationTimestamp": now_text(),
-                 **({"namespace": target.namespace} if target.namespace else {}),
-                 **({"generation": 1} if kind.schema is not None or kind.plural == "deployments" else {})}
+        if namespace:
+            self._kinds["v1", "namespaces"].find("", namespace)
+        name = given.get("name") or given["generateName"][:58] + "".join(
+            random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+        if (namespace, name) in kind.objects:
+            raise Failure(409, "AlreadyExists", f'{kind.full_name} "{name}" already exists')
+        owned = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": Clock().text(),
+                 **({"namespace": namespace} if namespace else {}), **({"generation": 1} if kind.schema else {})}
         document = {name: value for name, value in body.items() if name != "status" or not kind.status}
-        return json_answer(self._store(target, {**own, **document}, owned), 201)
+        return self._store(kind, {"kind": kind.kind, "apiVersion": kind.api_version, **merge({}, document)}, owned)
 
-    def _store(self, target: Target, document: Document, owned: Document, old: Optional[Document] = None) -> Document:
-        """Check a document and keep it, with the metadata that the server owns, in place of an old one."""
-        kind = target.kind
-        kept = {name: value for name, value in (document.get("metadata") or {}).items()
-                if name not in SERVER_OWNS and value not in (None, "", {}, [])}
-        metadata = dict(sorted({**kept, **owned}.items()))
-        document = {**(document if kind.schema is None else prune(document, kind.schema)), "metadata": metadata}
-        self._check(kind, document, old)
+    def _store(self, kind: Kind, document: Document, owned: Document, old: Optional[Document] = None) -> Document:
+        """Keep a document that fits its schema, with the metadata that the server owns, in place of an old one."""
+        name, kept = owned["name"], {name: value for name, value in (document.get("metadata") or {}).items()
+                                     if name not in SERVER_OWNS and value}
+        document = {**document, "metadata": dict(sorted({**kept, **owned}.items()))}
+        wrong = [*violations(document, kind.schema, ""), *([] if OBJECT_NAME.match(name) else [".metadata.name"])]
+        if wrong:
+            raise Failure(422, "Invalid", f'{kind.kind}.{kind.group} "{name}" is invalid: '
+                          + ", ".join(f"{field[1:]}: Invalid value" for field in wrong))
         if document == old:
             return document
-        self._version += 1
-        metadata["resourceVersion"] = str(self._version)
-        kind.write(self._version, target.key, document)
+        self._write(kind, (owned.get("namespace", ""), name), document)
         if kind.plural == "customresourcedefinitions":
             self._serve(document)
-        return document
+        return kind.find(owned.get("namespace", ""), name)
 
-    def _check(self, kind: Kind, document: Document, old: Optional[Document]) -> None:
-        """Refuse what violates the schema; what an update leaves alone may stay wrong."""
-        metadata = document["metadata"]
-        fields = [field for name in ("spec", "status") if name in document
-                  for field in violations(document[name], rule_of(kind.schema or {}, name) or {}, name)
-                  if old is None or look_up(document, field) != look_up(old, field)]
-        fields += [] if OBJECT_NAME.match(metadata["name"]) else ["metadata.name"]
-        fields += [f"metadata.labels.{name}" for name, value in metadata.get("labels", {}).items()
-                   if not LABEL_VALUE.match(value)]
-        if fields:
-            raise Failure(422, "Invalid", f'{kind.kind}.{kind.group} "{metadata["name"]}" is invalid: '
-                          + ", ".join(f"{field}: Invalid value" for field in fields))
+    def _write(self, kind: Kind, key: Tuple[str, str], after: Optional[Document]) -> None:
+        """Store or remove an object and tell the watches."""
+        self._version += 1
+        before = kind.objects.pop(key, None)
+        shown = dict(after or before or {})
+        shown["metadata"] = {**shown["metadata"], "resourceVersion": self.version}
+        if after is not None:
+            kind.objects[key] = shown
+        kind_of_event = "DELETED" if after is None else "MODIFIED" if before else "ADDED"
+        self._tell(Event(event_line(kind_of_event, shown), self._version, kind, shown))
 
-    def _patch(self, request: Request, target: Target) -> Answer:
-        old, kind = target.object, target.kind
-        if request.content_type != MERGE:
-            raise Failure(415, "UnsupportedMediaType", "the body of the request was in an unknown format")
-        if not isinstance(request.parsed, dict):
-            raise Failure(400, "BadRequest", "error decoding patch")
-        document = merge(old, request.parsed)
+    def _patch(self, kind: Kind, old: Document, patch: Document, subresource: str) -> Document:
+        document = merge(old, patch)
         owned = {name: value for name, value in old["metadata"].items() if name in SERVER_OWNS}
-        if (document.get("metadata") or old["metadata"]).get("resourceVersion") not in (None, owned["resourceVersion"]):
-            raise Failure(409, "Conflict", f'Operation cannot be fulfilled on {kind.full_name} "{target.name}": the '
+        if document["metadata"].get("resourceVersion") not in (None, owned["resourceVersion"]):
+            raise Failure(409, "Conflict", f'Operation cannot be fulfilled on {kind.full_name} "{owned["name"]}": the '
                           "object has been modified; please apply your changes to the latest version and try again")
-        if target.subresource:
+        if subresource:
             document = {**old, "status": document.get("status")}
         elif kind.status:
             document["status"] = old.get("status")
         document = {name: value for name, value in document.items() if value is not None}
-        if "deletionTimestamp" in owned and not (document.get("metadata") or {}).get("finalizers"):
-            self._remove(target, now=True)
-            return json_answer(document)
-        return json_answer(self._store(target, document, owned, old))
+        if "deletionTimestamp" in owned and not document["metadata"].get("finalizers"):
+            self._remove(kind, (owned["namespace"], owned["name"]), now=True)
+            return document
+        return self._store(kind, document, owned, old)
 
-    def _delete(self, request: Request, target: Target) -> Answer:
-        wanted = (request.parsed or {}).get("preconditions") or {}
-        if any(target.object["metadata"][name] != value for name, value in wanted.items()):
-            raise Failure(409, "Conflict", f'Operation cannot be fulfilled on {target.kind.full_name} "{target.name}": '
-                          f"the precondition {packed(wanted).decode()} does not match the record")
-        return json_answer(self._remove(target))
-
-    def _delete_all(self, request: Request, target: Target) -> Answer:
-        for namespace, name in sorted(target.kind.objects):
-            if target.namespace in ("", namespace):
-                self._remove(target._replace(namespace=namespace, name=name))
-        return self._list(request, target)
-
-    def _remove(self, target: Target, now: bool = False) -> Document:
+    def _remove(self, kind: Kind, key: Tuple[str, str], now: bool = False) -> Document:
         """Remove an object, or only mark it as deleted while it has finalizers."""
-        old, kind = target.object, target.kind
-        metadata = old["metadata"]
-        if metadata.get("finalizers") and not now:
-            marks = {"deletionTimestamp": now_text(), "deletionGracePeriodSeconds": 0}
-            return old if "deletionTimestamp" in metadata else self._store(target, old, {**metadata, **marks}, old)
-        self._version += 1
-        kind.write(self._version, target.key, None)
+        old = kind.objects[key]
+        if old["metadata"].get("finalizers") and not now:
+            return self._store(kind, old, {"deletionTimestamp": Clock().text(), **old["metadata"]}, old)
+        self._write(kind, key, None)
         if kind.plural == "customresourcedefinitions":
-            gone = self._kinds.pop((old["spec"]["group"], old["spec"]["names"]["plural"]))
-            for key in sorted(gone.objects):
-                gone.write(self._version, key, None)
-            gone.end_watches()
+            plural = old["spec"]["names"]["plural"]
+            self.cut_watches(f"/{plural}?")
+            del self._kinds[GROUPS[plural], plural]
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
 
     def _serve(self, crd: Document) -> None:
@@ -2872,40 +2674,40 @@ class FakeCluster(LoopbackServer, Cluster):
         spec, version = crd["spec"], crd["spec"]["versions"][0]
         kind = Kind(f"{spec['group']}/{version['name']}", spec["names"]["plural"], spec["names"]["kind"],
                     version["schema"]["openAPIV3Schema"], "status" in (version.get("subresources") or {}))
-        before = self._kinds.get((kind.group, kind.plural))
+        before = self._kinds.get((kind.api_version, kind.plural))
         if before and (before.schema, before.status) == (kind.schema, kind.status):
             return
         if before:
-            before.end_watches()
+            self.cut_watches(f"/{kind.plural}?")
             kind.objects = before.objects
         # A new definition comes with a new cache, which knows nothing of earlier versions.
         kind.forget(self._version)
-        self._kinds[kind.group, kind.plural] = kind
+        self._kinds[kind.api_version, kind.plural] = kind
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Signature Version 4, written from the AWS specification alone, so that it can judge the module's
+# FakeStore, and Signature Version 4 written from the AWS specification alone, so that it can judge the module's
 # ------------------------------------------------------------------------------------------------------------
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED = "UNSIGNED-PAYLOAD"
+SIGNED_TERMS = re.compile(r"(?P<key>.+?)/(?P<scope>(?P<day>\d{8})/(?P<region>[^/]*)/s3/aws4_request) "
+                          rf"(?P<when>(?P=day)T\d{{6}}Z) (?P<expires>\d+) {ALGORITHM} .*\bhost\b")
 
 
 def uri_encode(data: bytes, keep: bytes = b"") -> str:
     """Encode every byte but the unreserved ones (and those to keep) as %XX."""
-    plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~" + keep
-    return "".join(chr(byte) if byte in plain else f"%{byte:02X}" for byte in data)
+    return quote(data, safe=keep)
 
 
 def uri_decode(text: str) -> bytes:
     """Undo percent-encoding and nothing else; text holds one character for each byte, as the wire did."""
-    return re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes([int(match.group(1), 16)]), text.encode("latin-1"))
+    return unquote(text, "latin-1").encode("latin-1")
 
 
-def query_pairs(raw_query: str) -> List[Tuple[str, ...]]:
-    """Return the pairs of a raw query, encoded the canonical way."""
-    parts = (part.partition("=")[::2] for part in raw_query.split("&") if part)
-    return [tuple(uri_encode(uri_decode(text.replace("+", " "))) for text in pair) for pair in parts]
+def canonical(text: str, keep: bytes = b"") -> str:
+    """Return a part of a raw target encoded the canonical way."""
+    return uri_encode(uri_decode(text), keep)
 
 
 def canonical_request(method: str, raw_path: str, raw_query: str, headers: Iterable[Tuple[str, str]],
@@ -2915,8 +2717,9 @@ def canonical_request(method: str, raw_path: str, raw_query: str, headers: Itera
     for name, value in headers:
         values.setdefault(name.lower(), []).append(" ".join(value.split()))
     names = sorted(signed)
-    query = "&".join(f"{name}={value}" for name, value in sorted(query_pairs(raw_query)) if name != "X-Amz-Signature")
-    lines = [method, uri_encode(uri_decode(raw_path), b"/") or "/", query]
+    pairs = (part.replace("+", " ").partition("=")[::2] for part in raw_query.split("&") if part)
+    query = sorted(f"{canonical(name)}={canonical(value)}" for name, value in pairs if name != "X-Amz-Signature")
+    lines = [method, canonical(raw_path, b"/") or "/", "&".join(query)]
     lines += [f"{name}:{','.join(values.get(name, ['']))}" for name in names]
     return "\n".join(lines + ["", ";".join(names), payload])
 
@@ -2927,35 +2730,24 @@ def string_to_sign(when: str, scope: str, request: str) -> str:
 
 def signature_of(secret: str, scope: str, text: str) -> str:
     key = ("AWS4" + secret).encode()
-    for part in scope.split("/"):
+    for part in (*scope.split("/"), text):
         key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
-
-
-def stamp(at: float) -> str:
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
+    return key.hex()
 
 
 def presigned_url(url: str, access_key: str, secret_key: str, region: str, at: Optional[float] = None,
                   expires: int = 600, token: str = "", method: str = "GET", extra: str = "") -> str:
     """Sign a URL whose path is already encoded; extra is more raw query that is to be signed."""
-    base, _, rest = url.partition("://")
-    host, _, path = rest.partition("/")
-    when = stamp(time.time() if at is None else at)
+    host, _, path = url.partition("://")[2].partition("/")
+    when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() if at is None else at))
     scope = f"{when[:8]}/{region}/s3/aws4_request"
     query = {"X-Amz-Algorithm": ALGORITHM, "X-Amz-Credential": f"{access_key}/{scope}", "X-Amz-Date": when,
              "X-Amz-Expires": str(expires), "X-Amz-SignedHeaders": "host",
              **({"X-Amz-Security-Token": token} if token else {})}
-    pairs = [f"{name}={uri_encode(value.encode())}" for name, value in query.items()]
-    raw = "&".join(pairs + ([extra] if extra else []))
+    raw = "&".join([f"{name}={uri_encode(value.encode())}" for name, value in query.items()] + [extra] * bool(extra))
     request = canonical_request(method, "/" + path, raw, [("host", host)], ["host"], UNSIGNED)
-    return f"{base}://{rest}?{raw}&X-Amz-Signature=" + signature_of(
-        secret_key, scope, string_to_sign(when, scope, request))
+    return f"{url}?{raw}&X-Amz-Signature=" + signature_of(secret_key, scope, string_to_sign(when, scope, request))
 
-
-# ------------------------------------------------------------------------------------------------------------
-# FakeStore
-# ------------------------------------------------------------------------------------------------------------
 
 def xml_text(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -2969,38 +2761,48 @@ def xml_answer(content: str, status: int = 200) -> Answer:
 class StoreError(Exception):
     """A request that ends in an S3 error document."""
 
-    def __init__(self, status: int, code: str, message: str, **elements: Any) -> None:
+    def __init__(self, status: int, code: str, message: str, **elements: str) -> None:
         super().__init__(message)
-        self.status = status
-        self.elements = {"Code": code, "Message": message, **elements}
-
-    def answer(self, resource: str) -> Answer:
-        rows = {**self.elements, "Resource": resource, "RequestId": "FAKE0123456789AB", "HostId": "fake-store"}
-        return xml_answer("<Error>" + "".join(
-            f"<{name}>{xml_text(str(value))}</{name}>" for name, value in rows.items()) + "</Error>", self.status)
+        self.answer = xml_answer("<Error>" + "".join(f"<{name}>{xml_text(value)}</{name}>" for name, value in {
+            "Code": code, "Message": message, **elements}.items()) + "</Error>", status)
 
 
 class StoredObject(NamedTuple):
-    """One object with what a HEAD would say of it."""
+    """One object with the headers that are given back with it."""
 
     body: bytes
     etag: str
-    modified: str
     headers: Tuple[Tuple[str, str], ...]
 
 
-class FakeStore(LoopbackServer):
+class Store:
+    """What a test may ask of either store."""
+
+    url: str
+    access_key: str
+    secret_key: str
+    region: str
+    clock = staticmethod(time.time)
+
+    def url_of(self, bucket: str, key: str, **options: Any) -> str:
+        """Return a pre-signed path-style URL of our own making; options: of presigned_url."""
+        return presigned_url(f"{self.url}/{bucket}/" + uri_encode(key.encode(), b"/"), **{
+            "access_key": self.access_key, "secret_key": self.secret_key, "region": self.region, "at": self.clock(),
+            **options})
+
+
+class FakeStore(LoopbackServer, Store):
     """A loopback S3 server that believes no signature it has not recomputed itself."""
 
     kind = "fake"
+    access_key, secret_key = "AKIAFAKESTORE", "fake-store-secret/+"
     page = 1000  # keys in one page of a listing
 
     def __init__(self, tls: bool = False, region: str = "us-east-1") -> None:
         super().__init__(tls)
-        self.access_key, self.secret_key, self.region = "AKIAFAKESTORE", "fake-store-secret/+", region
+        self.region = region
         # More keys may be added: access key -> (secret, session token that must come with it or "").
         self.keys: Dict[str, Tuple[str, str]] = {self.access_key: (self.secret_key, "")}
-        self.clock: Callable[[], float] = time.time
         self.hide_missing = False  # without the right to list a bucket AWS answers 403 for an absent key
         self.buckets: Dict[str, Dict[str, StoredObject]] = {}
         self.path_hosts = {"127.0.0.1", "localhost"}
@@ -3009,47 +2811,37 @@ class FakeStore(LoopbackServer):
     def create_bucket(self, bucket: str) -> None:
         self.buckets.setdefault(bucket, {})
 
-    def put(self, bucket: str, key: str, body: bytes, **headers: str) -> None:
-        """Store an object, its bucket too if need be; a header such as Content_Type is given back with it."""
-        self.put_with_etag(bucket, key, body, '"' + hashlib.md5(body).hexdigest() + '"', **headers)
-
     def put_with_etag(self, bucket: str, key: str, body: bytes, etag: str, **headers: str) -> None:
-        """Store an object whose ETag is not what it would be by itself."""
+        """Store an object, its bucket too if need be; a header such as Content_Type is given back with it."""
         self.create_bucket(bucket)
         extra = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-        self.buckets[bucket][key] = StoredObject(body, etag, formatdate(self.clock(), usegmt=True), extra)
+        self.buckets[bucket][key] = StoredObject(body, etag, extra or (("Content-Type", "binary/octet-stream"),))
 
-    def url_of(self, bucket: str, key: str, **options: Any) -> str:
-        """Return a valid pre-signed path-style URL of our own making."""
-        return presigned_url(f"{self.url}/{bucket}/" + uri_encode(key.encode(), b"/"), self.access_key, self.secret_key,
-                             self.region, **{"at": self.clock(), **options})
-
-    # -- requests --------------------------------------------------------------------------------------------
+    def put(self, bucket: str, key: str, body: bytes, **headers: str) -> None:
+        self.put_with_etag(bucket, key, body, f'"{hashlib.md5(body).hexdigest()}"', **headers)
 
     def handle(self, request: Request) -> Answer:
         bucket, key = self._locate(request)
-        region = (("x-amz-bucket-region", self.region),) if request.method == "HEAD" and not key else ()
         try:
             self._verify(request)
             answer = self._serve(request, bucket, key)
         except StoreError as error:
-            answer = error.answer(request.raw_path)
-        return answer._replace(headers=answer.headers + region
-                               + (("x-amz-request-id", "FAKE0123456789AB"), ("Server", "AmazonS3")))
+            answer = error.answer
+        region = (("x-amz-bucket-region", self.region),) if request.method == "HEAD" and not key else ()
+        return answer._replace(headers=answer.headers + region)
 
     def _locate(self, request: Request) -> Tuple[str, str]:
         """Return bucket and key, from the path alone or with the bucket from the Host header."""
         name = re.sub(r":\d+$", "", request.headers.get("host", ""))
         path = uri_decode(request.raw_path).decode("utf-8", "surrogateescape")[1:]
-        if name in self.path_hosts or name.startswith(("s3.", "s3-", "[")):
+        if name in self.path_hosts:
             bucket, _, key = path.partition("/")
             return bucket, key
-        known = [bucket for bucket in self.buckets if name.startswith(bucket + ".")]
-        return max(known, key=len, default=name.split(".")[0]), path
+        return next((bucket for bucket in self.buckets if name.startswith(bucket + ".")), name.split(".")[0]), path
 
     def _serve(self, request: Request, bucket: str, key: str) -> Answer:
         if bucket not in self.buckets:
-            raise StoreError(404, "NoSuchBucket", "The specified bucket does not exist", BucketName=bucket)
+            raise StoreError(404, "NoSuchBucket", "The specified bucket does not exist")
         if not key:
             return Answer(200, b"", ()) if request.method == "HEAD" else self._list(request, bucket)
         if request.method == "PUT":
@@ -3058,7 +2850,6 @@ class FakeStore(LoopbackServer):
         return self._object(request, bucket, key)
 
     def _list(self, request: Request, bucket: str) -> Answer:
-        """Answer ListObjectsV2 with delimiter and pages."""
         prefix, delimiter = request.query.get("prefix", ""), request.query.get("delimiter", "")
         rows: Dict[str, str] = {}
         for key, stored in sorted(self.buckets[bucket].items()):
@@ -3071,88 +2862,64 @@ class FakeStore(LoopbackServer):
         shown = list(rows)[:self.page]
         more = len(shown) < len(rows)
         token = f"<NextContinuationToken>{xml_text(shown[-1])}</NextContinuationToken>" if more else ""
-        return xml_answer(
-            f"<ListBucketResult><Name>{bucket}</Name><Prefix>{xml_text(prefix)}</Prefix>"
-            f"<KeyCount>{len(shown)}</KeyCount><MaxKeys>{self.page}</MaxKeys>"
-            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}"
-            + "".join(rows[name] for name in shown) + "</ListBucketResult>")
+        return xml_answer(f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
+                          + "".join(rows[name] for name in shown) + "</ListBucketResult>")
 
     def _object(self, request: Request, bucket: str, key: str) -> Answer:
         stored = self.buckets[bucket].get(key)
         if stored is None:
-            if self.hide_missing:
-                raise StoreError(403, "AccessDenied", "Access Denied")
-            raise StoreError(404, "NoSuchKey", "The specified key does not exist.", Key=key)
-        if request.headers.get("if-match") not in (None, "*", stored.etag, stored.etag.strip('"')):
-            raise StoreError(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold",
-                             Condition="If-Match")
+            raise StoreError(403, "AccessDenied", "Access Denied") if self.hide_missing else \
+                StoreError(404, "NoSuchKey", "The specified key does not exist.")
+        if request.headers.get("if-match") not in (None, stored.etag):
+            raise StoreError(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
         size, span = len(stored.body), re.match(r"^bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
-        headers = (("ETag", stored.etag), ("Last-Modified", stored.modified), ("Accept-Ranges", "bytes")) + (
-            stored.headers or (("Content-Type", "binary/octet-stream"),))
+        headers = (("ETag", stored.etag), *stored.headers)
         begin, end = (int(span[1]), min(int(span[2] or size), size - 1)) if span else (0, -1)
         if span and begin >= size:
-            raise StoreError(416, "InvalidRange", "The requested range is not satisfiable", RangeRequested=span[0],
-                             ActualObjectSize=size)
+            raise StoreError(416, "InvalidRange", "The requested range is not satisfiable")
         if begin > end:  # no range, or one to be ignored
             return Answer(200, stored.body, headers)
-        place = (("Content-Range", f"bytes {begin}-{end}/{size}"),)
-        return Answer(206, stored.body[begin:end + 1], headers + place)
-
-    # -- signatures ------------------------------------------------------------------------------------------
+        return Answer(206, stored.body[begin:end + 1], (*headers, ("Content-Range", f"bytes {begin}-{end}/{size}")))
 
     def _verify(self, request: Request) -> None:
         """Refuse the request unless its signature is right, in time and in scope."""
         if "authorization" in request.headers:
-            raise StoreError(400, "InvalidArgument", "Only one auth mechanism allowed", ArgumentName="Authorization")
-        if "X-Amz-Algorithm=" not in request.raw_query:
+            raise StoreError(400, "InvalidArgument", "Only one auth mechanism allowed")
+        given = [request.query.get("X-Amz-" + name, "") for name in (
+            "Credential", "Date", "Expires", "Algorithm", "SignedHeaders", "Signature", "Security-Token")]
+        if not any(given):
             raise StoreError(403, "AccessDenied", "Access Denied")
-        given = {unquote(name): unquote(value) for name, value in query_pairs(request.raw_query)}
-        access_key, scope = self._check_terms(given)
-        request.user = access_key
-        if access_key not in self.keys:
+        when, signed, signature, given_token = given[1], given[4].split(";"), given[5], given[6]
+        request.user, scope = self._check_terms(" ".join(given[:5]))
+        if request.user not in self.keys:
             raise StoreError(403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our "
-                             "records.", AWSAccessKeyId=access_key)
-        secret, token = self.keys[access_key]
-        if token != given.get("X-Amz-Security-Token", ""):
-            raise StoreError(400, "InvalidToken", "The provided token is malformed or otherwise invalid.",
-                             **{"Token-0": given.get("X-Amz-Security-Token", "")})
-        signed = given["X-Amz-SignedHeaders"].split(";")
-        unsigned = [name for name in request.headers if name.startswith(("x-amz-", "host")) and name not in signed]
-        if unsigned:
-            raise StoreError(403, "AccessDenied", "There were headers present in the request which were not signed",
-                             HeadersNotSigned=", ".join(unsigned))
-        canonical = canonical_request(request.method, request.raw_path, request.raw_query, request.header_list,
-                                      signed, UNSIGNED)
-        text = string_to_sign(given["X-Amz-Date"], scope, canonical)
-        if not hmac.compare_digest(signature_of(secret, scope, text), given["X-Amz-Signature"]):
+                             "records.", AWSAccessKeyId=request.user)
+        secret, token = self.keys[request.user]
+        if token != given_token:
+            raise StoreError(400, "InvalidToken", "The provided token is malformed or otherwise invalid.")
+        if [name for name in request.headers if name.startswith(("x-amz-", "host")) and name not in signed]:
+            raise StoreError(403, "AccessDenied", "There were headers present in the request which were not signed")
+        right = canonical_request(request.method, request.raw_path, request.raw_query, request.header_list, signed,
+                                  UNSIGNED)
+        text = string_to_sign(when, scope, right)
+        if signature_of(secret, scope, text) != signature:
             raise StoreError(403, "SignatureDoesNotMatch", "The request signature we calculated does not match the "
                              "signature you provided. Check your key and signing method.",
-                             AWSAccessKeyId=access_key, StringToSign=text, SignatureProvided=given["X-Amz-Signature"],
-                             CanonicalRequest=canonical)
+                             AWSAccessKeyId=request.user, StringToSign=text, CanonicalRequest=right)
 
-    def _check_terms(self, given: Dict[str, str]) -> Tuple[str, str]:
+    def _check_terms(self, text: str) -> Tuple[str, str]:
         """Check the form and the time of a pre-signed URL, and return access key and scope."""
-        wrong = functools.partial(StoreError, 400, "AuthorizationQueryParametersError")
-        names = ("Credential", "Signature", "Date", "SignedHeaders", "Expires")
-        if given["X-Amz-Algorithm"] != ALGORITHM or not all(given.get("X-Amz-" + name) for name in names):
-            raise wrong(f"Query-string authentication version 4 requires {ALGORITHM} and all its parameters.")
-        when, expires = given["X-Amz-Date"], given["X-Amz-Expires"]
-        if not expires.isdigit() or int(expires) > 604800:
-            raise wrong("X-Amz-Expires must be less than a week (in seconds)")
-        match = re.match(r"^(.+?)/((\d+)/([^/]*)/s3/aws4_request)$", given["X-Amz-Credential"])
-        if not match or match[3] != when[:8] or not re.match(r"^\d{8}T\d{6}Z$", when):
-            raise wrong('the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/s3/aws4_request".')
-        if match[4] != self.region:
-            raise wrong(f"the region '{match[4]}' is wrong; expecting '{self.region}'", Region=self.region)
-        begin = datetime.strptime(when, "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc).timestamp()
-        now, end = self.clock(), begin + int(expires)
-        if begin > now + 900:
-            raise StoreError(403, "AccessDenied", "Request is not yet valid")
-        if now > end:
-            shown = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) for at in (end, now))
-            raise StoreError(403, "AccessDenied", "Request has expired", **{
-                "X-Amz-Expires": expires, **dict(zip(("Expires", "ServerTime"), shown))})
-        return match[1], match[2]
+        malformed, terms = "AuthorizationQueryParametersError", SIGNED_TERMS.match(text)
+        if not terms or int(terms["expires"]) > 604800:
+            raise StoreError(400, malformed, "Query-string authentication version 4 requires all its parameters.")
+        if terms["region"] != self.region:
+            raise StoreError(400, malformed, f"the region '{terms['region']}' is wrong; expecting '{self.region}'",
+                             Region=self.region)
+        begin = datetime.strptime(terms["when"] + "+0000", "%Y%m%dT%H%M%SZ%z").timestamp()
+        if not begin - 900 <= self.clock() <= begin + int(terms["expires"]):
+            raise StoreError(403, "AccessDenied", "Request has expired" if self.clock() > begin else
+                             "Request is not yet valid")
+        return terms["key"], terms["scope"]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -3187,104 +2954,103 @@ def stop_process(process: subprocess.Popen[bytes]) -> int:
 class Child:
     """A server process of ours with its log, stopped by its own pid."""
 
-    def __init__(self, folder: str, program: str, *arguments: str) -> None:
-        self.name = os.path.basename(program)
-        self.log = os.path.join(folder, self.name + ".log")
+    def __init__(self, folder: str, *command: str) -> None:
+        self.log = os.path.join(folder, os.path.basename(command[0]) + ".log")
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen((program,) + arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            cwd=folder)
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
+        self.stop = functools.partial(stop_process, self.process)
 
     def wait_ready(self, ready: Callable[[], bool], seconds: float) -> None:
         """Wait until ready() is true, and fail with the end of the log when that does not happen."""
-        try:
-            wait_until(lambda: self.process.poll() is not None or ready(), seconds, self.name + " to be ready")
-            trouble = "" if self.process.poll() is None else f"{self.name} ended with {self.process.returncode}"
-        except AssertionError as error:
-            trouble = str(error)
-        if trouble:
-            with open(self.log, "rb") as log:
-                raise RuntimeError(f"{trouble}; its log ends:\n{log.read()[-3000:].decode(errors='replace')}")
-
-    def stop(self) -> None:
-        stop_process(self.process)
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: self.process.poll() is not None or ready(), seconds)
+            if self.process.poll() is None:
+                return
+        with open(self.log, "rb") as log:
+            raise RuntimeError(f"not ready (exit code {self.process.poll()}): {self.process.args}; its log ends:\n"
+                               + log.read()[-3000:].decode(errors="replace"))
 
 
 def answers(url: str, expected: bytes, **options: Any) -> bool:
-    """Say whether a GET of the URL succeeds with a body that contains this."""
-    with urllib3.PoolManager(**options) as pool:
-        try:
-            response = pool.request("GET", url, retries=False, timeout=2.0)
-        except urllib3.exceptions.HTTPError:
-            return False
-        return response.status == 200 and expected in response.data
+    """Say whether a GET of the URL gives a body that contains this."""
+    with urllib3.PoolManager(**options) as pool, contextlib.suppress(urllib3.exceptions.HTTPError):
+        return expected in pool.request("GET", url, retries=False, timeout=2.0).data
+    return False
 
 
-class RealCluster(Cluster):
-    """etcd and the real kube-apiserver over loopback https, in a temporary folder."""
+class RealServer:
+    """Programs of the real servers with a folder of their own."""
 
     kind = "real"
 
-    def __init__(self, assets: str) -> None:
+    def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="velero-requests-real-")
         self.children: List[Child] = []
+
+    def run(self, ready: Callable[[], bool], *command: str) -> None:
+        self.children.append(Child(self.folder, *command))
         try:
-            self._start(assets)
+            self.children[-1].wait_ready(ready, 60)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, assets: str) -> None:
+    def close(self) -> None:
+        for child in reversed(self.children):
+            child.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class RealCluster(RealServer, Cluster):
+    """etcd and the real kube-apiserver over loopback https, in a temporary folder."""
+
+    def __init__(self, assets: str) -> None:
+        super().__init__()
+        self.etcd_url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        self.url = f"https://127.0.0.1:{free_port()}"
         made = make_certificate(self.folder)
         self.ca = made.ca
-        self.etcd_url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-        etcd = Child(self.folder, os.path.join(assets, "etcd"), "--data-dir", os.path.join(self.folder, "etcd"),
-                     "--listen-client-urls", self.etcd_url, "--advertise-client-urls", self.etcd_url,
-                     "--listen-peer-urls", peer, "--unsafe-no-fsync")
-        self.children.append(etcd)
-        etcd.wait_ready(lambda: answers(self.etcd_url + "/health", b"true"), 30)
-        port = free_port()
-        child = Child(self.folder, os.path.join(assets, "kube-apiserver"), *self._flags(made, port))
-        self.children.append(child)
-        self.url = f"https://127.0.0.1:{port}"
         self.admin = self.client("admin")
+        self.run(lambda: answers(self.etcd_url + "/health", b"true"), os.path.join(assets, "etcd"), "--data-dir",
+                 os.path.join(self.folder, "etcd"), "--listen-client-urls", self.etcd_url, "--advertise-client-urls",
+                 self.etcd_url, "--listen-peer-urls", peer, "--unsafe-no-fsync")
         headers = {"Authorization": "Bearer " + token_of("admin")}
-        child.wait_ready(lambda: answers(self.url + "/readyz", b"ok", ca_certs=made.ca, headers=headers), 60)
+        self.run(lambda: answers(self.url + "/readyz", b"ok", ca_certs=made.ca, headers=headers),
+                 os.path.join(assets, "kube-apiserver"), *self._flags(made))
         wait_until(lambda: self.admin.raw("GET", "/api/v1/namespaces/default").status == 200, 30, "the namespaces")
 
-    def _flags(self, made: Certificate, port: int) -> List[str]:
+    def _flags(self, made: Certificate) -> List[str]:
         private, public, tokens = (os.path.join(self.folder, name) for name in ("sa.key", "sa.pub", "tokens.csv"))
         run_openssl("genrsa", "-out", private, "2048")
         run_openssl("rsa", "-in", private, "-pubout", "-out", public)
         with open(tokens, "w", encoding="ascii") as file:
             for user in USERS:
                 file.write(f"{token_of(user)},{user},{user}" + (',"system:masters"\n' if user == "admin" else "\n"))
-        flags = {"etcd-servers": self.etcd_url, "bind-address": "127.0.0.1", "advertise-address": "127.0.0.1",
-                 "secure-port": str(port), "cert-dir": self.folder, "tls-cert-file": made.cert,
-                 "tls-private-key-file": made.key, "client-ca-file": made.ca,
-                 "service-account-issuer": "https://kubernetes.default.svc", "service-account-key-file": public,
-                 "service-account-signing-key-file": private, "token-auth-file": tokens,
-                 "authorization-mode": "RBAC", "disable-admission-plugins": "ServiceAccount",
-                 "service-cluster-ip-range": "10.0.0.0/24"}
-        return [f"--{name}={value}" for name, value in flags.items()]
+        return [f"--{name}={value}" for name, value in {
+            "etcd-servers": self.etcd_url, "bind-address": "127.0.0.1", "advertise-address": "127.0.0.1",
+            "secure-port": self.url.rpartition(":")[2], "cert-dir": self.folder, "tls-cert-file": made.cert,
+            "tls-private-key-file": made.key, "client-ca-file": made.ca, "token-auth-file": tokens,
+            "service-account-issuer": "https://kubernetes.default.svc", "service-account-key-file": public,
+            "service-account-signing-key-file": private, "authorization-mode": "RBAC",
+            "disable-admission-plugins": "ServiceAccount", "service-cluster-ip-range": "10.0.0.0/24"}.items()]
 
     def serves(self, crd: Document) -> bool:
-        """Say whether discovery shows the CRD's dialect, and the server really answers and watches in it."""
+        """Say whether the server answers and watches in the CRD's dialect."""
         spec, version = crd["spec"], crd["spec"]["versions"][0]
         plural, wanted = spec["names"]["plural"], "status" in (version.get("subresources") or {})
         base = f"/apis/{spec['group']}/{version['name']}"
-        found = self.admin.raw("GET", base)
-        names = [entry["name"] for entry in json.loads(found.data)["resources"]] if found.status == 200 else []
+        place = f"{base}/namespaces/default/{plural}"
         # Discovery may run ahead of the handler.  A method that no status knows tells: 405 where there is a
         # status subresource, 404 where there is none.
-        probe = self.admin.raw("POST", f"{base}/namespaces/default/{plural}/none/status")
-        listed = self.admin.raw("GET", f"{base}/{plural}")
-        if plural not in names or (plural + "/status" in names) != wanted or listed.status != 200 \
-                or probe.status != (405 if wanted else 404):
+        found, probe, listed = (self.admin.raw(method, path) for method, path in (
+            ("GET", base), ("POST", place + "/none/status"), ("GET", place)))
+        names = [entry["name"] for entry in json.loads(found.data)["resources"]] if found.status == 200 else []
+        if plural not in names or (plural + "/status" in names) != wanted or (listed.status, probe.status) != (
+                200, 405 if wanted else 404):
             return False
         # A watch may still be refused with 429 while the server's cache of the kind is made anew.
-        query = {"watch": "true", "resourceVersion": json.loads(listed.data)["metadata"]["resourceVersion"],
-                 "timeoutSeconds": 1}
-        watch = self.admin.raw("GET", f"{base}/namespaces/default/{plural}", query=query, stream=True)
+        since = json.loads(listed.data)["metadata"]["resourceVersion"]
+        watch = self.admin.raw("GET", f"{place}?watch=true&timeoutSeconds=1&resourceVersion={since}", stream=True)
         watch.close()
         return watch.status == 200
 
@@ -3305,48 +3071,27 @@ class RealCluster(Cluster):
         review = {"kind": "SubjectAccessReview", "spec": {"user": user, "resourceAttributes": attributes}}
         return bool(self.admin.create("subjectaccessreviews", review)["status"]["allowed"])
 
-    def compact(self) -> str:
-        """Make etcd forget all versions but the newest, and return the revision compacted to."""
-        revision = self._etcd("range", {"key": base64.b64encode(b"/").decode()})["header"]["revision"]
-        self._etcd("compaction", {"revision": revision, "physical": True})
-        return str(revision)
-
-    def _etcd(self, call: str, body: Document) -> Document:
-        with urllib3.PoolManager() as pool:
-            return json.loads(pool.request("POST", f"{self.etcd_url}/v3/kv/{call}", body=json.dumps(body)).data)
-
-    def close(self) -> None:
-        if hasattr(self, "admin"):
-            self.admin.close()
-        for child in reversed(self.children):
-            child.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def compact(self) -> None:
+        """Make etcd forget all versions but the newest."""
+        with contextlib.closing(Admin(self.etcd_url, None)) as etcd:
+            revision = etcd.call("POST", "/v3/kv/range", {"key": base64.b64encode(b"/").decode()})["header"]["revision"]
+            etcd.call("POST", "/v3/kv/compaction", {"revision": revision, "physical": True})
 
 
-class RealStore:
+class RealStore(RealServer, Store):
     """versitygw over a temporary folder: a bucket is a folder, an object a file."""
 
-    kind = "real"
     access_key, secret_key, region = "AKIAREALSTORE", "real-store-secret", "us-east-1"
     ca: Optional[str] = None
 
     def __init__(self, assets: str) -> None:
-        self.folder = tempfile.mkdtemp(prefix="velero-requests-store-")
+        super().__init__()
         self.data = os.path.join(self.folder, "data")
         os.mkdir(self.data)
         self.host = f"127.0.0.1:{free_port()}"
         self.url = "http://" + self.host
-        self.child = Child(self.folder, os.path.join(assets, "versitygw"), "--port", self.host, "--access",
-                           self.access_key, "--secret", self.secret_key, "--region", self.region, "posix", self.data)
-        try:
-            self.child.wait_ready(self._listens, 30)
-        except BaseException:
-            self.close()
-            raise
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", int(self.host.rpartition(":")[2]))) == 0
+        self.run(lambda: answers(self.url, b"<Error>"), os.path.join(assets, "versitygw"), "--port", self.host,
+                 "--access", self.access_key, "--secret", self.secret_key, "--region", self.region, "posix", self.data)
 
     def create_bucket(self, bucket: str) -> None:
         os.makedirs(os.path.join(self.data, bucket), exist_ok=True)
@@ -3354,16 +3099,10 @@ class RealStore:
     def put(self, bucket: str, key: str, body: bytes) -> None:
         """Store an object, making the bucket if need be, with an ETag as a PUT would have left it."""
         self.create_bucket(bucket)
-        url = presigned_url(f"{self.url}/{bucket}/" + uri_encode(key.encode(), b"/"), self.access_key, self.secret_key,
-                            self.region, method="PUT")
         with urllib3.PoolManager() as pool:
-            response = pool.request("PUT", url, body=body, retries=False)
+            response = pool.request("PUT", self.url_of(bucket, key, method="PUT"), body=body, retries=False)
         if response.status != 200:
-            raise RuntimeError(f"versitygw answered {response.status}: {response.data.decode(errors='replace')}")
-
-    def close(self) -> None:
-        self.child.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+            raise Refused(response.status, response.data)
 
 
 @functools.lru_cache(maxsize=None)
@@ -3377,12 +3116,8 @@ def real_server(start: Callable[[str], Any], program: str) -> Any:
     return server
 
 
-def real_cluster() -> RealCluster:
-    return real_server(RealCluster, "kube-apiserver")
-
-
-def real_store() -> RealStore:
-    return real_server(RealStore, "versitygw")
+real_cluster = functools.partial(real_server, RealCluster, "kube-apiserver")
+real_store = functools.partial(real_server, RealStore, "versitygw")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -3398,11 +3133,63 @@ def load_crds(release: str) -> List[Document]:
         return [document for document in yaml.safe_load_all(file) if document]
 
 
-def download_request(name: Optional[str] = None, kind: str = "BackupLog", **more: Any) -> Document:
-    """Return a DownloadRequest to create."""
+def download_request(name: Optional[str] = None, kind: str = "BackupLog", target: str = "b1", **more: Any) -> Document:
     metadata = {"name": name} if name else {"generateName": "made-"}
     return {"apiVersion": "velero.io/v1", "kind": "DownloadRequest", "metadata": metadata,
-            "spec": {"target": {"kind": kind, "name": "b1"}}, **more}
+            "spec": {"target": {"kind": kind, "name": target}}, **more}
+
+
+def server_answers(has_status: bool) -> Iterator[Tuple[str, str, Any, Any]]:
+    """Yield what either cluster answers: method, path, body, and status and reason, or fields of what succeeds."""
+    many, own, finalizers = "downloadrequests", "downloadrequests/own", {"metadata.finalizers": ["a/b"]}
+    status = "downloadrequests/a" + "/status" * has_status
+    filled = {"phase": "Processed", "downloadURL": "u", "expiration": "2026-01-02T03:14:05Z"}
+    for target in ({"kind": "Foo", "name": "x"}, {"name": "x"}, {"kind": None, "name": "x"}):
+        yield "POST", many, {**download_request("bad"), "spec": {"target": target}}, "422 Invalid"
+    for name, answer in (("x", {"kind": "DownloadRequest"}), ("x", "409 AlreadyExists"), ("Bad_Name", "422 Invalid")):
+        yield "POST", many, download_request(name), answer
+    yield "POST", many, download_request("a", status={"phase": "New"}), {
+        "status": None if has_status else {"phase": "New"}, "metadata.generation": 1}
+    yield "POST", many, {**download_request(), "metadata": {"name": "own", "labels": {"a": "b"}, "uid": "5"}}, {}
+    yield "POST", "serverstatusrequests", {
+        "apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {}, "status": {},
+        "metadata": {"generateName": "velero-cli-", "creationTimestamp": None}}, {"apiVersion": "velero.io/v1"}
+    yield "POST", "/apis/velero.io/v1/namespaces/nobody/downloadrequests", download_request("x"), "404 NotFound"
+    yield from (("GET", path, None, "404 ") for path in ("/apis/velero.io/v2", "foos"))
+    yield from ((method, many + "/none", {}, "404 NotFound") for method in ("GET", "PATCH", "DELETE"))
+    yield "PATCH", many + "/a/status", {}, {} if has_status else "404 NotFound"
+    for patch, answer in ((filled, {"status": filled}), ({"phase": "Failed"}, "422 Invalid"),
+                          ({"phase": None}, {"status.phase": None})):
+        yield "PATCH", status, {"status": patch}, answer
+    yield "PATCH", many + "/a", {"status": {"phase": "New"}}, {"status.phase": None if has_status else "New"}
+    yield "PATCH", own, {"metadata": {"resourceVersion": "1"}}, "409 Conflict"
+    yield "PATCH", own, {"metadata": {"uid": None, "annotations": {"x": "y"}}, "spec": {"target": {"name": "c"}}}, {
+        "spec.target": {"kind": "BackupLog", "name": "c"}, "metadata.annotations": {"x": "y"}}
+    for query, names in (("", ["a", "own", "x"]), ("a%3Db", ["own"]), ("a%3Db,c%3Dd", []), ("a!%3Db", ["a", "x"])):
+        yield "GET", f"{many}?labelSelector={query}", None, {"names": names}
+    yield "GET", many + "?labelSelector=a%20b", None, "400 BadRequest"
+    for pin in ({"uid": "xx"}, {"resourceVersion": "1"}):
+        yield "DELETE", own, {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": pin}, "409 Conflict"
+    for method, body, answer in (
+            ("PATCH", {"metadata": {"finalizers": ["a/b"]}}, finalizers), ("DELETE", None, finalizers),
+            ("PATCH", {"metadata": {"annotations": {"q": "r"}}}, finalizers),
+            ("PATCH", {"metadata": {"finalizers": None}}, {}), ("GET", None, "404 NotFound")):
+        yield method, own, body, answer
+    yield from (("DELETE", many + "/a", None, {"status": "Success"}), ("DELETE", many, None, {}),
+                ("GET", many + "/x", None, "404 NotFound"))
+
+
+def look_up(document: Any, path: str) -> Any:
+    """Return what stands at a path such as spec.target.kind, or None."""
+    for part in path.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
+
+
+def fields_of(document: Document, paths: Iterable[str]) -> Document:
+    """Return what stands at these paths of a document; `names` are those of the items of a list."""
+    document = {"names": [item["metadata"]["name"] for item in document.get("items", [])], **document}
+    return {path: look_up(document, path) for path in paths}
 
 
 if TYPE_CHECKING:
@@ -3412,278 +3199,97 @@ else:
 
 
 class ServerChecks(Mixin):
-    """Lists, watches and rights, on either cluster; single answers are compared by TestServersAgree."""
+    """Answers, lists and watches, on either cluster; rights are in the contract."""
 
-    cluster: Any
+    start: Callable[[], Any]
 
     def setUp(self) -> None:
-        self.crds = velero_requests.crd_manifests(False)
-        self.cluster.install_crds(self.crds)
+        self.cluster = self.start()
+        self.cluster.install_crds(velero_requests.crd_manifests(False))
+        self.addCleanup(self.cluster.install_crds, velero_requests.crd_manifests(False))
         self.admin: Admin = self.cluster.admin
         self.namespace: str = self.cluster.new_namespace()
 
-    def make(self, name: str, **more: Any) -> str:
+    def make(self, name: str) -> str:
         """Create a DownloadRequest in this test's namespace, and return its version."""
-        made = self.admin.create("downloadrequests", download_request(name, **more), self.namespace)
+        made = self.admin.create("downloadrequests", download_request(name), self.namespace)
         return str(made["metadata"]["resourceVersion"])
 
-    def patch(self, name: str, **patch: Any) -> None:
-        self.admin.merge_patch("downloadrequests", name, patch, self.namespace)
-
-    def events(self, version: str, **query: Any) -> List[Document]:
-        """Return what a watch tells until an object named `z`, or its end."""
-        found: List[Document] = []
+    def events(self, version: str, last: str = "ADDED:z", **query: Any) -> Dict[str, Document]:
+        """Return what a watch tells until this event, or its end: type:name -> object."""
+        found: Dict[str, Document] = {}
         for event in self.admin.watch("downloadrequests", self.namespace, **{
                 "resourceVersion": version, "timeoutSeconds": 10, **query}):
-            found.append(event)
-            if event["object"]["metadata"].get("name") == "z":
+            found[f"{event['type']}:{event['object']['metadata'].get('name', '')}"] = event["object"]
+            if last in found:
                 break
+            if "allowWatchBookmarks" in query and len(found) == 1:
+                self.make("late")  # a real server sends a bookmark near the end, if anything has happened
+                if self.cluster.kind == "fake":
+                    self.cluster.send_bookmarks()
         return found
 
-    def test_lists_come_in_pages_of_one_moment(self) -> None:
-        """All pages show the state of the first, whatever is created meanwhile."""
-        for name in "abc":
-            self.make(name)
-        first = self.admin.list("downloadrequests", self.namespace, limit=2)
-        self.make("d")
-        second = self.admin.list("downloadrequests", self.namespace, limit=2,
-                                 **{"continue": first["metadata"]["continue"]})
-        self.assertEqual([["a", "b"], ["c"]], [[item["metadata"]["name"] for item in page["items"]]
-                                               for page in (first, second)])
-        self.assertEqual({"continue": "", "resourceVersion": first["metadata"]["resourceVersion"]}, second["metadata"])
+    def test_single_answers(self) -> None:
+        """In both dialects."""
+        for has_status in (True, False):
+            self.cluster.install_crds(velero_requests.crd_manifests(has_status))
+            base = f"/apis/velero.io/v1/namespaces/{self.cluster.new_namespace()}/"
+            for method, path, body, wanted in server_answers(has_status):
+                with self.subTest(has_status=has_status, method=method, path=path, body=body):
+                    answer = self.admin.raw(method, path if path[0] == "/" else base + path, body,
+                                            MERGE if method == "PATCH" else "application/json")
+                    document = json.loads(answer.data) if answer.data.startswith(b"{") else {}
+                    self.assertEqual(wanted, fields_of(document, wanted) if answer.status < 300 else
+                                     f"{answer.status} {document.get('reason', '')}", answer.data)
 
-    def test_watches_tell_every_change_in_order(self) -> None:
-        """Each change once, from any version on, of one object alone where that is asked for."""
-        version = self.admin.list("downloadrequests", self.namespace)["metadata"]["resourceVersion"]
-        self.make("a")
-        self.make("b")
-        self.patch("a", metadata={"labels": {"x": "1"}})
+    def test_lists_and_watches(self) -> None:
+        """Pages show one moment; a watch tells every change once and in order, of one object where that is asked."""
+        for name in "ab":
+            self.make(name)
+        first = self.admin.list("downloadrequests", self.namespace, limit=1)
+        version = self.make("c")
+        second = self.admin.list("downloadrequests", self.namespace, limit=1, **{
+            "continue": first["metadata"]["continue"]})
+        self.assertEqual([["a"], ["b"]], [fields_of(page, ["names"])["names"] for page in (first, second)])
+        self.assertEqual({"continue": "", "resourceVersion": first["metadata"]["resourceVersion"]}, second["metadata"])
+        self.admin.merge_patch("downloadrequests", "a", {"metadata": {"labels": {"x": "1"}}}, self.namespace)
         self.admin.delete("downloadrequests", "b", self.namespace)
         self.make("z")
         events = self.events(version)
-        self.assertEqual("ADDED:a ADDED:b MODIFIED:a DELETED:b ADDED:z", " ".join(
-            f"{event['type']}:{event['object']['metadata']['name']}" for event in events))
-        versions = [int(event["object"]["metadata"]["resourceVersion"]) for event in events]
+        self.assertEqual(["MODIFIED:a", "DELETED:b", "ADDED:z"], list(events))
+        versions = [int(document["metadata"]["resourceVersion"]) for document in events.values()]
         self.assertEqual(sorted(set(versions)), versions)
-        for start, query in ((version, {"fieldSelector": "metadata.name=z"}), (str(versions[-2]), {})):
-            self.assertEqual(["z"], [event["object"]["metadata"]["name"] for event in self.events(start, **query)])
+        self.assertEqual(["ADDED:z"], list(self.events(version, fieldSelector="metadata.name=z")))
+        events = self.events(str(versions[-2]), "BOOKMARK:", timeoutSeconds=5, allowWatchBookmarks="true")
+        self.assertEqual((["ADDED:z", "ADDED:late", "BOOKMARK:"], {"apiVersion", "kind", "metadata"}), (
+            list(events), set(events["BOOKMARK:"])))
+        self.assertEqual(*(events[name]["metadata"]["resourceVersion"] for name in ("ADDED:late", "BOOKMARK:")))
 
-    def test_a_bookmark_comes_before_the_end(self) -> None:
-        """A watch that wants bookmarks gets one shortly before its timeout, if anything has happened."""
-        query = {"resourceVersion": self.make("a"), "timeoutSeconds": 5, "allowWatchBookmarks": "true"}
-        self.make("b")
-        events, last = [], "0"
-        for event in self.admin.watch("downloadrequests", self.namespace, **query):
-            events.append(event)
-            last = self.make("c") if len(events) == 1 else last
-        self.assertEqual(["ADDED", "ADDED", "BOOKMARK"], [event["type"] for event in events])
-        self.assertEqual({"apiVersion", "kind", "metadata"}, set(events[-1]["object"]))
-        self.assertGreaterEqual(int(events[-1]["object"]["metadata"]["resourceVersion"]), int(last))
-
-    def test_an_old_version_is_an_error_event(self) -> None:
-        """A watch from a version long gone answers 200 with one ERROR event that holds a Status 410."""
-        (event,) = self.events("1")
-        status = event["object"]
-        self.assertEqual(("ERROR", 410, "Expired"), (event["type"], status["code"], status["reason"]))
-        self.assertRegex(status["message"], r"^too old resource version: 1 \(\d+\)$")
-
-    def test_rights(self) -> None:
-        """A 403 names user, verb, resource, group and namespace; a grant takes effect; a wrong token is 401."""
-        client, path = self.cluster.client("limited"), resource_path("downloadrequests", self.namespace)
-        for verb, method, query in (("list", "GET", {}), ("watch", "GET", {"watch": "1"}), ("create", "POST", {})):
-            body = download_request("a") if verb == "create" else None
-            answer = client.raw(method, path, body, query=query)
-            self.assertEqual((403, f'downloadrequests.velero.io is forbidden: User "limited" cannot {verb} resource '
-                              f'"downloadrequests" in API group "velero.io" in the namespace "{self.namespace}"'),
-                             (answer.status, json.loads(answer.data)["message"]))
-        self.cluster.grant("limited", {"verbs": ["get"], "apiGroups": ["velero.io"], "resources": ["downloadrequests"],
-                                       "resourceNames": ["a"]}, namespace=self.namespace)
-        nobody = Admin(self.cluster.url, "no-such-token", self.cluster.ca)
-        self.assertEqual([404, 403, 401, 403], [caller.raw("GET", path + name).status for caller, name in (
-            (client, "/a"), (client, "/b"), (nobody, ""), (self.cluster.client(None), ""))])
-
-    def test_an_update_may_leave_wrong_what_was_wrong(self) -> None:
-        """After a downgrade of the CRD an object with a kind too new can still be annotated and deleted."""
-        self.addCleanup(self.cluster.install_crds, self.crds)
-        self.admin.create("downloadrequests", download_request("a", "BackupVolumeInfos"), self.namespace)
-        self.cluster.install_crds(json.loads(json.dumps(self.crds).replace('"BackupVolumeInfos"', '"Other"')))
-        self.patch("a", metadata={"annotations": {"a": "b"}})
-        with self.assertRaisesRegex(Refused, "422.*spec.target.kind"):
-            self.patch("a", spec={"target": {"kind": "BackupContent"}})
-        self.admin.delete("downloadrequests", "a", self.namespace)
-
-    def test_a_new_dialect_ends_the_watches(self) -> None:
-        """When a CRD is replaced its watches end, and versions from before are too old."""
-        self.addCleanup(self.cluster.install_crds, self.crds)
+    def test_versions_that_are_too_old(self) -> None:
+        """A watch from one answers 200 with one ERROR event; a new dialect ends the watches and makes all too old."""
         version = self.make("a")
         with ThreadPoolExecutor(1) as pool:
             ended_watch = pool.submit(self.events, version, timeoutSeconds=30)
-            begun = time.monotonic()
             self.cluster.install_crds(velero_requests.crd_manifests(True))
             ended_watch.result(20)
-            self.assertLess(time.monotonic() - begun, 20)
-        self.assertEqual([410], [event["object"].get("code") for event in self.events(version)])
+        for old in ("1", version):
+            (status,) = self.events(old).values()
+            self.assertEqual((410, "Expired"), (status["code"], status["reason"]))
 
 
 class TestServersFake(ServerChecks, unittest.TestCase):
     """The checks on the fake."""
 
-    def setUp(self) -> None:
-        self.cluster = FakeCluster(tls=True)
-        self.addCleanup(self.cluster.close)
-        super().setUp()
+    def start(self) -> Any:
+        cluster = FakeCluster(tls=True)
+        self.addCleanup(cluster.close)
+        return cluster
 
 
 class TestServersReal(ServerChecks, unittest.TestCase):
     """The checks on the real kube-apiserver."""
 
-    def setUp(self) -> None:
-        self.cluster = real_cluster()
-        super().setUp()
-
-
-def neutral(data: bytes, namespace: str) -> Any:
-    """Return what the module reads of an answer, without what differs from run to run (times, ids, versions)."""
-    try:
-        document = json.loads(data.decode().replace(namespace, "NS"))
-    except ValueError:
-        return data
-    if document.get("kind") == "Status":
-        return document["status"], document.get("reason")
-    for metadata in [item["metadata"] for item in [document, *document.get("items", [])]]:
-        for name in ("managedFields", "remainingItemCount", "selfLink"):
-            metadata.pop(name, None)
-        for name in {"uid", "creationTimestamp", "deletionTimestamp", "resourceVersion", "continue", "generation"
-                     } & set(metadata):
-            metadata[name] = bool(metadata[name])
-        if "generateName" in metadata:
-            metadata["name"] = re.sub(r"[bcdfghjklmnpqrstvwxz2456789]{5}$", "XXXXX", metadata["name"])
-    return document
-
-
-def request_script(base: str, has_status: bool) -> Iterator[Tuple[str, str, Any, str]]:
-    """Yield requests (method, path, body, media type) that both clusters have to answer alike."""
-    one, core = base + "/downloadrequests", base.replace("/apis/velero.io/v1", "/api/v1")
-    own, status = one + "/own", one + "/a" + ("/status" if has_status else "")
-    target = {"kind": "BackupLog", "name": "x"}
-    location = {"kind": "BackupStorageLocation", "apiVersion": "velero.io/v1", "metadata": {"name": "default"}}
-    wrong_pins: Any = [{"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": wanted}
-                       for wanted in ({"uid": "xx"}, {"resourceVersion": "1"})]
-    steps: Tuple[Tuple[str, str, List[Any]], ...] = (
-        *(("GET", path, [None]) for path in ("/apis/velero.io/v2", base + "/foos", "/apis/nobody.example/v1")),
-        ("POST", one, [{**download_request("a", status={"phase": "New", "junk": 1}), "junk": 2}]),
-        ("POST", one, [download_request("a")]),
-        ("POST", one, [{**download_request("bad"), "spec": {"target": wrong}} for wrong in (
-            {**target, "kind": "Foo"}, {"name": "x"}, {"kind": 7, "name": 7}, {"kind": None, "name": None},
-            {**target, "name": [1]}, {**target, "name": True}, {**target, "name": {}}, "s", None, [])]),
-        ("POST", one, [{**download_request("bad"), "spec": {}}, download_request("bad", status={"phase": "Failed"})]),
-        ("POST", one, [{**download_request(), "metadata": metadata} for metadata in (
-            {"name": "Bad_Name"}, {}, {"name": "x", "namespace": "other"}, {"name": "x", "labels": {"a": "b c"}},
-            {"name": "own", "uid": "5", "generation": 9, "creationTimestamp": "2020-01-01T00:00:00Z"})]),
-        ("POST", one, [download_request("null", spec=None, status={"phase": "New", "expiration": None})]),
-        ("POST", "/apis/velero.io/v1/namespaces/nobody/downloadrequests", [download_request("x")]),
-        ("POST", base + "/serverstatusrequests", [{
-            "apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {}, "status": {},
-            "metadata": {"generateName": "velero-cli-", "resourceVersion": "0", "creationTimestamp": None}}]),
-        ("GET", one + "/a", [None]), ("GET", one + "/none", [None]), ("GET", one + "/a/status", [None]),
-        ("PATCH", one + "/none", [{}]), ("PATCH", one + "/a/status", [{}]), ("PATCH", one + "/none/status", [{}]),
-        ("PATCH", status, [{"status": value} for value in (
-            {"phase": "Processed", "downloadURL": "u", "expiration": "2026-01-02T03:14:05Z", "junk": 1},
-            {"phase": "Processed"}, "x", None)]),
-        ("PATCH", status, [{"status": {"expiration": value}} for value in (
-            None, "", "2026-01-02", "2026-01-02T03:14:05.123456789+01:00", "garbage", 5, "2026-01-02T03:14:05")]),
-        ("PATCH", status, [{"status": {"phase": value}} for value in (None, "", "Failed", 3)]),
-        ("PATCH", status, [{"metadata": {"labels": {"a": "b"}, "finalizers": ["x/y"]}, "status": {"phase": "New"}}]),
-        ("PATCH", own, [{"metadata": {"annotations": {"an": "2"}}, "spec": {"target": {"name": "b2"}}}, {},
-                        {"metadata": {"resourceVersion": "1"}}, {"metadata": {"generation": 77, "uid": None}},
-                        {"metadata": {"labels": {"a": "?"}}}, {"spec": None}, {"status": {"phase": "New"}}, [], "s"]),
-        ("DELETE", own, wrong_pins), ("PATCH", own, [{"metadata": {"finalizers": ["a/b"]}}]),
-        ("DELETE", own, [None, None]), ("POST", one, [download_request("own")]),
-        ("PATCH", own, [{"metadata": {"annotations": {"q": "r"}}}, {"metadata": {"finalizers": None}}]),
-        ("GET", own, [None]), ("DELETE", one + "/null", [None, None]),
-        *(("GET", f"{one}?{query}", [None]) for query in (
-            "limit=x", "limit=1", "labelSelector=a%3Db,c!%3Dd,a", "labelSelector=a%20b", "watch=0",
-            "fieldSelector=status.phase%3Dx", "watch=1&timeoutSeconds=x")),
-        ("POST", base + "/backupstoragelocations", [{**location, "spec": spec} for spec in (
-            {"accessMode": "Foo", "provider": "aws", "objectStorage": {"bucket": "b"}}, {"provider": "aws"},
-            {"provider": "aws", "objectStorage": {"bucket": "b", "caCert": "aGk="}, "config": {"a": "1", "b": None}})]),
-        ("POST", base + "/backups", [{
-            "apiVersion": "velero.io/v1", "kind": "Backup", "metadata": {"name": "b1"}, "spec": {
-                "ttl": "1h", "labelSelector": None, "hooks": {"resources": None}, "includedNamespaces": ["*"]},
-            "status": {"phase": "Completed", "expiration": None}}]),
-        ("POST", core + "/secrets", [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "type": "Opaque",
-                                      "data": {"cloud": "aGk="}}]),
-        ("PATCH", core + "/secrets/s", [{"data": {"cloud": "eA=="}}]),
-        ("DELETE", core + "/secrets/s", [None]), ("GET", core + "/secrets/s", [None]))
-    for method, path, bodies in steps:
-        for body in bodies:
-            yield method, path, body, MERGE if method == "PATCH" else "application/json"
-    yield "POST", one, b"{}", "text/plain"
-    yield "PATCH", one + "/a", {}, "application/strategic-merge-patch+json"
-
-
-class TestServersAgree(unittest.TestCase):
-    """The same requests to the fake and the real server get the same answers, as far as the module reads them."""
-
-    def test_both_dialects(self) -> None:
-        """Send the script to both, with Velero's own CRDs, and compare."""
-        for release in ("1.18.1", "1.6.3"):
-            clusters: List[Any] = [real_cluster(), FakeCluster()]
-            self.addCleanup(clusters[1].close)
-            spaces = []
-            for cluster in clusters:
-                cluster.install_crds(load_crds(release))
-                spaces.append(cluster.new_namespace())
-            for steps in zip(*(request_script(f"/apis/velero.io/v1/namespaces/{space}", release == "1.6.3")
-                               for space in spaces)):
-                got = [cluster.admin.raw(*step) for cluster, step in zip(clusters, steps)]
-                with self.subTest(release=release, step=str(steps[0]).replace(spaces[0], "NS")):
-                    real, fake = ((answer.status, neutral(answer.data, space)) for answer, space in zip(got, spaces))
-                    self.assertEqual(real, fake)
-
-
-class TestServersFaults(unittest.TestCase):
-    """The vocabulary of faults."""
-
-    def setUp(self) -> None:
-        self.store = FakeStore()
-        self.store.put("bucket", "k", b"0123456789")
-
-    def get(self) -> Any:
-        """Return status and body of a GET, or the bytes that came before it broke off."""
-        with contextlib.closing(http.client.HTTPConnection(self.store.host, timeout=10)) as connection:
-            try:
-                connection.request("GET", self.store.url_of("bucket", "k")[len(self.store.url):])
-                response = connection.getresponse()
-                return response.status, response.read()
-            except http.client.IncompleteRead as error:
-                return error.partial
-            except http.client.RemoteDisconnected:
-                return b""
-
-    def test_every_fault(self) -> None:
-        """Each option does what it says, as often as it is told."""
-        opened = threading.Event()
-        opened.set()
-        right = (200, b"0123456789")
-        for options, wanted in (
-                ({"status": 429, "body": "slow"}, (429, b"slow")), ({"body": b"<html>"}, (200, b"<html>")),
-                ({"status": 403, "body": {"a": 1}}, (403, b'{"a":1}')), ({"drop": True}, b""),
-                ({"drop": True, "apply": True}, b""), ({"status": 500, "apply": True}, (500, b"")),
-                ({"cut_after": 4}, b"0123"), ({"cut_after": 4, "content_length": 4}, (200, b"0123")),
-                ({"hang": opened}, right), ({"pause_after": 4, "gate": opened}, right),
-                ({"answer": lambda _, true: true._replace(status=206)}, (206, right[1])),
-                ({"wire": lambda response: [response[:-6], opened, 0.01, response[-6:]]}, right),
-                ({"chunks": [b"ab", opened, b"c"]}, (200, b"abc")), ({"chunks": [b"ab"], "cut": True}, b"ab")):
-            with self.subTest(options=options):
-                fault = self.store.script("GET", "/bucket", **options)
-                self.assertEqual((wanted, 1, right), (self.get(), fault.hits, self.get()))
-        self.store.script("GET", times=3, status=500)
-        self.assertEqual([500, 500, 500, 200], [self.get()[0] for _ in range(4)])
-        for end in (self.store.unscript, self.store.close):
-            self.store.script("DELETE", "/nothing", drop=True)
-            with self.assertRaisesRegex(AssertionError, "never struck: DELETE /nothing"):
-                end()
+    start = staticmethod(real_cluster)
 
 
 def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] = None) -> Any:
@@ -3701,43 +3307,32 @@ class StoreChecks(Mixin):
     store: Any
     unknown_key = "403 InvalidAccessKeyId"
 
-    def signed(self, key: str, **options: Any) -> str:
-        """Return a pre-signed URL of an object in the bucket."""
-        url = f"{self.store.url}/bucket/" + uri_encode(key.encode(), b"/")
-        given = {"access_key": self.store.access_key, "secret_key": self.store.secret_key, "region": self.store.region}
-        return presigned_url(url, **{**given, **options})
+    def check(self, wanted: str, url: str, **headers: str) -> None:
+        """GET a URL, and compare the status with the code in the XML, or the body."""
+        with self.subTest(url, **headers):
+            answer = fetch(url, headers)
+            code = re.search(rb"<Code>(.*?)</Code>", answer.data)
+            self.assertEqual(wanted, f"{answer.status} {(code[1] if code else answer.data).decode()}")
 
-    def code(self, url: str, **headers: str) -> str:
-        """Return the status of a GET and the code in the XML."""
-        answer = fetch(url, {name.replace("_", "-"): value for name, value in headers.items()})
-        found = re.search(rb"<Code>(.*?)</Code>", answer.data)
-        return f"{answer.status} {found.group(1).decode() if found else ''}"
-
-    def test_objects_are_given_back(self) -> None:
-        """A signed GET gives the body, its length and an ETag; ranges and conditions work."""
-        for key in ("a/b.gz", "a b+c/ü~$%.txt", "a&b=c?d#e"):
-            self.store.put("bucket", key, b"0123456789")
-            answer = fetch(self.signed(key))
-            self.assertEqual((200, b"0123456789"), (answer.status, answer.data), key)
-        part = fetch(self.signed(key), {"Range": "bytes=4-", "If-Match": answer.headers["ETag"]})
-        self.assertEqual((206, b"456789", "bytes 4-9/10"), (part.status, part.data, part.headers["Content-Range"]))
-        self.assertEqual(b"0", fetch(self.signed(key), {"Range": "bytes=0-0"}).data)
-        self.assertEqual("412 PreconditionFailed", self.code(self.signed(key), If_Match='"other"'))
-        self.assertEqual("416 InvalidRange", self.code(self.signed(key), Range="bytes=10-"))
-
-    def test_what_is_wrong_is_named(self) -> None:
-        """Every kind of wrong URL has its own code."""
-        self.store.put("bucket", "k", b"x")
+    def test_answers(self) -> None:
+        """Keys, ranges and conditions, and every kind of wrong URL with its own code."""
+        self.store.put("bucket", "a b+c/ü~$%&=?d#.txt", b"x")
+        self.store.put("bucket", "k", b"0123456789")
         wrong, malformed = "403 SignatureDoesNotMatch", "400 AuthorizationQueryParametersError"
-        for url, wanted in ((self.signed("none"), "404 NoSuchKey"), (self.signed("k", secret_key="wrong"), wrong),
-                            (self.signed("k") + "0", wrong), (self.signed("k").replace("/k?", "/other?"), wrong),
-                            (self.signed("k", access_key="NOBODY"), self.unknown_key),
-                            (self.signed("k", at=time.time() - 700), "403 AccessDenied"),
-                            (self.signed("k", expires=604801), malformed),
-                            (self.signed("k", region="nowhere"), malformed),
-                            (f"{self.store.url}/bucket/k", "403 AccessDenied")):
-            with self.subTest(url=url):
-                self.assertEqual(wanted, self.code(url))
+        url = self.store.url_of("bucket", "k")
+        for headers, wanted in (({"Range": "bytes=4-", "If-Match": fetch(url).headers["ETag"]}, "206 456789"),
+                                ({"Range": "bytes=10-"}, "416 InvalidRange"),
+                                ({"If-Match": '"other"'}, "412 PreconditionFailed")):
+            self.check(wanted, url, **headers)
+        for key, options, wanted in (
+                ("a b+c/ü~$%&=?d#.txt", {}, "200 x"), ("none", {}, "404 NoSuchKey"),
+                ("k", {"secret_key": "wrong"}, wrong), ("k", {"access_key": "NOBODY"}, self.unknown_key),
+                ("k", {"at": time.time() - 700}, "403 AccessDenied"), ("k", {"expires": 604801}, malformed),
+                ("k", {"region": "nowhere"}, malformed)):
+            self.check(wanted, self.store.url_of("bucket", key, **options))
+        for other, wanted in ((url + "0", wrong), (url.replace("/k?", "/other?"), wrong),
+                              (f"{self.store.url}/bucket/k", "403 AccessDenied")):
+            self.check(wanted, other)
 
 
 class TestServersFakeStore(StoreChecks, unittest.TestCase):
@@ -3747,42 +3342,43 @@ class TestServersFakeStore(StoreChecks, unittest.TestCase):
         self.store = FakeStore()
         self.addCleanup(self.store.close)
 
-    def test_the_verifier_signs_as_aws_does(self) -> None:
-        """The documentation's example; a token, odd characters, a port, an extra parameter."""
-        odd = "my.dotted.bucket/" + uri_encode("a b+c/ü~$%.txt".encode(), b"/")
-        keys = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
-        for url, region, more, wanted in (
-                ("https://examplebucket.s3.amazonaws.com/test.txt", "us-east-1", {"expires": 86400},
-                 "aeeed9bbccd4d02e"),
-                ("https://bkt.s3.eu-west-1.amazonaws.com/backups/b1/b1-logs.gz", "eu-west-1",
-                 {"token": "AQoDYXdzEPT//////////wEXAMPLE+token="}, "64d07eb96c4fcb2d"),
-                ("https://s3.eu-west-1.amazonaws.com/" + odd, "eu-west-1", {}, "8259c85cf5c1f587"),
-                ("https://bkt.s3.us-east-1.amazonaws.com/k", "us-east-1", {"extra": "x-id=GetObject"},
-                 "327b1d2805a698ec"),
-                ("http://[fd00::1]:9000/bkt/k", "us-east-1", {}, "dea7ac5d1992d560")):
-            options: Document = {"at": 1369353600.0, **more}  # 20130524T000000Z
-            self.assertEqual(wanted, presigned_url(url, *keys, region, **options).rpartition("=")[2][:16], url)
-
     def test_what_only_the_fake_can_do(self) -> None:
-        """Targets are taken as they came; a URL dies by the store's clock; a key may need its token."""
-        for key in ("/a//b", "a/../b", "./a", "k"):
-            self.store.put("bucket", key, key.encode())
-            self.assertEqual(fetch(self.signed(key)).data, key.encode())
-        host = f"bucket.s3.local:{self.store.port}"
-        url = presigned_url(f"http://{host}/k", self.store.access_key, self.store.secret_key, self.store.region)
-        self.assertEqual(fetch(url.replace(host, self.store.host), {"Host": host}).data, b"k")
-        self.assertEqual("403 SignatureDoesNotMatch", self.code(url.replace(host, self.store.host), Host="b.other"))
-        url, now = self.store.url_of("bucket", "k"), time.time()
-        self.store.clock = lambda: now + 602
-        self.assertIn(b"<Message>Request has expired</Message><X-Amz-Expires>600<", fetch(url).data)
-        self.store.clock = lambda: now + 598
-        self.assertEqual(fetch(url).status, 200)
+        """Buckets in the host, a clock, keys with a token; a fault that never strikes is told."""
+        self.store.put("bucket", "a/../b", b"x")
+        self.check("200 x", self.store.url_of("bucket", "a/../b"))
+        host, url, now = f"bucket.s3.local:{self.store.port}", self.store.url_of("bucket", "a/../b"), time.time()
+        there = presigned_url(f"http://{host}/a/../b", self.store.access_key, self.store.secret_key, self.store.region)
+        for name, wanted in ((host, "200 x"), ("b.other", "403 SignatureDoesNotMatch")):
+            self.check(wanted, there.replace(host, self.store.host), Host=name)
+        for seconds, wanted in ((602, "403 AccessDenied"), (598, "200 x")):
+            self.store.clock = lambda seconds=seconds: now + seconds
+            self.check(wanted, url)
         self.store.keys["ASIA"] = ("secret", "to+ken/=")
-        good = {"access_key": "ASIA", "secret_key": "secret", "token": "to+ken/="}
-        self.assertEqual(fetch(self.signed("k", **good)).status, 200)
-        self.assertEqual("400 InvalidToken", self.code(self.signed("k", **{**good, "token": "x"})))
-        self.store.hide_missing = True
-        self.assertEqual("403 AccessDenied", self.code(self.signed("none")))
+        for token, wanted in (("to+ken/=", "200 x"), ("x", "400 InvalidToken"), ("", "400 InvalidToken")):
+            own = {"access_key": "ASIA", "secret_key": "secret", "token": token}
+            self.check(wanted, self.store.url_of("bucket", "a/../b", **own))
+        self.store.script("DELETE", "/nothing", drop=True)
+        with self.assertRaisesRegex(AssertionError, "never struck: .*DELETE.*/nothing"):
+            self.store.unscript()
+
+    def test_who_closes_a_connection(self) -> None:
+        """A descriptor is closed by the thread that uses it, and not by who ends the server meanwhile."""
+        held, go_on = [], threading.Event()
+
+        class Slow(LoopbackServer):
+            def answer(self, request: Request, connection: Connection) -> bool:
+                held.append(connection)
+                return not go_on.wait(10)
+        server = Slow(tls=True)
+        server.start()
+        plain = socket.create_connection(("127.0.0.1", server.port))
+        with vr.tls_context(vr.Trust(insecure=True)).wrap_socket(plain) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            wait_until(lambda: held)
+            server.close()
+            self.assertEqual((b"", True), (client.recv(1), held[0].socket.fileno() >= 0))
+            go_on.set()
+            wait_until(lambda: held[0].socket.fileno() < 0, 10, "the thread to close it")
 
 
 class TestServersRealStore(StoreChecks, unittest.TestCase):
@@ -3807,20 +3403,16 @@ LOG = b"".join(b'time="2026-01-02T03:04:05Z" level=info msg="line %d"\n' % numbe
 
 # Where each kind of Velero 1.6 to 1.18 lies in the bucket; the first six are all that 1.6 knows.
 KEYS = {
-    "BackupLog": "backups/b1/b1-logs.gz",
-    "BackupContents": "backups/b1/b1.tar.gz",
+    "BackupLog": "backups/b1/b1-logs.gz", "BackupContents": "backups/b1/b1.tar.gz",
     "BackupVolumeSnapshots": "backups/b1/b1-volumesnapshots.json.gz",
-    "BackupResourceList": "backups/b1/b1-resource-list.json.gz",
-    "RestoreLog": "restores/r1/restore-r1-logs.gz",
+    "BackupResourceList": "backups/b1/b1-resource-list.json.gz", "RestoreLog": "restores/r1/restore-r1-logs.gz",
     "RestoreResults": "restores/r1/restore-r1-results.gz",
-    "BackupItemOperations": "backups/b1/b1-itemoperations.json.gz",
-    "BackupResults": "backups/b1/b1-results.gz",
+    "BackupItemOperations": "backups/b1/b1-itemoperations.json.gz", "BackupResults": "backups/b1/b1-results.gz",
     "RestoreResourceList": "restores/r1/restore-r1-resource-list.json.gz",
     "RestoreItemOperations": "restores/r1/restore-r1-itemoperations.json.gz",
     "CSIBackupVolumeSnapshots": "backups/b1/b1-csi-volumesnapshots.json.gz",
     "CSIBackupVolumeSnapshotContents": "backups/b1/b1-csi-volumesnapshotcontents.json.gz",
-    "BackupVolumeInfos": "backups/b1/b1-volumeinfo.json.gz",
-    "RestoreVolumeInfo": "restores/r1/r1-volumeinfo.json.gz",
+    "BackupVolumeInfos": "backups/b1/b1-volumeinfo.json.gz", "RestoreVolumeInfo": "restores/r1/r1-volumeinfo.json.gz",
     "BackupItemSnapshots": "backups/b1/b1-itemsnapshots.json.gz"}
 
 
@@ -3837,9 +3429,8 @@ def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
     """Set environment variables for a while; None takes one away."""
     before = dict(os.environ)
     os.environ.update({name: value for name, value in changes.items() if value is not None})
-    for name in changes:
-        if changes[name] is None:
-            os.environ.pop(name, None)
+    for name in [name for name, value in changes.items() if value is None]:
+        os.environ.pop(name, None)
     try:
         yield
     finally:
@@ -3872,8 +3463,7 @@ def run(*argv: str, env: Optional[Dict[str, Optional[str]]] = None) -> Result:
 class Program:
     """The command line as a process of its own, its output in files, ended by its own pid."""
 
-    def __init__(self, folder: str, *argv: str, stdout: Any = None,
-                 env: Optional[Dict[str, str]] = None) -> None:
+    def __init__(self, folder: str, *argv: str, stdout: Any = None, env: Optional[Dict[str, str]] = None) -> None:
         base = os.path.join(folder, "program-" + uuid.uuid4().hex[:6])
         self.out_path, self.err_path = base + ".out", base + ".err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
@@ -3898,20 +3488,6 @@ class Program:
         self.process.wait()
 
 
-class Clock:
-    """A clock that the test turns."""
-
-    def __init__(self) -> None:
-        self.ahead = timedelta(0)
-
-    def __call__(self) -> datetime:
-        return datetime.now(timezone.utc) + self.ahead
-
-    def text(self, **later: float) -> str:
-        """Return in RFC 3339 what it will show after this timedelta."""
-        return (self() + timedelta(**later)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def instant(text: str) -> datetime:
     """Return the instant of an RFC 3339 text with seconds and Z."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
@@ -3919,6 +3495,19 @@ def instant(text: str) -> datetime:
 
 def keys_file(access_key: str, secret_key: str) -> str:
     return f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key={secret_key}\n"
+
+
+def secret_with(name: str, text: str, key: str = "keys") -> Document:
+    return {"kind": "Secret", "metadata": {"name": name}, "data": {key: base64.b64encode(text.encode()).decode()}}
+
+
+def location_in(store: Any, name: str, bucket: str, config: Optional[Document] = None, secret: Optional[str] = "cloud",
+                **storage: Any) -> Document:
+    """Return a location in a bucket of the store, with more or other values of spec.config and spec.objectStorage."""
+    where = {"region": store.region, "s3Url": store.url, "s3ForcePathStyle": "true"}
+    return {"kind": "BackupStorageLocation", "metadata": {"name": name}, "spec": {
+        "provider": "aws", "config": {**where, **(config or {})}, "objectStorage": {"bucket": bucket, **storage},
+        **({"credential": {"name": secret, "key": "keys"}} if secret else {})}}
 
 
 def reason_of(document: Optional[Document]) -> str:
@@ -3935,7 +3524,7 @@ class World(Mixin):
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        raise NotImplementedError
+        return FakeCluster(tls=True), FakeStore()
 
     @classmethod
     def crds(cls) -> List[Document]:
@@ -3945,15 +3534,13 @@ class World(Mixin):
     def setUpClass(cls) -> None:
         crds = cls.crds()
         cls.cluster, cls.store = cls.start()
-        for server in (cls.cluster, cls.store):
-            if server.kind == "fake":
-                cls.addClassCleanup(server.close)
+        for server in [server for server in (cls.cluster, cls.store) if server.kind == "fake"]:
+            cls.addClassCleanup(server.close)
         cls.cluster.install_crds(crds)
 
     def setUp(self) -> None:
-        for server in (self.cluster, self.store):
-            if server.kind == "fake":
-                self.addCleanup(server.unscript)
+        for server in [server for server in (self.cluster, self.store) if server.kind == "fake"]:
+            self.addCleanup(server.unscript)
         self.folder = tempfile.mkdtemp(prefix="velero-requests-test-")
         self.addCleanup(shutil.rmtree, self.folder, True)
         hidden = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
@@ -3973,13 +3560,10 @@ class World(Mixin):
         self.seed()
 
     def seed(self) -> None:
-        """Make a Secret, a location, a finished backup and a finished restore."""
         self.make_secret("cloud")
         self.make_location("default")
         self.make_backup("b1")
         self.make_restore("r1", "b1")
-
-    # -- things in the cluster and the store --
 
     def make(self, resource: str, kind: str, name: str, **more: Any) -> Document:
         return self.admin.create(resource, {"kind": kind, "metadata": {"name": name}, **more}, self.namespace)
@@ -3987,17 +3571,13 @@ class World(Mixin):
     def make_secret(self, name: str, key: str = "keys", text: Optional[str] = None) -> None:
         """Create a Secret with a credentials file that fits the store, or with this text."""
         text = keys_file(self.store.access_key, self.store.secret_key) if text is None else text
-        self.make("secrets", "Secret", name, data={key: base64.b64encode(text.encode()).decode()})
+        self.admin.create("secrets", secret_with(name, text, key), self.namespace)
 
     def make_location(self, name: str, config: Optional[Document] = None, secret: Optional[str] = "cloud",
                       **storage: Any) -> None:
-        """Create a location in the test's own bucket."""
-        where = {"region": self.store.region, "s3Url": self.store.url, "s3ForcePathStyle": "true"}
-        spec: Document = {"provider": "aws", "config": {**where, **(config or {})},
-                          "objectStorage": {"bucket": self.namespace, **storage}}
-        if secret:
-            spec["credential"] = {"name": secret, "key": "keys"}
-        self.make("backupstoragelocations", "BackupStorageLocation", name, spec=spec)
+        self.admin.create("backupstoragelocations", location_in(
+            self.store, name, **{"bucket": self.namespace, "config": config, "secret": secret, **storage}),
+            self.namespace)
 
     def make_backup(self, name: str, location: str = "default", phase: str = "Completed") -> None:
         self.make("backups", "Backup", name, spec={"storageLocation": location}, status={"phase": phase})
@@ -4013,8 +3593,7 @@ class World(Mixin):
 
     def ask(self, kind: str = "BackupLog", name: str = "b1", **more: Any) -> str:
         """Create a DownloadRequest as the velero CLI does, and return its name."""
-        document = download_request(None, kind, **more)
-        document["spec"]["target"]["name"] = name
+        document = download_request(None, kind, name, **more)
         return str(self.admin.create("downloadrequests", document, self.namespace)["metadata"]["name"])
 
     def ask_status(self, **more: Any) -> str:
@@ -4030,18 +3609,15 @@ class World(Mixin):
     def look(self, name: str, resource: str = "downloadrequests") -> Optional[Document]:
         response = self.admin.raw("GET", resource_path(resource, self.namespace, name))
         if response.status not in (200, 404):
-            raise Refused(response.status, response.data)
+            raise Refused(response.status, response.data[:500])
         return json.loads(response.data) if response.status == 200 else None
 
     def names(self, resource: str = "downloadrequests") -> List[str]:
         return [item["metadata"]["name"] for item in self.admin.list(resource, self.namespace)["items"]]
 
-    # -- the controller --
-
     def serve(self, user: str = "admin", plugins: Tuple[Tuple[str, str], ...] = (), **settings: Any) -> Any:
         """Run a controller on the test's clock until the test ends; settings: attributes of it."""
-        api = velero_requests.connect(velero_requests.load_cluster(self.cluster.kubeconfig(self.folder,
-                                                                                           user)))
+        api = velero_requests.connect(velero_requests.load_cluster(self.cluster.kubeconfig(self.folder, user)))
         server = velero_requests.Server("v1.18.1", plugins or velero_requests.Server("").plugins)
         controller = velero_requests.Controller(api, self.namespace, server, now=self.clock)
         vars(controller).update(settings)
@@ -4070,7 +3646,6 @@ class World(Mixin):
         return wait_until(lambda: self.processed(name, resource), 15, f"an answer to {name}")
 
     def failed(self, name: str) -> Document:
-        """Return the request once it bears a reason."""
         return wait_until(lambda: [document for document in [self.look(name)] if reason_of(document)], 15,
                           f"a reason on {name}")[0]
 
@@ -4083,7 +3658,6 @@ class World(Mixin):
         return wait_until(done, 15, f"{name} to heal")
 
     def gone(self, name: str, resource: str = "downloadrequests") -> None:
-        """Wait until the controller has deleted a request."""
         wait_until(lambda: self.look(name, resource) is None, 15, f"{name} to be deleted")
 
     def settle(self) -> None:
@@ -4092,14 +3666,11 @@ class World(Mixin):
         self.answered(name)
         self.admin.delete("downloadrequests", name, self.namespace)
 
-    # -- the command line --
-
     def cli(self, *argv: str, user: str = "admin", env: Optional[Dict[str, Optional[str]]] = None) -> Result:
         kubeconfig = self.kubeconfig if user == "admin" else self.cluster.kubeconfig(self.folder, user)
         return run("--kubeconfig", kubeconfig, "-n", self.namespace, *argv, env=env)
 
     def program(self, *argv: str, **more: Any) -> Program:
-        """Start a command against this world as a process of its own."""
         program = Program(self.folder, *argv, "--kubeconfig", self.kubeconfig, "-n", self.namespace, **more)
         self.addCleanup(program.kill)
         return program
@@ -4116,23 +3687,18 @@ class World(Mixin):
 
     def assert_clean(self, *texts: Any) -> None:
         """Check that texts betray no signature, token or value of a Secret."""
-        for text in texts:
+        for text in map(str, texts):
             for secret in (self.store.secret_key, self.store.access_key, *map(token_of, USERS)):
-                self.assertNotIn(secret, str(text))
-            self.assertIsNone(BEARER.search(str(text)), text)
+                self.assertNotIn(secret, text)
+            self.assertIsNone(BEARER.search(text), text)
 
-    def assert_soon(self, text: str, minutes: float = 0, slack: float = 30) -> None:
-        """Check that a time lies this far ahead of the clock, give or take some seconds."""
-        away = (instant(text) - self.clock()).total_seconds() - 60 * minutes
-        self.assertLess(abs(away), slack, text)
+    def assert_soon(self, text: str, minutes: float = 0) -> None:
+        """Check that a time lies this far ahead of the clock, give or take half a minute."""
+        self.assertLess(abs((instant(text) - self.clock()).total_seconds() - 60 * minutes), 30, text)
 
 
 class FakeWorld(World):
     """Both servers on loopback, started for this class; every fault that a test scripts must strike."""
-
-    @classmethod
-    def start(cls) -> Tuple[Any, Any]:
-        return FakeCluster(tls=True), FakeStore()
 
 
 class RealWorld(World):
@@ -4154,7 +3720,7 @@ class VeleroWorld(World):
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        return (real_cluster(), real_store()) if assets_folder() else (FakeCluster(tls=True), FakeStore())
+        return RealWorld.start() if assets_folder() else super().start()
 
 
 # ---- Contract: the main job, in every world ----------------------------------
@@ -4781,10 +4347,9 @@ KUBE_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-n
 
 def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
     """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
-    base = os.path.join(folder, name)
-    with open(base + ".ext", "w", encoding="ascii") as file:
-        file.write("basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-                   + (f"subjectAltName={names}\n" if names else ""))
+    base, extra = os.path.join(folder, name), f"subjectAltName={names}\n" if names else ""
+    write_bytes(base + ".ext", b"basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+                + extra.encode())
     run_openssl("req", *KUBE_NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj",
                 f"/CN={subject or name}")
     run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
@@ -4793,75 +4358,58 @@ def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subjec
 
 @functools.lru_cache(maxsize=None)
 def kube_pki() -> str:
-    """The folder with the authority, the server certificates and the client certificates of these tests."""
+    """The folder with the authority and the certificates of these tests."""
     folder = tempfile.mkdtemp(prefix="velero-requests-pki-")
     atexit.register(shutil.rmtree, folder, True)
     make_certificate(folder)  # ca.crt; tls.crt for localhost and 127.0.0.1
-    for name in ("alice", "bob"):
-        kube_issue(folder, name)
-    kube_issue(folder, "named", "DNS:kubernetes.default.svc,DNS:*.example.com")
-    kube_issue(folder, "nameless", subject="localhost")
-    kube_issue(folder, "expired", "DNS:localhost,IP:127.0.0.1", days="-1")
-    with open(os.path.join(folder, "spoiled.crt"), "wb") as file:  # a block that is none, and a good one after it
-        file.write("# é\n".encode() + kube_bytes("ca.crt", folder).replace(b"MII", b"QUJD", 1)
-                   + kube_bytes("ca.crt", folder))
+    for arguments in (("alice",), ("bob",), ("named", "DNS:kubernetes.default.svc,DNS:*.example.com"),
+                      ("nameless", "", "30", "localhost"), ("expired", "DNS:localhost,IP:127.0.0.1", "-1")):
+        kube_issue(folder, *arguments)
+    authority = kube_bytes("ca.crt", folder)  # a block that is none, and a good one after it
+    write_bytes(os.path.join(folder, "spoiled.crt"),
+                "# é\n".encode() + authority.replace(b"MII", b"QUJD", 1) + authority)
     return folder
 
 
 def kube_bytes(name: str, folder: str = "") -> bytes:
     """The content of one file of kube_pki."""
-    with open(os.path.join(folder or kube_pki(), name), "rb") as file:
-        return file.read()
-
-
-def kube_base64(name: str) -> str:
-    """The same in base64, as the -data fields have it."""
-    return base64.b64encode(kube_bytes(name)).decode()
+    return read_bytes(os.path.join(folder or kube_pki(), name))
 
 
 class KubeServer(LoopbackServer):
-    """Answers every call like /version, and remembers who called, by certificate and by which name."""
+    """Answers every call like /version and remembers who called, by certificate and by which name; also a forward
+    proxy that looks for every host on loopback."""
 
-    def __init__(self, certificate_name: str = "", demand: bool = False) -> None:
-        """Serve https with a certificate of kube_pki, or http without one."""
+    def __init__(self, certificate_name: str = "", user: str = "", demand: bool = False) -> None:
+        """Serve https with a certificate of kube_pki, or http. user: name:password that a proxy wants to be shown."""
+        self._wanted = f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
         self._own: Optional[ssl.SSLContext] = None
         if certificate_name:
             self._own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._own.load_cert_chain(*(os.path.join(kube_pki(), certificate_name + end) for end in (".crt", ".key")))
             self._own.load_verify_locations(os.path.join(kube_pki(), "ca.crt"))
             self._own.verify_mode = ssl.CERT_REQUIRED if demand else ssl.CERT_OPTIONAL
-            self._own.sni_callback = lambda secured, name, _: setattr(secured, "kube_name", name)
+            self._own.sni_callback = self.named
+        self.names: List[Optional[str]] = []
         super().__init__(tls=bool(certificate_name))
         self.start()
+
+    def named(self, secured: Any, name: Optional[str], _: Any) -> None:
+        """Note by which name a handshake asks."""
+        self.names.append(name)
+        secured.kube_name = name
 
     def _tls_context(self, tls: bool, certificate: Any) -> Optional[ssl.SSLContext]:
         self.ca = None
         return self._own
 
     def answer(self, request: Any, connection: Any) -> bool:
-        """Note the caller before the answer goes out."""
+        """Note the caller before the answer goes out; check who asks a proxy, and tunnel."""
         subject = (connection.socket.getpeercert() or {}).get("subject", ()) if self._own else ()
         request.user = dict(pair for part in subject for pair in part).get("commonName")
         request.parsed = {"name": getattr(connection.socket, "kube_name", None),
                           "connection": connection.socket.getpeername()[1]}
-        return super().answer(request, connection)
-
-    def handle(self, request: Any) -> Answer:
-        """A version, whatever was asked for."""
-        return Answer(200, b'{"major":"1","minor":"34","gitVersion":"v1.34.2"}')
-
-
-class KubeProxy(KubeServer):
-    """A forward proxy that looks for every host on loopback, and answers plain requests itself."""
-
-    def __init__(self, certificate_name: str = "", user: str = "") -> None:
-        """Let through whoever shows user, which is name:password, or everybody."""
-        self._wanted = f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
-        super().__init__(certificate_name)
-
-    def answer(self, request: Any, connection: Any) -> bool:
-        """Check who asks, then tunnel or answer."""
-        if self._wanted and request.headers.get("proxy-authorization") != self._wanted:
+        if self._wanted not in (None, request.headers.get("proxy-authorization")):
             return self.send(request, connection, Answer(407, b"", (("Proxy-Authenticate", "Basic"),)))
         if request.method != "CONNECT":
             return super().answer(request, connection)
@@ -4880,13 +4428,20 @@ class KubeProxy(KubeServer):
                         return
                     sink.sendall(data)
 
+    def handle(self, request: Any) -> Answer:
+        """A version, whatever was asked for."""
+        return Answer(200, b'{"major":"1","minor":"34","gitVersion":"v1.34.2"}')
+
+
+KubeProxy = KubeServer
+
 
 @functools.lru_cache(maxsize=None)
 def kube_servers() -> Dict[str, Any]:
     """The servers and proxies that all tests share, by the name that verdicts use; closed at exit."""
-    servers = {"https": KubeServer("tls"), "http": KubeServer(), "named": KubeServer("named"),
-               "expired": KubeServer("expired"), "nameless": KubeServer("nameless"), "proxy": KubeProxy(),
-               "guarded": KubeProxy("", "me:p@ss:w"), "secure": KubeProxy("tls")}
+    servers = {name: KubeServer(*arguments) for name, *arguments in (
+        ("https", "tls"), ("http",), ("named", "named"), ("expired", "expired"), ("nameless", "nameless"), ("proxy",),
+        ("guarded", "", "me:p@ss:w"), ("secure", "tls"))}
     for server in servers.values():
         atexit.register(server.close)
     return servers
@@ -4894,14 +4449,18 @@ def kube_servers() -> Dict[str, Any]:
 
 def kube_fill(text: str, folder: str = "") -> str:
     """Text with what differs from run to run: @HTTPS@ is a server's host and port, @CA@ a file in base64 …"""
-    values = {name.upper(): lambda server=server: server.host for name, server in kube_servers().items()}
-    values.update({name: functools.partial(kube_base64, file) for name, file in (
-        ("CA", "ca.crt"), ("CERT", "alice.crt"), ("KEY", "alice.key"), ("BOBKEY", "bob.key"))})
-    values.update({"DIR": lambda: folder, "PKI": kube_pki, "PATH": lambda: os.environ["PATH"],
-                   **{f"{name}PORT": lambda name=name: str(kube_servers()[name.lower()].port)
-                      for name in ("HTTPS", "NAMED")}})
-    text = re.sub(r"@TEXT:(\S+?)@", lambda match: json.dumps(kube_bytes(match[1]).decode())[1:-1], text)
-    return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]](), text)
+    def value(match: Any) -> str:
+        name, part = match[1].lower(), match[2]
+        if name == "text":
+            return json.dumps(kube_bytes(part).decode())[1:-1]
+        if name == "base64":
+            return base64.b64encode(kube_bytes(part)).decode()
+        if name.endswith("port"):
+            return str(kube_servers()[name[:-4]].port)
+        places = {"dir": lambda: folder, "pki": kube_pki, "path": lambda: os.environ["PATH"]}
+        return places[name]() if name in places else str(kube_servers()[name].host)
+
+    return re.sub(r"@([A-Z]+[0-9]*)(?::(\S+?))?@", value, text.replace("@CA@", "@BASE64:ca.crt@"))
 
 
 def kube_write(folder: str, name: str, content: Any) -> str:
@@ -4910,8 +4469,7 @@ def kube_write(folder: str, name: str, content: Any) -> str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not isinstance(content, (bytes, str)):
         content = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-    with open(path, "wb") as file:
-        file.write(content if isinstance(content, bytes) else kube_fill(content, folder).encode())
+    write_bytes(path, content if isinstance(content, bytes) else kube_fill(content, folder).encode())
     os.chmod(path, 0o755 if name.endswith("plugin") else 0o644)
     return path
 
@@ -4940,12 +4498,12 @@ def kube_verdict(failed: bool) -> str:
     for name, server in kube_servers().items():
         calls = [request for request in server.seen() if request.method != "CONNECT"]
         if calls and name != "proxy":
-            request = calls[-1]
+            request, seen = calls[-1], kube_servers()
             scheme, _, secret = request.headers.get("authorization", "").partition(" ")
             who = f"certificate {request.user}" if request.user else "nobody"
             if scheme:
                 who = f"basic {base64.b64decode(secret).decode()}" if scheme == "Basic" else f"token {secret}"
-            ways = [f" by {way}" for way in ("proxy", "guarded", "secure") if kube_servers()[way].seen("CONNECT")]
+            ways = [f" by {way}" for way in ("proxy", "guarded", "secure") if seen[way].seen("CONNECT")]
             known = f" as {request.parsed['name']}" if (request.parsed or {}).get("name") else ""
             borrowed = sorted((unquote(header.lower()[12:]), value.encode("latin-1").decode())  # as the API server does
                               for header, value in request.header_list if header.lower().startswith("impersonate-"))
@@ -4958,17 +4516,15 @@ def kube_forget() -> None:
     """Empty the logs of all servers."""
     for server in kube_servers().values():
         server.forget()
+        server.names.clear()
 
 
 def kube_call(kubeconfig: str = "", context: str = "") -> Document:
     """One call of ours, as the commands make it."""
     api = velero_requests.connect(velero_requests.load_cluster(kubeconfig, context))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.closing(api.session):
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # it was asked for
-        try:
-            return api.call("GET", "/version")
-        finally:
-            api.session.close()
+        return api.call("GET", "/version")
 
 
 class KubeFolder(unittest.TestCase):
@@ -5010,7 +4566,6 @@ class KubeFolder(unittest.TestCase):
 class KubeCase(NamedTuple):
     """One way to be configured, and what kubectl makes of it: a verdict, or `error: words of ours`."""
 
-    what: str
     verdict: str
     files: Dict[str, Any]
     context: str = ""
@@ -5019,327 +4574,263 @@ class KubeCase(NamedTuple):
     lenient: bool = False                    # kubectl refuses it; the verdict is ours
 
 
-KUBE_EXEC = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never", "command": "./plugin"}
-KUBE_PLUGIN = """#!/bin/sh
-echo '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "p"}}'
+OK_T, OK_P = "https: token t", "https: token p"
+KUBE_V1 = "client.authentication.k8s.io/v1"
+KUBE_EXEC = {"apiVersion": KUBE_V1, "interactiveMode": "Never", "command": "./plugin"}
+KUBE_PLUGIN = f"""#!/bin/sh
+echo '{{"apiVersion": "{KUBE_V1}", "kind": "ExecCredential", "status": {{"token": "p"}}}}'
 """
 KUBE_EVERYWHERE = {"token": "f\n", "empty": "", "plugin": KUBE_PLUGIN}  # files beside every kubeconfig, and pki
-KUBE_CERT = {"client-certificate-data": "@CERT@", "client-key-data": "@KEY@"}
+KUBE_CERT = {"client-certificate-data": "@BASE64:alice.crt@", "client-key-data": "@BASE64:alice.key@"}
 KUBE_PAIR = {"clientCertificateData": "@TEXT:alice.crt@", "clientKeyData": "@TEXT:alice.key@"}
 KUBE_PLAIN = {"server": "http://@HTTP@"}
 KUBE_NO_CA = {"certificate-authority-data": None}
 KUBE_NAMED = {"server": "https://@NAMED@"}
 KUBE_BY_NAME = {"server": "https://a.example.com:@NAMEDPORT@"}
+KUBE_INSECURE = {**KUBE_NO_CA, "insecure-skip-tls-verify": True}
+
+
+def kube_ca(path: str) -> Document:
+    """The authority in a file."""
+    return {**KUBE_NO_CA, "certificate-authority": path}
+
+
+def kube_exec(**fields: Any) -> Document:
+    """A user with a plugin."""
+    return {"exec": {**KUBE_EXEC, **fields}}
 
 
 def kube_cases(rows: Iterable[Tuple[Any, ...]], lenient: bool = False) -> Tuple[KubeCase, ...]:
-    """Rows of (what, verdict, fields of the user, fields of the cluster, fields of the file or --context) -> cases."""
+    """Rows of (verdict, fields of the user, fields of the cluster, fields of the file or --context) -> cases."""
     cases = []
-    for what, verdict, user, cluster, top in ((*row, None, None, None)[:5] for row in rows):
+    for verdict, user, cluster, top in ((*row, None, None, None)[:4] for row in rows):
         top = dict(top or {})
         context = top.pop("--context", "")
-        cases.append(KubeCase(what, verdict, {"config": kube_config(user, cluster, **top)}, context, lenient=lenient))
+        cases.append(KubeCase(verdict, {"config": kube_config(user, cluster, **top)}, context, lenient=lenient))
     return tuple(cases)
 
 
-def kube_list(what: str, verdict: str, listed: str, **files: Any) -> KubeCase:
+def kube_list(verdict: str, listed: str, **files: Any) -> KubeCase:
     """A case with a KUBECONFIG list; each file is named by a letter."""
-    return KubeCase(what, verdict, files, "", "", {"KUBECONFIG": listed})
+    return KubeCase(verdict, files, "", "", {"KUBECONFIG": listed})
 
 
-def kube_yaml(what: str, expected: str, token: str, lenient: bool = False) -> KubeCase:
-    """A case whose token is written so, unquoted, in YAML."""
-    text = yaml.safe_dump(kube_config({"token": "TOKEN"}), sort_keys=False)
-    return KubeCase(what, expected, {"config": text.replace("TOKEN", token)}, lenient=lenient)
-
-
-def kube_text(what: str, expected: str, change: Callable[[str], str]) -> KubeCase:
-    """A case whose file is the text of a good one, changed."""
-    return KubeCase(what, expected, {"config": change(yaml.safe_dump(kube_config(), sort_keys=False))})
+def kube_text(verdict: str, *changes: Tuple[str, str], before: str = "", after: str = "",
+              lenient: bool = False) -> KubeCase:
+    """A case whose file is the text of a good one, with parts replaced."""
+    text = before + yaml.safe_dump(kube_config(), sort_keys=False) + after
+    for old, new in changes:
+        text = text.replace(old, new)
+    return KubeCase(verdict, {"config": text}, lenient=lenient)
 
 
 KUBE_CASES = kube_cases((
     # who calls
-    ("a token", "https: token t"),
-    ("a token file", "https: token f", {"tokenFile": "token"}),
-    ("a token file beats a token", "https: token f", {"token": "t", "tokenFile": "token"}),
-    ("a missing token file leaves the token", "https: token t", {"token": "t", "tokenFile": "gone"}),
-    ("an empty token file leaves the token", "https: token t", {"token": "t", "tokenFile": "empty"}),
-    ("a missing token file", "error: cannot read token @DIR@/gone", {"tokenFile": "gone"}),
-    ("a password", "https: basic u:p", {"username": "u", "password": "p"}),
-    ("nobody", "https: nobody", {}),
-    ("a certificate", "https: certificate alice", KUBE_CERT),
-    ("a certificate in files", "https: certificate alice",
-     {"client-certificate": "pki/alice.crt", "client-key": "@PKI@/alice.key"}),
-    ("a certificate and a token", "https: token t", {**KUBE_CERT, "token": "t"}),
-    ("a certificate with another's key", "error: not a matching pair", {**KUBE_CERT, "client-key-data": "@BOBKEY@"}),
-    ("a certificate without key", "error: not a matching pair", {"client-certificate-data": "@CERT@"}),
-    ("a key without certificate, and a token", "https: token t", {"client-key": "gone", "token": "t"}),
-    ("a missing certificate file", "error: cannot read client certificate @DIR@/gone",
-     {"client-certificate": "gone", "client-key-data": "@KEY@"}),
-    ("a missing key file", "error: cannot read client key @DIR@/gone",
-     {"client-certificate-data": "@CERT@", "client-key": "gone", "token": "s3cr3t"}),
-    ("base64 with line ends", "https: certificate alice",
-     {"client-certificate-data": "@CERT@\n", "client-key-data": "\r\n@KEY@"}),
-    ("base64 without its end", "error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
+    (OK_T,), ("https: token f", {"tokenFile": "token"}), ("https: token f", {"token": "t", "tokenFile": "token"}),
+    (OK_T, {"token": "t", "tokenFile": "gone"}), (OK_T, {"token": "t", "tokenFile": "empty"}),
+    ("error: cannot read token @DIR@/gone", {"tokenFile": "gone"}),
+    ("https: basic u:p", {"username": "u", "password": "p"}), ("https: nobody", {}),
+    ("https: certificate alice", KUBE_CERT),
+    ("https: certificate alice", {"client-certificate": "pki/alice.crt", "client-key": "@PKI@/alice.key"}),
+    (OK_T, {**KUBE_CERT, "token": "t"}),
+    ("error: not a matching pair", {**KUBE_CERT, "client-key-data": "@BASE64:bob.key@"}),
+    ("error: not a matching pair", {**KUBE_CERT, "client-key-data": None}),
+    (OK_T, {"client-key": "gone", "token": "t"}),
+    ("error: cannot read client certificate @DIR@/gone", {"client-certificate": "gone", "client-key": "pki/alice.key"}),
+    ("error: cannot read client key @DIR@/gone", {"client-certificate": "pki/alice.crt", "client-key": "gone"}),
+    ("https: certificate alice", {name: f"\r\n{text}\n" for name, text in KUBE_CERT.items()}),
+    ("error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
     # impersonation
-    ("as a user", "https: token t, user=jane", {"token": "t", "as": "jane"}),
-    ("as somebody with everything", "https: token t, extra-a/b=1, extra-a/b=2, group=g, group=h, uid=7, user=j",
-     {"token": "t", "as": "j", "as-uid": "7", "as-groups": ["g", "h"], "as-user-extra": {"A/b": ["1", "2"]}}),
-    ("as somebody, extra keys with signs", "https: token t, extra-a!b+c%é=1, user=j",
-     {"token": "t", "as": "j", "as-user-extra": {"a!b+c%é": ["1"]}}),
-    ("as somebody of other letters", "https: token t, user=jürgen", {"token": "t", "as": "jürgen"}),
-    ("as two lines", "error: user 'c': whom it impersonates", {"token": "s3cr3t", "as": "a\nb"}),
-    ("groups without a user", "error: without a user (as)", {"token": "s3cr3t", "as-groups": ["g"]}),
-    ("an extra key without values", "https: token t, user=j", {"token": "t", "as": "j", "as-user-extra": {"a": []}}),
-    ("a group that is null", "https: token t, group=, user=j", {"token": "t", "as": "j", "as-groups": [None]}),
+    ("https: token t, user=jane", {"token": "t", "as": "jane"}),
+    ("https: token t, extra-a!b+c%é/d=1, extra-a!b+c%é/d=2, group=g, group=h, uid=7, user=jürgen", {
+        "token": "t", "as": "jürgen", "as-uid": "7", "as-groups": ["g", "h"],
+        "as-user-extra": {"A!b+c%é/d": ["1", "2"]}}),
+    ("error: user 'c': whom it impersonates", {"token": "s3cr3t", "as": "a\nb"}),
+    ("error: without a user (as)", {"token": "s3cr3t", "as-groups": ["g"]}),
+    ("error: without a user (as)", {"token": "s3cr3t", "as-user-extra": {"a": []}}),
+    ("https: token t, user=j", {"token": "t", "as": "j", "as-user-extra": {"a": []}}),
+    ("https: token t, group=, user=j", {"token": "t", "as": "j", "as-groups": [None]}),
     # plugins
-    ("a plugin", "https: token p", {"exec": KUBE_EXEC}),
-    ("a plugin and a token", "https: token t", {"token": "t", "exec": KUBE_EXEC}),
-    ("a plugin and a certificate", "https: certificate alice", {**KUBE_CERT, "exec": KUBE_EXEC}),
-    ("a plugin and a key without certificate", "https: token p", {"client-key-data": "@KEY@", "exec": KUBE_EXEC}),
-    ("a plugin and a server with a password", "https: basic u:p",
-     {"exec": KUBE_EXEC}, {"server": "https://u:p@@HTTPS@"}),
-    ("a plugin that is not there", "error: exec plugin @DIR@/gone of the kubeconfig is not installed",
-     {"exec": {**KUBE_EXEC, "command": "./gone"}}),
-    ("a plugin with an odd interactiveMode", "error: user 'c', exec has interactiveMode 'never', not one of Never",
-     {"exec": {**KUBE_EXEC, "interactiveMode": "never"}}),
-    ("a plugin of an old version", "error: user 'c', exec has apiVersion 'client.authentication.k8s.io/v1alpha1', not",
-     {"exec": {**KUBE_EXEC, "apiVersion": "client.authentication.k8s.io/v1alpha1"}}),
-    ("a plugin without command", "error: user 'c', exec has no command", {"exec": {**KUBE_EXEC, "command": ""}}),
-    ("a plugin that is a text", "error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}),
-    ("a plugin that is null", "https: token t", {"token": "t", "exec": None}),
-    ("an argument that is a number", "error: exec: args[0] must be a string",
-     {"exec": {**KUBE_EXEC, "args": [5]}}),
-    ("an auth-provider that is gone", "error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
+    (OK_P, kube_exec()), (OK_T, {"token": "t", **kube_exec()}),
+    ("https: certificate alice", {**KUBE_CERT, **kube_exec()}),
+    (OK_P, {"client-key-data": "@BASE64:alice.key@", **kube_exec()}),
+    ("https: basic u:p", kube_exec(), {"server": "https://u:p@@HTTPS@"}),
+    ("error: exec plugin @DIR@/gone of the kubeconfig is not installed", kube_exec(command="./gone")),
+    ("error: user 'c', exec has interactiveMode 'never', not one of Never", kube_exec(interactiveMode="never")),
+    (f"error: user 'c', exec has apiVersion '{KUBE_V1}alpha1', not", kube_exec(apiVersion=KUBE_V1 + "alpha1")),
+    ("error: user 'c', exec has no command", kube_exec(command="")),
+    ("error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}), (OK_T, {"token": "t", "exec": None}),
+    ("error: exec: args[0] must be a string", kube_exec(args=[5])),
+    ("error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
     # where to, and whom to trust
-    ("an authority in a file", "https: token t", None, {**KUBE_NO_CA, "certificate-authority": "pki/ca.crt"}),
-    ("a missing authority", "error: cannot read certificate authority @DIR@/gone", None,
-     {**KUBE_NO_CA, "certificate-authority": "gone"}),
-    ("no authority", "error: not trusted", None, KUBE_NO_CA),
-    ("an authority file that is no PEM", "error: @DIR@/token holds no PEM", None,
-     {**KUBE_NO_CA, "certificate-authority": "token"}),
-    ("an authority after a comment and a bad block", "https: token t", None,
-     {**KUBE_NO_CA, "certificate-authority": "pki/spoiled.crt"}),
-    ("another authority", "error: not trusted", None, {**KUBE_NO_CA, "certificate-authority": "@PKI@/alice.crt"}),
-    ("insecure", "https: token t", None, {**KUBE_NO_CA, "insecure-skip-tls-verify": True}),
-    ("insecure with an expired certificate", "expired: token t", None,
-     {**KUBE_NO_CA, "server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
-    ("insecure with another name", "named as x.y: token t", None,
-     {**KUBE_NO_CA, **KUBE_NAMED, "tls-server-name": "x.y", "insecure-skip-tls-verify": True}),
-    ("an expired certificate", "error: expired (it is for localhost", None, {"server": "https://@EXPIRED@"}),
-    ("a certificate of another name", "error: *.example.com", None, KUBE_NAMED),
-    ("tls-server-name with a wildcard", "named as a.example.com: token t", None,
-     {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
-    ("a wrong tls-server-name", "error: 'b.a.example.com'", None, {**KUBE_NAMED, "tls-server-name": "b.a.example.com"}),
-    ("a certificate with nothing but a common name", "error: (it is for no name at all; subject commonName=localhost;",
-     None,
+    (OK_T, None, kube_ca("pki/ca.crt")), ("error: cannot read certificate authority @DIR@/gone", None, kube_ca("gone")),
+    ("error: not trusted", None, KUBE_NO_CA), ("error: @DIR@/token holds no PEM", None, kube_ca("token")),
+    (OK_T, None, kube_ca("pki/spoiled.crt")), ("error: not trusted", None, kube_ca("@PKI@/alice.crt")),
+    (OK_T, None, KUBE_INSECURE), ("expired: token t", None, {**KUBE_INSECURE, "server": "https://@EXPIRED@"}),
+    ("named as x.y: token t", None, {**KUBE_INSECURE, **KUBE_NAMED, "tls-server-name": "x.y"}),
+    ("error: expired (it is for localhost", None, {"server": "https://@EXPIRED@"}),
+    ("error: *.example.com", None, KUBE_NAMED),
+    ("named as a.example.com: token t", None, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
+    ("error: 'b.a.example.com'", None, {**KUBE_NAMED, "tls-server-name": "b.a.example.com"}),
+    ("error: (it is for no name at all; issuer commonName=test-ca;", None,
      {"server": "https://@NAMELESS@", "tls-server-name": "localhost"}),
-    ("an http server gets no token", "http: nobody", None, KUBE_PLAIN),
-    ("an http server runs no plugin", "http: nobody", {"exec": KUBE_EXEC}, KUBE_PLAIN),
-    ("an http server and a missing authority", "error: cannot read certificate authority", None,
-     {**KUBE_PLAIN, **KUBE_NO_CA, "certificate-authority": "gone"}),
-    ("an http server is told whom to be", "http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN),
-    ("a server without a scheme", "http: nobody", None, {"server": "@HTTP@"}),
-    ("a server of another scheme", "error: cluster 'c': server 'ftp://***@",
-     None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
-    ("no server", "error: cluster 'c' has no server", None, {"server": ""}),
-    ("a server with a path", "https/k8s/c-1: token t", None, {"server": "https://@HTTPS@/k8s/c-1/"}),
-    ("a server with a password", "https: basic u:p@", KUBE_CERT, {"server": "https://u:p%40@@HTTPS@"}),
-    ("a server by name", "https as localhost: token t", None, {"server": "https://localhost:@HTTPSPORT@"}),
+    ("http: nobody", None, KUBE_PLAIN), ("http: nobody", kube_exec(), KUBE_PLAIN),
+    ("error: cannot read certificate authority", None, {**KUBE_PLAIN, **kube_ca("gone")}),
+    ("http: nobody, user=j", {"token": "t", "as": "j"}, KUBE_PLAIN), ("http: nobody", None, {"server": "@HTTP@"}),
+    ("error: cluster 'c': server 'ftp://***@", None, {"server": "ftp://me:s3cr3t@@HTTP@"}),
+    ("error: cluster 'c' has no server", None, {"server": ""}),
+    ("https/k8s/c-1: token t", None, {"server": "https://@HTTPS@/k8s/c-1/"}),
+    ("https: basic u:p@", KUBE_CERT, {"server": "https://u:p%40@@HTTPS@"}),
+    ("https as localhost: token t", None, {"server": "https://localhost:@HTTPSPORT@"}),
     # proxies
-    ("a proxy", "https by proxy: token t", None, {"proxy-url": "http://@PROXY@"}),
-    ("a proxy with a password", "https by guarded: token t", None, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
-    ("a proxy with a wrong password", "error: through its proxy", None, {"proxy-url": "http://me:s3cr3t@@GUARDED@"}),
-    ("an https proxy", "https by secure: token t", None, {"proxy-url": "https://@SECURE@"}),
-    ("an https proxy that is not trusted", "error: certificate", None,
-     {**KUBE_NO_CA, "proxy-url": "https://@SECURE@"}),
-    ("a proxy of another scheme", "error: cluster 'c': proxy-url is no http", None, {"proxy-url": "ftp://u:s3cr3t@h"}),
+    ("https by proxy: token t", None, {"proxy-url": "http://@PROXY@"}),
+    ("https by guarded: token t", None, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
+    ("error: through its proxy", None, {"proxy-url": "http://me:s3cr3t@@GUARDED@"}),
+    ("https by secure: token t", None, {"proxy-url": "https://@SECURE@"}),
+    ("error: certificate", None, {**KUBE_NO_CA, "proxy-url": "https://@SECURE@"}),
+    ("error: cluster 'c': proxy-url is no http", None, {"proxy-url": "ftp://u:s3cr3t@h"}),
     # contexts and names
-    ("no current-context", "error: kubeconfig @DIR@/config has no current-context",
-     None, None, {"current-context": ""}),
-    ("an unknown context", "error: it has: c", None, None, {"--context": "gone"}),
-    ("a chosen context", "https: token t", None, None, {"current-context": "gone", "--context": "c"}),
-    ("a context with an unknown cluster", "error: kubeconfig @DIR@/config has no cluster 'gone'", None, None,
+    ("error: kubeconfig @DIR@/config has no current-context", None, None, {"current-context": ""}),
+    ("error: it has: c", None, None, {"--context": "gone"}),
+    (OK_T, None, None, {"current-context": "gone", "--context": "c"}),
+    ("error: kubeconfig @DIR@/config has no cluster 'gone'", None, None,
      {"contexts": [{"name": "c", "context": {"cluster": "gone", "user": "c"}}]}),
-    ("a context with an unknown user", "https: nobody", None, None,
-     {"contexts": [{"name": "c", "context": {"cluster": "c", "user": "gone"}}]}),
-    ("a user without a name", "https: token t", None, None, {
-        "contexts": [{"name": "c", "context": {"cluster": "c"}}], "users": [{"user": {"token": "t"}}]}),
+    ("https: nobody", None, None, {"contexts": [{"name": "c", "context": {"cluster": "c", "user": "gone"}}]}),
+    (OK_T, None, None, {"contexts": [{"name": "c", "context": {"cluster": "c"}}], "users": [{"user": {"token": "t"}}]}),
     # types
-    ("a group that is a list", "error: as-groups[0] must be a string", {"as": "j", "as-groups": [["x"]]}),
-    ("extra as a list", "error: as-user-extra must be a mapping", {"token": "t", "as": "j", "as-user-extra": []}),
-    ("a token that is a number", "error: user 'c': token must be a string: write it in quotes", {"token": 12345}),
-    ("a token that is null", "https: nobody", {"token": None}),
-    ("a user that is a text", "error: user 'c' must be a mapping",
-     None, None, {"users": [{"name": "c", "user": "s3cr3t"}]}),
-    ("a mistake in an entry not in use", "https: token t", None, None, {"users": [
-        {"name": "c", "user": {"token": "t"}}, {"name": "d", "user": {"token": "t", "username": "u"}}]}),
-    ("users as a mapping", "error: kubeconfig @DIR@/config: users must be a list", None, None, {"users": {"c": {}}}),
-    ("unknown fields", "https: token t", {"token": "t", "tokenfile": "gone", "Token": "x"}, None, {"more": [1]}),
-    ("a key that is a number", "https: token t, extra-1=x, user=j",
-     {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
+    ("error: as-groups[0] must be a string", {"as": "j", "as-groups": [["x"]]}),
+    ("error: as-user-extra must be a mapping", {"token": "t", "as": "j", "as-user-extra": []}),
+    ("error: user 'c': token must be a string: write it in quotes", {"token": 12345}),
+    ("https: nobody", {"token": None}),
+    ("error: user 'c' must be a mapping", None, None, {"users": [{"name": "c", "user": "s3cr3t"}]}),
+    (OK_T, None, None, {"users": [{"name": "c", "user": {"token": "t"}},
+                                  {"name": "d", "user": {"token": "t", "username": "u"}}]}),
+    ("error: kubeconfig @DIR@/config: users must be a list", None, None, {"users": {"c": {}}}),
+    (OK_T, {"token": "t", "tokenfile": "gone", "Token": "x"}, None, {"more": [1]}),
+    ("https: token t, extra-1=x, user=j", {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
 )) + kube_cases((  # what kubectl refuses and what harms nobody
-    ("a certificate both ways", "https: certificate alice", {**KUBE_CERT, "client-certificate": "gone"}),
-    ("a token and a password", "https: token t", {"token": "t", "username": "u", "password": "p"}),
-    ("a plugin without interactiveMode", "https: token p", {"exec": {**KUBE_EXEC, "interactiveMode": None}}),
-    ("a token and a plugin of no use", "https: token t", {"token": "t", "exec": {}}),
-    ("a plugin and an auth-provider", "https: token p", {"exec": KUBE_EXEC, "auth-provider": {"name": "gcp"}}),
-    ("an authority both ways", "https: token t", None, {"certificate-authority": "gone"}),
-    ("insecure with an authority, and expired", "error: expired", None,
-     {"server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
-    ("an http server and a missing certificate", "http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
-    ("a proxy without a scheme", "https by proxy: token t", None, {"proxy-url": "@PROXY@"}),
-    ("a SOCKS proxy", "error: proxy-url is a SOCKS proxy", None, {"proxy-url": "socks5://u:s3cr3t@127.0.0.1:1"}),
-    ("two users of one name", "https: token t", None, None,
-     {"users": [{"name": "c", "user": {"token": "t"}}, {"name": "c"}]}),
-    ("null users", "https: token t", None, None, {"users": [None, {"name": "c", "user": {"token": "t"}}, None]}),
-    ("a wrong type in an entry not in use", "https: token t", None, None,
-     {"users": [{"name": "c", "user": {"token": "t"}}, {"name": "d", "user": {"token": 5}}, 5, {"name": 5}]}),
-    ("another apiVersion", "https: token t", None, None, {"apiVersion": "v2"}),
+    ("https: certificate alice", {**KUBE_CERT, "client-certificate": "gone"}),
+    (OK_T, {"token": "t", "username": "u", "password": "p"}), (OK_P, kube_exec(interactiveMode=None)),
+    (OK_T, {"token": "t", "exec": {}}), (OK_P, {**kube_exec(), "auth-provider": {"name": "gcp"}}),
+    (OK_T, None, {"certificate-authority": "gone"}),
+    ("error: expired", None, {"server": "https://@EXPIRED@", "insecure-skip-tls-verify": True}),
+    ("http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
+    ("https by proxy: token t", None, {"proxy-url": "@PROXY@"}),
+    ("error: proxy-url is a SOCKS proxy", None, {"proxy-url": "socks5://u:s3cr3t@127.0.0.1:1"}),
+    (OK_T, None, None, {"users": [None, {"name": "c", "user": {"token": "t"}}, {"name": "c"}, None]}),
+    (OK_T, None, None, {"apiVersion": "v2", "users": [{"name": "c", "user": {"token": "t"}},
+                                                      {"name": "d", "user": {"token": 5}}, 5, {"name": 5}]}),
 ), lenient=True)
 
 KUBE_TEXTS: Tuple[KubeCase, ...] = (
-    # scalars
-    kube_yaml("a token that looks like a float", "https: token 1e3", "1e3", lenient=True),
-    kube_yaml("a token that looks octal", "https: token 0o17", "0o17", lenient=True),
-    kube_yaml("a token that is y", "https: token y", "y", lenient=True),
-    kube_yaml("a token that is off", "error", "off"),
-    kube_yaml("a token like a date", "https: token 2026-11-22", "2026-11-22"),
-    kube_yaml("a token with a tag", "https: token 12", "!!str 12"),
-    # the text
-    kube_text("a byte order mark", "https: token t", lambda text: "\ufeff" + text),
-    kube_text("a beginning and an end", "https: token t", lambda text: f"---\n{text}...\n"),
-    kube_text("a second document", "https: token t", lambda text: f"{text}---\ncurrent-context: gone\n"),
-    kube_text("rubbish in a second document", "https: token t", lambda text: f"{text}---\n@@ [\n"),
-    kube_text("an empty first document", "error", lambda text: f"---\n---\n{text}"),
-    kube_text("carriage returns", "https: token t", lambda text: text.replace("\n", "\r\n")),
-    kube_text("a tab before a comment", "https: token t",
-              lambda text: text.replace("token: t", "token: t\t# x")),
-    kube_text("a tab that indents", "error", lambda text: text.replace("    token", "\ttoken")),
-    kube_text("a key twice", "https: token t",
-              lambda text: text.replace("token: t", "token: x\n    token: t")),
-    kube_text("an alias", "https: token t", lambda text: text.replace("token: t", "token: *x").replace(
-        "current-context: c", "other: &x t\ncurrent-context: c")),
-    kube_text("an unknown alias", "error", lambda text: text.replace("token: t", "token: *x")),
-    kube_text("a merge key", "https: token t", lambda text: text.replace("token: t", "<<: *x").replace(
-        "current-context: c", "other: &x {token: t}\ncurrent-context: c")),
-    kube_text("JSON", "https: token t", lambda text: json.dumps(yaml.safe_load(text))),
-    kube_text("JSON with tabs", "https: token t", lambda text: json.dumps(yaml.safe_load(text), indent="\t")),
-    kube_text("JSON with a comma too many", "https: token t",
-              lambda text: json.dumps(yaml.safe_load(text))[:-1] + ",}"),
-    kube_text("a list", "error", lambda text: "[1]"),
-    kube_text("nothing", "error", lambda text: ""),
+    *(kube_text(f"https: token {read}", ("token: t", f"token: {text}"), lenient=lenient) for text, read, lenient in (
+        ("1e3", "1e3", True), ("0o17", "0o17", True), ("y", "y", True), ("2026-11-22", "2026-11-22", False),
+        ("!!str 12", "12", False), ("t\t# x", "t", False), ("x\n    token: t", "t", False))),
+    kube_text("error", ("token: t", "token: off")),
+    kube_text(OK_T, before="\ufeff"),
+    kube_text(OK_T, before="---\n", after="...\n"),
+    kube_text(OK_T, after="---\ncurrent-context: gone\n"),
+    kube_text(OK_T, after="---\n@@ [\n"),
+    kube_text("error", before="---\n---\n"),
+    kube_text(OK_T, ("\n", "\r\n")),
+    kube_text("error", ("    token", "\ttoken")),
+    kube_text(OK_T, ("token: t", "token: *x"), before="other: &x t\n"),
+    kube_text("error", ("token: t", "token: *x")),
+    kube_text(OK_T, ("    token: t", "    <<: *x"), before="other: &x {token: t}\n"),
+    KubeCase(OK_T, {"config": json.dumps(kube_config(), indent="\t")}),
+    KubeCase(OK_T, {"config": json.dumps(kube_config())[:-1] + ",}"}),
+    KubeCase("error", {"config": "[1]"}),
+    KubeCase("error", {"config": ""}),
 )
 
+KUBE_USER_B = {"users": [{"name": "c", "user": {"token": "b"}}]}
 KUBE_FILES: Tuple[KubeCase, ...] = (
-    KubeCase("Latin-1", "error: UTF-8", {"config": b"users:\n- name: \xe9 s3cr3t\n"}),
-    KubeCase("UTF-16", "https: token t", {"config": "utf16"}),
-    KubeCase("a file that is not there", "error: @DIR@/config: No such file", {}),
-    KubeCase("a folder", "error: @DIR@/config: Is a directory", {"config/x": "x"}),
-    KubeCase("a relative path", "https: token f",
-             {"config": kube_config({"tokenFile": "a/../b/token"}), "b/token": "f"}),
-    KubeCase("a path with a tilde", "error: @DIR@/~/token",
-             {"config": kube_config({"tokenFile": "~/token"}), "home/token": "f"}),
-    KubeCase("the file at home", "https: token t", {"home/.kube/config": kube_config()}, "", ""),
-    KubeCase("no file at home", "error: no kubeconfig found", {}, "", ""),
-    kube_list("one member", "https: token t", "@DIR@/a", a=kube_config()),
-    kube_list("an absent member", "https: token t", "@DIR@/gone:@DIR@/a", a=kube_config()),
-    kube_list("an empty file", "https: token t", "@DIR@/b:@DIR@/a", a=kube_config(), b=""),
-    kube_list("the first file's user", "https: token b", "@DIR@/b:@DIR@/a", a=kube_config(),
-              b={"users": [{"name": "c", "user": {"token": "b"}}]}),
-    kube_list("no fields of the second file's user", "https: token b", "@DIR@/b:@DIR@/a",
-              a=kube_config({"as": "u"}), b={"users": [{"name": "c", "user": {"token": "b"}}]}),
-    kube_list("the first current-context", "https: token b", "@DIR@/b:@DIR@/a", a=kube_config(current_context="gone"),
+    KubeCase("error: UTF-8", {"config": b"users:\n- name: \xe9 s3cr3t\n"}),
+    KubeCase(OK_T, {"config": "utf16"}),
+    KubeCase("error: @DIR@/config: No such file", {}),
+    KubeCase("error: @DIR@/config: Is a directory", {"config/x": "x"}),
+    KubeCase("https: token f", {"config": kube_config({"tokenFile": "a/../b/token"}), "b/token": "f"}),
+    KubeCase("error: @DIR@/~/token", {"config": kube_config({"tokenFile": "~/token"}), "home/token": "f"}),
+    KubeCase(OK_T, {"home/.kube/config": kube_config()}, "", ""),
+    KubeCase("error: no kubeconfig found", {}, "", ""),
+    kube_list(OK_T, "@DIR@/gone:@DIR@/b:@DIR@/a", a=kube_config(), b=""),
+    kube_list("https: token b", "@DIR@/b:@DIR@/a", a=kube_config({"as": "u"}), b=KUBE_USER_B),
+    kube_list("https: token b", "@DIR@/b:@DIR@/a", a=kube_config(current_context="gone"),
               b={"current-context": "d", "users": [{"name": "d", "user": {"token": "b"}}],
                  "contexts": [{"name": "d", "context": {"cluster": "c", "user": "d"}}]}),
-    kube_list("a broken second file", "error: kubeconfig @DIR@/b", "@DIR@/a:@DIR@/b", a=kube_config(), b="[1"),
-    kube_list("relative paths of each file", "https: token f", "@DIR@/b/c:@DIR@/a", a=kube_config(
-        {"tokenFile": "gone"}), **{"b/c": {"users": [{"name": "c", "user": {"tokenFile": "token"}}]}, "b/token": "f"}),
-    kube_list("a member below a file", "error: @DIR@/a/b: Not a directory", "@DIR@/a:@DIR@/a/b", a=kube_config()),
-    KubeCase("absent members keep the file at home out", "error: no kubeconfig found",
-             {"home/.kube/config": kube_config()}, "", "", {"KUBECONFIG": "@DIR@/gone"}),
-    KubeCase("a colon keeps the file at home out", "error: no kubeconfig found",
-             {"home/.kube/config": kube_config()}, "", "", {"KUBECONFIG": ":"}),
-    KubeCase("a flag beats KUBECONFIG", "https: token t", {"config": kube_config(), "b": kube_config({"token": "b"})},
-             environment={"KUBECONFIG": "@DIR@/b"}),
-    KubeCase("a proxy of the environment is not for loopback", "https: token t", {"config": kube_config()},
+    kube_list("error: kubeconfig @DIR@/b", "@DIR@/a:@DIR@/b", a=kube_config(), b="[1"),
+    kube_list("https: token f", "@DIR@/b/c:@DIR@/a", a=kube_config({"tokenFile": "gone"}), **{
+        "b/c": {"users": [{"name": "c", "user": {"tokenFile": "token"}}]}, "b/token": "f"}),
+    kube_list("error: @DIR@/a/b: Not a directory", "@DIR@/a:@DIR@/a/b", a=kube_config()),
+    kube_list("error: no kubeconfig found", "@DIR@/gone", **{"home/.kube/config": kube_config()}),
+    kube_list("error: no kubeconfig found", ":", **{"home/.kube/config": kube_config()}),
+    KubeCase(OK_T, {"config": kube_config(), "b": KUBE_USER_B}, environment={"KUBECONFIG": "@DIR@/b"}),
+    KubeCase(OK_T, {"config": kube_config()}, environment={"HTTPS_PROXY": "http://@PROXY@"}),
+    KubeCase("named as a.example.com by proxy: token t", {"config": kube_config(None, KUBE_BY_NAME)},
              environment={"HTTPS_PROXY": "http://@PROXY@"}),
-    KubeCase("a proxy of the environment", "named as a.example.com by proxy: token t",
-             {"config": kube_config(None, KUBE_BY_NAME)}, environment={"HTTPS_PROXY": "http://@PROXY@"}),
-    KubeCase("a proxy-url beats the environment", "https by proxy: token t",
-             {"config": kube_config(None, {"proxy-url": "http://@PROXY@"})},
+    KubeCase("https by proxy: token t", {"config": kube_config(None, {"proxy-url": "http://@PROXY@"})},
              environment={"HTTPS_PROXY": "http://@GUARDED@", "NO_PROXY": "*"}),
 )
 
 
-def kube_plugins() -> Iterator[KubeCase]:
-    """Where plugins are found, and what is made of what they print."""
-    ok, none = "https: token p", "error: neither a token nor a certificate with its key"
-    for what, verdict, status, top, ending in ((*row, *({}, "")[len(row) - 3:]) for row in (
-            ("a token", ok, {"token": "p"}),
-            ("a certificate", "https: certificate alice", KUBE_PAIR),
-            ("a certificate without key", none, {**KUBE_PAIR, "token": "s3cr3t", "clientKeyData": ""}),
-            ("a key without certificate", none, {"token": "p", "clientKeyData": "s3cr3t"}),
-            ("a pair that is none", "error: not a matching pair",
-             {"clientCertificateData": "s3cr3t", "clientKeyData": "s3cr3t"}),
-            ("a certificate with another's key", "error: its exec plugin are not a matching pair",
-             {**KUBE_PAIR, "clientKeyData": "@TEXT:bob.key@"}),
-            ("an empty status", none, {}), ("a null status", none, None), ("an empty token", none, {"token": ""}),
-            ("a status that is a text", "error: status must be a mapping", "s3cr3t"),
-            ("a token that is a number", "error: plugin @DIR@/own-plugin: token must be a string", {"token": 5}),
-            ("a token with a line end", "error: has characters that cannot be sent", {"token": "s3cr3t\n"}),
-            ("a certificate that is a number", "error: clientCertificateData must be a string",
-             {"token": "s3cr3t", "clientCertificateData": 5}),
-            ("an end in the past", ok, {"token": "p", "expirationTimestamp": "2020-01-01T00:00:00Z"}),
-            ("an end in words", "error: no time", {"token": "p", "expirationTimestamp": "s3cr3t"}),
-            ("an end in seconds", "error: no time", {"token": "p", "expirationTimestamp": 1900000000}),
-            ("another version", "error: no ExecCredential of client.authentication.k8s.io/v1", {"token": "s3cr3t"},
-             {"apiVersion": "client.authentication.k8s.io/v1beta1"}),
-            ("no kind", ok, {"token": "p"}, {"kind": ""}),
-            ("another kind", "error: no ExecCredential", {"token": "s3cr3t"}, {"kind": "Secret"}),
-            ("an exit code", "error: failed with exit code 3", {"token": "s3cr3t"}, {}, "exit 3"),
-            ("a signal", "error: failed with exit code -9", {"token": "s3cr3t"}, {}, "kill -9 $$"))):
-        answer = json.dumps({"apiVersion": KUBE_EXEC["apiVersion"], "kind": "ExecCredential", "status": status, **top})
-        yield kube_place(f"{what} as answer", verdict, "own-plugin", kube_says(answer) + ending, command="./own-plugin")
-    for what, verdict, answer in (
-            ("YAML", ok, f"apiVersion: {KUBE_EXEC['apiVersion']}\nkind: ExecCredential\nstatus: {{token: p}}"),
-            ("nothing", "error: no ExecCredential", ""), ("rubbish", "error: is not YAML", "[s3cr3t @@ [ {"),
-            ("a page", "error: must be a mapping", "<html></html>"), ("a list", "error: must be a mapping", "[]")):
-        yield kube_place(f"{what} as answer", verdict, "own-plugin", kube_says(answer), command="./own-plugin")
-    yield kube_place("v1beta1", ok, "own-plugin", KUBE_PLUGIN.replace("/v1", "/v1beta1"), command="./own-plugin",
-                     apiVersion="client.authentication.k8s.io/v1beta1", interactiveMode=None)
-    yield kube_place("a bare name on the PATH", ok, "bin/b-plugin", path="@DIR@/bin:@PATH@", command="b-plugin")
-    yield kube_place("the plugin's own PATH", "error: exec plugin b-plugin of the kubeconfig is not installed",
-                     "bin/b-plugin", command="b-plugin", env=[{"name": "PATH", "value": "@DIR@/bin"}])
-    for what, path in (("beside the file", "@PATH@"), ("by an empty PATH", ""), ("by :", ":@PATH@"),
-                       ("by a dot", ".:@PATH@"), ("by a relative PATH", "home/..:@PATH@")):
-        yield kube_place(f"a bare name {what}", "error: not installed", "b-plugin", path=path, command="b-plugin")
-    yield kube_place("an absolute path", ok, "bin/b-plugin", command="@DIR@/bin/b-plugin")
-    yield kube_place("a relative path", ok, "bin/b-plugin", command="bin/../bin/b-plugin")
-    yield kube_place("a file that may not be run", "error: not installed", "bin/other", command="bin/other")
-    yield kube_place("a folder", "error: not installed", "bin/b-plugin", command="./bin")
-    yield kube_place("no interpreter", "error: cannot be run: Exec format", "b-plugin", "rubbish", command="./b-plugin")
-    yield kube_place("a variable", "https: token v", "own-plugin", KUBE_PLUGIN.replace('"p"', '"\'$OWN\'"'),
-                     command="./own-plugin", env=[{"name": "OWN", "value": "x"}, {"name": "OWN", "value": "v"}])
-    yield kube_place("arguments as they are", "https: token a b$x", "own-plugin",
-                     KUBE_PLUGIN.replace('"p"', '"\'"$1"\'"'), command="./own-plugin", args=["a b$x"])
-    yield kube_place("no terminal to ask on", "error: must ask on a terminal", interactiveMode="Always")
-    yield kube_place("a terminal if there is one", ok, interactiveMode="IfAvailable")
-    yield kube_place("an end without a zone", ok, "own-plugin", KUBE_PLUGIN.replace(
-        '"p"', '"p", "expirationTimestamp": "2199-01-01T00:00:00"'), command="./own-plugin", lenient=True)
-
-
-def kube_says(answer: str) -> str:
-    """A plugin that prints this."""
-    return f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n"
-
-
-def kube_place(what: str, verdict: str, where: str = "plugin", text: str = KUBE_PLUGIN, path: str = "@PATH@",
+def kube_place(verdict: str, where: str = "plugin", text: str = KUBE_PLUGIN, path: str = "@PATH@",
                lenient: bool = False, **fields: Any) -> KubeCase:
     """A case with a plugin at a place below the folder, and the PATH to look on."""
-    return KubeCase(what, verdict, {"config": kube_config({"exec": {**KUBE_EXEC, **fields}}), where: text},
+    return KubeCase(verdict, {"config": kube_config(kube_exec(**fields)), where: text},
                     environment={"PATH": path}, lenient=lenient)
+
+
+def kube_plugins() -> Iterator[KubeCase]:
+    """Where plugins are found, and what is made of what they print."""
+    own: Dict[str, Any] = {"where": "own-plugin", "command": "./own-plugin"}
+    none = "error: neither a token nor a certificate with its key"
+
+    def says(verdict: str, answer: str, ending: str = "") -> KubeCase:
+        return kube_place(verdict, text=f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n{ending}", **own)
+
+    for verdict, status, top, ending in ((*row, *({}, "")[len(row) - 2:]) for row in (
+            ("https: certificate alice", KUBE_PAIR),
+            (none, {**KUBE_PAIR, "token": "s3cr3t", "clientKeyData": ""}),
+            (none, {"token": "p", "clientKeyData": "s3cr3t"}),
+            ("error: its exec plugin are not a matching pair", {**KUBE_PAIR, "clientKeyData": "@TEXT:bob.key@"}),
+            (none, {}), (none, None), (none, {"token": ""}), ("error: status must be a mapping", "s3cr3t"),
+            ("error: plugin @DIR@/own-plugin: token must be a string", {"token": 5}),
+            ("error: has characters that cannot be sent", {"token": "s3cr3t\n"}),
+            ("error: clientCertificateData must be a string", {"token": "s3cr3t", "clientCertificateData": 5}),
+            (OK_P, {"token": "p", "expirationTimestamp": "2020-01-01T00:00:00Z"}),
+            ("error: no time", {"token": "p", "expirationTimestamp": "s3cr3t"}),
+            ("error: no time", {"token": "p", "expirationTimestamp": 1900000000}),
+            (f"error: no ExecCredential of {KUBE_V1}", {"token": "s3cr3t"}, {"apiVersion": KUBE_V1 + "beta1"}),
+            (OK_P, {"token": "p"}, {"kind": ""}),
+            ("error: no ExecCredential", {"token": "s3cr3t"}, {"kind": "Secret"}),
+            ("error: failed with exit code 3", {"token": "s3cr3t"}, {}, "exit 3"),
+            ("error: failed with exit code -9", {"token": "s3cr3t"}, {}, "kill -9 $$"))):
+        answer = {"apiVersion": KUBE_V1, "kind": "ExecCredential", "status": status, **top}
+        yield says(verdict, json.dumps(answer), ending)
+    yield says(OK_P, f"apiVersion: {KUBE_V1}\nkind: ExecCredential\nstatus: {{token: p}}")
+    yield says("error: no ExecCredential", "")
+    yield says("error: is not YAML", "[s3cr3t @@ [ {")
+    yield says("error: must be a mapping", "<html></html>")
+    yield kube_place(OK_P, text=KUBE_PLUGIN.replace("/v1", "/v1beta1"), apiVersion=KUBE_V1 + "beta1",
+                     interactiveMode=None, **own)
+    yield kube_place(OK_P, "bin/b-plugin", path="@DIR@/bin:@PATH@", command="b-plugin")
+    yield kube_place("error: exec plugin b-plugin of the kubeconfig is not installed", "bin/b-plugin",
+                     command="b-plugin", env=[{"name": "PATH", "value": "@DIR@/bin"}])
+    for path in ("@PATH@", "", ":@PATH@", ".:@PATH@", "home/..:@PATH@"):
+        yield kube_place("error: not installed", "b-plugin", path=path, command="b-plugin")
+    for command in ("@DIR@/bin/b-plugin", "bin/../bin/b-plugin"):
+        yield kube_place(OK_P, "bin/b-plugin", command=command)
+    yield kube_place("error: not installed", "bin/other", command="bin/other")  # which may not be run
+    yield kube_place("error: not installed", "bin/b-plugin", command="./bin")
+    yield kube_place("error: cannot be run: Exec format", "b-plugin", "rubbish", command="./b-plugin")
+    # Arguments go through no shell; listed variables beat inherited ones, and KUBERNETES_EXEC_INFO beats all.
+    told = KUBE_PLUGIN.replace('"p"', '"\'"$1 $TZ$OWN ${KUBERNETES_EXEC_INFO%%\\"*} $HOME"\'"')
+    yield kube_place("https: token a b$x v { @DIR@/home", text=told, args=["a b$x"], env=[
+        {"name": "TZ", "value": "v"}, {"name": "OWN"}, {"name": "KUBERNETES_EXEC_INFO", "value": "no"}], **own)
+    yield kube_place("error: must ask on a terminal", interactiveMode="Always")
+    yield kube_place(OK_P, interactiveMode="IfAvailable")
+    yield kube_place(OK_P, text=KUBE_PLUGIN.replace('"p"', '"p", "expirationTimestamp": "2199-01-01T00:00:00"'),
+                     lenient=True, **own)
 
 
 class KubeTable(KubeFolder):
@@ -5359,7 +4850,7 @@ class KubeTable(KubeFolder):
             variables = {name: kube_fill(value or "", folder) for name, value in case.environment.items()}
             os.chdir(folder)
             kube_forget()
-            with self.subTest(case.what), kube_environment(HOME=os.path.join(folder, "home"), **variables):
+            with self.subTest(case), kube_environment(HOME=os.path.join(folder, "home"), **variables):
                 act(case, kube_fill(case.verdict, folder), kube_fill(case.kubeconfig, folder))
 
     def ours(self, case: KubeCase, verdict: str, path: str) -> None:
@@ -5383,26 +4874,14 @@ class KubeTable(KubeFolder):
 
 
 class TestKubeconfigLikeKubectl(KubeTable):
-    """Tables of kubeconfigs: kubectl does what they say, and so do we."""
+    """Tables of kubeconfigs: fields, their precedence and types; texts and files; plugins and their answers."""
 
     def test_we_do_what_the_tables_say(self) -> None:
-        """Each kubeconfig leads to its server and caller, or to an error."""
         self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.ours)
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_reads_fields_so(self) -> None:
-        """Fields, their precedence and their types."""
-        self.check(KUBE_CASES, self.theirs)
-
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_reads_texts_and_files_so(self) -> None:
-        """YAML, JSON and what is neither; where files are found, and how several are seen as one."""
-        self.check(KUBE_TEXTS + KUBE_FILES, self.theirs)
-
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_runs_plugins_so(self) -> None:
-        """Where exec plugins are found, and what is made of their answers."""
-        self.check(tuple(kube_plugins()), self.theirs)
+    def test_kubectl_does_what_the_tables_say(self) -> None:
+        self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.theirs)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -5412,13 +4891,23 @@ class TestKubeconfigLikeKubectl(KubeTable):
 KUBE_STUB = """#!/bin/sh
 cd "$(dirname "$0")"
 printf '%s' "$KUBERNETES_EXEC_INFO" > info
-printf '%s|' "$@" > arguments
-env > environment
 read -r line; echo $line > stdin
 echo run >> runs
 test -f code && { echo please log in >&2; echo s3cr3t; exit "$(cat code)"; }
 cat answer
 """
+KUBE_EXTENSION = {"float": 1.5, "text": "x", "on": True, "none": None, "list": [1, "2"], "big": 12345678901}
+KUBE_OTHER = {"name": "other", "extension": {"a": 1}}
+KUBE_FOR_EXEC = "client.authentication.k8s.io/exec"
+# Fields of a cluster, and what a plugin is told beyond server and authority.
+KUBE_TOLD: Tuple[Tuple[Document, Document], ...] = (
+    (kube_ca("@PKI@/ca.crt"), {}), ({"server": "https://@HTTPS@/k8s/"}, {"server": "https://@HTTPS@/k8s/"}),
+    (KUBE_INSECURE, {"insecure-skip-tls-verify": True, "certificate-authority-data": None}),
+    ({**KUBE_NAMED, "tls-server-name": "a.example.com"}, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
+    *((fields, fields) for fields in ({"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, {"disable-compression": True})),
+    ({"extensions": [KUBE_OTHER, {"name": KUBE_FOR_EXEC, "extension": KUBE_EXTENSION}]}, {"config": KUBE_EXTENSION}),
+    ({"extensions": [{"name": KUBE_FOR_EXEC, "extension": "x"}]}, {"config": "x"}),
+    ({"extensions": [{"name": KUBE_FOR_EXEC}, KUBE_OTHER]}, {}))
 
 
 class KubePlugins(KubeFolder):
@@ -5431,23 +4920,24 @@ class KubePlugins(KubeFolder):
         self.answer(token="p")
         self.addCleanup(kube_servers()["https"].unscript)
 
-    def answer(self, version: str = "v1", **status: Any) -> None:
+    def answer(self, version: str = KUBE_V1, **status: Any) -> None:
         """What the program prints from now on."""
-        self.write(json.dumps({"apiVersion": f"client.authentication.k8s.io/{version}", "kind": "ExecCredential",
-                               "status": status}), "answer")
+        self.write(json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status}), "answer")
 
     def said(self, name: str) -> str:
         """What the program noted."""
-        with open(os.path.join(self.folder, name), encoding="utf-8") as file:
-            return file.read()
+        return read_bytes(os.path.join(self.folder, name)).decode()
 
     def config(self, cluster: Any = None, **fields: Any) -> str:
         """A kubeconfig with this plugin."""
-        return self.write(kube_config({"exec": {**KUBE_EXEC, **fields}}, cluster))
+        return self.write(kube_config(kube_exec(**fields), cluster))
 
-    def plugged(self) -> Any:
-        """A connection by this plugin."""
-        return self.connect(kube_config({"exec": KUBE_EXEC}))
+    def plugged(self, calls: int = 0) -> Any:
+        """A connection by this plugin, after so many calls."""
+        api = self.connect(kube_config(kube_exec()))
+        for _ in range(calls):
+            kube_version(api)
+        return api
 
     def seen(self) -> List[str]:
         """What the server saw of the callers, in order."""
@@ -5455,69 +4945,41 @@ class KubePlugins(KubeFolder):
         return [request.headers.get("authorization") or str(request.user) for request in calls]
 
 
-def kube_version(api: Any, method: str = "GET") -> Document:
+def kube_version(api: Any) -> Document:
     """One call."""
-    return api.call(method, "/version")
+    return api.call("GET", "/version")
 
 
-def kube_pair(name: str) -> Dict[str, str]:
+def kube_pair(name: str, key: str = "") -> Dict[str, str]:
     """A certificate and its key, as a plugin prints them."""
     return {"clientCertificateData": kube_bytes(f"{name}.crt").decode(),
-            "clientKeyData": kube_bytes(f"{name}.key").decode()}
+            "clientKeyData": kube_bytes(f"{key or name}.key").decode()}
 
 
-def kube_together(count: int, act: Callable[[], Any]) -> None:
-    """Do something in so many threads at once, and raise what one of them raised."""
-    barrier = threading.Barrier(count)
-    with ThreadPoolExecutor(count) as pool:
-        for future in [pool.submit(lambda: (barrier.wait(10), act())) for _ in range(count)]:
-            future.result(30)
-
-
-def kube_program(path: str, stdin: Any = b"", seconds: float = 30, memory: str = "unlimited") -> Any:
+def kube_program(path: str, stdin: Any = subprocess.DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
     """Run the program with a kubeconfig, and at most so much memory -> the finished process with its output."""
-    feed = {"stdin": stdin} if isinstance(stdin, int) else {"input": stdin}
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
             ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
              "-n", "v", "--kubeconfig", path, "backup", "logs", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            check=False, timeout=seconds, **feed)
+            check=False, timeout=seconds, stdin=stdin)
 
 
 class TestExecPluginIsTold(KubePlugins):
     """What a plugin is told: KUBERNETES_EXEC_INFO, environment, arguments, stdin."""
 
-    EXEC = "client.authentication.k8s.io/exec"
-    OTHER = {"name": "other", "extension": {"a": 1}}
-    EXTENSION = {"port": 8443, "float": 1.5, "text": "x", "on": True, "none": None, "list": [1, "2"],
-                 "big": 12345678901}
-    CLUSTERS: Tuple[Tuple[Document, Document], ...] = (  # fields of a cluster, and what is told beyond server and CA
-        ({}, {}),
-        ({**KUBE_NO_CA, "certificate-authority": "@PKI@/ca.crt"}, {}),
-        ({"server": "https://@HTTPS@/k8s/"}, {"server": "https://@HTTPS@/k8s/"}),
-        ({**KUBE_NO_CA, "insecure-skip-tls-verify": True},
-         {"insecure-skip-tls-verify": True, "certificate-authority-data": None}),
-        ({**KUBE_NAMED, "tls-server-name": "a.example.com"}, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
-        ({"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
-        ({"disable-compression": True}, {"disable-compression": True}),
-        ({"extensions": [OTHER, {"name": EXEC, "extension": EXTENSION}]}, {"config": EXTENSION}),
-        ({"extensions": [{"name": EXEC, "extension": "x"}]}, {"config": "x"}),
-        ({"extensions": [{"name": EXEC}, OTHER]}, {}))
-
     def check(self, call: Callable[[str], Any]) -> None:
         """A plugin hears of the cluster when it asked to, by whoever runs it."""
-        for cluster, more in self.CLUSTERS:
+        for cluster, more in KUBE_TOLD:
             info = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **more}
-            wanted = {"config": None, **{name: value for name, value in info.items() if value is not None}}
-            for version, fields, spec in (
-                    ("v1", {"provideClusterInfo": True}, {"interactive": False, "cluster": wanted}),
-                    ("v1beta1", {"interactiveMode": None}, {"interactive": False})):
+            told = {"config": None, **{name: value for name, value in info.items() if value is not None}}
+            for version, fields, about_it in ((KUBE_V1, {"provideClusterInfo": True}, {"cluster": told}),
+                                              (KUBE_V1 + "beta1", {"interactiveMode": None}, {})):
                 with self.subTest(cluster, version=version):
                     self.answer(version, token="p")
-                    call(self.config(cluster, apiVersion=f"client.authentication.k8s.io/{version}", **fields))
+                    call(self.config(cluster, apiVersion=version, **fields))
                     self.assertEqual(json.loads(self.said("info")), json.loads(kube_fill(json.dumps({
-                        "apiVersion": f"client.authentication.k8s.io/{version}", "kind": "ExecCredential",
-                        "spec": spec}))))
+                        "apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": False, **about_it}}))))
 
     def test_by_us(self) -> None:
         self.check(kube_call)
@@ -5528,17 +4990,6 @@ class TestExecPluginIsTold(KubePlugins):
             [str(KUBECTL), "--kubeconfig", path, "version"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, check=True, timeout=20))
 
-    def test_arguments_and_environment(self) -> None:
-        """Arguments go through no shell; listed variables beat our own, KUBERNETES_EXEC_INFO beats all."""
-        with kube_environment(KUBE_OURS="ours", KUBE_BOTH="ours"):
-            kube_call(self.config(args=["$HOME", "a b", "*"], env=[
-                {"name": "KUBE_BOTH", "value": "x"}, {"name": "KUBE_BOTH", "value": "theirs"},
-                {"name": "KUBE_EMPTY"}, {"name": "KUBERNETES_EXEC_INFO", "value": "no"}]))
-        self.assertEqual(self.said("arguments"), "$HOME|a b|*|")
-        self.assertLessEqual({"KUBE_OURS=ours", "KUBE_BOTH=theirs", "KUBE_EMPTY="},
-                             set(self.said("environment").split("\n")))
-        self.assertEqual(json.loads(self.said("info"))["kind"], "ExecCredential")
-
     def test_stdin_and_stderr(self) -> None:
         """A plugin reads our terminal when its mode allows it, nothing else; what it says on stderr is seen."""
         self.write("3", "code")
@@ -5546,17 +4997,13 @@ class TestExecPluginIsTold(KubePlugins):
                                      ("IfAvailable", False, "")):
             with self.subTest(mode, terminal=terminal):
                 ours, theirs = os.openpty() if terminal else os.pipe()
-                os.write(ours if terminal else theirs, b"typed\n")
-                try:
-                    done = kube_program(self.config(interactiveMode=mode), stdin=theirs if terminal else ours)
-                finally:
-                    os.close(ours)
-                    os.close(theirs)
-                self.assertEqual(self.said("stdin").strip(), line)
-                self.assertIs(json.loads(self.said("info"))["spec"]["interactive"], bool(line))
-                self.assertEqual((done.returncode, done.stdout), (1, b""))
-                self.assertIn(b"please log in\n", done.stderr)
-                self.assertNotIn(b"s3cr3t", done.stderr)
+                with open(ours, "rb") as one, open(theirs, "wb") as other:
+                    os.write(ours if terminal else theirs, b"typed\n")
+                    done = kube_program(self.config(interactiveMode=mode), stdin=other if terminal else one)
+                info = json.loads(self.said("info"))
+                self.assertEqual((line, bool(line)), (self.said("stdin").strip(), info["spec"]["interactive"]))
+                self.assertEqual((1, b"", True, False), (
+                    done.returncode, done.stdout, b"please log in\n" in done.stderr, b"s3cr3t" in done.stderr))
 
 
 class TestExecPluginLife(KubePlugins):
@@ -5569,35 +5016,33 @@ class TestExecPluginLife(KubePlugins):
                 self.write("", "runs")
                 end = datetime.now(timezone.utc) + timedelta(seconds=seconds or 0)
                 self.answer(token="p", **({} if seconds is None else {"expirationTimestamp": vr.format_time(end)}))
-                api = self.plugged()
-                kube_version(api)
-                kube_version(api)
+                self.plugged(2)
                 self.assertEqual(self.said("runs").count("run"), runs)
 
     def test_one_run_at_a_time(self) -> None:
         """Eight threads that call at once share one run, also after they were refused one after the other."""
-        api = self.plugged()
-        kube_together(8, lambda: kube_version(api))
-        old = api.session.identity
-        self.assertEqual((self.said("runs").count("run"), self.seen()), (1, ["Bearer p"] * 8))
-        self.answer(token="q")
-        kube_servers()["https"].script(status=401, times=1)
-        kube_together(8, lambda: kube_version(api))
+        api, barrier = self.plugged(), threading.Barrier(8)
+        for runs, token in ((1, "p"), (2, "q")):
+            with ThreadPoolExecutor(8) as pool:
+                for future in [pool.submit(lambda: (barrier.wait(10), kube_version(api))) for _ in range(8)]:
+                    future.result(30)
+            self.assertEqual((self.said("runs").count("run"), self.seen()[-1]), (runs, f"Bearer {token}"))
+            if runs == 1:
+                old = api.session.identity
+                self.answer(token="q")
+                kube_servers()["https"].script(status=401)
         self.assertTrue(api.session.invalidate(old))  # what came late about an identity that is no longer used
         kube_version(api)
-        self.assertEqual((self.said("runs").count("run"), self.seen()[-1]), (2, "Bearer q"))
+        self.assertEqual(self.said("runs").count("run"), 2)
 
     def test_certificates_and_connections(self) -> None:
         """Another certificate, or none, comes with a new connection; the same one stays on the old."""
-        for what, two, last, connections in (("another", kube_pair("bob"), "bob", 2),
-                                             ("none", {"token": "p"}, "Bearer p", 2),
-                                             ("the same", kube_pair("alice"), "alice", 1)):
-            with self.subTest(what):
+        for two, last, connections in ((kube_pair("bob"), "bob", 2), ({"token": "p"}, "Bearer p", 2),
+                                       (kube_pair("alice"), "alice", 1)):
+            with self.subTest(last):
                 kube_forget()
                 self.answer(**kube_pair("alice"))
-                api = self.plugged()
-                kube_version(api)
-                kube_version(api)
+                api = self.plugged(2)
                 self.answer(**two)
                 api.session.invalidate(api.session.identity)
                 kube_version(api)
@@ -5607,22 +5052,19 @@ class TestExecPluginLife(KubePlugins):
 
     def test_no_call_while_it_fails(self) -> None:
         """A plugin that fails, at first or later, leaves no way to go on, however often; it heals by itself."""
-        for what, worked, name, content in (
-                ("at once", False, "code", "3"), ("later", True, "code", "3"),
-                ("Latin-1", False, "answer", b"s3cr3t \xe9"), ("big", False, "answer", b"s3cr3t" * (2 << 20)),
-                ("deep", False, "answer", "[" * 100000), ("a tab", False, "answer", "status:\n\ttoken: s3cr3t"),
-                ("a broken pair", True, "answer", json.dumps({**json.loads(self.said("answer")), "status": {
-                    **kube_pair("bob"), "clientKeyData": kube_bytes("alice.key").decode()}}))):
-            with self.subTest(what):
+        broken = json.dumps({**json.loads(self.said("answer")), "status": kube_pair("bob", "alice")})
+        for worked, name, content in (
+                (False, "code", "3"), (True, "code", "3"), (False, "answer", b"s3cr3t \xe9"),
+                (False, "answer", b"s3cr3t" * (2 << 20)), (False, "answer", "[" * 100000),
+                (False, "answer", "status:\n\ttoken: s3cr3t"), (True, "answer", broken)):
+            with self.subTest(content[:30], worked=worked):
                 self.answer(token="p")
-                api = self.plugged()
-                if worked:
-                    kube_version(api)
-                    api.session.invalidate(api.session.identity)
+                api = self.plugged(int(worked))
+                api.session.invalidate(api.session.identity)
                 self.write(content, name)
                 kube_forget()
                 for _ in range(2):
-                    self.fails(vr.ConfigError, lambda api=api: kube_version(api), "plugin")
+                    self.fails(vr.ConfigError, functools.partial(kube_version, api), "plugin")
                 self.assertEqual(self.seen(), [])
                 os.remove(os.path.join(self.folder, name))
                 self.answer(token="p")
@@ -5637,7 +5079,7 @@ class TestExecPluginLife(KubePlugins):
                 ({"args": ["a\0b"]}, "exec plugin"), ({"env": [{"name": "A=B", "value": "x"}]}, "exec plugin"),
                 ({"command": "a\0b"}, "exec plugin"), ({"command": "./a\0b"}, "exec plugin")):
             with self.subTest(fields):
-                path = self.write(json.dumps(kube_config({"exec": {**KUBE_EXEC, **fields}})))
+                path = self.write(json.dumps(kube_config(kube_exec(**fields))))
                 error = self.fails(vr.ConfigError, lambda path=path: kube_call(path), words)
                 self.assertTrue("".join(error.hints).isprintable(), ascii(error.hints))
                 self.assertEqual("installHint" in fields, "elsewhere" in "".join(error.hints))
@@ -5646,24 +5088,21 @@ class TestExecPluginLife(KubePlugins):
 class TestKubeSession(KubePlugins):
     """What is read again from files while connections are open; the test turns the clock."""
 
-    def files(self, name: str) -> None:
-        """Put somebody's certificate and key where the kubeconfig says."""
-        for end in ("crt", "key"):
-            self.write(kube_bytes(f"{name}.{end}"), f"own.{end}")
+    def files(self, name: str, key: str = "", authority: str = "ca.crt") -> None:
+        """Put somebody's certificate and key, and an authority, where the kubeconfig says."""
+        for file, content in (("own.crt", f"{name}.crt"), ("own.key", f"{key or name}.key"), ("own-ca", authority)):
+            self.write(kube_bytes(content) if content else "no PEM", file)
 
     def test_certificate_files(self) -> None:
         """Another pair comes with new connections; one that cannot be used leaves the old in use, with a warning."""
         self.files("alice")
-        self.write(kube_bytes("ca.crt"), "own-ca")
-        api = self.connect(kube_config({"client-certificate": "own.crt", "client-key": "own.key"},
-                                       {**KUBE_NO_CA, "certificate-authority": "own-ca"}))
-        for what, change, caller, warned in (
-                ("nothing new", lambda: None, "alice", False), ("a new pair", lambda: self.files("bob"), "bob", False),
-                ("a foreign key", lambda: self.write(kube_bytes("alice.key"), "own.key"), "bob", True),
-                ("no key", lambda: os.remove(os.path.join(self.folder, "own.key")), "bob", True),
-                ("an empty authority", lambda: (self.files("bob"), self.write("no PEM", "own-ca")), "bob", True),
-                ("healed", lambda: (self.files("alice"), self.write(kube_bytes("ca.crt"), "own-ca")), "alice", False)):
-            with self.subTest(what):
+        api = self.connect(kube_config({"client-certificate": "own.crt", "client-key": "own.key"}, kube_ca("own-ca")))
+        for change, caller, warned in (
+                (lambda: None, "alice", False), (lambda: self.files("bob"), "bob", False),
+                (lambda: self.files("bob", "alice"), "bob", True),
+                (lambda: os.remove(os.path.join(self.folder, "own.key")), "bob", True),
+                (lambda: self.files("bob", authority=""), "bob", True), (lambda: self.files("alice"), "alice", False)):
+            with self.subTest(caller=caller, warned=warned):
                 change()
                 api.session.until = time.monotonic()
                 with self.assertLogs("velero_requests") as logs:
@@ -5674,12 +5113,12 @@ class TestKubeSession(KubePlugins):
 
     def test_after_a_refusal(self) -> None:
         """After a 401 files are read again at once; what stands in the kubeconfig is no better then."""
-        self.files("alice")
         for user, callers in (({"client-certificate": "own.crt", "client-key": "own.key"}, ["alice", "None", "bob"]),
                               (KUBE_CERT, ["alice", "None"]), ({"token": "t"}, ["Bearer t", "Bearer t"]),
                               ({"tokenFile": "token"}, ["Bearer f", "Bearer f", "Bearer g"]),
-                              ({"exec": KUBE_EXEC}, ["Bearer p", "Bearer p", "Bearer q"])):
+                              (kube_exec(), ["Bearer p", "Bearer p", "Bearer q"])):
             with self.subTest(user):
+                self.files("alice")
                 self.write("f\n", "token")
                 self.answer(token="p")
                 kube_forget()
@@ -5698,8 +5137,8 @@ class TestKubeSession(KubePlugins):
     def test_a_token_file_lives_for_50_seconds(self) -> None:
         """A token is used for so long; then the file counts, whatever happened to certificate files meanwhile."""
         self.write("f", "token")
-        self.write(kube_bytes("ca.crt"), "own-ca")
-        api = self.connect(kube_config({"tokenFile": "token"}, {**KUBE_NO_CA, "certificate-authority": "own-ca"}))
+        self.files("alice")
+        api = self.connect(kube_config({"tokenFile": "token"}, kube_ca("own-ca")))
         kube_version(api)
         self.write("g", "token")
         kube_version(api)
@@ -5715,25 +5154,24 @@ class TestKubeSession(KubePlugins):
 # ------------------------------------------------------------------------------------------------------------
 
 KUBE_K8S = "https://k8s.example:6443"
+KUBE_PROXIED = {"HTTPS_PROXY": "http://@P@"}
 
 
 def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
     """Rows for some NO_PROXY and a URL."""
-    return tuple((url, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": text}, proxied) for text in texts)
+    return tuple((url, {**KUBE_PROXIED, "NO_PROXY": text}, proxied) for text in texts)
 
 
 # A URL, the environment (@P@ is the proxy), and whether kubectl goes through the proxy. The addresses are multicast
 # ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
 KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
-    (KUBE_K8S, {"https_proxy": "@P@"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "https_proxy": "http://127.0.0.1:1"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
+    (KUBE_K8S, {"https_proxy": "@P@"}, True), (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
+    (KUBE_K8S, {**KUBE_PROXIED, "https_proxy": "http://127.0.0.1:1"}, True),
     (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
-    ("https://127.9.9.9:1", {"HTTPS_PROXY": "http://@P@"}, False),
-    ("https://kube.localhost:1", {"HTTPS_PROXY": "http://@P@"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
+    ("https://127.9.9.9:1", KUBE_PROXIED, False), ("https://kube.localhost:1", KUBE_PROXIED, True),
+    (KUBE_K8S, {**KUBE_PROXIED, "NO_PROXY": "x", "no_proxy": "k8s.example"}, True),
+    (KUBE_K8S, {**KUBE_PROXIED, "NO_PROXY": "", "no_proxy": "k8s.example"}, False),
     *kube_no_proxy(False, KUBE_K8S, " * ", ".example", "*.example", "K8S.Example:6443", "x, k8s.example ,y"),
     *kube_no_proxy(True, KUBE_K8S, ".k8s.example", "k8s.example:443", "x k8s.example", "ample", "*:6443"),
     *kube_no_proxy(False, "https://224.1.2.3:6443", "224.1.2.3/8", "224.1.2.3:6443"),
@@ -5741,25 +5179,15 @@ KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
     *kube_no_proxy(False, "https://[ff0e::1]:6443", "[ff0e::1]:6443", "FF0E:0::1"),
     *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]", "ff0e::1:6443"))
 KUBE_MORE_PROXY_ROWS = (
-    (KUBE_K8S, {}, False), (KUBE_K8S, {"HTTPS_PROXY": "http://@P@"}, True),
-    (KUBE_K8S, {"https_proxy": "http://@P@"}, True), ("http://k8s.example:6443", {"http_proxy": "@P@"}, True),
-    ("http://k8s.example:6443", {"HTTPS_PROXY": "http://@P@"}, False),
+    (KUBE_K8S, {}, False), ("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS_PROXY": "http://x"}, True),
     ("http://k8s.example", {"HTTP_PROXY": "http://@P@", "NO_PROXY": "k8s.example:80"}, False),
-    *((url, {"HTTPS_PROXY": "http://@P@"}, "//[f" in url or "//224" in url) for url in (
-        "https://localhost:1", "https://[::1]:1", "https://224.1.2.3:6443", "https://[ff0e::1]:6443")),
-    (KUBE_K8S, {"HTTPS_PROXY": "http://@P@", "no_proxy": "k8s.example"}, False),
-    *kube_no_proxy(False, KUBE_K8S, "*", "x,*", "k8s.example", "example", "k8s.example:6443", ".example:6443",
-                   ",,k8s.example", "example,224.0.0.0/8"),
-    *kube_no_proxy(True, KUBE_K8S, "", ",", "*.k8s.example", "8s.example", "a.k8s.example", "*example", "*.*",
-                   "https://k8s.example", "k8s.example/", "224.0.0.0/8", "0.0.0.0/0", "k8s.*",
-                   "k8s.example:*", ":6443"),
-    *kube_no_proxy(False, "https://224.1.2.3:6443", "224.1.2.3", "224.0.0.0/8", "224.1.2.3/32", "0.0.0.0/0"),
-    *kube_no_proxy(True, "https://224.1.2.3:6443", "224.1.2.4", "1.2.3", "3", "224.0.0.0/33", "225.0.0.0/8", "224.",
-                   "::/0", "224.0.0.0/8:6443"),
-    *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff0e::1", "ff00::/8", "::/0"),
-    *kube_no_proxy(True, "https://[ff0e::1]:6443", "ff0e::2", "fe00::/8", "[ff0e::1]:443", "0.0.0.0/0"),
-    *kube_no_proxy(False, "https://k8s.example", "k8s.example:443", "k8s.example"),
-    *kube_no_proxy(False, "https://K8S.Example:6443", "k8s.example", ".example"))
+    *((url, KUBE_PROXIED, False) for url in ("https://localhost:1", "https://[::1]:1")),
+    *kube_no_proxy(False, KUBE_K8S, "*", ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
+    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "0.0.0.0/0", "k8s.*", ":6443"),
+    *kube_no_proxy(True, "https://224.1.2.3:6443", "3", "224.0.0.0/33", "225.0.0.0/8", "::/0", "224.0.0.0/8:6443"),
+    *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff00::/8"),
+    *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]:443", "0.0.0.0/0"),
+    *kube_no_proxy(False, "https://K8S.Example", "k8s.example:443"))
 
 
 class TestProxyOfTheEnvironment(KubeFolder):
@@ -5774,18 +5202,14 @@ class TestProxyOfTheEnvironment(KubeFolder):
     def went(self, number: int) -> bool:
         """Whether kubectl asks a proxy for the URL of a row."""
         url, variables, _ = KUBE_PROXY_ROWS[number]
-        proxy = KubeProxy()
-        path = self.write({**kube_config(None, {"server": url, **KUBE_NO_CA, "insecure-skip-tls-verify": True})},
-                          f"config-{number}")
-        own = {**{name: value for name, value in os.environ.items() if name not in KUBE_ABSENT}, "HOME": self.home,
-               **{name: value.replace("@P@", proxy.host) for name, value in variables.items()}}
-        try:
+        path = self.write(kube_config(None, {"server": url, **KUBE_INSECURE}), f"config-{number}")
+        with contextlib.closing(KubeServer()) as proxy:
+            own = {**{name: value for name, value in os.environ.items() if name not in KUBE_ABSENT}, "HOME": self.home,
+                   **{name: value.replace("@P@", proxy.host) for name, value in variables.items()}}
             subprocess.run([str(KUBECTL), "--kubeconfig", path, "get", "--raw", "/", "--request-timeout", "300ms"],
                            env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                            check=False, timeout=20)
             return bool(proxy.seen())
-        finally:
-            proxy.close()
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
     def test_kubectl_does_what_the_table_says(self) -> None:
@@ -5797,10 +5221,8 @@ class TestProxyOfTheEnvironment(KubeFolder):
 
     def test_proxies(self) -> None:
         """A scheme may be in capitals or missing; what we cannot use is an error without the password in it."""
-        for proxy, expected in (("", ""), ("HTTP://h:1", "HTTP://h:1"),
-                                ("https://me:p%40ss@h:1/", "https://me:p%40ss@h:1/"), ("h:3128", "http://h:3128"),
-                                ("[::1]:3128", "http://[::1]:3128"),
-                                ("me:x@h:1", "http://me:x@h:1")):
+        for proxy, expected in (("", ""), ("HTTP://h:1", "HTTP://h:1"), ("https://x:%40@h:1/", "https://x:%40@h:1/"),
+                                ("[::1]:3128", "http://[::1]:3128"), ("me:x@h:1", "http://me:x@h:1")):
             with self.subTest(proxy):
                 self.assertEqual(vr.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected)
         for proxy in ("socks5://me:s3cr3t@h:1", "SOCKS4://h", "ftp://me:s3cr3t@h", "http://", "http://h:x",
@@ -5820,18 +5242,15 @@ class TestProxyOnTheWire(KubeFolder):
         """A store is reached through the same proxies: tunnelled for https, by its whole URL for http."""
         secure = f"https://a.example.com:{kube_servers()['named'].port}/b/k?s=1"
         plain = "http://a.example.com:81/b/k?s=1"
-        for proxy, server, url, variable in (
-                ("proxy", "http://@PROXY@", secure, "HTTPS_PROXY"), ("proxy", "http://@PROXY@", plain, "HTTP_PROXY"),
-                ("guarded", self.GUARDED, secure, "HTTPS_PROXY"), ("guarded", self.GUARDED, plain, "HTTP_PROXY"),
-                ("secure", "https://@SECURE@", secure, "HTTPS_PROXY")):
+        for name, server, url, asked in (
+                ("guarded", self.GUARDED, secure, ("CONNECT", urlsplit(secure).netloc)),
+                ("guarded", self.GUARDED, plain, ("GET", plain)),
+                ("secure", "https://@SECURE@", secure, ("CONNECT", urlsplit(secure).netloc))):
             kube_forget()
-            with self.subTest(proxy, url=url), kube_environment(**{variable: kube_fill(server)}):
-                with vr.open_url(url, vr.Trust(kube_bytes("ca.crt"))) as response:
-                    self.assertIn(b"gitVersion", b"".join(vr.read_body(response)))
-                self.assertEqual([(asked.method, asked.target) for asked in kube_servers()[proxy].seen()],
-                                 [("GET", url) if url == plain else ("CONNECT", urlsplit(url).netloc)])
-        with kube_environment(HTTPS_PROXY=kube_fill("https://@SECURE@")):
-            self.fails(vr.Unreachable, vr.open_url(secure).__enter__, "certificate")
+            with kube_environment(**dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), kube_fill(server))), vr.open_url(
+                    url, vr.Trust(kube_bytes("ca.crt"))) as response:
+                self.assertIn(b"gitVersion", b"".join(vr.read_body(response)))
+            self.assertEqual([asked], [(call.method, call.target) for call in kube_servers()[name].seen()])
 
     def test_the_proxy_hears_nothing(self) -> None:
         """A proxy sees neither token nor, for https, impersonation; the cluster does not see the proxy's password."""
@@ -5840,9 +5259,8 @@ class TestProxyOnTheWire(KubeFolder):
             kube_forget()
             kube_call(self.write(kube_config({"token": "t", "as": "j"}, {"server": server, "proxy-url": self.GUARDED})))
             asked = kube_servers()["guarded"].seen()[0]
-            self.assertEqual(asked.target, kube_fill(target))
-            self.assertEqual("impersonate-user" in asked.headers, server.startswith("http:"))
-            self.assertNotIn("authorization", asked.headers)
+            self.assertEqual((kube_fill(target), server.startswith("http:"), False),
+                             (asked.target, "impersonate-user" in asked.headers, "authorization" in asked.headers))
             for request in kube_servers()["named"].seen():
                 self.assertNotIn("proxy-authorization", request.headers)
 
@@ -5857,76 +5275,63 @@ class TestProxyOnTheWire(KubeFolder):
             path = self.write(kube_config(None, {**KUBE_BY_NAME, "proxy-url": proxy}))
             with self.subTest(proxy):
                 done = run("-v", "-n", "v", "--kubeconfig", path, "backup", "logs", "b", env=KUBE_ABSENT)
-                self.assertEqual((done.code, done.out), (code, b""), done.err)
-                self.assertIn(words, done.err)
-                for secret in ("s3cr3t", base64.b64encode(b"me:s3cr3t").decode(), "bug"):
-                    self.assertNotIn(secret, done.err)
+                self.assertEqual((done.code, done.out, words in done.err), (code, b"", True), done.err)
+                self.assertNotRegex(done.err, f"s3cr3t|{base64.b64encode(b'me:s3cr3t').decode()}|bug")
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Kubeconfig: what TLS errors say
 # ------------------------------------------------------------------------------------------------------------
 
+class Greeter(LoopbackServer):
+    """Says one thing to everybody in plain text, and hangs up."""
+
+    greeting = b"SSH-2.0-OpenSSH_9.6\r\n\r\n"
+
+    def _converse(self, accepted: socket.socket) -> None:
+        with accepted, contextlib.suppress(OSError):
+            accepted.recv(5)  # so that the greeting is not the first to come
+            accepted.sendall(self.greeting)
+            accepted.shutdown(socket.SHUT_WR)
+            while accepted.recv(4096):
+                pass
+
+
 class TestTlsErrors(KubeFolder):
     """What is said when TLS with cluster or store fails: what is wrong, with the names to see it."""
 
-    SHOWN = ("(it is for localhost, *.localhost, 127.0.0.1; subject commonName=loopback; issuer "
-             "commonName=test-ca; valid until ")
+    SHOWN = "(it is for localhost, *.localhost, 127.0.0.1; issuer commonName=test-ca; valid until "
 
-    def unreachable(self, cluster: Document, *words: str) -> str:
+    def unreachable(self, cluster: Document, *words: str) -> None:
         """A call to a cluster is Unreachable, with these words, and nothing is sent."""
         path = self.write(kube_config(None, cluster))
         error = self.fails(vr.Unreachable, lambda: kube_call(path), *words)
-        self.assertEqual((int(error.exit), kube_verdict(True)), (6, "error"))
-        return str(error)
+        self.assertEqual((int(error.exit), kube_verdict(True), len(str(error)) < 600), (6, "error", True))
 
     def test_what_is_said(self) -> None:
-        """A certificate that is not trusted is shown with names, subject, issuer and end, through proxies too."""
+        """A certificate that is not trusted is shown with names, issuer and end, through proxies too.
+
+        The second look asks for the same name, and sends nothing.
+        """
+        greeter, silent = Greeter(), Greeter()
+        silent.greeting = b""
+        for server in (greeter, silent):
+            server.start()
+            self.addCleanup(server.close)
         for cluster, *words in (
-                ({"server": "https://@EXPIRED@"}, "expired", "valid until",
-                 str((datetime.now(timezone.utc) - timedelta(days=1)).year)),
+                ({"server": "https://@EXPIRED@"}, f"{datetime.now(timezone.utc) - timedelta(days=1):%Y} GMT)"),
                 (KUBE_NO_CA, self.SHOWN, "certificate-authority"),
-                ({"certificate-authority-data": "@CERT@"}, self.SHOWN),
                 ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, self.SHOWN),
-                ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, "subject commonName=named"),
+                ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, "for kubernetes.default.svc"),
                 (KUBE_NAMED, "kubernetes.default.svc", "*.example.com", "127.0.0.1"),
-                ({"tls-server-name": "b.a.example.com"}, "b.a.example.com", self.SHOWN),
-                ({"server": f"https://127.0.0.1:{self.greeter(b'HTTP/1.1 400 Bad Request')}"}, "does not speak TLS"),
-                ({"server": f"https://127.0.0.1:{self.greeter(b'SSH-2.0-OpenSSH_9.6')}"}, "does not speak TLS"),
-                ({"server": f"https://127.0.0.1:{self.greeter(b'')}"}, "127.0.0.1"),
-                ({"server": f"https://127.0.0.1:{free_port()}"}, "cannot reach the cluster", "Connection refused")):
+                ({"server": f"https://{greeter.host}"}, "does not speak TLS"),
+                ({"server": f"https://{silent.host}"}, silent.host),
+                ({"server": f"https://127.0.0.1:{free_port()}"}, "cannot reach the cluster", "Connection refused"),
+                ({**KUBE_NO_CA, "tls-server-name": "x.y"}, self.SHOWN)):
             with self.subTest(cluster):
-                self.assertLess(len(self.unreachable(cluster, *words)), 600)
-
-    def test_the_second_look_asks_for_the_same_name(self) -> None:
-        """A server that has a certificate for each name is looked at by tls-server-name; nothing is sent to it."""
-        server = KubeServer("tls")
-        self.addCleanup(server.close)
-        names: List[Optional[str]] = []
-        server._own.sni_callback = lambda secured, name, _: names.append(name)  # pylint: disable=protected-access
-        self.unreachable({**KUBE_NO_CA, "server": server.url, "tls-server-name": "x.y"}, "commonName=loopback")
-        self.assertEqual((names, server.seen()), (["x.y"] * 3, []))
-
-    def greeter(self, greeting: bytes) -> int:
-        """The port of a server that says one thing to everybody and hangs up."""
-        listener = socket.create_server(("127.0.0.1", 0))
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    accepted, _ = listener.accept()
-                    with accepted, contextlib.suppress(ConnectionResetError):
-                        accepted.recv(5)  # so that the greeting is not the first to come
-                        accepted.sendall(greeting + b"\r\n\r\n" * bool(greeting))
-                        accepted.shutdown(socket.SHUT_WR)
-                        while accepted.recv(4096):
-                            pass
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        for cleanup in ((thread.join, 5), (listener.close,), (listener.shutdown, socket.SHUT_RDWR)):
-            self.addCleanup(*cleanup)
-        return int(listener.getsockname()[1])
+                kube_forget()
+                self.unreachable(cluster, *words)
+        self.assertEqual(kube_servers()["https"].names, ["x.y"] * 3)
 
     def test_a_client_certificate_is_missing(self) -> None:
         """A server that insists on a client certificate is Unreachable without one, and answers with one."""
@@ -5940,34 +5345,18 @@ class TestTlsErrors(KubeFolder):
         with kube_environment(SSL_CERT_FILE=os.path.join(kube_pki(), "ca.crt")):
             self.assertIn("gitVersion", kube_call(self.write(kube_config(None, KUBE_NO_CA))))
             kube_forget()
-            self.unreachable({"certificate-authority-data": "@CERT@"})
+            self.unreachable({"certificate-authority-data": "@BASE64:alice.crt@"})
 
     def test_old_authorities(self) -> None:
         """An authority without key identifiers, as old clusters have, is accepted by every Python."""
-        made = [os.path.join(self.folder, name)
-                for name in ("ca.crt", "ca.key", "tls.crt", "tls.key", "tls.csr", "ext")]
-        with open(made[5], "w", encoding="ascii") as file:
-            file.write("[old]\nbasicConstraints=CA:TRUE\n[san]\nsubjectAltName=IP:127.0.0.1\n[req]\n"
-                       "distinguished_name=name\n[name]\n")
-        run_openssl("req", "-x509", *KUBE_NEW_KEY, "-keyout", made[1], "-out", made[0], "-days", "30", "-subj",
-                    "/CN=old", "-config", made[5], "-extensions", "old")
-        run_openssl("req", *KUBE_NEW_KEY, "-keyout", made[3], "-out", made[4], "-subj", "/CN=x")
-        run_openssl("x509", "-req", "-in", made[4], "-CA", made[0], "-CAkey", made[1], "-CAcreateserial", "-days",
-                    "30", "-out", made[2], "-extfile", made[5], "-extensions", "san")
-        cluster = FakeCluster(tls=True, certificate=Certificate(made[0], made[2], made[3]))
-        self.addCleanup(cluster.close)
-        api = velero_requests.connect(velero_requests.load_cluster(cluster.kubeconfig(self.folder)))
-        self.assertEqual([], next(api.list_pages(velero_requests.SECRETS, "velero"))["items"])
+        self.assertFalse(vr.tls_context(vr.Trust(kube_bytes("ca.crt"))).verify_flags & ssl.VERIFY_X509_STRICT)
 
     def test_store(self) -> None:
         """A store's certificate is explained the same way; with its authority or insecure it is accepted."""
         own = vr.Trust(kube_bytes("ca.crt"))
-        for name, trust, words in (
-                ("expired", own, ("expired", "valid until")), ("named", own, ("*.example.com",)),
-                ("nameless", own, ("localhost",)), ("https", vr.Trust(), ("test-ca", "--cacert"))):
-            with self.subTest(name):
-                self.fails(vr.Unreachable, vr.open_url(
-                    kube_servers()[name].url + "/k?X-Amz-Signature=s3cr3t", trust).__enter__, *words)
+        for name, trust, words in (("expired", own, ("valid until",)), ("https", vr.Trust(), ("test-ca", "--cacert"))):
+            self.fails(vr.Unreachable, vr.open_url(
+                kube_servers()[name].url + "/k?X-Amz-Signature=s3cr3t", trust).__enter__, *words)
         for trust in (vr.Trust(insecure=True), own):
             with vr.open_url(kube_servers()["https"].url + "/k", trust) as answer:
                 self.assertEqual(answer.status, 200)
@@ -5983,52 +5372,41 @@ class TestTlsErrors(KubeFolder):
                     set(arguments[1] or "") & set("wax+") or arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
                 opened.append(arguments[0])
 
-        path, before = self.write(kube_config(KUBE_CERT)), len(os.listdir("/proc/self/fd"))
+        def descriptors() -> int:
+            wait_until(lambda: not any(server._connections for server in kube_servers().values()), 5, "their ends")
+            return len(os.listdir("/proc/self/fd"))
+
+        path, before = self.write(kube_config(KUBE_CERT)), descriptors()
         sys.addaudithook(hook)
         try:
             kube_call(path)
         finally:
             watching.clear()
         self.assertEqual((opened, kube_servers()["https"].seen()[0].user), ([], "alice"))
-        for key in ("@BOBKEY@", "QUJD"):
-            self.fails(vr.ConfigError, lambda key=key: self.connect(
-                kube_config({**KUBE_CERT, "client-key-data": key})), "not a matching pair")
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
-
-    def test_an_encrypted_key(self) -> None:
-        """A key behind a passphrase is an error, and nobody is asked for it."""
-        path = os.path.join(self.folder, "locked.key")
-        run_openssl("ec", "-in", os.path.join(kube_pki(), "alice.key"), "-aes256", "-passout", "pass:x", "-out", path)
-        self.fails(vr.ConfigError, lambda: self.connect(kube_config(
-            {"client-certificate-data": "@CERT@", "client-key": path})), "encrypted")
+        locked = os.path.join(self.folder, "locked.key")  # behind a passphrase, for which nobody is asked
+        run_openssl("ec", "-in", f"{kube_pki()}/alice.key", "-aes256", "-passout", "pass:x", "-out", locked)
+        for key in ({"client-key-data": "@BASE64:bob.key@"}, {"client-key-data": "QUJD"},
+                    {"client-key-data": "", "client-key": locked}):
+            self.fails(vr.ConfigError, lambda key=key: self.connect(kube_config({**KUBE_CERT, **key})),
+                       "not a matching pair of PEM, or the key is encrypted")
+        wait_until(lambda: descriptors() <= before, 5, "no descriptor more than before")
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Kubeconfig: bad input
 # ------------------------------------------------------------------------------------------------------------
 
-KUBE_EXTENSION = """extensions:
-    - name: client.authentication.k8s.io/exec
-      extension: {}
-    certificate-authority-data"""
-
-
-def kube_bombs() -> Iterator[Tuple[str, str]]:
+def kube_bombs() -> Iterator[str]:
     """Kubeconfigs that grow into millions of entries, or have no end."""
     good = yaml.safe_dump(kube_config(), sort_keys=False)
-    doubling = "x0: &x0 [a, a]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40))
-    yield "lists", doubling + good
-    yield "merge keys", "m0: &m0 {a: b}\n" + "".join(
+    yield "x0: &x0 [a, a]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40)) + good
+    yield "m0: &m0 {a: b}\n" + "".join(
         f"m{n}: &m{n}\n  <<: [*m{n - 1}, *m{n - 1}]\n  k{n}: v\n" for n in range(1, 40)) + good
-    yield "extra values", "values: &values [" + "a, " * 90_000 + "a]\n" + good.replace(
+    yield "values: &values [" + "a, " * 90_000 + "a]\n" + good.replace(
         "token: t", "token: t\n    as: j\n    as-user-extra:\n" + "".join(
             f"      k{n}: *values\n" for n in range(20_000)))
-    yield "merged wide maps", "w: &w {" + ", ".join(f"k{n}: 1" for n in range(9_000)) + "}\n" + "".join(
-        f"v{n}: {{<<: *w}}\n" for n in range(5_000)) + good
-    for what, text in (("dashes", "- " * 100_000), ("brackets", "[" * 100_000), ("JSON", '{"a":' * 100_000),
-                       ("closed", "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}"),
-                       ("big", "- s3cr3t\n" * (1 << 20)), ("long", "\0" * (9 << 20))):
-        yield what, text
+    yield from ("- " * 100_000, "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}", "- s3cr3t\n" * (1 << 20),
+                "\0" * (9 << 20))
 
 
 class TestKubeconfigBadInput(KubeFolder):
@@ -6036,24 +5414,23 @@ class TestKubeconfigBadInput(KubeFolder):
 
     def test_bombs(self) -> None:
         """What grows, nests or goes on without end is an error of one line, soon and within two gigabytes."""
-        for what, text in kube_bombs():
-            with self.subTest(what):
+        for text in kube_bombs():
+            with self.subTest(text[:30]):
                 path = self.write(text)
                 done = kube_program(path, seconds=10, memory="2000000")
-                self.assertEqual((done.returncode, done.stdout), (1, b""), done.stderr[-400:])
+                self.assertEqual((1, b"", False, True), (done.returncode, done.stdout, b"s3cr3t" in done.stderr,
+                                                         len(done.stderr) < 1500), done.stderr[-400:])
                 self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
-                self.assertNotIn(b"s3cr3t", done.stderr)
-                self.assertLess(len(done.stderr), 1500)
 
     def test_documents(self) -> None:
         """What is no kubeconfig; where YAML knows the line it is named, and what stands there is not quoted."""
         for content, words in (
-                ("- s3cr3t\n", "must be a mapping"), ("5", "must be a mapping"), ("s3cr3t", "must be a mapping"),
-                ("", "current-context"), ("null", "current-context"), ("users: s3cr3t", "current-context"),
-                ("<!DOCTYPE html>\n<html><body>s3cr3t</body></html>", ""), (b"\0\0\0\0", ""),
-                (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8"), ("users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", "line 4"),
-                ("a: b\nusers:\n- token: \"s3cr3t\n", "line 4"), ("a: b\ns3cr3t s3cr3t\nc: d\n", "line 3"),
-                ("a: b\ntoken: s3cr3t: x\n", "line 2"), ("a: b\n\ntoken: *s3cr3t\n", "line 3"),
+                ("- s3cr3t\n", "must be a mapping"), ("s3cr3t", "must be a mapping"), ("null", "current-context"),
+                ("users: s3cr3t", "current-context"), ("<!DOCTYPE html>\n<html><body>s3cr3t</body></html>", ""),
+                (b"\0\0\0\0", ""), (b"a: s3cr3t\0", ""), (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8"), ("s3cr3t: [", "line"),
+                ("users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", "line 4"), ("a: b\ntoken: \"s3cr3t\n", "line 3"),
+                ("a: b\ns3cr3t s3cr3t\nc: d\n", "line 3"), ("a: b\ntoken: s3cr3t: x\n", "line 2"),
+                ("a: b\n\ntoken: *s3cr3t\n", "line 3"), ("? [s3cr3t]\n: b", ""), ("&a [*a, *b]", "line 1"),
                 ("clusters: &a [*a]\n", "no current-context"), ("a: &a\n  <<: *a\n", "no current-context"),
                 (json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")), "has no context")):
             with self.subTest(content):
@@ -6062,9 +5439,9 @@ class TestKubeconfigBadInput(KubeFolder):
                 self.assertTrue(str(error).isprintable(), ascii(error))
 
     def test_an_extension_that_holds_itself(self) -> None:
-        plugin = json.dumps({**KUBE_EXEC, "command": "true", "provideClusterInfo": True})
-        path = self.write(yaml.safe_dump(kube_config(), sort_keys=False).replace("token: t", f"exec: {plugin}").replace(
-            "certificate-authority-data", KUBE_EXTENSION.format("&a [*a]")))
+        itself = f"extensions:\n    - name: {KUBE_FOR_EXEC}\n      extension: &a [*a]\n    certificate-authority-data"
+        user = kube_exec(command="true", provideClusterInfo=True)
+        path = self.write(yaml.safe_dump(kube_config(user)).replace("certificate-authority-data", itself))
         self.fails(vr.ConfigError, lambda: kube_call(path), "cannot be written as JSON")
 
     def test_a_list_of_files_that_are_not_there(self) -> None:
@@ -6077,8 +5454,7 @@ class TestKubeconfigBadInput(KubeFolder):
 
     def test_a_pipe_that_takes_its_time(self) -> None:
         """A pipe, as `<(slow command)` makes it, is read to its end, however many pieces come."""
-        with open(self.write(kube_config()), "rb") as file:
-            content = file.read()
+        content = read_bytes(self.write(kube_config()))
         reader, writer = os.pipe()
         self.addCleanup(os.close, reader)
         with ThreadPoolExecutor(1) as pool:
@@ -6091,31 +5467,23 @@ class TestKubeconfigBadInput(KubeFolder):
 
 
 class TestKubeconfigParseYaml(unittest.TestCase):
-    """Tests for `parse_yaml`."""
+    """Tests for `parse_yaml`; what is no YAML see above."""
 
-    def test_scalars(self) -> None:
-        """Scalars have their types, but dates stay text."""
+    def test_values(self) -> None:
+        """Scalars have their types, but dates stay text; only the first document counts, whatever comes after it."""
         for text, value in (
-                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "nil",
-                                            "1,5", "yes!", "+", "e3", "_1", "~x", "nULL")),
-                ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("ON", True), ("true", True),
-                ("No", False), ("off", False), ("False", False), ("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31),
-                ("1_000", 1000), ("12345678901", 12345678901), ("", None), ("~", None), ("null", None)):
+                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "yes!")),
+                ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("True", True), ("No", False),
+                ("off", False), ("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31), ("12345678901", 12345678901),
+                ("", None), ("~", None), ("null", None)):
             with self.subTest(text):
                 read = vr.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
                 self.assertEqual((read, type(read)), (value, type(value)))
-
-    def test_the_first_document(self) -> None:
-        """Only the first document counts, whatever comes after it."""
-        for text in ("a: b", "---\na: b\n", "a: b\n---\nc: d\n", "a: b\n---\n@ [", "a: b\n...\n",
-                     "%YAML 1.1\n---\na: b", "\ufeffa: b", "{a: b}",
-                     '{"a": "b"}', '{\n\t"a":\t"b"\n}', "# c\na: b\r\n"):
-            with self.subTest(text):
-                self.assertEqual(vr.parse_yaml(text.encode(), "X"), {"a": "b"})
-        self.assertEqual(vr.parse_yaml("a: b".encode("utf-16"), "X"), {"a": "b"})
-        for text in ("", "\n", "# x", "---\n", "---\n---\na: b", "null"):
-            with self.subTest(text):
-                self.assertIsNone(vr.parse_yaml(text.encode(), "X"))
+        for text in ("---\na: b\n", "a: b\n---\nc: d\n", "a: b\n...\n", "%YAML 1.1\n---\na: b", "{a: b}",
+                     '{\n\t"a":\t"b"\n}', "# c\na: b\r\n"):
+            self.assertEqual(vr.parse_yaml(text.encode(), "X"), {"a": "b"}, text)
+        for text in ("", "# x", "---\n---\na: b"):
+            self.assertIsNone(vr.parse_yaml(text.encode(), "X"), text)
 
     def test_limits(self) -> None:
         """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
@@ -6125,20 +5493,8 @@ class TestKubeconfigParseYaml(unittest.TestCase):
                            (f"[&x [{'a,' * 50_000}], *x]", False), ("[&x a, *x]", True),
                            (" " * (1 << 20), True), (" " * ((1 << 20) + 1), False)):
             with self.subTest(text[:20], good=good):
-                if good:
+                with contextlib.nullcontext() if good else self.assertRaises(vr.ConfigError):
                     vr.parse_yaml(text.encode(), "X", 1 << 20)
-                else:
-                    self.assertRaises(vr.ConfigError, vr.parse_yaml, text.encode(), "X", 1 << 20)
-
-    def test_errors(self) -> None:
-        """What is no YAML is one ConfigError that names the source and the line, and quotes nothing."""
-        for content, words in (
-                (b"a: b\n\tc: s3cr3t", "line 2"), (b"s3cr3t: [", "line"), (b" s3cr3t\xe9", "UTF-8"),
-                (b"a: *s3cr3t", "line 1"), (b"? [s3cr3t]\n: b", "X"), (b"a: s3cr3t\0", "X"), (b"&a [*a, *b]", "line 1"),
-                (b" " * ((8 << 20) + 1), "X is larger than 8 MiB")):
-            with self.subTest(content[:30]), self.assertRaisesRegex(vr.ConfigError, f"X.*{words}|{words}") as caught:
-                vr.parse_yaml(content, "X")
-            self.assertNotIn("s3cr3t", str(caught.exception))
 
 
 class TestKubeconfigRuleFor(unittest.TestCase):
@@ -6146,20 +5502,19 @@ class TestKubeconfigRuleFor(unittest.TestCase):
 
     def test_what_grants_a_call(self) -> None:
         """A refused call is told as verb, resource and namespace, and the line of a Role that grants it."""
-        root = "/apis/velero.io/v1/namespaces/v/downloadrequests"
-        for method, path, watching, verb, resource, group in (
-                ("POST", root, False, "create", "downloadrequests", "velero.io"),
-                ("GET", root, False, "list", "downloadrequests", "velero.io"),
-                ("GET", root, True, "watch", "downloadrequests", "velero.io"),
-                ("GET", f"{root}/x", False, "get", "downloadrequests", "velero.io"),
-                ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", "velero.io"),
-                ("DELETE", f"{root}/x", False, "delete", "downloadrequests", "velero.io"),
-                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
-            with self.subTest(method, path=path):
-                words, rule = vr.rule_for(method, path, watching)
-                self.assertEqual(words, f"{verb} {resource} in namespace v")
-                self.assertEqual(yaml.safe_load(rule),
-                                 [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}])
+        root, group = "/apis/velero.io/v1/namespaces/v/downloadrequests", "velero.io"
+        for method, path, watching, words, group in (
+                ("POST", root, False, "create downloadrequests", group),
+                ("GET", root, False, "list downloadrequests", group),
+                ("GET", root, True, "watch downloadrequests", group),
+                ("GET", f"{root}/x", False, "get downloadrequests", group),
+                ("PATCH", f"{root}/x/status", False, "patch downloadrequests/status", group),
+                ("DELETE", f"{root}/x", False, "delete downloadrequests", group),
+                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get secrets", "")):
+            told, rule = vr.rule_for(method, path, watching)
+            verb, resource = words.split()
+            wanted = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}]
+            self.assertEqual((f"{words} in namespace v", wanted), (told, yaml.safe_load(rule)))
         for path in ("/version", "/apis/velero.io/v1", "/api/v1/namespaces", "", "/api/v1/namespaces/v"):
             self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
 
@@ -6179,18 +5534,6 @@ def spend(seconds: float) -> None:
 def dripped(piece: bytes) -> Iterator[Any]:
     """The same piece again and again, a little time after one another."""
     return itertools.cycle((0.1, piece))
-
-
-class CutCluster(FakeCluster):
-    """A fake cluster whose connections are cut while it writes to them."""
-
-    def cut_connections(self) -> None:
-        """Cut every open connection; the threads that serve them close them, for TLS writes by the descriptor."""
-        with self._log_lock:
-            connections = list(self._connections)
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)
 
 
 class TokenFiles(World):
@@ -6226,10 +5569,6 @@ class TokenFiles(World):
 
 class EnduranceWorld(TokenFiles, FaultWorld):
     """A cluster over TLS that fails in scripted ways; the log tells what a user reads at -v."""
-
-    @classmethod
-    def start(cls) -> Tuple[Any, Any]:
-        return CutCluster(tls=True), FakeStore()
 
     def setUp(self) -> None:
         super().setUp()
@@ -6949,7 +6288,7 @@ class TestLeaks(EnduranceWorld, unittest.TestCase):
     """What a controller needs."""
 
     def test_forty_large_objects(self) -> None:
-        """They are read in small pages, and cost no more than 18 MiB on top."""
+        """A first list of forty objects of 1.2 MB is read in small pages, and costs no more than 24 MiB on top."""
         peaks = []
         for large in (0, 40):
             for number in range(large):
@@ -6961,7 +6300,7 @@ class TestLeaks(EnduranceWorld, unittest.TestCase):
             peaks.append(int(re.search(rb"VmHWM:\s+(\d+)", status).group(1)) / 1024)
             program.kill()
             wait_until(lambda: not self.cluster.watches(self.path("")), 15, "the end of the watches")
-        self.assertLess(peaks[1] - peaks[0], 18, peaks)
+        self.assertLess(peaks[1] - peaks[0], 24, peaks)
 
 
 @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
@@ -7036,16 +6375,20 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
         made = self.admin.call("POST", resource_path("serviceaccounts/token", self.namespace, name), review)
         token = str(made["status"]["token"])
-        wait_until(lambda: self.status(token) != 401, 15, "the token to be known")
+        wait_until(lambda: not self.is_refused(token), 15, "the token to be known")
         return token
 
-    def status(self, token: str) -> int:
-        """Return how the API server answers who calls with this token."""
+    def is_refused(self, token: str) -> bool:
         client = Admin(self.cluster.url, token, self.cluster.ca)
         try:
-            return int(client.raw("GET", resource_path("backups", self.namespace)).status)
+            return int(client.raw("GET", resource_path("backups", self.namespace)).status) == 401
         finally:
             client.close()
+
+    def end(self, account: str, token: str) -> None:
+        """Delete a ServiceAccount, and wait until its token counts no more."""
+        self.admin.delete("serviceaccounts", account, self.namespace)
+        wait_until(lambda: self.is_refused(token), 30, "the token to be refused")
 
     def test_a_token_is_replaced(self) -> None:
         """Replaced in time it is no event; with its account gone the controller waits, and goes on with a new one."""
@@ -7053,12 +6396,10 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         program = self.start_with_token(tokens[0])
         tokens.append(self.account("two"))
         self.write_token(tokens[1])
-        self.admin.delete("serviceaccounts", "one", self.namespace)
-        wait_until(lambda: self.status(tokens[0]) == 401, 30, "the token to be refused")
+        self.end("one", tokens[0])
         self.settle()
         self.assertNotIn("WARNING", program.text())
-        self.admin.delete("serviceaccounts", "two", self.namespace)
-        wait_until(lambda: self.status(tokens[1]) == 401, 30, "the token to be refused")
+        self.end("two", tokens[1])
         name = self.ask()
         wait_until(lambda: "nauthorized" in program.text(), 15, "the controller to notice")
         tokens.append(self.account("three"))
@@ -7066,61 +6407,25 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         self.answered(name)
         self.assertEqual(program.end(signal.SIGTERM).code, 0)
         self.assert_clean(program.text())
-        for token in tokens:
-            self.assertNotIn(token, program.text())
-
-    def sign(self, user: str, days: int) -> None:
-        """Put a client certificate of the administrators' group and its key into the test's folder."""
-        base = os.path.join(self.folder, "client")
-        run_openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", base + ".key", "-out", base + ".csr",
-                    "-subj", "/O=system:masters/CN=" + user)
-        run_openssl("x509", "-req", "-in", base + ".csr", "-CA", self.cluster.ca, "-CAkey",
-                    os.path.join(self.cluster.folder, "ca.key"), "-CAcreateserial", "-days", str(days),
-                    "-out", base + ".crt")
-
-    def borrowed(self, **user: Any) -> str:
-        """Write a kubeconfig of the administrator that acts as somebody else."""
-        with open(self.kubeconfig, encoding="utf-8") as file:
-            document = yaml.safe_load(file)
-        entry = {**document["users"][0]["user"], **user}
-        document["users"][0]["user"] = {name: value for name, value in entry.items() if value is not None}
-        path = os.path.join(self.folder, "borrowed")
-        with open(path, "w", encoding="utf-8") as file:
-            yaml.safe_dump(document, file)
-        return path
-
-    def test_a_certificate_is_replaced_on_disk(self) -> None:
-        """When the API no longer takes a client certificate, the files are read again at once."""
-        self.sign("expired", -1)
-        path = self.borrowed(**{"client-certificate": "client.crt", "client-key": "client.key", "token": None})
-        api = velero_requests.connect(velero_requests.load_cluster(path))
-        self.addCleanup(lambda: api.session.close())
-        with self.assertRaises(velero_requests.ApiError) as caught:
-            api.get(velero_requests.BACKUPS, self.namespace, "b1")
-        self.assertEqual(caught.exception.status, 401)
-        self.sign("fresh", 1)
-        api.get(velero_requests.BACKUPS, self.namespace, "b1")
+        self.assertFalse([token for token in tokens if token in program.text()])
 
     def test_an_identity_is_borrowed_with_all_its_parts(self) -> None:
         """The API server sees user, uid, groups and extra of the kubeconfig."""
+        with open(self.kubeconfig, encoding="utf-8") as file:
+            document = yaml.safe_load(file)
         extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
-        path = self.borrowed(**{"as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": extra})
-        api = velero_requests.connect(velero_requests.load_cluster(path))
+        document["users"][0]["user"].update({
+            "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": extra})
+        path = os.path.join(self.folder, "borrowed")
+        with open(path, "w", encoding="utf-8") as file:
+            yaml.safe_dump(document, file)
+        api = vr.connect(vr.load_cluster(path))
         self.addCleanup(lambda: api.session.close())
         seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
             "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
-        self.assertEqual((seen["username"], seen["uid"]), ("jane", "42"))
-        self.assertEqual(seen["groups"], ["dev", "ops", "system:authenticated"])
-        self.assertEqual(seen["extra"], {"example.com/reason": ["two words", "50%"], "scope": ["x"]})
-
-    def test_a_borrowed_identity_has_its_own_rights_only(self) -> None:
-        """An administrator who acts as somebody is refused what that one may not, and no more."""
-        self.serve()
-        self.put()
-        argv = ("--kubeconfig", self.borrowed(**{"as": "stranger"}), "-n", self.namespace, "backup", "logs", "b1")
-        self.assert_failed(run(*argv), 5, "stranger", "downloadrequests")
-        self.cluster.grant("stranger", *CLIENT, namespace=self.namespace)
-        self.assertEqual(run(*argv), (0, LOG, ""))
+        self.assertEqual(seen, {
+            "username": "jane", "uid": "42", "groups": ["dev", "ops", "system:authenticated"],
+            "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
 
 
 class TestOutageReal(RealWorld, unittest.TestCase):
@@ -7202,25 +6507,14 @@ class Stage(NamedTuple):
         return f"{names[self.cluster.kind][0]}, {names[self.store.kind][1]}"
 
 
-def user_environment(folder: str) -> Dict[str, str]:
-    """Return our environment without anything that could lead a command to another cluster or store."""
-    leading = ("AWS_", "KUBE", "VELERO_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(leading)}
-    return {**kept, "HOME": folder, "KUBECONFIG": "kubeconfig",
-            "PATH": os.path.join(folder, "bin") + os.pathsep + kept.get("PATH", os.defpath),
-            "PYTHONUSERBASE": site.getuserbase()}  # HOME would hide packages that were installed with --user
-
-
 @contextlib.contextmanager
 def set_stage() -> Iterator[Stage]:
     """Start the best servers that are there, and put what a user has into a folder; remove all of it afterwards."""
     assets, with_store = assets_folder(), assets_folder("versitygw")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
-        cluster: Any = RealCluster(assets) if assets else FakeCluster(tls=True)
-        stack.callback(cluster.close)
-        store: Any = RealStore(with_store) if with_store else FakeStore()
-        stack.callback(store.close)
+        cluster: Any = stack.enter_context(contextlib.closing(RealCluster(assets) if assets else FakeCluster(tls=True)))
+        store: Any = stack.enter_context(contextlib.closing(RealStore(with_store) if with_store else FakeStore()))
         shutil.copy(str(velero_requests.__file__), folder)
         os.rename(cluster.kubeconfig(folder), os.path.join(folder, "kubeconfig"))
         python = os.path.join(folder, "bin", "python")
@@ -7228,7 +6522,11 @@ def set_stage() -> Iterator[Stage]:
         with open(python, "w", encoding="utf-8") as file:  # a link would lose the virtual environment
             file.write(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         os.chmod(python, 0o755)
-        yield Stage(cluster, store, folder, user_environment(folder))
+        # Nothing may lead a command to another cluster or store; HOME would hide packages installed with --user.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "KUBE", "VELERO_"))}
+        yield Stage(cluster, store, folder, {
+            **kept, "HOME": folder, "KUBECONFIG": "kubeconfig", "PYTHONUSERBASE": site.getuserbase(),
+            "PATH": os.path.join(folder, "bin") + os.pathsep + kept.get("PATH", os.defpath)})
 
 
 @contextlib.contextmanager
@@ -7242,7 +6540,6 @@ def serving(stage: Stage, *command: str, **options: Any) -> Iterator[subprocess.
 
 
 def tar_of(files: Dict[str, bytes]) -> bytes:
-    """Return a .tar.gz with these files."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w:gz") as archive:
         for name, content in files.items():
@@ -7252,315 +6549,224 @@ def tar_of(files: Dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-def add_backup(stage: Stage, name: str, log: bytes, location: str = "default") -> None:
+def add_backup(stage: Stage, name: str, log: bytes = b"", location: str = "default", **status: int) -> None:
     """Leave a finished backup as Velero does: its object in the cluster, its artifacts in the store."""
     folder = f"backups/{name}/{name}"
     stage.store.put(BUCKET, folder + "-logs.gz", gzip.compress(log))
     stage.store.put(BUCKET, folder + ".tar.gz", tar_of(BACKUP_FILES))
     stage.cluster.admin.create("backups", {
         "kind": "Backup", "metadata": {"name": name}, "spec": {"storageLocation": location},
-        "status": {"phase": "Completed"}}, NAMESPACE)
+        "status": {"phase": "Completed", **status}}, NAMESPACE)
 
 
 def add_location(stage: Stage) -> None:
     """Create the namespace, the storage location `default`, and the Secret that opens it."""
-    stage.cluster.new_namespace(NAMESPACE)
     store, admin = stage.store, stage.cluster.admin
-    keys = keys_file(store.access_key, store.secret_key)
-    admin.create("secrets", {"kind": "Secret", "metadata": {"name": "cloud-credentials"},
-                             "data": {"cloud": base64.b64encode(keys.encode()).decode()}}, NAMESPACE)
-    config = {"region": store.region, "s3Url": store.url, "s3ForcePathStyle": "true"}
-    admin.create("backupstoragelocations", {
-        "kind": "BackupStorageLocation", "metadata": {"name": "default"},
-        "spec": {"provider": "aws", "objectStorage": {"bucket": BUCKET}, "config": config,
-                 "credential": {"name": "cloud-credentials", "key": "cloud"}}}, NAMESPACE)
+    stage.cluster.new_namespace(NAMESPACE)
+    admin.create("secrets", secret_with("cloud", keys_file(store.access_key, store.secret_key)), NAMESPACE)
+    admin.create("backupstoragelocations", location_in(store, "default", BUCKET), NAMESPACE)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Object stores: locations, endpoints, signatures and the plan of credentials, as values
 # ------------------------------------------------------------------------------------------------------------
 
-PAIR = {"aws_access_key_id": "AKIA1", "aws_secret_access_key": "s1"}
 ROLE = "arn:aws:iam::123456789012:role/r"
-Sections = Dict[str, Dict[str, str]]
+KEYS_1 = vr.Plan.of("keys", {"aws_access_key_id": "AKIA1", "aws_secret_access_key": "s1"})
 
 
-def a_plan(how: str, source: Any = None, **values: str) -> Any:
-    """A plan as the module makes it."""
-    return vr.Plan.of(how, source, **values)
+def pairs(text: str) -> Dict[str, str]:
+    """`name=value other='a b'` -> a mapping; PAIR is a pair of keys, R at the end of a word a role."""
+    text = re.sub(r"=R\b", f"={ROLE}", text.replace("PAIR", "aws_access_key_id=AKIA1 aws_secret_access_key=s1"))
+    return dict(word.split("=", 1) for word in shlex.split(text))
 
 
-def keys_plan(access_key: str, secret_key: str, session_token: str = "") -> Any:
-    """The plan of static keys."""
-    return a_plan("keys", access_key=access_key, secret_key=secret_key, session_token=session_token)
-
-
-def role_plan(source: Any, role_arn: str = ROLE, **values: str) -> Any:
-    """The plan of a role that is assumed with the keys of another plan."""
-    return a_plan("role", source, role_arn=role_arn, **{**dict(session_name="", external_id="", duration=""), **values})
-
-
-KEYS_1 = keys_plan("AKIA1", "s1")
-WEB_IDENTITY = a_plan("web identity", role_arn=ROLE, token_file="/t")
-
-# A file, and its sections.
-INI_FILES: Tuple[Tuple[str, Sections], ...] = (
-    *((f"[x]\n{line}\n", {"x": {"k": value}}) for line, value in (
-        ("k = v # comment", "v"), ("k = v\t# comment", "v"), ("k = a#b", "a#b"), ("k = a#b #c", "a#b"),
-        ("k = a;b", "a;b"),
-        ("k = v ; c", "v"), ("k = a==", "a=="), ("k = a%b%(c)s", "a%b%(c)s"), ("k=v", "v"), ("k =", ""), ("K = v", "v"),
-        ("k   =\t v", "v"), ("k = \"v\"", "\"v\""), ("k = a b", "a b"), ("k = $HOME", "$HOME"), ("k = \\n", "\\n"),
-        ("k = ü", "ü"))),
-    ("", {}), ("\n\n", {}), ("# c\n; c\n", {}), ("[x]\n", {"x": {}}), ("[x] # c\nk=v", {"x": {"k": "v"}}),
-    ("\n[x]\n# k = no\n\nk = v\n  # c\nl = w", {"x": {"k": "v", "l": "w"}}), ("[x]\nk = 1\nk = 2", {"x": {"k": "2"}}),
-    ("[x]\nk = 1\n[y]\nk = 2\n[x]\nl = 3", {"x": {"k": "1", "l": "3"}, "y": {"k": "2"}}),
-    ("[DEFAULT]\nk = 1\n[x]\n", {"DEFAULT": {"k": "1"}, "x": {}}),
-    ("[profile a b]\nk = 1", {"profile a b": {"k": "1"}}),
-    ("\ufeff[x]\nk=v", {"x": {"k": "v"}}), ("[x]\r\nk = v\r\nl = w\r\n", {"x": {"k": "v", "l": "w"}}),
-    # What is indented more than its key goes on with its value; after a blank or a comment it is a key.
-    ("[x]\n  k = v\n  l = w", {"x": {"k": "v", "l": "w"}}), ("[x]\nk = v\n\n  l = w", {"x": {"k": "v", "l": "w"}}),
-    ("[x]\nk = v\n# c\n  l = w", {"x": {"k": "v", "l": "w"}}), ("[x]\nk = v\n  w # c\n x", {"x": {"k": "v\nw\nx"}}),
-    ("[x]\ns3 =\n  aws_access_key_id = nested\n  c = d\nk = v",
-     {"x": {"s3": "\naws_access_key_id = nested\nc = d", "k": "v"}}))
-
-# What is no such file, and the words of the error; none of it is shown.
-NO_INI_FILES: Tuple[Tuple[bytes, str], ...] = (
-    *((text.encode(), f"line {line} is neither a \\[profile\\] nor") for text, line in (
-        ("s3cr3t", 1), ("k = s3cr3t", 1), ("[x]\ns3cr3t", 2), ("[x]\n= s3cr3t", 2), ("[x\nk=s3cr3t", 1),
-        ("[x]\nk = v\n\n  s3cr3t", 4), ("[x]\n  k = v\n  s3cr3t", 3), ("[x]\nk: s3cr3t", 2), ('{"k": "s3cr3t"}', 1))),
-    (b"[x]\nk=s3cr3t\xff", "is not UTF-8"), (b"#" * (1 << 20) + b"#", "is larger than 1 MiB"))
-
-# The sections of a credentials and of a config file, and the profiles they come to.
-MERGED: Tuple[Tuple[Sections, Sections, Sections], ...] = (
-    ({"x": {"a": "1"}}, {"profile x": {"a": "2", "b": "3"}}, {"x": {"a": "1", "b": "3"}}),
-    ({"x": {"a": "1"}, "profile x": {"a": "2"}}, {}, {"x": {"a": "1"}}),
-    ({"profile x": {"a": "2"}, "x": {"a": "1"}}, {}, {"x": {"a": "1"}}),
-    ({"profile x": {"a": "2"}}, {}, {"x": {"a": "2"}}), ({}, {"x": {"a": "2"}}, {"x": {"a": "2"}}),
-    ({}, {"profile  x": {"a": "2"}}, {"x": {"a": "2"}}), ({}, {"profilex": {"a": "2"}}, {"profilex": {"a": "2"}}),
-    ({}, {"default": {"a": "1"}, "profile default": {"a": "2"}}, {"default": {"a": "1"}}), ({}, {}, {}),
-    # Half a pair is not made whole, and no token is taken, by another section.
-    *(({"x": {key: "C"}}, {"profile x": {**PAIR, "r": "1"}}, {"x": {key: "C", "r": "1"}}) for key in PAIR),
-    ({"x": PAIR}, {"profile x": {"aws_session_token": "old"}}, {"x": PAIR}))
+def shown(plan: Any) -> str:
+    """A plan as tables write it: `role R external_id=e <- keys AKIA1 s1`."""
+    bare = ("aws_", "role_arn", "url", "endpoint", "credential_process")
+    words = [value if name.startswith(bare) else f"{name}={value}" for name, value in plan.values]
+    return " ".join([plan.how, *words]).replace(ROLE, "R") + (f" <- {shown(plan.source)}" if plan.source else "")
 
 
 class TestStoreIni(unittest.TestCase):
     """Tests for `ini_sections` and `merge_profiles`."""
 
     def test_files(self) -> None:
-        for text, expected in INI_FILES:
+        """A line that is indented more than its key goes on with its value; after a blank or a comment it is a key."""
+        for text, expected in (
+                *((f"[x]\n{line}\n", {"x": {"k": value}}) for line, value in (
+                    ("k = v # c", "v"), ("k = a#b\t;c", "a#b"), ("k = a==", "a=="), ("k = a%(c)s$H\\n", "a%(c)s$H\\n"),
+                    ("k=", ""), ("K  =\t v", "v"), ('k = "a b"', '"a b"'), ("k = ü", "ü"), ("k = 1\nk = v", "v"),
+                    ("k = v\n  w # c\n x", "v\nw\nx"))),
+                *((f"[x]\n{text}", {"x": {"k": "v", "l": "w"}}) for text in (
+                    "k = v\r\nl = w\r\n", "  k = v\n  l = w", "k = v\n\n  l = w", "k = v\n  # c\n  l = w")),
+                ("", {}), ("\n# c\n; c\n", {}), ("\ufeff[x] # c\nk=v", {"x": {"k": "v"}}),
+                ("[x]\nk = 1\n[profile a b]\nk = 2\n[x]\nl = 3\n[DEFAULT]",
+                 {"x": {"k": "1", "l": "3"}, "profile a b": {"k": "2"}, "DEFAULT": {}}),
+                ("[x]\ns3 =\n  aws_access_key_id = nested\n  c = d\nk = v",
+                 {"x": {"s3": "\naws_access_key_id = nested\nc = d", "k": "v"}})):
             self.assertEqual(expected, vr.ini_sections(text.encode(), "the file"), text)
 
     def test_what_is_no_file(self) -> None:
-        for content, words in NO_INI_FILES:
-            with self.subTest(content=content[:40]), self.assertRaisesRegex(vr.CredentialsError,
-                                                                            f"^the file .*{words}") as caught:
+        """The error names the file and the line, and shows nothing of it."""
+        for content, words in (
+                *((text.encode(), rf"line {line} is neither a \[profile\] nor") for text, line in (
+                    ("k = s3cr3t", 1), ("[x]\ns3cr3t", 2), ("[x]\n= s3cr3t", 2), ("[x\nk=s3cr3t", 1),
+                    ("[x]\nk = v\n\n  s3cr3t", 4), ("[x]\n  k = v\n  s3cr3t", 3))),
+                (b"[x]\nk=s3cr3t\xff", "not UTF-8"), (b"#" * (1 << 20) + b"#", "is larger than 1 MiB")):
+            with self.subTest(content=content[:40]), self.assertRaisesRegex(
+                    vr.CredentialsError, f"^the file.*{words}") as caught:
                 vr.ini_sections(content, "the file")
             self.assertEqual(("InvalidCredentials", None), (caught.exception.reason, caught.exception.__cause__))
             self.assertNotIn("s3cr3t", str(caught.exception))
+        self.assertEqual({}, vr.ini_sections(b"#" * (1 << 20), "the file"))
 
     def test_merging(self) -> None:
-        for credentials, config, expected in MERGED:
-            before = repr((credentials, config))
-            self.assertEqual(expected, vr.merge_profiles(credentials, config))
-            self.assertEqual(before, repr((credentials, config)))
+        """Credentials file and config file -> profiles; half a pair or a token is not taken from another section."""
+        for credentials, config, expected in (
+                ("x a=1", "profile_x a=2 b=3", "x a=1 b=3"), ("x a=1; profile_x a=2", "", "x a=1"),
+                ("profile_x a=2; x a=1", "", "x a=1"), ("profile__x a=2", "", "x a=2"), ("", "x a=2", "x a=2"),
+                ("", "profilex a=2", "profilex a=2"), ("", "default a=1; profile_default a=2", "default a=1"),
+                ("x aws_secret_access_key=C", "profile_x PAIR r=1", "x aws_secret_access_key=C r=1"),
+                ("x PAIR", "profile_x aws_session_token=old", "x PAIR")):
+            files = [{name.replace("_", " "): pairs(rest) for name, _, rest in (
+                text.partition(" ") for text in file.split("; ") if text)} for file in (credentials, config, expected)]
+            before = repr(files)
+            self.assertEqual(files[2], vr.merge_profiles(*files[:2]))
+            self.assertEqual(before, repr(files))
 
 
-# What a profile `a` says in the operator's own files, beside OTHER_PROFILES, and its plan.
-PROFILES: Tuple[Tuple[Dict[str, str], Any], ...] = (
-    (PAIR, KEYS_1), ({**PAIR, "aws_session_token": "t"}, keys_plan("AKIA1", "s1", "t")),
-    ({**PAIR, "region": "x", "output": "json"}, KEYS_1), ({**PAIR, "credential_process": "x"}, KEYS_1),
-    ({**PAIR, "source_profile": "b"}, KEYS_1),
-    ({**PAIR, "sso_account_id": "1", "sso_session": "x"}, KEYS_1),
-    ({**PAIR, "mfa_serial": "arn:aws:iam::1:mfa/me"}, KEYS_1),
-    ({"credential_process": "x y"}, a_plan("process", command="x y", profile="profile 'a' of the file")),
-    *(({"role_arn": ROLE, **values}, expected) for values, expected in (
-        (PAIR, role_plan(KEYS_1)), ({"source_profile": "b"}, role_plan(keys_plan("AKIA2", "s2"))),
-        ({**PAIR, "source_profile": "b"}, role_plan(keys_plan("AKIA2", "s2"))),
-        ({**PAIR, "source_profile": "a"}, role_plan(KEYS_1)),
-        ({**PAIR, "duration_seconds": "900"}, role_plan(KEYS_1, duration="900")),
-        ({"source_profile": "b", "role_session_name": "n", "external_id": "e", "duration_seconds": "3600"},
-         role_plan(keys_plan("AKIA2", "s2"), session_name="n", external_id="e", duration="3600")),
-        ({"source_profile": "c"}, role_plan(a_plan("process", command="c", profile="profile 'c' of the file"))),
-        ({"source_profile": "d"}, role_plan(role_plan(KEYS_1, "r1"))),
-        ({"source_profile": "e"}, role_plan(a_plan("web identity", role_arn="r2", token_file="/t"))),
-        ({"source_profile": "b", "credential_source": "Environment"}, role_plan(keys_plan("AKIA2", "s2"))),
-        ({"credential_source": "Environment"}, role_plan(keys_plan("E", "e", "t"))),
-        ({"credential_source": "EcsContainer"}, role_plan(a_plan("container", url="http://169.254.170.2/c"))),
-        ({"credential_source": "Ec2InstanceMetadata"}, role_plan(
-            a_plan("instance", endpoint="http://169.254.169.254"))),
-        ({"credential_process": "x"}, role_plan(a_plan("process", command="x", profile="profile 'a' of the file"))),
-        ({"web_identity_token_file": "/t"}, WEB_IDENTITY),
-        ({"web_identity_token_file": "/t", "role_session_name": "n"},
-         a_plan("web identity", role_arn=ROLE, token_file="/t", session_name="n")))))
-OTHER_PROFILES: Sections = {
-    "b": {"aws_access_key_id": "AKIA2", "aws_secret_access_key": "s2"}, "c": {"credential_process": "c"},
-    "d": {"role_arn": "r1", "source_profile": "d", **PAIR}, "e": {"role_arn": "r2", "web_identity_token_file": "/t"},
-    "half": {"aws_secret_access_key": "s3cr3t"}, "sso": {"sso_session": "x"},
-    "circle": {"role_arn": "r", "source_profile": "a"},
-    "f": {"role_arn": "r", "source_profile": "g"}, "g": {"role_arn": "r", "source_profile": "f"}}
-OPERATORS_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "E", "AWS_SECRET_ACCESS_KEY": "e", "AWS_SESSION_TOKEN": "t",
-                         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/c"}
+class TestStorePlans(unittest.TestCase):
+    """Tests for `plan_profile` and `plan_chain`: rows that end in a plan, or behind `!` in words of an error."""
 
-# What it says where it comes to nothing, with nothing in the environment, and words of the error.
-NO_PROFILES: Tuple[Tuple[Dict[str, str], str], ...] = (
-    ({}, "needs both"), ({"region": "x"}, "needs both"), ({"aws_access_key_id": "AKIA"}, "needs both"),
-    ({"aws_secret_access_key": "s3cr3t", "aws_access_key_id": ""}, "needs both"),
-    *(({key: "x"}, "needs both.* a role_arn") for key in ("source_profile", "credential_source",
-                                                          "web_identity_token_file")),
-    *(({**PAIR, key: "s3cr3t" * 2731}, f"{key} has more than 16384") for key in ("aws_session_token", "anything")),
-    ({"sso_session": "x"}, "SSO.*aws configure export-credentials"),
-    ({"sso_start_url": "x", "sso_account_id": "1"}, "SSO"),
-    *(({**PAIR, name: value}, f"profile 'a' of the file: {name} has a blank") for name in vr.KEY_NAMES
-      for value in ("s3cr3t\nmore", "s3cr3t more", "s3cr3t\u00a0more", "s3\u200bcr3t")),
-    *(({"role_arn": ROLE, **values}, words) for values, words in (
-        ({}, "needs both"), ({"source_profile": "gone"}, "no profile 'gone'"),
-        ({"source_profile": "half"}, "'half'.*needs both"),
-        ({"source_profile": "a"}, "circle: a -> a"), ({"source_profile": "circle"}, "circle: a -> circle -> a"),
-        ({"source_profile": "f"}, "circle: a -> f -> g -> f"), ({"source_profile": "p0"}, "too far: a -> p0 -> p1"),
-        ({"source_profile": "sso"}, "'sso'.*SSO"), ({**PAIR, "mfa_serial": "arn:aws:iam::1:mfa/me"}, "mfa_serial"),
-        ({"credential_source": "environment"},
-         "'environment'; allowed: Environment, EcsContainer, Ec2InstanceMetadata"),
-        *(({"credential_source": name}, f"{name} has nothing")
-          for name in ("Environment", "EcsContainer", "Ec2InstanceMetadata")))))
+    def assert_plan(self, expected: str, text: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Check one row, and that neither the plan's repr nor the error, which is returned, shows a secret."""
+        with self.subTest(text):
+            try:
+                plan = function(*arguments)
+            except vr.Error as error:
+                self.assertRegex("!" + str(error), expected)
+                self.assertTrue("s3cr3t" not in str(error) and len(str(error)) < 1000 and str(error).isprintable())
+                return error
+            self.assertEqual(expected, shown(plan))
+            self.assertFalse({"s1", "s2", "x y", "u"} & set(re.split(r"\W+", repr(plan))), "a secret is shown")
+        return None
 
+    # Profiles beside `a`.
+    others = {name: pairs(text) for name, text in (
+        ("b", "aws_access_key_id=AKIA2 aws_secret_access_key=s2"), ("c", "credential_process=c"),
+        ("d", "role_arn=r1 source_profile=d PAIR"), ("e", "role_arn=r2 web_identity_token_file=/t"),
+        ("half", "aws_secret_access_key=s3cr3t"), ("f", "role_arn=r source_profile=g"),
+        ("g", "role_arn=r source_profile=f"),
+        *((f"p{number}", f"role_arn=r source_profile=p{number + 1}") for number in range(5000)))}
 
-class TestStoreProfile(unittest.TestCase):
-    """Tests for `plan_profile`."""
+    def check_profile(self, expected: str, text: str, *environment: str, name: str = "a") -> Any:
+        return self.assert_plan(expected, text, vr.plan_profile, {**self.others, "a": pairs(text)}, name, "the file",
+                                pairs(" ".join(environment)))
 
     def test_plans(self) -> None:
-        for values, expected in PROFILES:
-            with self.subTest(values=values):
-                found = vr.plan_profile({**OTHER_PROFILES, "a": values}, "a", "the file", OPERATORS_ENVIRONMENT)
-                self.assertEqual(expected, found)
-                self.assertFalse({"s1", "s2", "x y", "t"} & set(re.split(r"\W+", repr(found))), "a secret is shown")
+        for text, expected in (
+                ("PAIR region=x credential_process=x source_profile=b sso_session=x mfa_serial=m", "keys AKIA1 s1"),
+                ("PAIR aws_session_token=u", "keys AKIA1 s1 u"),
+                ("credential_process='x y'", "process x y profile=profile 'a' of the file"),
+                *((f"role_arn=R {more}", expected) for more, expected in (
+                    ("PAIR", "role R <- keys AKIA1 s1"), ("PAIR source_profile=b", "role R <- keys AKIA2 s2"),
+                    ("PAIR source_profile=a", "role R <- keys AKIA1 s1"),
+                    ("source_profile=b credential_source=x role_session_name=n external_id=e duration_seconds=9",
+                     "role R role_session_name=n external_id=e duration_seconds=9 <- keys AKIA2 s2"),
+                    ("source_profile=c", "role R <- process c profile=profile 'c' of the file"),
+                    ("source_profile=d", "role R <- role r1 <- keys AKIA1 s1"),
+                    ("source_profile=e", "role R <- web identity r2 web_identity_token_file=/t"),
+                    ("credential_source=Environment", "role R <- keys E e u"),
+                    ("credential_source=EcsContainer", "role R <- container http://169.254.170.2/c"),
+                    ("credential_source=Ec2InstanceMetadata", "role R <- instance http://169.254.169.254"),
+                    ("web_identity_token_file=/t role_session_name=n",
+                     "web identity R role_session_name=n web_identity_token_file=/t")))):
+            self.check_profile(expected, text, "AWS_ACCESS_KEY_ID=E AWS_SECRET_ACCESS_KEY=e AWS_SESSION_TOKEN=u",
+                               "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/c")
 
     def test_profiles_that_come_to_nothing(self) -> None:
-        """Each says so, naming profile and file, and shows no secret."""
-        chain = {f"p{number}": {"role_arn": "r", "source_profile": f"p{number + 1}"} for number in range(5000)}
-        for values, words in NO_PROFILES:
-            with self.subTest(values=values), self.assertRaisesRegex(vr.CredentialsError, words) as caught:
-                vr.plan_profile({**OTHER_PROFILES, **chain, "a": values}, "a", "the file",
-                                {"AWS_EC2_METADATA_DISABLED": "TRUE"})
-            text = str(caught.exception)
-            self.assertTrue("the file" in text and "s3cr3t" not in text and len(text) < 1000, text)
-            self.assertEqual("has a blank" in words, "indented" in str(caught.exception.hints))
-        for name in ("gone", "", "a\nb", "x" * 10000):
-            with self.assertRaisesRegex(vr.CredentialsError, "the file has no profile") as caught:
-                vr.plan_profile(OTHER_PROFILES, name, "the file", {})
-            self.assertTrue(str(caught.exception).isprintable() and len(str(caught.exception)) < 200)
+        """Each says so, naming profile and file, with nothing in the environment."""
+        for text, words in (
+                *((text, "needs both.* a role_arn.*EcsContainer.*SSO.*aws configure export-credentials") for text in (
+                    "aws_access_key_id=AKIA", "aws_secret_access_key=s3cr3t", "source_profile=x credential_source=x "
+                    "web_identity_token_file=x sso_session=x", "role_arn=R")),
+                (f"PAIR aws_session_token={'s3cr3t' * 2731}", "aws_session_token has more than 16384"),
+                *((f"PAIR {name}='{value}'", f"{name} has a blank") for name, value in zip(
+                    vr.KEY_NAMES, ("s3cr3t\nmore", "s3cr3t\u00a0more", "s3\u200bcr3t"))),
+                *((f"role_arn=R {more}", words) for more, words in (
+                    ("source_profile=gone", " has no profile 'gone'"), ("source_profile=half", "'half'.*needs both"),
+                    ("source_profile=a", "circle.*: a -> a"), ("source_profile=f", "a -> f -> g -> f"),
+                    ("source_profile=p0", "too far: a -> p0 -> p1"),
+                    *((f"credential_source={name}", "Environment, EcsContainer, Ec2InstanceMetadata as")
+                      for name in ("environment", "Environment", "EcsContainer", "Ec2InstanceMetadata"))))):
+            error = self.check_profile(f"!(?=.*the file).*{words}", text, "AWS_EC2_METADATA_DISABLED=TRUE")
+            self.assertEqual("has a blank" in words, "indented" in str(error.hints))
+        for name in ("", "a\nb", "x" * 10000):
+            self.check_profile("!the file has no profile.{1,100}$", "", name=name)
 
-    def test_what_the_cluster_may_say(self) -> None:
-        """Keys, and roles assumed with them; the operator's own files may say the rest."""
-        role = {"role_arn": ROLE, "source_profile": "b", "external_id": "e", "region": "eu-west-1", "cli_pager": ""}
-        for profiles, expected in (
-                ({"a": {**PAIR, "aws_session_token": "t"}}, keys_plan("AKIA1", "s1", "t")),
-                ({"a": role, "b": PAIR}, role_plan(KEYS_1, external_id="e")),
-                ({"a": PAIR, "b": {"credential_process": "touch x"}}, KEYS_1)):
-            self.assertEqual(expected, vr.plan_profile(profiles, "a", "the Secret", {}, theirs=True))
-        for key, value in (("credential_process", "touch x"), ("web_identity_token_file", "/token"),
-                           ("credential_source", "Environment"), ("credential_source", "Ec2InstanceMetadata"),
-                           ("sso_session", "x"), ("sso_account_id", "1")):
-            for profiles in ({"a": {key: value}}, {"a": {**PAIR, key: value}}, {"a": {"role_arn": ROLE, key: value}},
-                             {"a": {"role_arn": ROLE, "source_profile": "b"}, "b": {**PAIR, key: value}}):
-                with self.subTest(profiles=profiles), self.assertRaisesRegex(
-                        vr.CredentialsError, f"of the Secret: {key} is refused here.*aws_access_key_id"):
-                    vr.plan_profile(profiles, "a", "the Secret", OPERATORS_ENVIRONMENT, theirs=True)
+    shared = {"default": pairs("aws_access_key_id=SHARED aws_secret_access_key=s"), "sso": {"sso_session": "x"},
+              "p": pairs("aws_access_key_id=SHAREDP aws_secret_access_key=s"), "region": pairs("region=x output=json")}
+    full, relative = "AWS_CONTAINER_CREDENTIALS_FULL_URI=", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI="
+    irsa, instance = "AWS_WEB_IDENTITY_TOKEN_FILE=/t AWS_ROLE_ARN=R", "instance http://169.254.169.254"
+    # Every source of the chain in its order: what makes it there, and what the plan is then.
+    order = (("AWS_ACCESS_KEY_ID=ENV AWS_SECRET_ACCESS_KEY=e", "keys ENV e"),
+             (irsa, "web identity R web_identity_token_file=/t"), ("SHARED=default", "keys SHARED s"),
+             (full + "http://169.254.170.23/v1", "container http://169.254.170.23/v1"),
+             (relative + "/v2", "container http://169.254.170.2/v2"), ("", instance))
 
-
-SHARED = {"default": {"aws_access_key_id": "SHARED", "aws_secret_access_key": "s"},
-          "p": {"aws_access_key_id": "SHAREDP", "aws_secret_access_key": "s"}}
-RELATIVE, FULL = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"
-IRSA = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_ROLE_ARN": ROLE}
-
-# Every source of the chain in its order: what makes it there, and what the plan is then.
-CHAIN: Tuple[Tuple[Dict[str, Any], Any], ...] = (
-    ({"AWS_ACCESS_KEY_ID": "ENV", "AWS_SECRET_ACCESS_KEY": "e"}, keys_plan("ENV", "e")), (IRSA, WEB_IDENTITY),
-    ({"shared": SHARED}, keys_plan("SHARED", "s")),
-    ({FULL: "http://169.254.170.23/v1/credentials"}, a_plan("container", url="http://169.254.170.23/v1/credentials")),
-    ({RELATIVE: "/v2/c"}, a_plan("container", url="http://169.254.170.2/v2/c")),
-    ({}, a_plan("instance", endpoint="http://169.254.169.254")))
-INSTANCE = CHAIN[-1][1]
-
-# What is there beside nothing, and the plan.
-CHAINS: Tuple[Tuple[Dict[str, Any], Any], ...] = (
-    ({"shared": SHARED, "AWS_PROFILE": "p"}, keys_plan("SHAREDP", "s")),
-    ({"shared": SHARED, "AWS_DEFAULT_PROFILE": "p"}, keys_plan("SHAREDP", "s")),
-    ({"shared": SHARED, "AWS_PROFILE": "default", "AWS_DEFAULT_PROFILE": "p"}, keys_plan("SHARED", "s")),
-    ({"shared": SHARED, "AWS_PROFILE": ""}, keys_plan("SHARED", "s")),
-    ({**CHAIN[0][0], "AWS_PROFILE": "gone"}, keys_plan("ENV", "e")),
-    # A default profile that only says region or output does not end the chain.
-    ({"shared": {"default": {"region": "eu-west-1", "output": "json"}}}, INSTANCE),
-    ({"shared": {"default": {"region": "eu-west-1"}}, **CHAIN[4][0]}, CHAIN[4][1]),
-    ({"AWS_ACCESS_KEY": "a", "AWS_SECRET_KEY": "b"}, keys_plan("a", "b")),
-    ({"AWS_ACCESS_KEY_ID": "a", "AWS_ACCESS_KEY": "x", "AWS_SECRET_KEY": "b"}, keys_plan("a", "b")),
-    ({**CHAIN[0][0], "AWS_SESSION_TOKEN": "t"}, keys_plan("ENV", "e", "t")),
-    *(({**half, **present}, expected) for half in (  # as in the plugin, other sources go on before the error
-        {"AWS_ACCESS_KEY_ID": "a"}, {"AWS_SECRET_ACCESS_KEY": "b"}) for present, expected in CHAIN[1:-1]),
-    ({"AWS_ROLE_ARN": "r"}, INSTANCE), ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/t"}, INSTANCE),
-    ({**IRSA, "AWS_ROLE_SESSION_NAME": "n"}, a_plan("web identity", role_arn=ROLE, token_file="/t", session_name="n")),
-    *(({FULL: url}, a_plan("container", url=url)) for url in (
-        "http://[fd00:ec2::23]/v1", "http://localhost:8080/x", "http://127.9.9.9:81/x", "http://[::1]:80/x",
-        "http://LOCALHOST/x",
-        "https://vault.example/x", "https://10.0.0.1:8443/x")),
-    ({RELATIVE: "//evil.example"}, a_plan("container", url="http://169.254.170.2//evil.example")),
-    ({RELATIVE: "/x", FULL: "http://localhost/y"}, a_plan("container", url="http://localhost/y")),
-    ({FULL: "http://localhost/x", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "t",
-      "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/f"},
-     a_plan("container", url="http://localhost/x", token="t", token_file="/f")),
-    ({"AWS_EC2_METADATA_DISABLED": "false"}, INSTANCE),
-    ({"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://[fd00:ec2::254]/"},
-     a_plan("instance", endpoint="http://[fd00:ec2::254]")),
-    (dict.fromkeys(("AWS_PROFILE", "AWS_EC2_METADATA_DISABLED", "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-                    *(name for present, _ in CHAIN for name in present if name.isupper())), ""), INSTANCE))
-
-# What is wrong, words of the error, and its reason.
-NO_CHAINS: Tuple[Tuple[Dict[str, Any], str, str], ...] = (
-    ({"AWS_EC2_METADATA_DISABLED": "True"}, "names no Secret.*environment.*the files.*container.*inst",
-     "CredentialsNotFound"),
-    *((present, words, "InvalidCredentials") for present, words in (
-        ({"shared": SHARED, "AWS_PROFILE": "gone"}, "the files has no profile 'gone'"),
-        ({"AWS_DEFAULT_PROFILE": "gone"}, "no profile 'gone'"),
-        ({"shared": {"default": {"aws_access_key_id": "x"}}}, "needs both"),
-        ({"shared": {"default": {"sso_session": "x"}}}, "SSO"),
-        ({"AWS_ACCESS_KEY_ID": "a b", "AWS_SECRET_KEY": "b"}, "a blank"),
-        *(({name: "x"}, "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") for name in vr.ENVIRONMENT_KEYS),
-        *(({"AWS_EC2_METADATA_SERVICE_ENDPOINT": url}, "METADATA_SERVICE_ENDPOINT")
-          for url in ("h", "ftp://h", "http://")),
-        *(({FULL: url}, "AWS_CONTAINER_CREDENTIALS_FULL_URI must be https") for url in (
-            "http://evil.example/x", "hTTp://10.0.0.1/", "http://169.254.169.254/x",
-            "http://169.254.170.2.evil.example/",
-            "http://127.0.0.1.evil.example", "http://169.254.170.2@evil.example/x", "http://localhost.evil.example",
-            "http://[fd00:ec2::24]/", "ftp://localhost/x", "localhost/x", "/x", "http://", "http://localhost:99999/",
-            "http://0.0.0.0/x", "http://[::1")),
-        *(({RELATIVE: text}, "AWS_CONTAINER") for text in ("@evil.example/x", ".evil.example/x", "x", ":99999/x")))))
-
-
-class TestStoreChain(unittest.TestCase):
-    """Tests for `plan_chain` and its sources."""
-
-    @staticmethod
-    def plan(present: Dict[str, Any]) -> Any:
-        """The plan when that is there: `shared` are the files, all else the environment."""
-        environment = {name: value for name, value in present.items() if name.isupper()}
-        named = environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE") or ""
-        return vr.plan_chain(present.get("shared", {}), named, "the files", environment)
+    def check(self, text: str, expected: str) -> Any:
+        """Check the plan for an environment; SHARED names the section of `shared` that is the default profile."""
+        variables = pairs(text)
+        shared = {**self.shared, "default": self.shared[variables["SHARED"]]} if "SHARED" in variables else {}
+        named = variables.get("AWS_PROFILE") or variables.get("AWS_DEFAULT_PROFILE") or ""
+        return self.assert_plan(expected, text, vr.plan_chain, shared, named, "the files", variables)
 
     def test_order(self) -> None:
         """Of any set of sources the first in the list wins."""
-        for chosen in itertools.product((False, True), repeat=len(CHAIN) - 1):
-            rows = [row for row, there in zip(CHAIN, (*chosen, True)) if there]
-            present = {name: value for what, _ in rows for name, value in what.items()}
-            self.assertEqual(rows[0][1], self.plan(present), present)
+        for chosen in itertools.product((False, True), repeat=len(self.order) - 1):
+            rows = [row for row, there in zip(self.order, (*chosen, True)) if there]
+            self.check(" ".join(text for text, _ in rows), rows[0][1])
 
     def test_chains(self) -> None:
-        for present, expected in CHAINS:
-            self.assertEqual(expected, self.plan(present), present)
+        """A default profile that only says region or output does not end the chain, nor does half a pair of keys."""
+        for text, expected in (
+                ("SHARED=default AWS_PROFILE=p", "keys SHAREDP s"),
+                (f"{self.order[0][0]} AWS_PROFILE=gone", "keys ENV e"),
+                ("SHARED=region", self.instance), ("AWS_ACCESS_KEY=a AWS_SECRET_KEY=b", "keys a b"),
+                ("AWS_ACCESS_KEY_ID=a AWS_ACCESS_KEY=x AWS_SECRET_KEY=x AWS_SECRET_ACCESS_KEY=b", "keys a b"),
+                (f"{self.order[0][0]} AWS_SESSION_TOKEN=u", "keys ENV e u"), ("AWS_SESSION_TOKEN=u", self.instance),
+                *((f"{half} {text}", expected) for half in ("AWS_ACCESS_KEY_ID=a", "AWS_SECRET_ACCESS_KEY=b")
+                  for text, expected in self.order[1:-1]),
+                ("AWS_ROLE_ARN=r", self.instance), ("AWS_WEB_IDENTITY_TOKEN_FILE=/t", self.instance),
+                (f"{self.irsa} AWS_ROLE_SESSION_NAME=n",
+                 "web identity R role_session_name=n web_identity_token_file=/t"),
+                *((self.full + url, "container " + url) for url in (
+                    "http://[fd00:ec2::23]/v1", "http://LOCALHOST:8080/x", "http://[::1]:80/x", "https://10.0.0.1/x")),
+                (self.relative + "//evil.example", "container http://169.254.170.2//evil.example"),
+                (f"{self.relative}/x {self.full}http://localhost/y", "container http://localhost/y"),
+                (f"{self.full}http://127.0.0.1/x AWS_CONTAINER_AUTHORIZATION_TOKEN=u "
+                 "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=/f", "container http://127.0.0.1/x token=u token_file=/f"),
+                ("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://[fd00:ec2::254]/", "instance http://[fd00:ec2::254]"),
+                (" ".join(word.split("=")[0] + "=" for text, _ in self.order for word in text.split() if word[0] == "A")
+                 + " AWS_EC2_METADATA_DISABLED=false AWS_EC2_METADATA_SERVICE_ENDPOINT= AWS_PROFILE=", self.instance)):
+            self.check(text, expected)
 
     def test_chains_that_come_to_nothing(self) -> None:
-        for present, words, reason in NO_CHAINS:
-            with self.subTest(present=present), self.assertRaisesRegex(vr.ConfigError, words) as caught:
-                self.plan(present)
-            self.assertEqual(reason, caught.exception.reason)
+        """What is wrong with the environment or the default profile is said; a container's URL leads nowhere else."""
+        error = self.check("AWS_EC2_METADATA_DISABLED=True", "!.*Secret.*environment.*the files.*container.*instance")
+        self.assertEqual("CredentialsNotFound", error.reason)
+        for text, words in (
+                ("SHARED=default AWS_PROFILE=gone", "the files has no profile 'gone'"), ("SHARED=sso", "needs both"),
+                ("AWS_ACCESS_KEY_ID='a b' AWS_SECRET_KEY=b", "the environment.* a blank"),
+                *((f"{name}=x", "only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") for name in (
+                    "AWS_ACCESS_KEY_ID", "AWS_SECRET_KEY")),
+                ("AWS_EC2_METADATA_SERVICE_ENDPOINT=ftp://h", "METADATA_SERVICE_ENDPOINT is no http URL"),
+                *((self.full + url, "AWS_CONTAINER_CREDENTIALS_FULL_URI must be https") for url in (
+                    "hTTp://10.0.0.1/", "http://169.254.169.254/x", "ftp://localhost/x", "http://127.0.0.1.evil.org",
+                    "http://169.254.170.2@evil.example/x", "http://localhost:99999/", "http://[::1")),
+                *((self.relative + text, "AWS_CONTAINER_CREDENTIALS") for text in ("@evil.example", ".evil.example"))):
+            self.assertEqual("InvalidCredentials", self.check(text, f"!.*{words}").reason)
 
 
 class TestStoreLife(unittest.TestCase):
@@ -7569,23 +6775,19 @@ class TestStoreLife(unittest.TestCase):
     def test_signing(self) -> None:
         """Fraction of the second, when keys end, the store's clock before ours -> the URL's life."""
         for fraction, left, skew, life in (
-                (0, None, 0, 600), (0, 100000, 0, 600), (0, 600, 0, 600), (0, 599.5, 0, 599), (0, 300, 0, 300),
-                (0, 1, 0, 1),
-                (0.9, 300.5, 0, 300), (0.4, 300.5, 0, 300), (0.9, 601, 0, 600), (0, None, 3600, 600),
-                (0, 300, -1800, 300),
-                (0, 300, -240, 300), (0, 300, 240, 60), (0, 300, 299, 1)):
+                (0, None, 3600, 600), (0, 599.5, 0, 599), (0.9, 300.5, 0, 300), (0.9, 601, 0, 600),
+                (0, 300, -1800, 300), (0, 300, 240, 60), (0, 300, 299, 1)):
             with self.subTest(fraction=fraction, left=left, skew=skew):
                 keys = some_credentials(expires=None if left is None else after(seconds=left))
                 url, ends = vr.sign(a_location(), "k", keys, after(seconds=fraction), timedelta(seconds=skew))
                 query = dict(parse_qsl(urlsplit(url).query))
                 self.assertEqual((vr.amz_date(after(seconds=skew)), str(life), after(seconds=fraction + life)),
                                  (query["X-Amz-Date"], query["X-Amz-Expires"], ends))
-        self.assertEqual("https://s3.eu-west-1.amazonaws.com/b.t", vr.sign(
-            a_location(bucket="b.t"), "", some_credentials(), NOW, timedelta(0))[0].partition("?")[0])
-        self.assertEqual("/", urlsplit(vr.sign(a_location(), "", some_credentials(), NOW, timedelta(0))[0]).path)
-
-    def test_credentials_that_have_ended(self) -> None:
-        for left, skew in ((0.5, 0), (0, 0), (-1, 0), (-100000, 0), (300, 300), (-1, -1800)):
+        for bucket, place in (("b.t", "https://s3.eu-west-1.amazonaws.com/b.t"),
+                              ("bkt", "https://bkt.s3.eu-west-1.amazonaws.com/")):
+            url = vr.sign(a_location(bucket=bucket), "", some_credentials(), NOW, timedelta(0))[0]
+            self.assertEqual(place, url.partition("?")[0])
+        for left, skew in ((0.5, 0), (-100000, 0), (300, 300), (-1, -1800)):
             with self.subTest(left=left), self.assertRaisesRegex(vr.ConfigError, "'default'.*expired") as caught:
                 vr.sign(a_location(), "k", some_credentials(expires=after(seconds=left)), NOW, timedelta(seconds=skew))
             self.assertEqual("CredentialsExpired", caught.exception.reason)
@@ -7597,48 +6799,35 @@ class TestStoreAnswers(unittest.TestCase):
     def test_xml(self) -> None:
         """The leaves of an answer come by name, unescaped, whatever is around them."""
         for body, expected in (
-                (b"<Error><Code>NoSuchKey</Code><Message>a &amp; b &lt;c&gt;</Message></Error>",
-                 {"Code": "NoSuchKey", "Message": "a & b <c>"}),
-                (b"<?xml version=\"1.0\"?>\n<E xmlns=\"x\">\n  <Code>A</Code>\n</E>", {"Code": "A"}),
-                (b"<Error><Code></Code></Error>", {"Code": ""}), (b"<C>a&#10;b</C>", {"C": "a\nb"}),
-                (b"<C>&#34;a&#39;&#x9;&#xA;</C>", {"C": "\"a'\t\n"}), (b"<C>&amp;lt;</C>", {"C": "&lt;"}),
-                (b"<C>a\nb</C>", {"C": "a\nb"}), (b"<C>\xff</C>", {"C": "\ufffd"}), ("<C>ü✓</C>".encode(), {"C": "ü✓"}),
-                (b"<A>x</B>", {}), (b"<A>x", {}), (b"", {}), (b"plain", {}), (b"<html><p>503</p></html>", {"p": "503"}),
+                (b"<?xml version='1.0'?>\n<E xmlns='x'>\n  <Code>A</Code><Message>a &amp; b &lt;c&gt;</Message></E>",
+                 {"Code": "A", "Message": "a & b <c>"}),
+                (b"<C>&#34;a&#39;&#x9;&#xA;\nb</C>", {"C": "\"a'\t\n\nb"}), (b"<C>&amp;lt;</C>", {"C": "&lt;"}),
+                (b"<C></C>", {"C": ""}), (b"<C>\xff</C>", {"C": "\ufffd"}), ("<C>ü✓</C>".encode(), {"C": "ü✓"}),
+                (b"<A>x</B>", {}), (b"<A>x", {}), (b"plain", {}), (b"<html><p>503</p></html>", {"p": "503"}),
                 (b"<!DOCTYPE x [<!ENTITY e SYSTEM \"file:///etc/passwd\">]><C>&e;</C>", {"C": "&e;"}),
                 (b" " * 70000 + b"<Code>x</Code>", {}), (b"<a>b</a" * 9000, {})):
             self.assertEqual(expected, vr.xml_fields(body), body[:99])
 
-    def explained(self, token: str = "", **changed: str) -> str:
-        """How a refusal is explained when the store says that it saw some lines of the canonical request otherwise."""
-        address = vr.Address("https", "h:9000", "/bkt/a%20b", "r")
-        url = vr.presign(address, some_credentials(session_token=token), NOW, vr.URL_LIFE)
-        lines = {"method": "GET", "path": address.path, "query": urlsplit(url).query.rpartition("&")[0],
-                 "host": "host:h:9000", "empty": "", "names": "host", "payload": "UNSIGNED-PAYLOAD"}
-        text = vr.explain_signature(url, "\n".join({**lines, **changed}.values()) if "all" not in changed
-                                    else changed["all"])
-        self.assertTrue(text.isprintable() and len(text) < 600, text[:99])
-        return text
-
     def test_differences(self) -> None:
         """The element that the store saw otherwise is named, with both sides and no secret; else the key is wrong."""
+        address = vr.Address("https", "h:9000", "/bkt/a%20b", "r")
         for changed, words in (
-                ({}, "secret key"), ({"token": "t+/="}, "secret key"),
-                ({"method": "HEAD"}, "the method differs: signed 'GET', the store saw 'HEAD'"),
+                ({}, "secret key"), ({"method": "HEAD"}, "the method differs: signed 'GET', the store saw 'HEAD'"),
                 ({"path": "/bkt/a+b"}, r"the path differs: signed '/bkt/a%20b', the store saw '/bkt/a\+b'"),
-                ({"query": "x=1"}, "the query differs"),
-                ({"host": "host:internal"},
-                 "the host header differs: signed 'host:h:9000', the store saw 'host:internal'"),
+                ({"query": "X-Amz-Security-Token=s3cr3t&X-Amz-Signature=ab12"}, "the query differs"),
+                ({"host": "host:internal"}, "the host header differs: signed 'host:h:9000', the store saw 'host:int"),
                 ({"names": "host;range"}, "the names of the signed headers differs"),
-                ({"payload": EMPTY_SHA256}, "the payload hash differs"),
-                ({"path": "/x", "host": "host:y"}, "the path differs"),
-                ({"all": ""}, "the method differs"), ({"all": "\n" * 50}, "differs"),
-                ({"all": "x" * 100000}, "differs"),
-                ({"all": "GET\r\n/k\r\n"}, "differs"), ({"method": "\x1b[2J"}, "differs"),
-                ({"payload": "UNSIGNED-PAYLOAD\nmore"}, "differs")):
+                ({"payload": EMPTY_SHA256}, "the payload hash differs"), ({"method": "\x1b[2J"}, "differs"),
+                ({"path": "/x", "host": "host:y"}, "the path differs"), ({"all": ""}, "the method differs"),
+                ({"all": "\n" * 50}, "differs"), ({"all": "x" * 100000}, "differs")):
             with self.subTest(**changed):
-                self.assertRegex(self.explained(**changed), words)
-        text = self.explained("s3cr3t", query="X-Amz-Security-Token=s3cr3t&X-Amz-Signature=ab12")
-        self.assertFalse("s3cr3t" in text or "ab12" in text, text)
+                url = vr.presign(address, some_credentials(session_token="s3cr3t"), NOW, vr.URL_LIFE)
+                lines = {"method": "GET", "path": address.path, "query": urlsplit(url).query.rpartition("&")[0],
+                         "host": "host:h:9000", "empty": "", "names": "host", "payload": "UNSIGNED-PAYLOAD", **changed}
+                text = vr.explain_signature(url, changed.get("all", "\n".join(lines.values())))
+                self.assertRegex(text, words)
+                self.assertTrue(text.isprintable() and len(text) < 600, text[:99])
+                self.assertFalse("s3cr3t" in text or "ab12" in text, text)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -7646,18 +6835,11 @@ class TestStoreAnswers(unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 STORE_ROLE = "arn:aws:iam::123456789012:role/velero"
-STORE_IMDS_TOKEN = "/latest/api/token"
-STORE_IMDS_KEYS = "/latest/meta-data/iam/security-credentials/"
+STORE_IMDS_TOKEN, STORE_IMDS_KEYS = "/latest/api/token", "/latest/meta-data/iam/security-credentials/"
 STORE_IMDS_ROLE = STORE_IMDS_KEYS + "node-role"
 
 
-def store_date(instant_: datetime) -> str:
-    """Return an instant in RFC 3339."""
-    return instant_.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def store_now() -> datetime:
-    """Return the time."""
     return datetime.now(timezone.utc)
 
 
@@ -7670,9 +6852,8 @@ class KeyServices(LoopbackServer):
         self.life = 3600.0                              # seconds that keys live
         self.issued: Dict[str, Tuple[str, str]] = {}    # access key -> (secret key, session token)
         self.ends: List[str] = []                       # when they end
-        self.web_token = "web-identity-of-the-pod"
-        self.signers: Dict[str, Tuple[str, str]] = {}   # who may call AssumeRole
-        self.container_token = "container-token"
+        self.web_token, self.container_token = "web-identity-of-the-pod", "container-token"
+        self.signers = {"AKIASOURCE": ("source-secret/+", "")}  # who may call AssumeRole
         self.imds_tokens: List[str] = []
         self.start()
 
@@ -7680,97 +6861,76 @@ class KeyServices(LoopbackServer):
         """Return new keys by the names that all services give them."""
         number = len(self.ends) + 1
         access_key, secret_key, token = f"ASIATEMP{number:08}", f"temp-secret/+{number}", f"temp-token/+={number}"
-        self.ends.append(store_date(store_now() + timedelta(seconds=self.life)))
+        self.ends.append(vr.format_time(store_now() + timedelta(seconds=self.life)))
         self.issued[access_key] = (secret_key, token)
         return {"AccessKeyId": access_key, "SecretAccessKey": secret_key, "SessionToken": token,
                 "Expiration": self.ends[-1]}
 
     def handle(self, request: Request) -> Answer:
-        """Return the answer to one request."""
         if request.method == "POST" and request.raw_path == "/":
             return self._sts(request)
         if request.raw_path == "/container":
             if request.headers.get("authorization") != self.container_token:
-                return Answer(401, b'{"code": "401", "message": "the token is missing or stale"}')
+                return Answer(401, b'{"code": "Unauthorized", "message": "the token is missing or stale"}')
             return self._document()
-        if request.raw_path.startswith("/latest/"):
-            return self._imds(request)
-        return Answer(404, b"", ())
+        if request.method == "PUT" and request.headers.get("x-aws-ec2-metadata-token-ttl-seconds", "").isdigit():
+            self.imds_tokens.append(f"imds-token-{len(self.imds_tokens)}")
+            return Answer(200, self.imds_tokens[-1].encode())
+        if request.headers.get("x-aws-ec2-metadata-token") not in self.imds_tokens:
+            return Answer(401, b"")
+        if request.raw_path == STORE_IMDS_KEYS:
+            return Answer(200, b"node-role\n")
+        return self._document(Code="Success") if request.raw_path == STORE_IMDS_ROLE else Answer(404, b"")
 
     def _document(self, **more: str) -> Answer:
         keys = self.new_keys()
-        return Answer(200, json.dumps({**keys, "Token": keys.pop("SessionToken"), **more}).encode())
+        return Answer(200, json.dumps({"Token": keys.pop("SessionToken"), **keys, **more}).encode())
 
     def _sts(self, request: Request) -> Answer:
         form = dict(parse_qsl(request.body.decode()))
-        action = form.get("Action", "")
+        action, trouble = form.get("Action", ""), ""
+        if action == "AssumeRole":
+            trouble = self._signature_trouble(request)
+        elif form.get("WebIdentityToken") != self.web_token or "authorization" in request.headers:
+            trouble = "AccessDenied"
         if request.raw_query or request.content_type != "application/x-www-form-urlencoded" or \
                 form.get("Version") != "2011-06-15" or not form.get("RoleSessionName"):
             trouble = "ValidationError"
-        elif action == "AssumeRoleWithWebIdentity":
-            known = form.get("WebIdentityToken") == self.web_token
-            trouble = "" if known and "authorization" not in request.headers else "InvalidIdentityToken"
-        else:
-            trouble = self._signature_trouble(request) if action == "AssumeRole" else "InvalidAction"
         if trouble or form.get("RoleArn") != STORE_ROLE:
-            return self.sts_refusal(403, trouble or "AccessDenied", "no keys for you")
+            return Answer(403, self.sts_refusal(trouble or "AccessDenied"))
         keys = "".join(f"<{name}>{value}</{name}>" for name, value in self.new_keys().items())
         return Answer(200, (f'<{action}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{action}Result>'
-                            f"<AssumedRoleUser><Arn>{STORE_ROLE}/x</Arn><AssumedRoleId>AROA:x</AssumedRoleId>"
-                            f"</AssumedRoleUser><Credentials>{keys}</Credentials></{action}Result></{action}Response>"
-                            ).encode(), (("Content-Type", "text/xml"),))
+                            f"<Credentials>{keys}</Credentials></{action}Result></{action}Response>").encode())
 
     @staticmethod
-    def sts_refusal(status: int, code: str, message: str) -> Answer:
-        """Return an error as STS words it."""
-        return Answer(status, (f"<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code>"
-                               f"<Message>{message}</Message></Error></ErrorResponse>").encode(),
-                      (("Content-Type", "text/xml"),))
+    def sts_refusal(code: str) -> bytes:
+        """Return the body of an error as STS words it."""
+        return f"<ErrorResponse><Error><Code>{code}</Code><Message>refused</Message></Error></ErrorResponse>".encode()
 
     def _signature_trouble(self, request: Request) -> str:
         """Return what is wrong with a signature in the Authorization header, worked out anew from the request."""
-        match = re.match(r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8}/[\w-]+/sts/aws4_request), "
-                         r"SignedHeaders=([\w;-]+), Signature=([0-9a-f]{64})$",
-                         request.headers.get("authorization", ""))
+        match = re.match(r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8}/[\w-]+/sts/aws4_request), SignedHeaders="
+                         r"([\w;-]+), Signature=([0-9a-f]{64})$", request.headers.get("authorization", ""))
         if not match:
             return "IncompleteSignature"
         access_key, scope, names, given = match.groups()
         secret, token = self.signers.get(access_key, ("", ""))
         when = request.headers.get("x-amz-date", "")
-        if not secret or request.headers.get("x-amz-security-token", "") != token:
-            return "InvalidClientTokenId"
-        if not {"host", "x-amz-date"} <= set(names.split(";")) or scope[:8] != when[:8]:
-            return "SignatureDoesNotMatch"
         canonical = canonical_request(request.method, request.raw_path, "", request.header_list, names.split(";"),
                                       hashlib.sha256(request.body).hexdigest())
-        right = signature_of(secret, scope, string_to_sign(when, scope, canonical))
-        return "" if right == given else "SignatureDoesNotMatch"
-
-    def _imds(self, request: Request) -> Answer:
-        if request.raw_path == STORE_IMDS_TOKEN:
-            if request.method != "PUT" or not request.headers.get("x-aws-ec2-metadata-token-ttl-seconds", "").isdigit():
-                return Answer(405, b"", ())
-            self.imds_tokens.append(f"imds-token-{len(self.seen('PUT'))}")
-            return Answer(200, self.imds_tokens[-1].encode(), (("Content-Type", "text/plain"),))
-        if request.headers.get("x-aws-ec2-metadata-token") not in self.imds_tokens:
-            return Answer(401, b"", ())
-        if request.raw_path == STORE_IMDS_KEYS:
-            return Answer(200, b"node-role\n", (("Content-Type", "text/plain"),))
-        return self._document(Code="Success") if request.raw_path == STORE_IMDS_ROLE else Answer(404, b"", ())
+        right = (signature_of(secret, scope, string_to_sign(when, scope, canonical)) == given
+                 and scope[:8] == when[:8] and {"host", "x-amz-date"} <= set(names.split(";"))
+                 and request.headers.get("x-amz-security-token", "") == token)
+        return "" if right else "SignatureDoesNotMatch"
 
 
 class KeyTests(Mixin):
     """The services, a folder, and an environment without any AWS in it."""
 
-    services: KeyServices
-    folder: str
-
     def setUp(self) -> None:
-        """Start the services."""
         self.start_services()
 
     def start_services(self) -> None:
-        """Start the services for one test."""
         self.folder = tempfile.mkdtemp(prefix="velero-requests-keys-")
         self.addCleanup(shutil.rmtree, self.folder, True)
         stack = contextlib.ExitStack()
@@ -7781,10 +6941,6 @@ class KeyTests(Mixin):
         stack.enter_context(environment({**dict.fromkeys(hidden), "HOME": self.folder,
                                          "AWS_ENDPOINT_URL_STS": self.services.url}))
 
-    def tearDown(self) -> None:
-        """The services must not have failed in themselves."""
-        self.assertEqual(self.services.bugs, [])
-
     def write(self, name: str, text: str) -> str:
         """Write a file into the folder and return its path."""
         path = os.path.join(self.folder, name)
@@ -7792,444 +6948,310 @@ class KeyTests(Mixin):
             file.write(text.encode("utf-8", "surrogateescape"))
         return path
 
-    def web_identity(self, role: str = STORE_ROLE, **more: str) -> Any:
-        """Return the plan of a pod with a token that STS knows."""
-        return a_plan("web identity", role_arn=role, token_file=self.write("token", self.services.web_token + "\n"),
-                      **more)
+    def plan(self, how: str, **more: str) -> Any:
+        """Return a plan to which the services give keys, with more values or others."""
+        if how == "process":
+            script = self.write("keys.sh", more["script"])
+            return vr.Plan.of(how, {"credential_process": f"sh {shlex.quote(script)}", "profile": "profile 'p' of f"})
+        source = vr.Plan.of("keys", {
+            "aws_access_key_id": "AKIASOURCE", "aws_secret_access_key": "source-secret/+", **more})
+        return vr.Plan.of(how, {
+            "role_arn": STORE_ROLE, "web_identity_token_file": os.path.join(self.folder, "token"),
+            "url": self.services.url + "/container", "token": self.services.container_token,
+            "endpoint": self.services.url, **more}, source if how == "role" else None)
 
-    def role(self, secret: str = "source-secret/+", token: str = "", **more: str) -> Any:
-        """Return the plan of a role that is assumed with static keys."""
-        return role_plan(keys_plan("AKIASOURCE", secret, token), STORE_ROLE, **more)
-
-    def container(self, **more: str) -> Any:
-        """Return the plan of a container with its token."""
-        return a_plan("container", url=self.services.url + "/container",
-                      **more or {"token": self.services.container_token})
-
-    def instance(self) -> Any:
-        """Return the plan of an instance."""
-        return a_plan("instance", endpoint=self.services.url)
-
-    def process(self, script: str) -> Any:
-        """Return the plan that runs a shell script."""
-        return a_plan("process", command="sh " + shlex.quote(self.write("keys.sh", script)),
-                      profile="profile 'p' of file f")
-
-    def print_keys(self, **more: Any) -> Any:
-        """Return the plan of a program that prints keys."""
-        document = {"Version": 1, "AccessKeyId": "ASIASHOWN", "SecretAccessKey": "shown-secret", **more}
-        path = self.write("keys.json", json.dumps(document))
-        return self.process(f"cat {shlex.quote(path)}\necho chatter >&2\n")
-
-    def fetch(self, plan: Any) -> Any:
-        """Return the keys that a plan comes to."""
-        return velero_requests.fetch_credentials(plan, "eu-north-1")
-
-    def form(self, number: int = -1) -> Dict[str, str]:
-        """Return the form of a request to STS."""
-        return dict(parse_qsl(self.services.seen("POST")[number].body.decode()))
-
-    def assert_keys(self, keys: Any) -> None:
-        """Check that these are keys that the services have handed out last."""
+    def fetch(self, how: str, **more: str) -> str:
+        """Carry out a plan -> `keys` that the services have handed out last, or the reason and one sentence."""
+        self.write("token", self.services.web_token + "\n")
+        try:
+            keys: Any = vr.fetch_credentials(self.plan(how, **more), "eu-north-1")
+        except vr.Error as error:
+            text = str(error)
+            secrets = [self.services.web_token, self.services.container_token, *self.services.imds_tokens, "ASIASHOWN",
+                       "shown-secret", "AKIASOURCE", "source-secret", *itertools.chain(*self.services.issued.values())]
+            self.assertFalse([secret for secret in secrets if secret in text] or not text.isprintable(), text)
+            return f"{error.reason}: {text}"
+        if not self.services.ends:
+            return repr(tuple(keys))
         self.assertEqual(self.services.issued.get(keys.access_key), (keys.secret_key, keys.session_token))
-        self.assertEqual(store_date(keys.expires), self.services.ends[-1])
+        self.assertEqual(vr.format_time(keys.expires), self.services.ends[-1])
+        return "keys"
 
-    def assert_no_keys(self, plan: Any, words: str, reason: str = "InvalidCredentials") -> None:
-        """Check that a plan fails with one sentence with these words and no secret in it."""
-        with self.assertRaisesRegex(velero_requests.Error, words) as caught:
-            self.fetch(plan)
-        text = str(caught.exception)
-        self.assertEqual((caught.exception.reason, text.isprintable()), (reason, True), text)
-        secrets = [self.services.web_token, self.services.container_token, *self.services.imds_tokens]
-        for access_key, others in self.services.issued.items():
-            secrets += [access_key, *others]
-        for secret in (*secrets, "ASIASHOWN", "shown-secret", "AKIASOURCE", "source-secret"):
-            self.assertNotIn(secret, text)
+    def form(self) -> Dict[str, str]:
+        """Return the form of the last request to STS."""
+        return dict(parse_qsl(self.services.seen("POST")[-1].body.decode()))
 
 
-# Each exchange of each plan: method and part of the path.
-SERVICES: Tuple[Tuple[str, str, str], ...] = (
-    ("web_identity", "POST", "/"), ("role", "POST", "/"), ("container", "GET", "/container"),
-    ("instance", "PUT", STORE_IMDS_TOKEN), ("instance", "GET", STORE_IMDS_KEYS), ("instance", "GET", STORE_IMDS_ROLE))
-
-# What passes.
-PASSING_FAULTS: Tuple[Document, ...] = ({"status": 500}, {"status": 503}, {"status": 429}, {"drop": True})
-PASSING_REFUSALS = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
-                    "RequestLimitExceeded")
-
-# Answers without keys in them, which are not shown; the second half is for all but STS.
+# Answers without keys in them, which are not shown; the first four may come from STS, too.
 NO_KEYS: Tuple[bytes, ...] = (
-    b"", b"<html>login</html>", b"{}", b"\xff\xfe\0",
-    b"<AccessKeyId>ASIASHOWN</AccessKeyId><SecretAccessKey></SecretAccessKey>",
-    b"<AccessKeyId>ASIASHOWN</AccessKeyId><SecretAccessKey>cut-sec", b"[]", b"null", b'{"AccessKeyId": "ASIASHOWN"}',
+    b"", b"\xff\xfe\0", b"<AccessKeyId>ASIASHOWN</AccessKeyId><SecretAccessKey></SecretAccessKey>",
+    b"<AccessKeyId>ASIASHOWN</AccessKeyId><SecretAccessKey>cut-sec", b"[]", b'{"AccessKeyId": "ASIASHOWN"}',
     b'{"AccessKeyId": 7, "SecretAccessKey": ["ASIASHOWN"]}', b'{"AccessKeyId": "ASIASHOWN", "Sec', b"[" * 60000)
+# Each exchange of each plan: method and path.
+EXCHANGES_FOR_KEYS: Tuple[Tuple[str, str, str], ...] = (
+    ("web identity", "POST", "/"), ("role", "POST", "/"), ("container", "GET", "/container"),
+    ("instance", "PUT", STORE_IMDS_TOKEN), ("instance", "GET", STORE_IMDS_KEYS), ("instance", "GET", STORE_IMDS_ROLE))
 
 
 class TestStoreServices(KeyTests, unittest.TestCase):
     """Every service that hands out keys, whatever befalls it."""
 
-    def setUp(self) -> None:
-        """Start the services; static keys may assume the role."""
-        super().setUp()
-        self.services.signers = {"AKIASOURCE": ("source-secret/+", "")}
+    def check(self, expected: str, tries: int, how: str, method: Optional[str] = None, part: str = "",
+              more: Optional[Dict[str, str]] = None, **fault: Any) -> None:
+        """Check one exchange that goes wrong: what comes of the plan, and how often it was tried."""
+        with self.subTest(how=how, part=part, **fault):
+            self.services.forget()
+            if fault:
+                self.services.script(method, part, **fault)
+            self.assertRegex(self.fetch(how, **more or {}), f"^{expected}")
+            self.assertEqual(tries, len([seen for seen in self.services.seen(method) if part in ("", seen.target)]))
+            self.services.unscript()
 
     def test_what_passes_is_asked_again(self) -> None:
-        """At each exchange of each service, and the third try may be right."""
-        rows = [(*row, PASSING_FAULTS[1], 2) for row in SERVICES]
-        rows += [(*SERVICES[0], fault, 1) for fault in PASSING_FAULTS]
-        for name, method, part, fault, times in rows:
-            with self.subTest(name=name, part=part, **fault):
-                before = len(self.services.seen(method, part))
-                self.services.script(method, part, times=times, **fault)
-                self.assert_keys(self.fetch(getattr(self, name)()))
-                self.assertGreater(len(self.services.seen(method, part)) - before, times)
-                self.services.unscript()
-        for code in PASSING_REFUSALS:
-            with self.subTest(code):
-                self.services.script("POST", status=400, body=KeyServices.sts_refusal(400, code, "wait").body)
-                self.assert_keys(self.fetch(self.web_identity()))
-
-    def test_a_try_that_hangs_leaves_time_to_the_next(self) -> None:
+        """At each exchange of each service; the third try may be right, and is the last."""
+        for row in EXCHANGES_FOR_KEYS:
+            reason = "CredentialsNotFound" if row[0] == "instance" else "InvalidCredentials"
+            self.check("keys", 3, *row, times=2, status=503)
+            self.check(f"{reason}: .*503", 3, *row, times=9, status=503)
+        faults: List[Document] = [{"status": 500}, {"status": 429}, {"drop": True}]
+        faults += [{"status": 400, "body": KeyServices.sts_refusal(code)} for code in (
+            "IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
+            "RequestLimitExceeded")]
+        for fault in faults:
+            self.check("keys", 2, *EXCHANGES_FOR_KEYS[0], **fault)
         never = threading.Event()
         self.addCleanup(never.set)
-        self.services.script("PUT", hang=never)
-        self.assert_keys(self.fetch(self.instance()))
+        self.check("keys", 2, "instance", "PUT", hang=never)
 
-    def test_what_does_not_pass_ends_after_three_tries(self) -> None:
-        for name, method, part in SERVICES:
-            with self.subTest(name=name, part=part):
-                before = len(self.services.seen(method, part))
-                self.services.script(method, part, times=9, status=503)
-                reason = "CredentialsNotFound" if name == "instance" else "InvalidCredentials"
-                self.assert_no_keys(getattr(self, name)(), "503", reason)
-                self.assertEqual(len(self.services.seen(method, part)) - before, 3)
-                self.services.unscript()
-
-    def test_answers_without_keys_are_errors(self) -> None:
-        for name, method, part, bodies, words in (
-                ("web_identity", "POST", "/", NO_KEYS[:6], "holds no keys"),
-                ("container", "GET", "/container", NO_KEYS, "container's credential endpoint holds no keys"),
-                ("instance", "GET", STORE_IMDS_ROLE, NO_KEYS, "no keys .status 200, code none")):
+    def test_what_is_final(self) -> None:
+        """A refusal is asked for once and told with its code; an answer without keys is an error, and not shown."""
+        wrong, none = "InvalidCredentials: ", "CredentialsNotFound: nothing else .* the instance metadata .*role"
+        for how, more, words in (
+                ("web identity", {"role_arn": STORE_ROLE + "-other"},
+                 f"STS, asked for role {STORE_ROLE}-other, gives no keys: status 403 AccessDenied refused$"),
+                ("role", {"aws_secret_access_key": "wrong-secret"}, ".*SignatureDoesNotMatch"),
+                *(("container", {"token": token}, "the container's .*: status 401 Unauthorized the token is missing")
+                  for token in ("stale", ""))):
+            self.check(wrong + words, 1, how, more=more)
+        for how, method, part, bodies, words in (
+                ("web identity", "POST", "/", NO_KEYS[:4], wrong + "STS, .*"),
+                ("container", "GET", "/container", NO_KEYS, wrong + "the container's credential endpoint"),
+                ("instance", "GET", STORE_IMDS_ROLE, NO_KEYS[:5], none + ".*")):
             for body in bodies:
-                with self.subTest(name=name, body=body[:40]):
-                    self.services.script(method, part, status=200, body=body)
-                    self.assert_no_keys(getattr(self, name)(), words,
-                                        "CredentialsNotFound" if name == "instance" else "InvalidCredentials")
+                self.check(words + " gives no keys: there are none", 1, how, method, part, status=200, body=body)
+        for method, part, fault, words in (
+                ("PUT", "", {"status": 403}, "status 403"), ("GET", STORE_IMDS_KEYS, {"status": 401}, "status 401"),
+                ("GET", STORE_IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorized"}'}, "AssumeRoleU"),
+                ("GET", STORE_IMDS_KEYS, {"status": 200, "body": b"\n"}, "there are none")):
+            self.check(f"{none}.* gives no keys: {words}", 1, "instance", method, part, **fault)
+        self.check(f"{none}.* gives no keys: no answer$", 3, "instance", "PUT", times=9, drop=True)
 
-    def test_no_proxy_is_asked(self) -> None:
-        """The container's and the instance's endpoints are asked directly, whatever proxy the environment names."""
+    def test_what_is_asked(self) -> None:
+        """Version 2 of the instance's service; no proxy for it; and what it calls the role stays in its place."""
         proxies = {name: "http://127.0.0.1:1" for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY")}
         with environment({**proxies, "NO_PROXY": None, "no_proxy": None}):
-            self.assert_keys(self.fetch(self.container()))
-            self.assert_keys(self.fetch(self.instance()))
-
-    def test_a_token_cannot_add_headers(self) -> None:
-        """A token with a line end in it is refused before it is sent."""
-        for text in ("one\r\nX-Evil: 1", "one\ntwo"):
-            self.assertRaises(velero_requests.ConfigError, self.fetch, self.container(token=text))
+            self.assertEqual(["keys", "keys"], [self.fetch(how) for how in ("instance", "container")])
+        self.assertEqual([(request.target, request.headers.get("x-aws-ec2-metadata-token"))
+                          for request in self.services.seen()][:3],
+                         [(STORE_IMDS_TOKEN, None), *((path, self.services.imds_tokens[0]) for path in (
+                             STORE_IMDS_KEYS, STORE_IMDS_ROLE))])
+        self.services.script("GET", STORE_IMDS_KEYS, status=200, body=b"../../../user-data?x=1#y")
+        self.assertRegex(self.fetch("instance"), "CredentialsNotFound: .*status 404")
+        self.assertEqual(self.services.seen("GET")[-1].target, STORE_IMDS_KEYS + "..%2F..%2F..%2Fuser-data%3Fx%3D1%23y")
+        self.services.forget()
+        self.assertRegex(self.fetch("container", token="one\r\nX-Evil: 1"), "token has characters that cannot be sent")
         self.services.script("PUT", status=200, body=b"one\r\nX-Evil: 1")
-        self.assertRaises(velero_requests.ConfigError, self.fetch, self.instance())
+        self.assertRegex(self.fetch("instance"), "token of the instance metadata service has characters")
         self.assertEqual(self.services.seen("GET"), [])
 
-
-class TestStoreTokenService(KeyTests, unittest.TestCase):
-    """Web identity and assumed roles."""
-
-    def test_a_web_identity_is_exchanged_unsigned(self) -> None:
-        """The pod's token goes in the body of an unsigned POST and nowhere else; it is read anew each time."""
-        identity = self.web_identity()
-        self.assert_keys(self.fetch(identity))
-        request, = self.services.seen()
+    def test_tokens_are_read_anew(self) -> None:
+        """From their files, which may change; that of a pod goes unsigned, and in the body only."""
+        self.assertEqual("keys", self.fetch("web identity"))
+        request = self.services.seen()[-1]
         self.assertEqual((request.target, self.form()["WebIdentityToken"]), ("/", self.services.web_token))
-        self.assertNotIn("authorization", request.headers)
         self.assertNotIn(self.services.web_token, str(request.header_list))
-        self.services.web_token = "the-rotated-token"
-        self.write("token", self.services.web_token)
-        self.assert_keys(self.fetch(identity))
+        path = self.write("container", self.services.container_token + "\n")
+        self.assertEqual("keys", self.fetch("container", token="the file comes first", token_file=path))
+        self.services.web_token = self.services.container_token = "rotated"
+        self.write("container", "rotated")
+        self.assertEqual(["keys", "keys"], [self.fetch("web identity"), self.fetch("container", token_file=path)])
+        self.services.forget()
+        lost = self.fetch("web identity", web_identity_token_file=os.path.join(self.folder, "lost"))
+        self.assertRegex(lost, "web identity token .*/lost")
+        self.assertEqual(self.services.seen(), [])
 
-    def test_sessions(self) -> None:
-        """AWS_ROLE_SESSION_NAME names the session; without it there is some name."""
-        self.services.signers = {"AKIASOURCE": ("source-secret/+", "")}
-        for identity, name, duration in ((self.web_identity(session_name="pod"), "pod", None),
-                                         (self.web_identity(), r"[\w+=,.@-]{2,64}", None),
-                                         (self.role(session_name="n", duration="901"), "n", "901")):
-            self.fetch(identity)
-            self.assertRegex(self.form()["RoleSessionName"], f"^{name}$")
-            self.assertEqual(self.form().get("DurationSeconds"), duration)
-
-    def test_an_assumed_role_is_signed(self) -> None:
-        """AssumeRole bears a signature that a second implementation works out alike, with and without a token."""
-        for token, url in (("", self.services.url), ("session-token/+=", self.services.url + "/")):
-            with self.subTest(token=token), environment({"AWS_ENDPOINT_URL_STS": url}):
-                self.services.signers = {"AKIASOURCE": ("source-secret/+", token)}
-                self.assert_keys(self.fetch(self.role(token=token, external_id="ext/ id&=ü")))
-                self.assertEqual(self.form()["ExternalId"], "ext/ id&=ü")
+    def test_roles(self) -> None:
+        """What the form says; AssumeRole bears a signature that a second implementation works out alike."""
+        session = r"[\w+=,.@-]{2,64}"
+        for how, path, more, fields in (
+                ("web identity", "", {"role_session_name": "pod"}, ("pod", None, None)),
+                ("web identity", "", {}, (session, None, None)),
+                ("role", "", {"role_session_name": "n", "duration_seconds": "901"}, ("n", None, "901")),
+                ("role", "/", {"aws_session_token": "token/+=", "external_id": "e/ &=ü"}, (session, "e/ &=ü", None))):
+            with self.subTest(how, **more), environment({"AWS_ENDPOINT_URL_STS": self.services.url + path}):
+                self.services.signers["AKIASOURCE"] = ("source-secret/+", more.get("aws_session_token", ""))
+                self.assertEqual("keys", self.fetch(how, **more))
+                self.assertRegex(self.form()["RoleSessionName"], f"^{fields[0]}$")
+                self.assertEqual(fields[1:], (self.form().get("ExternalId"), self.form().get("DurationSeconds")))
+        self.services.signers = self.services.issued
+        chain = vr.Plan.of("role", {"role_arn": STORE_ROLE}, self.plan("web identity"))
+        keys = vr.fetch_credentials(chain, "eu-north-1")
+        self.assertEqual(list(self.services.issued)[-1], keys.access_key)
 
     def test_the_host_is_that_of_the_region(self) -> None:
         """Through a proxy, where the environment names one."""
         with environment({"AWS_ENDPOINT_URL_STS": None, "HTTPS_PROXY": self.services.url}):
-            self.assertRaises(velero_requests.Unreachable, self.fetch, self.web_identity())
+            self.assertRegex(self.fetch("web identity"), "^Unreachable: ")
         self.assertEqual({request.target for request in self.services.seen()}, {"sts.eu-north-1.amazonaws.com:443"})
 
-    def test_a_role_may_be_assumed_with_keys_of_another_role(self) -> None:
-        self.services.signers = self.services.issued
-        self.assert_keys(self.fetch(role_plan(self.web_identity(), STORE_ROLE)))
-        self.assertEqual(len(self.services.issued), 2)
-
-    def test_a_refusal_is_final(self) -> None:
-        """It is not asked again; its sentence names the role and the code, and neither key nor token."""
-        self.services.signers = {"AKIASOURCE": ("source-secret", "")}
-        for refused, words in ((self.web_identity(STORE_ROLE + "-other"),
-                                f"STS refuses role {STORE_ROLE}-other: AccessDenied"),
-                               (self.role("wrong-secret"), "SignatureDoesNotMatch")):
-            before = len(self.services.seen())
-            self.assert_no_keys(refused, words)
-            self.assertEqual(len(self.services.seen()) - before, 1)
-
-    def test_a_token_file_that_is_missing_is_named(self) -> None:
-        """Without its token file a web identity fails before anybody is asked."""
-        os.remove(dict(self.web_identity().values)["token_file"])
-        lost = a_plan("web identity", role_arn=STORE_ROLE, token_file=os.path.join(self.folder, "token"))
-        self.assertRaisesRegex(velero_requests.ConfigError, "web identity token .*/token", self.fetch, lost)
-        self.assertEqual(self.services.seen(), [])
-
-
-class TestStoreContainer(KeyTests, unittest.TestCase):
-    """ECS and EKS Pod Identity."""
-
-    def test_tokens(self) -> None:
-        """The token goes as it is into the header, from the variable or the file, which is read anew; 401 is final."""
-        path = self.write("container-token", self.services.container_token + "\n")
-        for more in ({"token": self.services.container_token}, {"token_file": path},
-                     {"token": "the file comes first", "token_file": path}):
-            self.assert_keys(self.fetch(self.container(**more)))
-        self.write("container-token", "stale")
-        for more in ({"token_file": path}, {"token": "stale"}, {"token": ""}):
-            before = len(self.services.seen())
-            self.assert_no_keys(self.container(**more), "answered 401: the token is missing or stale")
-            self.assertEqual(len(self.services.seen()) - before, 1)
-
-
-class TestStoreInstance(KeyTests, unittest.TestCase):
-    """The instance metadata service."""
-
-    def test_version_two_is_spoken(self) -> None:
-        """A token is fetched by PUT with a life, and both GETs carry it."""
-        self.assert_keys(self.fetch(self.instance()))
-        self.assertEqual([(request.method, request.target, request.headers.get("x-aws-ec2-metadata-token"))
-                          for request in self.services.seen()],
-                         [("PUT", STORE_IMDS_TOKEN, None), ("GET", STORE_IMDS_KEYS, self.services.imds_tokens[0]),
-                          ("GET", STORE_IMDS_ROLE, self.services.imds_tokens[0])])
-
-    def test_without_a_token_nothing_is_asked(self) -> None:
-        """Version 1 is never spoken."""
-        for fault, words in (({"status": 403}, "status 403"), ({"status": 405}, "status 405"),
-                             ({"drop": True}, "no answer")):
-            self.services.script("PUT", times=9, **fault)
-            self.assert_no_keys(self.instance(), f"gives no token .{words}.*nothing else", "CredentialsNotFound")
-            self.services.unscript()
-        self.assertEqual(self.services.seen("GET"), [])
-
-    def test_a_forgotten_token_is_replaced_once(self) -> None:
-        """A 401 at either GET brings a new token; a second 401 is the end."""
-        for part in (STORE_IMDS_KEYS, STORE_IMDS_ROLE):
-            with self.subTest(part):
-                before = len(self.services.seen("PUT"))
-                self.services.script("GET", part, status=401)
-                self.assert_keys(self.fetch(self.instance()))
-                self.assertEqual(len(self.services.seen("PUT")) - before, 2)
-        self.services.script("GET", STORE_IMDS_KEYS, times=9, status=401)
-        self.assert_no_keys(self.instance(), "status 401", "CredentialsNotFound")
-        self.assertEqual(len(self.services.seen("PUT")) - before, 4)
-
-    def test_instances_without_keys(self) -> None:
-        for part, fault, words in (
-                (STORE_IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorizedAccess"}'},
-                 "AssumeRoleUnauthorized"),
-                *((STORE_IMDS_KEYS, fault, "have a role?") for fault in (
-                    {"status": 404}, {"status": 200, "body": b""}, {"status": 200, "body": b"\n"}))):
-            with self.subTest(fault):
-                self.services.script("GET", part, **fault)
-                self.assert_no_keys(self.instance(), words, "CredentialsNotFound")
-
-    def test_a_role_name_stays_one_segment(self) -> None:
-        """What the service calls the role never leaves its place in the path."""
-        self.services.script("GET", STORE_IMDS_KEYS, status=200, body=b"../../../user-data?x=1#y")
-        self.assert_no_keys(self.instance(), "status 404", "CredentialsNotFound")
-        self.assertEqual(self.services.seen("GET")[-1].target, STORE_IMDS_KEYS + "..%2F..%2F..%2Fuser-data%3Fx%3D1%23y")
-
-
-class TestStoreProcess(KeyTests, unittest.TestCase):
-    """credential_process."""
-
-    def test_keys_that_last_or_end(self) -> None:
-        """With an Expiration the keys end then, without one they last."""
-        end = datetime(2040, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
-        self.assertEqual(("ASIASHOWN", "shown-secret", "shown-token", end), tuple(self.fetch(
-            self.print_keys(SessionToken="shown-token", Expiration="2040-01-02T03:04:05Z"))))
-        self.assertEqual(("ASIASHOWN", "shown-secret", "", None), tuple(self.fetch(self.print_keys())))
-
-    def test_programs_that_print_no_keys(self) -> None:
-        """Nothing that they say is shown; an end that cannot be read is not for ever; stdin is empty."""
-        self.assert_no_keys(self.print_keys(Expiration="soon"), "Expiration that is no time")
-        for script, words in (
-                ("echo shown-secret\necho shown-secret >&2\nexit 3\n", "profile 'p' of file f: .*exit code 3"),
-                ("read answer || exit 41\n", "exit code 41"), ("exec /absent\n", "exit code 127"),
-                *((f"printf %s {shlex.quote(output)}",
-                   "profile 'p' of file f: credential_process printed no JSON of Version 1")
-                  for output in (
-                      "", "shown-secret", "[]", '{"Version": 2, "AccessKeyId": "a", "SecretAccessKey": "shown-secret"}',
-                      '{"AccessKeyId": "a", "SecretAccessKey": "shown-secret"}', "\udcff")),
-                ("echo '{\"Version\": 1, \"SecretAccessKey\": \"shown-secret\"}'", "holds no keys")):
+    def test_programs(self) -> None:
+        """Their keys end with an Expiration, last without; nothing that they say is shown; stdin is empty."""
+        keys = {"Version": 1, "AccessKeyId": "ASIASHOWN", "SecretAccessKey": "shown-secret"}
+        end = "datetime.datetime(2040, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)"
+        for script, expected in (
+                *((f"echo chatter >&2\necho '{json.dumps({**keys, **more})}'", expected) for more, expected in (
+                    ({}, "('ASIASHOWN', 'shown-secret', '', None)"),
+                    ({"SessionToken": "t", "Expiration": "2040-01-02T03:04:05Z"},
+                     f"('ASIASHOWN', 'shown-secret', 't', {end})"),
+                    ({"Expiration": "soon"}, "or an Expiration that is no time"))),
+                *((f"printf %s {shlex.quote(text)}", "gives no keys: the") for text in ("", "shown-secret", "\udcff")),
+                ("echo shown-secret\necho shown-secret >&2\nexit 3\n", "profile 'p' of f: .*fails.*run it by hand"),
+                ("read answer || exit 41\n", "fails"), ("exec /absent\n", "fails")):
             with self.subTest(script=ascii(script)):
-                self.assert_no_keys(self.process(script), words)
+                found = self.fetch("process", script=script)
+                self.assertTrue(found == expected or re.search(f"^InvalidCredentials: .*{expected}", found), found)
+
+    def test_regions(self) -> None:
+        """S3 names a bucket's region in any answer to an unsigned HEAD; what is no label chooses no host."""
+        address = vr.Address("http", self.services.host, "/bucket", "us-east-1")
+        for status, region, expected in (
+                (200, "eu-central-1", "eu-central-1"), (403, "eu-central-1", "eu-central-1"), (301, "", ""),
+                (200, "x@evil.example/", "region in the answer of 127.0.0.1.*no DNS label"),
+                (404, "", "BucketNotFound.*no such bucket.*objectStorage.bucket")):
+            with self.subTest(status=status, region=region):
+                self.services.script("HEAD", "/bucket", status=status, headers={"x-amz-bucket-region": region})
+                try:
+                    self.assertEqual(expected, vr.discover_region(address))
+                except vr.Error as error:
+                    self.assertRegex(f"{error.reason} {error} {error.hints}", expected)
+        self.assertNotIn("authorization", {name for request in self.services.seen() for name in request.headers})
 
 
 class TestCredentialCache(KeyTests, unittest.TestCase):
     """Keys are renewed before their end, by one caller at a time."""
 
     def setUp(self) -> None:
-        """Make a cache of a pod's keys."""
         super().setUp()
-        self.cache = velero_requests.CredentialCache(self.web_identity(), "us-east-1")
+        self.write("token", self.services.web_token)
+        self.cache, self.start = vr.CredentialCache(self.plan("web identity"), "us-east-1"), store_now()
 
-    def take(self, **later: float) -> Any:
-        """Return what the cache gives at a time from now."""
-        return self.cache.get(store_now() + timedelta(**later))
+    def take(self, minutes: float, **options: Any) -> Any:
+        """Return what the cache gives at a time from the start."""
+        return self.cache.get(self.start + timedelta(minutes=minutes), **options)
 
-    def refuse(self) -> None:
-        """Let STS refuse everything."""
-        self.services.script("POST", times=99, status=403, body=KeyServices.sts_refusal(403, "AccessDenied", "no").body)
-
-    def test_keys_are_kept_until_shortly_before_their_end(self) -> None:
-        """Keys that outlive a URL by a minute are used again; those that do not are renewed."""
-        first = self.take()
-        self.assertEqual((self.take(minutes=48, seconds=58), len(self.services.seen())), (first, 1))
-        self.assertNotEqual(self.take(minutes=49, seconds=1), first)
-        self.assertEqual(len(self.services.seen()), 2)
-
-    def test_eight_threads_cost_one_exchange(self) -> None:
-        """While one thread renews, the others wait for its keys, unless they may not."""
-        gate, taken = threading.Event(), []
-        self.services.script("POST", hang=gate)
-        threads = [threading.Thread(target=lambda: taken.append(self.take())) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        wait_until(self.services.seen, 5, "the exchange")
-        with self.assertRaises(velero_requests.Busy):
-            self.cache.get(store_now(), wait=False)
-        gate.set()
-        for thread in threads:
-            thread.join(10)
-        self.assertEqual((len(taken), len(set(taken)), len(self.services.seen())), (8, 1, 1))
-
-    def test_old_keys_serve_while_they_are_renewed(self) -> None:
-        first, gate = self.take(), threading.Event()
-        self.services.script("POST", hang=gate)
-        thread = threading.Thread(target=self.take, kwargs={"minutes": 55})
-        thread.start()
-        wait_until(lambda: self.services.seen()[1:], 5, "the exchange")
-        self.assertEqual(self.take(minutes=55), first)
-        gate.set()
-        thread.join(10)
-        self.assertNotEqual(self.take(), first)
-
-    def test_old_keys_serve_while_they_live(self) -> None:
-        """When renewing fails the keys at hand are used up to their end; beyond it there is an error."""
-        first = self.take()
-        self.refuse()
+    def test_keys_through_their_life(self) -> None:
+        """Keys that outlive a URL by a minute are used again. While STS refuses, or others wait for it, the old ones
+        serve up to their end; a refusal counts for a while, and shows no key."""
+        hosts = vr._thread.hosts = vr.HostLimiter(2, 3600)  # pylint: disable=protected-access
+        self.addCleanup(setattr, vr._thread, "hosts", None)
         with self.assertLogs("velero_requests", "WARNING") as logs:
-            for _ in range(10):
-                self.assertEqual(self.take(minutes=58), first)
-            self.assertEqual(len(self.services.seen()), 2, "a burst of requests costs few exchanges")
-            self.assertEqual(self.take(minutes=59, seconds=5), first)
-        self.assertEqual((len(self.services.seen()), first.secret_key in str(logs.output)), (3, False))
-        self.assertRaisesRegex(velero_requests.ConfigError, "AccessDenied", self.take, minutes=61)
-        self.services.unscript()
-        before = len(self.services.seen())
-        self.assertRaisesRegex(velero_requests.ConfigError, "AccessDenied", self.take, minutes=61, seconds=4)
-        self.assertEqual(len(self.services.seen()), before, "nobody is asked again so soon")
-        self.assertNotEqual(self.take(minutes=61, seconds=7), first)
+            for rows in (  # minutes, trouble, what comes, and how many exchanges there have been
+                    ((0, "", "new", 1), (48.9, "", "same", 1), (49.2, "", "new", 2)),
+                    ((0, "", "new", 1), (58, "refuse", "same", 2), (58.9, "refuse", "same", 2),
+                     (59.1, "refuse", "same", 3), (61, "refuse", "AccessDenied", 4), (61.07, "", "AccessDenied", 4),
+                     (61.1, "", "new", 5)),
+                    ((0, "busy", "another request", 0), (0, "", "new", 1), (55, "busy", "same", 1),
+                     (61, "busy", "another request", 1), (55, "", "new", 2))):
+                self.cache, self.start = vr.CredentialCache(self.cache.plan, "us-east-1"), store_now()
+                self.services.forget()
+                for minutes, trouble, expected, exchanges in rows:
+                    with self.subTest(minutes=minutes, trouble=trouble), contextlib.ExitStack() as stack:
+                        if trouble == "busy":
+                            stack.enter_context(hosts.guard(self.services.host))
+                        elif trouble:
+                            self.services.script("POST", status=403, body=KeyServices.sts_refusal("AccessDenied"))
+                        before = self.cache.credentials
+                        try:
+                            found = "same" if self.take(minutes) == before else "new"
+                        except vr.Error as error:
+                            found = str(error)
+                        self.assertRegex(found, expected)
+                        self.assertEqual(exchanges, len(self.services.seen()))
+                        self.services.unscript(all_struck=False)
+        self.assertFalse([key for key in itertools.chain(*self.services.issued.values()) if key in str(logs.output)])
 
-    def test_a_service_that_another_worker_waits_for(self) -> None:
-        """Old keys serve; without any it is Busy, which is no failure to be remembered."""
-        hosts = velero_requests.HostLimiter(2, 3600)
-        velero_requests._thread.hosts = hosts  # pylint: disable=protected-access
-        self.addCleanup(setattr, velero_requests._thread, "hosts", None)
-        with hosts.guard(self.services.host):
-            self.assertRaises(velero_requests.Busy, self.take)
-        first = self.take()
-        with hosts.guard(self.services.host):
-            self.assertEqual(self.take(minutes=55), first)
-            self.assertRaises(velero_requests.Busy, self.take, minutes=61)
-        self.assertNotEqual(self.take(minutes=55), first)
+    def test_threads(self) -> None:
+        """Eight of them cost one exchange; those that may not wait are told, or have the old keys while these live."""
+        gates = threading.Event(), threading.Event()
+        taken: List[Any] = []
+        for number, (gate, minutes) in enumerate(zip(gates, (0, 55))):
+            self.services.script("POST", hang=gate)
+            threads = [threading.Thread(target=lambda minutes: taken.append(self.take(minutes)), args=(minutes,))
+                       for _ in range(8 - 7 * number)]
+            for thread in threads:
+                thread.start()
+            wait_until(lambda number=number: self.services.seen()[number:], 5, "the exchange")
+            if number:
+                self.assertEqual(self.take(55), taken[0])
+            else:
+                self.assertRaises(vr.Busy, self.take, 0, wait=False)
+            gate.set()
+            for thread in threads:
+                thread.join(10)
+        self.assertEqual(([8, 1], 2), (sorted(map(taken.count, set(taken)))[::-1], len(self.services.seen())))
 
     def test_keys_that_last_cost_nothing(self) -> None:
-        cache = velero_requests.CredentialCache(keys_plan("AKIASOURCE", "source-secret"), "us-east-1")
-        self.assertEqual(cache.get(store_now() + timedelta(days=365)),
-                         velero_requests.Credentials("AKIASOURCE", "source-secret"))
-        self.assertEqual(self.services.seen(), [])
+        self.cache = vr.CredentialCache(KEYS_1, "us-east-1")
+        self.assertEqual((vr.Credentials("AKIA1", "s1"), []), (self.take(600_000), self.services.seen()))
 
 
 class TestHostLimiter(unittest.TestCase):
-    """Tests for `HostLimiter`, of four workers."""
-
-    def setUp(self) -> None:
-        """Make a guard whose failures are remembered for an hour."""
-        self.hosts = velero_requests.HostLimiter(4, 3600)
-
-    def fail_at(self, host: str, quick: float) -> None:
-        """Ask a host that does not answer; what takes no longer than `quick` does not count."""
-        self.hosts.quick = quick
-        with self.assertRaises(velero_requests.Unreachable), self.hosts.guard(host):
-            raise velero_requests.Unreachable(f"no answer of {host}")
+    """Tests for `HostLimiter`, of four workers and with failures remembered for an hour."""
 
     def test_who_may_ask(self) -> None:
         """Hosts that have answered before, hosts that are being asked, the host to ask, and whether it may be."""
         for answered, asked, host, may in (
-                ("", "", "a", True), ("", "a", "a", False), ("", "a", "b", True), ("", "ab", "c", True),
-                ("", "abc", "d", False),
+                ("", "", "a", True), ("", "a", "a", False), ("", "ab", "c", True), ("", "abc", "d", False),
                 ("a", "bcd", "a", True), ("a", "aa", "a", True), ("a", "aaa", "a", False), ("a", "aaa", "b", True),
                 ("ab", "aaab", "b", True), ("a", "aab", "b", False)):
             with self.subTest(answered=answered, asked=asked, host=host), contextlib.ExitStack() as stack:
-                self.setUp()
+                hosts = vr.HostLimiter(4, 3600)
                 for name in answered:
-                    with self.hosts.guard(name):
+                    with hosts.guard(name):
                         pass
                 for name in asked:
-                    stack.enter_context(self.hosts.guard(name))
-                try:
-                    stack.enter_context(self.hosts.guard(host))
-                    self.assertTrue(may)
-                except velero_requests.Busy:
-                    self.assertFalse(may)
+                    stack.enter_context(hosts.guard(name))
+                with contextlib.nullcontext() if may else self.assertRaises(vr.Busy), hosts.guard(host):
+                    pass
 
     def test_failures(self) -> None:
-        """A silence is remembered, a quick failure is not, and an answer of any kind counts as one."""
-        for quick, words in ((60.0, "^$"), (0.0, "no answer of a")):
-            self.fail_at("a", quick)
-            try:
-                with self.hosts.guard("a"), self.hosts.guard("b"):
-                    said = ""
-            except velero_requests.Unreachable as error:
-                said = str(error)
-            self.assertRegex(said, words)
-        with self.assertRaises(velero_requests.StoreError), self.hosts.guard("c"):
-            raise velero_requests.StoreError("no")
-        with self.hosts.guard("c"), self.hosts.guard("c"):
+        """A silence is remembered for a while, a quick failure is not, and an answer of any kind counts as one."""
+        hosts, silence = vr.HostLimiter(4, 3600), vr.Unreachable("no answer")
+        for host, quick, pause, error, remembered in (
+                ("a", 60.0, 3600, silence, False), ("a", 0.0, 3600, silence, True),
+                ("b", 0.0, 3600, vr.StoreError("no"), False), ("c", 0.0, 0, silence, False)):
+            hosts.quick, hosts.pause = quick, pause
+            with self.subTest(host=host, quick=quick):
+                with self.assertRaises(type(error)), hosts.guard(host):
+                    raise error
+                with self.assertRaisesRegex(vr.Unreachable, "no answer") if remembered else contextlib.nullcontext(), \
+                        hosts.guard(host), hosts.guard("other " + host):
+                    pass
+        with hosts.guard("b"), hosts.guard("b"):
             pass
-        self.hosts.pause = 0.0
-        with self.hosts.guard("d"):
+        with hosts.guard("x"):
             pass
-        self.fail_at("d", 0.0)
-        with self.hosts.guard("d"):
-            self.assertRaises(velero_requests.Busy, self.hosts.guard("d").__enter__)
+        with self.assertRaises(vr.Unreachable), hosts.guard("x"):  # which is strange again
+            raise silence
+        with hosts.guard("x"):
+            self.assertRaises(vr.Busy, hosts.guard("x").__enter__)
 
     def test_memory_is_bounded(self) -> None:
+        hosts = vr.HostLimiter(4, 3600)
         for number in range(3000):
-            with self.hosts.guard(str(number)):
+            with hosts.guard(str(number)):
                 pass
-        self.assertLessEqual(len(self.hosts.answered), velero_requests.MAX_HOSTS)
+        self.assertLessEqual(len(hosts.ends), vr.MAX_HOSTS)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -8251,12 +7273,12 @@ class StoreWorld(FakeWorld):
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        """Start both."""
         return FakeCluster(tls=True), TimelyStore()
 
     def tearDown(self) -> None:
         """Let the store be as it was."""
         self.store.clock, self.store.hide_missing = time.time, False
+        self.store.keys = {self.store.access_key: (self.store.secret_key, "")}
         self.store.unscript()
 
     def once(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None) -> Result:
@@ -8266,10 +7288,9 @@ class StoreWorld(FakeWorld):
         self.assertNotIn("Traceback", result.err)
         return result
 
-    def answer_to(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None, kind: str = "BackupLog",
-                  name: str = "b1") -> Document:
+    def answer_to(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None, name: str = "b1") -> Document:
         """Return a new request once the controller has looked at it."""
-        asked = self.ask(kind, name)
+        asked = self.ask(name=name)
         self.once(*argv, env=env)
         return self.admin.get("downloadrequests", asked, self.namespace)
 
@@ -8280,176 +7301,95 @@ class StoreWorld(FakeWorld):
         return str(document["status"]["downloadURL"])
 
     def assert_reason(self, document: Document, reason: str, *words: str) -> None:
-        """Check that a request bears this reason, a sentence with these words, and no URL."""
-        notes = document["metadata"].get("annotations") or {}
-        self.assertEqual(notes.get(REASON), reason, notes)
+        """Check that a request bears this reason and a sentence with these words, all of them patterns, and no URL."""
+        notes, status = document["metadata"].get("annotations") or {}, document.get("status") or {}
+        self.assertRegex(notes.get(REASON, ""), f"^({reason})$", notes)
         for word in words:
-            self.assertIn(word, notes[MESSAGE])
+            self.assertRegex(notes[MESSAGE], word)
         self.assertNotIn("\n", notes[MESSAGE])
-        self.assertFalse((document.get("status") or {}).get("downloadURL"))
-        self.assertNotEqual((document.get("status") or {}).get("phase"), "Processed")
+        self.assertFalse(status.get("downloadURL") or status.get("phase") == "Processed", status)
         self.assert_clean(notes)
 
-
-class TestStoreWholePath(KeyTests, StoreWorld, unittest.TestCase):
-    """Requests answered with temporary keys."""
-
-    def setUp(self) -> None:
-        """Let the location do without a Secret, and the store know the keys that the services hand out."""
-        StoreWorld.setUp(self)
-        self.start_services()
-        self.store.keys = self.services.issued
-        self.addCleanup(setattr, self.store, "keys", {self.store.access_key: (self.store.secret_key, "")})
-        self.admin.merge_patch("backupstoragelocations", "default", {"spec": {"credential": None}},
-                               self.namespace)
-
-    def tearDown(self) -> None:
-        """No server has failed in itself."""
-        StoreWorld.tearDown(self)
-        self.assertEqual(self.services.bugs, [])
-
-    def pod(self, **more: Optional[str]) -> Dict[str, Optional[str]]:
-        """Return the environment of a pod with a web identity."""
-        return {"AWS_ROLE_ARN": STORE_ROLE, "AWS_ENDPOINT_URL_STS": self.services.url,
-                "AWS_ENDPOINT_URL_S3": self.store.url,
-                "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token), **more}
-
-    def test_a_web_identity_signs_the_url(self) -> None:
-        """It opens the object, token and all, and lives its ten minutes; one exchange serves nine requests."""
-        stored, more = self.put(), [self.ask() for _ in range(8)]
-        document = self.answer_to(env=self.pod())
-        url = self.url_in(document)
-        with velero_requests.open_url(url) as response:
-            self.assertEqual(b"".join(velero_requests.read_body(response)), stored)
-        query = dict(parse_qsl(urlsplit(url).query))
-        self.assertEqual(query["X-Amz-Expires"], "600")
-        self.assertEqual(query["X-Amz-Security-Token"],
-                         self.services.issued[query["X-Amz-Credential"].split("/")[0]][1])
-        self.assert_soon(document["status"]["expiration"], 10)
-        self.assertEqual((self.store.seen(status=403), len(self.services.seen()), len(more)), ([], 1, 8))
-
-    def test_urls_end_with_the_keys(self) -> None:
-        """URL, expiration, and what --direct signs; ended keys sign nothing."""
-        self.put()
-        self.services.life = 200
-        document = self.answer_to("--verify-urls", env=self.pod())
-        urls = [self.url_in(document)]
-        end = instant(self.services.ends[-1])
-        self.assertLess(abs((instant(document["status"]["expiration"]) - end).total_seconds()), 2)
-        direct = ("download", "b1", "--kind", "BackupLog", "--direct", "--url-only")
-        urls.append(self.cli(*direct, env=self.pod()).out.decode())
-        for url in urls:
-            self.assertTrue(180 < int(dict(parse_qsl(urlsplit(url).query))["X-Amz-Expires"]) <= 200, url)
-        self.services.life = -5
-        self.assert_reason(self.answer_to(env=self.pod()), "CredentialsExpired", "expired")
-        result = self.cli(*direct, env=self.pod())
-        self.assert_failed(result, 1)
-        self.assertRegex(result.err, "error: the credentials of .*have expired")
-
-    def test_a_refusal_of_sts_is_a_reason_that_heals(self) -> None:
-        """What STS refuses is told on the request, and answered when STS has changed its mind."""
-        self.put()
-        asked, self.services.web_token = self.ask(), "the right one"
-        self.once(env={**self.pod(), "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("other", "a wrong token")})
-        self.assert_reason(self.admin.get("downloadrequests", asked, self.namespace), "InvalidCredentials", "STS")
-        self.once(env=self.pod())
-        self.url_in(self.admin.get("downloadrequests", asked, self.namespace))
-
-    def test_every_source_signs(self) -> None:
-        """Each leads to a URL that works, through the whole controller."""
-        self.put()
-        printed = json.dumps({"Version": 1, **self.services.new_keys()})
-        program = f"cat {shlex.quote(self.write('printed.json', printed))}"
-        static = keys_file(self.store.access_key, self.store.secret_key)
-        self.services.issued[self.store.access_key] = self.store.secret_key, ""
-        for number, (profile, source) in enumerate((
-                ("", {"AWS_CONTAINER_CREDENTIALS_FULL_URI": self.services.url + "/container",
-                      "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": self.write("c", self.services.container_token)}),
-                ("", {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.services.url}),
-                ("", {"AWS_CONFIG_FILE": self.write("config", f"[default]\ncredential_process = {program}\n")}),
-                ("", {"AWS_SHARED_CREDENTIALS_FILE": self.write("q", static.replace("default", "q")),
-                      "AWS_PROFILE": "q"}),
-                ("p", {**self.pod(), "AWS_SHARED_CREDENTIALS_FILE": self.write("p", static.replace("default", "p"))}))):
-            with self.subTest(source=list(source)):
-                name = f"source{number}"
-                self.make_location(name, {"profile": profile}, None)
-                self.make_backup(name, name)
-                self.store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
-                self.url_in(self.answer_to("--verify-urls", name=name, env={
-                    "AWS_EC2_METADATA_DISABLED": None, "AWS_ENDPOINT_URL_S3": self.store.url, **source}))
-
-    def test_the_location_s_own_secret_comes_first(self) -> None:
-        """Neither keys nor a web identity in the environment beat the Secret that the location names."""
-        self.put()
-        self.store.keys = {self.store.access_key: (self.store.secret_key, "")}
-        self.make_location("own")
-        self.make_backup("b2", "own")
-        self.store.put(self.namespace, "backups/b2/b2-logs.gz", gzip.compress(LOG))
-        document = self.answer_to("--verify-urls", name="b2", env=self.pod(
-            AWS_ACCESS_KEY_ID="AKIAOTHER", AWS_SECRET_ACCESS_KEY="other-secret", AWS_SESSION_TOKEN="other-token"))
-        self.assertIn(self.store.access_key, self.url_in(document))
-        self.assertNotIn("Security-Token", self.url_in(document))
-        self.assertEqual(self.services.seen(), [])
+    def lay_out(self, name: str, config: Optional[Document] = None, secret: str = "", **storage: Any) -> str:
+        """Create a location, with a Secret of its own if it has a text, and a backup with a log there -> its name."""
+        if secret:
+            self.make_secret(name, text=secret)
+        self.make_location(name, config, name if secret else None, **storage)
+        self.make_backup(name, name)
+        self.store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
+        return name
 
 
 # What somebody writes who may create locations and Secrets -> the reason, and words of the message. {evil} is a host of
 # his own, {own} the operator's endpoint, {here} a folder of ours.
-SIGNERS: Tuple[Tuple[str, Document, str, str, str], ...] = (
-    ("a region with a host", {"region": "x@{evil}/"}, "", "InvalidStorageLocation", "region"),
-    ("a region with a domain", {"region": "x.evil.example/", "s3Url": ""}, "", "InvalidStorageLocation", "region"),
-    ("another store", {"s3Url": "http://{evil}"}, "", "ForeignEndpoint", "spec.credential.*AWS_ENDPOINT_URL_S3"),
-    ("another public store", {"publicUrl": "http://{evil}"}, "", "ForeignEndpoint", "AWS_ENDPOINT_URL_S3"),
-    ("another store by a profile", {"s3Url": "http://{evil}", "profile": "p"}, "", "ForeignEndpoint", "not for its"),
-    ("the same beginning", {"s3Url": "{own}@{evil}"}, "", "InvalidStorageLocation", "s3Url"),
-    ("the same host", {"s3Url": "{own}0"}, "", "InvalidStorageLocation|ForeignEndpoint", "s3Url"),
-    ("a line end", {"s3Url": "http://127.0.\n0.1:1"}, "", "InvalidStorageLocation", "s3Url"),
-    ("a program", {}, "[default]\ncredential_process = touch {here}/ran\n", "InvalidCredentials", "credential_process"),
-    ("a program in another profile", {"profile": "p"}, "[profile p]\nCredential_Process = touch {here}/ran\n",
-     "InvalidCredentials", "credential_process"),
-    ("a token of ours", {}, "[default]\nrole_arn = {role}\nweb_identity_token_file = {here}/token\n",
-     "InvalidCredentials", "web_identity_token_file"),
-    ("our environment", {}, "[default]\nrole_arn = {role}\ncredential_source = Environment\n", "InvalidCredentials",
-     "credential_source"),
-    ("a profile of ours", {}, "[default]\nrole_arn = {role}\nsource_profile = p\n", "InvalidCredentials",
-     "no profile 'p'"),
-    ("a region of a profile", {"region": ""}, "\ufeff[default]\naws_access_key_id = a\naws_secret_access_key = b\n"
-     "region = x@{evil}/\n", "InvalidStorageLocation", "region of the profile"),
-    ("a file of ours", {"credentialsFile": "{here}/credentials"}, "", "CredentialsFileNotAllowed",
-     "spec.credential.*--allow-credentials-file"),
-    ("a way to an allowed file", {"credentialsFile": "{here}/./allowed"}, "", "CredentialsFileNotAllowed", "allow"),
-    ("a program in an allowed file", {"credentialsFile": "{here}/allowed", "s3Url": "http://{evil}"}, "",
-     "InvalidCredentials", "credential_process"),
-)
+SIGNERS: Tuple[Tuple[Document, str, str, str], ...] = (
+    ({"region": "x@{evil}/"}, "", "InvalidStorageLocation", "region"),
+    ({"s3Url": "http://{evil}"}, "", "ForeignEndpoint", "spec.credential.*AWS_ENDPOINT_URL_S3"),
+    ({"publicUrl": "http://{evil}"}, "", "ForeignEndpoint", "AWS_ENDPOINT_URL_S3"),
+    ({"s3Url": "http://{evil}", "profile": "p"}, "", "ForeignEndpoint", "not for its"),
+    ({"s3Url": "{own}0"}, "", "InvalidStorageLocation|ForeignEndpoint", "s3Url"),
+    ({}, "[default]\ncredential_process = touch {here}/ran\n", "InvalidCredentials", "credential_process"),
+    ({"profile": "p"}, "[profile p]\nCredential_Process = touch {here}/ran\n", "InvalidCredentials",
+     "credential_process"),
+    ({}, "[default]\nrole_arn = {role}\nweb_identity_token_file = {here}/token\n", "InvalidCredentials",
+     "web_identity_token_file"),
+    ({}, "[default]\nrole_arn = {role}\ncredential_source = Environment\n", "InvalidCredentials", "credential_source"),
+    ({}, "[default]\nrole_arn = {role}\nsource_profile = p\n", "InvalidCredentials", "no profile 'p'"),
+    ({}, "[default]\nrole_arn = {role}\nsource_profile = k\n[k]\naws_access_key_id = a\naws_secret_access_key = b\n"
+     "sso_session = x\n", "InvalidCredentials", "profile 'k' of key .*: sso_session .*refused here; give aws_access"),
+    ({"region": ""}, "\ufeff[default]\naws_access_key_id = a\naws_secret_access_key = b\nregion = x@{evil}/\n",
+     "InvalidStorageLocation", "region of the profile"),
+    ({"credentialsFile": "{here}/own"}, "", "CredentialsFileNotAllowed", "spec.credential.*--allow-credentials-file"),
+    ({"credentialsFile": "{here}/./allowed"}, "", "CredentialsFileNotAllowed", "allow"),
+    ({"credentialsFile": "{here}/allowed", "s3Url": "http://{evil}"}, "", "InvalidCredentials", "credential_process"))
 
 
 class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
-    """Locations and Secrets of the cluster carry our identity nowhere, run nothing and read no file."""
+    """Our identity signs for locations without a Secret; locations and Secrets of the cluster carry it nowhere else."""
 
     def setUp(self) -> None:
-        """Give this process an identity by environment, files and STS, and the stranger a host."""
+        """Give this process an identity by STS and by files, and a stranger a host."""
         StoreWorld.setUp(self)
         self.start_services()
+        self.own_keys = keys_file(self.store.access_key, self.store.secret_key)
         self.evil = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(self.evil.close)
-        self.put()
-        keys = keys_file(self.store.access_key, self.store.secret_key)
         self.allowed = self.write("allowed", f"[default]\ncredential_process = touch {self.folder}/ran\n")
-        self.env = {"AWS_ROLE_ARN": STORE_ROLE, "AWS_ENDPOINT_URL_STS": None, "AWS_ENDPOINT_URL_S3": self.store.url,
-                    "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
-                    "AWS_SHARED_CREDENTIALS_FILE": self.write("credentials", keys.replace("default", "p") + keys)}
+        self.pod: Dict[str, Optional[str]] = {
+            "AWS_ENDPOINT_URL_S3": self.store.url, "AWS_ENDPOINT_URL_STS": self.services.url,
+            "AWS_ROLE_ARN": STORE_ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
+            "AWS_SHARED_CREDENTIALS_FILE": self.write("own", self.own_keys.replace("default", "p") + self.own_keys)}
 
-    def fill_in(self, text: str) -> str:
-        """Put this test's places into a text of the table."""
-        return text.format(evil=f"127.0.0.1:{self.evil.getsockname()[1]}", own=self.store.url, here=self.folder,
-                           role=STORE_ROLE)
+    def direct(self, name: str, *flags: str, **env: Optional[str]) -> Result:
+        return self.cli("download", name, "--kind=BackupLog", "--url-only", *flags, env={**self.pod, **env})
 
-    def lay_out(self, number: int, config: Document, secret: str) -> str:
-        """Create what a row says, and return the name of a backup that lies there."""
-        name = f"row{number}"
-        self.make_secret(name, text=self.fill_in(secret))
-        self.make_location(name, {key: self.fill_in(value) for key, value in config.items()}, name if secret else None)
-        self.make_backup(name, name)
-        return name
+    def test_a_web_identity_signs_the_url(self) -> None:
+        """It opens the object, token and all, and lives its ten minutes; one exchange serves nine requests."""
+        self.lay_out("own")
+        self.store.keys = self.services.issued
+        for _ in range(8):
+            self.ask(name="own")
+        document = self.answer_to(env=self.pod, name="own")
+        url = self.url_in(document)
+        self.assertEqual(gzip.compress(LOG)[10:], fetch(url).data[10:])
+        query = dict(parse_qsl(urlsplit(url).query))
+        self.assertEqual(("600", self.services.issued[query["X-Amz-Credential"].split("/")[0]][1]),
+                         (query["X-Amz-Expires"], query["X-Amz-Security-Token"]))
+        self.assert_soon(document["status"]["expiration"], 10)
+        self.assertEqual(([], 1), (self.store.seen(status=403), len(self.services.seen())))
+
+    def test_urls_end_with_the_keys(self) -> None:
+        """URL, expiration, and what --direct signs; ended keys sign nothing."""
+        self.lay_out("own")
+        self.services.life = 200
+        document = self.answer_to(env=self.pod, name="own")
+        end = instant(self.services.ends[-1])
+        self.assertLess(abs((instant(document["status"]["expiration"]) - end).total_seconds()), 2)
+        for url in (self.url_in(document), self.direct("own", "--direct").out.decode()):
+            self.assertTrue(180 < int(dict(parse_qsl(urlsplit(url).query))["X-Amz-Expires"]) <= 200, url)
+        self.services.life = -5
+        self.assert_reason(self.answer_to(env=self.pod, name="own"), "CredentialsExpired", "expired")
+        self.assert_failed(self.direct("own", "--direct"), 1, "the credentials of", "have expired")
 
     def assert_nothing_happened(self) -> None:
         """Check that nobody came to the stranger's host, nothing ran, and no keys were asked for."""
@@ -8458,223 +7398,132 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         self.assertFalse(os.path.exists(os.path.join(self.folder, "ran")))
         self.assertEqual([], self.services.seen())
 
-    def test_attacks_on_the_controller(self) -> None:
-        """Each is refused with its reason before anything is fetched, sent or run, --verify-urls or not."""
-        asked = {}
-        for number, (what, config, secret, _, _) in enumerate(SIGNERS):
-            asked[what] = self.ask(name=self.lay_out(number, config, secret))
-        self.once("--verify-urls", "--allow-credentials-file", self.allowed, env=self.env)
-        for what, _, _, reason, words in SIGNERS:
-            with self.subTest(what):
-                document = self.admin.get("downloadrequests", asked[what], self.namespace)
-                self.assert_reason(document, reason_of(document))
-                self.assertRegex(reason_of(document), f"^({reason})$")
-                self.assertRegex(document["metadata"]["annotations"][MESSAGE], words)
-        self.assert_nothing_happened()
-
-    def test_attacks_on_who_uses_direct(self) -> None:
-        """The same by --direct, on the caller's host."""
-        for number, (what, config, secret, _, words) in enumerate(SIGNERS):
-            with self.subTest(what):
-                name = self.lay_out(number, config, secret)
-                result = self.cli("download", name, "--direct", "--url-only", "--allow-credentials-file", self.allowed,
-                                  env=self.env)
+    def test_attacks(self) -> None:
+        """Each is refused before anything is fetched, sent or run, by the controller and by --direct."""
+        places = {"evil": f"127.0.0.1:{self.evil.getsockname()[1]}", "own": self.store.url, "here": self.folder,
+                  "role": STORE_ROLE}
+        names = [self.lay_out(f"row{number}", {key: value.format(**places) for key, value in config.items()},
+                              secret.format(**places)) for number, (config, secret, _, _) in enumerate(SIGNERS)]
+        asked = [self.ask(name=name) for name in names]
+        self.once("--verify-urls", "--allow-credentials-file", self.allowed, env=self.pod)
+        for name, request, (config, secret, reason, words) in zip(names, asked, SIGNERS):
+            with self.subTest(config=config, secret=secret):
+                self.assert_reason(self.admin.get("downloadrequests", request, self.namespace), reason, words)
+                result = self.direct(name, "--direct", "--allow-credentials-file", self.allowed)
                 self.assert_failed(result, 1)
                 self.assertRegex(result.err, words)
         self.assert_nothing_happened()
 
-    def test_no_keys_for_locations_that_cannot_be(self) -> None:
-        """No token leaves for a location whose bucket can have no address."""
-        env = {**self.env, "AWS_ENDPOINT_URL_STS": self.services.url}
-        for number, (bucket, more) in enumerate((("arn:aws:s3:x@evil:1:accesspoint:x", {}), ("x--x-s3", {}),
-                                                 ("bkt", {"AWS_USE_FIPS_ENDPOINT": "true"}))):
-            name = f"odd{number}"
-            self.make_location(name, {"s3ForcePathStyle": ""}, None, bucket=bucket)
-            self.make_backup(name, name)
-            document = self.answer_to("--verify-urls", env={**env, **more}, name=name)
-            self.assert_reason(document, "InvalidStorageLocation", name)
-        self.assert_nothing_happened()
-
-    def test_what_the_operator_says_himself(self) -> None:
-        """--credentials-file and --location go anywhere; a Secret's role is assumed with the Secret's keys."""
-        keys = keys_file(self.store.access_key, self.store.secret_key)
+    def test_whose_keys_sign(self) -> None:
+        """Programs and profiles of our files, the location's Secret before them, what the operator names anywhere."""
         self.services.signers[self.store.access_key] = (self.store.secret_key, "")
-        self.store.keys = {**self.services.issued, self.store.access_key: (self.store.secret_key, "")}
-        self.addCleanup(setattr, self.store, "keys", {self.store.access_key: (self.store.secret_key, "")})
-        elsewhere = {**self.env, "AWS_ENDPOINT_URL_S3": None, "AWS_ROLE_ARN": None,
-                     "AWS_ENDPOINT_URL_STS": self.services.url}
-        self.make_location("bare", secret=None)
-        self.make_backup("b2", "bare")
-        self.make_secret("role", text=keys.replace("default", "k")
-                         + f"[default]\nrole_arn = {STORE_ROLE}\nsource_profile = k\n")
-        self.make_location("role", secret="role")
-        self.make_backup("b3", "role")
-        self.make_location("file", {"credentialsFile": self.write("keys", keys)}, secret=None)
-        self.make_backup("b4", "file")
-        location = self.write("location", json.dumps({"spec": {
+        program = json.dumps({"Version": 1, **self.services.new_keys()})
+        keys, named = self.write("keys", self.own_keys), self.own_keys.replace("default", "q")
+        files = {"AWS_SHARED_CREDENTIALS_FILE": self.write("named", named), "AWS_CONFIG_FILE": self.write(
+            "config", f"[default]\ncredential_process = cat {shlex.quote(self.write('printed', program))}\n")}
+        document = self.write("location", json.dumps({"spec": {
             "provider": "aws", "objectStorage": {"bucket": self.namespace},
-            "config": {"region": self.store.region, "s3Url": self.store.url,
-                       "credentialsFile": os.path.join(self.folder, "keys")}}}))
-        for name, flags in (("b2", ("--direct", "--credentials-file", os.path.join(self.folder, "keys"))),
-                            ("b2", ("--location", location)), ("b3", ("--direct",)),
-                            ("b4", ("--direct", "--allow-credentials-file", os.path.join(self.folder, "keys")))):
-            with self.subTest(name=name, flags=flags):
-                result = self.cli("download", name, *flags, "--url-only", env=elsewhere)
-                self.assertEqual((0, 1), (result.code, result.out.count(b"X-Amz-Signature=")), result.err)
+            "config": {"region": self.store.region, "s3Url": self.store.url, "credentialsFile": keys}}}))
+        role = f"{named}[default]\nrole_arn = {STORE_ROLE}\nsource_profile = q\n[other]\ncredential_process = x\n"
+        own, here, away = self.store.access_key, self.store.url, None  # whether our identity belongs to the store
+        for name, config, secret, endpoint, flags, env, key in (
+                ("program", {}, "", here, (), {**files, "AWS_ROLE_ARN": None}, "ASIATEMP00000001"),
+                ("variable", {}, "", here, (), {**files, "AWS_ROLE_ARN": None, "AWS_PROFILE": "q"}, own),
+                ("profile", {"profile": "q"}, "", here, (), files, own),
+                ("secret", {}, self.own_keys, away, (), {"AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "x"}, own),
+                ("role", {}, role, away, (), {}, "ASIATEMP00000002"),
+                ("flag", {}, "", away, ("--credentials-file", keys), {}, own),
+                ("location", {}, "", away, ("--location", document), {}, own),
+                ("file", {"credentialsFile": keys}, "", away, ("--allow-credentials-file", keys), {}, own)):
+            with self.subTest(name):
+                self.lay_out(name, config, secret)
+                result = self.direct(name, "--direct", *flags, AWS_ENDPOINT_URL_S3=endpoint, **env)
+                self.assertIn(f"X-Amz-Credential={key}", result.out.decode(), result.err)
+                self.store.keys.update(self.services.issued)
+                self.assertEqual(200, fetch(result.out.decode().strip()).status)
         self.assertEqual(["POST"], [request.method for request in self.services.seen()])
 
     def test_files_that_are_allowed(self) -> None:
         """Only a regular file of a MiB is read, also behind a link; anything else is one sentence and blocks nobody."""
-        good = self.write("good", keys_file(self.store.access_key, self.store.secret_key))
-        os.symlink(good, os.path.join(self.folder, "link"))
+        os.symlink(self.write("good", self.own_keys), os.path.join(self.folder, "link"))
         os.mkfifo(os.path.join(self.folder, "fifo"))
-        os.mkdir(os.path.join(self.folder, "empty"))
         self.write("large", "#" * (1 << 20) + "\n")
-        for number, (name, code, words) in enumerate((
-                ("good", 0, "^$"), ("link", 0, "^$"), ("fifo", 1, "no regular"), ("empty", 1, "no regular"),
-                ("large", 1, "larger than 1 MiB"), ("absent", 1, "no regular file"),
-                ("/dev/zero", 1, "no regular file"), ("/dev/null", 1, "no regular file"))):
+        for name, code, words in (("good", 0, "^$"), ("link", 0, "^$"), ("fifo", 1, "no regular file"),
+                                  ("", 1, "no regular file"), ("large", 1, "larger than 1 MiB"),
+                                  ("absent", 1, "no regular file"), ("/dev/zero", 1, "no regular file")):
             with self.subTest(name=name):
                 path = os.path.join(self.folder, name)
-                backup = self.lay_out(number, {"credentialsFile": path}, "")
-                result = self.cli("download", backup, "--direct", "--url-only", "--allow-credentials-file", path)
+                backup = self.lay_out("b" + name.replace("/", "-"), {"credentialsFile": path})
+                result = self.direct(backup, "--direct", "--allow-credentials-file", path)
                 self.assertEqual(code, result.code, result.err)
                 self.assertRegex(result.err, words)
 
     def test_tls_of_aws_is_nobody_s_to_loosen(self) -> None:
         """Our own identity trusts the system's authorities at AWS, whatever a location says; a Secret or a file may."""
-        spec = {"config": {"region": "eu-west-1", "insecureSkipTLSVerify": "true"},
-                "objectStorage": {"bucket": "bkt", "caCert": base64.b64encode(b"PEM").decode()}}
-        for more, own, insecure in (({}, False, False), ({"credential": {"name": "n", "key": "k"}}, False, True),
-                                    ({}, True, True)):
-            location = velero_requests.find_location(None, "", a_location_document(**{**spec, **more}), trusted=own)
-            self.assertEqual((insecure, insecure, not insecure),
-                             (location.insecure, bool(location.ca_cert), bool(location.warnings)))
-        spec["config"] = {**spec["config"], "s3Url": "https://minio"}
-        self.assertTrue(velero_requests.find_location(None, "", a_location_document(**spec)).insecure)
+        spec = {"objectStorage": {"bucket": "bkt", "caCert": base64.b64encode(b"PEM").decode()}}
+        secret = {"credential": {"name": "n", "key": "k"}}
+        for more, url, own, lax in (({}, "", False, False), (secret, "", False, True), ({}, "", True, True),
+                                    ({}, "https://minio", False, True)):
+            config = {"region": "eu-west-1", "insecureSkipTLSVerify": "true", "s3Url": url}
+            found = vr.find_location(None, "", a_location_document(config, **spec, **more), trusted=own)
+            self.assertEqual((lax, lax, not lax), (found.insecure, bool(found.ca_cert), bool(found.warnings)))
 
-    def test_hosts_and_regions_of_the_profile(self) -> None:
-        """FIPS, dual stack and region are those of the profile that has the keys; what cannot be names the culprit."""
-        for config, more, host, words in (
-                ({"region": "us-east-1"}, "use_fips_endpoint = true", "bkt.s3-fips.us-east-1.amazonaws.com", ""),
-                ({"region": "us-east-1"}, "use_dualstack_endpoint = TRUE", "bkt.s3.dualstack.us-east-1.amazonaws.com",
-                 ""),
-                ({"region": "us-east-1"}, "use_fips_endpoint = no", "bkt.s3.us-east-1.amazonaws.com", ""),
-                ({"s3Url": "http://minio"}, "region = us-east-2", "bkt.minio", ""),
-                ({"region": "cn-north-1"}, "use_fips_endpoint = true", "", "use_fips_endpoint in the profile"),
-                ({"s3Url": "http://minio"}, "use_fips_endpoint = true", "", "use_fips_endpoint")):
-            with self.subTest(config=config, more=more), environment({"AWS_ENDPOINT_URL_S3": None}):
-                path = self.write("file", keys_file("AKIA", "secret") + more + "\n")
-                found = velero_requests.find_location(None, "", a_location_document(
-                    {**config, "credentialsFile": path}), trusted=True)
+    def test_hosts_and_regions(self) -> None:
+        """FIPS, dual stack and region are those of environment and profile; what cannot be names the culprit."""
+        aws, minio = {"region": "us-east-1"}, {"s3Url": "http://minio"}
+        for config, profile, env, expected in (
+                (aws, "use_fips_endpoint = true", {}, "bkt.s3-fips.us-east-1.amazonaws.com us-east-1"),
+                (aws, "use_dualstack_endpoint = TRUE", {}, "bkt.s3.dualstack.us-east-1.amazonaws.com us-east-1"),
+                (aws, "use_fips_endpoint = no", {}, "bkt.s3.us-east-1.amazonaws.com us-east-1"),
+                (minio, "region = us-east-2", {}, "bkt.minio us-east-2"), (minio, "", {}, "bkt.minio us-east-1"),
+                (minio, "region = x", {"AWS_REGION": "", "AWS_DEFAULT_REGION": "us-east-3"}, "bkt.minio us-east-3"),
+                ({"region": "cn-north-1"}, "use_fips_endpoint = true", {}, "use_fips_endpoint in the profile"),
+                (minio, "", {"AWS_USE_FIPS_ENDPOINT": "true"}, "unset AWS_USE_FIPS_ENDPOINT"),
+                (aws, "", {"AWS_ENDPOINT_URL_S3": " http://minio"}, "AWS_ENDPOINT_URL_S3 is no plain"),
+                (aws, "", {"AWS_ENDPOINT_URL": "http://a\nb"}, "AWS_ENDPOINT_URL is no plain"),
+                (minio, "region = x", {"AWS_REGION": "x@evil/"}, "AWS_REGION is 'x@evil/', no DNS label")):
+            with self.subTest(config=config, profile=profile, env=env), environment({"AWS_PROFILE": None, **env}):
+                path = self.write("file", f"{self.own_keys}{profile}\n")
                 try:
-                    address = velero_requests.bucket_address(velero_requests.open_location(None, "", found)[0])
-                    self.assertEqual((host, config.get("region", "us-east-2")), (address.host, address.region))
-                except velero_requests.ConfigError as error:
-                    self.assertEqual("", host, error)
-                    self.assertRegex(str(error), words)
-
-    def test_variables_that_cannot_be(self) -> None:
-        """An endpoint or region of the environment that is none is named by its variable."""
-        for number, (config, env, words) in enumerate((
-                ({"s3Url": ""}, {"AWS_ENDPOINT_URL_S3": " http://minio"}, "AWS_ENDPOINT_URL_S3 is no plain"),
-                ({"s3Url": ""}, {"AWS_ENDPOINT_URL_S3": None, "AWS_ENDPOINT_URL": "http://a\nb"},
-                 "AWS_ENDPOINT_URL is no plain"),
-                ({"region": ""}, {"AWS_REGION": "x@evil/"}, "AWS_REGION is 'x@evil/', no DNS label"))):
-            result = self.cli("download", self.lay_out(number, config, ""), "--direct", "--url-only",
-                              env={**self.env, **env})
-            self.assert_failed(result, 1)
-            self.assertIn(words, result.err)
+                    found = vr.open_location(None, "", vr.find_location(
+                        None, "", a_location_document({**config, "credentialsFile": path}), trusted=True))[0]
+                except vr.ConfigError as error:
+                    self.assertRegex(str(error), expected)
+                else:
+                    address = vr.bucket_address(found)
+                    self.assertEqual(expected, f"{address.host} {address.region}")
 
 
-class TestStoreAuthority(FakeWorld, unittest.TestCase):
+class TestStoreAuthority(StoreWorld, unittest.TestCase):
     """A store behind TLS with an authority of its own, kept in a Secret."""
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        """Start both, the store with TLS."""
         return FakeCluster(tls=True), FakeStore(tls=True)
 
     def test_the_authority_may_lie_in_a_secret(self) -> None:
-        """caCertRef names the Secret that makes the store trusted; without it, or with another, the reason
-        says so."""
-        self.put()
+        """caCertRef names the Secret that makes the store trusted; without it, or with another, the reason says so."""
         with open(self.store.ca, encoding="ascii") as file:
-            authority = file.read()
-        self.make_secret("authority", "ca.crt", authority)
-        self.make_secret("large", "ca.crt", "x" * (257 << 10))
-        rows = (("good", {"caCertRef": {"name": "authority", "key": "ca.crt"}}, ""),
-                ("large", {"caCertRef": {"name": "large", "key": "ca.crt"}}, "InvalidStorageLocation"),
-                ("none", {}, None),
-                ("half", {"caCertRef": {"name": "authority", "key": "ca.pem"}}, "SecretKeyNotFound"),
-                ("lost", {"caCertRef": {"name": "absent", "key": "ca.crt"}}, "SecretNotFound"))
-        for name, more, reason in rows:
+            self.make_secret("authority", "ca.crt", file.read())
+        self.make_secret("too-large", "ca.crt", "x" * (257 << 10))
+        for name, reference, reason, words in (
+                ("good", {"name": "authority", "key": "ca.crt"}, "", ""), ("none", {}, ".+", "certificate"),
+                ("large", {"name": "too-large", "key": "ca.crt"}, "InvalidStorageLocation", "caCertRef"),
+                ("half", {"name": "authority", "key": "ca.pem"}, "SecretKeyNotFound", "ca.pem"),
+                ("lost", {"name": "absent", "key": "ca.crt"}, "SecretNotFound", "absent")):
             with self.subTest(name):
-                self.make_location(name, **more)
-                self.make_backup("b-" + name, name)
-                self.store.put(self.namespace, f"backups/b-{name}/b-{name}-logs.gz", gzip.compress(LOG))
-                asked = self.ask(name="b-" + name)
-                self.cli("controller", "--once", "--verify-urls")
-                document = self.admin.get("downloadrequests", asked, self.namespace)
-                found = reason_of(document)
-                if reason is None:  # any word, and a sentence about certificates
-                    self.assertIn("certificate", document["metadata"]["annotations"][MESSAGE])
+                self.lay_out(name, secret=keys_file(self.store.access_key, self.store.secret_key), caCertRef=reference)
+                document = self.answer_to("--verify-urls", name=name)
+                if reason:
+                    self.assert_reason(document, reason, words)
                 else:
-                    self.assertEqual(found, reason, document["metadata"].get("annotations"))
-                self.assertEqual(bool(document.get("status", {}).get("downloadURL")), not found)
+                    self.url_in(document)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Stores: what a store answers
 # ------------------------------------------------------------------------------------------------------------
 
-class RegionService(LoopbackServer):
-    """S3's front door, as somebody sees it who only asks where a bucket is."""
-
-    def __init__(self) -> None:
-        """Start serving."""
-        super().__init__()
-        self.chosen = Answer(200, b"", ())
-        self.start()
-
-    def handle(self, request: Request) -> Answer:
-        """Return the answer that the test chose."""
-        return self.chosen
-
-
-class TestStoreRegion(unittest.TestCase):
-    """A location at AWS that names no region: S3 says where the bucket is, whatever else it says."""
-
-    def setUp(self) -> None:
-        """Start the service."""
-        self.service = RegionService()
-        self.addCleanup(self.service.close)
-        self.address = velero_requests.Address("http", self.service.host, "/bucket", "us-east-1")
-
-    def test_the_region_is_in_a_header_of_any_answer(self) -> None:
-        """The request is a HEAD without a signature; a refusal names the region too."""
-        for status in (200, 301, 400, 403):
-            with self.subTest(status=status):
-                self.service.chosen = Answer(status, b"", (("x-amz-bucket-region", "eu-central-1"),))
-                self.assertEqual("eu-central-1", velero_requests.discover_region(self.address))
-        for request in self.service.requests:
-            self.assertEqual(("HEAD", "/bucket"), (request.method, request.path))
-            self.assertNotIn("authorization", {name.lower() for name in request.headers})
-
-    def test_a_region_that_is_no_label(self) -> None:
-        """What S3's name is borrowed for does not choose a host either."""
-        self.service.chosen = Answer(200, b"", (("x-amz-bucket-region", "x@evil.example/"),))
-        with self.assertRaisesRegex(velero_requests.ConfigError, "region in the answer of 127.0.0.1.*no DNS label"):
-            velero_requests.discover_region(self.address)
-
-    def test_no_region_and_no_bucket(self) -> None:
-        """An answer without the header is no region; 404 is an error with the cure."""
-        self.assertEqual("", velero_requests.discover_region(self.address))
-        self.service.chosen = Answer(404, b"", ())
-        with self.assertRaisesRegex(velero_requests.NotFound, "no such bucket") as caught:
-            velero_requests.discover_region(self.address)
-        self.assertEqual("BucketNotFound", caught.exception.reason)
-        self.assertIn("objectStorage.bucket", caught.exception.hints[0])
 
 
 def refusal_xml(code: str, message: str = "Some &lt;words&gt;", **fields: str) -> bytes:
@@ -12038,19 +10887,29 @@ class TestDemo(unittest.TestCase):
 
 REQUESTS, BURST, WRITERS, PATIENCE = 200, 1000, 4, 60  # the last one in seconds: the end of every wait
 ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
+OURS, SCRIPT, VELERO = "ours", "our script", "velero"  # installed; compiled at each start; the velero CLI on the PATH
+Command = Tuple[str, ...]
 TIMED: Tuple[Tuple[str, float, str, Optional[float], str], ...] = (
     # name, milliseconds expected, velero's, share of the velero CLI's time in the same run, words
     ("--help", 60, "-", None, "--help"),
     ("plugin get", 0.38 * 303, "303 ms", 0.38, "plugin get"),
     ("describe --details", 0.8 * 183, "183 ms", 0.8, "backup describe described --details"),
     ("backup logs, 5.6 MB", 125, "125 ms", 1.0, "backup logs chatty"))
+# name, backup, words after the program, what curl's output goes through, then the most against each other
+DOWNLOADS: Tuple[Tuple[str, str, str, Dict[str, str], Dict[str, Optional[float]]], ...] = (
+    ("1 GiB stored in parts into a file", "large.tar.gz", "backup download large -o {} --force --quiet",
+     {"curl": '-o "$2"', "curl && sync": '-o "$2" && sync "$2"'}, {"curl": 1.2, "curl && sync": None, VELERO: 1.0}),
+    ("1 GiB where the ETag is an MD5", "single.tar.gz", "backup download single -o {} --force --quiet",
+     {"curl": '-o "$2"'}, {"curl": None}),
+    (f"{LOG_MB} MB of log text", "wordy-logs.gz", "backup logs wordy",
+     {"curl | gzip -dc": "| gzip -dc > /dev/null"}, {"curl | gzip -dc": 0.9, VELERO: 1.0}))
 LINE = ('time="2026-05-01T03:{:02}:{:02}Z" level=info msg="Backing up item" backup=velero/wordy logSource='
         '"pkg/backup/item_backupper.go:{}" name=settings-{:07} namespace=shop-{} resource=configmaps\n')
 FIRST_URL = """
 import time
 from datetime import datetime, timedelta, timezone
 import velero_requests as ours
-location = ours.Location("default", "aws", "bench", region="us-east-1")
+location = ours.Location("default", "bench", region="us-east-1")
 credentials = ours.Credentials("AKIABENCH", "bench-secret")
 begun = time.perf_counter()
 address = ours.object_address(location, "backups/b/b-logs.gz")
@@ -12074,54 +10933,42 @@ def figure(name: str, measured: float, unit: str = "", limit: Optional[float] = 
     tell(f"{name:<46}{amount(measured, unit):>12}{expected:>13}{velero:>12}  {verdict}")
 
 
-def in_turns(rounds: int, *actions: Callable[[], float]) -> List[List[float]]:
-    """Return the times of each action in ascending order, taken in turns so that a busy machine slows all alike."""
-    taken = [[action() for action in actions] for _ in range(rounds)]
-    return [sorted(times) for times in zip(*taken)]
-
-
 def presign_figures() -> None:
     """Compare in alternating rounds over keys that were never signed before."""
-    location = vr.Location("default", BUCKET, region="us-east-1", s3_url="http://127.0.0.1:9000",
-                           path_style=True)
+    location = vr.Location("default", BUCKET, region="us-east-1", s3_url="http://127.0.0.1:9000", path_style=True)
     credentials, life = vr.Credentials("AKIABENCH", "bench-secret"), timedelta(minutes=10)
-
-    def ours(key: str) -> str:
-        return vr.presign(vr.object_address(location, key), credentials, datetime.now(timezone.utc), life)
-
-    def rate_of(sign: Callable[[str], str], count: int) -> float:
-        keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(count)]
+    signers: Dict[str, Callable[[str], str]] = {"ours": lambda key: vr.presign(
+        vr.object_address(location, key), credentials, datetime.now(timezone.utc), life)}
+    if HAS_BOTOCORE:
+        import botocore.config
+        client = botocore.session.Session().create_client(
+            "s3", region_name="us-east-1", endpoint_url="http://127.0.0.1:9000", aws_access_key_id="AKIABENCH",
+            aws_secret_access_key="bench-secret", config=botocore.config.Config(
+                signature_version="s3v4", s3={"addressing_style": "path"}))
+        signers["botocore"] = lambda key: client.generate_presigned_url(
+            "get_object", {"Bucket": BUCKET, "Key": key}, 600)
+    rates: Dict[str, List[float]] = {who: [] for who in signers}
+    for who, sign in [*signers.items()] * 9:
+        keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(3000 if who == "ours" else 300)]
         begun = time.perf_counter()
         for key in keys:
             sign(key)
-        return count / (time.perf_counter() - begun)
+        rates[who].append(len(keys) / (time.perf_counter() - begun))
+    figure("pre-signing, URLs a second", statistics.median(rates["ours"]), "/s")
     if not HAS_BOTOCORE:
-        figure("pre-signing, URLs a second", rate_of(ours, 5000), "/s")
         tell("(pre-signing: not compared, botocore is not installed; `make bench` installs it)")
         return
-    import botocore.config
-    client = botocore.session.Session().create_client(
-        "s3", region_name="us-east-1", endpoint_url="http://127.0.0.1:9000", aws_access_key_id="AKIABENCH",
-        aws_secret_access_key="bench-secret", config=botocore.config.Config(
-            signature_version="s3v4", s3={"addressing_style": "path"}))
-
-    def botocores(key: str) -> str:
-        return str(client.generate_presigned_url("get_object", {"Bucket": BUCKET, "Key": key}, 600))
-    rounds = [(rate_of(ours, 3000), rate_of(botocores, 300)) for _ in range(9)]
-    mine, theirs, ratio = (statistics.median(column) for column in zip(*((*row, row[0] / row[1]) for row in rounds)))
-    figure("pre-signing, URLs a second", mine, "/s")
+    theirs = statistics.median(rates["botocore"])
     figure("pre-signing by botocore", theirs, "/s")
-    figure("pre-signing, ours against botocore", ratio, "x", min(20, 60000 / theirs), at_least=True)
+    figure("pre-signing, ours against botocore", statistics.median(
+        mine / other for mine, other in zip(*rates.values())), "x", min(20, 60000 / theirs), at_least=True)
 
 
 class Bench:
     """What is measured with one controller on one stage."""
 
     def __init__(self, stage: Stage) -> None:
-        self.stage, self.admin = stage, stage.cluster.admin
-        self.velero = shutil.which("velero")
-
-    # -- what there is to ask for ----------------------------------------------------------------------------
+        self.stage, self.admin, self.velero = stage, stage.cluster.admin, shutil.which("velero")
 
     def furnish(self) -> None:
         """Install the CRDs, a location, and the backups that the commands are timed with."""
@@ -12132,7 +10979,8 @@ class Bench:
         add_backup(self.stage, "chatty", "".join(
             f'time="2024-05-01T03:00:00Z" level=info msg="Backing up item shop/settings-{number:06}" '
             f'backup=velero/chatty\n' for number in range(54400)).encode())
-        self.add_finished("described", warnings=1, backupItemOperationsAttempted=1, backupItemOperationsCompleted=1)
+        add_backup(self.stage, "described", warnings=1, backupItemOperationsAttempted=1,
+                   backupItemOperationsCompleted=1)
         shapes: Dict[str, Any] = {
             "BackupResults": {"warnings": {"velero": ["slow"]}, "errors": {}},
             "BackupResourceList": {"v1/ConfigMap": [f"shop/settings-{number}" for number in range(500)]}}
@@ -12141,14 +10989,12 @@ class Bench:
                 self.stage.store.put(BUCKET, artifact.key.format(name="described"),
                                      gzip.compress(json.dumps(shapes.get(artifact.kind, [])).encode()))
 
-    def add_finished(self, name: str, **status: int) -> None:
-        self.admin.create("backups", {
-            "kind": "Backup", "metadata": {"name": name}, "spec": {"storageLocation": "default"},
-            "status": {"phase": "Completed", **status}}, NAMESPACE)
-
-    def add_wordy_backup(self) -> None:
-        """Leave a backup with a log of 400 MB, one gzip member as Velero writes it."""
-        self.add_finished("wordy")
+    def furnish_downloads(self) -> None:
+        """Leave two backups of 1 GiB, and one with a log of 400 MB, one gzip member as Velero writes it."""
+        for name, put in (("large", put_in_parts), ("single", put_members)):
+            add_backup(self.stage, name)
+            put(self.stage.store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
+        add_backup(self.stage, "wordy")
         packer, log, size, number = zlib.compressobj(6, zlib.DEFLATED, 31), bytearray(), 0, 0
         while size < LOG_MB * 1_000_000:
             text = "".join(LINE.format(at // 60 % 60, at % 60, at * 7919 % 997, at * 2654435761 % 1000003, at % 17)
@@ -12157,13 +11003,9 @@ class Bench:
             log += packer.compress(text)
         self.stage.store.put(BUCKET, "backups/wordy/wordy-logs.gz", bytes(log + packer.flush()))
 
-    # -- the controller --------------------------------------------------------------------------------------
-
     def create_request(self, client: Admin) -> str:
-        """Create one DownloadRequest and return its name."""
-        return str(client.create("downloadrequests", {
-            "kind": "DownloadRequest", "metadata": {"generateName": "bench-"},
-            "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}}, NAMESPACE)["metadata"]["name"])
+        made = client.create("downloadrequests", download_request(target="nightly"), NAMESPACE)
+        return str(made["metadata"]["name"])
 
     def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
         """Return an iterator over name and instant of each request that has got its URL from now on."""
@@ -12182,12 +11024,8 @@ class Bench:
             created = time.time()
             at = next(at for answered, at in answers if answered == name)
             times.append((1000 * (at - created), 1000 * (at - sent)))
-        self.remove_requests()
+        self.stage.cluster.clear(NAMESPACE, "downloadrequests")
         return times
-
-    def remove_requests(self) -> None:
-        """Delete the DownloadRequests of a measurement, so that the next one starts from nothing."""
-        self.admin.call("DELETE", resource_path("downloadrequests", NAMESPACE))
 
     def burst_times(self) -> Tuple[float, float]:
         """Return the seconds until the writers had created all requests, and until all were answered.
@@ -12201,16 +11039,11 @@ class Bench:
             return time.time()
         answers, begun = self.answers(self.stage.cluster.client("admin")), time.time()
         with ThreadPoolExecutor(WRITERS) as pool:
-            ends = pool.map(write, range(WRITERS))
-            answered: Dict[str, float] = {}
-            while len(answered) < BURST:
-                try:
-                    answered.setdefault(*next(answers))
-                except StopIteration:
-                    raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s"
-                                       ) from None
+            ends, answered = pool.map(write, range(WRITERS)), dict(itertools.islice(answers, BURST))
             created = max(ends)
-        self.remove_requests()
+        if len(answered) < BURST:
+            raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s")
+        self.stage.cluster.clear(NAMESPACE, "downloadrequests")
         return created - begun, max(answered.values()) - begun
 
     def requests_seen(self) -> int:
@@ -12248,11 +11081,11 @@ class Bench:
         time.sleep(30)
         figure("idle: API requests a minute", (self.requests_seen() - before) * 2, "", 4, "8")
 
-    # -- commands --------------------------------------------------------------------------------------------
-
-    def seconds_of(self, *command: str) -> float:
+    def seconds_of(self, command: Command) -> float:
         """Return the wall time of a whole command, from exec to exit; it must succeed."""
         talk = subprocess.DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.stage.folder, "target"))
         begun = time.perf_counter()
         process = self.stage.start(*command, stdout=subprocess.DEVNULL, stderr=talk)
         guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
@@ -12264,28 +11097,35 @@ class Bench:
             raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
         return taken
 
+    def compare(self, name: str, rounds: int, unit: str, commands: Dict[str, Command],
+                goals: Dict[Tuple[str, str], Optional[float]], *expected: Any) -> None:
+        """Time commands in turns, so that a busy machine slows all alike; print the first, the others, and ratios."""
+        rows = zip(*([self.seconds_of(command) for command in commands.values()] for _ in range(rounds)))
+        times = {who: 1000 * statistics.median(row) if unit == "ms" else min(row) for who, row in zip(commands, rows)}
+        for who, taken in times.items():
+            if who == OURS:
+                figure(f"{name}, {'median' if unit == 'ms' else 'best'} of {rounds}", taken, unit, *expected)
+            else:
+                figure(f"the same by {who}", taken, unit)
+        for (one, other), goal in goals.items():
+            if other in times:
+                figure(f"{one} against {other}", times[one] / times[other], "x", goal)
+
     def command_figures(self) -> None:
-        """Measure whole commands in turns: installed, as a script that is compiled at each start, and velero's own."""
+        """Measure whole commands: installed, as a script that is compiled at each start, and velero's own."""
         prefix = os.path.join(self.stage.folder, "installed")
         subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
                        timeout=PATIENCE, cwd=FOLDER)
-        programs = [(sys.executable, os.path.join(prefix, "bin", "velero_requests.py")),
-                    (sys.executable, "velero_requests.py"), *([(self.velero,)] if self.velero else [])]
+        programs: Dict[str, Command] = {
+            OURS: (sys.executable, os.path.join(prefix, "bin", "velero_requests.py")),
+            SCRIPT: (sys.executable, "velero_requests.py"), **({VELERO: (self.velero,)} if self.velero else {})}
         for name, limit, velero, share, words in TIMED:
-            installed, script, *theirs = (1000 * statistics.median(times) for times in in_turns(2 * ROUNDS, *(
-                functools.partial(self.seconds_of, *program, *words.split()) for program in programs)))
-            figure(f"{name}, median of {2 * ROUNDS}", installed, "ms", limit, velero)
-            figure("the same as a script", script, "ms")
-            for taken in theirs:
-                figure("the same by the velero CLI", taken, "ms")
-                figure("ours against the velero CLI", installed / taken, "x", share)
-                figure("ours as a script against the velero CLI", script / taken, "x")
+            self.compare(name, 2 * ROUNDS, "ms", {who: (*start, *words.split()) for who, start in programs.items()},
+                         {(OURS, VELERO): share, (SCRIPT, VELERO): None}, limit, velero)
         if not self.velero:
             tell("(commands: not compared, there is no velero on the PATH)")
 
-    # -- downloads -------------------------------------------------------------------------------------------
-
-    def peak_memory(self, *command: str) -> float:
+    def peak_memory(self, command: Command) -> float:
         """Return the most that a command has resident, in MiB, once it has run for half a second."""
         process = self.stage.start(*command, stdout=subprocess.DEVNULL)
         begun, peak = time.monotonic(), 0.0
@@ -12296,59 +11136,26 @@ class Bench:
             raise RuntimeError(f"`{' '.join(command)[:60]}` failed, or was over before it was looked at")
         return peak
 
-    def compared(self, name: str, ours: Tuple[str, ...], others: Dict[str, Tuple[str, ...]],
-                 limits: Dict[str, float], before: Callable[[], None] = lambda: None) -> None:
-        """Print the best of some rounds of our command, and of the others in turns with it, and the ratios."""
-        def timed(*command: str) -> float:
-            before()
-            return self.seconds_of(*command)
-        best, *theirs = (times[0] for times in in_turns(ROUNDS, *(
-            functools.partial(timed, *command) for command in (ours, *others.values()))))
-        figure(f"{name}, best of {ROUNDS}", best, "s")
-        for other, taken in zip(others, theirs):
-            figure(f"the same by {other}", taken, "s")
-            figure(f"ours against {other}", best / taken, "x", limits.get(other))
-
     def download_figures(self) -> None:
         """Compare with curl and velero in the same run; a fake store would measure itself."""
-        store, target = self.stage.store, os.path.join(self.stage.folder, "large.tar.gz")
+        store = self.stage.store
         if store.kind != "real":
             tell("(downloads: not measured, there is no real S3 server)")
             return
-        for name, put in (("large", put_in_parts), ("single", put_members)):
-            self.add_finished(name)
-            put(store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
-        self.add_wordy_backup()
-
-        def curl(key: str, then: str) -> Tuple[str, ...]:
-            url = presigned_url(f"{store.url}/{BUCKET}/{key}", store.access_key, store.secret_key, store.region)
-            return "sh", "-c", f'curl -sf "$1" {then}', "sh", url, target
-
-        def ours(name: str) -> Tuple[str, ...]:
-            return sys.executable, "velero_requests.py", "download", name, "-o", target, "--force", "--quiet"
-
-        def remove() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(target)
-        self.seconds_of(*ours("large"))        # warms the cache
-        velero: Dict[str, Tuple[str, ...]] = {}
-        if self.velero:
-            velero = {"velero": (self.velero, "backup", "download", "large", "-o", target)}
-        self.compared("1 GiB stored in parts into a file", ours("large"), {
-            "curl": curl("backups/large/large.tar.gz", '-o "$2"'),
-            "curl && sync": curl("backups/large/large.tar.gz", '-o "$2" && sync "$2"'), **velero},
-            {"curl": 1.2, "velero": 1.0}, remove)
-        self.compared("1 GiB where the ETag is an MD5", ours("single"), {
-            "curl": curl("backups/single/single.tar.gz", '-o "$2"')}, {}, remove)
-        figure("1 GiB, memory while it runs", self.peak_memory(*ours("large")), "MiB", PEAK)
-        remove()
-        log = (sys.executable, "velero_requests.py", "backup", "logs", "wordy")
-        if self.velero:
-            velero = {"velero": (self.velero, "backup", "logs", "wordy")}
-        self.compared(f"{LOG_MB} MB of log text", log, {
-            "curl | gzip -dc": curl("backups/wordy/wordy-logs.gz", "| gzip -dc > /dev/null"), **velero},
-            {"curl | gzip -dc": 0.9, "velero": 1.0})
-        figure("log text, memory while it runs", self.peak_memory(*log), "MiB", PEAK)
+        self.furnish_downloads()
+        for name, artifact, words, thens, goals in DOWNLOADS:
+            key = f"backups/{artifact.partition('.')[0].partition('-')[0]}/{artifact}"
+            url = store.url_of(BUCKET, key)
+            argv = words.format("target").split()
+            ours = (sys.executable, "velero_requests.py", *argv)
+            commands = {OURS: ours, **{who: ("sh", "-c", f'curl -sf "$1" {then}', "sh", url, "target")
+                                       for who, then in thens.items()}}
+            if self.velero and VELERO in goals:
+                commands[VELERO] = (self.velero, *(word for word in argv if word not in ("--force", "--quiet")))
+            self.seconds_of(ours)  # warms the cache
+            self.compare(name, ROUNDS, "s", commands, {(OURS, who): goal for who, goal in goals.items()})
+            if VELERO in goals:
+                figure(f"{name.split(' stored')[0]}, memory while it runs", self.peak_memory(ours), "MiB", PEAK)
 
 
 def bench() -> int:
@@ -12366,9 +11173,8 @@ def bench() -> int:
                 measured.command_figures()
                 measured.download_figures()
             presign_figures()
-            firsts = [subprocess.run([sys.executable, "-c", FIRST_URL], cwd=FOLDER, stdout=subprocess.PIPE, check=True,
-                                     timeout=PATIENCE).stdout for _ in range(9)]
-            figure("first URL once there are credentials", statistics.median(map(float, firsts)) * 1000, "ms", 2)
+            firsts = [float(run_script(FIRST_URL)[1]) for _ in range(9)]
+            figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
         except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"bench: could not go on: {error}", file=sys.stderr)
             return 1
@@ -12390,9 +11196,8 @@ def main(argv: List[str]) -> None:
 
 
 # What waits for many seconds begins first, so that the others fill the time; what measures comes last and alone.
-LONG_WAITS = ("real servers", "TestDownloadHopeless", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore",
-              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestSoak", "TestRights", "TestCanary",
-              "TestDemo")
+LONG_WAITS = ("real servers", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore", "TestSoak", "TestRights",
+              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestCanary", "TestDemo")
 MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
 
@@ -12400,7 +11205,7 @@ def group_of(case: type) -> str:
     """Return what runs in one process: a class, for it shares its servers, or all that needs the real servers."""
     if case.__name__ in MEASURES:
         return "measures"
-    with_real_servers = "Real" in case.__name__ or case is TestServersAgree or issubclass(case, VeleroWorld)
+    with_real_servers = "Real" in case.__name__ or issubclass(case, VeleroWorld)
     return "real servers" if with_real_servers and case is not TestOutageReal else case.__name__
 
 

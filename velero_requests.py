@@ -1175,30 +1175,28 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
 
 # ====================================================================================================
 # 5. Keys — AWS ini files, profiles, and the plan where keys come from
+#
+#    What files and profiles hold is secret: errors name them (`source`, `where`), and never show it.
 # ====================================================================================================
 
+Values = Mapping[str, str]                   # what a profile or the environment says, by name
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 INI_LIMIT = 1 << 20                          # bytes; a Secret holds no more
-VALUE_LIMIT = 16 << 10                       # characters of a value; session tokens, the longest, have some thousands
+VALUE_LIMIT = 16 << 10                       # characters; session tokens, the longest values, have some thousands
 
 
 def ini_sections(content: bytes, source: str) -> Profiles:
-    """An AWS ini file -> its sections; ` #` after a value begins a comment, a `#` inside one stays.
+    """An AWS ini file -> its sections; ` #` begins a comment, a `#` inside a value stays.
 
-    A line that is indented more than its key goes on with that key's value, as in the nested blocks of AWS (`s3 =`).
-    `source` names the file in errors; its content never does, because it holds secrets.
+    A line indented more than its key goes on with the value, as in the nested blocks of AWS (`s3 =`).
     """
-    if len(content) > INI_LIMIT:
-        raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise CredentialsError(f"{source} is not UTF-8 text") from None
+    text = content[:INI_LIMIT].decode("utf-8-sig", "replace")
+    if len(content) > INI_LIMIT or "\ufffd" in text:
+        raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB, or not UTF-8 text")
     found: Dict[str, Dict[str, List[str]]] = {}
-    values: Optional[Dict[str, List[str]]] = None  # of the section
-    value: Optional[List[str]] = None        # of the key that the next line may go on with, and its indentation
-    depth = 0
+    section: Optional[Dict[str, List[str]]] = None
+    value, depth = None, 0                   # that the next line may go on with, its key's indentation
     for number, line in enumerate(text.split("\n"), 1):
         entry = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
         indent = len(line) - len(line.lstrip())
@@ -1208,246 +1206,169 @@ def ini_sections(content: bytes, source: str) -> Profiles:
         elif value is not None and indent > depth:
             value.append(entry)
         elif entry[0] == "[" and "]" in entry:
-            values, value = found.setdefault(entry[1:].partition("]")[0].strip(), {}), None
-        elif values is None or not key or not equals:
-            raise CredentialsError(f"{source} is no AWS credentials file: line {number} is neither a [profile] nor "
-                                   "key = value")
-        else:
-            values[key.lower()] = value = [rest]
+            section, value = found.setdefault(entry[1:].partition("]")[0].strip(), {}), None
+        elif section is not None and key and equals:
+            section[key.lower()] = value = [rest]
             depth = indent
-    return {name: {key: "\n".join(parts) for key, parts in section.items()} for name, section in found.items()}
+        else:
+            raise CredentialsError(f"{source}: line {number} is neither a [profile] nor key = value")
+    return {name: {key: "\n".join(parts) for key, parts in values.items()} for name, values in found.items()}
 
 
 def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
-    """The sections of a credentials file and of a config file -> profiles; key by key the credentials file wins.
+    """The sections of a credentials file and of a config file -> profiles; key by key the first wins.
 
-    `[x]` beats `[profile x]`, and both are read in either file, as the plugin loads one file as both. Keys of a store
-    belong together: a section that has one of them takes none from another.
+    `[x]` beats `[profile x]` in either, as the plugin loads one file as both. KEY_NAMES of two sections do not mix.
     """
     profiles: Profiles = {}
-    rows = [(section, values) for sections in (config, credentials) for prefixed in (True, False)
-            for section, values in sections.items() if section.startswith("profile ") == prefixed]
-    for section, values in rows:
-        name = section[8:].strip() if section.startswith("profile ") else section
-        old = profiles.get(name, {})
-        if any(key in values for key in KEY_NAMES):
-            old = {key: value for key, value in old.items() if key not in KEY_NAMES}
-        profiles[name] = {**old, **values}
+    for sections, prefix in itertools.product((config, credentials), ("profile ", "")):
+        for section, values in sections.items():
+            if section.startswith("profile ") == bool(prefix):
+                profile = profiles.setdefault(section[len(prefix):].strip(), {})
+                for key in KEY_NAMES if any(key in values for key in KEY_NAMES) else ():
+                    profile.pop(key, None)
+                profile.update(values)
     return profiles
+
+
+# Where keys come from -> what is needed for it, by its name in a profile.
+PLANS = {"keys": KEY_NAMES, "web identity": ("role_arn", "role_session_name", "web_identity_token_file"),
+         "role": ("role_arn", "role_session_name", "external_id", "duration_seconds"),
+         "process": ("credential_process", "profile"), "container": ("url", "token", "token_file"),
+         "instance": ("endpoint",)}
 
 
 @hidden_in_repr("values")
 class Plan(NamedTuple):
     """Where keys come from; `fetch_credentials` carries it out."""
 
-    how: str                                 # keys | web identity | role | process | container | instance
+    how: str                                 # a key of PLANS
     values: Tuple[Tuple[str, str], ...]
     source: Any = None                       # of a role: the plan whose keys may assume it
 
     @classmethod
-    def of(cls, how: str, source: Any = None, **values: str) -> Plan:
-        """A plan with those of the values that are not empty."""
-        return cls(how, tuple(item for item in values.items() if item[1]), source)
+    def of(cls, how: str, values: Values, source: Optional[Plan] = None) -> Plan:
+        """A plan with those of the values that it needs and that are there."""
+        return cls(how, tuple((name, values[name]) for name in PLANS[how] if values.get(name)), source)
 
 
-def plan_keys(values: Mapping[str, str], where: str) -> Optional[Plan]:
-    """The static keys of a profile; half a pair is an error."""
-    access_key, secret_key, token = (values.get(name, "") for name in KEY_NAMES)
-    if bool(access_key) != bool(secret_key):
-        raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key")
+def plan_keys(values: Values, where: str) -> Optional[Plan]:
+    """The static keys of a profile, where both are there."""
+    if not all(map(values.get, KEY_NAMES[:2])):
+        return None
     for name in KEY_NAMES:
         if any(c.isspace() or not c.isprintable() for c in values.get(name, "")):
-            raise CredentialsError(f"{where}: {name} has a blank or a line end in it", hints=[
-                "a line that is indented goes on with the value above it"])
-    return Plan.of("keys", access_key=access_key, secret_key=secret_key, session_token=token) if access_key else None
+            raise CredentialsError(f"{where}: {name} has a blank or a line end in it",
+                                   hints=["a line that is indented goes on with the value above it"])
+    return Plan.of("keys", values)
 
 
-ENVIRONMENT_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY")
+# Environment variables -> their names in a profile; of two for one name the second wins.
+VARIABLES = {"AWS_ACCESS_KEY": KEY_NAMES[0], "AWS_ACCESS_KEY_ID": KEY_NAMES[0], "AWS_SECRET_KEY": KEY_NAMES[1],
+             "AWS_SECRET_ACCESS_KEY": KEY_NAMES[1], "AWS_SESSION_TOKEN": KEY_NAMES[2], "AWS_ROLE_ARN": "role_arn",
+             "AWS_ROLE_SESSION_NAME": "role_session_name", "AWS_WEB_IDENTITY_TOKEN_FILE": "web_identity_token_file",
+             "AWS_CONTAINER_AUTHORIZATION_TOKEN": "token", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "token_file"}
 
 
-def plan_environment(environment: Mapping[str, str]) -> Optional[Plan]:
+def _variables(environment: Values) -> Dict[str, str]:
+    return {name: environment[variable] for variable, name in VARIABLES.items() if environment.get(variable)}
+
+
+def plan_environment(environment: Values) -> Optional[Plan]:
     """Keys in environment variables."""
-    access_key, other_access, secret_key, other_secret = (environment.get(name, "") for name in ENVIRONMENT_KEYS)
-    values = (access_key or other_access, secret_key or other_secret, environment.get("AWS_SESSION_TOKEN", ""))
-    return plan_keys(dict(zip(KEY_NAMES, values)), "the environment") if values[0] and values[1] else None
+    return plan_keys(_variables(environment), "the environment")
 
 
-# Plain http goes only to addresses that never leave the machine (aws-sdk-go-v2 config/resolve_credentials.go).
-CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost")
+# Plain http goes only where it never leaves the machine (aws-sdk-go-v2 config/resolve_credentials.go).
+CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost", "127.0.0.1", "::1")
 
 
-def plan_container(environment: Mapping[str, str]) -> Optional[Plan]:
-    """ECS and EKS Pod Identity, by the variables they set; plain http only to a host on this machine."""
-    url = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI", "")
+def plan_container(environment: Values) -> Optional[Plan]:
+    """ECS and EKS Pod Identity."""
     relative = environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "")
-    if not url and not relative:
+    url = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI") or relative and f"http://{CONTAINER_HOSTS[0]}{relative}"
+    if not url:
         return None
-    url = url or f"http://{CONTAINER_HOSTS[0]}{relative}"
-    host = (urlsplit(url).hostname or "").lower() if is_http_url(url) else ""
-    address = _ip_address(host)
-    local = host in CONTAINER_HOSTS or (address is not None and address.is_loopback)
-    if not host or (urlsplit(url).scheme == "http" and not local):
-        raise CredentialsError("AWS_CONTAINER_CREDENTIALS_FULL_URI must be https, or http to this machine "
-                               f"({', '.join(CONTAINER_HOSTS)} or loopback)")
-    return Plan.of("container", url=url, token=environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", ""),
-                   token_file=environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", ""))
+    parts = urlsplit(url if is_http_url(url) else "")
+    if parts.scheme != "https" and parts.hostname not in CONTAINER_HOSTS:
+        raise CredentialsError(f"AWS_CONTAINER_CREDENTIALS_FULL_URI must be https, or http to {CONTAINER_HOSTS}")
+    return Plan.of("container", {**_variables(environment), "url": url})
 
 
-def plan_instance(environment: Mapping[str, str]) -> Optional[Plan]:
-    """The metadata service of the machine (IMDS), unless it is disabled."""
+def plan_instance(environment: Values) -> Optional[Plan]:
+    """The instance's metadata service (IMDS)."""
     if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return None
     endpoint = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or "http://169.254.169.254"
     if not is_http_url(endpoint):
         raise CredentialsError("AWS_EC2_METADATA_SERVICE_ENDPOINT is no http URL")
-    return Plan.of("instance", endpoint=endpoint.rstrip("/"))
+    return Plan.of("instance", {"endpoint": endpoint.rstrip("/")})
 
 
-CREDENTIAL_SOURCES: Dict[str, Callable[[Mapping[str, str]], Optional[Plan]]] = {
-    "Environment": plan_environment, "EcsContainer": plan_container, "Ec2InstanceMetadata": plan_instance}
-
-# What the operator alone may put into a profile, and what it would do in one of the cluster.
-_OPERATORS_OWN = {"credential_process": "runs a program", "web_identity_token_file": "reads a file of this host",
-                  "credential_source": "uses the identity of this host", "sso_": "uses a login of this host"}
-
-
-def _plan_own(values: Mapping[str, str], environment: Mapping[str, str], where: str) -> Plan:
-    """Where a profile's own keys come from (aws-sdk-go-v2 config/resolve_credentials.go, resolveCredsFromProfile)."""
-    plan, role_arn, named = plan_keys(values, where), values.get("role_arn"), values.get("credential_source")
-    if plan:
-        return plan
-    if role_arn and named:
-        if named not in CREDENTIAL_SOURCES:
-            raise CredentialsError(f"{where}: credential_source is {one_line(named, 64)!r}; allowed: "
-                                   f"{', '.join(CREDENTIAL_SOURCES)}")
-        plan = CREDENTIAL_SOURCES[named](environment)
-        if plan is None:
-            raise CredentialsError(f"{where}: credential_source {named} has nothing to give here")
-        return plan
-    if role_arn and values.get("web_identity_token_file"):
-        return Plan.of("web identity", role_arn=role_arn, token_file=values["web_identity_token_file"],
-                       session_name=values.get("role_session_name", ""))
-    if any(key.startswith("sso_") for key in values):
-        raise CredentialsError(f"{where}: logging in by SSO needs a browser; run `aws configure export-credentials` "
-                               "where one is, and use the keys it prints")
-    if values.get("credential_process"):
-        return Plan.of("process", command=values["credential_process"], profile=where)
-    raise CredentialsError(f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or a role_arn and a "
-                           "source of keys for it")
+CREDENTIAL_SOURCES = {"Environment": plan_environment, "EcsContainer": plan_container,
+                      "Ec2InstanceMetadata": plan_instance}
+# What the operator alone may put into a profile, for it uses programs, files or identities of this host.
+_OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_source", "sso_")
+# A default profile with none of these (one with a region alone is common) lets the chain go on.
+_SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
 
 
-def plan_profile(profiles: Profiles, name: str, source: str, environment: Mapping[str, str], *, theirs: bool = False,
+def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, theirs: bool = False,
                  path: Tuple[str, ...] = ()) -> Plan:
-    """What one profile of an ini file comes to: its keys or those of its source_profile, and the role they assume.
+    """A profile's own keys or those of the source it names, and the role that they assume, in aws-sdk-go-v2's order.
 
-    source: names the file in errors. path: the profiles that led here. theirs: it comes from the cluster, so it
-    may give keys, and roles assumed with them, and nothing else.
+    path: the profiles that led here. theirs: it comes from the cluster, and gives keys and roles for them only.
     """
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
-    values, where = profiles[name], f"profile {one_line(name, 64)!r} of {source}"
-    long = next((key for key in values if len(values[key]) > VALUE_LIMIT), None)
-    if long is not None:
-        raise CredentialsError(f"{where}: {one_line(long, 64)} has more than {VALUE_LIMIT} characters")
-    for key, (start, act) in itertools.product(values, _OPERATORS_OWN.items() if theirs else ()):
-        if key.startswith(start):
-            raise CredentialsError(f"{where}: {one_line(key, 64)} is refused here, for it {act}; put aws_access_key_id "
-                                   "and aws_secret_access_key there, and perhaps a role_arn that is assumed with them")
-    role_arn, path = values.get("role_arn", ""), (*path, name)
-    if role_arn and values.get("mfa_serial"):
-        raise CredentialsError(f"{where}: mfa_serial needs somebody who types a code; use a profile without it")
-    origin = values.get("source_profile", "") if role_arn else ""
-    if not origin or (origin == name and plan_keys(values, where)):
-        plan = _plan_own(values, environment, where)
-        if not role_arn or plan.how == "web identity":  # which has the role already
-            return plan
-    elif origin in path or len(path) >= 10:
-        how = "in a circle" if origin in path else "too far"
-        raise CredentialsError(f"{where}: source_profile leads {how}: {one_line(' -> '.join((*path, origin)))}")
-    else:
+    values, where, path = profiles[name], f"profile {one_line(name, 64)!r} of {source}", (*path, name)
+    for key, value in values.items():
+        if len(value) > VALUE_LIMIT:
+            raise CredentialsError(f"{where}: {one_line(key, 64)} has more than {VALUE_LIMIT} characters")
+        if theirs and key.startswith(_OPERATORS_OWN):
+            raise CredentialsError(f"{where}: {one_line(key, 64)} uses what belongs to this host, and is refused here; "
+                                   "give aws_access_key_id and aws_secret_access_key, and perhaps a role_arn")
+    role_arn = values.get("role_arn", "")
+    origin, named, token_file = (role_arn and values.get(key, "") for key in (
+        "source_profile", "credential_source", "web_identity_token_file"))
+    plan = plan_keys(values, where) if origin in ("", name) else None
+    if plan is None and len(path) >= 10:
+        raise CredentialsError(f"{where}: source_profile leads in a circle, or too far: {one_line(' -> '.join(path))}")
+    if plan is None and origin:
         plan = plan_profile(profiles, origin, source, environment, theirs=theirs, path=path)
-    return Plan.of("role", plan, role_arn=role_arn, session_name=values.get("role_session_name", ""),
-                   external_id=values.get("external_id", ""), duration=values.get("duration_seconds", ""))
+    elif plan is None and named:
+        plan = CREDENTIAL_SOURCES[named](environment) if named in CREDENTIAL_SOURCES else None
+    elif plan is None and token_file:
+        return Plan.of("web identity", values)
+    elif plan is None and values.get("credential_process"):
+        plan = Plan.of("process", {**values, "profile": where})
+    if plan is None:
+        raise CredentialsError(
+            f"{where}: it needs both aws_access_key_id and aws_secret_access_key, or a role_arn and a source of keys "
+            f"({', '.join(CREDENTIAL_SOURCES)} as credential_source must have some here); for SSO use what "
+            "`aws configure export-credentials` prints")
+    return Plan.of("role", values, plan) if role_arn else plan
 
 
-# A default profile with none of these (one with a region alone is common) lets the chain go on.
-_SOURCE_KEYS = KEY_NAMES[:2] + ("role_arn", "source_profile", "credential_", "web_identity_token_file", "sso_")
-
-
-def plan_chain(shared: Profiles, named: str, source: str, environment: Mapping[str, str]) -> Plan:
-    """Our own identity: environment, web identity, shared files, container, instance.
-
-    named: the profile that the environment names, if any. source: names the shared files in errors.
-    """
-    plan, token_file = plan_environment(environment), environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")
-    if plan is None and token_file and environment.get("AWS_ROLE_ARN"):  # IRSA, as EKS puts it into a pod
-        plan = Plan.of("web identity", role_arn=environment["AWS_ROLE_ARN"], token_file=token_file,
-                       session_name=environment.get("AWS_ROLE_SESSION_NAME", ""))
+def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -> Plan:
+    """Our own identity: environment, web identity, shared files (profile `named` or default), container, instance."""
+    plan, own = plan_environment(environment), _variables(environment)
+    if plan is None and own.get("web_identity_token_file") and own.get("role_arn"):  # IRSA, as EKS sets it up
+        plan = Plan.of("web identity", own)
     if plan is None and (named or any(key.startswith(_SOURCE_KEYS) for key in shared.get("default", {}))):
         plan = plan_profile(shared, named or "default", source, environment)
     plan = plan or plan_container(environment)
-    if plan is None and any(environment.get(name) for name in ENVIRONMENT_KEYS):
-        # The plugin goes on to the instance, and nobody learns of the typing error.
-        raise CredentialsError("the environment has only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and "
-                               "nothing else that holds keys is configured; set both")
+    if plan is None and any(map(own.get, KEY_NAMES[:2])):  # the plugin goes on, and nobody learns of the typing error
+        raise CredentialsError("the environment has only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; set both")
     plan = plan or plan_instance(environment)
     if plan is None:
-        raise ConfigError("no credentials for the store: the storage location names no Secret, and there are none in "
-                          f"the environment, in {source}, of a container or of an instance",
-                          reason="CredentialsNotFound")
+        raise ConfigError("no credentials for the store: the storage location names no Secret, and environment, "
+                          f"{source}, container and instance have none", reason="CredentialsNotFound")
     return plan
 
 # ====================================================================================================
 # 6. Kubeconfig — documents -> cluster and identity; proxy rules
 # ====================================================================================================
-
-EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
-INTERACTIVE_MODES = ("Never", "IfAvailable", "Always")
-
-
-@hidden_in_repr("arguments", "environment")
-class ExecPlugin(NamedTuple):
-    """A program that the kubeconfig names, which prints our credentials."""
-
-    command: str
-    arguments: Tuple[str, ...]
-    environment: Tuple[Tuple[str, str], ...]
-    api_version: str
-    install_hint: str
-    provide_cluster_info: bool
-    interactive_mode: str
-
-
-@hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
-class Cluster(NamedTuple):
-    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
-
-    server: str
-    authority: Union[bytes, str] = b""
-    insecure: bool = False
-    server_name: str = ""                    # tls-server-name: whose certificate is expected
-    proxy_url: str = ""
-    disable_compression: bool = False        # only told to exec plugins
-    exec_config: Any = None  # what the cluster has to say to exec plugins
-    token: str = ""
-    token_file: str = ""
-    username: str = ""
-    password: str = ""
-    certificate: Union[bytes, str] = b""
-    key: Union[bytes, str] = b""
-    impersonate: Tuple[Tuple[str, str], ...] = ()
-    exec_plugin: Optional[ExecPlugin] = None
-
-
-@hidden_in_repr("token", "certificate", "key")
-class Identity(NamedTuple):
-    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
-
-    token: str = ""
-    certificate: bytes = b""
-    key: bytes = b""
-    expires: Optional[datetime] = None
-
 
 class Entry(Reader):
     """One mapping of a kubeconfig, whose relative paths start in the folder of its file."""
@@ -1469,49 +1390,61 @@ class Entry(Reader):
         return data or self.path(name) or data
 
 
+@hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
+class Cluster(NamedTuple):
+    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
+
+    server: str
+    authority: Union[bytes, str] = b""
+    insecure: bool = False
+    server_name: str = ""                    # tls-server-name: whose certificate is expected
+    proxy_url: str = ""
+    disable_compression: bool = False        # as exec_config, only told to exec plugins
+    exec_config: Any = None
+    token: str = ""
+    token_file: str = ""
+    username: str = ""
+    password: str = ""
+    certificate: Union[bytes, str] = b""
+    key: Union[bytes, str] = b""
+    impersonate: Tuple[Tuple[str, str], ...] = ()
+    exec_plugin: Optional[Entry] = None      # a program that prints our credentials
+
+
+@hidden_in_repr("token", "certificate", "key")
+class Identity(NamedTuple):
+    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
+
+    token: str = ""
+    certificate: bytes = b""
+    key: bytes = b""
+    expires: Optional[datetime] = None
+
+
 def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
-    """The first entry of a name, which counts whole."""
+    """The first entry of a name, which counts whole; a user that does not exist is anonymous, as in kubectl."""
     names = []
     for file in files:
         for item in file.get(f"{kind}s", list):
             names.append(_text(item, "name"))
             if names[-1] == name:
                 return Entry(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
-    if kind == "user":  # a user that does not exist is anonymous, as in kubectl
+    if kind == "user":
         return Entry({}, "")
     raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
                       hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
 
 
-def exec_plugin_from(entry: Entry) -> ExecPlugin:
-    """A user's `exec` -> record (client-go validation.go, plugin/pkg/client/auth/exec)."""
-    command, version = entry.need("command"), entry.get("apiVersion")
-    mode = entry.get("interactiveMode") or INTERACTIVE_MODES[1]
-    if version not in EXEC_VERSIONS:
-        raise ConfigError(f"{entry.where} has apiVersion {one_line(version, 64)!r}, not {' or '.join(EXEC_VERSIONS)}",
-                          hints=["a newer version of the plugin writes a newer kubeconfig"])
-    if mode not in INTERACTIVE_MODES:
-        raise ConfigError(f"{entry.where} has interactiveMode {one_line(mode, 64)!r}, not one of "
-                          f"{', '.join(INTERACTIVE_MODES)}")
-    variables = [Reader(item, f"{entry.where}, env") for item in entry.get("env", list)]
-    return ExecPlugin(
-        command=entry.path("command") if "/" in command else command, arguments=tuple(entry.get("args", [str])),
-        environment=tuple((variable.get("name"), variable.get("value")) for variable in variables),
-        api_version=version, install_hint=entry.get("installHint"),
-        provide_cluster_info=entry.get("provideClusterInfo", bool), interactive_mode=mode)
-
-
 def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
     """A user's as, as-uid, as-groups, as-user-extra -> request headers (client-go transport/round_trippers.go)."""
-    name, uid, groups = user.get("as"), user.get("as-uid"), user.get("as-groups", [str])
     extra = Reader(user.get("as-user-extra", dict), f"{user.where}, as-user-extra")
-    if not name and (uid or groups or extra.fields):
-        raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
-    headers = [("Impersonate-User", name)] if name else []
-    headers += [("Impersonate-Uid", uid)] if uid else []
-    headers += [("Impersonate-Group", group) for group in groups]
+    headers = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
+    headers = [header for header in headers if header[1]]
+    headers += [("Impersonate-Group", group) for group in user.get("as-groups", [str])]
     headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
                 for key in sorted(extra.fields) for value in extra.get(key, [str])]
+    if (headers or extra.fields) and not user.get("as"):
+        raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
     if not all(value.isprintable() for _, value in headers):
         raise ConfigError(f"{user.where}: whom it impersonates has characters that cannot be sent, such as a line end")
     return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
@@ -1520,20 +1453,19 @@ def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
 def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
     """A user, and the name and password in the server's URL, which beat its own -> how Cluster proves who we are."""
     certificate = user.pem("client-certificate")
-    fields = {"certificate": certificate, "key": certificate and user.pem("client-key")}
+    fields: Dict[str, Any] = {"certificate": certificate, "key": certificate and user.pem("client-key")}
     if login[0]:
         return {**fields, "username": login[0], "password": login[1]}
     fields.update(token=header_value(user.get("token"), f"{user.where}: token"), token_file=user.path("tokenFile"),
                   username=user.get("username"), password=user.get("password"))
-    if certificate or fields["token"] or fields["token_file"] or fields["username"]:
+    if any(fields[name] for name in ("certificate", "token", "token_file", "username")):
         return fields
     if user.fields.get("exec") is not None:
-        return {"exec_plugin": exec_plugin_from(Entry(user.fields["exec"], f"{user.where}, exec", user.file))}
+        return {"exec_plugin": Entry(user.fields["exec"], f"{user.where}, exec", user.file)}
     if user.fields.get("auth-provider") is not None:
-        name = _text(user.fields, "auth-provider", "name")
-        raise ConfigError(
-            f"{user.where} uses auth-provider {one_line(name, 64)!r}, which kubectl has dropped or will drop",
-            hints=["replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
+        name = one_line(_text(user.fields, "auth-provider", "name"), 64)
+        raise ConfigError(f"{user.where} uses auth-provider {name!r}, which kubectl has dropped or will drop", hints=[
+            "replace it by an exec plugin (gke-gcloud-auth-plugin, kubelogin) or by a token"])
     return fields
 
 
@@ -1555,8 +1487,7 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     if not context:
         return None
     chosen = _entry_named(entries, "context", context)
-    cluster = _entry_named(entries, "cluster", chosen.get("cluster"))
-    user = _entry_named(entries, "user", chosen.get("user"))
+    cluster, user = (_entry_named(entries, kind, chosen.get(kind)) for kind in ("cluster", "user"))
     text = cluster.need("server")
     url = text if "://" in text else f"http://{text}"  # client-go rest/url_utils.go
     if not is_http_url(url):
@@ -1569,20 +1500,18 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     # Tokens, passwords and certificates are never sent to a server without TLS.
     identity = _identity_fields(user, login) if parts.scheme == "https" else {}
     return Cluster(
-        server=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority=authority,
-        insecure=cluster.get("insecure-skip-tls-verify", bool) and not authority,
-        server_name=cluster.get("tls-server-name"),
-        proxy_url=proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
-        disable_compression=cluster.get("disable-compression", bool), exec_config=configs[0] if configs else None,
+        parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority,
+        cluster.get("insecure-skip-tls-verify", bool) and not authority, cluster.get("tls-server-name"),
+        proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
+        cluster.get("disable-compression", bool), configs[0] if configs else None,
         impersonate=_impersonation_headers(user), **identity)
 
 
-def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
+def identity_from_exec(answer: Any, where: str, version: str) -> Identity:
     """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
-    where = f"the answer of exec plugin {plugin.command}"
     top = Reader(answer, where)
-    if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != plugin.api_version:
-        raise ConfigError(f"{where} is no ExecCredential of {plugin.api_version}", hints=[
+    if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != version:
+        raise ConfigError(f"{where} is no ExecCredential of {version}", hints=[
             "the plugin may be older or newer than the kubeconfig"])
     status = Reader(top.get("status", dict), where)
     end = status.fields.get("expirationTimestamp")
@@ -1594,16 +1523,16 @@ def identity_from_exec(answer: Any, plugin: ExecPlugin) -> Identity:
     return Identity(header_value(token, f"the token in {where}"), certificate.encode(), key.encode(), parse_time(end))
 
 
-def _is_exempt(host: str, port: int, no_proxy: str) -> bool:
+def _is_exempt(host: str, port: str, no_proxy: str) -> bool:
     """Whether NO_PROXY names a host: `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
     address = _ip_address(host)
     for entry in map(str.strip, no_proxy.lower().split(",")):
         with_port = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):(\d+)", entry)
-        name, number = (with_port[1] or with_port[2], with_port[3]) if with_port else (entry, str(port))
+        name, number = (with_port[1] or with_port[2], with_port[3]) if with_port else (entry, port)
         suffix = name[1:] if name.startswith("*.") else name
         if entry == "*" or (address is not None and _in_network(address, entry)):
             return True
-        if name and number == str(port) and (_ip_address(name) == address if address is not None else (
+        if name and number == port and (_ip_address(name) == address if address is not None else (
                 host == suffix or host.endswith(suffix if suffix.startswith(".") else f".{suffix}"))):
             return True
     return False
@@ -1615,14 +1544,16 @@ def proxy_for(url: str, variables: Mapping[str, str]) -> str:
     Upper case beats lower case and an empty value falls through; ALL_PROXY is ignored; `localhost` and loopback
     literals are always exempt, names that resolve to them are not. A space in NO_PROXY separates nothing.
     """
+    def value(name: str) -> str:
+        return variables.get(name) or variables.get(name.lower()) or ""
+
     parts = urlsplit(url)
     host, secure = (parts.hostname or "").lower(), parts.scheme == "https"
-    name, no_proxy = "HTTPS_PROXY" if secure else "HTTP_PROXY", variables.get("NO_PROXY") or variables.get("no_proxy")
-    address = _ip_address(host)
+    name, address = "HTTPS_PROXY" if secure else "HTTP_PROXY", _ip_address(host)
     if host == "localhost" or (address is not None and address.is_loopback) or _is_exempt(
-            host, parts.port or (443 if secure else 80), no_proxy or ""):
+            host, str(parts.port or (443 if secure else 80)), value("NO_PROXY")):
         return ""
-    return proxy_url(variables.get(name) or variables.get(name.lower()) or "", name)
+    return proxy_url(value(name), name)
 
 # ====================================================================================================
 # 7. Downloads — what an answer says of an object, ranges, refusals and their cures, when to try again
@@ -2655,7 +2586,7 @@ def utc_now() -> datetime:
 
 
 def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
-    """The content of a file of at most `limit` bytes; ConfigError that names the file and what it is for."""
+    """A file of at most `limit` bytes; ConfigError that names it and what it is for."""
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
@@ -2679,8 +2610,8 @@ class Trust(NamedTuple):
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
-    It has no VERIFY_X509_STRICT, which Python 3.13's default context has and private authorities of old clusters fail.
-    A name counts only as a subject alternative name. A certificate that cannot be read spoils no other. Both as in Go.
+    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go, only a subject
+    alternative name counts, and a certificate that cannot be read spoils no other.
     """
     import ssl
     import urllib3
@@ -2696,26 +2627,21 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
         context.hostname_checks_common_name = False
     if not trust.alone:
         context.load_default_certs()
-    if not trust.ca_cert:
-        return context
     if len(trust.ca_cert) > 1 << 20:
         raise ConfigError(f"{trust.source} is larger than 1 MiB", reason="InvalidStorageLocation")
-    readable = 0
+    readable = not trust.ca_cert
     for block in re.findall("-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----",
                             trust.ca_cert.decode("ascii", "ignore"))[:1000]:  # a system trusts 150
         with contextlib.suppress(ssl.SSLError, ValueError):
             context.load_verify_locations(cadata=block)
-            readable += 1
+            readable = True
     if not readable:
         raise ConfigError(f"{trust.source} holds no PEM certificate", reason="InvalidStorageLocation")
     return context
 
 
-def load_client_certificate(context: Any, certificate: bytes, key: bytes, source: str) -> None:
-    """Show this certificate to servers that ask; ConfigError when the key is another's, or locked.
-
-    OpenSSL needs a file: on Linux anonymous memory, elsewhere a temporary file that only this user may read.
-    """
+def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
+    """Show a certificate to servers that ask. OpenSSL needs a file: memory on Linux, else one only we may read."""
     import tempfile
     in_memory = hasattr(os, "memfd_create")
     with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
@@ -2724,33 +2650,35 @@ def load_client_certificate(context: Any, certificate: bytes, key: bytes, source
         try:  # an encrypted key fails instead of prompting on the terminal
             context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
         except OSError:                      # SSLError is one
-            raise ConfigError(f"the client certificate and key of {source} are not a matching pair of PEM, or the key "
-                              "is encrypted") from None
+            raise ConfigError("the client certificate and key of the kubeconfig or its exec plugin are not a matching "
+                              "pair of PEM, or the key is encrypted") from None
 
 
-def _proxy_headers(proxy: str) -> Dict[str, str]:
+def _proxy_headers(via: Any) -> Dict[str, str]:
     import urllib3
-    via = urlsplit(proxy)
-    login = f"{unquote(via.username)}:{unquote(via.password or '')}" if via.username else None
-    return urllib3.make_headers(proxy_basic_auth=login)
+    return urllib3.make_headers(
+        proxy_basic_auth=f"{unquote(via.username)}:{unquote(via.password or '')}" if via.username else None)
 
 
-_thread = threading.local()                  # its `deadline`: when what the thread asks of the network must be over
+class _Thread(threading.local):
+    deadline = math.inf                      # when what the thread asks of the network must be over
+
+
+_thread = _Thread()
 
 
 def time_left() -> float:
     """Seconds until the deadline of this thread; infinite without one."""
-    return getattr(_thread, "deadline", math.inf) - time.monotonic()
+    return _thread.deadline - time.monotonic()
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Let everything that this thread asks of the network be over in so many seconds, however little comes at a time.
+    """Let all that this thread asks of the network be over in so many seconds, however little comes at a time.
 
-    Connecting, TLS, a proxy's CONNECT, sending, headers and body count together. What is read of a response after the
-    context has no deadline, but the idle limit that it was asked for with.
+    From connecting to the body all counts together. A response that is read after the context has only its idle limit.
     """
-    before = getattr(_thread, "deadline", math.inf)
+    before = _thread.deadline
     _thread.deadline = min(before, time.monotonic() + seconds)
     try:
         yield
@@ -2760,23 +2688,23 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pause_time_limit() -> Iterator[None]:
-    """Do not count this context against the deadline, such as a person who logs in."""
+    """Do not count this context, such as a person who logs in, against the deadline."""
     started = time.monotonic()
     try:
         yield
     finally:
-        _thread.deadline = getattr(_thread, "deadline", math.inf) + time.monotonic() - started
+        _thread.deadline += time.monotonic() - started
 
 
 @functools.lru_cache(maxsize=None)
 def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
-    """The class for TLS sockets, and connections of urllib3 by scheme, that keep the deadline."""
+    """The class of TLS sockets, and urllib3's connections by scheme, that keep the deadline."""
     import http.client
     import ssl
     import urllib3
 
     def timed(name: str) -> Callable[..., Any]:
-        """A call of a socket that waits as long as it was told, or less when the deadline comes before that."""
+        """A call of a socket that waits as long as it was told, or until the deadline."""
         def call(sock: Any, *args: Any) -> Any:
             idle, left = sock.gettimeout(), time_left()
             if left <= 0:
@@ -2820,37 +2748,33 @@ def _redacted(record: logging.LogRecord) -> bool:
 
 
 def explain_certificate(url: str, server_name: str, proxy: str) -> str:
-    """Whose certificate a server shows that was not trusted; empty when it cannot be had, as through an https proxy.
+    """Whose certificate was not trusted; empty when it cannot be had, as through an https proxy.
 
-    Python decodes only what it has verified, so a second handshake trusts exactly the certificate of the first.
+    Python decodes only what it has verified, so a second handshake trusts the very certificate of the first.
     """
     import http.client
     import ssl
     parts, via = urlsplit(url), urlsplit(proxy or url)
-
-    def look(context: ssl.SSLContext, binary: bool) -> Any:
-        connection = http.client.HTTPConnection(via.hostname or "", via.port or (80 if proxy else 443),
-                                                timeout=max(0.01, min(2.0, time_left())))
-        if proxy:
-            connection.set_tunnel(parts.hostname or "", parts.port or 443, _proxy_headers(proxy))
-        with contextlib.closing(connection):
-            connection.connect()
-            with context.wrap_socket(connection.sock, server_hostname=server_name or parts.hostname) as secured:
-                return secured.getpeercert(binary)
-
-    exact = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    exact.check_hostname = False
-    exact.verify_flags = ssl.VerifyFlags(0x80000 | 0x200000)  # PARTIAL_CHAIN, NO_CHECK_TIME: not named in Python 3.8
+    context, shown = tls_context(Trust(insecure=True)), None
+    context.verify_flags = ssl.VerifyFlags(0x80000 | 0x200000)  # PARTIAL_CHAIN, NO_CHECK_TIME: not named in Python 3.8
     try:
-        exact.load_verify_locations(cadata=look(tls_context(Trust(insecure=True)), True))
-        shown = look(exact, False)
+        for binary in (True, False):
+            connection = http.client.HTTPConnection(via.hostname or "", via.port or (80 if proxy else 443),
+                                                    timeout=max(0.01, min(2.0, time_left())))
+            if proxy:
+                connection.set_tunnel(parts.hostname or "", parts.port or 443, _proxy_headers(via))
+            with contextlib.closing(connection):
+                connection.connect()
+                with context.wrap_socket(connection.sock, server_hostname=server_name or parts.hostname) as secured:
+                    shown = secured.getpeercert(binary)
+            if binary:
+                context.load_verify_locations(cadata=shown)
+                context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError, http.client.HTTPException):
         return ""
     names = ", ".join(value for _, value in shown.get("subjectAltName", ())) or "no name at all"
-    subject, issuer = (", ".join(f"{key}={value}" for part in shown.get(field, ()) for key, value in part) or "nobody"
-                       for field in ("subject", "issuer"))
-    return one_line(f"(it is for {names}; subject {subject}; issuer {issuer}; valid until {shown.get('notAfter')})",
-                    1000)
+    issuer = ", ".join("=".join(pair) for part in shown.get("issuer", ()) for pair in part) or "nobody"
+    return one_line(f"(it is for {names}; issuer {issuer}; valid until {shown.get('notAfter')})", 1000)
 
 
 def _tls_text(cause: BaseException) -> str:
@@ -2864,13 +2788,13 @@ class Response:
     """An answer, whose body is read as it comes; whatever goes wrong with that is an OSError."""
 
     def __init__(self, answer: Any) -> None:
-        """answer: urllib3's. Its own `read` waits for all that was asked for, and loses what came before a break."""
+        """answer: urllib3's, whose own `read` waits for all it was asked for, and loses what came before a break."""
         self.status, self.headers = answer.status, answer.headers
         self._answer, self._connection, self._reply = answer, answer.connection, answer.connection.reply
         self._left = math.inf if self._reply.length is None else self._reply.length
 
     def read1(self, size: int = 65536) -> bytes:
-        """What has come of the body, at most `size` bytes; waits for the first of them, there is none at the end."""
+        """What has come of the body, at most `size` bytes; waits for the first; nothing at the end."""
         import http.client
         try:
             piece = self._reply.read1(int(min(size, self._left))) if self._left else b""
@@ -2888,7 +2812,7 @@ class Response:
         return iter(self.read1, b"")
 
     def _unpacked(self, limit: int) -> Iterator[bytes]:
-        """The body, inflated where it comes as gzip though nobody asked for that; TooLarge behind `limit` bytes."""
+        """The body, inflated where it comes as gzip unasked; TooLarge behind `limit` bytes."""
         import zlib
         encoding = self.headers.get("Content-Encoding", "identity").lower()
         if encoding not in ("identity", "gzip"):
@@ -2909,14 +2833,14 @@ class Response:
             raise ValueError("is cut short")
 
     def read(self, limit: int) -> bytes:
-        """The whole body; TooLarge when it has more than `limit` bytes, ValueError when it cannot be unpacked."""
+        """The whole body; TooLarge behind `limit` bytes, ValueError when it cannot be unpacked."""
         body = bytearray()
         for piece in self._unpacked(limit):
             body += piece
         return bytes(body)
 
     def refusal(self) -> bytes:
-        """The text of a refusal, as much as comes within two seconds, because it may have no end."""
+        """The text of a refusal, which may have no end: as much as comes within two seconds."""
         text = b""
         with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError, ValueError):
             for piece in self._unpacked(ERROR_LIMIT):
@@ -2930,10 +2854,10 @@ class Response:
     def interrupt(self) -> None:
         """End the body from another thread: its reader sees the stream end."""
         sock = self._connection.sock
-        while sock is not None and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
+        while sock and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
             sock = getattr(sock, "socket", None)
         with contextlib.suppress(OSError):
-            if sock is not None:
+            if sock:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
@@ -2942,10 +2866,8 @@ class ConnectionPool:
 
     def __init__(self, url: str, where: str, *, trust: Trust = Trust(), certificate: Tuple[bytes, bytes] = (b"", b""),
                  proxy: str = "", server_name: str = "", size: int = 1, hint: str = "", quoting: bool = True) -> None:
-        """where: the host in errors. certificate: ours, with its key. hint: the cure for a certificate that is not
-        trusted. quoting: whether errors may hold what the host has sent.
-
-        Through a proxy https is tunnelled; plain http is asked for with the whole URL, as proxies want it.
+        """where: the host in errors. certificate: ours, with its key. hint: the cure where the host's is not trusted.
+        quoting: whether errors may hold what the host has sent. Proxies want plain http asked for by the whole URL.
         """
         import urllib3
         for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
@@ -2959,13 +2881,13 @@ class ConnectionPool:
             context = tls_context(trust, (server_name or parts.hostname, via.hostname))
             context.sslsocket_class = _timed_classes()[0]
             if certificate[0]:
-                load_client_certificate(context, *certificate, "the kubeconfig or its exec plugin")
+                load_client_certificate(context, *certificate)
         options: Dict[str, Any] = {"maxsize": size}
         if parts.scheme == "https":
-            options.update(ssl_context=context, cert_reqs=context.verify_mode)
-            options.update({"server_hostname": server_name} if server_name else {})
+            options.update(ssl_context=context, cert_reqs=context.verify_mode,
+                           **({"server_hostname": server_name} if server_name else {}))
         manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
-            f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(proxy),
+            f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(via),
             proxy_ssl_context=context if via.scheme == "https" else None, **options)
         self.pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
         self.pool.ConnectionCls = _timed_classes()[1][parts.scheme]
@@ -2975,7 +2897,7 @@ class ConnectionPool:
                 idle: float) -> Response:
         """Send one request -> the response, its body unread; Unreachable, from urllib3's error, when there is none.
 
-        idle: seconds without a byte. Until the headers are there, all of it together has no more than that.
+        idle: seconds without a byte, and for all until the headers are there.
         """
         import urllib3
         try:
@@ -2991,15 +2913,15 @@ class ConnectionPool:
         return Response(answer)
 
     def unreachable(self, error: Exception) -> Unreachable:
-        """What urllib3 and ssl raise -> one sentence: name resolution, refused, timeout, proxy, or why TLS failed."""
+        """What urllib3 and ssl raise -> one sentence."""
         import ssl
         from urllib3 import exceptions
         where, cause = self.where, error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        text = getattr(cause, "strerror", None)
         if isinstance(error, exceptions.ProxyError):
-            text = getattr(cause, "strerror", None) or _tls_text(cause)
-            return Unreachable(f"cannot reach {where} through its proxy: {text}")
+            return Unreachable(f"cannot reach {where} through its proxy: {text or _tls_text(cause)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             shown = explain_certificate(self.url, self.server_name, self.proxy) if self.quoting else ""
             problem = f"{cause.verify_message} {shown}".rstrip()
@@ -3011,7 +2933,7 @@ class ConnectionPool:
         if isinstance(cause, socket.timeout) or isinstance(error, exceptions.TimeoutError) and not refused:
             return Unreachable(f"{where} does not answer in time")
         said = one_line(redact(str(cause))) if self.quoting else "it does not answer in HTTP"
-        return Unreachable(f"cannot reach {where}: {getattr(cause, 'strerror', None) or said}")
+        return Unreachable(f"cannot reach {where}: {text or said}")
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -3043,13 +2965,15 @@ def _yaml_loader() -> Any:
 def _check_yaml(content: bytes) -> None:
     """Raise ValueError for a first document that is too deep, for libyaml would crash, or that its aliases blow up.
 
-    The size of every anchor is counted with its aliases followed, without following them.
+    The nodes of each anchor are counted as if its aliases were followed.
     """
     import yaml
     sizes: Dict[str, int] = {}
     open_nodes: List[Tuple[Any, int]] = []   # anchor, and nodes before the parent went on
     count = 0
     for event in yaml.parse(content, Loader=_yaml_loader()):
+        if isinstance(event, yaml.DocumentEndEvent):
+            return
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, count))
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -3059,8 +2983,6 @@ def _check_yaml(content: bytes) -> None:
             count += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
         if len(open_nodes) > MAX_DEPTH or count > MAX_YAML_NODES:
             raise ValueError("too deep or too large")
-        if isinstance(event, yaml.DocumentEndEvent):
-            return
 
 
 def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
@@ -3086,50 +3008,62 @@ def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
     return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
 
 
-def _exec_info(cluster: Cluster, plugin: ExecPlugin, interactive: bool) -> str:
+def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
     """KUBERNETES_EXEC_INFO: what an exec plugin is told (client-go pkg/apis/clientauthentication)."""
     spec: Document = {"interactive": interactive}
-    if plugin.provide_cluster_info:
+    if plugin.get("provideClusterInfo", bool):
         authority = base64.b64encode(read_pem(cluster.authority, "certificate authority")).decode()
-        told = {"server": cluster.server, "tls-server-name": cluster.server_name,
-                "insecure-skip-tls-verify": cluster.insecure, "proxy-url": cluster.proxy_url,
-                "certificate-authority-data": authority,
-                "disable-compression": cluster.disable_compression, "config": cluster.exec_config}
+        told = {"server": cluster.server, "tls-server-name": cluster.server_name, "proxy-url": cluster.proxy_url,
+                "insecure-skip-tls-verify": cluster.insecure, "disable-compression": cluster.disable_compression,
+                "certificate-authority-data": authority, "config": cluster.exec_config}
         spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
     try:
-        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.api_version, "spec": spec})
+        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
     except (ValueError, TypeError):
         raise ConfigError("the kubeconfig's extension for exec plugins cannot be written as JSON") from None
 
 
-def run_exec_plugin(cluster: Cluster, plugin: ExecPlugin) -> Identity:
-    """Run the kubeconfig's credential plugin -> who we are. Every failure is a ConfigError, never an anonymous call.
+def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
+    """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go).
 
-    Its stderr is ours; its stdin too, when it may ask and there is a terminal. What it printed never shows in an error.
-    A name without a slash is looked for on our own PATH, and never in the current folder (Go's os/exec).
+    Every failure is a ConfigError that shows nothing it printed, and never an anonymous call. Its stderr is ours; its
+    stdin too, when it may ask and there is a terminal. A bare name is looked for on our own PATH, never in the current
+    folder (Go's os/exec).
     """
     import shutil
     import subprocess
-    hints = [one_line(plugin.install_hint, 1000)] if plugin.install_hint else []
+    command, version = plugin.need("command"), plugin.get("apiVersion")
+    command = plugin.path("command") if "/" in command else command
+    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {command}"
+    for name, value, known, cures in (
+            ("apiVersion", version, [f"client.authentication.k8s.io/{name}" for name in ("v1", "v1beta1")],
+             ["a newer version of the plugin writes a newer kubeconfig"]),
+            ("interactiveMode", mode, ["Never", "IfAvailable", "Always"], [])):
+        if value not in known:
+            raise ConfigError(f"{plugin.where} has {name} {one_line(value, 64)!r}, not one of {', '.join(known)}",
+                              hints=cures)
+    hints = filter(None, [one_line(plugin.get("installHint"), 1000)])
     folders = filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep))
-    program = shutil.which(plugin.command, path=os.pathsep.join(folders))
+    program = shutil.which(command, path=os.pathsep.join(folders))
     if not program:
-        raise ConfigError(f"exec plugin {plugin.command} of the kubeconfig is not installed", hints=hints)
+        raise ConfigError(f"{called} of the kubeconfig is not installed", hints=hints)
     terminal = sys.stdin is not None and sys.stdin.isatty()
-    if plugin.interactive_mode == "Always" and not terminal:
-        raise ConfigError(f"exec plugin {plugin.command} must ask on a terminal, and there is none")
-    interactive = terminal and plugin.interactive_mode != "Never"
-    environment = {**os.environ, **dict(plugin.environment),
+    if mode == "Always" and not terminal:
+        raise ConfigError(f"{called} must ask on a terminal, and there is none")
+    interactive = terminal and mode != "Never"
+    variables = [Reader(item, f"{plugin.where}, env") for item in plugin.get("env", list)]
+    environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables},
                    "KUBERNETES_EXEC_INFO": _exec_info(cluster, plugin, interactive)}
     try:
-        done = subprocess.run([program, *plugin.arguments], env=environment, stdout=subprocess.PIPE, check=False,
-                              stdin=None if interactive else subprocess.DEVNULL)
+        done = subprocess.run([program, *plugin.get("args", [str])], env=environment, stdout=subprocess.PIPE,
+                              stdin=None if interactive else subprocess.DEVNULL, check=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"exec plugin {plugin.command} cannot be run: {getattr(error, 'strerror', None) or error}",
+        raise ConfigError(f"{called} cannot be run: {getattr(error, 'strerror', None) or error}",
                           hints=hints) from error
     if done.returncode:
-        raise ConfigError(f"exec plugin {plugin.command} failed with exit code {done.returncode}", hints=hints)
-    return identity_from_exec(parse_yaml(done.stdout, f"the answer of exec plugin {plugin.command}"), plugin)
+        raise ConfigError(f"{called} failed with exit code {done.returncode}", hints=hints)
+    where = f"the answer of {called}"
+    return identity_from_exec(parse_yaml(done.stdout, where), where, version)
 
 
 class Session:
@@ -3143,62 +3077,54 @@ class Session:
         self.lock = threading.RLock()
         self.until = -math.inf               # time.monotonic() of the next renewal
         self.identity = Identity(cluster.token)
-        self.pem = self._read_pem(self.identity)
-        self.pool = self._open(self.pem)
+        self.pool: Any = None
+        self._open(self._read_pem())
 
-    def _read_pem(self, identity: Identity) -> Tuple[bytes, bytes, bytes]:
+    def _read_pem(self) -> Tuple[bytes, bytes, bytes]:
         """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's.
 
-        Every file is opened, also where it is not needed: kubectl refuses a kubeconfig that names an absent one.
+        Every file is opened, needed or not: kubectl refuses a kubeconfig that names an absent one.
         """
         return (read_pem(self.cluster.authority, "certificate authority"),
-                identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
-                identity.key or read_pem(self.cluster.key, "client key"))
+                self.identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
+                self.identity.key or read_pem(self.cluster.key, "client key"))
 
-    def _open(self, pem: Tuple[bytes, bytes, bytes]) -> ConnectionPool:
+    def _open(self, pem: Tuple[bytes, bytes, bytes]) -> None:
+        """Go on with new connections; those in use are closed when they are given back."""
         cluster = self.cluster
         source = isinstance(cluster.authority, str) and cluster.authority
         trust = Trust(pem[0], cluster.insecure, source or "certificate-authority-data of the kubeconfig", bool(pem[0]))
-        return ConnectionPool(
+        pool = ConnectionPool(
             cluster.server, f"the cluster at {redact(cluster.server)}", trust=trust, certificate=pem[1:],
             proxy=cluster.proxy_url or proxy_for(cluster.server, os.environ), server_name=cluster.server_name,
             size=POOL_SIZE, hint="does certificate-authority in the kubeconfig belong to this cluster?")
-
-    def _read_identity(self) -> Identity:
-        """The identity of the exec plugin or the token file; without either the one that we have stays."""
-        path = self.cluster.token_file
-        if self.cluster.exec_plugin:
-            return run_exec_plugin(self.cluster, self.cluster.exec_plugin)
-        if not path:
-            return self.identity
-        token = read_file(path, "token").decode("utf-8", "replace").strip()
-        if not token:
-            raise ConfigError(f"the token file {path} is empty")
-        return Identity(header_value(token, f"the token in {path}"))
-
-    def _reopen(self, pem: Tuple[bytes, bytes, bytes]) -> None:
-        """Go on with new connections; those in use are closed when they are given back."""
-        pool = self._open(pem)
-        self.close()
+        if self.pool:
+            self.close()
         self.pem, self.pool = pem, pool
 
     def _renew(self) -> None:
         """Read identity and certificates again; a file that cannot be read keeps the old ones, a failing plugin raises.
 
-        kubelet, kubeadm and cert-manager replace certificate files in place; then there are new connections, for a
-        connection goes on as whom it was opened for. `until` is set last: while a plugin fails, no call goes out.
+        Certificate files are replaced in place (kubelet, cert-manager), and a connection goes on as whom it was opened
+        for: so there are new ones. `until` is set last: while a plugin fails, no call goes out.
         """
-        plugin, token_file = self.cluster.exec_plugin, self.cluster.token_file
+        plugin, path = self.cluster.exec_plugin, self.cluster.token_file
         try:
-            self.identity = self._read_identity()
-            pem = self._read_pem(self.identity)
+            if plugin:
+                self.identity = run_exec_plugin(self.cluster, plugin)
+            elif path:
+                token = read_file(path, "token").decode("utf-8", "replace").strip()
+                if not token:
+                    raise ConfigError(f"the token file {path} is empty")
+                self.identity = Identity(header_value(token, f"the token in {path}"))
+            pem = self._read_pem()
             if pem != self.pem:
-                self._reopen(pem)
+                self._open(pem)
         except ConfigError as error:
-            if plugin or (token_file and not self.identity.token):
+            if plugin or (path and not self.identity.token):
                 raise
             log.warning("%s; what was read before stays in use", error)
-        life = 50.0 if token_file else 300.0  # seconds, as client-go's
+        life = 50.0 if path else 300.0       # seconds, as client-go's
         if plugin:
             expires = self.identity.expires
             life = (expires - utc_now()).total_seconds() - 30 if expires else math.inf
@@ -3210,15 +3136,15 @@ class Session:
             if time.monotonic() >= self.until:
                 self._renew()
             if time.monotonic() - self.pool.answered_at > 10:  # one that broke while idle may not show it for minutes
-                self._reopen(self.pem)
+                self._open(self.pem)
             return self.identity, self.pool
 
     def invalidate(self, identity: Identity) -> bool:
         """Forget an identity that the API no longer accepts -> whether the next call can use another one."""
+        cluster = self.cluster
         with self.lock:
             if self.identity is identity:
                 self.until = -math.inf
-        cluster = self.cluster
         return bool(cluster.token_file or cluster.exec_plugin or isinstance(cluster.certificate, str))
 
     def close(self) -> None:
@@ -3248,7 +3174,7 @@ def absolute(path: str) -> str:
 def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
     """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> absolute paths and documents.
 
-    A KUBECONFIG that is set, even to nothing but separators, keeps ~/.kube/config out.
+    A KUBECONFIG of nothing but separators keeps ~/.kube/config out, too.
     """
     listed = os.environ.get("KUBECONFIG", "")
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
@@ -3269,13 +3195,13 @@ def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
     """The cluster to talk to: of the kubeconfigs, else the pod's own; ConfigError names the file and what is wrong."""
     files = read_kubeconfigs(kubeconfig)
     cluster = cluster_from_kubeconfigs(files, context) or in_cluster()
-    if cluster is None and files:
-        paths = ", ".join(path for path, _ in files)
-        raise ConfigError(f"kubeconfig {paths} has no current-context", hints=["choose one with --context"])
-    if cluster is None:
-        raise ConfigError("no kubeconfig found", hints=[
-            "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
-    return cluster
+    if cluster:
+        return cluster
+    if files:
+        raise ConfigError(f"kubeconfig {', '.join(path for path, _ in files)} has no current-context", hints=[
+            "choose one with --context"])
+    raise ConfigError("no kubeconfig found", hints=[
+        "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
 
 
 def read_velero_config() -> Document:
@@ -3520,9 +3446,8 @@ def connect(cluster: Cluster) -> Api:
 # ====================================================================================================
 # 12. Key sources — Secret, STS, files, container, instance metadata
 #
-#     No host is asked but those that the chain defines: STS of the location's region, the container's endpoint, the
-#     instance's metadata service (these two never through a proxy), and S3 itself for the region of a location that
-#     names neither region nor s3Url.
+#     No host is asked but those of the chain: STS of the location's region, the container's endpoint and the instance's
+#     metadata service (these never through a proxy), and S3 for the region where neither region nor s3Url are named.
 # ====================================================================================================
 
 STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0    # seconds for all tries
@@ -3533,93 +3458,75 @@ MAX_HOSTS = 1000                             # that a HostLimiter remembers
 BUSY = "another request waits for the same answer"
 PASSING_CODES = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
                  "RequestLimitExceeded")     # which STS says with status 400
-INSTANCE_PATH = "/latest/meta-data/iam/security-credentials/"
-NO_KEYS_CURE = ("name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or give a client --credentials-file")
 
 
 class Busy(Error):
-    """Other workers already wait for the same answer; try again in a moment."""
+    """Other workers already wait for the same answer."""
 
 
 class HostLimiter:
     """Limits how many workers of a controller wait for the same host, so that a silent host cannot block them all.
 
-    Of n workers at most n - 1 may wait for a host that has answered before, one for any other host, and n - 1 for all
-    such other hosts together; one more is Busy. A host that failed after more than `quick` seconds is not asked again
-    during `pause` seconds: the same error is raised at once.
+    Of n workers n - 1 may wait for a host that has answered before, one for any other, n - 1 for all others together;
+    one more is Busy. A host that was silent for more than `quick` seconds is not asked again for `pause` seconds.
     """
 
     quick = 0.3                              # seconds
 
     def __init__(self, workers: int, pause: float) -> None:
-        self.most, self.pause = workers - 1, pause
-        self.lock = threading.Lock()
-        self.asked: List[str] = []                                # the host that each worker waits for
-        self.answered: Set[str] = set()                           # hosts that have answered
-        self.failures: Dict[str, Tuple[float, Unreachable]] = {}  # of silent hosts: until when, and the error
+        self.most, self.pause, self.lock = workers - 1, pause, threading.Lock()
+        self.asked: List[str] = []           # the host that each worker waits for
+        self.ends: Dict[str, Optional[Tuple[float, Unreachable]]] = {}  # of a host: None, or not before, and why
 
     @contextlib.contextmanager
     def guard(self, host: str) -> Iterator[None]:
-        """A context in which to ask a host; raises Busy or the last error when it must not be asked now."""
+        """A context in which to ask a host; Busy or the last error when it must not be asked now."""
         with self.lock:
-            self._enter(host)
-        started, failure = time.monotonic(), None
+            silent = self.ends.get(host)
+            if silent and time.monotonic() < silent[0]:
+                raise silent[1].with_traceback(None)
+            strange = [other for other in (*self.asked, host) if self.ends.get(other, other)]
+            if self.asked.count(host) >= (1 if host in strange else self.most) or (
+                    host in strange and len(strange) > self.most):
+                raise Busy(BUSY)
+            self.asked.append(host)
+        started, end = time.monotonic(), None
         try:
             yield
         except Unreachable as error:
-            failure = error
+            end = time.monotonic() + self.pause, error
             raise
         finally:
             with self.lock:
                 self.asked.remove(host)
-                for memory in self.answered, self.failures:
-                    if len(memory) >= MAX_HOSTS:
-                        memory.clear()
-                if failure is None:
-                    self.answered.add(host)
-                elif time.monotonic() - started > self.quick:
-                    self.answered.discard(host)
-                    self.failures[host] = time.monotonic() + self.pause, failure
-
-    def _enter(self, host: str) -> None:
-        until, failure = self.failures.get(host, (0.0, None))
-        if failure and time.monotonic() < until:
-            raise failure.with_traceback(None)
-        strange, known = sum(other not in self.answered for other in self.asked), host in self.answered
-        if self.asked.count(host) >= (self.most if known else 1) or (not known and strange >= self.most):
-            raise Busy(BUSY)
-        self.asked.append(host)
+                if len(self.ends) >= MAX_HOSTS:
+                    self.ends.clear()
+                if end is None or time.monotonic() - started > self.quick:
+                    self.ends[host] = end
 
 
 def host_guard(url: str) -> ContextManager[None]:
-    """A context in which to ask the host of a URL: limited by HostLimiter in a worker, unlimited elsewhere."""
+    """A context in which to ask the host of a URL: limited in a worker, unlimited elsewhere."""
     hosts = getattr(_thread, "hosts", None)
     return hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if hosts else contextlib.nullcontext()
 
 
 def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy: str) -> Reply:
     parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    pool = ConnectionPool(url, f"the service at {host}", proxy=proxy)
+    who = f"the service at {parts.netloc.rpartition('@')[2]}"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    try:
-        with contextlib.closing(pool.request(method, target, {"User-Agent": USER_AGENT, **headers}, body or None,
-                                             idle=max(0.01, time_left()))) as response:
+    headers = {"User-Agent": USER_AGENT, **headers}
+    with contextlib.closing(ConnectionPool(url, who, proxy=proxy)) as pool, contextlib.closing(
+            pool.request(method, target, headers, body or None, idle=max(0.01, time_left()))) as response:
+        try:
             return Reply(response.status, response.read(ERROR_LIMIT), response.headers)
-    except (OSError, ValueError) as error:
-        late = isinstance(error, socket.timeout)
-        raise Unreachable(f"the service at {host} does not answer in time" if late else
-                          f"the answer of the service at {host} cannot be read") from None
-    finally:
-        pool.close()
+        except (OSError, ValueError):
+            raise Unreachable(f"the answer of {who} cannot be read in time") from None
 
 
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
     """A small exchange with a service of AWS; again after 429, 5xx, no answer, or an error code that passes.
-
-    timeout: seconds for all tries together; a try that hangs leaves some to the next.
-    """
+    timeout: seconds for all tries; one that hangs leaves some to the next."""
     with host_guard(url), time_limit(timeout):
         for attempt in range(1, ASK_ATTEMPTS):
             with contextlib.suppress(Unreachable), time_limit(timeout / ASK_ATTEMPTS):
@@ -3630,114 +3537,85 @@ def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, ti
         return _ask_once(method, url, headers, body, proxy)
 
 
-def _keys_from(values: Mapping[str, Any], token: str, who: str) -> Credentials:
-    """The keys in an answer; ConfigError, without its text, when they are not all there."""
-    access_key, secret_key = values.get("AccessKeyId"), values.get("SecretAccessKey")
-    session, expires = values.get(token) or "", parse_time(values.get("Expiration"))
-    if not isinstance(access_key, str) or not isinstance(secret_key, str) or not access_key or not secret_key:
-        raise CredentialsError(f"the answer of {who} holds no keys")
-    if values.get("Expiration") and expires is None:
-        raise CredentialsError(f"the answer of {who} has an Expiration that is no time")
-    return Credentials(access_key, secret_key, session if isinstance(session, str) else "", expires)
-
-
-def _json_object(body: bytes) -> Dict[str, Any]:
+def _keys_from(reply: Reply, who: str, **more: Any) -> Credentials:
+    """The keys in an answer, JSON or XML; an error shows its code and message, and nothing that may be half of keys."""
+    said: Any = None
     with contextlib.suppress(ValueError):
-        values = parse_json(body)
-        return values if isinstance(values, dict) else {}
-    return {}
+        said = parse_json(reply.body)
+    said = said or xml_fields(reply.body)
+    access_key, secret_key, token, other_token = (
+        _text(said, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Token"))
+    expires = parse_time(_at(said, "Expiration"))
+    if reply.status == 200 and access_key and secret_key and (expires or not _at(said, "Expiration")):
+        return Credentials(access_key, secret_key, token or other_token, expires)
+    words = ["no answer" if not reply.status else f"status {reply.status}" if reply.status != 200 else ""]
+    words += [_text(said, name) or _text(said, name.lower()) for name in ("Code", "Message")]
+    why = one_line(redact(" ".join(words))) or "there are none in its answer, or an Expiration that is no time"
+    raise CredentialsError(f"{who} gives no keys: {why}", **more)
 
 
-def assume_role(role: Mapping[str, str], source: Optional[Credentials], region: str) -> Credentials:
-    """The keys of a role from the Security Token Service, for those of `source` or the token of a web identity (IRSA).
-
-    The token file is read again each time, and its text never goes into a URL.
-    """
+def assume_role(role: Values, source: Optional[Credentials], region: str) -> Credentials:
+    """The keys of a role from STS, for those of `source`, else for the token of a web identity (IRSA), read anew."""
     url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://{aws_host('sts', region)}"
     form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": role["role_arn"],
-            "RoleSessionName": role.get("session_name") or f"velero-requests-{int(time.time())}"}
-    if source is None:
-        token = read_file(role["token_file"], "web identity token").decode("utf-8", "replace").strip()
+            "RoleSessionName": role.get("role_session_name") or f"velero-requests-{int(time.time())}",
+            "ExternalId": role.get("external_id"), "DurationSeconds": role.get("duration_seconds")}
+    if source is None:                       # the token never goes into a URL
+        token = read_file(role["web_identity_token_file"], "web identity token").decode("utf-8", "replace").strip()
         form.update(Action="AssumeRoleWithWebIdentity", WebIdentityToken=token)
-    for name, key in (("ExternalId", "external_id"), ("DurationSeconds", "duration")):
-        if key in role:
-            form[name] = role[key]
-    body = urlencode(form).encode()
+    body = urlencode([field for field in form.items() if field[1]]).encode()
     headers = {"content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": urlsplit(url).netloc}
     if source:
         headers = sign_headers("POST", "/", headers, body, source, region, "sts", utc_now())
     reply = ask("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ))
-    fields = xml_fields(reply.body)
-    if reply.status != 200:
-        text = f"{fields.get('Code', f'status {reply.status}')}: {fields.get('Message', '')}"
-        raise CredentialsError(f"STS refuses role {role['role_arn']}: {one_line(redact(text))}")
-    return _keys_from(fields, "SessionToken", f"STS to role {role['role_arn']}")
+    return _keys_from(reply, f"STS, asked for role {role['role_arn']},")
 
 
-def run_credential_process(program: Mapping[str, str]) -> Credentials:
-    """The keys that a program prints, within a minute; none of its output is shown, for it may hold them."""
+def run_credential_process(program: Values) -> Credentials:
+    """The keys that a program prints; nothing else of its output is shown, for it may hold them."""
     import subprocess
     what = f"{program['profile']}: credential_process"
     try:
-        done = subprocess.run(program["command"], shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=60, check=False)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        raise CredentialsError(f"{what} cannot be run or takes longer than a minute") from None
-    if done.returncode:
-        raise CredentialsError(f"{what} failed with exit code {done.returncode}; run it by hand to see why")
-    values = _json_object(done.stdout)
-    if values.get("Version") != 1:
-        raise CredentialsError(f"{what} printed no JSON of Version 1")
-    return _keys_from(values, "SessionToken", what)
+        printed = subprocess.run(program["credential_process"], shell=True, stdin=subprocess.DEVNULL, timeout=60,
+                                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
+    except (OSError, ValueError, subprocess.SubprocessError):
+        raise CredentialsError(f"{what} fails, or takes longer than a minute; run it by hand to see why") from None
+    return _keys_from(Reply(200, printed, {}), what)
 
 
-def ask_container(container: Mapping[str, str]) -> Credentials:
-    """The keys of ECS and EKS Pod Identity; the authorization token is read again each time."""
-    token = container.get("token", "")
+def ask_container(container: Values) -> Credentials:
+    """The keys of ECS and EKS Pod Identity; a token in a file is read anew."""
+    token, what = container.get("token", ""), "container authorization token"
     if "token_file" in container:
-        token = read_file(container["token_file"], "container authorization token").decode("utf-8", "replace").strip()
-    headers = {"Authorization": header_value(token, "the container authorization token")} if token else {}
-    reply = ask("GET", container["url"], headers, timeout=6.0)
-    values = _json_object(reply.body)
-    if reply.status != 200:
-        why = redact(str(values.get("message") or values.get("code") or "no reason"))
-        raise CredentialsError(f"the container's credential endpoint answered {reply.status}: {one_line(why)}")
-    return _keys_from(values, "Token", "the container's credential endpoint")
+        token = read_file(container["token_file"], what).decode("utf-8", "replace").strip()
+    headers = {"Authorization": header_value(token, f"the {what}")} if token else {}
+    return _keys_from(ask("GET", container["url"], headers, timeout=6.0), "the container's credential endpoint")
 
 
-def ask_instance(instance: Mapping[str, str]) -> Credentials:
-    """The keys of the instance's role (IMDS version 2); a token that the service has forgotten is asked for again."""
-    who, endpoint = "the instance metadata service", instance["endpoint"]
-    for _ in range(2):
-        said = "no answer"
-        with contextlib.suppress(Unreachable):
-            reply = ask("PUT", f"{endpoint}/latest/api/token", {"x-aws-ec2-metadata-token-ttl-seconds": "300"},
-                        timeout=INSTANCE_TIMEOUT)
-            said = f"status {reply.status}"
-        if said != "status 200":
-            raise CredentialsError(f"{who} gives no token ({said}), and nothing else that holds keys is configured",
-                                   reason="CredentialsNotFound", hints=[NO_KEYS_CURE])
-        headers = {"x-aws-ec2-metadata-token": header_value(reply.body.decode("ascii", "replace").strip(),
-                                                            f"the token of {who}")}
-        reply = ask("GET", endpoint + INSTANCE_PATH, headers, timeout=INSTANCE_TIMEOUT)
+def ask_instance(instance: Values) -> Credentials:
+    """The keys of the instance's role (IMDS version 2)."""
+    url, reply = instance["endpoint"] + "/latest/", Reply(0, b"", {})
+    with contextlib.suppress(Unreachable):
+        reply = ask("PUT", url + "api/token", {"x-aws-ec2-metadata-token-ttl-seconds": "300"}, timeout=INSTANCE_TIMEOUT)
+    if reply.status == 200:
+        token = reply.body.decode("ascii", "replace").strip()
+        headers = {"x-aws-ec2-metadata-token": header_value(token, "the token of the instance metadata service")}
+        url += "meta-data/iam/security-credentials/"
+        reply = ask("GET", url, headers, timeout=INSTANCE_TIMEOUT)
         role = reply.body.decode("utf-8", "replace").split("\n")[0].strip()
         if reply.status == 200 and role:
-            reply = ask("GET", endpoint + INSTANCE_PATH + quote(role, safe=""), headers, timeout=INSTANCE_TIMEOUT)
-        if reply.status != 401:
-            break
-    values = _json_object(reply.body)
-    if reply.status != 200 or values.get("Code") != "Success":
-        raise CredentialsError(f"{who} has no keys (status {reply.status}, code "
-                               f"{one_line(values.get('Code', 'none'), 64)}); does the instance have a role?",
-                               reason="CredentialsNotFound", hints=[NO_KEYS_CURE])
-    return _keys_from(values, "Token", who)
+            reply = ask("GET", url + quote(role, safe=""), headers, timeout=INSTANCE_TIMEOUT)
+    who = "nothing else that holds keys is configured, and the instance metadata service (has the instance a role?)"
+    return _keys_from(reply, who, reason="CredentialsNotFound", hints=[
+        "name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+        "give a client --credentials-file"])
 
 
 def fetch_credentials(plan: Plan, region: str) -> Credentials:
     """Carry out a plan -> keys, fresh ones when they are temporary."""
     values = dict(plan.values)
     if plan.how == "keys":
-        return Credentials(values["access_key"], values["secret_key"], values.get("session_token", ""))
+        return Credentials(values[KEY_NAMES[0]], values[KEY_NAMES[1]], values.get(KEY_NAMES[2], ""))
     if plan.how in ("role", "web identity"):
         return assume_role(values, plan.source and fetch_credentials(plan.source, region), region)
     return {"process": run_credential_process, "container": ask_container, "instance": ask_instance}[plan.how](values)
@@ -3747,30 +3625,25 @@ class CredentialCache:
     """The keys that a plan gave last; they are renewed before they expire, by one caller at a time."""
 
     def __init__(self, plan: Plan, region: str) -> None:
-        self.plan, self.region = plan, region
+        self.plan, self.region, self.lock = plan, region, threading.Lock()
         self.credentials: Optional[Credentials] = None
         self.failure: Optional[Error] = None
         self.retry_at = datetime.min.replace(tzinfo=timezone.utc)  # after a failure
-        self.lock = threading.Lock()
 
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
-        """Keys that are fresh, renewed if need be; when that fails the old ones serve as long as they live.
-
-        While another caller renews them, valid old ones are returned; without any, this call waits, or with
-        wait=False raises Busy.
-        """
-        old = self.credentials
-        if old is not None and old.are_valid(now + URL_LIFE + timedelta(minutes=1)):
-            return old
+        """Keys, fresh if possible: when renewing fails, or while another caller does it, old ones serve to their end.
+        Without any, this call waits for the other, or with wait=False raises Busy."""
+        old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
         alive = old is not None and old.are_valid(now)
-        if self.lock.acquire(blocking=wait and not alive):
-            try:
-                if self.credentials is old:  # nobody has renewed them meanwhile
-                    self._renew(now, alive)
-            finally:
-                self.lock.release()
-        elif not alive:
-            raise Busy(BUSY)
+        if old is None or not old.are_valid(least):
+            if self.lock.acquire(blocking=wait and not alive):
+                try:
+                    if self.credentials is old:  # nobody has renewed them meanwhile
+                        self._renew(now, alive)
+                finally:
+                    self.lock.release()
+            elif not alive:
+                raise Busy(BUSY)
         return self.credentials  # type: ignore[return-value]
 
     def _renew(self, now: datetime, alive: bool) -> None:
@@ -3789,7 +3662,7 @@ class CredentialCache:
 
 
 def shared_profiles() -> Tuple[Profiles, str]:
-    """The profiles of the shared files -> with the names of the files."""
+    """The profiles of the shared files, and these files' names."""
     paths = [os.environ.get(name) or os.path.join(os.path.expanduser("~"), ".aws", usual) for name, usual in (
         ("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config"))]
     files = [ini_sections(read_file(path, "credentials file", INI_LIMIT), f"credentials file {path}")
@@ -3798,47 +3671,28 @@ def shared_profiles() -> Tuple[Profiles, str]:
 
 
 def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, asked_by: str) -> bytes:
-    """One key of a Secret in Velero's namespace; NotFound or ConfigError naming it, as without a cluster."""
+    """One key of a Secret; NotFound or ConfigError naming it, as without a cluster."""
     if api is None:
         raise CredentialsError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
     secret = api.get_wanted(SECRETS, namespace, name, "SecretNotFound", asked_by)
     content = decode_base64(_text(secret, "data", key))
-    if content is None:
-        raise CredentialsError(f"key {key!r} of Secret {name!r} is not base64")
     if not content:
         raise ConfigError(f"key {key!r} of Secret {name!r} does not exist or is empty; {asked_by} asks for it",
                           reason="SecretKeyNotFound")
     return content
 
 
-def check_credentials_file(path: str, allowed: Iterable[str]) -> None:
-    """Raise unless the operator has allowed the very path that a location of the cluster names, and a file is there.
-
-    Links are followed: who may change what lies there is the operator's to know.
-    """
-    if path not in allowed:
-        raise CredentialsError(
-            f"credentialsFile names a file of this host, {one_line(path, 256)!r}, which is refused; put the keys into "
-            "a Secret and name that in spec.credential, or allow the file by --allow-credentials-file",
-            reason="CredentialsFileNotAllowed")
-    if not os.path.isfile(path):
-        raise CredentialsError(f"credentialsFile {path} is no regular file here")
-
-
 def own_endpoint() -> str:
-    """The URL of the store that the operator names, empty for AWS; ConfigError naming the variable when it is none."""
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        if os.environ.get(name):
-            endpoint_from(os.environ[name], name)
-            return os.environ[name]
+    """The store's URL that the operator names, empty for AWS; ConfigError naming the variable when it is none."""
+    for name in filter(os.environ.get, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")):
+        endpoint_from(os.environ[name], name)
+        return os.environ[name]
     return ""
 
 
 def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
-    """The region that S3 itself names for a bucket, asked as velero-plugin-for-aws does: whatever the status, unsigned.
-
-    Empty when it names none. Raises NotFound when there is no such bucket, Unreachable.
-    """
+    """The region that S3 names for a bucket, if any, whatever the status of an unsigned HEAD, as velero's plugin asks;
+    NotFound when there is no such bucket."""
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
     reply = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
     if reply.status == 404:
@@ -3848,8 +3702,8 @@ def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
     return region and dns_label(region, f"the region in the answer of {address.host}")
 
 
-def _region_of(location: Location, profile: Mapping[str, str]) -> str:
-    """The region to sign for: the location's own, else the one AWS names for its bucket, else the environment's."""
+def _region_of(location: Location, profile: Values) -> str:
+    """The region to sign for: the location's, else what S3 names for its bucket, else the environment's."""
     region = location.region
     if not region and not location.s3_url and not location.public_url:
         with about(f"storage location {location.name!r} names no region"):
@@ -3871,11 +3725,8 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
 
 
 def find_location(api: Optional[Api], namespace: str, document: Document, *, trusted: bool = False) -> Location:
-    """A storage location with its endpoint and authority.
-
-    trusted: it is the operator's own word. What a location of the cluster says of TLS does not count where our own
-    identity signs for AWS: the system's authorities vouch for those hosts.
-    """
+    """A storage location with its endpoint and authority; trusted: it is the operator's own word. What the cluster says
+    of TLS does not count where our own identity signs for AWS: the system's authorities vouch for those hosts."""
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
     lax = location.insecure or location.ca_cert or location.ca_secret[0]
@@ -3886,37 +3737,46 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
         "insecureSkipTLSVerify, caCert and caCertRef are not used at AWS without a Secret in spec.credential",))
 
 
+def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]
+                  ) -> Tuple[Profiles, str]:
+    """The profiles in the Secret or file that a location names, and what that is called in errors. A file that the
+    cluster names must be allowed by this path. Links are followed: the operator knows who sets them."""
+    path, name, key = location.credentials_file, location.secret_name, location.secret_key
+    if name:
+        source = f"key {key!r} of Secret {name!r}"
+        content = read_secret_key(api, namespace, name, key, f"storage location {location.name!r}")
+    elif not location.trusted and path not in allowed:
+        raise CredentialsError(
+            f"credentialsFile names a file of this host, {one_line(path, 256)!r}, which is refused; name a Secret with "
+            "the keys in spec.credential, or allow the file by --allow-credentials-file",
+            reason="CredentialsFileNotAllowed")
+    elif not location.trusted and not os.path.isfile(path):
+        raise CredentialsError(f"credentialsFile {path} is no regular file here")
+    else:
+        source, content = f"credentials file {path}", read_file(path, "credentials file", INI_LIMIT)
+    return merge_profiles(ini_sections(content, source), {}), source
+
+
 def open_location(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str] = ()
                   ) -> Tuple[Location, Plan]:
-    """A location with the region and hosts that environment and profile name -> with the plan for its keys.
+    """A location with the region and hosts that environment and profile name, and the plan for its keys.
 
-    Files and Secret are read now; no service is asked yet but S3, for a region that is named nowhere. allowed: files of
-    this host that a location of the cluster may name; they say more than a Secret only where our own identity belongs.
+    No service is asked yet but S3, for a region. allowed: files of this host that a location of the cluster may name;
+    they say more than a Secret only where our own identity belongs.
     """
-    who, path, name = f"storage location {location.name!r}", location.credentials_file, location.profile
-    with about(who):
+    name, named = location.profile, bool(location.secret_name or location.credentials_file)
+    with about(f"storage location {location.name!r}"):
         theirs = bool(location.secret_name) or not (location.trusted or location.is_for_own_identity(own_endpoint()))
-        content, source = None, f"credentials file {path}"
-        if location.secret_name:
-            source = f"key {location.secret_key!r} of Secret {location.secret_name!r}"
-            content = read_secret_key(api, namespace, location.secret_name, location.secret_key, who)
-        elif path:
-            if not location.trusted:
-                check_credentials_file(path, allowed)
-            content = read_file(path, "credentials file", INI_LIMIT)
-        elif theirs:
+        if theirs and not named:
             raise CredentialsError(
-                "it names no Secret, and the credentials of this process sign only for AWS and for the endpoint in "
-                "AWS_ENDPOINT_URL_S3, not for its s3Url or publicUrl; name a Secret in spec.credential, or set "
-                "AWS_ENDPOINT_URL_S3 to that URL", reason=FOREIGN_ENDPOINT)
-    if content is not None:
-        profiles = merge_profiles(ini_sections(content, source), {})
-    else:
-        profiles, source = shared_profiles()
-        name = name or os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or ""
-    if content is not None or location.profile:
+                "it names no Secret, and our own credentials sign only for AWS and AWS_ENDPOINT_URL_S3, not for its "
+                "s3Url or publicUrl; name a Secret in spec.credential, or set AWS_ENDPOINT_URL_S3 to that URL",
+                reason=FOREIGN_ENDPOINT)
+        profiles, source = _own_profiles(api, namespace, location, allowed) if named else shared_profiles()
+    if named or name:
         plan = plan_profile(profiles, name or "default", source, os.environ, theirs=theirs)
     else:
+        name = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or ""
         plan = plan_chain(profiles, name, source, os.environ)
     profile = profiles.get(name or "default", {})
     dualstack, fips = ((os.environ.get(name) or profile.get(name[4:].lower()) or "").lower() == "true"
