@@ -6043,9 +6043,10 @@ class TestRights(EnduranceWorld, unittest.TestCase):
                 self.assert_told(self.log.getvalue(), verb, resource, group)
         asked = [(self.move(space), self.ask()) for space in spaces]
         self.cluster.unlimit()
+        self.turn(seconds=30)  # which is the longest back-off of a request
         for space, name in asked:
             self.move(space)
-            wait_until(lambda name=name: self.turn(seconds=1) or self.processed(name), 40, name)
+            wait_until(lambda name=name: self.processed(name), 40, name)
             name = self.ask_status()
             wait_until(lambda name=name: self.processed(name, SSR), 40, name)
 
