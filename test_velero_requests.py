@@ -1,24 +1,13 @@
 """Tests of velero_requests.py: `python3 test_velero_requests.py` with urllib3 and PyYAML, `make test` for all of them.
 
-    python3 test_velero_requests.py TestQueue          one class; add .test_name for one test
-    python3 test_velero_requests.py --demo             the main job on a machine without a cluster
-    python3 test_velero_requests.py --bench            a table of speed and memory
+    python3 test_velero_requests.py TestQueue   one class; add .test_name for one test
+    python3 test_velero_requests.py --demo      the main job on a machine without a cluster
+    python3 test_velero_requests.py --bench     a table of speed and memory
 
 No mocks and no patching: pure functions are given values, everything else talks to a server on loopback. FakeCluster
 and FakeStore stand in for the Kubernetes API and an S3 store; the same contract tests run against real ones when
 KUBEBUILDER_ASSETS names the folder with etcd, kube-apiserver and versitygw. VELERO_CRDS names a folder with Velero's
 own CRDs. No test sleeps: it waits for a condition with a deadline, or turns the clock.
-
-Contents
-    Laws and units       the file itself, every function above the waterline, the queue, inflate, save
-    Servers              FakeCluster, FakeStore, RealCluster, RealStore, and the checks that keep the fakes true
-    Contract             what the README promises, seen from outside, on fake and real servers alike
-    Kubeconfig           as kubectl reads it, exec plugins, proxies, TLS
-    Endurance            retries, identities that rotate, watches that survive, rights, a soak
-    Object stores        AWS files and profiles, sources of keys, what a store answers
-    Downloads            cut, stalled, changed, hostile and full: the file is right or absent
-    Layouts, Golden      what get and describe print, beside what the real velero CLI prints
-    Demo and benchmark
 """
 from __future__ import annotations
 
@@ -83,17 +72,17 @@ import yaml
 
 import velero_requests
 
-
 try:
     import botocore.auth
     import botocore.awsrequest
     import botocore.credentials
+    import botocore.endpoint_provider
     import botocore.session
     HAS_BOTOCORE = True
 except ImportError:
     HAS_BOTOCORE = False
 
-NO_BOTOCORE = "botocore is not installed, so the signatures were not compared with its own"
+NO_BOTOCORE = "botocore is not installed, so the URLs were not compared with its own"
 NO_CRDS = "VELERO_CRDS names no folder, so the manifests were not compared with Velero's own"
 
 vr = velero_requests
@@ -117,19 +106,17 @@ def a_key(resource: Any = vr.DOWNLOAD_REQUESTS, name: str = "nightly-x7k2p") -> 
 
 
 def a_download(**over: Any) -> Any:
-    """A DownloadRequest record, unanswered and one second old unless said otherwise."""
+    """A DownloadRequest record, unanswered and one second old."""
     return vr.Request(**{**dict(key=a_key(), uid="uid-1", version="41", created=after(seconds=-1), deleting=False,
                                 target_kind="BackupLog", target_name="nightly", phase=""), **over})
 
 
 def a_status(**over: Any) -> Any:
-    """A ServerStatusRequest record, unanswered and one second old unless said otherwise."""
-    return vr.Request(**{**dict(key=a_key(vr.STATUS_REQUESTS, "velero-cli-5tn8q"), uid="uid-2", version="42",
-                                created=after(seconds=-1), deleting=False, phase=""), **over})
+    return a_download(**{**dict(key=a_key(vr.STATUS_REQUESTS, "velero-cli-5tn8q"), uid="uid-2", version="42",
+                                target_kind="", target_name=""), **over})
 
 
 def a_location(**over: Any) -> Any:
-    """A storage location on AWS in eu-west-1 unless said otherwise."""
     return vr.Location(**{**dict(name="default", bucket="bkt", region="eu-west-1"), **over})
 
 
@@ -191,16 +178,14 @@ def text_of(name: str) -> str:
 
 
 SOURCE = text_of(MODULE)
-STATEMENTS = ast.parse(SOURCE).body
+TREE = ast.parse(SOURCE)
 
 # What arithmetic on values may import; everything else is the world.
-PURE = set("""base64 binascii codecs collections configparser contextlib copy datetime difflib email enum functools
-    hashlib heapq hmac html ipaddress itertools json math operator posixpath re string struct textwrap types typing
-    unicodedata urllib.parse yaml zlib""".split())
+PURE = set("""base64 collections configparser contextlib datetime difflib email enum functools hashlib hmac html
+    ipaddress itertools json math posixpath re typing unicodedata urllib.parse yaml""".split())
 WORLDLY_NAMES = {"open", "print", "input", "exec", "eval", "compile", "__import__", "log", "breakpoint"}
 WORLDLY_ATTRIBUTES = {"now", "today", "utcnow", "localtime", "gmtime", "urandom", "environ", "getenv", "getLogger",
                       "sleep", "monotonic", "uuid4", "token_hex"}
-LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 # A text is paid for by everybody who reads it: the most lines and bytes, names at module level (functions and classes),
 # lines of a function, and nested statements. These numbers may only become smaller.
 BUDGETS = {"velero_requests.py": (6_640, 358_000), "test_velero_requests.py": (14_800, 872_000),
@@ -211,36 +196,33 @@ OTHER_VARIABLES = {"HOME", "PATH", "KUBERNETES_EXEC_INFO", "KUBERNETES_SERVICE_H
                    "AWS_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_DEFAULT_PROFILE"}
 
 
-def code_of(statement: ast.stmt) -> CodeType:
-    """One module-level statement compiled by itself, annotations as text: scopes are the compiler's own."""
-    return compile(ast.Module([statement], []), MODULE, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+def names_in(code: Any, *opcodes: str) -> Set[str]:
+    """The names that these instructions of a code object, or a statement, have; with LOAD_GLOBAL, of all code in it."""
+    if isinstance(code, ast.stmt):  # compiled by itself, annotations as text: scopes are the compiler's own
+        code = compile(ast.Module([code], []), MODULE, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in opcodes}
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType) and "LOAD_GLOBAL" in opcodes)
+    return names.union(*(names_in(constant, *opcodes) - names_in(constant, "STORE_NAME") for constant in inner))
 
 
-def mentioned(code: CodeType) -> Iterator[str]:
-    """The module-level and built-in names that a code object and those in it read."""
-    stored = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_NAME"}
-    for step in dis.get_instructions(code):
-        if step.opname in LOADS and step.argval not in stored:
-            yield step.argval
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from mentioned(constant)
+def mentioned(statement: ast.stmt) -> Set[str]:
+    """The module-level and built-in names that a statement reads."""
+    return names_in(statement, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") - bound(statement)
 
 
 def bound(statement: ast.stmt) -> Set[str]:
-    """The names that a module-level statement binds."""
-    return {step.argval for step in dis.get_instructions(code_of(statement)) if step.opname == "STORE_NAME"}
+    return names_in(statement, "STORE_NAME")
 
 
 def imported_by(tree: ast.AST) -> Dict[str, str]:
     """The names that the import statements in it bind, and the modules behind them."""
-    names: Dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names.update({(alias.asname or alias.name).split(".")[0]: alias.name for alias in node.names})
-        elif isinstance(node, ast.ImportFrom):
-            names.update({alias.asname or alias.name: node.module or "" for alias in node.names})
-    return names
+    return {(alias.asname or alias.name).split(".")[0]: getattr(node, "module", alias.name) for node in ast.walk(tree)
+            if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+
+
+def impure(tree: ast.AST) -> Set[str]:
+    """The names of imported modules, or of what comes from them, that are the world."""
+    return {name for name, module in imported_by(tree).items() if not {module, module.split(".")[0]} & PURE}
 
 
 def line_of(pattern: str) -> int:
@@ -259,27 +241,15 @@ def depth_of(node: ast.AST) -> int:
     return deepest
 
 
-def run_script(script: str) -> Tuple[int, bytes]:
-    """Run Python code in a new process beside the files -> its exit code, and all that it printed."""
-    done = subprocess.run([sys.executable, "-B", "-c", script], cwd=FOLDER, timeout=60, check=False,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.returncode, done.stdout
-
-
 class TestLawsOfTheFile(unittest.TestCase):
     """`velero_requests.py` as a text."""
 
     def test_no_name_is_used_before_it_is_defined(self) -> None:
         """No module-level statement, function bodies included, mentions a name that a later one binds."""
-        nested = "def f(a: Later) -> Later:\n    b = a.x(y=1)\n    def g():\n        return h(a, b)"
-        self.assertEqual({"h"}, set(mentioned(code_of(ast.parse(nested).body[0]))))
-        first: Dict[str, int] = {}
-        for index, statement in enumerate(STATEMENTS):
-            for name in bound(statement):
-                first.setdefault(name, index)
-        for index, statement in enumerate(STATEMENTS):
-            later = {name for name in mentioned(code_of(statement)) if first.get(name, -1) > index}
-            self.assertFalse(later, f"line {statement.lineno} uses a name that is defined later")
+        later: Set[str] = set()
+        for statement in reversed(TREE.body):
+            self.assertFalse(mentioned(statement) & later, f"line {statement.lineno} uses a name that is defined later")
+            later = later | bound(statement)
 
     def test_no_name_is_defined_twice(self) -> None:
         for name in BOTH:
@@ -289,55 +259,50 @@ class TestLawsOfTheFile(unittest.TestCase):
 
     def test_above_the_waterline_is_arithmetic(self) -> None:
         """It uses only imports that know no world, asks no clock, environment or chance, and nothing from below."""
-        top = imported_by(ast.Module([node for node in STATEMENTS if isinstance(
-            node, (ast.Import, ast.ImportFrom, ast.Try, ast.If))], []))
-        impure = {name for name, module in top.items() if not {module, module.split(".")[0]} & PURE}
         first, waterline = line_of(r"# 1\. "), line_of(r"# The waterline\b")
-        below = {name for node in STATEMENTS if node.lineno > waterline for name in bound(node)}
-        for statement in (node for node in STATEMENTS if first < node.lineno < waterline):
-            used = set(mentioned(code_of(statement))) & (impure | below | WORLDLY_NAMES)
-            inner = {module for module in imported_by(statement).values() if not {module, module.split(".")[0]} & PURE}
+        other = impure(ast.Module([node for node in TREE.body if node.lineno < first], [])) | WORLDLY_NAMES
+        other |= {name for node in TREE.body if node.lineno > waterline for name in bound(node)}
+        for statement in (node for node in TREE.body if first < node.lineno < waterline):
+            used = mentioned(statement) & other | impure(statement)
             asked = {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
-            self.assertFalse(used | inner | asked & WORLDLY_ATTRIBUTES, f"line {statement.lineno}")
+            self.assertFalse(used | asked & WORLDLY_ATTRIBUTES, f"line {statement.lineno}")
 
     def test_contents_equal_the_banners(self) -> None:
-        """The module's docstring lists the rooms of its banners, numbered from 1, the waterline behind the ninth."""
-        contents = re.findall(r"^ {4,}(\d+)  (\S.*?) {2,}\S", velero_requests.__doc__ or "", re.MULTILINE)
-        self.assertEqual(re.findall(r"(?m)^# (\d+)\. (.+?) — ", SOURCE), contents)
-        order = re.findall(r"^ +(\d+|===)  ", velero_requests.__doc__ or "", re.MULTILINE)
-        self.assertEqual([*map(str, range(1, 10)), "===", *map(str, range(10, 18))], order)
+        """The module's docstring lists the rooms of its banners in order, the waterline behind the ninth."""
+        contents = re.findall(r"(?m)(?:^ +|  )(\d+(?=\.)|===)\.? +([A-Za-z ]+?)(?= {2}|:|$)", vr.__doc__ or "")
+        rooms = re.findall(r"(?m)^# (\d+)\. (.+?) — ", SOURCE)
+        self.assertEqual([*rooms[:9], ("===", "the waterline"), *rooms[9:]], contents)
+        self.assertEqual([str(number) for number in range(1, 18)], [number for number, _ in rooms])
         self.assertTrue(line_of(r"# 9\. ") < line_of(r"# The waterline\b") < line_of(r"# 10\. "))
 
     def test_every_public_function_and_class_says_what_it_is(self) -> None:
-        for node in STATEMENTS:
+        for node in TREE.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 self.assertTrue(ast.get_docstring(node), f"{node.name} in line {node.lineno}")
 
     def test_the_budgets_hold(self) -> None:
+        """Nor has a line of either file more than 120 characters, a tab, or blanks at its end."""
         for name, budget in BUDGETS.items():
             text = text_of(name)
             for size, most in zip((text.count("\n"), len(text.encode())), budget):
                 self.assertLessEqual(size, most, name)
-        names = [node for node in STATEMENTS if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names = [node for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         self.assertLessEqual(len(names), MOST_NAMES)
-        for node in ast.walk(ast.parse(SOURCE)):
+        for node in ast.walk(TREE):
             if isinstance(node, ast.FunctionDef):
                 self.assertLessEqual((node.end_lineno or 0) - node.lineno + 1, LONGEST_FUNCTION, node.name)
                 self.assertLessEqual(depth_of(node), DEEPEST, node.name)
-
-    def test_no_line_is_too_long(self) -> None:
-        """No line of either file has more than 120 characters, a tab, or blanks at its end."""
         for name in BOTH:
             self.assertEqual([], [number for number, line in enumerate(text_of(name).splitlines(), 1)
                                   if len(line) > 120 or line != line.rstrip().expandtabs()], name)
 
     def test_the_oldest_python_and_the_packages(self) -> None:
         """The PEP 723 block names the packages that are imported, and with the version guard the oldest Python."""
-        imported = {module.split(".")[0] for module in imported_by(ast.parse(SOURCE)).values()}
+        imported = {module.split(".")[0] for module in imported_by(TREE).values()}
+        self.assertLessEqual({"yaml", "urllib3"}, imported)
+        self.assertLessEqual(imported, {"yaml", "urllib3", *getattr(sys, "stdlib_module_names", imported)})
         block = SOURCE.split("# ///\n")[0]
-        self.assertEqual({"PyYAML", "urllib3"}, set(re.findall(r'"(\w+)[<>=]', block.split("dependencies")[1])))
-        self.assertEqual({"yaml", "urllib3"}, imported - set(getattr(sys, "stdlib_module_names", imported))
-                         | {"yaml", "urllib3"} & imported)
+        self.assertEqual(["urllib3", "PyYAML"], re.findall(r'"(\w+)[<>=]', block.split("dependencies")[1]))
         self.assertIn('# requires-python = ">=3.8"\n', block)
         self.assertIn("if sys.version_info < (3, 8):\n", SOURCE)
         for name in BOTH:
@@ -345,36 +310,37 @@ class TestLawsOfTheFile(unittest.TestCase):
 
     def test_importing_does_nothing(self) -> None:
         """Importing starts no thread or server, configures no logging, prints nothing; a command imports what it needs:
-        help, completion, manifests and the client's version neither urllib3 nor yaml."""
+        help, completion, manifests and the client's version neither urllib3 nor yaml nor OpenSSL."""
         script = ("import contextlib, io, logging, os, sys, threading\n"
                   "before = os.listdir('/dev/fd'), list(logging.root.handlers)\n"
                   "import velero_requests\n"
                   "assert (os.listdir('/dev/fd'), list(logging.root.handlers)) == before\n"
                   "assert not logging.getLogger('velero_requests').handlers\n"
-                  "import test_velero_requests\n"
-                  "assert threading.active_count() == 1\n"
-                  "for argv in (['--help'], ['completion', 'bash'], ['manifests'], ['version', '--client-only']):\n"
-                  "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
-                  "        velero_requests.main(argv)\n"
-                  "    assert not {'urllib3', 'yaml'} & set(sys.modules), argv\n")
-        whole = script.replace("import test_velero_requests\n", "")
-        for part in (whole, script.split("for argv")[0]):
-            self.assertEqual((0, b""), run_script(part))
+                  "{}\n"
+                  "assert threading.active_count() == 1\n")
+        commands = ("for argv in (['--help'], ['completion', 'bash'], ['manifests'], ['version', '--client-only']):\n"
+                    "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+                    "        velero_requests.main(argv)\n"
+                    "    assert not {'urllib3', 'yaml', 'hashlib'} & set(sys.modules), argv\n")
+        for more in ("import test_velero_requests", commands):
+            done = subprocess.run([sys.executable, "-B", "-c", script.format(more)], cwd=FOLDER, timeout=60,
+                                  check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            self.assertEqual((0, b""), (done.returncode, done.stdout))
 
     def test_the_readme_says_what_the_code_does(self) -> None:
-        """Its tables list the exit codes of --help, every command, the rights that are tested, and every variable."""
+        """The exit codes of --help, every command, the rights that are tested, and every variable."""
         readme, codes = text_of("README.md"), [int(member) for member in vr.Exit]
         self.assertIn(vr.EPILOG, vr.build_parser().format_help())
-        self.assertEqual(codes, [int(code) for code in re.findall(r"(?m)(?:^| ) (\d+) ", vr.EPILOG)])
-        self.assertEqual(codes, [int(code) for code in re.findall(r"(?m)^\| (\d+) \|", readme)])
-        self.assertEqual(set(), {command.words for command in vr.COMMANDS if not re.search(
-            rf"\b{command.words}\b", readme)}, "not shown in the README")
-        rights = re.search(r"```yaml\n(- \{apiGroups.*?)```", readme, re.DOTALL)
-        self.assertEqual(LEAST, yaml.safe_load(rights[1] if rights else "")[:len(LEAST)], "the controller's rights")
-        constants = [str(node.value) for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)]
-        variables = {text for text in constants if re.fullmatch(
-            r"(AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", text)}
-        told = set(re.findall(r"\b(?:AWS|VELERO|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG", readme))
+        for pattern, text in ((r"(?m)(?:^| ) (\d+) ", vr.EPILOG), (r"(?m)^\| (\d+) \|", readme)):
+            self.assertEqual(codes, [int(code) for code in re.findall(pattern, text)])
+        self.assertEqual([], [command.words for command in vr.COMMANDS
+                              if not re.search(rf"\b{command.words}\b", readme)], "not shown in the README")
+        rights = readme.partition("```yaml\n- {apiGroups")
+        self.assertEqual(LEAST, yaml.safe_load("- {apiGroups" + rights[2].partition("```")[0])[:len(LEAST)])
+        pattern = r"(?:AWS|VELERO|KUBERNETES|NO)_[A-Z0-9_]+|HTTPS?_PROXY|KUBECONFIG"
+        variables = {str(node.value) for node in ast.walk(TREE) if isinstance(node, ast.Constant)
+                     and re.fullmatch(pattern, str(node.value))}
+        told = set(re.findall(rf"\b(?:{pattern})", readme))
         families = tuple(name for name in told if name.endswith("_"))  # AWS_CONTAINER_…
         self.assertEqual(set(), {name for name in variables - OTHER_VARIABLES - told if not name.startswith(families)})
         self.assertEqual(set(), told - variables - {*families, "VELERO_CRDS"}, "not in the module")
@@ -383,38 +349,29 @@ class TestLawsOfTheFile(unittest.TestCase):
 
     def test_the_checkout_shows_four_files(self) -> None:
         """At its top level the repository holds the four files, and else only names that begin with a dot."""
-        try:
-            listed = subprocess.run(["git", "ls-files", "-z"], cwd=FOLDER, check=True, stdout=subprocess.PIPE,
-                                    stderr=subprocess.DEVNULL, timeout=60).stdout.decode()
-        except (OSError, subprocess.CalledProcessError):
-            self.skipTest("there is no git here, or this is no checkout")
-        top = {path.split("/")[0] for path in listed.split("\0") if path}
-        self.assertLessEqual({name for name in top if not name.startswith(".")}, {*BOTH, "README.md", "Makefile"})
+        listed = subprocess.run("git ls-files -z 2>/dev/null", shell=True, cwd=FOLDER, check=False, timeout=60,
+                                stdout=subprocess.PIPE).stdout.decode()
+        self.assertLessEqual(set(re.findall(r"(?:^|(?<=\0))[^./\0][^/\0]*", listed)), {*BOTH, "README.md", "Makefile"})
 
 
 # ---- Ground ------------------------------------------------------------------
 
 class TestErrors(Cases):
-    """`Error` and its family, and what records show."""
-
     def test_what_they_say(self) -> None:
-        """Exit code, reason, and whether time may mend it."""
+        """Exit code and reason, and whether time may mend it."""
         self.gives(lambda error: (int(error.exit), error.reason, error.retry), *(
-            (vr.Error("x"), (1, "InternalError", True)), (vr.UsageError("x"), (2, "InternalError", False)),
-            (vr.ConfigError("x"), (1, "InternalError", True)), (vr.InvalidRequest("x"), (1, "InternalError", False)),
-            (vr.NotFound("x"), (3, "InternalError", True)), (vr.TimedOut("x"), (4, "InternalError", True)),
-            (vr.Unreachable("x"), (6, "Unreachable", True)),
-            (vr.CredentialsError("x"), (1, "InvalidCredentials", True)),
-            (vr.RequestFailed("x", reason="BackupNotFound"), (3, "BackupNotFound", True)),
-            (vr.RequestFailed("x", reason="Failed"), (1, "Failed", True)), *(
-                (kind("x", status=status), (code, reason, True)) for kind, status, code, reason in (
-                    (vr.ApiError, 401, 5, "Forbidden"), (vr.ApiError, 403, 5, "Forbidden"),
-                    (vr.Missing, 404, 3, "ClusterError"), (vr.ApiError, 500, 1, "ClusterError"),
-                    (vr.StoreError, 0, 1, "StoreError"), (vr.StoreError, 403, 5, "StoreError"),
-                    (vr.StoreError, 404, 3, "StoreError")))))
+            (error("x"), (code, "InternalError", retry)) for error, code, retry in (
+                (vr.Error, 1, True), (vr.UsageError, 2, False), (vr.InvalidRequest, 1, False), (vr.NotFound, 3, True),
+                (vr.TimedOut, 4, True))), *((error, (code, reason, True)) for error, code, reason in (
+                    (vr.Unreachable("x"), 6, "Unreachable"), (vr.CredentialsError("x"), 1, "InvalidCredentials"),
+                    (vr.RequestFailed("x", reason="BackupNotFound"), 3, "BackupNotFound"),
+                    (vr.RequestFailed("x", reason="Failed"), 1, "Failed"), (vr.StoreError("x"), 1, "StoreError"),
+                    (vr.StoreError("x", status=404), 3, "StoreError"), *((vr.ApiError("x", status=status), code, reason)
+                    for status, code, reason in ((401, 5, "Forbidden"), (403, 5, "Forbidden"),
+                                                 (500, 1, "ClusterError"))))))
 
     def test_records_show_no_secret(self) -> None:
-        """No record shows a field that is named like a secret, whatever is in it; the list says which are harmless."""
+        """No record shows a field that is named like a secret, but for the harmless ones."""
         telling = re.compile("(?i)token$|password|secret|access_key|key$|_data$|certificate$|ca_cert$|body|argument|"
                              "environment|command|external|headers|document|content|url$|clusters|users|contexts")
         harmless = {"Artifact.key", "Request.key", "Location.ca_secret", "Location.secret_name", "Location.secret_key",
@@ -429,29 +386,21 @@ class TestErrors(Cases):
 
 
 class TestReader(Cases):
-    """`Reader`, which kubeconfigs and location files are read by."""
-
     def test_types(self) -> None:
         """What is absent or null is empty; another type is an error that names the place and not the value."""
-        reader = vr.Reader({"text": "x", "true": True, "one": 1, "list": ["a"], "mixed": ["a", 5], "map": {"a": 1},
-                            "no": None}, "X")
-        self.gives(reader.get, *(
-            (("text", str), "x"), (("true", bool), True), (("one", int), 1), (("list", list), ["a"]),
-            (("list", [str]), ["a"]), (("map", dict), {"a": 1}), (("no", str), ""), (("no", bool), False),
-            (("gone", list), []), (("gone", [str]), [])))
-        for words, name, kind in (
-                ("X: text must be a whole number", "text", int), ("X: one must be true or false", "one", bool),
-                ("X: true must be a whole number", "true", int), ("X: text must be a list", "text", list),
-                ("X: one must be a string: write it in quotes", "one", str), ("X: list must be a string$", "list", str),
-                ("X: list must be a mapping", "list", dict), (r"X: mixed\[1\] must be a string:", "mixed", [str])):
-            self.refuses(reader.get, words, (name, kind))
+        reader = vr.Reader({"text": "x", "true": True, "one": 1, "list": ["a", 5], "no": None}, "X")
+        self.gives(reader.get, (("text", str), "x"), (("true", bool), True), (("one", int), 1), (("no", str), ""),
+                   (("no", bool), False), (("gone", [str]), []), (("list", list), ["a", 5]))
+        for words, *given in (
+                ("X: one must be true or false", "one", bool), ("X: true must be a whole number", "true", int),
+                ("X: text must be a list", "text", [str]), ("X: one must be a string: write it in quotes", "one", str),
+                ("X: list must be a string$", "list", str), (r"X: list\[1\] must be a string:", "list", [str])):
+            self.refuses(reader.get, words, tuple(given))
         self.refuses(reader.need, "X has no no", "no")
         self.refuses(vr.Reader, "X must be a mapping", ([], "X"))
 
 
 class TestTime(Cases):
-    """`parse_time` and `format_time`."""
-
     def test_instants(self) -> None:
         """Every notation of RFC 3339 is an aware instant in UTC, the default; what Python cannot hold is None."""
         self.gives(vr.parse_time, *((text, NOW) for text in (
@@ -471,15 +420,12 @@ class TestTime(Cases):
             "9999-12-31T23:59:59-00:01", "0001-01-01T00:00:00+00:01", *HOSTILE)))
 
     def test_whole_seconds_in_utc(self) -> None:
-        self.gives(vr.format_time, *(
-            (NOW, "2026-05-04T12:00:00Z"), (after(microseconds=999999), "2026-05-04T12:00:00Z"),
-            (NOW.astimezone(timezone(timedelta(hours=2))), "2026-05-04T12:00:00Z"),
-            (FAR_OFF, "9999-12-31T23:59:59Z"), (LONG_AGO, "0001-01-01T00:00:00Z")))
+        self.gives(vr.format_time, (LONG_AGO, "0001-01-01T00:00:00Z"), *(
+            (instant, "2026-05-04T12:00:00Z") for instant in (
+                NOW, after(microseconds=999999), NOW.astimezone(timezone(timedelta(hours=2))))))
 
 
 class TestDuration(Cases):
-    """`parse_duration` and `format_duration`, beside Go's time.Duration."""
-
     def test_what_go_reads(self) -> None:
         self.gives(lambda text: round(vr.parse_duration(text), 12), *(
             ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1h2m3s", 3723),
@@ -500,8 +446,6 @@ class TestDuration(Cases):
 
 
 class TestOneLine(Cases):
-    """`one_line` and `add_if_new`."""
-
     def test_foreign_text_becomes_harmless(self) -> None:
         """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks; then the cut."""
         self.gives(vr.one_line, *(
@@ -561,14 +505,6 @@ class TestRedact(Cases):
             self.assertNotIn("s3cr", redacted)
             self.assertLessEqual(len(redacted), vr.REDACTED_LIMIT + 1)
 
-    def test_any_text(self) -> None:
-        """Redacting twice is redacting once, for any text."""
-        chance, words = random.Random(15), ("Bearer ", "sig=", "X-Amz-Signature=", "https://", "@", "&", " ", "***",
-                                            "a", "%3D", "%26", '"', "/", ":", "?", "\u2028", "\ud800")
-        for _ in range(3000):
-            text = "".join(chance.choices(words, k=chance.randrange(9)))
-            self.assertEqual(vr.redact(text), vr.redact(vr.redact(text)), text)
-
 
 class TestLines(Cases):
     def test_any_cut_gives_the_same_lines(self) -> None:
@@ -604,12 +540,10 @@ NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
 
 
 def deeper(function: Callable[[bytes], Any]) -> Callable[[str], Any]:
-    """The same for text."""
     return lambda text: function(text.encode("utf-8", "replace"))
 
 
 def in_pieces(function: Callable[[Iterable[bytes]], Any]) -> Callable[[str], Any]:
-    """The same for a text that comes in small pieces."""
     return lambda text: list(function(bytes(piece) for piece in zip(*[iter(text.encode("utf-8", "replace"))] * 4)))
 
 
@@ -621,11 +555,6 @@ def nasty_screen(text: str) -> Any:
     artifacts = {"BackupResults": {"errors": {"namespaces": {text: [text]}}}, "BackupResourceList": {text: [text]}}
     screen = vr.Description(vr.BACKUPS, evil, related, artifacts, localize=lambda instant: instant, details=True)
     return screen.text, screen.json
-
-
-def warned_of(text: str) -> None:
-    """An answer of the API with a warning; nothing is sent for it."""
-    vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text})
 
 
 # Every function that reads what a stranger wrote.
@@ -654,7 +583,8 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "_yaml_scalar": lambda text: vr.yaml_text({text: [text]}),
     "tls_context": deeper(lambda pem: vr.tls_context(vr.Trust(pem, alone=True))),
     "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")),
-    "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")), "_tell_warnings": warned_of,
+    "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")),
+    "_tell_warnings": lambda text: vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text}),
     "retry_after_seconds": lambda text: vr.retry_after_seconds(text, NOW),
     "clock_skew": lambda text: vr.clock_skew({"Date": text}, NOW),
     "_meaning": lambda text: vr._meaning(403, "AccessDenied", text, ""), "_what_is": deeper(vr._what_is),
@@ -664,52 +594,23 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate)}
 BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
-    ("redaction", vr.redact, "a://" * 25_000, ""), ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
-    ("blanks in an ini file", READERS["ini_sections"], "[x]\nk" + " " * 60_000, "line 2"),
+    ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
     ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
-    ("a duration", vr.parse_duration, "1" * 1_200, "invalid duration"),
     ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
-    ("a bundle without ends", READERS["tls_context"], "-----BEGIN CERTIFICATE-----" * 38_000, "no PEM certificate"),
     ("a large bundle", READERS["tls_context"], "-" * ((1 << 20) + 1), "certificate authority is larger than 1 MiB"),
     ("a long line in bytes", in_pieces(vr.lines), "x" * 300_000, ""),
     ("a name of places", lambda name: vr.Fields({name: [5] * 9999}, "", {})("", {str: [str]}), "k" * 1_000_000, ""),
     ("a wide cell", vr.table, [("x" * 1_000_000, "y")] + [("x", "y")] * 9999, ""),
     ("a wide line", vr.aligned, ["x" * 1_000_000 + "\ty"] + ["x\ty"] * 9999, ""),
-    ("depth of a refusal", READERS["api_error"], "[" * 60_000, ""),
     ("JSON of empty mappings", vr.decode_json, [b"[" + b"{}," * 5_000_000 + b"{}]"], "elements, too large to be shown"),
     ("JSON of mappings in an answer", vr.parse_json, b"[" + b"{}," * 5_000_000 + b"{}]", "more than 2200000 elements"),
     ("JSON of quotes", vr.parse_json, b'",' * 8_000_000, "elements"),
     ("JSON of digits", vr.parse_json, b"[" + b"9" * 1_000_000 + b"]", "no JSON"),
     ("gzip of tiny members", lambda text: list(vr.inflate([text])), gzip.compress(b"") * 60_000, ""))
-NO_READERS = {  # what they read is no stranger's text, or has been read by one of the above
-    "_check_yaml": "parse_yaml is timed with it",
-    "read_body": "Content-Length, which http.client bounds",
-    "parse_http_date": "retry_after_seconds and clock_skew are timed with it",
-    "_is_exempt": "the environment", "find_part": "names of files",
-    "open_part": "an ETag, of which 64 characters are looked at",
-    "value_of": "the command line", "run_download": "a URL that is_http_url has seen"}
-READING = re.compile(r"(re|yaml|json|configparser|xml|base64|email\.utils|PATTERN)\."
-                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)")
-
-
-def dotted(node: Any) -> str:
-    """A name with its attributes, as it is written; of anything else only the attributes."""
-    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-def readers_in(source: str) -> Set[str]:
-    """The functions of a source that apply a regular expression, or a parser of the library, to something."""
-    statements = ast.parse(source).body
-    patterns = {dotted(node.targets[0]) for node in statements if isinstance(node, ast.Assign)
-                and dotted(getattr(node.value, "func", None)) == "re.compile"}
-    found = set()
-    inside = [node for outer in statements for node in ([outer] if not isinstance(outer, ast.ClassDef) else outer.body)]
-    for function in (node for node in inside if isinstance(node, ast.FunctionDef)):
-        for call in (dotted(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)):
-            subject, _, verb = call.rpartition(".")
-            if READING.fullmatch(f"PATTERN.{verb}" if subject in patterns else call):
-                found.add(function.name)
-    return found
+NO_READERS = {  # what they read is no stranger's text, is short, or is timed with one of the above
+    "_check_yaml", "read_body", "parse_http_date", "_is_exempt", "find_part", "open_part", "value_of", "run_download"}
+READING = re.compile(r"\b(re|yaml|json|configparser|xml|base64|email\.utils|_?[A-Z]{2}[A-Z_]+)\."
+                     r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)\b")
 
 
 class TestTimingLaw(unittest.TestCase):
@@ -735,17 +636,18 @@ class TestTimingLaw(unittest.TestCase):
             taken.append(time.thread_time() - start)
         return min(taken), said
 
-    def test_twice_the_text_takes_less_than_three_times_as_long(self) -> None:
+    def test_four_times_the_text_takes_less_than_ten_times_as_long(self) -> None:
         """For every reader and nasty text, where that takes long enough to measure; no reader is missing."""
         for (name, function), (head, piece, tail) in itertools.product(READERS.items(), NASTY):
-            short, long = (head + piece * (size // len(piece)) + tail for size in (10_000, 20_000))
+            short, long = (head + piece * (size // len(piece)) + tail for size in (5_000, 20_000))
             if self.seconds(function, long)[0] > 0.01:
                 with self.subTest(name, nasty=(head, piece, tail)):
                     once = self.seconds(function, short, 3)[0]
-                    self.assertLess(self.seconds(function, long, 3)[0], 3 * once)
-        functions = {node.name for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.FunctionDef)}
-        self.assertEqual(set(), readers_in(SOURCE) - {*READERS, *NO_READERS}, "readers that are in no table")
-        self.assertEqual(set(), {*READERS, *NO_READERS} - functions, "functions that are gone")
+                    self.assertLess(self.seconds(function, long, 3)[0], 10 * once)
+        functions, lines = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)], SOURCE.splitlines()
+        found = {node.name for node in functions if READING.search("\n".join(lines[node.lineno - 1:node.end_lineno]))}
+        self.assertEqual(set(), found - {*READERS, *NO_READERS}, "readers that are in no table")
+        self.assertEqual(set(), {*READERS, *NO_READERS} - {node.name for node in functions}, "functions that are gone")
 
     def test_no_text_is_a_bomb(self) -> None:
         """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
@@ -753,8 +655,7 @@ class TestTimingLaw(unittest.TestCase):
             with self.subTest(what):
                 taken, said = self.seconds(function, text)
                 self.assertLess(taken, 1.0)
-                self.assertIn(outcome, said)
-                self.assertEqual(bool(outcome), bool(said), said)
+                self.assertRegex(said, outcome or r"\A\Z")
 
 
 class TestParseJson(Cases):
@@ -796,8 +697,6 @@ def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[st
 
 
 class TestRequestFrom(Cases):
-    """`request_from` and `plugins_from`; any value at any place is tested with the decisions."""
-
     def test_fields(self) -> None:
         """A reason is our annotation, else a newer Velero's phase Failed with its message."""
         ours = {vr.REASON: "BackupNotFound", vr.MESSAGE: "no such backup"}
@@ -818,36 +717,30 @@ class TestRequestFrom(Cases):
 
     def test_plugins(self) -> None:
         """Plugins are sorted by kind, then by name, as the velero CLI sorts them."""
-        pairs = [("RestoreItemAction", "velero.io/pod"), ("BackupItemAction", "velero.io/pv"),
-                 ("BackupItemAction", "velero.io/pod")]
+        pairs = [("R", "velero.io/pod"), ("B", "velero.io/pv"), ("B", "velero.io/pod")]
         document = {"status": {"plugins": [{"kind": kind, "name": name} for kind, name in pairs]}}
         self.gives(vr.plugins_from, (document, sorted(pairs)), ({}, []))
 
 
-# Velero's pkg/persistence/object_store_layout.go: the key of each kind's object X; backups' contents stay as they are.
-LAYOUT = {
-    "BackupLog": "backups/X/X-logs.gz", "BackupContents": "backups/X/X.tar.gz",
-    "BackupVolumeSnapshots": "backups/X/X-volumesnapshots.json.gz",
-    "BackupItemOperations": "backups/X/X-itemoperations.json.gz",
-    "BackupResourceList": "backups/X/X-resource-list.json.gz", "BackupResults": "backups/X/X-results.gz",
-    "RestoreLog": "restores/X/restore-X-logs.gz", "RestoreResults": "restores/X/restore-X-results.gz",
-    "RestoreResourceList": "restores/X/restore-X-resource-list.json.gz",
-    "RestoreItemOperations": "restores/X/restore-X-itemoperations.json.gz",
-    "CSIBackupVolumeSnapshots": "backups/X/X-csi-volumesnapshots.json.gz",
-    "CSIBackupVolumeSnapshotContents": "backups/X/X-csi-volumesnapshotcontents.json.gz",
-    "BackupVolumeInfos": "backups/X/X-volumeinfo.json.gz", "RestoreVolumeInfo": "restores/X/X-volumeinfo.json.gz",
-    "BackupItemSnapshots": "backups/X/X-itemsnapshots.json.gz"}
+# Velero's pkg/persistence/object_store_layout.go: kinds and the ends of their keys, which begin with backups/X/X,
+# restores/X/restore-X, or for RestoreVolumeInfo restores/X/X.
+LAYOUT = """BackupLog -logs.gz  BackupContents .tar.gz  BackupVolumeSnapshots -volumesnapshots.json.gz
+    BackupItemOperations -itemoperations.json.gz  BackupResourceList -resource-list.json.gz  BackupResults -results.gz
+    RestoreLog -logs.gz  RestoreResults -results.gz  RestoreResourceList -resource-list.json.gz
+    RestoreItemOperations -itemoperations.json.gz  CSIBackupVolumeSnapshots -csi-volumesnapshots.json.gz
+    CSIBackupVolumeSnapshotContents -csi-volumesnapshotcontents.json.gz  BackupVolumeInfos -volumeinfo.json.gz
+    RestoreVolumeInfo -volumeinfo.json.gz  BackupItemSnapshots -itemsnapshots.json.gz""".split()
 
 
 class TestTargets(Cases):
-    """`TARGETS`, `target_of`, `is_object_name` and `api_path`."""
-
     def test_all_kinds(self) -> None:
-        """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; restores/ belongs to restores."""
-        self.assertEqual(
-            {kind: (kind, key, vr.RESTORES if key.startswith("restores/") else vr.BACKUPS, kind != "BackupContents")
-             for kind, key in LAYOUT.items()},
-            {kind: (row.kind, row.key.format(name="X"), row.owner, row.gunzip) for kind, row in vr.TARGETS.items()})
+        """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; backups' contents stay as they are."""
+        self.assertEqual(LAYOUT[::2], list(vr.TARGETS))
+        for (kind, row), end in zip(vr.TARGETS.items(), LAYOUT[1::2]):
+            owner = vr.RESTORES if kind.startswith("Restore") else vr.BACKUPS
+            prefix = "restore-" if owner is vr.RESTORES and kind != "RestoreVolumeInfo" else ""
+            self.assertEqual((kind, f"{owner.plural}/X/{prefix}X{end}", owner, kind != "BackupContents"),
+                             (row.kind, row.key.format(name="X"), row.owner, row.gunzip))
 
     def test_targets(self) -> None:
         """Every name that Kubernetes allows has its row; any other, and any other kind, is refused for good."""
@@ -862,13 +755,10 @@ class TestTargets(Cases):
             error=vr.InvalidRequest, reason="UnknownKind")
 
     def test_paths(self) -> None:
-        root = "/apis/velero.io/v1/namespaces/velero/downloadrequests"
         self.gives(vr.api_path, *(
-            ((vr.DOWNLOAD_REQUESTS, "velero"), root), ((vr.DOWNLOAD_REQUESTS, "velero", "n"), root + "/n"),
-            ((vr.DOWNLOAD_REQUESTS, "velero", "n", "status"), root + "/n/status"),
-            ((vr.SECRETS, "ns", "keys"), "/api/v1/namespaces/ns/secrets/keys"),
-            ((vr.DEPLOYMENTS, "ns", "velero"), "/apis/apps/v1/namespaces/ns/deployments/velero"),
-            ((vr.BACKUPS, "a/b", "c?d#e"), "/apis/velero.io/v1/namespaces/a%2Fb/backups/c%3Fd%23e")))
+            ((vr.BACKUPS, "ns", "n", "status"), "/apis/velero.io/v1/namespaces/ns/backups/n/status"),
+            ((vr.SECRETS, "ns"), "/api/v1/namespaces/ns/secrets"),
+            ((vr.DEPLOYMENTS, "a/b", "c?d#e"), "/apis/apps/v1/namespaces/a%2Fb/deployments/c%3Fd%23e")))
 
 
 class TestDecisions(Cases):
@@ -898,9 +788,8 @@ class TestDecisions(Cases):
                 ("Processed", -10, None, "delete", None), ("Weird", LONG_AGO, None, "delete", None),
                 ("Processed", FAR_OFF, None, "leave", 10), ("Processed", None, None, "leave", 10)):
             request = a_download(phase=phase, created=when(created), expiration=when(expires))
-            self.assertEqual((verb, when(again), False), self.outcome(vr.triage_download(request, NOW)), request)
-            deleting = vr.triage_download(request._replace(deleting=True), NOW)
-            self.assertEqual(("leave", None, False), self.outcome(deleting), request)
+            self.gives(lambda given: self.outcome(vr.triage_download(given, NOW)), (
+                request, (verb, when(again), False)), (request._replace(deleting=True), ("leave", None, False)))
         cut = vr.triage_download(a_download(phase="Processed", expiration=FAR_OFF), NOW)
         self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": self.cut}, cut.body)
 
@@ -959,10 +848,8 @@ class TestDecisions(Cases):
                 ("Processed", None, None, "leave", 5), ("Failed", -9e3, None, "leave", None),
                 ("\x1b[2J" * 100, 0, None, "leave", None)):
             request = a_status(phase=phase, created=when(created), processed=when(processed))
-            outcome = vr.decide_status(request, self.server, NOW)
-            self.assertEqual((verb, when(again), False), self.outcome(outcome), request)
-            deleting = vr.decide_status(request._replace(deleting=True), self.server, NOW)
-            self.assertEqual(("leave", None, False), self.outcome(deleting), request)
+            self.gives(lambda given: self.outcome(vr.decide_status(given, self.server, NOW)), (
+                request, (verb, when(again), False)), (request._replace(deleting=True), ("leave", None, False)))
         self.assertEqual({"metadata": {"resourceVersion": "42"}, "status": {
             "phase": "Processed", "processedTimestamp": "2026-05-04T12:00:00Z", "serverVersion": "v1.18.1",
             "plugins": [{"kind": "ObjectStore", "name": "velero.io/aws"},
@@ -990,12 +877,12 @@ class TestDecisions(Cases):
 class TestHostileStatus(unittest.TestCase):
     """No decision raises, whatever strangers fill in; an object is looked at again in time, deleted, or left."""
 
-    def check(self, document: Any, now: datetime = NOW) -> None:
+    def check(self, document: Any) -> None:
         """Decide as both kinds; a deletion and a patch name what was seen, so that no other object is hit."""
         download, status = (vr.request_from(kind, document) for kind in vr.REQUEST_KINDS)
-        refused = vr.triage_download(download, now) or vr.refuse_download(download, vr.NotFound("x"), now)
+        refused = vr.triage_download(download, NOW) or vr.refuse_download(download, vr.NotFound("x"), NOW)
         for request, outcome, minutes, left in (
-                (download, refused, 10, False), (status, vr.decide_status(status, vr.Server("v1"), now), 5,
+                (download, refused, 10, False), (status, vr.decide_status(status, vr.Server("v1"), NOW), 5,
                                                  status.phase not in ("", "New", "Processed"))):
             self.assertTrue(isinstance(hash(request), int) and outcome.why and outcome.why.isprintable())
             seen = {"resourceVersion": request.version}
@@ -1004,13 +891,13 @@ class TestHostileStatus(unittest.TestCase):
             elif outcome.again is None:
                 self.assertTrue(request.deleting or left, outcome)
             else:
-                self.assertTrue(now < outcome.again <= now + timedelta(minutes=minutes), outcome)
+                self.assertTrue(NOW < outcome.again <= after(minutes=minutes), outcome)
             if outcome.verb == "patch":
                 self.assertLessEqual(seen.items(), outcome.body["metadata"].items())
         self.assertIsInstance(vr.plugins_from(document), list)
 
     def test_every_combination(self) -> None:
-        """All combinations of odd phases and times, and a value of another type at any place."""
+        """Odd phases and times together, and a value of another type at any place."""
         times = (None, "x", 5, "0001-01-01T00:00:00Z", "2026-05-04T11:00:00Z", "2026-05-04T12:00:00Z",
                  "2026-05-04T12:05:00Z", "2026-05-04T12:10:00.9Z", "2026-05-04T23:00:00Z",
                  "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00")
@@ -1024,31 +911,9 @@ class TestHostileStatus(unittest.TestCase):
             self.check(value)
             for document in with_places_filled(full, value):
                 self.check(document)
-        chance = random.Random(16)
-        for _ in range(300):  # several wrong places
-            document = full
-            for value in chance.choices(HOSTILE, k=3):
-                document = chance.choice(list(with_places_filled(document, value)))
-            self.check(document, chance.choice((NOW, LONG_AGO + timedelta(days=9), after(days=9000))))
-
-    def test_no_object_is_immortal(self) -> None:
-        """A clock that goes from look to look sees every download request deleted within two of its lives."""
-        for phase, filled in itertools.product(("", "Processed", "Failed", "x"), (None, 0, 5, FAR_OFF)):
-            request, now = a_download(phase=phase, expiration=when(filled), created=NOW), after(seconds=1)
-            for _ in range(5):
-                outcome = vr.triage_download(request, now) or vr.refuse_download(request, vr.NotFound("x"), now)
-                if outcome.verb == "delete":
-                    break
-                written = vr.parse_time((outcome.body or {}).get("status", {}).get("expiration"))
-                request, now = request._replace(expiration=written or request.expiration), outcome.again
-            self.assertEqual("delete", outcome.verb, (phase, filled))
-            self.assertLessEqual(now, after(minutes=20))
-
 
 
 class TestBackoff(Cases):
-    """`backoff`, `watch_pause`, `is_version_expired` and `logs_refusal`."""
-
     def test_growth(self) -> None:
         """The wait doubles with every failure up to the cap, which leaves many tries within the life of a request."""
         self.gives(lambda failures: round(vr.backoff(failures, vr.RETRY_BASE, vr.RETRY_CAP), 6), *(
@@ -1080,14 +945,11 @@ class TestBackoff(Cases):
         for phase in ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
                       "WaitingForPluginOperationsPartiallyFailed"):
             self.assertEqual("", vr.logs_refusal(vr.BACKUPS, "nightly", phase))
-        for phase in ("", "New", "FailedValidation", "InProgress", "Queued", "ReadyToStart", "Deleting", "Finalizing",
-                      "FinalizingPartiallyFailed", "completed"):
+        for phase in ("", "FailedValidation", "InProgress", "Deleting", "FinalizingPartiallyFailed", "completed"):
             self.assertRegex(vr.logs_refusal(vr.RESTORES, "r1", phase),
                              r'(?i)logs for restore "r1" are not available until .*Completed or Failed')
 
 
-# What the API server accepts as a name (RFC 1123 subdomain) of at most 253 characters.
-VALID_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
 AWKWARD_NAMES = GOOD_NAMES + tuple(
     ("a" * length + mark + "b" * 200)[:253] for length in range(35, 60) for mark in (".", "-", "--", "-" * 30)) + (
         "a." * 126 + "a", "a-" * 126 + "a", "0" * 253)
@@ -1095,11 +957,7 @@ AWKWARD_NAMES = GOOD_NAMES + tuple(
 
 class TestNewObjects(unittest.TestCase):
     def test_documents(self) -> None:
-        """Requests name their target and bear their name, a ServerStatusRequest that of the velero CLI's own."""
-        self.assertEqual({"apiVersion": "velero.io/v1", "kind": "DownloadRequest",
-                          "metadata": {"name": "nightly-0a1b", "namespace": "velero"},
-                          "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}},
-                         vr.new_download_request("velero", "BackupLog", "nightly", "0a1b"))
+        """A ServerStatusRequest as the velero CLI's own; an Event that names the request that was seen."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {},
                           "metadata": {"generateName": "velero-cli-", "name": "velero-cli-0a1b", "namespace": "ns"}},
                          vr.new_status_request("ns", "0a1b"))
@@ -1115,9 +973,9 @@ class TestNewObjects(unittest.TestCase):
         """Names made of others are valid for every name of a backup or request, and no two suffixes are the same."""
         for name in AWKWARD_NAMES:
             found = vr.new_download_request("velero", "BackupLog", name, vr.random_suffix())["metadata"]["name"]
-            self.assertTrue(VALID_NAME.match(found) and len(found) <= 63, found)
+            self.assertTrue(vr.is_object_name(found) and len(found) <= 63, found)
             start = vr.event_for(a_download(key=a_key(name=name)), "R", "m", NOW)["metadata"]["generateName"]
-            self.assertTrue(VALID_NAME.match(start + "x7k2p") and len(start) <= 58, start)
+            self.assertTrue(vr.is_object_name(start + "x7k2p") and len(start) <= 58, start)
         self.assertEqual(100, len({vr.random_suffix() for _ in range(100)}))
 
 
@@ -1238,7 +1096,8 @@ ADDRESSES: Tuple[Tuple[Dict[str, Any], str], ...] = (
     (dict(region="us-isolated"), "https://bkt.s3.us-isolated.amazonaws.com"),
     (dict(region="cn-north-1", dualstack=True), "https://bkt.s3.dualstack.cn-north-1.amazonaws.com.cn"),
     (dict(fips=True, bucket="ü"), "https://s3-fips.eu-west-1.amazonaws.com/%C3%BC"),
-    *((dict(bucket=bucket), f"https://s3.eu-west-1.amazonaws.com/{bucket}") for bucket in ("ab", "ab-", "abc.def")),
+    *((dict(bucket=bucket), f"https://s3.eu-west-1.amazonaws.com/{quote(bucket, safe='')}") for bucket in (
+        "ab", "ab-", "abc.def", "x@evil", "evil.example#", "UPPER", "x:y", "a?b", "[::1]", "10.0.0.1", "a/b", "x\\y")),
     (dict(s3_url="http://in:9000", public_url="https://out"), "https://bkt.out"),
     *((dict(s3_url=url), expected) for url, expected in (
         ("http://MinIO:9000", "http://bkt.minio:9000"), ("HTTP://h:80", "http://bkt.h"),
@@ -1288,8 +1147,6 @@ def url_of(location: Any) -> str:
 
 
 class TestStoreEndpoints(Cases):
-    """Where a bucket is, and an object in it."""
-
     def test_addresses(self) -> None:
         self.gives(lambda over: url_of(a_location(**over)), *ADDRESSES)
         self.assertEqual(vr.Address("http", "h", "/bkt", "minio"), vr.bucket_address(
@@ -1306,9 +1163,8 @@ class TestStoreEndpoints(Cases):
     def test_only_labels_make_hosts(self) -> None:
         """What would lead a host elsewhere is refused again where a host is made."""
         for text in ("", *NO_LABELS):
-            self.refuses(vr.aws_host, "no DNS label", ("sts", text), (text, "r"), reason="InvalidStorageLocation")
-            self.refuses(vr.bucket_address, "no DNS label", a_location(region=text),
-                         a_location(region=text, s3_url="http://minio"))
+            self.refuses(lambda function, *given: function(*given), "no DNS label", (vr.aws_host, "sts", text),
+                         (vr.aws_host, text, "r"), (vr.bucket_address, a_location(region=text, s3_url="http://minio")))
         self.assertEqual("sts.cn-north-1.amazonaws.com.cn", vr.aws_host("sts", "cn-north-1"))
 
     def test_endpoints_that_are_another_host(self) -> None:
@@ -1316,15 +1172,6 @@ class TestStoreEndpoints(Cases):
                           ("publicUrl", lambda url: a_location(s3_url="http://h", public_url=url))):
             self.refuses(lambda url: vr.bucket_address(make(url)), f"'default': {key} is no plain http or https URL",
                          *NO_ENDPOINTS, reason="InvalidStorageLocation")
-
-    def test_buckets_do_not_change_the_host(self) -> None:
-        """Whatever a bucket is called, its host is the endpoint's or below it."""
-        for url, bucket in itertools.product(("", "https://own.example", "http://own.example:9000"), (
-                "x@evil", "evil.example", "evil.example#", "UPPER", "x:y", "a?b", "[::1]", "é", "10.0.0.1", "a/b",
-                "x\\y", "arn:aws:s3:evil.example:1:accesspoint:x")):
-            host = re.escape(urlsplit(url).netloc or "s3.eu-west-1.amazonaws.com")
-            address = vr.bucket_address(a_location(s3_url=url, bucket=bucket))
-            self.assertRegex(address.host, rf"^([a-z0-9.-]+\.)?{host}$")
 
     def test_where_our_own_identity_belongs(self) -> None:
         """At AWS, and at the operator's endpoint: scheme, host and port are compared, and not how they are written."""
@@ -1346,25 +1193,13 @@ class TestStoreEndpoints(Cases):
 # ---- Signing -----------------------------------------------------------------
 
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-FORM_SHA256 = "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e"  # of Param1=value1
-SUITE_KEYS = vr.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
-SUITE_TIME = datetime(2015, 8, 30, 12, 36, tzinfo=timezone.utc)
-SUITE_TOKEN = "6e86291e8372ff2a2260956d9b8aae1d763fbf315fa00fa31553b73ebf194267"
-
-# Signatures in a header, of the AWS suite: token, method, headers, body, signature.
-EXAMPLE_HOST = {"host": "example.amazonaws.com"}
-SIGNED_HEADERS: Tuple[Tuple[str, str, Dict[str, str], bytes, str], ...] = (
-    (SUITE_TOKEN, "GET", EXAMPLE_HOST, b"", "07ec1639c89043aa0e3e2de82b96708f198cceab042d4a97044c66dd9f74e7f8"),
-    ("", "POST", {**EXAMPLE_HOST, "content-type": "application/x-www-form-urlencoded", "content-length": "13",
-                  "x-amz-content-sha256": FORM_SHA256}, b"Param1=value1",
-     "d3875051da38690788ef43de4db0d8f280229d82040bfac253562e56c3f20e0b"))
 
 
 class TestSigningVectors(unittest.TestCase):
-    """The nouns of the specification, `presign` and `sign_headers` with signatures that were published."""
+    """`presign` and `sign_headers` with signatures that were published."""
 
     def test_presigned_urls(self) -> None:
-        """The documentation's own; a URL lives from one second to seven days, in whole seconds cut off."""
+        """The documentation's own; a URL lives from one second to seven days."""
         address = vr.Address("https", "examplebucket.s3.amazonaws.com", "/test.txt", "us-east-1")
         self.assertEqual(
             "https://examplebucket.s3.amazonaws.com/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential="
@@ -1372,9 +1207,9 @@ class TestSigningVectors(unittest.TestCase):
             "86400&X-Amz-SignedHeaders=host&X-Amz-Signature="
             "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404",
             vr.presign(address, some_credentials(), datetime(2013, 5, 24, tzinfo=timezone.utc), timedelta(days=1)))
-        more = (("list-type", "2"), ("prefix", "a b/é"), ("delimiter", "/"))
+        more = (("list-type", "2"), ("prefix", "a b/é"))
         self.assertIn("-Date=20260504T120000Z&X-Amz-Expires=600&X-Amz-Security-Token=t%2F%3D&X-Amz-SignedHeaders=host&"
-                      "delimiter=%2F&list-type=2&prefix=a%20b%2F%C3%A9&X-Amz-Signature=",
+                      "list-type=2&prefix=a%20b%2F%C3%A9&X-Amz-Signature=",
                       vr.presign(address, some_credentials(session_token="t/="), NOW, vr.URL_LIFE, more))
         for seconds, expected in ((1, "1"), (1.9, "1"), (604800, "604800")):
             url = vr.presign(address, some_credentials(), after(microseconds=999999), timedelta(seconds=seconds))
@@ -1383,28 +1218,33 @@ class TestSigningVectors(unittest.TestCase):
             self.assertRaises(ValueError, vr.presign, address, some_credentials(), NOW, timedelta(seconds=seconds))
 
     def test_signed_headers(self) -> None:
-        """All headers are named sorted, the token is one of them, and those given stay as they are."""
-        for token, method, headers, body, expected in SIGNED_HEADERS:
-            given, keys = dict(headers), SUITE_KEYS._replace(session_token=token)
-            signed = vr.sign_headers(method, "/", headers, body, keys, "us-east-1", "service", SUITE_TIME)
+        """Those of the AWS suite, where all headers are named sorted, and the token is one of them."""
+        form = {"content-type": "application/x-www-form-urlencoded", "content-length": "13",
+                "x-amz-content-sha256": hashlib.sha256(b"Param1=value1").hexdigest()}
+        token = "6e86291e8372ff2a2260956d9b8aae1d763fbf315fa00fa31553b73ebf194267"
+        for token, method, headers, body, expected in (
+                (token, "GET", {}, b"", "07ec1639c89043aa0e3e2de82b96708f198cceab042d4a97044c66dd9f74e7f8"),
+                ("", "POST", form, b"Param1=value1",
+                 "d3875051da38690788ef43de4db0d8f280229d82040bfac253562e56c3f20e0b")):
+            keys = vr.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", token)
+            given = {**headers, "host": "example.amazonaws.com"}
+            signed = vr.sign_headers(method, "/", given, body, keys, "us-east-1", "service",
+                                     datetime(2015, 8, 30, 12, 36, tzinfo=timezone.utc))
             names = {*given, "x-amz-date"} | ({"x-amz-security-token"} if token else set())
-            self.assertEqual((given, {*names, "authorization"}), (headers, set(signed)))
+            self.assertEqual({*names, "authorization"}, set(signed))
             self.assertEqual("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, "
                              f"SignedHeaders={';'.join(sorted(names))}, Signature={expected}", signed["authorization"])
 
 
-# What botocore is asked for where it is the oracle. Regions of each partition and beside them; endpoints.
-ORACLE_REGIONS = ("us-east-1", "eu-west-1", "ap-southeast-5", "us-gov-west-1", "cn-north-1", "us-iso-east-1",
-                  "us-isob-east-1", "eu-isoe-west-1", "us-isof-south-1", "eusc-de-east-1", "mars-north-7", "minio")
-ORACLE_ENDPOINTS = ("", "", "", "http://minio:9000", "https://s3.example", "http://10.0.0.1:9000", "https://[fd00::1]",
-                    "http://store.example/base", "https://h:443", "http://h:80", "https://h:8443/a/b")
-ORACLE_BUCKETS = ("bkt", "my-bucket-1", "a.b", "abc.def", "Bkt", "b_t", "b", "1.2.3.4", "bkt!", "x" * 63, "x" * 64,
-                  "-bkt", "a..b")
-KEY_LETTERS = "abcXYZ019-._~ +=%&?$ü✓😀:@!*'()#\\|^`\"<>{}[];,\t"
+# What botocore is asked for where it is the oracle.
+ORACLE_REGIONS = """us-east-1 eu-west-1 ap-southeast-5 us-gov-west-1 cn-north-1 us-iso-east-1 us-isob-east-1
+    eu-isoe-west-1 us-isof-south-1 eusc-de-east-1 mars-north-7 minio""".split()
+ORACLE_ENDPOINTS = ["", "", "", *"""http://minio:9000 https://s3.example http://10.0.0.1:9000 https://[fd00::1]
+    http://store.example/base https://h:443 http://h:80 https://h:8443/a/b""".split()]
+ORACLE_BUCKETS = ["x" * 63, "x" * 64, *"bkt my-bucket-1 a.b abc.def Bkt b_t b 1.2.3.4 bkt! -bkt a..b".split()]
 
 
 def a_random_location(chance: random.Random) -> Any:
-    """A location with region, endpoint, style, bucket, FIPS and dual-stack at random."""
     url, region = chance.choice(ORACLE_ENDPOINTS), chance.choice(ORACLE_REGIONS)
     return a_location(region=region, bucket=chance.choice(ORACLE_BUCKETS), s3_url=url,
                       path_style=chance.random() < 0.4, fips=not url and chance.random() < 0.2,
@@ -1412,15 +1252,9 @@ def a_random_location(chance: random.Random) -> Any:
                       dualstack=not url and "-iso" not in region and chance.random() < 0.2)
 
 
-def a_random_key(chance: random.Random) -> str:
-    """A key without a segment that clients would resolve, and without a slash in front or doubled."""
-    parts = ("".join(chance.choices(KEY_LETTERS, k=chance.randint(1, 12))) for _ in range(chance.randint(1, 3)))
-    return "/".join(part if part.strip(".") else "x" for part in parts)
-
-
 @unittest.skipUnless(HAS_BOTOCORE, NO_BOTOCORE)
 class TestStoreLikeBotocore(unittest.TestCase):
-    """Addresses and URLs with botocore as oracle; where we differ on purpose, a rule here says how."""
+    """URLs with botocore as oracle; where we differ on purpose, a rule here says how."""
 
     def by_the_rules(self, provider: Any, location: Any) -> str:
         """The URL of a bucket by the rule set of AWS, ours where we differ on purpose; empty when it refuses."""
@@ -1441,43 +1275,31 @@ class TestStoreLikeBotocore(unittest.TestCase):
         # Rule 2: the default port is left out of URL and signature.
         return re.sub("^(http://[^/]*):80(?![0-9])|^(https://[^/]*):443(?![0-9])", r"\1\2", str(endpoint.url))
 
-    @staticmethod
-    def signed(url: str, keys: Any, region: str, now: datetime, seconds: int) -> str:
-        """A URL signed by botocore, which is led through its steps so that the time can be chosen."""
-        signer = botocore.auth.S3SigV4QueryAuth(botocore.credentials.Credentials(
-            keys.access_key, keys.secret_key, keys.session_token or None), "s3", region, seconds)
-        request = botocore.awsrequest.AWSRequest("GET", url)
-        request.context["timestamp"] = now.strftime("%Y%m%dT%H%M%SZ")
-        # pylint: disable=protected-access
-        signer._modify_request_before_signing(request)
-        text = signer.string_to_sign(request, signer.canonical_request(request))
-        signer._inject_signature_to_request(request, signer.signature(text, request))
-        # Rule 3: we send the parameters in the order in which they are signed, botocore puts the token last.
-        start, _, query = request.url.partition("?")
-        *parameters, signature = query.split("&")
-        return f"{start}?{'&'.join(sorted(parameters))}&{signature}"
+    def test_signatures(self) -> None:
+        """Of every awkward key, with and without a token."""
+        for (key, _), token in itertools.product(AWKWARD_OBJECT_KEYS, ("", "t/= é")):
+            address = vr.object_address(a_location(), key)
+            ours = vr.presign(address, some_credentials(session_token=token), NOW, vr.URL_LIFE)
+            request = botocore.awsrequest.AWSRequest("GET", ours.partition("&X-Amz-Signature=")[0])
+            request.context["timestamp"] = "20260504T120000Z"
+            signer = botocore.auth.S3SigV4QueryAuth(
+                botocore.credentials.Credentials(*some_credentials()[:2]), "s3", address.region)
+            text = signer.string_to_sign(request, signer.canonical_request(request))
+            self.assertEqual(f"{request.url}&X-Amz-Signature={signer.signature(text, request)}", ours)
 
-    def test_whole_urls(self) -> None:
-        """Random locations, keys, tokens, times and lives give the identical URL, or are refused by both."""
+    def test_urls_of_buckets(self) -> None:
+        """Random locations give the identical URL, or are refused by both."""
         loader = botocore.session.Session().get_component("data_loader")
-        provider = __import__("botocore.endpoint_provider", fromlist=["EndpointProvider"]).EndpointProvider(
+        provider = botocore.endpoint_provider.EndpointProvider(
             loader.load_service_model("s3", "endpoint-rule-set-1"), loader.load_data("partitions"))
-        encode = __import__("botocore.utils", fromlist=["percent_encode"]).percent_encode
-        chance, compared = random.Random(12), 0
+        chance, compared = random.Random(12), set()
         for _ in range(400):
-            location, key, seconds = a_random_location(chance), a_random_key(chance), chance.choice((1, 600, 604800))
-            keys = vr.Credentials("AKIA1", a_random_key(chance), chance.choice(("", a_random_key(chance) * 9)))
-            now = datetime(2001, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=chance.randrange(10**9))
-            bucket, ours = self.by_the_rules(provider, location), ""
+            location, ours = a_random_location(chance), ""
             with contextlib.suppress(vr.ConfigError):
                 ours = url_of(location)
-            self.assertEqual(bucket, ours, location)
-            if bucket:
-                compared += 1
-                ours = vr.presign(vr.object_address(location, key), keys, now, timedelta(seconds=seconds))
-                theirs = self.signed(f"{bucket}/{encode(key, safe='/~')}", keys, location.region, now, seconds)
-                self.assertEqual(theirs, ours, location)
-        self.assertGreater(compared, 200)
+            self.assertEqual(self.by_the_rules(provider, location), ours, location)
+            compared.add(ours)
+        self.assertGreater(len(compared), 200)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -4336,44 +4158,39 @@ class TestContractVeleroOld(VeleroWorld, CoreTests, unittest.TestCase):
     status_subresource = True
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: certificates, servers that remember who called, and the files of the tests
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: certificates, servers, and the files of the tests ------------
 
 KUBECTL = shutil.which("kubectl")
 NO_KUBECTL = "kubectl is not on the PATH, so what it makes of the kubeconfigs was not compared with ours"
-KUBE_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
     """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
     base, extra = os.path.join(folder, name), f"subjectAltName={names}\n" if names else ""
-    write_bytes(base + ".ext", b"basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-                + extra.encode())
-    run_openssl("req", *KUBE_NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj",
-                f"/CN={subject or name}")
+    write_bytes(base + ".ext", (
+        f"basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n{extra}").encode())
+    run_openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", base + ".key",
+                "-out", base + ".csr", "-subj", f"/CN={subject or name}")
     run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
                 "-CAcreateserial", "-days", days, "-out", base + ".crt", "-extfile", base + ".ext")
 
 
 @functools.lru_cache(maxsize=None)
 def kube_pki() -> str:
-    """The folder with the authority and the certificates of these tests."""
     folder = tempfile.mkdtemp(prefix="velero-requests-pki-")
     atexit.register(shutil.rmtree, folder, True)
     make_certificate(folder)  # ca.crt; tls.crt for localhost and 127.0.0.1
     for arguments in (("alice",), ("bob",), ("named", "DNS:kubernetes.default.svc,DNS:*.example.com"),
                       ("nameless", "", "30", "localhost"), ("expired", "DNS:localhost,IP:127.0.0.1", "-1")):
         kube_issue(folder, *arguments)
-    authority = kube_bytes("ca.crt", folder)  # a block that is none, and a good one after it
-    write_bytes(os.path.join(folder, "spoiled.crt"),
-                "# é\n".encode() + authority.replace(b"MII", b"QUJD", 1) + authority)
+    run_openssl("ec", "-in", f"{folder}/alice.key", "-aes256", "-passout", "pass:x", "-out", f"{folder}/locked.key")
+    authority = read_bytes(f"{folder}/ca.crt")  # a block that is none, and a good one after it
+    write_bytes(f"{folder}/spoiled.crt", "# é\n".encode() + authority.replace(b"MII", b"QUJD", 1) + authority)
     return folder
 
 
-def kube_bytes(name: str, folder: str = "") -> bytes:
-    """The content of one file of kube_pki."""
-    return read_bytes(os.path.join(folder or kube_pki(), name))
+def kube_bytes(name: str) -> bytes:
+    return read_bytes(os.path.join(kube_pki(), name))
 
 
 class KubeServer(LoopbackServer):
@@ -4381,7 +4198,7 @@ class KubeServer(LoopbackServer):
     proxy that looks for every host on loopback."""
 
     def __init__(self, certificate_name: str = "", user: str = "", demand: bool = False) -> None:
-        """Serve https with a certificate of kube_pki, or http. user: name:password that a proxy wants to be shown."""
+        """certificate_name: in kube_pki, for https. user: name:password that a proxy wants. demand: a certificate."""
         self._wanted = f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
         self._own: Optional[ssl.SSLContext] = None
         if certificate_name:
@@ -4395,7 +4212,6 @@ class KubeServer(LoopbackServer):
         self.start()
 
     def named(self, secured: Any, name: Optional[str], _: Any) -> None:
-        """Note by which name a handshake asks."""
         self.names.append(name)
         secured.kube_name = name
 
@@ -4404,7 +4220,6 @@ class KubeServer(LoopbackServer):
         return self._own
 
     def answer(self, request: Any, connection: Any) -> bool:
-        """Note the caller before the answer goes out; check who asks a proxy, and tunnel."""
         subject = (connection.socket.getpeercert() or {}).get("subject", ()) if self._own else ()
         request.user = dict(pair for part in subject for pair in part).get("commonName")
         request.parsed = {"name": getattr(connection.socket, "kube_name", None),
@@ -4429,11 +4244,7 @@ class KubeServer(LoopbackServer):
                     sink.sendall(data)
 
     def handle(self, request: Any) -> Answer:
-        """A version, whatever was asked for."""
         return Answer(200, b'{"major":"1","minor":"34","gitVersion":"v1.34.2"}')
-
-
-KubeProxy = KubeServer
 
 
 @functools.lru_cache(maxsize=None)
@@ -4464,9 +4275,8 @@ def kube_fill(text: str, folder: str = "") -> str:
 
 
 def kube_write(folder: str, name: str, content: Any) -> str:
-    """Write a file of a case and return its path: bytes as they are, text filled in, documents as YAML."""
+    """Write a file and return its path: bytes as they are, text filled in, documents as YAML."""
     path = os.path.join(folder, name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     if not isinstance(content, (bytes, str)):
         content = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     write_bytes(path, content if isinstance(content, bytes) else kube_fill(content, folder).encode())
@@ -4475,7 +4285,7 @@ def kube_write(folder: str, name: str, content: Any) -> str:
 
 
 def kube_config(user: Any = None, cluster: Any = None, **top: Any) -> Document:
-    """A kubeconfig for the https server: entries `c`, with a token and the authority unless others are given."""
+    """A kubeconfig for the https server, with a token and the authority unless others are given."""
     cluster = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **(cluster or {})}
     return {"current-context": "c", "clusters": [{"name": "c", "cluster": cluster}],
             "users": [{"name": "c", "user": {"token": "t"} if user is None else user}],
@@ -4513,15 +4323,13 @@ def kube_verdict(failed: bool) -> str:
 
 
 def kube_forget() -> None:
-    """Empty the logs of all servers."""
     for server in kube_servers().values():
         server.forget()
         server.names.clear()
 
 
 def kube_call(kubeconfig: str = "", context: str = "") -> Document:
-    """One call of ours, as the commands make it."""
-    api = velero_requests.connect(velero_requests.load_cluster(kubeconfig, context))
+    api = vr.connect(vr.load_cluster(kubeconfig, context))
     with warnings.catch_warnings(), contextlib.closing(api.session):
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # it was asked for
         return api.call("GET", "/version")
@@ -4531,7 +4339,6 @@ class KubeFolder(unittest.TestCase):
     """A test with a folder of its own, and servers that have seen nothing."""
 
     def setUp(self) -> None:
-        """Make the folder, and the empty one that stands for HOME."""
         self.folder = tempfile.mkdtemp(prefix="velero-requests-kube-")
         self.addCleanup(shutil.rmtree, self.folder, True)
         self.home = os.path.join(self.folder, "home")
@@ -4539,12 +4346,10 @@ class KubeFolder(unittest.TestCase):
         kube_forget()
 
     def write(self, content: Any, name: str = "config") -> str:
-        """Write a file and return its path."""
         return kube_write(self.folder, name, content)
 
     def connect(self, document: Any) -> Any:
-        """A connection by a kubeconfig; it is closed in the end."""
-        api = velero_requests.connect(velero_requests.load_cluster(self.write(document)))
+        api = vr.connect(vr.load_cluster(self.write(document)))
         self.addCleanup(api.session.close)
         return api
 
@@ -4559,9 +4364,7 @@ class KubeFolder(unittest.TestCase):
         return caught.exception
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: one table, and kubectl as the oracle
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: one table, and kubectl as the oracle ------------------------
 
 class KubeCase(NamedTuple):
     """One way to be configured, and what kubectl makes of it: a verdict, or `error: words of ours`."""
@@ -4571,11 +4374,11 @@ class KubeCase(NamedTuple):
     context: str = ""
     kubeconfig: str = "@DIR@/config"
     environment: Dict[str, Optional[str]] = {}
-    lenient: bool = False                    # kubectl refuses it; the verdict is ours
+    lenient: bool = False  # kubectl refuses it; the verdict is ours
 
 
 OK_T, OK_P = "https: token t", "https: token p"
-KUBE_V1 = "client.authentication.k8s.io/v1"
+KUBE_V1, KUBE_FOR_EXEC = "client.authentication.k8s.io/v1", "client.authentication.k8s.io/exec"
 KUBE_EXEC = {"apiVersion": KUBE_V1, "interactiveMode": "Never", "command": "./plugin"}
 KUBE_PLUGIN = f"""#!/bin/sh
 echo '{{"apiVersion": "{KUBE_V1}", "kind": "ExecCredential", "status": {{"token": "p"}}}}'
@@ -4591,12 +4394,10 @@ KUBE_INSECURE = {**KUBE_NO_CA, "insecure-skip-tls-verify": True}
 
 
 def kube_ca(path: str) -> Document:
-    """The authority in a file."""
     return {**KUBE_NO_CA, "certificate-authority": path}
 
 
 def kube_exec(**fields: Any) -> Document:
-    """A user with a plugin."""
     return {"exec": {**KUBE_EXEC, **fields}}
 
 
@@ -4611,7 +4412,6 @@ def kube_cases(rows: Iterable[Tuple[Any, ...]], lenient: bool = False) -> Tuple[
 
 
 def kube_list(verdict: str, listed: str, **files: Any) -> KubeCase:
-    """A case with a KUBECONFIG list; each file is named by a letter."""
     return KubeCase(verdict, files, "", "", {"KUBECONFIG": listed})
 
 
@@ -4633,15 +4433,14 @@ KUBE_CASES = kube_cases((
     ("https: certificate alice", KUBE_CERT),
     ("https: certificate alice", {"client-certificate": "pki/alice.crt", "client-key": "@PKI@/alice.key"}),
     (OK_T, {**KUBE_CERT, "token": "t"}),
-    ("error: not a matching pair", {**KUBE_CERT, "client-key-data": "@BASE64:bob.key@"}),
-    ("error: not a matching pair", {**KUBE_CERT, "client-key-data": None}),
+    *(("error: not a matching pair of PEM, or the key is encrypted", {**KUBE_CERT, "client-key-data": key})
+      for key in ("@BASE64:bob.key@", "@BASE64:locked.key@", "QUJD", None)),
     (OK_T, {"client-key": "gone", "token": "t"}),
     ("error: cannot read client certificate @DIR@/gone", {"client-certificate": "gone", "client-key": "pki/alice.key"}),
     ("error: cannot read client key @DIR@/gone", {"client-certificate": "pki/alice.crt", "client-key": "gone"}),
     ("https: certificate alice", {name: f"\r\n{text}\n" for name, text in KUBE_CERT.items()}),
     ("error: not base64", {**KUBE_CERT, "client-key-data": "QUI"}),
     # impersonation
-    ("https: token t, user=jane", {"token": "t", "as": "jane"}),
     ("https: token t, extra-a!b+c%é/d=1, extra-a!b+c%é/d=2, group=g, group=h, uid=7, user=jürgen", {
         "token": "t", "as": "jürgen", "as-uid": "7", "as-groups": ["g", "h"],
         "as-user-extra": {"A!b+c%é/d": ["1", "2"]}}),
@@ -4658,7 +4457,6 @@ KUBE_CASES = kube_cases((
     ("error: exec plugin @DIR@/gone of the kubeconfig is not installed", kube_exec(command="./gone")),
     ("error: user 'c', exec has interactiveMode 'never', not one of Never", kube_exec(interactiveMode="never")),
     (f"error: user 'c', exec has apiVersion '{KUBE_V1}alpha1', not", kube_exec(apiVersion=KUBE_V1 + "alpha1")),
-    ("error: user 'c', exec has no command", kube_exec(command="")),
     ("error: user 'c', exec must be a mapping", {"exec": "s3cr3t"}), (OK_T, {"token": "t", "exec": None}),
     ("error: exec: args[0] must be a string", kube_exec(args=[5])),
     ("error: user 'c' uses auth-provider 'gcp'", {"auth-provider": {"name": "gcp"}}),
@@ -4668,8 +4466,6 @@ KUBE_CASES = kube_cases((
     (OK_T, None, kube_ca("pki/spoiled.crt")), ("error: not trusted", None, kube_ca("@PKI@/alice.crt")),
     (OK_T, None, KUBE_INSECURE), ("expired: token t", None, {**KUBE_INSECURE, "server": "https://@EXPIRED@"}),
     ("named as x.y: token t", None, {**KUBE_INSECURE, **KUBE_NAMED, "tls-server-name": "x.y"}),
-    ("error: expired (it is for localhost", None, {"server": "https://@EXPIRED@"}),
-    ("error: *.example.com", None, KUBE_NAMED),
     ("named as a.example.com: token t", None, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
     ("error: 'b.a.example.com'", None, {**KUBE_NAMED, "tls-server-name": "b.a.example.com"}),
     ("error: (it is for no name at all; issuer commonName=test-ca;", None,
@@ -4683,7 +4479,6 @@ KUBE_CASES = kube_cases((
     ("https: basic u:p@", KUBE_CERT, {"server": "https://u:p%40@@HTTPS@"}),
     ("https as localhost: token t", None, {"server": "https://localhost:@HTTPSPORT@"}),
     # proxies
-    ("https by proxy: token t", None, {"proxy-url": "http://@PROXY@"}),
     ("https by guarded: token t", None, {"proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}),
     ("error: through its proxy", None, {"proxy-url": "http://me:s3cr3t@@GUARDED@"}),
     ("https by secure: token t", None, {"proxy-url": "https://@SECURE@"}),
@@ -4703,8 +4498,6 @@ KUBE_CASES = kube_cases((
     ("error: user 'c': token must be a string: write it in quotes", {"token": 12345}),
     ("https: nobody", {"token": None}),
     ("error: user 'c' must be a mapping", None, None, {"users": [{"name": "c", "user": "s3cr3t"}]}),
-    (OK_T, None, None, {"users": [{"name": "c", "user": {"token": "t"}},
-                                  {"name": "d", "user": {"token": "t", "username": "u"}}]}),
     ("error: kubeconfig @DIR@/config: users must be a list", None, None, {"users": {"c": {}}}),
     (OK_T, {"token": "t", "tokenfile": "gone", "Token": "x"}, None, {"more": [1]}),
     ("https: token t, extra-1=x, user=j", {"token": "t", 1: 2, "as": "j", "as-user-extra": {1: ["x"]}}),
@@ -4717,42 +4510,41 @@ KUBE_CASES = kube_cases((
     ("http: nobody", {"client-certificate": "gone"}, KUBE_PLAIN),
     ("https by proxy: token t", None, {"proxy-url": "@PROXY@"}),
     ("error: proxy-url is a SOCKS proxy", None, {"proxy-url": "socks5://u:s3cr3t@127.0.0.1:1"}),
-    (OK_T, None, None, {"users": [None, {"name": "c", "user": {"token": "t"}}, {"name": "c"}, None]}),
-    (OK_T, None, None, {"apiVersion": "v2", "users": [{"name": "c", "user": {"token": "t"}},
-                                                      {"name": "d", "user": {"token": 5}}, 5, {"name": 5}]}),
+    (OK_T, None, None, {"apiVersion": "v2", "users": [None, {"name": "c", "user": {"token": "t"}}, {"name": "c"}, 5,
+                                                      {"name": "d", "user": {"token": 5}}, {"name": 5}]}),
 ), lenient=True)
 
 KUBE_TEXTS: Tuple[KubeCase, ...] = (
-    *(kube_text(f"https: token {read}", ("token: t", f"token: {text}"), lenient=lenient) for text, read, lenient in (
-        ("1e3", "1e3", True), ("0o17", "0o17", True), ("y", "y", True), ("2026-11-22", "2026-11-22", False),
-        ("!!str 12", "12", False), ("t\t# x", "t", False), ("x\n    token: t", "t", False))),
-    kube_text("error", ("token: t", "token: off")),
-    kube_text(OK_T, before="\ufeff"),
-    kube_text(OK_T, before="---\n", after="...\n"),
-    kube_text(OK_T, after="---\ncurrent-context: gone\n"),
-    kube_text(OK_T, after="---\n@@ [\n"),
-    kube_text("error", before="---\n---\n"),
-    kube_text(OK_T, ("\n", "\r\n")),
-    kube_text("error", ("    token", "\ttoken")),
+    kube_text("https: token y", ("token: t", "token: y"), lenient=True),
+    kube_text(OK_T, ("token: t", "token: !!str x\n    token: t\t# x")),
+    kube_text("error", ("token: t", "token: off")), kube_text(OK_T, before="\ufeff"),
+    kube_text(OK_T, before="---\n", after="...\n"), kube_text(OK_T, after="---\ncurrent-context: gone\n"),
+    kube_text(OK_T, after="---\n@@ [\n"), kube_text("error", before="---\n---\n"), kube_text(OK_T, ("\n", "\r\n")),
+    kube_text("error", ("    token", "\ttoken")), kube_text("error", ("token: t", "token: *x")),
     kube_text(OK_T, ("token: t", "token: *x"), before="other: &x t\n"),
-    kube_text("error", ("token: t", "token: *x")),
     kube_text(OK_T, ("    token: t", "    <<: *x"), before="other: &x {token: t}\n"),
-    KubeCase(OK_T, {"config": json.dumps(kube_config(), indent="\t")}),
-    KubeCase(OK_T, {"config": json.dumps(kube_config())[:-1] + ",}"}),
-    KubeCase("error", {"config": "[1]"}),
-    KubeCase("error", {"config": ""}),
+    *(KubeCase(verdict, {"config": text}) for verdict, text in (  # an error names the line, where YAML knows it
+        (OK_T, json.dumps(kube_config(), indent="\t")), (OK_T, json.dumps(kube_config())[:-1] + ",}"),
+        ("error: @DIR@/config must be a mapping", "- s3cr3t\n"), ("error: must be a mapping", "s3cr3t"), ("error", ""),
+        ("error: current-context", "null"), ("error: current-context", "users: s3cr3t"), ("error", b"\0\0\0\0"),
+        ("error", "<!DOCTYPE html>\n<html><body>s3cr3t</body></html>"), ("error", b"a: s3cr3t\0"),
+        ("error: UTF-8", b"\x1f\x8b\x08\0s3cr3t\xff"), ("error: UTF-8", b"users:\n- name: \xe9 s3cr3t\n"),
+        ("error: line", "s3cr3t: ["), ("error: line 4", "users:\n- name: c\n  user:\n\ttoken: s3cr3t\n"),
+        ("error: line 3", "a: b\ntoken: \"s3cr3t\n"), ("error: line 3", "a: b\ns3cr3t s3cr3t\nc: d\n"),
+        ("error: line 2", "a: b\ntoken: s3cr3t: x\n"), ("error: line 3", "a: b\n\ntoken: *s3cr3t\n"),
+        ("error", "? [s3cr3t]\n: b"), ("error: line 1", "&a [*a, *b]"),
+        ("error: no current-context", "clusters: &a [*a]\n"), ("error: no current-context", "a: &a\n  <<: *a\n"),
+        ("error: has no context", json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec"))))),
 )
 
 KUBE_USER_B = {"users": [{"name": "c", "user": {"token": "b"}}]}
 KUBE_FILES: Tuple[KubeCase, ...] = (
-    KubeCase("error: UTF-8", {"config": b"users:\n- name: \xe9 s3cr3t\n"}),
     KubeCase(OK_T, {"config": "utf16"}),
     KubeCase("error: @DIR@/config: No such file", {}),
     KubeCase("error: @DIR@/config: Is a directory", {"config/x": "x"}),
     KubeCase("https: token f", {"config": kube_config({"tokenFile": "a/../b/token"}), "b/token": "f"}),
     KubeCase("error: @DIR@/~/token", {"config": kube_config({"tokenFile": "~/token"}), "home/token": "f"}),
-    KubeCase(OK_T, {"home/.kube/config": kube_config()}, "", ""),
-    KubeCase("error: no kubeconfig found", {}, "", ""),
+    KubeCase(OK_T, {"home/.kube/config": kube_config()}, "", ""), KubeCase("error: no kubeconfig found", {}, "", ""),
     kube_list(OK_T, "@DIR@/gone:@DIR@/b:@DIR@/a", a=kube_config(), b=""),
     kube_list("https: token b", "@DIR@/b:@DIR@/a", a=kube_config({"as": "u"}), b=KUBE_USER_B),
     kube_list("https: token b", "@DIR@/b:@DIR@/a", a=kube_config(current_context="gone"),
@@ -4763,9 +4555,11 @@ KUBE_FILES: Tuple[KubeCase, ...] = (
         "b/c": {"users": [{"name": "c", "user": {"tokenFile": "token"}}]}, "b/token": "f"}),
     kube_list("error: @DIR@/a/b: Not a directory", "@DIR@/a:@DIR@/a/b", a=kube_config()),
     kube_list("error: no kubeconfig found", "@DIR@/gone", **{"home/.kube/config": kube_config()}),
+    kube_text("error: cannot be run: Circular reference detected", (
+        "token: t", "exec: " + json.dumps({**KUBE_EXEC, "command": "true", "provideClusterInfo": True})), (
+            "certificate-", f"extensions:\n    - name: {KUBE_FOR_EXEC}\n      extension: &a [*a]\n    certificate-")),
     kube_list("error: no kubeconfig found", ":", **{"home/.kube/config": kube_config()}),
     KubeCase(OK_T, {"config": kube_config(), "b": KUBE_USER_B}, environment={"KUBECONFIG": "@DIR@/b"}),
-    KubeCase(OK_T, {"config": kube_config()}, environment={"HTTPS_PROXY": "http://@PROXY@"}),
     KubeCase("named as a.example.com by proxy: token t", {"config": kube_config(None, KUBE_BY_NAME)},
              environment={"HTTPS_PROXY": "http://@PROXY@"}),
     KubeCase("https by proxy: token t", {"config": kube_config(None, {"proxy-url": "http://@PROXY@"})},
@@ -4808,38 +4602,40 @@ def kube_plugins() -> Iterator[KubeCase]:
         answer = {"apiVersion": KUBE_V1, "kind": "ExecCredential", "status": status, **top}
         yield says(verdict, json.dumps(answer), ending)
     yield says(OK_P, f"apiVersion: {KUBE_V1}\nkind: ExecCredential\nstatus: {{token: p}}")
-    yield says("error: no ExecCredential", "")
-    yield says("error: is not YAML", "[s3cr3t @@ [ {")
-    yield says("error: must be a mapping", "<html></html>")
+    for words, answer in (("no ExecCredential", ""), ("is not YAML", "[s3cr3t @@ [ {"), ("must be a mapping", "<a>")):
+        yield says(f"error: {words}", answer)
     yield kube_place(OK_P, text=KUBE_PLUGIN.replace("/v1", "/v1beta1"), apiVersion=KUBE_V1 + "beta1",
                      interactiveMode=None, **own)
     yield kube_place(OK_P, "bin/b-plugin", path="@DIR@/bin:@PATH@", command="b-plugin")
     yield kube_place("error: exec plugin b-plugin of the kubeconfig is not installed", "bin/b-plugin",
                      command="b-plugin", env=[{"name": "PATH", "value": "@DIR@/bin"}])
-    for path in ("@PATH@", "", ":@PATH@", ".:@PATH@", "home/..:@PATH@"):
+    for path in ("", ":@PATH@", "home/..:@PATH@"):
         yield kube_place("error: not installed", "b-plugin", path=path, command="b-plugin")
     for command in ("@DIR@/bin/b-plugin", "bin/../bin/b-plugin"):
         yield kube_place(OK_P, "bin/b-plugin", command=command)
-    yield kube_place("error: not installed", "bin/other", command="bin/other")  # which may not be run
-    yield kube_place("error: not installed", "bin/b-plugin", command="./bin")
+    for command in ("bin/other", "./bin"):  # which may not be run
+        yield kube_place("error: not installed", "bin/other", command=command)
     yield kube_place("error: cannot be run: Exec format", "b-plugin", "rubbish", command="./b-plugin")
     # Arguments go through no shell; listed variables beat inherited ones, and KUBERNETES_EXEC_INFO beats all.
     told = KUBE_PLUGIN.replace('"p"', '"\'"$1 $TZ$OWN ${KUBERNETES_EXEC_INFO%%\\"*} $HOME"\'"')
     yield kube_place("https: token a b$x v { @DIR@/home", text=told, args=["a b$x"], env=[
         {"name": "TZ", "value": "v"}, {"name": "OWN"}, {"name": "KUBERNETES_EXEC_INFO", "value": "no"}], **own)
+    for fields in ({"args": ["a\0b"]}, {"command": "a\0b"}, {"command": "./a\0b"}):
+        yield kube_place("error: exec plugin", **fields)
+    yield kube_place("error: get it", command="plugin-of-nobody", installHint="get it\x1b[31m at\x07\r\n\u202e \x9b2J")
     yield kube_place("error: must ask on a terminal", interactiveMode="Always")
     yield kube_place(OK_P, interactiveMode="IfAvailable")
     yield kube_place(OK_P, text=KUBE_PLUGIN.replace('"p"', '"p", "expirationTimestamp": "2199-01-01T00:00:00"'),
                      lenient=True, **own)
 
 
-class KubeTable(KubeFolder):
-    """What the tests of a table share."""
+class TestKubeconfigLikeKubectl(KubeFolder):
+    """Tables of kubeconfigs: fields, their precedence and types; texts and files; plugins and their answers."""
 
-    def check(self, cases: Tuple[KubeCase, ...], act: Callable[[KubeCase, str, str], None]) -> None:
+    def check(self, act: Callable[[KubeCase, str, str], None]) -> None:
         """Do something for each case, its verdict and its kubeconfig flag, while its files and variables are there."""
         self.addCleanup(os.chdir, os.getcwd())
-        for number, case in enumerate(cases):
+        for number, case in enumerate(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins())):
             folder = os.path.join(self.folder, str(number))
             os.makedirs(os.path.join(folder, "home"))
             os.symlink(kube_pki(), os.path.join(folder, "pki"))
@@ -4854,7 +4650,7 @@ class KubeTable(KubeFolder):
                 act(case, kube_fill(case.verdict, folder), kube_fill(case.kubeconfig, folder))
 
     def ours(self, case: KubeCase, verdict: str, path: str) -> None:
-        """We call as whom the table says; or there is one sentence with its words, no secret and no call."""
+        """We call as whom the table says; or there is one printable sentence with its words, no secret and no call."""
         if not verdict.startswith("error"):
             kube_call(path, case.context)
             self.assertEqual(kube_verdict(False), verdict)
@@ -4862,7 +4658,7 @@ class KubeTable(KubeFolder):
         error = self.fails(velero_requests.Error, lambda: kube_call(path, case.context), verdict[7:])
         self.assertEqual(kube_verdict(True), "error")
         self.assertIn(int(error.exit), (1, 6))
-        self.assertNotIn("\n", str(error))
+        self.assertTrue("".join((str(error), *error.hints)).isprintable(), ascii((error, error.hints)))
 
     def theirs(self, case: KubeCase, verdict: str, path: str) -> None:
         """The table is what kubectl does; where it would ask for a name, we go on as nobody."""
@@ -4873,20 +4669,15 @@ class KubeTable(KubeFolder):
         self.assertEqual(found, "error" if case.lenient or verdict.startswith("error") else verdict)
 
 
-class TestKubeconfigLikeKubectl(KubeTable):
-    """Tables of kubeconfigs: fields, their precedence and types; texts and files; plugins and their answers."""
-
     def test_we_do_what_the_tables_say(self) -> None:
-        self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.ours)
+        self.check(self.ours)
 
     @unittest.skipUnless(KUBECTL, NO_KUBECTL)
     def test_kubectl_does_what_the_tables_say(self) -> None:
-        self.check(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins()), self.theirs)
+        self.check(self.theirs)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: exec plugins, with a real program
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: exec plugins, with a real program ---------------------------
 
 KUBE_STUB = """#!/bin/sh
 cd "$(dirname "$0")"
@@ -4898,7 +4689,6 @@ cat answer
 """
 KUBE_EXTENSION = {"float": 1.5, "text": "x", "on": True, "none": None, "list": [1, "2"], "big": 12345678901}
 KUBE_OTHER = {"name": "other", "extension": {"a": 1}}
-KUBE_FOR_EXEC = "client.authentication.k8s.io/exec"
 # Fields of a cluster, and what a plugin is told beyond server and authority.
 KUBE_TOLD: Tuple[Tuple[Document, Document], ...] = (
     (kube_ca("@PKI@/ca.crt"), {}), ({"server": "https://@HTTPS@/k8s/"}, {"server": "https://@HTTPS@/k8s/"}),
@@ -4914,26 +4704,22 @@ class KubePlugins(KubeFolder):
     """Tests with a plugin that notes what it is told, and prints what the test wants."""
 
     def setUp(self) -> None:
-        """Write the program; it answers with a token that lasts."""
         super().setUp()
         self.write(KUBE_STUB, "plugin")
         self.answer(token="p")
         self.addCleanup(kube_servers()["https"].unscript)
 
     def answer(self, version: str = KUBE_V1, **status: Any) -> None:
-        """What the program prints from now on."""
         self.write(json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status}), "answer")
 
     def said(self, name: str) -> str:
-        """What the program noted."""
         return read_bytes(os.path.join(self.folder, name)).decode()
 
     def config(self, cluster: Any = None, **fields: Any) -> str:
-        """A kubeconfig with this plugin."""
         return self.write(kube_config(kube_exec(**fields), cluster))
 
     def plugged(self, calls: int = 0) -> Any:
-        """A connection by this plugin, after so many calls."""
+        """A connection by this plugin, after some calls."""
         api = self.connect(kube_config(kube_exec()))
         for _ in range(calls):
             kube_version(api)
@@ -4946,18 +4732,15 @@ class KubePlugins(KubeFolder):
 
 
 def kube_version(api: Any) -> Document:
-    """One call."""
     return api.call("GET", "/version")
 
 
 def kube_pair(name: str, key: str = "") -> Dict[str, str]:
-    """A certificate and its key, as a plugin prints them."""
     return {"clientCertificateData": kube_bytes(f"{name}.crt").decode(),
             "clientKeyData": kube_bytes(f"{key or name}.key").decode()}
 
 
 def kube_program(path: str, stdin: Any = subprocess.DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
-    """Run the program with a kubeconfig, and at most so much memory -> the finished process with its output."""
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
             ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
@@ -4971,15 +4754,17 @@ class TestExecPluginIsTold(KubePlugins):
     def check(self, call: Callable[[str], Any]) -> None:
         """A plugin hears of the cluster when it asked to, by whoever runs it."""
         for cluster, more in KUBE_TOLD:
-            info = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **more}
-            told = {"config": None, **{name: value for name, value in info.items() if value is not None}}
-            for version, fields, about_it in ((KUBE_V1, {"provideClusterInfo": True}, {"cluster": told}),
-                                              (KUBE_V1 + "beta1", {"interactiveMode": None}, {})):
-                with self.subTest(cluster, version=version):
-                    self.answer(version, token="p")
-                    call(self.config(cluster, apiVersion=version, **fields))
-                    self.assertEqual(json.loads(self.said("info")), json.loads(kube_fill(json.dumps({
-                        "apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": False, **about_it}}))))
+            with self.subTest(cluster):
+                info = {"server": "https://@HTTPS@", "certificate-authority-data": "@CA@", **more}
+                told = {"config": None, **{name: value for name, value in info.items() if value is not None}}
+                call(self.config(cluster, provideClusterInfo=True))
+                self.assertEqual(json.loads(self.said("info")), {
+                    "apiVersion": KUBE_V1, "kind": "ExecCredential", "spec": {
+                        "interactive": False, "cluster": json.loads(kube_fill(json.dumps(told)))}})
+        self.answer(KUBE_V1 + "beta1", token="p")
+        call(self.config(apiVersion=KUBE_V1 + "beta1", interactiveMode=None))
+        self.assertEqual(json.loads(self.said("info")), {
+            "apiVersion": KUBE_V1 + "beta1", "kind": "ExecCredential", "spec": {"interactive": False}})
 
     def test_by_us(self) -> None:
         self.check(kube_call)
@@ -4991,7 +4776,7 @@ class TestExecPluginIsTold(KubePlugins):
             stderr=subprocess.STDOUT, check=True, timeout=20))
 
     def test_stdin_and_stderr(self) -> None:
-        """A plugin reads our terminal when its mode allows it, nothing else; what it says on stderr is seen."""
+        """A plugin reads our terminal where its mode allows it; what it says on stderr is seen."""
         self.write("3", "code")
         for mode, terminal, line in (("Always", True, "typed"), ("IfAvailable", True, "typed"), ("Never", True, ""),
                                      ("IfAvailable", False, "")):
@@ -5011,10 +4796,10 @@ class TestExecPluginLife(KubePlugins):
 
     def test_how_long_the_answer_is_kept(self) -> None:
         """An answer that ends in more than 30 s, or never, is used again; another is asked for anew."""
-        for seconds, runs in ((None, 1), (45, 1), (20, 2), (-60, 2)):
+        for seconds, runs in ((None, 1), (45, 1), (20, 2)):
             with self.subTest(seconds=seconds):
                 self.write("", "runs")
-                end = datetime.now(timezone.utc) + timedelta(seconds=seconds or 0)
+                end = vr.utc_now() + timedelta(seconds=seconds or 0)
                 self.answer(token="p", **({} if seconds is None else {"expirationTimestamp": vr.format_time(end)}))
                 self.plugged(2)
                 self.assertEqual(self.said("runs").count("run"), runs)
@@ -5035,28 +4820,12 @@ class TestExecPluginLife(KubePlugins):
         kube_version(api)
         self.assertEqual(self.said("runs").count("run"), 2)
 
-    def test_certificates_and_connections(self) -> None:
-        """Another certificate, or none, comes with a new connection; the same one stays on the old."""
-        for two, last, connections in ((kube_pair("bob"), "bob", 2), ({"token": "p"}, "Bearer p", 2),
-                                       (kube_pair("alice"), "alice", 1)):
-            with self.subTest(last):
-                kube_forget()
-                self.answer(**kube_pair("alice"))
-                api = self.plugged(2)
-                self.answer(**two)
-                api.session.invalidate(api.session.identity)
-                kube_version(api)
-                self.assertEqual(self.seen(), ["alice", "alice", last])
-                used = [request.parsed["connection"] for request in kube_servers()["https"].seen()]
-                self.assertEqual((used[0] == used[1], len(set(used))), (True, connections))
-
     def test_no_call_while_it_fails(self) -> None:
         """A plugin that fails, at first or later, leaves no way to go on, however often; it heals by itself."""
         broken = json.dumps({**json.loads(self.said("answer")), "status": kube_pair("bob", "alice")})
         for worked, name, content in (
                 (False, "code", "3"), (True, "code", "3"), (False, "answer", b"s3cr3t \xe9"),
-                (False, "answer", b"s3cr3t" * (2 << 20)), (False, "answer", "[" * 100000),
-                (False, "answer", "status:\n\ttoken: s3cr3t"), (True, "answer", broken)):
+                (False, "answer", b"s3cr3t" * (2 << 20)), (False, "answer", "[" * 100000), (True, "answer", broken)):
             with self.subTest(content[:30], worked=worked):
                 self.answer(token="p")
                 api = self.plugged(int(worked))
@@ -5071,25 +4840,11 @@ class TestExecPluginLife(KubePlugins):
                 kube_version(api)
                 self.assertEqual(self.seen(), ["Bearer p"])
 
-    def test_odd_names(self) -> None:
-        """A program that is not there shows the install hint, made harmless; odd arguments are an error."""
-        hint = "get it\x1b[31m at\x07 https://x\r\n\x1b]0;title\x07 or\u202e \x9b2J elsewhere"
-        for fields, words in (
-                ({"command": "kube-plugin-of-nobody", "installHint": hint}, "nobody of the kubeconfig is not"),
-                ({"args": ["a\0b"]}, "exec plugin"), ({"env": [{"name": "A=B", "value": "x"}]}, "exec plugin"),
-                ({"command": "a\0b"}, "exec plugin"), ({"command": "./a\0b"}, "exec plugin")):
-            with self.subTest(fields):
-                path = self.write(json.dumps(kube_config(kube_exec(**fields))))
-                error = self.fails(vr.ConfigError, lambda path=path: kube_call(path), words)
-                self.assertTrue("".join(error.hints).isprintable(), ascii(error.hints))
-                self.assertEqual("installHint" in fields, "elsewhere" in "".join(error.hints))
-
 
 class TestKubeSession(KubePlugins):
     """What is read again from files while connections are open; the test turns the clock."""
 
     def files(self, name: str, key: str = "", authority: str = "ca.crt") -> None:
-        """Put somebody's certificate and key, and an authority, where the kubeconfig says."""
         for file, content in (("own.crt", f"{name}.crt"), ("own.key", f"{key or name}.key"), ("own-ca", authority)):
             self.write(kube_bytes(content) if content else "no PEM", file)
 
@@ -5112,21 +4867,21 @@ class TestKubeSession(KubePlugins):
                 self.assertAlmostEqual(api.session.until - time.monotonic(), 300, delta=5)
 
     def test_after_a_refusal(self) -> None:
-        """After a 401 files are read again at once; what stands in the kubeconfig is no better then."""
+        """After a 401 files are read again at once; what stands in the kubeconfig is not."""
         for user, callers in (({"client-certificate": "own.crt", "client-key": "own.key"}, ["alice", "None", "bob"]),
                               (KUBE_CERT, ["alice", "None"]), ({"token": "t"}, ["Bearer t", "Bearer t"]),
                               ({"tokenFile": "token"}, ["Bearer f", "Bearer f", "Bearer g"]),
-                              (kube_exec(), ["Bearer p", "Bearer p", "Bearer q"])):
+                              (kube_exec(), ["alice", "None", "bob"])):
             with self.subTest(user):
                 self.files("alice")
                 self.write("f\n", "token")
-                self.answer(token="p")
+                self.answer(**kube_pair("alice"))
                 kube_forget()
                 api = self.connect(kube_config(user))
                 kube_version(api)
                 self.files("bob")
                 self.write("g", "token")
-                self.answer(token="q")
+                self.answer(**kube_pair("bob"))
                 kube_servers()["https"].script(status=401, times=1)
                 if len(callers) == 2:
                     self.fails(vr.ApiError, lambda api=api: kube_version(api), "log in again")
@@ -5135,30 +4890,29 @@ class TestKubeSession(KubePlugins):
                 self.assertEqual(self.seen(), callers)  # a scripted answer does not look at certificates
 
     def test_a_token_file_lives_for_50_seconds(self) -> None:
-        """A token is used for so long; then the file counts, whatever happened to certificate files meanwhile."""
-        self.write("f", "token")
+        """Then the file counts, whatever happened to certificate files meanwhile; the connection stays."""
         self.files("alice")
+        self.write("f", "token")
         api = self.connect(kube_config({"tokenFile": "token"}, kube_ca("own-ca")))
-        kube_version(api)
-        self.write("g", "token")
-        kube_version(api)
-        self.assertAlmostEqual(api.session.until - time.monotonic(), 50, delta=5)
-        os.remove(os.path.join(self.folder, "own-ca"))
-        api.session.until = time.monotonic()
-        kube_version(api)
-        self.assertEqual(self.seen(), ["Bearer f", "Bearer f", "Bearer g"])
+        for token, act in (("f", bool), ("g", bool), ("h", lambda: os.remove(os.path.join(self.folder, "own-ca")))):
+            self.write(token, "token")
+            act()
+            for _ in range(2):
+                kube_version(api)
+                self.write("x", "token")
+            self.assertAlmostEqual(api.session.until - time.monotonic(), 50, delta=5)
+            api.session.until = time.monotonic()
+        self.assertEqual(self.seen(), [f"Bearer {token}" for token in "ffgghh"])
+        self.assertEqual(len({request.parsed["connection"] for request in kube_servers()["https"].seen()}), 1)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: proxies
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: proxies -----------------------------------------------------
 
 KUBE_K8S = "https://k8s.example:6443"
 KUBE_PROXIED = {"HTTPS_PROXY": "http://@P@"}
 
 
 def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict[str, str], bool], ...]:
-    """Rows for some NO_PROXY and a URL."""
     return tuple((url, {**KUBE_PROXIED, "NO_PROXY": text}, proxied) for text in texts)
 
 
@@ -5166,7 +4920,6 @@ def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict
 # ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
 KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
     (KUBE_K8S, {"https_proxy": "@P@"}, True), (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
-    (KUBE_K8S, {**KUBE_PROXIED, "https_proxy": "http://127.0.0.1:1"}, True),
     (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
     ("https://127.9.9.9:1", KUBE_PROXIED, False), ("https://kube.localhost:1", KUBE_PROXIED, True),
@@ -5179,11 +4932,11 @@ KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
     *kube_no_proxy(False, "https://[ff0e::1]:6443", "[ff0e::1]:6443", "FF0E:0::1"),
     *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]", "ff0e::1:6443"))
 KUBE_MORE_PROXY_ROWS = (
-    (KUBE_K8S, {}, False), ("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS_PROXY": "http://x"}, True),
+    ("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS_PROXY": "http://x"}, True),
     ("http://k8s.example", {"HTTP_PROXY": "http://@P@", "NO_PROXY": "k8s.example:80"}, False),
     *((url, KUBE_PROXIED, False) for url in ("https://localhost:1", "https://[::1]:1")),
-    *kube_no_proxy(False, KUBE_K8S, "*", ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
-    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "0.0.0.0/0", "k8s.*", ":6443"),
+    *kube_no_proxy(False, KUBE_K8S, ".example:6443", ",,k8s.example", "example,224.0.0.0/8"),
+    *kube_no_proxy(True, KUBE_K8S, ",", "*.k8s.example", "*example", "*.*", "k8s.*", ":6443"),
     *kube_no_proxy(True, "https://224.1.2.3:6443", "3", "224.0.0.0/33", "225.0.0.0/8", "::/0", "224.0.0.0/8:6443"),
     *kube_no_proxy(False, "https://[ff0e::1]:6443", "ff00::/8"),
     *kube_no_proxy(True, "https://[ff0e::1]:6443", "[ff0e::1]:443", "0.0.0.0/0"),
@@ -5200,7 +4953,6 @@ class TestProxyOfTheEnvironment(KubeFolder):
                 self.assertEqual(vr.proxy_for(url, filled), "http://proxy:3128" if proxied else "")
 
     def went(self, number: int) -> bool:
-        """Whether kubectl asks a proxy for the URL of a row."""
         url, variables, _ = KUBE_PROXY_ROWS[number]
         path = self.write(kube_config(None, {"server": url, **KUBE_INSECURE}), f"config-{number}")
         with contextlib.closing(KubeServer()) as proxy:
@@ -5239,7 +4991,7 @@ class TestProxyOnTheWire(KubeFolder):
     GUARDED = "http://me:p%40ss%3Aw@@GUARDED@"
 
     def test_store(self) -> None:
-        """A store is reached through the same proxies: tunnelled for https, by its whole URL for http."""
+        """A store is reached through the same proxies: by a tunnel for https, by its whole URL for http."""
         secure = f"https://a.example.com:{kube_servers()['named'].port}/b/k?s=1"
         plain = "http://a.example.com:81/b/k?s=1"
         for name, server, url, asked in (
@@ -5279,14 +5031,15 @@ class TestProxyOnTheWire(KubeFolder):
                 self.assertNotRegex(done.err, f"s3cr3t|{base64.b64encode(b'me:s3cr3t').decode()}|bug")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: what TLS errors say
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: what TLS errors say -----------------------------------------
 
 class Greeter(LoopbackServer):
     """Says one thing to everybody in plain text, and hangs up."""
 
-    greeting = b"SSH-2.0-OpenSSH_9.6\r\n\r\n"
+    def __init__(self, greeting: bytes) -> None:
+        super().__init__()
+        self.greeting = greeting
+        self.start()
 
     def _converse(self, accepted: socket.socket) -> None:
         with accepted, contextlib.suppress(OSError):
@@ -5303,7 +5056,6 @@ class TestTlsErrors(KubeFolder):
     SHOWN = "(it is for localhost, *.localhost, 127.0.0.1; issuer commonName=test-ca; valid until "
 
     def unreachable(self, cluster: Document, *words: str) -> None:
-        """A call to a cluster is Unreachable, with these words, and nothing is sent."""
         path = self.write(kube_config(None, cluster))
         error = self.fails(vr.Unreachable, lambda: kube_call(path), *words)
         self.assertEqual((int(error.exit), kube_verdict(True), len(str(error)) < 600), (6, "error", True))
@@ -5313,10 +5065,8 @@ class TestTlsErrors(KubeFolder):
 
         The second look asks for the same name, and sends nothing.
         """
-        greeter, silent = Greeter(), Greeter()
-        silent.greeting = b""
-        for server in (greeter, silent):
-            server.start()
+        greeter, silent = servers = Greeter(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Greeter(b"")
+        for server in servers:
             self.addCleanup(server.close)
         for cluster, *words in (
                 ({"server": "https://@EXPIRED@"}, f"{datetime.now(timezone.utc) - timedelta(days=1):%Y} GMT)"),
@@ -5334,11 +5084,10 @@ class TestTlsErrors(KubeFolder):
         self.assertEqual(kube_servers()["https"].names, ["x.y"] * 3)
 
     def test_a_client_certificate_is_missing(self) -> None:
-        """A server that insists on a client certificate is Unreachable without one, and answers with one."""
+        """A server that insists on one is Unreachable."""
         server = KubeServer("tls", demand=True)
         self.addCleanup(server.close)
         self.unreachable({"server": server.url}, server.host)
-        self.assertIn("gitVersion", kube_call(self.write(kube_config(KUBE_CERT, {"server": server.url}))))
 
     def test_the_system_counts_only_without_an_authority(self) -> None:
         """SSL_CERT_FILE is trusted when the kubeconfig names no authority, and not when it names another."""
@@ -5347,13 +5096,11 @@ class TestTlsErrors(KubeFolder):
             kube_forget()
             self.unreachable({"certificate-authority-data": "@BASE64:alice.crt@"})
 
-    def test_old_authorities(self) -> None:
-        """An authority without key identifiers, as old clusters have, is accepted by every Python."""
-        self.assertFalse(vr.tls_context(vr.Trust(kube_bytes("ca.crt"))).verify_flags & ssl.VERIFY_X509_STRICT)
-
     def test_store(self) -> None:
-        """A store's certificate is explained the same way; with its authority or insecure it is accepted."""
+        """A store's certificate is explained the same way; with its authority or insecure it is accepted. Authorities
+        without key identifiers, as old clusters have, are accepted by every Python."""
         own = vr.Trust(kube_bytes("ca.crt"))
+        self.assertFalse(vr.tls_context(own).verify_flags & ssl.VERIFY_X509_STRICT)
         for name, trust, words in (("expired", own, ("valid until",)), ("https", vr.Trust(), ("test-ca", "--cacert"))):
             self.fails(vr.Unreachable, vr.open_url(
                 kube_servers()[name].url + "/k?X-Amz-Signature=s3cr3t", trust).__enter__, *words)
@@ -5363,7 +5110,7 @@ class TestTlsErrors(KubeFolder):
 
     @unittest.skipUnless(hasattr(os, "memfd_create"), "no anonymous files here, so keys pass through one on disk")
     def test_keys_are_never_on_disk(self) -> None:
-        """A call with an inline key opens no file for writing, and leaves no descriptor, also when it is no key."""
+        """A call with an inline key opens no file for writing, and leaves no descriptor."""
         opened: List[Any] = []
         watching = [True]
 
@@ -5383,18 +5130,10 @@ class TestTlsErrors(KubeFolder):
         finally:
             watching.clear()
         self.assertEqual((opened, kube_servers()["https"].seen()[0].user), ([], "alice"))
-        locked = os.path.join(self.folder, "locked.key")  # behind a passphrase, for which nobody is asked
-        run_openssl("ec", "-in", f"{kube_pki()}/alice.key", "-aes256", "-passout", "pass:x", "-out", locked)
-        for key in ({"client-key-data": "@BASE64:bob.key@"}, {"client-key-data": "QUJD"},
-                    {"client-key-data": "", "client-key": locked}):
-            self.fails(vr.ConfigError, lambda key=key: self.connect(kube_config({**KUBE_CERT, **key})),
-                       "not a matching pair of PEM, or the key is encrypted")
         wait_until(lambda: descriptors() <= before, 5, "no descriptor more than before")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Kubeconfig: bad input
-# ------------------------------------------------------------------------------------------------------------
+# ---- Kubeconfig: bad input ---------------------------------------------------
 
 def kube_bombs() -> Iterator[str]:
     """Kubeconfigs that grow into millions of entries, or have no end."""
@@ -5402,15 +5141,12 @@ def kube_bombs() -> Iterator[str]:
     yield "x0: &x0 [a, a]\n" + "".join(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]\n" for n in range(1, 40)) + good
     yield "m0: &m0 {a: b}\n" + "".join(
         f"m{n}: &m{n}\n  <<: [*m{n - 1}, *m{n - 1}]\n  k{n}: v\n" for n in range(1, 40)) + good
-    yield "values: &values [" + "a, " * 90_000 + "a]\n" + good.replace(
-        "token: t", "token: t\n    as: j\n    as-user-extra:\n" + "".join(
-            f"      k{n}: *values\n" for n in range(20_000)))
     yield from ("- " * 100_000, "{\"a\": " + "[" * 100_000 + "]" * 100_000 + "}", "- s3cr3t\n" * (1 << 20),
                 "\0" * (9 << 20))
 
 
 class TestKubeconfigBadInput(KubeFolder):
-    """What is no kubeconfig: one sentence with the file, the line where YAML gives one, exit 1, at once."""
+    """What else is no kubeconfig: one sentence with the file, exit 1, at once."""
 
     def test_bombs(self) -> None:
         """What grows, nests or goes on without end is an error of one line, soon and within two gigabytes."""
@@ -5422,28 +5158,6 @@ class TestKubeconfigBadInput(KubeFolder):
                                                          len(done.stderr) < 1500), done.stderr[-400:])
                 self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
 
-    def test_documents(self) -> None:
-        """What is no kubeconfig; where YAML knows the line it is named, and what stands there is not quoted."""
-        for content, words in (
-                ("- s3cr3t\n", "must be a mapping"), ("s3cr3t", "must be a mapping"), ("null", "current-context"),
-                ("users: s3cr3t", "current-context"), ("<!DOCTYPE html>\n<html><body>s3cr3t</body></html>", ""),
-                (b"\0\0\0\0", ""), (b"a: s3cr3t\0", ""), (b"\x1f\x8b\x08\0s3cr3t\xff", "UTF-8"), ("s3cr3t: [", "line"),
-                ("users:\n- name: c\n  user:\n\ttoken: s3cr3t\n", "line 4"), ("a: b\ntoken: \"s3cr3t\n", "line 3"),
-                ("a: b\ns3cr3t s3cr3t\nc: d\n", "line 3"), ("a: b\ntoken: s3cr3t: x\n", "line 2"),
-                ("a: b\n\ntoken: *s3cr3t\n", "line 3"), ("? [s3cr3t]\n: b", ""), ("&a [*a, *b]", "line 1"),
-                ("clusters: &a [*a]\n", "no current-context"), ("a: &a\n  <<: *a\n", "no current-context"),
-                (json.dumps(kube_config(current_context="\x1b]0;x\x07\u202ec")), "has no context")):
-            with self.subTest(content):
-                path = self.write(content)
-                error = self.fails(vr.ConfigError, lambda path=path: vr.load_cluster(path), path, words)
-                self.assertTrue(str(error).isprintable(), ascii(error))
-
-    def test_an_extension_that_holds_itself(self) -> None:
-        itself = f"extensions:\n    - name: {KUBE_FOR_EXEC}\n      extension: &a [*a]\n    certificate-authority-data"
-        user = kube_exec(command="true", provideClusterInfo=True)
-        path = self.write(yaml.safe_dump(kube_config(user)).replace("certificate-authority-data", itself))
-        self.fails(vr.ConfigError, lambda: kube_call(path), "cannot be written as JSON")
-
     def test_a_list_of_files_that_are_not_there(self) -> None:
         """A KUBECONFIG without a file that exists is warned of, but not when a flag names another."""
         with kube_environment(KUBECONFIG="/gone/a:/gone/b", HOME=self.home):
@@ -5453,7 +5167,7 @@ class TestKubeconfigBadInput(KubeFolder):
         self.assertEqual([line.partition("exists: ")[2] for line in logs.output], ["/gone/a:/gone/b"])
 
     def test_a_pipe_that_takes_its_time(self) -> None:
-        """A pipe, as `<(slow command)` makes it, is read to its end, however many pieces come."""
+        """A pipe, as `<(slow command)` makes it, is read to its end."""
         content = read_bytes(self.write(kube_config()))
         reader, writer = os.pipe()
         self.addCleanup(os.close, reader)
@@ -5470,20 +5184,15 @@ class TestKubeconfigParseYaml(unittest.TestCase):
     """Tests for `parse_yaml`; what is no YAML see above."""
 
     def test_values(self) -> None:
-        """Scalars have their types, but dates stay text; only the first document counts, whatever comes after it."""
+        """Scalars have their types, but dates stay text."""
         for text, value in (
-                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "0x", "tRUE", "yes!")),
+                *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "1e3", "0o17", "yes!")),
                 ("'1'", "1"), ('"true"', "true"), ("!!str 1", "1"), ("yes", True), ("True", True), ("No", False),
                 ("off", False), ("8443", 8443), ("-1", -1), ("1.5", 1.5), ("0x1F", 31), ("12345678901", 12345678901),
                 ("", None), ("~", None), ("null", None)):
             with self.subTest(text):
                 read = vr.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
                 self.assertEqual((read, type(read)), (value, type(value)))
-        for text in ("---\na: b\n", "a: b\n---\nc: d\n", "a: b\n...\n", "%YAML 1.1\n---\na: b", "{a: b}",
-                     '{\n\t"a":\t"b"\n}', "# c\na: b\r\n"):
-            self.assertEqual(vr.parse_yaml(text.encode(), "X"), {"a": "b"}, text)
-        for text in ("", "# x", "---\n---\na: b"):
-            self.assertIsNone(vr.parse_yaml(text.encode(), "X"), text)
 
     def test_limits(self) -> None:
         """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
@@ -5503,18 +5212,16 @@ class TestKubeconfigRuleFor(unittest.TestCase):
     def test_what_grants_a_call(self) -> None:
         """A refused call is told as verb, resource and namespace, and the line of a Role that grants it."""
         root, group = "/apis/velero.io/v1/namespaces/v/downloadrequests", "velero.io"
-        for method, path, watching, words, group in (
-                ("POST", root, False, "create downloadrequests", group),
-                ("GET", root, False, "list downloadrequests", group),
-                ("GET", root, True, "watch downloadrequests", group),
-                ("GET", f"{root}/x", False, "get downloadrequests", group),
-                ("PATCH", f"{root}/x/status", False, "patch downloadrequests/status", group),
-                ("DELETE", f"{root}/x", False, "delete downloadrequests", group),
-                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get secrets", "")):
+        for method, path, watching, verb, resource, group in (
+                ("POST", root, False, "create", "downloadrequests", group),
+                ("GET", root, False, "list", "downloadrequests", group),
+                ("GET", root, True, "watch", "downloadrequests", group),
+                ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", group),
+                ("DELETE", f"{root}/x", False, "delete", "downloadrequests", group),
+                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
             told, rule = vr.rule_for(method, path, watching)
-            verb, resource = words.split()
             wanted = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}]
-            self.assertEqual((f"{words} in namespace v", wanted), (told, yaml.safe_load(rule)))
+            self.assertEqual((f"{verb} {resource} in namespace v", wanted), (told, yaml.safe_load(rule)))
         for path in ("/version", "/apis/velero.io/v1", "/api/v1/namespaces", "", "/api/v1/namespaces/v"):
             self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
 
@@ -6380,11 +6087,8 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         return token
 
     def is_refused(self, token: str) -> bool:
-        client = Admin(self.cluster.url, token, self.cluster.ca)
-        try:
+        with contextlib.closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
             return int(client.raw("GET", resource_path("backups", self.namespace)).status) == 401
-        finally:
-            client.close()
 
     def end(self, account: str, token: str) -> None:
         """Delete a ServiceAccount, and wait until its token counts no more."""
@@ -6412,16 +6116,13 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
 
     def test_an_identity_is_borrowed_with_all_its_parts(self) -> None:
         """The API server sees user, uid, groups and extra of the kubeconfig."""
-        with open(self.kubeconfig, encoding="utf-8") as file:
-            document = yaml.safe_load(file)
+        document = yaml.safe_load(read_bytes(self.kubeconfig))
         extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
         document["users"][0]["user"].update({
             "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": extra})
-        path = os.path.join(self.folder, "borrowed")
-        with open(path, "w", encoding="utf-8") as file:
-            yaml.safe_dump(document, file)
+        path = write_bytes(os.path.join(self.folder, "borrowed"), yaml.safe_dump(document).encode())
         api = vr.connect(vr.load_cluster(path))
-        self.addCleanup(lambda: api.session.close())
+        self.addCleanup(api.session.close)
         seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
             "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
         self.assertEqual(seen, {
@@ -6568,9 +6269,7 @@ def add_location(stage: Stage) -> None:
     admin.create("backupstoragelocations", location_in(store, "default", BUCKET), NAMESPACE)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Object stores: locations, endpoints, signatures and the plan of credentials, as values
-# ------------------------------------------------------------------------------------------------------------
+# ---- Object stores: locations, endpoints, signatures and the plan of credentials, as values ----
 
 ROLE = "arn:aws:iam::123456789012:role/r"
 KEYS_1 = vr.Plan.of("keys", {"aws_access_key_id": "AKIA1", "aws_secret_access_key": "s1"})
@@ -6627,7 +6326,7 @@ class TestStoreIni(unittest.TestCase):
         for credentials, config, expected in (
                 ("x a=1", "profile_x a=2 b=3", "x a=1 b=3"), ("x a=1; profile_x a=2", "", "x a=1"),
                 ("profile_x a=2; x a=1", "", "x a=1"), ("profile__x a=2", "", "x a=2"), ("", "x a=2", "x a=2"),
-                ("", "profilex a=2", "profilex a=2"), ("", "default a=1; profile_default a=2", "default a=1"),
+                ("", "profilex a=2", "profilex a=2"),
                 ("x aws_secret_access_key=C", "profile_x PAIR r=1", "x aws_secret_access_key=C r=1"),
                 ("x PAIR", "profile_x aws_session_token=old", "x PAIR")):
             files = [{name.replace("_", " "): pairs(rest) for name, _, rest in (
@@ -6641,7 +6340,7 @@ class TestStorePlans(unittest.TestCase):
     """Tests for `plan_profile` and `plan_chain`: rows that end in a plan, or behind `!` in words of an error."""
 
     def assert_plan(self, expected: str, text: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Check one row, and that neither the plan's repr nor the error, which is returned, shows a secret."""
+        """Neither the plan's repr nor the error, which is returned, shows a secret."""
         with self.subTest(text):
             try:
                 plan = function(*arguments)
@@ -6703,7 +6402,7 @@ class TestStorePlans(unittest.TestCase):
                       for name in ("environment", "Environment", "EcsContainer", "Ec2InstanceMetadata"))))):
             error = self.check_profile(f"!(?=.*the file).*{words}", text, "AWS_EC2_METADATA_DISABLED=TRUE")
             self.assertEqual("has a blank" in words, "indented" in str(error.hints))
-        for name in ("", "a\nb", "x" * 10000):
+        for name in ("", "a\nb" * 10000):
             self.check_profile("!the file has no profile.{1,100}$", "", name=name)
 
     shared = {"default": pairs("aws_access_key_id=SHARED aws_secret_access_key=s"), "sso": {"sso_session": "x"},
@@ -6717,7 +6416,7 @@ class TestStorePlans(unittest.TestCase):
              (relative + "/v2", "container http://169.254.170.2/v2"), ("", instance))
 
     def check(self, text: str, expected: str) -> Any:
-        """Check the plan for an environment; SHARED names the section of `shared` that is the default profile."""
+        """The plan for an environment; SHARED names the section of `shared` that is the default profile."""
         variables = pairs(text)
         shared = {**self.shared, "default": self.shared[variables["SHARED"]]} if "SHARED" in variables else {}
         named = variables.get("AWS_PROFILE") or variables.get("AWS_DEFAULT_PROFILE") or ""
@@ -6831,17 +6530,10 @@ class TestStoreAnswers(unittest.TestCase):
                 self.assertFalse("s3cr3t" in text or "ab12" in text, text)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stores: the services that hand out temporary keys
-# ------------------------------------------------------------------------------------------------------------
+# ---- Stores: the services that hand out temporary keys -----------------------
 
-STORE_ROLE = "arn:aws:iam::123456789012:role/velero"
-STORE_IMDS_TOKEN, STORE_IMDS_KEYS = "/latest/api/token", "/latest/meta-data/iam/security-credentials/"
-STORE_IMDS_ROLE = STORE_IMDS_KEYS + "node-role"
-
-
-def store_now() -> datetime:
-    return datetime.now(timezone.utc)
+IMDS_TOKEN, IMDS_KEYS = "/latest/api/token", "/latest/meta-data/iam/security-credentials/"
+IMDS_ROLE = IMDS_KEYS + "node-role"
 
 
 class KeyServices(LoopbackServer):
@@ -6850,19 +6542,19 @@ class KeyServices(LoopbackServer):
     def __init__(self) -> None:
         """Start serving; every set of keys handed out is new and kept in `issued`."""
         super().__init__()
-        self.life = 3600.0                              # seconds that keys live
-        self.issued: Dict[str, Tuple[str, str]] = {}    # access key -> (secret key, session token)
-        self.ends: List[str] = []                       # when they end
+        self.life = 3600.0  # seconds that keys live
+        self.issued: Dict[str, Tuple[str, str]] = {}  # access key -> (secret key, session token)
+        self.ends: List[str] = []  # when they end
         self.web_token, self.container_token = "web-identity-of-the-pod", "container-token"
         self.signers = {"AKIASOURCE": ("source-secret/+", "")}  # who may call AssumeRole
         self.imds_tokens: List[str] = []
         self.start()
 
     def new_keys(self) -> Dict[str, str]:
-        """Return new keys by the names that all services give them."""
+        """New keys by the names that all services give them."""
         number = len(self.ends) + 1
         access_key, secret_key, token = f"ASIATEMP{number:08}", f"temp-secret/+{number}", f"temp-token/+={number}"
-        self.ends.append(vr.format_time(store_now() + timedelta(seconds=self.life)))
+        self.ends.append(vr.format_time(vr.utc_now() + timedelta(seconds=self.life)))
         self.issued[access_key] = (secret_key, token)
         return {"AccessKeyId": access_key, "SecretAccessKey": secret_key, "SessionToken": token,
                 "Expiration": self.ends[-1]}
@@ -6879,9 +6571,9 @@ class KeyServices(LoopbackServer):
             return Answer(200, self.imds_tokens[-1].encode())
         if request.headers.get("x-aws-ec2-metadata-token") not in self.imds_tokens:
             return Answer(401, b"")
-        if request.raw_path == STORE_IMDS_KEYS:
+        if request.raw_path == IMDS_KEYS:
             return Answer(200, b"node-role\n")
-        return self._document(Code="Success") if request.raw_path == STORE_IMDS_ROLE else Answer(404, b"")
+        return self._document(Code="Success") if request.raw_path == IMDS_ROLE else Answer(404, b"")
 
     def _document(self, **more: str) -> Answer:
         keys = self.new_keys()
@@ -6897,7 +6589,7 @@ class KeyServices(LoopbackServer):
         if request.raw_query or request.content_type != "application/x-www-form-urlencoded" or \
                 form.get("Version") != "2011-06-15" or not form.get("RoleSessionName"):
             trouble = "ValidationError"
-        if trouble or form.get("RoleArn") != STORE_ROLE:
+        if trouble or form.get("RoleArn") != ROLE:
             return Answer(403, self.sts_refusal(trouble or "AccessDenied"))
         keys = "".join(f"<{name}>{value}</{name}>" for name, value in self.new_keys().items())
         return Answer(200, (f'<{action}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{action}Result>'
@@ -6905,11 +6597,10 @@ class KeyServices(LoopbackServer):
 
     @staticmethod
     def sts_refusal(code: str) -> bytes:
-        """Return the body of an error as STS words it."""
         return f"<ErrorResponse><Error><Code>{code}</Code><Message>refused</Message></Error></ErrorResponse>".encode()
 
     def _signature_trouble(self, request: Request) -> str:
-        """Return what is wrong with a signature in the Authorization header, worked out anew from the request."""
+        """What is wrong with the signature in the Authorization header, worked out anew from the request."""
         match = re.match(r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8}/[\w-]+/sts/aws4_request), SignedHeaders="
                          r"([\w;-]+), Signature=([0-9a-f]{64})$", request.headers.get("authorization", ""))
         if not match:
@@ -6929,9 +6620,6 @@ class KeyTests(Mixin):
     """The services, a folder, and an environment without any AWS in it."""
 
     def setUp(self) -> None:
-        self.start_services()
-
-    def start_services(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="velero-requests-keys-")
         self.addCleanup(shutil.rmtree, self.folder, True)
         stack = contextlib.ExitStack()
@@ -6943,21 +6631,17 @@ class KeyTests(Mixin):
                                          "AWS_ENDPOINT_URL_STS": self.services.url}))
 
     def write(self, name: str, text: str) -> str:
-        """Write a file into the folder and return its path."""
-        path = os.path.join(self.folder, name)
-        with open(path, "wb") as file:
-            file.write(text.encode("utf-8", "surrogateescape"))
-        return path
+        return write_bytes(os.path.join(self.folder, name), text.encode("utf-8", "surrogateescape"))
 
     def plan(self, how: str, **more: str) -> Any:
-        """Return a plan to which the services give keys, with more values or others."""
+        """A plan to which the services give keys, with more values or others."""
         if how == "process":
             script = self.write("keys.sh", more["script"])
             return vr.Plan.of(how, {"credential_process": f"sh {shlex.quote(script)}", "profile": "profile 'p' of f"})
         source = vr.Plan.of("keys", {
             "aws_access_key_id": "AKIASOURCE", "aws_secret_access_key": "source-secret/+", **more})
         return vr.Plan.of(how, {
-            "role_arn": STORE_ROLE, "web_identity_token_file": os.path.join(self.folder, "token"),
+            "role_arn": ROLE, "web_identity_token_file": os.path.join(self.folder, "token"),
             "url": self.services.url + "/container", "token": self.services.container_token,
             "endpoint": self.services.url, **more}, source if how == "role" else None)
 
@@ -6979,7 +6663,6 @@ class KeyTests(Mixin):
         return "keys"
 
     def form(self) -> Dict[str, str]:
-        """Return the form of the last request to STS."""
         return dict(parse_qsl(self.services.seen("POST")[-1].body.decode()))
 
 
@@ -6991,7 +6674,7 @@ NO_KEYS: Tuple[bytes, ...] = (
 # Each exchange of each plan: method and path.
 EXCHANGES_FOR_KEYS: Tuple[Tuple[str, str, str], ...] = (
     ("web identity", "POST", "/"), ("role", "POST", "/"), ("container", "GET", "/container"),
-    ("instance", "PUT", STORE_IMDS_TOKEN), ("instance", "GET", STORE_IMDS_KEYS), ("instance", "GET", STORE_IMDS_ROLE))
+    ("instance", "PUT", IMDS_TOKEN), ("instance", "GET", IMDS_KEYS), ("instance", "GET", IMDS_ROLE))
 
 
 class TestStoreServices(KeyTests, unittest.TestCase):
@@ -6999,7 +6682,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
 
     def check(self, expected: str, tries: int, how: str, method: Optional[str] = None, part: str = "",
               more: Optional[Dict[str, str]] = None, **fault: Any) -> None:
-        """Check one exchange that goes wrong: what comes of the plan, and how often it was tried."""
+        """What comes of a plan when an exchange goes wrong, and how often it was tried."""
         with self.subTest(how=how, part=part, **fault):
             self.services.forget()
             if fault:
@@ -7014,11 +6697,10 @@ class TestStoreServices(KeyTests, unittest.TestCase):
             reason = "CredentialsNotFound" if row[0] == "instance" else "InvalidCredentials"
             self.check("keys", 3, *row, times=2, status=503)
             self.check(f"{reason}: .*503", 3, *row, times=9, status=503)
-        faults: List[Document] = [{"status": 500}, {"status": 429}, {"drop": True}]
-        faults += [{"status": 400, "body": KeyServices.sts_refusal(code)} for code in (
-            "IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
-            "RequestLimitExceeded")]
-        for fault in faults:
+        codes = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
+                 "RequestLimitExceeded")
+        faults: List[Document] = [{"status": 400, "body": KeyServices.sts_refusal(code)} for code in codes]
+        for fault in (*faults, {"status": 500}, {"status": 429}, {"drop": True}):
             self.check("keys", 2, *EXCHANGES_FOR_KEYS[0], **fault)
         never = threading.Event()
         self.addCleanup(never.set)
@@ -7028,8 +6710,8 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         """A refusal is asked for once and told with its code; an answer without keys is an error, and not shown."""
         wrong, none = "InvalidCredentials: ", "CredentialsNotFound: nothing else .* the instance metadata .*role"
         for how, more, words in (
-                ("web identity", {"role_arn": STORE_ROLE + "-other"},
-                 f"STS, asked for role {STORE_ROLE}-other, gives no keys: status 403 AccessDenied refused$"),
+                ("web identity", {"role_arn": ROLE + "-other"},
+                 f"STS, asked for role {ROLE}-other, gives no keys: status 403 AccessDenied refused$"),
                 ("role", {"aws_secret_access_key": "wrong-secret"}, ".*SignatureDoesNotMatch"),
                 *(("container", {"token": token}, "the container's .*: status 401 Unauthorized the token is missing")
                   for token in ("stale", ""))):
@@ -7037,13 +6719,13 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         for how, method, part, bodies, words in (
                 ("web identity", "POST", "/", NO_KEYS[:4], wrong + "STS, .*"),
                 ("container", "GET", "/container", NO_KEYS, wrong + "the container's credential endpoint"),
-                ("instance", "GET", STORE_IMDS_ROLE, NO_KEYS[:5], none + ".*")):
+                ("instance", "GET", IMDS_ROLE, NO_KEYS[:5], none + ".*")):
             for body in bodies:
                 self.check(words + " gives no keys: there are none", 1, how, method, part, status=200, body=body)
         for method, part, fault, words in (
-                ("PUT", "", {"status": 403}, "status 403"), ("GET", STORE_IMDS_KEYS, {"status": 401}, "status 401"),
-                ("GET", STORE_IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorized"}'}, "AssumeRoleU"),
-                ("GET", STORE_IMDS_KEYS, {"status": 200, "body": b"\n"}, "there are none")):
+                ("PUT", "", {"status": 403}, "status 403"), ("GET", IMDS_KEYS, {"status": 401}, "status 401"),
+                ("GET", IMDS_ROLE, {"status": 200, "body": b'{"Code": "AssumeRoleUnauthorized"}'}, "AssumeRoleU"),
+                ("GET", IMDS_KEYS, {"status": 200, "body": b"\n"}, "there are none")):
             self.check(f"{none}.* gives no keys: {words}", 1, "instance", method, part, **fault)
         self.check(f"{none}.* gives no keys: no answer$", 3, "instance", "PUT", times=9, drop=True)
 
@@ -7052,13 +6734,12 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         proxies = {name: "http://127.0.0.1:1" for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY")}
         with environment({**proxies, "NO_PROXY": None, "no_proxy": None}):
             self.assertEqual(["keys", "keys"], [self.fetch(how) for how in ("instance", "container")])
-        self.assertEqual([(request.target, request.headers.get("x-aws-ec2-metadata-token"))
-                          for request in self.services.seen()][:3],
-                         [(STORE_IMDS_TOKEN, None), *((path, self.services.imds_tokens[0]) for path in (
-                             STORE_IMDS_KEYS, STORE_IMDS_ROLE))])
-        self.services.script("GET", STORE_IMDS_KEYS, status=200, body=b"../../../user-data?x=1#y")
+        token = self.services.imds_tokens[0]
+        self.assertEqual([(request.target, request.headers.get("x-aws-ec2-metadata-token")) for request in (
+            self.services.seen()[:3])], [(IMDS_TOKEN, None), (IMDS_KEYS, token), (IMDS_ROLE, token)])
+        self.services.script("GET", IMDS_KEYS, status=200, body=b"../../../user-data?x=1#y")
         self.assertRegex(self.fetch("instance"), "CredentialsNotFound: .*status 404")
-        self.assertEqual(self.services.seen("GET")[-1].target, STORE_IMDS_KEYS + "..%2F..%2F..%2Fuser-data%3Fx%3D1%23y")
+        self.assertEqual(self.services.seen("GET")[-1].target, IMDS_KEYS + "..%2F..%2F..%2Fuser-data%3Fx%3D1%23y")
         self.services.forget()
         self.assertRegex(self.fetch("container", token="one\r\nX-Evil: 1"), "token has characters that cannot be sent")
         self.services.script("PUT", status=200, body=b"one\r\nX-Evil: 1")
@@ -7077,12 +6758,12 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         self.write("container", "rotated")
         self.assertEqual(["keys", "keys"], [self.fetch("web identity"), self.fetch("container", token_file=path)])
         self.services.forget()
-        lost = self.fetch("web identity", web_identity_token_file=os.path.join(self.folder, "lost"))
-        self.assertRegex(lost, "web identity token .*/lost")
+        self.assertRegex(self.fetch("web identity", web_identity_token_file="/lost"), "web identity token /lost")
         self.assertEqual(self.services.seen(), [])
 
     def test_roles(self) -> None:
-        """What the form says; AssumeRole bears a signature that a second implementation works out alike."""
+        """What the form says; AssumeRole bears a signature that a second implementation works out alike. The host is
+        that of the region, through a proxy where the environment names one."""
         session = r"[\w+=,.@-]{2,64}"
         for how, path, more, fields in (
                 ("web identity", "", {"role_session_name": "pod"}, ("pod", None, None)),
@@ -7095,12 +6776,10 @@ class TestStoreServices(KeyTests, unittest.TestCase):
                 self.assertRegex(self.form()["RoleSessionName"], f"^{fields[0]}$")
                 self.assertEqual(fields[1:], (self.form().get("ExternalId"), self.form().get("DurationSeconds")))
         self.services.signers = self.services.issued
-        chain = vr.Plan.of("role", {"role_arn": STORE_ROLE}, self.plan("web identity"))
+        chain = vr.Plan.of("role", {"role_arn": ROLE}, self.plan("web identity"))
         keys = vr.fetch_credentials(chain, "eu-north-1")
         self.assertEqual(list(self.services.issued)[-1], keys.access_key)
-
-    def test_the_host_is_that_of_the_region(self) -> None:
-        """Through a proxy, where the environment names one."""
+        self.services.forget()
         with environment({"AWS_ENDPOINT_URL_STS": None, "HTTPS_PROXY": self.services.url}):
             self.assertRegex(self.fetch("web identity"), "^Unreachable: ")
         self.assertEqual({request.target for request in self.services.seen()}, {"sts.eu-north-1.amazonaws.com:443"})
@@ -7123,7 +6802,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
                 self.assertTrue(found == expected or re.search(f"^InvalidCredentials: .*{expected}", found), found)
 
     def test_regions(self) -> None:
-        """S3 names a bucket's region in any answer to an unsigned HEAD; what is no label chooses no host."""
+        """S3 names a bucket's region in any answer to a HEAD; what is no label chooses no host."""
         address = vr.Address("http", self.services.host, "/bucket", "us-east-1")
         for status, region, expected in (
                 (200, "eu-central-1", "eu-central-1"), (403, "eu-central-1", "eu-central-1"), (301, "", ""),
@@ -7144,10 +6823,9 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
     def setUp(self) -> None:
         super().setUp()
         self.write("token", self.services.web_token)
-        self.cache, self.start = vr.CredentialCache(self.plan("web identity"), "us-east-1"), store_now()
+        self.cache, self.start = vr.CredentialCache(self.plan("web identity"), "us-east-1"), vr.utc_now()
 
     def take(self, minutes: float, **options: Any) -> Any:
-        """Return what the cache gives at a time from the start."""
         return self.cache.get(self.start + timedelta(minutes=minutes), **options)
 
     def test_keys_through_their_life(self) -> None:
@@ -7163,7 +6841,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
                      (61.1, "", "new", 5)),
                     ((0, "busy", "another request", 0), (0, "", "new", 1), (55, "busy", "same", 1),
                      (61, "busy", "another request", 1), (55, "", "new", 2))):
-                self.cache, self.start = vr.CredentialCache(self.cache.plan, "us-east-1"), store_now()
+                self.cache, self.start = vr.CredentialCache(self.cache.plan, "us-east-1"), vr.utc_now()
                 self.services.forget()
                 for minutes, trouble, expected, exchanges in rows:
                     with self.subTest(minutes=minutes, trouble=trouble), contextlib.ExitStack() as stack:
@@ -7182,7 +6860,8 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
         self.assertFalse([key for key in itertools.chain(*self.services.issued.values()) if key in str(logs.output)])
 
     def test_threads(self) -> None:
-        """Eight of them cost one exchange; those that may not wait are told, or have the old keys while these live."""
+        """Eight of them cost one exchange; those that may not wait are told, or have the old keys while these live.
+        Keys that last are kept."""
         gates = threading.Event(), threading.Event()
         taken: List[Any] = []
         for number, (gate, minutes) in enumerate(zip(gates, (0, 55))):
@@ -7200,10 +6879,8 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
             for thread in threads:
                 thread.join(10)
         self.assertEqual(([8, 1], 2), (sorted(map(taken.count, set(taken)))[::-1], len(self.services.seen())))
-
-    def test_keys_that_last_cost_nothing(self) -> None:
         self.cache = vr.CredentialCache(KEYS_1, "us-east-1")
-        self.assertEqual((vr.Credentials("AKIA1", "s1"), []), (self.take(600_000), self.services.seen()))
+        self.assertEqual(vr.Credentials("AKIA1", "s1"), self.take(600_000))
 
 
 class TestHostLimiter(unittest.TestCase):
@@ -7226,7 +6903,7 @@ class TestHostLimiter(unittest.TestCase):
                     pass
 
     def test_failures(self) -> None:
-        """A silence is remembered for a while, a quick failure is not, and an answer of any kind counts as one."""
+        """A silence is remembered for a while, among a thousand hosts; a quick failure is not, nor an answer."""
         hosts, silence = vr.HostLimiter(4, 3600), vr.Unreachable("no answer")
         for host, quick, pause, error, remembered in (
                 ("a", 60.0, 3600, silence, False), ("a", 0.0, 3600, silence, True),
@@ -7246,18 +6923,13 @@ class TestHostLimiter(unittest.TestCase):
             raise silence
         with hosts.guard("x"):
             self.assertRaises(vr.Busy, hosts.guard("x").__enter__)
-
-    def test_memory_is_bounded(self) -> None:
-        hosts = vr.HostLimiter(4, 3600)
         for number in range(3000):
             with hosts.guard(str(number)):
                 pass
         self.assertLessEqual(len(hosts.ends), vr.MAX_HOSTS)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stores: from a request to its URL, with keys from the network
-# ------------------------------------------------------------------------------------------------------------
+# ---- Stores: from a request to its URL, with keys from the network -----------
 
 class TimelyStore(FakeStore):
     """A store whose Date header follows its clock."""
@@ -7277,7 +6949,6 @@ class StoreWorld(FakeWorld):
         return FakeCluster(tls=True), TimelyStore()
 
     def tearDown(self) -> None:
-        """Let the store be as it was."""
         self.store.clock, self.store.hide_missing = time.time, False
         self.store.keys = {self.store.access_key: (self.store.secret_key, "")}
         self.store.unscript()
@@ -7290,19 +6961,18 @@ class StoreWorld(FakeWorld):
         return result
 
     def answer_to(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None, name: str = "b1") -> Document:
-        """Return a new request once the controller has looked at it."""
         asked = self.ask(name=name)
         self.once(*argv, env=env)
         return self.admin.get("downloadrequests", asked, self.namespace)
 
     def url_in(self, document: Document) -> str:
-        """Return the URL in an answer, which must be Processed and bear no reason."""
+        """The URL in an answer, which must be Processed and bear no reason."""
         self.assertEqual((document.get("status", {}).get("phase"), reason_of(document)), ("Processed", ""),
                          document["metadata"].get("annotations"))
         return str(document["status"]["downloadURL"])
 
     def assert_reason(self, document: Document, reason: str, *words: str) -> None:
-        """Check that a request bears this reason and a sentence with these words, all of them patterns, and no URL."""
+        """Check that a request bears this reason, a sentence with these words, all of them patterns, and no URL."""
         notes, status = document["metadata"].get("annotations") or {}, document.get("status") or {}
         self.assertRegex(notes.get(REASON, ""), f"^({reason})$", notes)
         for word in words:
@@ -7351,14 +7021,14 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
     def setUp(self) -> None:
         """Give this process an identity by STS and by files, and a stranger a host."""
         StoreWorld.setUp(self)
-        self.start_services()
+        KeyTests.setUp(self)
         self.own_keys = keys_file(self.store.access_key, self.store.secret_key)
         self.evil = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(self.evil.close)
         self.allowed = self.write("allowed", f"[default]\ncredential_process = touch {self.folder}/ran\n")
         self.pod: Dict[str, Optional[str]] = {
             "AWS_ENDPOINT_URL_S3": self.store.url, "AWS_ENDPOINT_URL_STS": self.services.url,
-            "AWS_ROLE_ARN": STORE_ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
+            "AWS_ROLE_ARN": ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": self.write("token", self.services.web_token),
             "AWS_SHARED_CREDENTIALS_FILE": self.write("own", self.own_keys.replace("default", "p") + self.own_keys)}
 
     def direct(self, name: str, *flags: str, **env: Optional[str]) -> Result:
@@ -7392,17 +7062,10 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         self.assert_reason(self.answer_to(env=self.pod, name="own"), "CredentialsExpired", "expired")
         self.assert_failed(self.direct("own", "--direct"), 1, "the credentials of", "have expired")
 
-    def assert_nothing_happened(self) -> None:
-        """Check that nobody came to the stranger's host, nothing ran, and no keys were asked for."""
-        self.evil.setblocking(False)
-        self.assertRaises(BlockingIOError, self.evil.accept)
-        self.assertFalse(os.path.exists(os.path.join(self.folder, "ran")))
-        self.assertEqual([], self.services.seen())
-
     def test_attacks(self) -> None:
         """Each is refused before anything is fetched, sent or run, by the controller and by --direct."""
         places = {"evil": f"127.0.0.1:{self.evil.getsockname()[1]}", "own": self.store.url, "here": self.folder,
-                  "role": STORE_ROLE}
+                  "role": ROLE}
         names = [self.lay_out(f"row{number}", {key: value.format(**places) for key, value in config.items()},
                               secret.format(**places)) for number, (config, secret, _, _) in enumerate(SIGNERS)]
         asked = [self.ask(name=name) for name in names]
@@ -7413,7 +7076,10 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
                 result = self.direct(name, "--direct", "--allow-credentials-file", self.allowed)
                 self.assert_failed(result, 1)
                 self.assertRegex(result.err, words)
-        self.assert_nothing_happened()
+        self.evil.setblocking(False)
+        self.assertRaises(BlockingIOError, self.evil.accept)  # nobody came to the stranger's host
+        self.assertFalse(os.path.exists(os.path.join(self.folder, "ran")))
+        self.assertEqual([], self.services.seen())
 
     def test_whose_keys_sign(self) -> None:
         """Programs and profiles of our files, the location's Secret before them, what the operator names anywhere."""
@@ -7425,7 +7091,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         document = self.write("location", json.dumps({"spec": {
             "provider": "aws", "objectStorage": {"bucket": self.namespace},
             "config": {"region": self.store.region, "s3Url": self.store.url, "credentialsFile": keys}}}))
-        role = f"{named}[default]\nrole_arn = {STORE_ROLE}\nsource_profile = q\n[other]\ncredential_process = x\n"
+        role = f"{named}[default]\nrole_arn = {ROLE}\nsource_profile = q\n[other]\ncredential_process = x\n"
         own, here, away = self.store.access_key, self.store.url, None  # whether our identity belongs to the store
         for name, config, secret, endpoint, flags, env, key in (
                 ("program", {}, "", here, (), {**files, "AWS_ROLE_ARN": None}, "ASIATEMP00000001"),
@@ -7449,9 +7115,8 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         os.symlink(self.write("good", self.own_keys), os.path.join(self.folder, "link"))
         os.mkfifo(os.path.join(self.folder, "fifo"))
         self.write("large", "#" * (1 << 20) + "\n")
-        for name, code, words in (("good", 0, "^$"), ("link", 0, "^$"), ("fifo", 1, "no regular file"),
-                                  ("", 1, "no regular file"), ("large", 1, "larger than 1 MiB"),
-                                  ("absent", 1, "no regular file"), ("/dev/zero", 1, "no regular file")):
+        for name, code, words in (("link", 0, "^$"), ("large", 1, "larger than 1 MiB"), *(
+                (name, 1, "no regular file") for name in ("fifo", "", "absent", "/dev/zero"))):
             with self.subTest(name=name):
                 path = os.path.join(self.folder, name)
                 backup = self.lay_out("b" + name.replace("/", "-"), {"credentialsFile": path})
@@ -7504,8 +7169,7 @@ class TestStoreAuthority(StoreWorld, unittest.TestCase):
 
     def test_the_authority_may_lie_in_a_secret(self) -> None:
         """caCertRef names the Secret that makes the store trusted; without it, or with another, the reason says so."""
-        with open(self.store.ca, encoding="ascii") as file:
-            self.make_secret("authority", "ca.crt", file.read())
+        self.make_secret("authority", "ca.crt", read_bytes(self.store.ca).decode())
         self.make_secret("too-large", "ca.crt", "x" * (257 << 10))
         for name, reference, reason, words in (
                 ("good", {"name": "authority", "key": "ca.crt"}, "", ""), ("none", {}, ".+", "certificate"),
@@ -7770,7 +7434,7 @@ class TestStoreRealKeys(unittest.TestCase):
                 body = ("the object " + key).encode()
                 store.put(bucket, key, body)
                 url = vr.presign(vr.object_address(location, key), vr.Credentials(store.access_key, store.secret_key),
-                                 store_now(), timedelta(minutes=10))
+                                 vr.utc_now(), vr.URL_LIFE)
                 raw = http.client.HTTPConnection(store.host, timeout=20)
                 with contextlib.closing(raw):
                     raw.request("GET", url[len(store.url):])
@@ -9012,28 +8676,15 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 def backup_document(name: str, phase: str = "Completed") -> bytes:
-    """Return a velero-backup.json."""
+    """A velero-backup.json."""
     return json.dumps({
         "kind": "Backup", "apiVersion": "velero.io/v1", "metadata": {"name": name, "namespace": "velero"},
         "spec": {"storageLocation": "default", "ttl": "720h0m0s"}, "status": {
             "phase": phase, "startTimestamp": "2026-01-02T03:04:05Z", "expiration": "2026-02-01T03:04:05Z"}}).encode()
 
 
-@contextlib.contextmanager
-def without_rights(path: str) -> Iterator[None]:
-    """Take all permissions from a file or folder for a while, and from root its privilege to ignore that."""
-    mode, user = os.stat(path).st_mode & 0o777, os.geteuid()
-    os.chmod(path, 0)
-    try:
-        os.seteuid(user or 65534)
-        yield
-    finally:
-        os.seteuid(user)
-        os.chmod(path, mode)
-
-
 def first_words(table: bytes) -> List[str]:
-    """Return the first column of a table, without its head."""
+    """The first column of a table, without its head."""
     return [line.split()[0] for line in table.decode().splitlines()[1:]]
 
 
@@ -9041,26 +8692,27 @@ class DirectTests(Sentences):
     """Downloads without a controller, on either pair of servers."""
 
     def fill_bucket(self, prefix: str = "") -> Dict[str, bytes]:
-        """Store two backups and a restore, and a copy of them in a folder; return what lies in the bucket by key."""
+        """Store two backups and a restore, and a copy of them in a folder -> what lies in the bucket by key."""
         self.make_target()
         self.copy = os.path.join(self.folder, "copy" + prefix.replace("/", "-"))
-        stored = {f"backups/{name}/velero-backup.json": backup_document(name, phase)
-                  for name, phase in (("b1", "Completed"), ("b2", "PartiallyFailed"))}
-        stored.update({KEYS["BackupContents"]: archive(300_000), KEYS["BackupLog"]: gzip.compress(LOG),
-                       KEYS["RestoreLog"]: gzip.compress(LOG[:500])})
+        stored = {"backups/b1/velero-backup.json": backup_document("b1"),
+                  "backups/b2/velero-backup.json": backup_document("b2", "PartiallyFailed"),
+                  KEYS["BackupContents"]: archive(300_000), KEYS["BackupLog"]: gzip.compress(LOG),
+                  KEYS["RestoreLog"]: gzip.compress(LOG[:500])}
         for key, body in stored.items():
             self.store.put(self.namespace, prefix + key, body)
             write_bytes(os.path.join(self.copy, key), body)
         return stored
 
     def location_document(self, **storage: Any) -> Document:
-        """Return a storage location as an administrator has it in a file."""
-        config = {"region": self.store.region, "s3Url": self.store.url, "s3ForcePathStyle": "true"}
-        spec = {"provider": "aws", "objectStorage": {"bucket": self.namespace, **storage}, "config": config}
-        return {"apiVersion": "velero.io/v1", "kind": "BackupStorageLocation", "metadata": {"name": "x"}, "spec": spec}
+        """The cluster's storage location without its Secret, as an administrator has it in a file."""
+        document: Any = self.look("default", "backupstoragelocations")
+        del document["spec"]["credential"]
+        document["spec"]["objectStorage"].update(storage)
+        return document
 
     def files(self, document: Any = None, keys: Optional[str] = None) -> Tuple[str, ...]:
-        """Write location and credentials, and return the flags that name them."""
+        """Write location and credentials -> the flags that name them."""
         location = os.path.join(self.folder, f"{uuid.uuid4().hex}-location.yaml")
         document = self.location_document() if document is None else document
         write_bytes(location, document if isinstance(document, bytes) else yaml.safe_dump(document).encode())
@@ -9069,26 +8721,21 @@ class DirectTests(Sentences):
 
     def check_way(self, stored: Dict[str, bytes], *flags: str) -> None:
         """Fetch all that there is, and list it."""
-        for words in ("download b1 -o FILE", "backup download b1 --force -o FILE"):
-            self.assert_right(self.cli(*words.replace("FILE", self.path).split(), *flags),
-                              stored[KEYS["BackupContents"]])
-        for words, text in (("backup logs b1", LOG), ("restore logs r1", LOG[:500]),
-                            ("download r1 --kind RestoreLog", LOG[:500])):
-            self.assertEqual((0, text, ""), self.cli(*words.split(), *flags))
+        contents = stored[KEYS["BackupContents"]]
+        self.assert_right(self.cli("backup", "download", "b1", "-o", self.path, *flags), contents)
+        for words, content in (("download b1 -o -", contents), ("backup logs b1", LOG), ("restore logs r1", LOG[:500]),
+                               ("download r1 --kind RestoreLog", LOG[:500])):
+            self.assertEqual((0, content, ""), self.cli(*words.split(), *flags))
         listed = self.cli("backup", "get", *flags).out.decode()
         self.assertRegex(listed, r"(?s)\nb1 +Completed .*\nb2 +PartiallyFailed ")
         self.clear()
 
     def test_every_way(self) -> None:
-        """By the cluster's location, by a file with the whole object or its spec, and in a copied bucket.
-
-        No request is created, and the cluster is only read, by --location not even that.
-        """
+        """No request is created, and the cluster is only read, by --location not even that."""
         for prefix in ("", "a/b/"):
             stored, whole = self.fill_bucket(prefix), self.location_document(prefix=prefix)
-            if prefix:
-                self.admin.merge_patch("backupstoragelocations", "default", {
-                    "spec": {"objectStorage": {"prefix": "a/b"}}}, self.namespace)
+            self.admin.merge_patch("backupstoragelocations", "default", {
+                "spec": {"objectStorage": {"prefix": prefix.rstrip("/")}}}, self.namespace)
             for flags in (("--direct",), ("--direct", *self.files(whole)), self.files(whole["spec"]),
                           self.files({"spec": whole["spec"]}), ("--location", self.copy),
                           ("--direct", "--location", self.copy + "/")):
@@ -9099,11 +8746,9 @@ class DirectTests(Sentences):
                     self.assertEqual({"GET"} if flags == ("--direct",) else set(),
                                      {request.method for request in self.cluster.seen()}, flags)
         url = self.cli("download", "b1", "--direct", "--url-only", "--force=false").out.decode().strip()
-        self.assertEqual(fetch(url).data, stored[KEYS["BackupContents"]])
-        self.assertEqual([], self.names())
+        self.assertEqual((stored[KEYS["BackupContents"]], []), (fetch(url).data, self.names()))
 
     def test_with_the_caller_s_rights(self) -> None:
-        """Three rights to read are enough; without one of them it is code 5 and named."""
         stored = self.fill_bucket()
         rights = [{"apiGroups": [group], "resources": [plural], "verbs": ["get"]} for group, plural in (
             ("velero.io", "backups"), ("velero.io", "backupstoragelocations"), ("", "secrets"))]
@@ -9114,7 +8759,6 @@ class DirectTests(Sentences):
         self.assert_right(self.cli(*command, user="reader"), stored[KEYS["BackupContents"]])
 
     def test_what_the_store_refuses(self) -> None:
-        """Wrong keys are 5, what is not there is 3; each is one sentence, at once, and nothing is left."""
         self.fill_bucket()
         wrong, flags = self.files(keys=keys_file(self.store.access_key, "not-the-secret")), self.files()
         elsewhere, began = self.files(self.location_document(bucket="no-such-bucket-at-all")), time.monotonic()
@@ -9130,8 +8774,15 @@ class DirectTests(Sentences):
 
 class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
     """Direct on the fakes, and what only they can show."""
-
     serves = False
+
+    def listed(self, code: int, *words: str) -> List[str]:
+        """The names that `backup get` lists, when it ends with this code."""
+        result = self.cli("backup", "get", *words)
+        self.assertEqual(code, result.code, result.err)
+        self.assertNotRegex(result.err, "Traceback|[\x00-\x09\x0b-\x1f]")
+        self.said = result.err
+        return first_words(result.out)
 
     def test_every_location_is_listed(self) -> None:
         """What can be listed is, under its location's name; what cannot is a line each, the first one's code counts."""
@@ -9149,23 +8800,20 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         self.assertEqual(["default", "other"], [item["spec"]["storageLocation"] for item in one["items"]])
         self.make_location("void", secret="gone")
         self.make_location("odd", {"s3ForcePathStyle": "perhaps"})
-        result = self.cli("backup", "get", "nobody", "b3", "--direct")
-        self.assertEqual((1, ["b3"]), (result.code, first_words(result.out)), result.err)
-        self.assertRegex(result.err, r"\A" + "".join(rf"error: .*{said}.*\n" for said in (
+        self.assertEqual(["b3"], self.listed(1, "nobody", "b3", "--direct"))
+        self.assertRegex(self.said, r"\A" + "".join(rf"error: .*{said}.*\n" for said in (
             "'odd'", "'unreachable'", "'void'", 'backup "nobody" does not exist')))
-        self.assertEqual(4, result.err.count("error: "), result.err)
+        self.assertEqual(4, self.said.count("error: "), self.said)
         for name in ("default", "other", "unreachable", "odd"):
             self.admin.delete("backupstoragelocations", name, self.namespace)
         for output in ("table", "json", "yaml"):  # no list at all is not an empty list
             self.assert_failed(self.cli("backup", "get", "--direct", "-o", output), 3, "'void'", "gone")
 
     def test_backups_that_are_too_large(self) -> None:
-        """One that is hides no other; of those that are too large together some are listed, and it is said."""
         self.fill_bucket()
         self.store.put(self.namespace, "backups/b3/velero-backup.json", b" " * (17 << 20))
-        result = run("backup", "get", *self.files())
-        self.assertEqual((1, ["b1", "b2"]), (result.code, first_words(result.out)), result.err)
-        self.assert_sentence(result, "backup 'b3' in .*location.yaml: it is larger than 16 mib")
+        self.assertEqual(["b1", "b2"], self.listed(1, *self.files()))
+        self.assertRegex(self.said, r"\Aerror: backup 'b3' in .*location.yaml: it is larger than 16 MiB\n\Z")
         troubles: List[Any] = []
         folder = os.path.join(self.folder, "elements")  # which weigh more than their bytes
         for name in ("b1", "b2", "b3", "b4"):
@@ -9176,15 +8824,13 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
                          (len(found), list(map(str, troubles))))
 
     def test_what_is_wrong_with_the_files(self) -> None:
-        """A location or credentials that cannot be read are one sentence each, with the file or the field in it."""
         self.fill_bucket()
         whole, gone = self.location_document(), os.path.join(self.folder, "gone")
         spec, quotes = whole["spec"], "must be a string: write it in quotes"
         cases: Tuple[Tuple[Any, Optional[str], str], ...] = (
-            (b"- a list", None, "location.yaml must be a mapping"), (b"5", None, "location"),
-            (b"a: [b", None, "location"), (b"\x00\x01", None, "location"), ({"spec": {}}, None, "provider"),
-            (backup_document("b1"), None, "kind 'backup'.* backupstoragelocation"), (whole, "", "cloud|credential"),
-            ({**spec, "provider": "azure"}, None, "azure"), (whole, "nonsense", "cloud|credential|line"),
+            (b"- a list", None, "location.yaml must be a mapping"), (b"a: [b", None, "location.yaml is not yaml"),
+            (backup_document("b1"), None, "kind 'backup'.* backupstoragelocation"), ({"spec": {}}, None, "provider"),
+            (whole, "", "cloud|credential"), (whole, "nonsense", "cloud|credential|line"),
             *(({**spec, "config": {**spec["config"], key: value}}, None,
                f"location.yaml: spec.config: {key} {quotes}".lower()) for key, value in (
                    ("s3ForcePathStyle", True), ("region", 2024), ("profile", 1.5), (2024, 2024))),
@@ -9195,12 +8841,15 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         for flags, words in [*rows, ((*good[:1], gone, *good[2:]), "gone"), ((*good[:3], gone), "gone")]:
             with self.subTest(words):
                 self.assert_absent(run("download", "b1", *flags, "-o", self.path), (1, 2), words)
-        for purpose in ("certificate authority", "token", "credentials file"):
-            with self.assertRaisesRegex(vr.ConfigError, f"{purpose} /dev/zero is larger than 8 MiB"):
-                vr.read_file("/dev/zero", purpose)
+        self.assertRaisesRegex(vr.ConfigError, "it /dev/zero is larger than 8 MiB", vr.read_file, "/dev/zero", "it")
+
+    def test_a_secret_is_missed_before_anybody_is_asked(self) -> None:
+        document = {"provider": "aws", "objectStorage": {"bucket": "b"}, "credential": {"name": "cloud", "key": "keys"}}
+        result = run("backup", "get", *self.files(document)[:2], env={"HTTPS_PROXY": self.store.url, "NO_PROXY": ""})
+        self.assertEqual((1, []), (result.code, self.store.seen()), result.err)
+        self.assertRegex(result.err, "names the Secret 'cloud', and no cluster is asked\nhint: .*--credentials-file ")
 
     def test_it_says_what_the_ordinary_way_says(self) -> None:
-        """A backup that does not exist, is still running, or lies in a location that is gone."""
         self.make_backup("b-lost", "gone")
         self.make_backup("b-runs", phase="InProgress")
         for name, code, said in (("nosuch", 3, 'backup "nosuch" does not exist'), ("b-runs", 1, "not available until"),
@@ -9208,15 +8857,11 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
             self.assert_failed(self.cli("backup", "logs", name, "--direct"), code, said)
 
     def test_a_folder_that_is_wrong(self) -> None:
-        """What is missing, damaged, empty or a trap in a folder is refused as it would be from a store."""
         self.fill_bucket()
         key, flags = os.path.join(self.copy, KEYS["BackupContents"]), ("--location", self.copy, "-o", self.path)
-        self.assert_absent(run("download", *flags, "--", "nobody"), 3, "there is no file")
-        for name in ("..", "/etc/passwd", "b1/../b1", ""):
-            self.assert_absent(run("download", *flags, "--", name), 3, f"error: backup '{name}' cannot exist")
-        for body in (b"", read_bytes(key)[:-1], LOGIN_PAGE):
-            write_bytes(key, body)
-            self.assert_absent(run("download", "b1", *flags), 1)
+        for name, said in (("nobody", "there is no file"), *((name, f"error: backup '{name}' cannot exist")
+                                                             for name in ("..", "/etc/passwd", "b1/../b1", ""))):
+            self.assert_absent(run("download", *flags, "--", name), 3, said)
         self.assert_failed(run("download", "b1", *flags[:2], "--url-only"), 2, "no URL of what lies in the folder /")
         os.unlink(key)
         for make, remove in ((os.mkdir, os.rmdir), (os.mkfifo, os.unlink)):
@@ -9233,7 +8878,6 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         self.assertEqual((3, False), (missing.code, hint in missing.err), missing.err)
 
     def test_a_damaged_log_has_a_cure(self) -> None:
-        """It says how to tell a bad line from a bad object, and how to have that as it is stored."""
         self.fill_bucket()
         packed = gzip.compress(LOG)[:-9]
         self.store.put(self.namespace, KEYS["BackupLog"], packed)
@@ -9250,25 +8894,29 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         """What the file system forbids in a copied bucket is code 5 with its path, and the rest is listed."""
         self.fill_bucket()
         os.chmod(self.folder, 0o755)
-        self.assertEqual(0, run("backup", "get", "--location", self.copy).code)  # imports what only root may read
-        for path, words in (("backups", "backup get"), ("backups", "backup logs b1"),
-                            ("backups/b1/b1-logs.gz", "backup logs b1"),
-                            ("backups/b1/velero-backup.json", "backup get")):
-            path = os.path.join(self.copy, path)
+        self.listed(0, "--location", self.copy)  # imports what only root may read
+        for path, words in (("", "backup get"), ("", "backup logs b1"), ("/b1/b1-logs.gz", "backup logs b1"),
+                            ("/b1/velero-backup.json", "backup get")):
+            path = f"{self.copy}/backups{path}"
             with self.subTest(path, words=words):
-                with without_rights(path):
+                mode, user = os.stat(path).st_mode & 0o777, os.geteuid()
+                os.chmod(path, 0)
+                try:
+                    os.seteuid(user or 65534)  # root would ignore it
                     result = run(*words.split(), "--location", self.copy)
+                finally:
+                    os.seteuid(user)
+                    os.chmod(path, mode)
                 self.assertEqual((5, path.endswith(".json")), (result.code, b"b2" in result.out), result.err)
                 self.assert_sentence(result, re.escape(path.lower()), "permission denied")
 
     def test_an_authority_in_the_file(self) -> None:
-        """A location's caCert in the file is believed, and without it the store is not."""
         store = FakeStore(tls=True)
         self.addCleanup(store.close)
         store.put(self.namespace, KEYS["BackupLog"], gzip.compress(LOG))
         authority = base64.b64encode(read_bytes(str(store.ca))).decode()
-        for document, expected in ((self.location_document(), (6, b"")),
-                                   (self.location_document(caCert=authority), (0, LOG))):
+        for storage, expected in (({}, (6, b"")), ({"caCert": authority}, (0, LOG))):
+            document = self.location_document(**storage)
             document["spec"]["config"]["s3Url"] = store.url
             self.assertEqual(expected, run("backup", "logs", "b1", *self.files(document))[:2])
 
@@ -9280,8 +8928,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         for name in names:
             self.store.put(self.namespace, f"backups/{name}/velero-backup.json", backup_document(name))
         self.store.page = 4
-        result = self.cli("backup", "get", "n007", "n003", "--direct")
-        self.assertEqual((0, ["n003", "n007"]), (result.code, first_words(result.out)), result.err)
+        self.assertEqual(["n003", "n007"], self.listed(0, "n007", "n003", "--direct"))
         self.assertEqual(2, len(self.store.seen("GET", "velero-backup.json")))
         gate = threading.Event()
         fault = self.store.script("GET", "velero-backup.json", times=8, hang=gate)
@@ -9293,7 +8940,6 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         self.assertEqual((0, names), (result.code, first_words(result.out)), result.err)
 
     def test_a_listing_of_strangers(self) -> None:
-        """Odd keys and documents of nonsense spoil neither the listing nor the terminal."""
         self.fill_bucket()
         for number, body in enumerate((b"", b"nonsense", b"[]", b"5", b'{"metadata": 5, "status": []}', b"\xff\xfe",
                                        b"[" * 50_000, b'{"metadata": {"name": "\x1b[31m"}}', gzip.compress(b"{}"),
@@ -9302,33 +8948,24 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         for key in ("", "../x/velero-backup.json", "\x1b[2J/velero-backup.json", "a b/velero-backup.json",
                     "&lt;é/velero-backup.json", "/velero-backup.json", "loose"):
             self.store.put(self.namespace, f"backups/{key}", backup_document("evil"))
-        for argv in ((), ("-o", "json")):
-            result = run("backup", "get", *self.files(), *argv)
-            self.assertEqual((0, True, True, False), (result.code, *(text in result.out for text in (
-                b"b1", b"b2", b"\x1b"))))
-            self.assertNotRegex(result.err, "Traceback|[\x00-\x09\x0b-\x1f]")
+        self.assertEqual(["b1", "b2"], self.listed(0, *self.files())[:2])
+        self.assertNotIn(b"\x1b", self.cli("backup", "get", *self.files(), "-o", "json").out)
 
     def test_a_listing_that_goes_wrong(self) -> None:
-        """A listing that is no XML, without end, or refused is one sentence."""
         endless = (b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x"
                    b"</NextContinuationToken></ListBucketResult>")
         for status, body, code in ((200, LOGIN_PAGE, 1), (200, b"", 1), (200, b"<ListBucketResult>", 1), (403, b"", 5),
                                    (200, endless, 1)):
-            with self.subTest(body, status=status):
-                self.store.unscript()
-                self.store.script("GET", "list-type", **forever(status=status, body=body))
-                result = run("backup", "get", *self.files())
-                self.assertEqual((code, b""), result[:2], result.err)
-                self.assert_sentence(result, "no end" if body == endless else "listing")
+            self.store.unscript()
+            self.store.script("GET", "list-type", **forever(status=status, body=body))
+            self.assert_absent(run("backup", "get", *self.files()), code, "no end" if body == endless else "listing")
 
 
 class TestDownloadDirectReal(DirectTests, RealWorld, unittest.TestCase):
     """Direct on the real API server and the real S3 server."""
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Downloads, row 7: the library
-# ------------------------------------------------------------------------------------------------------------
+# ---- Downloads, row 7: the library -------------------------------------------
 
 class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
     """`import velero_requests` does the same without a word."""
@@ -9337,23 +8974,28 @@ class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
         super().setUp()
         self.api = vr.connect(vr.load_cluster(self.kubeconfig))
 
-    def test_threads_do_not_mix_and_do_not_print(self) -> None:
-        """Eight streams over one connection object, each cut once; writers stay open, nothing is printed."""
-        texts = {f"t{number}": noise(100_000, seed=number).hex().encode() for number in range(8)}
-        for name, text in texts.items():
-            self.make_backup(name)
-            self.store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(text))
-            self.store.script("GET", f"/{name}-logs.gz", wire=cut_body(20_000))
+    def test_threads_do_not_mix_and_nothing_is_touched(self) -> None:
+        """Eight streams over one connection object, each cut once, without a word; signal handlers stay."""
+        def state() -> Any:
+            return (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), vr.log.handlers[:], vr.log.level,
+                    sys.stdout, sys.stderr, socket.getdefaulttimeout(), os.getcwd())
 
         def content(name: str) -> bytes:
             writer = io.BytesIO()
             vr.stream(self.api, self.namespace, "BackupLog", name, writer)
             return writer.getvalue()
+        texts = {f"t{number}": noise(100_000, seed=number).hex().encode() for number in range(8)}
+        for name, text in texts.items():
+            self.make_backup(name)
+            self.store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(text))
+            self.store.script("GET", f"/{name}-logs.gz", wire=cut_body(20_000))
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), ThreadPoolExecutor(8) as pool:
+            before = state()
+            content("t0")
+            self.assertEqual(before, state())
             got = dict(zip(texts, pool.map(content, texts)))
-        self.assertEqual((said.getvalue(), self.names()), ("", []))
-        self.assertTrue(got == texts)
+        self.assertEqual(("", [], True), (said.getvalue(), self.names(), got == texts))
 
     def test_leaving_early_tidies_up(self) -> None:
         """A generator that is closed deletes its request at once, and so does an error of the writer's own."""
@@ -9364,30 +9006,14 @@ class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
         began = time.monotonic()
         chunks.close()
         self.assertLess(time.monotonic() - began, 2)
-        self.assertEqual((self.names(), len(self.gets())), ([], 1))
+        self.assertEqual(([], 1), (self.names(), len(self.gets())))
         writer = io.BytesIO()
         writer.close()
         with self.assertRaisesRegex(ValueError, "closed file"):
             vr.stream(self.api, self.namespace, "BackupContents", "b1", writer)
-        self.assertEqual(self.names(), [])
+        self.assertEqual([], self.names())
 
-    def test_no_handler_and_no_signal_is_touched(self) -> None:
-        """A stream leaves signal handlers, the logger, warnings and the standard streams as they were."""
-        self.put()
-
-        def state() -> Any:
-            return (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), vr.log.handlers[:], vr.log.level,
-                    sys.stdout, sys.stderr, socket.getdefaulttimeout(), os.getcwd())
-        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        for handler in (signal.getsignal(signal.SIGTERM), signal.default_int_handler):
-            signal.signal(signal.SIGTERM, handler)
-            before = state()
-            vr.stream(self.api, self.namespace, "BackupLog", "b1", io.BytesIO())
-            self.assertEqual(state(), before)
-
-# ------------------------------------------------------------------------------------------------------------
-# Downloads from the real S3 server, over a line that breaks
-# ------------------------------------------------------------------------------------------------------------
+# ---- Downloads from the real S3 server, over a line that breaks --------------
 
 class Line:
     """A line on loopback to a server: each connection may carry so many bytes back."""
@@ -9520,12 +9146,11 @@ class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
 # ------------------------------------------------------------------------------------------------------------
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
-GONE = velero_requests.StoreError("nothing there", status=404, reason="ArtifactNotFound")
-LISTS = (velero_requests.DELETE_REQUESTS, velero_requests.POD_VOLUME_BACKUPS, velero_requests.POD_VOLUME_RESTORES)
+GONE = vr.StoreError("nothing there", status=404, reason="ArtifactNotFound")
+LISTS = (vr.DELETE_REQUESTS, vr.POD_VOLUME_BACKUPS, vr.POD_VOLUME_RESTORES)
 
 
 def in_utc(instant_: datetime) -> datetime:
-    """Show a time as it is."""
     return instant_.astimezone(timezone.utc)
 
 
@@ -9542,7 +9167,7 @@ def described(subject: Any, artifacts: Any = (), related: Any = (), resource: An
         "BackupVolumeInfos": [], "RestoreVolumeInfo": [], **dict(artifacts)}, localize=in_utc, **more)
 
 
-class TestWords(unittest.TestCase):
+class TestWords(Cases):
     """Columns, times, ages, durations, selectors and labels as Go writes them, and what is read of documents."""
 
     def test_no_cell_makes_a_bomb(self) -> None:
@@ -9561,20 +9186,17 @@ class TestWords(unittest.TestCase):
         def shown(text: str, hours: float = 0) -> str:
             return vr.go_time(text, lambda moment: moment.astimezone(timezone(timedelta(hours=hours), "X")), "-")
 
-        for found, expected in (
-                (vr.duration(""), "0s"), (vr.duration("1.000000001s"), "1.000000001s"),
-                (vr.duration("soon"), "<invalid duration 'soon'>"),
-                *((vr.age(seconds), text) for seconds, text in (
-                    (0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h"), (86399, "23h"), (86400, "1d"),
-                    (364.9 * 86400, "364d"), (365 * 86400, "1y"), (1e12, "292y"))),
-                (shown(""), "-"), (shown("0001-01-01T00:00:00Z"), "-"),
-                (shown("2026-05-01T14:00:00.25+02:00"), "2026-05-01 12:00:00.25 +0000 X"),
-                (shown("9999-12-31T23:59:59Z", 14), "9999-12-31 23:59:59 +0000 UTC"),
-                (shown("0999-03-01T02:00:00Z", -3.5), "0999-02-28 22:30:00 -0330 X"),
-                (shown("2026-13-01T00:00:00Z"), "<invalid time '2026-13-01T00:00:00Z'>"),
-                (vr.label_selector(selector), "!a,<error>,m in (1,2),n=3,z,{} notin (v)"),
-                (vr.label_value("n" * 63), "n" * 63), (len(vr.label_value("\ud800" * 64)), 63)):
-            self.assertEqual(found, expected)
+        self.gives(vr.duration, ("", "0s"), ("1.000000001s", "1.000000001s"), ("soon", "<invalid duration 'soon'>"))
+        self.gives(vr.age, (0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h"), (86399, "23h"),
+                   (86400, "1d"), (364.9 * 86400, "364d"), (365 * 86400, "1y"), (1e12, "292y"))
+        self.gives(shown, ("", "-"), ("0001-01-01T00:00:00Z", "-"),
+                   ("2026-05-01T14:00:00.25+02:00", "2026-05-01 12:00:00.25 +0000 X"),
+                   (("9999-12-31T23:59:59Z", 14), "9999-12-31 23:59:59 +0000 UTC"),
+                   (("0999-03-01T02:00:00Z", -3.5), "0999-02-28 22:30:00 -0330 X"),
+                   ("2026-13-01T00:00:00Z", "<invalid time '2026-13-01T00:00:00Z'>"))
+        self.gives(vr.label_selector, (selector, "!a,<error>,m in (1,2),n=3,z,{} notin (v)"))
+        self.gives(lambda name: vr.related_of(vr.RESTORES, document("Restore", name))[0][1][23:],
+                   ("n" * 63, "n" * 63), ("\ud800" * 64, "\ud800" * 57 + "8369aa"))
 
     def test_nothing_of_unicode_drives_a_terminal(self) -> None:
         """Controls, formats such as bidi marks and tags, halves, separators: all are blanks but two joiners."""
@@ -9620,33 +9242,29 @@ class TestTables(unittest.TestCase):
 
     @staticmethod
     def table(resource: Any, documents: Any, **options: Any) -> List[str]:
-        """The lines, at noon."""
         return vr.resource_table(resource, documents, NOON, localize=in_utc, **options).splitlines()
 
     def test_expiry(self) -> None:
-        """From the expiration, else from age and time to live."""
+        early = "2026-05-01T10:00:00Z"
         for expiration, ttl, created, expected in (
-                ("2026-05-01T12:00:00Z", "", "", "0s"), ("", "3h", "", "n/a"), ("", "3h", "2026-05-01T10:00:00Z", "1h"),
-                ("", "1h30m", "2026-05-01T10:00:00Z", "30m ago"), ("", "0", "2026-05-01T10:00:00Z", "n/a"),
-                ("", "soon", "2026-05-01T10:00:00Z", "n/a"), ("", "2500000h", "9999-01-01T00:00:00Z", "n/a"),
-                ("0001-01-01T00:00:00Z", "3h", "2026-05-01T10:00:00Z", "1h")):
-            backup = document("Backup", spec={"ttl": ttl}, status={"expiration": expiration},
-                              metadata={"creationTimestamp": created})
+                ("2026-05-01T12:00:00Z", "", "", "0s"), ("0001-01-01T00:00:00Z", "3h", early, "1h"),
+                ("", "3h", "", "n/a"), ("", "3h", early, "1h"), ("", "1h30m", early, "30m ago"),
+                ("", "0", early, "n/a"), ("", "soon", early, "n/a"), ("", "2500000h", "9999-01-01T00:00:00Z", "n/a")):
+            backup = document("Backup", "one", {"creationTimestamp": created}, spec={"ttl": ttl},
+                              status={"expiration": expiration})
             self.assertIn(f"<nil>     {expected:<10}", self.table(vr.BACKUPS, [backup])[1])
 
     def test_any_object_has_a_row(self) -> None:
         """What cannot be read is left empty; there are no labels unless they are asked for."""
         strange = [{}, {"spec": None, "status": []}, document("Backup", "n\n\x1b[2J", status={"phase": "Done\tnow"}),
                    {"metadata": {"name": 7, "labels": ["x"]}, "status": {"errors": "x"}}]
-        for resource in (vr.BACKUPS, vr.RESTORES):
-            lines = self.table(resource, strange)
+        for lines in (self.table(resource, strange) for resource in (vr.BACKUPS, vr.RESTORES)):
             self.assertEqual((len(lines), "\x1b" in "".join(lines), lines[0][-8:]), (5, False, "SELECTOR"))
 
     def test_ten_thousand_backups_take_no_time(self) -> None:
         """Of the processor: under a second, or what YAML of the same takes three times, where that is slow."""
-        backups = [document("Backup", f"b-{number:014d}", metadata={"labels": {"a": "b"}},
-                            status={"phase": "Completed", "startTimestamp": "2026-05-01T11:00:00Z",
-                                    "expiration": "2026-05-04T13:00:00Z"}) for number in range(10_000)]
+        more = {"status": {"startTimestamp": "2026-05-01T11:00:00Z", "expiration": "2026-05-04T13:00:00Z"}}
+        backups = [document("Backup", f"b-{number:014d}", {"labels": {"a": "b"}}, **more) for number in range(10_000)]
         moments = [time.process_time()]
         for function in (lambda: self.table(vr.BACKUPS, backups, show_labels=True), lambda: vr.yaml_text(backups)):
             self.assertGreater(len(function()), 10_000)
@@ -9747,28 +9365,27 @@ class TestScreens(unittest.TestCase):
                    "".join(f"  {name + ':':<12}1\n" for name in counts),
                    status__podVolumeRestores__podVolumeRestoresDetails=counts)
 
-    def test_operations_of_a_backup(self) -> None:
-        """They are not in velero's JSON, so nobody fetches them for it."""
-        screen = described(document("Backup", status={"backupItemOperationsAttempted": 1}), details=True)
-        self.assertEqual((screen.troubles, "operations" in json.dumps(screen.json).lower()), ([], False))
+    def test_sizes_of_moved_data(self) -> None:
+        """The JSON has both as soon as one is known."""
+        for sizes, expected in (({}, {}), ({"size": 2}, {"size": 2, "incrementalSize": 0}),
+                                ({"size": 0, "incrementalSize": 1}, {"size": 0, "incrementalSize": 1})):
+            info = {"backupMethod": "CSISnapshot", "snapshotDataMoved": True, "snapshotDataMovementInfo": sizes}
+            screen = described(document("Backup"), {"BackupVolumeInfos": [info]}, details=True)
+            found = screen.json["status"]["backupVolumes"]["csiSnapshots"]["/"]["dataMovement"]
+            self.assertEqual({name: found[name] for name in found if "ize" in name}, expected)
 
     def test_missing_artifacts(self) -> None:
-        """Are told in text and JSON."""
+        places = "status__backupVolumes__errorConclude"
+        native = "Backup", "Velero-Native Snapshots: ", "concluding native snapshot info", f"{places}NativeSnapshot"
+        csi = "Backup", "CSI Snapshots: ", "concluding CSI snapshot info", f"{places}CSISnapshot"
+        restore = ("Restore", "Restore Item Operations:  ", "getting operation info",
+                   "status__restoreItemOperations__error")
+        rows = {"BackupVolumeInfos": (), "BackupVolumeSnapshots": native, "CSIBackupVolumeSnapshots": csi,
+                "CSIBackupVolumeSnapshotContents": csi, "RestoreItemOperations": restore}
         attempted = ("volumeSnapshotsAttempted", "csiVolumeSnapshotsAttempted", "restoreItemOperationsAttempted")
-        native, csi = (f"concluding {word} snapshot info" for word in ("native", "CSI"))
-        older = dict.fromkeys(("BackupVolumeInfos", "BackupVolumeSnapshots", "CSIBackupVolumeSnapshots",
-                               "CSIBackupVolumeSnapshotContents"), [])
-        for kind, missing, title, what, place in (
-                ("Backup", "BackupVolumeSnapshots", "Velero-Native Snapshots: ", native,
-                 "status__backupVolumes__errorConcludeNativeSnapshot"),
-                ("Backup", "CSIBackupVolumeSnapshots", "CSI Snapshots: ", csi,
-                 "status__backupVolumes__errorConcludeCSISnapshot"),
-                ("Backup", "CSIBackupVolumeSnapshotContents", "CSI Snapshots: ", csi,
-                 "status__backupVolumes__errorConcludeCSISnapshot"),
-                ("Restore", "RestoreItemOperations", "Restore Item Operations:  ", "getting operation info",
-                 "status__restoreItemOperations__error")):
+        for missing, (kind, title, what, place) in list(rows.items())[1:]:
             screen = described(document(kind, status=dict.fromkeys(attempted, 1)), {
-                **older, "BackupVolumeInfos": GONE, missing: GONE}, details=True)
+                **dict.fromkeys(rows, []), "BackupVolumeInfos": GONE, missing: GONE}, details=True)
             text = f"<error {what}: file not found>"
             self.check(screen, f"{title}{text}\n", troubles=[GONE], **{place: text})
 
@@ -9784,25 +9401,26 @@ class TestScreens(unittest.TestCase):
 
     def test_json_of_a_restore(self) -> None:
         """velero has none: ours has the shape of a backup's."""
-        deleted = {"deletionTimestamp": "2026-05-01T12:00:00Z", "labels": {"a": "b"}}
-        subject = document("Restore", metadata=deleted, spec={
+        spec = {
             "backupName": "b", "namespaceMapping": {"x": "y"}, "resourceModifier": {"kind": "configmap", "name": "m"},
             "uploaderConfig": {"parallelFilesDownload": 2, "writeSparseFiles": True}, "includedNamespaces": ["n"],
             "orLabelSelectors": [{"matchLabels": {"c": "d"}}, {"matchLabels": {"e": "f"}}], "restorePVs": False,
             "existingResourcePolicy": "update", "includeClusterResources": True, "preserveNodePorts": True,
-            "itemOperationTimeout": "4h"}, status={
-                "phase": "InProgress", "progress": {"totalItems": 5, "itemsRestored": 1}, "errors": 1,
-                "startTimestamp": "2026-05-01T11:00:00Z", "hookStatus": {"hooksAttempted": 2, "hooksFailed": 1},
-                "restoreItemOperationsAttempted": 1, "restoreItemOperationsFailed": 1})
+            "itemOperationTimeout": "4h"}
+        status = {
+            "phase": "InProgress", "progress": {"totalItems": 5, "itemsRestored": 1}, "errors": 1,
+            "startTimestamp": "2026-05-01T11:00:00Z", "hookStatus": {"hooksAttempted": 2, "hooksFailed": 1},
+            "restoreItemOperationsAttempted": 1, "restoreItemOperationsFailed": 1}
+        subject = document("Restore", "one", {"deletionTimestamp": "2026-05-01T12:00:00Z", "labels": {"a": "b"}},
+                           spec=spec, status=status)
         infos = [{"restoreMethod": "CSISnapshot", "pvcNamespace": "n", "pvcName": "c", "snapshotDataMoved": moved,
                   "csiSnapshotInfo": {"vscName": "v", "snapshotHandle": "h", "driver": "d"},
                   "snapshotDataMovementInfo": {"operationID": "o", "dataMover": "", "uploaderType": "kopia"}}
                  for moved in (True, False)] + [{"restoreMethod": "PodVolumeRestore"}]
-        operation = {
-            "spec": {"restoreItemAction": "x/y", "operationID": "7", "resourceIdentifier": {
-                "Group": "apps", "Resource": "deployments", "Namespace": "n", "Name": "d"}},
-            "status": {"phase": "Failed", "error": "no", "nTotal": 4, "operationUnits": "Bytes",
-                       "created": "2026-05-01T12:00:00Z"}}
+        item = {"Group": "apps", "Resource": "deployments", "Namespace": "n", "Name": "d"}
+        operation = {"spec": {"restoreItemAction": "x/y", "operationID": "7", "resourceIdentifier": item}, "status": {
+            "phase": "Failed", "error": "no", "nTotal": 4, "operationUnits": "Bytes",
+            "created": status["startTimestamp"]}}
         artifacts = {"RestoreVolumeInfo": infos, "RestoreResults": {"errors": {"namespaces": {"n": ["e"]}}},
                      "RestoreResourceList": {"v1/Pod": ["n/p(created)"]}, "RestoreItemOperations": [operation, {}]}
         self.assertEqual(described(subject, artifacts, details=True).json, {
@@ -9826,19 +9444,14 @@ class TestScreens(unittest.TestCase):
                 "restoreItemOperations": {"attempted": 1, "completed": 0, "failed": 1, "operations": [
                     {"resource": "deployments.apps n/d", "plugin": "x/y", "operationID": "7", "phase": "Failed",
                      "error": "no", "progress": "0 of 4 complete (Bytes)",
-                     "created": "2026-05-01 12:00:00 +0000 UTC"},
+                     "created": "2026-05-01 11:00:00 +0000 UTC"},
                     {"resource": " /", "operationID": "", "phase": ""}]},
                 "resourceList": {"v1/Pod": ["n/p(created)"]}}})
 
-
-class TestStrangeDocuments(unittest.TestCase):
-    """One section says what is wrong, the others are shown."""
-
     def test_a_list_that_failed(self) -> None:
-        """Is said where it would stand, in text and JSON."""
         refusal = vr.ApiError("not allowed to {list} > it", status=403)
-        backup, restore = (described(document(kind), related=dict.fromkeys(LISTS, refusal))
-                           for kind in ("Backup", "Restore"))
+        related = dict.fromkeys(LISTS, refusal)
+        backup, restore = (described(document(kind), related=related) for kind in ("Backup", "Restore"))
         volumes, deletions, restores = (f"<error getting {what}: not allowed to {{list}} > it>" for what in (
             "pod volume backups", "deletion attempts", "pod volume restores"))
         self.assertTrue(backup.text.endswith(f"\n  Pod Volume Backups: {volumes}\n\nDeletion Attempts: {deletions}\n"))
@@ -9848,12 +9461,11 @@ class TestStrangeDocuments(unittest.TestCase):
         self.assertEqual(restore.json["status"]["podVolumeRestores"], restores)
 
     def test_artifacts_of_another_shape(self) -> None:
-        """Each section tells of its own."""
-        artifacts = {"BackupResults": [], "BackupItemOperations": {"a": 1}, "BackupResourceList": {"v1/Pod": "x"},
-                     "BackupVolumeInfos": [{"backupMethod": method, "pvName": 5, "preserveLocalSnapshot": True}
-                                           for method in ("NativeSnapshot", "CSISnapshot")]}
-        subject = document("Backup", status={"errors": 1, "backupItemOperationsAttempted": 1})
-        screen = described(subject, artifacts, details=True)
+        infos = [{"backupMethod": method, "pvName": 5, "preserveLocalSnapshot": True}
+                 for method in ("NativeSnapshot", "CSISnapshot")]
+        screen = described(document("Backup", status={"errors": 1, "backupItemOperationsAttempted": 1}), {
+            "BackupResults": [], "BackupItemOperations": {"a": 1}, "BackupResourceList": {"v1/Pod": "x"},
+            "BackupVolumeInfos": infos}, details=True)
         for before, wrong in (
                 ("Errors:  <error getting errors", "BackupResults must be a mapping"),
                 ("Operations:  <error getting operation info", "BackupItemOperations must be a list"),
@@ -9905,20 +9517,12 @@ class TestStrangeDocuments(unittest.TestCase):
             for details in (False, True):
                 self.assertFalse(set(described(subject, artifacts, related, details=details).text) & set("\t\x1b"))
 
-    def test_an_error_in_place_of_everything(self) -> None:
-        """Each section says so once, the spec is shown; what cannot be had twice is one trouble."""
-        subject = document("Restore", status={"warnings": 1, "restoreItemOperationsAttempted": 1})
-        kinds = vr.artifacts_of(vr.RESTORES, subject, details=True)
-        screen = described(subject, {kind: vr.Error(f"{kind} is down") for kind in kinds}, details=True)
-        self.assertEqual((screen.text.count(" is down>"), len(screen.troubles)), (5, 4))
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Golden: what the real velero CLI prints, case by case
 # ------------------------------------------------------------------------------------------------------------
 
 NO_GOLDEN = "VELERO_GOLDEN names no folder, so nothing was compared with the real velero CLI"
-GOLDEN_RELEASES = ("1.18.1", "1.6.3")
 GOLDEN_BUCKET = "backups-bucket"
 GOLDEN_KINDS = ("PodVolumeBackup", "PodVolumeRestore", "DeleteBackupRequest")  # only describe reads them
 
@@ -9930,104 +9534,84 @@ class GoldenLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: igno
                                in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
 
-class GoldenCase(NamedTuple):
+class GoldenCase:
     """One recorded call of the real CLI; its group is the kind of call, such as `backup-get`."""
 
-    path: str
-    group: str
-    about: Document
-    argv: List[str]
-    out: str
-    code: int
-
-    @property
-    def structured(self) -> bool:
-        """Whether it prints JSON or YAML."""
-        return not self.code and bool({"json", "yaml"}.intersection(re.split(r"[ =]", " ".join(self.argv))))
-
-
-def golden_cases(release: str) -> List[GoldenCase]:
-    """All cases of a release; the test is skipped where there are none."""
-    root, cases = os.environ.get("VELERO_GOLDEN"), []
-    if not root:
-        raise unittest.SkipTest(NO_GOLDEN)
-    for name in sorted(os.listdir(os.path.join(root, release))):
+    def __init__(self, release: str, name: str) -> None:
         texts = []
         for file_name in ("input.yaml", "command.txt", "stdout.txt", "exit.txt"):
-            with open(os.path.join(root, release, name, file_name), encoding="utf-8", newline="") as file:
+            path = os.path.join(os.environ["VELERO_GOLDEN"], release, name, file_name)
+            with open(path, encoding="utf-8", newline="") as file:
                 texts.append(file.read())
-        group = "-".join(name.split("-")[:1 if name.startswith(("version", "usage")) else 2])
-        cases.append(GoldenCase(f"{release}/{name}", group, yaml.load(texts[0], GoldenLoader), shlex.split(texts[1]),
-                                texts[2], int(texts[3])))
-    return cases
+        self.path, self.about = f"{release}/{name}", yaml.load(texts[0], GoldenLoader)
+        self.names = (f"{name}*", name if release == "1.18.1" else self.path)  # in the table of differences
+        self.group = "-".join(name.split("-")[:1 if name.startswith(("version", "usage")) else 2])
+        self.argv, self.out, self.code = shlex.split(texts[1]), texts[2], int(texts[3])
+        self.structured = not self.code and bool({"json", "yaml"}.intersection(re.split("[ =]", " ".join(self.argv))))
+
+    def difference(self) -> Tuple[str, int, bool]:
+        """How we differ from velero: why, our exit code, and whether the text differs."""
+        other_layout = not (self.code or self.structured) and self.out and self.path.startswith((
+            "1.6.3/backup-get", "1.6.3/backup-describe", "1.6.3/restore-describe", "1.6.3/restore-get-phases"))
+        found = [DIFFERENCES[name] for name in self.names if name in DIFFERENCES]
+        return found[0] if found else OTHER_LAYOUT if other_layout else ("", self.code, False)
+
+    def equals(self, out: str) -> bool:
+        """Whether our output is velero's: text letter by letter, JSON and YAML by their content."""
+        if self.about.get("compare") == "exit" or out == self.out:
+            return True
+        if self.about.get("unordered"):
+            return sorted(out.splitlines()) == sorted(self.out.splitlines())
+        return self.structured and mapped(yaml.load(out, GoldenLoader)) == mapped(yaml.load(self.out, GoldenLoader))
 
 
 # -- where we differ, and why: the README says the same -----------------------------------------------------
 
-class Difference(NamedTuple):
-    """How we differ from velero in a case: our exit code, and whether the text differs too."""
-
-    why: str
-    code: int
-    text: bool = False
-
-
+OTHER_LAYOUT = ("the screens and tables are 1.18's, whatever the release of the server", 0, True)
 FINER = ("velero's every failure is 1; ours say which kind: 2 usage, 3 does not exist, 4 no answer, 5 not allowed, "
          "6 unreachable")
 ZERO = "velero ends with 0 although something could not be had"
 NO_ANSWER = "no answer is a failure, with its reason on stderr"
 OWN_WORDS = "the reason is in our words, which name the artifact, and what can be shown besides is shown; " + ZERO
-# A name without a release stands for both.
-DIFFERENCES = {path: Difference(why, code, text) for why, code, text, names in (
+# Of 1.18.1 unless the name says 1.6.3; a star stands for both.
+DIFFERENCES = {name: (why, code, text) for why, code, text, names in (
     (FINER, 2, False, """
-        backup-get-invalid-format 1.18.1/backup-describe-invalid-format usage-bad-duration usage-flag-without-value
-        usage-restore-logs-no-argument usage-unknown-command usage-unknown-flag usage-unknown-short-flag"""),
+        backup-get-invalid-format* backup-describe-invalid-format usage-bad-duration* usage-flag-without-value*
+        usage-restore-logs-no-argument* usage-unknown-command* usage-unknown-flag* usage-unknown-short-flag*"""),
     ("an unknown subcommand is a usage error, not help and 0", 2, False, """
-        usage-unknown-subcommand-backup usage-unknown-subcommand-plugin"""),
+        usage-unknown-subcommand-backup* usage-unknown-subcommand-plugin*"""),
     (FINER, 3, False, """
-        backup-get-missing backup-get-one-missing 1.18.1/backup-describe-one-missing backup-logs-missing
-        1.6.3/backup-download-missing 1.18.1/backup-download-in-progress 1.18.1/backup-logs-no-location
-        1.18.1/restore-logs-no-backup restore-logs-no-file"""),
-    (FINER, 5, False, "backup-get-forbidden 1.18.1/backup-describe-forbidden 1.18.1/restore-logs-forbidden"),
-    (FINER, 6, False, "usage-api-server-down 1.18.1/backup-logs-store-down"),
-    (NO_ANSWER, 4, True, "1.18.1/plugin-get-no-answer version-no-answer"),
+        backup-get-missing* backup-get-one-missing* backup-describe-one-missing backup-logs-missing*
+        1.6.3/backup-download-missing backup-download-in-progress backup-logs-no-location restore-logs-no-backup
+        restore-logs-no-file*"""),
+    (FINER, 5, False, "backup-get-forbidden* backup-describe-forbidden restore-logs-forbidden"),
+    (FINER, 6, False, "usage-api-server-down* backup-logs-store-down"),
+    (NO_ANSWER, 4, True, "plugin-get-no-answer version-no-answer*"),
     (NO_ANSWER, 4, False, "1.6.3/plugin-get-no-answer"),
     ("we have no release of Velero, so a newer or older server is nothing to warn of", 0, True,
-     "version-development version-newer-server"),
-    ("names of any length work, for the API completes the request's name", 0, True, "1.18.1/backup-logs-huge-name"),
-    ("velero crashes on a backup without an expiration", 0, False, "1.18.1/backup-describe-phase-new-json"),
-    ("several -L add up, as their help says", 0, True, "1.18.1/backup-get-label-columns"),
-    ("an object is printed as it is, without Go's zero values", 0, True, "backup-get-yaml-sparse"),
-    ("an object is printed as it is, its phase too", 0, True, "1.18.1/restore-get-yaml-being-deleted"),
-    ("colors are for terminals, unless --colorized asks for them", 0, True, "1.18.1/backup-describe-color-default"),
-    ("a line break in a value does not break the columns", 0, True, "1.18.1/backup-describe-annotation-newline"),
-    ("every phase is counted, Canceling too", 0, True, "1.18.1/restore-describe-pod-canceling"),
-    (ZERO, 3, False, """1.18.1/backup-describe-operations-missing 1.18.1/restore-describe-operations-missing
-        1.18.1/restore-describe-backup-gone"""),
+     "version-development* version-newer-server*"),
+    ("names of any length work, for the API completes the request's name", 0, True, "backup-logs-huge-name"),
+    ("velero crashes on a backup without an expiration", 0, False, "backup-describe-phase-new-json"),
+    ("several -L add up, as their help says", 0, True, "backup-get-label-columns"),
+    ("an object is printed as it is, without Go's zero values", 0, True, "backup-get-yaml-sparse*"),
+    ("an object is printed as it is, its phase too", 0, True, "restore-get-yaml-being-deleted"),
+    ("colors are for terminals, unless --colorized asks for them", 0, True, "backup-describe-color-default"),
+    ("a line break in a value does not break the columns", 0, True, "backup-describe-annotation-newline"),
+    ("every phase is counted, Canceling too", 0, True, "restore-describe-pod-canceling"),
+    (ZERO, 3, False, """
+        backup-describe-operations-missing restore-describe-operations-missing restore-describe-backup-gone"""),
     (OWN_WORDS, 3, True, """
-        1.18.1/backup-describe-volumes-legacy-csi-missing 1.6.3/backup-describe-snapshots
-        1.18.1/backup-describe-volumes-legacy-native-missing-json-details 1.6.3/backup-describe-snapshots-missing"""),
+        backup-describe-volumes-legacy-csi-missing 1.6.3/backup-describe-snapshots
+        backup-describe-volumes-legacy-native-missing-json-details 1.6.3/backup-describe-snapshots-missing"""),
     (OWN_WORDS, 1, True, """
-        1.18.1/backup-describe-list-broken 1.18.1/backup-describe-results-not-gzip
-        1.18.1/backup-describe-results-not-gzip-json 1.18.1/backup-describe-results-not-json-json
-        1.18.1/backup-describe-volumes-broken 1.18.1/backup-describe-volumes-broken-json"""))
-    for name in names.split() for path in ([name] if "/" in name else [f"{row}/{name}" for row in GOLDEN_RELEASES])}
-
-
-def golden_difference(case: GoldenCase) -> Difference:
-    """How we may, and must, differ from velero in a case."""
-    other_layout = not (case.code or case.structured) and case.out and case.path.startswith((
-        "1.6.3/backup-get", "1.6.3/backup-describe", "1.6.3/restore-describe", "1.6.3/restore-get-phases"))
-    return DIFFERENCES.get(case.path) or (Difference(
-        "the screens and tables are 1.18's, whatever the release of the server", 0, True) if other_layout else
-        Difference("", case.code))
+        backup-describe-list-broken backup-describe-results-not-gzip backup-describe-results-not-gzip-json
+        backup-describe-results-not-json-json backup-describe-volumes-broken backup-describe-volumes-broken-json"""))
+    for name in names.split()}
 
 
 # -- the same as in the README of the golden cases -----------------------------------------------------------
 
-GOLDEN_TIMES = (("%Y-%m-%dT%H:%M:%SZ", re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"), "YYYY-MM-DDThh:mm:ssZ"),
-                ("%Y-%m-%d %H:%M:%S +0000 UTC", re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \+0000 UTC"),
-                 "YYYY-MM-DD hh:mm:ss +0000 UTC"))
+GOLDEN_TIMES = ("YYYY-MM-DDThh:mm:ssZ", "YYYY-MM-DD hh:mm:ss +0000 UTC")
 GOLDEN_RULES = (
     (r"https?://127\.0\.0\.1:\d+[^\s\"'\\<>]*", "<URL>"), (r"127\.0\.0\.1:\d+", "<ADDRESS>"),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "<UUID>"),
@@ -10043,22 +9627,12 @@ def mapped(value: Any, change: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
     return [mapped(item, change) for item in value] if isinstance(value, list) else change(value)
 
 
-def golden_equal(case: GoldenCase, out: str) -> bool:
-    """Whether our output is velero's: text letter by letter, JSON and YAML by their content."""
-    if case.about.get("compare") == "exit" or out == case.out:
-        return True
-    if case.about.get("unordered"):
-        return sorted(out.splitlines()) == sorted(case.out.splitlines())
-    ours, theirs = (mapped(yaml.load(text, GoldenLoader)) if case.structured else text for text in (out, case.out))
-    return bool(ours == theirs)
-
-
 def golden_text(text: str, began: datetime, folder: str) -> str:
     """Our output with all that varies replaced."""
     first, last = began - timedelta(seconds=2), datetime.now(timezone.utc) + timedelta(seconds=2)
-    for form, pattern, placeholder in GOLDEN_TIMES:
-        for found in set(pattern.findall(text)):
-            if first <= datetime.strptime(found, form).replace(tzinfo=timezone.utc) <= last:
+    for placeholder in GOLDEN_TIMES:
+        for found in set(re.findall(re.sub("[YMDhms]", r"\\d", placeholder.replace("+", r"\+")), text)):
+            if first <= datetime.fromisoformat(f"{found[:19]}+00:00") <= last:
                 text = text.replace(found, placeholder)
     text = text.replace(folder, "<CWD>")
     for rule, replacement in GOLDEN_RULES:
@@ -10067,7 +9641,6 @@ def golden_text(text: str, began: datetime, folder: str) -> str:
 
 
 def golden_body(artifact: Document) -> bytes:
-    """An artifact as it lies in the bucket."""
     if "raw" in artifact:
         return str(artifact["raw"]).encode()
     if "tar" in artifact:
@@ -10085,7 +9658,7 @@ class GoldenWorld(World):
         """Those of the release, and open ones for the kinds that only describe reads."""
         if not os.environ.get("VELERO_GOLDEN"):
             raise unittest.SkipTest(NO_GOLDEN)
-        crds = velero_requests.crd_manifests(cls.release == "1.6.3")
+        crds = vr.crd_manifests(cls.status_subresource)
         return crds + [json.loads(json.dumps(crds[0]).replace("Backup", kind).replace("backup", kind.lower()))
                        for kind in GOLDEN_KINDS]
 
@@ -10094,16 +9667,11 @@ class GoldenWorld(World):
         self.namespace = self.cluster.new_namespace("velero")
         self.addCleanup(self.cluster.clear, "velero")
         self.cluster.clear("velero")
-        keys = keys_file(self.store.access_key, self.store.secret_key)
-        self.make("secrets", "Secret", "cloud-credentials", data={"cloud": base64.b64encode(keys.encode()).decode()})
-        self.make("backupstoragelocations", "BackupStorageLocation", "default", spec={
-            "provider": "aws", "objectStorage": {"bucket": GOLDEN_BUCKET},
-            "config": {"region": self.store.region, "s3ForcePathStyle": "true", "s3Url": self.store.url},
-            "credential": {"name": "cloud-credentials", "key": "cloud"}})
+        self.make_secret("cloud")
+        self.make_secret("cloud-credentials", key="cloud")
+        self.make_location("default", bucket=GOLDEN_BUCKET)
         self.store.create_bucket(GOLDEN_BUCKET)
         self.users = {user: self.cluster.kubeconfig(self.folder, user) for user in ("admin", "limited")}
-
-    # -- one case ----------------------------------------------------------------------------------------------
 
     def load(self, case: GoldenCase, began: datetime, end: contextlib.ExitStack) -> None:
         """Create the objects and artifacts of a case until `end`, with NOW, UID(...) and S3_URL replaced."""
@@ -10122,29 +9690,26 @@ class GoldenWorld(World):
                 continue                     # live snapshots of another group, which only 1.6.3 looks at
             doomed, collection = metadata.pop("deletionTimestamp", None), f"{self.root}/{kind.lower()}s"
             path = f"{collection}/{metadata['name']}"
-            end.callback(self.admin.raw, "DELETE", path)
             stored = self.admin.call("POST", collection, mapped(document, filled))
             uids[f"{kind}/{metadata['name']}"] = stored["metadata"]["uid"]
+            end.callback(self.admin.raw, "DELETE", path)
             end.callback(self.admin.raw, "PATCH", path, {"metadata": {"finalizers": None}},
                          "application/merge-patch+json")
             if doomed:
                 self.admin.call("DELETE", path)
         for key, artifact in (case.about.get("artifacts") or {}).items():
             self.store.put(GOLDEN_BUCKET, key, golden_body(artifact))
-            if self.store.kind == "fake":
-                end.callback(self.store.buckets[GOLDEN_BUCKET].pop, key)
-            else:
-                end.callback(os.unlink, os.path.join(self.store.data, GOLDEN_BUCKET, key))
+            end.callback(*((self.store.buckets[GOLDEN_BUCKET].pop, key) if self.store.kind == "fake" else
+                           (os.unlink, os.path.join(self.store.data, GOLDEN_BUCKET, key))))
 
     def answer(self, case: GoldenCase, end: contextlib.ExitStack) -> None:
         """Let our controller answer until `end`, as the case's server would; for a status only if it has one."""
         server = case.about.get("server") or {}
         if server or case.group not in ("plugin-get", "version"):
             plugins = tuple((row["kind"], row["name"]) for row in server.get("plugins") or ())
-            api = velero_requests.connect(velero_requests.load_cluster(self.users["admin"]))
-            controller = velero_requests.Controller(
-                api, "velero", velero_requests.Server(server.get("serverVersion", ""), plugins))
-            thread = threading.Thread(target=velero_requests.run_controller, args=(controller,), daemon=True)
+            controller = vr.Controller(vr.connect(vr.load_cluster(self.users["admin"])), "velero",
+                                       vr.Server(server.get("serverVersion", ""), plugins))
+            thread = threading.Thread(target=vr.run_controller, args=(controller,), daemon=True)
             thread.start()
             end.callback(self.halt, controller, thread)
 
@@ -10167,8 +9732,7 @@ class GoldenWorld(World):
         time.tzset()
         return os.path.join(base, "files")
 
-    def complaint(self, case: GoldenCase) -> str:
-        """Run a case -> what is wrong with our answer, or nothing."""
+    def compare(self, case: GoldenCase) -> None:
         began = datetime.now(timezone.utc).replace(microsecond=0)
         with contextlib.ExitStack() as end:
             self.load(case, began, end)
@@ -10176,52 +9740,42 @@ class GoldenWorld(World):
             folder = self.place(case, end)
             result = run("-n", "velero", *case.argv)
             out = golden_text(result.out.decode(), began, folder)
-        left = [item["metadata"]["name"] for item in self.admin.call("GET", f"{self.root}/downloadrequests")["items"]]
-        if left or "Traceback" in result.err:
-            return f"requests left behind: {left}; stderr: {result.err}"
-        same, allowed = golden_equal(case, out), golden_difference(case)
-        if allowed.why and (allowed.code, allowed.text) == (case.code, False):
-            return f"listed as a difference ({allowed.why}) that is none"
-        if (result.code, same) == (allowed.code, not allowed.text):
-            return ""
+        left = self.admin.call("GET", f"{self.root}/downloadrequests")["items"]
+        self.assertEqual((left, "Traceback" in result.err), ([], False), result.err)
+        same, (why, code, text) = case.equals(out), case.difference()
+        self.assertFalse(why and (code, text) == (case.code, False), f"listed as a difference ({why}) that is none")
         shown = "" if same else "".join(difflib.unified_diff(
             case.out.splitlines(True), out.splitlines(True), "velero", "ours"))
-        return (f"exit code {result.code} for {allowed.code}, text {'equal' if same else 'different'}\n{shown}"
-                f"{result.err}")
+        self.assertEqual((result.code, same), (code, not text), f"{shlex.join(case.argv)}\n{shown}{result.err}")
 
-    def check(self, cases: List[GoldenCase]) -> None:
-        """Compare with velero's answers."""
-        self.assertTrue(cases)
+    def cases(self) -> List[GoldenCase]:
+        return [GoldenCase(self.release, name)
+                for name in sorted(os.listdir(os.path.join(os.environ["VELERO_GOLDEN"], self.release)))]
+
+    def check(self, cases: List[GoldenCase], fewest: int) -> None:
+        self.assertGreaterEqual(len(cases), fewest)
         for case in cases:
             with self.subTest(case=case.path):
-                complaint = self.complaint(case)
-                self.assertFalse(complaint, f"{shlex.join(case.argv)}: {complaint}")
+                self.compare(case)
 
 
 class GoldenTests(GoldenWorld):
-    """Every case against the fakes."""
-
     def test_backup_describe(self) -> None:
-        """The largest group, which runs beside the others."""
-        self.check([case for case in golden_cases(self.release) if case.group == "backup-describe"])
+        self.check([case for case in self.cases() if case.group == "backup-describe"], 1)
 
     def test_others(self) -> None:
         """All others; and every difference has a case."""
-        cases = golden_cases(self.release)
-        listed = {path for path in DIFFERENCES if path.startswith(self.release)}
-        self.assertEqual(listed - {case.path for case in cases}, set())
-        self.check([case for case in cases if case.group != "backup-describe"])
+        cases = self.cases()
+        unmet = set(DIFFERENCES) - {name for case in cases for name in case.names}
+        self.assertFalse([name for name in unmet if name[-1] == "*" or ("1.6.3/" in name) is self.status_subresource])
+        self.check([case for case in cases if case.group != "backup-describe"], 1)
 
 
 class TestGoldenFakeNew(GoldenTests, FakeWorld, unittest.TestCase):
-    """1.18.1."""
-
     release = "1.18.1"
 
 
 class TestGoldenFakeOld(GoldenTests, FakeWorld, unittest.TestCase):
-    """1.6.3."""
-
     release, status_subresource = "1.6.3", True
 
 
@@ -10232,22 +9786,16 @@ class GoldenRealTests(GoldenWorld):
 
     def test_sample(self) -> None:
         """Every seventh case of each group, but those that nobody answers or that ask no server."""
-        cases = [case for case in golden_cases(self.release) if case.group != "usage" and "--timeout" not in case.argv]
-        sample = [case for group in sorted({case.group for case in cases})
-                  for case in [case for case in cases if case.group == group][::7]]
-        self.assertGreaterEqual(len(sample), self.fewest)
-        self.check(sample)
+        cases = [case for case in self.cases() if case.group != "usage" and "--timeout" not in case.argv]
+        groups = ([case for case in cases if case.group == group] for group in {case.group for case in cases})
+        self.check([case for group in groups for case in group[::7]], self.fewest)
 
 
 class TestGoldenRealNew(GoldenRealTests, RealWorld, unittest.TestCase):
-    """1.18.1."""
-
     release, fewest = "1.18.1", 30
 
 
 class TestGoldenRealOld(GoldenRealTests, RealWorld, unittest.TestCase):
-    """1.6.3."""
-
     release, status_subresource, fewest = "1.6.3", True, 10
 
 
@@ -10259,7 +9807,6 @@ class TestDescribing(FakeWorld, unittest.TestCase):
     """describe and version when things go wrong, and what velero does not have."""
 
     def shown(self, *words: str, code: int = 0) -> Any:
-        """The result of a command that ends with this code."""
         result = self.cli(*words)
         self.assertEqual(result.code, code, result.err)
         return result
@@ -10272,7 +9819,6 @@ class TestDescribing(FakeWorld, unittest.TestCase):
         self.assertEqual(self.names(), [])
 
     def test_interrupted(self) -> None:
-        """Ctrl-C deletes the requests of all artifacts."""
         program = self.program("backup", "describe", "b1", "--details")
         wait_until(lambda: len(self.names()) == 2, what="two requests")
         result = program.end(signal.SIGINT, seconds=5)
@@ -10280,7 +9826,7 @@ class TestDescribing(FakeWorld, unittest.TestCase):
 
     def test_too_large(self) -> None:
         """A resource list that fits no memory is said in its section, and the rest is shown."""
-        body = b'{"v1/Pod": [' + b'"web/a-pod-of-many",' * (velero_requests.JSON_LIMIT // 20 + 1) + b'"web/last"]}'
+        body = b'{"v1/Pod": [' + b'"web/a-pod-of-many",' * (vr.JSON_LIMIT // 20 + 1) + b'"web/last"]}'
         self.store.put(self.namespace, "backups/b1/b1-resource-list.json.gz", gzip.compress(body, 1))
         self.serve()
         result = self.shown("backup", "describe", "b1", "--details", code=1)
@@ -10297,14 +9843,12 @@ class TestDescribing(FakeWorld, unittest.TestCase):
         self.assertEqual(restore["spec"]["backup"], "b1")
 
     def test_verb_first(self) -> None:
-        """Both orders of words are one command."""
         self.put()
         self.store.put(self.namespace, "backups/b1/b1.tar.gz", tar_of({"a": b"b"}))
         self.serve()
-        for one, other in (("backup logs b1", "logs backup b1"),
-                           ("backup download b1 -o -", "download backup b1 -o -")):
-            with self.subTest(other=other):
-                self.assertEqual(self.shown(*one.split()), self.shown(*other.split()))
+        for words in ("backup logs b1", "backup download b1 -o -"):
+            one, other, *more = words.split()
+            self.assertEqual(self.shown(one, other, *more), self.shown(other, one, *more))
 
     def test_switches(self) -> None:
         """A switch takes its value only after `=`, so that a name may follow it."""
@@ -10314,7 +9858,6 @@ class TestDescribing(FakeWorld, unittest.TestCase):
         self.shown("backup", "get", "--show-labels=perhaps", code=2)
 
     def test_locale_without_the_characters(self) -> None:
-        """A terminal that cannot show a character gets an escape."""
         self.put()
         self.admin.merge_patch("backups", "b1", {"metadata": {"annotations": {"note": "für 東京"}}}, self.namespace)
         self.serve()
@@ -10378,12 +9921,11 @@ class TestCompletion(FolderCase):
         os.remove(os.path.join(self.folder, "typed"))
         self.assertEqual(len(called), len(TYPED), text)
         for line, words in zip(TYPED, map(str.split, called)):
-            count = line.count(" ")          # of words that are finished
+            count = line.count(" ")  # of words that are finished
             self.assertEqual(words[:count], line.split(" ")[:count], setting)
             self.same(words[count:], TYPED[line], setting, line)
 
     def test_what_is_offered(self) -> None:
-        """Commands, flags and values; nothing where only the shell knows, which are files."""
         for line, offered in OFFERED.items():
             result = run("__complete", *line.split(" "))
             self.assertEqual((0, ""), (result.code, result.err), line)
@@ -10391,7 +9933,6 @@ class TestCompletion(FolderCase):
 
     @unittest.skipUnless(shutil.which("bash"), "there is no bash, so its completion was not tried")
     def test_bash(self) -> None:
-        """Whatever the user has set."""
         for setting in ("", "set -u; IFS=-; shopt -s nocaseglob nocasematch failglob", "set -o posix"):
             self.check(f"bind '\"\\C-x\\C-x\": insert-completions'\n{setting}\n. {self.script('bash')}",
                        "bash", "--noprofile", "--rcfile", ".zshrc", "-i")
@@ -10418,12 +9959,12 @@ class TestCompletion(FolderCase):
 class TestCompletionOfNames(FakeWorld, unittest.TestCase):
     """Names of the cluster's objects, when it tells them in time."""
 
-    def offered(self, *words: str) -> str:
-        """The words offered, within two seconds; nothing is said on stderr."""
+    def offers(self, names: str, *words: str) -> None:
+        """Check the words that are offered, within two seconds and without a word on stderr."""
         began = time.monotonic()
         result = run("__complete", "--kubeconfig", self.kubeconfig, "-n", self.namespace, *words)
-        self.assertEqual((0, "", True), (result.code, result.err, time.monotonic() - began < 2))
-        return " ".join(result.out.decode().split())
+        self.assertEqual((0, names, ""), (result.code, " ".join(result.out.decode().split()), result.err), words)
+        self.assertLess(time.monotonic() - began, 2)
 
     def test_names(self) -> None:
         """Of backups or restores, whichever the command is about, in the namespace and cluster that the line names."""
@@ -10432,38 +9973,46 @@ class TestCompletionOfNames(FakeWorld, unittest.TestCase):
                              ("get restores ", "r1"), ("download --kind RestoreLog ", "r1"), ("backup logs x", ""),
                              ("download ", "b1 nightly"), ("backup logs --help n", "nightly"),
                              ("--kubeconfig /dev/null backup logs ", "")):
-            self.assertEqual(names, self.offered(*words.split(" ")), words)
+            self.offers(names, *words.split(" "))
         odd = [{"metadata": {"name": name}} for name in ("nice", "n$(id)", "n;x", "n y", "", None)]
         for fault, names in (({"status": 200, "body": {"items": odd}}, "nice"), ({"hang": threading.Event()}, ""),
                              ({"status": 403, "body": {"kind": "Status", "message": "no"}}, "")):
             self.cluster.unscript()
             self.cluster.script("GET", "/backups", **fault)
-            self.assertEqual(names, self.offered("backup", "logs", "n"), fault)
+            self.offers(names, "backup", "logs", "n")
 
 
 class TestWaiting(FakeWorld, unittest.TestCase):
-    """How a client waits that may not watch."""
+    """How a client waits that may watch, or not."""
 
-    def setUp(self) -> None:
-        """Let a user create and read requests, and no more."""
-        super().setUp()
+    def test_it_is_deleted_or_nobody_answers(self) -> None:
+        """Polling backs off from 25 ms to a second between two looks, with one at the end of the time."""
         self.cluster.grant("reader", {"apiGroups": ["velero.io"], "resources": ["downloadrequests"],
                                       "verbs": ["create", "get"]}, namespace=self.namespace)
-        self.cluster.forget()
-
-    def test_polling_backs_off(self) -> None:
-        """From 25 ms to a second between two looks, and one at the end of the time."""
-        self.assert_failed(self.cli("backup", "logs", "b1", "--timeout", "2s", user="reader"), 4)
-        self.assertIn(self.cluster.count("GET", "/downloadrequests/"), range(5, 10))
-
-    def test_somebody_else_deletes_it(self) -> None:
-        """It is said at once, whether the request is watched or read."""
-        for user in ("reader", "admin"):
+        for user in ("reader", "admin"):  # which may watch
             self.kubeconfig = self.cluster.kubeconfig(self.folder, user)
             program = self.program("backup", "logs", "b1", "--timeout", "20s")
             name, = wait_until(self.names, 15, "the request")
             self.admin.delete("downloadrequests", name, self.namespace)
             self.assert_failed(program.end(), 1, f"{name} was deleted by somebody else before it was answered")
+        self.cluster.forget()
+        result = self.cli("backup", "logs", "b1", "--timeout", "2s", user="reader")
+        self.assert_failed(result, 4)
+        self.assertIn("hint: the reason cannot be seen with your rights", result.err)
+        self.assertIn(self.cluster.count("GET", "/downloadrequests/"), range(5, 10))
+
+    def test_why_nobody_answers(self) -> None:
+        """Hints tell what is wrong with server and location, as far as the caller's rights let it be seen."""
+        self.fill("default", "backupstoragelocations", phase="Unavailable", message="no such bucket")
+        self.make_backup("lost", "gone")
+        self.cluster.grant("limited", {"apiGroups": ["velero.io"], "resources": ["*"], "verbs": ["create", "get"]},
+                           namespace=self.namespace)
+        for name, user, hint in (
+                ("b1", "admin", "there is no Deployment velero in namespace "),
+                ("b1", "limited", "storage location 'default' is not available: no such bucket: see "),
+                ("lost", "limited", "storage location 'gone' does not exist; backup 'lost' is in it")):
+            result = self.cli("backup", "logs", name, "--timeout", "100ms", user=user)
+            self.assertRegex(result.err, f"\nhint: {hint}(.*\n)+hint: --direct needs no controller")
 
 
 class TestCommandLine(unittest.TestCase):
@@ -10473,21 +10022,18 @@ class TestCommandLine(unittest.TestCase):
         """Flags may stand anywhere, verbs first, and what is a flag's value names no command."""
         for typed, command, options in (
                 ("-n ns download backup b1", "backup download", {"namespace": "ns", "name": "b1", "url_only": False}),
-                ("download -n ns backup b1", "backup download", {"namespace": "ns", "name": "b1"}),
                 ("download backup -o x b1", "backup download", {"output": "x", "kind": "BackupContents"}),
                 ("-vn ns logs restore r1", "restore logs", {"namespace": "ns", "verbose": 1, "is_log": True}),
                 ("-n download backup get", "backup get", {"namespace": "download", "names": [], "timeout": 60.0}),
                 ("-vvn x get backups", "backup get", {"verbose": 2, "namespace": "x", "resource": vr.BACKUPS}),
-                ("--context download backup logs b1", "backup logs", {"context": "download", "kind": "BackupLog"}),
                 ("backup logs b1 --location download", "backup logs", {"location": "download", "direct": True}),
                 ("backup get -l x b1 --show-labels b2", "backup get", {"selector": "x", "names": ["b1", "b2"]}),
-                ("restore get --show-labels -n create", "restore get", {"show_labels": True, "location": None}),
                 ("describe restores --details=false r1", "restore describe", {"colorized": None, "details": False}),
                 ("download -- --kind", "download", {"name": "--kind", "force": False}),
                 ("download --colorized -- -", "download", {"name": "-", "colorized": True}),
                 ("controller --plugin a=b --plugin c=d", "controller", {"plugin": [("a", "b"), ("c", "d")]}),
-                ("plugin get", "plugin get", {"timeout": 5.0, "colorized": None}),
-                ("get plugins --timeout 1000000h", "plugin get", {"timeout": vr.MAX_TIMEOUT})):
+                ("get plugins", "plugin get", {"timeout": 5.0, "colorized": None}),
+                ("version --timeout 1000000h", "version", {"timeout": vr.MAX_TIMEOUT})):
             found, values = vr.parse(typed.split())
             self.assertEqual((command, options), (found.words, {key: getattr(values, key) for key in options}), typed)
 
@@ -10496,29 +10042,24 @@ class TestCommandLine(unittest.TestCase):
         for typed, words in (
                 ("plugin get --force", "arguments: --force\nhint: see `velero_requests.py plugin get --help`"),
                 ("plugin get x --force=1", "unrecognized arguments: --force=1 x\n"), ("backup --nope", ": --nope\n"),
-                ("nonsense", "no command `nonsense` here"), ("backup nonsense", "no command `backup nonsense` here"),
-                ("backup create b1", "`velero backup create`"), ("schedule get", "`velero schedule get`"),
+                ("nonsense", "no command `nonsense` here"), ("schedule get", "`velero schedule get`"),
                 ("-n ns backup delete b1 --confirm", "`velero backup delete`"), ("install --help", "`velero install`"),
                 ("backup logs", "the following arguments are required: BACKUP"), ("backup get --outp json", "--outp"),
-                ("version --client-only=perhaps", "--client-only: 'perhaps' is neither true nor false"),
-                ("version --client-only=", "'' is neither true nor false"),
+                ("version --client-only=", "--client-only: '' is neither true nor false"),
                 ("version -n a/b", "'a/b' cannot be the name of a namespace"),
-                ("version --timeout 0s", "'0s' is no time to wait"), ("version --timeout -5s", "expected one argument"),
-                ("version --timeout 5", "'5' is no time to wait; write for example 30s"),
+                ("version --timeout 0s", "'0s' is no time to wait"), ("version --timeout 5", "; write for example 30s"),
                 ("version --output", "expected one"), ("controller --plugin =x", "'=x' is not KIND=NAME"),
                 ("completion csh", "invalid choice: 'csh'"), ("download b1 --kind Backup", "invalid choice: 'Backup'"),
                 ("backup logs b1 --credentials-file gone", "without --direct or --location"),
-                ("download b1 --url-only -o x", "makes no file; leave out --output\n"),
-                ("download b1 --url-only -o x --force", "leave out --output and --force\n"),
+                *((f"download b1 --url-only {flag}", "makes no file; leave out --output and --force\n")
+                  for flag in ("-o x", "--force")),
                 ("backup get --location=", "--location: it is empty"), ("download b1 -o=", "-o/--output: it is empty"),
-                ("backup get --direct --credentials-file=", "-file: it is empty"),
                 ("backup describe --cacert=", "--cacert: it is empty"),
                 ("backup get --direct -l a=b", "--selector needs the cluster")):
             result = run(*typed.split())
             self.assertEqual((2, b"", True), (*result[:2], words in result.err), (typed, result.err))
 
     def test_groups_print_their_help(self) -> None:
-        """A group of commands, with or without --help, tells its commands and ends well; so does no command at all."""
         for words, told in (("", "backup describe|exit codes:"), ("backup", "describe  |logs  "),
                             ("-v get --help", "plugins  |restore  "), ("logs -n ns", "print the log of a restore"),
                             ("plugin", "list the plugins"), ("backup get -h", "--show-labels|[BACKUP ...]")):
@@ -10526,27 +10067,6 @@ class TestCommandLine(unittest.TestCase):
             self.assertEqual((0, ""), (result.code, result.err), words)
             for text in told.split("|"):
                 self.assertIn(text, result.out.decode())
-
-    def test_no_package_is_needed(self) -> None:
-        """What only prints something uses neither urllib3 nor yaml, and argparse is for command lines."""
-        code = ("import sys, velero_requests as v\n"
-                "v.urllib3 = v.yaml = sys.modules['urllib3'] = sys.modules['yaml'] = None\n"
-                "print([int(v.main(words.split(','))) for words in sys.argv[1:]], file=sys.stderr)")
-        done = subprocess.run([sys.executable, "-c", code, "backup", "completion,fish", "manifests", "nonsense",
-                               "version,--client-only,-o,yaml", "__complete,backup,d"], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, timeout=60, check=True, cwd=os.path.dirname(MODULE))
-        self.assertTrue(done.stderr.endswith(b"\n[0, 0, 0, 2, 0, 0]\n"), done.stderr)
-
-    def test_a_secret_is_missed_before_anybody_is_asked(self) -> None:
-        """A location in a file that names a Secret fails at once, though its region would have to be asked for."""
-        proxy = FakeStore()
-        self.addCleanup(proxy.close)
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            file.write("{provider: aws, objectStorage: {bucket: b}, credential: {name: cloud, key: keys}}")
-            file.flush()
-            result = run("backup", "get", "--location", file.name, env={"HTTPS_PROXY": proxy.url, "NO_PROXY": ""})
-            self.assertEqual((1, []), (result.code, proxy.requests), result.err)
-        self.assertRegex(result.err, "names the Secret 'cloud', and no cluster is asked\nhint: .*--credentials-file ")
 
 
 NO_SPACE = "error: cannot write the output: No space left on device\n"
@@ -10560,7 +10080,7 @@ class TestEnds(unittest.TestCase):
     """However a command ends, there is one sentence and its code, and no word from the interpreter."""
 
     def test_full_disks_and_closed_pipes(self) -> None:
-        """As on a user's machine, where streams are buffered, and of the first and the last also where they are not."""
+        """With streams buffered, and of the first and the last also unbuffered."""
         base = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         reading, closed = os.pipe()
         os.close(reading)
@@ -10590,15 +10110,6 @@ class TestEnds(unittest.TestCase):
             _, rest = process.communicate(timeout=60)
             self.assertEqual((code, False), (process.returncode, b"Traceback" in rest), rest)
 
-    def test_ctrl_c_while_the_interpreter_ends(self) -> None:
-        """When all is said, Ctrl-C ends the process as a signal does, without a word."""
-        with tempfile.TemporaryDirectory() as folder:
-            write_bytes(os.path.join(folder, "sitecustomize.py"),
-                        b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
-            done = subprocess.run([sys.executable, MODULE, "--version"], env={**os.environ, "PYTHONPATH": folder},
-                                  timeout=60, check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        self.assertEqual((-signal.SIGINT, b""), (done.returncode, done.stderr))
-
 
 CANARY = "canary/7+secret"
 # All commands; those that print a URL or an object are asked for what they show, so only their stderr must be clean.
@@ -10614,7 +10125,6 @@ ECHO = (f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorizat
 
 class TestCanary(DownloadWorld, unittest.TestCase):
     """No secret of ours is in what any command says, logs at any level, or leaves in the cluster."""
-
     serves = False
 
     def setUp(self) -> None:
@@ -10641,17 +10151,8 @@ class TestCanary(DownloadWorld, unittest.TestCase):
         self.make_location(name, secret=name)
         self.make_backup(name, location=name)
 
-    def assert_no_canary(self, *texts: str) -> None:
-        """Look for all secrets, as they are and as they are quoted."""
-        self.assert_clean(*texts)
-        for text in texts:
-            for spelled in (CANARY, quote(CANARY), quote(CANARY, safe=""), "AKIACANARY",
-                            base64.b64encode(CANARY.encode()).decode()[:-4]):
-                place = text.find(spelled)
-                self.assertEqual(-1, place, text[max(0, place - 300):place + 100])
-
-    def check(self, command: str, code: Optional[int] = None, kubeconfig: str = "") -> None:
-        """Run a command as talkative as can be, and look at all that it leaves anywhere."""
+    def check(self, command: str, *codes: int, kubeconfig: str = "") -> None:
+        """Run a command as talkative as can be, and look for all secrets in all that it leaves anywhere."""
         file = os.path.join(self.target, "canary")
         words = command.replace("FILE", file).split()
         for kept in (self.log, self.root):
@@ -10661,18 +10162,21 @@ class TestCanary(DownloadWorld, unittest.TestCase):
         result = run("-vvv", "--kubeconfig", kubeconfig or self.kubeconfig, "-n", self.namespace, *words, *timeout)
         self.cluster.unscript()
         self.store.unscript()
-        self.assertIn(result.code, range(7) if code is None else (code,), result.err[-2000:])
+        self.assertIn(result.code, codes or range(7), result.err[-2000:])
         requests, events = (self.admin.list(resource, self.namespace)["items"]
                             for resource in ("downloadrequests", "events"))
-        self.assert_no_canary(
-            result.err, self.log.getvalue(), self.root.getvalue(), json.dumps(events),
-            *(json.dumps(item["metadata"]) for item in requests),
-            *([] if "--url-only" in words else [result.out.decode()]))
+        for text in (result.err, self.log.getvalue(), self.root.getvalue(), json.dumps(events),
+                     *(json.dumps(item["metadata"]) for item in requests),
+                     "" if "--url-only" in words else result.out.decode()):
+            self.assert_clean(text)
+            for spelled in (CANARY, quote(CANARY), quote(CANARY, safe=""), "AKIACANARY",
+                            base64.b64encode(CANARY.encode()).decode()[:-4]):
+                place = text.find(spelled)
+                self.assertEqual(-1, place, text[max(0, place - 300):place + 100])
         with contextlib.suppress(FileNotFoundError):
             os.remove(file)
 
     def test_when_all_goes_well(self) -> None:
-        """Every command there is."""
         self.assertEqual([], [command.words for command in vr.COMMANDS if not any(
             row.startswith(command.words) for row in CANARY_COMMANDS)], "a command is not in CANARY_COMMANDS")
         self.serve("admin", plugins=(("ObjectStore", "velero.io/aws"),))
@@ -10680,7 +10184,6 @@ class TestCanary(DownloadWorld, unittest.TestCase):
             self.check(command, 0)
 
     def test_when_something_fails(self) -> None:
-        """Stores and clusters that say secrets back, and lines that break."""
         store_says = f"<Error><Code>AccessDenied</Code><Message>{ECHO}</Message></Error>".replace("&", "&amp;").encode()
         cluster_says = {"kind": "Status", "message": ECHO, "reason": "Forbidden"}
         for command, faults in (
@@ -10700,21 +10203,17 @@ class TestCanary(DownloadWorld, unittest.TestCase):
                 self.check(command)
 
     def test_who_we_are(self) -> None:
-        """What is wrong with credentials of every kind is said without them."""
         program = write_bytes(os.path.join(self.folder, "plugin"), f"#!/bin/sh\necho '{CANARY} {{'\nexit $1\n".encode())
         os.chmod(program, 0o700)
         plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": program, "interactiveMode": "Never"}
-        token = write_bytes(os.path.join(self.folder, "token"), f"{CANARY}\0".encode())
         document, path = yaml.safe_load(read_bytes(self.kubeconfig)), os.path.join(self.folder, "another")
-        for user in ({"token": CANARY}, {"token": [CANARY]}, {"tokenFile": token},
-                     {"username": "u", "password": CANARY},
+        for user in ({"token": CANARY}, {"username": "u", "password": CANARY},
                      {"client-key-data": base64.b64encode(CANARY.encode()).decode()},
-                     *({"exec": {**plugin, "args": [code]}} for code in "01"),
-                     {"exec": {**plugin, "args": ["0"], "env": [{"name": "A", "value": CANARY}, {"name": 5}]}}):
+                     *({"exec": {**plugin, "args": [code], "env": [{"name": "A", "value": CANARY}]}} for code in "01")):
             document["users"][0]["user"] = user
             self.check("backup logs b1", kubeconfig=write_bytes(path, yaml.safe_dump(document).encode()))
         for number, text in enumerate((
-                f"[default]\naws_secret_access_key {CANARY}\n", f"{CANARY}\n", f"[default]\n{CANARY} = x\n",
+                f"[default]\naws_secret_access_key {CANARY}\n", f"[default]\n{CANARY} = x\n",
                 f"[default]\naws_access_key_id = a\naws_secret_access_key = {CANARY}\n x\n")):
             self.lay_out(f"bad-{number}", text)
             self.check(f"backup logs bad-{number} --direct", 1)
@@ -10722,9 +10221,7 @@ class TestCanary(DownloadWorld, unittest.TestCase):
             self.check("controller --once")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Demo: the main job on a machine without a cluster
-# ------------------------------------------------------------------------------------------------------------
+# ---- Demo: the main job on a machine without a cluster -----------------------
 
 def tell(text: str) -> None:
     """Print at once: the reader follows along, and a pipe must not reorder what the commands say."""
@@ -10742,8 +10239,8 @@ def step(stage: Stage, command: str, *expected: str) -> None:
         raise AssertionError(f"`{command}` ended with exit code {done.returncode}; its output lacks {missing}")
 
 
-def play_demo() -> None:
-    """Run all steps of the demo, or raise at the first that fails: the main job with a controller, and one failure."""
+def demo() -> int:
+    """Show the main job with a controller on loopback, and one failure -> 0; raises at the first step that fails."""
     ours = "python velero_requests.py"
     with set_stage() as stage:
         tell(f"# On loopback: {stage.servers()}.")
@@ -10769,15 +10266,6 @@ def play_demo() -> None:
         step(stage, "cat controller.log", "serving", "stopped")
         if left or code:
             raise AssertionError(f"the controller left with exit code {code}; {len(left)} requests were left behind")
-
-
-def demo() -> int:
-    """Show the main job on loopback, and return 0 only when every step did what it should."""
-    try:
-        play_demo()
-    except (AssertionError, RuntimeError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
     tell("# Every step did what it should; all of it is stopped and removed.")
     return 0
 
@@ -10785,10 +10273,9 @@ def demo() -> int:
 class TestStart(FolderCase):
     """What runs is what was read: nobody else's code gets in, wherever it lies."""
 
-    def start(self, *argv: str, folder: str = "", **options: Any) -> Result:
-        """Run a command in the module's folder, or in another one."""
-        done = subprocess.run(argv, cwd=folder or os.path.dirname(MODULE), stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, timeout=60, check=False, **options)
+    def start(self, *argv: str, folder: str = os.path.dirname(MODULE), **options: Any) -> Result:
+        done = subprocess.run(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False,
+                              **options)
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
     def lay_strangers(self, *names: str) -> None:
@@ -10800,12 +10287,12 @@ class TestStart(FolderCase):
         self.lay_strangers("velero_requests", "json", "argparse", "ctypes")
         for options, folder in (((MODULE,), self.folder), (("-I", MODULE), self.folder),
                                 (("-u", "-W", "error::ResourceWarning", MODULE), self.folder),
-                                (("-m", "velero_requests"), "")):
+                                (("-m", "velero_requests"), os.path.dirname(MODULE))):
             result = self.start(sys.executable, *options, "download", folder=folder)
-            self.assertEqual((2, b"", True), (result.code, result.out, "NAME" in result.err), (options, result.err))
+            self.assertEqual((2, b"", True), (*result[:2], "NAME" in result.err), (options, result.err))
 
     def test_nothing_beside_the_file_is_imported(self) -> None:
-        """Neither source nor what is compiled, not even of the file itself: what runs is what was read."""
+        """Neither source nor what is compiled, not even of the file itself."""
         script = shutil.copy(MODULE, os.path.join(self.folder, "velero_requests.py"))
         self.lay_strangers("stranger", "logging")
         stranger = os.path.join(self.folder, "stranger.py")
@@ -10840,13 +10327,13 @@ class TestStart(FolderCase):
             command = os.path.join(prefix, "bin", "velero_requests.py")
             self.assertTrue(os.access(command, os.X_OK))
             self.assertTrue(read_bytes(command).startswith(f"#!{sys.executable}\n".encode()))
-            result = self.start(sys.executable, "-v", command, "download", folder=self.folder)
-            self.assertEqual((2, b"", False), (result.code, result.out, "wrote" in result.err), result.err)
-            self.assertRegex(result.err, r"velero_requests\.cpython-\d+\.pyc matches")
-            result = self.start(sys.executable, "-S", command, "plugin", "get", "--kubeconfig", kubeconfig,
-                                folder=self.folder)
-            self.assertEqual((1, b""), (result.code, result.out), result.err)
-            self.assertRegex(result.err, r"\Aerror: the package (urllib3|yaml) is missing\nhint: `apt-get install ")
+            for options, code, said in (("-v download", 2, r"velero_requests\.cpython-\d+\.pyc matches"), (
+                    f"-S plugin get --kubeconfig {kubeconfig}", 1,
+                    r"\Aerror: the package (urllib3|yaml) is missing\nhint: `apt-get install ")):
+                option, *words = options.split()
+                result = self.start(sys.executable, option, command, *words, folder=self.folder)
+                self.assertEqual((code, b"", False), (*result[:2], "wrote" in result.err), result.err)
+                self.assertRegex(result.err, said)
             self.start("make", "uninstall", f"PREFIX={prefix}")
             self.assertEqual([[], []], [os.listdir(os.path.join(prefix, name)) for name in ("bin", "lib")])
 
@@ -10855,10 +10342,16 @@ class TestStart(FolderCase):
         """make says in one sentence what is missing and how to get it, and installs nothing."""
         for target in ("install", "test-alone"):
             result = self.start("make", "--silent", target, f"PREFIX={self.folder}", f"PYTHON={sys.executable} -S")
-            self.assertEqual((2, b"", []), (result.code, result.out, os.listdir(self.folder)), result.err)
+            self.assertEqual((2, b"", []), (*result[:2], os.listdir(self.folder)), result.err)
             self.assertEqual([1] * 5, [result.err.count(words) for words in (
                 "error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
                 "dnf install", "apk add", "pip install")], result.err)
+
+    def test_ctrl_c_while_the_interpreter_ends(self) -> None:
+        write_bytes(os.path.join(self.folder, "sitecustomize.py"),
+                    b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
+        result = self.start(sys.executable, MODULE, "--version", env={**os.environ, "PYTHONPATH": self.folder})
+        self.assertEqual((-signal.SIGINT, ""), (result.code, result.err))
 
     def test_nohup_is_respected(self) -> None:
         """A command started with SIGHUP ignored goes on ignoring it; one that ended left signals as before."""
@@ -10871,15 +10364,13 @@ class TestStart(FolderCase):
 
 
 class TestDemo(unittest.TestCase):
-    """What the README shows first, as a newcomer runs it."""
+    """What the README shows first, as a newcomer runs it: `make demo` runs the same."""
 
     def test_it_plays(self) -> None:
-        """`--demo` ends well; `make demo` runs the same."""
         environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
         done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, timeout=120, check=False, env=environment)
-        self.assertEqual(0, done.returncode, done.stdout.decode())
-        self.assertIn(b"Every step did what it should", done.stdout)
+        self.assertEqual((0, True), (done.returncode, b"Every step did what it should" in done.stdout), done.stdout)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -11174,7 +10665,7 @@ def bench() -> int:
                 measured.command_figures()
                 measured.download_figures()
             presign_figures()
-            firsts = [float(run_script(FIRST_URL)[1]) for _ in range(9)]
+            firsts = [float(subprocess.check_output([sys.executable, "-c", FIRST_URL], cwd=FOLDER)) for _ in range(9)]
             figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
         except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"bench: could not go on: {error}", file=sys.stderr)

@@ -10,32 +10,16 @@ controller answers it with a pre-signed URL, and the client fetches that. Server
 server's version and plugins. This file is that controller, that client, and the functions of both to import. It
 interoperates both ways with Velero 1.6.3 to 1.18.
 
-    python3 velero_requests.py controller           answer requests, beside or instead of Velero's own controllers
-    python3 velero_requests.py backup logs NAME     print a backup's log, or say why there is none
-    python3 velero_requests.py --help               everything else
+    python3 velero_requests.py controller   answer requests, beside or instead of Velero's own controllers
+    python3 velero_requests.py --help       everything else
 
-Contents
-     1  Ground          exit codes, errors, text and time, untrusted documents
-     2  Requests        what can be asked for, and every policy of the controller
-     3  Locations       BackupStorageLocation -> record -> object key -> address
-     4  Signing         AWS Signature Version 4
-     5  Keys            AWS ini files, profiles, where keys come from
-     6  Kubeconfig      documents -> cluster and identity; proxy rules
-     7  Downloads       what a store's answer says, cures, when to try again
-     8  Screens         tables, describe, JSON and YAML
-     9  Manifests       the CustomResourceDefinitions
-    ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world
-    10  Connections     TLS, deadlines, pools, sessions
-    11  Cluster         one exchange, verbs over it, one event stream
-    12  Key sources     Secret, STS, files, container, instance metadata
-    13  Store           receive, go on, verify, save
-    14  Controller      queue, feeders, workers, how a decision is carried out
-    15  Client          create, wait, stream, tidy up; or do without a controller
-    16  Doctor          why nobody answered
-    17  Command line    the COMMANDS table, its parser, main
+Contents (a banner says what each room holds):
+    1. Ground  2. Requests  3. Locations  4. Signing  5. Keys  6. Kubeconfig  7. Downloads  8. Screens  9. Manifests
+    ===  the waterline: above it is arithmetic on values (`now` is an argument), below it is the world  ===
+    10. Connections  11. Cluster  12. Key sources  13. Store  14. Controller  15. Client  16. Doctor  17. Command line
 
 Read it from top to bottom: a name is defined before it is used, and nothing above the waterline touches I/O, clocks,
-threads or randomness; test_velero_requests.py checks both. Importing this file does nothing.
+threads or randomness; the tests check both. Importing this file does nothing.
 """
 
 from __future__ import annotations
@@ -57,9 +41,7 @@ import base64
 import contextlib
 import enum
 import functools
-import hashlib
 import heapq
-import hmac
 import itertools
 import json
 import logging
@@ -84,8 +66,7 @@ try:
 except ImportError:  # Windows: two downloads of one target are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
-# What takes long to load (urllib3, yaml, ssl) is imported by the functions that use it: a start pays for what its
-# command needs.
+# What takes long to load (urllib3, yaml, ssl, hashlib) is imported where it is used: a start pays for what it does.
 
 __version__ = "0.1.0"
 
@@ -98,10 +79,7 @@ Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on unto
 
 
 def hidden_in_repr(*secrets: str) -> Callable[[type], Any]:
-    """A decorator for records, whose repr then leaves these fields out.
-
-    All records are NamedTuples: thirty dataclasses, which compile source, would add 25 ms to each start.
-    """
+    """A decorator for records without these fields in repr; thirty dataclasses would add 25 ms to each start."""
     def hide(record: Any) -> Any:
         record.__repr__ = lambda self: "{}({})".format(record.__name__, ", ".join(
             f"{name}={value!r}" for name, value in self._asdict().items() if name not in secrets))
@@ -111,7 +89,7 @@ def hidden_in_repr(*secrets: str) -> Callable[[type], Any]:
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of every command; treat a code that is not listed as a failure."""
+    """Exit codes of every command."""
     DONE = 0
     FAILED = 1
     USAGE = 2
@@ -120,7 +98,7 @@ class Exit(enum.IntEnum):
     NOT_ALLOWED = 5  # 401 or 403, from the cluster or the store
     UNREACHABLE = 6  # cluster or store, TLS included
     INTERRUPTED = 130  # 128 + SIGINT
-    BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output left, as in `backup logs NAME | head`
+    BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output left, as `head` does
 
 
 EXIT_OF_STATUS = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}
@@ -132,12 +110,10 @@ MESSAGE_LIMIT = 1024  # characters; what core/v1 Event allows for a message
 class Error(Exception):
     """Base of everything this module raises on purpose.
 
-    The text is one sentence that names the object and holds no secret. hints: cures, one line each; reason: the stable
-    word a controller leaves on a request; retry: whether time alone may mend it; status: the HTTP code of a refusal.
+    The text is one sentence that names the object and holds no secret. hints: cures, a line each; reason: the word that
+    a controller leaves on a request; retry: whether time alone may mend it; status: the HTTP code of a refusal.
     """
-    exit = Exit.FAILED
-    retry = True
-    usual_reason = "InternalError"
+    exit, retry, usual_reason = Exit.FAILED, True, "InternalError"
 
     def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = "", status: int = 0):
         super().__init__(message)
@@ -148,7 +124,7 @@ class Error(Exception):
 
 @contextlib.contextmanager
 def about(subject: str) -> Iterator[None]:
-    """Let an error that passes begin with its subject, unless it names that itself."""
+    """Let an error that passes begin with its subject, unless it names that."""
     try:
         yield
     except Error as error:
@@ -159,8 +135,7 @@ def about(subject: str) -> Iterator[None]:
 
 class UsageError(Error):
     """The caller asked for what cannot be."""
-    exit = Exit.USAGE
-    retry = False
+    exit, retry = Exit.USAGE, False
 
 
 class ConfigError(Error):
@@ -168,12 +143,12 @@ class ConfigError(Error):
 
 
 class InvalidLocation(ConfigError):
-    """A storage location says something that cannot be, or that is not done here."""
+    """A storage location says what cannot be, or is not done here."""
     usual_reason = "InvalidStorageLocation"
 
 
 class CredentialsError(ConfigError):
-    """The keys that open a store are wrong, or cannot be had."""
+    """The keys of a store are wrong, or cannot be had."""
     usual_reason = "InvalidCredentials"
 
 
@@ -208,16 +183,15 @@ class RequestFailed(Error):
 
 
 class StoreError(Error):
-    """The object store refused, or sent something else than was asked for; its status is 0 after a 200."""
+    """The object store refused, or (status 0) sent something else than was asked for."""
     usual_reason = "StoreError"
     skew = timedelta(0)  # how far the store's clock is ahead of ours
-    retry_after: Optional[float] = None  # seconds that the store asks to wait
+    retry_after: Optional[float] = None  # seconds
 
 
 class Unreachable(Error):
     """No connection to cluster or store, or TLS failed."""
-    exit = Exit.UNREACHABLE
-    usual_reason = "Unreachable"
+    exit, usual_reason = Exit.UNREACHABLE, "Unreachable"
 
 
 class TimedOut(Error):
@@ -230,14 +204,14 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](?!24)(\d\d:\d\d:\d\d)(?:[.,](\d{1,99
 
 
 def parse_time(text: object) -> Optional[datetime]:
-    """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None for anything else."""
+    """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None."""
     match = _TIME.fullmatch(text) if isinstance(text, str) else None
     if not match:
         return None
-    day, clock, fraction, hours, minutes = match.groups()
+    day, clock, fraction, hours, minutes = match.groups("")
     try:
         return datetime.fromisoformat(
-            f"{day}T{clock}.{(fraction or '')[:6]:0<6}{hours or '+00'}:{minutes or '00'}").astimezone(timezone.utc)
+            f"{day}T{clock}.{fraction[:6]:0<6}{hours or '+00'}:{minutes or '00'}").astimezone(timezone.utc)
     except (ValueError, OverflowError):
         return None
 
@@ -247,16 +221,13 @@ def format_time(instant: datetime) -> str:
     return instant.astimezone(timezone.utc).isoformat()[:19] + "Z"
 
 
-JOINERS = "\u200c\u200d"  # invisible, but some scripts need them inside words
-
-
 def printable(text: str) -> str:
-    """Untrusted text, with blanks for control characters, changes of direction and what is invisible."""
-    return text if text.isprintable() else "".join(c if c.isprintable() or c in JOINERS else " " for c in text)
+    """Untrusted text with blanks for what is invisible, but for two joiners that some scripts need inside words."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text)
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Untrusted text for a terminal or an annotation: one line, nothing invisible, cut at `limit`."""
+    """Untrusted text in one line, without what is invisible, cut at `limit`."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:4 * limit]).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
@@ -266,7 +237,7 @@ _DURATION_PART = rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_DURATION_UNITS)})"
 
 
 def parse_duration(text: str) -> float:
-    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else and beyond 292 years."""
+    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else, also beyond 292 years."""
     match = re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII) if len(text) <= 100 else None
     seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text[:100]))
     if not match or seconds >= 2 ** 63 / 1e9:
@@ -284,27 +255,26 @@ def format_duration(seconds: float, digits: int = 3) -> str:
     return "-" * (seconds < 0 < number) + whole + f"{rest / unit:.9f}".rstrip("0").rstrip(".") + name
 
 
-# Parameters of signed URLs (AWS SigV4 and SigV2, Google, Azure), also where the URL is a parameter of another, tokens
-# in headers, name and password in a URL. These end before the path, which may hold an `@`, unless what stands there can
-# be no host: then it is a password with a slash in it.
+# Parameters of signed URLs (AWS, Google, Azure), also where the URL is a parameter of another; tokens in headers; name
+# and password in a URL. These end before the path, which may hold an `@`, unless what stands there can be no host.
 _SECRETS = re.compile(
     r"((?:Signature|Credential|(?:Security-?|Session|WebIdentity)Token|AWSAccessKeyId|GoogleAccessId|sig)"
     r"(?:=|%(?:25){0,9}3D|\\u003d))(?:(?!%(?:25){0,9}26)[^&\s\"'<>])+"
     r"|(\bBearer\s+|\bAuthorization: Basic |\bx-amz-security-token:\s?)[^\s\"',&]+"
     r"|(\w://)(?:[^\s\"'<>/?#]*@"
     r"|(?!(?:[\w.-]*|\[[\w:.]*\])(?::\d{0,5})?(?:[\s\"'<>/?#]|$))[^\s\"'<>]{0,256}@)", re.IGNORECASE)
-REDACTED_LIMIT = 1 << 16  # characters; longer text is cut, at a blank so that no secret is halved
+REDACTED_LIMIT = 1 << 16  # characters
 
 
 def redact(text: str) -> str:
-    """The text, cut, with signatures, credentials, tokens and passwords in URLs blanked."""
+    """The text, cut at a blank (so that no secret is halved), with all secrets of URLs and headers blanked."""
     if len(text) > REDACTED_LIMIT:
         text = "".join(re.split(r"(\s)", text[:REDACTED_LIMIT])[:-1]) + "…"
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match[3] else "***"), text)
 
 
 def add_if_new(text: str, seen: Set[str], most: int) -> bool:
-    """Whether a text is new; it is added to those seen, until there are `most` and none is new any more."""
+    """Whether a text is new, and now one of those seen; beyond `most` none is."""
     known = len(seen)
     if known < most:
         seen.add(text[:MESSAGE_LIMIT])
@@ -312,26 +282,20 @@ def add_if_new(text: str, seen: Set[str], most: int) -> bool:
 
 
 def decode_base64(text: str) -> Optional[bytes]:
-    """Base64 as Go reads it (strict, but line ends may be in it), else None."""
+    """Base64 as Go reads it (strict, but with line ends), else None."""
     try:
         return base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
     except ValueError:
         return None
 
 
-MAX_DEPTH = 100  # levels of a document; the code that walks one later can follow as many
-MAX_ELEMENTS = 2_200_000  # of a JSON document; an object of etcd's 1.5 MiB cannot have more
+MAX_DEPTH = 100  # levels of a document; who walks one later can follow as many
+MAX_ELEMENTS = 2_200_000  # of a JSON document; an object of etcd's 1.5 MiB has fewer
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
 class TooLarge(ValueError):
     """A body, or what JSON would make of it in memory, is too large."""
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 400:  # Python's own limit is missing in old ones, where long numbers take long
-        raise ValueError
-    return int(digits)
 
 
 def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
@@ -347,16 +311,14 @@ def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
     try:
         if max(itertools.accumulate(steps), default=0) > MAX_DEPTH:
             raise ValueError
-        return json.loads(str(content, "utf-8-sig", "surrogatepass"), parse_int=_integer)
+        return json.loads(str(content, "utf-8-sig", "surrogatepass"),  # long numbers, which take long, are none
+                          parse_int=lambda digits: int(digits if len(digits) <= 400 else ""))
     except ValueError:
         raise ValueError("is no JSON") from None
 
 
 def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
-    """Byte chunks -> whole lines without their newline; a last one that was cut off is dropped.
-
-    Bytes, not text, for two chunks may share a character. A line of more than `limit` bytes is an error.
-    """
+    """Byte chunks, which may cut characters -> whole lines of at most `limit` bytes; half a last one is dropped."""
     held = bytearray()  # of the line that has not ended yet
     for chunk in chunks:
         held += chunk
@@ -379,7 +341,7 @@ def _text(document: Any, *path: str) -> str:
 
 
 def _name(document: Any, *path: str) -> str:
-    """A name, cut one character after the longest possible: records are kept, and it may be huge."""
+    """A name, cut behind the longest possible: records are kept."""
     return _text(document, *path)[:254]
 
 
@@ -396,14 +358,14 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 
 
 def dns_label(text: str, source: str) -> str:
-    """The text, when it can be a label of a host name; else InvalidLocation that names its source."""
+    """The text, when it can be a label of a host; else InvalidLocation."""
     if not _DNS_LABEL.fullmatch(text):
         raise InvalidLocation(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1")
     return text
 
 
 def header_value(text: str, what: str) -> str:
-    """Text for an HTTP header; ConfigError, without the text, unless it is printable ASCII."""
+    """Text for an HTTP header; ConfigError unless it is printable ASCII."""
     if not text.isascii() or not text.isprintable():
         raise ConfigError(f"{what} has characters that cannot be sent, such as a line end")
     return text
@@ -413,10 +375,7 @@ TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", lis
 
 
 class Reader:
-    """Typed access to a mapping; what is absent or null is empty, as in Go.
-
-    A value of another type is a ConfigError that names the place (`where`), not the value.
-    """
+    """Typed access to a mapping; absent or null is empty, another type a ConfigError with the place, not the value."""
 
     def __init__(self, document: Any, where: str) -> None:
         self.where = where
@@ -438,20 +397,18 @@ class Reader:
         return self.typed(self.fields.get(name), kind, name)
 
     def need(self, name: str) -> str:
-        """A text that must be there."""
         text: str = self.get(name)
         if not text:
             raise ConfigError(f"{self.where} has no {name}")
         return text
 
 
-# An RFC 1123 subdomain. Backups and restores are objects, so no other name can exist; that keeps every key inside
-# `backups/` or `restores/`.
+# An RFC 1123 subdomain. No other name can exist; that keeps every key inside `backups/` or `restores/`.
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 
 
 def is_object_name(name: str) -> bool:
-    """Whether Kubernetes could have an object of this name."""
+    """Whether Kubernetes could have such an object."""
     return len(name) <= 253 and _OBJECT_NAME.fullmatch(name) is not None
 
 
@@ -476,31 +433,31 @@ _LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "
 
 
 def is_link_local(host: str) -> bool:
-    """Whether an address or name is one of link-local services, such as the metadata of an instance."""
+    """Whether a host is a link-local service, such as the metadata of an instance."""
     address = _ip_address(host.partition("%")[0])
     return host.rstrip(".").lower() in ("metadata", "metadata.google.internal") or (
         address is not None and any(_in_network(address, network) for network in _LINK_LOCAL))
 
 
 def backoff(failures: int, base: float, cap: float) -> float:
-    """Seconds to wait after the n-th failure in a row, n >= 1: base * 2**(n-1), at most cap."""
+    """Seconds to wait after the n-th failure in a row, n >= 1."""
     return min(cap, base * 2.0 ** min(failures - 1, 64))
 
 
 def _unescaped(text: str) -> str:
-    """Text of XML with its entities replaced; long ones stay, for their numbers take long to convert."""
+    """Text of XML without entities; long ones stay, for they take long to convert."""
     import html
     return re.sub(r"&(#x?[0-9A-Fa-f]{1,7}|[a-z]{2,6});", lambda entity: html.unescape(entity[0]), text)
 
 
 def xml_fields(body: bytes) -> Dict[str, str]:
-    """The leaf elements of a small XML answer, by name, unescaped; without a parser, so a DTD has no effect."""
+    """The leaf elements of a small XML answer by name; without a parser, so a DTD has no effect."""
     text = body[:65536].decode("utf-8", "replace")
     return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
 
 
 def parse_http_date(header: Optional[str]) -> Optional[datetime]:
-    """A header's date (RFC 9110 5.6.7) -> aware UTC datetime, or None for anything else."""
+    """A header's date (RFC 9110 5.6.7) -> aware UTC datetime, or None."""
     import email.utils
     try:
         return email.utils.parsedate_to_datetime((header or "")[:64]).astimezone(timezone.utc)
@@ -509,14 +466,14 @@ def parse_http_date(header: Optional[str]) -> Optional[datetime]:
 
 
 def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
-    """Retry-After, seconds or an HTTP date (RFC 9110 10.2.3) -> seconds from now; None when it says neither."""
+    """Retry-After (RFC 9110 10.2.3), seconds or a date -> seconds from now; None for anything else."""
     if re.fullmatch(r"\d{1,9}", header, re.ASCII):
         return float(header)
     instant = parse_http_date(header)
     return None if instant is None else max(0.0, (instant - now).total_seconds())
 
 # ================================================================================
-# 2. Requests — what can be asked for, and every policy of the controller: values in, an Outcome out
+# 2. Requests — what can be asked for, and every policy of the controller
 #
 #    DownloadRequest                                          ServerStatusRequest
 #      being deleted                -> leave                    being deleted                     -> leave
@@ -528,28 +485,25 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
 #        expiration beyond now + 10 min -> patch: cut down
 #        otherwise                      -> leave until then (creation + 10 min if it does not say)
 #
-#    Whoever creates an object may fill in its status, so no time in it is trusted further than a request lives. Every
-#    patch carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
+#    Whoever creates an object may fill in its status, so no time in it is trusted further than a request lives. A patch
+#    carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
 
 class Resource(NamedTuple):
-    """A kind of Kubernetes object and where the API serves it, in version v1."""
+    """A kind of Kubernetes object, which the API serves in v1 of a group."""
     kind: str
-    plural: str
     group: str = "velero.io"
 
+    @property
+    def plural(self) -> str:
+        return f"{self.kind.lower()}s"
 
-DOWNLOAD_REQUESTS = Resource("DownloadRequest", "downloadrequests")
-STATUS_REQUESTS = Resource("ServerStatusRequest", "serverstatusrequests")
+
+DOWNLOAD_REQUESTS, STATUS_REQUESTS = Resource("DownloadRequest"), Resource("ServerStatusRequest")
 REQUEST_KINDS = (DOWNLOAD_REQUESTS, STATUS_REQUESTS)
-BACKUPS = Resource("Backup", "backups")
-RESTORES = Resource("Restore", "restores")
-LOCATIONS = Resource("BackupStorageLocation", "backupstoragelocations")
-POD_VOLUME_BACKUPS = Resource("PodVolumeBackup", "podvolumebackups")
-POD_VOLUME_RESTORES = Resource("PodVolumeRestore", "podvolumerestores")
-DELETE_REQUESTS = Resource("DeleteBackupRequest", "deletebackuprequests")
-SECRETS = Resource("Secret", "secrets", group="")
-EVENTS = Resource("Event", "events", group="")
-DEPLOYMENTS = Resource("Deployment", "deployments", group="apps")
+BACKUPS, RESTORES, LOCATIONS = Resource("Backup"), Resource("Restore"), Resource("BackupStorageLocation")
+POD_VOLUME_BACKUPS, POD_VOLUME_RESTORES = Resource("PodVolumeBackup"), Resource("PodVolumeRestore")
+DELETE_REQUESTS, DEPLOYMENTS = Resource("DeleteBackupRequest"), Resource("Deployment", group="apps")
+SECRETS, EVENTS = Resource("Secret", group=""), Resource("Event", group="")
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -560,7 +514,7 @@ def api_path(resource: Resource, namespace: str, name: str = "", subresource: st
 
 
 def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
-    """A call -> (what it is in words, the line of a Role that allows it); empty for non-resource paths."""
+    """A call -> (it in words, the line of a Role that allows it); empty for non-resource paths."""
     match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
     if not match:
         return "", ""
@@ -582,14 +536,13 @@ class Artifact(NamedTuple):
     releases: str = "1.18"  # those whose CustomResourceDefinition lists the kind
 
     @property
-    def gunzip(self) -> bool:
-        """Whether the client inflates it."""
+    def gunzip(self) -> bool:  # whether the client inflates it
         return self.kind != BACKUP_CONTENTS
 
 
 # Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with its file in the folder of its owner
-# (velero pkg/persistence/object_store_layout.go). Two rows surprise: RestoreResults has no `.json`, and
-# RestoreVolumeInfo alone no `restore-`. BackupItemSnapshots existed from 1.8 to 1.10 only.
+# (velero pkg/persistence/object_store_layout.go). RestoreVolumeInfo alone has no `restore-`. BackupItemSnapshots
+# existed from 1.8 to 1.10 only.
 TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more) for owner, kind, file, *more in (
     (BACKUPS, "BackupLog", "{name}-logs.gz", "1.6 1.18"),
     (BACKUPS, BACKUP_CONTENTS, "{name}.tar.gz", "1.6 1.18"),
@@ -609,7 +562,7 @@ TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more)
 
 
 def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS for a request's target; InvalidRequest for a kind or name that cannot exist."""
+    """The row of TARGETS; InvalidRequest for a kind or name that cannot exist."""
     target = TARGETS.get(kind)
     if not target:
         raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
@@ -620,24 +573,25 @@ def target_of(kind: str, name: str) -> Artifact:
     return target
 
 
-# Velero 1.6 to 1.18 never write New, which is the empty phase in practice; Failed came after 1.18, with status.message.
+# Velero never writes New, which is the empty phase in practice; Failed came after 1.18, with status.message.
 NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
 UNANSWERED = ("", NEW)
 
-URL_LIFE = timedelta(minutes=10)  # of a signed URL and of its DownloadRequest (velero pkg/persistence)
-STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest (velero pkg/controller)
-STATUS_LOOK_AGAIN = timedelta(minutes=5)  # an answered one is looked at again, and deleted, only after this
-URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds between reads where a client may not watch (velero's CLI, too)
+# Velero's own times (pkg/persistence, pkg/controller, pkg/cmd).
+URL_LIFE = timedelta(minutes=10)  # of a signed URL and of its DownloadRequest
+STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest
+STATUS_LOOK_AGAIN = timedelta(minutes=5)  # when an answered one is looked at again, and deleted
+URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds between reads where a client may not watch
 
 REASON = "velero-requests.io/reason"  # annotation: a stable CamelCase word
 MESSAGE = "velero-requests.io/message"  # annotation: one sentence, no secrets
 
 RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within the request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0  # seconds; a failing list or watch, jitter on top
-UNREACHABLE_CAP = 3.0  # seconds; the same while no API server is reached, for retries load none
+UNREACHABLE_CAP = 3.0  # seconds; the same while no API server is reached
 PAGE_SIZE = 25  # objects; client-go's 500 could be 700 MB
 
-OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # (kind, name): the only Velero plugin whose work this file does
+OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # the only Velero plugin whose work this file does
 
 
 class Key(NamedTuple):
@@ -652,7 +606,7 @@ class Key(NamedTuple):
 
 @hidden_in_repr("url")
 class Request(NamedTuple):
-    """What decisions need of a DownloadRequest or ServerStatusRequest; times that cannot be read are None."""
+    """What decisions need of a request; times that cannot be read are None."""
     key: Key
     uid: str
     version: str
@@ -679,33 +633,28 @@ class Outcome(NamedTuple):
     """What one look at a request decides."""
     verb: str  # leave, patch or delete
     why: str  # the log line, without secrets
-    body: Optional[Document] = None  # the merge patch, which may hold a signed URL, or the preconditions
-    again: Optional[datetime] = None  # the instant of the next look
+    body: Optional[Document] = None  # a merge patch, perhaps with a signed URL, or preconditions
+    again: Optional[datetime] = None  # the next look
     failed: bool = False  # look again with back-off
 
 
 def request_from(resource: Resource, document: Document) -> Request:
-    """Document -> record; `reason` and `message` are our annotations, else phase Failed and its status.message."""
+    """Document -> record; reason and message are our annotations, else phase Failed and its message."""
     metadata, status, phase = _at(document, "metadata"), _at(document, "status"), _name(document, "status", "phase")
     reason, message = (FAILED, _text(status, "message")) if phase == FAILED else ("", "")
     return Request(
         key=Key(resource, _name(metadata, "namespace"), _name(metadata, "name")),
-        uid=_name(metadata, "uid"),
-        version=_name(metadata, "resourceVersion"),
-        created=parse_time(_at(metadata, "creationTimestamp")),
-        deleting=_at(metadata, "deletionTimestamp") is not None,
-        phase=phase,
-        target_kind=_name(document, "spec", "target", "kind"),
-        target_name=_name(document, "spec", "target", "name"),
-        url=_text(status, "downloadURL"),
-        expiration=parse_time(_at(status, "expiration")),
+        uid=_name(metadata, "uid"), version=_name(metadata, "resourceVersion"), phase=phase,
+        created=parse_time(_at(metadata, "creationTimestamp")), deleting=_at(metadata, "deletionTimestamp") is not None,
+        target_kind=_name(document, "spec", "target", "kind"), target_name=_name(document, "spec", "target", "name"),
+        url=_text(status, "downloadURL"), expiration=parse_time(_at(status, "expiration")),
         processed=parse_time(_at(status, "processedTimestamp")),
         reason=_name(metadata, "annotations", REASON) or reason,
         message=(_text(metadata, "annotations", MESSAGE) or message)[:MESSAGE_LIMIT])
 
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
-    """ServerStatusRequest document -> its plugins as (kind, name), sorted as by the velero CLI."""
+    """ServerStatusRequest document -> plugins as (kind, name), sorted as by the velero CLI."""
     plugins = _at(document, "status", "plugins")
     return sorted((_text(plugin, "kind"), _text(plugin, "name"))
                   for plugin in (plugins if isinstance(plugins, list) else []))
@@ -717,34 +666,29 @@ def _delete(request: Request, why: str) -> Outcome:
 
 def _patch(request: Request, why: str, again: datetime, failed: bool = False, *, status: Document,
            annotations: Optional[Document] = None) -> Outcome:
-    body: Document = {"metadata": {"resourceVersion": request.version}}
-    if annotations:
-        body["metadata"]["annotations"] = annotations
-    if status:
-        body["status"] = status
-    return Outcome("patch", why, body, again, failed)
+    body = {"metadata": {"resourceVersion": request.version, **({"annotations": annotations} if annotations else {})}}
+    return Outcome("patch", why, {**body, "status": status} if status else body, again, failed)
 
 
 def triage_download(request: Request, now: datetime) -> Optional[Outcome]:
-    """What can be decided about a DownloadRequest without looking anything up; None when it is to be answered."""
+    """What a DownloadRequest itself decides; None when it is to be answered."""
     expires, limit = request.expiration, now + URL_LIFE
+    if not expires and request.phase not in UNANSWERED:
+        expires = min(request.created or now, now) + URL_LIFE
     if request.deleting:
         return Outcome("leave", "it is being deleted")
     if expires and expires <= now:
         return _delete(request, f"expired at {format_time(expires)}")
-    if request.phase in UNANSWERED:
+    if not expires or request.phase in UNANSWERED:
         return None
-    if expires and expires > limit:
+    if expires > limit:
         return _patch(request, "its expiration is further off than a URL lives; cut down", limit,
                       status={"expiration": format_time(limit)})
-    expires = expires or min(request.created or now, now) + URL_LIFE
-    if expires <= now:
-        return _delete(request, "it says no expiration and is older than a URL lives")
     return Outcome("leave", f"phase {one_line(request.phase, 64)}; it expires at {format_time(expires)}", again=expires)
 
 
 def answer_download(request: Request, key: str, url: str, expires: datetime) -> Outcome:
-    """The patch that answers a DownloadRequest: URL, phase and expiration in one."""
+    """The one patch that answers a DownloadRequest: URL, phase and expiration."""
     return _patch(
         request, f"{request.target_kind} of {request.target_name}: signed for {key}", expires,
         status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(expires)},
@@ -752,7 +696,7 @@ def answer_download(request: Request, key: str, url: str, expires: datetime) -> 
 
 
 def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
-    """The outcome of a failure: the reason, written once, and an expiration that later failures do not move."""
+    """A failure: the reason, written once, and an expiration that later failures do not move."""
     limit, message = now + URL_LIFE, one_line(redact(str(error)), MESSAGE_LIMIT)
     why = f"{error.reason}: {message}"
     again = min(request.expiration or limit, limit)
@@ -765,9 +709,9 @@ def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
 
 
 def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Outcome:
-    """What to do when the API takes a patch for invalid, as where annotations are full: the status alone.
+    """When the API takes a patch for invalid, as where annotations are full: the status alone.
 
-    Without one to write, an object that is older than a request lives is deleted, so that it cannot stay for ever.
+    Without one to write, an object older than a request lives is deleted, so that it cannot stay for ever.
     """
     body = outcome.body or {}
     if "status" in body and "annotations" in body["metadata"]:
@@ -778,7 +722,7 @@ def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Out
 
 
 def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
-    """The whole policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
+    """The policy for a ServerStatusRequest; a timestamp from the future counts as its creation."""
     again = now + STATUS_LOOK_AGAIN
     if request.deleting:
         return Outcome("leave", "it is being deleted")
@@ -798,8 +742,7 @@ def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
 def is_news(old: Optional[Request], new: Request) -> bool:
     """Whether a changed object is worth a look now.
 
-    Reason, message and the expiration of an unanswered request are what failing controllers write: if they counted, two
-    that fail for different reasons would wake each other without end.
+    What failing controllers write does not count: two with different reasons would wake each other without end.
     """
     if old is None:
         return True
@@ -808,21 +751,18 @@ def is_news(old: Optional[Request], new: Request) -> bool:
 
 
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
-    """Seconds until the next watch, after failures in a row or one that lived so long.
-
-    reached: whether an API server refused, or no answer came at all; jitter: 1 to 2.
-    """
+    """Seconds until the next watch, after failures in a row (reached: a server answered) or one that lived so long."""
     cap = WATCH_CAP if reached else UNREACHABLE_CAP
     return min(cap, backoff(failures, WATCH_BASE, cap) * jitter) if failures else max(0.0, WATCH_BASE - lived)
 
 
 def is_version_expired(error: Optional[Error]) -> bool:
-    """Whether the API no longer has the version a list or watch asked for: list anew."""
+    """Whether the API no longer has the version that a watch asked for."""
     return isinstance(error, ApiError) and (error.status == 410 or error.api_reason in ("Expired", "Gone"))
 
 
 def event_for(request: Request, reason: str, message: str, now: datetime) -> Document:
-    """A core/v1 Event that shows a request's reason in `kubectl describe`."""
+    """An Event that shows a request's reason in `kubectl describe`."""
     (resource, namespace, name), instant = request.key, format_time(now)
     return {
         "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message,
@@ -833,21 +773,21 @@ def event_for(request: Request, reason: str, message: str, now: datetime) -> Doc
 
 
 def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
-    """The DownloadRequest a client creates; the suffix keeps two of them apart."""
+    """The DownloadRequest a client creates."""
     return {"apiVersion": "velero.io/v1", "kind": DOWNLOAD_REQUESTS.kind,
             "metadata": {"name": f"{name[:50].rstrip('-.')}-{suffix}", "namespace": namespace},
             "spec": {"target": {"kind": kind, "name": name}}}
 
 
 def new_status_request(namespace: str, suffix: str) -> Document:
-    """The ServerStatusRequest a client creates; with `-o json` it looks as the one of the velero CLI."""
+    """The ServerStatusRequest a client creates; `-o json` shows it as the velero CLI's."""
     return {"apiVersion": "velero.io/v1", "kind": STATUS_REQUESTS.kind,
             "metadata": {"generateName": "velero-cli-", "name": f"velero-cli-{suffix}", "namespace": namespace},
             "spec": {}}
 
 
 def logs_refusal(owner: Resource, name: str, phase: str) -> str:
-    """Why a backup or restore in this phase has no logs yet, empty when it has (velero pkg/cmd/cli/backup/logs.go)."""
+    """Why a backup or restore in this phase has no logs yet, else empty (velero pkg/cmd/cli/backup/logs.go)."""
     kind, waiting = owner.kind.lower(), "WaitingForPluginOperations"  # 1.11 and newer: only plugins still work
     if phase in ("Completed", "PartiallyFailed", "Failed", waiting, f"{waiting}PartiallyFailed"):
         return ""
@@ -858,7 +798,7 @@ def logs_refusal(owner: Resource, name: str, phase: str) -> str:
 # 3. Locations — BackupStorageLocation -> record -> object key -> address
 
 class Address(NamedTuple):
-    """The place of a store or of an object in it."""
+    """Where a store or an object is."""
     scheme: str
     host: str  # with its port unless that is the default
     path: str  # percent-encoded once
@@ -870,10 +810,9 @@ _STORE_URL = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{0,
 
 
 def endpoint_from(url: str, source: str) -> Address:
-    """The address in a store's URL, in the one form that can be compared.
+    """The address in a store's URL, in the one form that can be compared; an error never shows the URL.
 
-    An error names the source and never the URL, which may hold a password. What urlsplit drops is refused, for others
-    read it and come to another host.
+    What urlsplit drops is refused, for others read it and come to another host.
     """
     match = _STORE_URL.fullmatch(url) if len(url) <= 2048 else None
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
@@ -887,15 +826,14 @@ def endpoint_from(url: str, source: str) -> Address:
     return Address(scheme, name if default else f"{name}:{number}", quote(path.rstrip("/"), safe="/-._~%"))
 
 
-# The regions of AWS's separate partitions begin so; any other is in the main one, as an unknown new one most likely is
-# (aws-sdk-go-v2 endpoint rules).
+# Regions of AWS's separate partitions begin so; any other or new one is in the main one (aws-sdk-go-v2 endpoint rules).
 _AWS_SUFFIXES = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": "c2s.ic.gov",
                  "us-isob-": "sc2s.sgov.gov", "eu-isoe-": "cloud.adc-e.uk", "us-isof-": "csp.hci.ic.gov",
                  "": "amazonaws.com"}
 
 
 def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool = False) -> str:
-    """The host of an AWS service, `SERVICE[-fips][.dualstack].REGION.SUFFIX`; only this function makes one."""
+    """The host of an AWS service; only this function makes one."""
     dns_label(region, "the region")
     if fips and region.startswith("cn-"):
         raise InvalidLocation(f"there are no FIPS endpoints in {region}; unset AWS_USE_FIPS_ENDPOINT, or "
@@ -906,7 +844,7 @@ def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool =
 
 @hidden_in_repr("s3_url", "public_url", "ca_cert")
 class Location(NamedTuple):
-    """A BackupStorageLocation: which bucket, at which endpoint, opened by which Secret."""
+    """A BackupStorageLocation."""
     name: str
     bucket: str
     prefix: str = ""
@@ -932,28 +870,27 @@ class Location(NamedTuple):
         return endpoint_from(url, key) if url else None
 
     def is_at_aws(self) -> bool:
-        """Whether it is at S3 itself, by https: other hosts under amazonaws.com than `aws_host` makes are anybody's."""
+        """Whether it is at S3 itself, by https: hosts under amazonaws.com not made by `aws_host` are anybody's."""
         scheme, host = (self.endpoint() or ("https", "s3.amazonaws.com"))[:2]
         match = re.fullmatch(r"s3(-fips)?(\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\..+", host)
         return scheme == "https" and host in (
             "s3.amazonaws.com", match and aws_host("s3", match[3], fips=bool(match[1]), dualstack=bool(match[2])))
 
     def is_for_own_identity(self, named: str) -> bool:
-        """Whether our own identity belongs to its endpoint: AWS's, or the one whose URL the operator named."""
+        """Whether our own identity belongs there: at AWS's endpoint, or the one whose URL the operator named."""
         endpoint = self.endpoint()
         return self.is_at_aws() or bool(
             endpoint and named and endpoint[:2] == endpoint_from(named, "AWS_ENDPOINT_URL_S3")[:2])
 
 
-FOREIGN_ENDPOINT = "ForeignEndpoint"  # reason: our own identity does not belong to a location's endpoint
+FOREIGN_ENDPOINT = "ForeignEndpoint"  # reason: our own identity does not belong there
 TEXT_LIMIT = 2048  # characters of a text of a location; locations are kept
 CA_LIMIT = 256 << 10  # bytes; all authorities of a system are less
 _GO_BOOLS = {text: text[:1] in ("1", "t", "T") for text in (
     "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False", "")}
 _BOOL = tuple(_GO_BOOLS)
 
-# Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; none means any text.
-# Only those of the first two lines have an effect on a download.
+# Every key of spec.config that velero-plugin-for-aws 1.2 to 1.14 knows, with the values it takes; () is any text.
 LOCATION_KEYS: Dict[str, Tuple[str, ...]] = {
     "region": (), "s3Url": (), "publicUrl": (), "profile": (), "credentialsFile": (),
     "s3ForcePathStyle": _BOOL, "insecureSkipTLSVerify": _BOOL, "signatureVersion": ("4", ""),
@@ -969,8 +906,8 @@ def _check_location(bucket: str, texts: Dict[str, str], ca_cert: Optional[bytes]
     if bucket.endswith("--x-s3"):
         raise InvalidLocation("a directory bucket (S3 Express) needs sessions of its own, which are not made here")
     if bucket in ("", ".", "..") or "/" in bucket or " " in bucket or bucket != one_line(bucket):
-        raise InvalidLocation(f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into "
-                              "objectStorage.prefix")
+        raise InvalidLocation(
+            f"bucket {one_line(bucket, 64)!r} must be a name without '/'; a folder belongs into objectStorage.prefix")
     for key, text in texts.items():
         allowed = LOCATION_KEYS.get(key)
         if len(text) > TEXT_LIMIT:
@@ -985,7 +922,7 @@ def _check_location(bucket: str, texts: Dict[str, str], ca_cert: Optional[bytes]
 
 
 def location_from(document: Document) -> Location:
-    """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it, or ConfigError."""
+    """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it."""
     name, provider = _text(document, "metadata", "name"), _text(document, "spec", "provider")
     storage, credential, fields = (_at(document, "spec", part) for part in ("objectStorage", "credential", "config"))
     bucket, prefix = (_text(storage, part).strip("/") for part in ("bucket", "prefix"))
@@ -1010,13 +947,13 @@ def location_from(document: Document) -> Location:
 
 
 def location_trouble_from(document: Document) -> str:
-    """What Velero says is wrong with a BackupStorageLocation, empty when it is Available or unchecked."""
+    """What Velero says is wrong with a BackupStorageLocation, else empty."""
     message = _text(document, "status", "message") or "no message; see the Velero server's log"
     return one_line(message) if _text(document, "status", "phase") == "Unavailable" else ""
 
 
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
-    """The key of an artifact in its bucket; the prefix is cleaned as Go's path.Join does in Velero's layout."""
+    """The key of an artifact; the prefix is cleaned as by Go's path.Join in Velero's layout."""
     root = posixpath.normpath(prefix) if prefix else ""
     if root.split("/")[0] == "..":
         raise InvalidLocation(f"the storage location's prefix {prefix!r} leads out of the bucket")
@@ -1028,23 +965,20 @@ _IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
 
 
 def _goes_before_host(bucket: str, endpoint: Address) -> bool:
-    """Whether the bucket goes in front of the host, by the AWS rule set as the plugin applies it.
-
-    A dot in it breaks the certificate's wildcard, so it needs plain http; an IP address takes no label in front.
-    """
+    """Whether the bucket goes in front of the host, by AWS's rules: never of an IP address, dots only over http."""
     labels = bucket.split(".") if endpoint.scheme == "http" else [bucket]
     return not any(map(_IP_ADDRESS.fullmatch, (endpoint.host, bucket))) and all(map(_LABEL_BUCKET.fullmatch, labels))
 
 
 @functools.lru_cache(maxsize=64)
 def bucket_address(location: Location) -> Address:
-    """Where a location's bucket is; ConfigError when its region or URLs cannot be used."""
+    """Where a location's bucket is; InvalidLocation when its region or URLs cannot be used."""
     with about(f"storage location {location.name!r}"):
         region, endpoint = dns_label(location.region, "config.region"), location.endpoint()
         if endpoint and (location.fips or location.dualstack):
-            raise InvalidLocation("FIPS and dual-stack endpoints are AWS's own; unset AWS_USE_FIPS_ENDPOINT and "
-                                  "AWS_USE_DUALSTACK_ENDPOINT, or use_fips_endpoint and use_dualstack_endpoint in the "
-                                  "profile, for a location with s3Url")
+            raise InvalidLocation("FIPS and dual-stack endpoints are AWS's own; for a location with s3Url unset "
+                                  "AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT, or in the profile "
+                                  "use_fips_endpoint and use_dualstack_endpoint")
         endpoint = endpoint or Address("https", aws_host(
             "s3", region, fips=location.fips, dualstack=location.dualstack), "")
     if not location.path_style and _goes_before_host(location.bucket, endpoint):
@@ -1053,15 +987,15 @@ def bucket_address(location: Location) -> Address:
 
 
 def object_address(location: Location, key: str) -> Address:
-    """Where an object is: each byte of its key percent-encoded once, slashes kept, nothing cleaned up."""
+    """Where an object is: each byte of its key percent-encoded once, nothing cleaned up."""
     bucket = bucket_address(location)
     return bucket._replace(path=f"{bucket.path}/{quote(key, safe='/-._~')}")
 
 # ================================================================================
 # 4. Signing — AWS Signature Version 4
 #
-#    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html, one function per noun. Only `host` is
-#    signed and no parameter is added: the smallest URL is the one that most stores, proxies and clients agree on.
+#    https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
+#    Only `host` is signed and no parameter added: most stores, proxies and clients agree on the smallest URL.
 
 @hidden_in_repr("access_key", "secret_key", "session_token")
 class Credentials(NamedTuple):
@@ -1072,7 +1006,6 @@ class Credentials(NamedTuple):
     expires: Optional[datetime] = None  # None for keys that last
 
     def are_valid(self, instant: datetime) -> bool:
-        """Whether they still sign at an instant."""
         return self.expires is None or self.expires > instant
 
 
@@ -1080,20 +1013,20 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 
-def canonical_query(parameters: Dict[str, str]) -> str:
+@functools.lru_cache(maxsize=16)  # all URLs signed in one second share it
+def canonical_query(parameters: Tuple[Tuple[str, str], ...]) -> str:
     """Parameters percent-encoded, then sorted by encoded name."""
-    return "&".join(map("=".join, sorted(
-        (quote(name, safe="-._~"), quote(value, safe="-._~")) for name, value in parameters.items())))
+    return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
 
 
 def canonical_request(method: str, path: str, query: str, headers: Dict[str, str], payload_hash: str) -> str:
-    """Method, path, query, headers (lower-case names), their names, payload hash: one a line."""
+    """Method, path, query, headers (lower-case names), their names, payload hash."""
     header_lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
     return f"{method}\n{path}\n{query}\n{header_lines}\n{';'.join(sorted(headers))}\n{payload_hash}"
 
 
 def amz_date(now: datetime) -> str:
-    """A UTC instant as X-Amz-Date: 20130524T000000Z."""
+    """A UTC instant as 20130524T000000Z."""
     return now.strftime("%Y%m%dT%H%M%SZ")
 
 
@@ -1105,6 +1038,7 @@ def credential_scope(now: datetime, region: str, service: str) -> str:
 @functools.lru_cache(maxsize=16)
 def signing_key(secret_key: str, scope: str) -> bytes:
     """The key derived for a scope, the same for every URL of a day."""
+    import hmac
     key = b"AWS4" + secret_key.encode()
     for part in scope.split("/"):
         key = hmac.digest(key, part.encode(), "sha256")
@@ -1113,22 +1047,16 @@ def signing_key(secret_key: str, scope: str) -> bytes:
 
 def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
     """The signature of a canonical request, in lower-case hex."""
+    import hashlib
+    import hmac
     text = f"{ALGORITHM}\n{timestamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     return hmac.digest(signing_key(secret_key, scope), text.encode(), "sha256").hex()
-
-
-@functools.lru_cache(maxsize=16)
-def presign_query(access_key: str, session_token: str, scope: str, timestamp: str, seconds: int,
-                  more: Tuple[Tuple[str, str], ...] = ()) -> str:
-    """The query of a pre-signed URL but for its signature; all URLs signed in one second share it."""
-    parameters = {**dict(more), "X-Amz-Algorithm": ALGORITHM, "X-Amz-Credential": f"{access_key}/{scope}",
-                  "X-Amz-Date": timestamp, "X-Amz-Expires": str(seconds), "X-Amz-SignedHeaders": "host"}
-    return canonical_query({**parameters, **({"X-Amz-Security-Token": session_token} if session_token else {})})
 
 
 def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, credentials: Credentials, region: str,
                  service: str, now: datetime) -> Dict[str, str]:
     """Headers (lower-case names, with `host`) -> with those that authorize a request; all are signed."""
+    import hashlib
     timestamp, scope = amz_date(now), credential_scope(now, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
@@ -1142,15 +1070,15 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
 
 def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
             more: Tuple[Tuple[str, str], ...] = ()) -> str:
-    """A URL that anybody may GET until now (UTC) + life (1 second to 7 days); a bearer token, so never log it.
-
-    more: parameters of the request itself, as for a listing.
-    """
+    """A URL that anybody may GET until now (UTC) + life (1 s to 7 days), so never log it; more: request parameters."""
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
-        raise ValueError(f"a pre-signed URL lives 1 to 604800 seconds, not {seconds}")
+        raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
     timestamp, scope = amz_date(now), credential_scope(now, address.region, "s3")
-    query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
+    token = (("X-Amz-Security-Token", credentials.session_token),) if credentials.session_token else ()
+    query = canonical_query((
+        ("X-Amz-Algorithm", ALGORITHM), ("X-Amz-Credential", f"{credentials.access_key}/{scope}"), *token, *more,
+        ("X-Amz-Date", timestamp), ("X-Amz-Expires", str(seconds)), ("X-Amz-SignedHeaders", "host")))
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     signed = signature(credentials.secret_key, timestamp, scope, request)
     return f"{address.scheme}://{address.host}{address.path}?{query}&X-Amz-Signature={signed}"
@@ -1158,10 +1086,9 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
 
 def sign(location: Location, key: str, credentials: Credentials, now: datetime, skew: timedelta,
          more: Tuple[Tuple[str, str], ...] = ()) -> Tuple[str, datetime]:
-    """A URL for an object, or without a key for the bucket itself -> with the instant, by our clock, when it ends.
+    """A URL for an object, or without a key for the bucket -> with the instant, by our clock, when it ends.
 
-    A URL dies with the credentials that signed it, so its life is clipped to theirs; expired ones sign nothing.
-    skew: how far the store's clock is ahead of ours.
+    Its life is clipped to that of the credentials; expired ones sign nothing. skew: how far the store's clock is ahead.
     """
     life = URL_LIFE
     if credentials.expires:
@@ -1179,11 +1106,11 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
 #    What files and profiles hold is secret: errors name them (`source`, `where`), and never show it.
 # ====================================================================================================
 
-Values = Mapping[str, str]                   # what a profile or the environment says, by name
+Values = Mapping[str, str]  # what a profile or the environment says, by name
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-INI_LIMIT = 1 << 20                          # bytes; a Secret holds no more
-VALUE_LIMIT = 16 << 10                       # characters; session tokens, the longest values, have some thousands
+INI_LIMIT = 1 << 20  # bytes; a Secret holds no more
+VALUE_LIMIT = 16 << 10  # characters; session tokens, the longest values, have some thousands
 
 
 def ini_sections(content: bytes, source: str) -> Profiles:
@@ -1195,8 +1122,8 @@ def ini_sections(content: bytes, source: str) -> Profiles:
     if len(content) > INI_LIMIT or "\ufffd" in text:
         raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB, or not UTF-8 text")
     found: Dict[str, Dict[str, List[str]]] = {}
-    section: Optional[Dict[str, List[str]]] = None
-    value, depth = None, 0                   # that the next line may go on with, its key's indentation
+    section: Any = None
+    value, depth = None, 0  # that the next line may go on with; its key's indentation
     for number, line in enumerate(text.split("\n"), 1):
         entry = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
         indent = len(line) - len(line.lstrip())
@@ -1216,10 +1143,8 @@ def ini_sections(content: bytes, source: str) -> Profiles:
 
 
 def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
-    """The sections of a credentials file and of a config file -> profiles; key by key the first wins.
-
-    `[x]` beats `[profile x]` in either, as the plugin loads one file as both. KEY_NAMES of two sections do not mix.
-    """
+    """The sections of a credentials file and of a config file -> profiles; key by key the first wins, and `[x]` beats
+    `[profile x]` in either, as the plugin loads one file as both. KEY_NAMES of two sections do not mix."""
     profiles: Profiles = {}
     for sections, prefix in itertools.product((config, credentials), ("profile ", "")):
         for section, values in sections.items():
@@ -1241,14 +1166,12 @@ PLANS = {"keys": KEY_NAMES, "web identity": ("role_arn", "role_session_name", "w
 @hidden_in_repr("values")
 class Plan(NamedTuple):
     """Where keys come from; `fetch_credentials` carries it out."""
-
-    how: str                                 # a key of PLANS
+    how: str  # a key of PLANS
     values: Tuple[Tuple[str, str], ...]
-    source: Any = None                       # of a role: the plan whose keys may assume it
+    source: Any = None  # of a role: the plan whose keys may assume it
 
     @classmethod
     def of(cls, how: str, values: Values, source: Optional[Plan] = None) -> Plan:
-        """A plan with those of the values that it needs and that are there."""
         return cls(how, tuple((name, values[name]) for name in PLANS[how] if values.get(name)), source)
 
 
@@ -1317,7 +1240,7 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Values
                  path: Tuple[str, ...] = ()) -> Plan:
     """A profile's own keys or those of the source it names, and the role that they assume, in aws-sdk-go-v2's order.
 
-    path: the profiles that led here. theirs: it comes from the cluster, and gives keys and roles for them only.
+    path: the profiles that led here. theirs: what comes from the cluster gives keys and roles only.
     """
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
@@ -1371,35 +1294,37 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -
 # ====================================================================================================
 
 class Entry(Reader):
-    """One mapping of a kubeconfig, whose relative paths start in the folder of its file."""
+    """A mapping of a kubeconfig, whose relative paths start in the folder of its file."""
 
     def __init__(self, document: Any, where: str, file: str = "") -> None:
         super().__init__(document, where)
         self.file = file
 
     def path(self, name: str) -> str:
-        """A path, seen from the folder of the file; `..` goes by the letters, as Go's filepath.Join."""
+        """A path; `..` goes by the letters, as in Go's filepath.Join."""
         path = self.get(name)
         return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
 
     def pem(self, name: str) -> Union[bytes, str]:
-        """The PEM of `name-data`, else the path of the file that `name` says, else nothing."""
+        """The PEM of `name-data`, else the path that `name` says, else nothing."""
         data = decode_base64(self.get(f"{name}-data"))
         if data is None:
             raise ConfigError(f"{self.where}: {name}-data is not base64")
         return data or self.path(name) or data
 
 
+EXEC_GROUP = "client.authentication.k8s.io/"
+
+
 @hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
 class Cluster(NamedTuple):
-    """How to reach one Kubernetes API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
-
+    """How to reach an API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
     server: str
     authority: Union[bytes, str] = b""
     insecure: bool = False
-    server_name: str = ""                    # tls-server-name: whose certificate is expected
+    server_name: str = ""  # tls-server-name: whose certificate is expected
     proxy_url: str = ""
-    disable_compression: bool = False        # as exec_config, only told to exec plugins
+    disable_compression: bool = False  # as exec_config, only told to exec plugins
     exec_config: Any = None
     token: str = ""
     token_file: str = ""
@@ -1408,13 +1333,12 @@ class Cluster(NamedTuple):
     certificate: Union[bytes, str] = b""
     key: Union[bytes, str] = b""
     impersonate: Tuple[Tuple[str, str], ...] = ()
-    exec_plugin: Optional[Entry] = None      # a program that prints our credentials
+    exec_plugin: Optional[Entry] = None  # a program that prints our credentials
 
 
 @hidden_in_repr("token", "certificate", "key")
 class Identity(NamedTuple):
-    """Who we are for the next calls: a token, or a certificate with its key; `expires` is None when it lasts."""
-
+    """Who we are for the next calls: a token, or a certificate with its key; None in `expires`: it lasts."""
     token: str = ""
     certificate: bytes = b""
     key: bytes = b""
@@ -1495,7 +1419,7 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     parts = urlsplit(url)
     login = unquote(parts.username or ""), unquote(parts.password or "")
     configs = [_at(item, "extension") for item in cluster.get("extensions", list)
-               if _text(item, "name") == "client.authentication.k8s.io/exec"]
+               if _text(item, "name") == EXEC_GROUP + "exec"]
     authority = cluster.pem("certificate-authority")
     # Tokens, passwords and certificates are never sent to a server without TLS.
     identity = _identity_fields(user, login) if parts.scheme == "https" else {}
@@ -1790,30 +1714,26 @@ def _yaml_scalar(value: Any) -> str:
     return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json_text(value)[:-1]
 
 
-def _yaml_lines(value: Any) -> Iterator[str]:
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
-            nested = isinstance(item, (dict, list)) and item
-            yield f"{_yaml_scalar(name)}:{'' if nested else ' ' + _yaml_scalar(item)}"
-            indent = "  " if isinstance(item, dict) else ""
-            yield from (indent + line for line in (_yaml_lines(item) if nested else ()))
-    elif isinstance(value, list) and value:
-        for item in value:
-            first, *rest = _yaml_lines(item)
-            yield f"- {first}"
-            yield from (f"  {line}" for line in rest)
-    else:
-        yield _yaml_scalar(value)
+def _yaml_block(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "\n".join("- " + _yaml_block(item).replace("\n", "\n  ") for item in value)
+    if not isinstance(value, dict) or not value:
+        return _yaml_scalar(value)
+    rows = []
+    for name, item in value.items():
+        line = ("\n  " if isinstance(item, dict) else "\n") if isinstance(item, (dict, list)) and item else " "
+        rows.append(f"{_yaml_scalar(name)}:{line}" + _yaml_block(item).replace("\n", line))
+    return "\n".join(rows)
 
 
 def yaml_text(*documents: Any) -> str:
     """Documents as YAML in block style, with `---` between them."""
-    return "---\n".join("".join(f"{line}\n" for line in _yaml_lines(document)) for document in documents)
+    return "---\n".join(_yaml_block(document) + "\n" for document in documents)
 
 
 DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
 
-Localize = Callable[[datetime], datetime]          # an instant -> the same one in the user's time zone
+Localize = Callable[[datetime], datetime]  # an instant -> the same one in the user's time zone
 NONE, NONE_INCLUDED = "<none>", "<none included>"
 MAX_WIDTH = 300  # characters; a longer cell, which Velero never writes, does not widen its column
 
@@ -1831,10 +1751,9 @@ def go_time(text: str, localize: Localize, absent: str) -> str:
 
 def age(seconds: float) -> str:
     """Seconds -> `59s`, `59m`, `23h`, `364d`, `2y`, cut off as kubectl does; Go ends at 292 years."""
-    seconds = int(min(seconds, (2 ** 63 - 1) / 1e9))
+    seconds = min(seconds, 2 ** 63 / 1e9)
     units = ((365 * 86400, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-    unit, name = next((row for row in units if seconds >= row[0]), units[-1])
-    return f"{seconds // unit}{name}"
+    return next(f"{seconds // unit:.0f}{name}" for unit, name in units if seconds >= unit or unit == 1)
 
 
 def duration(text: str) -> str:
@@ -1847,15 +1766,15 @@ def duration(text: str) -> str:
 
 def table(rows: List[Tuple[str, ...]]) -> str:
     """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
-    widths = [max(6, 3 + min(MAX_WIDTH, max(map(len, column)))) for column in zip(*rows)]
-    return "".join("".join(cell.ljust(width) for cell, width in zip(row, widths[:-1])) + row[-1] + "\n" for row in rows)
+    widths = [max(6, 3 + min(MAX_WIDTH, max(map(len, column)))) for column in list(zip(*rows))[:-1]] + [0]
+    return "".join("".join(map(str.ljust, row, widths)) + "\n" for row in rows)
 
 
 def aligned(lines: Iterable[str]) -> str:
-    """Lines with tabs -> text in columns, by the rules of Go's text/tabwriter with a padding of two blanks.
+    """Lines with tabs -> columns two blanks apart, as Go's text/tabwriter makes them.
 
-    Neighbouring lines that have a cell at the same position make a block, as wide as its longest cell; what follows
-    the last tab of a line is no cell.
+    Neighbouring lines with a cell at the same position make a block, as wide as its longest cell; what follows the
+    last tab of a line is no cell.
     """
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
@@ -1872,7 +1791,6 @@ class Fields:
 
     A value of another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error.
     """
-
     def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.value, self.place, self.wrong = value, place, wrong
 
@@ -1901,7 +1819,7 @@ class Fields:
         return Fields(value, place, self.wrong)
 
     def __call__(self, path: str = "", kind: Any = str) -> Any:
-        part = self.part(path) if path else self
+        part = self.part(path)
         return self.typed(part.value, kind, part.place)
 
     def rows(self, path: str = "") -> "List[Fields]":
@@ -1921,20 +1839,12 @@ def label_selector(selector: Fields) -> str:
     return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
 
 
-def _item_text(item: Fields) -> str:
-    return f"{'.'.join(filter(None, (item('Resource'), item('Group'))))} {item('Namespace')}/{item('Name')}"
-
-
-def _operation_progress(status: Fields) -> str:
-    done, total = status("nCompleted", int), status("nTotal", int)
-    return f"{done} of {total} complete ({status('operationUnits')})" if total > 0 or done > 0 else ""
-
-
-# The formats of templates: from what is at a path, and the words after the format's name, to what is shown.
+# From what is at a path, and the words after the format's name, to what is shown.
 FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
     "": lambda at, absent: at() or absent,
     "number": lambda at, _: at("", int),
     "map": lambda at, _: at("", {str: str}),
+    "pairs": lambda at, _: [f"{key}: {value}" for key, value in sorted(at("", {str: str}).items())],
     "list": lambda at, _: at("", [str]),
     "names": lambda at, absent: ", ".join(at("", [str])) or absent or NONE,
     "every": lambda at, all_: all_ if at("", [str]) in ([], ["*"]) else ", ".join(at("", [str])),
@@ -1943,13 +1853,13 @@ FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
     "duration": lambda at, _: duration(at()),
     "selector": lambda at, _: label_selector(at),
     "selectors": lambda at, _: " or ".join(map(label_selector, at.rows())) or NONE,
-    "item": lambda at, _: _item_text(at),
-    "items": lambda at, _: list(map(_item_text, at.rows())),
-    "progress": lambda at, _: _operation_progress(at)}
+    "item": lambda at, _: ".".join(filter(None, (at("Resource"), at("Group")))) + f" {at('Namespace')}/{at('Name')}",
+    "items": lambda at, _: [FORMATS["item"](item, "") for item in at.rows()],
+    "progress": lambda at, _: f"{at('nCompleted', int)} of {at('nTotal', int)} complete ({at('operationUnits')})"}
 
 
 def formatted(fields: Fields, slot: str, localize: Localize) -> Any:
-    """What stands for `path:format words` in a template."""
+    """What is shown for `path:format words`; None where the format ends with `?` and there is nothing."""
     path, _, form = slot.partition(":")
     name, _, words = form.rstrip("?").partition(" ")
     at = fields.part(path)
@@ -1959,19 +1869,19 @@ def formatted(fields: Fields, slot: str, localize: Localize) -> Any:
 
 # The columns of `velero backup get` and `restore get` 1.18.
 _COUNTS = {"ERRORS": "status.errors:number", "WARNINGS": "status.warnings:number"}
-_SELECTOR = {"SELECTOR": "spec.labelSelector:selector"}
 COLUMNS = {
     BACKUPS: {"NAME": "metadata.name", "STATUS": "status.phase: New", **_COUNTS,
               "CREATED": "status.startTimestamp:time <nil>", "EXPIRES": "status.expiration",
               "STORAGE LOCATION": "spec.storageLocation", "QUEUE POSITION": "status.queuePosition:number?",
-              **_SELECTOR},
+              "SELECTOR": "spec.labelSelector:selector"},
     RESTORES: {"NAME": "metadata.name", "BACKUP": "spec.backupName", "STATUS": "status.phase: New",
                "STARTED": "status.startTimestamp:time <nil>", "COMPLETED": "status.completionTimestamp:time <nil>",
-               **_COUNTS, "CREATED": "metadata.creationTimestamp:time <nil>", **_SELECTOR}}
+               **_COUNTS, "CREATED": "metadata.creationTimestamp:time <nil>",
+               "SELECTOR": "spec.labelSelector:selector"}}
 
 
 def _expires(backup: Fields, now: datetime) -> str:
-    """When a backup expires, from now; one that was not processed yet by its age and its time to live."""
+    """From now; of a backup that was not processed yet by its age and time to live."""
     instant, created = parse_time(backup("status.expiration")), parse_time(backup("metadata.creationTimestamp"))
     if instant is None or instant.year == 1:
         instant = None
@@ -1985,7 +1895,7 @@ def _expires(backup: Fields, now: datetime) -> str:
 
 
 def backup_sort_key(name: str) -> str:
-    """Sorts by name, but the backups of one schedule, whose names end with a time, newest first."""
+    """Sorts by name, but the backups of one schedule newest first."""
     reverse = str.maketrans("0123456789", "9876543210")
     return re.sub(r"(?<=-\d\d)\d{12}\Z", lambda match: match.group().translate(reverse), name, flags=re.ASCII)
 
@@ -1993,9 +1903,9 @@ def backup_sort_key(name: str) -> str:
 def resource_table(resource: Resource, documents: Iterable[Document], now: datetime, *, localize: Localize,
                    label_columns: Sequence[str] = (), show_labels: bool = False) -> str:
     """What `velero backup get` or `restore get` prints; nothing at all for none."""
-    titles = [*COLUMNS[resource], *(name.rpartition("/")[2].upper() for name in label_columns),
-              *["LABELS"] * show_labels]
-    records, rows = [Fields(document, "", {}) for document in documents], []
+    titles = (name.rpartition("/")[2].upper() for name in label_columns)
+    rows = [(*COLUMNS[resource], *titles, *["LABELS"] * show_labels)]
+    records = [Fields(document, "", {}) for document in documents]
     if resource is BACKUPS:
         records.sort(key=lambda record: backup_sort_key(record("metadata.name")))
     for record in records:
@@ -2006,17 +1916,16 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
             cells["STATUS"] = "Deleting" if resource is BACKUPS else f"{cells['STATUS']} (Deleting)"
         labels = record("metadata.labels", {str: str})
         every = ",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE
-        rows.append(tuple("" if cell is None else printable(str(cell)) for cell in (
-            *cells.values(), *map(labels.get, label_columns), *[every] * show_labels)))
-    return table([tuple(titles), *rows]) if rows else ""
+        shown = (*cells.values(), *map(labels.get, label_columns), *[every] * show_labels)
+        rows.append(tuple("" if cell is None else printable(str(cell)) for cell in shown))
+    return table(rows) if records else ""
 
 
 def list_document(resource: Resource, documents: List[Document], version: str = "") -> Document:
     """What `get -o json|yaml` prints: the one document, else a list; `version` is the list's resourceVersion."""
-    if len(documents) == 1:
-        return documents[0]
-    return {"kind": resource.kind + "List", "apiVersion": "velero.io/v1",
-            "metadata": {"resourceVersion": version} if version else {}, "items": documents}
+    return documents[0] if len(documents) == 1 else {
+        "kind": f"{resource.kind}List", "apiVersion": "velero.io/v1",
+        "metadata": {"resourceVersion": version} if version else {}, "items": documents}
 
 
 def plugin_table(plugins: List[Tuple[str, str]]) -> str:
@@ -2025,18 +1934,17 @@ def plugin_table(plugins: List[Tuple[str, str]]) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether it is the error of an artifact that does not exist, or whose kind an older server's CRDs do not know."""
+    """Whether it is the error of an artifact that does not exist, or of a kind that an older server lacks."""
     return isinstance(value, Error) and value.reason in ("ArtifactNotFound", "UnknownKind")
-
-
-def label_value(name: str) -> str:
-    """A name as Velero puts it into a label, which holds 63 characters (velero pkg/label)."""
-    return name if len(name) <= 63 else name[:57] + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:6]
 
 
 def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, str]]:
     """The related objects that describe lists, as (resource, label selector)."""
-    owner = f"velero.io/{resource.kind.lower()}-name={label_value(_text(document, 'metadata', 'name'))}"
+    name = _text(document, "metadata", "name")
+    if len(name) > 63:  # which is what a label holds (velero pkg/label)
+        import hashlib
+        name = name[:57] + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:6]
+    owner = f"velero.io/{resource.kind.lower()}-name={name}"
     if resource is RESTORES:
         return [(POD_VOLUME_RESTORES, owner)]
     uid = f"velero.io/backup-uid={_text(document, 'metadata', 'uid')}"
@@ -2046,16 +1954,14 @@ def related_of(resource: Resource, document: Document) -> List[Tuple[Resource, s
 def artifacts_of(resource: Resource, document: Document, *, details: bool, structured: bool = False) -> List[str]:
     """The artifacts that describe shows; velero's JSON (`structured`) of a backup has no item operations."""
     kind, status = resource.kind, Fields(document, "", {}).part("status")
-    operations = status(f"{kind.lower()}ItemOperationsAttempted", int) > 0
-    wanted = {f"{kind}Results": status("warnings", int) or status("errors", int),
-              f"{kind}ItemOperations": details and operations and not (structured and resource is BACKUPS),
-              f"{kind}ResourceList": details,
-              "BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo": True}
-    return [name for name, needed in wanted.items() if needed]
+    operations = details and status(f"{kind.lower()}ItemOperationsAttempted", int) > 0
+    return ([f"{kind}Results"] * bool(status("warnings", int) or status("errors", int))
+            + [f"{kind}ItemOperations"] * (operations and not (structured and resource is BACKUPS))
+            + [f"{kind}ResourceList"] * details + ["BackupVolumeInfos" if resource is BACKUPS else "RestoreVolumeInfo"])
 
 
 def legacy_artifacts_of(backup: Document) -> List[str]:
-    """What describe needs besides when there is no BackupVolumeInfos, which servers before 1.13 did not write."""
+    """What describe needs in place of BackupVolumeInfos, which servers before 1.13 did not write."""
     status = Fields(backup, "", {}).part("status")
     csi = ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"]
     return (["BackupVolumeSnapshots"] * (status("volumeSnapshotsAttempted", int) > 0)
@@ -2063,14 +1969,12 @@ def legacy_artifacts_of(backup: Document) -> List[str]:
 
 
 # What describe shows is drawn by templates, one string a row:
-#   `Label:  {path:format words} > place`  Two blanks stand for a tab. The value at the path is formatted; the words are
-#       for the format, such as what stands there for none, and with `format?` the row is left out then. The place is
-#       that of the value in the JSON, ` >` alone the same as the path. A row that begins with a brace is for the JSON
-#       alone.
-#   `[path]` … `[]`  The rows between are drawn when there is something at the path, after `[!path]` when there is
-#       nothing; `{.x}` is a field of what is there.
-#   `@name words ! row`  Drawn by the method of that name; when it fails, by the row after `!`, or after `!!` below an
-#       empty one.
+#   `Label:  {path:format words} > place`  Two blanks stand for a tab. The words are for the format, such as what stands
+#       there for none; with `format?` the row is left out then. The place is that of the value in the JSON, ` >` alone
+#       the same as the path. A row that begins with a brace is for the JSON alone.
+#   `[path]` … `[]`  Drawn when something is at the path, or at one of `[path|path]`, after `[!path]` when nothing is;
+#       `{.x}` is a field of what is there.
+#   `@name words ! row`  Drawn by the method; when it fails, by the row after `!`, or after `!!` below an empty one.
 Template = Tuple[str, ...]
 RESULTS = ("@result warnings ! Warnings:  {getting warnings} > warnings/errorGettingWarnings",
            "@result errors !! Errors:  {getting errors} > errors/errorGettingErrors")
@@ -2098,7 +2002,8 @@ OPERATION = (
     "    Operation ID:  {spec.operationID} > operationID",
     "[spec.postOperationItems]", "    Items to Update:", "      {spec.postOperationItems:items}", "[]",
     "    Phase:  {status.phase} > phase", "    Operation Error:  {status.error:?} > error",
-    "    Progress:  {status:progress?} > progress", "    Progress description:  {status.description:?} > description",
+    "[status.nTotal|status.nCompleted]", "    Progress:  {status:progress} > progress", "[]",
+    "    Progress description:  {status.description:?} > description",
     *(f"    {name.title()}:  {{status.{name}:time?}} > {name}" for name in ("created", "started", "updated")))
 NATIVE_SNAPSHOT = (
     "Snapshot ID:  {.snapshotHandle} > snapshotID", "Type:  {.volumeType} > type",
@@ -2113,17 +2018,20 @@ CSI_SNAPSHOT = (
 DATA_MOVEMENT = (
     "Operation ID: {.operationID} >", "Data Mover: {.dataMover: velero} >", "Uploader Type: {.uploaderType} >",
     "Moved data Size (bytes): {.size:number}", "Incremental data Size (bytes): {.incrementalSize:number?}",
-    "Result: {result} >", "[snapshotDataMovementInfo.size]", "{snapshotDataMovementInfo.size:number} > size",
-    "{snapshotDataMovementInfo.incrementalSize:number} > incrementalSize")
+    "Result: {result} >", "[snapshotDataMovementInfo.size|snapshotDataMovementInfo.incrementalSize]",
+    *(f"{{snapshotDataMovementInfo.{name}:number}} > {name}" for name in ("size", "incrementalSize")))
 RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {.dataMover} >", DATA_MOVEMENT[2])
-HEAD = ("Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
+DELETION = ("{metadata.creationTimestamp:time <n/a>} > creationTimestamp", "{status.phase} > phase",
+            "[status.errors]", "  Errors:", "    {status.errors:list} > errors")
+VALIDATION = ("[status.validationErrors]", "", "Validation errors:  {status.validationErrors:list} > validationErrors")
+HEAD = ("Name:  {metadata.name} >", "Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
         "Annotations:  {metadata.annotations:map} >", "", "@phase")
 BACKUP_HEAD = (
     *HEAD, "[spec.resourcePolicy]", "", "Resource policies:", "  Type:  {.kind} > resourcePolicies/type",
     "  Name:  {.name} > resourcePolicies/name", "[spec.uploaderConfig.parallelFilesUpload]", "", "Uploader config:",
-    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", "@validation", "")
+    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", *VALIDATION)
 BACKUP = (
-    *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} >",
+    "", *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} >",
     "", "Or label selector:  {spec.orLabelSelectors:selectors}", "", "Storage Location:  {spec.storageLocation} >",
     "", "Velero-Native Snapshot PVs:  {spec.snapshotVolumes:switch} > spec/veleroNativeSnapshotPVs",
     "File System Backup (Default):  {spec.defaultVolumesToFsBackup:switch true false}",
@@ -2132,20 +2040,22 @@ BACKUP = (
     "", "TTL:  {spec.ttl:duration} > spec/TTL",
     "", "CSISnapshotTimeout:  {spec.csiSnapshotTimeout:duration} > spec/CSISnapshotTimeout",
     "ItemOperationTimeout:  {spec.itemOperationTimeout:duration}", "", "@hooks",
-    "[spec.orderedResources]", "", "OrderedResources:", "@ordered_resources", "[]",
+    "[spec.orderedResources]", "", "OrderedResources:", "  {spec.orderedResources:pairs}",
+    "{spec.orderedResources:map} >", "[]",
     "", "Backup Format Version:  {status.formatVersion} > status/backupFormatVersion", *TIMES,
     "", "Expiration:  {status.expiration:time <nil>} >", "", "[status.progress]", "@progress", "", "[]",
     "@operations ! Backup Item Operations:  {getting operation info}",
     "[--details]", "@resource_list ! Resource List:  {getting backup resource list} > status/errorGettingResourceList",
     "", "[]", "Backup Volumes:",
-    "@native_snapshots !   Velero-Native Snapshots: {concluding native snapshot info}"
+    "@snapshots NativeSnapshot !   Velero-Native Snapshots: {concluding native snapshot info}"
     " > status/backupVolumes/errorConcludeNativeSnapshot", "",
-    "@csi_snapshots !   CSI Snapshots: {concluding CSI snapshot info} > status/backupVolumes/errorConcludeCSISnapshot",
+    "@snapshots CSISnapshot !   CSI Snapshots: {concluding CSI snapshot info}"
+    " > status/backupVolumes/errorConcludeCSISnapshot",
     "", "@pod_volumes !   Pod Volume Backups: {getting pod volume backups} > status/backupVolumes/podVolumeBackups",
     "[status.hookStatus]", "", "HooksAttempted:  {.hooksAttempted:number} > status/hooksAttempted",
     "HooksFailed:  {.hooksFailed:number} > status/hooksFailed", "[]",
     "@deletions !! Deletion Attempts: {getting deletion attempts} > deletionAttempts/error")
-RESTORE_HEAD = (*HEAD, "[status.progress]", "@progress", "[]", *TIMES, "@validation")
+RESTORE_HEAD = (*HEAD, "[status.progress]", "@progress", "[]", *TIMES, *VALIDATION)
 RESTORE = (
     *RESULTS, "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
     "", "Namespace mappings:  {spec.namespaceMapping:map} > spec/namespaceMappings",
@@ -2169,7 +2079,8 @@ RESTORE = (
     "@resource_list ! Resource List:  {getting restore resource list} > status/errorGettingResourceList")
 
 RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
-PHASE_COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED}
+COLORS = {"Completed": GREEN, "FailedValidation": RED, "PartiallyFailed": RED, "Failed": RED,
+          "Name:\t": BOLD, "Validation errors:\t": RED, "Unreadable:\t": RED}  # of a phase, and of what has a label
 SEE_DETAILS = "specify --details for more information"
 POD_VOLUME_PHASES = ("Completed", "Failed", "Canceled", "In Progress", "Canceling", "Prepared", "Accepted", "New")
 
@@ -2185,35 +2096,33 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
 
 
 class Description:
-    """What `velero backup|restore describe` shows of an object, as `text` and as `json`.
+    """What `velero backup|restore describe` shows of an object, as `text` and as `json`; `troubles` is what they lack.
 
-    An Error in place of a list or artifact is said where that would stand, and is in `troubles` too, unless velero
-    itself has a text for it.
+    An Error in place of a list or artifact is said where that would stand, and is a trouble unless velero itself has a
+    text for it. The first trouble gives the exit code.
     """
-
     def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
                  artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False, colorized: bool = False):
-        self.wrong: Dict[str, None] = {}     # what in the objects is of the wrong type
+        self.wrong: Dict[str, None] = {}  # what in the objects is of the wrong type
         self.document = Fields(document, "", self.wrong)
         self.spec, self.status, self.name = *map(self.document.part, ("spec", "status")), self.document("metadata.name")
         self.kind, self.is_backup, self.details, self.colorized = resource.kind, resource is BACKUPS, details, colorized
         self.related, self.artifacts, self.localize = related, artifacts, localize
-        self.errors: List[Error] = []
+        self.troubles: List[Error] = []
         self.json: Document = {}
         self.rows: List[str] = []
         head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
         self._fill(body, self.document, into=self.json)
-        rows, self.rows = self.rows, []      # the head is drawn last, because it lists what is wrong in the body
-        self._add("Name:\t", self.name, "metadata/name", BOLD)
+        rows, self.rows = self.rows, []  # the head is drawn last, because it lists what is wrong in the body
         self._fill(head, self.document, into=self.json)
+        if self.wrong:  # velero shows nothing at all then
+            first, *more = self.wrong
+            text = f"{self.kind} {one_line(self.name, 254)}: {one_line(first, 200)}"
+            self.troubles.insert(0, Error(f"{text} (and {len(more)} more)" if more else text))
+            self.rows.append("")
+            told = [first, *more[:9], *[f"and {len(more) - 9} more"] * (len(more) > 9)]
+            self._add("Unreadable:\t", told, "unreadable")
         self.text = aligned(self.rows + rows)
-
-    @property
-    def troubles(self) -> List[Error]:
-        """What the screen lacks, the first of which gives the exit code."""
-        more = f" (and {len(self.wrong) - 1} more)" if len(self.wrong) > 1 else ""
-        return [Error(f"{self.kind} {one_line(self.name, 254)}: {one_line(text, 200)}{more}")
-                for text in list(self.wrong)[:1]] + self.errors
 
     def _put(self, place: str, value: Any, into: Optional[Document] = None) -> Any:
         """Set a value at a place in the JSON, or in a part of it, and return it."""
@@ -2224,7 +2133,7 @@ class Description:
         return value
 
     def _add(self, label: str, value: Any = "", place: str = "", color: str = "{}", note: str = "") -> None:
-        """A row, and at a place in the JSON its value; a list has a row for each item, a map for each pair.
+        """A row, and its value in the JSON; a list has a row for each item, a map for each pair.
 
         The label holds the tabs that place it. Where a list is empty, velero indents the word for that once more.
         """
@@ -2233,7 +2142,8 @@ class Description:
         values = [f"{key}={value[key]}" for key in sorted(value)] if isinstance(value, dict) else value
         texts = [printable(text) for item in (values if isinstance(values, list) else [str(values)])
                  for text in item.rstrip("\r\n").split("\n")]
-        first, *more = [color.format(text) if self.colorized else text for text in texts] or [tabs + NONE]
+        color = COLORS.get(label, color) if self.colorized else "{}"
+        first, *more = map(color.format, texts or [tabs + NONE])
         self.rows.append(tabs + printable(words.rstrip("\t")) + gap + first + printable(note))
         self.rows += [tabs + "\t" * bool(words) + text for text in more]
         if place:
@@ -2250,8 +2160,8 @@ class Description:
                 part, shown = base, True
             elif row.startswith("["):
                 part = row[1:-1].lstrip("!")
-                found = self.details if part == "--details" else fields.part(part).value not in (None, 0, [])
-                shown = found != row.startswith("[!")
+                shown = row.startswith("[!") != any(fields.part(path).value not in (None, 0, []) if path != "--details"
+                                                    else self.details for path in part.split("|"))
             elif shown and row.startswith("@"):
                 self._section(label, slot, place[1:])
             elif shown:
@@ -2270,19 +2180,18 @@ class Description:
         try:
             getattr(self, f"_{name}")(*words)
         except Error as error:
-            self.errors += [] if str(error) in map(str, self.errors) else [error]
+            self.troubles += [] if str(error) in map(str, self.troubles) else [error]
             why = "file not found" if is_missing(error) else one_line(error)
             self.rows += [""] * instead.startswith("!")
             self._add(instead.lstrip("!")[1:].replace("  ", "\t"), f"<error {what}: {why}>", place)
 
-    def _artifact(self, kind: str) -> Fields:
-        value = self.artifacts.get(kind, StoreError("file not found", status=404, reason="ArtifactNotFound"))
-        if isinstance(value, Error):
-            raise value
-        return Fields(value, kind)
-
     def _lacks(self, kind: str) -> bool:
         return kind not in self.artifacts or is_missing(self.artifacts[kind])
+
+    def _artifact(self, kind: str) -> Fields:
+        if isinstance(self.artifacts[kind], Error):
+            raise self.artifacts[kind]
+        return Fields(self.artifacts[kind], kind)
 
     def _listed(self, resource: Resource) -> List[Fields]:
         items = self.related[resource]
@@ -2293,34 +2202,22 @@ class Description:
     # -- the sections, by their names in the templates -----------------------------------------------
 
     def _phase(self) -> None:
-        phase, quote, note = self._put("phase", self.status("phase")), "`" if self.is_backup else "'", ""
-        shown = phase or "New"
-        if not self.is_backup and self._put("deleting", bool(self.document("metadata.deletionTimestamp"))):
-            shown += " (Deleting)"
-        if phase in ("Failed", "PartiallyFailed"):
-            note = f" (run {quote}velero {self.kind.lower()} logs {self.name}{quote} for more information)"
-        self._add("Phase:\t", shown, color=PHASE_COLORS.get(phase, "{}"), note=note)
+        phase, quote = self._put("phase", self.status("phase")), "`" if self.is_backup else "'"
+        note = f" (run {quote}velero {self.kind.lower()} logs {self.name}{quote} for more information)"
+        deleting = not self.is_backup and self._put("deleting", bool(self.document("metadata.deletionTimestamp")))
+        self._add("Phase:\t", (phase or NEW) + " (Deleting)" * deleting, color=COLORS.get(phase, "{}"),
+                  note=note * (phase in ("Failed", "PartiallyFailed")))
         if self.is_backup and phase == "Queued":
             self._add("Queue position:\t", self.status("queuePosition", int))
-
-    def _validation(self) -> None:
-        """Velero's own errors, and what cannot be read, where velero shows nothing at all."""
-        wrong = list(self.wrong)
-        unreadable = wrong[:10] + [f"and {len(wrong) - 10} more"] * (len(wrong) > 10)
-        for label, place, values in (("Validation errors", "validationErrors", self.status("validationErrors", [str])),
-                                     ("Unreadable", "unreadable", unreadable)):
-            if values:
-                self.rows.append("")
-                self._add(f"{label}:\t", values, place, RED)
 
     def _progress(self) -> None:
         """An estimate while the items are being worked on."""
         verb, name = ("backed up", "BackedUp") if self.is_backup else ("restored", "Restored")
-        total, place, so_far, more = ("Estimated total", "estimatedTotal", " so far", "SoFar") if self.status(
-            "phase") == "InProgress" else ("Total", "total", "", "")
-        self._add(f"{total} items to be {verb}:\t", self.status("progress.totalItems", int),
-                  f"status/{place}ItemsToBe{name}")
-        self._add(f"Items {verb}{so_far}:\t", self.status(f"progress.items{name}", int), f"status/items{name}{more}")
+        running, progress = self.status("phase") == "InProgress", self.status.part("progress")
+        total, place = ("Estimated total", "estimatedTotal") if running else ("Total", "total")
+        self._add(f"{total} items to be {verb}:\t", progress("totalItems", int), f"status/{place}ItemsToBe{name}")
+        self._add(f"Items {verb}{' so far' * running}:\t", progress(f"items{name}", int),
+                  f"status/items{name}{'SoFar' * running}")
 
     def _result(self, name: str) -> None:
         """Warnings or errors; of a backup by a server before 1.11 there is no file, only the numbers."""
@@ -2333,21 +2230,22 @@ class Description:
             return
         result, tree = self._artifact(f"{self.kind}Results").part(name), self.json.setdefault(name, {})
         if counts[name] > 0:
+            namespaces = result("namespaces", {str: [str]})
             self.rows += ["", f"{name.title()}:"]
             self._fill(("  Velero:  {velero:list} >", "  Cluster:  {cluster:list} >"), result, into=tree)
-            namespaces = tree["namespace"] = result("namespaces", {str: [str]}) or []
             self.rows.append("\tNamespaces:" if namespaces else f"\tNamespaces: {NONE}")
-            for namespace in sorted(namespaces):
-                self._add(f"\t\t{namespace}:\t", namespaces[namespace])
+            tree["namespace"] = namespaces or []
+            for namespace, texts in sorted(namespaces.items()):
+                self._add(f"\t\t{namespace}:\t", texts)
 
     def _filters(self) -> None:
         """The JSON has the older resource filters also where the newer ones are in use."""
         older = not self.is_backup or self.spec("includeClusterResources", bool) is not None or any(
             self.spec(f"{word}Resources", [str]) for word in ("included", "excluded"))
         every = "*" if self.is_backup else "all namespaces found in the backup"
-        rows = [row.replace("*", every) for row in NAMESPACES]
-        rows += (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
-        self._fill(rows, self.spec, into=self.json.setdefault("spec", {}))
+        rows = (*RESOURCES, f"  Cluster-scoped:  {CLUSTER_SCOPED}") if older else SCOPED_RESOURCES
+        self._fill((*(row.replace("*", every) for row in NAMESPACES), *rows), self.spec,
+                   into=self.json.setdefault("spec", {}))
 
     def _hooks(self) -> None:
         """Of hooks of one name the JSON has the last."""
@@ -2358,59 +2256,38 @@ class Description:
             tree = self._put("spec/hooks/resources", trees)[hook("name")] = self._fill(HOOK, hook, "\t\t\t")
             for when in ("pre", "post"):
                 commands = tree[f"{when}ExecHook"] = []
-                for command in (row.part("exec") for row in hook.rows(when)):
-                    if command.value is not None:
-                        self.rows += ["", f"\t\t\t{when.title()} Exec Hook:"]
-                        commands.append(self._fill(HOOK_COMMAND, command, "\t\t\t"))
-
-    def _ordered_resources(self) -> None:
-        ordered = self._put("spec/orderedResources", self.spec("orderedResources", {str: str}))
-        for key in sorted(ordered):
-            self._add(f"\t{key}: {ordered[key]}")
+                for command in (row for row in hook.rows(when) if row.part("exec").value is not None):
+                    self.rows += ["", f"\t\t\t{when.title()} Exec Hook:"]
+                    commands.append(self._fill(HOOK_COMMAND, command.part("exec"), "\t\t\t"))
 
     def _operations(self) -> None:
-        """What plugins go on with later. velero has no such JSON: that of restores is ours."""
-        title, artifact = f"{self.kind} Item Operations:", f"{self.kind}ItemOperations"
-        tree: Document = {name: self.status(f"{self.kind.lower()}ItemOperations{name.title()}", int)
+        """velero has no such JSON: that of restores is ours."""
+        artifact = f"{self.kind}ItemOperations"
+        tree: Document = {name: self.status(f"{artifact[0].lower()}{artifact[1:]}{name.title()}", int)
                           for name in ("attempted", "completed", "failed")}
-        if tree["attempted"] > 0 and not self.is_backup:
+        if tree["attempted"] <= 0:
+            return
+        if not self.is_backup:
             self._put("status/restoreItemOperations", tree)
-        if tree["attempted"] > 0 and self.details and artifact in self.artifacts:
+        if self.details and artifact in self.artifacts:
             rows = self._artifact(artifact).rows()
-            self._add(title)
+            self.rows.append(f"{self.kind} Item Operations:")
             tree["operations"] = [self._fill(OPERATION, row) for row in rows]
-        elif tree["attempted"] > 0:
+        else:
             text = "{completed} of {attempted} completed successfully, {failed} failed".format(**tree)
-            self._add(f"{title}\t", f"{text} ({SEE_DETAILS})")
+            self._add(f"{self.kind} Item Operations:\t", f"{text} ({SEE_DETAILS})")
 
     def _resource_list(self) -> None:
-        label, artifact = "Resource List:", f"{self.kind}ResourceList"
+        artifact = f"{self.kind}ResourceList"
         if self._lacks(artifact):
             text = f"<{self.kind.lower()} resource list not found>"
-            self._add(f"{label}\t", text, "status/errorGettingResourceList")
+            self._add("Resource List:\t", text, "status/errorGettingResourceList")
             return
         resources = self._put("status/resourceList", self._artifact(artifact)("", {str: [str]}))
-        self._add(label)
-        for group in sorted(resources):
+        self._add("Resource List:")
+        for group, names in sorted(resources.items()):
             self._add(f"\t{group}:")
-            for name in resources[group] or [""]:
-                self._add(f"\t\t- {name}")
-
-    def _volumes(self, title: str, place: str, infos: List[Fields], none: str = NONE_INCLUDED) -> Document:
-        self.rows.append(f"{title}:" if infos else f"{title}: {none}")
-        return self._put(place, {} if infos else none)
-
-    def _volume(self, tabs: str, title: str, template: Template, info: Fields, part: str,
-                words: str = SEE_DETAILS) -> Any:
-        """Drawn by its template, or without --details by words -> the same for the JSON."""
-        self._add(f"{tabs}{title}:" if self.details else f"{tabs}{title}: {words}")
-        return self._fill(template, info, tabs + "\t", part) if self.details else words
-
-    def _infos(self, method: str, attempted: str, older: Callable[[], Iterable[Document]]) -> List[Fields]:
-        """Servers before 1.13 tell of volumes in other artifacts."""
-        if self._lacks("BackupVolumeInfos"):
-            return list(map(Fields, older() if self.status(attempted, int) > 0 else ()))
-        return [row for row in self._artifact("BackupVolumeInfos").rows() if row("backupMethod") == method]
+            self._add("\t\t", [f"- {name}" for name in names or [""]])
 
     def _older_native_snapshots(self) -> Iterator[Document]:
         for row in self._artifact("BackupVolumeSnapshots").rows():  # 1.6 began one name with a capital letter
@@ -2420,65 +2297,74 @@ class Description:
                 "volumeAZ": row("spec.volumeAZ"), "iops": "" if iops.value is None else str(iops("", int))}}
 
     def _older_csi_snapshots(self) -> Iterator[Document]:
-        snapshots, contents = (self._artifact(kind).rows() for kind in (
-            "CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"))
-        name, claim = "status.boundVolumeSnapshotContentName", "spec.source.persistentVolumeClaimName"
-        claims = {row(name): {"pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)}
-                  for row in snapshots if row(claim)}
+        snapshots, contents = (self._artifact(f"CSIBackupVolumeSnapshot{word}").rows() for word in ("s", "Contents"))
+        claim, unknown = "spec.source.persistentVolumeClaimName", {"pvcName": "<PVC name not found>"}
+        claims = {row("status.boundVolumeSnapshotContentName"): {
+            "pvcNamespace": row("metadata.namespace"), "pvcName": row(claim)} for row in snapshots if row(claim)}
         for row in contents:
-            yield {**claims.get(row("metadata.name"), {"pvcName": "<PVC name not found>"}),
-                   "preserveLocalSnapshot": True, "csiSnapshotInfo": {
-                       "vscName": row("metadata.name"), "driver": row("spec.driver"),
-                       "snapshotHandle": row("status.snapshotHandle"), "size": row("status.restoreSize", int)}}
+            name, handle, size = row("metadata.name"), row("status.snapshotHandle"), row("status.restoreSize", int)
+            yield {**claims.get(name, unknown), "preserveLocalSnapshot": True, "csiSnapshotInfo": {
+                "vscName": name, "driver": row("spec.driver"), "snapshotHandle": handle, "size": size}}
 
-    def _native_snapshots(self) -> None:
-        infos = self._infos("NativeSnapshot", "volumeSnapshotsAttempted", self._older_native_snapshots)
-        volumes = self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
-        for info in infos:
-            name = info("pvName")
-            volumes[name] = self._volume("\t\t", name, NATIVE_SNAPSHOT, info, "nativeSnapshotInfo")
-
-    def _csi_snapshots(self) -> None:
-        none = "<none included or not detectable>" if self._lacks("BackupVolumeInfos") else NONE_INCLUDED
-        self._claims("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", self._infos(
-            "CSISnapshot", "csiVolumeSnapshotsAttempted", self._older_csi_snapshots), f"included, {SEE_DETAILS}", none)
+    def _snapshots(self, method: str) -> None:
+        """Of a backup; servers before 1.13 tell of them in other artifacts."""
+        native, older = method == "NativeSnapshot", self._lacks("BackupVolumeInfos")
+        infos = [] if older else [row for row in self._artifact("BackupVolumeInfos").rows()
+                                  if row("backupMethod") == method]
+        if older and self.status("volumeSnapshotsAttempted" if native else "csiVolumeSnapshotsAttempted", int) > 0:
+            infos = [*map(Fields, self._older_native_snapshots() if native else self._older_csi_snapshots())]
+        if native:
+            self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
+        else:
+            self._volumes("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", infos,
+                          "<none included or not detectable>" if older else NONE_INCLUDED)
 
     def _csi_restores(self) -> None:
         """The volumes that came from CSI snapshots, moved ones last."""
         if not self._lacks("RestoreVolumeInfo"):
             infos = [row for row in self._artifact("RestoreVolumeInfo").rows() if row("restoreMethod") == "CSISnapshot"]
             self.rows.append("")
-            self._claims("CSI Snapshot Restores", "status/csiSnapshotRestores",
-                         sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))))
+            self._volumes("CSI Snapshot Restores", "status/csiSnapshotRestores",
+                          sorted(infos, key=lambda row: bool(row("snapshotDataMoved", bool))))
 
-    def _claims(self, title: str, place: str, infos: List[Fields], words: str = SEE_DETAILS,
-                none: str = NONE_INCLUDED) -> None:
-        """Each with its local snapshot, the data moved away from it, or both."""
-        volumes, tabs = self._volumes(title, place, infos, none), "\t" * (1 + self.is_backup)
+    def _volumes(self, title: str, place: str, infos: List[Fields], none: str = NONE_INCLUDED) -> None:
+        """Native snapshots, or claims, each with its local snapshot, the data moved away from it, or both."""
+        self.rows.append(f"{title}:" if infos else f"{title}: {none}")
+        volumes, tabs = self._put(place, {} if infos else none), "\t" * (1 + self.is_backup)
+        snapshot, data = (CSI_SNAPSHOT, DATA_MOVEMENT) if self.is_backup else (RESTORED_SNAPSHOT, RESTORED_DATA)
         for info in infos:
+            if place.endswith("nativeSnapshots"):
+                name = info("pvName")
+                volumes[name] = self._volume(tabs, name, NATIVE_SNAPSHOT, info, "nativeSnapshotInfo")
+                continue
             name, moved = f"{info('pvcNamespace')}/{info('pvcName')}", info("snapshotDataMoved", bool)
-            snapshot, data = (CSI_SNAPSHOT, DATA_MOVEMENT) if self.is_backup else (RESTORED_SNAPSHOT, RESTORED_DATA)
             self._add(f"{tabs}{name}:")
             tree = volumes.setdefault(name, {})
             if info("preserveLocalSnapshot", bool) if self.is_backup else not moved:
-                tree["snapshot"] = self._volume(tabs + "\t", "Snapshot", snapshot, info, "csiSnapshotInfo", words)
+                tree["snapshot"] = self._volume(f"{tabs}\t", "Snapshot", snapshot, info, "csiSnapshotInfo")
             if moved:
-                tree["dataMovement"] = self._volume(tabs + "\t", "Data Movement", data, info,
-                                                    "snapshotDataMovementInfo", words)
+                tree["dataMovement"] = self._volume(
+                    f"{tabs}\t", "Data Movement", data, info, "snapshotDataMovementInfo")
+
+    def _volume(self, tabs: str, title: str, template: Template, info: Fields, part: str) -> Any:
+        """Drawn by its template, or without --details by words -> the same for the JSON."""
+        words = f"included, {SEE_DETAILS}" if template in (CSI_SNAPSHOT, DATA_MOVEMENT) else SEE_DETAILS
+        self._add(f"{tabs}{title}:" if self.details else f"{tabs}{title}: {words}")
+        return self._fill(template, info, tabs + "\t", part) if self.details else words
 
     def _pod_volumes(self) -> None:
         """In velero's order of phases, unknown ones last, then by pod; the JSON is in the order of the API."""
         volumes = self._listed(POD_VOLUME_BACKUPS if self.is_backup else POD_VOLUME_RESTORES)
         place = "status/backupVolumes/podVolumeBackups" if self.is_backup else "status/podVolumeRestores"
-        order = POD_VOLUME_PHASES if self.is_backup else ("Completed", "Canceled", *POD_VOLUME_PHASES[1:])
-        phases: Dict[str, Dict[str, List[str]]] = {name: {} for name in order}
         if not volumes:
             self._put(place, NONE_INCLUDED)
             self.rows += [f"\tPod Volume Backups: {NONE_INCLUDED}"] * self.is_backup
             return
+        order = POD_VOLUME_PHASES if self.is_backup else ("Completed", "Canceled", *POD_VOLUME_PHASES[1:])
+        phases: Dict[str, Dict[str, List[str]]] = {name: {} for name in order}
         for volume in volumes:
-            phase = {"": "New", "InProgress": "In Progress"}.get(volume("status.phase"), volume("status.phase"))
-            pod = f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
+            phase, pod = volume("status.phase") or NEW, f"{volume('spec.pod.namespace')}/{volume('spec.pod.name')}"
+            phase = "In Progress" if phase == "InProgress" else phase
             phases.setdefault(phase, {}).setdefault(pod, []).append(_pod_volume_text(volume, phase))
         uploader, shown = volumes[0]("spec.uploaderType"), {}
         self._put(place, {"uploderType": uploader, f"podVolume{self.kind}sDetails": shown})  # velero's spelling
@@ -2486,14 +2372,13 @@ class Description:
         self.rows += [""] * (not self.is_backup)
         self._add(f"\tPod Volume Backups - {uploader}{more}:" if self.is_backup else f"{uploader} Restores{more}:")
         for phase, pods in phases.items():
-            if pods and self.details:
-                shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
-                self._add(f"{tabs}\t{phase}:")
-                for pod, names in sorted(pods.items()):
-                    self._add(f"{tabs}\t\t{pod}: {', '.join(sorted(names))}")
-            elif pods:
+            if pods and not self.details:
                 shown[phase] = sum(map(len, pods.values()))
                 self._add(f"{tabs}\t{phase}:\t", shown[phase])
+            elif pods:
+                shown[phase] = [{pod: ", ".join(names)} for pod, names in pods.items()]
+                self._add(f"{tabs}\t{phase}:")
+                self._add(f"{tabs}\t\t", [f"{pod}: {', '.join(sorted(names))}" for pod, names in sorted(pods.items())])
 
     def _deletions(self) -> None:
         attempts, shown = self._listed(DELETE_REQUESTS), []
@@ -2502,14 +2387,10 @@ class Description:
             self._put("deletionAttempts", {"deleteBackupRequests": shown, **({"failed": failed} if failed else {})})
             self.rows += ["", "Deletion Attempts" + f" ({failed} failed)" * bool(failed) + ":"]
         for row in attempts:
-            phase, errors = row("status.phase"), row("status.errors", [str])
-            created = formatted(row, "metadata.creationTimestamp:time <n/a>", self.localize)
             self.rows += [""] * bool(shown)
-            shown.append({"creationTimestamp": created, "phase": phase, **({"errors": errors} if errors else {})})
-            self._add(f"\t{created}: {phase}")
-            if errors:
-                self.rows.append("\tErrors:")
-                self._add("\t\t", errors)
+            shown.append(self._fill(DELETION[:2], row))
+            self._add("\t{creationTimestamp}: {phase}".format(**shown[-1]))
+            self._fill(DELETION[2:], row, into=shown[-1])
 
 
 def version_text(server_version: Optional[str]) -> str:
@@ -2520,8 +2401,8 @@ def version_text(server_version: Optional[str]) -> str:
 
 def version_document(server_version: Optional[str]) -> Document:
     """The same for -o json|yaml, which velero lacks."""
-    client = {"client": {"version": f"v{__version__}"}}
-    return client if server_version is None else {**client, "server": {"version": server_version}}
+    versions = {"client": f"v{__version__}", "server": server_version}
+    return {program: {"version": version} for program, version in versions.items() if version is not None}
 
 # ====================================================================================================
 # 9. Manifests — the CustomResourceDefinitions
@@ -2552,10 +2433,9 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
         if kind == "BackupStorageLocation":
-            version["additionalPrinterColumns"] = [
-                {"name": name, "type": column_type, "jsonPath": path} for name, column_type, path in (
-                    ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
-                    ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
+            version["additionalPrinterColumns"] = [dict(zip(("name", "type", "jsonPath"), column)) for column in (
+                ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
+                ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
         names = {"kind": kind, "listKind": f"{kind}List", "singular": singular, "plural": f"{singular}s", **more}
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -2571,12 +2451,12 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 # 10. Connections — TLS, deadlines, pools, sessions and their renewal
 # ====================================================================================================
 
-CONNECT_TIMEOUT = 10.0                       # seconds
-READ_TIMEOUT = 20.0                          # seconds that a call to the API may take in all, a page of a list thrice
-ERROR_LIMIT = 64 * 1024                      # bytes of an error's body that are looked at
-KUBECONFIG_LIMIT = 8 << 20                   # bytes
-MAX_YAML_NODES = 100_000                     # nodes with aliases followed; 3,000 clusters have as many
-POOL_SIZE = 8                                # workers and feeders of a controller, each with a connection of its own
+CONNECT_TIMEOUT = 10.0  # seconds
+READ_TIMEOUT = 20.0  # seconds that a call to the API may take in all, a page of a list thrice
+ERROR_LIMIT = 64 * 1024  # bytes of an error's body that are looked at
+KUBECONFIG_LIMIT = 8 << 20  # bytes
+MAX_YAML_NODES = 100_000  # with aliases followed; 3,000 clusters have as many
+POOL_SIZE = 8  # connections: one for each worker and feeder of a controller
 USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
 
 
@@ -2586,7 +2466,7 @@ def utc_now() -> datetime:
 
 
 def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
-    """A file of at most `limit` bytes; ConfigError that names it and what it is for."""
+    """A file of at most `limit` bytes; ConfigError names it and its purpose."""
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
@@ -2600,18 +2480,17 @@ def read_file(path: str, purpose: str, limit: int = KUBECONFIG_LIMIT) -> bytes:
 @hidden_in_repr("ca_cert")
 class Trust(NamedTuple):
     """Whom to trust behind an https URL: the system's authorities and `ca_cert` (PEM), or anybody."""
-
     ca_cert: bytes = b""
     insecure: bool = False
     source: str = "the certificate authority"  # of ca_cert, named in errors
-    alone: bool = False                      # ca_cert instead of the system's authorities
+    alone: bool = False  # ca_cert instead of the system's authorities
 
 
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
 
-    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go, only a subject
-    alternative name counts, and a certificate that cannot be read spoils no other.
+    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go only subject
+    alternative names count, and a certificate that cannot be read spoils no other.
     """
     import ssl
     import urllib3
@@ -2622,8 +2501,8 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
         context.verify_mode = ssl.CERT_NONE
         return context
     if urllib3.__version__.startswith("1.") and any(_ip_address(host or "") is not None for host in hosts):
-        context.check_hostname = False  # it names no IP address to OpenSSL, and checks every name itself then
-    with contextlib.suppress(AttributeError):  # an OpenSSL too old to be asked
+        context.check_hostname = False  # it names no IP address to OpenSSL, and checks names itself then
+    with contextlib.suppress(AttributeError):  # of an old OpenSSL
         context.hostname_checks_common_name = False
     if not trust.alone:
         context.load_default_certs()
@@ -2641,7 +2520,7 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 
 
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
-    """Show a certificate to servers that ask. OpenSSL needs a file: memory on Linux, else one only we may read."""
+    """Show a certificate to servers that ask. OpenSSL reads a file: in memory, else one that only we may read."""
     import tempfile
     in_memory = hasattr(os, "memfd_create")
     with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
@@ -2649,7 +2528,7 @@ def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> Non
         file.flush()
         try:  # an encrypted key fails instead of prompting on the terminal
             context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
-        except OSError:                      # SSLError is one
+        except OSError:
             raise ConfigError("the client certificate and key of the kubeconfig or its exec plugin are not a matching "
                               "pair of PEM, or the key is encrypted") from None
 
@@ -2661,7 +2540,8 @@ def _proxy_headers(via: Any) -> Dict[str, str]:
 
 
 class _Thread(threading.local):
-    deadline = math.inf                      # when what the thread asks of the network must be over
+    deadline = math.inf  # when what the thread asks of the network must be over
+    hosts: Any = None  # a HostLimiter, in a worker
 
 
 _thread = _Thread()
@@ -2674,9 +2554,9 @@ def time_left() -> float:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Let all that this thread asks of the network be over in so many seconds, however little comes at a time.
+    """Let all that this thread asks of the network, from connecting to the body, be over in so many seconds.
 
-    From connecting to the body all counts together. A response that is read after the context has only its idle limit.
+    A response that is read after the context has only its idle limit.
     """
     before = _thread.deadline
     _thread.deadline = min(before, time.monotonic() + seconds)
@@ -2688,7 +2568,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pause_time_limit() -> Iterator[None]:
-    """Do not count this context, such as a person who logs in, against the deadline."""
+    """Do not count this context against the deadline: a person may have to log in."""
     started = time.monotonic()
     try:
         yield
@@ -2698,13 +2578,12 @@ def pause_time_limit() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=None)
 def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
-    """The class of TLS sockets, and urllib3's connections by scheme, that keep the deadline."""
+    """The class of TLS sockets, and urllib3's connections by scheme, that keep the deadline of their thread."""
     import http.client
     import ssl
     import urllib3
 
     def timed(name: str) -> Callable[..., Any]:
-        """A call of a socket that waits as long as it was told, or until the deadline."""
         def call(sock: Any, *args: Any) -> Any:
             idle, left = sock.gettimeout(), time_left()
             if left <= 0:
@@ -2714,7 +2593,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
             try:
                 return getattr(super(Timed, sock), name)(*args)
             finally:
-                if sock.gettimeout() != idle:  # which is no system call, but the next line is one
+                if sock.gettimeout() != idle:  # no system call, as the next line is
                     sock.settimeout(idle)
 
         return call
@@ -2723,12 +2602,13 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
         recv, recv_into, send, sendall, do_handshake = map(
             timed, ("recv", "recv_into", "send", "sendall", "do_handshake"))
 
-    plain_socket = type("PlainSocket", (Timed, socket.socket), {})
+    class PlainSocket(Timed, socket.socket):
+        pass
 
     class Connection:
-        def _new_conn(self) -> socket.socket:  # a hook of urllib3's, which makes each TCP connection by it
+        def _new_conn(self) -> socket.socket:  # by which urllib3 makes each TCP connection
             made = super()._new_conn()
-            idle, sock = made.gettimeout(), plain_socket(fileno=made.detach())
+            idle, sock = made.gettimeout(), PlainSocket(fileno=made.detach())
             sock.settimeout(idle)
             return sock
 
@@ -2742,7 +2622,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
 
 
 def _redacted(record: logging.LogRecord) -> bool:
-    """A filter for urllib3's own loggers, which at DEBUG tell every URL that is asked for."""
+    """A filter for urllib3's loggers, which tell every URL at DEBUG."""
     record.msg, record.args = redact(record.getMessage()), ()
     return True
 
@@ -2750,7 +2630,7 @@ def _redacted(record: logging.LogRecord) -> bool:
 def explain_certificate(url: str, server_name: str, proxy: str) -> str:
     """Whose certificate was not trusted; empty when it cannot be had, as through an https proxy.
 
-    Python decodes only what it has verified, so a second handshake trusts the very certificate of the first.
+    Python decodes only what it has verified: so a second handshake trusts the certificate of the first.
     """
     import http.client
     import ssl
@@ -2785,27 +2665,26 @@ def _tls_text(cause: BaseException) -> str:
 
 
 class Response:
-    """An answer, whose body is read as it comes; whatever goes wrong with that is an OSError."""
+    """An answer of urllib3's, whose body is read as it comes; whatever goes wrong with that is an OSError."""
 
-    def __init__(self, answer: Any) -> None:
-        """answer: urllib3's, whose own `read` waits for all it was asked for, and loses what came before a break."""
+    def __init__(self, answer: Any) -> None:  # whose own `read` waits for all, and loses what came before a break
         self.status, self.headers = answer.status, answer.headers
         self._answer, self._connection, self._reply = answer, answer.connection, answer.connection.reply
         self._left = math.inf if self._reply.length is None else self._reply.length
 
     def read1(self, size: int = 65536) -> bytes:
-        """What has come of the body, at most `size` bytes; waits for the first; nothing at the end."""
+        """What has come of the body, at least a byte unless it has ended."""
         import http.client
         try:
             piece = self._reply.read1(int(min(size, self._left))) if self._left else b""
         except http.client.HTTPException as error:
             raise ConnectionError(f"the body is cut short: {error}") from error
-        self._left -= len(piece)             # http.client counts only from Python 3.12 on
+        self._left -= len(piece)  # http.client counts only from Python 3.12 on
         if not piece and 0 < self._left < math.inf:
             raise ConnectionError("the body is cut short")
         if not piece or not self._left:
             self._reply.close()
-            self._answer.release_conn()      # for the next request
+            self._answer.release_conn()  # for the next request
         return piece
 
     def __iter__(self) -> Iterator[bytes]:
@@ -2840,7 +2719,7 @@ class Response:
         return bytes(body)
 
     def refusal(self) -> bytes:
-        """The text of a refusal, which may have no end: as much as comes within two seconds."""
+        """The start of a refusal's body, which may have no end: what comes within two seconds."""
         text = b""
         with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError, ValueError):
             for piece in self._unpacked(ERROR_LIMIT):
@@ -2854,24 +2733,21 @@ class Response:
     def interrupt(self) -> None:
         """End the body from another thread: its reader sees the stream end."""
         sock = self._connection.sock
-        while sock and not isinstance(sock, socket.socket):  # TLS within TLS with a proxy
-            sock = getattr(sock, "socket", None)
-        with contextlib.suppress(OSError):
-            if sock:
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        with contextlib.suppress(OSError, TypeError):  # it has no socket any more
+            # With TLS within TLS to a proxy it is one of urllib3's, around another.
+            socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
 
 
 class ConnectionPool:
-    """Connections to the host of an http or https URL, through a proxy where there is one; nothing is sent yet."""
+    """Connections to the host of an http or https URL, perhaps through a proxy; nothing is sent yet."""
 
     def __init__(self, url: str, where: str, *, trust: Trust = Trust(), certificate: Tuple[bytes, bytes] = (b"", b""),
                  proxy: str = "", server_name: str = "", size: int = 1, hint: str = "", quoting: bool = True) -> None:
         """where: the host in errors. certificate: ours, with its key. hint: the cure where the host's is not trusted.
-        quoting: whether errors may hold what the host has sent. Proxies want plain http asked for by the whole URL.
-        """
+        quoting: whether errors may hold what the host has sent."""
         import urllib3
         for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
-            logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # the same one again has no effect
+            logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # again it has no effect
         self.url, self.where, self.proxy, self.server_name = url, where, proxy, server_name
         self.hint, self.quoting = hint, quoting
         self.answered_at = time.monotonic()  # when the last answer came
@@ -2884,18 +2760,19 @@ class ConnectionPool:
                 load_client_certificate(context, *certificate)
         options: Dict[str, Any] = {"maxsize": size}
         if parts.scheme == "https":
-            options.update(ssl_context=context, cert_reqs=context.verify_mode,
-                           **({"server_hostname": server_name} if server_name else {}))
+            options.update(ssl_context=context, cert_reqs=context.verify_mode, server_hostname=server_name or None)
         manager = urllib3.PoolManager(**options) if not proxy else urllib3.ProxyManager(
             f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(via),
             proxy_ssl_context=context if via.scheme == "https" else None, **options)
         self.pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
         self.pool.ConnectionCls = _timed_classes()[1][parts.scheme]
+        self.close = self.pool.close  # the connections that are not in use
+        # A proxy is asked for plain http by the whole URL.
         self.prefix = f"http://{parts.netloc}" if proxy and parts.scheme == "http" else ""
 
     def request(self, method: str, target: str, headers: Mapping[str, str], body: Optional[bytes] = None, *,
                 idle: float) -> Response:
-        """Send one request -> the response, its body unread; Unreachable, from urllib3's error, when there is none.
+        """Send one request -> the response, its body unread; else Unreachable from urllib3's error.
 
         idle: seconds without a byte, and for all until the headers are there.
         """
@@ -2929,24 +2806,11 @@ class ConnectionPool:
                                hints=filter(None, [self.hint]))
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
             return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
-        refused = isinstance(error, exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
+        refused = isinstance(error, exceptions.NewConnectionError)  # a timeout to urllib3
         if isinstance(cause, socket.timeout) or isinstance(error, exceptions.TimeoutError) and not refused:
             return Unreachable(f"{where} does not answer in time")
         said = one_line(redact(str(cause))) if self.quoting else "it does not answer in HTTP"
         return Unreachable(f"cannot reach {where}: {text or said}")
-
-    def close(self) -> None:
-        """Close the connections that are not in use."""
-        self.pool.close()
-
-
-@hidden_in_repr("body", "headers")
-class Reply(NamedTuple):
-    """The answer of a small exchange, with its whole body."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
 
 
 @functools.lru_cache(maxsize=None)
@@ -2963,13 +2827,10 @@ def _yaml_loader() -> Any:
 
 
 def _check_yaml(content: bytes) -> None:
-    """Raise ValueError for a first document that is too deep, for libyaml would crash, or that its aliases blow up.
-
-    The nodes of each anchor are counted as if its aliases were followed.
-    """
+    """Raise ValueError for a first document so deep that libyaml would crash, or that its aliases blow up."""
     import yaml
-    sizes: Dict[str, int] = {}
-    open_nodes: List[Tuple[Any, int]] = []   # anchor, and nodes before the parent went on
+    sizes: Dict[str, int] = {}  # nodes of each anchor, its aliases followed
+    open_nodes: List[Tuple[Any, int]] = []  # anchor, and nodes before it
     count = 0
     for event in yaml.parse(content, Loader=_yaml_loader()):
         if isinstance(event, yaml.DocumentEndEvent):
@@ -2986,7 +2847,7 @@ def _check_yaml(content: bytes) -> None:
 
 
 def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
-    """The first document of YAML or JSON; an error names the line and never quotes it."""
+    """The first document of YAML or JSON; an error names the line, and does not quote it."""
     import yaml
     if len(content) > limit:
         raise ConfigError(f"{what} is larger than {limit >> 20} MiB")
@@ -3004,7 +2865,7 @@ def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
 
 
 def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
-    """The PEM in the kubeconfig, or in the file that it names, read now."""
+    """PEM that stands in the kubeconfig, or in the file that it names."""
     return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
 
 
@@ -3017,31 +2878,26 @@ def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
                 "insecure-skip-tls-verify": cluster.insecure, "disable-compression": cluster.disable_compression,
                 "certificate-authority-data": authority, "config": cluster.exec_config}
         spec["cluster"] = {name: value for name, value in told.items() if value or name == "config"}
-    try:
-        return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
-    except (ValueError, TypeError):
-        raise ConfigError("the kubeconfig's extension for exec plugins cannot be written as JSON") from None
+    return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
 
 
 def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
     """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go).
 
-    Every failure is a ConfigError that shows nothing it printed, and never an anonymous call. Its stderr is ours; its
-    stdin too, when it may ask and there is a terminal. A bare name is looked for on our own PATH, never in the current
+    A failure is a ConfigError that shows nothing of what it printed, never an anonymous call. Its stderr is ours, and
+    its stdin when it may ask and there is a terminal. A bare name is looked for on our PATH, never in the current
     folder (Go's os/exec).
     """
     import shutil
     import subprocess
     command, version = plugin.need("command"), plugin.get("apiVersion")
     command = plugin.path("command") if "/" in command else command
-    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {command}"
-    for name, value, known, cures in (
-            ("apiVersion", version, [f"client.authentication.k8s.io/{name}" for name in ("v1", "v1beta1")],
-             ["a newer version of the plugin writes a newer kubeconfig"]),
-            ("interactiveMode", mode, ["Never", "IfAvailable", "Always"], [])):
+    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {one_line(command)}"
+    for name, value, known in (("apiVersion", version, [EXEC_GROUP + "v1", EXEC_GROUP + "v1beta1"]),
+                               ("interactiveMode", mode, ["Never", "IfAvailable", "Always"])):
         if value not in known:
             raise ConfigError(f"{plugin.where} has {name} {one_line(value, 64)!r}, not one of {', '.join(known)}",
-                              hints=cures)
+                              hints=["a newer version of the plugin writes a newer kubeconfig"])
     hints = filter(None, [one_line(plugin.get("installHint"), 1000)])
     folders = filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep))
     program = shutil.which(command, path=os.pathsep.join(folders))
@@ -3052,12 +2908,12 @@ def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
         raise ConfigError(f"{called} must ask on a terminal, and there is none")
     interactive = terminal and mode != "Never"
     variables = [Reader(item, f"{plugin.where}, env") for item in plugin.get("env", list)]
-    environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables},
-                   "KUBERNETES_EXEC_INFO": _exec_info(cluster, plugin, interactive)}
+    environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables}}
     try:
+        environment["KUBERNETES_EXEC_INFO"] = _exec_info(cluster, plugin, interactive)
         done = subprocess.run([program, *plugin.get("args", [str])], env=environment, stdout=subprocess.PIPE,
                               stdin=None if interactive else subprocess.DEVNULL, check=False)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # such as an extension that JSON does not know
         raise ConfigError(f"{called} cannot be run: {getattr(error, 'strerror', None) or error}",
                           hints=hints) from error
     if done.returncode:
@@ -3070,34 +2926,32 @@ class Session:
     """Connections to one API server, and our identity there; one caller renews them while the others wait."""
 
     def __init__(self, cluster: Cluster) -> None:
-        """Open the pool, which sends nothing; ConfigError for unusable certificates."""
+        """Send nothing yet; ConfigError for unusable certificates."""
         self.cluster = cluster
-        self.path = urlsplit(cluster.server).path.rstrip("/")  # for API servers behind a path
-        self.warned: Set[str] = set()        # what the API server warned of and was shown
+        self.path = urlsplit(cluster.server).path.rstrip("/")  # of API servers behind a path
+        self.warned: Set[str] = set()  # what the API server warned of, and was shown
         self.lock = threading.RLock()
-        self.until = -math.inf               # time.monotonic() of the next renewal
+        self.until = -math.inf  # time.monotonic() of the next renewal
         self.identity = Identity(cluster.token)
         self.pool: Any = None
         self._open(self._read_pem())
 
     def _read_pem(self) -> Tuple[bytes, bytes, bytes]:
-        """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's.
-
-        Every file is opened, needed or not: kubectl refuses a kubeconfig that names an absent one.
-        """
+        """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's. Every file is
+        opened, needed or not, as by kubectl."""
         return (read_pem(self.cluster.authority, "certificate authority"),
                 self.identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
                 self.identity.key or read_pem(self.cluster.key, "client key"))
 
     def _open(self, pem: Tuple[bytes, bytes, bytes]) -> None:
         """Go on with new connections; those in use are closed when they are given back."""
-        cluster = self.cluster
+        cluster, server = self.cluster, self.cluster.server
         source = isinstance(cluster.authority, str) and cluster.authority
         trust = Trust(pem[0], cluster.insecure, source or "certificate-authority-data of the kubeconfig", bool(pem[0]))
         pool = ConnectionPool(
-            cluster.server, f"the cluster at {redact(cluster.server)}", trust=trust, certificate=pem[1:],
-            proxy=cluster.proxy_url or proxy_for(cluster.server, os.environ), server_name=cluster.server_name,
-            size=POOL_SIZE, hint="does certificate-authority in the kubeconfig belong to this cluster?")
+            server, f"the cluster at {redact(server)}", trust=trust, certificate=pem[1:], size=POOL_SIZE,
+            proxy=cluster.proxy_url or proxy_for(server, os.environ), server_name=cluster.server_name,
+            hint="does certificate-authority in the kubeconfig belong to this cluster?")
         if self.pool:
             self.close()
         self.pem, self.pool = pem, pool
@@ -3105,8 +2959,8 @@ class Session:
     def _renew(self) -> None:
         """Read identity and certificates again; a file that cannot be read keeps the old ones, a failing plugin raises.
 
-        Certificate files are replaced in place (kubelet, cert-manager), and a connection goes on as whom it was opened
-        for: so there are new ones. `until` is set last: while a plugin fails, no call goes out.
+        A connection goes on as whom it was opened for: another certificate, as kubelet and cert-manager write it in
+        place, needs new ones. `until` is set last: while a plugin fails, no call goes out.
         """
         plugin, path = self.cluster.exec_plugin, self.cluster.token_file
         try:
@@ -3124,46 +2978,43 @@ class Session:
             if plugin or (path and not self.identity.token):
                 raise
             log.warning("%s; what was read before stays in use", error)
-        life = 50.0 if path else 300.0       # seconds, as client-go's
+        life, expires = 50.0 if path else 300.0, self.identity.expires  # seconds, as client-go's
         if plugin:
-            expires = self.identity.expires
             life = (expires - utc_now()).total_seconds() - 30 if expires else math.inf
         self.until = time.monotonic() + life
 
     def renew(self) -> Tuple[Identity, ConnectionPool]:
-        """The current identity, and connections that can be used; one caller renews, the others wait for it."""
+        """Who we are, and connections that can be used."""
         with self.lock:
             if time.monotonic() >= self.until:
                 self._renew()
-            if time.monotonic() - self.pool.answered_at > 10:  # one that broke while idle may not show it for minutes
+            if time.monotonic() - self.pool.answered_at > 10:  # what broke while idle may not show it for minutes
                 self._open(self.pem)
             return self.identity, self.pool
 
     def invalidate(self, identity: Identity) -> bool:
-        """Forget an identity that the API no longer accepts -> whether the next call can use another one."""
-        cluster = self.cluster
+        """Forget an identity that the API no longer accepts -> whether there may be another one."""
         with self.lock:
             if self.identity is identity:
                 self.until = -math.inf
-        return bool(cluster.token_file or cluster.exec_plugin or isinstance(cluster.certificate, str))
+        return any((self.cluster.token_file, self.cluster.exec_plugin, isinstance(self.cluster.certificate, str)))
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
         self.pool.close()
 
 
 def in_cluster() -> Optional[Cluster]:
-    """The cluster of the pod this runs in, by the environment and files every pod gets; None outside of one."""
+    """The cluster of the pod this runs in, by what every pod gets; None outside of one."""
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "")
     if not host or not port or not os.path.exists(f"{account}/token"):
         return None
-    return Cluster(server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-                   authority=f"{account}/ca.crt", token_file=f"{account}/token")
+    host = f"[{host}]" if ":" in host else host
+    return Cluster(f"https://{host}:{port}", f"{account}/ca.crt", token_file=f"{account}/token")
 
 
 def absolute(path: str) -> str:
-    """A path from the root on; Error when there is no current folder at which a relative one could start."""
+    """A path from the root on; Error when the current folder is gone."""
     try:
         return os.path.abspath(path)
     except OSError as error:
@@ -3172,14 +3023,10 @@ def absolute(path: str) -> str:
 
 
 def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
-    """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> absolute paths and documents.
-
-    A KUBECONFIG of nothing but separators keeps ~/.kube/config out, too.
-    """
-    listed = os.environ.get("KUBECONFIG", "")
+    """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> paths and documents."""
+    listed = os.environ.get("KUBECONFIG", "")  # of nothing but separators it keeps ~/.kube/config out, too
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
-    names = [kubeconfig] if kubeconfig else listed.split(os.pathsep) if listed else [default]
-    files = []
+    names, files = [kubeconfig] if kubeconfig else listed.split(os.pathsep) if listed else [default], []
     for path in dict.fromkeys(absolute(name) for name in names if name):
         try:
             files.append((path, parse_yaml(read_file(path, "kubeconfig"), f"kubeconfig {path}")))
@@ -3192,20 +3039,20 @@ def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
 
 
 def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
-    """The cluster to talk to: of the kubeconfigs, else the pod's own; ConfigError names the file and what is wrong."""
+    """The cluster of the kubeconfigs, else the pod's own; ConfigError names the file and what is wrong."""
     files = read_kubeconfigs(kubeconfig)
     cluster = cluster_from_kubeconfigs(files, context) or in_cluster()
     if cluster:
         return cluster
     if files:
-        raise ConfigError(f"kubeconfig {', '.join(path for path, _ in files)} has no current-context", hints=[
-            "choose one with --context"])
+        raise ConfigError(f"kubeconfig {', '.join(path for path, _ in files)} has no current-context",
+                          hints=["choose one with --context"])
     raise ConfigError("no kubeconfig found", hints=[
         "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
 
 
 def read_velero_config() -> Document:
-    """~/.config/velero/config.json of the velero CLI (namespace, cacert, colorized); empty when it is not there."""
+    """~/.config/velero/config.json of the velero CLI (namespace, cacert, colorized), if it is there."""
     path = os.path.join(os.path.expanduser("~"), ".config", "velero", "config.json")
     try:
         config = parse_json(read_file(path, "velero's configuration")) if os.path.exists(path) else {}
@@ -3418,14 +3265,6 @@ class Api(NamedTuple):
             return False
         return True
 
-    def served_resources(self, group_version: str) -> List[str]:
-        """The names that discovery lists for a group; none when there is no such group."""
-        try:
-            entries = _at(self.call("GET", f"/apis/{group_version}"), "resources")
-        except Missing:
-            return []
-        return [_text(entry, "name") for entry in entries] if isinstance(entries, list) else []
-
     def open_watch(self, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
                    silence: float = WATCH_SILENCE) -> Response:
         """Watch all objects or the one named after `version`, for so many seconds -> a response for watch_events."""
@@ -3450,14 +3289,14 @@ def connect(cluster: Cluster) -> Api:
 #     metadata service (these never through a proxy), and S3 for the region where neither region nor s3Url are named.
 # ====================================================================================================
 
-STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0    # seconds for all tries
+STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0  # seconds for all tries
 ASK_ATTEMPTS = 3
-BUSY_PAUSE = timedelta(seconds=0.3)          # until who found a host busy asks again
-FAILURE_PAUSE = timedelta(seconds=5)         # between tries to have keys at all, or an answer of a silent host
-MAX_HOSTS = 1000                             # that a HostLimiter remembers
+BUSY_PAUSE = timedelta(seconds=0.3)  # until who found a host busy asks again
+FAILURE_PAUSE = timedelta(seconds=5)  # between tries to have keys at all, or an answer of a silent host
+MAX_HOSTS = 1000  # that a HostLimiter remembers
 BUSY = "another request waits for the same answer"
 PASSING_CODES = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", "ThrottlingException",
-                 "RequestLimitExceeded")     # which STS says with status 400
+                 "RequestLimitExceeded")  # which STS says with status 400
 
 
 class Busy(Error):
@@ -3465,22 +3304,22 @@ class Busy(Error):
 
 
 class HostLimiter:
-    """Limits how many workers of a controller wait for the same host, so that a silent host cannot block them all.
+    """Limits how many workers of a controller wait for the same host, so that a silent one cannot block them all.
 
     Of n workers n - 1 may wait for a host that has answered before, one for any other, n - 1 for all others together;
     one more is Busy. A host that was silent for more than `quick` seconds is not asked again for `pause` seconds.
     """
 
-    quick = 0.3                              # seconds
+    quick = 0.3  # seconds
 
     def __init__(self, workers: int, pause: float) -> None:
         self.most, self.pause, self.lock = workers - 1, pause, threading.Lock()
-        self.asked: List[str] = []           # the host that each worker waits for
+        self.asked: List[str] = []  # the host that each worker waits for
         self.ends: Dict[str, Optional[Tuple[float, Unreachable]]] = {}  # of a host: None, or not before, and why
 
     @contextlib.contextmanager
     def guard(self, host: str) -> Iterator[None]:
-        """A context in which to ask a host; Busy or the last error when it must not be asked now."""
+        """A context in which to ask a host; Busy or its last error when it must not be asked now."""
         with self.lock:
             silent = self.ends.get(host)
             if silent and time.monotonic() < silent[0]:
@@ -3507,48 +3346,50 @@ class HostLimiter:
 
 def host_guard(url: str) -> ContextManager[None]:
     """A context in which to ask the host of a URL: limited in a worker, unlimited elsewhere."""
-    hosts = getattr(_thread, "hosts", None)
-    return hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if hosts else contextlib.nullcontext()
+    return _thread.hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if _thread.hosts else contextlib.nullcontext()
+
+
+Reply = Tuple[int, bytes, Mapping[str, str]]  # status, body and headers
 
 
 def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy: str) -> Reply:
     parts = urlsplit(url)
     who = f"the service at {parts.netloc.rpartition('@')[2]}"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = {"User-Agent": USER_AGENT, **headers}
     with contextlib.closing(ConnectionPool(url, who, proxy=proxy)) as pool, contextlib.closing(
-            pool.request(method, target, headers, body or None, idle=max(0.01, time_left()))) as response:
+            pool.request(method, target, {"User-Agent": USER_AGENT, **headers}, body or None,
+                         idle=max(0.01, time_left()))) as response:
         try:
-            return Reply(response.status, response.read(ERROR_LIMIT), response.headers)
+            return response.status, response.read(ERROR_LIMIT), response.headers
         except (OSError, ValueError):
             raise Unreachable(f"the answer of {who} cannot be read in time") from None
 
 
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
-    """A small exchange with a service of AWS; again after 429, 5xx, no answer, or an error code that passes.
+    """A small exchange with a service of AWS, tried again after 429, 5xx, no answer, or an error code that passes.
     timeout: seconds for all tries; one that hangs leaves some to the next."""
     with host_guard(url), time_limit(timeout):
         for attempt in range(1, ASK_ATTEMPTS):
             with contextlib.suppress(Unreachable), time_limit(timeout / ASK_ATTEMPTS):
                 reply = _ask_once(method, url, headers, body, proxy)
-                if reply.status not in RETRY_STATUS and xml_fields(reply.body).get("Code") not in PASSING_CODES:
+                if reply[0] not in RETRY_STATUS and xml_fields(reply[1]).get("Code") not in PASSING_CODES:
                     return reply
             time.sleep(min(backoff(attempt, 0.1, 1.0), max(0.0, time_left())))
         return _ask_once(method, url, headers, body, proxy)
 
 
-def _keys_from(reply: Reply, who: str, **more: Any) -> Credentials:
+def _keys_from(status: int, body: bytes, who: str, **more: Any) -> Credentials:
     """The keys in an answer, JSON or XML; an error shows its code and message, and nothing that may be half of keys."""
     said: Any = None
     with contextlib.suppress(ValueError):
-        said = parse_json(reply.body)
-    said = said or xml_fields(reply.body)
+        said = parse_json(body)
+    said = said or xml_fields(body)
     access_key, secret_key, token, other_token = (
         _text(said, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Token"))
     expires = parse_time(_at(said, "Expiration"))
-    if reply.status == 200 and access_key and secret_key and (expires or not _at(said, "Expiration")):
+    if status == 200 and access_key and secret_key and (expires or not _at(said, "Expiration")):
         return Credentials(access_key, secret_key, token or other_token, expires)
-    words = ["no answer" if not reply.status else f"status {reply.status}" if reply.status != 200 else ""]
+    words = ["no answer" if not status else f"status {status}" if status != 200 else ""]
     words += [_text(said, name) or _text(said, name.lower()) for name in ("Code", "Message")]
     why = one_line(redact(" ".join(words))) or "there are none in its answer, or an Expiration that is no time"
     raise CredentialsError(f"{who} gives no keys: {why}", **more)
@@ -3560,19 +3401,19 @@ def assume_role(role: Values, source: Optional[Credentials], region: str) -> Cre
     form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": role["role_arn"],
             "RoleSessionName": role.get("role_session_name") or f"velero-requests-{int(time.time())}",
             "ExternalId": role.get("external_id"), "DurationSeconds": role.get("duration_seconds")}
-    if source is None:                       # the token never goes into a URL
+    if source is None:  # the token never goes into a URL
         token = read_file(role["web_identity_token_file"], "web identity token").decode("utf-8", "replace").strip()
         form.update(Action="AssumeRoleWithWebIdentity", WebIdentityToken=token)
     body = urlencode([field for field in form.items() if field[1]]).encode()
     headers = {"content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": urlsplit(url).netloc}
     if source:
         headers = sign_headers("POST", "/", headers, body, source, region, "sts", utc_now())
-    reply = ask("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ))
-    return _keys_from(reply, f"STS, asked for role {role['role_arn']},")
+    status, answer, _ = ask("POST", url, headers, body, timeout=STS_TIMEOUT, proxy=proxy_for(url, os.environ))
+    return _keys_from(status, answer, f"STS, asked for role {role['role_arn']},")
 
 
 def run_credential_process(program: Values) -> Credentials:
-    """The keys that a program prints; nothing else of its output is shown, for it may hold them."""
+    """The keys that a program prints; nothing of its output is shown, for it may hold them."""
     import subprocess
     what = f"{program['profile']}: credential_process"
     try:
@@ -3580,7 +3421,7 @@ def run_credential_process(program: Values) -> Credentials:
                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
     except (OSError, ValueError, subprocess.SubprocessError):
         raise CredentialsError(f"{what} fails, or takes longer than a minute; run it by hand to see why") from None
-    return _keys_from(Reply(200, printed, {}), what)
+    return _keys_from(200, printed, what)
 
 
 def ask_container(container: Values) -> Credentials:
@@ -3589,24 +3430,25 @@ def ask_container(container: Values) -> Credentials:
     if "token_file" in container:
         token = read_file(container["token_file"], what).decode("utf-8", "replace").strip()
     headers = {"Authorization": header_value(token, f"the {what}")} if token else {}
-    return _keys_from(ask("GET", container["url"], headers, timeout=6.0), "the container's credential endpoint")
+    status, body, _ = ask("GET", container["url"], headers, timeout=6.0)
+    return _keys_from(status, body, "the container's credential endpoint")
 
 
 def ask_instance(instance: Values) -> Credentials:
     """The keys of the instance's role (IMDS version 2)."""
-    url, reply = instance["endpoint"] + "/latest/", Reply(0, b"", {})
+    status, body, url = 0, b"", instance["endpoint"] + "/latest/"
+    headers = {"x-aws-ec2-metadata-token-ttl-seconds": "300"}
     with contextlib.suppress(Unreachable):
-        reply = ask("PUT", url + "api/token", {"x-aws-ec2-metadata-token-ttl-seconds": "300"}, timeout=INSTANCE_TIMEOUT)
-    if reply.status == 200:
-        token = reply.body.decode("ascii", "replace").strip()
-        headers = {"x-aws-ec2-metadata-token": header_value(token, "the token of the instance metadata service")}
-        url += "meta-data/iam/security-credentials/"
-        reply = ask("GET", url, headers, timeout=INSTANCE_TIMEOUT)
-        role = reply.body.decode("utf-8", "replace").split("\n")[0].strip()
-        if reply.status == 200 and role:
-            reply = ask("GET", url + quote(role, safe=""), headers, timeout=INSTANCE_TIMEOUT)
+        status, body, _ = ask("PUT", url + "api/token", headers, timeout=INSTANCE_TIMEOUT)
+    if status == 200:
+        token = header_value(body.decode("ascii", "replace").strip(), "the token of the instance metadata service")
+        url, headers = url + "meta-data/iam/security-credentials/", {"x-aws-ec2-metadata-token": token}
+        status, body, _ = ask("GET", url, headers, timeout=INSTANCE_TIMEOUT)
+        role = body.decode("utf-8", "replace").split("\n")[0].strip()
+        if status == 200 and role:
+            status, body, _ = ask("GET", url + quote(role, safe=""), headers, timeout=INSTANCE_TIMEOUT)
     who = "nothing else that holds keys is configured, and the instance metadata service (has the instance a role?)"
-    return _keys_from(reply, who, reason="CredentialsNotFound", hints=[
+    return _keys_from(status, body, who, reason="CredentialsNotFound", hints=[
         "name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
         "give a client --credentials-file"])
 
@@ -3622,7 +3464,7 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
 
 
 class CredentialCache:
-    """The keys that a plan gave last; they are renewed before they expire, by one caller at a time."""
+    """The keys that a plan gave last, renewed before they expire by one caller at a time."""
 
     def __init__(self, plan: Plan, region: str) -> None:
         self.plan, self.region, self.lock = plan, region, threading.Lock()
@@ -3631,8 +3473,8 @@ class CredentialCache:
         self.retry_at = datetime.min.replace(tzinfo=timezone.utc)  # after a failure
 
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
-        """Keys, fresh if possible: when renewing fails, or while another caller does it, old ones serve to their end.
-        Without any, this call waits for the other, or with wait=False raises Busy."""
+        """Keys; when renewing fails, or while another caller does it, old ones serve to their end. Without any, this
+        call waits for the other, or with wait=False raises Busy."""
         old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
         alive = old is not None and old.are_valid(now)
         if old is None or not old.are_valid(least):
@@ -3691,14 +3533,14 @@ def own_endpoint() -> str:
 
 
 def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
-    """The region that S3 names for a bucket, if any, whatever the status of an unsigned HEAD, as velero's plugin asks;
-    NotFound when there is no such bucket."""
+    """The region that S3 names for a bucket in the answer to an unsigned HEAD, as velero's plugin asks; NotFound when
+    there is no such bucket."""
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
-    reply = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
-    if reply.status == 404:
+    status, _, headers = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
+    if status == 404:
         raise NotFound(f"S3 at {address.host} knows no such bucket", reason="BucketNotFound", hints=[
             "correct objectStorage.bucket, or set config.region outside of the standard partition"])
-    region = reply.headers.get("x-amz-bucket-region", "")
+    region = headers.get("x-amz-bucket-region", "")
     return region and dns_label(region, f"the region in the answer of {address.host}")
 
 
@@ -3739,8 +3581,8 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
 
 def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]
                   ) -> Tuple[Profiles, str]:
-    """The profiles in the Secret or file that a location names, and what that is called in errors. A file that the
-    cluster names must be allowed by this path. Links are followed: the operator knows who sets them."""
+    """The profiles in the Secret or file that a location names, and its name in errors. A file that the cluster names
+    must be allowed by this path. Links are followed: the operator knows who sets them."""
     path, name, key = location.credentials_file, location.secret_name, location.secret_key
     if name:
         source = f"key {key!r} of Secret {name!r}"
@@ -3782,7 +3624,7 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
     dualstack, fips = ((os.environ.get(name) or profile.get(name[4:].lower()) or "").lower() == "true"
                        for name in ("AWS_USE_DUALSTACK_ENDPOINT", "AWS_USE_FIPS_ENDPOINT"))
     location = location._replace(region=_region_of(location, profile), dualstack=dualstack, fips=fips)
-    bucket_address(location)                 # before keys are fetched for it
+    bucket_address(location)  # before keys are fetched for it
     return location, plan
 
 # ====================================================================================================
@@ -4082,6 +3924,7 @@ class AtomicFile:
     """
 
     def __init__(self, path: str, what: str, *, force: bool, named: bool):
+        import hashlib
         self.path, self.force, self.file, self.part, self.etag = path, force, None, "", ""
         folder, self.name = os.path.split(_followed(path) if named else path)
         self.where = folder or "."
@@ -4330,6 +4173,7 @@ class Download:
 
         StoreError at the end when the store's ETag is an MD5, and another one than that of these bytes.
         """
+        import hashlib
         rest, kept, digest = self.received(), iter(()), None
         first = next(rest, b"")
         wanted = self.info.md5 if self.info else ""
@@ -4781,14 +4625,13 @@ def run_controller(controller: Controller) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
     controller.api.session.close()
 
-# ====================================================================================================
+# ================================================================================
 # 15. Client — create, wait, stream, tidy up; or do without a controller
-# ====================================================================================================
 
-LIST_SIZE = 500                              # objects a page; Velero's own, not everybody's, are listed by a client
-JSON_LIMIT = 16 << 20                        # bytes of a JSON artifact that a screen is made of
-SCREEN_ELEMENTS = 200_000                    # and its elements, because each may become several lines
-MAX_POLL = 1.0                               # seconds between two reads of a request, when it takes long
+LIST_SIZE = 500  # objects a page of a client's list
+JSON_LIMIT = 16 << 20  # bytes of a JSON artifact that a screen is made of
+SCREEN_ELEMENTS = 200_000  # and its elements, because each may become several lines
+MAX_POLL = 1.0  # seconds between two reads of a request, when it takes long
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
 
 
@@ -4807,31 +4650,29 @@ def get_existing(api: Api, resource: Resource, namespace: str, name: str) -> Doc
     try:
         return api.get(resource, namespace, name)
     except Missing as error:
-        if error.api_reason != "NotFound":   # the kind itself is not served
+        if error.api_reason != "NotFound":  # the kind itself is not served
             raise
         raise NotFound(f"{resource.kind.lower()} \"{one_line(name, 64)}\" does not exist", hints=[
             f"looked in namespace {namespace}; -n chooses another"]) from None
 
 
-def side_by_side(tasks: Iterable[Callable[[], Any]]) -> Iterator[Any]:
-    """Run tasks, POOL_SIZE at a time in threads -> what each returned or the Error that it raised, in their order."""
+def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
+    """Run a few tasks at once, in threads -> what each returned or the Error that it raised, in their order."""
     def work(number: int, task: Callable[[], Any]) -> None:
         try:
             results[number] = task()
-        except Exception as error:           # a thread cannot raise; whoever reads the results sees it
+        except Exception as error:  # a thread cannot raise; whoever reads the results sees it
             log.debug("raised at:", exc_info=True)
             results[number] = error if isinstance(error, Error) else Error(
                 f"unexpected {type(error).__name__}: {one_line(error)}")
 
-    tasks = iter(tasks)
-    for group in iter(lambda: list(itertools.islice(tasks, POOL_SIZE)), []):
-        results: List[Any] = [None] * len(group)  # all threads of a group end before the next one begins
-        threads = [threading.Thread(target=work, args=row, daemon=True) for row in enumerate(group)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        yield from results
+    threads = [threading.Thread(target=work, args=row, daemon=True) for row in enumerate(tasks)]
+    results: List[Any] = [None] * len(threads)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
 
 
 def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -> Tuple[List[Document], str]:
@@ -4844,19 +4685,14 @@ def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -
 def find_documents(api: Api, resource: Resource, namespace: str, names: List[str], selector: str
                    ) -> Tuple[List[Document], str]:
     """Backups or restores in the order named, else those that a selector chooses, and the version of the list."""
-    if not names:
-        try:
-            return list_all(api, resource, namespace, selector)
-        except ApiError as error:
-            if error.status != 400 or not selector:
-                raise
-            what = one_line(selector, 200)
-            raise UsageError(f"the cluster does not understand the selector {what!r}: {error}") from None
-    documents = list(side_by_side(functools.partial(get_existing, api, resource, namespace, name) for name in names))
-    for document in documents:
-        if isinstance(document, Error):
-            raise document
-    return documents, ""
+    if names:
+        return [get_existing(api, resource, namespace, name) for name in names], ""
+    try:
+        return list_all(api, resource, namespace, selector)
+    except ApiError as error:
+        if error.status != 400 or not selector:
+            raise
+        raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}") from None
 
 
 def random_suffix() -> str:
@@ -4865,7 +4701,7 @@ def random_suffix() -> str:
 
 
 def delete_request(api: Api, key: Key) -> None:
-    """Delete a request; when that fails, such as without the right to it, the controller will when it expires."""
+    """Delete a request; when that fails, the controller will when it expires."""
     try:
         if api.with_short_timeout().delete(key):
             log.info("deleted %s", key)
@@ -4875,10 +4711,8 @@ def delete_request(api: Api, key: Key) -> None:
 
 @contextlib.contextmanager
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
-    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C.
-
-    Its name is known before, so it is deleted even when no answer to the create came.
-    """
+    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C, and when
+    no answer to the create came, for its name is known before."""
     request = request_from(resource, document)
     key, kind = request.key, request.target_kind
     with contextlib.ExitStack() as end:
@@ -4887,22 +4721,15 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
             stored = api.create(resource, document)
         except ApiError as error:
             if error.status < 500:
-                end.pop_all()                # it was refused, so there is nothing to delete
+                end.pop_all()  # it was refused, so there is nothing to delete
             if error.status != 422 or not kind:
                 raise
             raise Error(f"the cluster does not know {resource.kind}s of kind {kind}: {error}", reason="UnknownKind",
-                        hints=["its CRDs are of another version of Velero than that kind; the kinds they know are "
-                               "named above"]) from None
+                        hints=["its CRDs are of a version of Velero with other kinds, which are named above"]) from None
         if _text(stored, "metadata", "name") != key.name:
             raise Unreachable(f"the cluster answered the creation of {key} with something else")
         log.info("created %s", key)
         yield stored
-
-
-def asked(api: Api, namespace: str, kind: str, name: str) -> ContextManager[Document]:
-    """A new DownloadRequest, for as long as the context lasts; InvalidRequest for a target that cannot exist."""
-    artifact = target_of(kind, name)
-    return created(api, DOWNLOAD_REQUESTS, new_download_request(namespace, artifact.kind, name, random_suffix()))
 
 
 def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float) -> Iterator[Document]:
@@ -4910,82 +4737,65 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
     yield document
     deleted = Error(f"{key} was deleted by somebody else before it was answered")
     left, deadline = max(0.1, seconds), time.monotonic() + seconds
-    version = _text(document, "metadata", "resourceVersion")
     try:
-        response = api.open_watch(key.resource, key.namespace, version, seconds=left, name=key.name, silence=left)
+        response = api.open_watch(key.resource, key.namespace, _text(document, "metadata", "resourceVersion"),
+                                  seconds=left, name=key.name, silence=left)
         with time_limit(left), contextlib.closing(watch_events(response)) as events:
             for kind, copy in events:
-                if kind == "BOOKMARK" or _text(copy, "metadata", "name") != key.name:
-                    continue
                 if kind == "DELETED":
                     raise deleted
-                yield copy
+                if _text(copy, "metadata", "name") == key.name:  # and no bookmark
+                    yield copy
     except (ApiError, Unreachable) as error:
         log.info("reading every %s instead of watching: %s", format_duration(poll), error)
     for attempt in itertools.count(1):
         left = deadline - time.monotonic()
         time.sleep(max(0.0, min(left, backoff(attempt, poll, MAX_POLL))))
-        try:                                 # once more after the deadline, for a watch may have been silent
-            yield api.get(key.resource, key.namespace, key.name)
+        try:  # once more after the deadline, for a watch may have been silent
+            yield api.get(*key)
         except Missing:
             raise deleted from None
         except (ApiError, Unreachable) as error:
-            if getattr(error, "status", 0) not in (0, *RETRY_STATUS):
+            if error.status not in (0, *RETRY_STATUS):
                 raise
             log.info("%s", error)
         if left <= 0:
             return
 
 
-def wait_for(api: Api, resource: Resource, document: Document, what: str, answer: Callable[[Document], Any],
-             seconds: float, poll: float) -> Any:
-    """Wait for what `answer` finds in an object, or raises -> that; TimedOut after so many seconds.
-
-    what: is waited for, to be shown. poll: seconds between the first two looks, where it may not be watched.
-    """
-    key = request_from(resource, document).key
+def wait_for(api: Api, key: Key, document: Document, what: str, answer: Callable[[Document], Any], seconds: float,
+             poll: float) -> Any:
+    """Wait for what `answer` finds in an object -> that; TimedOut after so many seconds. what: is waited for, to be
+    shown. poll: seconds between the first two looks, where it may not be watched."""
     with api.waiting(what, seconds), contextlib.closing(_copies(api, key, document, seconds, poll)) as copies:
         for found in filter(None, map(answer, copies)):
             return found
     raise TimedOut(f"nobody answered {key} within {format_duration(seconds)}")
 
 
-def _url_in(document: Document) -> str:
-    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
-    request = request_from(DOWNLOAD_REQUESTS, document)
-    if not request.url and request.reason:
-        message = one_line(redact(request.message or request.reason))
-        raise RequestFailed(f"{request.target_kind} of {request.target_name}: {message}",
-                            reason=one_line(request.reason, 64))
-    return request.url                       # whatever the phase: the velero CLI's own test
-
-
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
-    """The same, once it is there."""
+    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
     request = request_from(DOWNLOAD_REQUESTS, stored)
-    what = f"the URL of {request.target_kind} of {request.target_name}"
-    url = wait_for(api, DOWNLOAD_REQUESTS, stored, what, _url_in, timeout, URL_POLL)
+    what = f"{request.target_kind} of {request.target_name}"
+
+    def answer(document: Document) -> str:
+        now = request_from(DOWNLOAD_REQUESTS, document)
+        if not now.url and now.reason:
+            why = one_line(redact(now.message or now.reason))
+            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64))
+        return now.url  # whatever the phase: the velero CLI's own test
+
+    url = wait_for(api, request.key, stored, f"the URL of {what}", answer, timeout, URL_POLL)
     log.info("%s is answered; the store is %s", request.key, one_line(redact("/".join(url.split("/", 3)[:3]))))
-    return url
+    return str(url)
 
 
-def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0) -> str:
-    """A URL that anybody may GET for about ten minutes: a bearer token. Raises as `read_artifact`."""
-    with asked(api, namespace, kind, name) as stored:
-        return answered_url(api, stored, timeout)
-
-
-def read_location_name(api: Api, namespace: str, artifact: Artifact, name: str) -> str:
+def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
     """The storage location that an artifact lies in: a backup's own, a restore's that of the backup it came from."""
     owner = get_existing(api, artifact.owner, namespace, name)
     if artifact.owner == RESTORES:
         owner = get_existing(api, BACKUPS, namespace, _name(owner, "spec", "backupName"))
-    return _name(owner, "spec", "storageLocation")
-
-
-def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
-    """The storage location itself."""
-    location = read_location_name(api, namespace, artifact, name)
+    location = _name(owner, "spec", "storageLocation")
     try:
         return api.get(LOCATIONS, namespace, location)
     except Missing:
@@ -5006,19 +4816,23 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
 @contextlib.contextmanager
 def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
                      trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[UrlSource]:
-    """An artifact by a DownloadRequest, and another one when its URL has expired, which live as long as the context.
-
-    Arguments and errors as `read_artifact`.
-    """
+    """An artifact by a DownloadRequest, and by another one when its URL has expired; arguments as `read_artifact`."""
     artifact = target_of(kind, name)
     with contextlib.ExitStack() as requests:
 
         def locate(_skew: timedelta) -> Tuple[str, Trust]:
             requests.close()
-            url = answered_url(api, requests.enter_context(asked(api, namespace, kind, name)), timeout)
+            document = new_download_request(namespace, kind, name, random_suffix())
+            url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
             return url, trust_for(url, trust, lambda: find_trust(api, namespace, artifact, name))
 
         yield UrlSource(locate, idle=idle)
+
+
+def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0) -> str:
+    """A URL that anybody may GET for about ten minutes: a bearer token. Raises as `read_artifact`."""
+    with requested_source(api, namespace, kind, name, timeout=timeout, trust=Trust()) as source:
+        return source.url
 
 
 def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
@@ -5035,18 +4849,15 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
 
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **how: Any) -> None:
-    """Write an artifact into a writer, which stays open, and whose own errors come out as they are.
-
-    how: arguments of `read_artifact`, which tells the other errors.
-    """
+    """`read_artifact` into a writer, which stays open, and whose own errors come out as they are."""
     with contextlib.closing(read_artifact(api, namespace, kind, name, **how)) as chunks:
         for chunk in chunks:
             write_all(writer, chunk)
 
 
-SMALL_TIME = 120.0                           # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
-LISTING_PAGES = 1000                         # of 1,000 names each
-LISTING_LIMIT = 16 << 20                     # bytes of a page, or of a velero-backup.json
+SMALL_TIME = 120.0  # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
+LISTING_PAGES = 1000  # of 1,000 names each
+LISTING_LIMIT = 16 << 20  # bytes of a page, or of a velero-backup.json
 BACKUPS_LIMIT = 256 << 20  # bytes of all of these together; in memory an element is some more
 ELEMENT_WEIGHT = 32  # bytes
 
@@ -5075,10 +4886,9 @@ class Bucket:
             return sign(self.location, key, self.cache.get(now), now, skew, query)[0], self.trust
         return UrlSource(locate, idle=self.idle)
 
-    def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = (), seconds: float = SMALL_TIME
-                   ) -> bytes:
+    def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
         """The whole of an object, in bounded time; StoreError when it is not small."""
-        with about(what), time_limit(seconds):
+        with about(what), time_limit(SMALL_TIME):
             return bytes(collected(Download(self.source(key, query), what, gunzip=False).received(), LISTING_LIMIT))
 
     def folders(self, key: str) -> List[str]:
@@ -5109,30 +4919,27 @@ class Bucket:
 
     def backups(self, where: str, wanted: Iterable[str], troubles: List[Error], left: int = BACKUPS_LIMIT
                 ) -> Iterator[Document]:
-        """The Backups in it, all or those wanted; what is no Backup is passed over.
-
-        where: names the bucket in errors. troubles: gets why some cannot be read. left: the bytes that may be read.
-        """
+        """The Backups in it, all or those wanted; what is no Backup is passed over. where: names the bucket in errors.
+        troubles: gets why some cannot be read. left: the bytes that may be read."""
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
         rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
                 if is_object_name(name) and (not wanted or name in wanted)]
         for name, what, content in self._contents(folder, rows):
-            if isinstance(content, Error):
-                if content.exit == Exit.NOT_FOUND:
-                    log.info("%s is passed over: %s", what, content)
-                elif isinstance(content, StoreError):
-                    troubles.append(content)
-                else:  # whoever cannot be reached is not asked for all the others
-                    raise content
-                continue
-            left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
-            if left < 0:
-                troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
-                return
-            with contextlib.suppress(ValueError):
-                document = parse_json(content)
-                if isinstance(_at(document, "metadata"), dict):
-                    yield {**document, "metadata": {**document["metadata"], "name": name}}
+            if getattr(content, "exit", 0) == Exit.NOT_FOUND:
+                log.info("%s is passed over: %s", what, content)
+            elif isinstance(content, StoreError):
+                troubles.append(content)
+            elif isinstance(content, Error):  # whoever cannot be reached is not asked for all the others
+                raise content
+            else:
+                left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
+                if left < 0:
+                    troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
+                    return
+                with contextlib.suppress(ValueError):
+                    document = parse_json(content)
+                    if isinstance(_at(document, "metadata"), dict):
+                        yield {**document, "metadata": {**document["metadata"], "name": name}}
 
 
 class FolderBucket(Bucket):
@@ -5156,14 +4963,10 @@ class FolderBucket(Bucket):
             raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=self.hints) from error
 
 
-LOCATION_LIMIT = 1 << 20                     # bytes
-
-
 def location_of_file(path: str) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
-    what = f"storage location file {path}"
-    content = read_file(path, "storage location file", LOCATION_LIMIT)
-    document = Reader(parse_yaml(content, what, LOCATION_LIMIT), what).fields
+    what, limit = f"storage location file {path}", 1 << 20  # bytes
+    document = Reader(parse_yaml(read_file(path, "storage location file", limit), what, limit), what).fields
     kind = _text(document, "kind") or LOCATIONS.kind
     if kind != LOCATIONS.kind:
         raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
@@ -5173,7 +4976,7 @@ def location_of_file(path: str) -> Location:
     for group, fields in (("objectStorage", "bucket prefix caCert"), ("credential", "name key"), ("config", "")):
         entry = Reader(spec.get(group, dict), f"{what}: spec.{group}")
         for field in fields.split() or entry.fields:
-            entry.get(field)                 # an unquoted `true` or number is no text, and would be passed over
+            entry.get(field)  # an unquoted `true` or number is no text, and would be passed over
     name = _text(document, "metadata", "name") or os.path.basename(path)
     return find_location(None, "", {"metadata": {"name": name}, "spec": spec.fields}, trusted=True)
 
@@ -5192,40 +4995,33 @@ def decode_json(chunks: Iterable[bytes]) -> Any:
 
 def read_related(api: Api, namespace: str, resource: Resource, selector: str) -> List[Document]:
     """Objects that belong to another one; a kind that the cluster does not serve has none."""
-    try:
+    with contextlib.suppress(Missing):
         return list_all(api, resource, namespace, selector)[0]
-    except Missing as error:
-        log.info("%s", error)
-        return []
+    return []
 
 
 def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
                 trust: Optional[Trust]) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
-    """What a screen shows besides an object, read side by side: related objects, and artifacts by kind.
-
-    An Error stands for what could not be read. This thread alone makes and deletes the requests, so Ctrl-C leaves none;
-    deleting them ends the threads that still wait for an answer.
-    """
-    name, asking = _text(document, "metadata", "name"), threading.Lock()
-    artifact = next(row for row in TARGETS.values() if row.owner == resource)
-    location_trust = functools.lru_cache(maxsize=None)(lambda: find_trust(api, namespace, artifact, name))
+    """What a screen shows besides an object, read side by side: related objects, and artifacts by kind; an Error stands
+    for what could not be read. This thread alone makes and deletes the requests, so Ctrl-C leaves none; deleting them
+    ends the threads that still wait for an answer."""
+    name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
+    whom = trust or (find_trust(api, namespace, artifact, name) if kinds else Trust())
 
     def fetch(kind: str, stored: Document) -> Any:
         url = answered_url(api, stored, timeout)
-        with asking:                         # all threads would ask for the location's authority at once
-            whom = trust_for(url, trust, location_trust)
-        source, what = UrlSource(lambda _skew: (url, whom)), f"{kind} of {name}"
-        with about(what), time_limit(SMALL_TIME), contextlib.closing(
-                Download(source, what, gunzip=True).chunks()) as chunks:
+        download = Download(UrlSource(lambda _skew: (url, whom)), f"{kind} of {name}", gunzip=True)
+        with about(download.what), time_limit(SMALL_TIME), contextlib.closing(download.chunks()) as chunks:
             return decode_json(chunks)
 
     def read(kinds: List[str], tasks: Dict[Any, Callable[[], Any]]) -> Dict[Any, Any]:
         found: Dict[Any, Any] = {}
         with contextlib.ExitStack() as requests:
             for kind in kinds:
+                wanted = new_download_request(namespace, kind, name, random_suffix())
                 try:
-                    stored = requests.enter_context(asked(api, namespace, kind, name))
-                    tasks[kind] = functools.partial(fetch, kind, stored)
+                    tasks[kind] = functools.partial(
+                        fetch, kind, requests.enter_context(created(api, DOWNLOAD_REQUESTS, wanted)))
                 except Error as error:
                     found[kind] = error
             return {**found, **dict(zip(tasks, side_by_side(tasks.values())))}
@@ -5242,63 +5038,60 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
     def answer(document: Document) -> Optional[Document]:
         return document if _text(document, "status", "phase") == PROCESSED else None
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
-        return wait_for(api, STATUS_REQUESTS, stored, "the server's status", answer, timeout, STATUS_POLL)
+        key = request_from(STATUS_REQUESTS, stored).key
+        return wait_for(api, key, stored, "the server's status", answer, timeout, STATUS_POLL)
 
-# ====================================================================================================
+# ================================================================================
 # 16. Doctor — why nobody answered: checks, each one sentence with its cure
-# ====================================================================================================
 
-def check_server(api: Api, namespace: str) -> str:
-    """What is wrong with Velero's Deployment; empty when it has a ready pod."""
+def check_server(api: Api, namespace: str) -> Iterator[str]:
+    """What is wrong with Velero's Deployment, unless it has a ready pod."""
     try:
-        if _at(api.get(DEPLOYMENTS, namespace, "velero"), "status", "readyReplicas"):
-            return ""
+        if not _at(api.get(DEPLOYMENTS, namespace, "velero"), "status", "readyReplicas"):
+            yield (f"the Deployment {namespace}/velero has no ready pod: "
+                   f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`")
     except Missing:
-        return (f"there is no Deployment velero in namespace {namespace}: is Velero in another namespace (-n)? "
-                "or start `velero_requests.py controller`")
-    return (f"the Deployment {namespace}/velero has no ready pod: "
-            f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`")
+        yield (f"there is no Deployment velero in namespace {namespace}: is Velero in another namespace (-n)? "
+               f"or start `{PROGRAM} controller`")
 
 
-def check_location(api: Api, namespace: str, kind: str, name: str) -> str:
-    """What is wrong with the storage location of an artifact; empty when it is available, or nobody asks for one."""
-    if not kind:
-        return ""
-    location = read_location_name(api, namespace, TARGETS[kind], name)
-    try:
-        trouble = location_trouble_from(api.get(LOCATIONS, namespace, location))
-    except Missing:
-        trouble = "it does not exist"
-    return trouble and (f"storage location {location!r} is not available: {trouble}: "
-                        f"see `kubectl -n {namespace} describe backupstoragelocation`")
+def check_location(api: Api, namespace: str, kind: str, name: str) -> Iterator[str]:
+    """What is wrong with the storage location of an artifact, if one is asked for."""
+    if kind:
+        location = read_location(api, namespace, TARGETS[kind], name)
+        trouble = location_trouble_from(location)
+        if trouble:
+            yield (f"storage location {_name(location, 'metadata', 'name')!r} is not available: {trouble}: "
+                   f"see `kubectl -n {namespace} describe backupstoragelocation`")
 
 
 def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
     """Why a request got no answer, as far as the caller's rights let it be seen; at least one sentence."""
     api, found, blind = api.with_short_timeout(), [], False
     direct = ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(kind)
-    for check in (check_server, functools.partial(check_location, kind=kind, name=name)):
+    for check in (check_server(api, namespace), check_location(api, namespace, kind, name)):
         try:
-            found += filter(None, [check(api, namespace)])
+            found += check
+        except NotFound as error:
+            found.append(str(error))
         except Unreachable as error:
             return [f"{error}: try again when the cluster is less busy", *direct]
         except Error as error:
             log.info("a check could not be made: %s", error)
             blind = True
-    return [*(found or [
-        "the reason cannot be seen with your rights: -v says what could not be looked at" if blind else
-        "the server is there but did not take up the request: "
-        f"see its log (`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout"]), *direct]
+    usual = ("the reason cannot be seen with your rights: -v says what could not be looked at" if blind else
+             "the server is there but did not take up the request: see its log "
+             f"(`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout")
+    return [*(found or [usual]), *direct]
 
-# ====================================================================================================
+# ================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
-# ====================================================================================================
 
-MAX_TIMEOUT = 366 * 86400.0                  # seconds; sockets take no more than a few years
-NEXT_SCREEN_TIMEOUT = 1.0                    # seconds for further screens once one request was not answered
-PROGRESS_DELAY = 1.0                         # seconds before it is shown what is waited for
+MAX_TIMEOUT = 366 * 86400.0  # seconds; sockets take no more than a few years
+NEXT_SCREEN_TIMEOUT = 1.0  # seconds for requests of further screens once one was not answered
+PROGRESS_DELAY = 1.0  # seconds before it is shown what is waited for
 PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two lines of progress, on a terminal and elsewhere
-COMPLETION_TIMEOUT = 1.0                     # seconds for names that a shell completes
+COMPLETION_TIMEOUT = 1.0  # seconds for names that a shell completes
 
 
 def find_namespace() -> str:
@@ -5317,41 +5110,39 @@ def say(text: str, end: str = "\n") -> None:
         sys.stderr.flush()
 
 
-def report(*errors: Error, more: Iterable[str] = ()) -> int:
-    """Say what went wrong on stderr, and what cures it; more: further cures -> the exit code of the first error."""
-    lines = [line for error in errors for line in (f"error: {error}", *(f"hint: {hint}" for hint in error.hints))]
-    for line in [*lines, *(f"hint: {hint}" for hint in more)]:
-        say(one_line(redact(line), 4096))
+def report(*errors: Error) -> int:
+    """Say what went wrong on stderr, and what cures it -> the exit code of the first error."""
+    for error in errors:
+        for line in (f"error: {error}", *(f"hint: {hint}" for hint in error.hints)):
+            say(one_line(redact(line), 4096))
     return errors[0].exit if errors else Exit.DONE
 
 
 @contextlib.contextmanager
-def progress(text: Callable[[float], str]) -> Iterator[Callable[[], float]]:
-    """A line on stderr while the context lasts, redrawn on a terminal, else written every PROGRESS_PLAIN seconds.
-
-    `text` makes it of the seconds that have passed; while it is empty, nothing is shown. -> what tells these seconds.
-    """
-    began, terminal, drawn, over = time.monotonic(), sys.stderr.isatty(), False, threading.Event()
+def progress(text: Callable[[float], str]) -> Iterator[None]:
+    """A line on stderr while the context lasts, redrawn on a terminal; `text` makes it of the seconds that have passed,
+    and while that is empty, nothing is shown."""
+    began, terminal, over = time.monotonic(), sys.stderr.isatty(), threading.Event()
 
     def draw() -> None:
-        nonlocal drawn
+        drawn = False
         while not over.wait(PROGRESS_REDRAW if terminal else PROGRESS_PLAIN):
             line, width = text(time.monotonic() - began), 80
             with contextlib.suppress(OSError, ValueError):
                 width = os.get_terminal_size(sys.stderr.fileno()).columns or width
             if line:
                 say(*((f"\r{line[:width - 1]}\x1b[K", "") if terminal else (line,)))
-                drawn = True
+                drawn = terminal
+        if drawn:
+            say("\r\x1b[K", "")
 
     thread = threading.Thread(target=draw, daemon=True)
     thread.start()
     try:
-        yield lambda: time.monotonic() - began
+        yield
     finally:
         over.set()
         thread.join()
-        if terminal and drawn:
-            say("\r\x1b[K", "")
 
 
 def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
@@ -5360,8 +5151,8 @@ def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
                     f"{format_duration(max(0, round(seconds - passed)))} more")
 
 
-# A shell completes a word by what the program prints (see `completions`), where that is nothing by files.
-# `--flag=value` is three words in bash; zsh and fish complete the value alone.
+# A shell completes a word by what `completions` finds, where that is nothing by files. `--flag=value` is three words in
+# bash; zsh and fish complete the value alone.
 COMPLETION_SCRIPTS = {
     "bash": """_velero_requests() {
     local IFS=$'\\n'
@@ -5394,7 +5185,7 @@ class Options:
     """What the command line says, as argparse puts it into attributes, and the commands (`Command.run`)."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)           # and type checkers know that there are some
+        raise AttributeError(name)  # and type checkers know that there are some
 
     def api(self) -> Api:
         api = connect(load_cluster(self.kubeconfig, self.context))
@@ -5414,13 +5205,8 @@ class Options:
 
     def run_controller(self) -> None:
         """Serve until told to stop, or once."""
-        server = Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
-        api, namespace = self.api(), self.namespace
-        missing = {resource.plural for resource in REQUEST_KINDS} - set(api.served_resources("velero.io/v1"))
-        if missing:
-            log.warning("the cluster does not serve %s yet; `%s manifests | kubectl apply -f -` installs the CRDs",
-                        " and ".join(sorted(missing)), PROGRAM)
-        controller = Controller(api, namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
+        api, server = self.api(), Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
+        controller = Controller(api, self.namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
                                 allowed=self.allow_credentials_file)
         if self.once or self.dry_run:
             controller.run_once()
@@ -5432,45 +5218,42 @@ class Options:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        give_large_blocks_back()             # of this process, which is nobody else's as it would be in a library
-        log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", namespace,
+        give_large_blocks_back()  # of this process, which is nobody else's as it would be in a library
+        log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", self.namespace,
                  redact(api.session.cluster.server))
         run_controller(controller)
         log.info("stopped")
 
     def open_bucket(self, api: Optional[Api] = None, document: Optional[Document] = None) -> Bucket:
-        """The bucket of a storage location of the cluster, without one that of --location.
-
-        --credentials-file opens it, else the location's Secret, else the environment.
-        """
+        """The bucket of a storage location of the cluster, without one that of --location; --credentials-file opens it,
+        else the location's Secret, else the environment."""
         if document is None and os.path.isdir(self.location):
             return FolderBucket(self.location)
         location = find_location(api, self.namespace, document) if document else location_of_file(self.location)
         trust, given = self.trust() or client_trust(location), self.credentials_file
         if given:
             location = location._replace(secret_name="", credentials_file=given, trusted=True)
+        keyless = (ApiError, CredentialsError) if location.secret_name else ()
         with adding_hints(lambda error: ["name a file with what the Secret holds: --credentials-file FILE"] * (
-                error.reason == FOREIGN_ENDPOINT or (
-                    bool(location.secret_name) and isinstance(error, (ApiError, CredentialsError))))):
+                isinstance(error, keyless) or error.reason == FOREIGN_ENDPOINT)):
             location, plan = open_location(api, self.namespace, location, self.allow_credentials_file)
         log.info("the store is %s, the bucket %s", *map(one_line, (bucket_address(location).host, location.bucket)))
         return Bucket(location, plan, trust, self.idle_timeout)
 
     def find_owner(self, artifact: Artifact) -> Api:
         """The cluster, after a check that the artifact's owner exists there and, for a log, has finished."""
-        api, refusal = self.api(), ""
+        api = self.api()
         with adding_hints(lambda error: ["--location FILE and --credentials-file FILE need no cluster"] * isinstance(
                 error, Unreachable)):
             try:
                 owner = get_existing(api, artifact.owner, self.namespace, self.name)
-                if self.is_log:
-                    refusal = logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase"))
+                refusal = self.is_log and logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase"))
+                if refusal:
+                    raise Error(refusal)
             except ApiError as error:
-                if error.status != 403:      # without the right to see it, it may still be there
+                if error.status != 403:  # without the right to see it, it may still be there
                     raise
                 log.info("%s", error)
-        if refusal:
-            raise Error(refusal)
         return api
 
     @contextlib.contextmanager
@@ -5494,19 +5277,20 @@ class Options:
         return adding_hints(lambda error: timeout_hints(api, self.namespace, *artifact)
                             if isinstance(error, TimedOut) else ())
 
-    def fetch(self, output: str) -> None:
+    def fetch(self, source: Source, output: str) -> None:
         """Download one artifact to a file, or to stdout for `-`; progress is shown unless it mixes with the output."""
-        download: Optional[Download] = None
         hidden = self.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty()))
+        download = Download(source, f"{self.kind} of {self.name}", gunzip=TARGETS[self.kind].gunzip)
+        began = time.monotonic()
 
         def text(seconds: float) -> str:
-            if hidden or not download or not download.info:
+            if hidden or not download.info:
                 return ""
             fresh = max(0, download.position - download.resumed)
             return progress_text(download.position, download.info.size, fresh, seconds)
 
         def cures(error: Error) -> List[str]:  # of an artifact that is damaged
-            if not download or not download.info or getattr(error, "status", True) or error.reason != "StoreError":
+            if not download.info or error.status or error.reason != "StoreError":
                 return []
             if isinstance(source, FileSource):
                 return [f"copy {source.path} from the bucket again"]
@@ -5514,15 +5298,10 @@ class Options:
                     f"download {self.name} --kind {self.kind} --url-only)\"`, with the flags of this command, gets it "
                     "as it is"]
 
-        try:
-            with adding_hints(cures), self.open_source() as source, progress(text) as passed:
-                download = Download(source, f"{self.kind} of {self.name}", gunzip=TARGETS[self.kind].gunzip)
-                size = download.write_to(sys.stdout.buffer) if output == "-" else download.save(
-                    output, force=self.force, named=bool(self.output))
-                seconds = passed()
-        except KeyboardInterrupt as error:
-            error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
-            raise
+        with adding_hints(cures), progress(text):
+            size = download.write_to(sys.stdout.buffer) if output == "-" else download.save(
+                output, force=self.force, named=bool(self.output))
+        seconds = time.monotonic() - began
         if not hidden and (sys.stderr.isatty() or seconds >= PROGRESS_PLAIN):
             say(f"{bytes_text(size)} in {format_duration(round(seconds, 1))}")
 
@@ -5530,9 +5309,8 @@ class Options:
         """Any artifact: BackupContents into a file, others to stdout unless -o names a file."""
         kind, name = self.kind, self.name
         if self.url_only:
-            unused = [flag for flag, given in (("--output", self.output), ("--force", self.force)) if given]
-            if unused:
-                raise UsageError(f"--url-only prints the URL and makes no file; leave out {' and '.join(unused)}")
+            if self.output or self.force:
+                raise UsageError("--url-only prints the URL and makes no file; leave out --output and --force")
             with self.open_source() as source:
                 if not isinstance(source, UrlSource):
                     raise UsageError(f"there is no URL of what lies in the folder {self.location}")
@@ -5545,28 +5323,31 @@ class Options:
         elif not TARGETS[kind].gunzip and sys.stdout.isatty() and not self.force:
             raise UsageError(f"{kind} is binary, and stdout is a terminal", hints=[
                 "name a file with --output, or add --force"])
-        self.fetch(output)
+        try:
+            with self.open_source() as source:
+                self.fetch(source, output)
+        except KeyboardInterrupt as error:
+            error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
+            raise
         what = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
         return None if self.quiet or output == "-" else f"{what} {name} has been successfully downloaded to {output}\n"
 
     def find_backups(self, troubles: List[Error]) -> List[Document]:
         """The Backups in --location, else in every location of the cluster, by name; troubles: gets what is missing.
-
-        Locations may hold backups of one name; each is shown, its location called as it is here, as by Velero's sync.
-        """
+        Of several with one name each is shown, its location called as it is here, as by Velero's sync."""
         if self.selector:
             raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
-        self.trust()                         # what is wrong with it is said once, not for each location
+        self.trust()  # what is wrong with it is said once, not for each location
         api = None if self.location else self.api()
         backups: Dict[str, List[Document]] = {name: [] for name in self.names}
         for location in list_all(api, LOCATIONS, self.namespace)[0] if api else [None]:
             name = _text(location, "metadata", "name")
             where = f"storage location {name!r}" if api else self.location
+            found: List[Document] = []
             try:
                 with about(where):
                     found = list(self.open_bucket(api, location).backups(where, self.names, troubles))
             except Error as error:
-                found = []
                 troubles.append(error)
             for backup in found:
                 if api and isinstance(backup.setdefault("spec", {}), dict):
@@ -5583,33 +5364,28 @@ class Options:
             documents = self.find_backups(troubles)
         else:
             documents, version = find_documents(self.api(), self.resource, self.namespace, self.names, self.selector)
-        if self.output in ("json", "yaml") and (documents or not troubles):  # no list at all is not an empty list
+        if self.output in DOCUMENT_TEXTS and (documents or not troubles):  # no list at all is not an empty list
             sys.stdout.write(DOCUMENT_TEXTS[self.output](list_document(self.resource, documents, version)))
         elif documents:
             columns = [name for text in self.label_columns for name in text.split(",") if name]
             sys.stdout.write(resource_table(self.resource, documents, utc_now(), label_columns=columns,
-                                      show_labels=self.show_labels, localize=datetime.astimezone))
+                                            show_labels=self.show_labels, localize=datetime.astimezone))
         elif not troubles:
             say(f"No resources found in {self.location or self.namespace + ' namespace'}.")
         sys.stdout.flush()
         return report(*troubles)
 
     def is_colorized(self) -> bool:
-        if os.environ.get("NO_COLOR") or self.output == "json":
-            return False
-        if self.colorized is not None:
-            return self.colorized
-        return sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
+        wanted = self.colorized
+        if wanted is None:
+            wanted = sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
+        return wanted and self.output != "json" and not os.environ.get("NO_COLOR")
 
     def run_describe(self) -> int:
-        """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code.
-
-        Once a request timed out, those of the next screens wait at most NEXT_SCREEN_TIMEOUT.
-        """
+        """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code."""
         api, resource, trust, timeout = self.api(), self.resource, self.trust(), self.timeout
         structured, screens, troubles = self.output == "json", [], []  # type: Tuple[bool, List[Any], List[Error]]
-        documents, _ = find_documents(api, resource, self.namespace, self.names, self.selector)
-        for document in documents:
+        for document in find_documents(api, resource, self.namespace, self.names, self.selector)[0]:
             kinds = artifacts_of(resource, document, details=self.details, structured=structured)
             with api.waiting(f"what belongs to {resource.kind.lower()} {_text(document, 'metadata', 'name')}", timeout):
                 related, artifacts = read_screen(api._replace(waiting=show_nothing), self.namespace, resource, document,
@@ -5625,8 +5401,9 @@ class Options:
         if structured:
             sys.stdout.write(json_text(screens[0] if len(screens) == 1 else screens))
         sys.stdout.flush()
-        nobody = any(isinstance(trouble, TimedOut) for trouble in troubles)
-        return report(*troubles, more=timeout_hints(api, self.namespace) if nobody else ())
+        for trouble in [trouble for trouble in troubles if isinstance(trouble, TimedOut)][-1:]:
+            trouble.hints += tuple(timeout_hints(api, self.namespace))
+        return report(*troubles)
 
     def server_status(self) -> Document:
         api = self.api()
@@ -5654,43 +5431,35 @@ TYPES["FILE|DIR"] = TYPES["FILE"]
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
 
 
-def read_argument(takes: str, text: str) -> Any:
-    """The value of an argument, for argparse."""
-    import argparse
-    convert, complaint = TYPES.get(takes, (str, ""))
-    with contextlib.suppress(ValueError):
-        value = convert(text)
-        if value is not None:
-            return value
-    raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
-
-
 def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
-    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type.
-
-    A flag that takes nothing is a switch: `--flag`, `--flag=true` or `--flag=false`, as velero takes them. shown: what
-    --help says; None hides it.
-    """
+    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type, and without that
+    it is a switch, as velero takes them: `--flag`, `--flag=false`. shown: what --help says; None hides it."""
     *names, takes = usage.split()
     if takes[0] == "-":
         names, takes = [*names, takes], "BOOL"
         keywords = {"nargs": "?", "const": True, "default": False, **keywords}
-    return tuple(names), {"metavar": takes, "type": functools.partial(read_argument, takes), **keywords,
-                          **({"help": shown} if shown else {}), **({"default": []} if "action" in keywords else {})}
+
+    def read(text: str) -> Any:
+        import argparse
+        convert, complaint = TYPES.get(takes, (str, ""))
+        with contextlib.suppress(ValueError):
+            value = convert(text)
+            if value is not None:
+                return value
+        raise argparse.ArgumentTypeError(complaint.format(one_line(text, 64)))
+
+    return tuple(names), {"metavar": takes, "type": read, **keywords, **({"help": shown} if shown else {}),
+                          **({"default": []} if "action" in keywords else {})}
 
 
 class Command(NamedTuple):
-    """One command: its words, what --help says of it, and what runs it -> what it prints, or its exit code.
-
-    `fixed` are options that it always has, `aliases` further words for it, as the velero CLI has them.
-    """
-
+    """One command."""
     words: str
-    summary: str
-    run: Callable[[Options], Union[str, int, None]]
+    summary: str  # for --help
+    run: Callable[[Options], Union[str, int, None]]  # -> what it prints, or its exit code
     arguments: Tuple[Argument, ...] = ()
-    fixed: Dict[str, Any] = {}
-    aliases: Tuple[str, ...] = ()
+    fixed: Dict[str, Any] = {}  # options that it always has
+    aliases: Tuple[str, ...] = ()  # further words for it, as the velero CLI has them
 
 
 COMMON = (
@@ -5701,7 +5470,7 @@ COMMON = (
     argument("--timeout DURATION", "how long to wait for an answer, not for a transfer (default: 1m, 5s for plugin get "
              "and version)"),
     argument("--colorized", "colors (default: on a terminal without NO_COLOR)", default=None),
-    argument("--features NAMES", None),      # velero's; nothing here depends on one
+    argument("--features NAMES", None),  # velero's; nothing here depends on one
     (("-v", "--verbose"), {"action": "count", "default": 0, "help": "say more on stderr"}),
     (("--version",), {"action": "version", "version": f"{PROGRAM} {__version__}", "help": "the version of this file"}))
 OPTION_DEFAULTS = {  # for commands that have no such argument
@@ -5728,24 +5497,25 @@ OUTPUT_FORMAT = argument("-o --output FORMAT", "table, json or yaml", choices=("
 
 def owner_commands(resource: Resource) -> Tuple[Command, ...]:
     """What can be done to backups and restores, each with velero's verb-first aliases."""
-    noun = resource.kind.lower()
-    one, is_backup = argument(f"name {noun.upper()}", f"name of the {noun}"), resource is BACKUPS
+    noun, is_backup = resource.kind.lower(), resource is BACKUPS
+    one = argument(f"name {noun.upper()}", f"name of the {noun}")
     many = (argument(f"names {noun.upper()}", f"names of {noun}s (default: all)", nargs="*"),
             argument("-l --selector SELECTOR", "only objects with these labels", default=""))
-    rows = [("get", f"list {noun}s", Options.run_get, {}, (
-                *many, OUTPUT_FORMAT, argument("--show-labels", "show labels in the last column"),
-                argument("-L --label-columns LABELS", "labels to show as columns, separated by commas; repeatable",
-                         action="append"), *(SOURCE if is_backup else ()))),
-            ("describe", f"tell all about {noun}s", Options.run_describe, {}, (
-                *many, argument("--details", "show more, from more files of the store"), *TLS,
-                argument("-o --output FORMAT", "plaintext or json", choices=("plaintext", "json")))),
-            ("logs", f"print the log of a {noun}", Options.run_download,
-             {"kind": f"{resource.kind}Log", "is_log": True}, (one, QUIET, *SOURCE))]
-    if is_backup:
-        rows.append(("download", "fetch the contents of a backup into a file", Options.run_download,
-                     {"kind": BACKUP_CONTENTS}, (one, *FETCH, *SOURCE)))
+    rows = [
+        ("get", f"list {noun}s", Options.run_get, {}, (
+            *many, OUTPUT_FORMAT, argument("--show-labels", "show labels in the last column"),
+            argument("-L --label-columns LABELS", "labels to show as columns, separated by commas; repeatable",
+                     action="append"), *(SOURCE if is_backup else ()))),
+        ("describe", f"tell all about {noun}s", Options.run_describe, {}, (
+            *many, argument("--details", "show more, from more files of the store"), *TLS,
+            argument("-o --output FORMAT", "plaintext or json", choices=("plaintext", "json")))),
+        ("logs", f"print the log of a {noun}", Options.run_download, {"kind": f"{resource.kind}Log", "is_log": True},
+         (one, QUIET, *SOURCE)),
+        ("download", "fetch the contents of a backup into a file", Options.run_download, {"kind": BACKUP_CONTENTS},
+         (one, *FETCH, *SOURCE))]
     return tuple(Command(f"{noun} {verb}", summary, run, arguments, {"resource": resource, **fixed},
-                         (f"{verb} {noun}s", f"{verb} {noun}")) for verb, summary, run, fixed, arguments in rows)
+                         (f"{verb} {noun}s", f"{verb} {noun}"))
+                 for verb, summary, run, fixed, arguments in rows[:4 if is_backup else 3])
 
 
 COMMANDS = (
@@ -5802,11 +5572,11 @@ def build_parser(words: str = "") -> Any:
     if command:
         parser = Parser(prog=prog, description=command.summary, allow_abbrev=False)
     else:
-        rows = [(name[len(words):].strip(), row.summary) for name, row in COMMAND_OF.items()
+        rows = [f"  {name[len(words):].strip():<19} {row.summary}" for name, row in COMMAND_OF.items()
                 if (name.startswith(words + " ") if words else name == row.words)]
-        lines = [DESCRIPTION, "", "commands:", *(f"  {name:<19} {summary}" for name, summary in rows)]
-        parser = Parser(prog=prog, description="\n".join(lines), epilog=EPILOG, usage=f"{prog} COMMAND ...",
-                        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = Parser(prog=prog, description="\n".join([DESCRIPTION, "", "commands:", *rows]), epilog=EPILOG,
+                        usage=f"{prog} COMMAND ...", allow_abbrev=False,
+                        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(**{**OPTION_DEFAULTS, **(command.fixed if command else {})})
     for flags, keywords in (*(command.arguments if command else ()), *COMMON):
         parser.add_argument(*flags, **{"help": argparse.SUPPRESS, **keywords})
@@ -5895,13 +5665,10 @@ class RedactingFormatter(logging.Formatter):
     """Log lines without signatures, tokens and control characters; on a terminal they go over a line of progress."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
+        return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(printable(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # its last line may hold untrusted text
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
-
-    def format(self, record: logging.LogRecord) -> str:
-        return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(super().format(record))
+        return "\n".join(redact(printable(line)) for line in super().formatException(ei).split("\n"))
 
 
 def configure_logging(serving: bool, verbose: int) -> None:
@@ -5942,15 +5709,6 @@ def run(argv: List[str]) -> int:
         return result if isinstance(result, int) else Exit.DONE
 
 
-def flush(stream: Any) -> None:
-    """Flush a stream that may be broken, so that the interpreter's own flush at its exit has nothing to fail with."""
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # it need not have a descriptor
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 MISSING_PACKAGE = (
     "`apt-get install python3-urllib3 python3-yaml`, `dnf install python3-urllib3 python3-pyyaml` or "
     "`apk add py3-urllib3 py3-yaml`",
@@ -5959,10 +5717,8 @@ MISSING_PACKAGE = (
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The command line -> exit code; the only place that turns errors into exit codes.
-
-    Files, sockets and the cluster turn their own OSErrors into an Error, so what is left comes from stdout.
-    """
+    """The command line -> exit code; the only place that turns errors into exit codes. An OSError comes from stdout:
+    files, sockets and the cluster turn theirs into an Error."""
     sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
         if sys.stdout is None:
@@ -5988,7 +5744,11 @@ def main(argv: Optional[List[str]] = None) -> int:
                             hints=["this is a bug; run again with -v and report what it says"]))
     finally:
         for stream in filter(None, (sys.stdout, sys.stderr)):
-            flush(stream)
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # the interpreter's own flush at its exit shall have nothing to fail with
+                with contextlib.suppress(OSError, ValueError):  # it need not have a descriptor
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":
