@@ -1543,34 +1543,30 @@ class TestQueue(unittest.TestCase):
         self.now = 1000.0
         self.queue = vr.Queue(lambda: self.now)
 
-    def work(self) -> str:
-        """Take a key without waiting; no key is an empty text."""
-        return self.queue.take(wait=False) or ""
-
-    def take(self) -> str:
-        """Take and finish keys until none is ready."""
-        taken = ""
-        for key in iter(self.work, ""):
-            taken += key
-            self.queue.done(key)
-        return taken
+    def do(self, deed: str, *words: str) -> Optional[str]:
+        """One deed of QUEUE_CASES -> the keys that it takes, None for any other deed."""
+        if deed == "clock":
+            self.now = float(words[0])
+        elif deed == "at":
+            self.queue.add_at(words[0], float(words[1]))
+        elif deed == "work":
+            return self.queue.take(wait=False) or ""
+        elif deed == "take":
+            keys = []
+            for key in iter(lambda: self.queue.take(wait=False), None):
+                keys.append(key)
+                self.queue.done(key)
+            return "".join(keys)
+        else:
+            getattr(self.queue, deed)(*words)
+        return None
 
     def test_cases(self) -> None:
-        """Every row of QUEUE_CASES."""
         for what, (script, wanted) in QUEUE_CASES.items():
-            self.setUp()
-            taken = []
-            for deed, *words in map(str.split, script.split(",")):
-                if deed in ("take", "work"):
-                    taken.append(getattr(self, deed)())
-                elif deed == "clock":
-                    self.now = float(words[0])
-                elif deed == "at":
-                    self.queue.add_at(words[0], float(words[1]))
-                else:
-                    getattr(self.queue, deed)(*words)
             with self.subTest(what):
-                self.assertEqual(list(wanted), taken)
+                self.setUp()
+                taken = [self.do(*step.split()) for step in script.split(",")]
+                self.assertEqual(list(wanted), [keys for keys in taken if keys is not None])
 
     def test_waiting_takes_are_woken(self) -> None:
         """By the clock when it is turned to the instant of a key; by closing, after which nothing is handed out."""
@@ -3530,18 +3526,7 @@ class VeleroWorld(World):
         return RealWorld.start() if assets_folder() else super().start()
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Contract: the main job, in every world
-# ------------------------------------------------------------------------------------------------------------
-
-def while_it_waits(world: World, resource: str, deed: Callable[[str], Any], *argv: str) -> Result:
-    """Run a command, and do something to its request once that is there."""
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(lambda: deed(wait_until(lambda: world.names(resource), 15, "the request")[0]))
-        result = world.cli(*argv)
-        done.result(15)
-    return result
-
+# ---- Contract: the main job, in every world ----------------------------------
 
 class ControllerWorld(World):
     """The controller calls as a user of its own, who may do what README.md says and no more."""
@@ -3557,36 +3542,35 @@ class ControllerWorld(World):
 class CoreTests(ControllerWorld):
     """The main job from end to end, for every world."""
 
-    def known_kinds(self) -> List[str]:
-        """Return the kinds that this world's CRD accepts."""
-        crd = next(crd for crd in self.crds() if crd["spec"]["names"]["kind"] == "DownloadRequest")
-        return look_up(crd["spec"]["versions"][0], "schema.openAPIV3Schema.properties.spec.properties.target.properties"
-                       ".kind.enum")
-
     def test_every_kind_from_request_to_bytes(self) -> None:
-        """Each kind that the CRD knows comes as its bytes, inflated unless it is the contents; others are one error."""
+        """Inflated unless it is the contents; a kind that the CRD does not know is one error."""
         self.serve()
-        known = self.known_kinds()
+        crd = next(crd for crd in self.crds() if crd["spec"]["names"]["kind"] == "DownloadRequest")
+        known = look_up(crd["spec"]["versions"][0],
+                        "schema.openAPIV3Schema.properties.spec.properties.target.properties.kind.enum")
         self.assertEqual(set(known), set(list(KEYS)[:6] if self.status_subresource else list(KEYS)[:-1]))
         for kind in KEYS:
             with self.subTest(kind=kind):
-                stored = self.put(kind, kind.encode() * 100)
+                plain = kind.encode() * 100
+                stored = self.put(kind, plain)
                 result = self.cli("download", KEYS[kind].split("/")[1], "--kind", kind, "-o", "-")
                 if kind in known:
-                    wanted = stored if kind == "BackupContents" else kind.encode() * 100
-                    self.assertEqual((result.code, result.out), (0, wanted), result.err)
+                    self.assertEqual((0, stored if kind == "BackupContents" else plain), result[:2], result.err)
                 else:
                     self.assert_failed(result, 1, kind)
                     self.assertIn("hint: ", result.err)
         self.assertEqual(self.names(), [])
 
     def test_what_an_answer_has(self) -> None:
-        """A request, whatever a stranger filled in, gets a URL that works at once, and ten minutes from its signing."""
-        self.serve()
+        """A URL that works at once, and ten minutes from its signing, whatever a stranger filled in."""
         stored = self.put()
-        for name in (self.ask(), self.fill(self.ask(), phase="New", downloadURL="http://evil/", expiration=FAR)):
-            status = self.answered(name)["status"]
-            self.assertEqual(set(status), {"phase", "downloadURL", "expiration"})
+        names = [self.ask(), self.fill(self.ask(), phase="New", downloadURL="http://evil/", expiration=FAR)]
+        for _ in range(2):  # two replicas come to one answer, also for what is there before them
+            self.serve()
+        for name in names:
+            document = self.answered(name)
+            status = document["status"]
+            self.assertEqual((set(status), reason_of(document)), ({"phase", "downloadURL", "expiration"}, ""))
             self.assert_soon(status["expiration"], minutes=10)
             self.assertIn("X-Amz-Expires=600", status["downloadURL"])
             self.assertIn("X-Amz-SignedHeaders=host&", status["downloadURL"] + "&")
@@ -3596,27 +3580,36 @@ class CoreTests(ControllerWorld):
             self.assert_soon(status["processedTimestamp"])
             self.assertEqual((status["serverVersion"], status["plugins"]),
                              ("v1.18.1", [{"kind": "ObjectStore", "name": "velero.io/aws"}]))
+        names = [self.ask() for _ in range(20)]
+        self.assertEqual([""] * 20, [reason_of(self.answered(name)) for name in names])
+        self.make_location("public", {"s3Url": "http://127.0.0.1:1", "publicUrl": "http://public.example:9000/"},
+                           prefix="//deep/er//", bucket=f"/{self.namespace}/")
+        self.make_backup("b2", "public")
+        self.make_restore("r2", "b2")  # its artifacts lie in the location of its backup
+        self.assertEqual(f"http://public.example:9000/{self.namespace}/deep/er/restores/r2/restore-r2-logs.gz",
+                         self.answered(self.ask("RestoreLog", "r2"))["status"]["downloadURL"].split("?")[0])
 
     def test_logs_contents_plugins_and_version(self) -> None:
-        """The commands of the velero CLI do their job, with a budget of 292 years too, and leave no request behind."""
+        """With a budget of 292 years, too; no request is left behind."""
         self.cluster.grant("limited", *CLIENT, namespace=self.namespace)
         self.serve()
-        self.put("BackupLog")
+        log, ever, path = self.put(), "2562047h47m16.8s", os.path.join(self.folder, "x")
         self.put("RestoreLog", LOG[:100])
-        stored, path, ever = self.put("BackupContents"), os.path.join(self.folder, "x"), "2562047h47m16.8s"
-        for argv, out in ((("backup", "logs", "b1"), LOG), (("restore", "logs", "r1", "--timeout", ever), LOG[:100]),
-                          (("backup", "download", "b1", "-o", path),
-                           f"Backup b1 has been successfully downloaded to {path}\n".encode())):
-            user = "limited" if argv[:2] == ("backup", "logs") else "admin"
-            self.assertEqual(self.cli(*argv, user=user), (0, out, ""))
-        with open(path, "rb") as file:
-            self.assertEqual(file.read(), stored)
+        contents = self.put("BackupContents")
+        self.assertEqual((0, LOG, ""), self.cli("backup", "logs", "b1", user="limited"))
+        self.assertEqual((0, LOG[:100], ""), self.cli("restore", "logs", "r1", "--timeout", ever))
+        self.assertEqual((0, f"Backup b1 has been successfully downloaded to {path}\n".encode(), ""),
+                         self.cli("backup", "download", "b1", "-o", path))
+        self.assertEqual(contents, read_bytes(path))
         self.assertIn(b"velero.io/aws   ObjectStore\n", self.cli("plugin", "get", "--timeout", ever).out)
         self.assertIn(b"\nServer:\n\tVersion: v1.18.1\n", self.cli("version").out)
+        api = vr.connect(vr.load_cluster(self.kubeconfig))
+        self.assertEqual(log, fetch(vr.get_download_url(api, self.namespace, "BackupLog", "b1")).data)
+        self.assertEqual("ServerStatusRequest", vr.get_server_status(api, self.namespace)["kind"])
         self.assertEqual(self.names() + self.names(SSR), [])
 
     def test_the_life_of_a_request(self) -> None:
-        """Until its expiration, ten minutes at most whoever filled it in or fails; after its look a status request."""
+        """Ten minutes at most, whoever filled it in or fails; a status request's ends with its look."""
         answered = {"phase": "Processed", "downloadURL": "http://x/"}
         ends = {("downloadrequests", self.fill(self.ask(), **status)): minutes for minutes, status in (
             (0.0, {"phase": "New", "expiration": self.clock.text(minutes=-1)}),
@@ -3641,7 +3634,7 @@ class CoreTests(ControllerWorld):
         self.assertNotIn("forbidden", self.log.getvalue())
 
     def failures(self) -> List[Tuple[str, str, str, Optional[Callable[[], Any]]]]:
-        """Return (reason, kind, target, cure) for what is missing or broken, after making what is there."""
+        """(reason, kind, target, cure) for what is missing or broken, after making what is there."""
         half, senseless = "[default]\naws_access_key_id = hush-hush-1\n", "aws_secret_access_key = hush-hush-2\n[[["
         rows: List[Tuple[str, str, str, Optional[Callable[[], Any]]]] = [
             ("BackupNotFound", "BackupLog", "nobody", lambda: self.make_backup("nobody")),
@@ -3652,26 +3645,25 @@ class CoreTests(ControllerWorld):
                 "", "../../secrets/cloud", "b1?x", "b1\x00", "b1\x1b[31m", "x" * 10000, "\u0131\u202e"))]
         self.make_restore("no-backup", "later")
         self.make_backup("no-location", "nowhere")
+
+        def give_keys(name: str) -> None:
+            self.admin.raw("DELETE", resource_path("secrets", self.namespace, name))
+            self.make_secret(name)
         for reason, name, secret, storage in (
-                ("SecretNotFound", "lost", {}, {}), ("SecretKeyNotFound", "keyless", {"key": "other"}, {}),
+                ("SecretNotFound", "lost", None, {}), ("SecretKeyNotFound", "keyless", {"key": "other"}, {}),
                 ("InvalidCredentials", "half", {"text": half}, {}),
                 ("InvalidCredentials", "senseless", {"text": senseless}, {}),
-                ("InvalidStorageLocation", "bucket", {"key": "keys"}, {"bucket": "a/b"}),
-                ("UnsupportedProvider", "provider", {"key": "keys"}, {})):
-            if secret:
+                ("InvalidStorageLocation", "bucket", {}, {"bucket": "a/b"}), ("UnsupportedProvider", "gcp", {}, {})):
+            if secret is not None:
                 self.make_secret(name, **secret)
             self.make_location(name, secret=name, **storage)
             self.make_backup(name, name)
-
-            def give_keys(name: str = name) -> None:
-                self.admin.raw("DELETE", resource_path("secrets", self.namespace, name))
-                self.make_secret(name)
-            rows.append((reason, "BackupLog", name, None if "keys" in secret.values() else give_keys))
-        self.admin.merge_patch("backupstoragelocations", "provider", {"spec": {"provider": "gcp"}}, self.namespace)
+            rows.append((reason, "BackupLog", name, None if secret == {} else functools.partial(give_keys, name)))
+        self.admin.merge_patch("backupstoragelocations", "gcp", {"spec": {"provider": "gcp"}}, self.namespace)
         return rows
 
     def test_every_failure_has_a_reason_and_heals(self) -> None:
-        """What is missing or broken is named on the object and as an Event, without a secret, and served once cured."""
+        """On the object and as an Event, without a secret."""
         self.serve()
         for reason, kind, target, cure in self.failures():
             with self.subTest(reason, target=target[:40]):
@@ -3693,52 +3685,13 @@ class CoreTests(ControllerWorld):
         self.assertNotRegex(self.log.getvalue() + str(events), "hush|forbidden")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Contract: everything that both kinds of servers can show
-# ------------------------------------------------------------------------------------------------------------
+# ---- Contract: everything that both kinds of servers can show ----------------
 
 class ContractTests(CoreTests):
     """The whole contract, on the CRDs that `manifests` prints."""
 
-    def test_where_urls_lead(self) -> None:
-        """Prefixes, slashes around bucket and prefix, publicUrl; a restore lies in the location of its backup."""
-        self.make_location("slashes", prefix="//deep/er//", bucket=f"/{self.namespace}/")
-        self.make_location("public", {"s3Url": "http://127.0.0.1:1", "publicUrl": "http://public.example:9000/"})
-        self.make_backup("b2", "slashes")
-        self.make_restore("r2", "b2")
-        self.make_backup("b3", "public")
-        self.serve()
-        deep = f"{self.store.url}/{self.namespace}/deep/er/"
-        for kind, name, start in [
-                ("BackupLog", "b2", deep + "backups/b2/b2-logs.gz?"),
-                ("BackupLog", "b3", f"http://public.example:9000/{self.namespace}/backups/b3/"),
-                *((kind, "r2", deep + KEYS[kind].replace("r1", "r2") + "?")
-                  for kind in self.known_kinds() if kind.startswith("Restore"))]:
-            with self.subTest(kind=kind, name=name):
-                url = self.answered(self.ask(kind, name))["status"]["downloadURL"]
-                self.assertTrue(url.startswith(start), url.split("?")[0])
-
-    def test_full_annotations_neither_crash_nor_last(self) -> None:
-        """A request whose annotations leave no room for a reason delays nobody and ends all the same."""
-        document = download_request("full")
-        document["spec"]["target"]["name"] = "nobody"
-        document["metadata"]["annotations"] = {"stuff": "x" * 262100}
-        self.admin.create("downloadrequests", document, self.namespace)
-        self.serve()
-        for _ in range(2):
-            self.settle()
-            self.turn(minutes=10, seconds=5)
-        self.gone("full")
-
-    def test_compaction_loses_nothing(self) -> None:
-        """After etcd has forgotten the past, new requests are answered."""
-        self.serve()
-        self.settle()
-        self.cluster.compact()
-        self.settle()
-
     def test_the_crd_is_replaced_under_the_running_controller(self) -> None:
-        """The controller follows the dialect of the live API, there and back; `manifests` prints either."""
+        """There and back, whatever etcd has forgotten."""
         self.addCleanup(self.cluster.install_crds, self.crds())
         self.serve()
         self.settle()
@@ -3746,38 +3699,16 @@ class ContractTests(CoreTests):
             with self.subTest(status_subresource=dialect):
                 result = run("manifests", *(["--status-subresource"] if dialect else []))
                 documents = list(yaml.safe_load_all(result.out))
-                self.assertEqual((result.code, result.err, documents), (0, "", vr.crd_manifests(dialect)))
+                self.assertEqual((0, "", vr.crd_manifests(dialect)), (result.code, result.err, documents))
                 self.cluster.install_crds(documents)
                 self.answered(self.ask())
                 self.answered(self.ask_status(), SSR)
                 self.failed(self.ask(name="nobody"))
-
-    def test_two_controllers_come_to_one_answer(self) -> None:
-        """Requests from before the start and later ones are answered by two replicas without harm."""
-        names, status_name = [self.ask() for _ in range(20)], self.ask_status()
-        self.serve()
-        self.serve()
-        for name in names + [self.ask() for _ in range(20)]:
-            document = self.answered(name)
-            self.assertEqual((reason_of(document), bool(document["status"]["downloadURL"])), ("", True))
-        self.answered(status_name, SSR)
-
-    def test_the_library(self) -> None:
-        """stream, get_download_url and get_server_status do what they say and delete their requests."""
-        self.serve()
-        stored, writer = self.put(), io.BytesIO()
-        api = vr.connect(vr.load_cluster(self.kubeconfig))
-        vr.stream(api, self.namespace, "BackupLog", "b1", writer)
-        self.assertEqual(writer.getvalue(), LOG)
-        self.assertEqual(fetch(vr.get_download_url(api, self.namespace, "BackupLog", "b1")).data, stored)
-        status = vr.get_server_status(api, self.namespace)
-        self.assertEqual((status["kind"], status["status"]["phase"]), ("ServerStatusRequest", "Processed"))
-        self.assertTrue(status["metadata"]["name"].startswith("velero-cli-"))
-        self.assertEqual(self.names() + self.names(SSR), [])
-        self.assert_clean(self.log.getvalue())
+                self.cluster.compact()
+                self.settle()
 
     def test_the_namespace_comes_from_flag_variable_or_file(self) -> None:
-        """-n wins over VELERO_NAMESPACE, that over the velero CLI's configuration, which may be broken."""
+        """In this order; velero's configuration may be broken."""
         self.serve()
         self.put()
         os.makedirs(os.path.join(self.folder, ".config", "velero"))
@@ -3786,14 +3717,13 @@ class ContractTests(CoreTests):
                 (0, ours, "default", other), (0, "", ours, other), (0, "", None, named), (3, "default", ours, named),
                 (1, "", "A/b", other), (0, ours, None, "\x00"), (0, ours, None, '{"namespace": 5, "cacert": []}')):
             with self.subTest(flag=flag, variable=variable, configured=configured):
-                with open(os.path.join(self.folder, ".config", "velero", "config.json"), "w", encoding="utf-8") as file:
-                    file.write(configured)
+                write_bytes(os.path.join(self.folder, ".config", "velero", "config.json"), configured.encode())
                 result = run("backup", "logs", "b1", "--kubeconfig", self.kubeconfig, *(["-n", flag] if flag else []),
                              env={"VELERO_NAMESPACE": variable})
                 self.assertEqual(result.code, code, result.err)
 
     def test_failures_and_their_codes(self) -> None:
-        """Every failure is one line that names the object, with the right code; no file and no request is left."""
+        """One line that names the object; no file and no request is left."""
         self.make_location("dead", {"s3Url": "http://127.0.0.1:1"})
         self.make_secret("wrong", text=keys_file(self.store.access_key, "not-the-secret"))
         self.make_location("wrong", secret="wrong")
@@ -3802,55 +3732,45 @@ class ContractTests(CoreTests):
         self.make_backup("b5", phase="InProgress")
         self.make_restore("r5", "b1", "InProgress")
         self.store.put(self.namespace, "backups/b4/b4.tar.gz", gzip.compress(b"x"))
-        self.store.create_bucket(self.namespace)
-        path, unknown = os.path.join(self.folder, "x"), self.cluster.kubeconfig(self.folder, "nobody-knows-me")
-        stranger, soon = self.cluster.kubeconfig(self.folder, "stranger"), ("--timeout", "200ms")
-        nobody_answers = [(4, (*argv, *soon), ()) for argv in (
-            ("backup", "logs", "b1"), ("download", "b1", "-o", "-"), ("plugin", "get"), ("version",))]
+        path = os.path.join(self.folder, "x")
+        stranger, unknown = (("--kubeconfig", self.cluster.kubeconfig(self.folder, name))
+                             for name in ("stranger", "nobody-knows-me"))
         for code, argv, words in (
-                *nobody_answers,             # for the controller starts only after these
-                (3, ("download", "b2", "-o", path), ("nowhere",)),
-                (1, ("backup", "logs", "b5"), ("backup", "b5", "not available")),
-                (1, ("restore", "logs", "r5"), ("restore", "r5", "not available")),
-                (1, ("backup", "logs", "b1", "--context", "elsewhere"), ("elsewhere",)),
-                (1, ("backup", "logs", "b1", "--kubeconfig", "/nowhere/config"), ("/nowhere/config",)),
-                (2, ("restore", "get", "-l", "a b"), ("the selector 'a b'",)),
-                (3, ("backup", "logs", "nobody", "--timeout", "1.5h"), ("backup", "nobody", "does not exist")),
-                (3, ("restore", "logs", "nobody", "--timeout", "100000µs"), ("restore", "nobody")),
-                (3, ("backup", "logs", ""), ("backup",)), (3, ("backup", "logs", "b1"), ("b1",)),
-                (3, ("download", "../../secrets/cloud", "-o", "-"), ("secrets/cloud",)),
-                (3, ("download", "b1", "-o", path), ("b1",)),
-                (5, ("backup", "logs", "b1", "--kubeconfig", stranger), ("stranger",)),
-                (5, ("plugin", "get", "--kubeconfig", stranger), ("stranger",)),
-                (5, ("controller", "--once", "--kubeconfig", stranger), ("stranger",)),
-                (5, ("download", "b1", "-o", "-", "--kubeconfig", unknown), ()),
-                (5, ("download", "b4", "-o", path), ()),
-                (6, ("download", "b3", "-o", path), ("127.0.0.1:1",))):
+                *((4, f"{command} --timeout 200ms", "") for command in (  # the controller starts only after these
+                    "backup logs b1", "download b1 -o -", "plugin get", "version")),
+                (3, f"download b2 -o {path}", "nowhere"), (1, "backup logs b5", "backup, b5, not available"),
+                (1, "restore logs r5", "restore, r5, not available"),
+                (1, "backup logs b1 --context elsewhere", "elsewhere"),
+                (1, "backup logs b1 --kubeconfig /nowhere/config", "/nowhere/config"),
+                (3, "backup logs nobody --timeout 1.5h", "backup, nobody, does not exist"),
+                (3, "restore logs nobody --timeout 100000µs", "restore, nobody"), (3, "backup logs b1", "b1"),
+                (3, "download ../../secrets/cloud -o -", "secrets/cloud"), (3, f"download b1 -o {path}", "b1"),
+                (5, ("backup", "logs", "b1", *stranger), "stranger"), (5, ("plugin", "get", *stranger), "stranger"),
+                (5, ("controller", "--once", *stranger), "stranger"), (5, ("backup", "logs", "b1", *unknown), ""),
+                (5, f"download b4 -o {path}", ""), (6, f"download b3 -o {path}", "127.0.0.1:1"),
+                (2, ("restore", "get", "-l", "a b"), "the selector 'a b'"), (3, ("backup", "logs", ""), "backup")):
             if code != 4 and not self.controllers:
                 self.serve()
-            with self.subTest(argv=" ".join(argv)):
-                result = self.cli(*argv)
-                self.assert_failed(result, code, *words)
+            with self.subTest(argv=argv):
+                result = self.cli(*(argv.split() if isinstance(argv, str) else argv))
+                self.assert_failed(result, code, *words.split(", "))
                 self.assertNotIn("not-the-secret", result.err)
                 self.assertIn("\nhint: " if code == 4 else "", result.err)
                 self.assertFalse(os.path.exists(path))
-        self.assert_clean(self.cli("download", "b4", "-o", path, "-v", "-v").err)
         self.assertEqual(self.names() + self.names(SSR), [])
 
     def test_the_controller_process_serves_and_leaves_on_signals(self) -> None:
-        """As its own process the controller declares what it was told, and a signal ends it with 0."""
+        """It declares what it was told, and leaves with 0."""
         for number in (signal.SIGTERM, signal.SIGINT):
             with self.subTest(signal=number):
                 program = self.program("controller", "--plugin", "BackupItemAction=velero.io/pod", "--plugin",
                                        "VolumeSnapshotter=velero.io/aws", "--server-version", "v1.16.2", "-v", "-v")
                 self.answered(self.ask())
-                table = self.cli("plugin", "get").out.decode()
-                self.assertEqual([line.split() for line in table.splitlines()[1:]],
-                                 [["velero.io/pod", "BackupItemAction"], ["velero.io/aws", "ObjectStore"],
-                                  ["velero.io/aws", "VolumeSnapshotter"]])
+                self.assertEqual("velero.io/pod BackupItemAction velero.io/aws ObjectStore velero.io/aws "
+                                 "VolumeSnapshotter".split(), self.cli("plugin", "get").out.decode().split()[2:])
                 self.assertIn(b"Server:\n\tVersion: v1.16.2\n", self.cli("version").out)
                 result = program.end(number)
-                self.assertEqual((result.code, result.out), (0, b""), result.err)
+                self.assertEqual((0, b""), result[:2], result.err)
                 self.assertNotIn("Traceback", result.err)
                 self.assert_clean(result.err)
 
@@ -3860,26 +3780,23 @@ class ContractTests(CoreTests):
         past = self.fill(self.ask(), expiration=self.clock.text(minutes=-1))
 
         def everything() -> List[Any]:
-            return [self.look(one) for one in (name, failing, past)] + [
-                self.look(status_name, SSR), self.admin.list("events", self.namespace)["items"]]
+            return [self.admin.list(kind, self.namespace)["items"] for kind in ("downloadrequests", SSR, "events")]
         before, result = everything(), self.cli("controller", "--dry-run")
         self.assertEqual((result.code, everything()), (0, before), result.err)
         for one, verb in ((name, "patch"), (failing, "patch"), (past, "delete"), (status_name, "patch")):
             self.assertIn(f"/{one}: {verb}: ", result.out.decode())
         self.assert_clean(result.out, result.err)
         result = self.cli("controller", "--once")
-        self.assertEqual((result.code, result.out), (0, b""), result.err)
-        done = [self.look(name), self.look(status_name, SSR)]
-        self.assertEqual([(document or {})["status"]["phase"] for document in done], ["Processed"] * 2)
-        self.assertRegex(done[1]["status"]["serverVersion"], r"\Av[0-9]")  # without the v every velero CLI warns
+        self.assertEqual((0, b""), result[:2], result.err)
+        self.assertTrue(self.processed(name))
+        version = (self.processed(status_name, SSR) or {})["status"]["serverVersion"]
+        self.assertRegex(version, r"\Av[0-9]")  # without the v every velero CLI warns
         self.assertTrue(reason_of(self.look(failing)))
         self.assertIsNone(self.look(past))
         self.assertNotIn("Traceback", result.err)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Contract: what only a fake can show, by its request log or by a scripted fault
-# ------------------------------------------------------------------------------------------------------------
+# ---- Contract: what only a fake can show, by its request log or by a scripted fault
 
 class FaultWorld(ControllerWorld, FakeWorld):
     """Fakes with an empty log."""
@@ -3891,11 +3808,9 @@ class FaultWorld(ControllerWorld, FakeWorld):
         self.addCleanup(self.cluster.unlimit)
 
     def path(self, rest: str = "downloadrequests") -> str:
-        """Return a part of the path of what lies in the test's namespace."""
         return f"/namespaces/{self.namespace}/{rest}"
 
     def patches(self, name: str = "") -> List[Request]:
-        """Return the patches of one request, or of all."""
         return self.cluster.seen("PATCH", self.path(f"downloadrequests/{name}"))
 
 
@@ -3908,34 +3823,31 @@ class FaultTests(FaultWorld):
             self.assertTrue(request.parsed["metadata"]["resourceVersion"], request.parsed)
 
     def test_what_an_answer_costs(self) -> None:
-        """One merge patch with the version it was decided on; a burst costs one each, and the client a watch."""
+        """A merge patch with the version it was decided on; the client's costs a watch."""
         controller = self.serve()
         self.settle()  # from the first answer on the dialect is known
-        self.assertEqual([resource.plural for resource in controller.with_subresource],
-                         ["downloadrequests"] * self.status_subresource)
+        self.assertEqual(self.status_subresource, vr.DOWNLOAD_REQUESTS in controller.with_subresource)
         self.cluster.forget()
         name = self.ask()
         version = (self.look(name) or {})["metadata"]["resourceVersion"]
         self.answered(name)
         patch, = self.patches(name)
-        self.assertEqual((patch.content_type, patch.path.endswith("/status")),
-                         ("application/merge-patch+json", self.status_subresource))
-        self.assertEqual(set(patch.parsed["status"]), {"phase", "downloadURL", "expiration"})
+        self.assertEqual((patch.content_type, patch.path.endswith("/status"), set(patch.parsed["status"])), (
+            "application/merge-patch+json", self.status_subresource, {"phase", "downloadURL", "expiration"}))
         self.assertLessEqual(int(patch.parsed["metadata"]["resourceVersion"]), int(version) + 1)
         for name in [self.ask() for _ in range(100)]:
             self.answered(name)
         self.assertEqual(len(self.patches()), 101)
         for part in ("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"):
             self.assertLess(self.cluster.count("GET", part), 20)
-        for request in self.cluster.seen(user="controller"):
-            self.assertIn(self.path(""), request.path)
+        self.assertTrue(all(self.path("") in request.path for request in self.cluster.seen(user="controller")))
         self.put()
         self.cluster.forget()
         self.assertEqual(self.cli("backup", "logs", "b1").out, LOG)
         self.assertEqual(self.cluster.count("GET", "/downloadrequests/"), 0, "a client that watches does not poll")
 
     def test_a_failing_request_is_patched_once(self) -> None:
-        """However often it is tried again, its reason is written, told in an Event and logged once; tries back off."""
+        """Its reason is told in one Event and logged once; tries back off."""
         logging.getLogger("velero_requests").setLevel(logging.INFO)
         self.serve()
         name = self.ask(name="nobody")
@@ -3954,19 +3866,17 @@ class FaultTests(FaultWorld):
         self.assertEqual(self.log.getvalue().count(name), 1, self.log.getvalue())
 
     def test_answers_that_go_wrong_are_made_up_for(self) -> None:
-        """A conflict, an error, a throttled or a lost answer to the patch delays an answer and no more."""
-        stale = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409}
         self.serve()
-        for options in ({"status": 409, "body": stale}, {"status": 500, "body": "oops"}, {"status": 200, "body": "{}"},
+        for options in ({"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}, {"cut_after": 5},
                         {"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503, "body": "<html>"},
-                        {"drop": True}, {"drop": True, "apply": True}, {"cut_after": 5}):
+                        {"drop": True}, {"drop": True, "apply": True}):
             with self.subTest(**{key: str(value) for key, value in options.items()}):
                 fault = self.cluster.script("PATCH", "/downloadrequests/", **options)
                 self.assertTrue(self.healed(self.ask())["status"]["downloadURL"])
                 self.assertEqual(fault.hits, 1)
 
     def test_a_request_changed_in_between_is_looked_at_again(self) -> None:
-        """When somebody changes the request during the pass, the patch conflicts, and the next look reads it anew."""
+        """The patch conflicts, and the next look reads it anew."""
         gate = threading.Event()
         self.cluster.script("GET", "/secrets/cloud", hang=gate)
         self.serve()
@@ -3979,18 +3889,7 @@ class FaultTests(FaultWorld):
             "GET", self.path("downloadrequests/" + name), "controller")), (1, 1))
         self.assertNotIn("modified", self.log.getvalue())
 
-    def test_a_patch_that_is_invalid_is_made_smaller(self) -> None:
-        """When the API takes the annotations for invalid, the same pass writes the status alone."""
-        self.cluster.script("PATCH", "/downloadrequests/", status=422,
-                            body={"reason": "Invalid", "message": "too long"})
-        self.serve()
-        name = self.ask(name="nobody")
-        wait_until(lambda: len(self.patches(name)) > 1, 10, "another patch")
-        self.assertEqual([("annotations" in patch.parsed["metadata"], "status" in patch.parsed)
-                          for patch in self.patches(name)[:2]], [(True, True), (False, True)])
-
     def test_what_is_deleted_during_a_pass_stays_forgotten(self) -> None:
-        """An answer to a patch that comes after the object's end does not bring it back."""
         controller, gate = self.serve(), threading.Event()
         self.settle()
         self.cluster.script("PATCH", "/downloadrequests/", pause_after=1, gate=gate)
@@ -4007,7 +3906,7 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
     """The controller, the client and what servers do to them, which no dialect of the status changes."""
 
     def test_an_idle_controller_makes_no_requests(self) -> None:
-        """Besides its watches it asks for nothing, however long, and an answer costs one patch."""
+        """Besides its watches, however long; an answer costs one patch."""
         controller = self.serve()
         wait_until(lambda: len(self.cluster.watches(self.namespace)) == 2, 15, "two watches")
         self.settle()
@@ -4021,24 +3920,26 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
         self.assertEqual(made, [("GET", False)] * 3 + [("PATCH", False)])
 
     def test_names_and_lookups(self) -> None:
-        """A name that is none never becomes a path; what the API fails to give, or has not yet, is asked for again."""
+        """A name that is none never becomes a path; what the API fails to give is asked for again."""
         self.serve()
-        for name in ("../../secrets/cloud", "a/b", "..", "b1?x", "\x00", ""):
+        for name in ("../../secrets/cloud", "..", "b1?x", ""):
             self.failed(self.ask(name=name))
         self.assertEqual(self.cluster.count("GET", "/backups/"), 0)
-        self.failed(self.ask(name="b2"))
-        self.make_backup("b2")
-        self.assertEqual(reason_of(self.answered(self.ask(name="b2"))), "")
-        for path in ("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"):
-            for options in ({"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}):
-                with self.subTest(path=path, **options):
-                    self.turn(minutes=1)
-                    self.cluster.script("GET", path, times=3, headers={"Retry-After": "0"}, **options)
-                    self.healed(self.ask())
-                    self.cluster.unscript()
+        for path, status in itertools.product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"),
+                                              (500, 200)):
+            with self.subTest(path=path, status=status):
+                self.turn(minutes=1)
+                self.cluster.script("GET", path, times=3, headers={"Retry-After": "0"}, status=status, body="{}")
+                self.healed(self.ask())
+                self.cluster.unscript()
+
+    def test_once_looks_again_at_what_changed(self) -> None:
+        name = self.ask()
+        self.cluster.script("PATCH", name, 2, status=409, body={"reason": "Conflict"})
+        self.assertEqual(0, self.cli("controller", "--once").code)
+        self.assertTrue(self.processed(name))
 
     def test_a_signal_lets_the_pass_in_hand_finish(self) -> None:
-        """SIGTERM in the middle of a pass: the answer is still written, then the controller leaves with 0."""
         gate = threading.Event()
         fault = self.cluster.script("GET", "/secrets/cloud", hang=gate)
         program = self.program("controller")
@@ -4051,25 +3952,27 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
         self.assertEqual(program.end().code, 0)
         self.assertEqual((self.look(name) or {})["status"]["phase"], "Processed")
 
-    def test_dry_run_prints_no_escapes(self) -> None:
-        """Which a server has put into a name; and it sends nothing but GET."""
+    def test_what_servers_say_is_made_harmless(self) -> None:
+        """Escape sequences and forged lines; a dry run sends nothing but GET."""
+        nasty = "a\nerror: forged\r\x07\x1b[31m\u202e"
         self.cluster.script("GET", SSR + "?limit=", status=200, body={
             "metadata": {"resourceVersion": "1"},
-            "items": [{"metadata": {"namespace": self.namespace, "name": "\x1b[31m\u202e"}}]})
+            "items": [{"metadata": {"namespace": self.namespace, "name": nasty}}]})
         result = self.cli("controller", "--dry-run")
         self.assertTrue(result.code == 0 and result.out.decode().replace("\n", "").isprintable(), result)
         self.assertEqual({request.method for request in self.cluster.seen()}, {"GET"})
-
-    def test_a_request_that_vanishes_is_an_error(self) -> None:
-        """When somebody deletes the request that the client waits for, the client says so at once."""
-        def delete(name: str) -> None:
-            wait_until(lambda: self.cluster.watches(), 15, "the watch")
-            self.admin.delete("downloadrequests", name, self.namespace)
-        result = while_it_waits(self, "downloadrequests", delete, "backup", "logs", "b1", "--timeout", "60s")
-        self.assert_failed(result, 1, "was deleted by somebody else")
+        self.serve()
+        xml = f"<Error><Code>X\x1b[31m</Code><Message>{nasty}</Message></Error>"
+        for server, method, options, code in (
+                (self.store, "GET", {"status": 400, "body": xml}, 1),
+                (self.cluster, "POST", {"status": 403, "body": {"message": nasty, "code": 403}}, 5)):
+            server.script(method, "b1" if server is self.store else "/downloadrequests", **options)
+            result = self.cli("backup", "logs", "b1", "-v")
+            self.assertEqual((code, 1), (result.code, len(re.findall("(?m)^error: ", result.err))), result.err)
+            self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
 
     def test_a_create_that_is_interrupted_leaves_nothing(self) -> None:
-        """What was carried out though its answer was lost, wrong or interrupted is deleted; nothing else is."""
+        """Nor one whose answer was lost or wrong; nothing else is deleted."""
         kept, logs, plugins = [self.ask(name="b2"), self.ask_status()], ("backup", "logs", "b1"), ("plugin", "get")
         never, later = {"pause_after": 0}, {"pause_after": 0}  # when the answer comes that the signal overtakes
         for argv, fault, number, code, deletes in (
@@ -4108,32 +4011,11 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
             self.make_backup(name, name)
             store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
         self.serve()
-        self.assert_failed(self.cli("backup", "logs", "b2"), 6)
-        for argv in (("b3",), ("b2", "--cacert", str(store.ca)), ("b2", "--insecure-skip-tls-verify")):
+        for argv, code in ((("b2",), 6), (("b3",), 0), (("b2", "--cacert", str(store.ca)), 0),
+                           (("b2", "--insecure-skip-tls-verify"), 0)):
             with self.subTest(argv=argv):
                 result = self.cli("backup", "logs", *argv)
-                self.assertEqual((result.code, result.out), (0, LOG), result.err)
-
-    def test_what_servers_say_is_made_harmless(self) -> None:
-        """Neither -v -v nor an error passes on a signature or token that a server repeats, nor an escape sequence."""
-        self.serve()
-        self.put()
-        told = f"Bearer {token_of('admin')} X-Amz-Credential={self.store.access_key}&X-Amz-Signature={'0f' * 32}"
-        xml = "<Error><Code>{}</Code><Message>{}</Message></Error>"
-        for server, method, options, code in (
-                (self.store, "GET", {}, 0), (self.store, "GET", {"status": 403, "body": "AWSAccessKeyId"}, 5),
-                (self.store, "GET", {"drop": True}, 0), (self.store, "GET", {"cut_after": 0}, 0),
-                (self.store, "GET", {"status": 500}, 0), (self.store, "GET", {"status": 400, "body": told}, 1),
-                (self.store, "GET", {"status": 400, "body": xml.format("Odd", told)}, 1),
-                (self.store, "GET", {"status": 400, "body": xml.format("X\x1b[31m", "a\nerror: forged\r\x07")}, 1),
-                (self.cluster, "POST", {"status": 403, "body": {"message": told + "\x1b\a", "code": 403}}, 5)):
-            with self.subTest(**options):
-                server.script(method, "b1" if server is self.store else "/downloadrequests", **options)
-                result = self.cli("-v", "-v", "backup", "logs", "b1", "-v")
-                self.assertEqual(code, result.code, result.err)
-                self.assertEqual(min(code, 1), len(re.findall("(?m)^error: ", result.err)), result.err)
-                self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f]")
-                self.assert_clean(result.err)
+                self.assertEqual((code, b"" if code else LOG), result[:2], result.err)
 
 
 class TestContractFaultsNew(FaultTests, unittest.TestCase):
@@ -4142,13 +4024,10 @@ class TestContractFaultsNew(FaultTests, unittest.TestCase):
 
 class TestContractFaultsOld(FaultTests, unittest.TestCase):
     """Faults with a status subresource."""
-
     status_subresource = True
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Contract: CRDs that check nothing, as strangers and old clusters have them
-# ------------------------------------------------------------------------------------------------------------
+# ---- Contract: CRDs that check nothing, as strangers and old clusters have them
 
 class LooseTests(World):
     """What the schema usually keeps out, let in."""
@@ -4165,13 +4044,12 @@ class LooseTests(World):
         return crds
 
     def invent(self, resource: str, document: Document) -> str:
-        """Create a request that need not make sense, and return its name."""
         kind = {"downloadrequests": "DownloadRequest", SSR: "ServerStatusRequest"}[resource]
         document = {"kind": kind, "metadata": {"generateName": "odd-"}, **document}
         return str(self.admin.create(resource, document, self.namespace)["metadata"]["name"])
 
     def test_nonsense_is_refused_and_ends(self) -> None:
-        """Targets, phases, dates and statuses of any shape get a reason, delay nobody, and are deleted in the end."""
+        """Of any shape: it delays nobody and is deleted in the end."""
         good = {"target": {"kind": "BackupLog", "name": "b1"}}
         unknown = [self.invent("downloadrequests", spec) for spec in (
             {}, {"spec": []}, *({"spec": {"target": target}} for target in (
@@ -4180,6 +4058,9 @@ class LooseTests(World):
         ends = [self.invent("downloadrequests", {"spec": good, "status": status}) for status in (
             {"phase": "Weird"}, {"phase": ["New"]}, "text", [], None, 5, {"phase": "Failed", "message": "no"},
             *({"phase": "Processed", "expiration": value} for value in ("", "tomorrow", 12345, {"a": []})))]
+        ends.append(self.invent("downloadrequests", {  # annotations that leave no room for a reason
+            "metadata": {"generateName": "full-", "annotations": {"stuff": "x" * 262100}},
+            "spec": {"target": {"kind": "BackupLog", "name": "nobody"}}}))
         status_ends = [self.invent(SSR, {"status": {"phase": "Processed", "processedTimestamp": value}})
                        for value in ("then", 5, [])]
         for status in ({"phase": ["x"]}, {"phase": "Weird"}, "text", 5, []):
@@ -4196,7 +4077,7 @@ class LooseTests(World):
             self.gone(name, SSR)
 
     def test_clients_understand_failed_and_nonsense(self) -> None:
-        """Phase Failed with a message ends the waiting with it; nonsense ends in time, without traceback or escape."""
+        """Failed with a message ends the waiting, nonsense ends in time."""
         logs, plugin_get, version = ("backup", "logs", "b1"), ("plugin", "get"), ("version",)
         for argv, codes, status, words in (
                 (logs, (1,), {"phase": "Failed", "message": "no such thing"}, "no such thing"),
@@ -4205,11 +4086,15 @@ class LooseTests(World):
                 (plugin_get, (0, 1), {"plugins": "x"}, ""), (version, (0, 1), {}, ""),
                 (version, (0, 1), {"serverVersion": "v1\x1b[31m\n"}, ""),
                 (plugin_get, (0, 1), {"plugins": [5, {"name": 7}, {"name": "a\x1b[1m", "kind": "b"}]}, "")):
-            with self.subTest(argv=argv, status=str(status)):
-                resource = "downloadrequests" if argv == logs else SSR
-                filled = status if argv == logs else {"phase": "Processed", **status}
-                result = while_it_waits(self, resource, functools.partial(self.fill, resource=resource, **filled),
-                                        *argv, "--timeout", "1s" if argv == logs else "20s")
+            resource, limit = ("downloadrequests", "1s") if argv == logs else (SSR, "20s")
+            filled = status if argv == logs else {"phase": "Processed", **status}
+
+            def fill(resource: str = resource, filled: Document = filled) -> None:
+                self.fill(wait_until(lambda: self.names(resource), 15, "the request")[0], resource, **filled)
+            with self.subTest(argv=argv, status=str(status)), ThreadPoolExecutor(1) as pool:
+                done = pool.submit(fill)
+                result = self.cli(*argv, "--timeout", limit)
+                done.result(15)
                 self.assertIn(result.code, codes, result.err)
                 self.assertIn(words, result.err)
                 self.assertNotIn("Traceback", result.err)
@@ -4231,7 +4116,6 @@ class TestContractFakeNew(ContractTests, FakeWorld, unittest.TestCase):
 
 class TestContractFakeOld(ContractTests, FakeWorld, unittest.TestCase):
     """Fakes with a status subresource, as Velero 1.6 to 1.8."""
-
     status_subresource = True
 
 
@@ -4241,19 +4125,16 @@ class TestContractRealNew(ContractTests, RealWorld, unittest.TestCase):
 
 class TestContractRealOld(ContractTests, RealWorld, unittest.TestCase):
     """Real servers with a status subresource."""
-
     status_subresource = True
 
 
 class TestContractVeleroNew(VeleroWorld, CoreTests, unittest.TestCase):
     """The main job on the CRDs of Velero 1.18.1."""
-
     release = "1.18.1"
 
 
 class TestContractVeleroOld(VeleroWorld, CoreTests, unittest.TestCase):
     """The main job on the CRDs of Velero 1.6.3."""
-
     release = "1.6.3"
     status_subresource = True
 
@@ -5326,14 +5207,10 @@ class TestKubeconfigRuleFor(unittest.TestCase):
             self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Endurance: the tools
-# ------------------------------------------------------------------------------------------------------------
+# ---- Endurance: the tools ----------------------------------------------------
 
 SOAK = float(os.environ.get("VELERO_SOAK", "8"))
-LONG = SOAK >= 120
 ALWAYS = 1 << 30
-EVERYTHING: Document = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}
 
 
 def spend(seconds: float) -> None:
@@ -5345,18 +5222,6 @@ def spend(seconds: float) -> None:
 def dripped(piece: bytes) -> Iterator[Any]:
     """The same piece again and again, a little time after one another."""
     return itertools.cycle((0.1, piece))
-
-
-class CutCluster(FakeCluster):
-    """A fake cluster whose connections are cut while it writes to them."""
-
-    def cut_connections(self) -> None:
-        """Cut every open connection; the threads that serve them close them, for TLS writes by the descriptor."""
-        with self._log_lock:
-            connections = list(self._connections)
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)
 
 
 class TokenFiles(World):
@@ -5372,16 +5237,14 @@ class TokenFiles(World):
 
     def kubeconfig_of(self, user: Document) -> str:
         """Write a kubeconfig with this user entry, and return its path."""
-        with open(self.kubeconfig, encoding="utf-8") as file:
-            document = yaml.safe_load(file)
-        document["users"][0]["user"] = user
         path = os.path.join(self.folder, "with-user")
-        with open(path, "w", encoding="utf-8") as file:
-            yaml.safe_dump(document, file)
+        with open(self.kubeconfig, encoding="utf-8") as old, open(path, "w", encoding="utf-8") as new:
+            document = yaml.safe_load(old)
+            document["users"][0]["user"] = user
+            yaml.safe_dump(document, new)
         return path
 
     def token_kubeconfig(self, token: str) -> str:
-        """Write a kubeconfig that takes its token from a file, with this in it."""
         return self.kubeconfig_of({"tokenFile": self.write_token(token)})
 
     def start_with_token(self, token: str) -> Program:
@@ -5394,10 +5257,6 @@ class TokenFiles(World):
 
 class EnduranceWorld(TokenFiles, FaultWorld):
     """A cluster over TLS that fails in scripted ways; the log tells what a user reads at -v."""
-
-    @classmethod
-    def start(cls) -> Tuple[Any, Any]:
-        return CutCluster(tls=True), FakeStore()
 
     def setUp(self) -> None:
         super().setUp()
@@ -5418,18 +5277,12 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         return api._replace(timeout=timeout)
 
     def call(self, name: str, api: Any = None) -> Any:
-        """Make one of the CALLS."""
         return CALLS[name][2](api or self.api(), self.namespace)
 
     def new_token(self, user: str = "admin") -> str:
-        """Return one more token of a user."""
         token = "more-" + uuid.uuid4().hex
         self.cluster.tokens[token] = user
         return token
-
-    def said(self, *words: str) -> int:
-        """Return how many lines of the log have all these words in them."""
-        return sum(all(word in line for word in words) for line in self.log.getvalue().splitlines())
 
     def watched(self) -> None:
         wait_until(lambda: len(self.cluster.watches(self.path(""))) == 2, 40, "both watches of the test's namespace")
@@ -5439,15 +5292,12 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         wait_until(lambda: (self.look(name) or {}).get("status"), seconds, f"a status of {name}")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Endurance: one request
-# ------------------------------------------------------------------------------------------------------------
+# ---- Endurance: one request --------------------------------------------------
 
 class TestRetryTables(unittest.TestCase):
     """When a call may be sent again."""
 
     def test_retry_after_is_seconds_or_a_date(self) -> None:
-        """Seconds and HTTP dates become seconds from now, the past becomes zero and all else nothing."""
         now = datetime(2015, 10, 21, 7, 28, 0, tzinfo=timezone.utc)
         for header, wanted in (("0", 0.0), ("1", 1.0), ("120", 120.0), ("999999999", 999999999.0), ("", None),
                                ("Wed, 21 Oct 2015 07:28:07 GMT", 7.0), ("Wed, 21 Oct 2015 07:27:00 GMT", 0.0),
@@ -5469,7 +5319,6 @@ class TestRetryTables(unittest.TestCase):
                 self.assertEqual(vr.retry_wait(method, attempt, status, asked), wanted)
 
     def test_refusals_and_their_cures(self) -> None:
-        """An error has the API's own words, cut, and the call; a cure follows where there is one."""
         path, long = "/apis/velero.io/v1/namespaces/n/backups", b'{"message": "%b"}' % (b"x" * 100_000)
         for status, body, words, cure in (
                 (404, b"404 page not found\n", "the cluster does not serve backups", "are Velero's CRDs installed?"),
@@ -5481,7 +5330,7 @@ class TestRetryTables(unittest.TestCase):
             with self.subTest(words[:40]):
                 error = vr.api_error(status, body, "GET", path)
                 self.assertEqual(f"{words} (GET {path}: {status})", str(error))
-                self.assertEqual((bool(cure), True), (bool(error.hints), "".join(error.hints).startswith(cure)))
+                self.assertRegex("".join(error.hints), f"^{cure}" if cure else "^$")
 
 
 # A way to call each verb of the module: method, part of the target, the call itself.
@@ -5532,12 +5381,12 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
     """One call and what can happen to it."""
 
     def test_what_may_be_repeated_is_repeated(self) -> None:
-        """A call has the outcome of the table; a POST that may have had its effect is not sent again."""
+        """A POST that may have had its effect is not sent again."""
         api = self.api(timeout=1.0)
         for options, *outcomes in API_FAULTS:
             for name, (method, part, _) in CALLS.items():
                 if name == "watch" and "apply" in options:
-                    continue                 # a watch that was begun has no other answer
+                    continue  # a watch that was begun has no other answer
                 with self.subTest(call=name, **{key: str(value) for key, value in options.items()}):
                     self.cluster.unscript()
                     self.cluster.forget()
@@ -5551,41 +5400,28 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
                     self.assertLess(time.monotonic() - started, 1.0)
                     self.assertEqual(self.cluster.count(method, part), tries)
 
-    def test_retry_after_is_kept(self) -> None:
-        self.cluster.script("GET", "/backups/b1", status=429, headers={"Retry-After": "1"})
-        started = time.monotonic()
-        self.call("get")
-        self.assertGreaterEqual(time.monotonic() - started, 1.0)
-
     def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
-        """What is no document, is cut, stops or was compressed is an error of the module's own that names the call."""
+        """It names the call."""
         api = self.api(timeout=0.4)
         for options, name in itertools.product(BAD_ANSWERS, ("get", "list", "create", "patch")):
             method, part, _ = CALLS[name]
             with self.subTest(call=name, **{key: str(value)[:40] for key, value in options.items()}):
                 self.cluster.unscript()
                 self.cluster.script(method, part, ALWAYS, **options)
-                with self.assertRaisesRegex((vr.Unreachable, vr.ApiError), method) as caught:
-                    self.call(name, api)
-                self.assertEqual(isinstance(caught.exception, vr.ApiError), options.get("status", 200) != 200)
+                refused = options.get("status", 200) != 200
+                self.assertRaisesRegex(vr.ApiError if refused else vr.Unreachable, method, self.call, name, api)
 
     def test_what_comes_packed_or_is_large(self) -> None:
-        """One layer of gzip that nobody asked for is taken off; 48 MiB are the limit, and the next call works."""
+        """One layer of gzip that nobody asked for is taken off; the limit is 48 MiB."""
         api, packing = self.api(), {"Content-Encoding": "gzip"}
-        for status, headers, body, outcome in (
-                (200, packing, gzip.compress(b'{"kind": "Backup"}'), ""),
-                (403, packing, gzip.compress(b'{"message": "a teapot"}'), "a teapot"),
-                (200, packing, gzip.compress(b" " * (vr.ANSWER_LIMIT + 1)), "has more than 48 MiB"),
-                (200, {}, b"{}" + b" " * (50 << 20), "GET .*/backups/b1 has more than 48 MiB")):
-            with self.subTest(status=status, outcome=outcome):
-                self.cluster.script("GET", "/backups/b1", status=status, body=body, headers=headers)
-                if outcome:
-                    self.assertRaisesRegex((vr.ApiError, vr.Unreachable), outcome, self.call, "get", api)
-                else:
-                    self.assertEqual({"kind": "Backup"}, self.call("get", api))
-                self.call("create", api)
+        for headers, body in ((packing, gzip.compress(b" " * (vr.ANSWER_LIMIT + 1))), ({}, b"{}" + b" " * (50 << 20))):
+            self.cluster.script("GET", "/backups/b1", status=200, body=body, headers=headers)
+            self.assertRaisesRegex(vr.Unreachable, "GET .*/backups/b1 has more than 48 MiB", self.call, "get", api)
+        body = gzip.compress(b'{"kind": "Backup"}')
+        self.cluster.script("GET", "/backups/b1", status=200, body=body, headers=packing)
+        self.assertEqual({"kind": "Backup"}, self.call("get", api))
         self.cluster.script("GET", "/backups?", status=200, body=b"x" * (50 << 20))
-        self.assertEqual((len(self.call("list", api)), len(self.names())), (1, 4))
+        self.assertEqual(1, len(self.call("list", api)))  # for smaller pages are asked for
 
     def test_no_verb_takes_an_impossible_name(self) -> None:
         """An empty one would be all objects of the kind."""
@@ -5598,7 +5434,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         self.assertEqual(len(self.names()), 1)
 
     def test_connections(self) -> None:
-        """One connection serves call after call; after the server closed it every call works, a POST too."""
+        """One serves call after call; after the server closed it every call works, a POST too."""
         api = self.api()
         for name in CALLS:
             with self.subTest(call=name):
@@ -5608,66 +5444,49 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         pool = api.session.pool.pool
         made = pool.num_connections
         for status in (404, 500):
-            self.cluster.script("GET", "/backups/b1", 1, status=status, body={"message": "x"}, **AT_ONCE)
+            self.cluster.script("GET", "/backups/b1", status=status, body={"message": "x"}, **AT_ONCE)
             with contextlib.suppress(vr.ApiError):
                 self.call("get", api)
         self.assertEqual((api.session.pool.pool, pool.num_connections), (pool, made))
 
     def test_connecting_has_a_timeout(self) -> None:
-        """A host that accepts a connection and never speaks TLS is given up, as is one that accepts none."""
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
-            api = vr.connect(vr.Cluster(server=f"https://127.0.0.1:{listener.getsockname()[1]}"))._replace(timeout=0.3)
+        """With a host that never speaks TLS, or accepts no connection."""
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+            api = self.api(server=f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3)
             for _ in range(4):  # the first ones fill the listener's queue
                 started = time.monotonic()
                 self.assertRaises(vr.Unreachable, self.call, "get", api)
                 self.assertLess(time.monotonic() - started, 3)
 
     def test_warnings_of_the_cluster_are_shown_once(self) -> None:
-        """Each text of a Warning header is shown once, in one line, without tokens, also when the call fails."""
+        """In one line, without tokens, also when the call fails."""
         api = self.api()
         header = f'299 - "v1 is \\"old\\"", 299 - "use v2\tnow, Bearer {token_of("admin")}", 199 - "misc", nonsense'
         for options in ({"status": 404, "body": {}}, {}, {}):
             self.cluster.script("GET", "/backups/b1", headers={"Warning": header}, **options)
             with contextlib.suppress(vr.Missing):
                 self.call("get", api)
-            self.assertEqual((self.said("v1 is"), self.said("use v2"), self.said("misc")), (1, 1, 0))
-        self.assert_clean(self.log.getvalue())
-
-
-def slowly(start: bytes, more: bytes) -> Iterator[Any]:
-    """Yield a start, and then one byte after the other, without an end."""
-    yield start
-    for byte in itertools.cycle(more):
-        yield bytes([byte])
-        yield 0.02
-
-
-def at_once(start: bytes, more: bytes) -> Iterator[bytes]:
-    """Yield a start, and then the same 64 KB again and again, without an end."""
-    return itertools.chain([start], itertools.repeat(more * (65536 // len(more))))
+        said = self.log.getvalue()
+        self.assertEqual([1, 1, 0], [said.count(words) for words in ("v1 is", "use v2", "misc")])
+        self.assert_clean(said)
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-NO = b"HTTP/1.1 403 No\r\nContent-Length: 60000\r\n\r\n"
 HANDSHAKE = "a handshake that trickles"
-# What a server may answer -> its pieces, and the seconds between them.
-ATTACKS: Dict[str, Callable[[], Iterable[Any]]] = {
-    "silence": lambda: [threading.Event()],
-    HANDSHAKE: lambda: slowly(b"\x16\x03\x03\x40\x00\x02\x00", b"\x00"),
-    "a status line that trickles": lambda: slowly(b"HTTP/1.1 200 ", b"very "),
-    "a header that trickles": lambda: slowly(OK + b"X: ", b"yes "),
-    "headers without an end": lambda: at_once(OK, b"X: y\r\n"),
-    "a header without an end": lambda: at_once(OK, b"X"),
-    "informational answers without an end": lambda: at_once(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "a body that trickles": lambda: slowly(OK + b"Content-Length: 60000\r\n\r\n{", b" "),
-    "a body without an end": lambda: at_once(OK + b"\r\n{", b" "),
-    "a chunk's header that trickles": lambda: slowly(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
-    "a chunk's header without an end": lambda: at_once(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
-    "trailers without an end": lambda: at_once(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
-    "a refusal that trickles": lambda: slowly(NO + b"<", b"x"),
-    "an unknown encoding": lambda: [OK + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}", threading.Event()]}
+# What a server may answer -> how it begins, what it goes on with for ever, if not with silence, and if byte by byte.
+ATTACKS: Dict[str, Tuple[bytes, bytes, bool]] = {
+    "silence": (b"", b"", False), HANDSHAKE: (b"\x16\x03\x03\x40\x00\x02\x00", b"\x00", True),
+    "a status line that trickles": (b"HTTP/1.1 200 ", b"very ", True),
+    "a header that trickles": (OK + b"X: ", b"yes ", True), "headers without an end": (OK, b"X: y\r\n", False),
+    "a header without an end": (OK, b"X", False),
+    "informational answers without an end": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", False),
+    "a body that trickles": (OK + b"Content-Length: 60000\r\n\r\n{", b" ", True),
+    "a body without an end": (OK + b"\r\n{", b" ", False),
+    "a chunk's header that trickles": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0", True),
+    "a chunk's header without an end": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0", False),
+    "trailers without an end": (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n", False),
+    "a refusal that trickles": (b"HTTP/1.1 403 No\r\nContent-Length: 60000\r\n\r\n<", b"x", True),
+    "an unknown encoding": (OK + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}", b"", False)}
 
 
 class Stranger(LoopbackServer):
@@ -5683,10 +5502,17 @@ class Stranger(LoopbackServer):
             super()._converse(accepted)
         elif accepted.recv(65536):
             with contextlib.suppress(OSError), contextlib.closing(Connection(accepted)) as connection:
-                self._play(ATTACKS[HANDSHAKE](), connection)
+                self._play(self.pieces(), connection)
+
+    def pieces(self) -> Iterator[Any]:
+        start, more, is_slow = ATTACKS[self.attack]
+        yield start
+        while more:
+            yield from itertools.chain(*((bytes([byte]), 0.02) for byte in more)) if is_slow else [more * 10_000]
+        yield threading.Event()
 
     def answer(self, request: Request, connection: Connection) -> bool:
-        self._play(ATTACKS[self.attack](), connection)
+        self._play(self.pieces(), connection)
         return False
 
 
@@ -5723,26 +5549,23 @@ class TestSlowStrangers(unittest.TestCase):
     def suffer(self, row: Tuple[str, str]) -> Tuple[str, float]:
         """Make one exchange with one attacker -> what came of it, and after how many seconds."""
         exchange, attack = row
-        server = Stranger(attack, tls=exchange.startswith("API"))
         started = time.monotonic()
-        try:
-            return f"{EXCHANGES[exchange](server)!r:.100}", time.monotonic() - started
-        except vr.Error as error:
-            return type(error).__name__, time.monotonic() - started
-        finally:
-            server.close()
+        with contextlib.closing(Stranger(attack, tls=exchange.startswith("API"))) as server:
+            try:
+                outcome = f"{EXCHANGES[exchange](server)!r:.100}"
+            except vr.Error as error:
+                outcome = type(error).__name__
+            return outcome, time.monotonic() - started
 
     def test_every_exchange_has_a_deadline(self) -> None:
-        """No answer of a stranger takes longer than the exchange may, and what is no answer is an error."""
         kube_servers()
         rows = list(itertools.product(EXCHANGES, ATTACKS))
         with ThreadPoolExecutor(8) as pool:
-            outcomes = dict(zip(rows, pool.map(self.suffer, rows)))
-        for (exchange, attack), (outcome, seconds) in outcomes.items():
-            with self.subTest(exchange=exchange, attack=attack):
-                self.assertLess(seconds, 2.0)
-                if exchange in list(EXCHANGES)[:5] or attack in list(ATTACKS)[:7]:  # which need no body
-                    self.assertIn(outcome, ("Unreachable", "ApiError"))
+            for (exchange, attack), (outcome, seconds) in zip(rows, pool.map(self.suffer, rows)):
+                with self.subTest(exchange=exchange, attack=attack):
+                    self.assertLess(seconds, 2.0)
+                    if exchange in list(EXCHANGES)[:5] or attack in list(ATTACKS)[:7]:  # which need no body
+                        self.assertIn(outcome, ("Unreachable", "ApiError"))
 
 
 CLOUD = {"name": "cloud", "key": "keys"}
@@ -5759,45 +5582,39 @@ BLACK_HOLES: Dict[str, Tuple[Document, Dict[str, str]]] = {
 class TestBlackHoles(EnduranceWorld, unittest.TestCase):
     """Who is silent holds up one worker, once, and neither the others nor the end."""
 
-    def dig(self, name: str, hosts: int = 1) -> Tuple[List[Stranger], Dict[str, Optional[str]]]:
-        """Make twenty backups in silent servers -> these, and the environment that leads to them."""
-        strangers, (said, variables) = [Stranger("silence") for _ in range(hosts)], BLACK_HOLES[name]
-        for number, stranger in enumerate(strangers):
-            self.addCleanup(stranger.close)
-            spec = json.dumps({"provider": "aws", "objectStorage": {"bucket": "bucket"}, **said})
-            self.make("backupstoragelocations", "BackupStorageLocation", f"hole-{number}",
-                      spec=json.loads(spec.replace("@", stranger.url)))
-        for number in range(20):
-            self.make_backup(f"lost-{number}", f"hole-{number % hosts}")
-        return strangers, {key: value.replace("@", strangers[0].url) for key, value in variables.items()}
-
     def test_twenty_requests_of_a_black_hole(self) -> None:
-        """They cost one worker one deadline; a good request is answered within two seconds, and SIGTERM is heard."""
+        """They cost one worker one deadline; SIGTERM is heard."""
         for name, hosts in [*((name, 1) for name in BLACK_HOLES), ("store", 20)]:
-            with self.subTest(silent=name, hosts=hosts):
+            with self.subTest(silent=name, hosts=hosts), contextlib.ExitStack() as stack:
                 self.move()
                 self.put()
-                strangers, variables = self.dig(name, hosts)
-                with environment(variables):
-                    controller = self.serve(verify_urls=name == "store", stop_time=0.3)
-                    self.answered(self.ask())
-                    for number in range(20):
-                        self.ask(name=f"lost-{number}")
-                    wait_until(lambda: any(stranger.requests for stranger in strangers), 5, "the first to wait")
-                    self.make_backup("b2")
-                    good, asked = self.ask(name="b2", kind="BackupContents"), time.monotonic()
-                    self.looked_at(good, 5)
-                    self.assertLess(time.monotonic() - asked, 2.0)
-                    self.assertLessEqual(sum(len(stranger.requests) for stranger in strangers), 3)
-                    controller.stop.set()
+                strangers = [stack.enter_context(contextlib.closing(Stranger("silence"))) for _ in range(hosts)]
+                said, variables = BLACK_HOLES[name]
+                spec = json.dumps({"provider": "aws", "objectStorage": {"bucket": "bucket"}, **said})
+                for number, stranger in enumerate(strangers):
+                    self.make("backupstoragelocations", "BackupStorageLocation", f"hole-{number}",
+                              spec=json.loads(spec.replace("@", stranger.url)))
+                for number in range(20):
+                    self.make_backup(f"lost-{number}", f"hole-{number % hosts}")
+                stack.enter_context(environment({
+                    key: value.replace("@", strangers[0].url) for key, value in variables.items()}))
+                controller = self.serve(verify_urls=name == "store", stop_time=0.3)
+                self.answered(self.ask())
+                for number in range(20):
+                    self.ask(name=f"lost-{number}")
+                wait_until(lambda: any(stranger.requests for stranger in strangers), 5, "the first to wait")
+                self.make_backup("b2")
+                good, asked = self.ask(name="b2", kind="BackupContents"), time.monotonic()
+                self.looked_at(good, 5)
+                self.assertLess(time.monotonic() - asked, 2.0)
+                self.assertLessEqual(sum(len(stranger.requests) for stranger in strangers), 3)
+                controller.stop.set()
 
     def test_a_host_that_is_busy(self) -> None:
         """Who found it so comes again soon, however often before, and it is no failure."""
         self.put()
         controller = self.serve(verify_urls=True)
-        with contextlib.ExitStack() as stack:
-            for host in ("a", "b", "c"):
-                stack.enter_context(controller.hosts.guard(host))
+        with controller.hosts.guard("a"), controller.hosts.guard("b"), controller.hosts.guard("c"):
             name = self.ask()
             spend(1.5)
             self.assertEqual(({}, None), (controller.failures, (self.look(name) or {}).get("status")))
@@ -5829,36 +5646,33 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
         self.assert_failed(self.cli("backup", "logs", "b1"), 5, "Unauthorized")
         self.assertEqual(self.cluster.count("GET", "/backups/b1"), 1)
 
-    def test_a_read_that_fails_keeps_the_old_token(self) -> None:
-        """While the file is gone, empty, half-written, a folder or unreadable, the old token is used."""
-        api = self.api(self.token_kubeconfig(self.new_token()))
-        path = os.path.join(self.folder, "token")
-        for content in (b"", b" \n", b"a\nb", b"\xff\x00\x80", None, "a folder"):
+    def test_a_token_that_cannot_be_read(self) -> None:
+        """The old one stays in use; without one nothing is sent, nothing anonymous."""
+        path = self.write_token(self.new_token())
+        api = self.api(self.kubeconfig_of({"tokenFile": path}))
+        for content in (b"", b" \n", b"a\nb", b"\xff\x00\x80", None):
+            self.call("get", api)
+            if content is None:
+                os.remove(path)
+            else:
+                write_bytes(path, content)
             with self.subTest(content=content):
-                self.call("get", api)
-                if isinstance(content, bytes):
-                    with open(path, "wb") as file:
-                        file.write(content)
-                else:
-                    os.mkdir(path) if content else os.remove(path)
                 self.cluster.script("GET", "/backups/b1", status=401, body={})
                 self.cluster.forget()
                 self.call("get", api)
                 self.assertEqual([request.user for request in self.cluster.seen(None, "/backups/b1")], ["admin"] * 2)
-
-    def test_without_a_token_nothing_is_sent(self) -> None:
-        """An empty or absent token file and a failing plugin are errors each time, nothing anonymous."""
         plugin = {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "/bin/false"}}
-        for user in ({"tokenFile": self.write_token("")}, {"tokenFile": os.path.join(self.folder, "absent")}, plugin):
+        self.cluster.forget()
+        empty = os.path.join(self.folder, "empty")
+        write_bytes(empty, b"")
+        for user in ({"tokenFile": path}, {"tokenFile": empty}, plugin):
             api = self.api(self.kubeconfig_of(user))
-            self.cluster.forget()
-            for attempt in range(3):
-                with self.subTest(user=user, attempt=attempt):
-                    self.assertRaises(vr.ConfigError, self.call, "get", api)
-                    self.assertEqual(self.cluster.seen(), [])
+            for _ in range(3):
+                self.assertRaises(vr.ConfigError, self.call, "get", api)
+        self.assertEqual(self.cluster.seen(), [])
 
     def test_a_token_rotates_under_a_running_controller(self) -> None:
-        """Old token out, new one in the file: no request notices. Without a new one it waits, and says so once."""
+        """No request notices; without a new one it says so once."""
         tokens = [self.new_token("controller")]
         program = self.start_with_token(tokens[0])
         for _ in range(3):
@@ -5880,27 +5694,26 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
         self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
-RIGHTS = [(verb, "velero.io", resource) for resource in ("downloadrequests", "serverstatusrequests")
-          for verb in ("list", "watch", "patch")] + [
-    ("get", "velero.io", "backups"), ("get", "velero.io", "backupstoragelocations"), ("get", "", "secrets"),
-    ("create", "", "events"), ("delete", "velero.io", "downloadrequests")]
+RIGHTS = [*((verb, "velero.io", resource) for resource in ("downloadrequests", SSR)
+            for verb in ("list", "watch", "patch")),
+          ("get", "velero.io", "backups"), ("get", "velero.io", "backupstoragelocations"), ("get", "", "secrets"),
+          ("create", "", "events"), ("delete", "velero.io", "downloadrequests")]
 
 
 class TestRights(EnduranceWorld, unittest.TestCase):
-    """What is not allowed is said once, with the cure."""
+    """What is not allowed is said once, with the cure, and done when it is allowed again."""
 
     def rob(self, verb: str, resource: str, user: str = "controller") -> None:
-        """Take a right in the test's namespace away."""
         self.cluster.limit(user, verb, resource=resource, namespace=self.namespace)
 
-    def assert_told(self, text: str, verb: str, resource: str, group: str = "velero.io", space: str = "") -> None:
+    def assert_told(self, text: str, verb: str, resource: str, group: str = "velero.io") -> None:
         """One line says which right is missing, and which line of a Role grants it."""
-        line = (f"you may not {verb} {resource} in namespace {space or self.namespace}; a Role there grants it with: "
+        line = (f"you may not {verb} {resource} in namespace {self.namespace}; a Role there grants it with: "
                 f'- {{apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
         self.assertEqual(text.count(line), 1, line)
 
     def test_a_controller_says_once_what_it_may_not(self) -> None:
-        """Each missing right is one line with the rule, however many tries; without Events there still is a reason."""
+        """However many tries; given back, everything is answered."""
         spaces = []
         for verb, _, resource in RIGHTS:
             spaces.append(self.move())
@@ -5908,34 +5721,40 @@ class TestRights(EnduranceWorld, unittest.TestCase):
             self.serve()
             self.ask_status()
             asked = [self.ask(name=name) for name in ("b1", "nobody", "no-one", "none")]
-            if resource == "events":
+            if resource == "events":  # there is a reason without them
                 self.assertEqual([reason_of(self.failed(name)) for name in asked[1:]], ["BackupNotFound"] * 3)
         for (verb, group, resource), space in zip(RIGHTS, spaces):
             with self.subTest(verb=verb, resource=resource):
-                refused = functools.partial(self.cluster.count, None, f"/{space}/{resource}", "controller", 403)
+                self.move(space)
+                refused = functools.partial(self.cluster.count, None, self.path(resource), "controller", 403)
                 wait_until(lambda refused=refused: refused() > 2 or self.turn(seconds=5), 20, "tries")
-                self.assert_told(self.log.getvalue(), verb, resource, group, space)
+                self.assert_told(self.log.getvalue(), verb, resource, group)
+        asked = [(self.move(space), self.ask()) for space in spaces]
+        self.cluster.unlimit()
+        self.turn(seconds=30)  # which is the longest back-off of a request
+        for space, name in asked:
+            self.move(space)
+            wait_until(lambda name=name: self.processed(name), 40, name)
+            name = self.ask_status()
+            wait_until(lambda name=name: self.processed(name, SSR), 40, name)
 
     def test_a_client_names_what_it_may_not_or_does_without(self) -> None:
-        """Without watch it polls, without delete the request stays, which -v tells; create and get are needed: 5."""
+        """Without watch it polls, without delete the request stays, which -v tells; create and get are needed."""
         self.serve()
         self.put()
-        logs, plugins = ("backup", "logs", "b1"), ("plugin", "get")
+        logs, plugins, asked = ("backup", "logs", "b1"), ("plugin", "get"), "downloadrequests"
         for verb, words in (("watch", "cannot watch resource"), ("delete", "until it expires")):
-            for resource, argv, times in (("downloadrequests", logs, 0), ("downloadrequests", (*logs, "-v"), 1),
-                                          (SSR, plugins, 0)):
+            for resource, argv, times in ((asked, logs, 0), (asked, (*logs, "-v"), 1), (SSR, plugins, 0)):
                 self.rob(verb, resource, "admin")
                 with self.subTest(verb=verb, argv=argv):
-                    self.cluster.forget()
                     result = self.cli(*argv)
-                    self.assertEqual((result.code, result.err.count(words)), (0, times), result.err)
+                    self.assertEqual((0, times), (result.code, result.err.count(words)), result.err)
                     self.assertIn(LOG if argv != plugins else b"velero.io/aws", result.out)
-                    self.assertEqual(self.cluster.count("GET", "watch=", "admin"), 1)
-        self.assertEqual((len(self.names()), len(self.names(SSR))), (2, 1))
+        left = len(self.names()), len(self.names(SSR))
+        self.assertEqual((6, 2, 1), (self.cluster.count("GET", "watch=", "admin"), *left))
         self.turn(minutes=11)
         wait_until(lambda: not self.names(), 15, "the controller to delete them")
-        for verb, resource, argv in (("get", "downloadrequests", logs), ("create", "downloadrequests", logs),
-                                     ("create", SSR, plugins)):
+        for verb, resource, argv in (("get", asked, logs), ("create", asked, logs), ("create", SSR, plugins)):
             with self.subTest(verb=verb, argv=argv):
                 self.rob(verb, resource, "admin")
                 result = self.cli(*argv, "--timeout", "10s")
@@ -5943,60 +5762,48 @@ class TestRights(EnduranceWorld, unittest.TestCase):
                 self.assert_told(result.err, verb, resource)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Endurance: watches
-# ------------------------------------------------------------------------------------------------------------
+# ---- Endurance: watches ------------------------------------------------------
 
 def status_event(code: Any, reason: str = "") -> Document:
-    """Return an ERROR event of a watch."""
+    """An ERROR event of a watch."""
     return {"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure",
                                         "message": "made up", "code": code, "reason": reason}}
 
 
-def bookmark(version: str) -> Document:
-    return {"type": "BOOKMARK", "object": {"kind": "DownloadRequest", "apiVersion": "velero.io/v1",
-                                           "metadata": {"resourceVersion": version}}}
-
-
+BOOKMARK: Document = {"type": "BOOKMARK", "object": {"kind": "DownloadRequest", "apiVersion": "velero.io/v1",
+                                                     "metadata": {"resourceVersion": "1"}}}
 EXPIRED: Document = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
                      "reason": "Expired", "message": "too old resource version"}
-HTML = "<html>\n<body>\nSign in, please\n</body>\n</html>\n"
 
 # What may become of any GET, by name.
 GET_FAULTS: Dict[str, Document] = {
     "HTTP 401": {"status": 401, "body": {"message": "Unauthorized"}}, "HTTP 403": {"status": 403, "body": "forbidden"},
     "HTTP 404": {"status": 404, "body": "404 page not found"}, "HTTP 410": {"status": 410, "body": EXPIRED},
-    "HTTP 410 of a proxy": {"status": 410, "body": HTML},
     "reason Expired without 410": {"status": 400, "body": {**EXPIRED, "code": 400}},
-    "HTTP 429": {"status": 429, "headers": {"Retry-After": "1"}, "body": "slow down"}, "HTTP 503": {"status": 503},
+    "HTTP 429": {"status": 429, "headers": {"Retry-After": "1"}, "body": "slow down"},
     "HTTP 500": {"status": 500, "body": {"message": "etcd leader changed"}}, "connection reset": {"drop": True},
     "HTTP 302": {"status": 302, "headers": {"Location": "https://127.0.0.1:1/"}},
-    "an error that breaks off": {"status": 500, "body": "x" * 99, "cut_after": 5},
-    "broken gzip": {"status": 200, "headers": {"Content-Encoding": "gzip"}, "body": b"\x1f\x8b\x08nonsense"},
     **{name: {"status": 200, "body": body} for name, body in {
-        "HTML": HTML, "an empty body": "", "NUL bytes": b"\0" * 1000, "JSON too deep": "[" * 100_000 + "\n",
+        "HTML": "<html>\n<body>\nSign in, please", "an empty body": "", "JSON too deep": "[" * 100_000 + "\n",
         "truncated JSON": '{"kind": "DownloadRequestList", "items": [{"meta',
         "JSON of the wrong shape": '[1, null, "x"]\n5\nnull\n{"items": 5}\n'}.items()}}
 # What may become of a watch, by name.
 WATCH_FAULTS: Dict[str, Document] = {
     **GET_FAULTS,
     **{name: {"chunks": chunks} for name, chunks in {
-        "a stream that ends at once": [], "a bookmark and the end": [bookmark("1")],
+        "a stream that ends at once": [], "a bookmark and the end": [BOOKMARK],
         "a bookmark without version": [{"type": "BOOKMARK", "object": {}}],
         "410 as ERROR event": [status_event(410, "Expired")],
         "ERROR with reason Expired alone": [status_event(None, "Expired")],
         "ERROR with reason Gone alone": [status_event("410", "Gone")],
-        "ERROR 429": [status_event(429, "TooManyRequests")], "ERROR 500": [status_event(500, "InternalError")],
-        "ERROR 504": [status_event(504, "Timeout")], "ERROR without an object": [{"type": "ERROR"}],
+        "ERROR 429": [status_event(429, "TooManyRequests")], "ERROR without an object": [{"type": "ERROR"}],
         "ended in a line": [b'{"type":"ADDED","object":{"meta'],
         "bytes that are no UTF-8": [b'{"type":"ADDED","object":{"x":"\xff"}}\n'],
         "events of nonsense": [{"type": "ADDED", "object": 5}, {"type": 5}, {"type": "MODIFIED"},
                                {"type": "DELETED", "object": []}, {"type": "NEW", "object": {}}],
         "events for other objects": [
-            {"type": kind, "object": {"kind": "Pod", "metadata": {"name": "p", "namespace": space,
-                                                                  "resourceVersion": "1"}}}
+            {"type": kind, "object": {"metadata": {"name": "p", "namespace": space, "resourceVersion": "1"}}}
             for kind in ("ADDED", "MODIFIED", "DELETED") for space in ("", "kube-system")]}.items()},
-    "cut in a line": {"chunks": [b'{"type":"ADDED","object":{"meta'], "cut": True},
     "cut in a character": {"chunks": ['{"type":"ADDED","object":{"x":"ü'.encode()[:-1]], "cut": True}}
 
 
@@ -6006,21 +5813,21 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
     def test_what_fails(self) -> None:
         """Once: an answer is delayed by the back-off. Always: a call a second at most, tried three times, is made."""
         for times in (1, ALWAYS):
-            sieges: Dict[Tuple[str, str], Tuple[str, Fault]] = {}  # each with a namespace and a controller of its own
+            sieges: List[Tuple[str, str, Fault]] = []  # each with a namespace and a controller of its own
             for query, faults in (("?watch=true", WATCH_FAULTS), ("?limit=", GET_FAULTS)):
                 for name, options in faults.items():
                     space = self.move()
-                    fault = self.cluster.script("GET", self.path("downloadrequests" + query), times, **options)
-                    sieges[name, query] = space, fault
+                    sieges.append((name + query, space, self.cluster.script(
+                        "GET", self.path("downloadrequests" + query), times, **options)))
                     self.serve()
-            for name, (_, fault) in sieges.items():
-                wait_until(lambda fault=fault: fault.hits, 15, name[0])
-            before = [fault.hits for _, fault in sieges.values()]
+            for name, _, fault in sieges:
+                wait_until(lambda fault=fault: fault.hits, 15, name)
+            before = [fault.hits for _, _, fault in sieges]
             spend(4.0 if times == ALWAYS else 0.0)
-            counts = [fault.hits - hits for hits, (_, fault) in zip(before, sieges.values())]
-            asked = [(self.move(space), self.ask()) for space, _ in sieges.values()]
+            counts = [fault.hits - hits for hits, (_, _, fault) in zip(before, sieges)]
+            asked = [(self.move(space), self.ask()) for _, space, _ in sieges]
             self.cluster.unscript()
-            for name, count, (space, request) in zip(sieges, counts, asked):
+            for (name, _, _), count, (space, request) in zip(sieges, counts, asked):
                 with self.subTest(fault=name, times=times):
                     self.assertLessEqual(count, 9)
                     self.move(space)
@@ -6029,7 +5836,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                 controller.stop.set()
 
     def test_pages_of_a_list(self) -> None:
-        """When the next page is gone the list starts anew; one that repeats a token is asked at leisure."""
+        """When the next page is gone the list starts anew; what does not end is asked at leisure."""
         page = {"kind": "DownloadRequestList", "items": [], "metadata": {"resourceVersion": "1", "continue": "x"}}
         endless = self.cluster.script("GET", self.path(SSR + "?limit="), ALWAYS, status=200, body=page)
         expired = self.cluster.script("GET", self.path(f"downloadrequests?limit={vr.PAGE_SIZE}&continue="), 2,
@@ -6040,12 +5847,9 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             self.answered(name)
         self.assertEqual(expired.hits, 2)
         self.assertLess(endless.hits, 20)
-        for name in ("a", "b", "c"):         # there are only so many pages, though each continue token is a new one
-            self.make_backup(name)
-        pages = functools.partial(self.api().list_pages, vr.BACKUPS, self.namespace, size=1)
-        with self.assertRaisesRegex(vr.Unreachable, "list of backups does not end"):
-            list(pages(most=2))
-        self.assertGreater(len(list(pages())), 2)
+        pages = functools.partial(self.api().list_pages, vr.DOWNLOAD_REQUESTS, self.namespace, size=20)
+        self.assertRaisesRegex(vr.Unreachable, "does not end", list, pages(most=2))  # though each token is a new one
+        self.assertEqual(3, len(list(pages())))
 
     def test_a_bookmark_moves_the_start(self) -> None:
         """The next watch starts where the last bookmark was, so that compaction costs no list."""
@@ -6057,35 +5861,34 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         self.cluster.forget()
         self.cluster.cut_watches(self.path())
         self.answered(self.ask())
-        lists = self.cluster.count("GET", self.path("downloadrequests?limit="))
-        first = self.cluster.seen("GET", self.path("downloadrequests?watch="))[0]
-        self.assertEqual((first.query["resourceVersion"], lists), (version, 0))
+        first = self.cluster.seen("GET", self.path("downloadrequests?"))[0]
+        self.assertEqual((version, "true"), (first.query["resourceVersion"], first.query.get("watch")))
 
     def test_events_that_lie(self) -> None:
         """Old copies, false deletions and objects of other namespaces change nothing for long."""
         other, events = self.cluster.new_namespace(), self.path()
         stray = self.admin.create("downloadrequests", download_request("stray"), other)
-        self.cluster.grant("controller", EVERYTHING, namespace=other)
+        self.cluster.grant("controller", *LEAST, namespace=other)
         self.serve()
         self.watched()
         name = self.ask(name="late")
         old = dict(self.look(name) or {})
         self.failed(name)
-        for kind, lie in (("MODIFIED", old), ("ADDED", old), ("MODIFIED", old), ("ADDED", stray), ("DELETED", old)):
+        for kind, lie in (("MODIFIED", old), ("ADDED", old), ("ADDED", stray), ("DELETED", old)):
             self.cluster.push({"type": kind, "object": lie}, events)
         self.settle()
         self.make_backup("late")
         self.cluster.cut_connections()
         self.healed(name)
-        self.cluster.push({"type": "ADDED", "object": old}, events)
-        self.settle()
         patches = len(self.patches(name))
-        self.settle()
-        self.assertEqual(len(self.patches(name)), patches)
+        self.cluster.push({"type": "ADDED", "object": old}, events)
+        for _ in range(2):
+            self.settle()
+        self.assertLessEqual(len(self.patches(name)), patches + 1)
         self.assertEqual(self.cluster.seen(None, f"/{other}/downloadrequests/stray", "controller"), [])
 
     def test_a_watch_can_be_interrupted(self) -> None:
-        """Another thread ends a watch, whatever proxy is between, TLS within TLS too."""
+        """By another thread, whatever proxy is between, TLS within TLS too."""
         for proxy in ("", kube_servers()["proxy"].url, f"https://{kube_servers()['secure'].host}"):
             with self.subTest(proxy=proxy):
                 response = self.api(proxy_url=proxy, insecure=True, authority=b"").open_watch(
@@ -6096,27 +5899,17 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                     list(vr.watch_events(response))
                 timer.join()
 
-    def test_silence_ends_a_watch_and_progress_does_not(self) -> None:
-        """A stream that says nothing is given up after the silence asked for; one with an event now and then stays."""
-        for chunks, wanted in (([bookmark("7"), threading.Event()], 1),
-                               ([0.7, bookmark("7"), 0.7, bookmark("8"), 0.7], 2)):
-            self.cluster.script("GET", "watch=true", chunks=chunks)
-            started = time.monotonic()
-            response = self.api().open_watch(vr.BACKUPS, self.namespace, "1", seconds=300, silence=1.2)
-            self.assertEqual([kind for kind, _ in vr.watch_events(response)], ["BOOKMARK"] * wanted)
-            self.assertLess(time.monotonic() - started, 5)
-
     def test_a_controller_notices_silence(self) -> None:
-        """A watch whose other end has vanished, or trickles, is replaced in time, and nothing is lost."""
+        """Or what trickles; nothing is lost."""
         gates = [self.cluster.script("GET", self.path(f"{kind}?watch="), chunks=chunks)
                  for kind, chunks in (("downloadrequests", dripped(b'{"type":')), (SSR, [threading.Event()]))]
         self.serve(silence=1.5, watch_seconds=(0.5, 0.5))
         wait_until(lambda: all(gate.hits for gate in gates), 10, "the watches")
-        self.looked_at(self.ask(), 10)       # two seconds, the pause after a failure, and what a busy machine takes
+        self.looked_at(self.ask(), 10)  # two seconds, the pause after a failure, and what a busy machine takes
 
     def test_a_line_that_is_cut_all_the_time(self) -> None:
         """A watch that breaks after it brought something starts the next one at once, however often."""
-        self.cluster.script("GET", self.path("downloadrequests?watch="), ALWAYS, chunks=[bookmark("1")], cut=True)
+        self.cluster.script("GET", self.path("downloadrequests?watch="), ALWAYS, chunks=[BOOKMARK], cut=True)
         self.serve()
         wait_until(lambda: self.cluster.count("GET", self.path("downloadrequests?watch=")) > 3, 8, "watches")
         self.looked_at(self.ask(), 1.5)
@@ -6124,47 +5917,37 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
     def test_a_line_that_sticks_costs_one_attempt(self) -> None:
         """When one connection of a pool proves dead, no other one is tried; after a pause none at all."""
         api = self.api(timeout=0.7)
-
-        def spread() -> None:
+        for trouble in ("hang", "pause"):
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(lambda _: self.call("list", api), range(12)))
             self.assertGreater(api.session.pool.pool.num_connections, 1)
-        spread()
-        self.cluster.script("GET", "/backups/b1", hang=threading.Event())
-        self.assertRaisesRegex(vr.Unreachable, "in time", self.call, "get", api)
-        self.call("get", api)
-        self.assertEqual(api.session.pool.pool.num_connections, 1)
-        spread()
-        api.session.pool.answered_at -= 10
-        self.call("create", api)
-        self.assertEqual(api.session.pool.pool.num_connections, 1)
+            if trouble == "hang":
+                self.cluster.script("GET", "/backups/b1", hang=threading.Event())
+                self.assertRaisesRegex(vr.Unreachable, "in time", self.call, "get", api)
+            else:
+                api.session.pool.answered_at -= 10
+            self.call("create", api)
+            self.assertEqual(api.session.pool.pool.num_connections, 1)
 
     def test_a_client_survives_what_a_watch_comes_to(self) -> None:
-        """Every fault of its watch leaves a client with the log and no request behind, without a hot loop."""
+        """It finds what a silent or busy watch kept back, and leaves no request behind, without a hot loop."""
         self.serve()
         self.put()
-        gone = {"HTTP 401", "HTTP 403"}
-        for name, options in {**WATCH_FAULTS, "50 MB": {"chunks": [b"x" * (1 << 20)] * 50}}.items():
+        silences = {"silent": [threading.Event()], "trickling": dripped(b'{"type":'), "of others": dripped(
+            b'{"type":"MODIFIED","object":{"metadata":{"name":"other"}}}\n')}
+        for name, options in {**WATCH_FAULTS, "50 MB": {"chunks": [b"x" * (1 << 20)] * 50},
+                              **{name: {"chunks": chunks} for name, chunks in silences.items()}}.items():
             with self.subTest(fault=name):
                 self.cluster.unscript()
                 self.cluster.forget()
                 self.cluster.script("GET", "fieldSelector", ALWAYS, **options)
-                result = self.cli("backup", "logs", "b1", "--timeout", "15s")
-                self.assertEqual((result.code, result.out), (0, LOG), result.err)
-                self.assertLessEqual(self.cluster.count("GET", "fieldSelector"), 1 if name in gone else 3)
+                started = time.monotonic()
+                result = self.cli("backup", "logs", "b1", "--timeout", "1s" if name in silences else "15s")
+                self.assertEqual((0, LOG), result[:2], result.err)
+                self.assertLess(time.monotonic() - started, 3)
+                self.assertLessEqual(self.cluster.count("GET", "fieldSelector"),
+                                     1 if name in ("HTTP 401", "HTTP 403") else 3)
                 self.assertEqual(self.names(), [])
-
-    def test_a_client_with_a_silent_watch_looks_once_more(self) -> None:
-        """An answer that a watch kept back, half-open or busy with other things, is found when the waiting is over."""
-        self.serve()
-        self.put()
-        other = b'{"type":"MODIFIED","object":{"metadata":{"name":"other"}}}\n'
-        for chunks in ([threading.Event()], dripped(b'{"type":'), dripped(other)):
-            self.cluster.script("GET", "fieldSelector", chunks=chunks)
-            started = time.monotonic()
-            result = self.cli("backup", "logs", "b1", "--timeout", "1s")
-            self.assertEqual((result.code, result.out), (0, LOG), result.err)
-            self.assertLess(time.monotonic() - started, 3)
 
 
 # What a process holds, and the processor time it took so far.
@@ -6177,16 +5960,16 @@ def usage_of(pid: int) -> Usage:
     for descriptor in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
             sockets += os.readlink(f"/proc/{pid}/fd/{descriptor}").startswith("socket:")
-    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-        pages = int(file.read().split()[1])
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        ticks = sum(int(field) for field in file.read().rpartition(")")[2].split()[11:13])
+    pages = int(read_bytes(f"/proc/{pid}/statm").split()[1])
+    ticks = sum(map(int, read_bytes(f"/proc/{pid}/stat").rpartition(b")")[2].split()[11:13]))
     return Usage(len(os.listdir(f"/proc/{pid}/task")), sockets, pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
                  ticks / os.sysconf("SC_CLK_TCK"))
 
 
 # A connection pool may keep this many idle connections; a leak of one a fault is far above.
 IDLE = 8
+# What may become of a patch; nothing does in the first case.
+LOST: Tuple[Document, ...] = ({}, {"drop": True, "apply": True}, {"status": 500}, {"cut_after": 5}, {"status": 409})
 
 
 @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
@@ -6202,8 +5985,8 @@ class TestLeaks(EnduranceWorld, unittest.TestCase):
             program = self.program("controller")
             self.watched()
             self.answered(self.ask_status(), SSR)
-            with open(f"/proc/{program.process.pid}/status", encoding="ascii") as file:
-                peaks.append(int(re.search(r"VmHWM:\s+(\d+)", file.read()).group(1)) / 1024)
+            status = read_bytes(f"/proc/{program.process.pid}/status")
+            peaks.append(int(re.search(rb"VmHWM:\s+(\d+)", status).group(1)) / 1024)
             program.kill()
             wait_until(lambda: not self.cluster.watches(self.path("")), 15, "the end of the watches")
         self.assertLess(peaks[1] - peaks[0], 24, peaks)
@@ -6213,58 +5996,31 @@ class TestLeaks(EnduranceWorld, unittest.TestCase):
 class TestSoak(EnduranceWorld, unittest.TestCase):
     """Faults at random under load, for VELERO_SOAK seconds, on a controller that is a process of its own."""
 
-    def strike(self, dice: random.Random) -> str:
-        """Let one fault happen, and return its name."""
-        cluster, kind, old = self.cluster, dice.choice(("downloadrequests", SSR)), self.token
-        part, faults = dice.choice(((f"{kind}?watch=", WATCH_FAULTS), (f"{kind}?limit=", GET_FAULTS),
-                                    ("backups/b1", GET_FAULTS)))
-        name = dice.choice(sorted(faults))
-        lost = dice.choice(({"drop": True, "apply": True}, {"status": 500}, {"cut_after": 5}, {"status": 409}))
-
-        def spoil() -> None:
-            cluster.script("GET", self.path(part), **faults[name])
-            cluster.cut_watches(self.path(kind)) if "watch" in part else cluster.compact()
-
-        def restart() -> None:
-            cluster.script(times=ALWAYS, drop=True)
-            cluster.cut_connections()
-            spend(dice.uniform(0, 0.5))
-            cluster.unscript(all_struck=False)
-
-        def rotate() -> None:
-            self.token = self.new_token("controller")
-            self.write_token(self.token)
-            del cluster.tokens[old]
-
-        def forbid() -> None:
-            cluster.unlimit()
-            if dice.random() < 0.5:
-                cluster.limit("controller", dice.choice(("list", "watch", "get", "patch")), namespace=self.namespace)
-        deed, act = dice.choice((
-            *[(f"{part} {name}", spoil)] * 4, ("patch", lambda: cluster.script("PATCH", self.path(""), **lost)),
-            ("cut", cluster.cut_connections), ("restart", restart), ("token", rotate), ("rights", forbid)))
-        act()
-        return deed
-
     def test_soak(self) -> None:
-        """Under faults at random every request is answered, and in the end no more is held than at first."""
-        seed = int(os.environ.get("VELERO_SEED", "20240501"))
+        """Every request is answered, and in the end no more is held than at first."""
+        seed, cluster = int(os.environ.get("VELERO_SEED", "20240501")), self.cluster
         print(f"\nsoak of {SOAK:g} s, VELERO_SEED={seed}", file=sys.stderr)
-        self.token = self.new_token("controller")
-        program, dice, deeds, names = self.start_with_token(self.token), random.Random(seed), [], []
+        program, dice, deeds, names = self.program("controller"), random.Random(seed), [], []
         for name in [self.ask() for _ in range(50)] + [self.ask(name="nobody")]:
             self.looked_at(name)
         self.watched()
         pid = program.process.pid
         before, end = usage_of(pid), time.monotonic() + SOAK
         while time.monotonic() < end:
-            deeds.append(self.strike(dice))
+            kind = dice.choice(("downloadrequests", SSR))
+            part, faults = dice.choice(((f"{kind}?watch=", WATCH_FAULTS), (f"{kind}?limit=", GET_FAULTS),
+                                        ("backups/b1", GET_FAULTS)))
+            deeds.append((part, dice.choice(sorted(faults)), dice.choice(LOST), dice.random() < 0.2))
+            cluster.script("GET", self.path(part), **faults[deeds[-1][1]])
+            cluster.script("PATCH", self.path(""), **deeds[-1][2])
+            cluster.cut_watches(self.path(kind)) if "watch" in part else cluster.compact()
+            if deeds[-1][3]:
+                cluster.cut_connections()
             names += [self.ask() for _ in range(dice.randrange(5))]
             self.ask_status()
             spend(dice.uniform(0, 0.6))
             self.assertIsNone(program.process.poll(), (seed, deeds[-5:], program.text()[-2000:]))
-        self.cluster.unscript(all_struck=False)
-        self.cluster.unlimit()
+        cluster.unscript(all_struck=False)
         try:
             for name in names:
                 self.looked_at(name)
@@ -6273,11 +6029,11 @@ class TestSoak(EnduranceWorld, unittest.TestCase):
             wait_until(lambda: usage_of(pid).sockets <= before.sockets + IDLE, 15, "sockets to go")
             after = usage_of(pid)
             self.assertLess(after.megabytes - before.megabytes, 15, (before, after))
+            self.assertLess(after.seconds - before.seconds, SOAK / 2)
+            self.assertNotIn("Traceback", program.text())
+            self.assert_clean(program.text())
         except AssertionError as error:
             raise AssertionError(f"VELERO_SEED={seed}: {error}\n{deeds}\n{program.text()[-3000:]}") from error
-        self.assertLess(after.seconds - before.seconds, SOAK / 2, seed)
-        self.assertNotIn("Traceback", program.text())
-        self.assert_clean(program.text())
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -6379,20 +6135,18 @@ class TestOutageReal(RealWorld, unittest.TestCase):
             while not done.wait(0.05):
                 with contextlib.suppress(Refused, urllib3.exceptions.HTTPError):
                     made.append(self.ask())
-        thread = threading.Thread(target=load)
-        thread.start()
-        self.addCleanup(done.set)
-        wait_until(lambda: len(made) > 20, 15, "some load")
-        stopped = cluster.children.pop()
-        stopped.stop()
-        spend(5.0)
-        cluster.children.append(Child(cluster.folder, *stopped.process.args))
-        cluster.children[-1].wait_ready(lambda: answers(cluster.url + "/readyz", b"ok", ca_certs=cluster.ca, headers={
-            "Authorization": "Bearer " + token_of("admin")}), 60)
-        before = len(made)
-        wait_until(lambda: len(made) > before + 20, 30, "some more load")
-        done.set()
-        thread.join(15)
+        with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as end:
+            end.callback(done.set)
+            pool.submit(load)
+            wait_until(lambda: len(made) > 20, 15, "some load")
+            stopped = cluster.children.pop()
+            stopped.stop()
+            spend(5.0)
+            cluster.children.append(Child(cluster.folder, *stopped.process.args))
+            cluster.children[-1].wait_ready(lambda: answers(
+                cluster.url + "/readyz", b"ok", ca_certs=cluster.ca, headers=self.admin.headers), 60)
+            before = len(made)
+            wait_until(lambda: len(made) > before + 20, 30, "some more load")
         for name in made:
             self.assertEqual(wait_until(lambda name=name: self.processed(name), 45, name)["metadata"]["generation"], 2)
         self.assertIsNone(program.process.poll())

@@ -3054,12 +3054,10 @@ def read_velero_config() -> Document:
         return {}
     return config if isinstance(config, dict) else {}
 
-# ====================================================================================================
+# ================================================================================
 # 11. Cluster — one exchange, thin verbs over it, one event stream
 #
-#     urllib3 does transport and this section policy: its own retries and redirects are switched off on every call. What
-#     may be sent twice is retried here, a POST never.
-# ====================================================================================================
+#     urllib3 does transport, without retries and redirects of its own. What may be sent twice is retried here.
 
 def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
     """What an Api does while it waits, unless it is told otherwise."""
@@ -3067,19 +3065,16 @@ def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
 
 
 RETRY_STATUS = (429, 500, 502, 503, 504)
-ANSWER_LIMIT = 48 << 20                      # bytes; a page of PAGE_SIZE objects of etcd's 1.5 MB fits in
-MOST_PAGES = 10_000                          # of a list; etcd has no room for more
-PAGE_LIMIT = 1 << 20                         # bytes of a page of a controller's list, before it asks for fewer objects
-WATCH_SECONDS = (31, 34)                     # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
-WATCH_SILENCE = 40.0                         # seconds without a byte after which a watch is dead
+ANSWER_LIMIT = 48 << 20  # bytes; PAGE_SIZE objects of etcd's 1.5 MB fit in
+WATCH_SECONDS = (31, 34)  # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
+WATCH_SILENCE = 40.0  # seconds without a byte after which a watch is dead
 
 
 def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
     """A refusal of the API in its own words, when it found some, with the cure."""
-    try:
+    document = None
+    with contextlib.suppress(ValueError):
         document = parse_json(body)
-    except ValueError:
-        document = None
     message = _text(document, "message") or one_line(body.decode("utf-8", "replace")) or "no text"
     if status == 404 and message.startswith("404 page not found"):
         message = f"the cluster does not serve {path.rstrip('/').rpartition('/')[2]}"
@@ -3088,16 +3083,16 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
              403: f"you may not {what}; a Role there grants it with: {rule}" if what else ""}
     if message.startswith(("the cluster does not serve", "the server could not find")):
         cures[404] = "are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"
-    kind = Missing if status == 404 else ApiError
-    return kind(f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
-                api_reason=_text(document, "reason"), hints=filter(None, [cures.get(status)]))
+    return (Missing if status == 404 else ApiError)(
+        f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
+        api_reason=_text(document, "reason"), hints=filter(None, [cures.get(status)]))
 
 
 def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[float]) -> Optional[float]:
     """Seconds until a refused call may be sent again, None when it may not.
 
-    429 means that nothing was done. After 5xx a POST may have been carried out; every other call of ours may be
-    repeated, for patches and deletes carry the version they were decided on.
+    429 means that nothing was done. After 5xx a POST may have been; patches and deletes may be repeated, for they carry
+    the version they were decided on.
     """
     if attempt >= 3 or status not in RETRY_STATUS or (method == "POST" and status != 429):
         return None
@@ -3105,10 +3100,9 @@ def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[flo
 
 
 def object_path(key: Key, subresource: str = "") -> str:
-    """The path of one object, or of its subresource; Missing for a name that no object can have.
+    """The path of an object or subresource; Missing for a name that no object can have.
 
-    Anybody may have written the name. An empty one would lead to all objects of the kind, and a `/` in it to another
-    path, for API servers decode %2F.
+    Anybody may have written it: an empty one would mean all objects of the kind, a `/` another path, even as %2F.
     """
     if not is_object_name(key.name):
         raise Missing(f'{key.resource.plural} "{one_line(key.name, 64)}" not found: no object can have this name',
@@ -3119,14 +3113,13 @@ def object_path(key: Key, subresource: str = "") -> str:
 def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
     """The events of a watch as (type, object) until it ends, by itself or by silence; ERROR is raised as ApiError."""
     try:
-        for line in lines(response):
-            event = parse_json(line)
-            document = _at(event, "object") or {}
-            if _text(event, "type") == "ERROR":
+        for event in map(parse_json, lines(response)):
+            kind, document = _text(event, "type"), _at(event, "object") or {}
+            if kind == "ERROR":
                 code = _at(document, "code")
                 raise ApiError(f"the watch ended: {one_line(_text(document, 'message'))}",
                                status=code if isinstance(code, int) else 500, api_reason=_text(document, "reason"))
-            yield _text(event, "type"), document
+            yield kind, document
     except socket.timeout:
         return
     except (OSError, ValueError) as error:
@@ -3137,24 +3130,22 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
 
 class Api(NamedTuple):
     """One Kubernetes API server: `send` and `call` make an exchange, the other methods are verbs over them."""
-
     session: Session
-    timeout: float = READ_TIMEOUT            # seconds that a call may take, all its tries together
+    timeout: float = READ_TIMEOUT  # seconds that a call may take, all its tries together
     waiting: Callable[[str, float], ContextManager[None]] = show_nothing  # shows what is waited for, and how long
 
     def _tell_warnings(self, headers: Any) -> None:
-        """Show what the API server warns of (`Warning: 299 - "text"`), each text once."""
+        """Show each `Warning: 299 - "text"` of the API server once."""
         for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
             if add_if_new(text, self.session.warned, 100):
                 log.warning("warning of the cluster: %s", one_line(redact(text)))
 
     def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
                  ) -> Tuple[Response, Identity]:
-        """One exchange -> the response, and the identity that was used."""
         import urllib3
-        session, cluster = self.session, self.session.cluster
+        cluster = self.session.cluster
         with pause_time_limit():
-            identity, pool = session.renew()
+            identity, pool = self.session.renew()
         # Impersonate-Group may come several times, which a dict cannot hold.
         headers = urllib3.response.HTTPHeaderDict({
             "Accept": "application/json", "Content-Type": content_type, "User-Agent": USER_AGENT})
@@ -3165,14 +3156,14 @@ class Api(NamedTuple):
             headers["Authorization"] = f"Basic {base64.b64encode(secret).decode()}"
         for name, value in cluster.impersonate:
             headers.add(name, value)
-        return pool.request(method, session.path + target, headers, body, idle=idle), identity
+        return pool.request(method, self.session.path + target, headers, body, idle=idle), identity
 
     def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
              content_type: str = "application/json", idle: float = 0) -> Response:
-        """One call to the API -> a response with status below 300, its body unread; the one place that tries again.
+        """One call -> a response with status below 300, its body unread; ApiError or Unreachable.
 
         The caller's deadline counts for all tries together. query: empty values are left out. idle: seconds without a
-        byte, for a body without deadline. Raises ApiError with the API's own message, Unreachable without connection.
+        byte, for a body without deadline.
         """
         from urllib3 import exceptions
         target = f"{path}?{urlencode({name: value for name, value in query.items() if value})}" if query else path
@@ -3196,7 +3187,7 @@ class Api(NamedTuple):
             wait = retry_wait(method, attempt, response.status,
                               retry_after_seconds(response.headers.get("Retry-After", ""), utc_now()))
             if response.status == 401 and trusted and self.session.invalidate(identity):
-                trusted, wait = False, 0.0   # once more, with an identity read anew
+                trusted, wait = False, 0.0  # once more, with an identity read anew
             if wait is None or wait >= time_left():
                 raise api_error(response.status, refusal, method, path, "watch" in (query or {}))
             log.info("the cluster answered %s %s with %d; trying again in %s", method, path, response.status,
@@ -3204,23 +3195,22 @@ class Api(NamedTuple):
             time.sleep(wait)
 
     def call(self, method: str, path: str, limit: int = ANSWER_LIMIT, **options: Any) -> Document:
-        """`send` -> the JSON object that came back; Unreachable when it is none, broke off or exceeds `limit` bytes."""
+        """`send` -> the JSON object that came back, of at most `limit` bytes."""
         with time_limit(self.timeout), contextlib.closing(self.send(method, path, **options)) as response:
             try:
                 document = parse_json(response.read(limit), 10_000_000)
             except (OSError, ValueError) as error:
                 trouble = error if isinstance(error, TooLarge) else "broke off or is no JSON"
                 raise Unreachable(f"the cluster's answer to {method} {path} {trouble}") from error
-        if not isinstance(document, dict):
-            raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
-        return document
+        if isinstance(document, dict):
+            return document
+        raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
 
     def get(self, resource: Resource, namespace: str, name: str) -> Document:
-        """One object; Missing when there is none."""
         return self.call("GET", object_path(Key(resource, namespace, name)))
 
     def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
-        """`get` of what another object asks for; NotFound with a stable reason when there is none."""
+        """`get` of what another object asks for; NotFound with a reason when there is none."""
         try:
             return self.get(resource, namespace, name)
         except Missing:
@@ -3228,8 +3218,8 @@ class Api(NamedTuple):
                            reason=reason) from None
 
     def list_pages(self, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
-                   limit: int = ANSWER_LIMIT, most: int = MOST_PAGES) -> Iterator[Document]:
-        """The pages of a list; an expired continue token is an ApiError, and the caller lists anew.
+                   limit: int = ANSWER_LIMIT, most: int = 10_000) -> Iterator[Document]:
+        """The pages of a list, `most` at most; an expired continue token is an ApiError, and the caller lists anew.
 
         A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
         """
@@ -3253,11 +3243,10 @@ class Api(NamedTuple):
         raise Unreachable(f"the cluster's list of {resource.plural} does not end")
 
     def create(self, resource: Resource, document: Document) -> Document:
-        """Create an object in the namespace it names -> the object as stored."""
         return self.call("POST", api_path(resource, document["metadata"]["namespace"]), body=document)
 
     def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
-        """RFC 7386 patch of an object or its status -> the object as stored; a stale resourceVersion is a 409."""
+        """RFC 7386 patch -> the object as stored; a stale resourceVersion is a 409."""
         return self.call("PATCH", object_path(key, subresource), body=body,
                          content_type="application/merge-patch+json")
 
@@ -3271,10 +3260,7 @@ class Api(NamedTuple):
 
     def open_watch(self, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
                    silence: float = WATCH_SILENCE) -> Response:
-        """Start a watch after `version`, of all objects or of the one named -> a response for watch_events.
-
-        seconds: the API ends the watch after so long. silence: seconds without a byte after which it counts as broken.
-        """
+        """Watch all objects or the one named after `version`, for so many seconds -> a response for watch_events."""
         query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
                  "timeoutSeconds": str(max(1, math.ceil(seconds))),
                  "fieldSelector": f"metadata.name={name}" if name else ""}
@@ -3282,7 +3268,6 @@ class Api(NamedTuple):
             return self.send("GET", api_path(resource, namespace), query=query, idle=silence)
 
     def with_short_timeout(self) -> Api:
-        """The same for calls that only tidy up or explain."""
         return self._replace(timeout=5.0)
 
 
@@ -4231,28 +4216,25 @@ class Download:
         return size
 
 
-# ====================================================================================================
+# ================================================================================
 # 14. Controller — queue, feeders, workers, and how a decision is carried out
 #
-#     client-go's work queue (util/workqueue): a key that is added while it waits is there once; one added while it is
-#     worked on comes again afterwards, so no two workers hold the same key. Delays are instants of the wall clock, for
-#     they come from expirations; a waiting worker looks at it once a minute, so setting it does no lasting harm.
-# ====================================================================================================
+#     client-go's work queue (util/workqueue): a key added while it waits is there once; one added while it is worked on
+#     comes again afterwards, so no two workers hold the same key. Delays are instants of the wall clock, for they come
+#     from expirations; a waiting worker looks at it once a minute, so setting it does no lasting harm.
 
 class Queue:
     """Keys to look at, now or at an instant (seconds since the epoch, as `clock` gives them)."""
 
-    def __init__(self, clock: Callable[[], float] = time.time):
-        self._clock = clock
-        self._changed = threading.Condition()
-        self._ready: OrderedDict = OrderedDict()           # keys to look at, in order
-        self._working: Set[Any] = set()                    # keys that a worker holds; they may be in _ready again
-        self._due: Dict[Any, float] = {}                   # key -> the one instant that counts for it
-        self._heap: List[Tuple[float, Any]] = []           # (instant, key); outdated entries are skipped
-        self._closed = False
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._changed, self._closed = clock, threading.Condition(), False
+        self._ready: OrderedDict = OrderedDict()  # keys to look at, in order
+        self._working: Set[Any] = set()  # keys that a worker holds; they may be in _ready again
+        self._due: Dict[Any, float] = {}  # key -> the one instant that counts for it
+        self._heap: List[Tuple[float, Any]] = []  # (instant, key); outdated entries are skipped
 
     def add(self, key: Any) -> None:
-        """Look at this key as soon as a worker is free; an instant set earlier still counts."""
+        """Look at this key now; an instant set earlier still counts."""
         with self._changed:
             self._ready[key] = None
             self._changed.notify()
@@ -4268,7 +4250,7 @@ class Queue:
                 self._changed.notify()
 
     def take(self, wait: bool = True) -> Any:
-        """The next key, which is the caller's until `done`; None when closed or, without `wait`, when none is ready."""
+        """The next key, the caller's until `done`; None when closed or, without `wait`, when none is ready."""
         with self._changed:
             while not self._closed:
                 pause = self._promote()
@@ -4283,23 +4265,21 @@ class Queue:
             return None
 
     def done(self, key: Any) -> None:
-        """The caller has finished with a key that it took."""
         with self._changed:
             self._working.discard(key)
             self._changed.notify()
 
     def wake(self) -> None:
-        """Let waiting workers read the clock again, because it was set."""
+        """Let waiting workers read the clock again."""
         with self._changed:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Hand out nothing more; every waiting `take` returns None."""
         self._closed = True
         self.wake()
 
     def _promote(self) -> float:
-        """Make the keys ready whose instant has come -> seconds to wait for the next."""
+        """Make keys ready whose instant has come -> seconds to wait for the next."""
         now = self._clock()
         while self._heap and self._heap[0][0] <= now:
             instant, key = heapq.heappop(self._heap)
@@ -4310,8 +4290,8 @@ class Queue:
 
 
 WORKERS = 4
-SHORT_WATCH = 3.0                            # seconds; a watch that ends sooner and brought nothing counts as a failure
-CACHE_LIFE, CACHE_SIZE = 5.0, 200            # seconds and entries; backups, locations, Secrets after a success
+SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing counts as a failure
+CACHE_LIFE, CACHE_SIZE = 5.0, 200  # seconds and entries; backups, locations, Secrets after a success
 
 GONE = Outcome("leave", "it is gone")
 CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
@@ -4320,37 +4300,35 @@ CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
 class Controller:
     """The state of one running controller for one namespace; everything in it can be lost without harm.
 
-    `now` is its only clock; dry_run makes `run_once` print and change nothing, verify_urls fetches one byte with every
-    URL before it is handed out; `allowed` are the files of this host that a location may name.
+    now: its only clock. dry_run: `run_once` prints and changes nothing. verify_urls: fetch a byte with every URL before
+    it is handed out. allowed: files of this host that a location may name.
     """
-
     watch_seconds, silence = WATCH_SECONDS, WATCH_SILENCE
-    stop_time = 3.0                          # seconds for passes in hand in the end
+    stop_time = 3.0  # seconds for passes in hand in the end
 
     def __init__(self, api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
                  dry_run: bool = False, verify_urls: bool = False, allowed: Sequence[str] = ()) -> None:
         self.api, self.namespace, self.server, self.now = api, namespace, server, now
         self.dry_run, self.verify_urls, self.allowed = dry_run, verify_urls, allowed
         self.queue = Queue(lambda: now().timestamp())
-        self.records: Dict[Key, Request] = {}             # newest copies, without their URLs
-        self.versions: Dict[Resource, str] = {}           # where each watch goes on; absent: list anew
-        self.with_subresource: Set[Resource] = set()      # kinds whose status is written to /status
-        self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
-        self.streams: Dict[Resource, Response] = {}       # open watches, to be interrupted
-        self.failures: Dict[Key, Tuple[int, str]] = {}    # how many looks in a row failed, and which failure is logged
-        self.warned: Set[str] = set()                     # warnings that the log has already
-        self.credentials: Dict[Any, CredentialCache] = {}  # keys had, by plan and region
-        self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
-        self.events = dict.fromkeys(REQUEST_KINDS, 0)     # how many the watches have brought
         self.stop = threading.Event()
+        self.records: Dict[Key, Request] = {}  # newest copies, without their URLs
+        self.versions: Dict[Resource, str] = {}  # where each watch goes on; absent: list anew
+        self.with_subresource: Set[Resource] = set()  # kinds whose status is written to /status
+        self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
+        self.streams: Dict[Resource, Response] = {}  # open watches, to be interrupted
+        self.failures: Dict[Key, Tuple[int, str]] = {}  # how many looks in a row failed, and which failure is logged
+        self.warned: Set[str] = set()  # warnings that the log has already
+        self.credentials = functools.lru_cache(CACHE_SIZE)(CredentialCache)  # by plan and region
+        self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
+        self.events = dict.fromkeys(REQUEST_KINDS, 0)  # how many the watches have brought
 
     def warn_once(self, texts: Iterable[str]) -> None:
-        """Warn, unless the log has a sentence already."""
         for text in (text for text in texts if add_if_new(text, self.warned, 1000)):
             log.warning("%s", text)
 
-    def note(self, error: Exception, doing: str) -> Error:
-        """Log once which right is missing, and which line of a Role grants it -> the error as one of the module.
+    def note(self, error: Exception) -> Error:
+        """Log once which right is missing, and the line of a Role that grants it -> the error as one of the module.
 
         A bug must end neither a worker nor a feeder: the controller would look healthy and see nothing.
         """
@@ -4358,11 +4336,11 @@ class Controller:
             self.warn_once(error.hints)
         if isinstance(error, Error):
             return error
-        log.debug("%s", doing, exc_info=error)
+        log.debug("a bug", exc_info=error)
         return Error(f"unexpected {type(error).__name__}")
 
     def cached(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
-        """The result of `read`, kept for a few seconds after a success and never after a failure."""
+        """The result of `read`, kept for a few seconds after a success."""
         now = self.now()
         until, value = self.cache.get(name, (now, None))
         if until > now:
@@ -4370,43 +4348,38 @@ class Controller:
         value = read()
         if len(self.cache) >= CACHE_SIZE:
             self.cache.clear()
-        self.cache[name] = (now + timedelta(seconds=CACHE_LIFE), value)
+        self.cache[name] = now + timedelta(seconds=CACHE_LIFE), value
         return value
 
     def read_spec(self, resource: Resource, name: str, field: str, asked_by: str) -> str:
-        """A name in the spec of a backup or restore; NotFound when there is no such object."""
+        """A name in the spec of a backup or restore."""
         return self.cached((resource.kind, name), lambda: _name(self.api.get_wanted(
             resource, self.namespace, name, f"{resource.kind}NotFound", asked_by), "spec", field))
 
     def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
-        """A storage location, and where its keys come from; its warnings are logged once."""
+        """A storage location, and where its keys come from."""
         location = find_location(self.api, self.namespace, self.api.get_wanted(
             LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
         self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
         return open_location(self.api, self.namespace, location, self.allowed)
 
     def answer(self, request: Request) -> Outcome:
-        """Artifact -> backup, for a restore the one it came from -> storage location -> keys -> signed URL.
-
-        Raises InvalidRequest, NotFound or ConfigError with the reason that belongs on the request.
-        """
+        """Artifact -> backup, for a restore the one it came from -> storage location -> keys -> signed URL."""
         artifact = target_of(request.target_kind, request.target_name)
         backup, asked_by = request.target_name, "the request"
         if artifact.owner == RESTORES:
             backup, asked_by = self.read_spec(RESTORES, backup, "backupName", asked_by), f"restore {backup!r}"
         name = self.read_spec(BACKUPS, backup, "storageLocation", asked_by)
         location, plan = self.cached(("location", name), lambda: self.open_location(name, f"backup {backup!r}"))
-        if len(self.credentials) > CACHE_SIZE:
-            self.credentials.clear()
-        cache = self.credentials.setdefault((plan, location.region), CredentialCache(plan, location.region))
+        credentials = self.credentials(plan, location.region).get(self.now(), wait=False)
         key = object_key(location.prefix, artifact, request.target_name)
-        url, expires = sign(location, key, cache.get(self.now(), wait=False), self.now(), timedelta(0))
+        url, expires = sign(location, key, credentials, self.now(), timedelta(0))
         if self.verify_urls:
             verify_url(url, trust_in(location))
         return answer_download(request, key, url, expires)
 
     def remember(self, resource: Resource, document: Document) -> Tuple[Key, bool]:
-        """Keep the newest copy of a request, without its URL -> its key, and whether to look at it now."""
+        """Keep the newest copy of a request -> its key, and whether to look at it now."""
         record = request_from(resource, document)._replace(url="")
         if record.key.namespace != self.namespace:
             return record.key, False  # not ours, whoever sent it
@@ -4415,10 +4388,10 @@ class Controller:
         return record.key, is_news(old, record)
 
     def write_status(self, key: Key, body: Document) -> None:
-        """Send a merge patch of status and perhaps annotations to where the live CRD takes them.
+        """Patch the status, and perhaps annotations, where the live CRD takes them.
 
-        CRDs of Velero 1.6 to 1.8 have a status subresource, later ones do not, and upgrades leave them as they are.
-        With one, a patch of the object silently drops the status; without one, /status is a 404.
+        CRDs of Velero 1.6 to 1.8 have a status subresource, later ones do not, and upgrades leave them alone. With one,
+        a patch of the object silently drops the status; without one, /status is a 404.
         """
         to_object = "annotations" in body["metadata"] or key.resource not in self.with_subresource
         for subresource in ("", "status") if to_object else ("status",):
@@ -4429,8 +4402,8 @@ class Controller:
                     self.with_subresource.discard(key.resource)
                 raise
             if request_from(key.resource, stored).key != key:
-                break  # this answer is not from an API server
-            if key in self.records:  # else the watch has already reported its deletion
+                break  # no API server answers so
+            if key in self.records:  # else the watch has reported its deletion
                 self.remember(key.resource, stored)
             status = body.get("status", {})
             if all(_at(stored, "status", name) == value for name, value in status.items()):
@@ -4440,31 +4413,26 @@ class Controller:
         raise Error(f"the API server does not keep the status of {key}")
 
     def apply(self, request: Request, outcome: Outcome) -> None:
-        """Carry out an outcome, unless in a dry run; a copy that was stale is an ApiError with status 409.
-
-        A new reason becomes a core/v1 Event, too, if there is the right to.
-        """
-        body = outcome.body or {}
+        """Carry out an outcome, unless in a dry run; a new reason becomes an Event, too, if there is the right to."""
+        annotations: Document = {}
         if outcome.verb == "delete" and not self.dry_run:
-            self.api.delete(request.key, body)
-        if outcome.verb != "patch" or self.dry_run:
-            return
-        self.write_status(request.key, body)
-        annotations = body["metadata"].get("annotations", {})
+            self.api.delete(request.key, outcome.body)
+        elif outcome.body and not self.dry_run:
+            self.write_status(request.key, outcome.body)
+            annotations = outcome.body["metadata"].get("annotations", {})
         if annotations.get(REASON):
             try:
                 self.api.create(EVENTS, event_for(request, annotations[REASON], annotations[MESSAGE], self.now()))
             except Error as error:
-                log.debug("no Event for %s: %s", request.key, self.note(error, ""))
+                log.debug("no Event for %s: %s", request.key, self.note(error))
 
     def reconcile_download_request(self, request: Request) -> Outcome:
-        """One look at a DownloadRequest -> what was decided and done."""
         try:
             outcome = triage_download(request, self.now()) or self.answer(request)
         except Busy as error:
             return Outcome("leave", str(error), again=self.now() + BUSY_PAUSE)
         except Exception as error:  # also a bug must leave a reason and an expiration on the request that triggers it
-            outcome = refuse_download(request, self.note(error, f"answering {request.key}"), self.now())
+            outcome = refuse_download(request, self.note(error), self.now())
         try:
             self.apply(request, outcome)
         except ApiError as error:
@@ -4475,38 +4443,34 @@ class Controller:
         return outcome
 
     def reconcile_server_status_request(self, request: Request) -> Outcome:
-        """One look at a ServerStatusRequest -> what was decided and done."""
         outcome = decide_status(request, self.server, self.now())
         self.apply(request, outcome)
         return outcome
 
-    def reconcile(self, request: Request) -> Outcome:
-        """One look at a request; a copy that turns out stale is read again, for the newer one's event may be over."""
-        try:
-            if request.key.resource == DOWNLOAD_REQUESTS:
-                return self.reconcile_download_request(request)
-            return self.reconcile_server_status_request(request)
-        except ApiError as error:
-            if error.status not in (404, 409):
-                raise
-        self.remember(request.key.resource, self.api.get(*request.key))
-        return CONFLICT
-
     def look_at(self, key: Key) -> Outcome:
         """One look at a key; whatever goes wrong becomes an outcome, so no object can stop a worker."""
         request, _thread.hosts = self.records.get(key), self.hosts
+        is_download = key.resource == DOWNLOAD_REQUESTS
+        reconcile = self.reconcile_download_request if is_download else self.reconcile_server_status_request
         try:
-            return self.reconcile(request) if request else GONE
+            try:
+                return reconcile(request) if request else GONE
+            except ApiError as error:
+                if error.status not in (404, 409):
+                    raise
+            # Its copy was stale, and the event of the newer one may be over.
+            self.remember(key.resource, self.api.get(*key))
+            return CONFLICT
         except Missing:
             self.records.pop(key, None)
             return GONE
         except Exception as error:
-            return Outcome("leave", str(self.note(error, f"looking at {key}")), failed=True)
+            return Outcome("leave", str(self.note(error)), failed=True)
         finally:
             _thread.hosts = None
 
     def log_outcome(self, key: Key, outcome: Outcome) -> None:
-        """Log an outcome, a failure only when it differs from the last one; a dry run prints it instead."""
+        """Log an outcome, a failure only when it is another than the last; a dry run prints it."""
         text = printable(redact(f"{key}: {outcome.verb}: {outcome.why}"))
         if self.dry_run and outcome is not GONE:
             print(text, flush=True)
@@ -4522,10 +4486,7 @@ class Controller:
         log.log(level, "%s", text)
 
     def work(self) -> None:
-        """A worker: take a key and look at it, until the queue closes.
-
-        The next look: after a failure with back-off, but not beyond `again`; else at `again`, or never.
-        """
+        """A worker; the next look is after a failure with back-off, but not beyond `again`; else then, or never."""
         for key in iter(self.queue.take, None):
             outcome = self.look_at(key)
             self.log_outcome(key, outcome)
@@ -4537,9 +4498,9 @@ class Controller:
             self.queue.done(key)
 
     def relist(self, resource: Resource) -> None:
-        """List all requests of a kind: each gets a look, and those that no longer exist are dropped."""
+        """List all requests of a kind: each gets a look, those that no longer exist are dropped."""
         found, version = set(), ""
-        for page in self.api.list_pages(resource, self.namespace, limit=PAGE_LIMIT):
+        for page in self.api.list_pages(resource, self.namespace, limit=1 << 20):
             if not isinstance(_at(page, "items"), list):
                 raise Unreachable(f"the cluster's answer is no list of {resource.plural}")
             version = _text(page, "metadata", "resourceVersion")
@@ -4552,12 +4513,10 @@ class Controller:
         self.versions[resource] = version
 
     def follow(self, resource: Resource) -> None:
-        """Watch a kind until the watch ends, by itself or because its time is long over."""
+        """Watch a kind until the watch ends, or its time is long over."""
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
                                        seconds=random.uniform(*self.watch_seconds), silence=self.silence)
         self.streams[resource] = response
-        if self.stop.is_set():
-            response.interrupt()
         with time_limit(self.watch_seconds[1] + self.silence):
             for kind, document in watch_events(response):
                 self.events[resource] += 1
@@ -4574,8 +4533,7 @@ class Controller:
     def feed(self, resource: Resource) -> None:
         """A feeder: list once, then watch; list again when the API no longer has the version; never gives up.
 
-        A watch that ended before it had lived or brought something is a failure, and followed by a back-off; only a
-        version that expired is answered by a list at once, the first time.
+        A watch that ended before it had lived or brought something is a failure, followed by a back-off.
         """
         failures, logged = 0, ""
         while not self.stop.is_set():
@@ -4585,8 +4543,8 @@ class Controller:
                     self.relist(resource)
                 self.follow(resource)
             except Exception as caught:
-                error = self.note(caught, f"feeding {resource.plural}")
-                if isinstance(error, Unreachable) or is_version_expired(error) or getattr(error, "status", 0) == 404:
+                error = self.note(caught)
+                if isinstance(error, (Unreachable, Missing)) or is_version_expired(error):
                     self.versions.pop(resource, None)  # start from a list: who knows what the API server is now
             lived = time.monotonic() - started
             failures = 0 if self.events[resource] > before or lived > SHORT_WATCH else failures + 1
@@ -4601,27 +4559,25 @@ class Controller:
 
     def run_once(self) -> None:
         """Look once at every request that is there, again where another writer came in between."""
-        for _ in range(5):
-            for resource in REQUEST_KINDS:
-                self.relist(resource)
-            outcomes = []
-            for key in iter(lambda: self.queue.take(wait=False), None):
-                outcomes.append(self.look_at(key))
-                self.log_outcome(key, outcomes[-1])
-                self.queue.done(key)
-            if CONFLICT not in outcomes:
-                return
+        for resource in REQUEST_KINDS:
+            self.relist(resource)
+        for key in iter(lambda: self.queue.take(wait=False), None):
+            outcome = self.look_at(key)
+            self.log_outcome(key, outcome)
+            self.queue.done(key)
+            if outcome is CONFLICT and self.failures[key][0] < 5:
+                self.queue.add(key)
 
 
 def give_large_blocks_back() -> None:
-    """Let glibc return memory of large objects to the system at once; its threads would keep some MiB each."""
+    """Let glibc return the memory of large objects at once; its threads would keep some MiB each."""
     import ctypes
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
         ctypes.CDLL(None).mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD, which otherwise grows
 
 
 def run_controller(controller: Controller) -> None:
-    """Serve both kinds of request until `controller.stop` is set; a pass in hand is finished, if it can be soon."""
+    """Serve both kinds until `controller.stop` is set; a pass in hand is finished, if it can be soon."""
     threads = [threading.Thread(target=controller.work, daemon=True) for _ in range(WORKERS)]
     threads += [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_KINDS]
     for thread in threads:
