@@ -1934,9 +1934,6 @@ class Admin:
         """Apply an RFC 7386 patch to the object or to the subresource named behind a slash."""
         return self.call("PATCH", resource_path(resource, namespace, name), patch, MERGE)
 
-    def patch_status(self, resource: str, name: str, status: Any, namespace: Optional[str] = None) -> Document:
-        return self.merge_patch(resource + "/status", name, {"status": status}, namespace)
-
     def delete(self, resource: str, name: str, namespace: Optional[str] = None) -> Document:
         return self.call("DELETE", resource_path(resource, namespace, name))
 
@@ -2058,11 +2055,11 @@ class Connection:
         self.reader = sock.makefile("rb")
 
     def receive(self) -> Optional[Request]:
-        """Read the next request, or return None at the end of the connection."""
-        line = self.reader.readline(65537)
-        if not line.strip():
+        """Read the next request, or return None at the end of the connection, or where no HTTP is spoken."""
+        method, _, rest = self.reader.readline(65537).decode("latin-1").partition(" ")
+        target, version, _ = rest.partition(" HTTP/1.")
+        if not version:
             return None
-        method, target, _ = line.decode("latin-1").split(" ", 2)
         lines = iter(lambda: self.reader.readline(65537).strip(b"\r\n").decode("latin-1"), "")
         headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
         length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
@@ -2086,9 +2083,9 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection for good; only for the thread that serves it."""
-        for close in (self.cut, self.reader.close, self.socket.close):
-            with contextlib.suppress(OSError):
-                close()
+        self.cut()
+        self.reader.close()
+        self.socket.close()
 
 
 def head(status: int, headers: Iterable[Tuple[str, str]]) -> bytes:
@@ -2102,6 +2099,13 @@ def chunk(data: bytes) -> bytes:
 
 def packed(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def changed(answer: Answer, status: int = 0, body: Any = None, headers: Optional[Dict[str, str]] = None) -> Answer:
+    """Return an answer with what a fault changes in it."""
+    body = packed(body) if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
+    return Answer(status or answer.status, answer.body if body is None else body,
+                  (*answer.headers, *(headers or {}).items()))
 
 
 class LoopbackServer:
@@ -2119,8 +2123,7 @@ class LoopbackServer:
         self.port = int(self._listener.getsockname()[1])
         self.host = f"127.0.0.1:{self.port}"
         self.url = ("https://" if tls else "http://") + self.host
-        self._thread = threading.Thread(target=self._accept, name="loopback-accept", daemon=True)
-        self.start = self._thread.start
+        self.start = threading.Thread(target=self._accept, name="loopback-accept", daemon=True).start
 
     def _tls_context(self, tls: bool, certificate: Optional[Certificate]) -> Optional[ssl.SSLContext]:
         self.ca: Optional[str] = None
@@ -2139,24 +2142,25 @@ class LoopbackServer:
 
     def _converse(self, accepted: socket.socket) -> None:
         """Answer the requests of one connection until either side ends it."""
-        connection = None
+        connection: Any = accepted
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._context:
-                accepted = self._context.wrap_socket(accepted, server_side=True)
-            connection = Connection(accepted)
+            connection = self._context.wrap_socket(accepted, server_side=True) if self._context else accepted
+            connection = Connection(connection)
             with self._log_lock:
                 self._connections[connection] = None
             while not self.closing.is_set():
                 request = connection.receive()
                 if request is None or not self._respond(request, connection):
                     return
-        except (OSError, ValueError):
-            pass  # the client went away, or does not speak HTTP or TLS: that is its own business
+        except OSError:
+            pass  # the client went away, or does not speak TLS: that is its own business
+        except Exception:  # pylint: disable=broad-except
+            self.bugs.append(traceback.format_exc())  # a mistake of the fake's own, for close() to show
         finally:
             with self._log_lock:
-                self._connections.pop(connection, None)  # type: ignore[arg-type]
-            (connection or accepted).close()
+                self._connections.pop(connection, None)
+            connection.close()
 
     def _respond(self, request: Request, connection: Connection) -> bool:
         """Log the request and answer it, and say whether the connection goes on."""
@@ -2164,56 +2168,31 @@ class LoopbackServer:
         with self._log_lock:
             self.requests.append(request)
             fault = next((fault for fault in self.faults if fault.strikes(request)), None)
-        try:
-            goes_on = self._misbehave(fault.options, request, connection) if fault else \
-                self.answer(request, connection)
-        except OSError:
-            raise
-        except Exception:  # pylint: disable=broad-except
-            self.bugs.append(traceback.format_exc())  # a mistake of the fake's own, for close() to show
-            return False
+        goes_on = self._misbehave(request, connection, **fault.options) if fault else self.answer(request, connection)
         return goes_on and request.headers.get("connection", "").lower() != "close"
 
-    def _misbehave(self, options: Document, request: Request, connection: Connection) -> bool:
-        """Carry out a scripted fault, and say whether the connection goes on."""
-        self._play([options.get("hang", b"")], connection)
-        made_up = bool({"status", "chunks"} & set(options))
-        # With apply the request has its effect and only its answer is lost.
-        true = None if (made_up or "drop" in options) and "apply" not in options else self.handle(request)
-        if "drop" in options:
+    def _misbehave(self, request: Request, connection: Connection, *, hang: Any = b"", apply: bool = False,
+                   drop: bool = False, answer: Any = None, wire: Any = None, chunks: Optional[Iterable[Any]] = None,
+                   cut: bool = False, cut_after: int = sys.maxsize, pause_after: int = 0, gate: Any = b"",
+                   **changes: Any) -> bool:
+        """Carry out a fault as `script` describes it, and say whether the connection goes on."""
+        self._play([hang], connection)
+        made_up = chunks is not None or "status" in changes
+        true = self.handle(request) if apply or not (made_up or drop) else None
+        if drop:
             return False
         if true is STREAM:
             return self.answer(request, connection)
-        if "chunks" in options:
-            return self._send_chunks(options, request, connection)
-        answer = self._scripted(options, None if made_up else true)
-        answer = options["answer"](request, answer) if "answer" in options else answer
-        response = self.whole(request, answer, dated="wire" not in options)
+        base = Answer(200, b"", (("Transfer-Encoding", "chunked"),) if chunks is not None else ())
+        scripted = changed(base if made_up else true, **changes)
+        response = self.whole(request, answer(request, scripted) if answer else scripted, dated=not wire)
         start = response.index(b"\r\n\r\n") + 4
-        response = response[:start + options.get("cut_after", len(response))]
-        pause = start + options.get("pause_after", 0)
-        self._play(options["wire"](response) if "wire" in options else
-                   [response[:pause], options.get("gate", b""), response[pause:]], connection)
-        return not {"wire", "cut_after"} & set(options)
-
-    def _scripted(self, options: Document, true: Optional[Answer]) -> Answer:
-        """Return the true answer with what a fault changes in it, or one made up altogether."""
-        body, headers = options.get("body"), tuple((options.get("headers") or {}).items())
-        content_type = "application/json" if isinstance(body, dict) else "text/plain"
-        body = packed(body) if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
-        if true:
-            return true._replace(body=true.body if body is None else body, headers=true.headers + headers)
-        return Answer(options["status"], body or b"", tuple({"Content-Type": content_type, **dict(headers)}.items()))
-
-    def _send_chunks(self, options: Document, request: Request, connection: Connection) -> bool:
-        """Send a chunked body in pieces exactly as given; cut=True ends it without the last chunk."""
-        request.status = options.get("status") or 200
-        headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked", **(options.get("headers") or {})}
-        pieces = (packed(piece) + b"\n" if isinstance(piece, dict) else piece for piece in options["chunks"])
-        self._play([head(request.status, headers.items())], connection)
-        self._play((chunk(piece) if isinstance(piece, bytes) else piece for piece in pieces), connection)
-        self._play([] if "cut" in options else [chunk(b"")], connection)
-        return "cut" not in options
+        response, pause = response[:start + cut_after], start + pause_after
+        self._play(wire(response) if wire else [response[:pause], gate, response[pause:]], connection)
+        if chunks is not None:
+            self._play((chunk(piece) if isinstance(piece, bytes) else chunk(packed(piece) + b"\n") if isinstance(
+                piece, dict) else piece for piece in itertools.chain(chunks, [] if cut else [b""])), connection)
+        return not (wire or cut) and cut_after == sys.maxsize
 
     def _play(self, pieces: Iterable[Any], connection: Connection) -> None:
         """Send bytes, let seconds pass, and wait until the test sets an Event, the client leaves or we close."""
@@ -2235,7 +2214,6 @@ class LoopbackServer:
         return head(answer.status, headers) + (b"" if bodiless or request.method == "HEAD" else answer.body)
 
     def send(self, request: Request, connection: Connection, answer: Answer) -> bool:
-        """Send a complete answer in one go, and say that the connection goes on."""
         connection.socket.sendall(self.whole(request, answer))
         return True
 
@@ -2252,16 +2230,14 @@ class LoopbackServer:
     def script(self, method: Optional[str] = None, path_part: str = "", times: int = 1, **options: Any) -> Fault:
         """Make the next matching requests go wrong, as the options say.
 
-        status, headers, body (bytes, str or a document): this answer instead of the true one.
-        Without status the true answer is given, with the headers added and the body put in its place.
+        status, headers, body (bytes, str or a document): this answer; without status the true one, changed in these.
         answer=function(request, answer): another answer.
-        apply=True: the request has its effect first, and then the scripted answer (or the true one) is sent.
-        drop=True: the connection is closed without an answer; cut_after=N: after N bytes of body.
-        hang=Event: wait for it first.
-        pause_after=N, gate=Event: wait for it after N bytes of body.
-        wire=function(response as bytes): what to send instead, after which the connection ends: bytes, an Event to
-        wait for, seconds to let pass.
-        chunks=[bytes | document | Event, ...], cut=True: a chunked body in these pieces, maybe unfinished.
+        apply=True: the request has its effect, and only its true answer is lost.
+        hang=Event: wait for it first.  drop=True: close the connection without an answer.
+        cut_after=N: close it after N bytes of body.  pause_after=N, gate=Event: wait for it after N bytes of body.
+        wire=function(response): the pieces to send instead of these bytes, before the connection is closed.
+        chunks=pieces, cut=True: a chunked body, maybe without the last chunk; a document is a chunk with a line.
+        A piece is bytes to send, an Event to wait for, or seconds to let pass.
         """
         fault = Fault(method=method, path_part=path_part, left=times, hits=0, options=options)
         with self._log_lock:
@@ -2301,11 +2277,9 @@ class LoopbackServer:
         """Stop serving and close every connection; no bug may have shown, and every scripted fault must have struck."""
         self.closing.set()
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept()
         self._listener.close()
         self.cut_connections()
-        if self._thread.is_alive():
-            self._thread.join(5)
         self.unscript()
         if self.bugs:
             raise AssertionError(self.bugs[0])
