@@ -77,6 +77,7 @@ from types import CodeType, SimpleNamespace
 from typing import (
     Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, TYPE_CHECKING, Tuple, Union)
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from xml.sax.saxutils import escape
 
 import urllib3
 import yaml
@@ -2310,10 +2311,6 @@ def json_answer(document: Document, status: int = 200) -> Answer:
     return Answer(status, packed(document) + b"\n")
 
 
-def event_line(kind: str, document: Document) -> bytes:
-    return packed({"type": kind, "object": document}) + b"\n"
-
-
 def merge(target: Any, patch: Any) -> Any:
     """Apply a merge patch as RFC 7386 section 2 says, without touching target."""
     if not isinstance(patch, dict):
@@ -2402,7 +2399,6 @@ class FakeCluster(LoopbackServer, Cluster):
         self.forget()
 
     def close(self) -> None:
-        self.cut_watches()
         self.admin.close()
         super().close()
 
@@ -2430,11 +2426,11 @@ class FakeCluster(LoopbackServer, Cluster):
 
     def push(self, event: Union[Document, bytes, None], path_part: str = "") -> None:
         """Send an event of the test's own (a document, or raw bytes) down the open watches; None ends them."""
-        self._tell(Event(packed(event) + b"\n" if isinstance(event, dict) else event, path_part=path_part))
+        self._tell(event, path_part=path_part)
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: Union[Document, bytes, None], *more: Any, **others: Any) -> None:
         with self._lock:
-            self._events.append(event)
+            self._events.append(Event(packed(event) + b"\n" if isinstance(event, dict) else event, *more, **others))
             self._lock.notify_all()
 
     def cut_watches(self, path_part: str = "") -> None:
@@ -2531,8 +2527,7 @@ class FakeCluster(LoopbackServer, Cluster):
         limit, token = int(request.query.get("limit") or 0), request.query.get("continue")
         matches = selector(request.query, namespace)
         if token and token not in kind.pages:
-            raise Failure(410, "Expired", "The provided continue parameter is too old to display a consistent list "
-                          "result.")
+            raise Failure(410, "Expired", "The provided continue parameter is too old")
         version, items = kind.pages[token] if token else (self._version, [
             document for _, document in sorted(kind.objects.items()) if matches(document)])
         page, rest = items[:limit or None], items[limit:] if limit else []
@@ -2542,43 +2537,35 @@ class FakeCluster(LoopbackServer, Cluster):
                             "metadata": {"continue": more, "resourceVersion": str(version)}})
 
     def _watch(self, request: Request, connection: Connection) -> bool:
-        """Send the events of a watch until it ends, and say that the connection may go on."""
-        (kind, namespace, *_), query, request.status = self._place(request), request.query, 200
-        assert kind is not None
-        matches, deadline = selector(query, namespace), time.monotonic() + int(query.get("timeoutSeconds") or 1800)
+        """Send what happens after a version, or that it is too old, and say that the connection may go on."""
+        kind, namespace, *_ = self._place(request)
+        since, seconds = (int(request.query.get(name) or 0) for name in ("resourceVersion", "timeoutSeconds"))
+        matches, deadline = selector(request.query, namespace), time.monotonic() + (seconds or 1800)
         with self._lock:
-            at, lines = len(self._events), self._first_lines(kind, matches, int(query.get("resourceVersion") or 0))
+            news, at = [event for event in self._events if event.version > since], len(self._events)
             self._watches.append(request)
+            if since < kind.oldest:  # type: ignore[union-attr]
+                gone = Failure(410, "Expired", f"too old resource version: {since}")
+                news = [Event(packed({"type": "ERROR", "object": gone.document}) + b"\n"), Event(None)]
         try:
-            connection.socket.sendall(head(200, (("Content-Type", "application/json"), ("Transfer-Encoding", "chunked"),
-                                                 ("Date", formatdate(usegmt=True)))))
+            connection.socket.sendall(self.whole(request, Answer(200, b"", (
+                ("Content-Type", "application/json"), ("Transfer-Encoding", "chunked")))))
             while not self.closing.is_set() and time.monotonic() < deadline:
-                told = list(itertools.takewhile(lambda line: line is not None, lines))
-                connection.socket.sendall(b"".join(chunk(line) for line in told))
-                if len(told) < len(lines):
+                lines = [event.line for event in news if (event.kind is kind and matches(event.document)) or (
+                    event.kind is None and event.path_part in request.target)]
+                connection.socket.sendall(b"".join(map(chunk, itertools.takewhile(bool, lines))))
+                if None in lines:
                     break
                 with self._lock:
                     self._lock.wait_for(lambda at=at: len(self._events) > at, min(0.5, deadline - time.monotonic()))
                     news, at = self._events[at:], len(self._events)
                 if not news and connection.peer_has_left():
                     raise ConnectionResetError("the client has left its watch")
-                lines = [event.line for event in news if (event.kind is kind and matches(event.document)) or (
-                    event.kind is None and event.path_part in request.target)]
             connection.socket.sendall(b"0\r\n\r\n")
             return True
         finally:
             with self._lock:
                 self._watches = [other for other in self._watches if other is not request]
-
-    def _first_lines(self, kind: Kind, matches: Callable[[Document], bool], version: int) -> List[Optional[bytes]]:
-        """Return what a watch sends at once: everything, what has happened since a version, or that it is too old."""
-        if 0 < version < kind.oldest:
-            gone = Failure(410, "Expired", f"too old resource version: {version} ({kind.oldest})")
-            return [event_line("ERROR", gone.document), None]
-        if version:
-            return [event.line for event in self._events
-                    if event.kind is kind and event.version > version and matches(event.document)]
-        return [event_line("ADDED", document) for _, document in sorted(kind.objects.items()) if matches(document)]
 
     def _create(self, kind: Kind, namespace: str, body: Document) -> Document:
         given = body.get("metadata") or {}
@@ -2617,15 +2604,14 @@ class FakeCluster(LoopbackServer, Cluster):
         shown["metadata"] = {**shown["metadata"], "resourceVersion": self.version}
         if after is not None:
             kind.objects[key] = shown
-        kind_of_event = "DELETED" if after is None else "MODIFIED" if before else "ADDED"
-        self._tell(Event(event_line(kind_of_event, shown), self._version, kind, shown))
+        event = {"type": "DELETED" if after is None else "MODIFIED" if before else "ADDED", "object": shown}
+        self._tell(event, self._version, kind, shown)
 
     def _patch(self, kind: Kind, old: Document, patch: Document, subresource: str) -> Document:
         document = merge(old, patch)
         owned = {name: value for name, value in old["metadata"].items() if name in SERVER_OWNS}
         if document["metadata"].get("resourceVersion") not in (None, owned["resourceVersion"]):
-            raise Failure(409, "Conflict", f'Operation cannot be fulfilled on {kind.full_name} "{owned["name"]}": the '
-                          "object has been modified; please apply your changes to the latest version and try again")
+            raise Failure(409, "Conflict", f'cannot patch {kind.full_name} "{owned["name"]}": it has been modified')
         if subresource:
             document = {**old, "status": document.get("status")}
         elif kind.status:
@@ -2659,8 +2645,7 @@ class FakeCluster(LoopbackServer, Cluster):
         if before:
             self.cut_watches(f"/{kind.plural}?")
             kind.objects = before.objects
-        # A new definition comes with a new cache, which knows nothing of earlier versions.
-        kind.forget(self._version)
+        kind.forget(self._version)  # a new definition comes with a new cache, which knows nothing of earlier versions
         self._kinds[kind.api_version, kind.plural] = kind
 
 
@@ -2674,19 +2659,9 @@ SIGNED_TERMS = re.compile(r"(?P<key>.+?)/(?P<scope>(?P<day>\d{8})/(?P<region>[^/
                           rf"(?P<when>(?P=day)T\d{{6}}Z) (?P<expires>\d+) {ALGORITHM} .*\bhost\b")
 
 
-def uri_encode(data: bytes, keep: bytes = b"") -> str:
-    """Encode every byte but the unreserved ones (and those to keep) as %XX."""
-    return quote(data, safe=keep)
-
-
-def uri_decode(text: str) -> bytes:
-    """Undo percent-encoding and nothing else; text holds one character for each byte, as the wire did."""
-    return unquote(text, "latin-1").encode("latin-1")
-
-
-def canonical(text: str, keep: bytes = b"") -> str:
-    """Return a part of a raw target encoded the canonical way."""
-    return uri_encode(uri_decode(text), keep)
+def canonical(text: str, keep: str = "") -> str:
+    """Return a part of a raw target, one character for each byte, with all but the unreserved (and `keep`) as %XX."""
+    return quote(unquote(text, "latin-1"), keep, "latin-1")
 
 
 def canonical_request(method: str, raw_path: str, raw_query: str, headers: Iterable[Tuple[str, str]],
@@ -2698,7 +2673,7 @@ def canonical_request(method: str, raw_path: str, raw_query: str, headers: Itera
     names = sorted(signed)
     pairs = (part.replace("+", " ").partition("=")[::2] for part in raw_query.split("&") if part)
     query = sorted(f"{canonical(name)}={canonical(value)}" for name, value in pairs if name != "X-Amz-Signature")
-    lines = [method, canonical(raw_path, b"/") or "/", "&".join(query)]
+    lines = [method, canonical(raw_path, "/") or "/", "&".join(query)]
     lines += [f"{name}:{','.join(values.get(name, ['']))}" for name in names]
     return "\n".join(lines + ["", ";".join(names), payload])
 
@@ -2723,13 +2698,9 @@ def presigned_url(url: str, access_key: str, secret_key: str, region: str, at: O
     query = {"X-Amz-Algorithm": ALGORITHM, "X-Amz-Credential": f"{access_key}/{scope}", "X-Amz-Date": when,
              "X-Amz-Expires": str(expires), "X-Amz-SignedHeaders": "host",
              **({"X-Amz-Security-Token": token} if token else {})}
-    raw = "&".join([f"{name}={uri_encode(value.encode())}" for name, value in query.items()] + [extra] * bool(extra))
+    raw = urlencode(query, quote_via=quote, safe="") + ("&" + extra if extra else "")
     request = canonical_request(method, "/" + path, raw, [("host", host)], ["host"], UNSIGNED)
     return f"{url}?{raw}&X-Amz-Signature=" + signature_of(secret_key, scope, string_to_sign(when, scope, request))
-
-
-def xml_text(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def xml_answer(content: str, status: int = 200) -> Answer:
@@ -2742,7 +2713,7 @@ class StoreError(Exception):
 
     def __init__(self, status: int, code: str, message: str, **elements: str) -> None:
         super().__init__(message)
-        self.answer = xml_answer("<Error>" + "".join(f"<{name}>{xml_text(value)}</{name}>" for name, value in {
+        self.answer = xml_answer("<Error>" + "".join(f"<{name}>{escape(value)}</{name}>" for name, value in {
             "Code": code, "Message": message, **elements}.items()) + "</Error>", status)
 
 
@@ -2765,7 +2736,7 @@ class Store:
 
     def url_of(self, bucket: str, key: str, **options: Any) -> str:
         """Return a pre-signed path-style URL of our own making; options: of presigned_url."""
-        return presigned_url(f"{self.url}/{bucket}/" + uri_encode(key.encode(), b"/"), **{
+        return presigned_url(f"{self.url}/{bucket}/" + quote(key), **{
             "access_key": self.access_key, "secret_key": self.secret_key, "region": self.region, "at": self.clock(),
             **options})
 
@@ -2812,11 +2783,11 @@ class FakeStore(LoopbackServer, Store):
     def _locate(self, request: Request) -> Tuple[str, str]:
         """Return bucket and key, from the path alone or with the bucket from the Host header."""
         name = re.sub(r":\d+$", "", request.headers.get("host", ""))
-        path = uri_decode(request.raw_path).decode("utf-8", "surrogateescape")[1:]
-        if name in self.path_hosts:
-            bucket, _, key = path.partition("/")
-            return bucket, key
-        return next((bucket for bucket in self.buckets if name.startswith(bucket + ".")), name.split(".")[0]), path
+        path = request.path[1:]
+        if name not in self.path_hosts:
+            return next((bucket for bucket in self.buckets if name.startswith(bucket + ".")), name.split(".")[0]), path
+        bucket, _, key = path.partition("/")
+        return bucket, key
 
     def _serve(self, request: Request, bucket: str, key: str) -> Answer:
         if bucket not in self.buckets:
@@ -2835,12 +2806,12 @@ class FakeStore(LoopbackServer, Store):
             end = key.find(delimiter, len(prefix)) if delimiter else -1
             name = key if end < 0 else key[:end + 1]
             if key.startswith(prefix) and name > request.query.get("continuation-token", ""):
-                rows[name] = f"<CommonPrefixes><Prefix>{xml_text(name)}</Prefix></CommonPrefixes>" if end >= 0 else (
-                    f"<Contents><Key>{xml_text(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
-                    f"<ETag>{xml_text(stored.etag)}</ETag><Size>{len(stored.body)}</Size></Contents>")
+                rows[name] = f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" if end >= 0 else (
+                    f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
+                    f"<ETag>{escape(stored.etag)}</ETag><Size>{len(stored.body)}</Size></Contents>")
         shown = list(rows)[:self.page]
         more = len(shown) < len(rows)
-        token = f"<NextContinuationToken>{xml_text(shown[-1])}</NextContinuationToken>" if more else ""
+        token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
         return xml_answer(f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
                           + "".join(rows[name] for name in shown) + "</ListBucketResult>")
 
@@ -2850,7 +2821,7 @@ class FakeStore(LoopbackServer, Store):
             raise StoreError(403, "AccessDenied", "Access Denied") if self.hide_missing else \
                 StoreError(404, "NoSuchKey", "The specified key does not exist.")
         if request.headers.get("if-match") not in (None, stored.etag):
-            raise StoreError(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
+            raise StoreError(412, "PreconditionFailed", "A precondition did not hold")
         size, span = len(stored.body), re.match(r"^bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
         headers = (("ETag", stored.etag), *stored.headers)
         begin, end = (int(span[1]), min(int(span[2] or size), size - 1)) if span else (0, -1)
@@ -2871,20 +2842,18 @@ class FakeStore(LoopbackServer, Store):
         when, signed, signature, given_token = given[1], given[4].split(";"), given[5], given[6]
         request.user, scope = self._check_terms(" ".join(given[:5]))
         if request.user not in self.keys:
-            raise StoreError(403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our "
-                             "records.", AWSAccessKeyId=request.user)
+            raise StoreError(403, "InvalidAccessKeyId", "The access key does not exist", AWSAccessKeyId=request.user)
         secret, token = self.keys[request.user]
         if token != given_token:
-            raise StoreError(400, "InvalidToken", "The provided token is malformed or otherwise invalid.")
+            raise StoreError(400, "InvalidToken", "The token is invalid")
         if [name for name in request.headers if name.startswith(("x-amz-", "host")) and name not in signed]:
             raise StoreError(403, "AccessDenied", "There were headers present in the request which were not signed")
         right = canonical_request(request.method, request.raw_path, request.raw_query, request.header_list, signed,
                                   UNSIGNED)
         text = string_to_sign(when, scope, right)
         if signature_of(secret, scope, text) != signature:
-            raise StoreError(403, "SignatureDoesNotMatch", "The request signature we calculated does not match the "
-                             "signature you provided. Check your key and signing method.",
-                             AWSAccessKeyId=request.user, StringToSign=text, CanonicalRequest=right)
+            raise StoreError(403, "SignatureDoesNotMatch", "The signature does not match", AWSAccessKeyId=request.user,
+                             StringToSign=text, CanonicalRequest=right)
 
     def _check_terms(self, text: str) -> Tuple[str, str]:
         """Check the form and the time of a pre-signed URL, and return access key and scope."""
@@ -2894,10 +2863,9 @@ class FakeStore(LoopbackServer, Store):
         if terms["region"] != self.region:
             raise StoreError(400, malformed, f"the region '{terms['region']}' is wrong; expecting '{self.region}'",
                              Region=self.region)
-        begin = datetime.strptime(terms["when"] + "+0000", "%Y%m%dT%H%M%SZ%z").timestamp()
-        if not begin - 900 <= self.clock() <= begin + int(terms["expires"]):
-            raise StoreError(403, "AccessDenied", "Request has expired" if self.clock() > begin else
-                             "Request is not yet valid")
+        age = self.clock() - datetime.strptime(terms["when"] + "+0000", "%Y%m%dT%H%M%SZ%z").timestamp()
+        if not -900 <= age <= int(terms["expires"]):
+            raise StoreError(403, "AccessDenied", "Request has expired" if age > 0 else "Request is not yet valid")
         return terms["key"], terms["scope"]
 
 
@@ -5844,18 +5812,6 @@ def dripped(piece: bytes) -> Iterator[Any]:
     return itertools.cycle((0.1, piece))
 
 
-class CutCluster(FakeCluster):
-    """A fake cluster whose connections are cut while it writes to them."""
-
-    def cut_connections(self) -> None:
-        """Cut every open connection; the threads that serve them close them, for TLS writes by the descriptor."""
-        with self._log_lock:
-            connections = list(self._connections)
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)
-
-
 class TokenFiles(World):
     """Tokens in a file, as the kubelet gives them to a pod."""
 
@@ -5894,7 +5850,7 @@ class EnduranceWorld(TokenFiles, FaultWorld):
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        return CutCluster(tls=True), FakeStore()
+        return FakeCluster(tls=True), FakeStore()
 
     def setUp(self) -> None:
         super().setUp()
@@ -10345,12 +10301,10 @@ def put_members(store: Any, bucket: str, key: str, member: bytes, count: int, in
     object_store.go).
     """
     store.create_bucket(bucket)
-    place = f"{store.url}/{bucket}/" + uri_encode(key.encode(), b"/")
     connection = http.client.HTTPConnection(store.host, timeout=120)
 
     def exchange(method: str, query: str, body: Any = b"", **headers: str) -> Tuple[http.client.HTTPMessage, str]:
-        url = presigned_url(place, store.access_key, store.secret_key, store.region, method=method, extra=query)
-        connection.request(method, url[len(store.url):], body, headers)
+        connection.request(method, store.url_of(bucket, key, method=method, extra=query)[len(store.url):], body, headers)
         response = connection.getresponse()
         text = response.read().decode()
         if response.status != 200:
