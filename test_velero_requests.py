@@ -1787,8 +1787,8 @@ class TestQueue(unittest.TestCase):
 
 Document = Dict[str, Any]
 
-# Who may talk to either cluster.
-USERS = ("admin", "limited", "reader", "controller", "stranger")
+USERS = ("admin", "limited", "reader", "controller", "stranger")  # who may talk to either cluster
+NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 def token_of(user: str) -> str:
@@ -1808,7 +1808,6 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = 
 
 class Clock:
     """A clock that the test turns."""
-
     ahead = timedelta(0)
 
     def __call__(self) -> datetime:
@@ -1821,7 +1820,6 @@ class Clock:
 
 class Certificate(NamedTuple):
     """The files of a server certificate for 127.0.0.1 and localhost, and of the authority that signed it."""
-
     ca: str
     cert: str
     key: str
@@ -1833,21 +1831,24 @@ def run_openssl(*arguments: str) -> None:
         raise RuntimeError(f"openssl {arguments[0]}: {done.stdout.decode(errors='replace')}")
 
 
+def issue_certificate(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
+    """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
+    base = os.path.join(folder, name)
+    with open(base + ".ext", "w", encoding="ascii") as file:
+        # Python 3.13 verifies strictly: without the two key identifiers it refuses the certificate.
+        file.write("basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+                   + (f"subjectAltName={names}\n" if names else ""))
+    run_openssl("req", *NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj", f"/CN={subject or name}")
+    run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
+                "-CAcreateserial", "-days", days, "-out", base + ".crt", "-extfile", base + ".ext")
+
+
 def make_certificate(folder: str) -> Certificate:
     """Make an authority and a server certificate signed by it in folder."""
-    made = Certificate(*(os.path.join(folder, name) for name in ("ca.crt", "tls.crt", "tls.key")))
-    ca_key, request, extensions = (os.path.join(folder, name) for name in ("ca.key", "tls.csr", "tls.ext"))
-    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    run_openssl("req", "-x509", *new_key, "-keyout", ca_key, "-out", made.ca, "-days", "30", "-subj", "/CN=test-ca",
-                "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    run_openssl("req", *new_key, "-keyout", made.key, "-out", request, "-subj", "/CN=loopback")
-    with open(extensions, "w", encoding="ascii") as file:
-        # Python 3.13 verifies strictly: without the two key identifiers it refuses the certificate.
-        file.write("subjectAltName=DNS:localhost,DNS:*.localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n"
-                   "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
-    run_openssl("x509", "-req", "-in", request, "-CA", made.ca, "-CAkey", ca_key, "-CAcreateserial", "-days", "30",
-                "-out", made.cert, "-extfile", extensions)
-    return made
+    run_openssl("req", "-x509", *NEW_KEY, "-keyout", f"{folder}/ca.key", "-out", f"{folder}/ca.crt", "-days", "30",
+                "-subj", "/CN=test-ca", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    issue_certificate(folder, "tls", "DNS:localhost,DNS:*.localhost,IP:127.0.0.1", subject="loopback")
+    return Certificate(*(os.path.join(folder, name) for name in ("ca.crt", "tls.crt", "tls.key")))
 
 
 @functools.lru_cache(maxsize=None)
@@ -1858,9 +1859,7 @@ def shared_certificate() -> Certificate:
     return make_certificate(folder)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# What both clusters share: the administrator's client, kubeconfig files, CRDs, namespaces
-# ------------------------------------------------------------------------------------------------------------
+# ---- What both clusters share: the administrator's client, kubeconfig files, CRDs, namespaces
 
 GROUPS = {plural: group for group, plurals in {
     "velero.io/v1": "downloadrequests serverstatusrequests backups restores backupstoragelocations",
@@ -1905,12 +1904,12 @@ class Admin:
                                  preload_content=not stream, redirect=False)
 
     def call(self, method: str, path: str, body: Any = None, content_type: str = "application/json",
-             query: Optional[Document] = None) -> Document:
-        """Send one request and return the document answered, or raise Refused."""
+             query: Optional[Document] = None, unless: int = 0) -> Document:
+        """Send one request and return the document answered, nothing at the status `unless`, or raise Refused."""
         response = self.raw(method, path, body, content_type, query)
-        if response.status >= 300:
+        if response.status >= 300 and response.status != unless:
             raise Refused(response.status, response.data[:500])
-        return json.loads(response.data)
+        return {} if response.status == unless else json.loads(response.data)
 
     def get(self, resource: str, name: str, namespace: Optional[str] = None) -> Document:
         return self.call("GET", resource_path(resource, namespace, name))
@@ -1918,18 +1917,10 @@ class Admin:
     def list(self, resource: str, namespace: Optional[str] = None, **query: Any) -> Document:
         return self.call("GET", resource_path(resource, namespace), query=query)
 
-    def create(self, resource: str, document: Document, namespace: Optional[str] = None) -> Document:
+    def create(self, resource: str, document: Document, namespace: Optional[str] = None, **options: Any) -> Document:
         """Create an object; apiVersion is filled in when it is missing."""
-        return self.call("POST", resource_path(resource, namespace), {"apiVersion": GROUPS[resource], **document})
-
-    def created(self, resource: str, document: Document) -> bool:
-        """Create an object of the whole cluster unless it is there, and say whether it was not."""
-        try:
-            return bool(self.create(resource, document))
-        except Refused as refused:
-            if refused.args[0] != 409:
-                raise
-            return False
+        return self.call("POST", resource_path(resource, namespace), {"apiVersion": GROUPS[resource], **document},
+                         **options)
 
     def merge_patch(self, resource: str, name: str, patch: Document, namespace: Optional[str] = None) -> Document:
         """Apply an RFC 7386 patch to the object or to the subresource named behind a slash."""
@@ -1952,7 +1943,6 @@ class Admin:
 
 class Cluster:
     """What a test may ask of either cluster."""
-
     kind = "abstract"
     url = ""
     ca: Optional[str] = None
@@ -1977,34 +1967,28 @@ class Cluster:
 
     def install_crds(self, documents: Iterable[Document]) -> None:
         """Make the cluster serve these CRDs, whatever dialect of them it served before."""
-        wanted = [document for document in documents if document]
-        for document in wanted:
-            if not self.admin.created("customresourcedefinitions", document):
-                self.admin.merge_patch("customresourcedefinitions", document["metadata"]["name"],
-                                       {"spec": document["spec"]})
-        for document in wanted:
-            wait_until(lambda document=document: self.serves(document), 30, "the CRD " + document["metadata"]["name"])
+        for document in filter(None, documents):
+            name, change = document["metadata"]["name"], {"spec": document["spec"]}
+            if not self.admin.create("customresourcedefinitions", document, unless=409):
+                self.admin.merge_patch("customresourcedefinitions", name, change)
+            wait_until(lambda document=document: self.serves(document), 30, "the CRD " + name)
 
     def serves(self, crd: Document) -> bool:
         """Say whether the server answers in the CRD's dialect already; a fake always does."""
         return bool(crd)
 
-    def new_namespace(self, name: Optional[str] = None) -> str:
-        """Create a namespace, with a fresh name unless one is given, and return its name."""
+    def new_namespace(self, name: str = "") -> str:
         name = name or "ns-" + uuid.uuid4().hex[:10]
-        self.admin.created("namespaces", {"kind": "Namespace", "metadata": {"name": name}})
+        self.admin.create("namespaces", {"kind": "Namespace", "metadata": {"name": name}}, unless=409)
         return name
 
     def clear(self, namespace: str, *resources: str) -> None:
         """Delete all objects of these resources in the namespace, or every one that a test can have left there."""
-        for resource in resources or ("downloadrequests", "serverstatusrequests", "backups", "restores",
-                                      "backupstoragelocations", "secrets", "events", "deployments"):
+        for resource in resources or ("secrets", *(name for name, group in GROUPS.items() if group == "velero.io/v1")):
             self.admin.raw("DELETE", resource_path(resource, namespace))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# HTTP/1.1 over loopback: what the fakes are built on, and the one vocabulary of faults
-# ------------------------------------------------------------------------------------------------------------
+# ---- HTTP/1.1 over loopback: what the fakes are built on, and the one vocabulary of faults
 
 class Request:
     """One request as it came over the wire; target is the raw request line's, unfolded and undecoded."""
@@ -2021,13 +2005,9 @@ class Request:
         self.status = 0
         self.at = time.monotonic()
 
-    def __repr__(self) -> str:
-        return f"<{self.method} {self.target} by {self.user} -> {self.status}>"
-
 
 class Answer(NamedTuple):
     """A complete response."""
-
     status: int
     body: bytes
     headers: Tuple[Tuple[str, str], ...] = (("Content-Type", "application/json"),)
@@ -2038,7 +2018,6 @@ STREAM = Answer(0, b"")  # stands for the answer to a watch, which is no single 
 
 class Fault(SimpleNamespace):
     """A scripted misbehaviour of some requests, used up after some times; `hits` counts how often it struck."""
-
     left: int
     hits: int
 
@@ -2286,9 +2265,7 @@ class LoopbackServer:
             raise AssertionError(self.bugs[0])
 
 
-# ------------------------------------------------------------------------------------------------------------
-# FakeCluster: what the module reads of kube-apiserver, both dialects of the status, and no more
-# ------------------------------------------------------------------------------------------------------------
+# ---- FakeCluster: what the module reads of kube-apiserver, both dialects of the status, and no more
 
 API_PATH = re.compile(r"^/apis?/(v1|[^/]+/[^/]+)(?:/namespaces/([^/]+))?/([^/]+)(?:/([^/]+))?(?:/([^/]+))?$")
 OBJECT_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
@@ -2369,7 +2346,6 @@ class Kind:
 
 class Event(NamedTuple):
     """What is sent down the watches on a kind that match the document, or of a test's own down those of a path."""
-
     line: Optional[bytes]  # None ends the watch
     version: int = 0
     kind: Optional[Kind] = None
@@ -2379,7 +2355,6 @@ class Event(NamedTuple):
 
 class FakeCluster(LoopbackServer, Cluster):
     """A loopback Kubernetes API that answers what the module reads as kube-apiserver 1.34 does."""
-
     kind = "fake"
 
     def __init__(self, tls: bool = False, certificate: Optional[Certificate] = None) -> None:
@@ -2649,9 +2624,7 @@ class FakeCluster(LoopbackServer, Cluster):
         self._kinds[kind.api_version, kind.plural] = kind
 
 
-# ------------------------------------------------------------------------------------------------------------
-# FakeStore, and Signature Version 4 written from the AWS specification alone, so that it can judge the module's
-# ------------------------------------------------------------------------------------------------------------
+# ---- FakeStore, and Signature Version 4 written from the AWS specification alone, so that it can judge the module's
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED = "UNSIGNED-PAYLOAD"
@@ -2719,7 +2692,6 @@ class StoreError(Exception):
 
 class StoredObject(NamedTuple):
     """One object with the headers that are given back with it."""
-
     body: bytes
     etag: str
     headers: Tuple[Tuple[str, str], ...]
@@ -2727,7 +2699,6 @@ class StoredObject(NamedTuple):
 
 class Store:
     """What a test may ask of either store."""
-
     url: str
     access_key: str
     secret_key: str
@@ -2743,7 +2714,6 @@ class Store:
 
 class FakeStore(LoopbackServer, Store):
     """A loopback S3 server that believes no signature it has not recomputed itself."""
-
     kind = "fake"
     access_key, secret_key = "AKIAFAKESTORE", "fake-store-secret/+"
     page = 1000  # keys in one page of a listing
@@ -2794,26 +2764,19 @@ class FakeStore(LoopbackServer, Store):
             raise StoreError(404, "NoSuchBucket", "The specified bucket does not exist")
         if not key:
             return Answer(200, b"", ()) if request.method == "HEAD" else self._list(request, bucket)
-        if request.method == "PUT":
-            self.put(bucket, key, request.body)
-            return Answer(200, b"", (("ETag", self.buckets[bucket][key].etag),))
         return self._object(request, bucket, key)
 
     def _list(self, request: Request, bucket: str) -> Answer:
-        prefix, delimiter = request.query.get("prefix", ""), request.query.get("delimiter", "")
-        rows: Dict[str, str] = {}
-        for key, stored in sorted(self.buckets[bucket].items()):
-            end = key.find(delimiter, len(prefix)) if delimiter else -1
-            name = key if end < 0 else key[:end + 1]
-            if key.startswith(prefix) and name > request.query.get("continuation-token", ""):
-                rows[name] = f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" if end >= 0 else (
-                    f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
-                    f"<ETag>{escape(stored.etag)}</ETag><Size>{len(stored.body)}</Size></Contents>")
-        shown = list(rows)[:self.page]
-        more = len(shown) < len(rows)
-        token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
-        return xml_answer(f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
-                          + "".join(rows[name] for name in shown) + "</ListBucketResult>")
+        """Return a page of the keys and folders; a token is the last name that has been shown."""
+        prefix, after = request.query.get("prefix", ""), request.query.get("continuation-token", "")
+        names = sorted({prefix + "".join(key[len(prefix):].partition("/")[:2]) for key in self.buckets[bucket]
+                        if key.startswith(prefix)})
+        left = [name for name in names if name > after]
+        shown, rest = left[:self.page], left[self.page:]
+        token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if rest else ""
+        return xml_answer(f"<ListBucketResult><IsTruncated>{str(bool(rest)).lower()}</IsTruncated>{token}" + "".join(
+            f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" if name.endswith("/") else
+            f"<Contents><Key>{escape(name)}</Key></Contents>" for name in shown) + "</ListBucketResult>")
 
     def _object(self, request: Request, bucket: str, key: str) -> Answer:
         stored = self.buckets[bucket].get(key)
@@ -2869,9 +2832,7 @@ class FakeStore(LoopbackServer, Store):
         return terms["key"], terms["scope"]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The real servers, one of each for a process: CRDs hold for a whole cluster
-# ------------------------------------------------------------------------------------------------------------
+# ---- The real servers, one of each for a process: CRDs hold for a whole cluster
 
 def free_port() -> int:
     """Return a loopback port that nobody uses, from below those that the kernel gives to others by itself."""
@@ -2898,26 +2859,6 @@ def stop_process(process: subprocess.Popen[bytes]) -> int:
         return process.wait()
 
 
-class Child:
-    """A server process of ours with its log, stopped by its own pid."""
-
-    def __init__(self, folder: str, *command: str) -> None:
-        self.log = os.path.join(folder, os.path.basename(command[0]) + ".log")
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
-        self.stop = functools.partial(stop_process, self.process)
-
-    def wait_ready(self, ready: Callable[[], bool], seconds: float) -> None:
-        """Wait until ready() is true, and fail with the end of the log when that does not happen."""
-        with contextlib.suppress(AssertionError):
-            wait_until(lambda: self.process.poll() is not None or ready(), seconds)
-            if self.process.poll() is None:
-                return
-        with open(self.log, "rb") as log:
-            raise RuntimeError(f"not ready (exit code {self.process.poll()}): {self.process.args}; its log ends:\n"
-                               + log.read()[-3000:].decode(errors="replace"))
-
-
 def answers(url: str, expected: bytes, **options: Any) -> bool:
     """Say whether a GET of the URL gives a body that contains this."""
     with urllib3.PoolManager(**options) as pool, contextlib.suppress(urllib3.exceptions.HTTPError):
@@ -2927,24 +2868,31 @@ def answers(url: str, expected: bytes, **options: Any) -> bool:
 
 class RealServer:
     """Programs of the real servers with a folder of their own."""
-
     kind = "real"
 
     def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="velero-requests-real-")
-        self.children: List[Child] = []
+        self.children: List[subprocess.Popen[bytes]] = []
 
     def run(self, ready: Callable[[], bool], *command: str) -> None:
-        self.children.append(Child(self.folder, *command))
+        """Start a program and wait until it is ready, or show the end of its log and fail."""
+        path = os.path.join(self.folder, os.path.basename(command[0]) + ".log")
+        with open(path, "wb") as log:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder)
+        self.children.append(child)
         try:
-            self.children[-1].wait_ready(ready, 60)
+            wait_until(lambda: child.poll() is not None or ready(), 60, command[0])
+            if child.poll() is not None:
+                raise RuntimeError(f"{command[0]} ended with exit code {child.poll()}")
         except BaseException:
+            with open(path, encoding="utf-8", errors="replace") as text:
+                print(text.read()[-3000:], file=sys.stderr)
             self.close()
             raise
 
     def close(self) -> None:
         for child in reversed(self.children):
-            child.stop()
+            stop_process(child)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -2961,10 +2909,11 @@ class RealCluster(RealServer, Cluster):
         self.run(lambda: answers(self.etcd_url + "/health", b"true"), os.path.join(assets, "etcd"), "--data-dir",
                  os.path.join(self.folder, "etcd"), "--listen-client-urls", self.etcd_url, "--advertise-client-urls",
                  self.etcd_url, "--listen-peer-urls", peer, "--unsafe-no-fsync")
-        headers = {"Authorization": "Bearer " + token_of("admin")}
-        self.run(lambda: answers(self.url + "/readyz", b"ok", ca_certs=made.ca, headers=headers),
-                 os.path.join(assets, "kube-apiserver"), *self._flags(made))
+        self.run(self.ready, os.path.join(assets, "kube-apiserver"), *self._flags(made))
         wait_until(lambda: self.admin.raw("GET", "/api/v1/namespaces/default").status == 200, 30, "the namespaces")
+
+    def ready(self) -> bool:
+        return answers(self.url + "/readyz", b"ok", ca_certs=self.ca, headers=self.admin.headers)
 
     def _flags(self, made: Certificate) -> List[str]:
         private, public, tokens = (os.path.join(self.folder, name) for name in ("sa.key", "sa.pub", "tokens.csv"))
@@ -3009,14 +2958,11 @@ class RealCluster(RealServer, Cluster):
             "kind": "RoleBinding", "metadata": {"name": name},
             "roleRef": {"apiGroup": api, "kind": "Role", "name": name},
             "subjects": [{"apiGroup": api, "kind": "User", "name": user}]}, namespace)
-        wait_until(lambda: all(self._allows(user, rule, namespace) for rule in rules), 10, "the grant")
-
-    def _allows(self, user: str, rule: Document, namespace: str) -> bool:
-        resource, _, subresource = rule["resources"][0].partition("/")
-        attributes = {"namespace": namespace, "verb": rule["verbs"][0], "group": rule["apiGroups"][0],
-                      "resource": resource, "subresource": subresource, "name": rule.get("resourceNames", [""])[0]}
+        resource, _, subresource = rules[-1]["resources"][0].partition("/")
+        attributes = {"namespace": namespace, "verb": rules[-1]["verbs"][0], "group": rules[-1]["apiGroups"][0],
+                      "resource": resource, "subresource": subresource, "name": rules[-1].get("resourceNames", [""])[0]}
         review = {"kind": "SubjectAccessReview", "spec": {"user": user, "resourceAttributes": attributes}}
-        return bool(self.admin.create("subjectaccessreviews", review)["status"]["allowed"])
+        wait_until(lambda: self.admin.create("subjectaccessreviews", review)["status"]["allowed"], 10, "the grant")
 
     def compact(self) -> None:
         """Make etcd forget all versions but the newest."""
@@ -3027,7 +2973,6 @@ class RealCluster(RealServer, Cluster):
 
 class RealStore(RealServer, Store):
     """versitygw over a temporary folder: a bucket is a folder, an object a file."""
-
     access_key, secret_key, region = "AKIAREALSTORE", "real-store-secret", "us-east-1"
     ca: Optional[str] = None
 
@@ -3067,9 +3012,7 @@ real_cluster = functools.partial(real_server, RealCluster, "kube-apiserver")
 real_store = functools.partial(real_server, RealStore, "versitygw")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Proof that the fakes agree with the real servers
-# ------------------------------------------------------------------------------------------------------------
+# ---- Proof that the fakes agree with the real servers ------------------------
 
 def load_crds(release: str) -> List[Document]:
     """Return the CRDs of a Velero release from the folder VELERO_CRDS, or skip the test."""
@@ -3147,7 +3090,6 @@ else:
 
 class ServerChecks(Mixin):
     """Answers, lists and watches, on either cluster; rights are in the contract."""
-
     start: Callable[[], Any]
 
     def setUp(self) -> None:
@@ -3225,8 +3167,6 @@ class ServerChecks(Mixin):
 
 
 class TestServersFake(ServerChecks, unittest.TestCase):
-    """The checks on the fake."""
-
     def start(self) -> Any:
         cluster = FakeCluster(tls=True)
         self.addCleanup(cluster.close)
@@ -3234,8 +3174,6 @@ class TestServersFake(ServerChecks, unittest.TestCase):
 
 
 class TestServersReal(ServerChecks, unittest.TestCase):
-    """The checks on the real kube-apiserver."""
-
     start = staticmethod(real_cluster)
 
 
@@ -3250,7 +3188,6 @@ def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] 
 
 class StoreChecks(Mixin):
     """What the fake and the real store have in common."""
-
     store: Any
     unknown_key = "403 InvalidAccessKeyId"
 
@@ -3308,37 +3245,16 @@ class TestServersFakeStore(StoreChecks, unittest.TestCase):
         with self.assertRaisesRegex(AssertionError, "never struck: .*DELETE.*/nothing"):
             self.store.unscript()
 
-    def test_who_closes_a_connection(self) -> None:
-        """A descriptor is closed by the thread that uses it, and not by who ends the server meanwhile."""
-        held, go_on = [], threading.Event()
-
-        class Slow(LoopbackServer):
-            def answer(self, request: Request, connection: Connection) -> bool:
-                held.append(connection)
-                return not go_on.wait(10)
-        server = Slow()
-        server.start()
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            wait_until(lambda: held)
-            server.close()
-            self.assertEqual((b"", True), (client.recv(1), held[0].socket.fileno() >= 0))
-            go_on.set()
-            wait_until(lambda: held[0].socket.fileno() < 0, 10, "the thread to close it")
-
 
 class TestServersRealStore(StoreChecks, unittest.TestCase):
     """The checks against versitygw."""
-
     unknown_key = "404 XAdminUserNotFound"  # here it differs from AWS, and the fake follows AWS
 
     def setUp(self) -> None:
         self.store = real_store()
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Contract: the tools
-# ------------------------------------------------------------------------------------------------------------
+# ---- Contract: the tools -----------------------------------------------------
 
 FAR = "9999-12-31T23:59:59Z"
 SSR = "serverstatusrequests"
@@ -3364,7 +3280,6 @@ KEYS = {
 
 class Result(NamedTuple):
     """What a command came to."""
-
     code: int
     out: bytes
     err: str
@@ -3463,7 +3378,6 @@ def reason_of(document: Optional[Document]) -> str:
 
 class World(Mixin):
     """A cluster in one dialect, a store, and for each test a namespace with a backup and a restore in it."""
-
     status_subresource = False
     cluster: Any
     store: Any
@@ -3553,10 +3467,7 @@ class World(Mixin):
         return name
 
     def look(self, name: str, resource: str = "downloadrequests") -> Optional[Document]:
-        response = self.admin.raw("GET", resource_path(resource, self.namespace, name))
-        if response.status not in (200, 404):
-            raise Refused(response.status, response.data[:500])
-        return json.loads(response.data) if response.status == 200 else None
+        return self.admin.call("GET", resource_path(resource, self.namespace, name), unless=404) or None
 
     def names(self, resource: str = "downloadrequests") -> List[str]:
         return [item["metadata"]["name"] for item in self.admin.list(resource, self.namespace)["items"]]
@@ -3657,7 +3568,6 @@ class RealWorld(World):
 
 class VeleroWorld(World):
     """The CRDs as Velero itself installs them, on the real servers when there, otherwise on the fakes."""
-
     release = ""
 
     @classmethod
@@ -4403,19 +4313,6 @@ class TestContractVeleroOld(VeleroWorld, CoreTests, unittest.TestCase):
 
 KUBECTL = shutil.which("kubectl")
 NO_KUBECTL = "kubectl is not on the PATH, so what it makes of the kubeconfigs was not compared with ours"
-KUBE_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-def kube_issue(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
-    """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
-    base = os.path.join(folder, name)
-    with open(base + ".ext", "w", encoding="ascii") as file:
-        file.write("basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-                   + (f"subjectAltName={names}\n" if names else ""))
-    run_openssl("req", *KUBE_NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj",
-                f"/CN={subject or name}")
-    run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
-                "-CAcreateserial", "-days", days, "-out", base + ".crt", "-extfile", base + ".ext")
 
 
 @functools.lru_cache(maxsize=None)
@@ -4425,10 +4322,10 @@ def kube_pki() -> str:
     atexit.register(shutil.rmtree, folder, True)
     make_certificate(folder)  # ca.crt; tls.crt for localhost and 127.0.0.1
     for name in ("alice", "bob"):
-        kube_issue(folder, name)
-    kube_issue(folder, "named", "DNS:kubernetes.default.svc,DNS:*.example.com")
-    kube_issue(folder, "nameless", subject="localhost")
-    kube_issue(folder, "expired", "DNS:localhost,IP:127.0.0.1", days="-1")
+        issue_certificate(folder, name)
+    issue_certificate(folder, "named", "DNS:kubernetes.default.svc,DNS:*.example.com")
+    issue_certificate(folder, "nameless", subject="localhost")
+    issue_certificate(folder, "expired", "DNS:localhost,IP:127.0.0.1", days="-1")
     with open(os.path.join(folder, "spoiled.crt"), "wb") as file:  # a block that is none, and a good one after it
         file.write("# é\n".encode() + kube_bytes("ca.crt", folder).replace(b"MII", b"QUJD", 1)
                    + kube_bytes("ca.crt", folder))
@@ -5576,9 +5473,9 @@ class TestTlsErrors(KubeFolder):
         with open(made[5], "w", encoding="ascii") as file:
             file.write("[old]\nbasicConstraints=CA:TRUE\n[san]\nsubjectAltName=IP:127.0.0.1\n[req]\n"
                        "distinguished_name=name\n[name]\n")
-        run_openssl("req", "-x509", *KUBE_NEW_KEY, "-keyout", made[1], "-out", made[0], "-days", "30", "-subj",
+        run_openssl("req", "-x509", *NEW_KEY, "-keyout", made[1], "-out", made[0], "-days", "30", "-subj",
                     "/CN=old", "-config", made[5], "-extensions", "old")
-        run_openssl("req", *KUBE_NEW_KEY, "-keyout", made[3], "-out", made[4], "-subj", "/CN=x")
+        run_openssl("req", *NEW_KEY, "-keyout", made[3], "-out", made[4], "-subj", "/CN=x")
         run_openssl("x509", "-req", "-in", made[4], "-CA", made[0], "-CAkey", made[1], "-CAcreateserial", "-days",
                     "30", "-out", made[2], "-extfile", made[5], "-extensions", "san")
         cluster = FakeCluster(tls=True, certificate=Certificate(made[0], made[2], made[3]))
@@ -6882,11 +6779,9 @@ class TestOutageReal(RealWorld, unittest.TestCase):
         self.addCleanup(done.set)
         wait_until(lambda: len(made) > 20, 15, "some load")
         stopped = cluster.children.pop()
-        stopped.stop()
+        stop_process(stopped)
         spend(5.0)
-        cluster.children.append(Child(cluster.folder, *stopped.process.args))
-        cluster.children[-1].wait_ready(lambda: answers(cluster.url + "/readyz", b"ok", ca_certs=cluster.ca, headers={
-            "Authorization": "Bearer " + token_of("admin")}), 60)
+        cluster.run(cluster.ready, *stopped.args)
         before = len(made)
         wait_until(lambda: len(made) > before + 20, 30, "some more load")
         done.set()
@@ -6912,7 +6807,6 @@ BACKUP_FILES = {"metadata/version": b"1.1.0\n",
 
 class Stage(NamedTuple):
     """Where commands run: the servers, the working folder, and the environment a user would have set."""
-
     cluster: Cluster
     store: Any
     folder: str
@@ -11762,25 +11656,23 @@ TIMED: Tuple[Tuple[str, float, str, Optional[float], str], ...] = (
     ("plugin get", 0.38 * 303, "303 ms", 0.38, "plugin get"),
     ("describe --details", 0.8 * 183, "183 ms", 0.8, "backup describe described --details"),
     ("backup logs, 5.6 MB", 125, "125 ms", 1.0, "backup logs chatty"))
-# name, backup, words after the program, what curl's output goes through, then the most against each other
-DOWNLOADS: Tuple[Tuple[str, str, str, Dict[str, str], Dict[str, Optional[float]]], ...] = (
-    ("1 GiB stored in parts into a file", "large.tar.gz", "backup download large -o {} --force --quiet",
-     {"curl": '-o "$2"', "curl && sync": '-o "$2" && sync "$2"'}, {"curl": 1.2, "curl && sync": None, VELERO: 1.0}),
-    ("1 GiB where the ETag is an MD5", "single.tar.gz", "backup download single -o {} --force --quiet",
-     {"curl": '-o "$2"'}, {"curl": None}),
-    (f"{LOG_MB} MB of log text", "wordy-logs.gz", "backup logs wordy",
-     {"curl | gzip -dc": "| gzip -dc > /dev/null"}, {"curl | gzip -dc": 0.9, VELERO: 1.0}))
+# name, key, words after the program, with whom it is compared: what curl's output goes through, the most against it
+DOWNLOADS: Tuple[Tuple[str, str, str, Dict[str, Tuple[str, Optional[float]]]], ...] = (
+    ("1 GiB stored in parts into a file", "backups/large/large.tar.gz",
+     "backup download large -o target --force --quiet",
+     {"curl": ("-o target", 1.2), "curl && sync": ("-o target && sync target", None), VELERO: ("", 1.0)}),
+    ("1 GiB where the ETag is an MD5", "backups/single/single.tar.gz",
+     "backup download single -o target --force --quiet", {"curl": ("-o target", None)}),
+    (f"{LOG_MB} MB of log text", "backups/wordy/wordy-logs.gz", "backup logs wordy",
+     {"curl | gzip -dc": ("| gzip -dc > /dev/null", 0.9), VELERO: ("", 1.0)}))
 LINE = ('time="2026-05-01T03:{:02}:{:02}Z" level=info msg="Backing up item" backup=velero/wordy logSource='
         '"pkg/backup/item_backupper.go:{}" name=settings-{:07} namespace=shop-{} resource=configmaps\n')
 FIRST_URL = """
-import time
+import time, velero_requests as vr
 from datetime import datetime, timedelta, timezone
-import velero_requests as ours
-location = ours.Location("default", "bench", region="us-east-1")
-credentials = ours.Credentials("AKIABENCH", "bench-secret")
+location, keys = vr.Location("default", "bench", region="us-east-1"), vr.Credentials("AKIABENCH", "bench-secret")
 begun = time.perf_counter()
-address = ours.object_address(location, "backups/b/b-logs.gz")
-url = ours.presign(address, credentials, datetime.now(timezone.utc), timedelta(minutes=10))
+vr.presign(vr.object_address(location, "backups/b/b-logs.gz"), keys, datetime.now(timezone.utc), timedelta(minutes=10))
 print(time.perf_counter() - begun)
 """
 
@@ -11802,26 +11694,26 @@ def figure(name: str, measured: float, unit: str = "", limit: Optional[float] = 
 
 def presign_figures() -> None:
     """Compare in alternating rounds over keys that were never signed before."""
-    location = vr.Location("default", BUCKET, region="us-east-1", s3_url="http://127.0.0.1:9000", path_style=True)
-    credentials, life = vr.Credentials("AKIABENCH", "bench-secret"), timedelta(minutes=10)
-    signers: Dict[str, Callable[[str], str]] = {"ours": lambda key: vr.presign(
-        vr.object_address(location, key), credentials, datetime.now(timezone.utc), life)}
+    endpoint, keys = "http://127.0.0.1:9000", ("AKIABENCH", "bench-secret")
+    location = vr.Location("default", BUCKET, region="us-east-1", s3_url=endpoint, path_style=True)
+    signers: Dict[str, Callable[[str], str]] = {OURS: lambda key: vr.presign(vr.object_address(
+        location, key), vr.Credentials(*keys), datetime.now(timezone.utc), timedelta(minutes=10))}
     if HAS_BOTOCORE:
         import botocore.config
+        config = botocore.config.Config(signature_version="s3v4", s3={"addressing_style": "path"})
         client = botocore.session.Session().create_client(
-            "s3", region_name="us-east-1", endpoint_url="http://127.0.0.1:9000", aws_access_key_id="AKIABENCH",
-            aws_secret_access_key="bench-secret", config=botocore.config.Config(
-                signature_version="s3v4", s3={"addressing_style": "path"}))
+            "s3", region_name="us-east-1", endpoint_url=endpoint, aws_access_key_id=keys[0],
+            aws_secret_access_key=keys[1], config=config)
         signers["botocore"] = lambda key: client.generate_presigned_url(
             "get_object", {"Bucket": BUCKET, "Key": key}, 600)
     rates: Dict[str, List[float]] = {who: [] for who in signers}
     for who, sign in [*signers.items()] * 9:
-        keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(3000 if who == "ours" else 300)]
+        new_keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(3000 if who == OURS else 300)]
         begun = time.perf_counter()
-        for key in keys:
+        for key in new_keys:
             sign(key)
-        rates[who].append(len(keys) / (time.perf_counter() - begun))
-    figure("pre-signing, URLs a second", statistics.median(rates["ours"]), "/s")
+        rates[who].append(len(new_keys) / (time.perf_counter() - begun))
+    figure("pre-signing, URLs a second", statistics.median(rates[OURS]), "/s")
     if not HAS_BOTOCORE:
         tell("(pre-signing: not compared, botocore is not installed; `make bench` installs it)")
         return
@@ -11858,17 +11750,16 @@ class Bench:
 
     def furnish_downloads(self) -> None:
         """Leave two backups of 1 GiB, and one with a log of 400 MB, one gzip member as Velero writes it."""
-        for name, put in (("large", put_in_parts), ("single", put_members)):
+        store, member = self.stage.store, gzip.compress(noise(MIB), 1)
+        for name, put in (("large", put_in_parts), ("single", put_members), ("wordy", None)):
             add_backup(self.stage, name)
-            put(self.stage.store, BUCKET, f"backups/{name}/{name}.tar.gz", gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
-        add_backup(self.stage, "wordy")
-        packer, log, size, number = zlib.compressobj(6, zlib.DEFLATED, 31), bytearray(), 0, 0
-        while size < LOG_MB * 1_000_000:
-            text = "".join(LINE.format(at // 60 % 60, at % 60, at * 7919 % 997, at * 2654435761 % 1000003, at % 17)
-                           for at in range(number, number + 20_000)).encode()
-            number, size = number + 20_000, size + len(text)
-            log += packer.compress(text)
-        self.stage.store.put(BUCKET, "backups/wordy/wordy-logs.gz", bytes(log + packer.flush()))
+            if put:
+                put(store, BUCKET, f"backups/{name}/{name}.tar.gz", member, ARCHIVE_MIB)
+        text = "".join(LINE.format(at // 60 % 60, at % 60, at * 7919 % 997, at * 2654435761 % 1000003, at % 17)
+                       for at in range(20_000)).encode()  # far more than the window of deflate
+        packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+        packed_log = [packer.compress(text) for _ in range(LOG_MB * 1_000_000 // len(text) + 1)]
+        store.put(BUCKET, "backups/wordy/wordy-logs.gz", b"".join(packed_log) + packer.flush())
 
     def create_request(self, client: Admin) -> str:
         made = client.create("downloadrequests", download_request(target="nightly"), NAMESPACE)
@@ -11883,11 +11774,10 @@ class Bench:
 
     def response_times(self, count: int) -> List[Tuple[float, float]]:
         """Return milliseconds until a watch shows the URL, one request at a time: since created, since sent."""
-        client, times = self.stage.cluster.client("admin"), []
-        answers = self.answers(client)
+        answers, times = self.answers(self.stage.cluster.client("admin")), []
         for _ in range(count):
             sent = time.time()
-            name = self.create_request(client)
+            name = self.create_request(self.admin)
             created = time.time()
             at = next(at for answered, at in answers if answered == name)
             times.append((1000 * (at - created), 1000 * (at - sent)))
@@ -11899,14 +11789,14 @@ class Bench:
 
         The writers are threads: four processes on two cores took longer to create the same, not shorter.
         """
-        def write(_: int) -> float:
-            client = self.stage.cluster.client("admin")
+        def write(client: Admin) -> float:
             for _ in range(BURST // WRITERS):
                 self.create_request(client)
             return time.time()
-        answers, begun = self.answers(self.stage.cluster.client("admin")), time.time()
+        watcher, *writers = (self.stage.cluster.client("admin") for _ in range(1 + WRITERS))
+        answers, begun = self.answers(watcher), time.time()
         with ThreadPoolExecutor(WRITERS) as pool:
-            ends, answered = pool.map(write, range(WRITERS)), dict(itertools.islice(answers, BURST))
+            ends, answered = pool.map(write, writers), dict(itertools.islice(answers, BURST))
             created = max(ends)
         if len(answered) < BURST:
             raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s")
@@ -11964,16 +11854,15 @@ class Bench:
             raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
         return taken
 
-    def compare(self, name: str, rounds: int, unit: str, commands: Dict[str, Command],
+    def compare(self, name: str, unit: str, commands: Dict[str, Command],
                 goals: Dict[Tuple[str, str], Optional[float]], *expected: Any) -> None:
         """Time commands in turns, so that a busy machine slows all alike; print the first, the others, and ratios."""
+        word, rounds = ("median", 2 * ROUNDS) if unit == "ms" else ("best", ROUNDS)
         rows = zip(*([self.seconds_of(command) for command in commands.values()] for _ in range(rounds)))
         times = {who: 1000 * statistics.median(row) if unit == "ms" else min(row) for who, row in zip(commands, rows)}
-        for who, taken in times.items():
-            if who == OURS:
-                figure(f"{name}, {'median' if unit == 'ms' else 'best'} of {rounds}", taken, unit, *expected)
-            else:
-                figure(f"the same by {who}", taken, unit)
+        figure(f"{name}, {word} of {rounds}", times[OURS], unit, *expected)
+        for who in list(times)[1:]:
+            figure(f"the same by {who}", times[who], unit)
         for (one, other), goal in goals.items():
             if other in times:
                 figure(f"{one} against {other}", times[one] / times[other], "x", goal)
@@ -11987,7 +11876,7 @@ class Bench:
             OURS: (sys.executable, os.path.join(prefix, "bin", "velero_requests.py")),
             SCRIPT: (sys.executable, "velero_requests.py"), **({VELERO: (self.velero,)} if self.velero else {})}
         for name, limit, velero, share, words in TIMED:
-            self.compare(name, 2 * ROUNDS, "ms", {who: (*start, *words.split()) for who, start in programs.items()},
+            self.compare(name, "ms", {who: (*start, *words.split()) for who, start in programs.items()},
                          {(OURS, VELERO): share, (SCRIPT, VELERO): None}, limit, velero)
         if not self.velero:
             tell("(commands: not compared, there is no velero on the PATH)")
@@ -12010,18 +11899,16 @@ class Bench:
             tell("(downloads: not measured, there is no real S3 server)")
             return
         self.furnish_downloads()
-        for name, artifact, words, thens, goals in DOWNLOADS:
-            key = f"backups/{artifact.partition('.')[0].partition('-')[0]}/{artifact}"
-            url = store.url_of(BUCKET, key)
-            argv = words.format("target").split()
+        for name, key, words, others in DOWNLOADS:
+            argv, url = words.split(), store.url_of(BUCKET, key)
             ours = (sys.executable, "velero_requests.py", *argv)
-            commands = {OURS: ours, **{who: ("sh", "-c", f'curl -sf "$1" {then}', "sh", url, "target")
-                                       for who, then in thens.items()}}
-            if self.velero and VELERO in goals:
+            commands = {OURS: ours, **{who: ("sh", "-c", f'curl -sf "$1" {then}', "sh", url)
+                                       for who, (then, _) in others.items() if who != VELERO}}
+            if self.velero and VELERO in others:
                 commands[VELERO] = (self.velero, *(word for word in argv if word not in ("--force", "--quiet")))
             self.seconds_of(ours)  # warms the cache
-            self.compare(name, ROUNDS, "s", commands, {(OURS, who): goal for who, goal in goals.items()})
-            if VELERO in goals:
+            self.compare(name, "s", commands, {(OURS, who): goal for who, (_, goal) in others.items()})
+            if VELERO in others:
                 figure(f"{name.split(' stored')[0]}, memory while it runs", self.peak_memory(ours), "MiB", PEAK)
 
 
