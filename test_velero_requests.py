@@ -3012,7 +3012,7 @@ real_cluster = functools.partial(real_server, RealCluster, "kube-apiserver")
 real_store = functools.partial(real_server, RealStore, "versitygw")
 
 
-# ---- Proof that the fakes agree with the real servers ------------------------
+# ---- What worlds and checks are made of --------------------------------------
 
 def load_crds(release: str) -> List[Document]:
     """Return the CRDs of a Velero release from the folder VELERO_CRDS, or skip the test."""
@@ -3076,105 +3076,14 @@ def look_up(document: Any, path: str) -> Any:
     return document
 
 
-def fields_of(document: Document, paths: Iterable[str]) -> Document:
-    """Return what stands at these paths of a document; `names` are those of the items of a list."""
-    document = {"names": [item["metadata"]["name"] for item in document.get("items", [])], **document}
-    return {path: look_up(document, path) for path in paths}
+def names_in(listed: Document) -> List[str]:
+    return [item["metadata"]["name"] for item in listed.get("items", [])]
 
 
 if TYPE_CHECKING:
     Mixin = unittest.TestCase
 else:
     Mixin = object  # unittest must not run the checks without a cluster
-
-
-class ServerChecks(Mixin):
-    """Answers, lists and watches, on either cluster; rights are in the contract."""
-    start: Callable[[], Any]
-
-    def setUp(self) -> None:
-        self.cluster = self.start()
-        self.cluster.install_crds(velero_requests.crd_manifests(False))
-        self.addCleanup(self.cluster.install_crds, velero_requests.crd_manifests(False))
-        self.admin: Admin = self.cluster.admin
-        self.namespace: str = self.cluster.new_namespace()
-
-    def make(self, name: str) -> str:
-        """Create a DownloadRequest in this test's namespace, and return its version."""
-        made = self.admin.create("downloadrequests", download_request(name), self.namespace)
-        return str(made["metadata"]["resourceVersion"])
-
-    def events(self, version: str, last: str = "ADDED:z", **query: Any) -> Dict[str, Document]:
-        """Return what a watch tells until this event, or its end: type:name -> object."""
-        found: Dict[str, Document] = {}
-        for event in self.admin.watch("downloadrequests", self.namespace, **{
-                "resourceVersion": version, "timeoutSeconds": 10, **query}):
-            found[f"{event['type']}:{event['object']['metadata'].get('name', '')}"] = event["object"]
-            if last in found:
-                break
-            if "allowWatchBookmarks" in query and len(found) == 1:
-                self.make("late")  # a real server sends a bookmark near the end, if anything has happened
-                if self.cluster.kind == "fake":
-                    self.cluster.send_bookmarks()
-        return found
-
-    def test_single_answers(self) -> None:
-        """In both dialects."""
-        for has_status in (True, False):
-            self.cluster.install_crds(velero_requests.crd_manifests(has_status))
-            base = f"/apis/velero.io/v1/namespaces/{self.cluster.new_namespace()}/"
-            for method, path, body, wanted in server_answers(has_status):
-                with self.subTest(has_status=has_status, method=method, path=path, body=body):
-                    answer = self.admin.raw(method, path if path[0] == "/" else base + path, body,
-                                            MERGE if method == "PATCH" else "application/json")
-                    document = json.loads(answer.data) if answer.data.startswith(b"{") else {}
-                    self.assertEqual(wanted, fields_of(document, wanted) if answer.status < 300 else
-                                     f"{answer.status} {document.get('reason', '')}", answer.data)
-
-    def test_lists_and_watches(self) -> None:
-        """Pages show one moment; a watch tells every change once and in order, of one object where that is asked."""
-        for name in "ab":
-            self.make(name)
-        first = self.admin.list("downloadrequests", self.namespace, limit=1)
-        version = self.make("c")
-        second = self.admin.list("downloadrequests", self.namespace, limit=1, **{
-            "continue": first["metadata"]["continue"]})
-        self.assertEqual([["a"], ["b"]], [fields_of(page, ["names"])["names"] for page in (first, second)])
-        self.assertEqual({"continue": "", "resourceVersion": first["metadata"]["resourceVersion"]}, second["metadata"])
-        self.admin.merge_patch("downloadrequests", "a", {"metadata": {"labels": {"x": "1"}}}, self.namespace)
-        self.admin.delete("downloadrequests", "b", self.namespace)
-        self.make("z")
-        events = self.events(version)
-        self.assertEqual(["MODIFIED:a", "DELETED:b", "ADDED:z"], list(events))
-        versions = [int(document["metadata"]["resourceVersion"]) for document in events.values()]
-        self.assertEqual(sorted(set(versions)), versions)
-        self.assertEqual(["ADDED:z"], list(self.events(version, fieldSelector="metadata.name=z")))
-        events = self.events(str(versions[-2]), "BOOKMARK:", timeoutSeconds=5, allowWatchBookmarks="true")
-        self.assertEqual((["ADDED:z", "ADDED:late", "BOOKMARK:"], {"apiVersion", "kind", "metadata"}), (
-            list(events), set(events["BOOKMARK:"])))
-        self.assertEqual(*(events[name]["metadata"]["resourceVersion"] for name in ("ADDED:late", "BOOKMARK:")))
-
-    def test_versions_that_are_too_old(self) -> None:
-        """A watch from one answers 200 with one ERROR event; a new dialect ends the watches and makes all too old."""
-        version = self.make("a")
-        with ThreadPoolExecutor(1) as pool:
-            ended_watch = pool.submit(self.events, version, timeoutSeconds=30)
-            self.cluster.install_crds(velero_requests.crd_manifests(True))
-            ended_watch.result(20)
-        for old in ("1", version):
-            (status,) = self.events(old).values()
-            self.assertEqual((410, "Expired"), (status["code"], status["reason"]))
-
-
-class TestServersFake(ServerChecks, unittest.TestCase):
-    def start(self) -> Any:
-        cluster = FakeCluster(tls=True)
-        self.addCleanup(cluster.close)
-        return cluster
-
-
-class TestServersReal(ServerChecks, unittest.TestCase):
-    start = staticmethod(real_cluster)
 
 
 def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] = None) -> Any:
@@ -3184,74 +3093,6 @@ def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] 
     options: Document = {"ca_certs": ca} if ca else {}
     with urllib3.connection_from_url(base, timeout=20, retries=False, **options) as pool:
         return pool.urlopen("GET", url[len(base):], headers=headers, redirect=False)
-
-
-class StoreChecks(Mixin):
-    """What the fake and the real store have in common."""
-    store: Any
-    unknown_key = "403 InvalidAccessKeyId"
-
-    def check(self, wanted: str, url: str, **headers: str) -> None:
-        """GET a URL, and compare the status with the code in the XML, or the body."""
-        with self.subTest(url, **headers):
-            answer = fetch(url, headers)
-            code = re.search(rb"<Code>(.*?)</Code>", answer.data)
-            self.assertEqual(wanted, f"{answer.status} {(code[1] if code else answer.data).decode()}")
-
-    def test_answers(self) -> None:
-        """Keys, ranges and conditions, and every kind of wrong URL with its own code."""
-        self.store.put("bucket", "a b+c/ü~$%&=?d#.txt", b"x")
-        self.store.put("bucket", "k", b"0123456789")
-        wrong, malformed = "403 SignatureDoesNotMatch", "400 AuthorizationQueryParametersError"
-        url = self.store.url_of("bucket", "k")
-        for headers, wanted in (({"Range": "bytes=4-", "If-Match": fetch(url).headers["ETag"]}, "206 456789"),
-                                ({"Range": "bytes=10-"}, "416 InvalidRange"),
-                                ({"If-Match": '"other"'}, "412 PreconditionFailed")):
-            self.check(wanted, url, **headers)
-        for key, options, wanted in (
-                ("a b+c/ü~$%&=?d#.txt", {}, "200 x"), ("none", {}, "404 NoSuchKey"),
-                ("k", {"secret_key": "wrong"}, wrong), ("k", {"access_key": "NOBODY"}, self.unknown_key),
-                ("k", {"at": time.time() - 700}, "403 AccessDenied"), ("k", {"expires": 604801}, malformed),
-                ("k", {"region": "nowhere"}, malformed)):
-            self.check(wanted, self.store.url_of("bucket", key, **options))
-        for other, wanted in ((url + "0", wrong), (url.replace("/k?", "/other?"), wrong),
-                              (f"{self.store.url}/bucket/k", "403 AccessDenied")):
-            self.check(wanted, other)
-
-
-class TestServersFakeStore(StoreChecks, unittest.TestCase):
-    """The checks against the fake store, and what only the fake can do."""
-
-    def setUp(self) -> None:
-        self.store = FakeStore()
-        self.addCleanup(self.store.close)
-
-    def test_what_only_the_fake_can_do(self) -> None:
-        """Buckets in the host, a clock, keys with a token; a fault that never strikes is told."""
-        self.store.put("bucket", "a/../b", b"x")
-        self.check("200 x", self.store.url_of("bucket", "a/../b"))
-        host, url, now = f"bucket.s3.local:{self.store.port}", self.store.url_of("bucket", "a/../b"), time.time()
-        there = presigned_url(f"http://{host}/a/../b", self.store.access_key, self.store.secret_key, self.store.region)
-        for name, wanted in ((host, "200 x"), ("b.other", "403 SignatureDoesNotMatch")):
-            self.check(wanted, there.replace(host, self.store.host), Host=name)
-        for seconds, wanted in ((602, "403 AccessDenied"), (598, "200 x")):
-            self.store.clock = lambda seconds=seconds: now + seconds
-            self.check(wanted, url)
-        self.store.keys["ASIA"] = ("secret", "to+ken/=")
-        for token, wanted in (("to+ken/=", "200 x"), ("x", "400 InvalidToken"), ("", "400 InvalidToken")):
-            own = {"access_key": "ASIA", "secret_key": "secret", "token": token}
-            self.check(wanted, self.store.url_of("bucket", "a/../b", **own))
-        self.store.script("DELETE", "/nothing", drop=True)
-        with self.assertRaisesRegex(AssertionError, "never struck: .*DELETE.*/nothing"):
-            self.store.unscript()
-
-
-class TestServersRealStore(StoreChecks, unittest.TestCase):
-    """The checks against versitygw."""
-    unknown_key = "404 XAdminUserNotFound"  # here it differs from AWS, and the fake follows AWS
-
-    def setUp(self) -> None:
-        self.store = real_store()
 
 
 # ---- Contract: the tools -----------------------------------------------------
@@ -3470,7 +3311,7 @@ class World(Mixin):
         return self.admin.call("GET", resource_path(resource, self.namespace, name), unless=404) or None
 
     def names(self, resource: str = "downloadrequests") -> List[str]:
-        return [item["metadata"]["name"] for item in self.admin.list(resource, self.namespace)["items"]]
+        return names_in(self.admin.list(resource, self.namespace))
 
     def serve(self, user: str = "admin", plugins: Tuple[Tuple[str, str], ...] = (), **settings: Any) -> Any:
         """Run a controller on the test's clock until the test ends; settings: attributes of it."""
@@ -3577,6 +3418,117 @@ class VeleroWorld(World):
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
         return RealWorld.start() if assets_folder() else super().start()
+
+
+class ServerChecks(World):
+    """Answers, lists and watches of either cluster, and what either store answers; rights are in the contract."""
+
+    def request(self, name: str) -> str:
+        """Create a DownloadRequest, and return its version."""
+        made = self.admin.create("downloadrequests", download_request(name), self.namespace)
+        return str(made["metadata"]["resourceVersion"])
+
+    def events(self, version: str, last: str = "ADDED:z", **query: Any) -> Dict[str, Document]:
+        """Return what a watch tells until this event, or its end: type:name -> object."""
+        found: Dict[str, Document] = {}
+        for event in self.admin.watch("downloadrequests", self.namespace, **{
+                "resourceVersion": version, "timeoutSeconds": 10, **query}):
+            found[f"{event['type']}:{event['object']['metadata'].get('name', '')}"] = event["object"]
+            if last in found:
+                break
+            if "allowWatchBookmarks" in query and len(found) == 1:
+                self.request("late")  # a real server sends a bookmark near the end, if anything has happened
+                if self.cluster.kind == "fake":
+                    self.cluster.send_bookmarks()
+        return found
+
+    def test_single_answers(self) -> None:
+        """In both dialects."""
+        self.addCleanup(self.cluster.install_crds, self.crds())
+        for has_status in (True, False):
+            self.cluster.install_crds(velero_requests.crd_manifests(has_status))
+            base = f"/apis/velero.io/v1/namespaces/{self.cluster.new_namespace()}/"
+            for method, path, body, wanted in server_answers(has_status):
+                with self.subTest(has_status=has_status, method=method, path=path, body=body):
+                    answer = self.admin.raw(method, path if path[0] == "/" else base + path, body,
+                                            MERGE if method == "PATCH" else "application/json")
+                    document = json.loads(answer.data) if answer.data.startswith(b"{") else {}
+                    document["names"] = names_in(document)
+                    self.assertEqual(wanted, f"{answer.status} {document.get('reason', '')}" if answer.status > 299 else
+                                     {path: look_up(document, path) for path in wanted}, answer.data)
+
+    def test_lists_and_watches(self) -> None:
+        """Pages show one moment; a watch tells every change once and in order, of one object where that is asked."""
+        for name in "ab":
+            self.request(name)
+        first = self.admin.list("downloadrequests", self.namespace, limit=1)
+        version, more = self.request("c"), {"continue": first["metadata"]["continue"]}
+        second = self.admin.list("downloadrequests", self.namespace, limit=1, **more)
+        self.assertEqual([["a"], ["b"]], [names_in(page) for page in (first, second)])
+        self.assertEqual({"continue": "", "resourceVersion": first["metadata"]["resourceVersion"]}, second["metadata"])
+        self.admin.merge_patch("downloadrequests", "a", {"metadata": {"labels": {"x": "1"}}}, self.namespace)
+        self.admin.delete("downloadrequests", "b", self.namespace)
+        self.request("z")
+        events = self.events(version)
+        self.assertEqual(["MODIFIED:a", "DELETED:b", "ADDED:z"], list(events))
+        versions = [int(document["metadata"]["resourceVersion"]) for document in events.values()]
+        self.assertEqual(sorted(set(versions)), versions)
+        self.assertEqual(["ADDED:z"], list(self.events(version, fieldSelector="metadata.name=z")))
+        events = self.events(str(versions[-2]), "BOOKMARK:", timeoutSeconds=5, allowWatchBookmarks="true")
+        self.assertEqual((["ADDED:z", "ADDED:late", "BOOKMARK:"], {"apiVersion", "kind", "metadata"}), (
+            list(events), set(events["BOOKMARK:"])))
+        self.assertEqual(*(events[name]["metadata"]["resourceVersion"] for name in ("ADDED:late", "BOOKMARK:")))
+
+    def test_versions_that_are_too_old(self) -> None:
+        """A watch from one answers 200 with one ERROR event; a new dialect ends the watches and makes all too old."""
+        self.addCleanup(self.cluster.install_crds, self.crds())
+        version = self.request("a")
+        with ThreadPoolExecutor(1) as pool:
+            ended_watch = pool.submit(self.events, version, timeoutSeconds=30)
+            self.cluster.install_crds(velero_requests.crd_manifests(True))
+            ended_watch.result(20)
+        for old in ("1", version):
+            (status,) = self.events(old).values()
+            self.assertEqual((410, "Expired"), (status["code"], status["reason"]))
+
+    def test_stores(self) -> None:
+        """Keys, ranges and conditions, and every kind of wrong URL with its own code."""
+        url_of, awkward = functools.partial(self.store.url_of, self.namespace), "a b+c/ü~$%&=?d#.txt"
+        for key, body in ((awkward, b"x"), ("k", b"0123456789")):
+            self.store.put(self.namespace, key, body)
+        wrong, denied, url = "403 SignatureDoesNotMatch", "403 AccessDenied", url_of("k")
+        malformed = "400 AuthorizationQueryParametersError"
+        # For an unknown key versitygw differs from AWS, and the fake follows AWS.
+        unknown = "403 InvalidAccessKeyId" if self.store.kind == "fake" else "404 XAdminUserNotFound"
+        for asked, headers, wanted in (
+                (url, {"Range": "bytes=4-", "If-Match": fetch(url).headers["ETag"]}, "206 456789"),
+                (url, {"Range": "bytes=10-"}, "416 InvalidRange"), (url, {"If-Match": '"x"'}, "412 PreconditionFailed"),
+                (url_of(awkward), {}, "200 x"), (url_of("none"), {}, "404 NoSuchKey"),
+                (url_of("k", secret_key="wrong"), {}, wrong), (url_of("k", access_key="NOBODY"), {}, unknown),
+                (url.partition("?")[0], {}, denied), (url_of("k", at=time.time() - 700), {}, denied),
+                (url_of("k", expires=604801), {}, malformed), (url_of("k", region="nowhere"), {}, malformed),
+                (url + "0", {}, wrong), (url.replace("/k?", "/other?"), {}, wrong)):
+            with self.subTest(asked, **headers):
+                answer = fetch(asked, headers)
+                code = re.search(rb"<Code>(.*?)</Code>", answer.data)
+                self.assertEqual(wanted, f"{answer.status} {(code[1] if code else answer.data).decode()}")
+
+
+class TestServersFake(ServerChecks, FakeWorld, unittest.TestCase):
+    def test_sessions(self) -> None:
+        """The token of a session belongs to its key; a fault that never strikes is told."""
+        self.put()
+        self.store.keys["ASIA"] = ("secret", "to+ken/=")
+        for token, wanted in (("to+ken/=", 200), ("x", 400), ("", 400)):
+            own = {"access_key": "ASIA", "secret_key": "secret", "token": token}
+            self.assertEqual(wanted, fetch(self.store.url_of(self.namespace, KEYS["BackupLog"], **own)).status)
+        self.store.script("DELETE", "/nothing", drop=True)
+        with self.assertRaisesRegex(AssertionError, "never struck: .*DELETE.*/nothing"):
+            self.store.unscript()
+
+
+class TestServersReal(ServerChecks, RealWorld, unittest.TestCase):
+    pass
 
 
 # ------------------------------------------------------------------------------------------------------------
