@@ -1844,7 +1844,6 @@ def issue_certificate(folder: str, name: str, names: str = "", days: str = "30",
 
 
 def make_certificate(folder: str) -> Certificate:
-    """Make an authority and a server certificate signed by it in folder."""
     run_openssl("req", "-x509", *NEW_KEY, "-keyout", f"{folder}/ca.key", "-out", f"{folder}/ca.crt", "-days", "30",
                 "-subj", "/CN=test-ca", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
     issue_certificate(folder, "tls", "DNS:localhost,DNS:*.localhost,IP:127.0.0.1", subject="loopback")
@@ -1928,7 +1927,6 @@ class Admin:
         return self.call("DELETE", resource_path(resource, namespace, name))
 
     def watch(self, resource: str, namespace: Optional[str] = None, **query: Any) -> Iterator[Document]:
-        """Yield the events of a watch until the server ends it."""
         with contextlib.closing(self.raw("GET", resource_path(resource, namespace), query={"watch": "1", **query},
                                          stream=True)) as response:
             if response.status >= 300:
@@ -2015,13 +2013,11 @@ STREAM = Answer(0, b"")  # stands for the answer to a watch, which is no single 
 
 class Fault(SimpleNamespace):
     """A scripted misbehaviour of some requests, used up after some times; `hits` counts how often it struck."""
-    left: int
-    hits: int
 
     def strikes(self, request: Request) -> bool:
         struck = self.left > 0 and self.method in (None, request.method) and self.path_part in request.target
         self.left, self.hits = self.left - struck, self.hits + struck
-        return struck
+        return bool(struck)
 
 
 class Connection:
@@ -2060,6 +2056,11 @@ class Connection:
         self.cut()
         self.reader.close()
         self.socket.close()
+
+
+def head(status: int, headers: Iterable[Tuple[str, str]]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}"]
+    return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers), "", ""]).encode("latin-1")
 
 
 def chunk(data: bytes) -> bytes:
@@ -2130,7 +2131,6 @@ class LoopbackServer:
             connection.close()
 
     def _respond(self, request: Request, connection: Connection) -> bool:
-        """Log the request and answer it, and say whether the connection goes on."""
         self.identify(request)
         with self._log_lock:
             self.requests.append(request)
@@ -2178,9 +2178,7 @@ class LoopbackServer:
         if not bodiless and not any(name.lower() in ("content-length", "transfer-encoding") for name, _ in headers):
             headers.append(("Content-Length", str(len(answer.body))))
         headers += [("Date", formatdate(usegmt=True))] if dated else []
-        head = [f"HTTP/1.1 {answer.status} {http.client.responses.get(answer.status, 'Unknown')}",
-                *(f"{name}: {value}" for name, value in headers), "", ""]
-        return "\r\n".join(head).encode("latin-1") + (b"" if bodiless or request.method == "HEAD" else answer.body)
+        return head(answer.status, headers) + (b"" if bodiless or request.method == "HEAD" else answer.body)
 
     def send(self, request: Request, connection: Connection, answer: Answer) -> bool:
         connection.socket.sendall(self.whole(request, answer))
@@ -2421,7 +2419,6 @@ class FakeCluster(LoopbackServer, Cluster):
         request.parsed = json.loads(request.body or b"null")
 
     def answer(self, request: Request, connection: Connection) -> bool:
-        """Answer one request; a watch streams until it ends."""
         answer = self.handle(request)
         return self._watch(request, connection) if answer is STREAM else self.send(request, connection, answer)
 
@@ -2561,7 +2558,6 @@ class FakeCluster(LoopbackServer, Cluster):
         return kind.find(owned.get("namespace", ""), name)
 
     def _write(self, kind: Kind, key: Tuple[str, str], after: Optional[Document]) -> None:
-        """Store or remove an object and tell the watches."""
         self._version += 1
         before = kind.objects.pop(key, None)
         shown = dict(after or before or {})
@@ -2920,7 +2916,6 @@ class RealCluster(RealServer, Cluster):
             "disable-admission-plugins": "ServiceAccount", "service-cluster-ip-range": "10.0.0.0/24"}.items()]
 
     def serves(self, crd: Document) -> bool:
-        """Say whether the server answers and watches in the CRD's dialect."""
         spec, version = crd["spec"], crd["spec"]["versions"][0]
         plural, wanted = spec["names"]["plural"], "status" in (version.get("subresources") or {})
         base = f"/apis/{spec['group']}/{version['name']}"
@@ -2954,7 +2949,6 @@ class RealCluster(RealServer, Cluster):
         wait_until(lambda: self.admin.create("subjectaccessreviews", review)["status"]["allowed"], 10, "the grant")
 
     def compact(self) -> None:
-        """Make etcd forget all versions but the newest."""
         with contextlib.closing(Admin(self.etcd_url, None)) as etcd:
             revision = etcd.call("POST", "/v3/kv/range", {"key": base64.b64encode(b"/").decode()})["header"]["revision"]
             etcd.call("POST", "/v3/kv/compaction", {"revision": revision, "physical": True})
@@ -3004,7 +2998,6 @@ real_store = functools.partial(real_server, RealStore, "versitygw")
 # ---- What worlds and checks are made of --------------------------------------
 
 def load_crds(release: str) -> List[Document]:
-    """Return the CRDs of a Velero release from the folder VELERO_CRDS, or skip the test."""
     folder = os.environ.get("VELERO_CRDS")
     if not folder:
         raise unittest.SkipTest("no CRDs of Velero: VELERO_CRDS is not set")
@@ -3145,7 +3138,7 @@ def run(*argv: str, env: Optional[Dict[str, Optional[str]]] = None) -> Result:
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     with environment(env or {}), logger_kept(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = int(velero_requests.main(list(argv)))
+            code = int(vr.main(list(argv)))
         except SystemExit as end:
             code = int(end.code or 0)
     return Result(code, out.buffer.getvalue(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
@@ -3159,7 +3152,7 @@ class Program:
         self.out_path, self.err_path = base + ".out", base + ".err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, velero_requests.__file__, *argv], cwd=folder, stdin=subprocess.DEVNULL,
+                [sys.executable, vr.__file__, *argv], cwd=folder, stdin=subprocess.DEVNULL,
                 stdout=out if stdout is None else stdout, stderr=err, env={**os.environ, **(env or {})})
 
     def text(self) -> str:
@@ -3180,7 +3173,6 @@ class Program:
 
 
 def instant(text: str) -> datetime:
-    """Return the instant of an RFC 3339 text with seconds and Z."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
 
 
@@ -3202,7 +3194,6 @@ def location_in(store: Any, name: str, bucket: str, config: Optional[Document] =
 
 
 def reason_of(document: Optional[Document]) -> str:
-    """Return the reason annotated to a request, or an empty text."""
     return str(((document or {}).get("metadata", {}).get("annotations") or {}).get(REASON, ""))
 
 
@@ -3218,7 +3209,7 @@ class World(Mixin):
 
     @classmethod
     def crds(cls) -> List[Document]:
-        return velero_requests.crd_manifests(cls.status_subresource)
+        return vr.crd_manifests(cls.status_subresource)
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -3304,18 +3295,17 @@ class World(Mixin):
 
     def serve(self, user: str = "admin", plugins: Tuple[Tuple[str, str], ...] = (), **settings: Any) -> Any:
         """Run a controller on the test's clock until the test ends; settings: attributes of it."""
-        api = velero_requests.connect(velero_requests.load_cluster(self.cluster.kubeconfig(self.folder, user)))
-        server = velero_requests.Server("v1.18.1", plugins or velero_requests.Server("").plugins)
-        controller = velero_requests.Controller(api, self.namespace, server, now=self.clock)
+        api = vr.connect(vr.load_cluster(self.cluster.kubeconfig(self.folder, user)))
+        server = vr.Server("v1.18.1", plugins or vr.Server("").plugins)
+        controller = vr.Controller(api, self.namespace, server, now=self.clock)
         vars(controller).update(settings)
-        thread = threading.Thread(target=velero_requests.run_controller, args=(controller,), daemon=True)
+        thread = threading.Thread(target=vr.run_controller, args=(controller,), daemon=True)
         thread.start()
         self.controllers.append(controller)
         self.addCleanup(self.halt, controller, thread)
         return controller
 
     def halt(self, controller: Any, thread: threading.Thread) -> None:
-        """Stop a controller, which must leave at once."""
         controller.stop.set()
         thread.join(10)
         self.assertFalse(thread.is_alive(), "the controller does not stop")
@@ -3413,7 +3403,6 @@ class ServerChecks(World):
     """Answers, lists and watches of either cluster, and what either store answers; rights are in the contract."""
 
     def request(self, name: str) -> str:
-        """Create a DownloadRequest, and return its version."""
         made = self.admin.create("downloadrequests", download_request(name), self.namespace)
         return str(made["metadata"]["resourceVersion"])
 
@@ -3432,10 +3421,9 @@ class ServerChecks(World):
         return found
 
     def test_single_answers(self) -> None:
-        """In both dialects."""
         self.addCleanup(self.cluster.install_crds, self.crds())
         for has_status in (True, False):
-            self.cluster.install_crds(velero_requests.crd_manifests(has_status))
+            self.cluster.install_crds(vr.crd_manifests(has_status))
             base = f"/apis/velero.io/v1/namespaces/{self.cluster.new_namespace()}/"
             for method, path, body, wanted in server_answers(has_status):
                 with self.subTest(has_status=has_status, method=method, path=path, body=body):
@@ -3474,7 +3462,7 @@ class ServerChecks(World):
         version = self.request("a")
         with ThreadPoolExecutor(1) as pool:
             ended_watch = pool.submit(self.events, version, timeoutSeconds=30)
-            self.cluster.install_crds(velero_requests.crd_manifests(True))
+            self.cluster.install_crds(vr.crd_manifests(True))
             ended_watch.result(20)
         for old in ("1", version):
             (status,) = self.events(old).values()
@@ -6758,12 +6746,10 @@ class Stage(NamedTuple):
                                 **{"stdin": subprocess.DEVNULL, **options})
 
     def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        """Run a command in the folder to its end, which must come within a minute."""
         return subprocess.run(command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
                               timeout=60, check=False, **options)
 
     def servers(self) -> str:
-        """Say which servers these are."""
         names = {"real": ("the real kube-apiserver", "the real versitygw"),
                  "fake": ("a stand-in for the Kubernetes API", "a stand-in for the S3 store")}
         return f"{names[self.cluster.kind][0]}, {names[self.store.kind][1]}"
@@ -6777,7 +6763,7 @@ def set_stage() -> Iterator[Stage]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
         cluster: Any = stack.enter_context(contextlib.closing(RealCluster(assets) if assets else FakeCluster(tls=True)))
         store: Any = stack.enter_context(contextlib.closing(RealStore(with_store) if with_store else FakeStore()))
-        shutil.copy(str(velero_requests.__file__), folder)
+        shutil.copy(str(vr.__file__), folder)
         os.rename(cluster.kubeconfig(folder), os.path.join(folder, "kubeconfig"))
         python = os.path.join(folder, "bin", "python")
         os.mkdir(os.path.dirname(python))
@@ -11620,7 +11606,6 @@ print(time.perf_counter() - begun)
 
 
 def amount(value: float, unit: str) -> str:
-    """Return a number in three digits or so with its unit."""
     return f"{value:,.{0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2}f} {unit}".rstrip()
 
 
@@ -11672,7 +11657,6 @@ class Bench:
         self.stage, self.admin, self.velero = stage, stage.cluster.admin, shutil.which("velero")
 
     def furnish(self) -> None:
-        """Install the CRDs, a location, and the backups that the commands are timed with."""
         done = self.stage.run(sys.executable, "velero_requests.py", "manifests", stdout=subprocess.PIPE)
         self.stage.cluster.install_crds(yaml.safe_load_all(done.stdout))
         add_location(self.stage)
@@ -11761,7 +11745,6 @@ class Bench:
             figure(name, kib / 1024, "MiB", limit, velero)
 
     def controller_figures(self, controller: subprocess.Popen[bytes]) -> None:
-        """Measure the controller alone: idle, request by request, in a burst, and idle again."""
         self.response_times(1)  # waits until it serves
         self.memory_figure("controller memory, idle", controller, "VmRSS", 33, "82 MiB")
         since_created, since_sent = zip(*self.response_times(REQUESTS))
@@ -11878,7 +11861,6 @@ def bench() -> int:
 
 
 def main(argv: List[str]) -> None:
-    """Run the demo, the benchmark, or like any test file the tests."""
     play = {"--demo": demo, "--bench": bench}.get(argv[0] if len(argv) == 1 else "")
     if not play:
         unittest.main()
