@@ -2316,7 +2316,7 @@ class Kind:
     def __init__(self, api_version: str, plural: str, kind: str, schema: Document, status: bool = False) -> None:
         self.api_version, self.plural, self.kind, self.schema, self.status = api_version, plural, kind, schema, status
         self.group = api_version.rpartition("/")[0]
-        self.full_name = f"{plural}.{self.group}" if self.group else plural
+        self.full_name = f"{plural}.{self.group}".rstrip(".")
         self.objects: Dict[Tuple[str, str], Document] = {}
         self.forget(0)
 
@@ -2334,10 +2334,10 @@ class Kind:
 class Event(NamedTuple):
     """What is sent down the watches on a kind that match the document, or of a test's own down those of a path."""
     line: Optional[bytes]  # None ends the watch
+    path_part: str = ""
     version: int = 0
     kind: Optional[Kind] = None
     document: Document = {}
-    path_part: str = ""
 
 
 class FakeCluster(LoopbackServer, Cluster):
@@ -2353,8 +2353,8 @@ class FakeCluster(LoopbackServer, Cluster):
         self._watches: List[Request] = []  # those that are open
         self._kinds = {(GROUPS[plural], plural): Kind(GROUPS[plural], plural, kind, {})
                        for plural, kind in ((kind.lower() + "s", kind) for kind in BUILT_IN)}
-        self._grants: List[Tuple[str, str, Document]] = []
-        self._denials: List[Tuple[str, Tuple[str, ...], str, Optional[str]]] = []
+        self._grants: List[Any] = []
+        self._denials: List[Any] = []
         self.start()
         self.admin = self.client("admin")
         self.new_namespace("default")
@@ -2386,13 +2386,10 @@ class FakeCluster(LoopbackServer, Cluster):
         with self._lock:
             return [request.target for request in self._watches if path_part in request.target]
 
-    def push(self, event: Union[Document, bytes, None], path_part: str = "") -> None:
-        """Send an event of the test's own (a document, or raw bytes) down the open watches; None ends them."""
-        self._tell(event, path_part=path_part)
-
-    def _tell(self, event: Union[Document, bytes, None], *more: Any, **others: Any) -> None:
+    def push(self, event: Optional[Document], path_part: str = "", *about: Any) -> None:
+        """Send an event, of the test's own unless it is `about` something, down the open watches; None ends them."""
         with self._lock:
-            self._events.append(Event(packed(event) + b"\n" if isinstance(event, dict) else event, *more, **others))
+            self._events.append(Event(packed(event) + b"\n" if event else None, path_part, *about))
             self._lock.notify_all()
 
     def cut_watches(self, path_part: str = "") -> None:
@@ -2565,7 +2562,7 @@ class FakeCluster(LoopbackServer, Cluster):
         if after is not None:
             kind.objects[key] = shown
         event = {"type": "DELETED" if after is None else "MODIFIED" if before else "ADDED", "object": shown}
-        self._tell(event, self._version, kind, shown)
+        self.push(event, "", self._version, kind, shown)
 
     def _patch(self, kind: Kind, old: Document, patch: Document, subresource: str) -> Document:
         document = merge(old, patch)
@@ -8849,14 +8846,14 @@ class Terminal:
             self.end()
 
 
-def resident(pid: int) -> float:
+def resident(pid: int, field: str = "VmRSS") -> float:
     """Return what a process has resident, in MiB; 0 when it has ended.
 
     Not VmHWM, its peak: for some hundredths of a second at the start, compiling the file needs more than any transfer.
     """
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as file:
         for line in file:
-            if line.startswith("VmRSS:"):
+            if line.startswith(field + ":"):
                 return int(line.split()[1]) / 1024
     return 0.0
 
@@ -11577,6 +11574,7 @@ class TestDemo(unittest.TestCase):
 REQUESTS, BURST, WRITERS, PATIENCE = 200, 1000, 4, 60  # the last one in seconds: the end of every wait
 ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
 OURS, SCRIPT, VELERO = "ours", "our script", "velero"  # installed; compiled at each start; the velero CLI on the PATH
+A_REQUEST = ("downloadrequests", download_request(target="nightly"), NAMESPACE)
 Command = Tuple[str, ...]
 TIMED: Tuple[Tuple[str, float, str, Optional[float], str], ...] = (
     # name, milliseconds expected, velero's, share of the velero CLI's time in the same run, words
@@ -11687,10 +11685,6 @@ class Bench:
         packed_log = [packer.compress(text) for _ in range(LOG_MB * 1_000_000 // len(text) + 1)]
         store.put(BUCKET, "backups/wordy/wordy-logs.gz", b"".join(packed_log) + packer.flush())
 
-    def create_request(self, client: Admin) -> str:
-        made = client.create("downloadrequests", download_request(target="nightly"), NAMESPACE)
-        return str(made["metadata"]["name"])
-
     def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
         """Return an iterator over name and instant of each request that has got its URL from now on."""
         version = client.list("downloadrequests", NAMESPACE, limit=1)["metadata"]["resourceVersion"]
@@ -11703,7 +11697,7 @@ class Bench:
         answers, times = self.answers(self.stage.cluster.client("admin")), []
         for _ in range(count):
             sent = time.time()
-            name = self.create_request(self.admin)
+            name = self.admin.create(*A_REQUEST)["metadata"]["name"]
             created = time.time()
             at = next(at for answered, at in answers if answered == name)
             times.append((1000 * (at - created), 1000 * (at - sent)))
@@ -11717,7 +11711,7 @@ class Bench:
         """
         def write(client: Admin) -> float:
             for _ in range(BURST // WRITERS):
-                self.create_request(client)
+                client.create(*A_REQUEST)
             return time.time()
         watcher, *writers = (self.stage.cluster.client("admin") for _ in range(1 + WRITERS))
         answers, begun = self.answers(watcher), time.time()
@@ -11737,26 +11731,19 @@ class Bench:
         return sum(int(float(line.rsplit(" ", 1)[1])) for line in text.splitlines()
                    if line.startswith("apiserver_request_total{") and 'group="velero.io"' in line)
 
-    def memory_figure(self, name: str, process: subprocess.Popen[bytes], field: str, limit: Optional[float] = None,
-                      velero: str = "-") -> None:
-        """Print VmRSS or VmHWM of a process, where the kernel tells them."""
-        with contextlib.suppress(FileNotFoundError), open(f"/proc/{process.pid}/status", encoding="ascii") as file:
-            kib = next(int(line.split()[1]) for line in file if line.startswith(field + ":"))
-            figure(name, kib / 1024, "MiB", limit, velero)
-
     def controller_figures(self, controller: subprocess.Popen[bytes]) -> None:
         self.response_times(1)  # waits until it serves
-        self.memory_figure("controller memory, idle", controller, "VmRSS", 33, "82 MiB")
+        figure("controller memory, idle", resident(controller.pid), "MiB", 33, "82 MiB")
         since_created, since_sent = zip(*self.response_times(REQUESTS))
         figure(f"request created -> URL, median of {REQUESTS}", statistics.median(since_created), "ms", 8, "33 ms")
         figure("request created -> URL, p95", sorted(since_created)[int(0.95 * REQUESTS)], "ms", None, "45 ms")
         figure("create sent -> URL, median", statistics.median(since_sent), "ms")
         created, answered = self.burst_times()
-        figure(f"burst: {BURST} requests created by {WRITERS} writers in", created, "s", None, "1.7 s")
+        figure(f"burst: {BURST} requests created by {WRITERS} writers in", created, "s", velero="1.7 s")
         figure("burst: all answered after", answered, "s", None, "33.7 s")
         figure("burst: answered after / created in", answered / created, "x", 2, "19.8 x")
-        self.memory_figure("controller memory, after the burst", controller, "VmRSS", 36, "89 MiB")
-        self.memory_figure("controller memory, peak so far", controller, "VmHWM")
+        figure("controller memory, after the burst", resident(controller.pid), "MiB", 36, "89 MiB")
+        figure("controller memory, peak so far", resident(controller.pid, "VmHWM"), "MiB")
         before = self.requests_seen()
         if not before:
             raise RuntimeError("the API server does not count its requests, so none would prove nothing")
