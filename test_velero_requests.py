@@ -2723,30 +2723,24 @@ class FakeStore(LoopbackServer, Store):
         self.put_with_etag(bucket, key, body, f'"{hashlib.md5(body).hexdigest()}"', **headers)
 
     def handle(self, request: Request) -> Answer:
-        bucket, key = self._locate(request)
         try:
             self._verify(request)
-            answer = self._serve(request, bucket, key)
+            return self._serve(request, *self._locate(request))
         except StoreError as error:
-            answer = error.answer
-        region = (("x-amz-bucket-region", self.region),) if request.method == "HEAD" and not key else ()
-        return answer._replace(headers=answer.headers + region)
+            return error.answer
 
     def _locate(self, request: Request) -> Tuple[str, str]:
         """Return bucket and key, from the path alone or with the bucket from the Host header."""
         name = re.sub(r":\d+$", "", request.headers.get("host", ""))
-        path = request.path[1:]
-        if name not in self.path_hosts:
-            return next((bucket for bucket in self.buckets if name.startswith(bucket + ".")), name.split(".")[0]), path
-        bucket, _, key = path.partition("/")
-        return bucket, key
+        bucket, _, key = request.path[1:].partition("/")
+        if name in self.path_hosts:
+            return bucket, key
+        return next((bucket for bucket in self.buckets if name.startswith(bucket + ".")), ""), request.path[1:]
 
     def _serve(self, request: Request, bucket: str, key: str) -> Answer:
         if bucket not in self.buckets:
             raise StoreError(404, "NoSuchBucket", "The specified bucket does not exist")
-        if not key:
-            return Answer(200, b"", ()) if request.method == "HEAD" else self._list(request, bucket)
-        return self._object(request, bucket, key)
+        return self._object(request, bucket, key) if key else self._list(request, bucket)
 
     def _list(self, request: Request, bucket: str) -> Answer:
         """Return a page of the keys and folders; a token is the last name that has been shown."""
@@ -2780,12 +2774,12 @@ class FakeStore(LoopbackServer, Store):
         """Refuse the request unless its signature is right, in time and in scope."""
         if "authorization" in request.headers:
             raise StoreError(400, "InvalidArgument", "Only one auth mechanism allowed")
-        given = [request.query.get("X-Amz-" + name, "") for name in (
-            "Credential", "Date", "Expires", "Algorithm", "SignedHeaders", "Signature", "Security-Token")]
-        if not any(given):
+        *given, signature, given_token = (request.query.get("X-Amz-" + name, "") for name in (
+            "Credential", "Date", "Expires", "Algorithm", "SignedHeaders", "Signature", "Security-Token"))
+        if not signature:
             raise StoreError(403, "AccessDenied", "Access Denied")
-        when, signed, signature, given_token = given[1], given[4].split(";"), given[5], given[6]
-        request.user, scope = self._check_terms(" ".join(given[:5]))
+        when, signed = given[1], given[4].split(";")
+        request.user, scope = self._check_terms(" ".join(given))
         if request.user not in self.keys:
             raise StoreError(403, "InvalidAccessKeyId", "The access key does not exist", AWSAccessKeyId=request.user)
         secret, token = self.keys[request.user]
@@ -2818,11 +2812,10 @@ class FakeStore(LoopbackServer, Store):
 
 def free_port() -> int:
     """Return a loopback port that nobody uses, from below those that the kernel gives to others by itself."""
-    for port in random.SystemRandom().sample(range(15000, 32000), 50):
+    while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("there is no free port")
+            probe.bind(("127.0.0.1", random.SystemRandom().randrange(15000, 32000)))
+            return int(probe.getsockname()[1])
 
 
 def assets_folder(program: str = "kube-apiserver") -> Optional[str]:
@@ -3109,9 +3102,9 @@ class Result(NamedTuple):
 def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
     """Set environment variables for a while; None takes one away."""
     before = dict(os.environ)
-    os.environ.update({name: value for name, value in changes.items() if value is not None})
-    for name in [name for name, value in changes.items() if value is None]:
-        os.environ.pop(name, None)
+    wanted: Dict[str, Optional[str]] = {**before, **changes}
+    os.environ.clear()
+    os.environ.update({name: value for name, value in wanted.items() if value is not None})
     try:
         yield
     finally:
@@ -6747,9 +6740,9 @@ class Stage(NamedTuple):
                               timeout=60, check=False, **options)
 
     def servers(self) -> str:
-        names = {"real": ("the real kube-apiserver", "the real versitygw"),
-                 "fake": ("a stand-in for the Kubernetes API", "a stand-in for the S3 store")}
-        return f"{names[self.cluster.kind][0]}, {names[self.store.kind][1]}"
+        return ", ".join(real if server.kind == "real" else "a stand-in for " + fake for server, real, fake in (
+            (self.cluster, "the real kube-apiserver", "the Kubernetes API"),
+            (self.store, "the real versitygw", "the S3 store")))
 
 
 @contextlib.contextmanager
