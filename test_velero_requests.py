@@ -2666,10 +2666,10 @@ def xml_answer(content: str, status: int = 200) -> Answer:
 class StoreError(Exception):
     """A request that ends in an S3 error document."""
 
-    def __init__(self, status: int, code: str, message: str, **elements: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, code: str, message: str = "", **elements: str) -> None:
+        super().__init__(code)
         self.answer = xml_answer("<Error>" + "".join(f"<{name}>{escape(value)}</{name}>" for name, value in {
-            "Code": code, "Message": message, **elements}.items()) + "</Error>", status)
+            "Code": code, "Message": message or code, **elements}.items()) + "</Error>", status)
 
 
 class StoredObject(NamedTuple):
@@ -2738,8 +2738,8 @@ class FakeStore(LoopbackServer, Store):
 
     def _serve(self, request: Request, bucket: str, key: str) -> Answer:
         if bucket not in self.buckets:
-            raise StoreError(404, "NoSuchBucket", "The specified bucket does not exist")
-        return self._object(request, bucket, key) if key else self._list(request, bucket)
+            raise StoreError(404, "NoSuchBucket")
+        return self._object(request, self.buckets[bucket].get(key)) if key else self._list(request, bucket)
 
     def _list(self, request: Request, bucket: str) -> Answer:
         """Return a page of the keys and folders; a token is the last name that has been shown."""
@@ -2753,18 +2753,16 @@ class FakeStore(LoopbackServer, Store):
             f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" if name.endswith("/") else
             f"<Contents><Key>{escape(name)}</Key></Contents>" for name in shown) + "</ListBucketResult>")
 
-    def _object(self, request: Request, bucket: str, key: str) -> Answer:
-        stored = self.buckets[bucket].get(key)
+    def _object(self, request: Request, stored: Optional[StoredObject]) -> Answer:
         if stored is None:
-            raise StoreError(403, "AccessDenied", "Access Denied") if self.hide_missing else \
-                StoreError(404, "NoSuchKey", "The specified key does not exist.")
+            raise StoreError(403, "AccessDenied") if self.hide_missing else StoreError(404, "NoSuchKey")
         if request.headers.get("if-match") not in (None, stored.etag):
-            raise StoreError(412, "PreconditionFailed", "A precondition did not hold")
+            raise StoreError(412, "PreconditionFailed")
         size, span = len(stored.body), re.match(r"^bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
         headers = (("ETag", stored.etag), *stored.headers)
         begin, end = (int(span[1]), min(int(span[2] or size), size - 1)) if span else (0, -1)
         if span and begin >= size:
-            raise StoreError(416, "InvalidRange", "The requested range is not satisfiable")
+            raise StoreError(416, "InvalidRange")
         if begin > end:  # no range, or one to be ignored
             return Answer(200, stored.body, headers)
         return Answer(206, stored.body[begin:end + 1], (*headers, ("Content-Range", f"bytes {begin}-{end}/{size}")))
@@ -2772,32 +2770,32 @@ class FakeStore(LoopbackServer, Store):
     def _verify(self, request: Request) -> None:
         """Refuse the request unless its signature is right, in time and in scope."""
         if "authorization" in request.headers:
-            raise StoreError(400, "InvalidArgument", "Only one auth mechanism allowed")
+            raise StoreError(400, "InvalidArgument", "only one way to authenticate is allowed")
         *given, signature, given_token = (request.query.get("X-Amz-" + name, "") for name in (
             "Credential", "Date", "Expires", "Algorithm", "SignedHeaders", "Signature", "Security-Token"))
         if not signature:
-            raise StoreError(403, "AccessDenied", "Access Denied")
+            raise StoreError(403, "AccessDenied")
         when, signed = given[1], given[4].split(";")
         request.user, scope = self._check_terms(" ".join(given))
         if request.user not in self.keys:
-            raise StoreError(403, "InvalidAccessKeyId", "The access key does not exist", AWSAccessKeyId=request.user)
+            raise StoreError(403, "InvalidAccessKeyId", AWSAccessKeyId=request.user)
         secret, token = self.keys[request.user]
         if token != given_token:
-            raise StoreError(400, "InvalidToken", "The token is invalid")
+            raise StoreError(400, "InvalidToken")
         if [name for name in request.headers if name.startswith(("x-amz-", "host")) and name not in signed]:
-            raise StoreError(403, "AccessDenied", "There were headers present in the request which were not signed")
-        right = canonical_request(request.method, request.raw_path, request.raw_query, request.header_list, signed,
-                                  UNSIGNED)
+            raise StoreError(403, "AccessDenied", "a header that was not signed")
+        parts = request.method, request.raw_path, request.raw_query, request.header_list
+        right = canonical_request(*parts, signed, UNSIGNED)
         text = string_to_sign(when, scope, right)
         if signature_of(secret, scope, text) != signature:
-            raise StoreError(403, "SignatureDoesNotMatch", "The signature does not match", AWSAccessKeyId=request.user,
-                             StringToSign=text, CanonicalRequest=right)
+            raise StoreError(403, "SignatureDoesNotMatch", AWSAccessKeyId=request.user, StringToSign=text,
+                             CanonicalRequest=right)
 
     def _check_terms(self, text: str) -> Tuple[str, str]:
         """Check the form and the time of a pre-signed URL, and return access key and scope."""
         malformed, terms = "AuthorizationQueryParametersError", SIGNED_TERMS.match(text)
         if not terms or int(terms["expires"]) > 604800:
-            raise StoreError(400, malformed, "Query-string authentication version 4 requires all its parameters.")
+            raise StoreError(400, malformed)
         if terms["region"] != self.region:
             raise StoreError(400, malformed, f"the region '{terms['region']}' is wrong; expecting '{self.region}'",
                              Region=self.region)
