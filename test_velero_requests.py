@@ -2529,8 +2529,7 @@ class FakeCluster(LoopbackServer, Cluster):
         given = body.get("metadata") or {}
         if namespace:
             self._kinds["v1", "namespaces"].find("", namespace)
-        name = given.get("name") or given["generateName"][:58] + "".join(
-            random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
+        name = given.get("name") or given["generateName"][:58] + uuid.uuid4().hex[:5]
         if (namespace, name) in kind.objects:
             raise Failure(409, "AlreadyExists", f'{kind.full_name} "{name}" already exists')
         owned = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": Clock().text(),
@@ -2575,20 +2574,16 @@ class FakeCluster(LoopbackServer, Cluster):
             document["status"] = old.get("status")
         document = {name: value for name, value in document.items() if value is not None}
         if "deletionTimestamp" in owned and not document["metadata"].get("finalizers"):
-            self._remove(kind, (owned["namespace"], owned["name"]), now=True)
+            self._write(kind, (owned["namespace"], owned["name"]), None)
             return document
         return self._store(kind, document, owned, old)
 
-    def _remove(self, kind: Kind, key: Tuple[str, str], now: bool = False) -> Document:
+    def _remove(self, kind: Kind, key: Tuple[str, str]) -> Document:
         """Remove an object, or only mark it as deleted while it has finalizers."""
         old = kind.objects[key]
-        if old["metadata"].get("finalizers") and not now:
+        if old["metadata"].get("finalizers"):
             return self._store(kind, old, {"deletionTimestamp": Clock().text(), **old["metadata"]}, old)
         self._write(kind, key, None)
-        if kind.plural == "customresourcedefinitions":
-            plural = old["spec"]["names"]["plural"]
-            self.cut_watches(f"/{plural}?")
-            del self._kinds[GROUPS[plural], plural]
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
 
     def _serve(self, crd: Document) -> None:
