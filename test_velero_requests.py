@@ -3039,7 +3039,7 @@ def look_up(document: Any, path: str) -> Any:
     return document
 
 
-def names_in(listed: Document) -> List[str]:
+def item_names(listed: Document) -> List[str]:
     return [item["metadata"]["name"] for item in listed.get("items", [])]
 
 
@@ -3262,7 +3262,7 @@ class World(Mixin):
         return self.admin.call("GET", resource_path(resource, self.namespace, name), unless=404) or None
 
     def names(self, resource: str = "downloadrequests") -> List[str]:
-        return names_in(self.admin.list(resource, self.namespace))
+        return item_names(self.admin.list(resource, self.namespace))
 
     def serve(self, user: str = "admin", plugins: Tuple[Tuple[str, str], ...] = (), **settings: Any) -> Any:
         """Run a controller on the test's clock until the test ends; settings: attributes of it."""
@@ -3399,7 +3399,7 @@ class ServerChecks(World):
                     answer = self.admin.raw(method, path if path[0] == "/" else base + path, body,
                                             MERGE if method == "PATCH" else "application/json")
                     document = json.loads(answer.data) if answer.data.startswith(b"{") else {}
-                    document["names"] = names_in(document)
+                    document["names"] = item_names(document)
                     self.assertEqual(wanted, f"{answer.status} {document.get('reason', '')}" if answer.status > 299 else
                                      {path: look_up(document, path) for path in wanted}, answer.data)
 
@@ -3410,7 +3410,7 @@ class ServerChecks(World):
         first = self.admin.list("downloadrequests", self.namespace, limit=1)
         version, more = self.request("c"), {"continue": first["metadata"]["continue"]}
         second = self.admin.list("downloadrequests", self.namespace, limit=1, **more)
-        self.assertEqual([["a"], ["b"]], [names_in(page) for page in (first, second)])
+        self.assertEqual([["a"], ["b"]], [item_names(page) for page in (first, second)])
         self.assertEqual({"continue": "", "resourceVersion": first["metadata"]["resourceVersion"]}, second["metadata"])
         self.admin.merge_patch("downloadrequests", "a", {"metadata": {"labels": {"x": "1"}}}, self.namespace)
         self.admin.delete("downloadrequests", "b", self.namespace)
@@ -11808,7 +11808,7 @@ def bench() -> int:
                 measured.command_figures()
                 measured.download_figures()
             presign_figures()
-            firsts = [float(run_script(FIRST_URL)[1]) for _ in range(9)]
+            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=subprocess.PIPE).stdout) for _ in range(9)]
             figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
         except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"bench: could not go on: {error}", file=sys.stderr)
