@@ -11808,7 +11808,8 @@ def bench() -> int:
                 measured.command_figures()
                 measured.download_figures()
             presign_figures()
-            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=subprocess.PIPE).stdout) for _ in range(9)]
+            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=subprocess.PIPE).stdout)
+                      for _ in range(9)]
             figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
         except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"bench: could not go on: {error}", file=sys.stderr)
