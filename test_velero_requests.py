@@ -763,7 +763,6 @@ class TestTargets(Cases):
 
 class TestDecisions(Cases):
     """What is decided about a request; times are minutes from now."""
-
     error = vr.NotFound("backup velero/nightly does not exist", reason="BackupNotFound")
     said = dict(reason="BackupNotFound", message="backup velero/nightly does not exist")
     annotations = {vr.REASON: said["reason"], vr.MESSAGE: said["message"]}
@@ -1302,9 +1301,7 @@ class TestStoreLikeBotocore(unittest.TestCase):
         self.assertGreater(len(compared), 200)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Section 8: manifests; its screens are tested before the golden cases
-# ------------------------------------------------------------------------------------------------------------
+# ---- Section 8: manifests; its screens are tested before the golden cases ----
 
 
 def without_descriptions(value: Any) -> Any:
@@ -1334,9 +1331,7 @@ class TestCrdManifests(unittest.TestCase):
             self.assertEqual(theirs, vr.crd_manifests(status_subresource), release)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stores: gzip and files
-# ------------------------------------------------------------------------------------------------------------
+# ---- Stores: gzip and files --------------------------------------------------
 
 CONTENT = b"".join(b"line %d of a log\n" % number for number in range(20))
 PACKED = gzip.compress(CONTENT)
@@ -1510,9 +1505,7 @@ class TestAtomicFile(FolderCase):
         self.assertIn(f"another download of {self.path} would not be noticed: Bad file descriptor", said.output[0])
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Section 13: the queue
-# ------------------------------------------------------------------------------------------------------------
+# ---- Section 13: the queue ---------------------------------------------------
 
 
 # What is done to a queue, and the keys it hands out at each `take` (all that are ready; the clock starts at 1000).
@@ -3275,9 +3268,7 @@ class TestServersReal(ServerChecks, RealWorld, unittest.TestCase):
     pass
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Contract: the main job, in every world
-# ------------------------------------------------------------------------------------------------------------
+# ---- Contract: the main job, in every world ----------------------------------
 
 class ControllerWorld(World):
     """The controller calls as a user of its own, who may do what README.md says and no more."""
@@ -4090,7 +4081,6 @@ class KubeFolder(unittest.TestCase):
 
 class KubeCase(NamedTuple):
     """One way to be configured, and what kubectl makes of it: a verdict, or `error: words of ours`."""
-
     verdict: str
     files: Dict[str, Any]
     context: str = ""
@@ -4709,7 +4699,6 @@ class TestProxyOfTheEnvironment(KubeFolder):
 
 class TestProxyOnTheWire(KubeFolder):
     """Calls to cluster and store through real proxies on loopback."""
-
     GUARDED = "http://me:p%40ss%3Aw@@GUARDED@"
 
     def test_store(self) -> None:
@@ -4774,7 +4763,6 @@ class Greeter(LoopbackServer):
 
 class TestTlsErrors(KubeFolder):
     """What is said when TLS with cluster or store fails: what is wrong, with the names to see it."""
-
     SHOWN = "(it is for localhost, *.localhost, 127.0.0.1; issuer commonName=test-ca; valid until "
 
     def unreachable(self, cluster: Document, *words: str) -> None:
@@ -5781,9 +5769,7 @@ class TestSoak(EnduranceWorld, unittest.TestCase):
             raise AssertionError(f"VELERO_SEED={seed}: {error}\n{deeds}\n{program.text()[-3000:]}") from error
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Endurance: the real API server
-# ------------------------------------------------------------------------------------------------------------
+# ---- Endurance: the real API server ------------------------------------------
 
 # What README.md asks for, and nothing more.
 BOTH_KINDS = ["downloadrequests", "serverstatusrequests"]
@@ -6904,9 +6890,7 @@ class TestStoreAuthority(StoreWorld, unittest.TestCase):
                     self.url_in(document)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stores: what a store answers
-# ------------------------------------------------------------------------------------------------------------
+# ---- Stores: what a store answers --------------------------------------------
 
 
 
@@ -6918,7 +6902,6 @@ def refusal_xml(code: str, message: str = "Some &lt;words&gt;", **fields: str) -
 
 class TestStoreRefusals(unittest.TestCase):
     """Each refusal of a store is one sentence, a reason and a cure, and tells nothing of the signature."""
-
     url = vr.presign(vr.Address("https", "h:9000", "/bkt/k", "r"), some_credentials(session_token="t0ken/+="), NOW,
                      vr.URL_LIFE)
 
@@ -6990,9 +6973,7 @@ class TestStoreRefusals(unittest.TestCase):
             self.assertEqual(timedelta(0), vr.clock_skew({"Date": date}, NOW), date)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stores: controller --verify-urls
-# ------------------------------------------------------------------------------------------------------------
+# ---- Stores: controller --verify-urls ----------------------------------------
 
 class TestStoreVerify(StoreWorld, unittest.TestCase):
     """A URL is tried before it is handed out, when that is asked for."""
@@ -7127,9 +7108,7 @@ class TestStoreRealVerify(RealWorld, unittest.TestCase):
                 vr.verify_url(url, vr.Trust())
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stores: what is read of their answers
-# ------------------------------------------------------------------------------------------------------------
+# ---- Stores: what is read of their answers -----------------------------------
 
 def aws_chunked(data: bytes, size: int = 64, signed: bool = True, trailers: bytes = b"") -> bytes:
     """Return data in aws-chunked framing."""
@@ -7210,7 +7189,6 @@ class TestStoreWords(Cases):
 
 class TestStoreChunked(unittest.TestCase):
     """Objects that some SDK stored with its framing."""
-
     packed = gzip.compress(random.Random(3).getrandbits(5600).to_bytes(700, "big") + LOG)
 
     def test_framing_is_taken_off(self) -> None:
@@ -7239,9 +7217,7 @@ class TestStoreChunked(unittest.TestCase):
                 list(vr.decode_aws_chunked(cut(stored, 50)))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Downloads: the tools
-# ------------------------------------------------------------------------------------------------------------
+# ---- Downloads: the tools ----------------------------------------------------
 
 MIB = 1 << 20
 CUT_COST = MIB  # the most that a cut may cost in bytes sent twice
@@ -7357,7 +7333,6 @@ def length_of(text: Any) -> Callable[[bytes], Pieces]:
 
 class Sentences(World):
     """What every end of a download is checked for."""
-
     target: str
     path: str
 
@@ -7404,7 +7379,6 @@ class Sentences(World):
 
 class DownloadWorld(Sentences, FakeWorld):
     """The fakes, a controller, and a folder to download into."""
-
     serves = True
 
     def setUp(self) -> None:
@@ -7502,9 +7476,7 @@ def resident(pid: int, field: str = "VmRSS") -> float:
     return 0.0
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Downloads: what a store does, and what comes of it
-# ------------------------------------------------------------------------------------------------------------
+# ---- Downloads: what a store does, and what comes of it ----------------------
 
 STORED = archive(300_000)
 HALF = {"wire": cut_body(150_000)}
@@ -8203,9 +8175,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
                              for request in self.store.seen() + self.cluster.seen()))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Downloads, row 6: direct
-# ------------------------------------------------------------------------------------------------------------
+# ---- Downloads, row 6: direct ------------------------------------------------
 
 def backup_document(name: str, phase: str = "Completed") -> bytes:
     """A velero-backup.json."""
@@ -8625,9 +8595,7 @@ class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
         self.assertEqual((expected, {"x"}, []), (digest.hexdigest(), self.left(), self.names()))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Layouts: what get and describe print, from documents alone, where the golden cases have nothing to say
-# ------------------------------------------------------------------------------------------------------------
+# ---- Layouts: what get and describe print, from documents alone, where the golden cases have nothing to say
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 GONE = vr.StoreError("nothing there", status=404, reason="ArtifactNotFound")
@@ -9002,9 +8970,7 @@ class TestScreens(unittest.TestCase):
                 self.assertFalse(set(described(subject, artifacts, related, details=details).text) & set("\t\x1b"))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Golden: what the real velero CLI prints, case by case
-# ------------------------------------------------------------------------------------------------------------
+# ---- Golden: what the real velero CLI prints, case by case -------------------
 
 NO_GOLDEN = "VELERO_GOLDEN names no folder, so nothing was compared with the real velero CLI"
 GOLDEN_BUCKET = "backups-bucket"
@@ -9013,7 +8979,6 @@ GOLDEN_KINDS = ("PodVolumeBackup", "PodVolumeRestore", "DeleteBackupRequest")  #
 
 class GoldenLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML whose times stay text."""
-
     yaml_implicit_resolvers = {first: [row for row in rows if not row[0].endswith(":timestamp")] for first, rows
                                in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
@@ -9134,7 +9099,6 @@ def golden_body(artifact: Document) -> bytes:
 
 class GoldenWorld(World):
     """A cluster with the CRDs of one release, in which each case is set up and taken down."""
-
     release, root = "", "/apis/velero.io/v1/namespaces/velero"
 
     @classmethod
@@ -9171,7 +9135,7 @@ class GoldenWorld(World):
         for document in mapped(case.about.get("objects") or []):
             kind, metadata = document["kind"], document["metadata"]
             if kind not in ("Backup", "Restore", "BackupStorageLocation", *GOLDEN_KINDS):
-                continue                     # live snapshots of another group, which only 1.6.3 looks at
+                continue  # live snapshots of another group, which only 1.6.3 looks at
             doomed, collection = metadata.pop("deletionTimestamp", None), f"{self.root}/{kind.lower()}s"
             path = f"{collection}/{metadata['name']}"
             stored = self.admin.call("POST", collection, mapped(document, filled))
@@ -9265,7 +9229,6 @@ class TestGoldenFakeOld(GoldenTests, FakeWorld, unittest.TestCase):
 
 class GoldenRealTests(GoldenWorld):
     """A sample of every group against the real servers."""
-
     fewest = 0
 
     def test_sample(self) -> None:
@@ -9283,9 +9246,7 @@ class TestGoldenRealOld(GoldenRealTests, RealWorld, unittest.TestCase):
     release, status_subresource, fewest = "1.6.3", True, 10
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Screens where the golden cases have nothing to say
-# ------------------------------------------------------------------------------------------------------------
+# ---- Screens where the golden cases have nothing to say ----------------------
 
 class TestDescribing(FakeWorld, unittest.TestCase):
     """describe and version when things go wrong, and what velero does not have."""
@@ -9857,9 +9818,7 @@ class TestDemo(unittest.TestCase):
         self.assertEqual((0, True), (done.returncode, b"Every step did what it should" in done.stdout), done.stdout)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Benchmark: figures beside what is expected and what Velero 1.18.1 does on the same kind of machine (2 cores)
-# ------------------------------------------------------------------------------------------------------------
+# ---- Benchmark: figures beside what is expected and what Velero 1.18.1 does on the same kind of machine (2 cores)
 
 REQUESTS, BURST, WRITERS, PATIENCE = 200, 1000, 4, 60  # the last one in seconds: the end of every wait
 ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5

@@ -1100,11 +1100,10 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
     address = object_address(location, key) if key else bucket_address(location)
     return presign(address._replace(path=address.path or "/"), credentials, now + skew, life, more), now + life
 
-# ====================================================================================================
+# ================================================================================
 # 5. Keys — AWS ini files, profiles, and the plan where keys come from
 #
 #    What files and profiles hold is secret: errors name them (`source`, `where`), and never show it.
-# ====================================================================================================
 
 Values = Mapping[str, str]  # what a profile or the environment says, by name
 Profiles = Dict[str, Dict[str, str]]
@@ -1289,9 +1288,8 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -
                           f"{source}, container and instance have none", reason="CredentialsNotFound")
     return plan
 
-# ====================================================================================================
+# ================================================================================
 # 6. Kubeconfig — documents -> cluster and identity; proxy rules
-# ====================================================================================================
 
 class Entry(Reader):
     """A mapping of a kubeconfig, whose relative paths start in the folder of its file."""
@@ -1479,9 +1477,8 @@ def proxy_for(url: str, variables: Mapping[str, str]) -> str:
         return ""
     return proxy_url(value(name), name)
 
-# ====================================================================================================
+# ================================================================================
 # 7. Downloads — what an answer says of an object, ranges, refusals and their cures, when to try again
-# ====================================================================================================
 
 def explain_signature(url: str, theirs: str) -> str:
     """Where the canonical request that was signed differs from the one that the store saw."""
@@ -1687,9 +1684,8 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
         error.exit = Exit.NOT_ALLOWED  # versitygw's 404 does not say that the artifact is missing
     return error
 
-# ====================================================================================================
+# ================================================================================
 # 8. Screens — tables, describe, JSON and YAML; strings and documents only
-# ====================================================================================================
 
 def json_text(document: Any) -> str:
     """A document as JSON with an indent of two; only what cannot be shown is escaped."""
@@ -2397,9 +2393,8 @@ def version_document(server_version: Optional[str]) -> Document:
     versions = {"client": f"v{__version__}", "server": server_version}
     return {program: {"version": version} for program, version in versions.items() if version is not None}
 
-# ====================================================================================================
+# ================================================================================
 # 9. Manifests — the CustomResourceDefinitions
-# ====================================================================================================
 
 def _struct(*required: str, **fields: Document) -> Document:
     return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
@@ -2440,9 +2435,8 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 # The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
 # ════════════════════════════════════════════════════════════════════════════════════════════════════
 
-# ====================================================================================================
+# ================================================================================
 # 10. Connections — TLS, deadlines, pools, sessions and their renewal
-# ====================================================================================================
 
 CONNECT_TIMEOUT = 10.0  # seconds
 READ_TIMEOUT = 20.0  # seconds that a call to the API may take in all, a page of a list thrice
@@ -3275,12 +3269,11 @@ def connect(cluster: Cluster) -> Api:
     """Prepare the connection to a cluster; nothing is sent yet. Raises ConfigError for unusable certificates."""
     return Api(Session(cluster))
 
-# ====================================================================================================
+# ================================================================================
 # 12. Key sources — Secret, STS, files, container, instance metadata
 #
 #     No host is asked but those of the chain: STS of the location's region, the container's endpoint and the instance's
 #     metadata service (these never through a proxy), and S3 for the region where neither region nor s3Url are named.
-# ====================================================================================================
 
 STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0  # seconds for all tries
 ASK_ATTEMPTS = 3
@@ -3302,7 +3295,6 @@ class HostLimiter:
     Of n workers n - 1 may wait for a host that has answered before, one for any other, n - 1 for all others together;
     one more is Busy. A host that was silent for more than `quick` seconds is not asked again for `pause` seconds.
     """
-
     quick = 0.3  # seconds
 
     def __init__(self, workers: int, pause: float) -> None:
@@ -3620,12 +3612,11 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
     bucket_address(location)  # before keys are fetched for it
     return location, plan
 
-# ====================================================================================================
+# ================================================================================
 # 13. Store — receive, go on, verify, save
 #
 #     A source opens an object at a byte. A Download receives it, again and again where the line breaks. Receiving,
 #     inflating or checking, and writing go on side by side, with a Pipe in between.
-# ====================================================================================================
 
 READ_SIZE = 256 << 10  # bytes that are asked of a connection or a file at a time
 PIPE_SIZE = 1 << 20  # bytes that wait between two threads; what a kill -9 may cost
@@ -3636,18 +3627,8 @@ VERIFY_TIMEOUT = 5.0  # seconds in which a store must have answered, to have its
 
 
 def trust_in(location: Location) -> Trust:
-    """Whom a location says to trust."""
+    """Whom a location says to trust; a client takes no `insecure` from it, for that is the caller's to say."""
     return Trust(location.ca_cert, location.insecure, f"caCert of storage location {location.name!r}")
-
-
-def client_trust(location: Location) -> Trust:
-    """The same for a client, where only the caller may switch verification off."""
-    return trust_in(location)._replace(insecure=False)
-
-
-def trust_for(url: str, trust: Optional[Trust], ask: Callable[[], Trust]) -> Trust:
-    """Whom to trust behind a URL: the caller's choice; else, for https, what `ask` finds."""
-    return trust or (ask() if url.startswith("https:") else Trust())
 
 
 @contextlib.contextmanager
@@ -4079,7 +4060,6 @@ class Download:
 
     It goes on at the byte reached, by Range and If-Match, after a pause, and with another URL when one has expired.
     """
-
     first_wait = 0.2  # seconds, after the first failure in a row
 
     def __init__(self, source: Source, what: str, *, gunzip: bool) -> None:
@@ -4773,7 +4753,7 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
     """Whom to trust for a store: the location's caCert, as the velero CLI does since 1.17; else only the system."""
     try:
         location = location_from(read_location(api, namespace, artifact, name))
-        return client_trust(with_authority(api, namespace, location))
+        return trust_in(with_authority(api, namespace, location))._replace(insecure=False)
     except Error as error:
         log.info("the storage location's caCert is not used: %s", error)
         return Trust()
@@ -4790,7 +4770,8 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
             requests.close()
             document = new_download_request(namespace, kind, name, random_suffix())
             url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
-            return url, trust_for(url, trust, lambda: find_trust(api, namespace, artifact, name))
+            secure = url.startswith("https:")
+            return url, trust or (find_trust(api, namespace, artifact, name) if secure else Trust())
 
         yield UrlSource(locate, idle=idle)
 
@@ -5196,7 +5177,7 @@ class Options:
         if document is None and os.path.isdir(self.location):
             return FolderBucket(self.location)
         location = find_location(api, self.namespace, document) if document else location_of_file(self.location)
-        trust, given = self.trust() or client_trust(location), self.credentials_file
+        trust, given = self.trust() or trust_in(location)._replace(insecure=False), self.credentials_file
         if given:
             location = location._replace(secret_name="", credentials_file=given, trusted=True)
         keyless = (ApiError, CredentialsError) if location.secret_name else ()
