@@ -3263,6 +3263,25 @@ class TestServersFake(ServerChecks, FakeWorld, unittest.TestCase):
         with self.assertRaisesRegex(AssertionError, "never struck: .*DELETE.*/nothing"):
             self.store.unscript()
 
+    def test_who_closes_a_connection(self) -> None:
+        """A descriptor is closed by the thread that uses it, and not by who ends the server meanwhile."""
+        held, go_on = [], threading.Event()
+
+        class Slow(LoopbackServer):
+            def answer(self, request: Request, connection: Connection) -> bool:
+                held.append(connection)
+                return not go_on.wait(10)
+        server = Slow(tls=True)
+        server.start()
+        plain = socket.create_connection(("127.0.0.1", server.port))
+        with vr.tls_context(vr.Trust(insecure=True)).wrap_socket(plain) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            wait_until(lambda: held)
+            server.close()
+            self.assertEqual((b"", True), (client.recv(1), held[0].socket.fileno() >= 0))
+            go_on.set()
+            wait_until(lambda: held[0].socket.fileno() < 0, 10, "the thread to close it")
+
 
 class TestServersReal(ServerChecks, RealWorld, unittest.TestCase):
     pass
