@@ -59,11 +59,15 @@ import uuid
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
+from functools import lru_cache, partial
+from itertools import product
+from subprocess import DEVNULL, PIPE, STDOUT
 from types import CodeType, SimpleNamespace
-from typing import (
-    Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, TYPE_CHECKING, Tuple)
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, TYPE_CHECKING, Tuple)
+from unittest import SkipTest, TestCase, skipUnless
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from xml.sax.saxutils import escape
 
@@ -132,7 +136,7 @@ def some_credentials(**over: Any) -> Any:
                                     secret_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"), **over})
 
 
-class Cases(unittest.TestCase):
+class Cases(TestCase):
     """Functions over rows."""
 
     def gives(self, function: Callable[..., Any], *rows: Tuple[Any, Any]) -> None:
@@ -151,6 +155,24 @@ class Cases(unittest.TestCase):
                 said = str(caught.exception)
                 self.assertTrue(said.isprintable() and len(said) < 600 and "s3cr3t" not in said, ascii(said))
                 self.assertEqual(reason, reason and getattr(caught.exception, "reason"))
+
+
+if TYPE_CHECKING:
+    Mixin = TestCase
+else:
+    Mixin = object  # unittest must not run the checks without a cluster
+
+
+class Folder(Mixin):
+    """A temporary folder for each test."""
+
+    def setUp(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="velero-requests-test-")
+        self.addCleanup(shutil.rmtree, self.folder, True)
+
+    def at(self, *names: str) -> str:
+        """The path of a file in the folder."""
+        return os.path.join(self.folder, *names)
 
 
 # Values that a stranger may put where text is expected.
@@ -241,7 +263,7 @@ def depth_of(node: ast.AST) -> int:
     return deepest
 
 
-class TestLawsOfTheFile(unittest.TestCase):
+class TestLawsOfTheFile(TestCase):
     """`velero_requests.py` as a text."""
 
     def test_no_name_is_used_before_it_is_defined(self) -> None:
@@ -324,7 +346,7 @@ class TestLawsOfTheFile(unittest.TestCase):
                     "    assert not {'urllib3', 'yaml', 'hashlib'} & set(sys.modules), argv\n")
         for more in ("import test_velero_requests", commands):
             done = subprocess.run([sys.executable, "-B", "-c", script.format(more)], cwd=FOLDER, timeout=60,
-                                  check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                                  check=False, stdout=PIPE, stderr=STDOUT)
             self.assertEqual((0, b""), (done.returncode, done.stdout))
 
     def test_the_readme_says_what_the_code_does(self) -> None:
@@ -350,7 +372,7 @@ class TestLawsOfTheFile(unittest.TestCase):
     def test_the_checkout_shows_four_files(self) -> None:
         """At its top level the repository holds the four files, and else only names that begin with a dot."""
         listed = subprocess.run("git ls-files -z 2>/dev/null", shell=True, cwd=FOLDER, check=False, timeout=60,
-                                stdout=subprocess.PIPE).stdout.decode()
+                                stdout=PIPE).stdout.decode()
         self.assertLessEqual(set(re.findall(r"(?:^|(?<=\0))[^./\0][^/\0]*", listed)), {*BOTH, "README.md", "Makefile"})
 
 
@@ -500,7 +522,7 @@ class TestRedact(Cases):
 
     def test_the_cut(self) -> None:
         """Long text is cut before it is looked at, and no secret is cut in half and shown."""
-        for end, place in itertools.product(("https://u:s3cr3t@h", "a https://u:s3cr3t@h", "sig=s3cr3t"), range(25)):
+        for end, place in product(("https://u:s3cr3t@h", "a https://u:s3cr3t@h", "sig=s3cr3t"), range(25)):
             redacted = vr.redact("x " * (vr.REDACTED_LIMIT // 2 - 20) + "x" * (40 - place) + " " + end)
             self.assertNotIn("s3cr", redacted)
             self.assertLessEqual(len(redacted), vr.REDACTED_LIMIT + 1)
@@ -582,7 +604,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "backup_sort_key": vr.backup_sort_key, "json_text": vr.json_text, "_add": nasty_screen,
     "_yaml_scalar": lambda text: vr.yaml_text({text: [text]}),
     "tls_context": deeper(lambda pem: vr.tls_context(vr.Trust(pem, alone=True))),
-    "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")),
+    "parse_yaml": deeper(partial(vr.parse_yaml, what="X")),
     "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")),
     "_tell_warnings": lambda text: vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text}),
     "retry_after_seconds": lambda text: vr.retry_after_seconds(text, NOW),
@@ -613,7 +635,7 @@ READING = re.compile(r"\b(re|yaml|json|configparser|xml|base64|email\.utils|_?[A
                      r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)\b")
 
 
-class TestTimingLaw(unittest.TestCase):
+class TestTimingLaw(TestCase):
     """Text of strangers takes time in proportion to its length, whatever it is."""
 
     def setUp(self) -> None:
@@ -638,7 +660,7 @@ class TestTimingLaw(unittest.TestCase):
 
     def test_four_times_the_text_takes_less_than_ten_times_as_long(self) -> None:
         """For every reader and nasty text, where that takes long enough to measure; no reader is missing."""
-        for (name, function), (head, piece, tail) in itertools.product(READERS.items(), NASTY):
+        for (name, function), (head, piece, tail) in product(READERS.items(), NASTY):
             short, long = (head + piece * (size // len(piece)) + tail for size in (5_000, 20_000))
             if self.seconds(function, long)[0] > 0.01:
                 with self.subTest(name, nasty=(head, piece, tail)):
@@ -873,7 +895,7 @@ class TestDecisions(Cases):
         self.assertTrue(vr.is_news(None, a_download()))
 
 
-class TestHostileStatus(unittest.TestCase):
+class TestHostileStatus(TestCase):
     """No decision raises, whatever strangers fill in; an object is looked at again in time, deleted, or left."""
 
     def check(self, document: Any) -> None:
@@ -900,7 +922,7 @@ class TestHostileStatus(unittest.TestCase):
         times = (None, "x", 5, "0001-01-01T00:00:00Z", "2026-05-04T11:00:00Z", "2026-05-04T12:00:00Z",
                  "2026-05-04T12:05:00Z", "2026-05-04T12:10:00.9Z", "2026-05-04T23:00:00Z",
                  "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00")
-        for phase, created, filled, deletion in itertools.product(
+        for phase, created, filled, deletion in product(
                 (None, "", "New", "Processed", "Failed", "\n", 5, []), times, times, (None, "2026-05-04T12:00:00Z")):
             self.check({"metadata": {"creationTimestamp": created, "deletionTimestamp": deletion}, "status": {
                 "phase": phase, "expiration": filled, "processedTimestamp": filled}})
@@ -954,7 +976,7 @@ AWKWARD_NAMES = GOOD_NAMES + tuple(
         "a." * 126 + "a", "a-" * 126 + "a", "0" * 253)
 
 
-class TestNewObjects(unittest.TestCase):
+class TestNewObjects(TestCase):
     def test_documents(self) -> None:
         """A ServerStatusRequest as the velero CLI's own; an Event that names the request that was seen."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {},
@@ -1058,7 +1080,7 @@ class TestLocationFrom(Cases):
         full = a_location_document({"region": "r", "s3Url": "u"}, credential={"name": "n", "key": "k"})
         for value in HOSTILE:
             for document in with_places_filled(full, value):
-                with contextlib.suppress(vr.ConfigError):
+                with suppress(vr.ConfigError):
                     vr.location_from(document)
 
     def test_trouble(self) -> None:
@@ -1177,7 +1199,7 @@ class TestStoreEndpoints(Cases):
         for own, ours, others in IDENTITIES:
             for url in f"{ours} {others}".split():
                 for location in (a_location(s3_url=url), a_location(s3_url=own, public_url=url)):
-                    with self.subTest(url, own=own), contextlib.suppress(vr.ConfigError if url in others else ()):
+                    with self.subTest(url, own=own), suppress(vr.ConfigError if url in others else ()):
                         self.assertEqual(url in ours.split(), location.is_for_own_identity(own))
         self.assertTrue(a_location().is_for_own_identity(""))
 
@@ -1194,7 +1216,7 @@ class TestStoreEndpoints(Cases):
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-class TestSigningVectors(unittest.TestCase):
+class TestSigningVectors(TestCase):
     """`presign` and `sign_headers` with signatures that were published."""
 
     def test_presigned_urls(self) -> None:
@@ -1251,8 +1273,8 @@ def a_random_location(chance: random.Random) -> Any:
                       dualstack=not url and "-iso" not in region and chance.random() < 0.2)
 
 
-@unittest.skipUnless(HAS_BOTOCORE, NO_BOTOCORE)
-class TestStoreLikeBotocore(unittest.TestCase):
+@skipUnless(HAS_BOTOCORE, NO_BOTOCORE)
+class TestStoreLikeBotocore(TestCase):
     """URLs with botocore as oracle; where we differ on purpose, a rule here says how."""
 
     def by_the_rules(self, provider: Any, location: Any) -> str:
@@ -1276,7 +1298,7 @@ class TestStoreLikeBotocore(unittest.TestCase):
 
     def test_signatures(self) -> None:
         """Of every awkward key, with and without a token."""
-        for (key, _), token in itertools.product(AWKWARD_OBJECT_KEYS, ("", "t/= é")):
+        for (key, _), token in product(AWKWARD_OBJECT_KEYS, ("", "t/= é")):
             address = vr.object_address(a_location(), key)
             ours = vr.presign(address, some_credentials(session_token=token), NOW, vr.URL_LIFE)
             request = botocore.awsrequest.AWSRequest("GET", ours.partition("&X-Amz-Signature=")[0])
@@ -1294,7 +1316,7 @@ class TestStoreLikeBotocore(unittest.TestCase):
         chance, compared = random.Random(12), set()
         for _ in range(400):
             location, ours = a_random_location(chance), ""
-            with contextlib.suppress(vr.ConfigError):
+            with suppress(vr.ConfigError):
                 ours = url_of(location)
             self.assertEqual(self.by_the_rules(provider, location), ours, location)
             compared.add(ours)
@@ -1312,10 +1334,10 @@ def without_descriptions(value: Any) -> Any:
     return [without_descriptions(item) for item in value] if isinstance(value, list) else value
 
 
-class TestCrdManifests(unittest.TestCase):
+class TestCrdManifests(TestCase):
     """The CustomResourceDefinitions of `manifests`."""
 
-    @unittest.skipUnless(os.path.isdir(os.environ.get("VELERO_CRDS", "")), NO_CRDS)
+    @skipUnless(os.path.isdir(os.environ.get("VELERO_CRDS", "")), NO_CRDS)
     def test_veleros_own(self) -> None:
         """The two request kinds are those of Velero 1.6.3 and 1.18.1; of the others spec and status are open."""
         anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
@@ -1342,7 +1364,7 @@ def cut(data: bytes, size: int) -> Iterator[bytes]:
     return (data[start:start + size] for start in range(0, len(data), size))
 
 
-class TestInflate(unittest.TestCase):
+class TestInflate(TestCase):
     """gzip members become their content, or pass as they are, and nothing else does."""
 
     def pieces(self, data: bytes, size: int, unpack: bool = True) -> Iterator[bytes]:
@@ -1371,7 +1393,7 @@ class TestInflate(unittest.TestCase):
                 *((PACKED + end, "damaged after|short") for end in junk), (b"\0\0", "not gzip"),
                 (b"see X-Amz-Signature=s3cr3t", r"not gzip.*text(?!.*s3cr3t)"),
                 (b"<!DOCTYPE html><html>", "not gzip.*HTML"), (b"PK\x03\x04\0\0", "not gzip.*binary")):
-            for size, unpack in itertools.product((1, 100_000), (True, False)):
+            for size, unpack in product((1, 100_000), (True, False)):
                 with self.subTest(data=data[-8:], length=len(data), size=size):
                     with self.assertRaisesRegex(vr.StoreError, said if size > 1 else ""):
                         list(self.pieces(data, size, unpack))
@@ -1382,14 +1404,14 @@ class TestInflate(unittest.TestCase):
         for position in range(8 * len(PACKED)):
             damaged = bytearray(PACKED)
             damaged[position // 8] ^= 1 << position % 8
-            with contextlib.suppress(vr.StoreError):
+            with suppress(vr.StoreError):
                 self.assertEqual(CONTENT, b"".join(vr.inflate([bytes(damaged)])))
                 self.assertIn(position // 8, spare)
 
     def test_what_comes_before_a_fault(self) -> None:
         content, got = bytes(random.Random(8).choices(b"abcdef", k=40_000)), bytearray()
         packed = gzip.compress(content)
-        for (place, least), size in itertools.product(
+        for (place, least), size in product(
                 ((len(packed) // 2, 18_000), (len(packed) - 7, 40_000)), (1, 5000, 99_999)):
             got.clear()
             with self.subTest(place=place, size=size), self.assertRaisesRegex(vr.StoreError, "damaged after"):
@@ -1404,18 +1426,16 @@ class TestInflate(unittest.TestCase):
         self.assertEqual(chunks, read)
 
 
-class FolderCase(unittest.TestCase):
+class FolderCase(Folder, TestCase):
     """A temporary folder for each test, and a look at what is in it."""
 
     def setUp(self) -> None:
-        temporary = tempfile.TemporaryDirectory()
-        self.addCleanup(temporary.cleanup)
-        self.folder = temporary.name
-        self.path = os.path.join(self.folder, "out.gz")
+        super().setUp()
+        self.path = self.at("out.gz")
 
     def found(self) -> Dict[str, bytes]:
         """Name and content of each file in the folder."""
-        return {name: read_bytes(os.path.join(self.folder, name)) for name in os.listdir(self.folder)}
+        return {name: read_bytes(self.at(name)) for name in os.listdir(self.folder)}
 
 
 class TestAtomicFile(FolderCase):
@@ -1424,7 +1444,7 @@ class TestAtomicFile(FolderCase):
     def test_targets(self) -> None:
         """A link needs force, may be no stranger's, and must be named by the user; devices and FIFOs are refused."""
         write_bytes(self.path, b"old")
-        here = functools.partial(os.path.join, self.folder)
+        here = partial(os.path.join, self.folder)
         os.mkfifo(here("fifo"))
         for name, target, owner in (("dangling", "nowhere", 0), ("to-fifo", "fifo", 0), ("own", "out.gz", os.getuid()),
                                     ("root's", "out.gz", 0), ("theirs", "out.gz", 65534), ("via", "theirs", 0)):
@@ -1444,7 +1464,7 @@ class TestAtomicFile(FolderCase):
                 *((here(name), (True,), (True,), refused) for name in ("theirs", "via")),
                 (self.folder, both, both, "is a folder"), (here("gone", "x"), both, both, "no folder"),
                 (os.path.join(self.path, "x"), both, both, "no folder")):
-            for by_user, force in itertools.product(named, forces):
+            for by_user, force in product(named, forces):
                 with self.subTest(path=path, named=by_user, force=force):
                     found = ""
                     try:
@@ -1465,7 +1485,7 @@ class TestAtomicFile(FolderCase):
         for before, meanwhile, force, said, after in (
                 (None, bool, False, "", b"newer"), (b"old", bool, False, "exists", b"old"),
                 (b"old", bool, True, "", b"newer"), (None, theirs, False, "exists", b"theirs"),
-                (None, theirs, True, "", b"newer"), *((old, functools.partial(fail, error), bool(old), ".", old)
+                (None, theirs, True, "", b"newer"), *((old, partial(fail, error), bool(old), ".", old)
                                                       for error in errors for old in (None, b"old"))):
             with self.subTest(before=before, meanwhile=meanwhile, force=force):
                 if before:
@@ -1490,12 +1510,12 @@ class TestAtomicFile(FolderCase):
     def test_long_names(self) -> None:
         """As long as the file system allows, whatever the letters; alike ones have partial files of their own."""
         for name in ("a" * 255, "€" * 85, "." + "b" * 254):
-            with vr.atomic_file(os.path.join(self.folder, name), "", force=False) as new:
+            with vr.atomic_file(self.at(name), "", force=False) as new:
                 new.open_part("")
             self.assertIn(name, self.found())
         self.assertEqual(2, len({vr.AtomicFile("a" * 240 + end, "", force=False).stem for end in "pq"}))
 
-    @unittest.skipUnless(hasattr(os, "O_PATH"), "a descriptor without locks is Linux's")
+    @skipUnless(hasattr(os, "O_PATH"), "a descriptor without locks is Linux's")
     def test_a_file_system_without_locks(self) -> None:
         """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
         unlockable = os.open(self.folder, os.O_PATH)
@@ -1530,7 +1550,7 @@ QUEUE_CASES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
 }
 
 
-class TestQueue(unittest.TestCase):
+class TestQueue(TestCase):
     """A key at a time, each at its instant, none for two workers."""
 
     def setUp(self) -> None:
@@ -1616,7 +1636,7 @@ class Certificate(NamedTuple):
 
 
 def run_openssl(*arguments: str) -> None:
-    done = subprocess.run(("openssl",) + arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(("openssl",) + arguments, stdout=PIPE, stderr=STDOUT, check=False)
     if done.returncode:
         raise RuntimeError(f"openssl {arguments[0]}: {done.stdout.decode(errors='replace')}")
 
@@ -1640,7 +1660,7 @@ def make_certificate(folder: str) -> Certificate:
     return Certificate(*(os.path.join(folder, name) for name in ("ca.crt", "tls.crt", "tls.key")))
 
 
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def shared_certificate() -> Certificate:
     """Return the one certificate of this process, made at the first call and removed at exit."""
     folder = tempfile.mkdtemp(prefix="velero-requests-tls-")
@@ -1718,7 +1738,7 @@ class Admin:
 
     def watch(self, resource: str, namespace: Optional[str] = None, **query: Any) -> Iterator[Document]:
         path = resource_path(resource, namespace)
-        with contextlib.closing(self.raw("GET", path, query={"watch": "1", **query}, stream=True)) as response:
+        with closing(self.raw("GET", path, query={"watch": "1", **query}, stream=True)) as response:
             if response.status >= 300:
                 raise Refused(response.status, response.read())
             pending = b""
@@ -1839,7 +1859,7 @@ class Connection:
         OpenSSL knows a socket by its number: were it closed here, what its thread still writes would go into whatever
         has that number next. And SSLSocket.shutdown would let that thread go on in plain text.
         """
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -1894,7 +1914,7 @@ class LoopbackServer:
         return context
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # the listener has been closed
+        with suppress(OSError):  # the listener has been closed
             while True:
                 accepted, _ = self._listener.accept()
                 threading.Thread(target=self._converse, args=(accepted,), name="loopback", daemon=True).start()
@@ -2034,7 +2054,7 @@ class LoopbackServer:
     def close(self) -> None:
         """Stop serving and close every connection; no bug may have shown, and every scripted fault must have struck."""
         self.closing.set()
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept()
         self._listener.close()
         self.cut_connections()
@@ -2596,7 +2616,7 @@ class FakeStore(LoopbackServer, Store):
 def free_port() -> int:
     """Return a loopback port that nobody uses, from below those that the kernel gives to others by itself."""
     while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", random.SystemRandom().randrange(15000, 32000)))
             return int(probe.getsockname()[1])
 
@@ -2619,7 +2639,7 @@ def stop_process(process: subprocess.Popen[bytes]) -> int:
 
 def answers(url: str, expected: bytes, **options: Any) -> bool:
     """Say whether a GET of the URL gives a body that contains this."""
-    with urllib3.PoolManager(**options) as pool, contextlib.suppress(urllib3.exceptions.HTTPError):
+    with urllib3.PoolManager(**options) as pool, suppress(urllib3.exceptions.HTTPError):
         return expected in pool.request("GET", url, retries=False, timeout=2.0).data
     return False
 
@@ -2636,7 +2656,7 @@ class RealServer:
         """Start a program and wait until it is ready, or show the end of its log and fail."""
         path = os.path.join(self.folder, os.path.basename(command[0]) + ".log")
         with open(path, "wb") as log:
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder)
+            child = subprocess.Popen(command, stdin=DEVNULL, stdout=log, stderr=log, cwd=self.folder)
         self.children.append(child)
         try:
             wait_until(lambda: child.poll() is not None or ready(), 60, command[0])
@@ -2721,7 +2741,7 @@ class RealCluster(RealServer, Cluster):
         wait_until(lambda: self.admin.create("subjectaccessreviews", review)["status"]["allowed"], 10, "the grant")
 
     def compact(self) -> None:
-        with contextlib.closing(Admin(self.etcd_url, None)) as etcd:
+        with closing(Admin(self.etcd_url, None)) as etcd:
             revision = etcd.call("POST", "/v3/kv/range", {"key": base64.b64encode(b"/").decode()})["header"]["revision"]
             etcd.call("POST", "/v3/kv/compaction", {"revision": revision, "physical": True})
 
@@ -2752,19 +2772,19 @@ class RealStore(RealServer, Store):
             raise Refused(response.status, response.data)
 
 
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def real_server(start: Callable[[str], Any], program: str) -> Any:
     """Return the one real server of a kind in this process, started at the first call and stopped at exit."""
     assets = assets_folder(program)
     if not assets:
-        raise unittest.SkipTest(f"no real server: KUBEBUILDER_ASSETS is not set or has no {program}")
+        raise SkipTest(f"no real server: KUBEBUILDER_ASSETS is not set or has no {program}")
     server = start(assets)
     atexit.register(server.close)
     return server
 
 
-real_cluster = functools.partial(real_server, RealCluster, "kube-apiserver")
-real_store = functools.partial(real_server, RealStore, "versitygw")
+real_cluster = partial(real_server, RealCluster, "kube-apiserver")
+real_store = partial(real_server, RealStore, "versitygw")
 
 
 # ---- What worlds and checks are made of --------------------------------------
@@ -2772,7 +2792,7 @@ real_store = functools.partial(real_server, RealStore, "versitygw")
 def load_crds(release: str) -> List[Document]:
     folder = os.environ.get("VELERO_CRDS")
     if not folder:
-        raise unittest.SkipTest("no CRDs of Velero: VELERO_CRDS is not set")
+        raise SkipTest("no CRDs of Velero: VELERO_CRDS is not set")
     with open(os.path.join(folder, f"velero-{release}.yaml"), encoding="utf-8") as file:
         return [document for document in yaml.safe_load_all(file) if document]
 
@@ -2834,12 +2854,6 @@ def item_names(listed: Document) -> List[str]:
     return [item["metadata"]["name"] for item in listed.get("items", [])]
 
 
-if TYPE_CHECKING:
-    Mixin = unittest.TestCase
-else:
-    Mixin = object  # unittest must not run the checks without a cluster
-
-
 def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] = None) -> Any:
     """GET exactly this target; a PoolManager would tidy up the path first."""
     parts = urllib3.util.parse_url(url)
@@ -2871,7 +2885,7 @@ class Result(NamedTuple):
     err: str
 
 
-@contextlib.contextmanager
+@contextmanager
 def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
     """Set environment variables for a while; None takes one away."""
     before = dict(os.environ)
@@ -2885,7 +2899,7 @@ def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
         os.environ.update(before)
 
 
-@contextlib.contextmanager
+@contextmanager
 def logger_kept() -> Iterator[logging.Logger]:
     """Let somebody set up the module's logger for a while."""
     logger = logging.getLogger("velero_requests")
@@ -2915,7 +2929,7 @@ class Program:
         self.out_path, self.err_path = base + ".out", base + ".err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, vr.__file__, *argv], cwd=folder, stdin=subprocess.DEVNULL,
+                [sys.executable, vr.__file__, *argv], cwd=folder, stdin=DEVNULL,
                 stdout=out if stdout is None else stdout, stderr=err, env={**os.environ, **(env or {})})
 
     def text(self) -> str:
@@ -2960,7 +2974,7 @@ def reason_of(document: Optional[Document]) -> str:
     return str((look_up(document, "metadata.annotations") or {}).get(REASON, ""))
 
 
-class World(Mixin):
+class World(Folder):
     """A cluster in one dialect, a store, and for each test a namespace with a backup and a restore in it."""
     status_subresource = False
     cluster: Any
@@ -2985,10 +2999,9 @@ class World(Mixin):
     def setUp(self) -> None:
         for server in [server for server in (self.cluster, self.store) if server.kind == "fake"]:
             self.addCleanup(server.unscript)
-        self.folder = tempfile.mkdtemp(prefix="velero-requests-test-")
-        self.addCleanup(shutil.rmtree, self.folder, True)
+        super().setUp()
         hidden = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
-        stack = contextlib.ExitStack()
+        stack = ExitStack()
         self.addCleanup(stack.close)
         stack.enter_context(environment({**dict.fromkeys(hidden + ["KUBECONFIG", "VELERO_NAMESPACE"]),
                                          "HOME": self.folder}))
@@ -3230,7 +3243,7 @@ class ServerChecks(World):
 
     def test_stores(self) -> None:
         """Keys, ranges and conditions, and every kind of wrong URL with its own code."""
-        url_of, awkward = functools.partial(self.store.url_of, self.namespace), "a b+c/ü~$%&=?d#.txt"
+        url_of, awkward = partial(self.store.url_of, self.namespace), "a b+c/ü~$%&=?d#.txt"
         for key, body in ((awkward, b"x"), ("k", b"0123456789")):
             self.store.put(self.namespace, key, body)
         wrong, denied, url = "403 SignatureDoesNotMatch", "403 AccessDenied", url_of("k")
@@ -3251,7 +3264,7 @@ class ServerChecks(World):
                 self.assertEqual(wanted, f"{answer.status} {(code[1] if code else answer.data).decode()}")
 
 
-class TestServersFake(ServerChecks, FakeWorld, unittest.TestCase):
+class TestServersFake(ServerChecks, FakeWorld, TestCase):
     def test_sessions(self) -> None:
         """The token of a session belongs to its key; a fault that never strikes is told."""
         self.put()
@@ -3283,7 +3296,7 @@ class TestServersFake(ServerChecks, FakeWorld, unittest.TestCase):
             wait_until(lambda: held[0].socket.fileno() < 0, 10, "the thread to close it")
 
 
-class TestServersReal(ServerChecks, RealWorld, unittest.TestCase):
+class TestServersReal(ServerChecks, RealWorld, TestCase):
     pass
 
 
@@ -3354,7 +3367,7 @@ class CoreTests(ControllerWorld):
         """With a budget of 292 years, too; no request is left behind."""
         self.cluster.grant("limited", *CLIENT, namespace=self.namespace)
         self.serve()
-        log, ever, path = self.put(), "2562047h47m16.8s", os.path.join(self.folder, "x")
+        log, ever, path = self.put(), "2562047h47m16.8s", self.at("x")
         self.put("RestoreLog", LOG[:100])
         contents = self.put("BackupContents")
         self.assertEqual((0, LOG, ""), self.cli("backup", "logs", "b1", user="limited"))
@@ -3419,7 +3432,7 @@ class CoreTests(ControllerWorld):
                 self.make_secret(name, **secret)
             self.make_location(name, secret=name, **storage)
             self.make_backup(name, name)
-            rows.append((reason, "BackupLog", name, None if secret == {} else functools.partial(give_keys, name)))
+            rows.append((reason, "BackupLog", name, None if secret == {} else partial(give_keys, name)))
         self.admin.merge_patch("backupstoragelocations", "gcp", {"spec": {"provider": "gcp"}}, self.namespace)
         return rows
 
@@ -3472,13 +3485,13 @@ class ContractTests(CoreTests):
         """In this order; velero's configuration may be broken."""
         self.serve()
         self.put()
-        os.makedirs(os.path.join(self.folder, ".config", "velero"))
+        os.makedirs(self.at(".config", "velero"))
         ours, other, named = self.namespace, '{"namespace": "default"}', json.dumps({"namespace": self.namespace})
         for code, flag, variable, configured in (
                 (0, ours, "default", other), (0, "", ours, other), (0, "", None, named), (3, "default", ours, named),
                 (1, "", "A/b", other), (0, ours, None, "\x00"), (0, ours, None, '{"namespace": 5, "cacert": []}')):
             with self.subTest(flag=flag, variable=variable, configured=configured):
-                write_bytes(os.path.join(self.folder, ".config", "velero", "config.json"), configured.encode())
+                write_bytes(self.at(".config", "velero", "config.json"), configured.encode())
                 result = run("backup", "logs", "b1", "--kubeconfig", self.kubeconfig, *(["-n", flag] if flag else []),
                              env={"VELERO_NAMESPACE": variable})
                 self.assertEqual(result.code, code, result.err)
@@ -3493,7 +3506,7 @@ class ContractTests(CoreTests):
         self.make_backup("b5", phase="InProgress")
         self.make_restore("r5", "b1", "InProgress")
         self.store.put(self.namespace, "backups/b4/b4.tar.gz", gzip.compress(b"x"))
-        path = os.path.join(self.folder, "x")
+        path = self.at("x")
         stranger, unknown = (("--kubeconfig", self.cluster.kubeconfig(self.folder, name))
                              for name in ("stranger", "nobody-knows-me"))
         for code, argv, words in (
@@ -3663,7 +3676,7 @@ class FaultTests(FaultWorld):
         self.assertEqual(controller.records, {})
 
 
-class TestContractFaultsStore(FaultWorld, unittest.TestCase):
+class TestContractFaultsStore(FaultWorld, TestCase):
     """The controller, the client and what servers do to them, which no dialect of the status changes."""
 
     def test_an_idle_controller_makes_no_requests(self) -> None:
@@ -3686,7 +3699,7 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
         for name in ("../../secrets/cloud", "..", "b1?x", ""):
             self.failed(self.ask(name=name))
         self.assertEqual(self.cluster.count("GET", "/backups/"), 0)
-        for path, status in itertools.product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"),
+        for path, status in product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"),
                                               (500, 200)):
             with self.subTest(path=path, status=status):
                 self.turn(minutes=1)
@@ -3779,11 +3792,11 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
                 self.assertEqual((code, b"" if code else LOG), result[:2], result.err)
 
 
-class TestContractFaultsNew(FaultTests, unittest.TestCase):
+class TestContractFaultsNew(FaultTests, TestCase):
     """Faults without a status subresource."""
 
 
-class TestContractFaultsOld(FaultTests, unittest.TestCase):
+class TestContractFaultsOld(FaultTests, TestCase):
     """Faults with a status subresource."""
     status_subresource = True
 
@@ -3863,38 +3876,38 @@ class LooseTests(World):
                 self.assertEqual(self.names(resource), [])
 
 
-class TestContractLooseFake(LooseTests, FakeWorld, unittest.TestCase):
+class TestContractLooseFake(LooseTests, FakeWorld, TestCase):
     """Loose CRDs on the fakes."""
 
 
-class TestContractLooseReal(LooseTests, RealWorld, unittest.TestCase):
+class TestContractLooseReal(LooseTests, RealWorld, TestCase):
     """Loose CRDs on the real servers."""
 
 
-class TestContractFakeNew(ContractTests, FakeWorld, unittest.TestCase):
+class TestContractFakeNew(ContractTests, FakeWorld, TestCase):
     """Fakes, no status subresource, as Velero 1.9 to 1.18."""
 
 
-class TestContractFakeOld(ContractTests, FakeWorld, unittest.TestCase):
+class TestContractFakeOld(ContractTests, FakeWorld, TestCase):
     """Fakes with a status subresource, as Velero 1.6 to 1.8."""
     status_subresource = True
 
 
-class TestContractRealNew(ContractTests, RealWorld, unittest.TestCase):
+class TestContractRealNew(ContractTests, RealWorld, TestCase):
     """Real servers, no status subresource."""
 
 
-class TestContractRealOld(ContractTests, RealWorld, unittest.TestCase):
+class TestContractRealOld(ContractTests, RealWorld, TestCase):
     """Real servers with a status subresource."""
     status_subresource = True
 
 
-class TestContractVeleroNew(VeleroWorld, CoreTests, unittest.TestCase):
+class TestContractVeleroNew(VeleroWorld, CoreTests, TestCase):
     """The main job on the CRDs of Velero 1.18.1."""
     release = "1.18.1"
 
 
-class TestContractVeleroOld(VeleroWorld, CoreTests, unittest.TestCase):
+class TestContractVeleroOld(VeleroWorld, CoreTests, TestCase):
     """The main job on the CRDs of Velero 1.6.3."""
     release = "1.6.3"
     status_subresource = True
@@ -3907,7 +3920,7 @@ NO_KUBECTL = "kubectl is not on the PATH, so what it makes of the kubeconfigs wa
 
 
 
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def kube_pki() -> str:
     folder = tempfile.mkdtemp(prefix="velero-requests-pki-")
     atexit.register(shutil.rmtree, folder, True)
@@ -3979,7 +3992,7 @@ class KubeServer(LoopbackServer):
         return Answer(200, b'{"major":"1","minor":"34","gitVersion":"v1.34.2"}')
 
 
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def kube_servers() -> Dict[str, Any]:
     """The servers and proxies that all tests share, by the name that verdicts use; closed at exit."""
     servers = {name: KubeServer(*arguments) for name, *arguments in (
@@ -4062,18 +4075,17 @@ def kube_forget() -> None:
 
 def kube_call(kubeconfig: str = "", context: str = "") -> Document:
     api = vr.connect(vr.load_cluster(kubeconfig, context))
-    with warnings.catch_warnings(), contextlib.closing(api.session):
+    with warnings.catch_warnings(), closing(api.session):
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # it was asked for
         return api.call("GET", "/version")
 
 
-class KubeFolder(unittest.TestCase):
+class KubeFolder(Folder, TestCase):
     """A test with a folder of its own, and servers that have seen nothing."""
 
     def setUp(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="velero-requests-kube-")
-        self.addCleanup(shutil.rmtree, self.folder, True)
-        self.home = os.path.join(self.folder, "home")
+        super().setUp()
+        self.home = self.at("home")
         os.mkdir(self.home)
         kube_forget()
 
@@ -4367,7 +4379,7 @@ class TestKubeconfigLikeKubectl(KubeFolder):
         """Do something for each case, its verdict and its kubeconfig flag, while its files and variables are there."""
         self.addCleanup(os.chdir, os.getcwd())
         for number, case in enumerate(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins())):
-            folder = os.path.join(self.folder, str(number))
+            folder = self.at(str(number))
             os.makedirs(os.path.join(folder, "home"))
             os.symlink(kube_pki(), os.path.join(folder, "pki"))
             for name, content in {**KUBE_EVERYWHERE, **case.files}.items():
@@ -4394,8 +4406,8 @@ class TestKubeconfigLikeKubectl(KubeFolder):
     def theirs(self, case: KubeCase, verdict: str, path: str) -> None:
         """The table is what kubectl does; where it would ask for a name, we go on as nobody."""
         done = subprocess.run([str(KUBECTL), "version", "-o", "json", *(["--kubeconfig", path] if path else []),
-                               *(["--context", case.context] if case.context else [])], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, check=False, stderr=subprocess.STDOUT, timeout=20)
+                               *(["--context", case.context] if case.context else [])], stdin=DEVNULL,
+                              stdout=PIPE, check=False, stderr=STDOUT, timeout=20)
         found = "https: nobody" if b"enter Username" in done.stdout else kube_verdict(bool(done.returncode))
         self.assertEqual(found, "error" if case.lenient or verdict.startswith("error") else verdict)
 
@@ -4403,7 +4415,7 @@ class TestKubeconfigLikeKubectl(KubeFolder):
     def test_we_do_what_the_tables_say(self) -> None:
         self.check(self.ours)
 
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
+    @skipUnless(KUBECTL, NO_KUBECTL)
     def test_kubectl_does_what_the_tables_say(self) -> None:
         self.check(self.theirs)
 
@@ -4444,7 +4456,7 @@ class KubePlugins(KubeFolder):
         self.write(json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status}), "answer")
 
     def said(self, name: str) -> str:
-        return read_bytes(os.path.join(self.folder, name)).decode()
+        return read_bytes(self.at(name)).decode()
 
     def config(self, cluster: Any = None, **fields: Any) -> str:
         return self.write(kube_config(kube_exec(**fields), cluster))
@@ -4471,11 +4483,11 @@ def kube_pair(name: str, key: str = "") -> Dict[str, str]:
             "clientKeyData": kube_bytes(f"{key or name}.key").decode()}
 
 
-def kube_program(path: str, stdin: Any = subprocess.DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
+def kube_program(path: str, stdin: Any = DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
             ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
-             "-n", "v", "--kubeconfig", path, "backup", "logs", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+             "-n", "v", "--kubeconfig", path, "backup", "logs", "b"], stdout=PIPE, stderr=PIPE,
             check=False, timeout=seconds, stdin=stdin)
 
 
@@ -4500,11 +4512,11 @@ class TestExecPluginIsTold(KubePlugins):
     def test_by_us(self) -> None:
         self.check(kube_call)
 
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
+    @skipUnless(KUBECTL, NO_KUBECTL)
     def test_by_kubectl(self) -> None:
         self.check(lambda path: subprocess.run(
-            [str(KUBECTL), "--kubeconfig", path, "version"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, check=True, timeout=20))
+            [str(KUBECTL), "--kubeconfig", path, "version"], stdin=DEVNULL, stdout=PIPE,
+            stderr=STDOUT, check=True, timeout=20))
 
     def test_stdin_and_stderr(self) -> None:
         """A plugin reads our terminal where its mode allows it; what it says on stderr is seen."""
@@ -4564,9 +4576,9 @@ class TestExecPluginLife(KubePlugins):
                 self.write(content, name)
                 kube_forget()
                 for _ in range(2):
-                    self.fails(vr.ConfigError, functools.partial(kube_version, api), "plugin")
+                    self.fails(vr.ConfigError, partial(kube_version, api), "plugin")
                 self.assertEqual(self.seen(), [])
-                os.remove(os.path.join(self.folder, name))
+                os.remove(self.at(name))
                 self.answer(token="p")
                 kube_version(api)
                 self.assertEqual(self.seen(), ["Bearer p"])
@@ -4586,7 +4598,7 @@ class TestKubeSession(KubePlugins):
         for change, caller, warned in (
                 (lambda: None, "alice", False), (lambda: self.files("bob"), "bob", False),
                 (lambda: self.files("bob", "alice"), "bob", True),
-                (lambda: os.remove(os.path.join(self.folder, "own.key")), "bob", True),
+                (lambda: os.remove(self.at("own.key")), "bob", True),
                 (lambda: self.files("bob", authority=""), "bob", True), (lambda: self.files("alice"), "alice", False)):
             with self.subTest(caller=caller, warned=warned):
                 change()
@@ -4625,7 +4637,7 @@ class TestKubeSession(KubePlugins):
         self.files("alice")
         self.write("f", "token")
         api = self.connect(kube_config({"tokenFile": "token"}, kube_ca("own-ca")))
-        for token, act in (("f", bool), ("g", bool), ("h", lambda: os.remove(os.path.join(self.folder, "own-ca")))):
+        for token, act in (("f", bool), ("g", bool), ("h", lambda: os.remove(self.at("own-ca")))):
             self.write(token, "token")
             act()
             for _ in range(2):
@@ -4686,15 +4698,15 @@ class TestProxyOfTheEnvironment(KubeFolder):
     def went(self, number: int) -> bool:
         url, variables, _ = KUBE_PROXY_ROWS[number]
         path = self.write(kube_config(None, {"server": url, **KUBE_INSECURE}), f"config-{number}")
-        with contextlib.closing(KubeServer()) as proxy:
+        with closing(KubeServer()) as proxy:
             own = {**{name: value for name, value in os.environ.items() if name not in KUBE_ABSENT}, "HOME": self.home,
                    **{name: value.replace("@P@", proxy.host) for name, value in variables.items()}}
             subprocess.run([str(KUBECTL), "--kubeconfig", path, "get", "--raw", "/", "--request-timeout", "300ms"],
-                           env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                           env=own, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT,
                            check=False, timeout=20)
             return bool(proxy.seen())
 
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
+    @skipUnless(KUBECTL, NO_KUBECTL)
     def test_kubectl_does_what_the_table_says(self) -> None:
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(self.went, range(len(KUBE_PROXY_ROWS))))
@@ -4772,7 +4784,7 @@ class Greeter(LoopbackServer):
         self.start()
 
     def _converse(self, accepted: socket.socket) -> None:
-        with accepted, contextlib.suppress(OSError):
+        with accepted, suppress(OSError):
             accepted.recv(5)  # so that the greeting is not the first to come
             accepted.sendall(self.greeting)
             accepted.shutdown(socket.SHUT_WR)
@@ -4837,7 +4849,7 @@ class TestTlsErrors(KubeFolder):
             with vr.open_url(kube_servers()["https"].url + "/k", trust) as answer:
                 self.assertEqual(answer.status, 200)
 
-    @unittest.skipUnless(hasattr(os, "memfd_create"), "no anonymous files here, so keys pass through one on disk")
+    @skipUnless(hasattr(os, "memfd_create"), "no anonymous files here, so keys pass through one on disk")
     def test_keys_are_never_on_disk(self) -> None:
         """A call with an inline key opens no file for writing, and leaves no descriptor."""
         opened: List[Any] = []
@@ -4909,7 +4921,7 @@ class TestKubeconfigBadInput(KubeFolder):
             self.assertEqual(loaded.result(10).token, "t")
 
 
-class TestKubeconfigParseYaml(unittest.TestCase):
+class TestKubeconfigParseYaml(TestCase):
     """Tests for `parse_yaml`; what is no YAML see above."""
 
     def test_values(self) -> None:
@@ -4931,11 +4943,11 @@ class TestKubeconfigParseYaml(unittest.TestCase):
                            (f"[&x [{'a,' * 50_000}], *x]", False), ("[&x a, *x]", True),
                            (" " * (1 << 20), True), (" " * ((1 << 20) + 1), False)):
             with self.subTest(text[:20], good=good):
-                with contextlib.nullcontext() if good else self.assertRaises(vr.ConfigError):
+                with nullcontext() if good else self.assertRaises(vr.ConfigError):
                     vr.parse_yaml(text.encode(), "X", 1 << 20)
 
 
-class TestKubeconfigRuleFor(unittest.TestCase):
+class TestKubeconfigRuleFor(TestCase):
     """Tests for `rule_for`."""
 
     def test_what_grants_a_call(self) -> None:
@@ -4977,7 +4989,7 @@ class TokenFiles(World):
 
     def write_token(self, token: str) -> str:
         """Put a token into the file of token_kubeconfig the way the kubelet does, and return the path."""
-        path = os.path.join(self.folder, "token")
+        path = self.at("token")
         with open(path + ".new", "w", encoding="utf-8") as file:
             file.write(token + "\n")
         os.replace(path + ".new", path)
@@ -4985,7 +4997,7 @@ class TokenFiles(World):
 
     def kubeconfig_of(self, user: Document) -> str:
         """Write a kubeconfig with this user entry, and return its path."""
-        path = os.path.join(self.folder, "with-user")
+        path = self.at("with-user")
         with open(self.kubeconfig, encoding="utf-8") as old, open(path, "w", encoding="utf-8") as new:
             document = yaml.safe_load(old)
             document["users"][0]["user"] = user
@@ -5046,7 +5058,7 @@ class EnduranceWorld(TokenFiles, FaultWorld):
 
 # ---- Endurance: one request --------------------------------------------------
 
-class TestRetryTables(unittest.TestCase):
+class TestRetryTables(TestCase):
     """When a call may be sent again."""
 
     def test_retry_after_is_seconds_or_a_date(self) -> None:
@@ -5129,7 +5141,7 @@ BAD_ANSWERS: Tuple[Document, ...] = (
     {"status": 409, "body": "x" * 100, "pause_after": 5, "gate": threading.Event()})
 
 
-class TestRequestFaults(EnduranceWorld, unittest.TestCase):
+class TestRequestFaults(EnduranceWorld, TestCase):
     """One call and what can happen to it."""
 
     def test_what_may_be_repeated_is_repeated(self) -> None:
@@ -5144,7 +5156,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
                     self.cluster.forget()
                     self.cluster.script(method, part, **options)
                     words, tries = outcomes[method == "POST"]
-                    outcome: Any = contextlib.nullcontext() if not words else self.assertRaisesRegex(
+                    outcome: Any = nullcontext() if not words else self.assertRaisesRegex(
                         (vr.ApiError, vr.Unreachable), words)
                     started = time.monotonic()
                     with outcome:
@@ -5155,7 +5167,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
     def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
         """It names the call."""
         api = self.api(timeout=0.4)
-        for options, name in itertools.product(BAD_ANSWERS, ("get", "list", "create", "patch")):
+        for options, name in product(BAD_ANSWERS, ("get", "list", "create", "patch")):
             method, part, _ = CALLS[name]
             with self.subTest(call=name, **{key: str(value)[:40] for key, value in options.items()}):
                 self.cluster.unscript()
@@ -5197,7 +5209,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         made = pool.num_connections
         for status in (404, 500):
             self.cluster.script("GET", "/backups/b1", status=status, body={"message": "x"}, **AT_ONCE)
-            with contextlib.suppress(vr.ApiError):
+            with suppress(vr.ApiError):
                 self.call("get", api)
         self.assertEqual((api.session.pool.pool, pool.num_connections), (pool, made))
 
@@ -5216,7 +5228,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         header = f'299 - "v1 is \\"old\\"", 299 - "use v2\tnow, Bearer {token_of("admin")}", 199 - "misc", nonsense'
         for options in ({"status": 404, "body": {}}, {}, {}):
             self.cluster.script("GET", "/backups/b1", headers={"Warning": header}, **options)
-            with contextlib.suppress(vr.Missing):
+            with suppress(vr.Missing):
                 self.call("get", api)
         said = self.log.getvalue()
         self.assertEqual([1, 1, 0], [said.count(words) for words in ("v1 is", "use v2", "misc")])
@@ -5253,7 +5265,7 @@ class Stranger(LoopbackServer):
         if self.attack != HANDSHAKE:
             super()._converse(accepted)
         elif accepted.recv(65536):
-            with contextlib.suppress(OSError), contextlib.closing(Connection(accepted)) as connection:
+            with suppress(OSError), closing(Connection(accepted)) as connection:
                 self._play(self.pieces(), connection)
 
     def pieces(self) -> Iterator[Any]:
@@ -5295,14 +5307,14 @@ EXCHANGES: Dict[str, Callable[[Stranger], Any]] = {
         vr.UrlSource(lambda skew: (server.url + "/b/k", vr.Trust())), "it", gunzip=True).chunks())}
 
 
-class TestSlowStrangers(unittest.TestCase):
+class TestSlowStrangers(TestCase):
     """Whatever trickles, is silent or has no end: a small exchange is over in time, and in bounds."""
 
     def suffer(self, row: Tuple[str, str]) -> Tuple[str, float]:
         """Make one exchange with one attacker -> what came of it, and after how many seconds."""
         exchange, attack = row
         started = time.monotonic()
-        with contextlib.closing(Stranger(attack, tls=exchange.startswith("API"))) as server:
+        with closing(Stranger(attack, tls=exchange.startswith("API"))) as server:
             try:
                 outcome = f"{EXCHANGES[exchange](server)!r:.100}"
             except vr.Error as error:
@@ -5311,7 +5323,7 @@ class TestSlowStrangers(unittest.TestCase):
 
     def test_every_exchange_has_a_deadline(self) -> None:
         kube_servers()
-        rows = list(itertools.product(EXCHANGES, ATTACKS))
+        rows = list(product(EXCHANGES, ATTACKS))
         with ThreadPoolExecutor(8) as pool:
             for (exchange, attack), (outcome, seconds) in zip(rows, pool.map(self.suffer, rows)):
                 with self.subTest(exchange=exchange, attack=attack):
@@ -5331,16 +5343,16 @@ BLACK_HOLES: Dict[str, Tuple[Document, Dict[str, str]]] = {
     "region": ({"credential": CLOUD}, {"HTTPS_PROXY": "@"})}
 
 
-class TestBlackHoles(EnduranceWorld, unittest.TestCase):
+class TestBlackHoles(EnduranceWorld, TestCase):
     """Who is silent holds up one worker, once, and neither the others nor the end."""
 
     def test_twenty_requests_of_a_black_hole(self) -> None:
         """They cost one worker one deadline; SIGTERM is heard."""
         for name, hosts in [*((name, 1) for name in BLACK_HOLES), ("store", 20)]:
-            with self.subTest(silent=name, hosts=hosts), contextlib.ExitStack() as stack:
+            with self.subTest(silent=name, hosts=hosts), ExitStack() as stack:
                 self.move()
                 self.put()
-                strangers = [stack.enter_context(contextlib.closing(Stranger("silence"))) for _ in range(hosts)]
+                strangers = [stack.enter_context(closing(Stranger("silence"))) for _ in range(hosts)]
                 said, variables = BLACK_HOLES[name]
                 spec = json.dumps({"provider": "aws", "objectStorage": {"bucket": "bucket"}, **said})
                 for number, stranger in enumerate(strangers):
@@ -5373,7 +5385,7 @@ class TestBlackHoles(EnduranceWorld, unittest.TestCase):
         self.looked_at(name, 0.8)
 
 
-class TestRotation(EnduranceWorld, unittest.TestCase):
+class TestRotation(EnduranceWorld, TestCase):
     """Tokens that are replaced while somebody works with them."""
 
     def test_a_refused_token_is_read_again_at_once(self) -> None:
@@ -5415,7 +5427,7 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
                 self.assertEqual([request.user for request in self.cluster.seen(None, "/backups/b1")], ["admin"] * 2)
         plugin = {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "/bin/false"}}
         self.cluster.forget()
-        empty = os.path.join(self.folder, "empty")
+        empty = self.at("empty")
         write_bytes(empty, b"")
         for user in ({"tokenFile": path}, {"tokenFile": empty}, plugin):
             api = self.api(self.kubeconfig_of(user))
@@ -5452,7 +5464,7 @@ RIGHTS = [*((verb, "velero.io", resource) for resource in ("downloadrequests", S
           ("create", "", "events"), ("delete", "velero.io", "downloadrequests")]
 
 
-class TestRights(EnduranceWorld, unittest.TestCase):
+class TestRights(EnduranceWorld, TestCase):
     """What is not allowed is said once, with the cure, and done when it is allowed again."""
 
     def rob(self, verb: str, resource: str, user: str = "controller") -> None:
@@ -5478,7 +5490,7 @@ class TestRights(EnduranceWorld, unittest.TestCase):
         for (verb, group, resource), space in zip(RIGHTS, spaces):
             with self.subTest(verb=verb, resource=resource):
                 self.move(space)
-                refused = functools.partial(self.cluster.count, None, self.path(resource), "controller", 403)
+                refused = partial(self.cluster.count, None, self.path(resource), "controller", 403)
                 wait_until(lambda refused=refused: refused() > 2 or self.turn(seconds=5), 20, "tries")
                 self.assert_told(self.log.getvalue(), verb, resource, group)
         asked = [(self.move(space), self.ask()) for space in spaces]
@@ -5559,7 +5571,7 @@ WATCH_FAULTS: Dict[str, Document] = {
     "cut in a character": {"chunks": ['{"type":"ADDED","object":{"x":"ü'.encode()[:-1]], "cut": True}}
 
 
-class TestWatchFaults(EnduranceWorld, unittest.TestCase):
+class TestWatchFaults(EnduranceWorld, TestCase):
     """Whatever a list or a watch comes to, the controller goes on, at leisure, and misses nothing."""
 
     def test_what_fails(self) -> None:
@@ -5599,7 +5611,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             self.answered(name)
         self.assertEqual(expired.hits, 2)
         self.assertLess(endless.hits, 20)
-        pages = functools.partial(self.api().list_pages, vr.DOWNLOAD_REQUESTS, self.namespace, size=20)
+        pages = partial(self.api().list_pages, vr.DOWNLOAD_REQUESTS, self.namespace, size=20)
         self.assertRaisesRegex(vr.Unreachable, "does not end", list, pages(most=2))  # though each token is a new one
         self.assertEqual(3, len(list(pages())))
 
@@ -5710,7 +5722,7 @@ def usage_of(pid: int) -> Usage:
     """Read it from /proc."""
     sockets = 0
     for descriptor in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             sockets += os.readlink(f"/proc/{pid}/fd/{descriptor}").startswith("socket:")
     pages = int(read_bytes(f"/proc/{pid}/statm").split()[1])
     ticks = sum(map(int, read_bytes(f"/proc/{pid}/stat").rpartition(b")")[2].split()[11:13]))
@@ -5724,8 +5736,8 @@ IDLE = 8
 LOST: Tuple[Document, ...] = ({}, {"drop": True, "apply": True}, {"status": 500}, {"cut_after": 5}, {"status": 409})
 
 
-@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
-class TestLeaks(EnduranceWorld, unittest.TestCase):
+@skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+class TestLeaks(EnduranceWorld, TestCase):
     """What a controller needs."""
 
     def test_forty_large_objects(self) -> None:
@@ -5744,8 +5756,8 @@ class TestLeaks(EnduranceWorld, unittest.TestCase):
         self.assertLess(peaks[1] - peaks[0], 24, peaks)
 
 
-@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
-class TestSoak(EnduranceWorld, unittest.TestCase):
+@skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+class TestSoak(EnduranceWorld, TestCase):
     """Faults at random under load, for VELERO_SOAK seconds, on a controller that is a process of its own."""
 
     def test_soak(self) -> None:
@@ -5804,7 +5816,7 @@ CLIENT: List[Document] = [
     {"apiGroups": ["velero.io"], "resources": ["backups"], "verbs": ["get"]}]
 
 
-class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
+class TestIdentityReal(TokenFiles, RealWorld, TestCase):
     """Identities that change under a running controller, and borrowed ones."""
 
     def account(self, name: str) -> str:
@@ -5818,7 +5830,7 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         return token
 
     def is_refused(self, token: str) -> bool:
-        with contextlib.closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
+        with closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
             return int(client.raw("GET", resource_path("backups", self.namespace)).status) == 401
 
     def end(self, account: str, token: str) -> None:
@@ -5851,7 +5863,7 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
         document["users"][0]["user"].update({
             "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": extra})
-        path = write_bytes(os.path.join(self.folder, "borrowed"), yaml.safe_dump(document).encode())
+        path = write_bytes(self.at("borrowed"), yaml.safe_dump(document).encode())
         api = vr.connect(vr.load_cluster(path))
         self.addCleanup(api.session.close)
         seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
@@ -5861,7 +5873,7 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
             "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
 
 
-class TestOutageReal(RealWorld, unittest.TestCase):
+class TestOutageReal(RealWorld, TestCase):
     """An API server of its own, which is stopped and started."""
 
     @classmethod
@@ -5869,7 +5881,7 @@ class TestOutageReal(RealWorld, unittest.TestCase):
         """Start it, or skip the class."""
         assets = assets_folder()
         if not assets:
-            raise unittest.SkipTest("no real kube-apiserver: KUBEBUILDER_ASSETS is not set")
+            raise SkipTest("no real kube-apiserver: KUBEBUILDER_ASSETS is not set")
         cluster = RealCluster(assets)
         cls.addClassCleanup(cluster.close)
         return cluster, real_store()
@@ -5883,9 +5895,9 @@ class TestOutageReal(RealWorld, unittest.TestCase):
 
         def load() -> None:
             while not done.wait(0.05):
-                with contextlib.suppress(Refused, urllib3.exceptions.HTTPError):
+                with suppress(Refused, urllib3.exceptions.HTTPError):
                     made.append(self.ask())
-        with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as end:
+        with ThreadPoolExecutor(1) as pool, ExitStack() as end:
             end.callback(done.set)
             pool.submit(load)
             wait_until(lambda: len(made) > 20, 15, "some load")
@@ -5922,10 +5934,10 @@ class Stage(NamedTuple):
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=self.folder, env=self.environment,
-                                **{"stdin": subprocess.DEVNULL, **options})
+                                **{"stdin": DEVNULL, **options})
 
     def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
+        return subprocess.run(command, cwd=self.folder, env=self.environment, stdin=DEVNULL,
                               timeout=60, check=False, **options)
 
     def servers(self) -> str:
@@ -5934,14 +5946,14 @@ class Stage(NamedTuple):
             (self.store, "the real versitygw", "the S3 store")))
 
 
-@contextlib.contextmanager
+@contextmanager
 def set_stage() -> Iterator[Stage]:
     """Start the best servers that are there, and put what a user has into a folder; remove all of it afterwards."""
     assets, with_store = assets_folder(), assets_folder("versitygw")
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
-        cluster: Any = stack.enter_context(contextlib.closing(RealCluster(assets) if assets else FakeCluster(tls=True)))
-        store: Any = stack.enter_context(contextlib.closing(RealStore(with_store) if with_store else FakeStore()))
+        cluster: Any = stack.enter_context(closing(RealCluster(assets) if assets else FakeCluster(tls=True)))
+        store: Any = stack.enter_context(closing(RealStore(with_store) if with_store else FakeStore()))
         shutil.copy(str(vr.__file__), folder)
         os.rename(cluster.kubeconfig(folder), os.path.join(folder, "kubeconfig"))
         python = os.path.join(folder, "bin", "python")
@@ -5956,7 +5968,7 @@ def set_stage() -> Iterator[Stage]:
             "PATH": os.path.join(folder, "bin") + os.pathsep + kept.get("PATH", os.defpath)})
 
 
-@contextlib.contextmanager
+@contextmanager
 def serving(stage: Stage, *command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run the controller as a process of its own, and end it as an init system would."""
     process = stage.start(*command, **options)
@@ -6012,7 +6024,7 @@ def shown(plan: Any) -> str:
     return " ".join([plan.how, *words]).replace(ROLE, "R") + (f" <- {shown(plan.source)}" if plan.source else "")
 
 
-class TestStoreIni(unittest.TestCase):
+class TestStoreIni(TestCase):
     """Tests for `ini_sections` and `merge_profiles`."""
 
     def test_files(self) -> None:
@@ -6060,7 +6072,7 @@ class TestStoreIni(unittest.TestCase):
             self.assertEqual(before, repr(files))
 
 
-class TestStorePlans(unittest.TestCase):
+class TestStorePlans(TestCase):
     """Tests for `plan_profile` and `plan_chain`: rows that end in a plan, or behind `!` in words of an error."""
 
     def assert_plan(self, expected: str, text: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -6148,7 +6160,7 @@ class TestStorePlans(unittest.TestCase):
 
     def test_order(self) -> None:
         """Of any set of sources the first in the list wins."""
-        for chosen in itertools.product((False, True), repeat=len(self.order) - 1):
+        for chosen in product((False, True), repeat=len(self.order) - 1):
             rows = [row for row, there in zip(self.order, (*chosen, True)) if there]
             self.check(" ".join(text for text, _ in rows), rows[0][1])
 
@@ -6193,7 +6205,7 @@ class TestStorePlans(unittest.TestCase):
             self.assertEqual("InvalidCredentials", self.check(text, f"!.*{words}").reason)
 
 
-class TestStoreLife(unittest.TestCase):
+class TestStoreLife(TestCase):
     """A URL never outlives the credentials that signed it, and the answer says when it ends."""
 
     def test_signing(self) -> None:
@@ -6217,7 +6229,7 @@ class TestStoreLife(unittest.TestCase):
             self.assertEqual("CredentialsExpired", caught.exception.reason)
 
 
-class TestStoreAnswers(unittest.TestCase):
+class TestStoreAnswers(TestCase):
     """Tests for `xml_fields` and `explain_signature`."""
 
     def test_xml(self) -> None:
@@ -6340,13 +6352,12 @@ class KeyServices(LoopbackServer):
         return "" if right else "SignatureDoesNotMatch"
 
 
-class KeyTests(Mixin):
+class KeyTests(Folder):
     """The services, a folder, and an environment without any AWS in it."""
 
     def setUp(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="velero-requests-keys-")
-        self.addCleanup(shutil.rmtree, self.folder, True)
-        stack = contextlib.ExitStack()
+        super().setUp()
+        stack = ExitStack()
         self.addCleanup(stack.close)
         hidden = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
         self.services = KeyServices()
@@ -6355,7 +6366,7 @@ class KeyTests(Mixin):
                                          "AWS_ENDPOINT_URL_STS": self.services.url}))
 
     def write(self, name: str, text: str) -> str:
-        return write_bytes(os.path.join(self.folder, name), text.encode("utf-8", "surrogateescape"))
+        return write_bytes(self.at(name), text.encode("utf-8", "surrogateescape"))
 
     def plan(self, how: str, **more: str) -> Any:
         """A plan to which the services give keys, with more values or others."""
@@ -6365,7 +6376,7 @@ class KeyTests(Mixin):
         source = vr.Plan.of("keys", {
             "aws_access_key_id": "AKIASOURCE", "aws_secret_access_key": "source-secret/+", **more})
         return vr.Plan.of(how, {
-            "role_arn": ROLE, "web_identity_token_file": os.path.join(self.folder, "token"),
+            "role_arn": ROLE, "web_identity_token_file": self.at("token"),
             "url": self.services.url + "/container", "token": self.services.container_token,
             "endpoint": self.services.url, **more}, source if how == "role" else None)
 
@@ -6401,7 +6412,7 @@ EXCHANGES_FOR_KEYS: Tuple[Tuple[str, str, str], ...] = (
     ("instance", "PUT", IMDS_TOKEN), ("instance", "GET", IMDS_KEYS), ("instance", "GET", IMDS_ROLE))
 
 
-class TestStoreServices(KeyTests, unittest.TestCase):
+class TestStoreServices(KeyTests, TestCase):
     """Every service that hands out keys, whatever befalls it."""
 
     def check(self, expected: str, tries: int, how: str, method: Optional[str] = None, part: str = "",
@@ -6541,7 +6552,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         self.assertNotIn("authorization", {name for request in self.services.seen() for name in request.headers})
 
 
-class TestCredentialCache(KeyTests, unittest.TestCase):
+class TestCredentialCache(KeyTests, TestCase):
     """Keys are renewed before their end, by one caller at a time."""
 
     def setUp(self) -> None:
@@ -6568,7 +6579,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
                 self.cache, self.start = vr.CredentialCache(self.cache.plan, "us-east-1"), vr.utc_now()
                 self.services.forget()
                 for minutes, trouble, expected, exchanges in rows:
-                    with self.subTest(minutes=minutes, trouble=trouble), contextlib.ExitStack() as stack:
+                    with self.subTest(minutes=minutes, trouble=trouble), ExitStack() as stack:
                         if trouble == "busy":
                             stack.enter_context(hosts.guard(self.services.host))
                         elif trouble:
@@ -6607,7 +6618,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
         self.assertEqual(vr.Credentials("AKIA1", "s1"), self.take(600_000))
 
 
-class TestHostLimiter(unittest.TestCase):
+class TestHostLimiter(TestCase):
     """Tests for `HostLimiter`, of four workers and with failures remembered for an hour."""
 
     def test_who_may_ask(self) -> None:
@@ -6616,14 +6627,14 @@ class TestHostLimiter(unittest.TestCase):
                 ("", "", "a", True), ("", "a", "a", False), ("", "ab", "c", True), ("", "abc", "d", False),
                 ("a", "bcd", "a", True), ("a", "aa", "a", True), ("a", "aaa", "a", False), ("a", "aaa", "b", True),
                 ("ab", "aaab", "b", True), ("a", "aab", "b", False)):
-            with self.subTest(answered=answered, asked=asked, host=host), contextlib.ExitStack() as stack:
+            with self.subTest(answered=answered, asked=asked, host=host), ExitStack() as stack:
                 hosts = vr.HostLimiter(4, 3600)
                 for name in answered:
                     with hosts.guard(name):
                         pass
                 for name in asked:
                     stack.enter_context(hosts.guard(name))
-                with contextlib.nullcontext() if may else self.assertRaises(vr.Busy), hosts.guard(host):
+                with nullcontext() if may else self.assertRaises(vr.Busy), hosts.guard(host):
                     pass
 
     def test_failures(self) -> None:
@@ -6636,7 +6647,7 @@ class TestHostLimiter(unittest.TestCase):
             with self.subTest(host=host, quick=quick):
                 with self.assertRaises(type(error)), hosts.guard(host):
                     raise error
-                with self.assertRaisesRegex(vr.Unreachable, "no answer") if remembered else contextlib.nullcontext(), \
+                with self.assertRaisesRegex(vr.Unreachable, "no answer") if remembered else nullcontext(), \
                         hosts.guard(host), hosts.guard("other " + host):
                     pass
         with hosts.guard("b"), hosts.guard("b"):
@@ -6739,13 +6750,12 @@ SIGNERS: Tuple[Tuple[Document, str, str, str], ...] = (
     ({"credentialsFile": "{here}/allowed", "s3Url": "http://{evil}"}, "", "InvalidCredentials", "credential_process"))
 
 
-class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
+class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
     """Our identity signs for locations without a Secret; locations and Secrets of the cluster carry it nowhere else."""
 
     def setUp(self) -> None:
         """Give this process an identity by STS and by files, and a stranger a host."""
-        StoreWorld.setUp(self)
-        KeyTests.setUp(self)
+        super().setUp()
         self.own_keys = keys_file(self.store.access_key, self.store.secret_key)
         self.evil = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(self.evil.close)
@@ -6802,7 +6812,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
                 self.assertRegex(result.err, words)
         self.evil.setblocking(False)
         self.assertRaises(BlockingIOError, self.evil.accept)  # nobody came to the stranger's host
-        self.assertFalse(os.path.exists(os.path.join(self.folder, "ran")))
+        self.assertFalse(os.path.exists(self.at("ran")))
         self.assertEqual([], self.services.seen())
 
     def test_whose_keys_sign(self) -> None:
@@ -6836,13 +6846,13 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
 
     def test_files_that_are_allowed(self) -> None:
         """Only a regular file of a MiB is read, also behind a link; anything else is one sentence and blocks nobody."""
-        os.symlink(self.write("good", self.own_keys), os.path.join(self.folder, "link"))
-        os.mkfifo(os.path.join(self.folder, "fifo"))
+        os.symlink(self.write("good", self.own_keys), self.at("link"))
+        os.mkfifo(self.at("fifo"))
         self.write("large", "#" * (1 << 20) + "\n")
         for name, code, words in (("link", 0, "^$"), ("large", 1, "larger than 1 MiB"), *(
                 (name, 1, "no regular file") for name in ("fifo", "", "absent", "/dev/zero"))):
             with self.subTest(name=name):
-                path = os.path.join(self.folder, name)
+                path = self.at(name)
                 backup = self.lay_out("b" + name.replace("/", "-"), {"credentialsFile": path})
                 result = self.direct(backup, "--direct", "--allow-credentials-file", path)
                 self.assertEqual(code, result.code, result.err)
@@ -6884,7 +6894,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
                     self.assertEqual(expected, f"{address.host} {address.region}")
 
 
-class TestStoreAuthority(StoreWorld, unittest.TestCase):
+class TestStoreAuthority(StoreWorld, TestCase):
     """A store behind TLS with an authority of its own, kept in a Secret."""
 
     @classmethod
@@ -6919,7 +6929,7 @@ def refusal_xml(code: str, message: str = "Some &lt;words&gt;", **fields: str) -
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>".encode()
 
 
-class TestStoreRefusals(unittest.TestCase):
+class TestStoreRefusals(TestCase):
     """Each refusal of a store is one sentence, a reason and a cure, and tells nothing of the signature."""
     url = vr.presign(vr.Address("https", "h:9000", "/bkt/k", "r"), some_credentials(session_token="t0ken/+="), NOW,
                      vr.URL_LIFE)
@@ -6994,7 +7004,7 @@ class TestStoreRefusals(unittest.TestCase):
 
 # ---- Stores: controller --verify-urls ----------------------------------------
 
-class TestStoreVerify(StoreWorld, unittest.TestCase):
+class TestStoreVerify(StoreWorld, TestCase):
     """A URL is tried before it is handed out, when that is asked for."""
 
     def gets(self) -> List[Request]:
@@ -7056,7 +7066,7 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
     def test_link_local_services_are_not_asked(self) -> None:
         """However a URL says such an address, it is refused before a connection is made, through a proxy too."""
         self.store.forget()
-        for variables, host in itertools.product(({}, {"HTTP_PROXY": self.store.url}), (
+        for variables, host in product(({}, {"HTTP_PROXY": self.store.url}), (
                 "169.254.169.254", "169.254.170.23:8080", "[::ffff:169.254.169.254]", "[fe80::1]", "168.63.129.16",
                 "[::ffff:0:a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "metadata", "Metadata.google.internal.",
                 "[fd00:ec2::254]", "2852039166", "0xA9FEA9FE", "169.254.43518", "0251.0376.0251.0376")):
@@ -7081,7 +7091,7 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
             self.assertEqual(host, store.requests[-1].headers["host"])
 
 
-class TestStoreRealVerify(RealWorld, unittest.TestCase):
+class TestStoreRealVerify(RealWorld, TestCase):
     """Signed URLs, and what --verify-urls says of them, on the real servers."""
 
     def fetched(self, url: str) -> bytes:
@@ -7121,7 +7131,7 @@ class TestStoreRealVerify(RealWorld, unittest.TestCase):
                 self.store.put(self.namespace, key, body)
                 url = vr.presign(vr.object_address(location, key), vr.Credentials(
                     self.store.access_key, self.store.secret_key), vr.utc_now(), vr.URL_LIFE)
-                with contextlib.closing(http.client.HTTPConnection(self.store.host, timeout=20)) as raw:
+                with closing(http.client.HTTPConnection(self.store.host, timeout=20)) as raw:
                     raw.request("GET", url[len(self.store.url):])
                     self.assertEqual([body] * 2, [raw.getresponse().read(), self.fetched(url)])
                 vr.verify_url(url, vr.Trust())
@@ -7206,7 +7216,7 @@ class TestStoreWords(Cases):
                    ((3 << 41, 3 << 41, 1, 1.0), "6.0 TiB of 6.0 TiB, 100%, 1 B/s, 0s left"))
 
 
-class TestStoreChunked(unittest.TestCase):
+class TestStoreChunked(TestCase):
     """Objects that some SDK stored with its framing."""
     packed = gzip.compress(random.Random(3).getrandbits(5600).to_bytes(700, "big") + LOG)
 
@@ -7214,12 +7224,12 @@ class TestStoreChunked(unittest.TestCase):
         """Signed, unsigned and with trailers, in pieces of any size, the object inside is read; others stay."""
         crc = b"x-amz-checksum-crc32:AAAAAA==\r\n"
         sealed = crc + b"x-amz-trailer-signature:" + b"0b" * 32 + b"\r\n"
-        framed = ((aws_chunked(self.packed, *form), self.packed) for form in itertools.product(
+        framed = ((aws_chunked(self.packed, *form), self.packed) for form in product(
             (16, 100, 65536), (True, False), (b"", crc, sealed)))
         plain = ((stored, stored) for stored in (
             self.packed, b"", b"1", b"text\r\n", b"10\r\nabcdef", b"10\r\n" + b"x" * 300, b"0\r\n\r\n", b"a" * 1000,
             b"\x1f", b"\x1f\x8b", b"<html>\r\n", self.packed + self.packed, b"1f\r\n\x1f\x8c" + b"x" * 200))
-        for (stored, whole), step in itertools.product(itertools.chain(framed, plain), (1, 2, 7, 100, 99_999)):
+        for (stored, whole), step in product(itertools.chain(framed, plain), (1, 2, 7, 100, 99_999)):
             with self.subTest(stored[:12], step=step):
                 self.assertEqual(b"".join(vr.decode_aws_chunked(cut(stored, step))), whole)
 
@@ -7270,7 +7280,7 @@ def noise(size: int, seed: int = 6) -> bytes:
     return random.Random(seed).getrandbits(8 * size).to_bytes(size, "big")
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def archive(size: int, seed: int = 6) -> bytes:
     """Return a .tar.gz of about this size, always the same."""
     target = io.BytesIO()
@@ -7357,7 +7367,7 @@ class Sentences(World):
 
     def make_target(self) -> None:
         """Make the folder that downloads go to, with nothing else in it."""
-        self.target = os.path.join(self.folder, "target")
+        self.target = self.at("target")
         self.path = os.path.join(self.target, "x")
         os.makedirs(self.target, exist_ok=True)
 
@@ -7437,7 +7447,7 @@ class DownloadWorld(Sentences, FakeWorld):
         """Run the program from a shell that does this before."""
         done = subprocess.run(
             ["sh", "-c", start + '; exec "$@"', "sh", sys.executable, velero_requests.__file__, *argv, "--kubeconfig",
-             self.kubeconfig, "-n", self.namespace], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60,
+             self.kubeconfig, "-n", self.namespace], stdin=DEVNULL, stderr=PIPE, timeout=60,
             check=False)
         return Result(done.returncode, b"", done.stderr.decode())
 
@@ -7458,7 +7468,7 @@ class Terminal:
         self.reader.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             while True:
                 piece = os.read(self.master, 65536)
                 self.pieces.append((time.monotonic(), piece))
@@ -7489,7 +7499,7 @@ def resident(pid: int, field: str = "VmRSS") -> float:
 
     Not VmHWM, its peak: for some hundredths of a second at the start, compiling the file needs more than any transfer.
     """
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as file:
+    with suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as file:
         found = re.search(rf"{field}:\s+(\d+)", file.read())
         return int(found[1]) / 1024 if found else 0.0
     return 0.0
@@ -7606,7 +7616,7 @@ class TestDownloadFaults(FolderCase):
         super().setUp()
         self.script(())
         self.said = io.StringIO()
-        stack = contextlib.ExitStack()
+        stack = ExitStack()
         self.addCleanup(stack.close)
         logger = stack.enter_context(logger_kept())
         logger.handlers[:], logger.propagate = [logging.StreamHandler(self.said)], False
@@ -7642,7 +7652,7 @@ class TestDownloadFaults(FolderCase):
 
     def clear(self) -> None:
         for name in os.listdir(self.folder):
-            os.unlink(os.path.join(self.folder, name))
+            os.unlink(self.at(name))
 
     def begins(self) -> List[int]:
         """Return where the ranges begin that were asked for, each of which has its condition."""
@@ -7670,7 +7680,7 @@ class TestDownloadFaults(FolderCase):
     def test_every_fault(self) -> None:
         """A file is whole or absent, and that is said; a stream has a beginning of it. None costs 15 requests."""
         content = gzip.decompress(STORED)
-        for row, gunzip in itertools.product(FAULTS, (False, True)):
+        for row, gunzip in product(FAULTS, (False, True)):
             name, faults, file, stream, code, keeps = row + ("", None, 1, False)[len(row) - 2:]
             with self.subTest(name, gunzip=gunzip):
                 self.script(faults)
@@ -7693,7 +7703,7 @@ class TestDownloadFaults(FolderCase):
 
     def test_what_is_stored(self) -> None:
         """What is no whole gzip of its ETag never passes; of a stream a sound beginning is written."""
-        for (stored, etag, whole, words), gunzip, broken in itertools.product(OBJECTS, *[(False, True)] * 2):
+        for (stored, etag, whole, words), gunzip, broken in product(OBJECTS, *[(False, True)] * 2):
             with self.subTest(stored[-9:], etag=etag, gunzip=gunzip, broken=broken):
                 self.put(stored, etag)
                 self.script([{"wire": cut_body(len(stored) // 2)}] if broken and etag != 'W/"abc"' else ())
@@ -7743,7 +7753,7 @@ class TestDownloadFaults(FolderCase):
             with self.subTest(changes=changes, gunzip=gunzip):
                 self.put(STORED)
                 self.script([fault for count in range(changes) for fault in (
-                    {"wire": functools.partial(change, count)}, {"answer": forget})])
+                    {"wire": partial(change, count)}, {"answer": forget})])
                 _, written = self.outcome(gunzip, words)
                 self.assertTrue(gzip.decompress(STORED).startswith(written) and len(written) > 100_000 if gunzip else
                                 words or written == archive(300_000, seed=19 + changes))
@@ -7779,11 +7789,11 @@ class TestDownloadFaults(FolderCase):
     def test_leaving_early(self) -> None:
         """Whoever closes the chunks, or cannot write them, ends the transfer at once, and no thread stays."""
         self.put(archive(8 * MIB))
-        for gunzip, fault in itertools.product((False, True), (
+        for gunzip, fault in product((False, True), (
                 {"wire": paced(100, 0.05)}, {"pause_after": 3 * MIB, "gate": SILENT})):
             self.script([fault])
             began = time.monotonic()
-            with contextlib.closing(self.download(gunzip, idle=9).chunks()) as chunks:
+            with closing(self.download(gunzip, idle=9).chunks()) as chunks:
                 self.assertTrue(next(chunks))
             self.assertLess(time.monotonic() - began, 1.5)
             self.assertEqual([0], self.begins())
@@ -7831,9 +7841,9 @@ class TestDownloadFaults(FolderCase):
         """A link, a second name of another file, a FIFO, a folder, or another user's file is neither written to, nor
         waited for, nor continued; where a link that the target is leads to is replaced."""
         victim, own = self.path + "-victim", "{mark}." + hashlib.md5(STORED).hexdigest()
-        link, second_name = (functools.partial(make, victim) for make in (os.symlink, os.link))
+        link, second_name = (partial(make, victim) for make in (os.symlink, os.link))
         parts = [usual_part(self.path, "BackupLog of b1", ending) for ending in (own, "{mark}.0")]
-        rows = [(*row, 0, "") for row in itertools.product((link, second_name, os.mkfifo, os.mkdir), parts)]
+        rows = [(*row, 0, "") for row in product((link, second_name, os.mkfifo, os.mkdir), parts)]
         if os.geteuid() == 0:  # it takes root to give files away
             rows += [(lambda path: write_bytes(path, STORED[:1000]), parts[0], 65534, ""),
                      (os.mkfifo, self.path, 65534, "no regular"), (link, self.path, 65534, "link of another user")]
@@ -7850,7 +7860,7 @@ class TestDownloadFaults(FolderCase):
                 self.assertEqual((before.st_ino, before.st_size, before.st_mtime_ns, b"precious"),
                                  (after.st_ino, after.st_size, after.st_mtime_ns, read_bytes(victim)))
                 self.assertEqual({odd, victim} if error else {odd, victim, self.path}, {
-                    os.path.join(self.folder, name) for name in os.listdir(self.folder)})
+                    self.at(name) for name in os.listdir(self.folder)})
                 self.assertTrue(error or read_bytes(self.path) == STORED)
                 if os.path.isdir(odd):
                     os.rmdir(odd)
@@ -7859,14 +7869,14 @@ class TestDownloadFaults(FolderCase):
         self.assertIsNone(self.save(force=True))
         self.assertEqual((True, STORED), (os.path.islink(self.path), read_bytes(victim)))
 
-    @unittest.skipUnless(os.geteuid() == 0, "it takes root to become another user")
+    @skipUnless(os.geteuid() == 0, "it takes root to become another user")
     def test_a_shared_folder(self) -> None:
         """Where somebody else is busy with our names, a download ends with our own file, or in one sentence; nobody
         else's file gets a byte."""
         os.chmod(self.folder, 0o1777)
         outside = tempfile.TemporaryDirectory()
         self.addCleanup(outside.cleanup)
-        victim, his = os.path.join(outside.name, "victim"), os.path.join(self.folder, "his")
+        victim, his = os.path.join(outside.name, "victim"), self.at("his")
         write_bytes(victim, b"precious")
         pid = pester(self.folder, ["out.gz", *(os.path.basename(usual_part(self.path, "BackupLog of b1", ending))
                                                for ending in ("{mark}." + hashlib.md5(STORED).hexdigest(), "{mark}.~"))
@@ -7904,7 +7914,7 @@ class TestDownloadFaults(FolderCase):
             self.assertEqual(["fsync", naming, "fsync"], calls)
 
 
-class TestDownloadFiles(DownloadWorld, unittest.TestCase):
+class TestDownloadFiles(DownloadWorld, TestCase):
     """`download -o FILE`: a target is the whole object, or as it was."""
 
     def test_targets_that_are_refused(self) -> None:
@@ -7986,7 +7996,7 @@ def pester(folder: str, names: List[str], victim: str) -> int:
     if pid:
         return pid
     acts: Tuple[Callable[[str], Any], ...] = (
-        functools.partial(os.symlink, "his"), functools.partial(os.symlink, victim), functools.partial(os.link, "his"),
+        partial(os.symlink, "his"), partial(os.symlink, victim), partial(os.link, "his"),
         lambda name: (os.link("his", "his-too"), os.rename("his-too", name)), os.mkfifo, os.mkdir,
         lambda name: open(name, "xb").close(), lambda _: time.sleep(0.01))
     try:
@@ -7995,18 +8005,18 @@ def pester(folder: str, names: List[str], victim: str) -> int:
         os.setgid(65534)
         os.setuid(65534)
         write_bytes("./his", b"his")
-        for act, name in itertools.cycle(itertools.product(acts, names)):
+        for act, name in itertools.cycle(product(acts, names)):
             for step in (act, os.unlink, os.rmdir):
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     step(name)
     finally:
         os._exit(1)
 
 
-class TestDownloadMemory(DownloadWorld, unittest.TestCase):
+class TestDownloadMemory(DownloadWorld, TestCase):
     """The size of an object does not show in the memory that its download takes, compiled or as a script."""
 
-    @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+    @skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
     def test_it_stays_small(self) -> None:
         """300 MB into a file, half a gigabyte of zeros to a pipe, and a body without its end that is refused."""
         member, zeros = gzip.compress(noise(MIB), 1), gzip.compress(b"\0" * (64 * MIB))
@@ -8030,13 +8040,13 @@ class TestDownloadMemory(DownloadWorld, unittest.TestCase):
                     self.store.put(self.namespace, KEYS["BackupLog"], stored)
                 else:
                     self.store.script("GET", wire=many)
-                program, seen = self.program(*argv, stdout=subprocess.DEVNULL), []
+                program, seen = self.program(*argv, stdout=DEVNULL), []
                 wait_until(ended, 90, "the end")
                 self.assertEqual((code, set() if stored else {"x"}), (program.end().code, self.left()))
                 self.assertTrue(0 < max(seen) <= seen[0] + GROWTH, f"{seen[0]} MiB before, {max(seen)} at most")
 
 
-class TestDownloadSeen(DownloadWorld, unittest.TestCase):
+class TestDownloadSeen(DownloadWorld, TestCase):
     """What is said on a terminal, into a pipe, and when somebody interrupts."""
 
     def terminal(self, *argv: str) -> Terminal:
@@ -8215,7 +8225,7 @@ class DirectTests(Sentences):
     def fill_bucket(self, prefix: str = "") -> Dict[str, bytes]:
         """Store two backups and a restore, and a copy of them in a folder -> what lies in the bucket by key."""
         self.make_target()
-        self.copy = os.path.join(self.folder, "copy" + prefix.replace("/", "-"))
+        self.copy = self.at("copy" + prefix.replace("/", "-"))
         stored = {"backups/b1/velero-backup.json": backup_document("b1"),
                   "backups/b2/velero-backup.json": backup_document("b2", "PartiallyFailed"),
                   KEYS["BackupContents"]: archive(300_000), KEYS["BackupLog"]: gzip.compress(LOG),
@@ -8234,7 +8244,7 @@ class DirectTests(Sentences):
 
     def files(self, document: Any = None, keys: Optional[str] = None) -> Tuple[str, ...]:
         """Write location and credentials -> the flags that name them."""
-        location = os.path.join(self.folder, f"{uuid.uuid4().hex}-location.yaml")
+        location = self.at(f"{uuid.uuid4().hex}-location.yaml")
         document = self.location_document() if document is None else document
         write_bytes(location, document if isinstance(document, bytes) else yaml.safe_dump(document).encode())
         keys = keys_file(self.store.access_key, self.store.secret_key) if keys is None else keys
@@ -8293,7 +8303,7 @@ class DirectTests(Sentences):
         self.assertLess(time.monotonic() - began, 20)
 
 
-class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
+class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
     """Direct on the fakes, and what only they can show."""
     serves = False
 
@@ -8336,7 +8346,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         self.assertEqual(["b1", "b2"], self.listed(1, *self.files()))
         self.assertRegex(self.said, r"\Aerror: backup 'b3' in .*location.yaml: it is larger than 16 MiB\n\Z")
         troubles: List[Any] = []
-        folder = os.path.join(self.folder, "elements")  # which weigh more than their bytes
+        folder = self.at("elements")  # which weigh more than their bytes
         for name in ("b1", "b2", "b3", "b4"):
             write_bytes(os.path.join(folder, "backups", name, "velero-backup.json"),
                         b'{"metadata": {}, "x": [' + b"[]," * 99 + b"0]}")
@@ -8346,7 +8356,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
 
     def test_what_is_wrong_with_the_files(self) -> None:
         self.fill_bucket()
-        whole, gone = self.location_document(), os.path.join(self.folder, "gone")
+        whole, gone = self.location_document(), self.at("gone")
         spec, quotes = whole["spec"], "must be a string: write it in quotes"
         cases: Tuple[Tuple[Any, Optional[str], str], ...] = (
             (b"- a list", None, "location.yaml must be a mapping"), (b"a: [b", None, "location.yaml is not yaml"),
@@ -8482,13 +8492,13 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
             self.assert_absent(run("backup", "get", *self.files()), code, "no end" if body == endless else "listing")
 
 
-class TestDownloadDirectReal(DirectTests, RealWorld, unittest.TestCase):
+class TestDownloadDirectReal(DirectTests, RealWorld, TestCase):
     """Direct on the real API server and the real S3 server."""
 
 
 # ---- Downloads, row 7: the library -------------------------------------------
 
-class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
+class TestDownloadLibrary(DownloadWorld, TestCase):
     """`import velero_requests` does the same without a word."""
 
     def setUp(self) -> None:
@@ -8548,7 +8558,7 @@ class Line(LoopbackServer):
 
     def _converse(self, accepted: socket.socket) -> None:
         left = self.plan.pop(0) if self.plan else sys.maxsize
-        with accepted, contextlib.suppress(OSError), socket.create_connection(self.to, 60) as far:
+        with accepted, suppress(OSError), socket.create_connection(self.to, 60) as far:
             far.sendall(accepted.recv(65536))  # a GET comes in one piece
             piece = b"-"
             while left and piece:
@@ -8588,10 +8598,10 @@ def put_members(store: Any, bucket: str, key: str, member: bytes, count: int, in
     return digest.hexdigest()
 
 
-put_in_parts = functools.partial(put_members, in_a_part=5)
+put_in_parts = partial(put_members, in_a_part=5)
 
 
-class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
+class TestDownloadReal(Sentences, RealWorld, TestCase):
     """The engine against the real S3 server; VELERO_BIG_DOWNLOAD says how many MiB break off ten times (CI: 2048)."""
 
     def test_a_line_that_breaks_ten_times(self) -> None:
@@ -8708,7 +8718,7 @@ class TestWords(Cases):
             vr.Fields([1])("a")
 
 
-class TestTables(unittest.TestCase):
+class TestTables(TestCase):
     """`backup get`, `restore get`, `plugin get`, `version`, what describe fetches, and -o json|yaml."""
 
     @staticmethod
@@ -8789,7 +8799,7 @@ class TestTables(unittest.TestCase):
             self.assertEqual((line, yaml.safe_load(line)), (f"{form}: {form}\n", {text: text}))
 
 
-class TestScreens(unittest.TestCase):
+class TestScreens(TestCase):
     """`backup describe`, `restore describe`, where the golden cases have nothing to say or we differ from velero."""
 
     def check(self, screen: Any, *texts: str, troubles: Any = (), **places: Any) -> None:
@@ -9124,7 +9134,7 @@ class GoldenWorld(World):
     def crds(cls) -> List[Document]:
         """Those of the release, and open ones for the kinds that only describe reads."""
         if not os.environ.get("VELERO_GOLDEN"):
-            raise unittest.SkipTest(NO_GOLDEN)
+            raise SkipTest(NO_GOLDEN)
         crds = vr.crd_manifests(cls.status_subresource)
         return crds + [json.loads(json.dumps(crds[0]).replace("Backup", kind).replace("backup", kind.lower()))
                        for kind in GOLDEN_KINDS]
@@ -9140,7 +9150,7 @@ class GoldenWorld(World):
         self.store.create_bucket(GOLDEN_BUCKET)
         self.users = {user: self.cluster.kubeconfig(self.folder, user) for user in ("admin", "limited")}
 
-    def load(self, case: GoldenCase, began: datetime, end: contextlib.ExitStack) -> None:
+    def load(self, case: GoldenCase, began: datetime, end: ExitStack) -> None:
         """Create the objects and artifacts of a case until `end`, with NOW, UID(...) and S3_URL replaced."""
         uids: Dict[str, str] = {}
 
@@ -9169,7 +9179,7 @@ class GoldenWorld(World):
             end.callback(*((self.store.buckets[GOLDEN_BUCKET].pop, key) if self.store.kind == "fake" else
                            (os.unlink, os.path.join(self.store.data, GOLDEN_BUCKET, key))))
 
-    def answer(self, case: GoldenCase, end: contextlib.ExitStack) -> None:
+    def answer(self, case: GoldenCase, end: ExitStack) -> None:
         """Let our controller answer until `end`, as the case's server would; for a status only if it has one."""
         server = case.about.get("server") or {}
         if server or case.group not in ("plugin-get", "version"):
@@ -9180,7 +9190,7 @@ class GoldenWorld(World):
             thread.start()
             end.callback(self.halt, controller, thread)
 
-    def place(self, case: GoldenCase, end: contextlib.ExitStack) -> str:
+    def place(self, case: GoldenCase, end: ExitStack) -> str:
         """Stand until `end` in an empty folder with an empty home, with the files and variables of the case."""
         base = tempfile.mkdtemp(dir=self.folder)
         for name in ("files", "home"):
@@ -9201,7 +9211,7 @@ class GoldenWorld(World):
 
     def compare(self, case: GoldenCase) -> None:
         began = datetime.now(timezone.utc).replace(microsecond=0)
-        with contextlib.ExitStack() as end:
+        with ExitStack() as end:
             self.load(case, began, end)
             self.answer(case, end)
             folder = self.place(case, end)
@@ -9238,11 +9248,11 @@ class GoldenTests(GoldenWorld):
         self.check([case for case in cases if case.group != "backup-describe"], 1)
 
 
-class TestGoldenFakeNew(GoldenTests, FakeWorld, unittest.TestCase):
+class TestGoldenFakeNew(GoldenTests, FakeWorld, TestCase):
     release = "1.18.1"
 
 
-class TestGoldenFakeOld(GoldenTests, FakeWorld, unittest.TestCase):
+class TestGoldenFakeOld(GoldenTests, FakeWorld, TestCase):
     release, status_subresource = "1.6.3", True
 
 
@@ -9257,17 +9267,17 @@ class GoldenRealTests(GoldenWorld):
         self.check([case for group in groups for case in group[::7]], self.fewest)
 
 
-class TestGoldenRealNew(GoldenRealTests, RealWorld, unittest.TestCase):
+class TestGoldenRealNew(GoldenRealTests, RealWorld, TestCase):
     release, fewest = "1.18.1", 30
 
 
-class TestGoldenRealOld(GoldenRealTests, RealWorld, unittest.TestCase):
+class TestGoldenRealOld(GoldenRealTests, RealWorld, TestCase):
     release, status_subresource, fewest = "1.6.3", True, 10
 
 
 # ---- Screens where the golden cases have nothing to say ----------------------
 
-class TestDescribing(FakeWorld, unittest.TestCase):
+class TestDescribing(FakeWorld, TestCase):
     """describe and version when things go wrong, and what velero does not have."""
 
     def shown(self, *words: str, code: int = 0) -> Any:
@@ -9358,10 +9368,10 @@ class TestCompletion(FolderCase):
         program = (f"#!/bin/sh\n[ \"$1\" != __complete ] || exec {sys.executable} {MODULE} \"$@\"\n"
                    "printf '%s\\n' \"$*\" >>typed\n")
         for name, text in (("my-file", ""), ("velero_requests.py", program)):
-            os.chmod(write_bytes(os.path.join(self.folder, name), text.encode()), 0o755)
+            os.chmod(write_bytes(self.at(name), text.encode()), 0o755)
 
     def script(self, shell: str, name: str = "script") -> str:
-        return write_bytes(os.path.join(self.folder, name), run("completion", shell).out)
+        return write_bytes(self.at(name), run("completion", shell).out)
 
     def shell(self, *argv: str) -> Tuple[str, ...]:
         """The command that runs a shell without anybody's settings."""
@@ -9374,15 +9384,15 @@ class TestCompletion(FolderCase):
 
     def check(self, setting: str, *argv: str) -> None:
         """Type lines in a shell that inserts all it offers, run them, and compare what they are called with."""
-        write_bytes(os.path.join(self.folder, ".zshrc"), f"{setting}\nPS1=READY\n".encode())
+        write_bytes(self.at(".zshrc"), f"{setting}\nPS1=READY\n".encode())
         terminal = Terminal(self.folder, program=self.shell(*argv))
         self.addCleanup(terminal.kill)
         wait_until(lambda: "READY" in terminal.text(), what="the prompt")
         typed = "".join(f"{program} {line}\x18\x18\n" for program, line in zip(itertools.cycle(PROGRAMS), TYPED))
         terminal.type(typed.encode() + b"exit\n")
         _, text = terminal.end()
-        called = read_bytes(os.path.join(self.folder, "typed")).decode().splitlines()
-        os.remove(os.path.join(self.folder, "typed"))
+        called = read_bytes(self.at("typed")).decode().splitlines()
+        os.remove(self.at("typed"))
         self.assertEqual(len(called), len(TYPED), text)
         for line, words in zip(TYPED, map(str.split, called)):
             count = line.count(" ")  # of words that are finished
@@ -9395,13 +9405,13 @@ class TestCompletion(FolderCase):
             self.assertEqual((0, ""), (result.code, result.err), line)
             self.same(result.out.decode().split(), offered, line)
 
-    @unittest.skipUnless(shutil.which("bash"), "there is no bash, so its completion was not tried")
+    @skipUnless(shutil.which("bash"), "there is no bash, so its completion was not tried")
     def test_bash(self) -> None:
         for setting in ("", "set -u; IFS=-; shopt -s nocaseglob nocasematch failglob", "set -o posix"):
             self.check(f"bind '\"\\C-x\\C-x\": insert-completions'\n{setting}\n. {self.script('bash')}",
                        "bash", "--noprofile", "--rcfile", ".zshrc", "-i")
 
-    @unittest.skipUnless(shutil.which("zsh"), "there is no zsh, so its completion was not tried")
+    @skipUnless(shutil.which("zsh"), "there is no zsh, so its completion was not tried")
     def test_zsh(self) -> None:
         """The script may also lie where zsh finds it when it is needed."""
         insert_all = ("zstyle ':completion:*' completer _all_matches _complete\nzstyle ':completion:*' insert true\n"
@@ -9410,17 +9420,17 @@ class TestCompletion(FolderCase):
                         f"fpath=({os.path.dirname(self.script('zsh', '_velero_requests'))} $fpath)\n{insert_all}"):
             self.check(setting, "zsh", "-d", "-i")
 
-    @unittest.skipUnless(shutil.which("fish"), "there is no fish, so its completion was not tried")
+    @skipUnless(shutil.which("fish"), "there is no fish, so its completion was not tried")
     def test_fish(self) -> None:
         ask = "source $argv[1]; for line in $argv[2..-1]; complete -C $line | string split -f 1 \\t; echo .; end"
         for program in PROGRAMS:
             command = self.shell("fish", "-c", ask, self.script("fish"), *(f"{program} {line}" for line in TYPED))
-            done = subprocess.run(command, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=60)
+            done = subprocess.run(command, cwd=self.folder, stdout=PIPE, check=True, timeout=60)
             for (line, offered), found in zip(TYPED.items(), done.stdout.decode().split(".\n")):
                 self.same(found.split(), offered, program, line)
 
 
-class TestCompletionOfNames(FakeWorld, unittest.TestCase):
+class TestCompletionOfNames(FakeWorld, TestCase):
     """Names of the cluster's objects, when it tells them in time."""
 
     def offers(self, names: str, *words: str) -> None:
@@ -9446,7 +9456,7 @@ class TestCompletionOfNames(FakeWorld, unittest.TestCase):
             self.offers(names, "backup", "logs", "n")
 
 
-class TestWaiting(FakeWorld, unittest.TestCase):
+class TestWaiting(FakeWorld, TestCase):
     """How a client waits that may watch, or not."""
 
     def test_it_is_deleted_or_nobody_answers(self) -> None:
@@ -9479,7 +9489,7 @@ class TestWaiting(FakeWorld, unittest.TestCase):
             self.assertRegex(result.err, f"\nhint: {hint}(.*\n)+hint: --direct needs no controller")
 
 
-class TestCommandLine(unittest.TestCase):
+class TestCommandLine(TestCase):
     """What is typed, and what is said of it."""
 
     def test_spellings(self) -> None:
@@ -9540,7 +9550,7 @@ ENDS = (  # a command, where its stdout and stderr lead, the code it ends with, 
     ("backup logs", "", "closed", 2, ""), ("--version", "full", "full", 1, ""), ("--help", "closed", "closed", 141, ""))
 
 
-class TestEnds(unittest.TestCase):
+class TestEnds(TestCase):
     """However a command ends, there is one sentence and its code, and no word from the interpreter."""
 
     def test_full_disks_and_closed_pipes(self) -> None:
@@ -9550,7 +9560,7 @@ class TestEnds(unittest.TestCase):
         os.close(reading)
         self.addCleanup(os.close, closed)
         with open("/dev/full", "wb") as full:
-            leads = {"full": full, "closed": closed, "": subprocess.PIPE}
+            leads = {"full": full, "closed": closed, "": PIPE}
             started = [(row, subprocess.Popen([sys.executable, MODULE, *row[0].split()], stdout=leads[row[1]],
                                               stderr=leads[row[2]], env={**base, **environ}))
                        for environ, rows in (({}, ENDS), ({"PYTHONUNBUFFERED": "1"}, (ENDS[0], ENDS[-1])))
@@ -9564,8 +9574,8 @@ class TestEnds(unittest.TestCase):
         for before, code in ((signal.SIG_DFL, 130), (signal.SIG_IGN, 0)):
             process = subprocess.Popen(
                 [sys.executable, "-X", "importtime", MODULE, "version", "--client-only"],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                preexec_fn=functools.partial(signal.signal, signal.SIGINT, before))  # pylint: disable=W1509
+                stdout=PIPE, stderr=PIPE,
+                preexec_fn=partial(signal.signal, signal.SIGINT, before))  # pylint: disable=W1509
             assert process.stderr
             said = b""
             while b" signal\n" not in said and b" base64\n" not in said:  # most is still to come
@@ -9587,7 +9597,7 @@ ECHO = (f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorizat
         f"http://u:{quote(CANARY, '')}@h/")
 
 
-class TestCanary(DownloadWorld, unittest.TestCase):
+class TestCanary(DownloadWorld, TestCase):
     """No secret of ours is in what any command says, logs at any level, or leaves in the cluster."""
     serves = False
 
@@ -9637,7 +9647,7 @@ class TestCanary(DownloadWorld, unittest.TestCase):
                             base64.b64encode(CANARY.encode()).decode()[:-4]):
                 place = text.find(spelled)
                 self.assertEqual(-1, place, text[max(0, place - 300):place + 100])
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.remove(file)
 
     def test_when_all_goes_well(self) -> None:
@@ -9667,10 +9677,10 @@ class TestCanary(DownloadWorld, unittest.TestCase):
                 self.check(command)
 
     def test_who_we_are(self) -> None:
-        program = write_bytes(os.path.join(self.folder, "plugin"), f"#!/bin/sh\necho '{CANARY} {{'\nexit $1\n".encode())
+        program = write_bytes(self.at("plugin"), f"#!/bin/sh\necho '{CANARY} {{'\nexit $1\n".encode())
         os.chmod(program, 0o700)
         plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": program, "interactiveMode": "Never"}
-        document, path = yaml.safe_load(read_bytes(self.kubeconfig)), os.path.join(self.folder, "another")
+        document, path = yaml.safe_load(read_bytes(self.kubeconfig)), self.at("another")
         for user in ({"token": CANARY}, {"username": "u", "password": CANARY},
                      {"client-key-data": base64.b64encode(CANARY.encode()).decode()},
                      *({"exec": {**plugin, "args": [code], "env": [{"name": "A", "value": CANARY}]}} for code in "01")):
@@ -9695,7 +9705,7 @@ def tell(text: str) -> None:
 def step(stage: Stage, command: str, *expected: str) -> None:
     """Show a command, run exactly that, show its output, and insist on success and on these texts in it."""
     tell("$ " + command)
-    done = stage.run("/bin/sh", "-c", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = stage.run("/bin/sh", "-c", command, stdout=PIPE, stderr=STDOUT)
     output = done.stdout.decode(errors="replace")
     tell(output)
     missing = [text for text in expected if text not in output]
@@ -9738,13 +9748,13 @@ class TestStart(FolderCase):
     """What runs is what was read: nobody else's code gets in, wherever it lies."""
 
     def start(self, *argv: str, folder: str = os.path.dirname(MODULE), **options: Any) -> Result:
-        done = subprocess.run(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False,
+        done = subprocess.run(argv, cwd=folder, stdout=PIPE, stderr=PIPE, timeout=60, check=False,
                               **options)
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
     def lay_strangers(self, *names: str) -> None:
         for name in names:
-            write_bytes(os.path.join(self.folder, name + ".py"), b"raise SystemExit('a stranger was run')")
+            write_bytes(self.at(name + ".py"), b"raise SystemExit('a stranger was run')")
 
     def test_nothing_in_the_current_folder_is_imported(self) -> None:
         """The module comes from beside the script, the standard library from where it is; `-m` is a module already."""
@@ -9757,11 +9767,11 @@ class TestStart(FolderCase):
 
     def test_nothing_beside_the_file_is_imported(self) -> None:
         """Neither source nor what is compiled, not even of the file itself."""
-        script = shutil.copy(MODULE, os.path.join(self.folder, "velero_requests.py"))
+        script = shutil.copy(MODULE, self.at("velero_requests.py"))
         self.lay_strangers("stranger", "logging")
-        stranger = os.path.join(self.folder, "stranger.py")
+        stranger = self.at("stranger.py")
         for name in ("argparse", "signal", "yaml", "json"):
-            py_compile.compile(stranger, os.path.join(self.folder, name + ".pyc"))
+            py_compile.compile(stranger, self.at(name + ".pyc"))
         py_compile.compile(stranger, importlib.util.cache_from_source(script),
                            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
         for words, code in (("controller", 1), ("backup logs b1", 1), ("version --client-only", 0)):
@@ -9775,16 +9785,16 @@ class TestStart(FolderCase):
                                   ("version --client-only", 0, "")):
             folder = tempfile.mkdtemp()
             result = self.start(sys.executable, MODULE, *words.split(), folder=folder,
-                                preexec_fn=functools.partial(os.rmdir, folder))
+                                preexec_fn=partial(os.rmdir, folder))
             self.assertEqual((code, said), (result.code, result.err[:len(said)]), words)
 
-    @unittest.skipUnless(shutil.which("make"), "there is no make")
+    @skipUnless(shutil.which("make"), "there is no make")
     def test_installed(self) -> None:
         """The installed command is compiled once, imports nothing from the current folder, and says what is missing."""
         self.lay_strangers("velero_requests", "json", "runpy", "yaml")
         config = {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}], "current-context": "c",
                   "contexts": [{"name": "c", "context": {"cluster": "c"}}]}  # as JSON, which needs no package
-        kubeconfig = write_bytes(os.path.join(self.folder, "config"), json.dumps(config).encode())
+        kubeconfig = write_bytes(self.at("config"), json.dumps(config).encode())
         with tempfile.TemporaryDirectory() as prefix:
             made = self.start("make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}")
             self.assertEqual(0, made.code, made.err)
@@ -9801,7 +9811,7 @@ class TestStart(FolderCase):
             self.start("make", "uninstall", f"PREFIX={prefix}")
             self.assertEqual([[], []], [os.listdir(os.path.join(prefix, name)) for name in ("bin", "lib")])
 
-    @unittest.skipUnless(shutil.which("make"), "there is no make")
+    @skipUnless(shutil.which("make"), "there is no make")
     def test_without_the_packages(self) -> None:
         """make says in one sentence what is missing and how to get it, and installs nothing."""
         for target in ("install", "test-alone"):
@@ -9812,7 +9822,7 @@ class TestStart(FolderCase):
                 "dnf install", "apk add", "pip install")], result.err)
 
     def test_ctrl_c_while_the_interpreter_ends(self) -> None:
-        write_bytes(os.path.join(self.folder, "sitecustomize.py"),
+        write_bytes(self.at("sitecustomize.py"),
                     b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
         result = self.start(sys.executable, MODULE, "--version", env={**os.environ, "PYTHONPATH": self.folder})
         self.assertEqual((-signal.SIGINT, ""), (result.code, result.err))
@@ -9827,13 +9837,13 @@ class TestStart(FolderCase):
         self.assertEqual(b"True True\nTrue\n", self.start(sys.executable, "-c", code).out)
 
 
-class TestDemo(unittest.TestCase):
+class TestDemo(TestCase):
     """What the README shows first, as a newcomer runs it: `make demo` runs the same."""
 
     def test_it_plays(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
-        done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=120, check=False, env=environment)
+        done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=PIPE,
+                              stderr=STDOUT, timeout=120, check=False, env=environment)
         self.assertEqual((0, True), (done.returncode, b"Every step did what it should" in done.stdout), done.stdout)
 
 
@@ -9923,7 +9933,7 @@ class Bench:
         self.stage, self.admin, self.velero = stage, stage.cluster.admin, shutil.which("velero")
 
     def furnish(self) -> None:
-        done = self.stage.run(sys.executable, "velero_requests.py", "manifests", stdout=subprocess.PIPE)
+        done = self.stage.run(sys.executable, "velero_requests.py", "manifests", stdout=PIPE)
         self.stage.cluster.install_crds(yaml.safe_load_all(done.stdout))
         add_location(self.stage)
         add_backup(self.stage, "nightly", BACKUP_LOG.encode())
@@ -10019,11 +10029,11 @@ class Bench:
 
     def seconds_of(self, command: Command) -> float:
         """Return the wall time of a whole command, from exec to exit; it must succeed."""
-        talk = subprocess.DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
-        with contextlib.suppress(FileNotFoundError):
+        talk = DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
+        with suppress(FileNotFoundError):
             os.unlink(os.path.join(self.stage.folder, "target"))
         begun = time.perf_counter()
-        process = self.stage.start(*command, stdout=subprocess.DEVNULL, stderr=talk)
+        process = self.stage.start(*command, stdout=DEVNULL, stderr=talk)
         guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
         guard.start()
         code = process.wait()
@@ -10062,7 +10072,7 @@ class Bench:
 
     def peak_memory(self, command: Command) -> float:
         """Return the most that a command has resident, in MiB, once it has run for half a second."""
-        process = self.stage.start(*command, stdout=subprocess.DEVNULL)
+        process = self.stage.start(*command, stdout=DEVNULL)
         begun, peak = time.monotonic(), 0.0
         while process.poll() is None and time.monotonic() < begun + PATIENCE:
             peak = max(peak, resident(process.pid)) if time.monotonic() > begun + 0.5 else peak
@@ -10106,7 +10116,7 @@ def bench() -> int:
                 measured.command_figures()
                 measured.download_figures()
             presign_figures()
-            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=subprocess.PIPE).stdout)
+            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=PIPE).stdout)
                       for _ in range(9)]
             figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
         except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
