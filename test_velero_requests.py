@@ -581,12 +581,10 @@ def nasty_screen(text: str) -> Any:
 
 # Every function that reads what a stranger wrote.
 READERS: Dict[str, Callable[[str], Any]] = {
-    "parse_time": vr.parse_time, "parse_duration": vr.parse_duration,
-    "redact": vr.redact, "one_line": vr.one_line, "printable": vr.printable,
-    "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json), "lines": in_pieces(vr.lines),
-    "aligned": lambda text: vr.aligned([vr.printable(text) + "\t", "a\tb\tc"] * 50),
-    "table": lambda text: vr.table([(text, text)] + [("a", "b")] * 99),
-    "is_http_url": vr.is_http_url,
+    "parse_time": vr.parse_time, "parse_duration": vr.parse_duration, "redact": vr.redact, "one_line": vr.one_line,
+    "printable": vr.printable, "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json),
+    "lines": in_pieces(vr.lines), "aligned": lambda text: vr.aligned([vr.printable(text) + "\t", "a\tb\tc"] * 50),
+    "table": lambda text: vr.table([(text, text)] + [("a", "b")] * 99), "is_http_url": vr.is_http_url,
     "_goes_before_host": lambda text: vr._goes_before_host(text, vr.Address("http", text, "")),
     "bucket_address": lambda text: vr.bucket_address(a_location(region=text, bucket=text)),
     "location_from": lambda text: vr.location_from({"metadata": {"name": text}, "spec": {
@@ -594,9 +592,9 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "object_key": lambda text: vr.object_key(text, vr.TARGETS["BackupLog"], "n"),
     "ini_sections": deeper(lambda content: vr.merge_profiles(vr.ini_sections(content, "X"), {})),
     "identity_from_exec": lambda text: vr.identity_from_exec({"apiVersion": "v", "status": {
-        "token": "t", "expirationTimestamp": text}}, "X", "v"),
-    "is_object_name": vr.is_object_name, "rule_for": lambda text: vr.rule_for("GET", "/apis/" + text, False),
-    "_unescaped": vr._unescaped, "xml_fields": deeper(vr.xml_fields), "listed_prefixes": deeper(vr.listed_prefixes),
+        "token": "t", "expirationTimestamp": text}}, "X", "v"), "is_object_name": vr.is_object_name,
+    "rule_for": lambda text: vr.rule_for("GET", "/apis/" + text, False), "_unescaped": vr._unescaped,
+    "xml_fields": deeper(vr.xml_fields), "listed_prefixes": deeper(vr.listed_prefixes),
     "dns_label": lambda text: vr.dns_label(text, "X"),
     "endpoint_from": lambda text: vr.endpoint_from(f"https://{text}", "X"),
     "is_at_aws": lambda text: a_location(s3_url=f"https://s3.{text}").is_at_aws(),
@@ -612,8 +610,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "_meaning": lambda text: vr._meaning(403, "AccessDenied", text, ""), "_what_is": deeper(vr._what_is),
     "store_refusal": deeper(lambda body: vr.store_refusal(
         403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {},
-        "the store", "https://h/k", NOW)),
-    "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
+        "the store", "https://h/k", NOW)), "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate)}
 BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
     ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
@@ -1857,8 +1854,7 @@ class Connection:
         """End the connection from another thread than its own, which closes it then.
 
         OpenSSL knows a socket by its number: were it closed here, what its thread still writes would go into whatever
-        has that number next. And SSLSocket.shutdown would let that thread go on in plain text.
-        """
+        has that number next. And SSLSocket.shutdown would let that thread go on in plain text."""
         with suppress(OSError):
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
@@ -3699,8 +3695,7 @@ class TestContractFaultsStore(FaultWorld, TestCase):
         for name in ("../../secrets/cloud", "..", "b1?x", ""):
             self.failed(self.ask(name=name))
         self.assertEqual(self.cluster.count("GET", "/backups/"), 0)
-        for path, status in product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"),
-                                              (500, 200)):
+        for path, status in product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"), (500, 200)):
             with self.subTest(path=path, status=status):
                 self.turn(minutes=1)
                 self.cluster.script("GET", path, times=3, headers={"Retry-After": "0"}, status=status, body="{}")
@@ -4326,8 +4321,7 @@ def kube_plugins() -> Iterator[KubeCase]:
         return kube_place(verdict, text=f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n{ending}", **own)
 
     for verdict, status, top, ending in ((*row, *({}, "")[len(row) - 2:]) for row in (
-            ("https: certificate alice", KUBE_PAIR),
-            (none, {**KUBE_PAIR, "token": "s3cr3t", "clientKeyData": ""}),
+            ("https: certificate alice", KUBE_PAIR), (none, {**KUBE_PAIR, "token": "s3cr3t", "clientKeyData": ""}),
             (none, {"token": "p", "clientKeyData": "s3cr3t"}),
             ("error: its exec plugin are not a matching pair", {**KUBE_PAIR, "clientKeyData": "@TEXT:bob.key@"}),
             (none, {}), (none, None), (none, {"token": ""}), ("error: status must be a mapping", "s3cr3t"),
@@ -4338,8 +4332,7 @@ def kube_plugins() -> Iterator[KubeCase]:
             ("error: no time", {"token": "p", "expirationTimestamp": "s3cr3t"}),
             ("error: no time", {"token": "p", "expirationTimestamp": 1900000000}),
             (f"error: no ExecCredential of {KUBE_V1}", {"token": "s3cr3t"}, {"apiVersion": KUBE_V1 + "beta1"}),
-            (OK_P, {"token": "p"}, {"kind": ""}),
-            ("error: no ExecCredential", {"token": "s3cr3t"}, {"kind": "Secret"}),
+            (OK_P, {"token": "p"}, {"kind": ""}), ("error: no ExecCredential", {"token": "s3cr3t"}, {"kind": "Secret"}),
             ("error: failed with exit code 3", {"token": "s3cr3t"}, {}, "exit 3"),
             ("error: failed with exit code -9", {"token": "s3cr3t"}, {}, "kill -9 $$"))):
         answer = {"apiVersion": KUBE_V1, "kind": "ExecCredential", "status": status, **top}
@@ -4597,8 +4590,7 @@ class TestKubeSession(KubePlugins):
         api = self.connect(kube_config({"client-certificate": "own.crt", "client-key": "own.key"}, kube_ca("own-ca")))
         for change, caller, warned in (
                 (lambda: None, "alice", False), (lambda: self.files("bob"), "bob", False),
-                (lambda: self.files("bob", "alice"), "bob", True),
-                (lambda: os.remove(self.at("own.key")), "bob", True),
+                (lambda: self.files("bob", "alice"), "bob", True), (lambda: os.remove(self.at("own.key")), "bob", True),
                 (lambda: self.files("bob", authority=""), "bob", True), (lambda: self.files("alice"), "alice", False)):
             with self.subTest(caller=caller, warned=warned):
                 change()
@@ -4702,8 +4694,7 @@ class TestProxyOfTheEnvironment(KubeFolder):
             own = {**{name: value for name, value in os.environ.items() if name not in KUBE_ABSENT}, "HOME": self.home,
                    **{name: value.replace("@P@", proxy.host) for name, value in variables.items()}}
             subprocess.run([str(KUBECTL), "--kubeconfig", path, "get", "--raw", "/", "--request-timeout", "300ms"],
-                           env=own, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT,
-                           check=False, timeout=20)
+                           env=own, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, timeout=20)
             return bool(proxy.seen())
 
     @skipUnless(KUBECTL, NO_KUBECTL)
@@ -4804,8 +4795,7 @@ class TestTlsErrors(KubeFolder):
     def test_what_is_said(self) -> None:
         """A certificate that is not trusted is shown with names, issuer and end, through proxies too.
 
-        The second look asks for the same name, and sends nothing.
-        """
+        The second look asks for the same name, and sends nothing."""
         greeter, silent = servers = Greeter(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Greeter(b"")
         for server in servers:
             self.addCleanup(server.close)
@@ -5129,14 +5119,13 @@ API_FAULTS: Tuple[Tuple[Document, Tuple[str, int], Tuple[str, int]], ...] = (
 BAD_ANSWERS: Tuple[Document, ...] = (
     *({"status": 200, "body": body} for body in (
         "<html><body>Sign in</body></html>", '{"kind": "Backup", "meta', "[]", "5", "null", '"x"', "", "[" * 100_000,
-        b"\xff\xfe", b"\x00")),
-    {"cut_after": 5}, {"status": 200, "body": "{}" + " " * 50, "cut_after": 9},
+        b"\xff\xfe", b"\x00")), {"cut_after": 5}, {"status": 200, "body": "{}" + " " * 50, "cut_after": 9},
     {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": threading.Event()},
     {"status": 200, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
     *({"status": 200, "body": body, "headers": {"Content-Encoding": encoding}} for encoding, body in (
         ("br", b"{}"), ("gzip, gzip", gzip.compress(gzip.compress(b"{}"))),
-        ("gzip", gzip.compress(gzip.compress(b"{}"))),
-        ("gzip", gzip.compress(b"{}") * 2), ("gzip", gzip.compress(b"{}")[:-1]), ("gzip", b""))),
+        ("gzip", gzip.compress(gzip.compress(b"{}"))), ("gzip", gzip.compress(b"{}") * 2),
+        ("gzip", gzip.compress(b"{}")[:-1]), ("gzip", b""))),
     {"status": 403, "body": {"message": "no" * 50}, "cut_after": 9}, {"chunks": [b"{}"], "status": 403, "cut": True},
     {"status": 409, "body": "x" * 100, "pause_after": 5, "gate": threading.Event()})
 
@@ -5553,8 +5542,7 @@ GET_FAULTS: Dict[str, Document] = {
         "JSON of the wrong shape": '[1, null, "x"]\n5\nnull\n{"items": 5}\n'}.items()}}
 # What may become of a watch, by name.
 WATCH_FAULTS: Dict[str, Document] = {
-    **GET_FAULTS,
-    **{name: {"chunks": chunks} for name, chunks in {
+    **GET_FAULTS, **{name: {"chunks": chunks} for name, chunks in {
         "a stream that ends at once": [], "a bookmark and the end": [BOOKMARK],
         "a bookmark without version": [{"type": "BOOKMARK", "object": {}}],
         "410 as ERROR event": [status_event(410, "Expired")],
@@ -5933,8 +5921,7 @@ class Stage(NamedTuple):
     environment: Dict[str, str]
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment,
-                                **{"stdin": DEVNULL, **options})
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, **{"stdin": DEVNULL, **options})
 
     def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(command, cwd=self.folder, env=self.environment, stdin=DEVNULL,
@@ -6938,8 +6925,7 @@ class TestStoreRefusals(TestCase):
         """S3's codes and those of others, pages that are no S3, forged lines, and what a store echoes of the URL.
 
         For those who may only see that a URL does not work, reason and known code are the same, without the store's
-        words. AWS and MinIO have words of their own for clocks; a minute or less between these is not worth a word.
-        """
+        words. AWS and MinIO have words of their own for clocks; a minute or less between these is not worth a word."""
         page, elsewhere = b"<!DOCTYPE html><html>login</html>", {"x-amz-bucket-region": "eu-west-3"}
         echo, expired = self.url.replace("&", "&amp;"), refusal_xml("AccessDenied", "Request has expired")
         signed = vr.canonical_request("GET", "/bkt/k", self.url.partition("?")[2].rpartition("&")[0],
@@ -7447,8 +7433,7 @@ class DownloadWorld(Sentences, FakeWorld):
         """Run the program from a shell that does this before."""
         done = subprocess.run(
             ["sh", "-c", start + '; exec "$@"', "sh", sys.executable, velero_requests.__file__, *argv, "--kubeconfig",
-             self.kubeconfig, "-n", self.namespace], stdin=DEVNULL, stderr=PIPE, timeout=60,
-            check=False)
+             self.kubeconfig, "-n", self.namespace], stdin=DEVNULL, stderr=PIPE, timeout=60, check=False)
         return Result(done.returncode, b"", done.stderr.decode())
 
 
@@ -7578,7 +7563,7 @@ FAULTS: Tuple[Tuple[Any, ...], ...] = (
     ("no body", (forever(wire=cut_body(0)),), f"broke off after 0 of {SIZE} bytes", None, 6),
     ("no body and no length", (forever(wire=lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]),), "broke off after 0", None, 6),
     ("no chunk", (forever(wire=lambda response: chunked(1000, last=False)(response[:body_start(response)])),),
-               "broke off", None, 6),
+     "broke off", None, 6),
     ("silent for ever", (forever(pause_after=0, gate=SILENT),), "nothing for 60ms, after 0 bytes|in time", None, 6),
     ("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing|in time", None, 6, True),
     ("always too long", (forever(wire=length_of(310_000_000)),), "another part", None, 1, True),
@@ -7604,8 +7589,7 @@ OBJECTS = (  # what is stored, its ETag unless it is the MD5, what a file has, w
 class TestDownloadFaults(FolderCase):
     """Every fault of a store, for a file and for a stream, ends soon, whole or in one sentence.
 
-    By the library alone, without a cluster and without long waits.
-    """
+    By the library alone, without a cluster and without long waits."""
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -8572,8 +8556,7 @@ def put_members(store: Any, bucket: str, key: str, member: bytes, count: int, in
     """Store equal gzip members one after another without holding them, and return the sha256 of the object.
 
     In parts its ETag is no MD5. So Velero's AWS plugin stores all that is larger than 5 MiB (manager.NewUploader in its
-    object_store.go).
-    """
+    object_store.go)."""
     store.create_bucket(bucket)
     parts = ""
 
@@ -9526,9 +9509,8 @@ class TestCommandLine(TestCase):
                 ("completion csh", "invalid choice: 'csh'"), ("download b1 --kind Backup", "invalid choice: 'Backup'"),
                 ("backup logs b1 --credentials-file gone", "without --direct or --location"),
                 *((f"download b1 --url-only {flag}", "makes no file; leave out --output and --force\n")
-                  for flag in ("-o x", "--force")),
-                ("backup get --location=", "--location: it is empty"), ("download b1 -o=", "-o/--output: it is empty"),
-                ("backup describe --cacert=", "--cacert: it is empty"),
+                  for flag in ("-o x", "--force")), ("backup get --location=", "--location: it is empty"),
+                ("download b1 -o=", "-o/--output: it is empty"), ("backup describe --cacert=", "--cacert: it is empty"),
                 ("backup get --direct -l a=b", "--selector needs the cluster")):
             result = run(*typed.split())
             self.assertEqual((2, b"", True), (*result[:2], words in result.err), (typed, result.err))
@@ -9748,8 +9730,7 @@ class TestStart(FolderCase):
     """What runs is what was read: nobody else's code gets in, wherever it lies."""
 
     def start(self, *argv: str, folder: str = os.path.dirname(MODULE), **options: Any) -> Result:
-        done = subprocess.run(argv, cwd=folder, stdout=PIPE, stderr=PIPE, timeout=60, check=False,
-                              **options)
+        done = subprocess.run(argv, cwd=folder, stdout=PIPE, stderr=PIPE, timeout=60, check=False, **options)
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
     def lay_strangers(self, *names: str) -> None:
@@ -9984,8 +9965,7 @@ class Bench:
     def burst_times(self) -> Tuple[float, float]:
         """Return the seconds until the writers had created all requests, and until all were answered.
 
-        The writers are threads: four processes on two cores took longer to create the same, not shorter.
-        """
+        The writers are threads: four processes on two cores took longer to create the same, not shorter."""
         def write(client: Admin) -> float:
             for _ in range(BURST // WRITERS):
                 client.create(*A_REQUEST)
@@ -10116,8 +10096,7 @@ def bench() -> int:
                 measured.command_figures()
                 measured.download_figures()
             presign_figures()
-            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=PIPE).stdout)
-                      for _ in range(9)]
+            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=PIPE).stdout) for _ in range(9)]
             figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
         except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"bench: could not go on: {error}", file=sys.stderr)
