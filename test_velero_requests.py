@@ -74,7 +74,7 @@ from xml.sax.saxutils import escape
 import urllib3
 import yaml
 
-import velero_requests
+import velero_requests as vr
 
 try:
     import botocore.auth
@@ -89,14 +89,12 @@ except ImportError:
 NO_BOTOCORE = "botocore is not installed, so the URLs were not compared with its own"
 NO_CRDS = "VELERO_CRDS names no folder, so the manifests were not compared with Velero's own"
 
-vr = velero_requests
 NOW = datetime(2026, 5, 4, 12, 0, 0, tzinfo=timezone.utc)
 FAR_OFF = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
 LONG_AGO = datetime(1, 1, 1, tzinfo=timezone.utc)
 
 
 def after(**delta: float) -> datetime:
-    """NOW plus a timedelta."""
     return NOW + timedelta(**delta)
 
 
@@ -137,8 +135,6 @@ def some_credentials(**over: Any) -> Any:
 
 
 class Cases(TestCase):
-    """Functions over rows."""
-
     def gives(self, function: Callable[..., Any], *rows: Tuple[Any, Any]) -> None:
         """Each row is an argument, or a tuple of them, and what the function makes of it."""
         for given, expected in rows:
@@ -164,15 +160,30 @@ else:
 
 
 class Folder(Mixin):
-    """A temporary folder for each test."""
-
     def setUp(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="velero-requests-test-")
         self.addCleanup(shutil.rmtree, self.folder, True)
 
     def at(self, *names: str) -> str:
-        """The path of a file in the folder."""
         return os.path.join(self.folder, *names)
+
+    def enter(self, context: Any) -> Any:
+        """Enter a context until the test ends."""
+        stack = ExitStack()
+        self.addCleanup(stack.close)
+        return stack.enter_context(context)
+
+    def set_environment(self, *hidden: str, **changes: str) -> None:
+        """Set variables, and hide those that are named, AWS's and those of proxies."""
+        others = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
+        self.enter(environment({**dict.fromkeys((*hidden, *others)), "HOME": self.folder, **changes}))
+
+    def listen(self, level: int) -> io.StringIO:
+        """Every word that the module logs in this process at such a level."""
+        logger, log = self.enter(logger_kept()), io.StringIO()
+        logger.handlers[:], logger.propagate = [logging.StreamHandler(log)], False
+        logger.setLevel(level)
+        return log
 
 
 # Values that a stranger may put where text is expected.
@@ -189,7 +200,7 @@ GOOD_NAMES: Tuple[str, ...] = ("a", "0", "nightly", "nightly-20240501", "a.b.c",
 
 # ---- The laws of the file ----------------------------------------------------
 
-MODULE = os.path.abspath(velero_requests.__file__)
+MODULE = os.path.abspath(vr.__file__)
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 BOTH = ("velero_requests.py", "test_velero_requests.py")
 
@@ -570,7 +581,6 @@ def in_pieces(function: Callable[[Iterable[bytes]], Any]) -> Callable[[str], Any
 
 
 def nasty_screen(text: str) -> Any:
-    """A screen with a text in many places."""
     evil = {"metadata": {"name": text, "labels": {text: text}}, "spec": {"ttl": text, "labelSelector": {
         "matchLabels": {text: text}}, "orderedResources": {text: text}}, "status": {"phase": text, "errors": 1}}
     related = {vr.DELETE_REQUESTS: [], vr.POD_VOLUME_BACKUPS: []}
@@ -1214,8 +1224,6 @@ EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
 
 
 class TestSigningVectors(TestCase):
-    """`presign` and `sign_headers` with signatures that were published."""
-
     def test_presigned_urls(self) -> None:
         """The documentation's own; a URL lives from one second to seven days."""
         address = vr.Address("https", "examplebucket.s3.amazonaws.com", "/test.txt", "us-east-1")
@@ -1322,7 +1330,6 @@ class TestStoreLikeBotocore(TestCase):
 
 # ---- Section 8: manifests; its screens are tested before the golden cases ----
 
-
 def without_descriptions(value: Any) -> Any:
     """A manifest without descriptions and annotations, which tell of the program that made it."""
     if isinstance(value, dict):
@@ -1332,8 +1339,6 @@ def without_descriptions(value: Any) -> Any:
 
 
 class TestCrdManifests(TestCase):
-    """The CustomResourceDefinitions of `manifests`."""
-
     @skipUnless(os.path.isdir(os.environ.get("VELERO_CRDS", "")), NO_CRDS)
     def test_veleros_own(self) -> None:
         """The two request kinds are those of Velero 1.6.3 and 1.18.1; of the others spec and status are open."""
@@ -1357,7 +1362,6 @@ PACKED = gzip.compress(CONTENT)
 
 
 def cut(data: bytes, size: int) -> Iterator[bytes]:
-    """Data in chunks of a size."""
     return (data[start:start + size] for start in range(0, len(data), size))
 
 
@@ -1431,7 +1435,6 @@ class FolderCase(Folder, TestCase):
         self.path = self.at("out.gz")
 
     def found(self) -> Dict[str, bytes]:
-        """Name and content of each file in the folder."""
         return {name: read_bytes(self.at(name)) for name in os.listdir(self.folder)}
 
 
@@ -1524,7 +1527,6 @@ class TestAtomicFile(FolderCase):
 
 # ---- Section 13: the queue ---------------------------------------------------
 
-
 # What is done to a queue, and the keys it hands out at each `take` (all that are ready; the clock starts at 1000).
 QUEUE_CASES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
     "keys come in order, each once": ("add a, add b, add a, add c, take, take", ("abc", "")),
@@ -1603,7 +1605,7 @@ def token_of(user: str) -> str:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
-    """Return the first true value of condition(), or fail after a deadline."""
+    """The first true value of condition(), or fail after a deadline."""
     deadline, pause = time.monotonic() + seconds, threading.Event()
     while time.monotonic() <= deadline:
         value = condition()
@@ -1621,7 +1623,7 @@ class Clock:
         return datetime.now(timezone.utc) + self.ahead
 
     def text(self, **later: float) -> str:
-        """Return in RFC 3339 what it will show after this timedelta."""
+        """In RFC 3339 what it will show after this timedelta."""
         return (self() + timedelta(**later)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -1641,10 +1643,9 @@ def run_openssl(*arguments: str) -> None:
 def issue_certificate(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
     """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
     base = os.path.join(folder, name)
-    with open(base + ".ext", "w", encoding="ascii") as file:
-        # Python 3.13 verifies strictly: without the two key identifiers it refuses the certificate.
-        file.write("basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-                   + (f"subjectAltName={names}\n" if names else ""))
+    # Python 3.13 verifies strictly: without the two key identifiers it refuses the certificate.
+    constraints = "basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    write_bytes(base + ".ext", (constraints + (f"subjectAltName={names}\n" if names else "")).encode())
     run_openssl("req", *NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj", f"/CN={subject or name}")
     run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
                 "-CAcreateserial", "-days", days, "-out", base + ".crt", "-extfile", base + ".ext")
@@ -1659,7 +1660,7 @@ def make_certificate(folder: str) -> Certificate:
 
 @lru_cache(maxsize=None)
 def shared_certificate() -> Certificate:
-    """Return the one certificate of this process, made at the first call and removed at exit."""
+    """The one certificate of this process, made at the first call and removed at exit."""
     folder = tempfile.mkdtemp(prefix="velero-requests-tls-")
     atexit.register(shutil.rmtree, folder, True)
     return make_certificate(folder)
@@ -1677,7 +1678,7 @@ MERGE = "application/merge-patch+json"
 
 
 def resource_path(resource: str, namespace: Optional[str] = None, name: Optional[str] = None) -> str:
-    """Return the API path of a resource that GROUPS knows; a slash in resource names a subresource."""
+    """The API path of a resource that GROUPS knows; a slash in resource names a subresource."""
     plural, _, subresource = resource.partition("/")
     group = GROUPS[plural]
     parts = ["/api/v1" if group == "v1" else "/apis/" + group, *(["namespaces", namespace] if namespace else []),
@@ -1758,14 +1759,12 @@ class Cluster:
         """Write a kubeconfig file with inline CA data and a token, and return its path."""
         cluster: Document = {"server": self.url}
         if self.ca:
-            with open(self.ca, "rb") as file:
-                cluster["certificate-authority-data"] = base64.b64encode(file.read()).decode()
+            cluster["certificate-authority-data"] = base64.b64encode(read_bytes(self.ca)).decode()
+        document = {"clusters": [{"name": "test", "cluster": cluster}], "current-context": "test",
+                    "users": [{"name": user, "user": {"token": token_of(user)}}],
+                    "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}]}
         path = os.path.join(folder, f"kubeconfig-{user}-{uuid.uuid4().hex[:6]}")
-        with open(path, "w", encoding="utf-8") as out:
-            yaml.safe_dump({"clusters": [{"name": "test", "cluster": cluster}], "current-context": "test",
-                            "users": [{"name": user, "user": {"token": token_of(user)}}],
-                            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}]}, out)
-        return path
+        return write_bytes(path, yaml.safe_dump(document).encode())
 
     def install_crds(self, documents: Iterable[Document]) -> None:
         """Make the cluster serve these CRDs, whatever dialect of them it served before."""
@@ -1809,7 +1808,6 @@ class Request:
 
 
 class Answer(NamedTuple):
-    """A complete response."""
     status: int
     body: bytes
     headers: Tuple[Tuple[str, str], ...] = (("Content-Type", "application/json"),)
@@ -1828,8 +1826,6 @@ class Fault(SimpleNamespace):
 
 
 class Connection:
-    """The server's end of one connection."""
-
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.reader = sock.makefile("rb")
@@ -1879,7 +1875,6 @@ def packed(document: Any) -> bytes:
 
 
 def changed(answer: Answer, status: int = 0, body: Any = None, headers: Optional[Dict[str, str]] = None) -> Answer:
-    """Return an answer with what a fault changes in it."""
     body = packed(body) if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
     return Answer(status or answer.status, answer.body if body is None else body,
                   (*answer.headers, *(headers or {}).items()))
@@ -2105,7 +2100,7 @@ def violations(value: Any, schema: Document, path: str) -> Iterator[str]:
 
 
 def selector(query: Dict[str, str], namespace: str) -> Callable[[Document], bool]:
-    """Return a test on documents for the namespace of a path, and the label and the field selector of its query."""
+    """A test on documents for the namespace of a path, and the label and the field selector of its query."""
     terms = [term for term in query.get("labelSelector", "").split(",") if term]
     labels = [re.match(r"([\w./-]+)(=|!=)([\w.-]*)$", term) for term in terms]
     name = query.get("fieldSelector", "").rpartition("metadata.name=")[2]
@@ -2227,13 +2222,13 @@ class FakeCluster(LoopbackServer, Cluster):
         return self._watch(request, connection) if answer is STREAM else self.send(request, connection, answer)
 
     def _place(self, request: Request) -> Tuple[Optional[Kind], str, str, str]:
-        """Return kind, namespace, name and subresource of a path; the kind is None where nothing is served."""
+        """Kind, namespace, name and subresource of a path; the kind is None where nothing is served."""
         match = API_PATH.match(request.path)
         version, namespace, plural, name, subresource = match.groups("") if match else ("",) * 5
         return self._kinds.get((version, plural)), namespace, name, subresource
 
     def handle(self, request: Request) -> Answer:
-        """Return the answer to one request, or STREAM for a watch that may start."""
+        """The answer to one request, or STREAM for a watch that may start."""
         try:
             with self._lock:
                 if request.user is None:
@@ -2288,7 +2283,7 @@ class FakeCluster(LoopbackServer, Cluster):
             404, b"404 page not found\n", (("Content-Type", "text/plain; charset=utf-8"),))
 
     def _list(self, request: Request, kind: Kind, namespace: str) -> Answer:
-        """Return a page; all pages of a list show the moment of the first."""
+        """A page; all pages of a list show the moment of the first."""
         limit, token = int(request.query.get("limit") or 0), request.query.get("continue")
         matches = selector(request.query, namespace)
         if token and token not in kind.pages:
@@ -2417,13 +2412,13 @@ SIGNED_TERMS = re.compile(r"(?P<key>.+?)/(?P<scope>(?P<day>\d{8})/(?P<region>[^/
 
 
 def canonical(text: str, keep: str = "") -> str:
-    """Return a part of a raw target, one character for each byte, with all but the unreserved (and `keep`) as %XX."""
+    """A part of a raw target, one character for each byte, with all but the unreserved (and `keep`) as %XX."""
     return quote(unquote(text, "latin-1"), keep, "latin-1")
 
 
 def canonical_request(method: str, raw_path: str, raw_query: str, headers: Iterable[Tuple[str, str]],
                       signed: Iterable[str], payload: str) -> str:
-    """Return the canonical request; S3 neither normalises the path nor encodes it twice."""
+    """The canonical request; S3 neither normalises the path nor encodes it twice."""
     values: Dict[str, List[str]] = {}
     for name, value in headers:
         values.setdefault(name.lower(), []).append(" ".join(value.split()))
@@ -2490,7 +2485,7 @@ class Store:
     clock = staticmethod(time.time)
 
     def url_of(self, bucket: str, key: str, **options: Any) -> str:
-        """Return a pre-signed path-style URL of our own making; options: of presigned_url."""
+        """A pre-signed path-style URL of our own making; options: of presigned_url."""
         own = {"access_key": self.access_key, "secret_key": self.secret_key, "region": self.region, "at": self.clock()}
         return presigned_url(f"{self.url}/{bucket}/" + quote(key), **{**own, **options})
 
@@ -2531,7 +2526,7 @@ class FakeStore(LoopbackServer, Store):
             return error.answer
 
     def _locate(self, request: Request) -> Tuple[str, str]:
-        """Return bucket and key, from the path alone or with the bucket from the Host header."""
+        """Bucket and key, from the path alone or with the bucket from the Host header."""
         name = re.sub(r":\d+$", "", request.headers.get("host", ""))
         bucket, _, key = request.path[1:].partition("/")
         if name in self.path_hosts:
@@ -2544,7 +2539,7 @@ class FakeStore(LoopbackServer, Store):
         return self._object(request, self.buckets[bucket].get(key)) if key else self._list(request, bucket)
 
     def _list(self, request: Request, bucket: str) -> Answer:
-        """Return a page of the keys and folders; a token is the last name that has been shown."""
+        """A page of the keys and folders; a token is the last name that has been shown."""
         prefix, after = request.query.get("prefix", ""), request.query.get("continuation-token", "")
         names = sorted({prefix + "".join(key[len(prefix):].partition("/")[:2]) for key in self.buckets[bucket]
                         if key.startswith(prefix)})
@@ -2610,7 +2605,7 @@ class FakeStore(LoopbackServer, Store):
 # ---- The real servers, one of each for a process: CRDs hold for a whole cluster
 
 def free_port() -> int:
-    """Return a loopback port that nobody uses, from below those that the kernel gives to others by itself."""
+    """A loopback port that nobody uses, from below those that the kernel gives to others by itself."""
     while True:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", random.SystemRandom().randrange(15000, 32000)))
@@ -2618,7 +2613,7 @@ def free_port() -> int:
 
 
 def assets_folder(program: str = "kube-apiserver") -> Optional[str]:
-    """Return the folder of the real servers (KUBEBUILDER_ASSETS) if it has this one."""
+    """The folder of the real servers (KUBEBUILDER_ASSETS) if it has this one."""
     folder = os.environ.get("KUBEBUILDER_ASSETS")
     return folder if folder and os.path.exists(os.path.join(folder, program)) else None
 
@@ -2770,7 +2765,7 @@ class RealStore(RealServer, Store):
 
 @lru_cache(maxsize=None)
 def real_server(start: Callable[[str], Any], program: str) -> Any:
-    """Return the one real server of a kind in this process, started at the first call and stopped at exit."""
+    """The one real server of a kind in this process, started at the first call and stopped at exit."""
     assets = assets_folder(program)
     if not assets:
         raise SkipTest(f"no real server: KUBEBUILDER_ASSETS is not set or has no {program}")
@@ -2840,7 +2835,7 @@ def server_answers(has_status: bool) -> Iterator[Tuple[str, str, Any, Any]]:
 
 
 def look_up(document: Any, path: str) -> Any:
-    """Return what stands at a path such as spec.target.kind, or None."""
+    """What stands at a path such as spec.target.kind, or None."""
     for part in path.split("."):
         document = document.get(part) if isinstance(document, dict) else None
     return document
@@ -2897,7 +2892,6 @@ def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
 
 @contextmanager
 def logger_kept() -> Iterator[logging.Logger]:
-    """Let somebody set up the module's logger for a while."""
     logger = logging.getLogger("velero_requests")
     kept = (logger.handlers[:], logger.level, logger.propagate)
     try:
@@ -2959,7 +2953,7 @@ def secret_with(name: str, text: str, key: str = "keys") -> Document:
 
 def location_in(store: Any, name: str, bucket: str, config: Optional[Document] = None, secret: Optional[str] = "cloud",
                 **storage: Any) -> Document:
-    """Return a location in a bucket of the store, with more or other values of spec.config and spec.objectStorage."""
+    """A location in a bucket of the store, with more or other values of spec.config and spec.objectStorage."""
     where = {"region": store.region, "s3Url": store.url, "s3ForcePathStyle": "true"}
     return {"kind": "BackupStorageLocation", "metadata": {"name": name}, "spec": {
         "provider": "aws", "config": {**where, **(config or {})}, "objectStorage": {"bucket": bucket, **storage},
@@ -2996,15 +2990,8 @@ class World(Folder):
         for server in [server for server in (self.cluster, self.store) if server.kind == "fake"]:
             self.addCleanup(server.unscript)
         super().setUp()
-        hidden = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
-        stack = ExitStack()
-        self.addCleanup(stack.close)
-        stack.enter_context(environment({**dict.fromkeys(hidden + ["KUBECONFIG", "VELERO_NAMESPACE"]),
-                                         "HOME": self.folder}))
-        logger = stack.enter_context(logger_kept())
-        self.log = io.StringIO()  # every word that the module logs in this process
-        logger.handlers[:], logger.propagate = [logging.StreamHandler(self.log)], False
-        logger.setLevel(logging.DEBUG)
+        self.set_environment("KUBECONFIG", "VELERO_NAMESPACE")
+        self.log = self.listen(logging.DEBUG)
         self.admin: Admin = self.cluster.admin
         self.namespace: str = self.cluster.new_namespace()
         self.kubeconfig: str = self.cluster.kubeconfig(self.folder)
@@ -3098,7 +3085,7 @@ class World(Folder):
                           f"a reason on {name}")[0]
 
     def healed(self, name: str) -> Document:
-        """Return the request once it is Processed without a reason; the clock passes the back-off."""
+        """The request once it is Processed without a reason; the clock passes the back-off."""
         def done() -> Optional[Document]:
             self.turn(seconds=1)
             document = self.processed(name)
@@ -3109,7 +3096,7 @@ class World(Folder):
         wait_until(lambda: self.look(name, resource) is None, 15, f"{name} to be deleted")
 
     def settle(self) -> None:
-        """Return when a request made now has been answered: whatever was due before has been looked at."""
+        """Wait until a request made now has been answered: whatever was due before has been looked at."""
         name = self.ask()
         self.answered(name)
         self.admin.delete("downloadrequests", name, self.namespace)
@@ -3122,6 +3109,11 @@ class World(Folder):
         program = Program(self.folder, *argv, "--kubeconfig", self.kubeconfig, "-n", self.namespace, **more)
         self.addCleanup(program.kill)
         return program
+
+    def kubeconfig_of(self, user: Document) -> str:
+        document = yaml.safe_load(read_bytes(self.kubeconfig))
+        document["users"][0]["user"] = user
+        return write_bytes(self.at("with-user"), yaml.safe_dump(document).encode())
 
     def assert_failed(self, result: Result, code: int, *words: str) -> None:
         """Check the code, one `error:` line with these words in it, and a stdout without anything."""
@@ -3176,7 +3168,7 @@ class ServerChecks(World):
         return str(made["metadata"]["resourceVersion"])
 
     def events(self, version: str, last: str = "ADDED:z", **query: Any) -> Dict[str, Document]:
-        """Return what a watch tells until this event, or its end: type:name -> object."""
+        """What a watch tells until this event, or its end: type:name -> object."""
         found: Dict[str, Document] = {}
         for event in self.admin.watch("downloadrequests", self.namespace, **{
                 "resourceVersion": version, "timeoutSeconds": 10, **query}):
@@ -3773,8 +3765,7 @@ class TestContractFaultsStore(FaultWorld, TestCase):
         """A store with an authority of its own needs the location's caCert, --cacert or --insecure-…."""
         store = FakeStore(tls=True)
         self.addCleanup(store.close)
-        with open(str(store.ca), "rb") as file:
-            authority = base64.b64encode(file.read()).decode()
+        authority = base64.b64encode(read_bytes(str(store.ca))).decode()
         for name, options in (("b2", {}), ("b3", {"caCert": authority})):
             self.make_location(name, {"s3Url": store.url}, **options)
             self.make_backup(name, name)
@@ -3803,7 +3794,7 @@ class LooseTests(World):
 
     @classmethod
     def crds(cls) -> List[Document]:
-        """Return CRDs whose two request kinds accept anything."""
+        """CRDs whose two request kinds accept anything."""
         crds = vr.crd_manifests(False)
         for crd in crds:
             if crd["spec"]["names"]["kind"] in ("DownloadRequest", "ServerStatusRequest"):
@@ -3912,7 +3903,6 @@ class TestContractVeleroOld(VeleroWorld, CoreTests, TestCase):
 
 KUBECTL = shutil.which("kubectl")
 NO_KUBECTL = "kubectl is not on the PATH, so what it makes of the kubeconfigs was not compared with ours"
-
 
 
 @lru_cache(maxsize=None)
@@ -4391,7 +4381,7 @@ class TestKubeconfigLikeKubectl(KubeFolder):
             kube_call(path, case.context)
             self.assertEqual(kube_verdict(False), verdict)
             return
-        error = self.fails(velero_requests.Error, lambda: kube_call(path, case.context), verdict[7:])
+        error = self.fails(vr.Error, lambda: kube_call(path, case.context), verdict[7:])
         self.assertEqual(kube_verdict(True), "error")
         self.assertIn(int(error.exit), (1, 6))
         self.assertTrue("".join((str(error), *error.hints)).isprintable(), ascii((error, error.hints)))
@@ -4403,7 +4393,6 @@ class TestKubeconfigLikeKubectl(KubeFolder):
                               stdout=PIPE, check=False, stderr=STDOUT, timeout=20)
         found = "https: nobody" if b"enter Username" in done.stdout else kube_verdict(bool(done.returncode))
         self.assertEqual(found, "error" if case.lenient or verdict.startswith("error") else verdict)
-
 
     def test_we_do_what_the_tables_say(self) -> None:
         self.check(self.ours)
@@ -4479,14 +4468,12 @@ def kube_pair(name: str, key: str = "") -> Dict[str, str]:
 def kube_program(path: str, stdin: Any = DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
-            ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
+            ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, MODULE,
              "-n", "v", "--kubeconfig", path, "backup", "logs", "b"], stdout=PIPE, stderr=PIPE,
             check=False, timeout=seconds, stdin=stdin)
 
 
 class TestExecPluginIsTold(KubePlugins):
-    """What a plugin is told: KUBERNETES_EXEC_INFO, environment, arguments, stdin."""
-
     def check(self, call: Callable[[str], Any]) -> None:
         """A plugin hears of the cluster when it asked to, by whoever runs it."""
         for cluster, more in KUBE_TOLD:
@@ -4596,7 +4583,7 @@ class TestKubeSession(KubePlugins):
                 change()
                 api.session.until = time.monotonic()
                 with self.assertLogs("velero_requests") as logs:
-                    velero_requests.log.warning("first")
+                    vr.log.warning("first")
                     kube_version(api)
                 self.assertEqual((self.seen()[-1], len(logs.output) == 2), (caller, warned), logs.output)
                 self.assertAlmostEqual(api.session.until - time.monotonic(), 300, delta=5)
@@ -4702,15 +4689,13 @@ class TestProxyOfTheEnvironment(KubeFolder):
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(self.went, range(len(KUBE_PROXY_ROWS))))
         for (url, variables, proxied), went in zip(KUBE_PROXY_ROWS, found):
-            with self.subTest(url, **variables):
-                self.assertEqual(went, proxied)
+            self.assertEqual(went, proxied, (url, variables))
 
     def test_proxies(self) -> None:
         """A scheme may be in capitals or missing; what we cannot use is an error without the password in it."""
         for proxy, expected in (("", ""), ("HTTP://h:1", "HTTP://h:1"), ("https://x:%40@h:1/", "https://x:%40@h:1/"),
                                 ("[::1]:3128", "http://[::1]:3128"), ("me:x@h:1", "http://me:x@h:1")):
-            with self.subTest(proxy):
-                self.assertEqual(vr.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected)
+            self.assertEqual(vr.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected, proxy)
         for proxy in ("socks5://me:s3cr3t@h:1", "SOCKS4://h", "ftp://me:s3cr3t@h", "http://", "http://h:x",
                       "http://me:s3cr3t@h:99999", "http://me:s3cr3t@[::1"):
             with self.subTest(proxy):
@@ -4720,7 +4705,6 @@ class TestProxyOfTheEnvironment(KubeFolder):
 
 
 class TestProxyOnTheWire(KubeFolder):
-    """Calls to cluster and store through real proxies on loopback."""
     GUARDED = "http://me:p%40ss%3Aw@@GUARDED@"
 
     def test_store(self) -> None:
@@ -4912,8 +4896,6 @@ class TestKubeconfigBadInput(KubeFolder):
 
 
 class TestKubeconfigParseYaml(TestCase):
-    """Tests for `parse_yaml`; what is no YAML see above."""
-
     def test_values(self) -> None:
         """Scalars have their types, but dates stay text."""
         for text, value in (
@@ -4938,8 +4920,6 @@ class TestKubeconfigParseYaml(TestCase):
 
 
 class TestKubeconfigRuleFor(TestCase):
-    """Tests for `rule_for`."""
-
     def test_what_grants_a_call(self) -> None:
         """A refused call is told as verb, resource and namespace, and the line of a Role that grants it."""
         root, group = "/apis/velero.io/v1/namespaces/v/downloadrequests", "velero.io"
@@ -4980,18 +4960,7 @@ class TokenFiles(World):
     def write_token(self, token: str) -> str:
         """Put a token into the file of token_kubeconfig the way the kubelet does, and return the path."""
         path = self.at("token")
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            file.write(token + "\n")
-        os.replace(path + ".new", path)
-        return path
-
-    def kubeconfig_of(self, user: Document) -> str:
-        """Write a kubeconfig with this user entry, and return its path."""
-        path = self.at("with-user")
-        with open(self.kubeconfig, encoding="utf-8") as old, open(path, "w", encoding="utf-8") as new:
-            document = yaml.safe_load(old)
-            document["users"][0]["user"] = user
-            yaml.safe_dump(document, new)
+        os.replace(write_bytes(path + ".new", f"{token}\n".encode()), path)
         return path
 
     def token_kubeconfig(self, token: str) -> str:
@@ -5025,7 +4994,7 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         return self.namespace
 
     def api(self, kubeconfig: str = "", timeout: float = 20.0, **changes: Any) -> Any:
-        """Return a connection of the module's own, with changes to what the kubeconfig says."""
+        """A connection of the module's own, with changes to what the kubeconfig says."""
         api = vr.connect(vr.load_cluster(kubeconfig or self.kubeconfig)._replace(**changes))
         self.addCleanup(lambda: api.session.close())
         return api._replace(timeout=timeout)
@@ -5042,15 +5011,12 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         wait_until(lambda: len(self.cluster.watches(self.path(""))) == 2, 40, "both watches of the test's namespace")
 
     def looked_at(self, name: str, seconds: float = 60) -> None:
-        """Wait until a request has a status, answered or not."""
         wait_until(lambda: (self.look(name) or {}).get("status"), seconds, f"a status of {name}")
 
 
 # ---- Endurance: one request --------------------------------------------------
 
 class TestRetryTables(TestCase):
-    """When a call may be sent again."""
-
     def test_retry_after_is_seconds_or_a_date(self) -> None:
         now = datetime(2015, 10, 21, 7, 28, 0, tzinfo=timezone.utc)
         for header, wanted in (("0", 0.0), ("1", 1.0), ("120", 120.0), ("999999999", 999999999.0), ("", None),
@@ -5059,8 +5025,7 @@ class TestRetryTables(TestCase):
                                ("Wed, 21 Oct 2015 09:28:07 +0200", 7.0), ("1.5", None), ("-1", None), ("\xb2", None),
                                ("\u0661", None), ("soon", None), ("9" * 400, None), ("1e3", None),
                                ("Wed, 99 Oct 2015 07:28:07 GMT", None), (" ", None), ("NaN", None)):
-            with self.subTest(header=header):
-                self.assertEqual(vr.retry_after_seconds(header, now), wanted)
+            self.assertEqual(vr.retry_after_seconds(header, now), wanted, header)
 
     def test_retry_wait(self) -> None:
         """429 may always be sent again, 5xx never for POST, nothing a third time; Retry-After counts up to 10 s."""
@@ -5069,8 +5034,7 @@ class TestRetryTables(TestCase):
                 ("PATCH", 1, 500, None, 0.1), ("DELETE", 2, 502, None, 0.2), ("GET", 3, 504, None, None),
                 ("POST", 1, 429, None, 0.1), ("POST", 1, 503, 1.0, None), *(
                     ("GET", 1, status, 1.0, None) for status in (301, 400, 401, 403, 404, 409, 410, 422, 501))):
-            with self.subTest(method=method, attempt=attempt, status=status):
-                self.assertEqual(vr.retry_wait(method, attempt, status, asked), wanted)
+            self.assertEqual(vr.retry_wait(method, attempt, status, asked), wanted, (method, attempt, status))
 
     def test_refusals_and_their_cures(self) -> None:
         path, long = "/apis/velero.io/v1/namespaces/n/backups", b'{"message": "%b"}' % (b"x" * 100_000)
@@ -5131,8 +5095,6 @@ BAD_ANSWERS: Tuple[Document, ...] = (
 
 
 class TestRequestFaults(EnduranceWorld, TestCase):
-    """One call and what can happen to it."""
-
     def test_what_may_be_repeated_is_repeated(self) -> None:
         """A POST that may have had its effect is not sent again."""
         api = self.api(timeout=1.0)
@@ -5270,7 +5232,6 @@ class Stranger(LoopbackServer):
 
 
 def strange_api(**more: Any) -> Any:
-    """Ask an API server for a backup."""
     return vr.connect(vr.Cluster(insecure=True, **more))._replace(timeout=0.5).get(vr.BACKUPS, "velero", "b1")
 
 
@@ -5416,9 +5377,7 @@ class TestRotation(EnduranceWorld, TestCase):
                 self.assertEqual([request.user for request in self.cluster.seen(None, "/backups/b1")], ["admin"] * 2)
         plugin = {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "/bin/false"}}
         self.cluster.forget()
-        empty = self.at("empty")
-        write_bytes(empty, b"")
-        for user in ({"tokenFile": path}, {"tokenFile": empty}, plugin):
+        for user in ({"tokenFile": path}, {"tokenFile": write_bytes(self.at("empty"), b"")}, plugin):
             api = self.api(self.kubeconfig_of(user))
             for _ in range(3):
                 self.assertRaises(vr.ConfigError, self.call, "get", api)
@@ -5518,7 +5477,6 @@ class TestRights(EnduranceWorld, TestCase):
 # ---- Endurance: watches ------------------------------------------------------
 
 def status_event(code: Any, reason: str = "") -> Document:
-    """An ERROR event of a watch."""
     return {"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure",
                                         "message": "made up", "code": code, "reason": reason}}
 
@@ -5707,7 +5665,6 @@ Usage = NamedTuple("Usage", [("threads", int), ("sockets", int), ("megabytes", f
 
 
 def usage_of(pid: int) -> Usage:
-    """Read it from /proc."""
     sockets = 0
     for descriptor in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError):
@@ -5726,8 +5683,6 @@ LOST: Tuple[Document, ...] = ({}, {"drop": True, "apply": True}, {"status": 500}
 
 @skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
 class TestLeaks(EnduranceWorld, TestCase):
-    """What a controller needs."""
-
     def test_forty_large_objects(self) -> None:
         """A first list of forty objects of 1.2 MB is read in small pages, and costs no more than 24 MiB on top."""
         peaks = []
@@ -5847,12 +5802,10 @@ class TestIdentityReal(TokenFiles, RealWorld, TestCase):
 
     def test_an_identity_is_borrowed_with_all_its_parts(self) -> None:
         """The API server sees user, uid, groups and extra of the kubeconfig."""
-        document = yaml.safe_load(read_bytes(self.kubeconfig))
         extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
-        document["users"][0]["user"].update({
-            "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": extra})
-        path = write_bytes(self.at("borrowed"), yaml.safe_dump(document).encode())
-        api = vr.connect(vr.load_cluster(path))
+        api = vr.connect(vr.load_cluster(self.kubeconfig_of({
+            "token": token_of("admin"), "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"],
+            "as-user-extra": extra})))
         self.addCleanup(api.session.close)
         seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
             "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
@@ -5901,9 +5854,7 @@ class TestOutageReal(RealWorld, TestCase):
         self.assertLess(len(program.text().splitlines()), len(made) + 60)
 
 
-# ============================================================================================================
-# Demo and benchmark: the stage of both is an API, a store, a folder with a copy of the module, a kubeconfig
-# ============================================================================================================
+# ---- Demo and benchmark: the stage of both is an API, a store, a folder with a copy of the module, a kubeconfig
 
 NAMESPACE = "velero"
 BUCKET = "velero-backups"
@@ -5941,13 +5892,11 @@ def set_stage() -> Iterator[Stage]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
         cluster: Any = stack.enter_context(closing(RealCluster(assets) if assets else FakeCluster(tls=True)))
         store: Any = stack.enter_context(closing(RealStore(with_store) if with_store else FakeStore()))
-        shutil.copy(str(vr.__file__), folder)
+        shutil.copy(MODULE, folder)
         os.rename(cluster.kubeconfig(folder), os.path.join(folder, "kubeconfig"))
         python = os.path.join(folder, "bin", "python")
-        os.mkdir(os.path.dirname(python))
-        with open(python, "w", encoding="utf-8") as file:  # a link would lose the virtual environment
-            file.write(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        os.chmod(python, 0o755)
+        # A link would lose the virtual environment.
+        os.chmod(write_bytes(python, f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'.encode()), 0o755)
         # Nothing may lead a command to another cluster or store; HOME would hide packages installed with --user.
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "KUBE", "VELERO_"))}
         yield Stage(cluster, store, folder, {
@@ -6012,8 +5961,6 @@ def shown(plan: Any) -> str:
 
 
 class TestStoreIni(TestCase):
-    """Tests for `ini_sections` and `merge_profiles`."""
-
     def test_files(self) -> None:
         """A line that is indented more than its key goes on with its value; after a blank or a comment it is a key."""
         for text, expected in (
@@ -6217,8 +6164,6 @@ class TestStoreLife(TestCase):
 
 
 class TestStoreAnswers(TestCase):
-    """Tests for `xml_fields` and `explain_signature`."""
-
     def test_xml(self) -> None:
         """The leaves of an answer come by name, unescaped, whatever is around them."""
         for body, expected in (
@@ -6274,7 +6219,6 @@ class KeyServices(LoopbackServer):
         self.start()
 
     def new_keys(self) -> Dict[str, str]:
-        """New keys by the names that all services give them."""
         number = len(self.ends) + 1
         access_key, secret_key, token = f"ASIATEMP{number:08}", f"temp-secret/+{number}", f"temp-token/+={number}"
         self.ends.append(vr.format_time(vr.utc_now() + timedelta(seconds=self.life)))
@@ -6344,13 +6288,8 @@ class KeyTests(Folder):
 
     def setUp(self) -> None:
         super().setUp()
-        stack = ExitStack()
-        self.addCleanup(stack.close)
-        hidden = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
-        self.services = KeyServices()
-        stack.callback(self.services.close)
-        stack.enter_context(environment({**dict.fromkeys(hidden), "HOME": self.folder,
-                                         "AWS_ENDPOINT_URL_STS": self.services.url}))
+        self.services = self.enter(closing(KeyServices()))
+        self.set_environment(AWS_ENDPOINT_URL_STS=self.services.url)
 
     def write(self, name: str, text: str) -> str:
         return write_bytes(self.at(name), text.encode("utf-8", "surrogateescape"))
@@ -6676,7 +6615,6 @@ class StoreWorld(FakeWorld):
         self.store.unscript()
 
     def once(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None) -> Result:
-        """Run the controller once over what is there."""
         result = self.cli("controller", "--once", *argv, env=env)
         self.assert_clean(result.err, result.out)
         self.assertNotIn("Traceback", result.err)
@@ -6908,10 +6846,7 @@ class TestStoreAuthority(StoreWorld, TestCase):
 
 # ---- Stores: what a store answers --------------------------------------------
 
-
-
 def refusal_xml(code: str, message: str = "Some &lt;words&gt;", **fields: str) -> bytes:
-    """Return the body of a store's refusal."""
     more = "".join(f"<{name}>{value}</{name}>" for name, value in fields.items())
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>".encode()
 
@@ -7126,15 +7061,12 @@ class TestStoreRealVerify(RealWorld, TestCase):
 # ---- Stores: what is read of their answers -----------------------------------
 
 def aws_chunked(data: bytes, size: int = 64, signed: bool = True, trailers: bytes = b"") -> bytes:
-    """Return data in aws-chunked framing."""
     extra = b";chunk-signature=" + b"0a" * 32 if signed else b""
     framed = b"".join(b"%x%b\r\n%b\r\n" % (len(piece), extra, piece) for piece in (*cut(data, size), b""))
     return framed[:-2] + trailers + b"\r\n" if trailers else framed
 
 
 class TestStoreWords(Cases):
-    """What is read of a store's answers."""
-
     def test_listing(self) -> None:
         """XML's own characters in prefixes and in the token are what they stand for."""
         page = ("<ListBucketResult><IsTruncated>{}</IsTruncated><NextContinuationToken>1&amp;2</NextContinuationToken>"
@@ -7169,9 +7101,8 @@ class TestStoreWords(Cases):
                   for text in ("bytes 1-9/10", "bytes 1-9/*")),
                 *((206, {"Content-Range": text}, {"size": None, "start": -1, "whole": False})
                   for text in ("bytes 1-9/11", "bytes 1-8/9", "bytes 9-1/10", "bytes */10", "", "bytes x"))):
-            with self.subTest(status=status, **headers):
-                self.assertEqual(whole._replace(**changes), vr.object_info(
-                    status, {"ETag": f'"{md5}"', "Content-Length": "9", **headers}))
+            self.assertEqual(whole._replace(**changes), vr.object_info(
+                status, {"ETag": f'"{md5}"', "Content-Length": "9", **headers}), (status, headers))
 
     def test_when_to_try_again(self) -> None:
         """Three, five or ten times, by what has come before; at most a minute, and not what stays wrong."""
@@ -7249,26 +7180,26 @@ UGLY = re.compile(r"</?\??(xml|!doctype|html|body|form|error|code|message)\b|obj
 
 
 def part_of(path: str) -> str:
-    """Return where the partial file of a target lies; when there is none, where nothing does."""
+    """Where the partial file of a target lies; when there is none, where nothing does."""
     folder, name = os.path.split(path)
     return os.path.join(folder, next((found for found in os.listdir(folder) if found.startswith(f".{name}.")
                                       and found.endswith(PART_SUFFIX)), ".no" + PART_SUFFIX))
 
 
-def usual_part(path: str, what: str, ending: str) -> str:
-    """Return where the partial file of this object with this ending, mark and ETag, is put."""
-    new = vr.AtomicFile(path, what, force=False)
+def usual_part(path: str, ending: str) -> str:
+    """Where the partial file of b1's log with this ending, mark and ETag, is put."""
+    new = vr.AtomicFile(path, "BackupLog of b1", force=False)
     return new.stem + ending.format(mark=new.mark) + PART_SUFFIX
 
 
 def noise(size: int, seed: int = 6) -> bytes:
-    """Return bytes that do not compress, always the same."""
+    """Bytes that do not compress, always the same."""
     return random.Random(seed).getrandbits(8 * size).to_bytes(size, "big")
 
 
 @lru_cache(maxsize=8)
 def archive(size: int, seed: int = 6) -> bytes:
-    """Return a .tar.gz of about this size, always the same."""
+    """A .tar.gz of about this size, always the same."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as tar:
         for name, content in (("metadata/version", b"1.1.0\n"), ("resources/noise", noise(size, seed))):
@@ -7296,12 +7227,12 @@ def size_of(path: str) -> int:
 
 
 def first_byte(request: Request) -> int:
-    """Return where the range that a request asks for begins, 0 without a range."""
+    """Where the range that a request asks for begins, 0 without a range."""
     return int(re.match(r"(?:bytes=)?(\d*)", request.headers.get("range", ""))[1] or 0)
 
 
 def with_headers(answer: Answer, **changes: Optional[str]) -> Answer:
-    """Return the answer with headers (ETag, Content_Range) replaced, added, or with None taken away."""
+    """The answer with headers (ETag, Content_Range) replaced, added, or with None taken away."""
     named = {name.replace("_", "-"): value for name, value in changes.items()}
     kept = tuple(pair for pair in answer.headers if pair[0] not in named)
     return answer._replace(headers=kept + tuple(pair for pair in named.items() if pair[1] is not None))
@@ -7426,13 +7357,13 @@ class DownloadWorld(Sentences, FakeWorld):
         return program, gate
 
     def gets(self, part: str = "") -> List[Request]:
-        """Return the GETs of objects that the store has seen."""
+        """The GETs of objects that the store has seen."""
         return [request for request in self.store.seen("GET", part) if "list-type" not in request.target]
 
     def by_shell(self, start: str, *argv: str) -> Result:
         """Run the program from a shell that does this before."""
         done = subprocess.run(
-            ["sh", "-c", start + '; exec "$@"', "sh", sys.executable, velero_requests.__file__, *argv, "--kubeconfig",
+            ["sh", "-c", start + '; exec "$@"', "sh", sys.executable, MODULE, *argv, "--kubeconfig",
              self.kubeconfig, "-n", self.namespace], stdin=DEVNULL, stderr=PIPE, timeout=60, check=False)
         return Result(done.returncode, b"", done.stderr.decode())
 
@@ -7441,7 +7372,7 @@ class Terminal:
     """A command on a terminal of its own, which it controls: Ctrl-C typed there is a signal."""
 
     def __init__(self, folder: str, *argv: str,
-                 program: Tuple[str, ...] = (sys.executable, velero_requests.__file__)) -> None:
+                 program: Tuple[str, ...] = (sys.executable, MODULE)) -> None:
         self.master, self.slave = pty.openpty()
         self.before = self.after = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
@@ -7459,7 +7390,7 @@ class Terminal:
                 self.pieces.append((time.monotonic(), piece))
 
     def text(self) -> str:
-        """Return what the terminal has been sent, line ends as the program wrote them."""
+        """What the terminal has been sent, line ends as the program wrote them."""
         return b"".join(piece for _, piece in self.pieces).decode("utf-8", "replace").replace("\r\n", "\n")
 
     def type(self, keys: bytes) -> None:
@@ -7480,7 +7411,7 @@ class Terminal:
 
 
 def resident(pid: int, field: str = "VmRSS") -> float:
-    """Return what a process has resident, in MiB; 0 when it has ended.
+    """What a process has resident, in MiB; 0 when it has ended.
 
     Not VmHWM, its peak: for some hundredths of a second at the start, compiling the file needs more than any transfer.
     """
@@ -7498,18 +7429,18 @@ SILENT = threading.Event()
 
 
 def forever(**fault: Any) -> Document:
-    """Return a fault that strikes again and again."""
+    """A fault that strikes again and again."""
     return {"times": 10_000, **fault}
 
 
 def answered(status: int, body: Any = LOGIN_PAGE, **headers: str) -> Document:
-    """Return a fault: another answer than the true one."""
+    """A fault: another answer than the true one."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return {"answer": lambda _request, _true: Answer(status, body, tuple(named.items()))}
 
 
 def altered(body: Optional[Callable[[bytes], bytes]] = None, **headers: Optional[str]) -> Document:
-    """Return a fault: the true answer with another body or other headers."""
+    """A fault: the true answer with another body or other headers."""
     return {"answer": lambda _request, true: with_headers(
         true._replace(body=body(true.body) if body else true.body), **headers)}
 
@@ -7599,19 +7530,14 @@ class TestDownloadFaults(FolderCase):
     def setUp(self) -> None:
         super().setUp()
         self.script(())
-        self.said = io.StringIO()
-        stack = ExitStack()
-        self.addCleanup(stack.close)
-        logger = stack.enter_context(logger_kept())
-        logger.handlers[:], logger.propagate = [logging.StreamHandler(self.said)], False
-        logger.setLevel(logging.WARNING)
+        self.said = self.listen(logging.WARNING)
         self.put(STORED)
 
     def put(self, body: bytes, etag: str = "", **headers: str) -> None:
         self.store.put_with_etag("bucket", "k", body, etag or f'"{hashlib.md5(body).hexdigest()}"', **headers)
 
     def download(self, gunzip: bool = False, idle: float = 5.0, url: str = "", trust: Any = vr.Trust()) -> Any:
-        """Return a download that is in a hurry; the skew of each URL is noted."""
+        """A download that is in a hurry; the skew of each URL is noted."""
         self.located: List[timedelta] = []
         download = vr.Download(vr.UrlSource(lambda skew: (
             self.located.append(skew) or url or self.store.url_of("bucket", "k"), trust), idle=idle),
@@ -7639,7 +7565,7 @@ class TestDownloadFaults(FolderCase):
             os.unlink(self.at(name))
 
     def begins(self) -> List[int]:
-        """Return where the ranges begin that were asked for, each of which has its condition."""
+        """Where the ranges begin that were asked for, each of which has its condition."""
         for request in self.store.seen("GET"):
             self.assertEqual(bool(first_byte(request)), "if-match" in request.headers)
         return [first_byte(request) for request in self.store.seen("GET")]
@@ -7813,7 +7739,7 @@ class TestDownloadFaults(FolderCase):
                 ("{mark}." + "a" * 65, half, [0], ""), ("00000000" + own[6:], half, [0], "")):
             with self.subTest(ending, size=len(content)):
                 self.clear()
-                write_bytes(usual_part(self.path, "BackupLog of b1", ending), content)
+                write_bytes(usual_part(self.path, ending), content)
                 self.said.seek(self.said.truncate(0))
                 self.store.forget()
                 self.assertIsNone(self.save())
@@ -7826,7 +7752,7 @@ class TestDownloadFaults(FolderCase):
         waited for, nor continued; where a link that the target is leads to is replaced."""
         victim, own = self.path + "-victim", "{mark}." + hashlib.md5(STORED).hexdigest()
         link, second_name = (partial(make, victim) for make in (os.symlink, os.link))
-        parts = [usual_part(self.path, "BackupLog of b1", ending) for ending in (own, "{mark}.0")]
+        parts = [usual_part(self.path, ending) for ending in (own, "{mark}.0")]
         rows = [(*row, 0, "") for row in product((link, second_name, os.mkfifo, os.mkdir), parts)]
         if os.geteuid() == 0:  # it takes root to give files away
             rows += [(lambda path: write_bytes(path, STORED[:1000]), parts[0], 65534, ""),
@@ -7862,7 +7788,7 @@ class TestDownloadFaults(FolderCase):
         self.addCleanup(outside.cleanup)
         victim, his = os.path.join(outside.name, "victim"), self.at("his")
         write_bytes(victim, b"precious")
-        pid = pester(self.folder, ["out.gz", *(os.path.basename(usual_part(self.path, "BackupLog of b1", ending))
+        pid = pester(self.folder, ["out.gz", *(os.path.basename(usual_part(self.path, ending))
                                                for ending in ("{mark}." + hashlib.md5(STORED).hexdigest(), "{mark}.~"))
                                    ], victim)
         self.addCleanup(os.waitpid, pid, 0)
@@ -9662,12 +9588,10 @@ class TestCanary(DownloadWorld, TestCase):
         program = write_bytes(self.at("plugin"), f"#!/bin/sh\necho '{CANARY} {{'\nexit $1\n".encode())
         os.chmod(program, 0o700)
         plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": program, "interactiveMode": "Never"}
-        document, path = yaml.safe_load(read_bytes(self.kubeconfig)), self.at("another")
         for user in ({"token": CANARY}, {"username": "u", "password": CANARY},
                      {"client-key-data": base64.b64encode(CANARY.encode()).decode()},
                      *({"exec": {**plugin, "args": [code], "env": [{"name": "A", "value": CANARY}]}} for code in "01")):
-            document["users"][0]["user"] = user
-            self.check("backup logs b1", kubeconfig=write_bytes(path, yaml.safe_dump(document).encode()))
+            self.check("backup logs b1", kubeconfig=self.kubeconfig_of(user))
         for number, text in enumerate((
                 f"[default]\naws_secret_access_key {CANARY}\n", f"[default]\n{CANARY} = x\n",
                 f"[default]\naws_access_key_id = a\naws_secret_access_key = {CANARY}\n x\n")):
@@ -9908,8 +9832,6 @@ def presign_figures() -> None:
 
 
 class Bench:
-    """What is measured with one controller on one stage."""
-
     def __init__(self, stage: Stage) -> None:
         self.stage, self.admin, self.velero = stage, stage.cluster.admin, shutil.which("velero")
 
@@ -9944,14 +9866,14 @@ class Bench:
         store.put(BUCKET, "backups/wordy/wordy-logs.gz", b"".join(packed_log) + packer.flush())
 
     def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
-        """Return an iterator over name and instant of each request that has got its URL from now on."""
+        """An iterator over name and instant of each request that has got its URL from now on."""
         version = client.list("downloadrequests", NAMESPACE, limit=1)["metadata"]["resourceVersion"]
         events = client.watch("downloadrequests", NAMESPACE, resourceVersion=version, timeoutSeconds=PATIENCE)
         return ((event["object"]["metadata"]["name"], time.time()) for event in events
                 if look_up(event["object"], "status.downloadURL"))
 
     def response_times(self, count: int) -> List[Tuple[float, float]]:
-        """Return milliseconds until a watch shows the URL, one request at a time: since created, since sent."""
+        """Milliseconds until a watch shows the URL, one request at a time: since created, since sent."""
         answers, times = self.answers(self.stage.cluster.client("admin")), []
         for _ in range(count):
             sent = time.time()
@@ -9963,7 +9885,7 @@ class Bench:
         return times
 
     def burst_times(self) -> Tuple[float, float]:
-        """Return the seconds until the writers had created all requests, and until all were answered.
+        """The seconds until the writers had created all requests, and until all were answered.
 
         The writers are threads: four processes on two cores took longer to create the same, not shorter."""
         def write(client: Admin) -> float:
@@ -9981,7 +9903,7 @@ class Bench:
         return created - begun, max(answered.values()) - begun
 
     def requests_seen(self) -> int:
-        """Return how many requests for velero.io the API server has counted; a real one counts ended watches."""
+        """How many requests for velero.io the API server has counted; a real one counts ended watches."""
         if self.stage.cluster.kind == "fake":
             return int(self.stage.cluster.count(path_part="/apis/velero.io/"))  # type: ignore[attr-defined]
         text = self.admin.raw("GET", "/metrics").data.decode()
@@ -10008,7 +9930,7 @@ class Bench:
         figure("idle: API requests a minute", (self.requests_seen() - before) * 2, "", 4, "8")
 
     def seconds_of(self, command: Command) -> float:
-        """Return the wall time of a whole command, from exec to exit; it must succeed."""
+        """The wall time of a whole command, from exec to exit; it must succeed."""
         talk = DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self.stage.folder, "target"))
@@ -10051,7 +9973,7 @@ class Bench:
             tell("(commands: not compared, there is no velero on the PATH)")
 
     def peak_memory(self, command: Command) -> float:
-        """Return the most that a command has resident, in MiB, once it has run for half a second."""
+        """The most that a command has resident, in MiB, once it has run for half a second."""
         process = self.stage.start(*command, stdout=DEVNULL)
         begun, peak = time.monotonic(), 0.0
         while process.poll() is None and time.monotonic() < begun + PATIENCE:
@@ -10124,7 +10046,7 @@ MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
 
 def group_of(case: type) -> str:
-    """Return what runs in one process: a class, for it shares its servers, or all that needs the real servers."""
+    """What runs in one process: a class, for it shares its servers, or all that needs the real servers."""
     if case.__name__ in MEASURES:
         return "measures"
     with_real_servers = "Real" in case.__name__ or issubclass(case, VeleroWorld)
