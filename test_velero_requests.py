@@ -89,6 +89,7 @@ except ImportError:
 NO_BOTOCORE = "botocore is not installed, so the URLs were not compared with its own"
 NO_CRDS = "VELERO_CRDS names no folder, so the manifests were not compared with Velero's own"
 
+Document = Dict[str, Any]
 NOW = datetime(2026, 5, 4, 12, 0, 0, tzinfo=timezone.utc)
 FAR_OFF = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
 LONG_AGO = datetime(1, 1, 1, tzinfo=timezone.utc)
@@ -122,7 +123,7 @@ def a_location(**over: Any) -> Any:
     return vr.Location(**{**dict(name="default", bucket="bkt", region="eu-west-1"), **over})
 
 
-def a_location_document(config: Any = None, **spec: Any) -> Dict[str, Any]:
+def a_location_document(config: Any = None, **spec: Any) -> Document:
     """A BackupStorageLocation document; `spec` replaces fields of its spec."""
     return {"metadata": {"name": "default", "namespace": "velero"}, "spec": {
         "provider": "aws", "objectStorage": {"bucket": "bkt"}, "config": config or {"region": "eu-west-1"}, **spec}}
@@ -160,7 +161,7 @@ else:
 
 
 class Folder(Mixin):
-    def setUp(self) -> None:
+    def setUp(self):
         self.folder = tempfile.mkdtemp(prefix="velero-requests-test-")
         self.addCleanup(shutil.rmtree, self.folder, True)
 
@@ -277,20 +278,20 @@ def depth_of(node: ast.AST) -> int:
 class TestLawsOfTheFile(TestCase):
     """`velero_requests.py` as a text."""
 
-    def test_no_name_is_used_before_it_is_defined(self) -> None:
+    def test_no_name_is_used_before_it_is_defined(self):
         """No module-level statement, function bodies included, mentions a name that a later one binds."""
         later: Set[str] = set()
         for statement in reversed(TREE.body):
             self.assertFalse(mentioned(statement) & later, f"line {statement.lineno} uses a name that is defined later")
             later = later | bound(statement)
 
-    def test_no_name_is_defined_twice(self) -> None:
+    def test_no_name_is_defined_twice(self):
         for name in BOTH:
             names = [found for node in ast.parse(text_of(name)).body for found in bound(node)
                      if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign))]
             self.assertEqual([], sorted({found for found in names if names.count(found) > 1}), name)
 
-    def test_above_the_waterline_is_arithmetic(self) -> None:
+    def test_above_the_waterline_is_arithmetic(self):
         """It uses only imports that know no world, asks no clock, environment or chance, and nothing from below."""
         first, waterline = line_of(r"# 1\. "), line_of(r"# The waterline\b")
         other = impure(ast.Module([node for node in TREE.body if node.lineno < first], [])) | WORLDLY_NAMES
@@ -300,7 +301,7 @@ class TestLawsOfTheFile(TestCase):
             asked = {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
             self.assertFalse(used | asked & WORLDLY_ATTRIBUTES, f"line {statement.lineno}")
 
-    def test_contents_equal_the_banners(self) -> None:
+    def test_contents_equal_the_banners(self):
         """The module's docstring lists the rooms of its banners in order, the waterline behind the ninth."""
         contents = re.findall(r"(?m)(?:^ +|  )(\d+(?=\.)|===)\.? +([A-Za-z ]+?)(?= {2}|:|$)", vr.__doc__ or "")
         rooms = re.findall(r"(?m)^# (\d+)\. (.+?) — ", SOURCE)
@@ -308,12 +309,12 @@ class TestLawsOfTheFile(TestCase):
         self.assertEqual([str(number) for number in range(1, 18)], [number for number, _ in rooms])
         self.assertTrue(line_of(r"# 9\. ") < line_of(r"# The waterline\b") < line_of(r"# 10\. "))
 
-    def test_every_public_function_and_class_says_what_it_is(self) -> None:
+    def test_every_public_function_and_class_says_what_it_is(self):
         for node in TREE.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 self.assertTrue(ast.get_docstring(node), f"{node.name} in line {node.lineno}")
 
-    def test_the_budgets_hold(self) -> None:
+    def test_the_budgets_hold(self):
         """Nor has a line of either file more than 120 characters, a tab, or blanks at its end."""
         for name, budget in BUDGETS.items():
             text = text_of(name)
@@ -329,7 +330,7 @@ class TestLawsOfTheFile(TestCase):
             self.assertEqual([], [number for number, line in enumerate(text_of(name).splitlines(), 1)
                                   if len(line) > 120 or line != line.rstrip().expandtabs()], name)
 
-    def test_the_oldest_python_and_the_packages(self) -> None:
+    def test_the_oldest_python_and_the_packages(self):
         """The PEP 723 block names the packages that are imported, and with the version guard the oldest Python."""
         imported = {module.split(".")[0] for module in imported_by(TREE).values()}
         self.assertLessEqual({"yaml", "urllib3"}, imported)
@@ -341,7 +342,7 @@ class TestLawsOfTheFile(TestCase):
         for name in BOTH:
             ast.parse(text_of(name), feature_version=(3, 8))
 
-    def test_importing_does_nothing(self) -> None:
+    def test_importing_does_nothing(self):
         """Importing starts no thread or server, configures no logging, prints nothing; a command imports what it needs:
         help, completion, manifests and the client's version neither urllib3 nor yaml nor OpenSSL."""
         script = ("import contextlib, io, logging, os, sys, threading\n"
@@ -360,7 +361,7 @@ class TestLawsOfTheFile(TestCase):
                                   check=False, stdout=PIPE, stderr=STDOUT)
             self.assertEqual((0, b""), (done.returncode, done.stdout))
 
-    def test_the_readme_says_what_the_code_does(self) -> None:
+    def test_the_readme_says_what_the_code_does(self):
         """The exit codes of --help, every command, the rights that are tested, and every variable."""
         readme, codes = text_of("README.md"), [int(member) for member in vr.Exit]
         self.assertIn(vr.EPILOG, vr.build_parser().format_help())
@@ -380,7 +381,7 @@ class TestLawsOfTheFile(TestCase):
         entry_points = re.findall(r"`([a-zA-Z_]+)`", readme.split("## From Python")[1].split("## ")[0])
         self.assertEqual([], [name for name in entry_points if not hasattr(vr, name) and name not in ("hints", "exit")])
 
-    def test_the_checkout_shows_four_files(self) -> None:
+    def test_the_checkout_shows_four_files(self):
         """At its top level the repository holds the four files, and else only names that begin with a dot."""
         listed = subprocess.run("git ls-files -z 2>/dev/null", shell=True, cwd=FOLDER, check=False, timeout=60,
                                 stdout=PIPE).stdout.decode()
@@ -390,7 +391,7 @@ class TestLawsOfTheFile(TestCase):
 # ---- Ground ------------------------------------------------------------------
 
 class TestErrors(Cases):
-    def test_what_they_say(self) -> None:
+    def test_what_they_say(self):
         """Exit code and reason, and whether time may mend it."""
         self.gives(lambda error: (int(error.exit), error.reason, error.retry), *(
             (error("x"), (code, "InternalError", retry)) for error, code, retry in (
@@ -403,7 +404,7 @@ class TestErrors(Cases):
                     for status, code, reason in ((401, 5, "Forbidden"), (403, 5, "Forbidden"),
                                                  (500, 1, "ClusterError"))))))
 
-    def test_records_show_no_secret(self) -> None:
+    def test_records_show_no_secret(self):
         """No record shows a field that is named like a secret, but for the harmless ones."""
         telling = re.compile("(?i)token$|password|secret|access_key|key$|_data$|certificate$|ca_cert$|body|argument|"
                              "environment|command|external|headers|document|content|url$|clusters|users|contexts")
@@ -419,7 +420,7 @@ class TestErrors(Cases):
 
 
 class TestReader(Cases):
-    def test_types(self) -> None:
+    def test_types(self):
         """What is absent or null is empty; another type is an error that names the place and not the value."""
         reader = vr.Reader({"text": "x", "true": True, "one": 1, "list": ["a", 5], "no": None}, "X")
         self.gives(reader.get, (("text", str), "x"), (("true", bool), True), (("one", int), 1), (("no", str), ""),
@@ -434,7 +435,7 @@ class TestReader(Cases):
 
 
 class TestTime(Cases):
-    def test_instants(self) -> None:
+    def test_instants(self):
         """Every notation of RFC 3339 is an aware instant in UTC, the default; what Python cannot hold is None."""
         self.gives(vr.parse_time, *((text, NOW) for text in (
             "2026-05-04T12:00:00Z", "2026-05-04t12:00:00z", "2026-05-04 12:00:00Z", "2026-05-04T12:00:00",
@@ -452,14 +453,14 @@ class TestTime(Cases):
             "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "2026-05-04T12:00:00." + "0" * 100 + "Z", "9" * 10000,
             "9999-12-31T23:59:59-00:01", "0001-01-01T00:00:00+00:01", *HOSTILE)))
 
-    def test_whole_seconds_in_utc(self) -> None:
+    def test_whole_seconds_in_utc(self):
         self.gives(vr.format_time, (LONG_AGO, "0001-01-01T00:00:00Z"), *(
             (instant, "2026-05-04T12:00:00Z") for instant in (
                 NOW, after(microseconds=999999), NOW.astimezone(timezone(timedelta(hours=2))))))
 
 
 class TestDuration(Cases):
-    def test_what_go_reads(self) -> None:
+    def test_what_go_reads(self):
         self.gives(lambda text: round(vr.parse_duration(text), 12), *(
             ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1h2m3s", 3723),
             ("1.5s", 1.5), (".5s", .5), ("5.s", 5), ("250ms", .25), ("1us", 1e-6), ("1µs", 1e-6), ("1μs", 1e-6),
@@ -469,7 +470,7 @@ class TestDuration(Cases):
             "", "-", ".", "s", ".s", "5", "00", "1.5", "1d", "1 s", " 1s", "1s\n", "--1s", "1e3s", "1,5s", "inf", "１s",
             "1S", "2562048h", "9" * 400 + "h", "0" * 100 + "s"), error=ValueError)
 
-    def test_what_go_writes(self) -> None:
+    def test_what_go_writes(self):
         """Milliseconds are the finest, unless it is said otherwise."""
         self.gives(vr.format_duration, *(
             (0, "0s"), (.001, "1ms"), (.025, "25ms"), (.25, "250ms"), (.999, "999ms"), (.9996, "1s"), (1, "1s"),
@@ -479,7 +480,7 @@ class TestDuration(Cases):
 
 
 class TestOneLine(Cases):
-    def test_foreign_text_becomes_harmless(self) -> None:
+    def test_foreign_text_becomes_harmless(self):
         """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks; then the cut."""
         self.gives(vr.one_line, *(
             ("", ""), ("plain", "plain"), ("  a \t b\r\nc  ", "a b c"), ("a\x1b[31mb", "a [31mb"), ("a\0b", "a b"),
@@ -487,7 +488,7 @@ class TestOneLine(Cases):
             (None, "None"), (ValueError("x\ny"), "x y"), ("\x7f\x9b", ""), ("x" * 300, "x" * 300),
             ("x" * 301, "x" * 299 + "…"), (("abcdefgh", 5), "abcd…")))
 
-    def test_no_more_is_kept_than_there_is_room_for(self) -> None:
+    def test_no_more_is_kept_than_there_is_room_for(self):
         """Each text is the first of its kind once, as far as it is kept, and beyond the limit none is."""
         seen: Set[str] = set()
         self.gives(lambda text: vr.add_if_new(text, seen, 2), *(
@@ -511,7 +512,7 @@ SECRET_SHAPES: Tuple[str, ...] = (
 
 
 class TestRedact(Cases):
-    def test_every_shape_of_a_secret(self) -> None:
+    def test_every_shape_of_a_secret(self):
         """Signatures, credentials, tokens and passwords are blanked wherever they stand; once more changes nothing."""
         for sentence in SECRET_SHAPES:
             redacted = vr.redact(sentence.format("AKIAsecret%2F20260504/eu-west-1+~_-.abc=="))
@@ -519,7 +520,7 @@ class TestRedact(Cases):
             start = sentence.split("{}")[0].replace("{{", "{").replace("user:", "")
             self.assertEqual((start, redacted), (redacted.partition("***")[0], vr.redact(redacted)))
 
-    def test_only_the_secret_goes(self) -> None:
+    def test_only_the_secret_goes(self):
         """Host and path stay, with an `@` in the path too, and words that only sound like secrets."""
         self.gives(vr.redact, *(
             ("https://u:p@h/a@b", "https://***@h/a@b"), ("https://u:p@q@h/a", "https://***@h/a"),
@@ -531,7 +532,7 @@ class TestRedact(Cases):
                 "mail to ops@example.com", "https://h/a and ops@example.com", "https://h/a@b/c?d=e@f",
                 "https://h:9000/a@b", "https://[::1]:9/a@b", "https://h?a@b", "https://u:1/q@h")))
 
-    def test_the_cut(self) -> None:
+    def test_the_cut(self):
         """Long text is cut before it is looked at, and no secret is cut in half and shown."""
         for end, place in product(("https://u:s3cr3t@h", "a https://u:s3cr3t@h", "sig=s3cr3t"), range(25)):
             redacted = vr.redact("x " * (vr.REDACTED_LIMIT // 2 - 20) + "x" * (40 - place) + " " + end)
@@ -540,14 +541,14 @@ class TestRedact(Cases):
 
 
 class TestLines(Cases):
-    def test_any_cut_gives_the_same_lines(self) -> None:
+    def test_any_cut_gives_the_same_lines(self):
         """However the bytes are cut, also within a character; a last line without its newline is dropped."""
         for data in ('{"a":1}\n\n{"b":"grün ✓"}\nend\n'.encode(), b"whole\nhalf", b"half", b"", b"xxxxxxxx\n"):
             for size in range(1, len(data) + 2):
                 chunks = [data[start:start + size] for start in range(0, len(data), size)]
                 self.assertEqual(data.split(b"\n")[:-1], list(vr.lines(chunks, limit=24)), f"chunks of {size}")
 
-    def test_a_line_without_end(self) -> None:
+    def test_a_line_without_end(self):
         """A line that grows beyond the limit is an error, and the lines before it are handed out."""
         endless = vr.lines(itertools.chain([b"first\n"], itertools.repeat(b"xxxx")), limit=1000)
         self.assertEqual(b"first", next(endless))
@@ -556,7 +557,7 @@ class TestLines(Cases):
 
 
 # What takes a careless reader too long: a piece that is repeated, or how a text begins, goes on and ends.
-NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
+NASTY: Any = (*(("", piece, "") for piece in (
     ' |\n|\t|\0|\\|"|a|A|9|%25|\\"|""|","|<|&|&a|\u202e|\U0001f600|a://|a://@|a://%|a://b:c|https://|sig=|Bearer |'
     'Bearer\t|Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|'
     '#\n|a:\t|&a [*a]\n|k = v\n|[x]\n| k = v\n| #|a.|a-|-|a.a-|[a]|:|1:1:|299 - "|299 - "\\|299 |, |; |a/|../|'
@@ -590,7 +591,7 @@ def nasty_screen(text: str) -> Any:
 
 
 # Every function that reads what a stranger wrote.
-READERS: Dict[str, Callable[[str], Any]] = {
+READERS: Any = {
     "parse_time": vr.parse_time, "parse_duration": vr.parse_duration, "redact": vr.redact, "one_line": vr.one_line,
     "printable": vr.printable, "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json),
     "lines": in_pieces(vr.lines), "aligned": lambda text: vr.aligned([vr.printable(text) + "\t", "a\tb\tc"] * 50),
@@ -622,7 +623,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
         403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {},
         "the store", "https://h/k", NOW)), "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate)}
-BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
+BOMBS: Any = (  # name, reader, text, words of the error
     ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
     ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
     ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
@@ -645,7 +646,7 @@ READING = re.compile(r"\b(re|yaml|json|configparser|xml|base64|email\.utils|_?[A
 class TestTimingLaw(TestCase):
     """Text of strangers takes time in proportion to its length, whatever it is."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Let warnings go nowhere, and the garbage of other tests lie."""
         gc.disable()
         self.addCleanup(gc.enable)
@@ -665,7 +666,7 @@ class TestTimingLaw(TestCase):
             taken.append(time.thread_time() - start)
         return min(taken), said
 
-    def test_four_times_the_text_takes_less_than_ten_times_as_long(self) -> None:
+    def test_four_times_the_text_takes_less_than_ten_times_as_long(self):
         """For every reader and nasty text, where that takes long enough to measure; no reader is missing."""
         for (name, function), (head, piece, tail) in product(READERS.items(), NASTY):
             short, long = (head + piece * (size // len(piece)) + tail for size in (5_000, 20_000))
@@ -678,7 +679,7 @@ class TestTimingLaw(TestCase):
         self.assertEqual(set(), found - {*READERS, *NO_READERS}, "readers that are in no table")
         self.assertEqual(set(), {*READERS, *NO_READERS} - {node.name for node in functions}, "functions that are gone")
 
-    def test_no_text_is_a_bomb(self) -> None:
+    def test_no_text_is_a_bomb(self):
         """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
         for what, function, text, outcome in BOMBS:
             with self.subTest(what):
@@ -688,7 +689,7 @@ class TestTimingLaw(TestCase):
 
 
 class TestParseJson(Cases):
-    def test_what_is_read(self) -> None:
+    def test_what_is_read(self):
         """All of JSON, marks in strings and escapes included, a hundred levels deep."""
         for value in (None, 0, -1.5e300, 10 ** 300, "", "\\", '"', '\\"', "[", "{\"", "\ud800", "ü😀", [], {}, [{}],
                       {"": ""}, {"[": "]"}, {"a,b": ['"', "\\\\", "}{"]}, ["\\"], ['\\"[', "]"],
@@ -698,7 +699,7 @@ class TestParseJson(Cases):
                 self.gives(vr.parse_json, (text, value), (bytearray(text), value), (b"\xef\xbb\xbf" + text, value))
         self.gives(vr.parse_json, ((b'["[{,,,,,}]","\\",,,,"]', 2), ["[{,,,,,}]", '",,,,']), ((b"[{},0]", 5), [{}, 0]))
 
-    def test_what_is_refused(self) -> None:
+    def test_what_is_refused(self):
         """One error without a word of it; depth and elements have a limit, in strings they do not count."""
         self.refuses(vr.parse_json, "^is no JSON$", *(
             b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"{s3cr3t}", b"[1,]", b"\xff",
@@ -710,13 +711,13 @@ class TestParseJson(Cases):
 
 # ---- Requests ----------------------------------------------------------------
 
-DOCUMENT: Dict[str, Any] = {
+DOCUMENT: Document = {
     "metadata": {"name": "nightly-x7k2p", "namespace": "velero", "uid": "uid-1", "resourceVersion": "41",
                  "creationTimestamp": "2026-05-04T11:59:59Z"},
     "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}}
 
 
-def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[str, Any]]:
+def with_places_filled(document: Document, value: Any) -> Iterator[Document]:
     """Copies of a document with one field after the other, at any depth, replaced by a value."""
     for name, inner in document.items():
         yield {**document, name: value}
@@ -726,7 +727,7 @@ def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[st
 
 
 class TestRequestFrom(Cases):
-    def test_fields(self) -> None:
+    def test_fields(self):
         """A reason is our annotation, else a newer Velero's phase Failed with its message."""
         ours = {vr.REASON: "BackupNotFound", vr.MESSAGE: "no such backup"}
         said, failed = dict(reason="BackupNotFound", message="no such backup"), {"phase": "Failed", "message": "m"}
@@ -744,7 +745,7 @@ class TestRequestFrom(Cases):
             document = {**DOCUMENT, "metadata": {**DOCUMENT["metadata"], **metadata}, "status": status}
             self.assertEqual(a_download(**over), vr.request_from(vr.DOWNLOAD_REQUESTS, document))
 
-    def test_plugins(self) -> None:
+    def test_plugins(self):
         """Plugins are sorted by kind, then by name, as the velero CLI sorts them."""
         pairs = [("R", "velero.io/pod"), ("B", "velero.io/pv"), ("B", "velero.io/pod")]
         document = {"status": {"plugins": [{"kind": kind, "name": name} for kind, name in pairs]}}
@@ -762,7 +763,7 @@ LAYOUT = """BackupLog -logs.gz  BackupContents .tar.gz  BackupVolumeSnapshots -v
 
 
 class TestTargets(Cases):
-    def test_all_kinds(self) -> None:
+    def test_all_kinds(self):
         """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; backups' contents stay as they are."""
         self.assertEqual(LAYOUT[::2], list(vr.TARGETS))
         for (kind, row), end in zip(vr.TARGETS.items(), LAYOUT[1::2]):
@@ -771,7 +772,7 @@ class TestTargets(Cases):
             self.assertEqual((kind, f"{owner.plural}/X/{prefix}X{end}", owner, kind != "BackupContents"),
                              (row.kind, row.key.format(name="X"), row.owner, row.gunzip))
 
-    def test_targets(self) -> None:
+    def test_targets(self):
         """Every name that Kubernetes allows has its row; any other, and any other kind, is refused for good."""
         for name in GOOD_NAMES:
             self.assertTrue(vr.is_object_name(name), name)
@@ -783,7 +784,7 @@ class TestTargets(Cases):
             "", "backuplog", "Backup", "BackupLog ", "BackupLog\n", "x" * 10000, "\ud800")),
             error=vr.InvalidRequest, reason="UnknownKind")
 
-    def test_paths(self) -> None:
+    def test_paths(self):
         self.gives(vr.api_path, *(
             ((vr.BACKUPS, "ns", "n", "status"), "/apis/velero.io/v1/namespaces/ns/backups/n/status"),
             ((vr.SECRETS, "ns"), "/api/v1/namespaces/ns/secrets"),
@@ -803,7 +804,7 @@ class TestDecisions(Cases):
         self.assertTrue(outcome is None or outcome.why.isprintable() and len(outcome.why) < 1200)
         return (outcome.verb, outcome.again, outcome.failed) if outcome else ("answer", None, False)
 
-    def test_triage(self) -> None:
+    def test_triage(self):
         """Expiry comes first; what is answered stays until it expires; the rest is to be answered."""
         for phase, created, expires, verb, again in (
                 ("", 0, None, "answer", None), ("New", 0, None, "answer", None), ("", 0, 5, "answer", None),
@@ -821,7 +822,7 @@ class TestDecisions(Cases):
         cut = vr.triage_download(a_download(phase="Processed", expiration=FAR_OFF), NOW)
         self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": self.cut}, cut.body)
 
-    def test_answer(self) -> None:
+    def test_answer(self):
         """URL, phase and expiration come in one patch, on the version that was seen; a reason is taken back."""
         for reason, annotations in (("", {}), ("BackupNotFound", {"annotations": {vr.REASON: None, vr.MESSAGE: None}})):
             outcome = vr.answer_download(a_download(reason=reason), "k", "https://h/k?X-Amz", after(minutes=9))
@@ -832,7 +833,7 @@ class TestDecisions(Cases):
             self.assertNotIn("X-Amz", repr(outcome) + outcome.why)
             self.assertIn("BackupLog of nightly", outcome.why)
 
-    def test_refuse(self) -> None:
+    def test_refuse(self):
         """Reason, message and expiration are written once, a stranger's expiration is cut, time mends what it can."""
         for fields, expires, written, status, again in (
                 ({}, None, self.annotations, self.cut, 10), (self.said, 4, None, None, 4),
@@ -846,7 +847,7 @@ class TestDecisions(Cases):
             self.assertEqual(("patch" if written or status else "leave", when(again), True), self.outcome(outcome))
         self.assertFalse(vr.refuse_download(a_download(), vr.InvalidRequest("x", reason="InvalidName"), NOW).failed)
 
-    def test_messages_are_harmless(self) -> None:
+    def test_messages_are_harmless(self):
         """A message is one line of at most 1024 characters without secrets, and recognised the next time."""
         error = vr.Error("a\nb https://user:s3cr3t@h " + "x" * 2000, reason="ClusterError")
         outcome = vr.refuse_download(a_download(), error, NOW)
@@ -855,7 +856,7 @@ class TestDecisions(Cases):
         again = a_download(reason="ClusterError", message=message, expiration=after(minutes=10))
         self.assertEqual("leave", vr.refuse_download(again, error, NOW).verb)
 
-    def test_what_cannot_be_written(self) -> None:
+    def test_what_cannot_be_written(self):
         """Without room for annotations the status alone; without that the object is deleted when its life is over."""
         smaller = vr.fall_back_download(a_download(), vr.refuse_download(a_download(), self.error, NOW), NOW)
         self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": self.cut}, smaller.body)
@@ -865,7 +866,7 @@ class TestDecisions(Cases):
             outcome = vr.fall_back_download(a_download(created=when(created)), smaller, NOW)
             self.assertEqual((verb, verb == "leave"), (outcome.verb, outcome.failed), created)
 
-    def test_status_requests(self) -> None:
+    def test_status_requests(self):
         """New ones are answered, answered ones live a minute, others are left."""
         for phase, created, processed, verb, again in (
                 ("", 0, None, "patch", 5), ("New", 0, LONG_AGO, "patch", 5), ("Processed", 0, 0, "leave", 5),
@@ -885,7 +886,7 @@ class TestDecisions(Cases):
             vr.decide_status(a_status(), self.server, NOW).body)
         self.assertEqual((("ObjectStore", "velero.io/aws"),), vr.Server("v0").plugins)
 
-    def test_what_is_news(self) -> None:
+    def test_what_is_news(self):
         """What failing controllers write is no news, everything else is."""
         new, processed = dict(phase="New"), dict(phase="Processed")
         for make, old, over, expected in (
@@ -924,7 +925,7 @@ class TestHostileStatus(TestCase):
                 self.assertLessEqual(seen.items(), outcome.body["metadata"].items())
         self.assertIsInstance(vr.plugins_from(document), list)
 
-    def test_every_combination(self) -> None:
+    def test_every_combination(self):
         """Odd phases and times together, and a value of another type at any place."""
         times = (None, "x", 5, "0001-01-01T00:00:00Z", "2026-05-04T11:00:00Z", "2026-05-04T12:00:00Z",
                  "2026-05-04T12:05:00Z", "2026-05-04T12:10:00.9Z", "2026-05-04T23:00:00Z",
@@ -942,33 +943,33 @@ class TestHostileStatus(TestCase):
 
 
 class TestBackoff(Cases):
-    def test_growth(self) -> None:
+    def test_growth(self):
         """The wait doubles with every failure up to the cap, which leaves many tries within the life of a request."""
         self.gives(lambda failures: round(vr.backoff(failures, vr.RETRY_BASE, vr.RETRY_CAP), 6), *(
             (1, .005), (2, .01), (3, .02), (11, 5.12), (13, 20.48), (14, 30), (10**6, 30)))
         self.assertEqual((0.025, 0.25), (vr.URL_POLL, vr.STATUS_POLL), "the pauses of Velero's own client")
 
-    def test_the_next_watch(self) -> None:
+    def test_the_next_watch(self):
         """A watch that lived or brought something is followed at once, a line that is down never by a long wait."""
         self.gives(vr.watch_pause, *(
             ((0, 0.0, True, 1), 1), ((0, 0.4, False, 2), .6), ((0, 6.0, False, 1), 0), ((1, 0.0, True, 1), 1),
             ((3, 0.0, True, 2), 8), ((9, 0.0, True, 2), 30), ((1, 0.0, False, 1.5), 1.5), ((3, 0.0, False, 1), 3),
             ((9, 20.0, False, 2), 3)))
 
-    def test_a_silent_line_is_noticed(self) -> None:
+    def test_a_silent_line_is_noticed(self):
         """Deaf for at most 45 s, and at most two requests a minute and kind when nothing happens."""
         self.assertLess(vr.WATCH_SILENCE + vr.SHORT_WATCH, 45)
         self.assertGreater(min(vr.WATCH_SECONDS), 60 / 2)
         self.assertGreater(vr.WATCH_SILENCE - max(vr.WATCH_SECONDS), 5)
 
-    def test_expired_versions(self) -> None:
+    def test_expired_versions(self):
         """Status 410 and the reasons Expired and Gone mean a new list, nothing else does."""
         self.gives(vr.is_version_expired, (None, False), (vr.Unreachable("x"), False), *(
             (vr.ApiError("x", status=status, api_reason=reason), expected) for status, reason, expected in (
                 (410, "", True), (200, "Expired", True), (500, "Gone", True), (404, "NotFound", False),
                 (403, "", False))))
 
-    def test_logs(self) -> None:
+    def test_logs(self):
         """Finished backups and restores have logs, and so have those that only wait for plugins."""
         for phase in ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
                       "WaitingForPluginOperationsPartiallyFailed"):
@@ -984,7 +985,7 @@ AWKWARD_NAMES = GOOD_NAMES + tuple(
 
 
 class TestNewObjects(TestCase):
-    def test_documents(self) -> None:
+    def test_documents(self):
         """A ServerStatusRequest as the velero CLI's own; an Event that names the request that was seen."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {},
                           "metadata": {"generateName": "velero-cli-", "name": "velero-cli-0a1b", "namespace": "ns"}},
@@ -997,7 +998,7 @@ class TestNewObjects(TestCase):
             "source": {"component": "velero-requests"}, "firstTimestamp": "2026-05-04T12:00:00Z",
             "lastTimestamp": "2026-05-04T12:00:00Z"}, vr.event_for(a_download(), "BackupNotFound", "m", NOW))
 
-    def test_names(self) -> None:
+    def test_names(self):
         """Names made of others are valid for every name of a backup or request, and no two suffixes are the same."""
         for name in AWKWARD_NAMES:
             found = vr.new_download_request("velero", "BackupLog", name, vr.random_suffix())["metadata"]["name"]
@@ -1014,7 +1015,7 @@ PEM_64 = base64.encodebytes(b"PEM" * 50).decode()
 NO_LABELS = ("x.evil", "x@h", "x/", "x#", "x?", "X", "x y", "x\n", "é", "x。y", "-x", "x-", "x" * 64, "x\\y", "a_b")
 
 # Of a location's spec: its config beside the region, objectStorage beside the bucket, and what the record then says.
-LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...] = (
+LOCATIONS_READ: Any = (
     ({}, {"bucket": "//bkt/", "prefix": "//a/b//"}, {"prefix": "a/b"}), ({}, {"caCertRef": "n"}, {}),
     ({}, {"caCert": PEM_64}, {"ca_cert": b"PEM" * 50}),
     ({}, {"caCert": PEM_64.replace("\n", "\r\n"), "caCertRef": None}, {"ca_cert": b"PEM" * 50}),
@@ -1041,7 +1042,7 @@ LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...
             "warnings": tuple(f"config key 'k{number:04}' is unknown" for number in range(10))}))))
 
 # Locations that are refused: words of the error, and config or objectStorage.
-LOCATIONS_REFUSED: Tuple[Tuple[str, Dict[str, Any], Dict[str, Any]], ...] = (
+LOCATIONS_REFUSED: Any = (
     *(("bucket '.*without '/'", {}, {"bucket": bucket}) for bucket in (
         None, "", "/", "a/b", ".", "..", "a b", "a\nb", "a\0", 5, ["a"])),
     *(("ARN .*alias", {}, {"bucket": bucket}) for bucket in (
@@ -1059,14 +1060,14 @@ LOCATIONS_REFUSED: Tuple[Tuple[str, Dict[str, Any], Dict[str, Any]], ...] = (
     *(("config.region .*no DNS label", {"region": region}, {}) for region in NO_LABELS))
 
 
-def read_location(config: Dict[str, Any], storage: Dict[str, Any], **spec: Any) -> Any:
+def read_location(config: Document, storage: Document, **spec: Any) -> Any:
     """The record of a location in eu-west-1 with bucket bkt, unless said otherwise."""
     return vr.location_from(a_location_document({"region": "eu-west-1", **config}, objectStorage={
         "bucket": "bkt", **storage}, **spec))
 
 
 class TestLocationFrom(Cases):
-    def test_what_is_read(self) -> None:
+    def test_what_is_read(self):
         self.gives(read_location, *((row[:2], a_location(**row[2])) for row in LOCATIONS_READ))
         said = {key for config, _, over in LOCATIONS_READ if "warnings" not in over for key in config}
         self.assertEqual(set(vr.LOCATION_KEYS), said, "keys that no row has")
@@ -1074,7 +1075,7 @@ class TestLocationFrom(Cases):
         self.assertEqual(keys, read_location({}, {}, provider="velero.io/aws", accessMode="ReadOnly",
                                              credential={"name": "keys", "key": "cloud"}))
 
-    def test_what_is_refused(self) -> None:
+    def test_what_is_refused(self):
         """One short line that names the location, with a reason."""
         for words, config, storage in LOCATIONS_REFUSED:
             self.refuses(read_location, f"storage location 'default': .*{words}", (config, storage),
@@ -1082,7 +1083,7 @@ class TestLocationFrom(Cases):
         self.refuses(lambda provider: read_location({}, {}, provider=provider), "'default': provider is .*only aws", *(
             "", None, "gcp", "AWS", "velero.io/gcp", "example.com/aws", "x" * 100_000), reason="UnsupportedProvider")
 
-    def test_any_field_may_be_wrong(self) -> None:
+    def test_any_field_may_be_wrong(self):
         """A value of another type, at any depth, is a ConfigError or no error, never another one."""
         full = a_location_document({"region": "r", "s3Url": "u"}, credential={"name": "n", "key": "k"})
         for value in HOSTILE:
@@ -1090,7 +1091,7 @@ class TestLocationFrom(Cases):
                 with suppress(vr.ConfigError):
                     vr.location_from(document)
 
-    def test_trouble(self) -> None:
+    def test_trouble(self):
         """Velero's own complaint about a location is handed on in one line when it is Unavailable."""
         self.gives(lambda status: vr.location_trouble_from({"status": status}), *(
             (None, ""), ({"phase": "Available", "message": "m"}, ""),
@@ -1099,7 +1100,7 @@ class TestLocationFrom(Cases):
 
 
 class TestObjectKey(Cases):
-    def test_prefixes(self) -> None:
+    def test_prefixes(self):
         """A prefix is cleaned as Go's path.Join cleans it; one that leads out of the bucket is the location's fault."""
         def key_of(prefix: str) -> str:
             return str(vr.object_key(prefix, vr.TARGETS["BackupLog"], "n"))
@@ -1111,7 +1112,7 @@ class TestObjectKey(Cases):
 
 
 # Keys as S3 allows them, and the path they are signed with.
-AWKWARD_OBJECT_KEYS: Tuple[Tuple[str, str], ...] = (
+AWKWARD_OBJECT_KEYS: Any = (
     ("a b", "a%20b"), ("a+b", "a%2Bb"), ("100%", "100%25"), ("%2F", "%252F"), ("%zz", "%25zz"), ("~tilde~", "~tilde~"),
     ("a//b", "a//b"), ("/a", "/a"), ("a/", "a/"), ("é", "%C3%A9"), ("e\u0301", "e%CC%81"), ("😀", "%F0%9F%98%80"),
     ("?x=1", "%3Fx%3D1"), ("#x", "%23x"), ("a&b;c", "a%26b%3Bc"), ("a:b@c", "a%3Ab%40c"),
@@ -1120,7 +1121,7 @@ AWKWARD_OBJECT_KEYS: Tuple[Tuple[str, str], ...] = (
 
 # Of a location in eu-west-1 with bucket bkt: what else it says, and the URL of its bucket. AWS's regions and rules for
 # buckets are tested with botocore.
-ADDRESSES: Tuple[Tuple[Dict[str, Any], str], ...] = (
+ADDRESSES: Any = (
     (dict(region="us-isolated"), "https://bkt.s3.us-isolated.amazonaws.com"),
     (dict(region="cn-north-1", dualstack=True), "https://bkt.s3.dualstack.cn-north-1.amazonaws.com.cn"),
     (dict(fips=True, bucket="ü"), "https://s3-fips.eu-west-1.amazonaws.com/%C3%BC"),
@@ -1175,12 +1176,12 @@ def url_of(location: Any) -> str:
 
 
 class TestStoreEndpoints(Cases):
-    def test_addresses(self) -> None:
+    def test_addresses(self):
         self.gives(lambda over: url_of(a_location(**over)), *ADDRESSES)
         self.assertEqual(vr.Address("http", "h", "/bkt", "minio"), vr.bucket_address(
             a_location(s3_url="http://h", region="minio", path_style=True)))
 
-    def test_what_aws_has_not(self) -> None:
+    def test_what_aws_has_not(self):
         """FIPS in China, and FIPS or dual-stack with s3Url."""
         for words, over in (("no FIPS endpoints in cn-north-1.*USE_FIPS", dict(region="cn-north-1", fips=True)),
                             ("FIPS.*s3Url", dict(s3_url="http://minio", fips=True)),
@@ -1188,20 +1189,20 @@ class TestStoreEndpoints(Cases):
             self.refuses(vr.bucket_address, f"location 'default': .*{words}", a_location(**over),
                          reason="InvalidStorageLocation")
 
-    def test_only_labels_make_hosts(self) -> None:
+    def test_only_labels_make_hosts(self):
         """What would lead a host elsewhere is refused again where a host is made."""
         for text in ("", *NO_LABELS):
             self.refuses(lambda function, *given: function(*given), "no DNS label", (vr.aws_host, "sts", text),
                          (vr.aws_host, text, "r"), (vr.bucket_address, a_location(region=text, s3_url="http://minio")))
         self.assertEqual("sts.cn-north-1.amazonaws.com.cn", vr.aws_host("sts", "cn-north-1"))
 
-    def test_endpoints_that_are_another_host(self) -> None:
+    def test_endpoints_that_are_another_host(self):
         for key, make in (("s3Url", lambda url: a_location(s3_url=url)),
                           ("publicUrl", lambda url: a_location(s3_url="http://h", public_url=url))):
             self.refuses(lambda url: vr.bucket_address(make(url)), f"'default': {key} is no plain http or https URL",
                          *NO_ENDPOINTS, reason="InvalidStorageLocation")
 
-    def test_where_our_own_identity_belongs(self) -> None:
+    def test_where_our_own_identity_belongs(self):
         """At AWS, and at the operator's endpoint: scheme, host and port are compared, and not how they are written."""
         for own, ours, others in IDENTITIES:
             for url in f"{ours} {others}".split():
@@ -1210,7 +1211,7 @@ class TestStoreEndpoints(Cases):
                         self.assertEqual(url in ours.split(), location.is_for_own_identity(own))
         self.assertTrue(a_location().is_for_own_identity(""))
 
-    def test_objects(self) -> None:
+    def test_objects(self):
         """Each byte of a key is encoded once behind base path and bucket, slashes are kept, nothing is cleaned up."""
         based = a_location(s3_url="http://h/a%20b", path_style=True)
         for key, path in AWKWARD_OBJECT_KEYS:
@@ -1224,7 +1225,7 @@ EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
 
 
 class TestSigningVectors(TestCase):
-    def test_presigned_urls(self) -> None:
+    def test_presigned_urls(self):
         """The documentation's own; a URL lives from one second to seven days."""
         address = vr.Address("https", "examplebucket.s3.amazonaws.com", "/test.txt", "us-east-1")
         self.assertEqual(
@@ -1243,7 +1244,7 @@ class TestSigningVectors(TestCase):
         for seconds in (0, .9, -1, 604801, 1e9):
             self.assertRaises(ValueError, vr.presign, address, some_credentials(), NOW, timedelta(seconds=seconds))
 
-    def test_signed_headers(self) -> None:
+    def test_signed_headers(self):
         """Those of the AWS suite, where all headers are named sorted, and the token is one of them."""
         form = {"content-type": "application/x-www-form-urlencoded", "content-length": "13",
                 "x-amz-content-sha256": hashlib.sha256(b"Param1=value1").hexdigest()}
@@ -1301,7 +1302,7 @@ class TestStoreLikeBotocore(TestCase):
         # Rule 2: the default port is left out of URL and signature.
         return re.sub("^(http://[^/]*):80(?![0-9])|^(https://[^/]*):443(?![0-9])", r"\1\2", str(endpoint.url))
 
-    def test_signatures(self) -> None:
+    def test_signatures(self):
         """Of every awkward key, with and without a token."""
         for (key, _), token in product(AWKWARD_OBJECT_KEYS, ("", "t/= é")):
             address = vr.object_address(a_location(), key)
@@ -1313,7 +1314,7 @@ class TestStoreLikeBotocore(TestCase):
             text = signer.string_to_sign(request, signer.canonical_request(request))
             self.assertEqual(f"{request.url}&X-Amz-Signature={signer.signature(text, request)}", ours)
 
-    def test_urls_of_buckets(self) -> None:
+    def test_urls_of_buckets(self):
         """Random locations give the identical URL, or are refused by both."""
         loader = botocore.session.Session().get_component("data_loader")
         provider = botocore.endpoint_provider.EndpointProvider(
@@ -1340,7 +1341,7 @@ def without_descriptions(value: Any) -> Any:
 
 class TestCrdManifests(TestCase):
     @skipUnless(os.path.isdir(os.environ.get("VELERO_CRDS", "")), NO_CRDS)
-    def test_veleros_own(self) -> None:
+    def test_veleros_own(self):
         """The two request kinds are those of Velero 1.6.3 and 1.18.1; of the others spec and status are open."""
         anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
         for release, status_subresource in (("1.6.3", True), ("1.18.1", False)):
@@ -1372,7 +1373,7 @@ class TestInflate(TestCase):
         """What comes of data in chunks of a size, with empty chunks between them."""
         return vr.inflate(itertools.chain.from_iterable((chunk, b"") for chunk in cut(data, size)), unpack=unpack)
 
-    def test_what_is_whole(self) -> None:
+    def test_what_is_whole(self):
         """However it is cut: members one after another, empty ones too; in small pieces, whatever the ratio."""
         empty, second, zeros = gzip.compress(b""), gzip.compress(b"second"), bytes(5 << 20)
         for data, content, sizes in (
@@ -1386,7 +1387,7 @@ class TestInflate(TestCase):
                     self.assertLessEqual(max(map(len, pieces)), vr.INFLATED_SIZE)
                     self.assertTrue(data == b"".join(self.pieces(data, size, unpack=False)))
 
-    def test_what_is_not_whole(self) -> None:
+    def test_what_is_not_whole(self):
         """Empty, cut short at any byte, or followed by something else; an error says what it is instead."""
         junk = (b"x", b"\x1f", b"\0", b"<html>", PACKED[:5], b"\n", b"\x1f\x8bxx")
         for data, said in (
@@ -1399,7 +1400,7 @@ class TestInflate(TestCase):
                     with self.assertRaisesRegex(vr.StoreError, said if size > 1 else ""):
                         list(self.pieces(data, size, unpack))
 
-    def test_every_flipped_bit(self) -> None:
+    def test_every_flipped_bit(self):
         """A flipped bit anywhere is an error, or lies where gzip keeps no content and changes none."""
         spare = [*range(3, 10), len(PACKED) - 9]  # flags, time and system, and bits behind the last block
         for position in range(8 * len(PACKED)):
@@ -1409,7 +1410,7 @@ class TestInflate(TestCase):
                 self.assertEqual(CONTENT, b"".join(vr.inflate([bytes(damaged)])))
                 self.assertIn(position // 8, spare)
 
-    def test_what_comes_before_a_fault(self) -> None:
+    def test_what_comes_before_a_fault(self):
         content, got = bytes(random.Random(8).choices(b"abcdef", k=40_000)), bytearray()
         packed = gzip.compress(content)
         for (place, least), size in product(
@@ -1420,7 +1421,7 @@ class TestInflate(TestCase):
                     got += piece
             self.assertTrue(len(got) >= least and content.startswith(got[:least]))
 
-    def test_pieces_come_at_once(self) -> None:
+    def test_pieces_come_at_once(self):
         chunks, read = list(cut(gzip.compress(random.Random(5).getrandbits(80_000).to_bytes(10_000, "big")), 1000)), []
         passing = vr.inflate((read.append(chunk) or chunk for chunk in chunks), unpack=False)
         self.assertTrue(all(len(read) <= number + 1 for number, _ in enumerate(passing, 1)))
@@ -1430,7 +1431,7 @@ class TestInflate(TestCase):
 class FolderCase(Folder, TestCase):
     """A temporary folder for each test, and a look at what is in it."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.path = self.at("out.gz")
 
@@ -1441,7 +1442,7 @@ class FolderCase(Folder, TestCase):
 class TestAtomicFile(FolderCase):
     """A file appears whole or not at all, and only where a regular file can be."""
 
-    def test_targets(self) -> None:
+    def test_targets(self):
         """A link needs force, may be no stranger's, and must be named by the user; devices and FIFOs are refused."""
         write_bytes(self.path, b"old")
         here = partial(os.path.join, self.folder)
@@ -1474,7 +1475,7 @@ class TestAtomicFile(FolderCase):
                         self.assertIn(path if said != refused else self.folder, found)
                     self.assertRegex(found, said or r"\A\Z")
 
-    def test_whole_or_not_at_all(self) -> None:
+    def test_whole_or_not_at_all(self):
         """For the owner alone; an old file, or one that comes meanwhile, stays without force and until the end."""
         def theirs() -> None:
             write_bytes(self.path, b"theirs")
@@ -1507,7 +1508,7 @@ class TestAtomicFile(FolderCase):
                 if after:
                     os.unlink(self.path)
 
-    def test_long_names(self) -> None:
+    def test_long_names(self):
         """As long as the file system allows, whatever the letters; alike ones have partial files of their own."""
         for name in ("a" * 255, "€" * 85, "." + "b" * 254):
             with vr.atomic_file(self.at(name), "", force=False) as new:
@@ -1516,7 +1517,7 @@ class TestAtomicFile(FolderCase):
         self.assertEqual(2, len({vr.AtomicFile("a" * 240 + end, "", force=False).stem for end in "pq"}))
 
     @skipUnless(hasattr(os, "O_PATH"), "a descriptor without locks is Linux's")
-    def test_a_file_system_without_locks(self) -> None:
+    def test_a_file_system_without_locks(self):
         """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
         unlockable = os.open(self.folder, os.O_PATH)
         self.addCleanup(os.close, unlockable)
@@ -1528,7 +1529,7 @@ class TestAtomicFile(FolderCase):
 # ---- Section 13: the queue ---------------------------------------------------
 
 # What is done to a queue, and the keys it hands out at each `take` (all that are ready; the clock starts at 1000).
-QUEUE_CASES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
+QUEUE_CASES: Any = {
     "keys come in order, each once": ("add a, add b, add a, add c, take, take", ("abc", "")),
     "a key added while it is worked on comes again, once, afterwards": (
         "add a, work, add a, add a, work, done a, take", ("a", "", "a")),
@@ -1552,7 +1553,7 @@ QUEUE_CASES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
 class TestQueue(TestCase):
     """A key at a time, each at its instant, none for two workers."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         self.now = 1000.0
         self.queue = vr.Queue(lambda: self.now)
 
@@ -1574,14 +1575,14 @@ class TestQueue(TestCase):
             getattr(self.queue, deed)(*words)
         return None
 
-    def test_cases(self) -> None:
+    def test_cases(self):
         for what, (script, wanted) in QUEUE_CASES.items():
             with self.subTest(what):
                 self.setUp()
                 taken = [self.do(*step.split()) for step in script.split(",")]
                 self.assertEqual(list(wanted), [keys for keys in taken if keys is not None])
 
-    def test_waiting_takes_are_woken(self) -> None:
+    def test_waiting_takes_are_woken(self):
         """By the clock when it is turned to the instant of a key; by closing, after which nothing is handed out."""
         with ThreadPoolExecutor(3) as pool:
             self.queue.add_at("a", 5000)
@@ -1593,8 +1594,6 @@ class TestQueue(TestCase):
             self.queue.add("b")
             self.assertEqual([None, None, "a"], sorted((future.result(10) for future in taken), key=str))
         self.assertIsNone(self.queue.take())
-
-Document = Dict[str, Any]
 
 USERS = ("admin", "limited", "reader", "controller", "stranger")  # who may talk to either cluster
 NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -1810,10 +1809,13 @@ class Request:
 class Answer(NamedTuple):
     status: int
     body: bytes
-    headers: Tuple[Tuple[str, str], ...] = (("Content-Type", "application/json"),)
+    headers: Any = (("Content-Type", "application/json"),)
 
 
 STREAM = Answer(0, b"")  # stands for the answer to a watch, which is no single answer
+
+
+SILENT = threading.Event()  # nobody sets it
 
 
 class Fault(SimpleNamespace):
@@ -2796,7 +2798,7 @@ def download_request(name: Optional[str] = None, kind: str = "BackupLog", target
 
 def server_answers(has_status: bool) -> Iterator[Tuple[str, str, Any, Any]]:
     """Yield what either cluster answers: method, path, body, and status and reason, or fields of what succeeds."""
-    many, own, finalizers = "downloadrequests", "downloadrequests/own", {"metadata.finalizers": ["a/b"]}
+    many, own, finalizers = DR, "downloadrequests/own", {"metadata.finalizers": ["a/b"]}
     status = "downloadrequests/a" + "/status" * has_status
     filled = {"phase": "Processed", "downloadURL": "u", "expiration": "2026-01-02T03:14:05Z"}
     for target in ({"kind": "Foo", "name": "x"}, {"name": "x"}, {"kind": None, "name": "x"}):
@@ -2857,7 +2859,7 @@ def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] 
 # ---- Contract: the tools -----------------------------------------------------
 
 FAR = "9999-12-31T23:59:59Z"
-SSR = "serverstatusrequests"
+DR, SSR, BSL = "downloadrequests", "serverstatusrequests", "backupstoragelocations"
 REASON = "velero-requests.io/reason"
 MESSAGE = "velero-requests.io/message"
 BEARER = re.compile("X-Amz-(Signature|Credential|Security-Token)=[0-9A-Za-z]{8}")
@@ -2892,7 +2894,7 @@ def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
 
 @contextmanager
 def logger_kept() -> Iterator[logging.Logger]:
-    logger = logging.getLogger("velero_requests")
+    logger = vr.log
     kept = (logger.handlers[:], logger.level, logger.propagate)
     try:
         yield logger
@@ -2979,14 +2981,14 @@ class World(Folder):
         return vr.crd_manifests(cls.status_subresource)
 
     @classmethod
-    def setUpClass(cls) -> None:
+    def setUpClass(cls):
         crds = cls.crds()
         cls.cluster, cls.store = cls.start()
         for server in [server for server in (cls.cluster, cls.store) if server.kind == "fake"]:
             cls.addClassCleanup(server.close)
         cls.cluster.install_crds(crds)
 
-    def setUp(self) -> None:
+    def setUp(self):
         for server in [server for server in (self.cluster, self.store) if server.kind == "fake"]:
             self.addCleanup(server.unscript)
         super().setUp()
@@ -3016,7 +3018,7 @@ class World(Folder):
     def make_location(self, name: str, config: Optional[Document] = None, secret: Optional[str] = "cloud",
                       **storage: Any) -> None:
         values = {"bucket": self.namespace, "config": config, "secret": secret, **storage}
-        self.admin.create("backupstoragelocations", location_in(self.store, name, **values), self.namespace)
+        self.admin.create(BSL, location_in(self.store, name, **values), self.namespace)
 
     def make_backup(self, name: str, location: str = "default", phase: str = "Completed") -> None:
         self.make("backups", "Backup", name, spec={"storageLocation": location}, status={"phase": phase})
@@ -3033,22 +3035,22 @@ class World(Folder):
     def ask(self, kind: str = "BackupLog", name: str = "b1", **more: Any) -> str:
         """Create a DownloadRequest as the velero CLI does, and return its name."""
         document = download_request(None, kind, name, **more)
-        return str(self.admin.create("downloadrequests", document, self.namespace)["metadata"]["name"])
+        return str(self.admin.create(DR, document, self.namespace)["metadata"]["name"])
 
     def ask_status(self, **more: Any) -> str:
         document = {"kind": "ServerStatusRequest", "metadata": {"generateName": "velero-cli-"}, "spec": {}, **more}
         return str(self.admin.create(SSR, document, self.namespace)["metadata"]["name"])
 
-    def fill(self, name: str, resource: str = "downloadrequests", **status: Any) -> str:
+    def fill(self, name: str, resource: str = DR, **status: Any) -> str:
         """Fill in a status the way of the dialect, as a stranger may, and return the name."""
         subresource = "/status" if self.status_subresource else ""
         self.admin.merge_patch(resource + subresource, name, {"status": status}, self.namespace)
         return name
 
-    def look(self, name: str, resource: str = "downloadrequests") -> Optional[Document]:
+    def look(self, name: str, resource: str = DR) -> Optional[Document]:
         return self.admin.call("GET", resource_path(resource, self.namespace, name), unless=404) or None
 
-    def names(self, resource: str = "downloadrequests") -> List[str]:
+    def names(self, resource: str = DR) -> List[str]:
         return item_names(self.admin.list(resource, self.namespace))
 
     def serve(self, user: str = "admin", plugins: Tuple[Tuple[str, str], ...] = (), **settings: Any) -> Any:
@@ -3073,11 +3075,11 @@ class World(Folder):
         for controller in self.controllers:
             controller.queue.wake()
 
-    def processed(self, name: str, resource: str = "downloadrequests") -> Optional[Document]:
+    def processed(self, name: str, resource: str = DR) -> Optional[Document]:
         document = self.look(name, resource)
         return document if look_up(document, "status.phase") == "Processed" else None
 
-    def answered(self, name: str, resource: str = "downloadrequests") -> Document:
+    def answered(self, name: str, resource: str = DR) -> Document:
         return wait_until(lambda: self.processed(name, resource), 15, f"an answer to {name}")
 
     def failed(self, name: str) -> Document:
@@ -3092,14 +3094,14 @@ class World(Folder):
             return None if reason_of(document) else document
         return wait_until(done, 15, f"{name} to heal")
 
-    def gone(self, name: str, resource: str = "downloadrequests") -> None:
+    def gone(self, name: str, resource: str = DR) -> None:
         wait_until(lambda: self.look(name, resource) is None, 15, f"{name} to be deleted")
 
     def settle(self) -> None:
         """Wait until a request made now has been answered: whatever was due before has been looked at."""
         name = self.ask()
         self.answered(name)
-        self.admin.delete("downloadrequests", name, self.namespace)
+        self.admin.delete(DR, name, self.namespace)
 
     def cli(self, *argv: str, user: str = "admin", env: Optional[Dict[str, Optional[str]]] = None) -> Result:
         kubeconfig = self.kubeconfig if user == "admin" else self.cluster.kubeconfig(self.folder, user)
@@ -3164,13 +3166,13 @@ class ServerChecks(World):
     """Answers, lists and watches of either cluster, and what either store answers; rights are in the contract."""
 
     def request(self, name: str) -> str:
-        made = self.admin.create("downloadrequests", download_request(name), self.namespace)
+        made = self.admin.create(DR, download_request(name), self.namespace)
         return str(made["metadata"]["resourceVersion"])
 
     def events(self, version: str, last: str = "ADDED:z", **query: Any) -> Dict[str, Document]:
         """What a watch tells until this event, or its end: type:name -> object."""
         found: Dict[str, Document] = {}
-        for event in self.admin.watch("downloadrequests", self.namespace, **{
+        for event in self.admin.watch(DR, self.namespace, **{
                 "resourceVersion": version, "timeoutSeconds": 10, **query}):
             found[f"{event['type']}:{event['object']['metadata'].get('name', '')}"] = event["object"]
             if last in found:
@@ -3181,7 +3183,7 @@ class ServerChecks(World):
                     self.cluster.send_bookmarks()
         return found
 
-    def test_single_answers(self) -> None:
+    def test_single_answers(self):
         self.addCleanup(self.cluster.install_crds, self.crds())
         for has_status in (True, False):
             self.cluster.install_crds(vr.crd_manifests(has_status))
@@ -3195,17 +3197,17 @@ class ServerChecks(World):
                     self.assertEqual(wanted, f"{answer.status} {document.get('reason', '')}" if answer.status > 299 else
                                      {path: look_up(document, path) for path in wanted}, answer.data)
 
-    def test_lists_and_watches(self) -> None:
+    def test_lists_and_watches(self):
         """Pages show one moment; a watch tells every change once and in order, of one object where that is asked."""
         for name in "ab":
             self.request(name)
-        first = self.admin.list("downloadrequests", self.namespace, limit=1)
+        first = self.admin.list(DR, self.namespace, limit=1)
         version, more = self.request("c"), {"continue": first["metadata"]["continue"]}
-        second = self.admin.list("downloadrequests", self.namespace, limit=1, **more)
+        second = self.admin.list(DR, self.namespace, limit=1, **more)
         self.assertEqual([["a"], ["b"]], [item_names(page) for page in (first, second)])
         self.assertEqual({"continue": "", "resourceVersion": first["metadata"]["resourceVersion"]}, second["metadata"])
-        self.admin.merge_patch("downloadrequests", "a", {"metadata": {"labels": {"x": "1"}}}, self.namespace)
-        self.admin.delete("downloadrequests", "b", self.namespace)
+        self.admin.merge_patch(DR, "a", {"metadata": {"labels": {"x": "1"}}}, self.namespace)
+        self.admin.delete(DR, "b", self.namespace)
         self.request("z")
         events = self.events(version)
         self.assertEqual(["MODIFIED:a", "DELETED:b", "ADDED:z"], list(events))
@@ -3217,7 +3219,7 @@ class ServerChecks(World):
             list(events), set(events["BOOKMARK:"])))
         self.assertEqual(*(events[name]["metadata"]["resourceVersion"] for name in ("ADDED:late", "BOOKMARK:")))
 
-    def test_versions_that_are_too_old(self) -> None:
+    def test_versions_that_are_too_old(self):
         """A watch from one answers 200 with one ERROR event; a new dialect ends the watches and makes all too old."""
         self.addCleanup(self.cluster.install_crds, self.crds())
         version = self.request("a")
@@ -3229,7 +3231,7 @@ class ServerChecks(World):
             (status,) = self.events(old).values()
             self.assertEqual((410, "Expired"), (status["code"], status["reason"]))
 
-    def test_stores(self) -> None:
+    def test_stores(self):
         """Keys, ranges and conditions, and every kind of wrong URL with its own code."""
         url_of, awkward = partial(self.store.url_of, self.namespace), "a b+c/ü~$%&=?d#.txt"
         for key, body in ((awkward, b"x"), ("k", b"0123456789")):
@@ -3253,7 +3255,7 @@ class ServerChecks(World):
 
 
 class TestServersFake(ServerChecks, FakeWorld, TestCase):
-    def test_sessions(self) -> None:
+    def test_sessions(self):
         """The token of a session belongs to its key; a fault that never strikes is told."""
         self.put()
         self.store.keys["ASIA"] = ("secret", "to+ken/=")
@@ -3264,7 +3266,7 @@ class TestServersFake(ServerChecks, FakeWorld, TestCase):
         with self.assertRaisesRegex(AssertionError, "never struck: .*DELETE.*/nothing"):
             self.store.unscript()
 
-    def test_who_closes_a_connection(self) -> None:
+    def test_who_closes_a_connection(self):
         """A descriptor is closed by the thread that uses it, and not by who ends the server meanwhile."""
         held, go_on = [], threading.Event()
 
@@ -3304,7 +3306,7 @@ class ControllerWorld(World):
 class CoreTests(ControllerWorld):
     """The main job from end to end, for every world."""
 
-    def test_every_kind_from_request_to_bytes(self) -> None:
+    def test_every_kind_from_request_to_bytes(self):
         """Inflated unless it is the contents; a kind that the CRD does not know is one error."""
         self.serve()
         crd = next(crd for crd in self.crds() if crd["spec"]["names"]["kind"] == "DownloadRequest")
@@ -3323,7 +3325,7 @@ class CoreTests(ControllerWorld):
                     self.assertIn("hint: ", result.err)
         self.assertEqual(self.names(), [])
 
-    def test_what_an_answer_has(self) -> None:
+    def test_what_an_answer_has(self):
         """A URL that works at once, and ten minutes from its signing, whatever a stranger filled in."""
         stored = self.put()
         names = [self.ask(), self.fill(self.ask(), phase="New", downloadURL="http://evil/", expiration=FAR)]
@@ -3351,7 +3353,7 @@ class CoreTests(ControllerWorld):
         self.assertEqual(f"http://public.example:9000/{self.namespace}/deep/er/restores/r2/restore-r2-logs.gz",
                          self.answered(self.ask("RestoreLog", "r2"))["status"]["downloadURL"].split("?")[0])
 
-    def test_logs_contents_plugins_and_version(self) -> None:
+    def test_logs_contents_plugins_and_version(self):
         """With a budget of 292 years, too; no request is left behind."""
         self.cluster.grant("limited", *CLIENT, namespace=self.namespace)
         self.serve()
@@ -3370,14 +3372,14 @@ class CoreTests(ControllerWorld):
         self.assertEqual("ServerStatusRequest", vr.get_server_status(api, self.namespace)["kind"])
         self.assertEqual(self.names() + self.names(SSR), [])
 
-    def test_the_life_of_a_request(self) -> None:
+    def test_the_life_of_a_request(self):
         """Ten minutes at most, whoever filled it in or fails; a status request's ends with its look."""
         answered = {"phase": "Processed", "downloadURL": "http://x/"}
-        ends = {("downloadrequests", self.fill(self.ask(), **status)): minutes for minutes, status in (
+        ends = {(DR, self.fill(self.ask(), **status)): minutes for minutes, status in (
             (0.0, {"phase": "New", "expiration": self.clock.text(minutes=-1)}),
             (5.0, {**answered, "expiration": self.clock.text(minutes=5)}), (10.0, answered),
             (10.0, {**answered, "expiration": FAR}), (10.0, {**answered, "expiration": FAR.replace("Z", "-14:00")}))}
-        ends.update({("downloadrequests", name): 10.0 for name in (self.ask(), self.ask(name="nobody"))})
+        ends.update({(DR, name): 10.0 for name in (self.ask(), self.ask(name="nobody"))})
         ends.update({(SSR, self.fill(self.ask_status(), SSR, phase="Processed", **status)): minutes
                      for minutes, status in ((0.0, {"processedTimestamp": self.clock.text(seconds=-65)}), (5.0, {}),
                                              (5.0, {"processedTimestamp": FAR}))})
@@ -3421,10 +3423,10 @@ class CoreTests(ControllerWorld):
             self.make_location(name, secret=name, **storage)
             self.make_backup(name, name)
             rows.append((reason, "BackupLog", name, None if secret == {} else partial(give_keys, name)))
-        self.admin.merge_patch("backupstoragelocations", "gcp", {"spec": {"provider": "gcp"}}, self.namespace)
+        self.admin.merge_patch(BSL, "gcp", {"spec": {"provider": "gcp"}}, self.namespace)
         return rows
 
-    def test_every_failure_has_a_reason_and_heals(self) -> None:
+    def test_every_failure_has_a_reason_and_heals(self):
         """On the object and as an Event, without a secret."""
         self.serve()
         for reason, kind, target, cure in self.failures():
@@ -3443,7 +3445,7 @@ class CoreTests(ControllerWorld):
         self.assertEqual((event["type"], event["involvedObject"]["kind"]), ("Warning", "DownloadRequest"))
         self.assertRegex(event["message"], "nobody|later")
         self.assert_clean(self.log.getvalue(), events, *(
-            item["metadata"] for item in self.admin.list("downloadrequests", self.namespace)["items"]))
+            item["metadata"] for item in self.admin.list(DR, self.namespace)["items"]))
         self.assertNotRegex(self.log.getvalue() + str(events), "hush|forbidden")
 
 
@@ -3452,7 +3454,7 @@ class CoreTests(ControllerWorld):
 class ContractTests(CoreTests):
     """The whole contract, on the CRDs that `manifests` prints."""
 
-    def test_the_crd_is_replaced_under_the_running_controller(self) -> None:
+    def test_the_crd_is_replaced_under_the_running_controller(self):
         """There and back, whatever etcd has forgotten."""
         self.addCleanup(self.cluster.install_crds, self.crds())
         self.serve()
@@ -3469,7 +3471,7 @@ class ContractTests(CoreTests):
                 self.cluster.compact()
                 self.settle()
 
-    def test_the_namespace_comes_from_flag_variable_or_file(self) -> None:
+    def test_the_namespace_comes_from_flag_variable_or_file(self):
         """In this order; velero's configuration may be broken."""
         self.serve()
         self.put()
@@ -3484,7 +3486,7 @@ class ContractTests(CoreTests):
                              env={"VELERO_NAMESPACE": variable})
                 self.assertEqual(result.code, code, result.err)
 
-    def test_failures_and_their_codes(self) -> None:
+    def test_failures_and_their_codes(self):
         """One line that names the object; no file and no request is left."""
         self.make_location("dead", {"s3Url": "http://127.0.0.1:1"})
         self.make_secret("wrong", text=keys_file(self.store.access_key, "not-the-secret"))
@@ -3521,7 +3523,7 @@ class ContractTests(CoreTests):
                 self.assertFalse(os.path.exists(path))
         self.assertEqual(self.names() + self.names(SSR), [])
 
-    def test_the_controller_process_serves_and_leaves_on_signals(self) -> None:
+    def test_the_controller_process_serves_and_leaves_on_signals(self):
         """It declares what it was told, and leaves with 0."""
         for number in (signal.SIGTERM, signal.SIGINT):
             with self.subTest(signal=number):
@@ -3536,13 +3538,13 @@ class ContractTests(CoreTests):
                 self.assertNotIn("Traceback", result.err)
                 self.assert_clean(result.err)
 
-    def test_once_and_dry_run(self) -> None:
+    def test_once_and_dry_run(self):
         """--once answers, refuses and deletes what is there; --dry-run prints each outcome and changes nothing."""
         name, failing, status_name = self.ask(), self.ask(name="nobody"), self.ask_status()
         past = self.fill(self.ask(), expiration=self.clock.text(minutes=-1))
 
         def everything() -> List[Any]:
-            return [self.admin.list(kind, self.namespace)["items"] for kind in ("downloadrequests", SSR, "events")]
+            return [self.admin.list(kind, self.namespace)["items"] for kind in (DR, SSR, "events")]
         before, result = everything(), self.cli("controller", "--dry-run")
         self.assertEqual((result.code, everything()), (0, before), result.err)
         for one, verb in ((name, "patch"), (failing, "patch"), (past, "delete"), (status_name, "patch")):
@@ -3563,13 +3565,13 @@ class ContractTests(CoreTests):
 class FaultWorld(ControllerWorld, FakeWorld):
     """Fakes with an empty log."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.cluster.forget()
         self.store.forget()
         self.addCleanup(self.cluster.unlimit)
 
-    def path(self, rest: str = "downloadrequests") -> str:
+    def path(self, rest: str = DR) -> str:
         return f"/namespaces/{self.namespace}/{rest}"
 
     def patches(self, name: str = "") -> List[Request]:
@@ -3579,12 +3581,12 @@ class FaultWorld(ControllerWorld, FakeWorld):
 class FaultTests(FaultWorld):
     """What the dialect of the status changes: patches counted, their answers lost."""
 
-    def tearDown(self) -> None:
+    def tearDown(self):
         """No patch of the controller can have overwritten what it had not seen."""
         for request in self.cluster.seen("PATCH", user="controller"):
             self.assertTrue(request.parsed["metadata"]["resourceVersion"], request.parsed)
 
-    def test_what_an_answer_costs(self) -> None:
+    def test_what_an_answer_costs(self):
         """A merge patch with the version it was decided on; the client's costs a watch."""
         controller = self.serve()
         self.settle()  # from the first answer on the dialect is known
@@ -3608,9 +3610,9 @@ class FaultTests(FaultWorld):
         self.assertEqual(self.cli("backup", "logs", "b1").out, LOG)
         self.assertEqual(self.cluster.count("GET", "/downloadrequests/"), 0, "a client that watches does not poll")
 
-    def test_a_failing_request_is_patched_once(self) -> None:
+    def test_a_failing_request_is_patched_once(self):
         """Its reason is told in one Event and logged once; tries back off."""
-        logging.getLogger("velero_requests").setLevel(logging.INFO)
+        vr.log.setLevel(logging.INFO)
         self.serve()
         name = self.ask(name="nobody")
         self.failed(name)
@@ -3627,7 +3629,7 @@ class FaultTests(FaultWorld):
                               if event["involvedObject"]["name"] == name]), 1)
         self.assertEqual(self.log.getvalue().count(name), 1, self.log.getvalue())
 
-    def test_answers_that_go_wrong_are_made_up_for(self) -> None:
+    def test_answers_that_go_wrong_are_made_up_for(self):
         self.serve()
         for options in ({"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}, {"cut_after": 5},
                         {"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503, "body": "<html>"},
@@ -3637,27 +3639,27 @@ class FaultTests(FaultWorld):
                 self.assertTrue(self.healed(self.ask())["status"]["downloadURL"])
                 self.assertEqual(fault.hits, 1)
 
-    def test_a_request_changed_in_between_is_looked_at_again(self) -> None:
+    def test_a_request_changed_in_between_is_looked_at_again(self):
         """The patch conflicts, and the next look reads it anew."""
         gate = threading.Event()
         self.cluster.script("GET", "/secrets/cloud", hang=gate)
         self.serve()
         name = self.ask()
         wait_until(lambda: self.cluster.count("GET", "/secrets/cloud"), 10, "the pass")
-        self.admin.merge_patch("downloadrequests", name, {"metadata": {"labels": {"by": "them"}}}, self.namespace)
+        self.admin.merge_patch(DR, name, {"metadata": {"labels": {"by": "them"}}}, self.namespace)
         gate.set()
         self.assertEqual(self.healed(name)["metadata"]["labels"], {"by": "them"})
         self.assertEqual((self.cluster.count("PATCH", name, status=409), self.cluster.count(
             "GET", self.path("downloadrequests/" + name), "controller")), (1, 1))
         self.assertNotIn("modified", self.log.getvalue())
 
-    def test_what_is_deleted_during_a_pass_stays_forgotten(self) -> None:
+    def test_what_is_deleted_during_a_pass_stays_forgotten(self):
         controller, gate = self.serve(), threading.Event()
         self.settle()
         self.cluster.script("PATCH", "/downloadrequests/", pause_after=1, gate=gate)
         name = self.ask()
         self.answered(name)
-        self.admin.delete("downloadrequests", name, self.namespace)
+        self.admin.delete(DR, name, self.namespace)
         wait_until(lambda: not controller.records, 10, "the record to go")
         gate.set()
         wait_until(lambda: not controller.queue._working, 10, "the pass to end")
@@ -3667,7 +3669,7 @@ class FaultTests(FaultWorld):
 class TestContractFaultsStore(FaultWorld, TestCase):
     """The controller, the client and what servers do to them, which no dialect of the status changes."""
 
-    def test_an_idle_controller_makes_no_requests(self) -> None:
+    def test_an_idle_controller_makes_no_requests(self):
         """Besides its watches, however long; an answer costs one patch."""
         controller = self.serve()
         wait_until(lambda: len(self.cluster.watches(self.namespace)) == 2, 15, "two watches")
@@ -3681,7 +3683,7 @@ class TestContractFaultsStore(FaultWorld, TestCase):
         made = [(request.method, bool(request.query)) for request in self.cluster.seen(user="controller")]
         self.assertEqual(made, [("GET", False)] * 3 + [("PATCH", False)])
 
-    def test_names_and_lookups(self) -> None:
+    def test_names_and_lookups(self):
         """A name that is none never becomes a path; what the API fails to give is asked for again."""
         self.serve()
         for name in ("../../secrets/cloud", "..", "b1?x", ""):
@@ -3694,13 +3696,13 @@ class TestContractFaultsStore(FaultWorld, TestCase):
                 self.healed(self.ask())
                 self.cluster.unscript()
 
-    def test_once_looks_again_at_what_changed(self) -> None:
+    def test_once_looks_again_at_what_changed(self):
         name = self.ask()
         self.cluster.script("PATCH", name, 2, status=409, body={"reason": "Conflict"})
         self.assertEqual(0, self.cli("controller", "--once").code)
         self.assertTrue(self.processed(name))
 
-    def test_a_signal_lets_the_pass_in_hand_finish(self) -> None:
+    def test_a_signal_lets_the_pass_in_hand_finish(self):
         gate = threading.Event()
         fault = self.cluster.script("GET", "/secrets/cloud", hang=gate)
         program = self.program("controller")
@@ -3713,7 +3715,7 @@ class TestContractFaultsStore(FaultWorld, TestCase):
         self.assertEqual(program.end().code, 0)
         self.assertEqual((self.look(name) or {})["status"]["phase"], "Processed")
 
-    def test_what_servers_say_is_made_harmless(self) -> None:
+    def test_what_servers_say_is_made_harmless(self):
         """Escape sequences and forged lines; a dry run sends nothing but GET."""
         nasty = "a\nerror: forged\r\x07\x1b[31m\u202e"
         self.cluster.script("GET", SSR + "?limit=", status=200, body={
@@ -3732,7 +3734,7 @@ class TestContractFaultsStore(FaultWorld, TestCase):
             self.assertEqual((code, 1), (result.code, len(re.findall("(?m)^error: ", result.err))), result.err)
             self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
 
-    def test_a_create_that_is_interrupted_leaves_nothing(self) -> None:
+    def test_a_create_that_is_interrupted_leaves_nothing(self):
         """Nor one whose answer was lost or wrong; nothing else is deleted."""
         kept, logs, plugins = [self.ask(name="b2"), self.ask_status()], ("backup", "logs", "b1"), ("plugin", "get")
         never, later = {"pause_after": 0}, {"pause_after": 0}  # when the answer comes that the signal overtakes
@@ -3761,10 +3763,9 @@ class TestContractFaultsStore(FaultWorld, TestCase):
                 self.assertEqual(deletes, len(paths), paths)
                 self.assertTrue(all(re.search("requests/(b1|velero-cli)-[a-z0-9]{5}$", path) for path in paths), paths)
 
-    def test_the_location_s_authority_is_trusted(self) -> None:
+    def test_the_location_s_authority_is_trusted(self):
         """A store with an authority of its own needs the location's caCert, --cacert or --insecure-…."""
-        store = FakeStore(tls=True)
-        self.addCleanup(store.close)
+        store = self.enter(closing(FakeStore(tls=True)))
         authority = base64.b64encode(read_bytes(str(store.ca))).decode()
         for name, options in (("b2", {}), ("b3", {"caCert": authority})):
             self.make_location(name, {"s3Url": store.url}, **options)
@@ -3804,21 +3805,21 @@ class LooseTests(World):
         return crds
 
     def invent(self, resource: str, document: Document) -> str:
-        kind = {"downloadrequests": "DownloadRequest", SSR: "ServerStatusRequest"}[resource]
+        kind = {DR: "DownloadRequest", SSR: "ServerStatusRequest"}[resource]
         document = {"kind": kind, "metadata": {"generateName": "odd-"}, **document}
         return str(self.admin.create(resource, document, self.namespace)["metadata"]["name"])
 
-    def test_nonsense_is_refused_and_ends(self) -> None:
+    def test_nonsense_is_refused_and_ends(self):
         """Of any shape: it delays nobody and is deleted in the end."""
         good = {"target": {"kind": "BackupLog", "name": "b1"}}
-        unknown = [self.invent("downloadrequests", spec) for spec in (
+        unknown = [self.invent(DR, spec) for spec in (
             {}, {"spec": []}, *({"spec": {"target": target}} for target in (
                 {"kind": "Nonsense", "name": "b1"}, {"kind": 5, "name": "b1"}, {"kind": "BackupLog", "name": ["b1"]},
                 {"kind": "BackupLog"}, [], "b1", None)))]
-        ends = [self.invent("downloadrequests", {"spec": good, "status": status}) for status in (
+        ends = [self.invent(DR, {"spec": good, "status": status}) for status in (
             {"phase": "Weird"}, {"phase": ["New"]}, "text", [], None, 5, {"phase": "Failed", "message": "no"},
             *({"phase": "Processed", "expiration": value} for value in ("", "tomorrow", 12345, {"a": []})))]
-        ends.append(self.invent("downloadrequests", {  # annotations that leave no room for a reason
+        ends.append(self.invent(DR, {  # annotations that leave no room for a reason
             "metadata": {"generateName": "full-", "annotations": {"stuff": "x" * 262100}},
             "spec": {"target": {"kind": "BackupLog", "name": "nobody"}}}))
         status_ends = [self.invent(SSR, {"status": {"phase": "Processed", "processedTimestamp": value}})
@@ -3836,7 +3837,7 @@ class LooseTests(World):
         for name in status_ends:
             self.gone(name, SSR)
 
-    def test_clients_understand_failed_and_nonsense(self) -> None:
+    def test_clients_understand_failed_and_nonsense(self):
         """Failed with a message ends the waiting, nonsense ends in time."""
         logs, plugin_get, version = ("backup", "logs", "b1"), ("plugin", "get"), ("version",)
         for argv, codes, status, words in (
@@ -3846,7 +3847,7 @@ class LooseTests(World):
                 (plugin_get, (0, 1), {"plugins": "x"}, ""), (version, (0, 1), {}, ""),
                 (version, (0, 1), {"serverVersion": "v1\x1b[31m\n"}, ""),
                 (plugin_get, (0, 1), {"plugins": [5, {"name": 7}, {"name": "a\x1b[1m", "kind": "b"}]}, "")):
-            resource, limit = ("downloadrequests", "1s") if argv == logs else (SSR, "20s")
+            resource, limit = (DR, "1s") if argv == logs else (SSR, "20s")
             filled = status if argv == logs else {"phase": "Processed", **status}
 
             def fill(resource: str = resource, filled: Document = filled) -> None:
@@ -3978,7 +3979,7 @@ class KubeServer(LoopbackServer):
 
 
 @lru_cache(maxsize=None)
-def kube_servers() -> Dict[str, Any]:
+def kube_servers() -> Document:
     """The servers and proxies that all tests share, by the name that verdicts use; closed at exit."""
     servers = {name: KubeServer(*arguments) for name, *arguments in (
         ("https", "tls"), ("http",), ("named", "named"), ("expired", "expired"), ("nameless", "nameless"), ("proxy",),
@@ -4068,7 +4069,7 @@ def kube_call(kubeconfig: str = "", context: str = "") -> Document:
 class KubeFolder(Folder, TestCase):
     """A test with a folder of its own, and servers that have seen nothing."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.home = self.at("home")
         os.mkdir(self.home)
@@ -4098,7 +4099,7 @@ class KubeFolder(Folder, TestCase):
 class KubeCase(NamedTuple):
     """One way to be configured, and what kubectl makes of it: a verdict, or `error: words of ours`."""
     verdict: str
-    files: Dict[str, Any]
+    files: Document
     context: str = ""
     kubeconfig: str = "@DIR@/config"
     environment: Dict[str, Optional[str]] = {}
@@ -4304,7 +4305,7 @@ def kube_place(verdict: str, where: str = "plugin", text: str = KUBE_PLUGIN, pat
 
 def kube_plugins() -> Iterator[KubeCase]:
     """Where plugins are found, and what is made of what they print."""
-    own: Dict[str, Any] = {"where": "own-plugin", "command": "./own-plugin"}
+    own: Document = {"where": "own-plugin", "command": "./own-plugin"}
     none = "error: neither a token nor a certificate with its key"
 
     def says(verdict: str, answer: str, ending: str = "") -> KubeCase:
@@ -4394,11 +4395,11 @@ class TestKubeconfigLikeKubectl(KubeFolder):
         found = "https: nobody" if b"enter Username" in done.stdout else kube_verdict(bool(done.returncode))
         self.assertEqual(found, "error" if case.lenient or verdict.startswith("error") else verdict)
 
-    def test_we_do_what_the_tables_say(self) -> None:
+    def test_we_do_what_the_tables_say(self):
         self.check(self.ours)
 
     @skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_does_what_the_tables_say(self) -> None:
+    def test_kubectl_does_what_the_tables_say(self):
         self.check(self.theirs)
 
 
@@ -4415,7 +4416,7 @@ cat answer
 KUBE_EXTENSION = {"float": 1.5, "text": "x", "on": True, "none": None, "list": [1, "2"], "big": 12345678901}
 KUBE_OTHER = {"name": "other", "extension": {"a": 1}}
 # Fields of a cluster, and what a plugin is told beyond server and authority.
-KUBE_TOLD: Tuple[Tuple[Document, Document], ...] = (
+KUBE_TOLD: Any = (
     (kube_ca("@PKI@/ca.crt"), {}), ({"server": "https://@HTTPS@/k8s/"}, {"server": "https://@HTTPS@/k8s/"}),
     (KUBE_INSECURE, {"insecure-skip-tls-verify": True, "certificate-authority-data": None}),
     ({**KUBE_NAMED, "tls-server-name": "a.example.com"}, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
@@ -4428,7 +4429,7 @@ KUBE_TOLD: Tuple[Tuple[Document, Document], ...] = (
 class KubePlugins(KubeFolder):
     """Tests with a plugin that notes what it is told, and prints what the test wants."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.write(KUBE_STUB, "plugin")
         self.answer(token="p")
@@ -4468,9 +4469,8 @@ def kube_pair(name: str, key: str = "") -> Dict[str, str]:
 def kube_program(path: str, stdin: Any = DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
-            ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, MODULE,
-             "-n", "v", "--kubeconfig", path, "backup", "logs", "b"], stdout=PIPE, stderr=PIPE,
-            check=False, timeout=seconds, stdin=stdin)
+            ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, MODULE, "-n", "v", "--kubeconfig",
+             path, "backup", "logs", "b"], stdout=PIPE, stderr=PIPE, check=False, timeout=seconds, stdin=stdin)
 
 
 class TestExecPluginIsTold(KubePlugins):
@@ -4489,16 +4489,16 @@ class TestExecPluginIsTold(KubePlugins):
         self.assertEqual(json.loads(self.said("info")), {
             "apiVersion": KUBE_V1 + "beta1", "kind": "ExecCredential", "spec": {"interactive": False}})
 
-    def test_by_us(self) -> None:
+    def test_by_us(self):
         self.check(kube_call)
 
     @skipUnless(KUBECTL, NO_KUBECTL)
-    def test_by_kubectl(self) -> None:
+    def test_by_kubectl(self):
         self.check(lambda path: subprocess.run(
             [str(KUBECTL), "--kubeconfig", path, "version"], stdin=DEVNULL, stdout=PIPE,
             stderr=STDOUT, check=True, timeout=20))
 
-    def test_stdin_and_stderr(self) -> None:
+    def test_stdin_and_stderr(self):
         """A plugin reads our terminal where its mode allows it; what it says on stderr is seen."""
         self.write("3", "code")
         for mode, terminal, line in (("Always", True, "typed"), ("IfAvailable", True, "typed"), ("Never", True, ""),
@@ -4517,7 +4517,7 @@ class TestExecPluginIsTold(KubePlugins):
 class TestExecPluginLife(KubePlugins):
     """How long an answer is used, who runs the plugin, and what follows from refusals and failures."""
 
-    def test_how_long_the_answer_is_kept(self) -> None:
+    def test_how_long_the_answer_is_kept(self):
         """An answer that ends in more than 30 s, or never, is used again; another is asked for anew."""
         for seconds, runs in ((None, 1), (45, 1), (20, 2)):
             with self.subTest(seconds=seconds):
@@ -4527,7 +4527,7 @@ class TestExecPluginLife(KubePlugins):
                 self.plugged(2)
                 self.assertEqual(self.said("runs").count("run"), runs)
 
-    def test_one_run_at_a_time(self) -> None:
+    def test_one_run_at_a_time(self):
         """Eight threads that call at once share one run, also after they were refused one after the other."""
         api, barrier = self.plugged(), threading.Barrier(8)
         for runs, token in ((1, "p"), (2, "q")):
@@ -4543,7 +4543,7 @@ class TestExecPluginLife(KubePlugins):
         kube_version(api)
         self.assertEqual(self.said("runs").count("run"), 2)
 
-    def test_no_call_while_it_fails(self) -> None:
+    def test_no_call_while_it_fails(self):
         """A plugin that fails, at first or later, leaves no way to go on, however often; it heals by itself."""
         broken = json.dumps({**json.loads(self.said("answer")), "status": kube_pair("bob", "alice")})
         for worked, name, content in (
@@ -4571,7 +4571,7 @@ class TestKubeSession(KubePlugins):
         for file, content in (("own.crt", f"{name}.crt"), ("own.key", f"{key or name}.key"), ("own-ca", authority)):
             self.write(kube_bytes(content) if content else "no PEM", file)
 
-    def test_certificate_files(self) -> None:
+    def test_certificate_files(self):
         """Another pair comes with new connections; one that cannot be used leaves the old in use, with a warning."""
         self.files("alice")
         api = self.connect(kube_config({"client-certificate": "own.crt", "client-key": "own.key"}, kube_ca("own-ca")))
@@ -4588,7 +4588,7 @@ class TestKubeSession(KubePlugins):
                 self.assertEqual((self.seen()[-1], len(logs.output) == 2), (caller, warned), logs.output)
                 self.assertAlmostEqual(api.session.until - time.monotonic(), 300, delta=5)
 
-    def test_after_a_refusal(self) -> None:
+    def test_after_a_refusal(self):
         """After a 401 files are read again at once; what stands in the kubeconfig is not."""
         for user, callers in (({"client-certificate": "own.crt", "client-key": "own.key"}, ["alice", "None", "bob"]),
                               (KUBE_CERT, ["alice", "None"]), ({"token": "t"}, ["Bearer t", "Bearer t"]),
@@ -4611,7 +4611,7 @@ class TestKubeSession(KubePlugins):
                     kube_version(api)
                 self.assertEqual(self.seen(), callers)  # a scripted answer does not look at certificates
 
-    def test_a_token_file_lives_for_50_seconds(self) -> None:
+    def test_a_token_file_lives_for_50_seconds(self):
         """Then the file counts, whatever happened to certificate files meanwhile; the connection stays."""
         self.files("alice")
         self.write("f", "token")
@@ -4640,7 +4640,7 @@ def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict
 
 # A URL, the environment (@P@ is the proxy), and whether kubectl goes through the proxy. The addresses are multicast
 # ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
-KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
+KUBE_PROXY_ROWS: Any = (
     (KUBE_K8S, {"https_proxy": "@P@"}, True), (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
     (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
@@ -4668,7 +4668,7 @@ KUBE_MORE_PROXY_ROWS = (
 class TestProxyOfTheEnvironment(KubeFolder):
     """Which URLs go through the proxy that the environment names, as Go decides it."""
 
-    def test_the_tables(self) -> None:
+    def test_the_tables(self):
         for url, variables, proxied in KUBE_PROXY_ROWS + KUBE_MORE_PROXY_ROWS:
             with self.subTest(url, **variables):
                 filled = {name: value.replace("@P@", "proxy:3128") for name, value in variables.items()}
@@ -4685,13 +4685,13 @@ class TestProxyOfTheEnvironment(KubeFolder):
             return bool(proxy.seen())
 
     @skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_does_what_the_table_says(self) -> None:
+    def test_kubectl_does_what_the_table_says(self):
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(self.went, range(len(KUBE_PROXY_ROWS))))
         for (url, variables, proxied), went in zip(KUBE_PROXY_ROWS, found):
             self.assertEqual(went, proxied, (url, variables))
 
-    def test_proxies(self) -> None:
+    def test_proxies(self):
         """A scheme may be in capitals or missing; what we cannot use is an error without the password in it."""
         for proxy, expected in (("", ""), ("HTTP://h:1", "HTTP://h:1"), ("https://x:%40@h:1/", "https://x:%40@h:1/"),
                                 ("[::1]:3128", "http://[::1]:3128"), ("me:x@h:1", "http://me:x@h:1")):
@@ -4707,7 +4707,7 @@ class TestProxyOfTheEnvironment(KubeFolder):
 class TestProxyOnTheWire(KubeFolder):
     GUARDED = "http://me:p%40ss%3Aw@@GUARDED@"
 
-    def test_store(self) -> None:
+    def test_store(self):
         """A store is reached through the same proxies: by a tunnel for https, by its whole URL for http."""
         secure = f"https://a.example.com:{kube_servers()['named'].port}/b/k?s=1"
         plain = "http://a.example.com:81/b/k?s=1"
@@ -4721,7 +4721,7 @@ class TestProxyOnTheWire(KubeFolder):
                 self.assertIn(b"gitVersion", b"".join(vr.read_body(response)))
             self.assertEqual([asked], [(call.method, call.target) for call in kube_servers()[name].seen()])
 
-    def test_the_proxy_hears_nothing(self) -> None:
+    def test_the_proxy_hears_nothing(self):
         """A proxy sees neither token nor, for https, impersonation; the cluster does not see the proxy's password."""
         for server, target in ((KUBE_BY_NAME["server"], "a.example.com:@NAMEDPORT@"),
                                ("http://a.example.com:81/k8s", "http://a.example.com:81/k8s/version")):
@@ -4733,7 +4733,7 @@ class TestProxyOnTheWire(KubeFolder):
             for request in kube_servers()["named"].seen():
                 self.assertNotIn("proxy-authorization", request.headers)
 
-    def test_the_password_is_never_shown(self) -> None:
+    def test_the_password_is_never_shown(self):
         """When a proxy fails it is named as the culprit, and not even -v shows its password."""
         for proxy, code, words in (
                 (f"http://me:s3cr3t@127.0.0.1:{free_port()}", 6, "through its proxy: Connection refused"),
@@ -4776,7 +4776,7 @@ class TestTlsErrors(KubeFolder):
         error = self.fails(vr.Unreachable, lambda: kube_call(path), *words)
         self.assertEqual((int(error.exit), kube_verdict(True), len(str(error)) < 600), (6, "error", True))
 
-    def test_what_is_said(self) -> None:
+    def test_what_is_said(self):
         """A certificate that is not trusted is shown with names, issuer and end, through proxies too.
 
         The second look asks for the same name, and sends nothing."""
@@ -4798,20 +4798,19 @@ class TestTlsErrors(KubeFolder):
                 self.unreachable(cluster, *words)
         self.assertEqual(kube_servers()["https"].names, ["x.y"] * 3)
 
-    def test_a_client_certificate_is_missing(self) -> None:
+    def test_a_client_certificate_is_missing(self):
         """A server that insists on one is Unreachable."""
-        server = KubeServer("tls", demand=True)
-        self.addCleanup(server.close)
+        server = self.enter(closing(KubeServer("tls", demand=True)))
         self.unreachable({"server": server.url}, server.host)
 
-    def test_the_system_counts_only_without_an_authority(self) -> None:
+    def test_the_system_counts_only_without_an_authority(self):
         """SSL_CERT_FILE is trusted when the kubeconfig names no authority, and not when it names another."""
         with kube_environment(SSL_CERT_FILE=os.path.join(kube_pki(), "ca.crt")):
             self.assertIn("gitVersion", kube_call(self.write(kube_config(None, KUBE_NO_CA))))
             kube_forget()
             self.unreachable({"certificate-authority-data": "@BASE64:alice.crt@"})
 
-    def test_store(self) -> None:
+    def test_store(self):
         """A store's certificate is explained the same way; with its authority or insecure it is accepted. Authorities
         without key identifiers, as old clusters have, are accepted by every Python."""
         own = vr.Trust(kube_bytes("ca.crt"))
@@ -4824,7 +4823,7 @@ class TestTlsErrors(KubeFolder):
                 self.assertEqual(answer.status, 200)
 
     @skipUnless(hasattr(os, "memfd_create"), "no anonymous files here, so keys pass through one on disk")
-    def test_keys_are_never_on_disk(self) -> None:
+    def test_keys_are_never_on_disk(self):
         """A call with an inline key opens no file for writing, and leaves no descriptor."""
         opened: List[Any] = []
         watching = [True]
@@ -4837,7 +4836,6 @@ class TestTlsErrors(KubeFolder):
         def descriptors() -> int:
             wait_until(lambda: not any(server._connections for server in kube_servers().values()), 5, "their ends")
             return len(os.listdir("/proc/self/fd"))
-
         path, before = self.write(kube_config(KUBE_CERT)), descriptors()
         sys.addaudithook(hook)
         try:
@@ -4863,7 +4861,7 @@ def kube_bombs() -> Iterator[str]:
 class TestKubeconfigBadInput(KubeFolder):
     """What else is no kubeconfig: one sentence with the file, exit 1, at once."""
 
-    def test_bombs(self) -> None:
+    def test_bombs(self):
         """What grows, nests or goes on without end is an error of one line, soon and within two gigabytes."""
         for text in kube_bombs():
             with self.subTest(text[:30]):
@@ -4873,7 +4871,7 @@ class TestKubeconfigBadInput(KubeFolder):
                                                          len(done.stderr) < 1500), done.stderr[-400:])
                 self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
 
-    def test_a_list_of_files_that_are_not_there(self) -> None:
+    def test_a_list_of_files_that_are_not_there(self):
         """A KUBECONFIG without a file that exists is warned of, but not when a flag names another."""
         with kube_environment(KUBECONFIG="/gone/a:/gone/b", HOME=self.home):
             with self.assertLogs("velero_requests", "WARNING") as logs:
@@ -4881,7 +4879,7 @@ class TestKubeconfigBadInput(KubeFolder):
                 self.fails(vr.ConfigError, lambda: vr.load_cluster("/gone/c"), "/gone/c")
         self.assertEqual([line.partition("exists: ")[2] for line in logs.output], ["/gone/a:/gone/b"])
 
-    def test_a_pipe_that_takes_its_time(self) -> None:
+    def test_a_pipe_that_takes_its_time(self):
         """A pipe, as `<(slow command)` makes it, is read to its end."""
         content = read_bytes(self.write(kube_config()))
         reader, writer = os.pipe()
@@ -4896,7 +4894,7 @@ class TestKubeconfigBadInput(KubeFolder):
 
 
 class TestKubeconfigParseYaml(TestCase):
-    def test_values(self) -> None:
+    def test_values(self):
         """Scalars have their types, but dates stay text."""
         for text, value in (
                 *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "1e3", "0o17", "yes!")),
@@ -4907,28 +4905,26 @@ class TestKubeconfigParseYaml(TestCase):
                 read = vr.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
                 self.assertEqual((read, type(read)), (value, type(value)))
 
-    def test_limits(self) -> None:
+    def test_limits(self):
         """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
         nodes = vr.MAX_YAML_NODES - 1
         for text, good in (("[" * 100 + "]" * 100, True), ("[" * 101 + "]" * 101, False), (f"[{'a,' * nodes}]", True),
                            (f"[{'a,' * nodes}a]", False), (f"[&x [{'a,' * 49_996}], *x]", True),
                            (f"[&x [{'a,' * 50_000}], *x]", False), ("[&x a, *x]", True),
                            (" " * (1 << 20), True), (" " * ((1 << 20) + 1), False)):
-            with self.subTest(text[:20], good=good):
-                with nullcontext() if good else self.assertRaises(vr.ConfigError):
-                    vr.parse_yaml(text.encode(), "X", 1 << 20)
+            with self.subTest(text[:20], good=good), nullcontext() if good else self.assertRaises(vr.ConfigError):
+                vr.parse_yaml(text.encode(), "X", 1 << 20)
 
 
 class TestKubeconfigRuleFor(TestCase):
-    def test_what_grants_a_call(self) -> None:
+    def test_what_grants_a_call(self):
         """A refused call is told as verb, resource and namespace, and the line of a Role that grants it."""
         root, group = "/apis/velero.io/v1/namespaces/v/downloadrequests", "velero.io"
         for method, path, watching, verb, resource, group in (
-                ("POST", root, False, "create", "downloadrequests", group),
-                ("GET", root, False, "list", "downloadrequests", group),
-                ("GET", root, True, "watch", "downloadrequests", group),
+                ("POST", root, False, "create", DR, group), ("GET", root, False, "list", DR, group),
+                ("GET", root, True, "watch", DR, group),
                 ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", group),
-                ("DELETE", f"{root}/x", False, "delete", "downloadrequests", group),
+                ("DELETE", f"{root}/x", False, "delete", DR, group),
                 ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
             told, rule = vr.rule_for(method, path, watching)
             wanted = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}]
@@ -4981,9 +4977,9 @@ class EnduranceWorld(TokenFiles, FaultWorld):
     def start(cls) -> Tuple[Any, Any]:
         return FakeCluster(tls=True), FakeStore()
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
-        logging.getLogger("velero_requests").setLevel(logging.INFO)
+        vr.log.setLevel(logging.INFO)
         self.addCleanup(lambda: [controller.stop.set() for controller in self.controllers])
 
     def move(self, namespace: str = "") -> str:
@@ -5017,7 +5013,7 @@ class EnduranceWorld(TokenFiles, FaultWorld):
 # ---- Endurance: one request --------------------------------------------------
 
 class TestRetryTables(TestCase):
-    def test_retry_after_is_seconds_or_a_date(self) -> None:
+    def test_retry_after_is_seconds_or_a_date(self):
         now = datetime(2015, 10, 21, 7, 28, 0, tzinfo=timezone.utc)
         for header, wanted in (("0", 0.0), ("1", 1.0), ("120", 120.0), ("999999999", 999999999.0), ("", None),
                                ("Wed, 21 Oct 2015 07:28:07 GMT", 7.0), ("Wed, 21 Oct 2015 07:27:00 GMT", 0.0),
@@ -5027,7 +5023,7 @@ class TestRetryTables(TestCase):
                                ("Wed, 99 Oct 2015 07:28:07 GMT", None), (" ", None), ("NaN", None)):
             self.assertEqual(vr.retry_after_seconds(header, now), wanted, header)
 
-    def test_retry_wait(self) -> None:
+    def test_retry_wait(self):
         """429 may always be sent again, 5xx never for POST, nothing a third time; Retry-After counts up to 10 s."""
         for method, attempt, status, asked, wanted in (
                 ("GET", 1, 503, 0.0, 0.0), ("GET", 2, 503, 3.0, 3.0), ("GET", 1, 503, 3600.0, 10.0),
@@ -5036,7 +5032,7 @@ class TestRetryTables(TestCase):
                     ("GET", 1, status, 1.0, None) for status in (301, 400, 401, 403, 404, 409, 410, 422, 501))):
             self.assertEqual(vr.retry_wait(method, attempt, status, asked), wanted, (method, attempt, status))
 
-    def test_refusals_and_their_cures(self) -> None:
+    def test_refusals_and_their_cures(self):
         path, long = "/apis/velero.io/v1/namespaces/n/backups", b'{"message": "%b"}' % (b"x" * 100_000)
         for status, body, words, cure in (
                 (404, b"404 page not found\n", "the cluster does not serve backups", "are Velero's CRDs installed?"),
@@ -5052,7 +5048,7 @@ class TestRetryTables(TestCase):
 
 
 # A way to call each verb of the module: method, part of the target, the call itself.
-CALLS: Dict[str, Tuple[str, str, Callable[[Any, str], Any]]] = {
+CALLS: Any = {
     "get": ("GET", "/backups/b1", lambda api, space: api.get(vr.BACKUPS, space, "b1")),
     "list": ("GET", "/backups?", lambda api, space: list(api.list_pages(vr.BACKUPS, space))),
     "watch": ("GET", "watch=true", lambda api, space: api.open_watch(
@@ -5066,7 +5062,7 @@ AT_ONCE = {"headers": {"Retry-After": "0"}}
 ON_FIRE: Document = {"times": ALWAYS, "body": {"message": "on fire"}, **AT_ONCE}
 AGAIN = ("", 2)
 # What can happen to a call -> words of its error, none when it succeeds, and how often it is made; the same for a POST.
-API_FAULTS: Tuple[Tuple[Document, Tuple[str, int], Tuple[str, int]], ...] = (
+API_FAULTS: Any = (
     ({"status": 429, **AT_ONCE}, AGAIN, AGAIN), ({"status": 500, "body": "oops", **AT_ONCE}, AGAIN, ("oops", 1)),
     ({"status": 502, "body": "<html>", **AT_ONCE}, AGAIN, ("<html>", 1)),
     ({"status": 504, **AT_ONCE}, AGAIN, ("504", 1)), ({"drop": True}, AGAIN, ("cannot reach", 1)),
@@ -5078,24 +5074,24 @@ API_FAULTS: Tuple[Tuple[Document, Tuple[str, int], Tuple[str, int]], ...] = (
     ({"status": 429, "headers": {"Retry-After": "5"}}, ("429", 1), ("429", 1)),  # nobody waits longer than the timeout
     ({"status": 429, **ON_FIRE}, ("on fire", 3), ("on fire", 3)),
     ({"status": 503, **ON_FIRE}, ("on fire", 3), ("on fire", 1)),
-    ({"hang": threading.Event()}, ("does not answer in time", 1), ("does not answer in time", 1)))
+    ({"hang": SILENT}, ("does not answer in time", 1), ("does not answer in time", 1)))
 # Answers of which nothing can be made, by any call that wants a document.
 BAD_ANSWERS: Tuple[Document, ...] = (
     *({"status": 200, "body": body} for body in (
         "<html><body>Sign in</body></html>", '{"kind": "Backup", "meta', "[]", "5", "null", '"x"', "", "[" * 100_000,
         b"\xff\xfe", b"\x00")), {"cut_after": 5}, {"status": 200, "body": "{}" + " " * 50, "cut_after": 9},
-    {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": threading.Event()},
+    {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": SILENT},
     {"status": 200, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
     *({"status": 200, "body": body, "headers": {"Content-Encoding": encoding}} for encoding, body in (
         ("br", b"{}"), ("gzip, gzip", gzip.compress(gzip.compress(b"{}"))),
         ("gzip", gzip.compress(gzip.compress(b"{}"))), ("gzip", gzip.compress(b"{}") * 2),
         ("gzip", gzip.compress(b"{}")[:-1]), ("gzip", b""))),
     {"status": 403, "body": {"message": "no" * 50}, "cut_after": 9}, {"chunks": [b"{}"], "status": 403, "cut": True},
-    {"status": 409, "body": "x" * 100, "pause_after": 5, "gate": threading.Event()})
+    {"status": 409, "body": "x" * 100, "pause_after": 5, "gate": SILENT})
 
 
 class TestRequestFaults(EnduranceWorld, TestCase):
-    def test_what_may_be_repeated_is_repeated(self) -> None:
+    def test_what_may_be_repeated_is_repeated(self):
         """A POST that may have had its effect is not sent again."""
         api = self.api(timeout=1.0)
         for options, *outcomes in API_FAULTS:
@@ -5115,7 +5111,7 @@ class TestRequestFaults(EnduranceWorld, TestCase):
                     self.assertLess(time.monotonic() - started, 1.0)
                     self.assertEqual(self.cluster.count(method, part), tries)
 
-    def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
+    def test_answers_of_the_wrong_shape_are_one_error(self):
         """It names the call."""
         api = self.api(timeout=0.4)
         for options, name in product(BAD_ANSWERS, ("get", "list", "create", "patch")):
@@ -5126,7 +5122,7 @@ class TestRequestFaults(EnduranceWorld, TestCase):
                 refused = options.get("status", 200) != 200
                 self.assertRaisesRegex(vr.ApiError if refused else vr.Unreachable, method, self.call, name, api)
 
-    def test_what_comes_packed_or_is_large(self) -> None:
+    def test_what_comes_packed_or_is_large(self):
         """One layer of gzip that nobody asked for is taken off; the limit is 48 MiB."""
         api, packing = self.api(), {"Content-Encoding": "gzip"}
         for headers, body in ((packing, gzip.compress(b" " * (vr.ANSWER_LIMIT + 1))), ({}, b"{}" + b" " * (50 << 20))):
@@ -5138,7 +5134,7 @@ class TestRequestFaults(EnduranceWorld, TestCase):
         self.cluster.script("GET", "/backups?", status=200, body=b"x" * (50 << 20))
         self.assertEqual(1, len(self.call("list", api)))  # for smaller pages are asked for
 
-    def test_no_verb_takes_an_impossible_name(self) -> None:
+    def test_no_verb_takes_an_impossible_name(self):
         """An empty one would be all objects of the kind."""
         self.ask()
         for name in ("", ".", "..", "a/b", "A"):
@@ -5148,7 +5144,7 @@ class TestRequestFaults(EnduranceWorld, TestCase):
                 self.assertRaisesRegex(vr.Missing, "no object can have this name", refused)
         self.assertEqual(len(self.names()), 1)
 
-    def test_connections(self) -> None:
+    def test_connections(self):
         """One serves call after call; after the server closed it every call works, a POST too."""
         api = self.api()
         for name in CALLS:
@@ -5164,7 +5160,7 @@ class TestRequestFaults(EnduranceWorld, TestCase):
                 self.call("get", api)
         self.assertEqual((api.session.pool.pool, pool.num_connections), (pool, made))
 
-    def test_connecting_has_a_timeout(self) -> None:
+    def test_connecting_has_a_timeout(self):
         """With a host that never speaks TLS, or accepts no connection."""
         with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
             api = self.api(server=f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3)
@@ -5173,7 +5169,7 @@ class TestRequestFaults(EnduranceWorld, TestCase):
                 self.assertRaises(vr.Unreachable, self.call, "get", api)
                 self.assertLess(time.monotonic() - started, 3)
 
-    def test_warnings_of_the_cluster_are_shown_once(self) -> None:
+    def test_warnings_of_the_cluster_are_shown_once(self):
         """In one line, without tokens, also when the call fails."""
         api = self.api()
         header = f'299 - "v1 is \\"old\\"", 299 - "use v2\tnow, Bearer {token_of("admin")}", 199 - "misc", nonsense'
@@ -5189,7 +5185,7 @@ class TestRequestFaults(EnduranceWorld, TestCase):
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 HANDSHAKE = "a handshake that trickles"
 # What a server may answer -> how it begins, what it goes on with for ever, if not with silence, and if byte by byte.
-ATTACKS: Dict[str, Tuple[bytes, bytes, bool]] = {
+ATTACKS: Any = {
     "silence": (b"", b"", False), HANDSHAKE: (b"\x16\x03\x03\x40\x00\x02\x00", b"\x00", True),
     "a status line that trickles": (b"HTTP/1.1 200 ", b"very ", True),
     "a header that trickles": (OK + b"X: ", b"yes ", True), "headers without an end": (OK, b"X: y\r\n", False),
@@ -5242,7 +5238,7 @@ def in_time(seconds: float, chunks: Iterable[bytes]) -> bytes:
 
 
 # A small exchange -> what asks a server for it, within half a second.
-EXCHANGES: Dict[str, Callable[[Stranger], Any]] = {
+EXCHANGES: Any = {
     "API": lambda server: strange_api(server=server.url),
     "API by a proxy": lambda server: strange_api(server=server.url, proxy_url=kube_servers()["proxy"].url),
     "API by TLS with a proxy": lambda server: strange_api(
@@ -5271,7 +5267,7 @@ class TestSlowStrangers(TestCase):
                 outcome = type(error).__name__
             return outcome, time.monotonic() - started
 
-    def test_every_exchange_has_a_deadline(self) -> None:
+    def test_every_exchange_has_a_deadline(self):
         kube_servers()
         rows = list(product(EXCHANGES, ATTACKS))
         with ThreadPoolExecutor(8) as pool:
@@ -5284,7 +5280,7 @@ class TestSlowStrangers(TestCase):
 
 CLOUD = {"name": "cloud", "key": "keys"}
 # Whom twenty requests may wait for -> what their location says of itself, and the environment of the controller.
-BLACK_HOLES: Dict[str, Tuple[Document, Dict[str, str]]] = {
+BLACK_HOLES: Any = {
     "store": ({"config": {"region": "r", "s3Url": "@", "s3ForcePathStyle": "true"}, "credential": CLOUD}, {}),
     "STS": ({"config": {"region": "eu-west-1"}}, {
         "AWS_ROLE_ARN": "arn:aws:iam::1:role/r", "AWS_WEB_IDENTITY_TOKEN_FILE": __file__, "AWS_ENDPOINT_URL_STS": "@"}),
@@ -5296,7 +5292,7 @@ BLACK_HOLES: Dict[str, Tuple[Document, Dict[str, str]]] = {
 class TestBlackHoles(EnduranceWorld, TestCase):
     """Who is silent holds up one worker, once, and neither the others nor the end."""
 
-    def test_twenty_requests_of_a_black_hole(self) -> None:
+    def test_twenty_requests_of_a_black_hole(self):
         """They cost one worker one deadline; SIGTERM is heard."""
         for name, hosts in [*((name, 1) for name in BLACK_HOLES), ("store", 20)]:
             with self.subTest(silent=name, hosts=hosts), ExitStack() as stack:
@@ -5306,7 +5302,7 @@ class TestBlackHoles(EnduranceWorld, TestCase):
                 said, variables = BLACK_HOLES[name]
                 spec = json.dumps({"provider": "aws", "objectStorage": {"bucket": "bucket"}, **said})
                 for number, stranger in enumerate(strangers):
-                    self.make("backupstoragelocations", "BackupStorageLocation", f"hole-{number}",
+                    self.make(BSL, "BackupStorageLocation", f"hole-{number}",
                               spec=json.loads(spec.replace("@", stranger.url)))
                 for number in range(20):
                     self.make_backup(f"lost-{number}", f"hole-{number % hosts}")
@@ -5324,7 +5320,7 @@ class TestBlackHoles(EnduranceWorld, TestCase):
                 self.assertLessEqual(sum(len(stranger.requests) for stranger in strangers), 3)
                 controller.stop.set()
 
-    def test_a_host_that_is_busy(self) -> None:
+    def test_a_host_that_is_busy(self):
         """Who found it so comes again soon, however often before, and it is no failure."""
         self.put()
         controller = self.serve(verify_urls=True)
@@ -5338,7 +5334,7 @@ class TestBlackHoles(EnduranceWorld, TestCase):
 class TestRotation(EnduranceWorld, TestCase):
     """Tokens that are replaced while somebody works with them."""
 
-    def test_a_refused_token_is_read_again_at_once(self) -> None:
+    def test_a_refused_token_is_read_again_at_once(self):
         """A call that met 401 is made once more, a POST too; a second 401 is the error, for a fixed token the first."""
         for name, (method, part, _) in CALLS.items():
             with self.subTest(call=name):
@@ -5360,7 +5356,7 @@ class TestRotation(EnduranceWorld, TestCase):
         self.assert_failed(self.cli("backup", "logs", "b1"), 5, "Unauthorized")
         self.assertEqual(self.cluster.count("GET", "/backups/b1"), 1)
 
-    def test_a_token_that_cannot_be_read(self) -> None:
+    def test_a_token_that_cannot_be_read(self):
         """The old one stays in use; without one nothing is sent, nothing anonymous."""
         path = self.write_token(self.new_token())
         api = self.api(self.kubeconfig_of({"tokenFile": path}))
@@ -5383,7 +5379,7 @@ class TestRotation(EnduranceWorld, TestCase):
                 self.assertRaises(vr.ConfigError, self.call, "get", api)
         self.assertEqual(self.cluster.seen(), [])
 
-    def test_a_token_rotates_under_a_running_controller(self) -> None:
+    def test_a_token_rotates_under_a_running_controller(self):
         """No request notices; without a new one it says so once."""
         tokens = [self.new_token("controller")]
         program = self.start_with_token(tokens[0])
@@ -5406,10 +5402,9 @@ class TestRotation(EnduranceWorld, TestCase):
         self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
-RIGHTS = [*((verb, "velero.io", resource) for resource in ("downloadrequests", SSR)
-            for verb in ("list", "watch", "patch")),
-          ("get", "velero.io", "backups"), ("get", "velero.io", "backupstoragelocations"), ("get", "", "secrets"),
-          ("create", "", "events"), ("delete", "velero.io", "downloadrequests")]
+RIGHTS = [*((verb, "velero.io", resource) for resource in (DR, SSR) for verb in ("list", "watch", "patch")),
+          ("get", "velero.io", "backups"), ("get", "velero.io", BSL), ("get", "", "secrets"), ("create", "", "events"),
+          ("delete", "velero.io", DR)]
 
 
 class TestRights(EnduranceWorld, TestCase):
@@ -5424,7 +5419,7 @@ class TestRights(EnduranceWorld, TestCase):
                 f'- {{apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
         self.assertEqual(text.count(line), 1, line)
 
-    def test_a_controller_says_once_what_it_may_not(self) -> None:
+    def test_a_controller_says_once_what_it_may_not(self):
         """However many tries; given back, everything is answered."""
         spaces = []
         for verb, _, resource in RIGHTS:
@@ -5450,11 +5445,11 @@ class TestRights(EnduranceWorld, TestCase):
             name = self.ask_status()
             wait_until(lambda name=name: self.processed(name, SSR), 40, name)
 
-    def test_a_client_names_what_it_may_not_or_does_without(self) -> None:
+    def test_a_client_names_what_it_may_not_or_does_without(self):
         """Without watch it polls, without delete the request stays, which -v tells; create and get are needed."""
         self.serve()
         self.put()
-        logs, plugins, asked = ("backup", "logs", "b1"), ("plugin", "get"), "downloadrequests"
+        logs, plugins, asked = ("backup", "logs", "b1"), ("plugin", "get"), DR
         for verb, words in (("watch", "cannot watch resource"), ("delete", "until it expires")):
             for resource, argv, times in ((asked, logs, 0), (asked, (*logs, "-v"), 1), (SSR, plugins, 0)):
                 self.rob(verb, resource, "admin")
@@ -5520,7 +5515,7 @@ WATCH_FAULTS: Dict[str, Document] = {
 class TestWatchFaults(EnduranceWorld, TestCase):
     """Whatever a list or a watch comes to, the controller goes on, at leisure, and misses nothing."""
 
-    def test_what_fails(self) -> None:
+    def test_what_fails(self):
         """Once: an answer is delayed by the back-off. Always: a call a second at most, tried three times, is made."""
         for times in (1, ALWAYS):
             sieges: List[Tuple[str, str, Fault]] = []  # each with a namespace and a controller of its own
@@ -5528,7 +5523,7 @@ class TestWatchFaults(EnduranceWorld, TestCase):
                 for name, options in faults.items():
                     space = self.move()
                     sieges.append((name + query, space, self.cluster.script(
-                        "GET", self.path("downloadrequests" + query), times, **options)))
+                        "GET", self.path(DR + query), times, **options)))
                     self.serve()
             for name, _, fault in sieges:
                 wait_until(lambda fault=fault: fault.hits, 15, name)
@@ -5545,7 +5540,7 @@ class TestWatchFaults(EnduranceWorld, TestCase):
             for controller in self.controllers:
                 controller.stop.set()
 
-    def test_pages_of_a_list(self) -> None:
+    def test_pages_of_a_list(self):
         """When the next page is gone the list starts anew; what does not end is asked at leisure."""
         page = {"kind": "DownloadRequestList", "items": [], "metadata": {"resourceVersion": "1", "continue": "x"}}
         endless = self.cluster.script("GET", self.path(SSR + "?limit="), ALWAYS, status=200, body=page)
@@ -5561,7 +5556,7 @@ class TestWatchFaults(EnduranceWorld, TestCase):
         self.assertRaisesRegex(vr.Unreachable, "does not end", list, pages(most=2))  # though each token is a new one
         self.assertEqual(3, len(list(pages())))
 
-    def test_a_bookmark_moves_the_start(self) -> None:
+    def test_a_bookmark_moves_the_start(self):
         """The next watch starts where the last bookmark was, so that compaction costs no list."""
         self.serve()
         self.watched()
@@ -5574,10 +5569,10 @@ class TestWatchFaults(EnduranceWorld, TestCase):
         first = self.cluster.seen("GET", self.path("downloadrequests?"))[0]
         self.assertEqual((version, "true"), (first.query["resourceVersion"], first.query.get("watch")))
 
-    def test_events_that_lie(self) -> None:
+    def test_events_that_lie(self):
         """Old copies, false deletions and objects of other namespaces change nothing for long."""
         other, events = self.cluster.new_namespace(), self.path()
-        stray = self.admin.create("downloadrequests", download_request("stray"), other)
+        stray = self.admin.create(DR, download_request("stray"), other)
         self.cluster.grant("controller", *LEAST, namespace=other)
         self.serve()
         self.watched()
@@ -5597,7 +5592,7 @@ class TestWatchFaults(EnduranceWorld, TestCase):
         self.assertLessEqual(len(self.patches(name)), patches + 1)
         self.assertEqual(self.cluster.seen(None, f"/{other}/downloadrequests/stray", "controller"), [])
 
-    def test_a_watch_can_be_interrupted(self) -> None:
+    def test_a_watch_can_be_interrupted(self):
         """By another thread, whatever proxy is between, TLS within TLS too."""
         for proxy in ("", kube_servers()["proxy"].url, f"https://{kube_servers()['secure'].host}"):
             with self.subTest(proxy=proxy):
@@ -5609,22 +5604,22 @@ class TestWatchFaults(EnduranceWorld, TestCase):
                     list(vr.watch_events(response))
                 timer.join()
 
-    def test_a_controller_notices_silence(self) -> None:
+    def test_a_controller_notices_silence(self):
         """Or what trickles; nothing is lost."""
         gates = [self.cluster.script("GET", self.path(f"{kind}?watch="), chunks=chunks)
-                 for kind, chunks in (("downloadrequests", dripped(b'{"type":')), (SSR, [threading.Event()]))]
+                 for kind, chunks in ((DR, dripped(b'{"type":')), (SSR, [SILENT]))]
         self.serve(silence=1.5, watch_seconds=(0.5, 0.5))
         wait_until(lambda: all(gate.hits for gate in gates), 10, "the watches")
         self.looked_at(self.ask(), 10)  # two seconds, the pause after a failure, and what a busy machine takes
 
-    def test_a_line_that_is_cut_all_the_time(self) -> None:
+    def test_a_line_that_is_cut_all_the_time(self):
         """A watch that breaks after it brought something starts the next one at once, however often."""
         self.cluster.script("GET", self.path("downloadrequests?watch="), ALWAYS, chunks=[BOOKMARK], cut=True)
         self.serve()
         wait_until(lambda: self.cluster.count("GET", self.path("downloadrequests?watch=")) > 3, 8, "watches")
         self.looked_at(self.ask(), 1.5)
 
-    def test_a_line_that_sticks_costs_one_attempt(self) -> None:
+    def test_a_line_that_sticks_costs_one_attempt(self):
         """When one connection of a pool proves dead, no other one is tried; after a pause none at all."""
         api = self.api(timeout=0.7)
         for trouble in ("hang", "pause"):
@@ -5632,18 +5627,18 @@ class TestWatchFaults(EnduranceWorld, TestCase):
                 list(pool.map(lambda _: self.call("list", api), range(12)))
             self.assertGreater(api.session.pool.pool.num_connections, 1)
             if trouble == "hang":
-                self.cluster.script("GET", "/backups/b1", hang=threading.Event())
+                self.cluster.script("GET", "/backups/b1", hang=SILENT)
                 self.assertRaisesRegex(vr.Unreachable, "in time", self.call, "get", api)
             else:
                 api.session.pool.answered_at -= 10
             self.call("create", api)
             self.assertEqual(api.session.pool.pool.num_connections, 1)
 
-    def test_a_client_survives_what_a_watch_comes_to(self) -> None:
+    def test_a_client_survives_what_a_watch_comes_to(self):
         """It finds what a silent or busy watch kept back, and leaves no request behind, without a hot loop."""
         self.serve()
         self.put()
-        silences = {"silent": [threading.Event()], "trickling": dripped(b'{"type":'), "of others": dripped(
+        silences = {"silent": [SILENT], "trickling": dripped(b'{"type":'), "of others": dripped(
             b'{"type":"MODIFIED","object":{"metadata":{"name":"other"}}}\n')}
         for name, options in {**WATCH_FAULTS, "50 MB": {"chunks": [b"x" * (1 << 20)] * 50},
                               **{name: {"chunks": chunks} for name, chunks in silences.items()}}.items():
@@ -5660,6 +5655,7 @@ class TestWatchFaults(EnduranceWorld, TestCase):
                 self.assertEqual(self.names(), [])
 
 
+needs_proc = skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
 # What a process holds, and the processor time it took so far.
 Usage = NamedTuple("Usage", [("threads", int), ("sockets", int), ("megabytes", float), ("seconds", float)])
 
@@ -5681,9 +5677,9 @@ IDLE = 8
 LOST: Tuple[Document, ...] = ({}, {"drop": True, "apply": True}, {"status": 500}, {"cut_after": 5}, {"status": 409})
 
 
-@skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+@needs_proc
 class TestLeaks(EnduranceWorld, TestCase):
-    def test_forty_large_objects(self) -> None:
+    def test_forty_large_objects(self):
         """A first list of forty objects of 1.2 MB is read in small pages, and costs no more than 24 MiB on top."""
         peaks = []
         for large in (0, 40):
@@ -5699,11 +5695,11 @@ class TestLeaks(EnduranceWorld, TestCase):
         self.assertLess(peaks[1] - peaks[0], 24, peaks)
 
 
-@skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+@needs_proc
 class TestSoak(EnduranceWorld, TestCase):
     """Faults at random under load, for VELERO_SOAK seconds, on a controller that is a process of its own."""
 
-    def test_soak(self) -> None:
+    def test_soak(self):
         """Every request is answered, and in the end no more is held than at first."""
         seed, cluster = int(os.environ.get("VELERO_SEED", "20240501")), self.cluster
         print(f"\nsoak of {SOAK:g} s, VELERO_SEED={seed}", file=sys.stderr)
@@ -5714,7 +5710,7 @@ class TestSoak(EnduranceWorld, TestCase):
         pid = program.process.pid
         before, end = usage_of(pid), time.monotonic() + SOAK
         while time.monotonic() < end:
-            kind = dice.choice(("downloadrequests", SSR))
+            kind = dice.choice((DR, SSR))
             part, faults = dice.choice(((f"{kind}?watch=", WATCH_FAULTS), (f"{kind}?limit=", GET_FAULTS),
                                         ("backups/b1", GET_FAULTS)))
             deeds.append((part, dice.choice(sorted(faults)), dice.choice(LOST), dice.random() < 0.2))
@@ -5746,16 +5742,16 @@ class TestSoak(EnduranceWorld, TestCase):
 # ---- Endurance: the real API server ------------------------------------------
 
 # What README.md asks for, and nothing more.
-BOTH_KINDS = ["downloadrequests", "serverstatusrequests"]
+BOTH_KINDS = [DR, SSR]
 LEAST: List[Document] = [
     {"apiGroups": ["velero.io"], "resources": BOTH_KINDS, "verbs": ["get", "list", "watch", "patch", "delete"]},
     {"apiGroups": ["velero.io"], "resources": [f"{name}/status" for name in BOTH_KINDS], "verbs": ["patch"]},
-    {"apiGroups": ["velero.io"], "resources": ["backups", "restores", "backupstoragelocations"], "verbs": ["get"]},
+    {"apiGroups": ["velero.io"], "resources": ["backups", "restores", BSL], "verbs": ["get"]},
     {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]},
     {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
 # What a client needs for the log of a backup.
 CLIENT: List[Document] = [
-    {"apiGroups": ["velero.io"], "resources": ["downloadrequests"], "verbs": ["create", "get", "watch", "delete"]},
+    {"apiGroups": ["velero.io"], "resources": [DR], "verbs": ["create", "get", "watch", "delete"]},
     {"apiGroups": ["velero.io"], "resources": ["backups"], "verbs": ["get"]}]
 
 
@@ -5781,7 +5777,7 @@ class TestIdentityReal(TokenFiles, RealWorld, TestCase):
         self.admin.delete("serviceaccounts", account, self.namespace)
         wait_until(lambda: self.is_refused(token), 30, "the token to be refused")
 
-    def test_a_token_is_replaced(self) -> None:
+    def test_a_token_is_replaced(self):
         """Replaced in time it is no event; with its account gone the controller waits, and goes on with a new one."""
         tokens = [self.account("one")]
         program = self.start_with_token(tokens[0])
@@ -5800,7 +5796,7 @@ class TestIdentityReal(TokenFiles, RealWorld, TestCase):
         self.assert_clean(program.text())
         self.assertFalse([token for token in tokens if token in program.text()])
 
-    def test_an_identity_is_borrowed_with_all_its_parts(self) -> None:
+    def test_an_identity_is_borrowed_with_all_its_parts(self):
         """The API server sees user, uid, groups and extra of the kubeconfig."""
         extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
         api = vr.connect(vr.load_cluster(self.kubeconfig_of({
@@ -5827,7 +5823,7 @@ class TestOutageReal(RealWorld, TestCase):
         cls.addClassCleanup(cluster.close)
         return cluster, real_store()
 
-    def test_some_seconds_without_an_api_server(self) -> None:
+    def test_some_seconds_without_an_api_server(self):
         """Under load no request is lost over the outage, and each is answered once."""
         program, cluster = self.program("controller"), self.cluster
         self.settle()
@@ -5938,7 +5934,7 @@ def add_location(stage: Stage) -> None:
     store, admin = stage.store, stage.cluster.admin
     stage.cluster.new_namespace(NAMESPACE)
     admin.create("secrets", secret_with("cloud", keys_file(store.access_key, store.secret_key)), NAMESPACE)
-    admin.create("backupstoragelocations", location_in(store, "default", BUCKET), NAMESPACE)
+    admin.create(BSL, location_in(store, "default", BUCKET), NAMESPACE)
 
 
 # ---- Object stores: locations, endpoints, signatures and the plan of credentials, as values ----
@@ -5961,7 +5957,7 @@ def shown(plan: Any) -> str:
 
 
 class TestStoreIni(TestCase):
-    def test_files(self) -> None:
+    def test_files(self):
         """A line that is indented more than its key goes on with its value; after a blank or a comment it is a key."""
         for text, expected in (
                 *((f"[x]\n{line}\n", {"x": {"k": value}}) for line, value in (
@@ -5977,7 +5973,7 @@ class TestStoreIni(TestCase):
                  {"x": {"s3": "\naws_access_key_id = nested\nc = d", "k": "v"}})):
             self.assertEqual(expected, vr.ini_sections(text.encode(), "the file"), text)
 
-    def test_what_is_no_file(self) -> None:
+    def test_what_is_no_file(self):
         """The error names the file and the line, and shows nothing of it."""
         for content, words in (
                 *((text.encode(), rf"line {line} is neither a \[profile\] nor") for text, line in (
@@ -5991,7 +5987,7 @@ class TestStoreIni(TestCase):
             self.assertNotIn("s3cr3t", str(caught.exception))
         self.assertEqual({}, vr.ini_sections(b"#" * (1 << 20), "the file"))
 
-    def test_merging(self) -> None:
+    def test_merging(self):
         """Credentials file and config file -> profiles; half a pair or a token is not taken from another section."""
         for credentials, config, expected in (
                 ("x a=1", "profile_x a=2 b=3", "x a=1 b=3"), ("x a=1; profile_x a=2", "", "x a=1"),
@@ -6034,7 +6030,7 @@ class TestStorePlans(TestCase):
         return self.assert_plan(expected, text, vr.plan_profile, {**self.others, "a": pairs(text)}, name, "the file",
                                 pairs(" ".join(environment)))
 
-    def test_plans(self) -> None:
+    def test_plans(self):
         for text, expected in (
                 ("PAIR region=x credential_process=x source_profile=b sso_session=x mfa_serial=m", "keys AKIA1 s1"),
                 ("PAIR aws_session_token=u", "keys AKIA1 s1 u"),
@@ -6055,7 +6051,7 @@ class TestStorePlans(TestCase):
             self.check_profile(expected, text, "AWS_ACCESS_KEY_ID=E AWS_SECRET_ACCESS_KEY=e AWS_SESSION_TOKEN=u",
                                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/c")
 
-    def test_profiles_that_come_to_nothing(self) -> None:
+    def test_profiles_that_come_to_nothing(self):
         """Each says so, naming profile and file, with nothing in the environment."""
         for text, words in (
                 *((text, "needs both.* a role_arn.*EcsContainer.*SSO.*aws configure export-credentials") for text in (
@@ -6092,13 +6088,13 @@ class TestStorePlans(TestCase):
         named = variables.get("AWS_PROFILE") or variables.get("AWS_DEFAULT_PROFILE") or ""
         return self.assert_plan(expected, text, vr.plan_chain, shared, named, "the files", variables)
 
-    def test_order(self) -> None:
+    def test_order(self):
         """Of any set of sources the first in the list wins."""
         for chosen in product((False, True), repeat=len(self.order) - 1):
             rows = [row for row, there in zip(self.order, (*chosen, True)) if there]
             self.check(" ".join(text for text, _ in rows), rows[0][1])
 
-    def test_chains(self) -> None:
+    def test_chains(self):
         """A default profile that only says region or output does not end the chain, nor does half a pair of keys."""
         for text, expected in (
                 ("SHARED=default AWS_PROFILE=p", "keys SHAREDP s"),
@@ -6122,7 +6118,7 @@ class TestStorePlans(TestCase):
                  + " AWS_EC2_METADATA_DISABLED=false AWS_EC2_METADATA_SERVICE_ENDPOINT= AWS_PROFILE=", self.instance)):
             self.check(text, expected)
 
-    def test_chains_that_come_to_nothing(self) -> None:
+    def test_chains_that_come_to_nothing(self):
         """What is wrong with the environment or the default profile is said; a container's URL leads nowhere else."""
         error = self.check("AWS_EC2_METADATA_DISABLED=True", "!.*Secret.*environment.*the files.*container.*instance")
         self.assertEqual("CredentialsNotFound", error.reason)
@@ -6142,7 +6138,7 @@ class TestStorePlans(TestCase):
 class TestStoreLife(TestCase):
     """A URL never outlives the credentials that signed it, and the answer says when it ends."""
 
-    def test_signing(self) -> None:
+    def test_signing(self):
         """Fraction of the second, when keys end, the store's clock before ours -> the URL's life."""
         for fraction, left, skew, life in (
                 (0, None, 3600, 600), (0, 599.5, 0, 599), (0.9, 300.5, 0, 300), (0.9, 601, 0, 600),
@@ -6164,7 +6160,7 @@ class TestStoreLife(TestCase):
 
 
 class TestStoreAnswers(TestCase):
-    def test_xml(self) -> None:
+    def test_xml(self):
         """The leaves of an answer come by name, unescaped, whatever is around them."""
         for body, expected in (
                 (b"<?xml version='1.0'?>\n<E xmlns='x'>\n  <Code>A</Code><Message>a &amp; b &lt;c&gt;</Message></E>",
@@ -6176,7 +6172,7 @@ class TestStoreAnswers(TestCase):
                 (b" " * 70000 + b"<Code>x</Code>", {}), (b"<a>b</a" * 9000, {})):
             self.assertEqual(expected, vr.xml_fields(body), body[:99])
 
-    def test_differences(self) -> None:
+    def test_differences(self):
         """The element that the store saw otherwise is named, with both sides and no secret; else the key is wrong."""
         address = vr.Address("https", "h:9000", "/bkt/a%20b", "r")
         for changed, words in (
@@ -6286,7 +6282,7 @@ class KeyServices(LoopbackServer):
 class KeyTests(Folder):
     """The services, a folder, and an environment without any AWS in it."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.services = self.enter(closing(KeyServices()))
         self.set_environment(AWS_ENDPOINT_URL_STS=self.services.url)
@@ -6333,7 +6329,7 @@ NO_KEYS: Tuple[bytes, ...] = (
     b"<AccessKeyId>ASIASHOWN</AccessKeyId><SecretAccessKey>cut-sec", b"[]", b'{"AccessKeyId": "ASIASHOWN"}',
     b'{"AccessKeyId": 7, "SecretAccessKey": ["ASIASHOWN"]}', b'{"AccessKeyId": "ASIASHOWN", "Sec', b"[" * 60000)
 # Each exchange of each plan: method and path.
-EXCHANGES_FOR_KEYS: Tuple[Tuple[str, str, str], ...] = (
+EXCHANGES_FOR_KEYS: Any = (
     ("web identity", "POST", "/"), ("role", "POST", "/"), ("container", "GET", "/container"),
     ("instance", "PUT", IMDS_TOKEN), ("instance", "GET", IMDS_KEYS), ("instance", "GET", IMDS_ROLE))
 
@@ -6352,7 +6348,7 @@ class TestStoreServices(KeyTests, TestCase):
             self.assertEqual(tries, len([seen for seen in self.services.seen(method) if part in ("", seen.target)]))
             self.services.unscript()
 
-    def test_what_passes_is_asked_again(self) -> None:
+    def test_what_passes_is_asked_again(self):
         """At each exchange of each service; the third try may be right, and is the last."""
         for row in EXCHANGES_FOR_KEYS:
             reason = "CredentialsNotFound" if row[0] == "instance" else "InvalidCredentials"
@@ -6367,7 +6363,7 @@ class TestStoreServices(KeyTests, TestCase):
         self.addCleanup(never.set)
         self.check("keys", 2, "instance", "PUT", hang=never)
 
-    def test_what_is_final(self) -> None:
+    def test_what_is_final(self):
         """A refusal is asked for once and told with its code; an answer without keys is an error, and not shown."""
         wrong, none = "InvalidCredentials: ", "CredentialsNotFound: nothing else .* the instance metadata .*role"
         for how, more, words in (
@@ -6390,7 +6386,7 @@ class TestStoreServices(KeyTests, TestCase):
             self.check(f"{none}.* gives no keys: {words}", 1, "instance", method, part, **fault)
         self.check(f"{none}.* gives no keys: no answer$", 3, "instance", "PUT", times=9, drop=True)
 
-    def test_what_is_asked(self) -> None:
+    def test_what_is_asked(self):
         """Version 2 of the instance's service; no proxy for it; and what it calls the role stays in its place."""
         proxies = {name: "http://127.0.0.1:1" for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY")}
         with environment({**proxies, "NO_PROXY": None, "no_proxy": None}):
@@ -6407,7 +6403,7 @@ class TestStoreServices(KeyTests, TestCase):
         self.assertRegex(self.fetch("instance"), "token of the instance metadata service has characters")
         self.assertEqual(self.services.seen("GET"), [])
 
-    def test_tokens_are_read_anew(self) -> None:
+    def test_tokens_are_read_anew(self):
         """From their files, which may change; that of a pod goes unsigned, and in the body only."""
         self.assertEqual("keys", self.fetch("web identity"))
         request = self.services.seen()[-1]
@@ -6422,7 +6418,7 @@ class TestStoreServices(KeyTests, TestCase):
         self.assertRegex(self.fetch("web identity", web_identity_token_file="/lost"), "web identity token /lost")
         self.assertEqual(self.services.seen(), [])
 
-    def test_roles(self) -> None:
+    def test_roles(self):
         """What the form says; AssumeRole bears a signature that a second implementation works out alike. The host is
         that of the region, through a proxy where the environment names one."""
         session = r"[\w+=,.@-]{2,64}"
@@ -6445,7 +6441,7 @@ class TestStoreServices(KeyTests, TestCase):
             self.assertRegex(self.fetch("web identity"), "^Unreachable: ")
         self.assertEqual({request.target for request in self.services.seen()}, {"sts.eu-north-1.amazonaws.com:443"})
 
-    def test_programs(self) -> None:
+    def test_programs(self):
         """Their keys end with an Expiration, last without; nothing that they say is shown; stdin is empty."""
         keys = {"Version": 1, "AccessKeyId": "ASIASHOWN", "SecretAccessKey": "shown-secret"}
         end = "datetime.datetime(2040, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)"
@@ -6462,7 +6458,7 @@ class TestStoreServices(KeyTests, TestCase):
                 found = self.fetch("process", script=script)
                 self.assertTrue(found == expected or re.search(f"^InvalidCredentials: .*{expected}", found), found)
 
-    def test_regions(self) -> None:
+    def test_regions(self):
         """S3 names a bucket's region in any answer to a HEAD; what is no label chooses no host."""
         address = vr.Address("http", self.services.host, "/bucket", "us-east-1")
         for status, region, expected in (
@@ -6481,7 +6477,7 @@ class TestStoreServices(KeyTests, TestCase):
 class TestCredentialCache(KeyTests, TestCase):
     """Keys are renewed before their end, by one caller at a time."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.write("token", self.services.web_token)
         self.cache, self.start = vr.CredentialCache(self.plan("web identity"), "us-east-1"), vr.utc_now()
@@ -6489,7 +6485,7 @@ class TestCredentialCache(KeyTests, TestCase):
     def take(self, minutes: float, **options: Any) -> Any:
         return self.cache.get(self.start + timedelta(minutes=minutes), **options)
 
-    def test_keys_through_their_life(self) -> None:
+    def test_keys_through_their_life(self):
         """Keys that outlive a URL by a minute are used again. While STS refuses, or others wait for it, the old ones
         serve up to their end; a refusal counts for a while, and shows no key."""
         hosts = vr._thread.hosts = vr.HostLimiter(2, 3600)  # pylint: disable=protected-access
@@ -6520,7 +6516,7 @@ class TestCredentialCache(KeyTests, TestCase):
                         self.services.unscript(all_struck=False)
         self.assertFalse([key for key in itertools.chain(*self.services.issued.values()) if key in str(logs.output)])
 
-    def test_threads(self) -> None:
+    def test_threads(self):
         """Eight of them cost one exchange; those that may not wait are told, or have the old keys while these live.
         Keys that last are kept."""
         gates = threading.Event(), threading.Event()
@@ -6547,7 +6543,7 @@ class TestCredentialCache(KeyTests, TestCase):
 class TestHostLimiter(TestCase):
     """Tests for `HostLimiter`, of four workers and with failures remembered for an hour."""
 
-    def test_who_may_ask(self) -> None:
+    def test_who_may_ask(self):
         """Hosts that have answered before, hosts that are being asked, the host to ask, and whether it may be."""
         for answered, asked, host, may in (
                 ("", "", "a", True), ("", "a", "a", False), ("", "ab", "c", True), ("", "abc", "d", False),
@@ -6563,7 +6559,7 @@ class TestHostLimiter(TestCase):
                 with nullcontext() if may else self.assertRaises(vr.Busy), hosts.guard(host):
                     pass
 
-    def test_failures(self) -> None:
+    def test_failures(self):
         """A silence is remembered for a while, among a thousand hosts; a quick failure is not, nor an answer."""
         hosts, silence = vr.HostLimiter(4, 3600), vr.Unreachable("no answer")
         for host, quick, pause, error, remembered in (
@@ -6609,7 +6605,7 @@ class StoreWorld(FakeWorld):
     def start(cls) -> Tuple[Any, Any]:
         return FakeCluster(tls=True), TimelyStore()
 
-    def tearDown(self) -> None:
+    def tearDown(self):
         self.store.clock, self.store.hide_missing = time.time, False
         self.store.keys = {self.store.access_key: (self.store.secret_key, "")}
         self.store.unscript()
@@ -6623,7 +6619,7 @@ class StoreWorld(FakeWorld):
     def answer_to(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None, name: str = "b1") -> Document:
         asked = self.ask(name=name)
         self.once(*argv, env=env)
-        return self.admin.get("downloadrequests", asked, self.namespace)
+        return self.admin.get(DR, asked, self.namespace)
 
     def url_in(self, document: Document) -> str:
         """The URL in an answer, which must be Processed and bear no reason."""
@@ -6653,7 +6649,7 @@ class StoreWorld(FakeWorld):
 
 # What somebody writes who may create locations and Secrets -> the reason, and words of the message. {evil} is a host of
 # his own, {own} the operator's endpoint, {here} a folder of ours.
-SIGNERS: Tuple[Tuple[Document, str, str, str], ...] = (
+SIGNERS: Any = (
     ({"region": "x@{evil}/"}, "", "InvalidStorageLocation", "region"),
     ({"s3Url": "http://{evil}"}, "", "ForeignEndpoint", "spec.credential.*AWS_ENDPOINT_URL_S3"),
     ({"publicUrl": "http://{evil}"}, "", "ForeignEndpoint", "AWS_ENDPOINT_URL_S3"),
@@ -6678,7 +6674,7 @@ SIGNERS: Tuple[Tuple[Document, str, str, str], ...] = (
 class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
     """Our identity signs for locations without a Secret; locations and Secrets of the cluster carry it nowhere else."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Give this process an identity by STS and by files, and a stranger a host."""
         super().setUp()
         self.own_keys = keys_file(self.store.access_key, self.store.secret_key)
@@ -6693,7 +6689,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
     def direct(self, name: str, *flags: str, **env: Optional[str]) -> Result:
         return self.cli("download", name, "--kind=BackupLog", "--url-only", *flags, env={**self.pod, **env})
 
-    def test_a_web_identity_signs_the_url(self) -> None:
+    def test_a_web_identity_signs_the_url(self):
         """It opens the object, token and all, and lives its ten minutes; one exchange serves nine requests."""
         self.lay_out("own")
         self.store.keys = self.services.issued
@@ -6708,7 +6704,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
         self.assert_soon(document["status"]["expiration"], 10)
         self.assertEqual(([], 1), (self.store.seen(status=403), len(self.services.seen())))
 
-    def test_urls_end_with_the_keys(self) -> None:
+    def test_urls_end_with_the_keys(self):
         """URL, expiration, and what --direct signs; ended keys sign nothing."""
         self.lay_out("own")
         self.services.life = 200
@@ -6721,7 +6717,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
         self.assert_reason(self.answer_to(env=self.pod, name="own"), "CredentialsExpired", "expired")
         self.assert_failed(self.direct("own", "--direct"), 1, "the credentials of", "have expired")
 
-    def test_attacks(self) -> None:
+    def test_attacks(self):
         """Each is refused before anything is fetched, sent or run, by the controller and by --direct."""
         places = {"evil": f"127.0.0.1:{self.evil.getsockname()[1]}", "own": self.store.url, "here": self.folder,
                   "role": ROLE}
@@ -6731,7 +6727,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
         self.once("--verify-urls", "--allow-credentials-file", self.allowed, env=self.pod)
         for name, request, (config, secret, reason, words) in zip(names, asked, SIGNERS):
             with self.subTest(config=config, secret=secret):
-                self.assert_reason(self.admin.get("downloadrequests", request, self.namespace), reason, words)
+                self.assert_reason(self.admin.get(DR, request, self.namespace), reason, words)
                 result = self.direct(name, "--direct", "--allow-credentials-file", self.allowed)
                 self.assert_failed(result, 1)
                 self.assertRegex(result.err, words)
@@ -6740,7 +6736,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
         self.assertFalse(os.path.exists(self.at("ran")))
         self.assertEqual([], self.services.seen())
 
-    def test_whose_keys_sign(self) -> None:
+    def test_whose_keys_sign(self):
         """Programs and profiles of our files, the location's Secret before them, what the operator names anywhere."""
         self.services.signers[self.store.access_key] = (self.store.secret_key, "")
         program = json.dumps({"Version": 1, **self.services.new_keys()})
@@ -6769,7 +6765,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
                 self.assertEqual(200, fetch(result.out.decode().strip()).status)
         self.assertEqual(["POST"], [request.method for request in self.services.seen()])
 
-    def test_files_that_are_allowed(self) -> None:
+    def test_files_that_are_allowed(self):
         """Only a regular file of a MiB is read, also behind a link; anything else is one sentence and blocks nobody."""
         os.symlink(self.write("good", self.own_keys), self.at("link"))
         os.mkfifo(self.at("fifo"))
@@ -6783,7 +6779,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
                 self.assertEqual(code, result.code, result.err)
                 self.assertRegex(result.err, words)
 
-    def test_tls_of_aws_is_nobody_s_to_loosen(self) -> None:
+    def test_tls_of_aws_is_nobody_s_to_loosen(self):
         """Our own identity trusts the system's authorities at AWS, whatever a location says; a Secret or a file may."""
         spec = {"objectStorage": {"bucket": "bkt", "caCert": base64.b64encode(b"PEM").decode()}}
         secret = {"credential": {"name": "n", "key": "k"}}
@@ -6793,7 +6789,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
             found = vr.find_location(None, "", a_location_document(config, **spec, **more), trusted=own)
             self.assertEqual((lax, lax, not lax), (found.insecure, bool(found.ca_cert), bool(found.warnings)))
 
-    def test_hosts_and_regions(self) -> None:
+    def test_hosts_and_regions(self):
         """FIPS, dual stack and region are those of environment and profile; what cannot be names the culprit."""
         aws, minio = {"region": "us-east-1"}, {"s3Url": "http://minio"}
         for config, profile, env, expected in (
@@ -6826,7 +6822,7 @@ class TestStoreAuthority(StoreWorld, TestCase):
     def start(cls) -> Tuple[Any, Any]:
         return FakeCluster(tls=True), FakeStore(tls=True)
 
-    def test_the_authority_may_lie_in_a_secret(self) -> None:
+    def test_the_authority_may_lie_in_a_secret(self):
         """caCertRef names the Secret that makes the store trusted; without it, or with another, the reason says so."""
         self.make_secret("authority", "ca.crt", read_bytes(self.store.ca).decode())
         self.make_secret("too-large", "ca.crt", "x" * (257 << 10))
@@ -6856,7 +6852,7 @@ class TestStoreRefusals(TestCase):
     url = vr.presign(vr.Address("https", "h:9000", "/bkt/k", "r"), some_credentials(session_token="t0ken/+="), NOW,
                      vr.URL_LIFE)
 
-    def test_what_stores_answer(self) -> None:
+    def test_what_stores_answer(self):
         """S3's codes and those of others, pages that are no S3, forged lines, and what a store echoes of the URL.
 
         For those who may only see that a URL does not work, reason and known code are the same, without the store's
@@ -6917,7 +6913,7 @@ class TestStoreRefusals(TestCase):
                 known = re.search(rb"<Code>(?!Odd)(\w+)", body)
                 self.assertIn(known.group(1).decode() if known else "without a code of S3", str(guarded))
 
-    def test_clocks_that_are_not_believed(self) -> None:
+    def test_clocks_that_are_not_believed(self):
         for date in ("", "yesterday", "Wed, 99 May 2026 12:00:00 GMT", "Mon, 04 May 99999 12:00:00 GMT",
                      "Tue, 05 May 2026 12:00:01 GMT", "Sun, 03 May 2026 11:59:59 GMT", "Wed, 01 May 2080 00:00:00 GMT"):
             self.assertEqual(timedelta(0), vr.clock_skew({"Date": date}, NOW), date)
@@ -6931,7 +6927,7 @@ class TestStoreVerify(StoreWorld, TestCase):
     def gets(self) -> List[Request]:
         return self.store.seen("GET", f"/{self.namespace}/")
 
-    def test_good_urls(self) -> None:
+    def test_good_urls(self):
         """One byte is asked for, once; 416 of an empty object and 200 of a store without ranges prove the URL, too."""
         self.url_in(self.answer_to())  # without the flag a URL for a missing artifact is given, as Velero does
         self.assertEqual(self.gets(), [])
@@ -6944,14 +6940,14 @@ class TestStoreVerify(StoreWorld, TestCase):
             request, = self.gets()
             self.assertEqual((status, "bytes=0-0"), (request.status, request.headers["range"]))
 
-    def test_what_is_wrong_is_left_on_the_request(self) -> None:
+    def test_what_is_wrong_is_left_on_the_request(self):
         """Reason and a sentence with the store's code, of its words nothing, and no URL; a dry run writes nothing."""
         def tell() -> None:
             self.store.script("GET", self.namespace, times=9, status=403, headers={"x-amz-bucket-region": "CANARY"},
                               body=refusal_xml("AccessDenied", "CANARY", Region="CANARY"))
 
         def away() -> None:
-            self.admin.merge_patch("backupstoragelocations", "default", {"spec": {"config": {
+            self.admin.merge_patch(BSL, "default", {"spec": {"config": {
                 "s3Url": f"http://127.0.0.1:{free_port()}"}}}, self.namespace)
         wrong = base64.b64encode(keys_file(self.store.access_key, "a-wrong-secret").encode()).decode()
         for prepare, reason, words in (
@@ -6966,16 +6962,16 @@ class TestStoreVerify(StoreWorld, TestCase):
                 prepare()
                 document = self.answer_to("--verify-urls", "--dry-run")
                 self.assertFalse(reason_of(document) or document.get("status"))
-                self.admin.delete("downloadrequests", document["metadata"]["name"], self.namespace)
+                self.admin.delete(DR, document["metadata"]["name"], self.namespace)
                 self.store.forget()
                 document = self.answer_to("--verify-urls")
                 self.assert_reason(document, reason, words)
                 self.assertTrue(document["status"]["expiration"])
                 self.assertEqual(int(reason != "Unreachable"), len(self.gets()))  # clocks agree: tried once
                 self.assertNotIn("CANARY", json.dumps([document, self.admin.list("events", self.namespace)]))
-                self.admin.delete("downloadrequests", document["metadata"]["name"], self.namespace)
+                self.admin.delete(DR, document["metadata"]["name"], self.namespace)
 
-    def test_no_greeting_gets_out(self) -> None:
+    def test_no_greeting_gets_out(self):
         """What answers in another language than HTTP is not quoted either."""
         for greeting in (b"SSH-2.0-CANARY\r\n", b"-ERR CANARY\r\n", b"HTTP/1.1 CANARY\r\n\r\n", b"CANARY",
                          b"HTTP/1.1 403 CANARY\r\nContent-Length: 1, 2CANARY\r\n\r\n", b""):
@@ -6984,7 +6980,7 @@ class TestStoreVerify(StoreWorld, TestCase):
                 vr.verify_url(f"{self.store.url}/b/k", vr.Trust())
             self.assertNotIn("CANARY", "\n".join((str(caught.exception), *caught.exception.hints)))
 
-    def test_link_local_services_are_not_asked(self) -> None:
+    def test_link_local_services_are_not_asked(self):
         """However a URL says such an address, it is refused before a connection is made, through a proxy too."""
         self.store.forget()
         for variables, host in product(({}, {"HTTP_PROXY": self.store.url}), (
@@ -6998,11 +6994,10 @@ class TestStoreVerify(StoreWorld, TestCase):
                 self.assertEqual(("WrongEndpoint", True), (caught.exception.reason, time.monotonic() - began < 2))
         self.assertEqual([], self.store.requests)
 
-    def test_what_was_looked_up_is_what_is_asked(self) -> None:
+    def test_what_was_looked_up_is_what_is_asked(self):
         """The connection goes to the address that was checked, with the URL's own name in Host and for TLS."""
         for tls in (False, True):
-            store = FakeStore(tls=tls)
-            self.addCleanup(store.close)
+            store = self.enter(closing(FakeStore(tls=tls)))
             store.put("bucket", "a", b"x")
             host = f"localhost:{store.port}"
             url = presigned_url(f"http{'s' if tls else ''}://{host}/bucket/a", store.access_key, store.secret_key,
@@ -7019,7 +7014,7 @@ class TestStoreRealVerify(RealWorld, TestCase):
         with vr.open_url(url) as response:
             return b"".join(vr.read_body(response))
 
-    def test_what_is_there_and_what_is_wrong(self) -> None:
+    def test_what_is_there_and_what_is_wrong(self):
         """What is there gets a URL that works; an access key that is unknown is no missing file, though it is a 404."""
         for name, key in (("wrong", self.store.access_key), ("unknown", "AKIAUNKNOWN")):
             self.make_secret(name, text=keys_file(key, "a-wrong-secret"))
@@ -7034,14 +7029,14 @@ class TestStoreRealVerify(RealWorld, TestCase):
                 prepare()
                 asked = self.ask(name=name)
                 result = self.cli("controller", "--once", "--verify-urls")
-                document = self.admin.get("downloadrequests", asked, self.namespace)
+                document = self.admin.get(DR, asked, self.namespace)
                 notes, url = document["metadata"].get("annotations") or {}, document["status"].get("downloadURL", "")
                 self.assertEqual((reason, not reason), (notes.get(REASON, ""), bool(url)), notes)
                 self.assert_clean(result.err, notes)
                 if prepare == self.put:
                     self.assertEqual(gzip.decompress(self.fetched(url)), LOG)
 
-    def test_every_awkward_key_is_fetched(self) -> None:
+    def test_every_awkward_key_is_fetched(self):
         location = a_location(name="l", bucket=self.namespace, region=self.store.region, s3_url=self.store.url,
                               path_style=True)
         for key, _ in AWKWARD_OBJECT_KEYS:
@@ -7067,7 +7062,7 @@ def aws_chunked(data: bytes, size: int = 64, signed: bool = True, trailers: byte
 
 
 class TestStoreWords(Cases):
-    def test_listing(self) -> None:
+    def test_listing(self):
         """XML's own characters in prefixes and in the token are what they stand for."""
         page = ("<ListBucketResult><IsTruncated>{}</IsTruncated><NextContinuationToken>1&amp;2</NextContinuationToken>"
                 "<CommonPrefixes><Prefix>a&amp;b=c/backups/one/</Prefix></CommonPrefixes>"
@@ -7076,7 +7071,7 @@ class TestStoreWords(Cases):
         for more, token in (("true", "1&2"), ("false", "")):
             self.assertEqual((names, token), vr.listed_prefixes(page.format(more).encode()))
 
-    def test_what_a_body_is(self) -> None:
+    def test_what_a_body_is(self):
         """Binary data is not called text, with or without a NUL; text may be cut within a character."""
         for said, *bodies in (
                 ("nothing", b""), ("an HTML page", b"<html>", b"  <HTML>"),
@@ -7086,7 +7081,7 @@ class TestStoreWords(Cases):
             for body in bodies:
                 self.assertTrue(vr._what_is(body).startswith(said), (body, vr._what_is(body)))
 
-    def test_object_info(self) -> None:
+    def test_object_info(self):
         """An ETag is an MD5 unless it is weak, of parts, or of an encrypted object; a range has to reach the end."""
         md5 = "0123456789abcdef" * 2
         whole, encryption = vr.ObjectInfo(f'"{md5}"', 9, md5), "x-amz-server-side-encryption"
@@ -7104,7 +7099,7 @@ class TestStoreWords(Cases):
             self.assertEqual(whole._replace(**changes), vr.object_info(
                 status, {"ETag": f'"{md5}"', "Content-Length": "9", **headers}), (status, headers))
 
-    def test_when_to_try_again(self) -> None:
+    def test_when_to_try_again(self):
         """Three, five or ten times, by what has come before; at most a minute, and not what stays wrong."""
         for status, reason, moved, waits, more in (
                 (0, "BrokenOff", False, 4, {}), (0, "BrokenOff", True, 9, {}), (0, "Unreachable", False, 2, {}),
@@ -7125,7 +7120,7 @@ class TestStoreWords(Cases):
                 self.assertEqual((waits, None), (len(taken) - 1, taken.pop()))
                 self.assertLessEqual(sum(taken), 60)
 
-    def test_progress_text(self) -> None:
+    def test_progress_text(self):
         """The rate is that of the bytes of this run; what is not known is left out."""
         self.gives(vr.progress_text, ((1 << 20, 4 << 20, 1 << 19, 0.5), "1.0 MiB of 4.0 MiB, 25%, 1.0 MiB/s, 3s left"),
                    ((1 << 20, None, 1 << 20, 2.0), "1.0 MiB, 512.0 KiB/s"),
@@ -7137,7 +7132,7 @@ class TestStoreChunked(TestCase):
     """Objects that some SDK stored with its framing."""
     packed = gzip.compress(random.Random(3).getrandbits(5600).to_bytes(700, "big") + LOG)
 
-    def test_framing_is_taken_off(self) -> None:
+    def test_framing_is_taken_off(self):
         """Signed, unsigned and with trailers, in pieces of any size, the object inside is read; others stay."""
         crc = b"x-amz-checksum-crc32:AAAAAA==\r\n"
         sealed = crc + b"x-amz-trailer-signature:" + b"0b" * 32 + b"\r\n"
@@ -7150,7 +7145,7 @@ class TestStoreChunked(TestCase):
             with self.subTest(stored[:12], step=step):
                 self.assertEqual(b"".join(vr.decode_aws_chunked(cut(stored, step))), whole)
 
-    def test_what_is_cut_or_damaged_is_an_error(self) -> None:
+    def test_what_is_cut_or_damaged_is_an_error(self):
         """Wherever a framed object ends before its last chunk, or with a size that is none or does not fit."""
         framed = aws_chunked(self.packed, 100, signed=False)
         second = framed.index(b"\r\n64\r\n") + 2
@@ -7327,7 +7322,7 @@ class DownloadWorld(Sentences, FakeWorld):
     """The fakes, a controller, and a folder to download into."""
     serves = True
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Start with empty logs, no faults, and a controller that calls as a user of its own."""
         super().setUp()
         self.make_target()
@@ -7371,8 +7366,7 @@ class DownloadWorld(Sentences, FakeWorld):
 class Terminal:
     """A command on a terminal of its own, which it controls: Ctrl-C typed there is a signal."""
 
-    def __init__(self, folder: str, *argv: str,
-                 program: Tuple[str, ...] = (sys.executable, MODULE)) -> None:
+    def __init__(self, folder: str, *argv: str, program: Tuple[str, ...] = (sys.executable, MODULE)) -> None:
         self.master, self.slave = pty.openpty()
         self.before = self.after = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
@@ -7425,7 +7419,6 @@ def resident(pid: int, field: str = "VmRSS") -> float:
 
 STORED = archive(300_000)
 HALF = {"wire": cut_body(150_000)}
-SILENT = threading.Event()
 
 
 def forever(**fault: Any) -> Document:
@@ -7455,7 +7448,7 @@ MD5, CHANGED, SIZE = "its MD5 is", "the object changed after", len(STORED)
 BUSY, SPENT = {"status": 503, "body": SLOW_DOWN}, {"status": 403, "body": SPENT_URL}
 # What is wrong, what a store does in this order and then no more, the words of a file's error, of a stream's where it
 # ends otherwise, the exit code, and whether a partial file remains.
-FAULTS: Tuple[Tuple[Any, ...], ...] = (
+FAULTS: Any = (
     *((f"cut after {size}", ({"wire": cut_body(size)},)) for size in (0, 1, 100_000, SIZE - 9, SIZE)),
     *((f"cut in the header after {size}", ({"wire": lambda response, size=size: [response[:size]]},))
       for size in (*range(0, 300, 29), 235)),
@@ -7523,11 +7516,11 @@ class TestDownloadFaults(FolderCase):
     By the library alone, without a cluster and without long waits."""
 
     @classmethod
-    def setUpClass(cls) -> None:
+    def setUpClass(cls):
         cls.store = FakeStore()
         cls.addClassCleanup(cls.store.close)
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.script(())
         self.said = self.listen(logging.WARNING)
@@ -7587,7 +7580,7 @@ class TestDownloadFaults(FolderCase):
         self.assertEqual(bool(words), error is not None)
         return error, writer.getvalue() if gunzip else self.found().get("out.gz", b"")
 
-    def test_every_fault(self) -> None:
+    def test_every_fault(self):
         """A file is whole or absent, and that is said; a stream has a beginning of it. None costs 15 requests."""
         content = gzip.decompress(STORED)
         for row, gunzip in product(FAULTS, (False, True)):
@@ -7611,7 +7604,7 @@ class TestDownloadFaults(FolderCase):
                 self.assertEqual(not gunzip and stream is not None, "changed" in self.said.getvalue())
         self.script(())
 
-    def test_what_is_stored(self) -> None:
+    def test_what_is_stored(self):
         """What is no whole gzip of its ETag never passes; of a stream a sound beginning is written."""
         for (stored, etag, whole, words), gunzip, broken in product(OBJECTS, *[(False, True)] * 2):
             with self.subTest(stored[-9:], etag=etag, gunzip=gunzip, broken=broken):
@@ -7627,7 +7620,7 @@ class TestDownloadFaults(FolderCase):
         self.put(STORED, ZEROS + '"', x_amz_server_side_encryption="aws:kms")
         self.assertEqual((None, STORED), self.outcome(False))
 
-    def test_where_it_goes_on(self) -> None:
+    def test_where_it_goes_on(self):
         """At the byte reached; a line that is slow but alive is left alone."""
         stored = archive(12 * MIB)
         self.put(stored)
@@ -7650,7 +7643,7 @@ class TestDownloadFaults(FolderCase):
             with self.download().source.open(100_000, "") as (_, chunks, _):
                 self.assertEqual(STORED[100_000:], b"".join(chunks))
 
-    def test_an_object_that_changes(self) -> None:
+    def test_an_object_that_changes(self):
         """A file is begun anew, three times at most; a stream has bytes of one. So where If-Match is ignored."""
         def change(count: int, response: bytes) -> Iterator[bytes]:
             yield response[:body_start(response) + 150_000]
@@ -7668,10 +7661,9 @@ class TestDownloadFaults(FolderCase):
                 self.assertTrue(gzip.decompress(STORED).startswith(written) and len(written) > 100_000 if gunzip else
                                 words or written == archive(300_000, seed=19 + changes))
 
-    def test_another_url(self) -> None:
+    def test_another_url(self):
         """It is signed by the store's clock where that is far off, twice in vain at most, and after bytes anew."""
-        store = TimelyStore()
-        self.addCleanup(store.close)
+        store = self.enter(closing(TimelyStore()))
         store.put("bucket", "k", STORED)
         url = store.url_of("bucket", "k")
         for hours, skews, words in ((0, [0], ""), (1, [0, 1, 1], "expired"), (-1, [0, -1, -1], "not yet valid")):
@@ -7679,16 +7671,15 @@ class TestDownloadFaults(FolderCase):
             self.outcome(False, words, url=url)
             self.assertEqual(skews, [round(skew / timedelta(hours=1)) for skew in self.located])
 
-    def test_retry_after_is_waited_for(self) -> None:
+    def test_retry_after_is_waited_for(self):
         self.script([{**BUSY, "headers": {"Retry-After": "1"}}])
         self.assertEqual((None, STORED), self.outcome(False))
         first, second = (request.at for request in self.store.seen("GET"))
         self.assertTrue(1 <= second - first < 3)
 
-    def test_cuts_under_tls(self) -> None:
+    def test_cuts_under_tls(self):
         """A line that breaks under TLS, without a goodbye, is continued as well; without its authority nothing is."""
-        store = FakeStore(tls=True)
-        self.addCleanup(store.close)
+        store = self.enter(closing(FakeStore(tls=True)))
         store.put("bucket", "k", STORED)
         for after in (0, 1, 100_000, 250_000):
             store.script("GET", wire=cut_body(after))
@@ -7696,7 +7687,7 @@ class TestDownloadFaults(FolderCase):
         self.assertEqual((None, STORED), self.outcome(False, url=url, trust=vr.Trust(read_bytes(str(store.ca)))))
         self.outcome(True, "certificate", 6, url=url)
 
-    def test_leaving_early(self) -> None:
+    def test_leaving_early(self):
         """Whoever closes the chunks, or cannot write them, ends the transfer at once, and no thread stays."""
         self.put(archive(8 * MIB))
         for gunzip, fault in product((False, True), (
@@ -7718,13 +7709,13 @@ class TestDownloadFaults(FolderCase):
         wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "download"], 10,
                    "the threads to end")
 
-    def test_a_writer_that_takes_a_little(self) -> None:
+    def test_a_writer_that_takes_a_little(self):
         """It gets the rest again, as a raw pipe would need it, and is not closed."""
         taken: List[bytes] = []
         writer = SimpleNamespace(write=lambda data: taken.append(bytes(data[:9999])) or len(taken[-1]))
         self.assertEqual((SIZE, True), (self.download().write_to(writer), b"".join(taken) == STORED))
 
-    def test_partial_files(self) -> None:
+    def test_partial_files(self):
         """What an earlier run left is continued where it fits; what is wrong with it costs a second run at most."""
         stored = archive(2 * MIB)
         self.put(stored)
@@ -7747,7 +7738,7 @@ class TestDownloadFaults(FolderCase):
                 self.assertIn(begins, (None, self.begins()))
                 self.assertRegex(self.said.getvalue(), said or r"\A\Z")
 
-    def test_what_stands_in_its_place(self) -> None:
+    def test_what_stands_in_its_place(self):
         """A link, a second name of another file, a FIFO, a folder, or another user's file is neither written to, nor
         waited for, nor continued; where a link that the target is leads to is replaced."""
         victim, own = self.path + "-victim", "{mark}." + hashlib.md5(STORED).hexdigest()
@@ -7780,7 +7771,7 @@ class TestDownloadFaults(FolderCase):
         self.assertEqual((True, STORED), (os.path.islink(self.path), read_bytes(victim)))
 
     @skipUnless(os.geteuid() == 0, "it takes root to become another user")
-    def test_a_shared_folder(self) -> None:
+    def test_a_shared_folder(self):
         """Where somebody else is busy with our names, a download ends with our own file, or in one sentence; nobody
         else's file gets a byte."""
         os.chmod(self.folder, 0o1777)
@@ -7810,7 +7801,7 @@ class TestDownloadFaults(FolderCase):
         self.assertEqual([], [entry.name for entry in os.scandir(self.folder)
                               if entry.stat(follow_symlinks=False).st_uid == 0])
 
-    def test_everything_is_on_disk_before_it_has_its_name(self) -> None:
+    def test_everything_is_on_disk_before_it_has_its_name(self):
         def note(_frame: Any, event: str, what: Any) -> None:
             if event == "c_call" and what.__module__ == "posix" and what.__name__ in ("fsync", "link", "replace"):
                 calls.append(what.__name__)
@@ -7827,7 +7818,7 @@ class TestDownloadFaults(FolderCase):
 class TestDownloadFiles(DownloadWorld, TestCase):
     """`download -o FILE`: a target is the whole object, or as it was."""
 
-    def test_targets_that_are_refused(self) -> None:
+    def test_targets_that_are_refused(self):
         """What exists, or is no file, costs no request; what takes no file is one sentence; nor has a backup a name
         that leads elsewhere."""
         self.contents()
@@ -7849,7 +7840,7 @@ class TestDownloadFiles(DownloadWorld, TestCase):
         self.assertEqual(({"x"}, before, b"old"), (self.left(), sorted(os.listdir(self.folder)), read_bytes(self.path)))
         self.assertEqual([], self.gets() + self.names())
 
-    def test_a_full_disk(self) -> None:
+    def test_a_full_disk(self):
         """No space is one sentence with the file in it; nothing is left, and an old file is as it was."""
         self.contents(MIB)
         write_bytes(self.path, b"old")
@@ -7857,7 +7848,7 @@ class TestDownloadFiles(DownloadWorld, TestCase):
         self.assert_sentence(result, re.escape(self.path.lower()), "large|space|full")
         self.assertEqual((1, {"x"}, b"old", []), (result.code, self.left(), read_bytes(self.path), self.names()))
 
-    def test_killed_and_continued(self) -> None:
+    def test_killed_and_continued(self):
         stored, reached = self.contents(3 * MIB), 5 * MIB // 2
         for number in (signal.SIGINT, signal.SIGKILL):
             with self.subTest(number):
@@ -7879,7 +7870,7 @@ class TestDownloadFiles(DownloadWorld, TestCase):
                 self.assert_right(self.download(), stored)
                 self.assertEqual([True], [reached - CUT_COST <= first_byte(request) for request in self.gets()])
 
-    def test_an_url_that_expires_half_way(self) -> None:
+    def test_an_url_that_expires_half_way(self):
         """A new request is made, the same byte continued, and no request is left; so on stdout."""
         self.store.clock = lambda: self.clock().timestamp()
         stored, text = self.contents(3 * MIB), noise(400_000).hex().encode()
@@ -7905,7 +7896,7 @@ def pester(folder: str, names: List[str], victim: str) -> int:
     pid = os.fork()
     if pid:
         return pid
-    acts: Tuple[Callable[[str], Any], ...] = (
+    acts: Any = (
         partial(os.symlink, "his"), partial(os.symlink, victim), partial(os.link, "his"),
         lambda name: (os.link("his", "his-too"), os.rename("his-too", name)), os.mkfifo, os.mkdir,
         lambda name: open(name, "xb").close(), lambda _: time.sleep(0.01))
@@ -7926,8 +7917,8 @@ def pester(folder: str, names: List[str], victim: str) -> int:
 class TestDownloadMemory(DownloadWorld, TestCase):
     """The size of an object does not show in the memory that its download takes, compiled or as a script."""
 
-    @skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
-    def test_it_stays_small(self) -> None:
+    @needs_proc
+    def test_it_stays_small(self):
         """300 MB into a file, half a gigabyte of zeros to a pipe, and a body without its end that is refused."""
         member, zeros = gzip.compress(noise(MIB), 1), gzip.compress(b"\0" * (64 * MIB))
 
@@ -7964,14 +7955,14 @@ class TestDownloadSeen(DownloadWorld, TestCase):
         self.addCleanup(terminal.kill)
         return terminal
 
-    def test_what_terminals_and_pipes_see(self) -> None:
+    def test_what_terminals_and_pipes_see(self):
         """Bytes, percent, rate and time left on one line, no longer than a terminal is wide, redrawn at most 10 times
         a second; no progress in a log or a pipe or with --quiet, no archive."""
         stored = self.contents(MIB)
         self.put()
         self.store.script("GET", times=5, wire=paced(40, 0.04))
         to_file, drawn = ("download", "b1", "-o"), r"(\r[^\r\x1b]{0,%d}\x1b\[K)+[^\r]*"
-        rows: Tuple[Tuple[Tuple[str, ...], int, int, str], ...] = (  # argv, columns, code, the whole of what is seen
+        rows: Any = (  # argv, columns, code, the whole of what is seen
             ((*to_file, self.path + "0"), 0, 0, drawn % 79), ((*to_file, self.path + "1"), 20, 0, drawn % 19),
             (("backup", "logs", "b1"), 80, 0, re.escape(LOG.decode())),
             ((*to_file, self.path + "2", "--quiet"), 80, 0, ""),
@@ -7999,7 +7990,7 @@ class TestDownloadSeen(DownloadWorld, TestCase):
         self.assertEqual(self.download("--quiet", "--force"), (0, b"", ""))
         self.assert_sentence(self.download("--quiet"), "exist")
 
-    def test_ctrl_c_on_a_terminal(self) -> None:
+    def test_ctrl_c_on_a_terminal(self):
         """It ends within 5 s with 130, and a second one does not wait for a cluster that does not answer."""
         self.contents(2 * MIB)
         for twice in (False, True):
@@ -8020,7 +8011,7 @@ class TestDownloadSeen(DownloadWorld, TestCase):
             self.assertTrue(text.endswith("\n") and "Traceback" not in text, text)
             self.assertLessEqual(self.left(), {os.path.basename(part_of(self.path))})
 
-    def test_it_says_which_signal(self) -> None:
+    def test_it_says_which_signal(self):
         """Of a file that cannot be continued nothing is kept."""
         self.put(body=noise(2 * MIB).hex().encode())
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
@@ -8029,11 +8020,11 @@ class TestDownloadSeen(DownloadWorld, TestCase):
                 self.assertEqual((code, f"interrupted by {number.name}; nothing of it is kept\n", set(), []),
                                  (result.code, result.err, self.left(), self.names()))
 
-    def test_a_terminal_sees_what_is_waited_for(self) -> None:
+    def test_a_terminal_sees_what_is_waited_for(self):
         """After a second, on one line that is gone in the end; not with --quiet, and not in a pipe."""
         for controller in self.controllers:
             controller.stop.set()
-        self.cluster.limit("controller", "patch", resource="downloadrequests")
+        self.cluster.limit("controller", "patch", resource=DR)
         self.addCleanup(self.cluster.unlimit)
         line = r"\A(\rwaiting for %s, at most [01]s more\x1b\[K)+\r\x1b\[K(error|Name): "
         logs, describe = ("backup logs b1 --timeout 1600ms".split(), "backup describe b1 --timeout 1600ms".split())
@@ -8044,7 +8035,7 @@ class TestDownloadSeen(DownloadWorld, TestCase):
             self.assertRegex(terminal.end()[1], pattern)
         self.assertRegex(piped.end().err, r"(?s)\Aerror: .*hint: .*--direct")
 
-    def test_talkative_when_all_goes_well(self) -> None:
+    def test_talkative_when_all_goes_well(self):
         """-v names cluster, namespace, way, request and store, and each retry; without it there is silence."""
         self.put()
         for flags, lines in (
@@ -8062,7 +8053,7 @@ class TestDownloadSeen(DownloadWorld, TestCase):
             self.assert_clean(result.err)
             self.assertEqual("", self.cli("backup", "logs", "b1", *flags).err)
 
-    def test_only_a_url_is_printed(self) -> None:
+    def test_only_a_url_is_printed(self):
         """By --url-only, whoever wrote the status: no control characters, no blanks, only ASCII, http or https; else a
         sentence, and nothing on stdout."""
         for url, code in (
@@ -8077,7 +8068,7 @@ class TestDownloadSeen(DownloadWorld, TestCase):
                 if code:
                     self.assert_sentence(result, "no printable http or https url")
 
-    def test_nothing_to_list(self) -> None:
+    def test_nothing_to_list(self):
         """An empty table is said on stderr, as kubectl does; JSON and YAML are lists without items."""
         said = f"No resources found in {self.namespace} namespace.\n"
         for words, err in (("backup get -l no=such", said), ("restore get -l no=such", said),
@@ -8085,7 +8076,7 @@ class TestDownloadSeen(DownloadWorld, TestCase):
             result = self.cli(*words.split())
             self.assertEqual((0, err, not err), (result.code, result.err, bool(result.out)), words)
 
-    def test_head_leaves(self) -> None:
+    def test_head_leaves(self):
         """When the reader of a log that still comes has left, the command ends within a second, without a word."""
         self.put(body=noise(2 * MIB).hex().encode())
         self.store.script("GET", wire=paced(400, 0.02))
@@ -8099,7 +8090,7 @@ class TestDownloadSeen(DownloadWorld, TestCase):
         self.assertIn(result.code, (0, 141))
         self.assertEqual(("", [], 1), (result.err, self.names(), len(self.gets())))
 
-    def test_stdout_is_closed(self) -> None:
+    def test_stdout_is_closed(self):
         """With descriptor 1 closed no socket gets the output, and a file comes right or not at all."""
         stored = self.contents()
         self.put()
@@ -8147,7 +8138,7 @@ class DirectTests(Sentences):
 
     def location_document(self, **storage: Any) -> Document:
         """The cluster's storage location without its Secret, as an administrator has it in a file."""
-        document: Any = self.look("default", "backupstoragelocations")
+        document: Any = self.look("default", BSL)
         del document["spec"]["credential"]
         document["spec"]["objectStorage"].update(storage)
         return document
@@ -8171,11 +8162,11 @@ class DirectTests(Sentences):
         self.assertRegex(listed, r"(?s)\nb1 +Completed .*\nb2 +PartiallyFailed ")
         self.clear()
 
-    def test_every_way(self) -> None:
+    def test_every_way(self):
         """No request is created, and the cluster is only read, by --location not even that."""
         for prefix in ("", "a/b/"):
             stored, whole = self.fill_bucket(prefix), self.location_document(prefix=prefix)
-            self.admin.merge_patch("backupstoragelocations", "default", {
+            self.admin.merge_patch(BSL, "default", {
                 "spec": {"objectStorage": {"prefix": prefix.rstrip("/")}}}, self.namespace)
             for flags in (("--direct",), ("--direct", *self.files(whole)), self.files(whole["spec"]),
                           self.files({"spec": whole["spec"]}), ("--location", self.copy),
@@ -8189,17 +8180,17 @@ class DirectTests(Sentences):
         url = self.cli("download", "b1", "--direct", "--url-only", "--force=false").out.decode().strip()
         self.assertEqual((stored[KEYS["BackupContents"]], []), (fetch(url).data, self.names()))
 
-    def test_with_the_caller_s_rights(self) -> None:
+    def test_with_the_caller_s_rights(self):
         stored = self.fill_bucket()
         rights = [{"apiGroups": [group], "resources": [plural], "verbs": ["get"]} for group, plural in (
-            ("velero.io", "backups"), ("velero.io", "backupstoragelocations"), ("", "secrets"))]
+            ("velero.io", "backups"), ("velero.io", BSL), ("", "secrets"))]
         self.cluster.grant("reader", *rights, namespace=self.namespace)
         self.cluster.grant("limited", *rights[:2], namespace=self.namespace)
         command = ("download", "b1", "--direct", "-o", self.path)
         self.assert_absent(self.cli(*command, user="limited"), 5, "secret")
         self.assert_right(self.cli(*command, user="reader"), stored[KEYS["BackupContents"]])
 
-    def test_what_the_store_refuses(self) -> None:
+    def test_what_the_store_refuses(self):
         self.fill_bucket()
         wrong, flags = self.files(keys=keys_file(self.store.access_key, "not-the-secret")), self.files()
         elsewhere, began = self.files(self.location_document(bucket="no-such-bucket-at-all")), time.monotonic()
@@ -8225,7 +8216,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
         self.said = result.err
         return first_words(result.out)
 
-    def test_every_location_is_listed(self) -> None:
+    def test_every_location_is_listed(self):
         """What can be listed is, under its location's name; what cannot is a line each, the first one's code counts."""
         for prefix in ("", "other/"):
             self.fill_bucket(prefix)
@@ -8246,11 +8237,11 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
             "'odd'", "'unreachable'", "'void'", 'backup "nobody" does not exist')))
         self.assertEqual(4, self.said.count("error: "), self.said)
         for name in ("default", "other", "unreachable", "odd"):
-            self.admin.delete("backupstoragelocations", name, self.namespace)
+            self.admin.delete(BSL, name, self.namespace)
         for output in ("table", "json", "yaml"):  # no list at all is not an empty list
             self.assert_failed(self.cli("backup", "get", "--direct", "-o", output), 3, "'void'", "gone")
 
-    def test_backups_that_are_too_large(self) -> None:
+    def test_backups_that_are_too_large(self):
         self.fill_bucket()
         self.store.put(self.namespace, "backups/b3/velero-backup.json", b" " * (17 << 20))
         self.assertEqual(["b1", "b2"], self.listed(1, *self.files()))
@@ -8264,11 +8255,11 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
         self.assertEqual((2, ["the backups in it are too large to be listed, from backup 'b3' in it on"]),
                          (len(found), list(map(str, troubles))))
 
-    def test_what_is_wrong_with_the_files(self) -> None:
+    def test_what_is_wrong_with_the_files(self):
         self.fill_bucket()
         whole, gone = self.location_document(), self.at("gone")
         spec, quotes = whole["spec"], "must be a string: write it in quotes"
-        cases: Tuple[Tuple[Any, Optional[str], str], ...] = (
+        cases: Any = (
             (b"- a list", None, "location.yaml must be a mapping"), (b"a: [b", None, "location.yaml is not yaml"),
             (backup_document("b1"), None, "kind 'backup'.* backupstoragelocation"), ({"spec": {}}, None, "provider"),
             (whole, "", "cloud|credential"), (whole, "nonsense", "cloud|credential|line"),
@@ -8284,20 +8275,20 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
                 self.assert_absent(run("download", "b1", *flags, "-o", self.path), (1, 2), words)
         self.assertRaisesRegex(vr.ConfigError, "it /dev/zero is larger than 8 MiB", vr.read_file, "/dev/zero", "it")
 
-    def test_a_secret_is_missed_before_anybody_is_asked(self) -> None:
+    def test_a_secret_is_missed_before_anybody_is_asked(self):
         document = {"provider": "aws", "objectStorage": {"bucket": "b"}, "credential": {"name": "cloud", "key": "keys"}}
         result = run("backup", "get", *self.files(document)[:2], env={"HTTPS_PROXY": self.store.url, "NO_PROXY": ""})
         self.assertEqual((1, []), (result.code, self.store.seen()), result.err)
         self.assertRegex(result.err, "names the Secret 'cloud', and no cluster is asked\nhint: .*--credentials-file ")
 
-    def test_it_says_what_the_ordinary_way_says(self) -> None:
+    def test_it_says_what_the_ordinary_way_says(self):
         self.make_backup("b-lost", "gone")
         self.make_backup("b-runs", phase="InProgress")
         for name, code, said in (("nosuch", 3, 'backup "nosuch" does not exist'), ("b-runs", 1, "not available until"),
                                  ("b-lost", 3, "storage location 'gone' does not exist; backup 'b-lost' is in it")):
             self.assert_failed(self.cli("backup", "logs", name, "--direct"), code, said)
 
-    def test_a_folder_that_is_wrong(self) -> None:
+    def test_a_folder_that_is_wrong(self):
         self.fill_bucket()
         key, flags = os.path.join(self.copy, KEYS["BackupContents"]), ("--location", self.copy, "-o", self.path)
         for name, said in (("nobody", "there is no file"), *((name, f"error: backup '{name}' cannot exist")
@@ -8318,7 +8309,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
         missing = run("backup", "logs", "b2", "--location", self.copy)
         self.assertEqual((3, False), (missing.code, hint in missing.err), missing.err)
 
-    def test_a_damaged_log_has_a_cure(self) -> None:
+    def test_a_damaged_log_has_a_cure(self):
         self.fill_bucket()
         packed = gzip.compress(LOG)[:-9]
         self.store.put(self.namespace, KEYS["BackupLog"], packed)
@@ -8331,7 +8322,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
             self.assertEqual((1, True), (result.code, LOG.startswith(result.out) and bool(result.out)), result.err)
             self.assertIn(f"hint: {cure}", result.err)
 
-    def test_a_folder_that_may_not_be_read(self) -> None:
+    def test_a_folder_that_may_not_be_read(self):
         """What the file system forbids in a copied bucket is code 5 with its path, and the rest is listed."""
         self.fill_bucket()
         os.chmod(self.folder, 0o755)
@@ -8351,9 +8342,8 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
                 self.assertEqual((5, path.endswith(".json")), (result.code, b"b2" in result.out), result.err)
                 self.assert_sentence(result, re.escape(path.lower()), "permission denied")
 
-    def test_an_authority_in_the_file(self) -> None:
-        store = FakeStore(tls=True)
-        self.addCleanup(store.close)
+    def test_an_authority_in_the_file(self):
+        store = self.enter(closing(FakeStore(tls=True)))
         store.put(self.namespace, KEYS["BackupLog"], gzip.compress(LOG))
         authority = base64.b64encode(read_bytes(str(store.ca))).decode()
         for storage, expected in (({}, (6, b"")), ({"caCert": authority}, (0, LOG))):
@@ -8361,7 +8351,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
             document["spec"]["config"]["s3Url"] = store.url
             self.assertEqual(expected, run("backup", "logs", "b1", *self.files(document))[:2])
 
-    def test_a_listing_of_many(self) -> None:
+    def test_a_listing_of_many(self):
         """Each backup of many pages is shown once, eight are read side by side, and of those named no others."""
         names = [f"n{number:03}" for number in range(25)]
         for key in (*(f"backups/{name}/{name}.tar.gz" for name in names), "restores/r1/r1", "kopia/ns/f"):
@@ -8380,7 +8370,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
         result = program.end()
         self.assertEqual((0, names), (result.code, first_words(result.out)), result.err)
 
-    def test_a_listing_of_strangers(self) -> None:
+    def test_a_listing_of_strangers(self):
         self.fill_bucket()
         for number, body in enumerate((b"", b"nonsense", b"[]", b"5", b'{"metadata": 5, "status": []}', b"\xff\xfe",
                                        b"[" * 50_000, b'{"metadata": {"name": "\x1b[31m"}}', gzip.compress(b"{}"),
@@ -8392,7 +8382,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
         self.assertEqual(["b1", "b2"], self.listed(0, *self.files())[:2])
         self.assertNotIn(b"\x1b", self.cli("backup", "get", *self.files(), "-o", "json").out)
 
-    def test_a_listing_that_goes_wrong(self) -> None:
+    def test_a_listing_that_goes_wrong(self):
         endless = (b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x"
                    b"</NextContinuationToken></ListBucketResult>")
         for status, body, code in ((200, LOGIN_PAGE, 1), (200, b"", 1), (200, b"<ListBucketResult>", 1), (403, b"", 5),
@@ -8411,11 +8401,11 @@ class TestDownloadDirectReal(DirectTests, RealWorld, TestCase):
 class TestDownloadLibrary(DownloadWorld, TestCase):
     """`import velero_requests` does the same without a word."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.api = vr.connect(vr.load_cluster(self.kubeconfig))
 
-    def test_threads_do_not_mix_and_nothing_is_touched(self) -> None:
+    def test_threads_do_not_mix_and_nothing_is_touched(self):
         """Eight streams over one connection object, each cut once, without a word; signal handlers stay."""
         def state() -> Any:
             return (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), vr.log.handlers[:], vr.log.level,
@@ -8438,7 +8428,7 @@ class TestDownloadLibrary(DownloadWorld, TestCase):
             got = dict(zip(texts, pool.map(content, texts)))
         self.assertEqual(("", [], True), (said.getvalue(), self.names(), got == texts))
 
-    def test_leaving_early_tidies_up(self) -> None:
+    def test_leaving_early_tidies_up(self):
         """A generator that is closed deletes its request at once, and so does an error of the writer's own."""
         self.contents(8 * MIB)
         self.store.script("GET", wire=paced(100, 0.1))
@@ -8513,11 +8503,10 @@ put_in_parts = partial(put_members, in_a_part=5)
 class TestDownloadReal(Sentences, RealWorld, TestCase):
     """The engine against the real S3 server; VELERO_BIG_DOWNLOAD says how many MiB break off ten times (CI: 2048)."""
 
-    def test_a_line_that_breaks_ten_times(self) -> None:
+    def test_a_line_that_breaks_ten_times(self):
         """The sha256 is right; the ETag of what is stored in parts, as Velero does, is not taken for an MD5."""
         self.make_target()
-        line = Line(self.store.host)
-        self.addCleanup(line.close)
+        line = self.enter(closing(Line(self.store.host)))
         self.make_location("line", {"s3Url": line.url})
         self.make_backup("b9", "line")
         self.serve()
@@ -8544,7 +8533,7 @@ def in_utc(instant_: datetime) -> datetime:
     return instant_.astimezone(timezone.utc)
 
 
-def document(kind: str, name: str = "one", metadata: Any = (), **parts: Any) -> Dict[str, Any]:
+def document(kind: str, name: str = "one", metadata: Any = (), **parts: Any) -> Document:
     """A small object with this spec and status."""
     return {"kind": kind, "metadata": {"name": name, "namespace": "velero", **dict(metadata)}, "spec": {}, "status": {},
             **parts}
@@ -8560,13 +8549,13 @@ def described(subject: Any, artifacts: Any = (), related: Any = (), resource: An
 class TestWords(Cases):
     """Columns, times, ages, durations, selectors and labels as Go writes them, and what is read of documents."""
 
-    def test_no_cell_makes_a_bomb(self) -> None:
+    def test_no_cell_makes_a_bomb(self):
         """A cell widens the others to 300 characters at most; counted are characters."""
         self.assertEqual(vr.aligned(["x" * 400 + "\ty", "日本:\tb"]), "x" * 400 + "y\n" + "日本:".ljust(302) + "b\n")
         self.assertEqual(vr.table([("x" * 400, "y"), ("a", "b")]), "x" * 400 + "y\na" + " " * 302 + "b\n")
         self.assertEqual(vr.aligned([]), "")
 
-    def test_words(self) -> None:
+    def test_words(self):
         """Times are in the user's zone unless that leaves the calendar; selectors are sorted."""
         some = [{"key": "z", "operator": "Exists"}, {"key": "a", "operator": "DoesNotExist"},
                 {"key": "m", "operator": "In", "values": ["2", "1"]}, {"key": "k", "operator": "Near"},
@@ -8575,7 +8564,6 @@ class TestWords(Cases):
 
         def shown(text: str, hours: float = 0) -> str:
             return vr.go_time(text, lambda moment: moment.astimezone(timezone(timedelta(hours=hours), "X")), "-")
-
         self.gives(vr.duration, ("", "0s"), ("1.000000001s", "1.000000001s"), ("soon", "<invalid duration 'soon'>"))
         self.gives(vr.age, (0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h"), (86399, "23h"),
                    (86400, "1d"), (364.9 * 86400, "364d"), (365 * 86400, "1y"), (1e12, "292y"))
@@ -8588,7 +8576,7 @@ class TestWords(Cases):
         self.gives(lambda name: vr.related_of(vr.RESTORES, document("Restore", name))[0][1][23:],
                    ("n" * 63, "n" * 63), ("\ud800" * 64, "\ud800" * 57 + "8369aa"))
 
-    def test_nothing_of_unicode_drives_a_terminal(self) -> None:
+    def test_nothing_of_unicode_drives_a_terminal(self):
         """Controls, formats such as bidi marks and tags, halves, separators: all are blanks but two joiners."""
         self.assertEqual(vr.printable("a\x1b[31m\tb\u202ec\ud800日本\u200d語"), "a [31m b c 日本\u200d語")
         for code in range(sys.maxunicode + 1):
@@ -8597,7 +8585,7 @@ class TestWords(Cases):
                 self.assertEqual(vr.printable(f"a{chr(code)}b"), f"a{expected}b", hex(code))
                 self.assertEqual(vr.one_line(f"a{chr(code)}b"), "a b", hex(code))
 
-    def test_fields(self) -> None:
+    def test_fields(self):
         """What is absent or of a wrong type has Go's zero value; wrong is told by its place, or raised."""
         subject = {"spec": {"ttl": [], "names": ["a", 7], "on": True}, "count": True, "text": "t", "map": {"x": 1},
                    "numbers": [2 ** 63, 2 ** 63 - 1, 1.5], "rows": [{"a": "b"}, 1, {"a": {}}]}
@@ -8614,7 +8602,6 @@ class TestWords(Cases):
             with self.subTest(path=path, kind=kind):
                 def found(fields: Any) -> Any:
                     return [row(kind) for row in fields.rows(path)] if kind == "a" else fields(path, kind)
-
                 for place, start in (("", 1), ("Kind", 0)):
                     noted: Dict[str, None] = {}
                     self.assertEqual(found(vr.Fields(subject, place, noted)), expected)
@@ -8634,7 +8621,7 @@ class TestTables(TestCase):
     def table(resource: Any, documents: Any, **options: Any) -> List[str]:
         return vr.resource_table(resource, documents, NOON, localize=in_utc, **options).splitlines()
 
-    def test_expiry(self) -> None:
+    def test_expiry(self):
         early = "2026-05-01T10:00:00Z"
         for expiration, ttl, created, expected in (
                 ("2026-05-01T12:00:00Z", "", "", "0s"), ("0001-01-01T00:00:00Z", "3h", early, "1h"),
@@ -8644,14 +8631,14 @@ class TestTables(TestCase):
                               status={"expiration": expiration})
             self.assertIn(f"<nil>     {expected:<10}", self.table(vr.BACKUPS, [backup])[1])
 
-    def test_any_object_has_a_row(self) -> None:
+    def test_any_object_has_a_row(self):
         """What cannot be read is left empty; there are no labels unless they are asked for."""
         strange = [{}, {"spec": None, "status": []}, document("Backup", "n\n\x1b[2J", status={"phase": "Done\tnow"}),
                    {"metadata": {"name": 7, "labels": ["x"]}, "status": {"errors": "x"}}]
         for lines in (self.table(resource, strange) for resource in (vr.BACKUPS, vr.RESTORES)):
             self.assertEqual((len(lines), "\x1b" in "".join(lines), lines[0][-8:]), (5, False, "SELECTOR"))
 
-    def test_ten_thousand_backups_take_no_time(self) -> None:
+    def test_ten_thousand_backups_take_no_time(self):
         """Of the processor: under a second, or what YAML of the same takes three times, where that is slow."""
         more = {"status": {"startTimestamp": "2026-05-01T11:00:00Z", "expiration": "2026-05-04T13:00:00Z"}}
         backups = [document("Backup", f"b-{number:014d}", {"labels": {"a": "b"}}, **more) for number in range(10_000)]
@@ -8661,7 +8648,7 @@ class TestTables(TestCase):
             moments.append(time.process_time())
         self.assertLess(moments[1] - moments[0], max(1.0, 3 * (moments[2] - moments[1])))
 
-    def test_what_a_server_says_adds_no_line(self) -> None:
+    def test_what_a_server_says_adds_no_line(self):
         """Its version, and names of plugins."""
         own = {"client": {"version": f"v{vr.__version__}"}}
         self.assertEqual((vr.version_document(None), vr.version_document("v1\n")), (
@@ -8670,7 +8657,7 @@ class TestTables(TestCase):
         self.assertEqual(vr.plugin_table([("Object\nStore", "velero.io/\x1b[31maws"), ("", "b")]),
                          "NAME                 KIND\nvelero.io/ [31maws   Object Store\nb                    \n")
 
-    def test_what_describe_fetches(self) -> None:
+    def test_what_describe_fetches(self):
         """Only what a screen shows: velero's JSON of a backup has no operations."""
         status = {"warnings": 1, "backupItemOperationsAttempted": 1}
         for options, more in (({}, ["BackupItemOperations"]), ({"structured": True}, [])):
@@ -8680,7 +8667,7 @@ class TestTables(TestCase):
                 "csiVolumeSnapshotsAttempted", ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"])):
             self.assertEqual(vr.legacy_artifacts_of(document("Backup", status={kind: 1})), kinds)
 
-    def test_json_and_yaml(self) -> None:
+    def test_json_and_yaml(self):
         """JSON escapes what cannot be shown; YAML is in block style, without anchors."""
         shared, nasty = {"a": ["x"]}, "\x1b\x7f\x9b\u2028\u202e\u2066\ud800\ufeff"
         for function, value, expected in (
@@ -8696,7 +8683,7 @@ class TestTables(TestCase):
         for documents in ([value, [], "x"], *map(vr.crd_manifests, (True, False))):
             self.assertEqual(list(yaml.safe_load_all(vr.yaml_text(*documents))), documents)
 
-    def test_strings_stay_strings(self) -> None:
+    def test_strings_stay_strings(self):
         """Quoted is what Go or YAML 1.1 takes for something else, and what would be read differently."""
         words = ("y Y n No on OFF true False null ~ 12 1e3 0o14 0x1f 1_000 12:30:45 .5 .inf .nan - -1 +1 = << * & ! | "
                  "> % @ ` 2026-05-01 2026-05-01T12:00:00Z 1.1.0 a: #a 'a' \" é [a] {a} --- ... "
@@ -8719,7 +8706,7 @@ class TestScreens(TestCase):
             self.assertEqual(functools.reduce(lambda found, step: found[step], place.split("__"), screen.json), value)
         self.assertEqual(screen.troubles, list(troubles))
 
-    def test_texts(self) -> None:
+    def test_texts(self):
         """Line breaks stay in their column; of hooks of one name the later one is in the JSON."""
         subject = document("Backup", metadata={"annotations": {"a": "1\n2\n", "b": "3"}}, status={
             "warnings": 1, "validationErrors": ["v"]}, spec={"hooks": {"resources": [
@@ -8736,12 +8723,11 @@ class TestScreens(TestCase):
                 {"container": "", "command": "ls -l", "onError:": "", "timeout": "30s"}])
         self.check(described(document("Backup", status={"phase": "Failed"})), "\nPhase:  Failed (run ")
 
-    def test_pod_volumes(self) -> None:
+    def test_pod_volumes(self):
         """Sizes are told by the phase; phases that velero does not know come last, in the JSON too."""
         def listed(*statuses: Any) -> Any:
             return [{"spec": {"pod": {"namespace": "n", "name": "p"}, "volume": "v", "uploaderType": "kopia"},
                      "status": status} for status in statuses]
-
         sizes = {"incrementalBytes": 1, "progress": {"totalBytes": 3, "bytesDone": 1}}
         for status, expected in (({"phase": "Completed"}, "v"), ({"phase": "InProgress"}, "v"),
                                  ({"phase": "InProgress", **sizes}, "v (33.33%)"), ({"phase": "Failed", **sizes}, "v"),
@@ -8755,7 +8741,7 @@ class TestScreens(TestCase):
                    "".join(f"  {name + ':':<12}1\n" for name in counts),
                    status__podVolumeRestores__podVolumeRestoresDetails=counts)
 
-    def test_sizes_of_moved_data(self) -> None:
+    def test_sizes_of_moved_data(self):
         """The JSON has both as soon as one is known."""
         for sizes, expected in (({}, {}), ({"size": 2}, {"size": 2, "incrementalSize": 0}),
                                 ({"size": 0, "incrementalSize": 1}, {"size": 0, "incrementalSize": 1})):
@@ -8764,7 +8750,7 @@ class TestScreens(TestCase):
             found = screen.json["status"]["backupVolumes"]["csiSnapshots"]["/"]["dataMovement"]
             self.assertEqual({name: found[name] for name in found if "ize" in name}, expected)
 
-    def test_missing_artifacts(self) -> None:
+    def test_missing_artifacts(self):
         places = "status__backupVolumes__errorConclude"
         native = "Backup", "Velero-Native Snapshots: ", "concluding native snapshot info", f"{places}NativeSnapshot"
         csi = "Backup", "CSI Snapshots: ", "concluding CSI snapshot info", f"{places}CSISnapshot"
@@ -8779,7 +8765,7 @@ class TestScreens(TestCase):
             text = f"<error {what}: file not found>"
             self.check(screen, f"{title}{text}\n", troubles=[GONE], **{place: text})
 
-    def test_a_missing_bucket_or_owner_is_no_missing_artifact(self) -> None:
+    def test_a_missing_bucket_or_owner_is_no_missing_artifact(self):
         """So that a restore whose backup is gone does not look like one of an older server."""
         for error in (vr.NotFound("no backup", reason="BackupNotFound"),
                       vr.StoreError("no bucket", status=404, reason="BucketNotFound")):
@@ -8789,7 +8775,7 @@ class TestScreens(TestCase):
         self.assertEqual(*(described(document("Restore"), {"RestoreVolumeInfo": error}).text
                            for error in (unknown, GONE)))
 
-    def test_json_of_a_restore(self) -> None:
+    def test_json_of_a_restore(self):
         """velero has none: ours has the shape of a backup's."""
         spec = {
             "backupName": "b", "namespaceMapping": {"x": "y"}, "resourceModifier": {"kind": "configmap", "name": "m"},
@@ -8838,7 +8824,7 @@ class TestScreens(TestCase):
                     {"resource": " /", "operationID": "", "phase": ""}]},
                 "resourceList": {"v1/Pod": ["n/p(created)"]}}})
 
-    def test_a_list_that_failed(self) -> None:
+    def test_a_list_that_failed(self):
         refusal = vr.ApiError("not allowed to {list} > it", status=403)
         related = dict.fromkeys(LISTS, refusal)
         backup, restore = (described(document(kind), related=related) for kind in ("Backup", "Restore"))
@@ -8850,7 +8836,7 @@ class TestScreens(TestCase):
         self.assertIn(f"\n\nPod Volume Restores: {restores}\n\nCSI", restore.text)
         self.assertEqual(restore.json["status"]["podVolumeRestores"], restores)
 
-    def test_artifacts_of_another_shape(self) -> None:
+    def test_artifacts_of_another_shape(self):
         infos = [{"backupMethod": method, "pvName": 5, "preserveLocalSnapshot": True}
                  for method in ("NativeSnapshot", "CSISnapshot")]
         screen = described(document("Backup", status={"errors": 1, "backupItemOperationsAttempted": 1}), {
@@ -8866,7 +8852,7 @@ class TestScreens(TestCase):
         self.assertTrue(screen.text.endswith("\n        Result: \n\n  Pod Volume Backups: <none included>\n"))
         self.assertEqual([trouble.exit for trouble in screen.troubles], [1] * 4)
 
-    def test_fields_of_the_wrong_type(self) -> None:
+    def test_fields_of_the_wrong_type(self):
         """Are listed in a section of their own, the first ten of them."""
         for count, last, more in (
                 (1, "spec.includedNamespaces[0] must be a string", ""), (11, "and 1 more", " (and 10 more)"),
@@ -8882,7 +8868,7 @@ class TestScreens(TestCase):
             self.assertEqual(sorted(described(subject, related=related).json["unreadable"]), [
                 *wrong, "spec.includedResources must be a list", "status.phase must be a string"])
 
-    def test_documents_that_are_none(self) -> None:
+    def test_documents_that_are_none(self):
         """Even those have a screen; without spec and status it is that of an empty one."""
         for resource in (vr.BACKUPS, vr.RESTORES):
             for junk in (None, [], "x", {"metadata": [], "spec": 1, "status": "x"}):
@@ -8892,7 +8878,7 @@ class TestScreens(TestCase):
             bare = {"kind": resource.kind, "metadata": {"name": "one", "namespace": "velero"}}
             self.assertEqual(described(bare).text, described(document(resource.kind)).text)
 
-    def test_nothing_that_strangers_write_breaks_a_column_or_drives_a_terminal(self) -> None:
+    def test_nothing_that_strangers_write_breaks_a_column_or_drives_a_terminal(self):
         """Nor do a hundred thousand tabs make as many columns."""
         for evil in ("a\tb\x1b[2J\nc", "\t" * 100_000):
             subject = document("Backup", evil, metadata={"labels": {evil: evil}}, spec={
@@ -9069,7 +9055,6 @@ class GoldenWorld(World):
                 offset = re.sub(r"(\d+)d", lambda days: f"{24 * int(days[1])}h", text[3:] or "0")
                 return vr.format_time(began + timedelta(seconds=vr.parse_duration(offset)))
             return uids[text[4:-1]] if text.startswith("UID(") else self.store.url if text == "S3_URL" else value
-
         for document in mapped(case.about.get("objects") or []):
             kind, metadata = document["kind"], document["metadata"]
             if kind not in ("Backup", "Restore", "BackupStorageLocation", *GOLDEN_KINDS):
@@ -9146,10 +9131,10 @@ class GoldenWorld(World):
 
 
 class GoldenTests(GoldenWorld):
-    def test_backup_describe(self) -> None:
+    def test_backup_describe(self):
         self.check([case for case in self.cases() if case.group == "backup-describe"], 1)
 
-    def test_others(self) -> None:
+    def test_others(self):
         """All others; and every difference has a case."""
         cases = self.cases()
         unmet = set(DIFFERENCES) - {name for case in cases for name in case.names}
@@ -9169,7 +9154,7 @@ class GoldenRealTests(GoldenWorld):
     """A sample of every group against the real servers."""
     fewest = 0
 
-    def test_sample(self) -> None:
+    def test_sample(self):
         """Every seventh case of each group, but those that nobody answers or that ask no server."""
         cases = [case for case in self.cases() if case.group != "usage" and "--timeout" not in case.argv]
         groups = ([case for case in cases if case.group == group] for group in {case.group for case in cases})
@@ -9194,20 +9179,20 @@ class TestDescribing(FakeWorld, TestCase):
         self.assertEqual(result.code, code, result.err)
         return result
 
-    def test_nobody_answers(self) -> None:
+    def test_nobody_answers(self):
         """The screen is there, each section says what it lacks, the code is 4, and no request is left."""
         result = self.shown("backup", "describe", "b1", "--details", "--timeout", "200ms", code=4)
         self.assertIn(b"Resource List:  <error getting backup resource list: nobody answered", result.out)
         self.assertIn("hint: there is no Deployment velero", result.err)
         self.assertEqual(self.names(), [])
 
-    def test_interrupted(self) -> None:
+    def test_interrupted(self):
         program = self.program("backup", "describe", "b1", "--details")
         wait_until(lambda: len(self.names()) == 2, what="two requests")
         result = program.end(signal.SIGINT, seconds=5)
         self.assertEqual((result.code, result.out, self.names()), (130, b"", []), result.err)
 
-    def test_too_large(self) -> None:
+    def test_too_large(self):
         """A resource list that fits no memory is said in its section, and the rest is shown."""
         body = b'{"v1/Pod": [' + b'"web/a-pod-of-many",' * (vr.JSON_LIMIT // 20 + 1) + b'"web/last"]}'
         self.store.put(self.namespace, "backups/b1/b1-resource-list.json.gz", gzip.compress(body, 1))
@@ -9215,7 +9200,7 @@ class TestDescribing(FakeWorld, TestCase):
         result = self.shown("backup", "describe", "b1", "--details", code=1)
         self.assertRegex(result.out, b"(?s)it is larger than 16 MiB.*Backup Volumes:")
 
-    def test_json_that_velero_has_not(self) -> None:
+    def test_json_that_velero_has_not(self):
         """Of several backups, for which velero prints text whatever -o says, and of a restore."""
         self.make_backup("b2")
         self.put()
@@ -9225,7 +9210,7 @@ class TestDescribing(FakeWorld, TestCase):
         restore = json.loads(self.shown("describe", "restore", "r1", "-o", "json").out)
         self.assertEqual(restore["spec"]["backup"], "b1")
 
-    def test_verb_first(self) -> None:
+    def test_verb_first(self):
         self.put()
         self.store.put(self.namespace, "backups/b1/b1.tar.gz", tar_of({"a": b"b"}))
         self.serve()
@@ -9233,14 +9218,14 @@ class TestDescribing(FakeWorld, TestCase):
             one, other, *more = words.split()
             self.assertEqual(self.shown(one, other, *more), self.shown(other, one, *more))
 
-    def test_switches(self) -> None:
+    def test_switches(self):
         """A switch takes its value only after `=`, so that a name may follow it."""
         self.serve()
         for word, shown in (("--details", True), ("--details=false", False)):
             self.assertEqual(b"Resource List:" in self.cli("backup", "describe", word, "b1").out, shown)
         self.shown("backup", "get", "--show-labels=perhaps", code=2)
 
-    def test_locale_without_the_characters(self) -> None:
+    def test_locale_without_the_characters(self):
         self.put()
         self.admin.merge_patch("backups", "b1", {"metadata": {"annotations": {"note": "für 東京"}}}, self.namespace)
         self.serve()
@@ -9271,7 +9256,7 @@ PROGRAMS = ("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"
 class TestCompletion(FolderCase):
     """What the program offers, and that the shells which are here offer it, too."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Lay a file that can be offered, and in place of the program one that writes down what it is called with."""
         super().setUp()
         program = (f"#!/bin/sh\n[ \"$1\" != __complete ] || exec {sys.executable} {MODULE} \"$@\"\n"
@@ -9308,20 +9293,20 @@ class TestCompletion(FolderCase):
             self.assertEqual(words[:count], line.split(" ")[:count], setting)
             self.same(words[count:], TYPED[line], setting, line)
 
-    def test_what_is_offered(self) -> None:
+    def test_what_is_offered(self):
         for line, offered in OFFERED.items():
             result = run("__complete", *line.split(" "))
             self.assertEqual((0, ""), (result.code, result.err), line)
             self.same(result.out.decode().split(), offered, line)
 
     @skipUnless(shutil.which("bash"), "there is no bash, so its completion was not tried")
-    def test_bash(self) -> None:
+    def test_bash(self):
         for setting in ("", "set -u; IFS=-; shopt -s nocaseglob nocasematch failglob", "set -o posix"):
             self.check(f"bind '\"\\C-x\\C-x\": insert-completions'\n{setting}\n. {self.script('bash')}",
                        "bash", "--noprofile", "--rcfile", ".zshrc", "-i")
 
     @skipUnless(shutil.which("zsh"), "there is no zsh, so its completion was not tried")
-    def test_zsh(self) -> None:
+    def test_zsh(self):
         """The script may also lie where zsh finds it when it is needed."""
         insert_all = ("zstyle ':completion:*' completer _all_matches _complete\nzstyle ':completion:*' insert true\n"
                       "bindkey '^X^X' complete-word\nautoload -Uz compinit\ncompinit -u -D\n")
@@ -9330,7 +9315,7 @@ class TestCompletion(FolderCase):
             self.check(setting, "zsh", "-d", "-i")
 
     @skipUnless(shutil.which("fish"), "there is no fish, so its completion was not tried")
-    def test_fish(self) -> None:
+    def test_fish(self):
         ask = "source $argv[1]; for line in $argv[2..-1]; complete -C $line | string split -f 1 \\t; echo .; end"
         for program in PROGRAMS:
             command = self.shell("fish", "-c", ask, self.script("fish"), *(f"{program} {line}" for line in TYPED))
@@ -9349,7 +9334,7 @@ class TestCompletionOfNames(FakeWorld, TestCase):
         self.assertEqual((0, names, ""), (result.code, " ".join(result.out.decode().split()), result.err), words)
         self.assertLess(time.monotonic() - began, 2)
 
-    def test_names(self) -> None:
+    def test_names(self):
         """Of backups or restores, whichever the command is about, in the namespace and cluster that the line names."""
         self.make_backup("nightly")
         for words, names in (("backup logs ", "b1 nightly"), ("backup describe b1 n", "nightly"),
@@ -9358,7 +9343,7 @@ class TestCompletionOfNames(FakeWorld, TestCase):
                              ("--kubeconfig /dev/null backup logs ", "")):
             self.offers(names, *words.split(" "))
         odd = [{"metadata": {"name": name}} for name in ("nice", "n$(id)", "n;x", "n y", "", None)]
-        for fault, names in (({"status": 200, "body": {"items": odd}}, "nice"), ({"hang": threading.Event()}, ""),
+        for fault, names in (({"status": 200, "body": {"items": odd}}, "nice"), ({"hang": SILENT}, ""),
                              ({"status": 403, "body": {"kind": "Status", "message": "no"}}, "")):
             self.cluster.unscript()
             self.cluster.script("GET", "/backups", **fault)
@@ -9368,15 +9353,15 @@ class TestCompletionOfNames(FakeWorld, TestCase):
 class TestWaiting(FakeWorld, TestCase):
     """How a client waits that may watch, or not."""
 
-    def test_it_is_deleted_or_nobody_answers(self) -> None:
+    def test_it_is_deleted_or_nobody_answers(self):
         """Polling backs off from 25 ms to a second between two looks, with one at the end of the time."""
-        self.cluster.grant("reader", {"apiGroups": ["velero.io"], "resources": ["downloadrequests"],
+        self.cluster.grant("reader", {"apiGroups": ["velero.io"], "resources": [DR],
                                       "verbs": ["create", "get"]}, namespace=self.namespace)
         for user in ("reader", "admin"):  # which may watch
             self.kubeconfig = self.cluster.kubeconfig(self.folder, user)
             program = self.program("backup", "logs", "b1", "--timeout", "20s")
             name, = wait_until(self.names, 15, "the request")
-            self.admin.delete("downloadrequests", name, self.namespace)
+            self.admin.delete(DR, name, self.namespace)
             self.assert_failed(program.end(), 1, f"{name} was deleted by somebody else before it was answered")
         self.cluster.forget()
         result = self.cli("backup", "logs", "b1", "--timeout", "2s", user="reader")
@@ -9384,9 +9369,9 @@ class TestWaiting(FakeWorld, TestCase):
         self.assertIn("hint: the reason cannot be seen with your rights", result.err)
         self.assertIn(self.cluster.count("GET", "/downloadrequests/"), range(5, 10))
 
-    def test_why_nobody_answers(self) -> None:
+    def test_why_nobody_answers(self):
         """Hints tell what is wrong with server and location, as far as the caller's rights let it be seen."""
-        self.fill("default", "backupstoragelocations", phase="Unavailable", message="no such bucket")
+        self.fill("default", BSL, phase="Unavailable", message="no such bucket")
         self.make_backup("lost", "gone")
         self.cluster.grant("limited", {"apiGroups": ["velero.io"], "resources": ["*"], "verbs": ["create", "get"]},
                            namespace=self.namespace)
@@ -9401,7 +9386,7 @@ class TestWaiting(FakeWorld, TestCase):
 class TestCommandLine(TestCase):
     """What is typed, and what is said of it."""
 
-    def test_spellings(self) -> None:
+    def test_spellings(self):
         """Flags may stand anywhere, verbs first, and what is a flag's value names no command."""
         for typed, command, options in (
                 ("-n ns download backup b1", "backup download", {"namespace": "ns", "name": "b1", "url_only": False}),
@@ -9420,7 +9405,7 @@ class TestCommandLine(TestCase):
             found, values = vr.parse(typed.split())
             self.assertEqual((command, options), (found.words, {key: getattr(values, key) for key in options}), typed)
 
-    def test_wrong_usage(self) -> None:
+    def test_wrong_usage(self):
         """It names what was typed, and stdout stays empty; what only Velero does is velero's."""
         for typed, words in (
                 ("plugin get --force", "arguments: --force\nhint: see `velero_requests.py plugin get --help`"),
@@ -9441,7 +9426,7 @@ class TestCommandLine(TestCase):
             result = run(*typed.split())
             self.assertEqual((2, b"", True), (*result[:2], words in result.err), (typed, result.err))
 
-    def test_groups_print_their_help(self) -> None:
+    def test_groups_print_their_help(self):
         for words, told in (("", "backup describe|exit codes:"), ("backup", "describe  |logs  "),
                             ("-v get --help", "plugins  |restore  "), ("logs -n ns", "print the log of a restore"),
                             ("plugin", "list the plugins"), ("backup get -h", "--show-labels|[BACKUP ...]")):
@@ -9461,7 +9446,7 @@ ENDS = (  # a command, where its stdout and stderr lead, the code it ends with, 
 class TestEnds(TestCase):
     """However a command ends, there is one sentence and its code, and no word from the interpreter."""
 
-    def test_full_disks_and_closed_pipes(self) -> None:
+    def test_full_disks_and_closed_pipes(self):
         """With streams buffered, and of the first and the last also unbuffered."""
         base = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         reading, closed = os.pipe()
@@ -9477,7 +9462,7 @@ class TestEnds(TestCase):
                 out, err = process.communicate(timeout=60)
                 self.assertEqual(row[3:], (process.returncode, (err or b"").decode()), (row, out))
 
-    def test_ctrl_c_while_it_is_imported(self) -> None:
+    def test_ctrl_c_while_it_is_imported(self):
         """The code is 130 and nothing is said, also by the installed command; an ignored one stays ignored."""
         for before, code in ((signal.SIG_DFL, 130), (signal.SIG_IGN, 0)):
             process = subprocess.Popen(
@@ -9509,7 +9494,7 @@ class TestCanary(DownloadWorld, TestCase):
     """No secret of ours is in what any command says, logs at any level, or leaves in the cluster."""
     serves = False
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Give the store keys of which every part is a canary, and the program's host a logger that keeps all."""
         super().setUp()
         self.store.keys["AKIACANARY"] = (CANARY + "-key", CANARY + "-session")
@@ -9545,8 +9530,7 @@ class TestCanary(DownloadWorld, TestCase):
         self.cluster.unscript()
         self.store.unscript()
         self.assertIn(result.code, codes or range(7), result.err[-2000:])
-        requests, events = (self.admin.list(resource, self.namespace)["items"]
-                            for resource in ("downloadrequests", "events"))
+        requests, events = (self.admin.list(resource, self.namespace)["items"] for resource in (DR, "events"))
         for text in (result.err, self.log.getvalue(), self.root.getvalue(), json.dumps(events),
                      *(json.dumps(item["metadata"]) for item in requests),
                      "" if "--url-only" in words else result.out.decode()):
@@ -9558,14 +9542,14 @@ class TestCanary(DownloadWorld, TestCase):
         with suppress(FileNotFoundError):
             os.remove(file)
 
-    def test_when_all_goes_well(self) -> None:
+    def test_when_all_goes_well(self):
         self.assertEqual([], [command.words for command in vr.COMMANDS if not any(
             row.startswith(command.words) for row in CANARY_COMMANDS)], "a command is not in CANARY_COMMANDS")
         self.serve("admin", plugins=(("ObjectStore", "velero.io/aws"),))
         for command in CANARY_COMMANDS:
             self.check(command, 0)
 
-    def test_when_something_fails(self) -> None:
+    def test_when_something_fails(self):
         store_says = f"<Error><Code>AccessDenied</Code><Message>{ECHO}</Message></Error>".replace("&", "&amp;").encode()
         cluster_says = {"kind": "Status", "message": ECHO, "reason": "Forbidden"}
         for command, faults in (
@@ -9584,7 +9568,7 @@ class TestCanary(DownloadWorld, TestCase):
                 server.script(method, part, status=int(status), body=body, times=1 if status == "409" else 99)
                 self.check(command)
 
-    def test_who_we_are(self) -> None:
+    def test_who_we_are(self):
         program = write_bytes(self.at("plugin"), f"#!/bin/sh\necho '{CANARY} {{'\nexit $1\n".encode())
         os.chmod(program, 0o700)
         plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": program, "interactiveMode": "Never"}
@@ -9640,7 +9624,7 @@ def demo() -> int:
             step(stage, f"{ours} plugin get", "velero.io/aws")
             step(stage, f"{ours} version", "Client:", "Server:")
             step(stage, f'{ours} backup logs orphan; echo "exit code $?"', "error: ", "/gone ", "exit code 3")
-            left = stage.cluster.admin.list("downloadrequests", NAMESPACE)["items"]
+            left = stage.cluster.admin.list(DR, NAMESPACE)["items"]
             tell("$ kill %1")
             code = stop_process(controller)
         step(stage, "cat controller.log", "serving", "stopped")
@@ -9661,7 +9645,7 @@ class TestStart(FolderCase):
         for name in names:
             write_bytes(self.at(name + ".py"), b"raise SystemExit('a stranger was run')")
 
-    def test_nothing_in_the_current_folder_is_imported(self) -> None:
+    def test_nothing_in_the_current_folder_is_imported(self):
         """The module comes from beside the script, the standard library from where it is; `-m` is a module already."""
         self.lay_strangers("velero_requests", "json", "argparse", "ctypes")
         for options, folder in (((MODULE,), self.folder), (("-I", MODULE), self.folder),
@@ -9670,7 +9654,7 @@ class TestStart(FolderCase):
             result = self.start(sys.executable, *options, "download", folder=folder)
             self.assertEqual((2, b"", True), (*result[:2], "NAME" in result.err), (options, result.err))
 
-    def test_nothing_beside_the_file_is_imported(self) -> None:
+    def test_nothing_beside_the_file_is_imported(self):
         """Neither source nor what is compiled, not even of the file itself."""
         script = shutil.copy(MODULE, self.at("velero_requests.py"))
         self.lay_strangers("stranger", "logging")
@@ -9683,7 +9667,7 @@ class TestStart(FolderCase):
             result = self.start(sys.executable, script, *words.split(), "--kubeconfig", "/dev/null")
             self.assertEqual((code, False), (result.code, "stranger" in result.err), (words, result.err))
 
-    def test_the_current_folder_is_gone(self) -> None:
+    def test_the_current_folder_is_gone(self):
         """What starts at a current folder that was deleted is refused with that; what does not goes on."""
         for words, code, said in (("download b1", 1, "error: the current folder cannot be used"),
                                   ("backup get --kubeconfig x", 1, "error: the current folder"),
@@ -9694,7 +9678,7 @@ class TestStart(FolderCase):
             self.assertEqual((code, said), (result.code, result.err[:len(said)]), words)
 
     @skipUnless(shutil.which("make"), "there is no make")
-    def test_installed(self) -> None:
+    def test_installed(self):
         """The installed command is compiled once, imports nothing from the current folder, and says what is missing."""
         self.lay_strangers("velero_requests", "json", "runpy", "yaml")
         config = {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}], "current-context": "c",
@@ -9717,7 +9701,7 @@ class TestStart(FolderCase):
             self.assertEqual([[], []], [os.listdir(os.path.join(prefix, name)) for name in ("bin", "lib")])
 
     @skipUnless(shutil.which("make"), "there is no make")
-    def test_without_the_packages(self) -> None:
+    def test_without_the_packages(self):
         """make says in one sentence what is missing and how to get it, and installs nothing."""
         for target in ("install", "test-alone"):
             result = self.start("make", "--silent", target, f"PREFIX={self.folder}", f"PYTHON={sys.executable} -S")
@@ -9726,13 +9710,13 @@ class TestStart(FolderCase):
                 "error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
                 "dnf install", "apk add", "pip install")], result.err)
 
-    def test_ctrl_c_while_the_interpreter_ends(self) -> None:
+    def test_ctrl_c_while_the_interpreter_ends(self):
         write_bytes(self.at("sitecustomize.py"),
                     b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
         result = self.start(sys.executable, MODULE, "--version", env={**os.environ, "PYTHONPATH": self.folder})
         self.assertEqual((-signal.SIGINT, ""), (result.code, result.err))
 
-    def test_nohup_is_respected(self) -> None:
+    def test_nohup_is_respected(self):
         """A command started with SIGHUP ignored goes on ignoring it; one that ended left signals as before."""
         code = ("import signal, velero_requests as v\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
                 "show = lambda _: print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "
@@ -9745,7 +9729,7 @@ class TestStart(FolderCase):
 class TestDemo(TestCase):
     """What the README shows first, as a newcomer runs it: `make demo` runs the same."""
 
-    def test_it_plays(self) -> None:
+    def test_it_plays(self):
         environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
         done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=PIPE,
                               stderr=STDOUT, timeout=120, check=False, env=environment)
@@ -9757,16 +9741,16 @@ class TestDemo(TestCase):
 REQUESTS, BURST, WRITERS, PATIENCE = 200, 1000, 4, 60  # the last one in seconds: the end of every wait
 ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
 OURS, SCRIPT, VELERO = "ours", "our script", "velero"  # installed; compiled at each start; the velero CLI on the PATH
-A_REQUEST = ("downloadrequests", download_request(target="nightly"), NAMESPACE)
+A_REQUEST = (DR, download_request(target="nightly"), NAMESPACE)
 Command = Tuple[str, ...]
-TIMED: Tuple[Tuple[str, float, str, Optional[float], str], ...] = (
+TIMED: Any = (
     # name, milliseconds expected, velero's, share of the velero CLI's time in the same run, words
     ("--help", 60, "-", None, "--help"),
     ("plugin get", 0.38 * 303, "303 ms", 0.38, "plugin get"),
     ("describe --details", 0.8 * 183, "183 ms", 0.8, "backup describe described --details"),
     ("backup logs, 5.6 MB", 125, "125 ms", 1.0, "backup logs chatty"))
 # name, key, words after the program, with whom it is compared: what curl's output goes through, the most against it
-DOWNLOADS: Tuple[Tuple[str, str, str, Dict[str, Tuple[str, Optional[float]]]], ...] = (
+DOWNLOADS: Any = (
     ("1 GiB stored in parts into a file", "backups/large/large.tar.gz",
      "backup download large -o target --force --quiet",
      {"curl": ("-o target", 1.2), "curl && sync": ("-o target && sync target", None), VELERO: ("", 1.0)}),
@@ -9804,7 +9788,7 @@ def presign_figures() -> None:
     """Compare in alternating rounds over keys that were never signed before."""
     endpoint, keys = "http://127.0.0.1:9000", ("AKIABENCH", "bench-secret")
     location = vr.Location("default", BUCKET, region="us-east-1", s3_url=endpoint, path_style=True)
-    signers: Dict[str, Callable[[str], str]] = {OURS: lambda key: vr.presign(vr.object_address(
+    signers: Any = {OURS: lambda key: vr.presign(vr.object_address(
         location, key), vr.Credentials(*keys), datetime.now(timezone.utc), timedelta(minutes=10))}
     if HAS_BOTOCORE:
         import botocore.config
@@ -9844,7 +9828,7 @@ class Bench:
         add_backup(self.stage, "chatty", "".join(map(line.format, range(54400))).encode())
         operations = dict.fromkeys(("backupItemOperationsAttempted", "backupItemOperationsCompleted"), 1)
         add_backup(self.stage, "described", warnings=1, **operations)
-        shapes: Dict[str, Any] = {
+        shapes: Document = {
             "BackupResults": {"warnings": {"velero": ["slow"]}, "errors": {}},
             "BackupResourceList": {"v1/ConfigMap": [f"shop/settings-{number}" for number in range(500)]}}
         for artifact in vr.TARGETS.values():
@@ -9867,8 +9851,8 @@ class Bench:
 
     def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
         """An iterator over name and instant of each request that has got its URL from now on."""
-        version = client.list("downloadrequests", NAMESPACE, limit=1)["metadata"]["resourceVersion"]
-        events = client.watch("downloadrequests", NAMESPACE, resourceVersion=version, timeoutSeconds=PATIENCE)
+        version = client.list(DR, NAMESPACE, limit=1)["metadata"]["resourceVersion"]
+        events = client.watch(DR, NAMESPACE, resourceVersion=version, timeoutSeconds=PATIENCE)
         return ((event["object"]["metadata"]["name"], time.time()) for event in events
                 if look_up(event["object"], "status.downloadURL"))
 
@@ -9881,7 +9865,7 @@ class Bench:
             created = time.time()
             at = next(at for answered, at in answers if answered == name)
             times.append((1000 * (at - created), 1000 * (at - sent)))
-        self.stage.cluster.clear(NAMESPACE, "downloadrequests")
+        self.stage.cluster.clear(NAMESPACE, DR)
         return times
 
     def burst_times(self) -> Tuple[float, float]:
@@ -9899,7 +9883,7 @@ class Bench:
             created = max(ends)
         if len(answered) < BURST:
             raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s")
-        self.stage.cluster.clear(NAMESPACE, "downloadrequests")
+        self.stage.cluster.clear(NAMESPACE, DR)
         return created - begun, max(answered.values()) - begun
 
     def requests_seen(self) -> int:
