@@ -276,8 +276,6 @@ def depth_of(node: ast.AST) -> int:
 
 
 class TestLawsOfTheFile(TestCase):
-    """`velero_requests.py` as a text."""
-
     def test_no_name_is_used_before_it_is_defined(self):
         """No module-level statement, function bodies included, mentions a name that a later one binds."""
         later: Set[str] = set()
@@ -3134,14 +3132,14 @@ class World(Folder):
         self.assert_clean(result.err)
 
     def assert_clean(self, *texts: Any) -> None:
-        """Check that texts betray no signature, token or value of a Secret."""
+        """Texts betray no signature, token or value of a Secret."""
         for text in map(str, texts):
             for secret in (self.store.secret_key, self.store.access_key, *map(token_of, USERS)):
                 self.assertNotIn(secret, text)
             self.assertIsNone(BEARER.search(text), text)
 
     def assert_soon(self, text: str, minutes: float = 0) -> None:
-        """Check that a time lies this far ahead of the clock, give or take half a minute."""
+        """A time lies this far ahead of the clock, give or take half a minute."""
         self.assertLess(abs((instant(text) - self.clock()).total_seconds() - 60 * minutes), 30, text)
 
 
@@ -3792,7 +3790,6 @@ class TestContractFaultsNew(FaultTests, TestCase):
 
 
 class TestContractFaultsOld(FaultTests, TestCase):
-    """Faults with a status subresource."""
     status_subresource = True
 
 
@@ -3884,7 +3881,6 @@ class TestContractFakeNew(ContractTests, FakeWorld, TestCase):
 
 
 class TestContractFakeOld(ContractTests, FakeWorld, TestCase):
-    """Fakes with a status subresource, as Velero 1.6 to 1.8."""
     status_subresource = True
 
 
@@ -3893,17 +3889,14 @@ class TestContractRealNew(ContractTests, RealWorld, TestCase):
 
 
 class TestContractRealOld(ContractTests, RealWorld, TestCase):
-    """Real servers with a status subresource."""
     status_subresource = True
 
 
 class TestContractVeleroNew(VeleroWorld, CoreTests, TestCase):
-    """The main job on the CRDs of Velero 1.18.1."""
     release = "1.18.1"
 
 
 class TestContractVeleroOld(VeleroWorld, CoreTests, TestCase):
-    """The main job on the CRDs of Velero 1.6.3."""
     release = "1.6.3"
     status_subresource = True
 
@@ -6632,7 +6625,7 @@ class StoreWorld(FakeWorld):
         return str(document["status"]["downloadURL"])
 
     def assert_reason(self, document: Document, reason: str, *words: str) -> None:
-        """Check that a request bears this reason, a sentence with these words, all of them patterns, and no URL."""
+        """A request bears this reason, a sentence with these words, all of them patterns, and no URL."""
         notes, status = document["metadata"].get("annotations") or {}, document.get("status") or {}
         self.assertRegex(notes.get(REASON, ""), f"^({reason})$", notes)
         for word in words:
@@ -7288,7 +7281,7 @@ class Sentences(World):
         return set(os.listdir(self.target))
 
     def assert_sentence(self, result: Result, *words: str) -> None:
-        """Check that a failure is told in one `error:` line with these words (regular expressions)."""
+        """A failure is told in one `error:` line with these words (regular expressions)."""
         errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
         self.assertEqual(len(errors), 1, (result.code, result.err))
         for word in words:
@@ -7296,19 +7289,19 @@ class Sentences(World):
         self.assert_tidy(result.err)
 
     def assert_tidy(self, text: str) -> None:
-        """Check that nothing ugly or secret was said."""
+        """Nothing ugly or secret was said."""
         self.assertIsNone(UGLY.search(text), text)
         self.assert_clean(text)
 
     def assert_right(self, result: Result, stored: bytes) -> None:
-        """Check that a download ended with the object, and with nothing beside it."""
+        """A download ended with the object, and with nothing beside it."""
         self.assertEqual(result.code, 0, result.err)
         self.assertTrue(read_bytes(self.path) == stored, "the file is not the object")
         self.assertEqual(self.left(), {os.path.basename(self.path)})
         self.assert_tidy(result.err)
 
     def assert_absent(self, result: Result, code: Any, *words: str) -> None:
-        """Check that a download failed with one of the codes, and left nothing."""
+        """A download failed with one of the codes, and left nothing."""
         self.assertIn(result.code, code if isinstance(code, tuple) else (code,), result.err)
         self.assert_sentence(result, *words)
         self.assertEqual((self.left(), result.out), (set(), b""), result.err)
