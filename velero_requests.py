@@ -4688,10 +4688,11 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
                                   seconds=left, name=key.name, silence=left)
         with time_limit(left), contextlib.closing(watch_events(response)) as events:
             for kind, copy in events:
+                if _text(copy, "metadata", "name") != key.name:  # a bookmark, for instance
+                    continue
                 if kind == "DELETED":
                     raise deleted
-                if _text(copy, "metadata", "name") == key.name:  # and no bookmark
-                    yield copy
+                yield copy
     except (ApiError, Unreachable) as error:
         log.info("reading every %s instead of watching: %s", format_duration(poll), error)
     for attempt in itertools.count(1):
