@@ -4497,6 +4497,8 @@ class Controller:
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
                                        seconds=random.uniform(*self.watch_seconds), silence=self.silence)
         self.streams[resource] = response
+        if self.stop.is_set():
+            response.interrupt()
         with time_limit(self.watch_seconds[1] + self.silence):
             for kind, document in watch_events(response):
                 self.events[resource] += 1
