@@ -4497,6 +4497,8 @@ class Controller:
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
                                        seconds=random.uniform(*self.watch_seconds), silence=self.silence)
         self.streams[resource] = response
+        if self.stop.is_set():
+            response.interrupt()
         with time_limit(self.watch_seconds[1] + self.silence):
             for kind, document in watch_events(response):
                 self.events[resource] += 1
@@ -4688,10 +4690,11 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
                                   seconds=left, name=key.name, silence=left)
         with time_limit(left), contextlib.closing(watch_events(response)) as events:
             for kind, copy in events:
+                if _text(copy, "metadata", "name") != key.name:  # a bookmark, for instance
+                    continue
                 if kind == "DELETED":
                     raise deleted
-                if _text(copy, "metadata", "name") == key.name:  # and no bookmark
-                    yield copy
+                yield copy
     except (ApiError, Unreachable) as error:
         log.info("reading every %s instead of watching: %s", format_duration(poll), error)
     for attempt in itertools.count(1):
