@@ -59,18 +59,22 @@ import uuid
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
+from functools import lru_cache, partial
+from itertools import product
+from subprocess import DEVNULL, PIPE, STDOUT
 from types import CodeType, SimpleNamespace
-from typing import (
-    Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, TYPE_CHECKING, Tuple)
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, TYPE_CHECKING, Tuple)
+from unittest import SkipTest, TestCase, skipUnless
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from xml.sax.saxutils import escape
 
 import urllib3
 import yaml
 
-import velero_requests
+import velero_requests as vr
 
 try:
     import botocore.auth
@@ -85,14 +89,13 @@ except ImportError:
 NO_BOTOCORE = "botocore is not installed, so the URLs were not compared with its own"
 NO_CRDS = "VELERO_CRDS names no folder, so the manifests were not compared with Velero's own"
 
-vr = velero_requests
+Document = Dict[str, Any]
 NOW = datetime(2026, 5, 4, 12, 0, 0, tzinfo=timezone.utc)
 FAR_OFF = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
 LONG_AGO = datetime(1, 1, 1, tzinfo=timezone.utc)
 
 
 def after(**delta: float) -> datetime:
-    """NOW plus a timedelta."""
     return NOW + timedelta(**delta)
 
 
@@ -120,7 +123,7 @@ def a_location(**over: Any) -> Any:
     return vr.Location(**{**dict(name="default", bucket="bkt", region="eu-west-1"), **over})
 
 
-def a_location_document(config: Any = None, **spec: Any) -> Dict[str, Any]:
+def a_location_document(config: Any = None, **spec: Any) -> Document:
     """A BackupStorageLocation document; `spec` replaces fields of its spec."""
     return {"metadata": {"name": "default", "namespace": "velero"}, "spec": {
         "provider": "aws", "objectStorage": {"bucket": "bkt"}, "config": config or {"region": "eu-west-1"}, **spec}}
@@ -132,9 +135,7 @@ def some_credentials(**over: Any) -> Any:
                                     secret_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"), **over})
 
 
-class Cases(unittest.TestCase):
-    """Functions over rows."""
-
+class Cases(TestCase):
     def gives(self, function: Callable[..., Any], *rows: Tuple[Any, Any]) -> None:
         """Each row is an argument, or a tuple of them, and what the function makes of it."""
         for given, expected in rows:
@@ -153,6 +154,39 @@ class Cases(unittest.TestCase):
                 self.assertEqual(reason, reason and getattr(caught.exception, "reason"))
 
 
+if TYPE_CHECKING:
+    Mixin = TestCase
+else:
+    Mixin = object  # unittest must not run the checks without a cluster
+
+
+class Folder(Mixin):
+    def setUp(self):
+        self.folder = tempfile.mkdtemp(prefix="velero-requests-test-")
+        self.addCleanup(shutil.rmtree, self.folder, True)
+
+    def at(self, *names: str) -> str:
+        return os.path.join(self.folder, *names)
+
+    def enter(self, context: Any) -> Any:
+        """Enter a context until the test ends."""
+        stack = ExitStack()
+        self.addCleanup(stack.close)
+        return stack.enter_context(context)
+
+    def set_environment(self, *hidden: str, **changes: str) -> None:
+        """Set variables, and hide those that are named, AWS's and those of proxies."""
+        others = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
+        self.enter(environment({**dict.fromkeys((*hidden, *others)), "HOME": self.folder, **changes}))
+
+    def listen(self, level: int) -> io.StringIO:
+        """Every word that the module logs in this process at such a level."""
+        logger, log = self.enter(logger_kept()), io.StringIO()
+        logger.handlers[:], logger.propagate = [logging.StreamHandler(log)], False
+        logger.setLevel(level)
+        return log
+
+
 # Values that a stranger may put where text is expected.
 HOSTILE: Tuple[Any, ...] = (
     None, True, 0, -1, 1.5, 10**30, "", " ", "\0", "x" * 10000, "../../etc", "\n\x1b[2J", "\ud800", [], [[]], [None],
@@ -167,7 +201,7 @@ GOOD_NAMES: Tuple[str, ...] = ("a", "0", "nightly", "nightly-20240501", "a.b.c",
 
 # ---- The laws of the file ----------------------------------------------------
 
-MODULE = os.path.abspath(velero_requests.__file__)
+MODULE = os.path.abspath(vr.__file__)
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 BOTH = ("velero_requests.py", "test_velero_requests.py")
 
@@ -241,23 +275,21 @@ def depth_of(node: ast.AST) -> int:
     return deepest
 
 
-class TestLawsOfTheFile(unittest.TestCase):
-    """`velero_requests.py` as a text."""
-
-    def test_no_name_is_used_before_it_is_defined(self) -> None:
+class TestLawsOfTheFile(TestCase):
+    def test_no_name_is_used_before_it_is_defined(self):
         """No module-level statement, function bodies included, mentions a name that a later one binds."""
         later: Set[str] = set()
         for statement in reversed(TREE.body):
             self.assertFalse(mentioned(statement) & later, f"line {statement.lineno} uses a name that is defined later")
             later = later | bound(statement)
 
-    def test_no_name_is_defined_twice(self) -> None:
+    def test_no_name_is_defined_twice(self):
         for name in BOTH:
             names = [found for node in ast.parse(text_of(name)).body for found in bound(node)
                      if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign))]
             self.assertEqual([], sorted({found for found in names if names.count(found) > 1}), name)
 
-    def test_above_the_waterline_is_arithmetic(self) -> None:
+    def test_above_the_waterline_is_arithmetic(self):
         """It uses only imports that know no world, asks no clock, environment or chance, and nothing from below."""
         first, waterline = line_of(r"# 1\. "), line_of(r"# The waterline\b")
         other = impure(ast.Module([node for node in TREE.body if node.lineno < first], [])) | WORLDLY_NAMES
@@ -267,7 +299,7 @@ class TestLawsOfTheFile(unittest.TestCase):
             asked = {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
             self.assertFalse(used | asked & WORLDLY_ATTRIBUTES, f"line {statement.lineno}")
 
-    def test_contents_equal_the_banners(self) -> None:
+    def test_contents_equal_the_banners(self):
         """The module's docstring lists the rooms of its banners in order, the waterline behind the ninth."""
         contents = re.findall(r"(?m)(?:^ +|  )(\d+(?=\.)|===)\.? +([A-Za-z ]+?)(?= {2}|:|$)", vr.__doc__ or "")
         rooms = re.findall(r"(?m)^# (\d+)\. (.+?) — ", SOURCE)
@@ -275,12 +307,12 @@ class TestLawsOfTheFile(unittest.TestCase):
         self.assertEqual([str(number) for number in range(1, 18)], [number for number, _ in rooms])
         self.assertTrue(line_of(r"# 9\. ") < line_of(r"# The waterline\b") < line_of(r"# 10\. "))
 
-    def test_every_public_function_and_class_says_what_it_is(self) -> None:
+    def test_every_public_function_and_class_says_what_it_is(self):
         for node in TREE.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 self.assertTrue(ast.get_docstring(node), f"{node.name} in line {node.lineno}")
 
-    def test_the_budgets_hold(self) -> None:
+    def test_the_budgets_hold(self):
         """Nor has a line of either file more than 120 characters, a tab, or blanks at its end."""
         for name, budget in BUDGETS.items():
             text = text_of(name)
@@ -296,7 +328,7 @@ class TestLawsOfTheFile(unittest.TestCase):
             self.assertEqual([], [number for number, line in enumerate(text_of(name).splitlines(), 1)
                                   if len(line) > 120 or line != line.rstrip().expandtabs()], name)
 
-    def test_the_oldest_python_and_the_packages(self) -> None:
+    def test_the_oldest_python_and_the_packages(self):
         """The PEP 723 block names the packages that are imported, and with the version guard the oldest Python."""
         imported = {module.split(".")[0] for module in imported_by(TREE).values()}
         self.assertLessEqual({"yaml", "urllib3"}, imported)
@@ -308,7 +340,7 @@ class TestLawsOfTheFile(unittest.TestCase):
         for name in BOTH:
             ast.parse(text_of(name), feature_version=(3, 8))
 
-    def test_importing_does_nothing(self) -> None:
+    def test_importing_does_nothing(self):
         """Importing starts no thread or server, configures no logging, prints nothing; a command imports what it needs:
         help, completion, manifests and the client's version neither urllib3 nor yaml nor OpenSSL."""
         script = ("import contextlib, io, logging, os, sys, threading\n"
@@ -324,10 +356,10 @@ class TestLawsOfTheFile(unittest.TestCase):
                     "    assert not {'urllib3', 'yaml', 'hashlib'} & set(sys.modules), argv\n")
         for more in ("import test_velero_requests", commands):
             done = subprocess.run([sys.executable, "-B", "-c", script.format(more)], cwd=FOLDER, timeout=60,
-                                  check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                                  check=False, stdout=PIPE, stderr=STDOUT)
             self.assertEqual((0, b""), (done.returncode, done.stdout))
 
-    def test_the_readme_says_what_the_code_does(self) -> None:
+    def test_the_readme_says_what_the_code_does(self):
         """The exit codes of --help, every command, the rights that are tested, and every variable."""
         readme, codes = text_of("README.md"), [int(member) for member in vr.Exit]
         self.assertIn(vr.EPILOG, vr.build_parser().format_help())
@@ -347,17 +379,17 @@ class TestLawsOfTheFile(unittest.TestCase):
         entry_points = re.findall(r"`([a-zA-Z_]+)`", readme.split("## From Python")[1].split("## ")[0])
         self.assertEqual([], [name for name in entry_points if not hasattr(vr, name) and name not in ("hints", "exit")])
 
-    def test_the_checkout_shows_four_files(self) -> None:
+    def test_the_checkout_shows_four_files(self):
         """At its top level the repository holds the four files, and else only names that begin with a dot."""
         listed = subprocess.run("git ls-files -z 2>/dev/null", shell=True, cwd=FOLDER, check=False, timeout=60,
-                                stdout=subprocess.PIPE).stdout.decode()
+                                stdout=PIPE).stdout.decode()
         self.assertLessEqual(set(re.findall(r"(?:^|(?<=\0))[^./\0][^/\0]*", listed)), {*BOTH, "README.md", "Makefile"})
 
 
 # ---- Ground ------------------------------------------------------------------
 
 class TestErrors(Cases):
-    def test_what_they_say(self) -> None:
+    def test_what_they_say(self):
         """Exit code and reason, and whether time may mend it."""
         self.gives(lambda error: (int(error.exit), error.reason, error.retry), *(
             (error("x"), (code, "InternalError", retry)) for error, code, retry in (
@@ -370,7 +402,7 @@ class TestErrors(Cases):
                     for status, code, reason in ((401, 5, "Forbidden"), (403, 5, "Forbidden"),
                                                  (500, 1, "ClusterError"))))))
 
-    def test_records_show_no_secret(self) -> None:
+    def test_records_show_no_secret(self):
         """No record shows a field that is named like a secret, but for the harmless ones."""
         telling = re.compile("(?i)token$|password|secret|access_key|key$|_data$|certificate$|ca_cert$|body|argument|"
                              "environment|command|external|headers|document|content|url$|clusters|users|contexts")
@@ -386,7 +418,7 @@ class TestErrors(Cases):
 
 
 class TestReader(Cases):
-    def test_types(self) -> None:
+    def test_types(self):
         """What is absent or null is empty; another type is an error that names the place and not the value."""
         reader = vr.Reader({"text": "x", "true": True, "one": 1, "list": ["a", 5], "no": None}, "X")
         self.gives(reader.get, (("text", str), "x"), (("true", bool), True), (("one", int), 1), (("no", str), ""),
@@ -401,7 +433,7 @@ class TestReader(Cases):
 
 
 class TestTime(Cases):
-    def test_instants(self) -> None:
+    def test_instants(self):
         """Every notation of RFC 3339 is an aware instant in UTC, the default; what Python cannot hold is None."""
         self.gives(vr.parse_time, *((text, NOW) for text in (
             "2026-05-04T12:00:00Z", "2026-05-04t12:00:00z", "2026-05-04 12:00:00Z", "2026-05-04T12:00:00",
@@ -419,14 +451,14 @@ class TestTime(Cases):
             "２０２６-05-04T12:00:00Z", "2026-05-04T12:00:00.Z", "2026-05-04T12:00:00." + "0" * 100 + "Z", "9" * 10000,
             "9999-12-31T23:59:59-00:01", "0001-01-01T00:00:00+00:01", *HOSTILE)))
 
-    def test_whole_seconds_in_utc(self) -> None:
+    def test_whole_seconds_in_utc(self):
         self.gives(vr.format_time, (LONG_AGO, "0001-01-01T00:00:00Z"), *(
             (instant, "2026-05-04T12:00:00Z") for instant in (
                 NOW, after(microseconds=999999), NOW.astimezone(timezone(timedelta(hours=2))))))
 
 
 class TestDuration(Cases):
-    def test_what_go_reads(self) -> None:
+    def test_what_go_reads(self):
         self.gives(lambda text: round(vr.parse_duration(text), 12), *(
             ("0", 0), ("+0", 0), ("-0", 0), ("0s", 0), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1h2m3s", 3723),
             ("1.5s", 1.5), (".5s", .5), ("5.s", 5), ("250ms", .25), ("1us", 1e-6), ("1µs", 1e-6), ("1μs", 1e-6),
@@ -436,7 +468,7 @@ class TestDuration(Cases):
             "", "-", ".", "s", ".s", "5", "00", "1.5", "1d", "1 s", " 1s", "1s\n", "--1s", "1e3s", "1,5s", "inf", "１s",
             "1S", "2562048h", "9" * 400 + "h", "0" * 100 + "s"), error=ValueError)
 
-    def test_what_go_writes(self) -> None:
+    def test_what_go_writes(self):
         """Milliseconds are the finest, unless it is said otherwise."""
         self.gives(vr.format_duration, *(
             (0, "0s"), (.001, "1ms"), (.025, "25ms"), (.25, "250ms"), (.999, "999ms"), (.9996, "1s"), (1, "1s"),
@@ -446,7 +478,7 @@ class TestDuration(Cases):
 
 
 class TestOneLine(Cases):
-    def test_foreign_text_becomes_harmless(self) -> None:
+    def test_foreign_text_becomes_harmless(self):
         """Line ends, tabs, escape sequences, direction marks and lone surrogates become single blanks; then the cut."""
         self.gives(vr.one_line, *(
             ("", ""), ("plain", "plain"), ("  a \t b\r\nc  ", "a b c"), ("a\x1b[31mb", "a [31mb"), ("a\0b", "a b"),
@@ -454,7 +486,7 @@ class TestOneLine(Cases):
             (None, "None"), (ValueError("x\ny"), "x y"), ("\x7f\x9b", ""), ("x" * 300, "x" * 300),
             ("x" * 301, "x" * 299 + "…"), (("abcdefgh", 5), "abcd…")))
 
-    def test_no_more_is_kept_than_there_is_room_for(self) -> None:
+    def test_no_more_is_kept_than_there_is_room_for(self):
         """Each text is the first of its kind once, as far as it is kept, and beyond the limit none is."""
         seen: Set[str] = set()
         self.gives(lambda text: vr.add_if_new(text, seen, 2), *(
@@ -478,7 +510,7 @@ SECRET_SHAPES: Tuple[str, ...] = (
 
 
 class TestRedact(Cases):
-    def test_every_shape_of_a_secret(self) -> None:
+    def test_every_shape_of_a_secret(self):
         """Signatures, credentials, tokens and passwords are blanked wherever they stand; once more changes nothing."""
         for sentence in SECRET_SHAPES:
             redacted = vr.redact(sentence.format("AKIAsecret%2F20260504/eu-west-1+~_-.abc=="))
@@ -486,7 +518,7 @@ class TestRedact(Cases):
             start = sentence.split("{}")[0].replace("{{", "{").replace("user:", "")
             self.assertEqual((start, redacted), (redacted.partition("***")[0], vr.redact(redacted)))
 
-    def test_only_the_secret_goes(self) -> None:
+    def test_only_the_secret_goes(self):
         """Host and path stay, with an `@` in the path too, and words that only sound like secrets."""
         self.gives(vr.redact, *(
             ("https://u:p@h/a@b", "https://***@h/a@b"), ("https://u:p@q@h/a", "https://***@h/a"),
@@ -498,23 +530,23 @@ class TestRedact(Cases):
                 "mail to ops@example.com", "https://h/a and ops@example.com", "https://h/a@b/c?d=e@f",
                 "https://h:9000/a@b", "https://[::1]:9/a@b", "https://h?a@b", "https://u:1/q@h")))
 
-    def test_the_cut(self) -> None:
+    def test_the_cut(self):
         """Long text is cut before it is looked at, and no secret is cut in half and shown."""
-        for end, place in itertools.product(("https://u:s3cr3t@h", "a https://u:s3cr3t@h", "sig=s3cr3t"), range(25)):
+        for end, place in product(("https://u:s3cr3t@h", "a https://u:s3cr3t@h", "sig=s3cr3t"), range(25)):
             redacted = vr.redact("x " * (vr.REDACTED_LIMIT // 2 - 20) + "x" * (40 - place) + " " + end)
             self.assertNotIn("s3cr", redacted)
             self.assertLessEqual(len(redacted), vr.REDACTED_LIMIT + 1)
 
 
 class TestLines(Cases):
-    def test_any_cut_gives_the_same_lines(self) -> None:
+    def test_any_cut_gives_the_same_lines(self):
         """However the bytes are cut, also within a character; a last line without its newline is dropped."""
         for data in ('{"a":1}\n\n{"b":"grün ✓"}\nend\n'.encode(), b"whole\nhalf", b"half", b"", b"xxxxxxxx\n"):
             for size in range(1, len(data) + 2):
                 chunks = [data[start:start + size] for start in range(0, len(data), size)]
                 self.assertEqual(data.split(b"\n")[:-1], list(vr.lines(chunks, limit=24)), f"chunks of {size}")
 
-    def test_a_line_without_end(self) -> None:
+    def test_a_line_without_end(self):
         """A line that grows beyond the limit is an error, and the lines before it are handed out."""
         endless = vr.lines(itertools.chain([b"first\n"], itertools.repeat(b"xxxx")), limit=1000)
         self.assertEqual(b"first", next(endless))
@@ -523,7 +555,7 @@ class TestLines(Cases):
 
 
 # What takes a careless reader too long: a piece that is repeated, or how a text begins, goes on and ends.
-NASTY: Tuple[Tuple[str, str, str], ...] = (*(("", piece, "") for piece in (
+NASTY: Any = (*(("", piece, "") for piece in (
     ' |\n|\t|\0|\\|"|a|A|9|%25|\\"|""|","|<|&|&a|\u202e|\U0001f600|a://|a://@|a://%|a://b:c|https://|sig=|Bearer |'
     'Bearer\t|Signature%25|1s|1.|1h1m|<a>|<a>b|<a></b>|<aaaa|[|{|[]|{},|[[],|[{|{"a":|{"a":1},|a: b\n|- |- a\n|? a\n|'
     '#\n|a:\t|&a [*a]\n|k = v\n|[x]\n| k = v\n| #|a.|a-|-|a.a-|[a]|:|1:1:|299 - "|299 - "\\|299 |, |; |a/|../|'
@@ -548,7 +580,6 @@ def in_pieces(function: Callable[[Iterable[bytes]], Any]) -> Callable[[str], Any
 
 
 def nasty_screen(text: str) -> Any:
-    """A screen with a text in many places."""
     evil = {"metadata": {"name": text, "labels": {text: text}}, "spec": {"ttl": text, "labelSelector": {
         "matchLabels": {text: text}}, "orderedResources": {text: text}}, "status": {"phase": text, "errors": 1}}
     related = {vr.DELETE_REQUESTS: [], vr.POD_VOLUME_BACKUPS: []}
@@ -558,13 +589,11 @@ def nasty_screen(text: str) -> Any:
 
 
 # Every function that reads what a stranger wrote.
-READERS: Dict[str, Callable[[str], Any]] = {
-    "parse_time": vr.parse_time, "parse_duration": vr.parse_duration,
-    "redact": vr.redact, "one_line": vr.one_line, "printable": vr.printable,
-    "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json), "lines": in_pieces(vr.lines),
-    "aligned": lambda text: vr.aligned([vr.printable(text) + "\t", "a\tb\tc"] * 50),
-    "table": lambda text: vr.table([(text, text)] + [("a", "b")] * 99),
-    "is_http_url": vr.is_http_url,
+READERS: Any = {
+    "parse_time": vr.parse_time, "parse_duration": vr.parse_duration, "redact": vr.redact, "one_line": vr.one_line,
+    "printable": vr.printable, "decode_base64": vr.decode_base64, "parse_json": deeper(vr.parse_json),
+    "lines": in_pieces(vr.lines), "aligned": lambda text: vr.aligned([vr.printable(text) + "\t", "a\tb\tc"] * 50),
+    "table": lambda text: vr.table([(text, text)] + [("a", "b")] * 99), "is_http_url": vr.is_http_url,
     "_goes_before_host": lambda text: vr._goes_before_host(text, vr.Address("http", text, "")),
     "bucket_address": lambda text: vr.bucket_address(a_location(region=text, bucket=text)),
     "location_from": lambda text: vr.location_from({"metadata": {"name": text}, "spec": {
@@ -572,9 +601,9 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "object_key": lambda text: vr.object_key(text, vr.TARGETS["BackupLog"], "n"),
     "ini_sections": deeper(lambda content: vr.merge_profiles(vr.ini_sections(content, "X"), {})),
     "identity_from_exec": lambda text: vr.identity_from_exec({"apiVersion": "v", "status": {
-        "token": "t", "expirationTimestamp": text}}, "X", "v"),
-    "is_object_name": vr.is_object_name, "rule_for": lambda text: vr.rule_for("GET", "/apis/" + text, False),
-    "_unescaped": vr._unescaped, "xml_fields": deeper(vr.xml_fields), "listed_prefixes": deeper(vr.listed_prefixes),
+        "token": "t", "expirationTimestamp": text}}, "X", "v"), "is_object_name": vr.is_object_name,
+    "rule_for": lambda text: vr.rule_for("GET", "/apis/" + text, False), "_unescaped": vr._unescaped,
+    "xml_fields": deeper(vr.xml_fields), "listed_prefixes": deeper(vr.listed_prefixes),
     "dns_label": lambda text: vr.dns_label(text, "X"),
     "endpoint_from": lambda text: vr.endpoint_from(f"https://{text}", "X"),
     "is_at_aws": lambda text: a_location(s3_url=f"https://s3.{text}").is_at_aws(),
@@ -582,7 +611,7 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "backup_sort_key": vr.backup_sort_key, "json_text": vr.json_text, "_add": nasty_screen,
     "_yaml_scalar": lambda text: vr.yaml_text({text: [text]}),
     "tls_context": deeper(lambda pem: vr.tls_context(vr.Trust(pem, alone=True))),
-    "parse_yaml": deeper(functools.partial(vr.parse_yaml, what="X")),
+    "parse_yaml": deeper(partial(vr.parse_yaml, what="X")),
     "api_error": deeper(lambda body: vr.api_error(400, body, "GET", "/")),
     "_tell_warnings": lambda text: vr.connect(vr.Cluster("http://127.0.0.1:1"))._tell_warnings({"Warning": text}),
     "retry_after_seconds": lambda text: vr.retry_after_seconds(text, NOW),
@@ -590,10 +619,9 @@ READERS: Dict[str, Callable[[str], Any]] = {
     "_meaning": lambda text: vr._meaning(403, "AccessDenied", text, ""), "_what_is": deeper(vr._what_is),
     "store_refusal": deeper(lambda body: vr.store_refusal(
         403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {},
-        "the store", "https://h/k", NOW)),
-    "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
+        "the store", "https://h/k", NOW)), "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate)}
-BOMBS: Tuple[Tuple[str, Callable[[Any], Any], Any, str], ...] = (  # name, reader, text, words of the error
+BOMBS: Any = (  # name, reader, text, words of the error
     ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
     ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
     ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
@@ -613,10 +641,10 @@ READING = re.compile(r"\b(re|yaml|json|configparser|xml|base64|email\.utils|_?[A
                      r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)\b")
 
 
-class TestTimingLaw(unittest.TestCase):
+class TestTimingLaw(TestCase):
     """Text of strangers takes time in proportion to its length, whatever it is."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Let warnings go nowhere, and the garbage of other tests lie."""
         gc.disable()
         self.addCleanup(gc.enable)
@@ -636,9 +664,9 @@ class TestTimingLaw(unittest.TestCase):
             taken.append(time.thread_time() - start)
         return min(taken), said
 
-    def test_four_times_the_text_takes_less_than_ten_times_as_long(self) -> None:
+    def test_four_times_the_text_takes_less_than_ten_times_as_long(self):
         """For every reader and nasty text, where that takes long enough to measure; no reader is missing."""
-        for (name, function), (head, piece, tail) in itertools.product(READERS.items(), NASTY):
+        for (name, function), (head, piece, tail) in product(READERS.items(), NASTY):
             short, long = (head + piece * (size // len(piece)) + tail for size in (5_000, 20_000))
             if self.seconds(function, long)[0] > 0.01:
                 with self.subTest(name, nasty=(head, piece, tail)):
@@ -649,7 +677,7 @@ class TestTimingLaw(unittest.TestCase):
         self.assertEqual(set(), found - {*READERS, *NO_READERS}, "readers that are in no table")
         self.assertEqual(set(), {*READERS, *NO_READERS} - {node.name for node in functions}, "functions that are gone")
 
-    def test_no_text_is_a_bomb(self) -> None:
+    def test_no_text_is_a_bomb(self):
         """Each of these took seconds, minutes or all memory; now it is refused, or read, in a moment."""
         for what, function, text, outcome in BOMBS:
             with self.subTest(what):
@@ -659,7 +687,7 @@ class TestTimingLaw(unittest.TestCase):
 
 
 class TestParseJson(Cases):
-    def test_what_is_read(self) -> None:
+    def test_what_is_read(self):
         """All of JSON, marks in strings and escapes included, a hundred levels deep."""
         for value in (None, 0, -1.5e300, 10 ** 300, "", "\\", '"', '\\"', "[", "{\"", "\ud800", "ü😀", [], {}, [{}],
                       {"": ""}, {"[": "]"}, {"a,b": ['"', "\\\\", "}{"]}, ["\\"], ['\\"[', "]"],
@@ -669,7 +697,7 @@ class TestParseJson(Cases):
                 self.gives(vr.parse_json, (text, value), (bytearray(text), value), (b"\xef\xbb\xbf" + text, value))
         self.gives(vr.parse_json, ((b'["[{,,,,,}]","\\",,,,"]', 2), ["[{,,,,,}]", '",,,,']), ((b"[{},0]", 5), [{}, 0]))
 
-    def test_what_is_refused(self) -> None:
+    def test_what_is_refused(self):
         """One error without a word of it; depth and elements have a limit, in strings they do not count."""
         self.refuses(vr.parse_json, "^is no JSON$", *(
             b"", b" ", b"s3cr3t", b"[", b"]", b"[}", b'["s3cr3t', b'"\\', b"{s3cr3t}", b"[1,]", b"\xff",
@@ -681,13 +709,13 @@ class TestParseJson(Cases):
 
 # ---- Requests ----------------------------------------------------------------
 
-DOCUMENT: Dict[str, Any] = {
+DOCUMENT: Document = {
     "metadata": {"name": "nightly-x7k2p", "namespace": "velero", "uid": "uid-1", "resourceVersion": "41",
                  "creationTimestamp": "2026-05-04T11:59:59Z"},
     "spec": {"target": {"kind": "BackupLog", "name": "nightly"}}}
 
 
-def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[str, Any]]:
+def with_places_filled(document: Document, value: Any) -> Iterator[Document]:
     """Copies of a document with one field after the other, at any depth, replaced by a value."""
     for name, inner in document.items():
         yield {**document, name: value}
@@ -697,7 +725,7 @@ def with_places_filled(document: Dict[str, Any], value: Any) -> Iterator[Dict[st
 
 
 class TestRequestFrom(Cases):
-    def test_fields(self) -> None:
+    def test_fields(self):
         """A reason is our annotation, else a newer Velero's phase Failed with its message."""
         ours = {vr.REASON: "BackupNotFound", vr.MESSAGE: "no such backup"}
         said, failed = dict(reason="BackupNotFound", message="no such backup"), {"phase": "Failed", "message": "m"}
@@ -715,7 +743,7 @@ class TestRequestFrom(Cases):
             document = {**DOCUMENT, "metadata": {**DOCUMENT["metadata"], **metadata}, "status": status}
             self.assertEqual(a_download(**over), vr.request_from(vr.DOWNLOAD_REQUESTS, document))
 
-    def test_plugins(self) -> None:
+    def test_plugins(self):
         """Plugins are sorted by kind, then by name, as the velero CLI sorts them."""
         pairs = [("R", "velero.io/pod"), ("B", "velero.io/pv"), ("B", "velero.io/pod")]
         document = {"status": {"plugins": [{"kind": kind, "name": name} for kind, name in pairs]}}
@@ -733,7 +761,7 @@ LAYOUT = """BackupLog -logs.gz  BackupContents .tar.gz  BackupVolumeSnapshots -v
 
 
 class TestTargets(Cases):
-    def test_all_kinds(self) -> None:
+    def test_all_kinds(self):
         """Every kind of Velero 1.6 to 1.18 is there with its key, and no other; backups' contents stay as they are."""
         self.assertEqual(LAYOUT[::2], list(vr.TARGETS))
         for (kind, row), end in zip(vr.TARGETS.items(), LAYOUT[1::2]):
@@ -742,7 +770,7 @@ class TestTargets(Cases):
             self.assertEqual((kind, f"{owner.plural}/X/{prefix}X{end}", owner, kind != "BackupContents"),
                              (row.kind, row.key.format(name="X"), row.owner, row.gunzip))
 
-    def test_targets(self) -> None:
+    def test_targets(self):
         """Every name that Kubernetes allows has its row; any other, and any other kind, is refused for good."""
         for name in GOOD_NAMES:
             self.assertTrue(vr.is_object_name(name), name)
@@ -754,7 +782,7 @@ class TestTargets(Cases):
             "", "backuplog", "Backup", "BackupLog ", "BackupLog\n", "x" * 10000, "\ud800")),
             error=vr.InvalidRequest, reason="UnknownKind")
 
-    def test_paths(self) -> None:
+    def test_paths(self):
         self.gives(vr.api_path, *(
             ((vr.BACKUPS, "ns", "n", "status"), "/apis/velero.io/v1/namespaces/ns/backups/n/status"),
             ((vr.SECRETS, "ns"), "/api/v1/namespaces/ns/secrets"),
@@ -774,7 +802,7 @@ class TestDecisions(Cases):
         self.assertTrue(outcome is None or outcome.why.isprintable() and len(outcome.why) < 1200)
         return (outcome.verb, outcome.again, outcome.failed) if outcome else ("answer", None, False)
 
-    def test_triage(self) -> None:
+    def test_triage(self):
         """Expiry comes first; what is answered stays until it expires; the rest is to be answered."""
         for phase, created, expires, verb, again in (
                 ("", 0, None, "answer", None), ("New", 0, None, "answer", None), ("", 0, 5, "answer", None),
@@ -792,7 +820,7 @@ class TestDecisions(Cases):
         cut = vr.triage_download(a_download(phase="Processed", expiration=FAR_OFF), NOW)
         self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": self.cut}, cut.body)
 
-    def test_answer(self) -> None:
+    def test_answer(self):
         """URL, phase and expiration come in one patch, on the version that was seen; a reason is taken back."""
         for reason, annotations in (("", {}), ("BackupNotFound", {"annotations": {vr.REASON: None, vr.MESSAGE: None}})):
             outcome = vr.answer_download(a_download(reason=reason), "k", "https://h/k?X-Amz", after(minutes=9))
@@ -803,7 +831,7 @@ class TestDecisions(Cases):
             self.assertNotIn("X-Amz", repr(outcome) + outcome.why)
             self.assertIn("BackupLog of nightly", outcome.why)
 
-    def test_refuse(self) -> None:
+    def test_refuse(self):
         """Reason, message and expiration are written once, a stranger's expiration is cut, time mends what it can."""
         for fields, expires, written, status, again in (
                 ({}, None, self.annotations, self.cut, 10), (self.said, 4, None, None, 4),
@@ -817,7 +845,7 @@ class TestDecisions(Cases):
             self.assertEqual(("patch" if written or status else "leave", when(again), True), self.outcome(outcome))
         self.assertFalse(vr.refuse_download(a_download(), vr.InvalidRequest("x", reason="InvalidName"), NOW).failed)
 
-    def test_messages_are_harmless(self) -> None:
+    def test_messages_are_harmless(self):
         """A message is one line of at most 1024 characters without secrets, and recognised the next time."""
         error = vr.Error("a\nb https://user:s3cr3t@h " + "x" * 2000, reason="ClusterError")
         outcome = vr.refuse_download(a_download(), error, NOW)
@@ -826,7 +854,7 @@ class TestDecisions(Cases):
         again = a_download(reason="ClusterError", message=message, expiration=after(minutes=10))
         self.assertEqual("leave", vr.refuse_download(again, error, NOW).verb)
 
-    def test_what_cannot_be_written(self) -> None:
+    def test_what_cannot_be_written(self):
         """Without room for annotations the status alone; without that the object is deleted when its life is over."""
         smaller = vr.fall_back_download(a_download(), vr.refuse_download(a_download(), self.error, NOW), NOW)
         self.assertEqual({"metadata": {"resourceVersion": "41"}, "status": self.cut}, smaller.body)
@@ -836,7 +864,7 @@ class TestDecisions(Cases):
             outcome = vr.fall_back_download(a_download(created=when(created)), smaller, NOW)
             self.assertEqual((verb, verb == "leave"), (outcome.verb, outcome.failed), created)
 
-    def test_status_requests(self) -> None:
+    def test_status_requests(self):
         """New ones are answered, answered ones live a minute, others are left."""
         for phase, created, processed, verb, again in (
                 ("", 0, None, "patch", 5), ("New", 0, LONG_AGO, "patch", 5), ("Processed", 0, 0, "leave", 5),
@@ -856,7 +884,7 @@ class TestDecisions(Cases):
             vr.decide_status(a_status(), self.server, NOW).body)
         self.assertEqual((("ObjectStore", "velero.io/aws"),), vr.Server("v0").plugins)
 
-    def test_what_is_news(self) -> None:
+    def test_what_is_news(self):
         """What failing controllers write is no news, everything else is."""
         new, processed = dict(phase="New"), dict(phase="Processed")
         for make, old, over, expected in (
@@ -873,7 +901,7 @@ class TestDecisions(Cases):
         self.assertTrue(vr.is_news(None, a_download()))
 
 
-class TestHostileStatus(unittest.TestCase):
+class TestHostileStatus(TestCase):
     """No decision raises, whatever strangers fill in; an object is looked at again in time, deleted, or left."""
 
     def check(self, document: Any) -> None:
@@ -895,12 +923,12 @@ class TestHostileStatus(unittest.TestCase):
                 self.assertLessEqual(seen.items(), outcome.body["metadata"].items())
         self.assertIsInstance(vr.plugins_from(document), list)
 
-    def test_every_combination(self) -> None:
+    def test_every_combination(self):
         """Odd phases and times together, and a value of another type at any place."""
         times = (None, "x", 5, "0001-01-01T00:00:00Z", "2026-05-04T11:00:00Z", "2026-05-04T12:00:00Z",
                  "2026-05-04T12:05:00Z", "2026-05-04T12:10:00.9Z", "2026-05-04T23:00:00Z",
                  "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00")
-        for phase, created, filled, deletion in itertools.product(
+        for phase, created, filled, deletion in product(
                 (None, "", "New", "Processed", "Failed", "\n", 5, []), times, times, (None, "2026-05-04T12:00:00Z")):
             self.check({"metadata": {"creationTimestamp": created, "deletionTimestamp": deletion}, "status": {
                 "phase": phase, "expiration": filled, "processedTimestamp": filled}})
@@ -913,33 +941,33 @@ class TestHostileStatus(unittest.TestCase):
 
 
 class TestBackoff(Cases):
-    def test_growth(self) -> None:
+    def test_growth(self):
         """The wait doubles with every failure up to the cap, which leaves many tries within the life of a request."""
         self.gives(lambda failures: round(vr.backoff(failures, vr.RETRY_BASE, vr.RETRY_CAP), 6), *(
             (1, .005), (2, .01), (3, .02), (11, 5.12), (13, 20.48), (14, 30), (10**6, 30)))
         self.assertEqual((0.025, 0.25), (vr.URL_POLL, vr.STATUS_POLL), "the pauses of Velero's own client")
 
-    def test_the_next_watch(self) -> None:
+    def test_the_next_watch(self):
         """A watch that lived or brought something is followed at once, a line that is down never by a long wait."""
         self.gives(vr.watch_pause, *(
             ((0, 0.0, True, 1), 1), ((0, 0.4, False, 2), .6), ((0, 6.0, False, 1), 0), ((1, 0.0, True, 1), 1),
             ((3, 0.0, True, 2), 8), ((9, 0.0, True, 2), 30), ((1, 0.0, False, 1.5), 1.5), ((3, 0.0, False, 1), 3),
             ((9, 20.0, False, 2), 3)))
 
-    def test_a_silent_line_is_noticed(self) -> None:
+    def test_a_silent_line_is_noticed(self):
         """Deaf for at most 45 s, and at most two requests a minute and kind when nothing happens."""
         self.assertLess(vr.WATCH_SILENCE + vr.SHORT_WATCH, 45)
         self.assertGreater(min(vr.WATCH_SECONDS), 60 / 2)
         self.assertGreater(vr.WATCH_SILENCE - max(vr.WATCH_SECONDS), 5)
 
-    def test_expired_versions(self) -> None:
+    def test_expired_versions(self):
         """Status 410 and the reasons Expired and Gone mean a new list, nothing else does."""
         self.gives(vr.is_version_expired, (None, False), (vr.Unreachable("x"), False), *(
             (vr.ApiError("x", status=status, api_reason=reason), expected) for status, reason, expected in (
                 (410, "", True), (200, "Expired", True), (500, "Gone", True), (404, "NotFound", False),
                 (403, "", False))))
 
-    def test_logs(self) -> None:
+    def test_logs(self):
         """Finished backups and restores have logs, and so have those that only wait for plugins."""
         for phase in ("Completed", "PartiallyFailed", "Failed", "WaitingForPluginOperations",
                       "WaitingForPluginOperationsPartiallyFailed"):
@@ -954,8 +982,8 @@ AWKWARD_NAMES = GOOD_NAMES + tuple(
         "a." * 126 + "a", "a-" * 126 + "a", "0" * 253)
 
 
-class TestNewObjects(unittest.TestCase):
-    def test_documents(self) -> None:
+class TestNewObjects(TestCase):
+    def test_documents(self):
         """A ServerStatusRequest as the velero CLI's own; an Event that names the request that was seen."""
         self.assertEqual({"apiVersion": "velero.io/v1", "kind": "ServerStatusRequest", "spec": {},
                           "metadata": {"generateName": "velero-cli-", "name": "velero-cli-0a1b", "namespace": "ns"}},
@@ -968,7 +996,7 @@ class TestNewObjects(unittest.TestCase):
             "source": {"component": "velero-requests"}, "firstTimestamp": "2026-05-04T12:00:00Z",
             "lastTimestamp": "2026-05-04T12:00:00Z"}, vr.event_for(a_download(), "BackupNotFound", "m", NOW))
 
-    def test_names(self) -> None:
+    def test_names(self):
         """Names made of others are valid for every name of a backup or request, and no two suffixes are the same."""
         for name in AWKWARD_NAMES:
             found = vr.new_download_request("velero", "BackupLog", name, vr.random_suffix())["metadata"]["name"]
@@ -985,7 +1013,7 @@ PEM_64 = base64.encodebytes(b"PEM" * 50).decode()
 NO_LABELS = ("x.evil", "x@h", "x/", "x#", "x?", "X", "x y", "x\n", "é", "x。y", "-x", "x-", "x" * 64, "x\\y", "a_b")
 
 # Of a location's spec: its config beside the region, objectStorage beside the bucket, and what the record then says.
-LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...] = (
+LOCATIONS_READ: Any = (
     ({}, {"bucket": "//bkt/", "prefix": "//a/b//"}, {"prefix": "a/b"}), ({}, {"caCertRef": "n"}, {}),
     ({}, {"caCert": PEM_64}, {"ca_cert": b"PEM" * 50}),
     ({}, {"caCert": PEM_64.replace("\n", "\r\n"), "caCertRef": None}, {"ca_cert": b"PEM" * 50}),
@@ -1012,7 +1040,7 @@ LOCATIONS_READ: Tuple[Tuple[Dict[str, Any], Dict[str, Any], Dict[str, Any]], ...
             "warnings": tuple(f"config key 'k{number:04}' is unknown" for number in range(10))}))))
 
 # Locations that are refused: words of the error, and config or objectStorage.
-LOCATIONS_REFUSED: Tuple[Tuple[str, Dict[str, Any], Dict[str, Any]], ...] = (
+LOCATIONS_REFUSED: Any = (
     *(("bucket '.*without '/'", {}, {"bucket": bucket}) for bucket in (
         None, "", "/", "a/b", ".", "..", "a b", "a\nb", "a\0", 5, ["a"])),
     *(("ARN .*alias", {}, {"bucket": bucket}) for bucket in (
@@ -1030,14 +1058,14 @@ LOCATIONS_REFUSED: Tuple[Tuple[str, Dict[str, Any], Dict[str, Any]], ...] = (
     *(("config.region .*no DNS label", {"region": region}, {}) for region in NO_LABELS))
 
 
-def read_location(config: Dict[str, Any], storage: Dict[str, Any], **spec: Any) -> Any:
+def read_location(config: Document, storage: Document, **spec: Any) -> Any:
     """The record of a location in eu-west-1 with bucket bkt, unless said otherwise."""
     return vr.location_from(a_location_document({"region": "eu-west-1", **config}, objectStorage={
         "bucket": "bkt", **storage}, **spec))
 
 
 class TestLocationFrom(Cases):
-    def test_what_is_read(self) -> None:
+    def test_what_is_read(self):
         self.gives(read_location, *((row[:2], a_location(**row[2])) for row in LOCATIONS_READ))
         said = {key for config, _, over in LOCATIONS_READ if "warnings" not in over for key in config}
         self.assertEqual(set(vr.LOCATION_KEYS), said, "keys that no row has")
@@ -1045,7 +1073,7 @@ class TestLocationFrom(Cases):
         self.assertEqual(keys, read_location({}, {}, provider="velero.io/aws", accessMode="ReadOnly",
                                              credential={"name": "keys", "key": "cloud"}))
 
-    def test_what_is_refused(self) -> None:
+    def test_what_is_refused(self):
         """One short line that names the location, with a reason."""
         for words, config, storage in LOCATIONS_REFUSED:
             self.refuses(read_location, f"storage location 'default': .*{words}", (config, storage),
@@ -1053,15 +1081,15 @@ class TestLocationFrom(Cases):
         self.refuses(lambda provider: read_location({}, {}, provider=provider), "'default': provider is .*only aws", *(
             "", None, "gcp", "AWS", "velero.io/gcp", "example.com/aws", "x" * 100_000), reason="UnsupportedProvider")
 
-    def test_any_field_may_be_wrong(self) -> None:
+    def test_any_field_may_be_wrong(self):
         """A value of another type, at any depth, is a ConfigError or no error, never another one."""
         full = a_location_document({"region": "r", "s3Url": "u"}, credential={"name": "n", "key": "k"})
         for value in HOSTILE:
             for document in with_places_filled(full, value):
-                with contextlib.suppress(vr.ConfigError):
+                with suppress(vr.ConfigError):
                     vr.location_from(document)
 
-    def test_trouble(self) -> None:
+    def test_trouble(self):
         """Velero's own complaint about a location is handed on in one line when it is Unavailable."""
         self.gives(lambda status: vr.location_trouble_from({"status": status}), *(
             (None, ""), ({"phase": "Available", "message": "m"}, ""),
@@ -1070,7 +1098,7 @@ class TestLocationFrom(Cases):
 
 
 class TestObjectKey(Cases):
-    def test_prefixes(self) -> None:
+    def test_prefixes(self):
         """A prefix is cleaned as Go's path.Join cleans it; one that leads out of the bucket is the location's fault."""
         def key_of(prefix: str) -> str:
             return str(vr.object_key(prefix, vr.TARGETS["BackupLog"], "n"))
@@ -1082,7 +1110,7 @@ class TestObjectKey(Cases):
 
 
 # Keys as S3 allows them, and the path they are signed with.
-AWKWARD_OBJECT_KEYS: Tuple[Tuple[str, str], ...] = (
+AWKWARD_OBJECT_KEYS: Any = (
     ("a b", "a%20b"), ("a+b", "a%2Bb"), ("100%", "100%25"), ("%2F", "%252F"), ("%zz", "%25zz"), ("~tilde~", "~tilde~"),
     ("a//b", "a//b"), ("/a", "/a"), ("a/", "a/"), ("é", "%C3%A9"), ("e\u0301", "e%CC%81"), ("😀", "%F0%9F%98%80"),
     ("?x=1", "%3Fx%3D1"), ("#x", "%23x"), ("a&b;c", "a%26b%3Bc"), ("a:b@c", "a%3Ab%40c"),
@@ -1091,7 +1119,7 @@ AWKWARD_OBJECT_KEYS: Tuple[Tuple[str, str], ...] = (
 
 # Of a location in eu-west-1 with bucket bkt: what else it says, and the URL of its bucket. AWS's regions and rules for
 # buckets are tested with botocore.
-ADDRESSES: Tuple[Tuple[Dict[str, Any], str], ...] = (
+ADDRESSES: Any = (
     (dict(region="us-isolated"), "https://bkt.s3.us-isolated.amazonaws.com"),
     (dict(region="cn-north-1", dualstack=True), "https://bkt.s3.dualstack.cn-north-1.amazonaws.com.cn"),
     (dict(fips=True, bucket="ü"), "https://s3-fips.eu-west-1.amazonaws.com/%C3%BC"),
@@ -1146,12 +1174,12 @@ def url_of(location: Any) -> str:
 
 
 class TestStoreEndpoints(Cases):
-    def test_addresses(self) -> None:
+    def test_addresses(self):
         self.gives(lambda over: url_of(a_location(**over)), *ADDRESSES)
         self.assertEqual(vr.Address("http", "h", "/bkt", "minio"), vr.bucket_address(
             a_location(s3_url="http://h", region="minio", path_style=True)))
 
-    def test_what_aws_has_not(self) -> None:
+    def test_what_aws_has_not(self):
         """FIPS in China, and FIPS or dual-stack with s3Url."""
         for words, over in (("no FIPS endpoints in cn-north-1.*USE_FIPS", dict(region="cn-north-1", fips=True)),
                             ("FIPS.*s3Url", dict(s3_url="http://minio", fips=True)),
@@ -1159,29 +1187,29 @@ class TestStoreEndpoints(Cases):
             self.refuses(vr.bucket_address, f"location 'default': .*{words}", a_location(**over),
                          reason="InvalidStorageLocation")
 
-    def test_only_labels_make_hosts(self) -> None:
+    def test_only_labels_make_hosts(self):
         """What would lead a host elsewhere is refused again where a host is made."""
         for text in ("", *NO_LABELS):
             self.refuses(lambda function, *given: function(*given), "no DNS label", (vr.aws_host, "sts", text),
                          (vr.aws_host, text, "r"), (vr.bucket_address, a_location(region=text, s3_url="http://minio")))
         self.assertEqual("sts.cn-north-1.amazonaws.com.cn", vr.aws_host("sts", "cn-north-1"))
 
-    def test_endpoints_that_are_another_host(self) -> None:
+    def test_endpoints_that_are_another_host(self):
         for key, make in (("s3Url", lambda url: a_location(s3_url=url)),
                           ("publicUrl", lambda url: a_location(s3_url="http://h", public_url=url))):
             self.refuses(lambda url: vr.bucket_address(make(url)), f"'default': {key} is no plain http or https URL",
                          *NO_ENDPOINTS, reason="InvalidStorageLocation")
 
-    def test_where_our_own_identity_belongs(self) -> None:
+    def test_where_our_own_identity_belongs(self):
         """At AWS, and at the operator's endpoint: scheme, host and port are compared, and not how they are written."""
         for own, ours, others in IDENTITIES:
             for url in f"{ours} {others}".split():
                 for location in (a_location(s3_url=url), a_location(s3_url=own, public_url=url)):
-                    with self.subTest(url, own=own), contextlib.suppress(vr.ConfigError if url in others else ()):
+                    with self.subTest(url, own=own), suppress(vr.ConfigError if url in others else ()):
                         self.assertEqual(url in ours.split(), location.is_for_own_identity(own))
         self.assertTrue(a_location().is_for_own_identity(""))
 
-    def test_objects(self) -> None:
+    def test_objects(self):
         """Each byte of a key is encoded once behind base path and bucket, slashes are kept, nothing is cleaned up."""
         based = a_location(s3_url="http://h/a%20b", path_style=True)
         for key, path in AWKWARD_OBJECT_KEYS:
@@ -1194,10 +1222,8 @@ class TestStoreEndpoints(Cases):
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-class TestSigningVectors(unittest.TestCase):
-    """`presign` and `sign_headers` with signatures that were published."""
-
-    def test_presigned_urls(self) -> None:
+class TestSigningVectors(TestCase):
+    def test_presigned_urls(self):
         """The documentation's own; a URL lives from one second to seven days."""
         address = vr.Address("https", "examplebucket.s3.amazonaws.com", "/test.txt", "us-east-1")
         self.assertEqual(
@@ -1216,7 +1242,7 @@ class TestSigningVectors(unittest.TestCase):
         for seconds in (0, .9, -1, 604801, 1e9):
             self.assertRaises(ValueError, vr.presign, address, some_credentials(), NOW, timedelta(seconds=seconds))
 
-    def test_signed_headers(self) -> None:
+    def test_signed_headers(self):
         """Those of the AWS suite, where all headers are named sorted, and the token is one of them."""
         form = {"content-type": "application/x-www-form-urlencoded", "content-length": "13",
                 "x-amz-content-sha256": hashlib.sha256(b"Param1=value1").hexdigest()}
@@ -1251,8 +1277,8 @@ def a_random_location(chance: random.Random) -> Any:
                       dualstack=not url and "-iso" not in region and chance.random() < 0.2)
 
 
-@unittest.skipUnless(HAS_BOTOCORE, NO_BOTOCORE)
-class TestStoreLikeBotocore(unittest.TestCase):
+@skipUnless(HAS_BOTOCORE, NO_BOTOCORE)
+class TestStoreLikeBotocore(TestCase):
     """URLs with botocore as oracle; where we differ on purpose, a rule here says how."""
 
     def by_the_rules(self, provider: Any, location: Any) -> str:
@@ -1274,9 +1300,9 @@ class TestStoreLikeBotocore(unittest.TestCase):
         # Rule 2: the default port is left out of URL and signature.
         return re.sub("^(http://[^/]*):80(?![0-9])|^(https://[^/]*):443(?![0-9])", r"\1\2", str(endpoint.url))
 
-    def test_signatures(self) -> None:
+    def test_signatures(self):
         """Of every awkward key, with and without a token."""
-        for (key, _), token in itertools.product(AWKWARD_OBJECT_KEYS, ("", "t/= é")):
+        for (key, _), token in product(AWKWARD_OBJECT_KEYS, ("", "t/= é")):
             address = vr.object_address(a_location(), key)
             ours = vr.presign(address, some_credentials(session_token=token), NOW, vr.URL_LIFE)
             request = botocore.awsrequest.AWSRequest("GET", ours.partition("&X-Amz-Signature=")[0])
@@ -1286,7 +1312,7 @@ class TestStoreLikeBotocore(unittest.TestCase):
             text = signer.string_to_sign(request, signer.canonical_request(request))
             self.assertEqual(f"{request.url}&X-Amz-Signature={signer.signature(text, request)}", ours)
 
-    def test_urls_of_buckets(self) -> None:
+    def test_urls_of_buckets(self):
         """Random locations give the identical URL, or are refused by both."""
         loader = botocore.session.Session().get_component("data_loader")
         provider = botocore.endpoint_provider.EndpointProvider(
@@ -1294,7 +1320,7 @@ class TestStoreLikeBotocore(unittest.TestCase):
         chance, compared = random.Random(12), set()
         for _ in range(400):
             location, ours = a_random_location(chance), ""
-            with contextlib.suppress(vr.ConfigError):
+            with suppress(vr.ConfigError):
                 ours = url_of(location)
             self.assertEqual(self.by_the_rules(provider, location), ours, location)
             compared.add(ours)
@@ -1302,7 +1328,6 @@ class TestStoreLikeBotocore(unittest.TestCase):
 
 
 # ---- Section 8: manifests; its screens are tested before the golden cases ----
-
 
 def without_descriptions(value: Any) -> Any:
     """A manifest without descriptions and annotations, which tell of the program that made it."""
@@ -1312,11 +1337,9 @@ def without_descriptions(value: Any) -> Any:
     return [without_descriptions(item) for item in value] if isinstance(value, list) else value
 
 
-class TestCrdManifests(unittest.TestCase):
-    """The CustomResourceDefinitions of `manifests`."""
-
-    @unittest.skipUnless(os.path.isdir(os.environ.get("VELERO_CRDS", "")), NO_CRDS)
-    def test_veleros_own(self) -> None:
+class TestCrdManifests(TestCase):
+    @skipUnless(os.path.isdir(os.environ.get("VELERO_CRDS", "")), NO_CRDS)
+    def test_veleros_own(self):
         """The two request kinds are those of Velero 1.6.3 and 1.18.1; of the others spec and status are open."""
         anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
         for release, status_subresource in (("1.6.3", True), ("1.18.1", False)):
@@ -1338,18 +1361,17 @@ PACKED = gzip.compress(CONTENT)
 
 
 def cut(data: bytes, size: int) -> Iterator[bytes]:
-    """Data in chunks of a size."""
     return (data[start:start + size] for start in range(0, len(data), size))
 
 
-class TestInflate(unittest.TestCase):
+class TestInflate(TestCase):
     """gzip members become their content, or pass as they are, and nothing else does."""
 
     def pieces(self, data: bytes, size: int, unpack: bool = True) -> Iterator[bytes]:
         """What comes of data in chunks of a size, with empty chunks between them."""
         return vr.inflate(itertools.chain.from_iterable((chunk, b"") for chunk in cut(data, size)), unpack=unpack)
 
-    def test_what_is_whole(self) -> None:
+    def test_what_is_whole(self):
         """However it is cut: members one after another, empty ones too; in small pieces, whatever the ratio."""
         empty, second, zeros = gzip.compress(b""), gzip.compress(b"second"), bytes(5 << 20)
         for data, content, sizes in (
@@ -1363,7 +1385,7 @@ class TestInflate(unittest.TestCase):
                     self.assertLessEqual(max(map(len, pieces)), vr.INFLATED_SIZE)
                     self.assertTrue(data == b"".join(self.pieces(data, size, unpack=False)))
 
-    def test_what_is_not_whole(self) -> None:
+    def test_what_is_not_whole(self):
         """Empty, cut short at any byte, or followed by something else; an error says what it is instead."""
         junk = (b"x", b"\x1f", b"\0", b"<html>", PACKED[:5], b"\n", b"\x1f\x8bxx")
         for data, said in (
@@ -1371,25 +1393,25 @@ class TestInflate(unittest.TestCase):
                 *((PACKED + end, "damaged after|short") for end in junk), (b"\0\0", "not gzip"),
                 (b"see X-Amz-Signature=s3cr3t", r"not gzip.*text(?!.*s3cr3t)"),
                 (b"<!DOCTYPE html><html>", "not gzip.*HTML"), (b"PK\x03\x04\0\0", "not gzip.*binary")):
-            for size, unpack in itertools.product((1, 100_000), (True, False)):
+            for size, unpack in product((1, 100_000), (True, False)):
                 with self.subTest(data=data[-8:], length=len(data), size=size):
                     with self.assertRaisesRegex(vr.StoreError, said if size > 1 else ""):
                         list(self.pieces(data, size, unpack))
 
-    def test_every_flipped_bit(self) -> None:
+    def test_every_flipped_bit(self):
         """A flipped bit anywhere is an error, or lies where gzip keeps no content and changes none."""
         spare = [*range(3, 10), len(PACKED) - 9]  # flags, time and system, and bits behind the last block
         for position in range(8 * len(PACKED)):
             damaged = bytearray(PACKED)
             damaged[position // 8] ^= 1 << position % 8
-            with contextlib.suppress(vr.StoreError):
+            with suppress(vr.StoreError):
                 self.assertEqual(CONTENT, b"".join(vr.inflate([bytes(damaged)])))
                 self.assertIn(position // 8, spare)
 
-    def test_what_comes_before_a_fault(self) -> None:
+    def test_what_comes_before_a_fault(self):
         content, got = bytes(random.Random(8).choices(b"abcdef", k=40_000)), bytearray()
         packed = gzip.compress(content)
-        for (place, least), size in itertools.product(
+        for (place, least), size in product(
                 ((len(packed) // 2, 18_000), (len(packed) - 7, 40_000)), (1, 5000, 99_999)):
             got.clear()
             with self.subTest(place=place, size=size), self.assertRaisesRegex(vr.StoreError, "damaged after"):
@@ -1397,34 +1419,31 @@ class TestInflate(unittest.TestCase):
                     got += piece
             self.assertTrue(len(got) >= least and content.startswith(got[:least]))
 
-    def test_pieces_come_at_once(self) -> None:
+    def test_pieces_come_at_once(self):
         chunks, read = list(cut(gzip.compress(random.Random(5).getrandbits(80_000).to_bytes(10_000, "big")), 1000)), []
         passing = vr.inflate((read.append(chunk) or chunk for chunk in chunks), unpack=False)
         self.assertTrue(all(len(read) <= number + 1 for number, _ in enumerate(passing, 1)))
         self.assertEqual(chunks, read)
 
 
-class FolderCase(unittest.TestCase):
+class FolderCase(Folder, TestCase):
     """A temporary folder for each test, and a look at what is in it."""
 
-    def setUp(self) -> None:
-        temporary = tempfile.TemporaryDirectory()
-        self.addCleanup(temporary.cleanup)
-        self.folder = temporary.name
-        self.path = os.path.join(self.folder, "out.gz")
+    def setUp(self):
+        super().setUp()
+        self.path = self.at("out.gz")
 
     def found(self) -> Dict[str, bytes]:
-        """Name and content of each file in the folder."""
-        return {name: read_bytes(os.path.join(self.folder, name)) for name in os.listdir(self.folder)}
+        return {name: read_bytes(self.at(name)) for name in os.listdir(self.folder)}
 
 
 class TestAtomicFile(FolderCase):
     """A file appears whole or not at all, and only where a regular file can be."""
 
-    def test_targets(self) -> None:
+    def test_targets(self):
         """A link needs force, may be no stranger's, and must be named by the user; devices and FIFOs are refused."""
         write_bytes(self.path, b"old")
-        here = functools.partial(os.path.join, self.folder)
+        here = partial(os.path.join, self.folder)
         os.mkfifo(here("fifo"))
         for name, target, owner in (("dangling", "nowhere", 0), ("to-fifo", "fifo", 0), ("own", "out.gz", os.getuid()),
                                     ("root's", "out.gz", 0), ("theirs", "out.gz", 65534), ("via", "theirs", 0)):
@@ -1444,7 +1463,7 @@ class TestAtomicFile(FolderCase):
                 *((here(name), (True,), (True,), refused) for name in ("theirs", "via")),
                 (self.folder, both, both, "is a folder"), (here("gone", "x"), both, both, "no folder"),
                 (os.path.join(self.path, "x"), both, both, "no folder")):
-            for by_user, force in itertools.product(named, forces):
+            for by_user, force in product(named, forces):
                 with self.subTest(path=path, named=by_user, force=force):
                     found = ""
                     try:
@@ -1454,7 +1473,7 @@ class TestAtomicFile(FolderCase):
                         self.assertIn(path if said != refused else self.folder, found)
                     self.assertRegex(found, said or r"\A\Z")
 
-    def test_whole_or_not_at_all(self) -> None:
+    def test_whole_or_not_at_all(self):
         """For the owner alone; an old file, or one that comes meanwhile, stays without force and until the end."""
         def theirs() -> None:
             write_bytes(self.path, b"theirs")
@@ -1465,7 +1484,7 @@ class TestAtomicFile(FolderCase):
         for before, meanwhile, force, said, after in (
                 (None, bool, False, "", b"newer"), (b"old", bool, False, "exists", b"old"),
                 (b"old", bool, True, "", b"newer"), (None, theirs, False, "exists", b"theirs"),
-                (None, theirs, True, "", b"newer"), *((old, functools.partial(fail, error), bool(old), ".", old)
+                (None, theirs, True, "", b"newer"), *((old, partial(fail, error), bool(old), ".", old)
                                                       for error in errors for old in (None, b"old"))):
             with self.subTest(before=before, meanwhile=meanwhile, force=force):
                 if before:
@@ -1487,16 +1506,16 @@ class TestAtomicFile(FolderCase):
                 if after:
                     os.unlink(self.path)
 
-    def test_long_names(self) -> None:
+    def test_long_names(self):
         """As long as the file system allows, whatever the letters; alike ones have partial files of their own."""
         for name in ("a" * 255, "€" * 85, "." + "b" * 254):
-            with vr.atomic_file(os.path.join(self.folder, name), "", force=False) as new:
+            with vr.atomic_file(self.at(name), "", force=False) as new:
                 new.open_part("")
             self.assertIn(name, self.found())
         self.assertEqual(2, len({vr.AtomicFile("a" * 240 + end, "", force=False).stem for end in "pq"}))
 
-    @unittest.skipUnless(hasattr(os, "O_PATH"), "a descriptor without locks is Linux's")
-    def test_a_file_system_without_locks(self) -> None:
+    @skipUnless(hasattr(os, "O_PATH"), "a descriptor without locks is Linux's")
+    def test_a_file_system_without_locks(self):
         """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
         unlockable = os.open(self.folder, os.O_PATH)
         self.addCleanup(os.close, unlockable)
@@ -1507,9 +1526,8 @@ class TestAtomicFile(FolderCase):
 
 # ---- Section 13: the queue ---------------------------------------------------
 
-
 # What is done to a queue, and the keys it hands out at each `take` (all that are ready; the clock starts at 1000).
-QUEUE_CASES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
+QUEUE_CASES: Any = {
     "keys come in order, each once": ("add a, add b, add a, add c, take, take", ("abc", "")),
     "a key added while it is worked on comes again, once, afterwards": (
         "add a, work, add a, add a, work, done a, take", ("a", "", "a")),
@@ -1530,10 +1548,10 @@ QUEUE_CASES: Dict[str, Tuple[str, Tuple[str, ...]]] = {
 }
 
 
-class TestQueue(unittest.TestCase):
+class TestQueue(TestCase):
     """A key at a time, each at its instant, none for two workers."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         self.now = 1000.0
         self.queue = vr.Queue(lambda: self.now)
 
@@ -1555,14 +1573,14 @@ class TestQueue(unittest.TestCase):
             getattr(self.queue, deed)(*words)
         return None
 
-    def test_cases(self) -> None:
+    def test_cases(self):
         for what, (script, wanted) in QUEUE_CASES.items():
             with self.subTest(what):
                 self.setUp()
                 taken = [self.do(*step.split()) for step in script.split(",")]
                 self.assertEqual(list(wanted), [keys for keys in taken if keys is not None])
 
-    def test_waiting_takes_are_woken(self) -> None:
+    def test_waiting_takes_are_woken(self):
         """By the clock when it is turned to the instant of a key; by closing, after which nothing is handed out."""
         with ThreadPoolExecutor(3) as pool:
             self.queue.add_at("a", 5000)
@@ -1575,8 +1593,6 @@ class TestQueue(unittest.TestCase):
             self.assertEqual([None, None, "a"], sorted((future.result(10) for future in taken), key=str))
         self.assertIsNone(self.queue.take())
 
-Document = Dict[str, Any]
-
 USERS = ("admin", "limited", "reader", "controller", "stranger")  # who may talk to either cluster
 NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
@@ -1586,7 +1602,7 @@ def token_of(user: str) -> str:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
-    """Return the first true value of condition(), or fail after a deadline."""
+    """The first true value of condition(), or fail after a deadline."""
     deadline, pause = time.monotonic() + seconds, threading.Event()
     while time.monotonic() <= deadline:
         value = condition()
@@ -1594,6 +1610,15 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = 
             return value
         pause.wait(0.005)
     raise AssertionError(f"waited {seconds:g} s in vain for {what}")
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What is done here must end in so many seconds."""
+    began = time.monotonic()
+    yield
+    if time.monotonic() - began >= seconds:
+        raise AssertionError(f"it took {time.monotonic() - began:.2f} s, more than {seconds:g}")
 
 
 class Clock:
@@ -1604,7 +1629,7 @@ class Clock:
         return datetime.now(timezone.utc) + self.ahead
 
     def text(self, **later: float) -> str:
-        """Return in RFC 3339 what it will show after this timedelta."""
+        """In RFC 3339 what it will show after this timedelta."""
         return (self() + timedelta(**later)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -1616,7 +1641,7 @@ class Certificate(NamedTuple):
 
 
 def run_openssl(*arguments: str) -> None:
-    done = subprocess.run(("openssl",) + arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(("openssl",) + arguments, stdout=PIPE, stderr=STDOUT, check=False)
     if done.returncode:
         raise RuntimeError(f"openssl {arguments[0]}: {done.stdout.decode(errors='replace')}")
 
@@ -1624,10 +1649,9 @@ def run_openssl(*arguments: str) -> None:
 def issue_certificate(folder: str, name: str, names: str = "", days: str = "30", subject: str = "") -> None:
     """Have the authority in folder sign a certificate for alternative names: {name}.crt and {name}.key."""
     base = os.path.join(folder, name)
-    with open(base + ".ext", "w", encoding="ascii") as file:
-        # Python 3.13 verifies strictly: without the two key identifiers it refuses the certificate.
-        file.write("basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-                   + (f"subjectAltName={names}\n" if names else ""))
+    # Python 3.13 verifies strictly: without the two key identifiers it refuses the certificate.
+    constraints = "basicConstraints=CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    write_bytes(base + ".ext", (constraints + (f"subjectAltName={names}\n" if names else "")).encode())
     run_openssl("req", *NEW_KEY, "-keyout", base + ".key", "-out", base + ".csr", "-subj", f"/CN={subject or name}")
     run_openssl("x509", "-req", "-in", base + ".csr", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key",
                 "-CAcreateserial", "-days", days, "-out", base + ".crt", "-extfile", base + ".ext")
@@ -1640,9 +1664,9 @@ def make_certificate(folder: str) -> Certificate:
     return Certificate(*(os.path.join(folder, name) for name in ("ca.crt", "tls.crt", "tls.key")))
 
 
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def shared_certificate() -> Certificate:
-    """Return the one certificate of this process, made at the first call and removed at exit."""
+    """The one certificate of this process, made at the first call and removed at exit."""
     folder = tempfile.mkdtemp(prefix="velero-requests-tls-")
     atexit.register(shutil.rmtree, folder, True)
     return make_certificate(folder)
@@ -1660,7 +1684,7 @@ MERGE = "application/merge-patch+json"
 
 
 def resource_path(resource: str, namespace: Optional[str] = None, name: Optional[str] = None) -> str:
-    """Return the API path of a resource that GROUPS knows; a slash in resource names a subresource."""
+    """The API path of a resource that GROUPS knows; a slash in resource names a subresource."""
     plural, _, subresource = resource.partition("/")
     group = GROUPS[plural]
     parts = ["/api/v1" if group == "v1" else "/apis/" + group, *(["namespaces", namespace] if namespace else []),
@@ -1718,7 +1742,7 @@ class Admin:
 
     def watch(self, resource: str, namespace: Optional[str] = None, **query: Any) -> Iterator[Document]:
         path = resource_path(resource, namespace)
-        with contextlib.closing(self.raw("GET", path, query={"watch": "1", **query}, stream=True)) as response:
+        with closing(self.raw("GET", path, query={"watch": "1", **query}, stream=True)) as response:
             if response.status >= 300:
                 raise Refused(response.status, response.read())
             pending = b""
@@ -1741,14 +1765,12 @@ class Cluster:
         """Write a kubeconfig file with inline CA data and a token, and return its path."""
         cluster: Document = {"server": self.url}
         if self.ca:
-            with open(self.ca, "rb") as file:
-                cluster["certificate-authority-data"] = base64.b64encode(file.read()).decode()
+            cluster["certificate-authority-data"] = base64.b64encode(read_bytes(self.ca)).decode()
+        document = {"clusters": [{"name": "test", "cluster": cluster}], "current-context": "test",
+                    "users": [{"name": user, "user": {"token": token_of(user)}}],
+                    "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}]}
         path = os.path.join(folder, f"kubeconfig-{user}-{uuid.uuid4().hex[:6]}")
-        with open(path, "w", encoding="utf-8") as out:
-            yaml.safe_dump({"clusters": [{"name": "test", "cluster": cluster}], "current-context": "test",
-                            "users": [{"name": user, "user": {"token": token_of(user)}}],
-                            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}]}, out)
-        return path
+        return write_bytes(path, yaml.safe_dump(document).encode())
 
     def install_crds(self, documents: Iterable[Document]) -> None:
         """Make the cluster serve these CRDs, whatever dialect of them it served before."""
@@ -1792,13 +1814,15 @@ class Request:
 
 
 class Answer(NamedTuple):
-    """A complete response."""
     status: int
     body: bytes
-    headers: Tuple[Tuple[str, str], ...] = (("Content-Type", "application/json"),)
+    headers: Any = (("Content-Type", "application/json"),)
 
 
 STREAM = Answer(0, b"")  # stands for the answer to a watch, which is no single answer
+
+
+SILENT = threading.Event()  # nobody sets it
 
 
 class Fault(SimpleNamespace):
@@ -1811,8 +1835,6 @@ class Fault(SimpleNamespace):
 
 
 class Connection:
-    """The server's end of one connection."""
-
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.reader = sock.makefile("rb")
@@ -1837,9 +1859,8 @@ class Connection:
         """End the connection from another thread than its own, which closes it then.
 
         OpenSSL knows a socket by its number: were it closed here, what its thread still writes would go into whatever
-        has that number next. And SSLSocket.shutdown would let that thread go on in plain text.
-        """
-        with contextlib.suppress(OSError):
+        has that number next. And SSLSocket.shutdown would let that thread go on in plain text."""
+        with suppress(OSError):
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -1863,7 +1884,6 @@ def packed(document: Any) -> bytes:
 
 
 def changed(answer: Answer, status: int = 0, body: Any = None, headers: Optional[Dict[str, str]] = None) -> Answer:
-    """Return an answer with what a fault changes in it."""
     body = packed(body) if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
     return Answer(status or answer.status, answer.body if body is None else body,
                   (*answer.headers, *(headers or {}).items()))
@@ -1894,7 +1914,7 @@ class LoopbackServer:
         return context
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # the listener has been closed
+        with suppress(OSError):  # the listener has been closed
             while True:
                 accepted, _ = self._listener.accept()
                 threading.Thread(target=self._converse, args=(accepted,), name="loopback", daemon=True).start()
@@ -1944,7 +1964,7 @@ class LoopbackServer:
         base = Answer(200, b"", (("Transfer-Encoding", "chunked"),) if chunks is not None else ())
         scripted = changed(base if made_up else true, **changes)
         response = self.whole(request, answer(request, scripted) if answer else scripted, dated=not wire)
-        start = response.index(b"\r\n\r\n") + 4
+        start = body_start(response)
         response, pause = response[:start + cut_after], start + pause_after
         self._play(wire(response) if wire else [response[:pause], gate, response[pause:]], connection)
         if chunks is not None:
@@ -2034,7 +2054,7 @@ class LoopbackServer:
     def close(self) -> None:
         """Stop serving and close every connection; no bug may have shown, and every scripted fault must have struck."""
         self.closing.set()
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept()
         self._listener.close()
         self.cut_connections()
@@ -2089,7 +2109,7 @@ def violations(value: Any, schema: Document, path: str) -> Iterator[str]:
 
 
 def selector(query: Dict[str, str], namespace: str) -> Callable[[Document], bool]:
-    """Return a test on documents for the namespace of a path, and the label and the field selector of its query."""
+    """A test on documents for the namespace of a path, and the label and the field selector of its query."""
     terms = [term for term in query.get("labelSelector", "").split(",") if term]
     labels = [re.match(r"([\w./-]+)(=|!=)([\w.-]*)$", term) for term in terms]
     name = query.get("fieldSelector", "").rpartition("metadata.name=")[2]
@@ -2211,13 +2231,13 @@ class FakeCluster(LoopbackServer, Cluster):
         return self._watch(request, connection) if answer is STREAM else self.send(request, connection, answer)
 
     def _place(self, request: Request) -> Tuple[Optional[Kind], str, str, str]:
-        """Return kind, namespace, name and subresource of a path; the kind is None where nothing is served."""
+        """Kind, namespace, name and subresource of a path; the kind is None where nothing is served."""
         match = API_PATH.match(request.path)
         version, namespace, plural, name, subresource = match.groups("") if match else ("",) * 5
         return self._kinds.get((version, plural)), namespace, name, subresource
 
     def handle(self, request: Request) -> Answer:
-        """Return the answer to one request, or STREAM for a watch that may start."""
+        """The answer to one request, or STREAM for a watch that may start."""
         try:
             with self._lock:
                 if request.user is None:
@@ -2272,7 +2292,7 @@ class FakeCluster(LoopbackServer, Cluster):
             404, b"404 page not found\n", (("Content-Type", "text/plain; charset=utf-8"),))
 
     def _list(self, request: Request, kind: Kind, namespace: str) -> Answer:
-        """Return a page; all pages of a list show the moment of the first."""
+        """A page; all pages of a list show the moment of the first."""
         limit, token = int(request.query.get("limit") or 0), request.query.get("continue")
         matches = selector(request.query, namespace)
         if token and token not in kind.pages:
@@ -2401,13 +2421,13 @@ SIGNED_TERMS = re.compile(r"(?P<key>.+?)/(?P<scope>(?P<day>\d{8})/(?P<region>[^/
 
 
 def canonical(text: str, keep: str = "") -> str:
-    """Return a part of a raw target, one character for each byte, with all but the unreserved (and `keep`) as %XX."""
+    """A part of a raw target, one character for each byte, with all but the unreserved (and `keep`) as %XX."""
     return quote(unquote(text, "latin-1"), keep, "latin-1")
 
 
 def canonical_request(method: str, raw_path: str, raw_query: str, headers: Iterable[Tuple[str, str]],
                       signed: Iterable[str], payload: str) -> str:
-    """Return the canonical request; S3 neither normalises the path nor encodes it twice."""
+    """The canonical request; S3 neither normalises the path nor encodes it twice."""
     values: Dict[str, List[str]] = {}
     for name, value in headers:
         values.setdefault(name.lower(), []).append(" ".join(value.split()))
@@ -2474,7 +2494,7 @@ class Store:
     clock = staticmethod(time.time)
 
     def url_of(self, bucket: str, key: str, **options: Any) -> str:
-        """Return a pre-signed path-style URL of our own making; options: of presigned_url."""
+        """A pre-signed path-style URL of our own making; options: of presigned_url."""
         own = {"access_key": self.access_key, "secret_key": self.secret_key, "region": self.region, "at": self.clock()}
         return presigned_url(f"{self.url}/{bucket}/" + quote(key), **{**own, **options})
 
@@ -2515,7 +2535,7 @@ class FakeStore(LoopbackServer, Store):
             return error.answer
 
     def _locate(self, request: Request) -> Tuple[str, str]:
-        """Return bucket and key, from the path alone or with the bucket from the Host header."""
+        """Bucket and key, from the path alone or with the bucket from the Host header."""
         name = re.sub(r":\d+$", "", request.headers.get("host", ""))
         bucket, _, key = request.path[1:].partition("/")
         if name in self.path_hosts:
@@ -2528,7 +2548,7 @@ class FakeStore(LoopbackServer, Store):
         return self._object(request, self.buckets[bucket].get(key)) if key else self._list(request, bucket)
 
     def _list(self, request: Request, bucket: str) -> Answer:
-        """Return a page of the keys and folders; a token is the last name that has been shown."""
+        """A page of the keys and folders; a token is the last name that has been shown."""
         prefix, after = request.query.get("prefix", ""), request.query.get("continuation-token", "")
         names = sorted({prefix + "".join(key[len(prefix):].partition("/")[:2]) for key in self.buckets[bucket]
                         if key.startswith(prefix)})
@@ -2594,15 +2614,15 @@ class FakeStore(LoopbackServer, Store):
 # ---- The real servers, one of each for a process: CRDs hold for a whole cluster
 
 def free_port() -> int:
-    """Return a loopback port that nobody uses, from below those that the kernel gives to others by itself."""
+    """A loopback port that nobody uses, from below those that the kernel gives to others by itself."""
     while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", random.SystemRandom().randrange(15000, 32000)))
             return int(probe.getsockname()[1])
 
 
 def assets_folder(program: str = "kube-apiserver") -> Optional[str]:
-    """Return the folder of the real servers (KUBEBUILDER_ASSETS) if it has this one."""
+    """The folder of the real servers (KUBEBUILDER_ASSETS) if it has this one."""
     folder = os.environ.get("KUBEBUILDER_ASSETS")
     return folder if folder and os.path.exists(os.path.join(folder, program)) else None
 
@@ -2619,7 +2639,7 @@ def stop_process(process: subprocess.Popen[bytes]) -> int:
 
 def answers(url: str, expected: bytes, **options: Any) -> bool:
     """Say whether a GET of the URL gives a body that contains this."""
-    with urllib3.PoolManager(**options) as pool, contextlib.suppress(urllib3.exceptions.HTTPError):
+    with urllib3.PoolManager(**options) as pool, suppress(urllib3.exceptions.HTTPError):
         return expected in pool.request("GET", url, retries=False, timeout=2.0).data
     return False
 
@@ -2636,15 +2656,14 @@ class RealServer:
         """Start a program and wait until it is ready, or show the end of its log and fail."""
         path = os.path.join(self.folder, os.path.basename(command[0]) + ".log")
         with open(path, "wb") as log:
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder)
+            child = subprocess.Popen(command, stdin=DEVNULL, stdout=log, stderr=log, cwd=self.folder)
         self.children.append(child)
         try:
             wait_until(lambda: child.poll() is not None or ready(), 60, command[0])
             if child.poll() is not None:
                 raise RuntimeError(f"{command[0]} ended with exit code {child.poll()}")
         except BaseException:
-            with open(path, encoding="utf-8", errors="replace") as text:
-                print(text.read()[-3000:], file=sys.stderr)
+            print(read_bytes(path)[-3000:].decode(errors="replace"), file=sys.stderr)
             self.close()
             raise
 
@@ -2721,7 +2740,7 @@ class RealCluster(RealServer, Cluster):
         wait_until(lambda: self.admin.create("subjectaccessreviews", review)["status"]["allowed"], 10, "the grant")
 
     def compact(self) -> None:
-        with contextlib.closing(Admin(self.etcd_url, None)) as etcd:
+        with closing(Admin(self.etcd_url, None)) as etcd:
             revision = etcd.call("POST", "/v3/kv/range", {"key": base64.b64encode(b"/").decode()})["header"]["revision"]
             etcd.call("POST", "/v3/kv/compaction", {"revision": revision, "physical": True})
 
@@ -2752,19 +2771,19 @@ class RealStore(RealServer, Store):
             raise Refused(response.status, response.data)
 
 
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def real_server(start: Callable[[str], Any], program: str) -> Any:
-    """Return the one real server of a kind in this process, started at the first call and stopped at exit."""
+    """The one real server of a kind in this process, started at the first call and stopped at exit."""
     assets = assets_folder(program)
     if not assets:
-        raise unittest.SkipTest(f"no real server: KUBEBUILDER_ASSETS is not set or has no {program}")
+        raise SkipTest(f"no real server: KUBEBUILDER_ASSETS is not set or has no {program}")
     server = start(assets)
     atexit.register(server.close)
     return server
 
 
-real_cluster = functools.partial(real_server, RealCluster, "kube-apiserver")
-real_store = functools.partial(real_server, RealStore, "versitygw")
+real_cluster = partial(real_server, RealCluster, "kube-apiserver")
+real_store = partial(real_server, RealStore, "versitygw")
 
 
 # ---- What worlds and checks are made of --------------------------------------
@@ -2772,7 +2791,7 @@ real_store = functools.partial(real_server, RealStore, "versitygw")
 def load_crds(release: str) -> List[Document]:
     folder = os.environ.get("VELERO_CRDS")
     if not folder:
-        raise unittest.SkipTest("no CRDs of Velero: VELERO_CRDS is not set")
+        raise SkipTest("no CRDs of Velero: VELERO_CRDS is not set")
     with open(os.path.join(folder, f"velero-{release}.yaml"), encoding="utf-8") as file:
         return [document for document in yaml.safe_load_all(file) if document]
 
@@ -2785,7 +2804,7 @@ def download_request(name: Optional[str] = None, kind: str = "BackupLog", target
 
 def server_answers(has_status: bool) -> Iterator[Tuple[str, str, Any, Any]]:
     """Yield what either cluster answers: method, path, body, and status and reason, or fields of what succeeds."""
-    many, own, finalizers = "downloadrequests", "downloadrequests/own", {"metadata.finalizers": ["a/b"]}
+    many, own, finalizers = DR, "downloadrequests/own", {"metadata.finalizers": ["a/b"]}
     status = "downloadrequests/a" + "/status" * has_status
     filled = {"phase": "Processed", "downloadURL": "u", "expiration": "2026-01-02T03:14:05Z"}
     for target in ({"kind": "Foo", "name": "x"}, {"name": "x"}, {"kind": None, "name": "x"}):
@@ -2824,7 +2843,7 @@ def server_answers(has_status: bool) -> Iterator[Tuple[str, str, Any, Any]]:
 
 
 def look_up(document: Any, path: str) -> Any:
-    """Return what stands at a path such as spec.target.kind, or None."""
+    """What stands at a path such as spec.target.kind, or None."""
     for part in path.split("."):
         document = document.get(part) if isinstance(document, dict) else None
     return document
@@ -2832,12 +2851,6 @@ def look_up(document: Any, path: str) -> Any:
 
 def item_names(listed: Document) -> List[str]:
     return [item["metadata"]["name"] for item in listed.get("items", [])]
-
-
-if TYPE_CHECKING:
-    Mixin = unittest.TestCase
-else:
-    Mixin = object  # unittest must not run the checks without a cluster
 
 
 def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] = None) -> Any:
@@ -2852,7 +2865,7 @@ def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] 
 # ---- Contract: the tools -----------------------------------------------------
 
 FAR = "9999-12-31T23:59:59Z"
-SSR = "serverstatusrequests"
+DR, SSR, BSL = "downloadrequests", "serverstatusrequests", "backupstoragelocations"
 REASON = "velero-requests.io/reason"
 MESSAGE = "velero-requests.io/message"
 BEARER = re.compile("X-Amz-(Signature|Credential|Security-Token)=[0-9A-Za-z]{8}")
@@ -2871,7 +2884,7 @@ class Result(NamedTuple):
     err: str
 
 
-@contextlib.contextmanager
+@contextmanager
 def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
     """Set environment variables for a while; None takes one away."""
     before = dict(os.environ)
@@ -2885,10 +2898,9 @@ def environment(changes: Dict[str, Optional[str]]) -> Iterator[None]:
         os.environ.update(before)
 
 
-@contextlib.contextmanager
+@contextmanager
 def logger_kept() -> Iterator[logging.Logger]:
-    """Let somebody set up the module's logger for a while."""
-    logger = logging.getLogger("velero_requests")
+    logger = vr.log
     kept = (logger.handlers[:], logger.level, logger.propagate)
     try:
         yield logger
@@ -2915,7 +2927,7 @@ class Program:
         self.out_path, self.err_path = base + ".out", base + ".err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, vr.__file__, *argv], cwd=folder, stdin=subprocess.DEVNULL,
+                [sys.executable, vr.__file__, *argv], cwd=folder, stdin=DEVNULL,
                 stdout=out if stdout is None else stdout, stderr=err, env={**os.environ, **(env or {})})
 
     def text(self) -> str:
@@ -2949,7 +2961,7 @@ def secret_with(name: str, text: str, key: str = "keys") -> Document:
 
 def location_in(store: Any, name: str, bucket: str, config: Optional[Document] = None, secret: Optional[str] = "cloud",
                 **storage: Any) -> Document:
-    """Return a location in a bucket of the store, with more or other values of spec.config and spec.objectStorage."""
+    """A location in a bucket of the store, with more or other values of spec.config and spec.objectStorage."""
     where = {"region": store.region, "s3Url": store.url, "s3ForcePathStyle": "true"}
     return {"kind": "BackupStorageLocation", "metadata": {"name": name}, "spec": {
         "provider": "aws", "config": {**where, **(config or {})}, "objectStorage": {"bucket": bucket, **storage},
@@ -2960,7 +2972,7 @@ def reason_of(document: Optional[Document]) -> str:
     return str((look_up(document, "metadata.annotations") or {}).get(REASON, ""))
 
 
-class World(Mixin):
+class World(Folder):
     """A cluster in one dialect, a store, and for each test a namespace with a backup and a restore in it."""
     status_subresource = False
     cluster: Any
@@ -2975,27 +2987,19 @@ class World(Mixin):
         return vr.crd_manifests(cls.status_subresource)
 
     @classmethod
-    def setUpClass(cls) -> None:
+    def setUpClass(cls):
         crds = cls.crds()
         cls.cluster, cls.store = cls.start()
         for server in [server for server in (cls.cluster, cls.store) if server.kind == "fake"]:
             cls.addClassCleanup(server.close)
         cls.cluster.install_crds(crds)
 
-    def setUp(self) -> None:
+    def setUp(self):
         for server in [server for server in (self.cluster, self.store) if server.kind == "fake"]:
             self.addCleanup(server.unscript)
-        self.folder = tempfile.mkdtemp(prefix="velero-requests-test-")
-        self.addCleanup(shutil.rmtree, self.folder, True)
-        hidden = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        stack.enter_context(environment({**dict.fromkeys(hidden + ["KUBECONFIG", "VELERO_NAMESPACE"]),
-                                         "HOME": self.folder}))
-        logger = stack.enter_context(logger_kept())
-        self.log = io.StringIO()  # every word that the module logs in this process
-        logger.handlers[:], logger.propagate = [logging.StreamHandler(self.log)], False
-        logger.setLevel(logging.DEBUG)
+        super().setUp()
+        self.set_environment("KUBECONFIG", "VELERO_NAMESPACE")
+        self.log = self.listen(logging.DEBUG)
         self.admin: Admin = self.cluster.admin
         self.namespace: str = self.cluster.new_namespace()
         self.kubeconfig: str = self.cluster.kubeconfig(self.folder)
@@ -3020,7 +3024,7 @@ class World(Mixin):
     def make_location(self, name: str, config: Optional[Document] = None, secret: Optional[str] = "cloud",
                       **storage: Any) -> None:
         values = {"bucket": self.namespace, "config": config, "secret": secret, **storage}
-        self.admin.create("backupstoragelocations", location_in(self.store, name, **values), self.namespace)
+        self.admin.create(BSL, location_in(self.store, name, **values), self.namespace)
 
     def make_backup(self, name: str, location: str = "default", phase: str = "Completed") -> None:
         self.make("backups", "Backup", name, spec={"storageLocation": location}, status={"phase": phase})
@@ -3037,22 +3041,22 @@ class World(Mixin):
     def ask(self, kind: str = "BackupLog", name: str = "b1", **more: Any) -> str:
         """Create a DownloadRequest as the velero CLI does, and return its name."""
         document = download_request(None, kind, name, **more)
-        return str(self.admin.create("downloadrequests", document, self.namespace)["metadata"]["name"])
+        return str(self.admin.create(DR, document, self.namespace)["metadata"]["name"])
 
     def ask_status(self, **more: Any) -> str:
         document = {"kind": "ServerStatusRequest", "metadata": {"generateName": "velero-cli-"}, "spec": {}, **more}
         return str(self.admin.create(SSR, document, self.namespace)["metadata"]["name"])
 
-    def fill(self, name: str, resource: str = "downloadrequests", **status: Any) -> str:
+    def fill(self, name: str, resource: str = DR, **status: Any) -> str:
         """Fill in a status the way of the dialect, as a stranger may, and return the name."""
         subresource = "/status" if self.status_subresource else ""
         self.admin.merge_patch(resource + subresource, name, {"status": status}, self.namespace)
         return name
 
-    def look(self, name: str, resource: str = "downloadrequests") -> Optional[Document]:
+    def look(self, name: str, resource: str = DR) -> Optional[Document]:
         return self.admin.call("GET", resource_path(resource, self.namespace, name), unless=404) or None
 
-    def names(self, resource: str = "downloadrequests") -> List[str]:
+    def names(self, resource: str = DR) -> List[str]:
         return item_names(self.admin.list(resource, self.namespace))
 
     def serve(self, user: str = "admin", plugins: Tuple[Tuple[str, str], ...] = (), **settings: Any) -> Any:
@@ -3077,11 +3081,11 @@ class World(Mixin):
         for controller in self.controllers:
             controller.queue.wake()
 
-    def processed(self, name: str, resource: str = "downloadrequests") -> Optional[Document]:
+    def processed(self, name: str, resource: str = DR) -> Optional[Document]:
         document = self.look(name, resource)
         return document if look_up(document, "status.phase") == "Processed" else None
 
-    def answered(self, name: str, resource: str = "downloadrequests") -> Document:
+    def answered(self, name: str, resource: str = DR) -> Document:
         return wait_until(lambda: self.processed(name, resource), 15, f"an answer to {name}")
 
     def failed(self, name: str) -> Document:
@@ -3089,21 +3093,21 @@ class World(Mixin):
                           f"a reason on {name}")[0]
 
     def healed(self, name: str) -> Document:
-        """Return the request once it is Processed without a reason; the clock passes the back-off."""
+        """The request once it is Processed without a reason; the clock passes the back-off."""
         def done() -> Optional[Document]:
             self.turn(seconds=1)
             document = self.processed(name)
             return None if reason_of(document) else document
         return wait_until(done, 15, f"{name} to heal")
 
-    def gone(self, name: str, resource: str = "downloadrequests") -> None:
+    def gone(self, name: str, resource: str = DR) -> None:
         wait_until(lambda: self.look(name, resource) is None, 15, f"{name} to be deleted")
 
     def settle(self) -> None:
-        """Return when a request made now has been answered: whatever was due before has been looked at."""
+        """Wait until a request made now has been answered: whatever was due before has been looked at."""
         name = self.ask()
         self.answered(name)
-        self.admin.delete("downloadrequests", name, self.namespace)
+        self.admin.delete(DR, name, self.namespace)
 
     def cli(self, *argv: str, user: str = "admin", env: Optional[Dict[str, Optional[str]]] = None) -> Result:
         kubeconfig = self.kubeconfig if user == "admin" else self.cluster.kubeconfig(self.folder, user)
@@ -3114,6 +3118,11 @@ class World(Mixin):
         self.addCleanup(program.kill)
         return program
 
+    def kubeconfig_of(self, user: Document) -> str:
+        document = yaml.safe_load(read_bytes(self.kubeconfig))
+        document["users"][0]["user"] = user
+        return write_bytes(self.at("with-user"), yaml.safe_dump(document).encode())
+
     def assert_failed(self, result: Result, code: int, *words: str) -> None:
         """Check the code, one `error:` line with these words in it, and a stdout without anything."""
         errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
@@ -3123,14 +3132,14 @@ class World(Mixin):
         self.assert_clean(result.err)
 
     def assert_clean(self, *texts: Any) -> None:
-        """Check that texts betray no signature, token or value of a Secret."""
+        """Texts betray no signature, token or value of a Secret."""
         for text in map(str, texts):
             for secret in (self.store.secret_key, self.store.access_key, *map(token_of, USERS)):
                 self.assertNotIn(secret, text)
             self.assertIsNone(BEARER.search(text), text)
 
     def assert_soon(self, text: str, minutes: float = 0) -> None:
-        """Check that a time lies this far ahead of the clock, give or take half a minute."""
+        """A time lies this far ahead of the clock, give or take half a minute."""
         self.assertLess(abs((instant(text) - self.clock()).total_seconds() - 60 * minutes), 30, text)
 
 
@@ -3163,13 +3172,13 @@ class ServerChecks(World):
     """Answers, lists and watches of either cluster, and what either store answers; rights are in the contract."""
 
     def request(self, name: str) -> str:
-        made = self.admin.create("downloadrequests", download_request(name), self.namespace)
+        made = self.admin.create(DR, download_request(name), self.namespace)
         return str(made["metadata"]["resourceVersion"])
 
     def events(self, version: str, last: str = "ADDED:z", **query: Any) -> Dict[str, Document]:
-        """Return what a watch tells until this event, or its end: type:name -> object."""
+        """What a watch tells until this event, or its end: type:name -> object."""
         found: Dict[str, Document] = {}
-        for event in self.admin.watch("downloadrequests", self.namespace, **{
+        for event in self.admin.watch(DR, self.namespace, **{
                 "resourceVersion": version, "timeoutSeconds": 10, **query}):
             found[f"{event['type']}:{event['object']['metadata'].get('name', '')}"] = event["object"]
             if last in found:
@@ -3180,7 +3189,7 @@ class ServerChecks(World):
                     self.cluster.send_bookmarks()
         return found
 
-    def test_single_answers(self) -> None:
+    def test_single_answers(self):
         self.addCleanup(self.cluster.install_crds, self.crds())
         for has_status in (True, False):
             self.cluster.install_crds(vr.crd_manifests(has_status))
@@ -3194,17 +3203,17 @@ class ServerChecks(World):
                     self.assertEqual(wanted, f"{answer.status} {document.get('reason', '')}" if answer.status > 299 else
                                      {path: look_up(document, path) for path in wanted}, answer.data)
 
-    def test_lists_and_watches(self) -> None:
+    def test_lists_and_watches(self):
         """Pages show one moment; a watch tells every change once and in order, of one object where that is asked."""
         for name in "ab":
             self.request(name)
-        first = self.admin.list("downloadrequests", self.namespace, limit=1)
+        first = self.admin.list(DR, self.namespace, limit=1)
         version, more = self.request("c"), {"continue": first["metadata"]["continue"]}
-        second = self.admin.list("downloadrequests", self.namespace, limit=1, **more)
+        second = self.admin.list(DR, self.namespace, limit=1, **more)
         self.assertEqual([["a"], ["b"]], [item_names(page) for page in (first, second)])
         self.assertEqual({"continue": "", "resourceVersion": first["metadata"]["resourceVersion"]}, second["metadata"])
-        self.admin.merge_patch("downloadrequests", "a", {"metadata": {"labels": {"x": "1"}}}, self.namespace)
-        self.admin.delete("downloadrequests", "b", self.namespace)
+        self.admin.merge_patch(DR, "a", {"metadata": {"labels": {"x": "1"}}}, self.namespace)
+        self.admin.delete(DR, "b", self.namespace)
         self.request("z")
         events = self.events(version)
         self.assertEqual(["MODIFIED:a", "DELETED:b", "ADDED:z"], list(events))
@@ -3216,7 +3225,7 @@ class ServerChecks(World):
             list(events), set(events["BOOKMARK:"])))
         self.assertEqual(*(events[name]["metadata"]["resourceVersion"] for name in ("ADDED:late", "BOOKMARK:")))
 
-    def test_versions_that_are_too_old(self) -> None:
+    def test_versions_that_are_too_old(self):
         """A watch from one answers 200 with one ERROR event; a new dialect ends the watches and makes all too old."""
         self.addCleanup(self.cluster.install_crds, self.crds())
         version = self.request("a")
@@ -3228,9 +3237,9 @@ class ServerChecks(World):
             (status,) = self.events(old).values()
             self.assertEqual((410, "Expired"), (status["code"], status["reason"]))
 
-    def test_stores(self) -> None:
+    def test_stores(self):
         """Keys, ranges and conditions, and every kind of wrong URL with its own code."""
-        url_of, awkward = functools.partial(self.store.url_of, self.namespace), "a b+c/ü~$%&=?d#.txt"
+        url_of, awkward = partial(self.store.url_of, self.namespace), "a b+c/ü~$%&=?d#.txt"
         for key, body in ((awkward, b"x"), ("k", b"0123456789")):
             self.store.put(self.namespace, key, body)
         wrong, denied, url = "403 SignatureDoesNotMatch", "403 AccessDenied", url_of("k")
@@ -3251,8 +3260,8 @@ class ServerChecks(World):
                 self.assertEqual(wanted, f"{answer.status} {(code[1] if code else answer.data).decode()}")
 
 
-class TestServersFake(ServerChecks, FakeWorld, unittest.TestCase):
-    def test_sessions(self) -> None:
+class TestServersFake(ServerChecks, FakeWorld, TestCase):
+    def test_sessions(self):
         """The token of a session belongs to its key; a fault that never strikes is told."""
         self.put()
         self.store.keys["ASIA"] = ("secret", "to+ken/=")
@@ -3263,8 +3272,27 @@ class TestServersFake(ServerChecks, FakeWorld, unittest.TestCase):
         with self.assertRaisesRegex(AssertionError, "never struck: .*DELETE.*/nothing"):
             self.store.unscript()
 
+    def test_who_closes_a_connection(self):
+        """A descriptor is closed by the thread that uses it, and not by who ends the server meanwhile."""
+        held, go_on = [], threading.Event()
 
-class TestServersReal(ServerChecks, RealWorld, unittest.TestCase):
+        class Slow(LoopbackServer):
+            def answer(self, request: Request, connection: Connection) -> bool:
+                held.append(connection)
+                return not go_on.wait(10)
+        server = Slow(tls=True)
+        server.start()
+        plain = socket.create_connection(("127.0.0.1", server.port))
+        with vr.tls_context(vr.Trust(insecure=True)).wrap_socket(plain) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            wait_until(lambda: held)
+            server.close()
+            self.assertEqual((b"", True), (client.recv(1), held[0].socket.fileno() >= 0))
+            go_on.set()
+            wait_until(lambda: held[0].socket.fileno() < 0, 10, "the thread to close it")
+
+
+class TestServersReal(ServerChecks, RealWorld, TestCase):
     pass
 
 
@@ -3284,7 +3312,7 @@ class ControllerWorld(World):
 class CoreTests(ControllerWorld):
     """The main job from end to end, for every world."""
 
-    def test_every_kind_from_request_to_bytes(self) -> None:
+    def test_every_kind_from_request_to_bytes(self):
         """Inflated unless it is the contents; a kind that the CRD does not know is one error."""
         self.serve()
         crd = next(crd for crd in self.crds() if crd["spec"]["names"]["kind"] == "DownloadRequest")
@@ -3303,7 +3331,7 @@ class CoreTests(ControllerWorld):
                     self.assertIn("hint: ", result.err)
         self.assertEqual(self.names(), [])
 
-    def test_what_an_answer_has(self) -> None:
+    def test_what_an_answer_has(self):
         """A URL that works at once, and ten minutes from its signing, whatever a stranger filled in."""
         stored = self.put()
         names = [self.ask(), self.fill(self.ask(), phase="New", downloadURL="http://evil/", expiration=FAR)]
@@ -3331,11 +3359,11 @@ class CoreTests(ControllerWorld):
         self.assertEqual(f"http://public.example:9000/{self.namespace}/deep/er/restores/r2/restore-r2-logs.gz",
                          self.answered(self.ask("RestoreLog", "r2"))["status"]["downloadURL"].split("?")[0])
 
-    def test_logs_contents_plugins_and_version(self) -> None:
+    def test_logs_contents_plugins_and_version(self):
         """With a budget of 292 years, too; no request is left behind."""
         self.cluster.grant("limited", *CLIENT, namespace=self.namespace)
         self.serve()
-        log, ever, path = self.put(), "2562047h47m16.8s", os.path.join(self.folder, "x")
+        log, ever, path = self.put(), "2562047h47m16.8s", self.at("x")
         self.put("RestoreLog", LOG[:100])
         contents = self.put("BackupContents")
         self.assertEqual((0, LOG, ""), self.cli("backup", "logs", "b1", user="limited"))
@@ -3350,14 +3378,14 @@ class CoreTests(ControllerWorld):
         self.assertEqual("ServerStatusRequest", vr.get_server_status(api, self.namespace)["kind"])
         self.assertEqual(self.names() + self.names(SSR), [])
 
-    def test_the_life_of_a_request(self) -> None:
+    def test_the_life_of_a_request(self):
         """Ten minutes at most, whoever filled it in or fails; a status request's ends with its look."""
         answered = {"phase": "Processed", "downloadURL": "http://x/"}
-        ends = {("downloadrequests", self.fill(self.ask(), **status)): minutes for minutes, status in (
+        ends = {(DR, self.fill(self.ask(), **status)): minutes for minutes, status in (
             (0.0, {"phase": "New", "expiration": self.clock.text(minutes=-1)}),
             (5.0, {**answered, "expiration": self.clock.text(minutes=5)}), (10.0, answered),
             (10.0, {**answered, "expiration": FAR}), (10.0, {**answered, "expiration": FAR.replace("Z", "-14:00")}))}
-        ends.update({("downloadrequests", name): 10.0 for name in (self.ask(), self.ask(name="nobody"))})
+        ends.update({(DR, name): 10.0 for name in (self.ask(), self.ask(name="nobody"))})
         ends.update({(SSR, self.fill(self.ask_status(), SSR, phase="Processed", **status)): minutes
                      for minutes, status in ((0.0, {"processedTimestamp": self.clock.text(seconds=-65)}), (5.0, {}),
                                              (5.0, {"processedTimestamp": FAR}))})
@@ -3400,11 +3428,11 @@ class CoreTests(ControllerWorld):
                 self.make_secret(name, **secret)
             self.make_location(name, secret=name, **storage)
             self.make_backup(name, name)
-            rows.append((reason, "BackupLog", name, None if secret == {} else functools.partial(give_keys, name)))
-        self.admin.merge_patch("backupstoragelocations", "gcp", {"spec": {"provider": "gcp"}}, self.namespace)
+            rows.append((reason, "BackupLog", name, None if secret == {} else partial(give_keys, name)))
+        self.admin.merge_patch(BSL, "gcp", {"spec": {"provider": "gcp"}}, self.namespace)
         return rows
 
-    def test_every_failure_has_a_reason_and_heals(self) -> None:
+    def test_every_failure_has_a_reason_and_heals(self):
         """On the object and as an Event, without a secret."""
         self.serve()
         for reason, kind, target, cure in self.failures():
@@ -3423,7 +3451,7 @@ class CoreTests(ControllerWorld):
         self.assertEqual((event["type"], event["involvedObject"]["kind"]), ("Warning", "DownloadRequest"))
         self.assertRegex(event["message"], "nobody|later")
         self.assert_clean(self.log.getvalue(), events, *(
-            item["metadata"] for item in self.admin.list("downloadrequests", self.namespace)["items"]))
+            item["metadata"] for item in self.admin.list(DR, self.namespace)["items"]))
         self.assertNotRegex(self.log.getvalue() + str(events), "hush|forbidden")
 
 
@@ -3432,7 +3460,7 @@ class CoreTests(ControllerWorld):
 class ContractTests(CoreTests):
     """The whole contract, on the CRDs that `manifests` prints."""
 
-    def test_the_crd_is_replaced_under_the_running_controller(self) -> None:
+    def test_the_crd_is_replaced_under_the_running_controller(self):
         """There and back, whatever etcd has forgotten."""
         self.addCleanup(self.cluster.install_crds, self.crds())
         self.serve()
@@ -3449,22 +3477,22 @@ class ContractTests(CoreTests):
                 self.cluster.compact()
                 self.settle()
 
-    def test_the_namespace_comes_from_flag_variable_or_file(self) -> None:
+    def test_the_namespace_comes_from_flag_variable_or_file(self):
         """In this order; velero's configuration may be broken."""
         self.serve()
         self.put()
-        os.makedirs(os.path.join(self.folder, ".config", "velero"))
+        os.makedirs(self.at(".config", "velero"))
         ours, other, named = self.namespace, '{"namespace": "default"}', json.dumps({"namespace": self.namespace})
         for code, flag, variable, configured in (
                 (0, ours, "default", other), (0, "", ours, other), (0, "", None, named), (3, "default", ours, named),
                 (1, "", "A/b", other), (0, ours, None, "\x00"), (0, ours, None, '{"namespace": 5, "cacert": []}')):
             with self.subTest(flag=flag, variable=variable, configured=configured):
-                write_bytes(os.path.join(self.folder, ".config", "velero", "config.json"), configured.encode())
+                write_bytes(self.at(".config", "velero", "config.json"), configured.encode())
                 result = run("backup", "logs", "b1", "--kubeconfig", self.kubeconfig, *(["-n", flag] if flag else []),
                              env={"VELERO_NAMESPACE": variable})
                 self.assertEqual(result.code, code, result.err)
 
-    def test_failures_and_their_codes(self) -> None:
+    def test_failures_and_their_codes(self):
         """One line that names the object; no file and no request is left."""
         self.make_location("dead", {"s3Url": "http://127.0.0.1:1"})
         self.make_secret("wrong", text=keys_file(self.store.access_key, "not-the-secret"))
@@ -3474,7 +3502,7 @@ class ContractTests(CoreTests):
         self.make_backup("b5", phase="InProgress")
         self.make_restore("r5", "b1", "InProgress")
         self.store.put(self.namespace, "backups/b4/b4.tar.gz", gzip.compress(b"x"))
-        path = os.path.join(self.folder, "x")
+        path = self.at("x")
         stranger, unknown = (("--kubeconfig", self.cluster.kubeconfig(self.folder, name))
                              for name in ("stranger", "nobody-knows-me"))
         for code, argv, words in (
@@ -3501,7 +3529,7 @@ class ContractTests(CoreTests):
                 self.assertFalse(os.path.exists(path))
         self.assertEqual(self.names() + self.names(SSR), [])
 
-    def test_the_controller_process_serves_and_leaves_on_signals(self) -> None:
+    def test_the_controller_process_serves_and_leaves_on_signals(self):
         """It declares what it was told, and leaves with 0."""
         for number in (signal.SIGTERM, signal.SIGINT):
             with self.subTest(signal=number):
@@ -3516,13 +3544,13 @@ class ContractTests(CoreTests):
                 self.assertNotIn("Traceback", result.err)
                 self.assert_clean(result.err)
 
-    def test_once_and_dry_run(self) -> None:
+    def test_once_and_dry_run(self):
         """--once answers, refuses and deletes what is there; --dry-run prints each outcome and changes nothing."""
         name, failing, status_name = self.ask(), self.ask(name="nobody"), self.ask_status()
         past = self.fill(self.ask(), expiration=self.clock.text(minutes=-1))
 
         def everything() -> List[Any]:
-            return [self.admin.list(kind, self.namespace)["items"] for kind in ("downloadrequests", SSR, "events")]
+            return [self.admin.list(kind, self.namespace)["items"] for kind in (DR, SSR, "events")]
         before, result = everything(), self.cli("controller", "--dry-run")
         self.assertEqual((result.code, everything()), (0, before), result.err)
         for one, verb in ((name, "patch"), (failing, "patch"), (past, "delete"), (status_name, "patch")):
@@ -3543,13 +3571,13 @@ class ContractTests(CoreTests):
 class FaultWorld(ControllerWorld, FakeWorld):
     """Fakes with an empty log."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.cluster.forget()
         self.store.forget()
         self.addCleanup(self.cluster.unlimit)
 
-    def path(self, rest: str = "downloadrequests") -> str:
+    def path(self, rest: str = DR) -> str:
         return f"/namespaces/{self.namespace}/{rest}"
 
     def patches(self, name: str = "") -> List[Request]:
@@ -3559,12 +3587,12 @@ class FaultWorld(ControllerWorld, FakeWorld):
 class FaultTests(FaultWorld):
     """What the dialect of the status changes: patches counted, their answers lost."""
 
-    def tearDown(self) -> None:
+    def tearDown(self):
         """No patch of the controller can have overwritten what it had not seen."""
         for request in self.cluster.seen("PATCH", user="controller"):
             self.assertTrue(request.parsed["metadata"]["resourceVersion"], request.parsed)
 
-    def test_what_an_answer_costs(self) -> None:
+    def test_what_an_answer_costs(self):
         """A merge patch with the version it was decided on; the client's costs a watch."""
         controller = self.serve()
         self.settle()  # from the first answer on the dialect is known
@@ -3588,9 +3616,9 @@ class FaultTests(FaultWorld):
         self.assertEqual(self.cli("backup", "logs", "b1").out, LOG)
         self.assertEqual(self.cluster.count("GET", "/downloadrequests/"), 0, "a client that watches does not poll")
 
-    def test_a_failing_request_is_patched_once(self) -> None:
+    def test_a_failing_request_is_patched_once(self):
         """Its reason is told in one Event and logged once; tries back off."""
-        logging.getLogger("velero_requests").setLevel(logging.INFO)
+        vr.log.setLevel(logging.INFO)
         self.serve()
         name = self.ask(name="nobody")
         self.failed(name)
@@ -3607,7 +3635,7 @@ class FaultTests(FaultWorld):
                               if event["involvedObject"]["name"] == name]), 1)
         self.assertEqual(self.log.getvalue().count(name), 1, self.log.getvalue())
 
-    def test_answers_that_go_wrong_are_made_up_for(self) -> None:
+    def test_answers_that_go_wrong_are_made_up_for(self):
         self.serve()
         for options in ({"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}, {"cut_after": 5},
                         {"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503, "body": "<html>"},
@@ -3617,37 +3645,37 @@ class FaultTests(FaultWorld):
                 self.assertTrue(self.healed(self.ask())["status"]["downloadURL"])
                 self.assertEqual(fault.hits, 1)
 
-    def test_a_request_changed_in_between_is_looked_at_again(self) -> None:
+    def test_a_request_changed_in_between_is_looked_at_again(self):
         """The patch conflicts, and the next look reads it anew."""
         gate = threading.Event()
         self.cluster.script("GET", "/secrets/cloud", hang=gate)
         self.serve()
         name = self.ask()
         wait_until(lambda: self.cluster.count("GET", "/secrets/cloud"), 10, "the pass")
-        self.admin.merge_patch("downloadrequests", name, {"metadata": {"labels": {"by": "them"}}}, self.namespace)
+        self.admin.merge_patch(DR, name, {"metadata": {"labels": {"by": "them"}}}, self.namespace)
         gate.set()
         self.assertEqual(self.healed(name)["metadata"]["labels"], {"by": "them"})
         self.assertEqual((self.cluster.count("PATCH", name, status=409), self.cluster.count(
             "GET", self.path("downloadrequests/" + name), "controller")), (1, 1))
         self.assertNotIn("modified", self.log.getvalue())
 
-    def test_what_is_deleted_during_a_pass_stays_forgotten(self) -> None:
+    def test_what_is_deleted_during_a_pass_stays_forgotten(self):
         controller, gate = self.serve(), threading.Event()
         self.settle()
         self.cluster.script("PATCH", "/downloadrequests/", pause_after=1, gate=gate)
         name = self.ask()
         self.answered(name)
-        self.admin.delete("downloadrequests", name, self.namespace)
+        self.admin.delete(DR, name, self.namespace)
         wait_until(lambda: not controller.records, 10, "the record to go")
         gate.set()
         wait_until(lambda: not controller.queue._working, 10, "the pass to end")
         self.assertEqual(controller.records, {})
 
 
-class TestContractFaultsStore(FaultWorld, unittest.TestCase):
+class TestContractFaultsStore(FaultWorld, TestCase):
     """The controller, the client and what servers do to them, which no dialect of the status changes."""
 
-    def test_an_idle_controller_makes_no_requests(self) -> None:
+    def test_an_idle_controller_makes_no_requests(self):
         """Besides its watches, however long; an answer costs one patch."""
         controller = self.serve()
         wait_until(lambda: len(self.cluster.watches(self.namespace)) == 2, 15, "two watches")
@@ -3661,27 +3689,26 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
         made = [(request.method, bool(request.query)) for request in self.cluster.seen(user="controller")]
         self.assertEqual(made, [("GET", False)] * 3 + [("PATCH", False)])
 
-    def test_names_and_lookups(self) -> None:
+    def test_names_and_lookups(self):
         """A name that is none never becomes a path; what the API fails to give is asked for again."""
         self.serve()
         for name in ("../../secrets/cloud", "..", "b1?x", ""):
             self.failed(self.ask(name=name))
         self.assertEqual(self.cluster.count("GET", "/backups/"), 0)
-        for path, status in itertools.product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"),
-                                              (500, 200)):
+        for path, status in product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"), (500, 200)):
             with self.subTest(path=path, status=status):
                 self.turn(minutes=1)
                 self.cluster.script("GET", path, times=3, headers={"Retry-After": "0"}, status=status, body="{}")
                 self.healed(self.ask())
                 self.cluster.unscript()
 
-    def test_once_looks_again_at_what_changed(self) -> None:
+    def test_once_looks_again_at_what_changed(self):
         name = self.ask()
         self.cluster.script("PATCH", name, 2, status=409, body={"reason": "Conflict"})
         self.assertEqual(0, self.cli("controller", "--once").code)
         self.assertTrue(self.processed(name))
 
-    def test_a_signal_lets_the_pass_in_hand_finish(self) -> None:
+    def test_a_signal_lets_the_pass_in_hand_finish(self):
         gate = threading.Event()
         fault = self.cluster.script("GET", "/secrets/cloud", hang=gate)
         program = self.program("controller")
@@ -3694,7 +3721,7 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
         self.assertEqual(program.end().code, 0)
         self.assertEqual((self.look(name) or {})["status"]["phase"], "Processed")
 
-    def test_what_servers_say_is_made_harmless(self) -> None:
+    def test_what_servers_say_is_made_harmless(self):
         """Escape sequences and forged lines; a dry run sends nothing but GET."""
         nasty = "a\nerror: forged\r\x07\x1b[31m\u202e"
         self.cluster.script("GET", SSR + "?limit=", status=200, body={
@@ -3713,7 +3740,7 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
             self.assertEqual((code, 1), (result.code, len(re.findall("(?m)^error: ", result.err))), result.err)
             self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
 
-    def test_a_create_that_is_interrupted_leaves_nothing(self) -> None:
+    def test_a_create_that_is_interrupted_leaves_nothing(self):
         """Nor one whose answer was lost or wrong; nothing else is deleted."""
         kept, logs, plugins = [self.ask(name="b2"), self.ask_status()], ("backup", "logs", "b1"), ("plugin", "get")
         never, later = {"pause_after": 0}, {"pause_after": 0}  # when the answer comes that the signal overtakes
@@ -3742,12 +3769,10 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
                 self.assertEqual(deletes, len(paths), paths)
                 self.assertTrue(all(re.search("requests/(b1|velero-cli)-[a-z0-9]{5}$", path) for path in paths), paths)
 
-    def test_the_location_s_authority_is_trusted(self) -> None:
+    def test_the_location_s_authority_is_trusted(self):
         """A store with an authority of its own needs the location's caCert, --cacert or --insecure-…."""
-        store = FakeStore(tls=True)
-        self.addCleanup(store.close)
-        with open(str(store.ca), "rb") as file:
-            authority = base64.b64encode(file.read()).decode()
+        store = self.enter(closing(FakeStore(tls=True)))
+        authority = base64.b64encode(read_bytes(str(store.ca))).decode()
         for name, options in (("b2", {}), ("b3", {"caCert": authority})):
             self.make_location(name, {"s3Url": store.url}, **options)
             self.make_backup(name, name)
@@ -3760,12 +3785,11 @@ class TestContractFaultsStore(FaultWorld, unittest.TestCase):
                 self.assertEqual((code, b"" if code else LOG), result[:2], result.err)
 
 
-class TestContractFaultsNew(FaultTests, unittest.TestCase):
+class TestContractFaultsNew(FaultTests, TestCase):
     """Faults without a status subresource."""
 
 
-class TestContractFaultsOld(FaultTests, unittest.TestCase):
-    """Faults with a status subresource."""
+class TestContractFaultsOld(FaultTests, TestCase):
     status_subresource = True
 
 
@@ -3776,7 +3800,7 @@ class LooseTests(World):
 
     @classmethod
     def crds(cls) -> List[Document]:
-        """Return CRDs whose two request kinds accept anything."""
+        """CRDs whose two request kinds accept anything."""
         crds = vr.crd_manifests(False)
         for crd in crds:
             if crd["spec"]["names"]["kind"] in ("DownloadRequest", "ServerStatusRequest"):
@@ -3786,21 +3810,21 @@ class LooseTests(World):
         return crds
 
     def invent(self, resource: str, document: Document) -> str:
-        kind = {"downloadrequests": "DownloadRequest", SSR: "ServerStatusRequest"}[resource]
+        kind = {DR: "DownloadRequest", SSR: "ServerStatusRequest"}[resource]
         document = {"kind": kind, "metadata": {"generateName": "odd-"}, **document}
         return str(self.admin.create(resource, document, self.namespace)["metadata"]["name"])
 
-    def test_nonsense_is_refused_and_ends(self) -> None:
+    def test_nonsense_is_refused_and_ends(self):
         """Of any shape: it delays nobody and is deleted in the end."""
         good = {"target": {"kind": "BackupLog", "name": "b1"}}
-        unknown = [self.invent("downloadrequests", spec) for spec in (
+        unknown = [self.invent(DR, spec) for spec in (
             {}, {"spec": []}, *({"spec": {"target": target}} for target in (
                 {"kind": "Nonsense", "name": "b1"}, {"kind": 5, "name": "b1"}, {"kind": "BackupLog", "name": ["b1"]},
                 {"kind": "BackupLog"}, [], "b1", None)))]
-        ends = [self.invent("downloadrequests", {"spec": good, "status": status}) for status in (
+        ends = [self.invent(DR, {"spec": good, "status": status}) for status in (
             {"phase": "Weird"}, {"phase": ["New"]}, "text", [], None, 5, {"phase": "Failed", "message": "no"},
             *({"phase": "Processed", "expiration": value} for value in ("", "tomorrow", 12345, {"a": []})))]
-        ends.append(self.invent("downloadrequests", {  # annotations that leave no room for a reason
+        ends.append(self.invent(DR, {  # annotations that leave no room for a reason
             "metadata": {"generateName": "full-", "annotations": {"stuff": "x" * 262100}},
             "spec": {"target": {"kind": "BackupLog", "name": "nobody"}}}))
         status_ends = [self.invent(SSR, {"status": {"phase": "Processed", "processedTimestamp": value}})
@@ -3818,7 +3842,7 @@ class LooseTests(World):
         for name in status_ends:
             self.gone(name, SSR)
 
-    def test_clients_understand_failed_and_nonsense(self) -> None:
+    def test_clients_understand_failed_and_nonsense(self):
         """Failed with a message ends the waiting, nonsense ends in time."""
         logs, plugin_get, version = ("backup", "logs", "b1"), ("plugin", "get"), ("version",)
         for argv, codes, status, words in (
@@ -3828,7 +3852,7 @@ class LooseTests(World):
                 (plugin_get, (0, 1), {"plugins": "x"}, ""), (version, (0, 1), {}, ""),
                 (version, (0, 1), {"serverVersion": "v1\x1b[31m\n"}, ""),
                 (plugin_get, (0, 1), {"plugins": [5, {"name": 7}, {"name": "a\x1b[1m", "kind": "b"}]}, "")):
-            resource, limit = ("downloadrequests", "1s") if argv == logs else (SSR, "20s")
+            resource, limit = (DR, "1s") if argv == logs else (SSR, "20s")
             filled = status if argv == logs else {"phase": "Processed", **status}
 
             def fill(resource: str = resource, filled: Document = filled) -> None:
@@ -3844,39 +3868,35 @@ class LooseTests(World):
                 self.assertEqual(self.names(resource), [])
 
 
-class TestContractLooseFake(LooseTests, FakeWorld, unittest.TestCase):
+class TestContractLooseFake(LooseTests, FakeWorld, TestCase):
     """Loose CRDs on the fakes."""
 
 
-class TestContractLooseReal(LooseTests, RealWorld, unittest.TestCase):
+class TestContractLooseReal(LooseTests, RealWorld, TestCase):
     """Loose CRDs on the real servers."""
 
 
-class TestContractFakeNew(ContractTests, FakeWorld, unittest.TestCase):
+class TestContractFakeNew(ContractTests, FakeWorld, TestCase):
     """Fakes, no status subresource, as Velero 1.9 to 1.18."""
 
 
-class TestContractFakeOld(ContractTests, FakeWorld, unittest.TestCase):
-    """Fakes with a status subresource, as Velero 1.6 to 1.8."""
+class TestContractFakeOld(ContractTests, FakeWorld, TestCase):
     status_subresource = True
 
 
-class TestContractRealNew(ContractTests, RealWorld, unittest.TestCase):
+class TestContractRealNew(ContractTests, RealWorld, TestCase):
     """Real servers, no status subresource."""
 
 
-class TestContractRealOld(ContractTests, RealWorld, unittest.TestCase):
-    """Real servers with a status subresource."""
+class TestContractRealOld(ContractTests, RealWorld, TestCase):
     status_subresource = True
 
 
-class TestContractVeleroNew(VeleroWorld, CoreTests, unittest.TestCase):
-    """The main job on the CRDs of Velero 1.18.1."""
+class TestContractVeleroNew(VeleroWorld, CoreTests, TestCase):
     release = "1.18.1"
 
 
-class TestContractVeleroOld(VeleroWorld, CoreTests, unittest.TestCase):
-    """The main job on the CRDs of Velero 1.6.3."""
+class TestContractVeleroOld(VeleroWorld, CoreTests, TestCase):
     release = "1.6.3"
     status_subresource = True
 
@@ -3887,8 +3907,7 @@ KUBECTL = shutil.which("kubectl")
 NO_KUBECTL = "kubectl is not on the PATH, so what it makes of the kubeconfigs was not compared with ours"
 
 
-
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def kube_pki() -> str:
     folder = tempfile.mkdtemp(prefix="velero-requests-pki-")
     atexit.register(shutil.rmtree, folder, True)
@@ -3960,8 +3979,8 @@ class KubeServer(LoopbackServer):
         return Answer(200, b'{"major":"1","minor":"34","gitVersion":"v1.34.2"}')
 
 
-@functools.lru_cache(maxsize=None)
-def kube_servers() -> Dict[str, Any]:
+@lru_cache(maxsize=None)
+def kube_servers() -> Document:
     """The servers and proxies that all tests share, by the name that verdicts use; closed at exit."""
     servers = {name: KubeServer(*arguments) for name, *arguments in (
         ("https", "tls"), ("http",), ("named", "named"), ("expired", "expired"), ("nameless", "nameless"), ("proxy",),
@@ -4043,18 +4062,17 @@ def kube_forget() -> None:
 
 def kube_call(kubeconfig: str = "", context: str = "") -> Document:
     api = vr.connect(vr.load_cluster(kubeconfig, context))
-    with warnings.catch_warnings(), contextlib.closing(api.session):
+    with warnings.catch_warnings(), closing(api.session):
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # it was asked for
         return api.call("GET", "/version")
 
 
-class KubeFolder(unittest.TestCase):
+class KubeFolder(Folder, TestCase):
     """A test with a folder of its own, and servers that have seen nothing."""
 
-    def setUp(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="velero-requests-kube-")
-        self.addCleanup(shutil.rmtree, self.folder, True)
-        self.home = os.path.join(self.folder, "home")
+    def setUp(self):
+        super().setUp()
+        self.home = self.at("home")
         os.mkdir(self.home)
         kube_forget()
 
@@ -4082,7 +4100,7 @@ class KubeFolder(unittest.TestCase):
 class KubeCase(NamedTuple):
     """One way to be configured, and what kubectl makes of it: a verdict, or `error: words of ours`."""
     verdict: str
-    files: Dict[str, Any]
+    files: Document
     context: str = ""
     kubeconfig: str = "@DIR@/config"
     environment: Dict[str, Optional[str]] = {}
@@ -4288,15 +4306,14 @@ def kube_place(verdict: str, where: str = "plugin", text: str = KUBE_PLUGIN, pat
 
 def kube_plugins() -> Iterator[KubeCase]:
     """Where plugins are found, and what is made of what they print."""
-    own: Dict[str, Any] = {"where": "own-plugin", "command": "./own-plugin"}
+    own: Document = {"where": "own-plugin", "command": "./own-plugin"}
     none = "error: neither a token nor a certificate with its key"
 
     def says(verdict: str, answer: str, ending: str = "") -> KubeCase:
         return kube_place(verdict, text=f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n{ending}", **own)
 
     for verdict, status, top, ending in ((*row, *({}, "")[len(row) - 2:]) for row in (
-            ("https: certificate alice", KUBE_PAIR),
-            (none, {**KUBE_PAIR, "token": "s3cr3t", "clientKeyData": ""}),
+            ("https: certificate alice", KUBE_PAIR), (none, {**KUBE_PAIR, "token": "s3cr3t", "clientKeyData": ""}),
             (none, {"token": "p", "clientKeyData": "s3cr3t"}),
             ("error: its exec plugin are not a matching pair", {**KUBE_PAIR, "clientKeyData": "@TEXT:bob.key@"}),
             (none, {}), (none, None), (none, {"token": ""}), ("error: status must be a mapping", "s3cr3t"),
@@ -4307,8 +4324,7 @@ def kube_plugins() -> Iterator[KubeCase]:
             ("error: no time", {"token": "p", "expirationTimestamp": "s3cr3t"}),
             ("error: no time", {"token": "p", "expirationTimestamp": 1900000000}),
             (f"error: no ExecCredential of {KUBE_V1}", {"token": "s3cr3t"}, {"apiVersion": KUBE_V1 + "beta1"}),
-            (OK_P, {"token": "p"}, {"kind": ""}),
-            ("error: no ExecCredential", {"token": "s3cr3t"}, {"kind": "Secret"}),
+            (OK_P, {"token": "p"}, {"kind": ""}), ("error: no ExecCredential", {"token": "s3cr3t"}, {"kind": "Secret"}),
             ("error: failed with exit code 3", {"token": "s3cr3t"}, {}, "exit 3"),
             ("error: failed with exit code -9", {"token": "s3cr3t"}, {}, "kill -9 $$"))):
         answer = {"apiVersion": KUBE_V1, "kind": "ExecCredential", "status": status, **top}
@@ -4348,7 +4364,7 @@ class TestKubeconfigLikeKubectl(KubeFolder):
         """Do something for each case, its verdict and its kubeconfig flag, while its files and variables are there."""
         self.addCleanup(os.chdir, os.getcwd())
         for number, case in enumerate(KUBE_CASES + KUBE_TEXTS + KUBE_FILES + tuple(kube_plugins())):
-            folder = os.path.join(self.folder, str(number))
+            folder = self.at(str(number))
             os.makedirs(os.path.join(folder, "home"))
             os.symlink(kube_pki(), os.path.join(folder, "pki"))
             for name, content in {**KUBE_EVERYWHERE, **case.files}.items():
@@ -4367,7 +4383,7 @@ class TestKubeconfigLikeKubectl(KubeFolder):
             kube_call(path, case.context)
             self.assertEqual(kube_verdict(False), verdict)
             return
-        error = self.fails(velero_requests.Error, lambda: kube_call(path, case.context), verdict[7:])
+        error = self.fails(vr.Error, lambda: kube_call(path, case.context), verdict[7:])
         self.assertEqual(kube_verdict(True), "error")
         self.assertIn(int(error.exit), (1, 6))
         self.assertTrue("".join((str(error), *error.hints)).isprintable(), ascii((error, error.hints)))
@@ -4375,17 +4391,16 @@ class TestKubeconfigLikeKubectl(KubeFolder):
     def theirs(self, case: KubeCase, verdict: str, path: str) -> None:
         """The table is what kubectl does; where it would ask for a name, we go on as nobody."""
         done = subprocess.run([str(KUBECTL), "version", "-o", "json", *(["--kubeconfig", path] if path else []),
-                               *(["--context", case.context] if case.context else [])], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, check=False, stderr=subprocess.STDOUT, timeout=20)
+                               *(["--context", case.context] if case.context else [])], stdin=DEVNULL,
+                              stdout=PIPE, check=False, stderr=STDOUT, timeout=20)
         found = "https: nobody" if b"enter Username" in done.stdout else kube_verdict(bool(done.returncode))
         self.assertEqual(found, "error" if case.lenient or verdict.startswith("error") else verdict)
 
-
-    def test_we_do_what_the_tables_say(self) -> None:
+    def test_we_do_what_the_tables_say(self):
         self.check(self.ours)
 
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_does_what_the_tables_say(self) -> None:
+    @skipUnless(KUBECTL, NO_KUBECTL)
+    def test_kubectl_does_what_the_tables_say(self):
         self.check(self.theirs)
 
 
@@ -4402,7 +4417,7 @@ cat answer
 KUBE_EXTENSION = {"float": 1.5, "text": "x", "on": True, "none": None, "list": [1, "2"], "big": 12345678901}
 KUBE_OTHER = {"name": "other", "extension": {"a": 1}}
 # Fields of a cluster, and what a plugin is told beyond server and authority.
-KUBE_TOLD: Tuple[Tuple[Document, Document], ...] = (
+KUBE_TOLD: Any = (
     (kube_ca("@PKI@/ca.crt"), {}), ({"server": "https://@HTTPS@/k8s/"}, {"server": "https://@HTTPS@/k8s/"}),
     (KUBE_INSECURE, {"insecure-skip-tls-verify": True, "certificate-authority-data": None}),
     ({**KUBE_NAMED, "tls-server-name": "a.example.com"}, {**KUBE_NAMED, "tls-server-name": "a.example.com"}),
@@ -4415,7 +4430,7 @@ KUBE_TOLD: Tuple[Tuple[Document, Document], ...] = (
 class KubePlugins(KubeFolder):
     """Tests with a plugin that notes what it is told, and prints what the test wants."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.write(KUBE_STUB, "plugin")
         self.answer(token="p")
@@ -4425,7 +4440,7 @@ class KubePlugins(KubeFolder):
         self.write(json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status}), "answer")
 
     def said(self, name: str) -> str:
-        return read_bytes(os.path.join(self.folder, name)).decode()
+        return read_bytes(self.at(name)).decode()
 
     def config(self, cluster: Any = None, **fields: Any) -> str:
         return self.write(kube_config(kube_exec(**fields), cluster))
@@ -4452,17 +4467,14 @@ def kube_pair(name: str, key: str = "") -> Dict[str, str]:
             "clientKeyData": kube_bytes(f"{key or name}.key").decode()}
 
 
-def kube_program(path: str, stdin: Any = subprocess.DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
+def kube_program(path: str, stdin: Any = DEVNULL, seconds: float = 30, memory: str = "unlimited") -> Any:
     with kube_environment(HOME="/nonexistent"):
         return subprocess.run(
-            ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, str(velero_requests.__file__),
-             "-n", "v", "--kubeconfig", path, "backup", "logs", "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            check=False, timeout=seconds, stdin=stdin)
+            ["/bin/sh", "-c", f'ulimit -v {memory}; exec "$@"', "sh", sys.executable, MODULE, "-n", "v", "--kubeconfig",
+             path, "backup", "logs", "b"], stdout=PIPE, stderr=PIPE, check=False, timeout=seconds, stdin=stdin)
 
 
 class TestExecPluginIsTold(KubePlugins):
-    """What a plugin is told: KUBERNETES_EXEC_INFO, environment, arguments, stdin."""
-
     def check(self, call: Callable[[str], Any]) -> None:
         """A plugin hears of the cluster when it asked to, by whoever runs it."""
         for cluster, more in KUBE_TOLD:
@@ -4478,16 +4490,16 @@ class TestExecPluginIsTold(KubePlugins):
         self.assertEqual(json.loads(self.said("info")), {
             "apiVersion": KUBE_V1 + "beta1", "kind": "ExecCredential", "spec": {"interactive": False}})
 
-    def test_by_us(self) -> None:
+    def test_by_us(self):
         self.check(kube_call)
 
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
-    def test_by_kubectl(self) -> None:
+    @skipUnless(KUBECTL, NO_KUBECTL)
+    def test_by_kubectl(self):
         self.check(lambda path: subprocess.run(
-            [str(KUBECTL), "--kubeconfig", path, "version"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, check=True, timeout=20))
+            [str(KUBECTL), "--kubeconfig", path, "version"], stdin=DEVNULL, stdout=PIPE,
+            stderr=STDOUT, check=True, timeout=20))
 
-    def test_stdin_and_stderr(self) -> None:
+    def test_stdin_and_stderr(self):
         """A plugin reads our terminal where its mode allows it; what it says on stderr is seen."""
         self.write("3", "code")
         for mode, terminal, line in (("Always", True, "typed"), ("IfAvailable", True, "typed"), ("Never", True, ""),
@@ -4506,7 +4518,7 @@ class TestExecPluginIsTold(KubePlugins):
 class TestExecPluginLife(KubePlugins):
     """How long an answer is used, who runs the plugin, and what follows from refusals and failures."""
 
-    def test_how_long_the_answer_is_kept(self) -> None:
+    def test_how_long_the_answer_is_kept(self):
         """An answer that ends in more than 30 s, or never, is used again; another is asked for anew."""
         for seconds, runs in ((None, 1), (45, 1), (20, 2)):
             with self.subTest(seconds=seconds):
@@ -4516,7 +4528,7 @@ class TestExecPluginLife(KubePlugins):
                 self.plugged(2)
                 self.assertEqual(self.said("runs").count("run"), runs)
 
-    def test_one_run_at_a_time(self) -> None:
+    def test_one_run_at_a_time(self):
         """Eight threads that call at once share one run, also after they were refused one after the other."""
         api, barrier = self.plugged(), threading.Barrier(8)
         for runs, token in ((1, "p"), (2, "q")):
@@ -4532,7 +4544,7 @@ class TestExecPluginLife(KubePlugins):
         kube_version(api)
         self.assertEqual(self.said("runs").count("run"), 2)
 
-    def test_no_call_while_it_fails(self) -> None:
+    def test_no_call_while_it_fails(self):
         """A plugin that fails, at first or later, leaves no way to go on, however often; it heals by itself."""
         broken = json.dumps({**json.loads(self.said("answer")), "status": kube_pair("bob", "alice")})
         for worked, name, content in (
@@ -4545,9 +4557,9 @@ class TestExecPluginLife(KubePlugins):
                 self.write(content, name)
                 kube_forget()
                 for _ in range(2):
-                    self.fails(vr.ConfigError, functools.partial(kube_version, api), "plugin")
+                    self.fails(vr.ConfigError, partial(kube_version, api), "plugin")
                 self.assertEqual(self.seen(), [])
-                os.remove(os.path.join(self.folder, name))
+                os.remove(self.at(name))
                 self.answer(token="p")
                 kube_version(api)
                 self.assertEqual(self.seen(), ["Bearer p"])
@@ -4560,25 +4572,24 @@ class TestKubeSession(KubePlugins):
         for file, content in (("own.crt", f"{name}.crt"), ("own.key", f"{key or name}.key"), ("own-ca", authority)):
             self.write(kube_bytes(content) if content else "no PEM", file)
 
-    def test_certificate_files(self) -> None:
+    def test_certificate_files(self):
         """Another pair comes with new connections; one that cannot be used leaves the old in use, with a warning."""
         self.files("alice")
         api = self.connect(kube_config({"client-certificate": "own.crt", "client-key": "own.key"}, kube_ca("own-ca")))
         for change, caller, warned in (
                 (lambda: None, "alice", False), (lambda: self.files("bob"), "bob", False),
-                (lambda: self.files("bob", "alice"), "bob", True),
-                (lambda: os.remove(os.path.join(self.folder, "own.key")), "bob", True),
+                (lambda: self.files("bob", "alice"), "bob", True), (lambda: os.remove(self.at("own.key")), "bob", True),
                 (lambda: self.files("bob", authority=""), "bob", True), (lambda: self.files("alice"), "alice", False)):
             with self.subTest(caller=caller, warned=warned):
                 change()
                 api.session.until = time.monotonic()
                 with self.assertLogs("velero_requests") as logs:
-                    velero_requests.log.warning("first")
+                    vr.log.warning("first")
                     kube_version(api)
                 self.assertEqual((self.seen()[-1], len(logs.output) == 2), (caller, warned), logs.output)
                 self.assertAlmostEqual(api.session.until - time.monotonic(), 300, delta=5)
 
-    def test_after_a_refusal(self) -> None:
+    def test_after_a_refusal(self):
         """After a 401 files are read again at once; what stands in the kubeconfig is not."""
         for user, callers in (({"client-certificate": "own.crt", "client-key": "own.key"}, ["alice", "None", "bob"]),
                               (KUBE_CERT, ["alice", "None"]), ({"token": "t"}, ["Bearer t", "Bearer t"]),
@@ -4601,12 +4612,12 @@ class TestKubeSession(KubePlugins):
                     kube_version(api)
                 self.assertEqual(self.seen(), callers)  # a scripted answer does not look at certificates
 
-    def test_a_token_file_lives_for_50_seconds(self) -> None:
+    def test_a_token_file_lives_for_50_seconds(self):
         """Then the file counts, whatever happened to certificate files meanwhile; the connection stays."""
         self.files("alice")
         self.write("f", "token")
         api = self.connect(kube_config({"tokenFile": "token"}, kube_ca("own-ca")))
-        for token, act in (("f", bool), ("g", bool), ("h", lambda: os.remove(os.path.join(self.folder, "own-ca")))):
+        for token, act in (("f", bool), ("g", bool), ("h", lambda: os.remove(self.at("own-ca")))):
             self.write(token, "token")
             act()
             for _ in range(2):
@@ -4630,7 +4641,7 @@ def kube_no_proxy(proxied: bool, url: str, *texts: str) -> Tuple[Tuple[str, Dict
 
 # A URL, the environment (@P@ is the proxy), and whether kubectl goes through the proxy. The addresses are multicast
 # ones, so that kubectl sends nothing when it goes straight to them. kubectl is asked about the first rows.
-KUBE_PROXY_ROWS: Tuple[Tuple[str, Dict[str, str], bool], ...] = (
+KUBE_PROXY_ROWS: Any = (
     (KUBE_K8S, {"https_proxy": "@P@"}, True), (KUBE_K8S, {"HTTPS_PROXY": "", "https_proxy": "http://@P@"}, True),
     (KUBE_K8S, {"HTTP_PROXY": "http://@P@", "ALL_PROXY": "http://@P@"}, False),
     ("http://k8s.example:6443", {"HTTP_PROXY": "http://@P@"}, True),
@@ -4658,7 +4669,7 @@ KUBE_MORE_PROXY_ROWS = (
 class TestProxyOfTheEnvironment(KubeFolder):
     """Which URLs go through the proxy that the environment names, as Go decides it."""
 
-    def test_the_tables(self) -> None:
+    def test_the_tables(self):
         for url, variables, proxied in KUBE_PROXY_ROWS + KUBE_MORE_PROXY_ROWS:
             with self.subTest(url, **variables):
                 filled = {name: value.replace("@P@", "proxy:3128") for name, value in variables.items()}
@@ -4667,28 +4678,25 @@ class TestProxyOfTheEnvironment(KubeFolder):
     def went(self, number: int) -> bool:
         url, variables, _ = KUBE_PROXY_ROWS[number]
         path = self.write(kube_config(None, {"server": url, **KUBE_INSECURE}), f"config-{number}")
-        with contextlib.closing(KubeServer()) as proxy:
+        with closing(KubeServer()) as proxy:
             own = {**{name: value for name, value in os.environ.items() if name not in KUBE_ABSENT}, "HOME": self.home,
                    **{name: value.replace("@P@", proxy.host) for name, value in variables.items()}}
             subprocess.run([str(KUBECTL), "--kubeconfig", path, "get", "--raw", "/", "--request-timeout", "300ms"],
-                           env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                           check=False, timeout=20)
+                           env=own, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, check=False, timeout=20)
             return bool(proxy.seen())
 
-    @unittest.skipUnless(KUBECTL, NO_KUBECTL)
-    def test_kubectl_does_what_the_table_says(self) -> None:
+    @skipUnless(KUBECTL, NO_KUBECTL)
+    def test_kubectl_does_what_the_table_says(self):
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(self.went, range(len(KUBE_PROXY_ROWS))))
         for (url, variables, proxied), went in zip(KUBE_PROXY_ROWS, found):
-            with self.subTest(url, **variables):
-                self.assertEqual(went, proxied)
+            self.assertEqual(went, proxied, (url, variables))
 
-    def test_proxies(self) -> None:
+    def test_proxies(self):
         """A scheme may be in capitals or missing; what we cannot use is an error without the password in it."""
         for proxy, expected in (("", ""), ("HTTP://h:1", "HTTP://h:1"), ("https://x:%40@h:1/", "https://x:%40@h:1/"),
                                 ("[::1]:3128", "http://[::1]:3128"), ("me:x@h:1", "http://me:x@h:1")):
-            with self.subTest(proxy):
-                self.assertEqual(vr.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected)
+            self.assertEqual(vr.proxy_for("https://k8s", {"HTTPS_PROXY": proxy}), expected, proxy)
         for proxy in ("socks5://me:s3cr3t@h:1", "SOCKS4://h", "ftp://me:s3cr3t@h", "http://", "http://h:x",
                       "http://me:s3cr3t@h:99999", "http://me:s3cr3t@[::1"):
             with self.subTest(proxy):
@@ -4698,10 +4706,9 @@ class TestProxyOfTheEnvironment(KubeFolder):
 
 
 class TestProxyOnTheWire(KubeFolder):
-    """Calls to cluster and store through real proxies on loopback."""
     GUARDED = "http://me:p%40ss%3Aw@@GUARDED@"
 
-    def test_store(self) -> None:
+    def test_store(self):
         """A store is reached through the same proxies: by a tunnel for https, by its whole URL for http."""
         secure = f"https://a.example.com:{kube_servers()['named'].port}/b/k?s=1"
         plain = "http://a.example.com:81/b/k?s=1"
@@ -4715,7 +4722,7 @@ class TestProxyOnTheWire(KubeFolder):
                 self.assertIn(b"gitVersion", b"".join(vr.read_body(response)))
             self.assertEqual([asked], [(call.method, call.target) for call in kube_servers()[name].seen()])
 
-    def test_the_proxy_hears_nothing(self) -> None:
+    def test_the_proxy_hears_nothing(self):
         """A proxy sees neither token nor, for https, impersonation; the cluster does not see the proxy's password."""
         for server, target in ((KUBE_BY_NAME["server"], "a.example.com:@NAMEDPORT@"),
                                ("http://a.example.com:81/k8s", "http://a.example.com:81/k8s/version")):
@@ -4727,7 +4734,7 @@ class TestProxyOnTheWire(KubeFolder):
             for request in kube_servers()["named"].seen():
                 self.assertNotIn("proxy-authorization", request.headers)
 
-    def test_the_password_is_never_shown(self) -> None:
+    def test_the_password_is_never_shown(self):
         """When a proxy fails it is named as the culprit, and not even -v shows its password."""
         for proxy, code, words in (
                 (f"http://me:s3cr3t@127.0.0.1:{free_port()}", 6, "through its proxy: Connection refused"),
@@ -4753,7 +4760,7 @@ class Greeter(LoopbackServer):
         self.start()
 
     def _converse(self, accepted: socket.socket) -> None:
-        with accepted, contextlib.suppress(OSError):
+        with accepted, suppress(OSError):
             accepted.recv(5)  # so that the greeting is not the first to come
             accepted.sendall(self.greeting)
             accepted.shutdown(socket.SHUT_WR)
@@ -4770,11 +4777,10 @@ class TestTlsErrors(KubeFolder):
         error = self.fails(vr.Unreachable, lambda: kube_call(path), *words)
         self.assertEqual((int(error.exit), kube_verdict(True), len(str(error)) < 600), (6, "error", True))
 
-    def test_what_is_said(self) -> None:
+    def test_what_is_said(self):
         """A certificate that is not trusted is shown with names, issuer and end, through proxies too.
 
-        The second look asks for the same name, and sends nothing.
-        """
+        The second look asks for the same name, and sends nothing."""
         greeter, silent = servers = Greeter(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Greeter(b"")
         for server in servers:
             self.addCleanup(server.close)
@@ -4793,20 +4799,19 @@ class TestTlsErrors(KubeFolder):
                 self.unreachable(cluster, *words)
         self.assertEqual(kube_servers()["https"].names, ["x.y"] * 3)
 
-    def test_a_client_certificate_is_missing(self) -> None:
+    def test_a_client_certificate_is_missing(self):
         """A server that insists on one is Unreachable."""
-        server = KubeServer("tls", demand=True)
-        self.addCleanup(server.close)
+        server = self.enter(closing(KubeServer("tls", demand=True)))
         self.unreachable({"server": server.url}, server.host)
 
-    def test_the_system_counts_only_without_an_authority(self) -> None:
+    def test_the_system_counts_only_without_an_authority(self):
         """SSL_CERT_FILE is trusted when the kubeconfig names no authority, and not when it names another."""
         with kube_environment(SSL_CERT_FILE=os.path.join(kube_pki(), "ca.crt")):
             self.assertIn("gitVersion", kube_call(self.write(kube_config(None, KUBE_NO_CA))))
             kube_forget()
             self.unreachable({"certificate-authority-data": "@BASE64:alice.crt@"})
 
-    def test_store(self) -> None:
+    def test_store(self):
         """A store's certificate is explained the same way; with its authority or insecure it is accepted. Authorities
         without key identifiers, as old clusters have, are accepted by every Python."""
         own = vr.Trust(kube_bytes("ca.crt"))
@@ -4818,8 +4823,8 @@ class TestTlsErrors(KubeFolder):
             with vr.open_url(kube_servers()["https"].url + "/k", trust) as answer:
                 self.assertEqual(answer.status, 200)
 
-    @unittest.skipUnless(hasattr(os, "memfd_create"), "no anonymous files here, so keys pass through one on disk")
-    def test_keys_are_never_on_disk(self) -> None:
+    @skipUnless(hasattr(os, "memfd_create"), "no anonymous files here, so keys pass through one on disk")
+    def test_keys_are_never_on_disk(self):
         """A call with an inline key opens no file for writing, and leaves no descriptor."""
         opened: List[Any] = []
         watching = [True]
@@ -4832,7 +4837,6 @@ class TestTlsErrors(KubeFolder):
         def descriptors() -> int:
             wait_until(lambda: not any(server._connections for server in kube_servers().values()), 5, "their ends")
             return len(os.listdir("/proc/self/fd"))
-
         path, before = self.write(kube_config(KUBE_CERT)), descriptors()
         sys.addaudithook(hook)
         try:
@@ -4858,7 +4862,7 @@ def kube_bombs() -> Iterator[str]:
 class TestKubeconfigBadInput(KubeFolder):
     """What else is no kubeconfig: one sentence with the file, exit 1, at once."""
 
-    def test_bombs(self) -> None:
+    def test_bombs(self):
         """What grows, nests or goes on without end is an error of one line, soon and within two gigabytes."""
         for text in kube_bombs():
             with self.subTest(text[:30]):
@@ -4868,7 +4872,7 @@ class TestKubeconfigBadInput(KubeFolder):
                                                          len(done.stderr) < 1500), done.stderr[-400:])
                 self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
 
-    def test_a_list_of_files_that_are_not_there(self) -> None:
+    def test_a_list_of_files_that_are_not_there(self):
         """A KUBECONFIG without a file that exists is warned of, but not when a flag names another."""
         with kube_environment(KUBECONFIG="/gone/a:/gone/b", HOME=self.home):
             with self.assertLogs("velero_requests", "WARNING") as logs:
@@ -4876,7 +4880,7 @@ class TestKubeconfigBadInput(KubeFolder):
                 self.fails(vr.ConfigError, lambda: vr.load_cluster("/gone/c"), "/gone/c")
         self.assertEqual([line.partition("exists: ")[2] for line in logs.output], ["/gone/a:/gone/b"])
 
-    def test_a_pipe_that_takes_its_time(self) -> None:
+    def test_a_pipe_that_takes_its_time(self):
         """A pipe, as `<(slow command)` makes it, is read to its end."""
         content = read_bytes(self.write(kube_config()))
         reader, writer = os.pipe()
@@ -4890,10 +4894,8 @@ class TestKubeconfigBadInput(KubeFolder):
             self.assertEqual(loaded.result(10).token, "t")
 
 
-class TestKubeconfigParseYaml(unittest.TestCase):
-    """Tests for `parse_yaml`; what is no YAML see above."""
-
-    def test_values(self) -> None:
+class TestKubeconfigParseYaml(TestCase):
+    def test_values(self):
         """Scalars have their types, but dates stay text."""
         for text, value in (
                 *((text, text) for text in ("2026-11-22", "2026-11-22T10:00:00Z", "=", "1.2.3", "1e3", "0o17", "yes!")),
@@ -4904,33 +4906,28 @@ class TestKubeconfigParseYaml(unittest.TestCase):
                 read = vr.parse_yaml(f"a: {text}\n".encode(), "X")["a"]
                 self.assertEqual((read, type(read)), (value, type(value)))
 
-    def test_limits(self) -> None:
+    def test_limits(self):
         """Depth, nodes and bytes have limits, to the one; an alias counts with all that it stands for."""
         nodes = vr.MAX_YAML_NODES - 1
         for text, good in (("[" * 100 + "]" * 100, True), ("[" * 101 + "]" * 101, False), (f"[{'a,' * nodes}]", True),
                            (f"[{'a,' * nodes}a]", False), (f"[&x [{'a,' * 49_996}], *x]", True),
                            (f"[&x [{'a,' * 50_000}], *x]", False), ("[&x a, *x]", True),
                            (" " * (1 << 20), True), (" " * ((1 << 20) + 1), False)):
-            with self.subTest(text[:20], good=good):
-                with contextlib.nullcontext() if good else self.assertRaises(vr.ConfigError):
-                    vr.parse_yaml(text.encode(), "X", 1 << 20)
+            with self.subTest(text[:20], good=good), nullcontext() if good else self.assertRaises(vr.ConfigError):
+                vr.parse_yaml(text.encode(), "X", 1 << 20)
 
 
-class TestKubeconfigRuleFor(unittest.TestCase):
-    """Tests for `rule_for`."""
-
-    def test_what_grants_a_call(self) -> None:
+class TestKubeconfigRuleFor(TestCase):
+    def test_what_grants_a_call(self):
         """A refused call is told as verb, resource and namespace, and the line of a Role that grants it."""
-        root, group = "/apis/velero.io/v1/namespaces/v/downloadrequests", "velero.io"
-        for method, path, watching, verb, resource, group in (
-                ("POST", root, False, "create", "downloadrequests", group),
-                ("GET", root, False, "list", "downloadrequests", group),
-                ("GET", root, True, "watch", "downloadrequests", group),
-                ("PATCH", f"{root}/x/status", False, "patch", "downloadrequests/status", group),
-                ("DELETE", f"{root}/x", False, "delete", "downloadrequests", group),
-                ("GET", "/api/v1/namespaces/v/secrets/s", False, "get", "secrets", "")):
-            told, rule = vr.rule_for(method, path, watching)
-            wanted = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]}]
+        root = "/apis/velero.io/v1/namespaces/v/downloadrequests"
+        for method, path, verb, *other in (
+                ("POST", root, "create"), ("GET", root, "list"), ("GET", root, "watch"),
+                ("DELETE", f"{root}/x", "delete"), ("PATCH", f"{root}/x/status", "patch", "downloadrequests/status"),
+                ("GET", "/api/v1/namespaces/v/secrets/s", "get", "secrets")):
+            told, rule = vr.rule_for(method, path, verb == "watch")
+            resource = other[0] if other else DR
+            wanted = [{"apiGroups": ["velero.io" if root in path else ""], "resources": [resource], "verbs": [verb]}]
             self.assertEqual((f"{verb} {resource} in namespace v", wanted), (told, yaml.safe_load(rule)))
         for path in ("/version", "/apis/velero.io/v1", "/api/v1/namespaces", "", "/api/v1/namespaces/v"):
             self.assertEqual(vr.rule_for("GET", path, False), ("", ""))
@@ -4958,19 +4955,8 @@ class TokenFiles(World):
 
     def write_token(self, token: str) -> str:
         """Put a token into the file of token_kubeconfig the way the kubelet does, and return the path."""
-        path = os.path.join(self.folder, "token")
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            file.write(token + "\n")
-        os.replace(path + ".new", path)
-        return path
-
-    def kubeconfig_of(self, user: Document) -> str:
-        """Write a kubeconfig with this user entry, and return its path."""
-        path = os.path.join(self.folder, "with-user")
-        with open(self.kubeconfig, encoding="utf-8") as old, open(path, "w", encoding="utf-8") as new:
-            document = yaml.safe_load(old)
-            document["users"][0]["user"] = user
-            yaml.safe_dump(document, new)
+        path = self.at("token")
+        os.replace(write_bytes(path + ".new", f"{token}\n".encode()), path)
         return path
 
     def token_kubeconfig(self, token: str) -> str:
@@ -4991,9 +4977,9 @@ class EnduranceWorld(TokenFiles, FaultWorld):
     def start(cls) -> Tuple[Any, Any]:
         return FakeCluster(tls=True), FakeStore()
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
-        logging.getLogger("velero_requests").setLevel(logging.INFO)
+        vr.log.setLevel(logging.INFO)
         self.addCleanup(lambda: [controller.stop.set() for controller in self.controllers])
 
     def move(self, namespace: str = "") -> str:
@@ -5004,7 +4990,7 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         return self.namespace
 
     def api(self, kubeconfig: str = "", timeout: float = 20.0, **changes: Any) -> Any:
-        """Return a connection of the module's own, with changes to what the kubeconfig says."""
+        """A connection of the module's own, with changes to what the kubeconfig says."""
         api = vr.connect(vr.load_cluster(kubeconfig or self.kubeconfig)._replace(**changes))
         self.addCleanup(lambda: api.session.close())
         return api._replace(timeout=timeout)
@@ -5021,37 +5007,32 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         wait_until(lambda: len(self.cluster.watches(self.path(""))) == 2, 40, "both watches of the test's namespace")
 
     def looked_at(self, name: str, seconds: float = 60) -> None:
-        """Wait until a request has a status, answered or not."""
         wait_until(lambda: (self.look(name) or {}).get("status"), seconds, f"a status of {name}")
 
 
 # ---- Endurance: one request --------------------------------------------------
 
-class TestRetryTables(unittest.TestCase):
-    """When a call may be sent again."""
-
-    def test_retry_after_is_seconds_or_a_date(self) -> None:
+class TestRetryTables(Cases):
+    def test_retry_after_is_seconds_or_a_date(self):
         now = datetime(2015, 10, 21, 7, 28, 0, tzinfo=timezone.utc)
-        for header, wanted in (("0", 0.0), ("1", 1.0), ("120", 120.0), ("999999999", 999999999.0), ("", None),
-                               ("Wed, 21 Oct 2015 07:28:07 GMT", 7.0), ("Wed, 21 Oct 2015 07:27:00 GMT", 0.0),
-                               ("Wednesday, 21-Oct-15 07:28:07 GMT", 7.0), ("Wed Oct 21 07:28:07 2015", 7.0),
-                               ("Wed, 21 Oct 2015 09:28:07 +0200", 7.0), ("1.5", None), ("-1", None), ("\xb2", None),
-                               ("\u0661", None), ("soon", None), ("9" * 400, None), ("1e3", None),
-                               ("Wed, 99 Oct 2015 07:28:07 GMT", None), (" ", None), ("NaN", None)):
-            with self.subTest(header=header):
-                self.assertEqual(vr.retry_after_seconds(header, now), wanted)
+        self.gives(lambda header: vr.retry_after_seconds(header, now), *(
+            ("0", 0.0), ("1", 1.0), ("120", 120.0), ("999999999", 999999999.0), ("", None),
+            ("Wed, 21 Oct 2015 07:28:07 GMT", 7.0), ("Wed, 21 Oct 2015 07:27:00 GMT", 0.0),
+            ("Wednesday, 21-Oct-15 07:28:07 GMT", 7.0), ("Wed Oct 21 07:28:07 2015", 7.0),
+            ("Wed, 21 Oct 2015 09:28:07 +0200", 7.0), ("1.5", None), ("-1", None), ("\xb2", None),
+            ("\u0661", None), ("soon", None), ("9" * 400, None), ("1e3", None),
+            ("Wed, 99 Oct 2015 07:28:07 GMT", None), (" ", None), ("NaN", None)))
 
-    def test_retry_wait(self) -> None:
+    def test_retry_wait(self):
         """429 may always be sent again, 5xx never for POST, nothing a third time; Retry-After counts up to 10 s."""
         for method, attempt, status, asked, wanted in (
                 ("GET", 1, 503, 0.0, 0.0), ("GET", 2, 503, 3.0, 3.0), ("GET", 1, 503, 3600.0, 10.0),
                 ("PATCH", 1, 500, None, 0.1), ("DELETE", 2, 502, None, 0.2), ("GET", 3, 504, None, None),
                 ("POST", 1, 429, None, 0.1), ("POST", 1, 503, 1.0, None), *(
                     ("GET", 1, status, 1.0, None) for status in (301, 400, 401, 403, 404, 409, 410, 422, 501))):
-            with self.subTest(method=method, attempt=attempt, status=status):
-                self.assertEqual(vr.retry_wait(method, attempt, status, asked), wanted)
+            self.assertEqual(vr.retry_wait(method, attempt, status, asked), wanted, (method, attempt, status))
 
-    def test_refusals_and_their_cures(self) -> None:
+    def test_refusals_and_their_cures(self):
         path, long = "/apis/velero.io/v1/namespaces/n/backups", b'{"message": "%b"}' % (b"x" * 100_000)
         for status, body, words, cure in (
                 (404, b"404 page not found\n", "the cluster does not serve backups", "are Velero's CRDs installed?"),
@@ -5067,7 +5048,7 @@ class TestRetryTables(unittest.TestCase):
 
 
 # A way to call each verb of the module: method, part of the target, the call itself.
-CALLS: Dict[str, Tuple[str, str, Callable[[Any, str], Any]]] = {
+CALLS: Any = {
     "get": ("GET", "/backups/b1", lambda api, space: api.get(vr.BACKUPS, space, "b1")),
     "list": ("GET", "/backups?", lambda api, space: list(api.list_pages(vr.BACKUPS, space))),
     "watch": ("GET", "watch=true", lambda api, space: api.open_watch(
@@ -5081,7 +5062,7 @@ AT_ONCE = {"headers": {"Retry-After": "0"}}
 ON_FIRE: Document = {"times": ALWAYS, "body": {"message": "on fire"}, **AT_ONCE}
 AGAIN = ("", 2)
 # What can happen to a call -> words of its error, none when it succeeds, and how often it is made; the same for a POST.
-API_FAULTS: Tuple[Tuple[Document, Tuple[str, int], Tuple[str, int]], ...] = (
+API_FAULTS: Any = (
     ({"status": 429, **AT_ONCE}, AGAIN, AGAIN), ({"status": 500, "body": "oops", **AT_ONCE}, AGAIN, ("oops", 1)),
     ({"status": 502, "body": "<html>", **AT_ONCE}, AGAIN, ("<html>", 1)),
     ({"status": 504, **AT_ONCE}, AGAIN, ("504", 1)), ({"drop": True}, AGAIN, ("cannot reach", 1)),
@@ -5093,27 +5074,24 @@ API_FAULTS: Tuple[Tuple[Document, Tuple[str, int], Tuple[str, int]], ...] = (
     ({"status": 429, "headers": {"Retry-After": "5"}}, ("429", 1), ("429", 1)),  # nobody waits longer than the timeout
     ({"status": 429, **ON_FIRE}, ("on fire", 3), ("on fire", 3)),
     ({"status": 503, **ON_FIRE}, ("on fire", 3), ("on fire", 1)),
-    ({"hang": threading.Event()}, ("does not answer in time", 1), ("does not answer in time", 1)))
+    ({"hang": SILENT}, ("does not answer in time", 1), ("does not answer in time", 1)))
 # Answers of which nothing can be made, by any call that wants a document.
 BAD_ANSWERS: Tuple[Document, ...] = (
     *({"status": 200, "body": body} for body in (
         "<html><body>Sign in</body></html>", '{"kind": "Backup", "meta', "[]", "5", "null", '"x"', "", "[" * 100_000,
-        b"\xff\xfe", b"\x00")),
-    {"cut_after": 5}, {"status": 200, "body": "{}" + " " * 50, "cut_after": 9},
-    {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": threading.Event()},
+        b"\xff\xfe", b"\x00")), {"cut_after": 5}, {"status": 200, "body": "{}" + " " * 50, "cut_after": 9},
+    {"chunks": [b'{"kind": ', b'"Back'], "cut": True}, {"pause_after": 5, "gate": SILENT},
     {"status": 200, "body": b"no gzip", "headers": {"Content-Encoding": "gzip"}},
     *({"status": 200, "body": body, "headers": {"Content-Encoding": encoding}} for encoding, body in (
         ("br", b"{}"), ("gzip, gzip", gzip.compress(gzip.compress(b"{}"))),
-        ("gzip", gzip.compress(gzip.compress(b"{}"))),
-        ("gzip", gzip.compress(b"{}") * 2), ("gzip", gzip.compress(b"{}")[:-1]), ("gzip", b""))),
+        ("gzip", gzip.compress(gzip.compress(b"{}"))), ("gzip", gzip.compress(b"{}") * 2),
+        ("gzip", gzip.compress(b"{}")[:-1]), ("gzip", b""))),
     {"status": 403, "body": {"message": "no" * 50}, "cut_after": 9}, {"chunks": [b"{}"], "status": 403, "cut": True},
-    {"status": 409, "body": "x" * 100, "pause_after": 5, "gate": threading.Event()})
+    {"status": 409, "body": "x" * 100, "pause_after": 5, "gate": SILENT})
 
 
-class TestRequestFaults(EnduranceWorld, unittest.TestCase):
-    """One call and what can happen to it."""
-
-    def test_what_may_be_repeated_is_repeated(self) -> None:
+class TestRequestFaults(EnduranceWorld, TestCase):
+    def test_what_may_be_repeated_is_repeated(self):
         """A POST that may have had its effect is not sent again."""
         api = self.api(timeout=1.0)
         for options, *outcomes in API_FAULTS:
@@ -5125,18 +5103,16 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
                     self.cluster.forget()
                     self.cluster.script(method, part, **options)
                     words, tries = outcomes[method == "POST"]
-                    outcome: Any = contextlib.nullcontext() if not words else self.assertRaisesRegex(
+                    outcome: Any = nullcontext() if not words else self.assertRaisesRegex(
                         (vr.ApiError, vr.Unreachable), words)
-                    started = time.monotonic()
-                    with outcome:
+                    with within(1), outcome:
                         self.call(name, api._replace(timeout=0.3) if "hang" in options else api)
-                    self.assertLess(time.monotonic() - started, 1.0)
                     self.assertEqual(self.cluster.count(method, part), tries)
 
-    def test_answers_of_the_wrong_shape_are_one_error(self) -> None:
+    def test_answers_of_the_wrong_shape_are_one_error(self):
         """It names the call."""
         api = self.api(timeout=0.4)
-        for options, name in itertools.product(BAD_ANSWERS, ("get", "list", "create", "patch")):
+        for options, name in product(BAD_ANSWERS, ("get", "list", "create", "patch")):
             method, part, _ = CALLS[name]
             with self.subTest(call=name, **{key: str(value)[:40] for key, value in options.items()}):
                 self.cluster.unscript()
@@ -5144,7 +5120,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
                 refused = options.get("status", 200) != 200
                 self.assertRaisesRegex(vr.ApiError if refused else vr.Unreachable, method, self.call, name, api)
 
-    def test_what_comes_packed_or_is_large(self) -> None:
+    def test_what_comes_packed_or_is_large(self):
         """One layer of gzip that nobody asked for is taken off; the limit is 48 MiB."""
         api, packing = self.api(), {"Content-Encoding": "gzip"}
         for headers, body in ((packing, gzip.compress(b" " * (vr.ANSWER_LIMIT + 1))), ({}, b"{}" + b" " * (50 << 20))):
@@ -5156,7 +5132,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         self.cluster.script("GET", "/backups?", status=200, body=b"x" * (50 << 20))
         self.assertEqual(1, len(self.call("list", api)))  # for smaller pages are asked for
 
-    def test_no_verb_takes_an_impossible_name(self) -> None:
+    def test_no_verb_takes_an_impossible_name(self):
         """An empty one would be all objects of the kind."""
         self.ask()
         for name in ("", ".", "..", "a/b", "A"):
@@ -5166,7 +5142,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
                 self.assertRaisesRegex(vr.Missing, "no object can have this name", refused)
         self.assertEqual(len(self.names()), 1)
 
-    def test_connections(self) -> None:
+    def test_connections(self):
         """One serves call after call; after the server closed it every call works, a POST too."""
         api = self.api()
         for name in CALLS:
@@ -5178,26 +5154,25 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
         made = pool.num_connections
         for status in (404, 500):
             self.cluster.script("GET", "/backups/b1", status=status, body={"message": "x"}, **AT_ONCE)
-            with contextlib.suppress(vr.ApiError):
+            with suppress(vr.ApiError):
                 self.call("get", api)
         self.assertEqual((api.session.pool.pool, pool.num_connections), (pool, made))
 
-    def test_connecting_has_a_timeout(self) -> None:
+    def test_connecting_has_a_timeout(self):
         """With a host that never speaks TLS, or accepts no connection."""
         with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
             api = self.api(server=f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3)
             for _ in range(4):  # the first ones fill the listener's queue
-                started = time.monotonic()
-                self.assertRaises(vr.Unreachable, self.call, "get", api)
-                self.assertLess(time.monotonic() - started, 3)
+                with within(3):
+                    self.assertRaises(vr.Unreachable, self.call, "get", api)
 
-    def test_warnings_of_the_cluster_are_shown_once(self) -> None:
+    def test_warnings_of_the_cluster_are_shown_once(self):
         """In one line, without tokens, also when the call fails."""
         api = self.api()
         header = f'299 - "v1 is \\"old\\"", 299 - "use v2\tnow, Bearer {token_of("admin")}", 199 - "misc", nonsense'
         for options in ({"status": 404, "body": {}}, {}, {}):
             self.cluster.script("GET", "/backups/b1", headers={"Warning": header}, **options)
-            with contextlib.suppress(vr.Missing):
+            with suppress(vr.Missing):
                 self.call("get", api)
         said = self.log.getvalue()
         self.assertEqual([1, 1, 0], [said.count(words) for words in ("v1 is", "use v2", "misc")])
@@ -5207,7 +5182,7 @@ class TestRequestFaults(EnduranceWorld, unittest.TestCase):
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 HANDSHAKE = "a handshake that trickles"
 # What a server may answer -> how it begins, what it goes on with for ever, if not with silence, and if byte by byte.
-ATTACKS: Dict[str, Tuple[bytes, bytes, bool]] = {
+ATTACKS: Any = {
     "silence": (b"", b"", False), HANDSHAKE: (b"\x16\x03\x03\x40\x00\x02\x00", b"\x00", True),
     "a status line that trickles": (b"HTTP/1.1 200 ", b"very ", True),
     "a header that trickles": (OK + b"X: ", b"yes ", True), "headers without an end": (OK, b"X: y\r\n", False),
@@ -5234,7 +5209,7 @@ class Stranger(LoopbackServer):
         if self.attack != HANDSHAKE:
             super()._converse(accepted)
         elif accepted.recv(65536):
-            with contextlib.suppress(OSError), contextlib.closing(Connection(accepted)) as connection:
+            with suppress(OSError), closing(Connection(accepted)) as connection:
                 self._play(self.pieces(), connection)
 
     def pieces(self) -> Iterator[Any]:
@@ -5250,7 +5225,6 @@ class Stranger(LoopbackServer):
 
 
 def strange_api(**more: Any) -> Any:
-    """Ask an API server for a backup."""
     return vr.connect(vr.Cluster(insecure=True, **more))._replace(timeout=0.5).get(vr.BACKUPS, "velero", "b1")
 
 
@@ -5261,7 +5235,7 @@ def in_time(seconds: float, chunks: Iterable[bytes]) -> bytes:
 
 
 # A small exchange -> what asks a server for it, within half a second.
-EXCHANGES: Dict[str, Callable[[Stranger], Any]] = {
+EXCHANGES: Any = {
     "API": lambda server: strange_api(server=server.url),
     "API by a proxy": lambda server: strange_api(server=server.url, proxy_url=kube_servers()["proxy"].url),
     "API by TLS with a proxy": lambda server: strange_api(
@@ -5276,23 +5250,23 @@ EXCHANGES: Dict[str, Callable[[Stranger], Any]] = {
         vr.UrlSource(lambda skew: (server.url + "/b/k", vr.Trust())), "it", gunzip=True).chunks())}
 
 
-class TestSlowStrangers(unittest.TestCase):
+class TestSlowStrangers(TestCase):
     """Whatever trickles, is silent or has no end: a small exchange is over in time, and in bounds."""
 
     def suffer(self, row: Tuple[str, str]) -> Tuple[str, float]:
         """Make one exchange with one attacker -> what came of it, and after how many seconds."""
         exchange, attack = row
         started = time.monotonic()
-        with contextlib.closing(Stranger(attack, tls=exchange.startswith("API"))) as server:
+        with closing(Stranger(attack, tls=exchange.startswith("API"))) as server:
             try:
                 outcome = f"{EXCHANGES[exchange](server)!r:.100}"
             except vr.Error as error:
                 outcome = type(error).__name__
             return outcome, time.monotonic() - started
 
-    def test_every_exchange_has_a_deadline(self) -> None:
+    def test_every_exchange_has_a_deadline(self):
         kube_servers()
-        rows = list(itertools.product(EXCHANGES, ATTACKS))
+        rows = list(product(EXCHANGES, ATTACKS))
         with ThreadPoolExecutor(8) as pool:
             for (exchange, attack), (outcome, seconds) in zip(rows, pool.map(self.suffer, rows)):
                 with self.subTest(exchange=exchange, attack=attack):
@@ -5303,7 +5277,7 @@ class TestSlowStrangers(unittest.TestCase):
 
 CLOUD = {"name": "cloud", "key": "keys"}
 # Whom twenty requests may wait for -> what their location says of itself, and the environment of the controller.
-BLACK_HOLES: Dict[str, Tuple[Document, Dict[str, str]]] = {
+BLACK_HOLES: Any = {
     "store": ({"config": {"region": "r", "s3Url": "@", "s3ForcePathStyle": "true"}, "credential": CLOUD}, {}),
     "STS": ({"config": {"region": "eu-west-1"}}, {
         "AWS_ROLE_ARN": "arn:aws:iam::1:role/r", "AWS_WEB_IDENTITY_TOKEN_FILE": __file__, "AWS_ENDPOINT_URL_STS": "@"}),
@@ -5312,20 +5286,20 @@ BLACK_HOLES: Dict[str, Tuple[Document, Dict[str, str]]] = {
     "region": ({"credential": CLOUD}, {"HTTPS_PROXY": "@"})}
 
 
-class TestBlackHoles(EnduranceWorld, unittest.TestCase):
+class TestBlackHoles(EnduranceWorld, TestCase):
     """Who is silent holds up one worker, once, and neither the others nor the end."""
 
-    def test_twenty_requests_of_a_black_hole(self) -> None:
+    def test_twenty_requests_of_a_black_hole(self):
         """They cost one worker one deadline; SIGTERM is heard."""
         for name, hosts in [*((name, 1) for name in BLACK_HOLES), ("store", 20)]:
-            with self.subTest(silent=name, hosts=hosts), contextlib.ExitStack() as stack:
+            with self.subTest(silent=name, hosts=hosts), ExitStack() as stack:
                 self.move()
                 self.put()
-                strangers = [stack.enter_context(contextlib.closing(Stranger("silence"))) for _ in range(hosts)]
+                strangers = [stack.enter_context(closing(Stranger("silence"))) for _ in range(hosts)]
                 said, variables = BLACK_HOLES[name]
                 spec = json.dumps({"provider": "aws", "objectStorage": {"bucket": "bucket"}, **said})
                 for number, stranger in enumerate(strangers):
-                    self.make("backupstoragelocations", "BackupStorageLocation", f"hole-{number}",
+                    self.make(BSL, "BackupStorageLocation", f"hole-{number}",
                               spec=json.loads(spec.replace("@", stranger.url)))
                 for number in range(20):
                     self.make_backup(f"lost-{number}", f"hole-{number % hosts}")
@@ -5343,7 +5317,7 @@ class TestBlackHoles(EnduranceWorld, unittest.TestCase):
                 self.assertLessEqual(sum(len(stranger.requests) for stranger in strangers), 3)
                 controller.stop.set()
 
-    def test_a_host_that_is_busy(self) -> None:
+    def test_a_host_that_is_busy(self):
         """Who found it so comes again soon, however often before, and it is no failure."""
         self.put()
         controller = self.serve(verify_urls=True)
@@ -5354,10 +5328,10 @@ class TestBlackHoles(EnduranceWorld, unittest.TestCase):
         self.looked_at(name, 0.8)
 
 
-class TestRotation(EnduranceWorld, unittest.TestCase):
+class TestRotation(EnduranceWorld, TestCase):
     """Tokens that are replaced while somebody works with them."""
 
-    def test_a_refused_token_is_read_again_at_once(self) -> None:
+    def test_a_refused_token_is_read_again_at_once(self):
         """A call that met 401 is made once more, a POST too; a second 401 is the error, for a fixed token the first."""
         for name, (method, part, _) in CALLS.items():
             with self.subTest(call=name):
@@ -5379,7 +5353,7 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
         self.assert_failed(self.cli("backup", "logs", "b1"), 5, "Unauthorized")
         self.assertEqual(self.cluster.count("GET", "/backups/b1"), 1)
 
-    def test_a_token_that_cannot_be_read(self) -> None:
+    def test_a_token_that_cannot_be_read(self):
         """The old one stays in use; without one nothing is sent, nothing anonymous."""
         path = self.write_token(self.new_token())
         api = self.api(self.kubeconfig_of({"tokenFile": path}))
@@ -5396,15 +5370,13 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
                 self.assertEqual([request.user for request in self.cluster.seen(None, "/backups/b1")], ["admin"] * 2)
         plugin = {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "/bin/false"}}
         self.cluster.forget()
-        empty = os.path.join(self.folder, "empty")
-        write_bytes(empty, b"")
-        for user in ({"tokenFile": path}, {"tokenFile": empty}, plugin):
+        for user in ({"tokenFile": path}, {"tokenFile": write_bytes(self.at("empty"), b"")}, plugin):
             api = self.api(self.kubeconfig_of(user))
             for _ in range(3):
                 self.assertRaises(vr.ConfigError, self.call, "get", api)
         self.assertEqual(self.cluster.seen(), [])
 
-    def test_a_token_rotates_under_a_running_controller(self) -> None:
+    def test_a_token_rotates_under_a_running_controller(self):
         """No request notices; without a new one it says so once."""
         tokens = [self.new_token("controller")]
         program = self.start_with_token(tokens[0])
@@ -5427,13 +5399,12 @@ class TestRotation(EnduranceWorld, unittest.TestCase):
         self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
-RIGHTS = [*((verb, "velero.io", resource) for resource in ("downloadrequests", SSR)
-            for verb in ("list", "watch", "patch")),
-          ("get", "velero.io", "backups"), ("get", "velero.io", "backupstoragelocations"), ("get", "", "secrets"),
-          ("create", "", "events"), ("delete", "velero.io", "downloadrequests")]
+RIGHTS = [*((verb, "velero.io", resource) for resource in (DR, SSR) for verb in ("list", "watch", "patch")),
+          ("get", "velero.io", "backups"), ("get", "velero.io", BSL), ("get", "", "secrets"), ("create", "", "events"),
+          ("delete", "velero.io", DR)]
 
 
-class TestRights(EnduranceWorld, unittest.TestCase):
+class TestRights(EnduranceWorld, TestCase):
     """What is not allowed is said once, with the cure, and done when it is allowed again."""
 
     def rob(self, verb: str, resource: str, user: str = "controller") -> None:
@@ -5445,7 +5416,7 @@ class TestRights(EnduranceWorld, unittest.TestCase):
                 f'- {{apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]}}')
         self.assertEqual(text.count(line), 1, line)
 
-    def test_a_controller_says_once_what_it_may_not(self) -> None:
+    def test_a_controller_says_once_what_it_may_not(self):
         """However many tries; given back, everything is answered."""
         spaces = []
         for verb, _, resource in RIGHTS:
@@ -5459,7 +5430,7 @@ class TestRights(EnduranceWorld, unittest.TestCase):
         for (verb, group, resource), space in zip(RIGHTS, spaces):
             with self.subTest(verb=verb, resource=resource):
                 self.move(space)
-                refused = functools.partial(self.cluster.count, None, self.path(resource), "controller", 403)
+                refused = partial(self.cluster.count, None, self.path(resource), "controller", 403)
                 wait_until(lambda refused=refused: refused() > 2 or self.turn(seconds=5), 20, "tries")
                 self.assert_told(self.log.getvalue(), verb, resource, group)
         asked = [(self.move(space), self.ask()) for space in spaces]
@@ -5471,11 +5442,11 @@ class TestRights(EnduranceWorld, unittest.TestCase):
             name = self.ask_status()
             wait_until(lambda name=name: self.processed(name, SSR), 40, name)
 
-    def test_a_client_names_what_it_may_not_or_does_without(self) -> None:
+    def test_a_client_names_what_it_may_not_or_does_without(self):
         """Without watch it polls, without delete the request stays, which -v tells; create and get are needed."""
         self.serve()
         self.put()
-        logs, plugins, asked = ("backup", "logs", "b1"), ("plugin", "get"), "downloadrequests"
+        logs, plugins, asked = ("backup", "logs", "b1"), ("plugin", "get"), DR
         for verb, words in (("watch", "cannot watch resource"), ("delete", "until it expires")):
             for resource, argv, times in ((asked, logs, 0), (asked, (*logs, "-v"), 1), (SSR, plugins, 0)):
                 self.rob(verb, resource, "admin")
@@ -5498,7 +5469,6 @@ class TestRights(EnduranceWorld, unittest.TestCase):
 # ---- Endurance: watches ------------------------------------------------------
 
 def status_event(code: Any, reason: str = "") -> Document:
-    """An ERROR event of a watch."""
     return {"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure",
                                         "message": "made up", "code": code, "reason": reason}}
 
@@ -5522,8 +5492,7 @@ GET_FAULTS: Dict[str, Document] = {
         "JSON of the wrong shape": '[1, null, "x"]\n5\nnull\n{"items": 5}\n'}.items()}}
 # What may become of a watch, by name.
 WATCH_FAULTS: Dict[str, Document] = {
-    **GET_FAULTS,
-    **{name: {"chunks": chunks} for name, chunks in {
+    **GET_FAULTS, **{name: {"chunks": chunks} for name, chunks in {
         "a stream that ends at once": [], "a bookmark and the end": [BOOKMARK],
         "a bookmark without version": [{"type": "BOOKMARK", "object": {}}],
         "410 as ERROR event": [status_event(410, "Expired")],
@@ -5540,10 +5509,10 @@ WATCH_FAULTS: Dict[str, Document] = {
     "cut in a character": {"chunks": ['{"type":"ADDED","object":{"x":"ü'.encode()[:-1]], "cut": True}}
 
 
-class TestWatchFaults(EnduranceWorld, unittest.TestCase):
+class TestWatchFaults(EnduranceWorld, TestCase):
     """Whatever a list or a watch comes to, the controller goes on, at leisure, and misses nothing."""
 
-    def test_what_fails(self) -> None:
+    def test_what_fails(self):
         """Once: an answer is delayed by the back-off. Always: a call a second at most, tried three times, is made."""
         for times in (1, ALWAYS):
             sieges: List[Tuple[str, str, Fault]] = []  # each with a namespace and a controller of its own
@@ -5551,7 +5520,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                 for name, options in faults.items():
                     space = self.move()
                     sieges.append((name + query, space, self.cluster.script(
-                        "GET", self.path("downloadrequests" + query), times, **options)))
+                        "GET", self.path(DR + query), times, **options)))
                     self.serve()
             for name, _, fault in sieges:
                 wait_until(lambda fault=fault: fault.hits, 15, name)
@@ -5568,7 +5537,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             for controller in self.controllers:
                 controller.stop.set()
 
-    def test_pages_of_a_list(self) -> None:
+    def test_pages_of_a_list(self):
         """When the next page is gone the list starts anew; what does not end is asked at leisure."""
         page = {"kind": "DownloadRequestList", "items": [], "metadata": {"resourceVersion": "1", "continue": "x"}}
         endless = self.cluster.script("GET", self.path(SSR + "?limit="), ALWAYS, status=200, body=page)
@@ -5580,11 +5549,11 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
             self.answered(name)
         self.assertEqual(expired.hits, 2)
         self.assertLess(endless.hits, 20)
-        pages = functools.partial(self.api().list_pages, vr.DOWNLOAD_REQUESTS, self.namespace, size=20)
+        pages = partial(self.api().list_pages, vr.DOWNLOAD_REQUESTS, self.namespace, size=20)
         self.assertRaisesRegex(vr.Unreachable, "does not end", list, pages(most=2))  # though each token is a new one
         self.assertEqual(3, len(list(pages())))
 
-    def test_a_bookmark_moves_the_start(self) -> None:
+    def test_a_bookmark_moves_the_start(self):
         """The next watch starts where the last bookmark was, so that compaction costs no list."""
         self.serve()
         self.watched()
@@ -5597,10 +5566,10 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         first = self.cluster.seen("GET", self.path("downloadrequests?"))[0]
         self.assertEqual((version, "true"), (first.query["resourceVersion"], first.query.get("watch")))
 
-    def test_events_that_lie(self) -> None:
+    def test_events_that_lie(self):
         """Old copies, false deletions and objects of other namespaces change nothing for long."""
         other, events = self.cluster.new_namespace(), self.path()
-        stray = self.admin.create("downloadrequests", download_request("stray"), other)
+        stray = self.admin.create(DR, download_request("stray"), other)
         self.cluster.grant("controller", *LEAST, namespace=other)
         self.serve()
         self.watched()
@@ -5620,7 +5589,7 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
         self.assertLessEqual(len(self.patches(name)), patches + 1)
         self.assertEqual(self.cluster.seen(None, f"/{other}/downloadrequests/stray", "controller"), [])
 
-    def test_a_watch_can_be_interrupted(self) -> None:
+    def test_a_watch_can_be_interrupted(self):
         """By another thread, whatever proxy is between, TLS within TLS too."""
         for proxy in ("", kube_servers()["proxy"].url, f"https://{kube_servers()['secure'].host}"):
             with self.subTest(proxy=proxy):
@@ -5632,22 +5601,22 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                     list(vr.watch_events(response))
                 timer.join()
 
-    def test_a_controller_notices_silence(self) -> None:
+    def test_a_controller_notices_silence(self):
         """Or what trickles; nothing is lost."""
         gates = [self.cluster.script("GET", self.path(f"{kind}?watch="), chunks=chunks)
-                 for kind, chunks in (("downloadrequests", dripped(b'{"type":')), (SSR, [threading.Event()]))]
+                 for kind, chunks in ((DR, dripped(b'{"type":')), (SSR, [SILENT]))]
         self.serve(silence=1.5, watch_seconds=(0.5, 0.5))
         wait_until(lambda: all(gate.hits for gate in gates), 10, "the watches")
         self.looked_at(self.ask(), 10)  # two seconds, the pause after a failure, and what a busy machine takes
 
-    def test_a_line_that_is_cut_all_the_time(self) -> None:
+    def test_a_line_that_is_cut_all_the_time(self):
         """A watch that breaks after it brought something starts the next one at once, however often."""
         self.cluster.script("GET", self.path("downloadrequests?watch="), ALWAYS, chunks=[BOOKMARK], cut=True)
         self.serve()
         wait_until(lambda: self.cluster.count("GET", self.path("downloadrequests?watch=")) > 3, 8, "watches")
         self.looked_at(self.ask(), 1.5)
 
-    def test_a_line_that_sticks_costs_one_attempt(self) -> None:
+    def test_a_line_that_sticks_costs_one_attempt(self):
         """When one connection of a pool proves dead, no other one is tried; after a pause none at all."""
         api = self.api(timeout=0.7)
         for trouble in ("hang", "pause"):
@@ -5655,18 +5624,18 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                 list(pool.map(lambda _: self.call("list", api), range(12)))
             self.assertGreater(api.session.pool.pool.num_connections, 1)
             if trouble == "hang":
-                self.cluster.script("GET", "/backups/b1", hang=threading.Event())
+                self.cluster.script("GET", "/backups/b1", hang=SILENT)
                 self.assertRaisesRegex(vr.Unreachable, "in time", self.call, "get", api)
             else:
                 api.session.pool.answered_at -= 10
             self.call("create", api)
             self.assertEqual(api.session.pool.pool.num_connections, 1)
 
-    def test_a_client_survives_what_a_watch_comes_to(self) -> None:
+    def test_a_client_survives_what_a_watch_comes_to(self):
         """It finds what a silent or busy watch kept back, and leaves no request behind, without a hot loop."""
         self.serve()
         self.put()
-        silences = {"silent": [threading.Event()], "trickling": dripped(b'{"type":'), "of others": dripped(
+        silences = {"silent": [SILENT], "trickling": dripped(b'{"type":'), "of others": dripped(
             b'{"type":"MODIFIED","object":{"metadata":{"name":"other"}}}\n')}
         for name, options in {**WATCH_FAULTS, "50 MB": {"chunks": [b"x" * (1 << 20)] * 50},
                               **{name: {"chunks": chunks} for name, chunks in silences.items()}}.items():
@@ -5683,15 +5652,15 @@ class TestWatchFaults(EnduranceWorld, unittest.TestCase):
                 self.assertEqual(self.names(), [])
 
 
+needs_proc = skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
 # What a process holds, and the processor time it took so far.
 Usage = NamedTuple("Usage", [("threads", int), ("sockets", int), ("megabytes", float), ("seconds", float)])
 
 
 def usage_of(pid: int) -> Usage:
-    """Read it from /proc."""
     sockets = 0
     for descriptor in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             sockets += os.readlink(f"/proc/{pid}/fd/{descriptor}").startswith("socket:")
     pages = int(read_bytes(f"/proc/{pid}/statm").split()[1])
     ticks = sum(map(int, read_bytes(f"/proc/{pid}/stat").rpartition(b")")[2].split()[11:13]))
@@ -5705,11 +5674,9 @@ IDLE = 8
 LOST: Tuple[Document, ...] = ({}, {"drop": True, "apply": True}, {"status": 500}, {"cut_after": 5}, {"status": 409})
 
 
-@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
-class TestLeaks(EnduranceWorld, unittest.TestCase):
-    """What a controller needs."""
-
-    def test_forty_large_objects(self) -> None:
+@needs_proc
+class TestLeaks(EnduranceWorld, TestCase):
+    def test_forty_large_objects(self):
         """A first list of forty objects of 1.2 MB is read in small pages, and costs no more than 24 MiB on top."""
         peaks = []
         for large in (0, 40):
@@ -5725,11 +5692,11 @@ class TestLeaks(EnduranceWorld, unittest.TestCase):
         self.assertLess(peaks[1] - peaks[0], 24, peaks)
 
 
-@unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
-class TestSoak(EnduranceWorld, unittest.TestCase):
+@needs_proc
+class TestSoak(EnduranceWorld, TestCase):
     """Faults at random under load, for VELERO_SOAK seconds, on a controller that is a process of its own."""
 
-    def test_soak(self) -> None:
+    def test_soak(self):
         """Every request is answered, and in the end no more is held than at first."""
         seed, cluster = int(os.environ.get("VELERO_SEED", "20240501")), self.cluster
         print(f"\nsoak of {SOAK:g} s, VELERO_SEED={seed}", file=sys.stderr)
@@ -5740,7 +5707,7 @@ class TestSoak(EnduranceWorld, unittest.TestCase):
         pid = program.process.pid
         before, end = usage_of(pid), time.monotonic() + SOAK
         while time.monotonic() < end:
-            kind = dice.choice(("downloadrequests", SSR))
+            kind = dice.choice((DR, SSR))
             part, faults = dice.choice(((f"{kind}?watch=", WATCH_FAULTS), (f"{kind}?limit=", GET_FAULTS),
                                         ("backups/b1", GET_FAULTS)))
             deeds.append((part, dice.choice(sorted(faults)), dice.choice(LOST), dice.random() < 0.2))
@@ -5772,20 +5739,20 @@ class TestSoak(EnduranceWorld, unittest.TestCase):
 # ---- Endurance: the real API server ------------------------------------------
 
 # What README.md asks for, and nothing more.
-BOTH_KINDS = ["downloadrequests", "serverstatusrequests"]
+BOTH_KINDS = [DR, SSR]
 LEAST: List[Document] = [
     {"apiGroups": ["velero.io"], "resources": BOTH_KINDS, "verbs": ["get", "list", "watch", "patch", "delete"]},
     {"apiGroups": ["velero.io"], "resources": [f"{name}/status" for name in BOTH_KINDS], "verbs": ["patch"]},
-    {"apiGroups": ["velero.io"], "resources": ["backups", "restores", "backupstoragelocations"], "verbs": ["get"]},
+    {"apiGroups": ["velero.io"], "resources": ["backups", "restores", BSL], "verbs": ["get"]},
     {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]},
     {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
 # What a client needs for the log of a backup.
 CLIENT: List[Document] = [
-    {"apiGroups": ["velero.io"], "resources": ["downloadrequests"], "verbs": ["create", "get", "watch", "delete"]},
+    {"apiGroups": ["velero.io"], "resources": [DR], "verbs": ["create", "get", "watch", "delete"]},
     {"apiGroups": ["velero.io"], "resources": ["backups"], "verbs": ["get"]}]
 
 
-class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
+class TestIdentityReal(TokenFiles, RealWorld, TestCase):
     """Identities that change under a running controller, and borrowed ones."""
 
     def account(self, name: str) -> str:
@@ -5799,7 +5766,7 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         return token
 
     def is_refused(self, token: str) -> bool:
-        with contextlib.closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
+        with closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
             return int(client.raw("GET", resource_path("backups", self.namespace)).status) == 401
 
     def end(self, account: str, token: str) -> None:
@@ -5807,7 +5774,7 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         self.admin.delete("serviceaccounts", account, self.namespace)
         wait_until(lambda: self.is_refused(token), 30, "the token to be refused")
 
-    def test_a_token_is_replaced(self) -> None:
+    def test_a_token_is_replaced(self):
         """Replaced in time it is no event; with its account gone the controller waits, and goes on with a new one."""
         tokens = [self.account("one")]
         program = self.start_with_token(tokens[0])
@@ -5826,14 +5793,12 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
         self.assert_clean(program.text())
         self.assertFalse([token for token in tokens if token in program.text()])
 
-    def test_an_identity_is_borrowed_with_all_its_parts(self) -> None:
+    def test_an_identity_is_borrowed_with_all_its_parts(self):
         """The API server sees user, uid, groups and extra of the kubeconfig."""
-        document = yaml.safe_load(read_bytes(self.kubeconfig))
         extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
-        document["users"][0]["user"].update({
-            "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"], "as-user-extra": extra})
-        path = write_bytes(os.path.join(self.folder, "borrowed"), yaml.safe_dump(document).encode())
-        api = vr.connect(vr.load_cluster(path))
+        api = vr.connect(vr.load_cluster(self.kubeconfig_of({
+            "token": token_of("admin"), "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"],
+            "as-user-extra": extra})))
         self.addCleanup(api.session.close)
         seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
             "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
@@ -5842,7 +5807,7 @@ class TestIdentityReal(TokenFiles, RealWorld, unittest.TestCase):
             "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
 
 
-class TestOutageReal(RealWorld, unittest.TestCase):
+class TestOutageReal(RealWorld, TestCase):
     """An API server of its own, which is stopped and started."""
 
     @classmethod
@@ -5850,12 +5815,12 @@ class TestOutageReal(RealWorld, unittest.TestCase):
         """Start it, or skip the class."""
         assets = assets_folder()
         if not assets:
-            raise unittest.SkipTest("no real kube-apiserver: KUBEBUILDER_ASSETS is not set")
+            raise SkipTest("no real kube-apiserver: KUBEBUILDER_ASSETS is not set")
         cluster = RealCluster(assets)
         cls.addClassCleanup(cluster.close)
         return cluster, real_store()
 
-    def test_some_seconds_without_an_api_server(self) -> None:
+    def test_some_seconds_without_an_api_server(self):
         """Under load no request is lost over the outage, and each is answered once."""
         program, cluster = self.program("controller"), self.cluster
         self.settle()
@@ -5864,9 +5829,9 @@ class TestOutageReal(RealWorld, unittest.TestCase):
 
         def load() -> None:
             while not done.wait(0.05):
-                with contextlib.suppress(Refused, urllib3.exceptions.HTTPError):
+                with suppress(Refused, urllib3.exceptions.HTTPError):
                     made.append(self.ask())
-        with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as end:
+        with ThreadPoolExecutor(1) as pool, ExitStack() as end:
             end.callback(done.set)
             pool.submit(load)
             wait_until(lambda: len(made) > 20, 15, "some load")
@@ -5882,9 +5847,7 @@ class TestOutageReal(RealWorld, unittest.TestCase):
         self.assertLess(len(program.text().splitlines()), len(made) + 60)
 
 
-# ============================================================================================================
-# Demo and benchmark: the stage of both is an API, a store, a folder with a copy of the module, a kubeconfig
-# ============================================================================================================
+# ---- Demo and benchmark: the stage of both is an API, a store, a folder with a copy of the module, a kubeconfig
 
 NAMESPACE = "velero"
 BUCKET = "velero-backups"
@@ -5902,11 +5865,10 @@ class Stage(NamedTuple):
     environment: Dict[str, str]
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment,
-                                **{"stdin": subprocess.DEVNULL, **options})
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, **{"stdin": DEVNULL, **options})
 
     def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
+        return subprocess.run(command, cwd=self.folder, env=self.environment, stdin=DEVNULL,
                               timeout=60, check=False, **options)
 
     def servers(self) -> str:
@@ -5915,21 +5877,19 @@ class Stage(NamedTuple):
             (self.store, "the real versitygw", "the S3 store")))
 
 
-@contextlib.contextmanager
+@contextmanager
 def set_stage() -> Iterator[Stage]:
     """Start the best servers that are there, and put what a user has into a folder; remove all of it afterwards."""
     assets, with_store = assets_folder(), assets_folder("versitygw")
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
-        cluster: Any = stack.enter_context(contextlib.closing(RealCluster(assets) if assets else FakeCluster(tls=True)))
-        store: Any = stack.enter_context(contextlib.closing(RealStore(with_store) if with_store else FakeStore()))
-        shutil.copy(str(vr.__file__), folder)
+        cluster: Any = stack.enter_context(closing(RealCluster(assets) if assets else FakeCluster(tls=True)))
+        store: Any = stack.enter_context(closing(RealStore(with_store) if with_store else FakeStore()))
+        shutil.copy(MODULE, folder)
         os.rename(cluster.kubeconfig(folder), os.path.join(folder, "kubeconfig"))
         python = os.path.join(folder, "bin", "python")
-        os.mkdir(os.path.dirname(python))
-        with open(python, "w", encoding="utf-8") as file:  # a link would lose the virtual environment
-            file.write(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        os.chmod(python, 0o755)
+        # A link would lose the virtual environment.
+        os.chmod(write_bytes(python, f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'.encode()), 0o755)
         # Nothing may lead a command to another cluster or store; HOME would hide packages installed with --user.
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "KUBE", "VELERO_"))}
         yield Stage(cluster, store, folder, {
@@ -5937,7 +5897,7 @@ def set_stage() -> Iterator[Stage]:
             "PATH": os.path.join(folder, "bin") + os.pathsep + kept.get("PATH", os.defpath)})
 
 
-@contextlib.contextmanager
+@contextmanager
 def serving(stage: Stage, *command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run the controller as a process of its own, and end it as an init system would."""
     process = stage.start(*command, **options)
@@ -5947,9 +5907,9 @@ def serving(stage: Stage, *command: str, **options: Any) -> Iterator[subprocess.
         stop_process(process)
 
 
-def tar_of(files: Dict[str, bytes]) -> bytes:
+def tar_of(files: Dict[str, bytes], mode: Any = "w:gz") -> bytes:
     target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w:gz") as archive:
+    with tarfile.open(fileobj=target, mode=mode) as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -5971,7 +5931,7 @@ def add_location(stage: Stage) -> None:
     store, admin = stage.store, stage.cluster.admin
     stage.cluster.new_namespace(NAMESPACE)
     admin.create("secrets", secret_with("cloud", keys_file(store.access_key, store.secret_key)), NAMESPACE)
-    admin.create("backupstoragelocations", location_in(store, "default", BUCKET), NAMESPACE)
+    admin.create(BSL, location_in(store, "default", BUCKET), NAMESPACE)
 
 
 # ---- Object stores: locations, endpoints, signatures and the plan of credentials, as values ----
@@ -5993,10 +5953,8 @@ def shown(plan: Any) -> str:
     return " ".join([plan.how, *words]).replace(ROLE, "R") + (f" <- {shown(plan.source)}" if plan.source else "")
 
 
-class TestStoreIni(unittest.TestCase):
-    """Tests for `ini_sections` and `merge_profiles`."""
-
-    def test_files(self) -> None:
+class TestStoreIni(TestCase):
+    def test_files(self):
         """A line that is indented more than its key goes on with its value; after a blank or a comment it is a key."""
         for text, expected in (
                 *((f"[x]\n{line}\n", {"x": {"k": value}}) for line, value in (
@@ -6012,7 +5970,7 @@ class TestStoreIni(unittest.TestCase):
                  {"x": {"s3": "\naws_access_key_id = nested\nc = d", "k": "v"}})):
             self.assertEqual(expected, vr.ini_sections(text.encode(), "the file"), text)
 
-    def test_what_is_no_file(self) -> None:
+    def test_what_is_no_file(self):
         """The error names the file and the line, and shows nothing of it."""
         for content, words in (
                 *((text.encode(), rf"line {line} is neither a \[profile\] nor") for text, line in (
@@ -6026,7 +5984,7 @@ class TestStoreIni(unittest.TestCase):
             self.assertNotIn("s3cr3t", str(caught.exception))
         self.assertEqual({}, vr.ini_sections(b"#" * (1 << 20), "the file"))
 
-    def test_merging(self) -> None:
+    def test_merging(self):
         """Credentials file and config file -> profiles; half a pair or a token is not taken from another section."""
         for credentials, config, expected in (
                 ("x a=1", "profile_x a=2 b=3", "x a=1 b=3"), ("x a=1; profile_x a=2", "", "x a=1"),
@@ -6041,7 +5999,7 @@ class TestStoreIni(unittest.TestCase):
             self.assertEqual(before, repr(files))
 
 
-class TestStorePlans(unittest.TestCase):
+class TestStorePlans(TestCase):
     """Tests for `plan_profile` and `plan_chain`: rows that end in a plan, or behind `!` in words of an error."""
 
     def assert_plan(self, expected: str, text: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -6069,7 +6027,7 @@ class TestStorePlans(unittest.TestCase):
         return self.assert_plan(expected, text, vr.plan_profile, {**self.others, "a": pairs(text)}, name, "the file",
                                 pairs(" ".join(environment)))
 
-    def test_plans(self) -> None:
+    def test_plans(self):
         for text, expected in (
                 ("PAIR region=x credential_process=x source_profile=b sso_session=x mfa_serial=m", "keys AKIA1 s1"),
                 ("PAIR aws_session_token=u", "keys AKIA1 s1 u"),
@@ -6090,7 +6048,7 @@ class TestStorePlans(unittest.TestCase):
             self.check_profile(expected, text, "AWS_ACCESS_KEY_ID=E AWS_SECRET_ACCESS_KEY=e AWS_SESSION_TOKEN=u",
                                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/c")
 
-    def test_profiles_that_come_to_nothing(self) -> None:
+    def test_profiles_that_come_to_nothing(self):
         """Each says so, naming profile and file, with nothing in the environment."""
         for text, words in (
                 *((text, "needs both.* a role_arn.*EcsContainer.*SSO.*aws configure export-credentials") for text in (
@@ -6127,13 +6085,13 @@ class TestStorePlans(unittest.TestCase):
         named = variables.get("AWS_PROFILE") or variables.get("AWS_DEFAULT_PROFILE") or ""
         return self.assert_plan(expected, text, vr.plan_chain, shared, named, "the files", variables)
 
-    def test_order(self) -> None:
+    def test_order(self):
         """Of any set of sources the first in the list wins."""
-        for chosen in itertools.product((False, True), repeat=len(self.order) - 1):
+        for chosen in product((False, True), repeat=len(self.order) - 1):
             rows = [row for row, there in zip(self.order, (*chosen, True)) if there]
             self.check(" ".join(text for text, _ in rows), rows[0][1])
 
-    def test_chains(self) -> None:
+    def test_chains(self):
         """A default profile that only says region or output does not end the chain, nor does half a pair of keys."""
         for text, expected in (
                 ("SHARED=default AWS_PROFILE=p", "keys SHAREDP s"),
@@ -6157,7 +6115,7 @@ class TestStorePlans(unittest.TestCase):
                  + " AWS_EC2_METADATA_DISABLED=false AWS_EC2_METADATA_SERVICE_ENDPOINT= AWS_PROFILE=", self.instance)):
             self.check(text, expected)
 
-    def test_chains_that_come_to_nothing(self) -> None:
+    def test_chains_that_come_to_nothing(self):
         """What is wrong with the environment or the default profile is said; a container's URL leads nowhere else."""
         error = self.check("AWS_EC2_METADATA_DISABLED=True", "!.*Secret.*environment.*the files.*container.*instance")
         self.assertEqual("CredentialsNotFound", error.reason)
@@ -6174,10 +6132,10 @@ class TestStorePlans(unittest.TestCase):
             self.assertEqual("InvalidCredentials", self.check(text, f"!.*{words}").reason)
 
 
-class TestStoreLife(unittest.TestCase):
+class TestStoreLife(TestCase):
     """A URL never outlives the credentials that signed it, and the answer says when it ends."""
 
-    def test_signing(self) -> None:
+    def test_signing(self):
         """Fraction of the second, when keys end, the store's clock before ours -> the URL's life."""
         for fraction, left, skew, life in (
                 (0, None, 3600, 600), (0, 599.5, 0, 599), (0.9, 300.5, 0, 300), (0.9, 601, 0, 600),
@@ -6198,10 +6156,8 @@ class TestStoreLife(unittest.TestCase):
             self.assertEqual("CredentialsExpired", caught.exception.reason)
 
 
-class TestStoreAnswers(unittest.TestCase):
-    """Tests for `xml_fields` and `explain_signature`."""
-
-    def test_xml(self) -> None:
+class TestStoreAnswers(TestCase):
+    def test_xml(self):
         """The leaves of an answer come by name, unescaped, whatever is around them."""
         for body, expected in (
                 (b"<?xml version='1.0'?>\n<E xmlns='x'>\n  <Code>A</Code><Message>a &amp; b &lt;c&gt;</Message></E>",
@@ -6213,7 +6169,7 @@ class TestStoreAnswers(unittest.TestCase):
                 (b" " * 70000 + b"<Code>x</Code>", {}), (b"<a>b</a" * 9000, {})):
             self.assertEqual(expected, vr.xml_fields(body), body[:99])
 
-    def test_differences(self) -> None:
+    def test_differences(self):
         """The element that the store saw otherwise is named, with both sides and no secret; else the key is wrong."""
         address = vr.Address("https", "h:9000", "/bkt/a%20b", "r")
         for changed, words in (
@@ -6256,7 +6212,6 @@ class KeyServices(LoopbackServer):
         self.start()
 
     def new_keys(self) -> Dict[str, str]:
-        """New keys by the names that all services give them."""
         number = len(self.ends) + 1
         access_key, secret_key, token = f"ASIATEMP{number:08}", f"temp-secret/+{number}", f"temp-token/+={number}"
         self.ends.append(vr.format_time(vr.utc_now() + timedelta(seconds=self.life)))
@@ -6321,22 +6276,16 @@ class KeyServices(LoopbackServer):
         return "" if right else "SignatureDoesNotMatch"
 
 
-class KeyTests(Mixin):
+class KeyTests(Folder):
     """The services, a folder, and an environment without any AWS in it."""
 
-    def setUp(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="velero-requests-keys-")
-        self.addCleanup(shutil.rmtree, self.folder, True)
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        hidden = [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]
-        self.services = KeyServices()
-        stack.callback(self.services.close)
-        stack.enter_context(environment({**dict.fromkeys(hidden), "HOME": self.folder,
-                                         "AWS_ENDPOINT_URL_STS": self.services.url}))
+    def setUp(self):
+        super().setUp()
+        self.services = self.enter(closing(KeyServices()))
+        self.set_environment(AWS_ENDPOINT_URL_STS=self.services.url)
 
     def write(self, name: str, text: str) -> str:
-        return write_bytes(os.path.join(self.folder, name), text.encode("utf-8", "surrogateescape"))
+        return write_bytes(self.at(name), text.encode("utf-8", "surrogateescape"))
 
     def plan(self, how: str, **more: str) -> Any:
         """A plan to which the services give keys, with more values or others."""
@@ -6346,7 +6295,7 @@ class KeyTests(Mixin):
         source = vr.Plan.of("keys", {
             "aws_access_key_id": "AKIASOURCE", "aws_secret_access_key": "source-secret/+", **more})
         return vr.Plan.of(how, {
-            "role_arn": ROLE, "web_identity_token_file": os.path.join(self.folder, "token"),
+            "role_arn": ROLE, "web_identity_token_file": self.at("token"),
             "url": self.services.url + "/container", "token": self.services.container_token,
             "endpoint": self.services.url, **more}, source if how == "role" else None)
 
@@ -6377,12 +6326,12 @@ NO_KEYS: Tuple[bytes, ...] = (
     b"<AccessKeyId>ASIASHOWN</AccessKeyId><SecretAccessKey>cut-sec", b"[]", b'{"AccessKeyId": "ASIASHOWN"}',
     b'{"AccessKeyId": 7, "SecretAccessKey": ["ASIASHOWN"]}', b'{"AccessKeyId": "ASIASHOWN", "Sec', b"[" * 60000)
 # Each exchange of each plan: method and path.
-EXCHANGES_FOR_KEYS: Tuple[Tuple[str, str, str], ...] = (
+EXCHANGES_FOR_KEYS: Any = (
     ("web identity", "POST", "/"), ("role", "POST", "/"), ("container", "GET", "/container"),
     ("instance", "PUT", IMDS_TOKEN), ("instance", "GET", IMDS_KEYS), ("instance", "GET", IMDS_ROLE))
 
 
-class TestStoreServices(KeyTests, unittest.TestCase):
+class TestStoreServices(KeyTests, TestCase):
     """Every service that hands out keys, whatever befalls it."""
 
     def check(self, expected: str, tries: int, how: str, method: Optional[str] = None, part: str = "",
@@ -6396,7 +6345,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
             self.assertEqual(tries, len([seen for seen in self.services.seen(method) if part in ("", seen.target)]))
             self.services.unscript()
 
-    def test_what_passes_is_asked_again(self) -> None:
+    def test_what_passes_is_asked_again(self):
         """At each exchange of each service; the third try may be right, and is the last."""
         for row in EXCHANGES_FOR_KEYS:
             reason = "CredentialsNotFound" if row[0] == "instance" else "InvalidCredentials"
@@ -6411,7 +6360,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         self.addCleanup(never.set)
         self.check("keys", 2, "instance", "PUT", hang=never)
 
-    def test_what_is_final(self) -> None:
+    def test_what_is_final(self):
         """A refusal is asked for once and told with its code; an answer without keys is an error, and not shown."""
         wrong, none = "InvalidCredentials: ", "CredentialsNotFound: nothing else .* the instance metadata .*role"
         for how, more, words in (
@@ -6434,7 +6383,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
             self.check(f"{none}.* gives no keys: {words}", 1, "instance", method, part, **fault)
         self.check(f"{none}.* gives no keys: no answer$", 3, "instance", "PUT", times=9, drop=True)
 
-    def test_what_is_asked(self) -> None:
+    def test_what_is_asked(self):
         """Version 2 of the instance's service; no proxy for it; and what it calls the role stays in its place."""
         proxies = {name: "http://127.0.0.1:1" for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY")}
         with environment({**proxies, "NO_PROXY": None, "no_proxy": None}):
@@ -6451,7 +6400,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         self.assertRegex(self.fetch("instance"), "token of the instance metadata service has characters")
         self.assertEqual(self.services.seen("GET"), [])
 
-    def test_tokens_are_read_anew(self) -> None:
+    def test_tokens_are_read_anew(self):
         """From their files, which may change; that of a pod goes unsigned, and in the body only."""
         self.assertEqual("keys", self.fetch("web identity"))
         request = self.services.seen()[-1]
@@ -6466,7 +6415,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         self.assertRegex(self.fetch("web identity", web_identity_token_file="/lost"), "web identity token /lost")
         self.assertEqual(self.services.seen(), [])
 
-    def test_roles(self) -> None:
+    def test_roles(self):
         """What the form says; AssumeRole bears a signature that a second implementation works out alike. The host is
         that of the region, through a proxy where the environment names one."""
         session = r"[\w+=,.@-]{2,64}"
@@ -6489,7 +6438,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
             self.assertRegex(self.fetch("web identity"), "^Unreachable: ")
         self.assertEqual({request.target for request in self.services.seen()}, {"sts.eu-north-1.amazonaws.com:443"})
 
-    def test_programs(self) -> None:
+    def test_programs(self):
         """Their keys end with an Expiration, last without; nothing that they say is shown; stdin is empty."""
         keys = {"Version": 1, "AccessKeyId": "ASIASHOWN", "SecretAccessKey": "shown-secret"}
         end = "datetime.datetime(2040, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)"
@@ -6506,7 +6455,7 @@ class TestStoreServices(KeyTests, unittest.TestCase):
                 found = self.fetch("process", script=script)
                 self.assertTrue(found == expected or re.search(f"^InvalidCredentials: .*{expected}", found), found)
 
-    def test_regions(self) -> None:
+    def test_regions(self):
         """S3 names a bucket's region in any answer to a HEAD; what is no label chooses no host."""
         address = vr.Address("http", self.services.host, "/bucket", "us-east-1")
         for status, region, expected in (
@@ -6522,10 +6471,10 @@ class TestStoreServices(KeyTests, unittest.TestCase):
         self.assertNotIn("authorization", {name for request in self.services.seen() for name in request.headers})
 
 
-class TestCredentialCache(KeyTests, unittest.TestCase):
+class TestCredentialCache(KeyTests, TestCase):
     """Keys are renewed before their end, by one caller at a time."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.write("token", self.services.web_token)
         self.cache, self.start = vr.CredentialCache(self.plan("web identity"), "us-east-1"), vr.utc_now()
@@ -6533,7 +6482,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
     def take(self, minutes: float, **options: Any) -> Any:
         return self.cache.get(self.start + timedelta(minutes=minutes), **options)
 
-    def test_keys_through_their_life(self) -> None:
+    def test_keys_through_their_life(self):
         """Keys that outlive a URL by a minute are used again. While STS refuses, or others wait for it, the old ones
         serve up to their end; a refusal counts for a while, and shows no key."""
         hosts = vr._thread.hosts = vr.HostLimiter(2, 3600)  # pylint: disable=protected-access
@@ -6549,7 +6498,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
                 self.cache, self.start = vr.CredentialCache(self.cache.plan, "us-east-1"), vr.utc_now()
                 self.services.forget()
                 for minutes, trouble, expected, exchanges in rows:
-                    with self.subTest(minutes=minutes, trouble=trouble), contextlib.ExitStack() as stack:
+                    with self.subTest(minutes=minutes, trouble=trouble), ExitStack() as stack:
                         if trouble == "busy":
                             stack.enter_context(hosts.guard(self.services.host))
                         elif trouble:
@@ -6564,7 +6513,7 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
                         self.services.unscript(all_struck=False)
         self.assertFalse([key for key in itertools.chain(*self.services.issued.values()) if key in str(logs.output)])
 
-    def test_threads(self) -> None:
+    def test_threads(self):
         """Eight of them cost one exchange; those that may not wait are told, or have the old keys while these live.
         Keys that last are kept."""
         gates = threading.Event(), threading.Event()
@@ -6588,26 +6537,26 @@ class TestCredentialCache(KeyTests, unittest.TestCase):
         self.assertEqual(vr.Credentials("AKIA1", "s1"), self.take(600_000))
 
 
-class TestHostLimiter(unittest.TestCase):
+class TestHostLimiter(TestCase):
     """Tests for `HostLimiter`, of four workers and with failures remembered for an hour."""
 
-    def test_who_may_ask(self) -> None:
+    def test_who_may_ask(self):
         """Hosts that have answered before, hosts that are being asked, the host to ask, and whether it may be."""
         for answered, asked, host, may in (
                 ("", "", "a", True), ("", "a", "a", False), ("", "ab", "c", True), ("", "abc", "d", False),
                 ("a", "bcd", "a", True), ("a", "aa", "a", True), ("a", "aaa", "a", False), ("a", "aaa", "b", True),
                 ("ab", "aaab", "b", True), ("a", "aab", "b", False)):
-            with self.subTest(answered=answered, asked=asked, host=host), contextlib.ExitStack() as stack:
+            with self.subTest(answered=answered, asked=asked, host=host), ExitStack() as stack:
                 hosts = vr.HostLimiter(4, 3600)
                 for name in answered:
                     with hosts.guard(name):
                         pass
                 for name in asked:
                     stack.enter_context(hosts.guard(name))
-                with contextlib.nullcontext() if may else self.assertRaises(vr.Busy), hosts.guard(host):
+                with nullcontext() if may else self.assertRaises(vr.Busy), hosts.guard(host):
                     pass
 
-    def test_failures(self) -> None:
+    def test_failures(self):
         """A silence is remembered for a while, among a thousand hosts; a quick failure is not, nor an answer."""
         hosts, silence = vr.HostLimiter(4, 3600), vr.Unreachable("no answer")
         for host, quick, pause, error, remembered in (
@@ -6617,7 +6566,7 @@ class TestHostLimiter(unittest.TestCase):
             with self.subTest(host=host, quick=quick):
                 with self.assertRaises(type(error)), hosts.guard(host):
                     raise error
-                with self.assertRaisesRegex(vr.Unreachable, "no answer") if remembered else contextlib.nullcontext(), \
+                with self.assertRaisesRegex(vr.Unreachable, "no answer") if remembered else nullcontext(), \
                         hosts.guard(host), hosts.guard("other " + host):
                     pass
         with hosts.guard("b"), hosts.guard("b"):
@@ -6653,13 +6602,12 @@ class StoreWorld(FakeWorld):
     def start(cls) -> Tuple[Any, Any]:
         return FakeCluster(tls=True), TimelyStore()
 
-    def tearDown(self) -> None:
+    def tearDown(self):
         self.store.clock, self.store.hide_missing = time.time, False
         self.store.keys = {self.store.access_key: (self.store.secret_key, "")}
         self.store.unscript()
 
     def once(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None) -> Result:
-        """Run the controller once over what is there."""
         result = self.cli("controller", "--once", *argv, env=env)
         self.assert_clean(result.err, result.out)
         self.assertNotIn("Traceback", result.err)
@@ -6668,7 +6616,7 @@ class StoreWorld(FakeWorld):
     def answer_to(self, *argv: str, env: Optional[Dict[str, Optional[str]]] = None, name: str = "b1") -> Document:
         asked = self.ask(name=name)
         self.once(*argv, env=env)
-        return self.admin.get("downloadrequests", asked, self.namespace)
+        return self.admin.get(DR, asked, self.namespace)
 
     def url_in(self, document: Document) -> str:
         """The URL in an answer, which must be Processed and bear no reason."""
@@ -6677,7 +6625,7 @@ class StoreWorld(FakeWorld):
         return str(document["status"]["downloadURL"])
 
     def assert_reason(self, document: Document, reason: str, *words: str) -> None:
-        """Check that a request bears this reason, a sentence with these words, all of them patterns, and no URL."""
+        """A request bears this reason, a sentence with these words, all of them patterns, and no URL."""
         notes, status = document["metadata"].get("annotations") or {}, document.get("status") or {}
         self.assertRegex(notes.get(REASON, ""), f"^({reason})$", notes)
         for word in words:
@@ -6698,7 +6646,7 @@ class StoreWorld(FakeWorld):
 
 # What somebody writes who may create locations and Secrets -> the reason, and words of the message. {evil} is a host of
 # his own, {own} the operator's endpoint, {here} a folder of ours.
-SIGNERS: Tuple[Tuple[Document, str, str, str], ...] = (
+SIGNERS: Any = (
     ({"region": "x@{evil}/"}, "", "InvalidStorageLocation", "region"),
     ({"s3Url": "http://{evil}"}, "", "ForeignEndpoint", "spec.credential.*AWS_ENDPOINT_URL_S3"),
     ({"publicUrl": "http://{evil}"}, "", "ForeignEndpoint", "AWS_ENDPOINT_URL_S3"),
@@ -6720,13 +6668,12 @@ SIGNERS: Tuple[Tuple[Document, str, str, str], ...] = (
     ({"credentialsFile": "{here}/allowed", "s3Url": "http://{evil}"}, "", "InvalidCredentials", "credential_process"))
 
 
-class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
+class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
     """Our identity signs for locations without a Secret; locations and Secrets of the cluster carry it nowhere else."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Give this process an identity by STS and by files, and a stranger a host."""
-        StoreWorld.setUp(self)
-        KeyTests.setUp(self)
+        super().setUp()
         self.own_keys = keys_file(self.store.access_key, self.store.secret_key)
         self.evil = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(self.evil.close)
@@ -6739,7 +6686,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
     def direct(self, name: str, *flags: str, **env: Optional[str]) -> Result:
         return self.cli("download", name, "--kind=BackupLog", "--url-only", *flags, env={**self.pod, **env})
 
-    def test_a_web_identity_signs_the_url(self) -> None:
+    def test_a_web_identity_signs_the_url(self):
         """It opens the object, token and all, and lives its ten minutes; one exchange serves nine requests."""
         self.lay_out("own")
         self.store.keys = self.services.issued
@@ -6754,7 +6701,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         self.assert_soon(document["status"]["expiration"], 10)
         self.assertEqual(([], 1), (self.store.seen(status=403), len(self.services.seen())))
 
-    def test_urls_end_with_the_keys(self) -> None:
+    def test_urls_end_with_the_keys(self):
         """URL, expiration, and what --direct signs; ended keys sign nothing."""
         self.lay_out("own")
         self.services.life = 200
@@ -6767,7 +6714,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         self.assert_reason(self.answer_to(env=self.pod, name="own"), "CredentialsExpired", "expired")
         self.assert_failed(self.direct("own", "--direct"), 1, "the credentials of", "have expired")
 
-    def test_attacks(self) -> None:
+    def test_attacks(self):
         """Each is refused before anything is fetched, sent or run, by the controller and by --direct."""
         places = {"evil": f"127.0.0.1:{self.evil.getsockname()[1]}", "own": self.store.url, "here": self.folder,
                   "role": ROLE}
@@ -6777,16 +6724,16 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
         self.once("--verify-urls", "--allow-credentials-file", self.allowed, env=self.pod)
         for name, request, (config, secret, reason, words) in zip(names, asked, SIGNERS):
             with self.subTest(config=config, secret=secret):
-                self.assert_reason(self.admin.get("downloadrequests", request, self.namespace), reason, words)
+                self.assert_reason(self.admin.get(DR, request, self.namespace), reason, words)
                 result = self.direct(name, "--direct", "--allow-credentials-file", self.allowed)
                 self.assert_failed(result, 1)
                 self.assertRegex(result.err, words)
         self.evil.setblocking(False)
         self.assertRaises(BlockingIOError, self.evil.accept)  # nobody came to the stranger's host
-        self.assertFalse(os.path.exists(os.path.join(self.folder, "ran")))
+        self.assertFalse(os.path.exists(self.at("ran")))
         self.assertEqual([], self.services.seen())
 
-    def test_whose_keys_sign(self) -> None:
+    def test_whose_keys_sign(self):
         """Programs and profiles of our files, the location's Secret before them, what the operator names anywhere."""
         self.services.signers[self.store.access_key] = (self.store.secret_key, "")
         program = json.dumps({"Version": 1, **self.services.new_keys()})
@@ -6815,21 +6762,21 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
                 self.assertEqual(200, fetch(result.out.decode().strip()).status)
         self.assertEqual(["POST"], [request.method for request in self.services.seen()])
 
-    def test_files_that_are_allowed(self) -> None:
+    def test_files_that_are_allowed(self):
         """Only a regular file of a MiB is read, also behind a link; anything else is one sentence and blocks nobody."""
-        os.symlink(self.write("good", self.own_keys), os.path.join(self.folder, "link"))
-        os.mkfifo(os.path.join(self.folder, "fifo"))
+        os.symlink(self.write("good", self.own_keys), self.at("link"))
+        os.mkfifo(self.at("fifo"))
         self.write("large", "#" * (1 << 20) + "\n")
         for name, code, words in (("link", 0, "^$"), ("large", 1, "larger than 1 MiB"), *(
                 (name, 1, "no regular file") for name in ("fifo", "", "absent", "/dev/zero"))):
             with self.subTest(name=name):
-                path = os.path.join(self.folder, name)
+                path = self.at(name)
                 backup = self.lay_out("b" + name.replace("/", "-"), {"credentialsFile": path})
                 result = self.direct(backup, "--direct", "--allow-credentials-file", path)
                 self.assertEqual(code, result.code, result.err)
                 self.assertRegex(result.err, words)
 
-    def test_tls_of_aws_is_nobody_s_to_loosen(self) -> None:
+    def test_tls_of_aws_is_nobody_s_to_loosen(self):
         """Our own identity trusts the system's authorities at AWS, whatever a location says; a Secret or a file may."""
         spec = {"objectStorage": {"bucket": "bkt", "caCert": base64.b64encode(b"PEM").decode()}}
         secret = {"credential": {"name": "n", "key": "k"}}
@@ -6839,7 +6786,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
             found = vr.find_location(None, "", a_location_document(config, **spec, **more), trusted=own)
             self.assertEqual((lax, lax, not lax), (found.insecure, bool(found.ca_cert), bool(found.warnings)))
 
-    def test_hosts_and_regions(self) -> None:
+    def test_hosts_and_regions(self):
         """FIPS, dual stack and region are those of environment and profile; what cannot be names the culprit."""
         aws, minio = {"region": "us-east-1"}, {"s3Url": "http://minio"}
         for config, profile, env, expected in (
@@ -6865,14 +6812,14 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, unittest.TestCase):
                     self.assertEqual(expected, f"{address.host} {address.region}")
 
 
-class TestStoreAuthority(StoreWorld, unittest.TestCase):
+class TestStoreAuthority(StoreWorld, TestCase):
     """A store behind TLS with an authority of its own, kept in a Secret."""
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
         return FakeCluster(tls=True), FakeStore(tls=True)
 
-    def test_the_authority_may_lie_in_a_secret(self) -> None:
+    def test_the_authority_may_lie_in_a_secret(self):
         """caCertRef names the Secret that makes the store trusted; without it, or with another, the reason says so."""
         self.make_secret("authority", "ca.crt", read_bytes(self.store.ca).decode())
         self.make_secret("too-large", "ca.crt", "x" * (257 << 10))
@@ -6884,33 +6831,26 @@ class TestStoreAuthority(StoreWorld, unittest.TestCase):
             with self.subTest(name):
                 self.lay_out(name, secret=keys_file(self.store.access_key, self.store.secret_key), caCertRef=reference)
                 document = self.answer_to("--verify-urls", name=name)
-                if reason:
-                    self.assert_reason(document, reason, words)
-                else:
-                    self.url_in(document)
+                self.assert_reason(document, reason, words) if reason else self.url_in(document)
 
 
 # ---- Stores: what a store answers --------------------------------------------
 
-
-
 def refusal_xml(code: str, message: str = "Some &lt;words&gt;", **fields: str) -> bytes:
-    """Return the body of a store's refusal."""
     more = "".join(f"<{name}>{value}</{name}>" for name, value in fields.items())
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>".encode()
 
 
-class TestStoreRefusals(unittest.TestCase):
+class TestStoreRefusals(TestCase):
     """Each refusal of a store is one sentence, a reason and a cure, and tells nothing of the signature."""
     url = vr.presign(vr.Address("https", "h:9000", "/bkt/k", "r"), some_credentials(session_token="t0ken/+="), NOW,
                      vr.URL_LIFE)
 
-    def test_what_stores_answer(self) -> None:
+    def test_what_stores_answer(self):
         """S3's codes and those of others, pages that are no S3, forged lines, and what a store echoes of the URL.
 
         For those who may only see that a URL does not work, reason and known code are the same, without the store's
-        words. AWS and MinIO have words of their own for clocks; a minute or less between these is not worth a word.
-        """
+        words. AWS and MinIO have words of their own for clocks; a minute or less between these is not worth a word."""
         page, elsewhere = b"<!DOCTYPE html><html>login</html>", {"x-amz-bucket-region": "eu-west-3"}
         echo, expired = self.url.replace("&", "&amp;"), refusal_xml("AccessDenied", "Request has expired")
         signed = vr.canonical_request("GET", "/bkt/k", self.url.partition("?")[2].rpartition("&")[0],
@@ -6967,7 +6907,7 @@ class TestStoreRefusals(unittest.TestCase):
                 known = re.search(rb"<Code>(?!Odd)(\w+)", body)
                 self.assertIn(known.group(1).decode() if known else "without a code of S3", str(guarded))
 
-    def test_clocks_that_are_not_believed(self) -> None:
+    def test_clocks_that_are_not_believed(self):
         for date in ("", "yesterday", "Wed, 99 May 2026 12:00:00 GMT", "Mon, 04 May 99999 12:00:00 GMT",
                      "Tue, 05 May 2026 12:00:01 GMT", "Sun, 03 May 2026 11:59:59 GMT", "Wed, 01 May 2080 00:00:00 GMT"):
             self.assertEqual(timedelta(0), vr.clock_skew({"Date": date}, NOW), date)
@@ -6975,13 +6915,13 @@ class TestStoreRefusals(unittest.TestCase):
 
 # ---- Stores: controller --verify-urls ----------------------------------------
 
-class TestStoreVerify(StoreWorld, unittest.TestCase):
+class TestStoreVerify(StoreWorld, TestCase):
     """A URL is tried before it is handed out, when that is asked for."""
 
     def gets(self) -> List[Request]:
         return self.store.seen("GET", f"/{self.namespace}/")
 
-    def test_good_urls(self) -> None:
+    def test_good_urls(self):
         """One byte is asked for, once; 416 of an empty object and 200 of a store without ranges prove the URL, too."""
         self.url_in(self.answer_to())  # without the flag a URL for a missing artifact is given, as Velero does
         self.assertEqual(self.gets(), [])
@@ -6994,14 +6934,14 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
             request, = self.gets()
             self.assertEqual((status, "bytes=0-0"), (request.status, request.headers["range"]))
 
-    def test_what_is_wrong_is_left_on_the_request(self) -> None:
+    def test_what_is_wrong_is_left_on_the_request(self):
         """Reason and a sentence with the store's code, of its words nothing, and no URL; a dry run writes nothing."""
         def tell() -> None:
             self.store.script("GET", self.namespace, times=9, status=403, headers={"x-amz-bucket-region": "CANARY"},
                               body=refusal_xml("AccessDenied", "CANARY", Region="CANARY"))
 
         def away() -> None:
-            self.admin.merge_patch("backupstoragelocations", "default", {"spec": {"config": {
+            self.admin.merge_patch(BSL, "default", {"spec": {"config": {
                 "s3Url": f"http://127.0.0.1:{free_port()}"}}}, self.namespace)
         wrong = base64.b64encode(keys_file(self.store.access_key, "a-wrong-secret").encode()).decode()
         for prepare, reason, words in (
@@ -7016,16 +6956,16 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
                 prepare()
                 document = self.answer_to("--verify-urls", "--dry-run")
                 self.assertFalse(reason_of(document) or document.get("status"))
-                self.admin.delete("downloadrequests", document["metadata"]["name"], self.namespace)
+                self.admin.delete(DR, document["metadata"]["name"], self.namespace)
                 self.store.forget()
                 document = self.answer_to("--verify-urls")
                 self.assert_reason(document, reason, words)
                 self.assertTrue(document["status"]["expiration"])
                 self.assertEqual(int(reason != "Unreachable"), len(self.gets()))  # clocks agree: tried once
                 self.assertNotIn("CANARY", json.dumps([document, self.admin.list("events", self.namespace)]))
-                self.admin.delete("downloadrequests", document["metadata"]["name"], self.namespace)
+                self.admin.delete(DR, document["metadata"]["name"], self.namespace)
 
-    def test_no_greeting_gets_out(self) -> None:
+    def test_no_greeting_gets_out(self):
         """What answers in another language than HTTP is not quoted either."""
         for greeting in (b"SSH-2.0-CANARY\r\n", b"-ERR CANARY\r\n", b"HTTP/1.1 CANARY\r\n\r\n", b"CANARY",
                          b"HTTP/1.1 403 CANARY\r\nContent-Length: 1, 2CANARY\r\n\r\n", b""):
@@ -7034,10 +6974,10 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
                 vr.verify_url(f"{self.store.url}/b/k", vr.Trust())
             self.assertNotIn("CANARY", "\n".join((str(caught.exception), *caught.exception.hints)))
 
-    def test_link_local_services_are_not_asked(self) -> None:
+    def test_link_local_services_are_not_asked(self):
         """However a URL says such an address, it is refused before a connection is made, through a proxy too."""
         self.store.forget()
-        for variables, host in itertools.product(({}, {"HTTP_PROXY": self.store.url}), (
+        for variables, host in product(({}, {"HTTP_PROXY": self.store.url}), (
                 "169.254.169.254", "169.254.170.23:8080", "[::ffff:169.254.169.254]", "[fe80::1]", "168.63.129.16",
                 "[::ffff:0:a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "metadata", "Metadata.google.internal.",
                 "[fd00:ec2::254]", "2852039166", "0xA9FEA9FE", "169.254.43518", "0251.0376.0251.0376")):
@@ -7048,11 +6988,10 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
                 self.assertEqual(("WrongEndpoint", True), (caught.exception.reason, time.monotonic() - began < 2))
         self.assertEqual([], self.store.requests)
 
-    def test_what_was_looked_up_is_what_is_asked(self) -> None:
+    def test_what_was_looked_up_is_what_is_asked(self):
         """The connection goes to the address that was checked, with the URL's own name in Host and for TLS."""
         for tls in (False, True):
-            store = FakeStore(tls=tls)
-            self.addCleanup(store.close)
+            store = self.enter(closing(FakeStore(tls=tls)))
             store.put("bucket", "a", b"x")
             host = f"localhost:{store.port}"
             url = presigned_url(f"http{'s' if tls else ''}://{host}/bucket/a", store.access_key, store.secret_key,
@@ -7062,14 +7001,14 @@ class TestStoreVerify(StoreWorld, unittest.TestCase):
             self.assertEqual(host, store.requests[-1].headers["host"])
 
 
-class TestStoreRealVerify(RealWorld, unittest.TestCase):
+class TestStoreRealVerify(RealWorld, TestCase):
     """Signed URLs, and what --verify-urls says of them, on the real servers."""
 
     def fetched(self, url: str) -> bytes:
         with vr.open_url(url) as response:
             return b"".join(vr.read_body(response))
 
-    def test_what_is_there_and_what_is_wrong(self) -> None:
+    def test_what_is_there_and_what_is_wrong(self):
         """What is there gets a URL that works; an access key that is unknown is no missing file, though it is a 404."""
         for name, key in (("wrong", self.store.access_key), ("unknown", "AKIAUNKNOWN")):
             self.make_secret(name, text=keys_file(key, "a-wrong-secret"))
@@ -7084,14 +7023,14 @@ class TestStoreRealVerify(RealWorld, unittest.TestCase):
                 prepare()
                 asked = self.ask(name=name)
                 result = self.cli("controller", "--once", "--verify-urls")
-                document = self.admin.get("downloadrequests", asked, self.namespace)
+                document = self.admin.get(DR, asked, self.namespace)
                 notes, url = document["metadata"].get("annotations") or {}, document["status"].get("downloadURL", "")
                 self.assertEqual((reason, not reason), (notes.get(REASON, ""), bool(url)), notes)
                 self.assert_clean(result.err, notes)
                 if prepare == self.put:
                     self.assertEqual(gzip.decompress(self.fetched(url)), LOG)
 
-    def test_every_awkward_key_is_fetched(self) -> None:
+    def test_every_awkward_key_is_fetched(self):
         location = a_location(name="l", bucket=self.namespace, region=self.store.region, s3_url=self.store.url,
                               path_style=True)
         for key, _ in AWKWARD_OBJECT_KEYS:
@@ -7102,7 +7041,7 @@ class TestStoreRealVerify(RealWorld, unittest.TestCase):
                 self.store.put(self.namespace, key, body)
                 url = vr.presign(vr.object_address(location, key), vr.Credentials(
                     self.store.access_key, self.store.secret_key), vr.utc_now(), vr.URL_LIFE)
-                with contextlib.closing(http.client.HTTPConnection(self.store.host, timeout=20)) as raw:
+                with closing(http.client.HTTPConnection(self.store.host, timeout=20)) as raw:
                     raw.request("GET", url[len(self.store.url):])
                     self.assertEqual([body] * 2, [raw.getresponse().read(), self.fetched(url)])
                 vr.verify_url(url, vr.Trust())
@@ -7111,16 +7050,13 @@ class TestStoreRealVerify(RealWorld, unittest.TestCase):
 # ---- Stores: what is read of their answers -----------------------------------
 
 def aws_chunked(data: bytes, size: int = 64, signed: bool = True, trailers: bytes = b"") -> bytes:
-    """Return data in aws-chunked framing."""
     extra = b";chunk-signature=" + b"0a" * 32 if signed else b""
     framed = b"".join(b"%x%b\r\n%b\r\n" % (len(piece), extra, piece) for piece in (*cut(data, size), b""))
     return framed[:-2] + trailers + b"\r\n" if trailers else framed
 
 
 class TestStoreWords(Cases):
-    """What is read of a store's answers."""
-
-    def test_listing(self) -> None:
+    def test_listing(self):
         """XML's own characters in prefixes and in the token are what they stand for."""
         page = ("<ListBucketResult><IsTruncated>{}</IsTruncated><NextContinuationToken>1&amp;2</NextContinuationToken>"
                 "<CommonPrefixes><Prefix>a&amp;b=c/backups/one/</Prefix></CommonPrefixes>"
@@ -7129,7 +7065,7 @@ class TestStoreWords(Cases):
         for more, token in (("true", "1&2"), ("false", "")):
             self.assertEqual((names, token), vr.listed_prefixes(page.format(more).encode()))
 
-    def test_what_a_body_is(self) -> None:
+    def test_what_a_body_is(self):
         """Binary data is not called text, with or without a NUL; text may be cut within a character."""
         for said, *bodies in (
                 ("nothing", b""), ("an HTML page", b"<html>", b"  <HTML>"),
@@ -7139,7 +7075,7 @@ class TestStoreWords(Cases):
             for body in bodies:
                 self.assertTrue(vr._what_is(body).startswith(said), (body, vr._what_is(body)))
 
-    def test_object_info(self) -> None:
+    def test_object_info(self):
         """An ETag is an MD5 unless it is weak, of parts, or of an encrypted object; a range has to reach the end."""
         md5 = "0123456789abcdef" * 2
         whole, encryption = vr.ObjectInfo(f'"{md5}"', 9, md5), "x-amz-server-side-encryption"
@@ -7154,11 +7090,10 @@ class TestStoreWords(Cases):
                   for text in ("bytes 1-9/10", "bytes 1-9/*")),
                 *((206, {"Content-Range": text}, {"size": None, "start": -1, "whole": False})
                   for text in ("bytes 1-9/11", "bytes 1-8/9", "bytes 9-1/10", "bytes */10", "", "bytes x"))):
-            with self.subTest(status=status, **headers):
-                self.assertEqual(whole._replace(**changes), vr.object_info(
-                    status, {"ETag": f'"{md5}"', "Content-Length": "9", **headers}))
+            self.assertEqual(whole._replace(**changes), vr.object_info(
+                status, {"ETag": f'"{md5}"', "Content-Length": "9", **headers}), (status, headers))
 
-    def test_when_to_try_again(self) -> None:
+    def test_when_to_try_again(self):
         """Three, five or ten times, by what has come before; at most a minute, and not what stays wrong."""
         for status, reason, moved, waits, more in (
                 (0, "BrokenOff", False, 4, {}), (0, "BrokenOff", True, 9, {}), (0, "Unreachable", False, 2, {}),
@@ -7179,7 +7114,7 @@ class TestStoreWords(Cases):
                 self.assertEqual((waits, None), (len(taken) - 1, taken.pop()))
                 self.assertLessEqual(sum(taken), 60)
 
-    def test_progress_text(self) -> None:
+    def test_progress_text(self):
         """The rate is that of the bytes of this run; what is not known is left out."""
         self.gives(vr.progress_text, ((1 << 20, 4 << 20, 1 << 19, 0.5), "1.0 MiB of 4.0 MiB, 25%, 1.0 MiB/s, 3s left"),
                    ((1 << 20, None, 1 << 20, 2.0), "1.0 MiB, 512.0 KiB/s"),
@@ -7187,24 +7122,24 @@ class TestStoreWords(Cases):
                    ((3 << 41, 3 << 41, 1, 1.0), "6.0 TiB of 6.0 TiB, 100%, 1 B/s, 0s left"))
 
 
-class TestStoreChunked(unittest.TestCase):
+class TestStoreChunked(TestCase):
     """Objects that some SDK stored with its framing."""
     packed = gzip.compress(random.Random(3).getrandbits(5600).to_bytes(700, "big") + LOG)
 
-    def test_framing_is_taken_off(self) -> None:
+    def test_framing_is_taken_off(self):
         """Signed, unsigned and with trailers, in pieces of any size, the object inside is read; others stay."""
         crc = b"x-amz-checksum-crc32:AAAAAA==\r\n"
         sealed = crc + b"x-amz-trailer-signature:" + b"0b" * 32 + b"\r\n"
-        framed = ((aws_chunked(self.packed, *form), self.packed) for form in itertools.product(
+        framed = ((aws_chunked(self.packed, *form), self.packed) for form in product(
             (16, 100, 65536), (True, False), (b"", crc, sealed)))
         plain = ((stored, stored) for stored in (
             self.packed, b"", b"1", b"text\r\n", b"10\r\nabcdef", b"10\r\n" + b"x" * 300, b"0\r\n\r\n", b"a" * 1000,
             b"\x1f", b"\x1f\x8b", b"<html>\r\n", self.packed + self.packed, b"1f\r\n\x1f\x8c" + b"x" * 200))
-        for (stored, whole), step in itertools.product(itertools.chain(framed, plain), (1, 2, 7, 100, 99_999)):
+        for (stored, whole), step in product(itertools.chain(framed, plain), (1, 2, 7, 100, 99_999)):
             with self.subTest(stored[:12], step=step):
                 self.assertEqual(b"".join(vr.decode_aws_chunked(cut(stored, step))), whole)
 
-    def test_what_is_cut_or_damaged_is_an_error(self) -> None:
+    def test_what_is_cut_or_damaged_is_an_error(self):
         """Wherever a framed object ends before its last chunk, or with a size that is none or does not fit."""
         framed = aws_chunked(self.packed, 100, signed=False)
         second = framed.index(b"\r\n64\r\n") + 2
@@ -7234,33 +7169,28 @@ UGLY = re.compile(r"</?\??(xml|!doctype|html|body|form|error|code|message)\b|obj
 
 
 def part_of(path: str) -> str:
-    """Return where the partial file of a target lies; when there is none, where nothing does."""
+    """Where the partial file of a target lies; when there is none, where nothing does."""
     folder, name = os.path.split(path)
     return os.path.join(folder, next((found for found in os.listdir(folder) if found.startswith(f".{name}.")
                                       and found.endswith(PART_SUFFIX)), ".no" + PART_SUFFIX))
 
 
-def usual_part(path: str, what: str, ending: str) -> str:
-    """Return where the partial file of this object with this ending, mark and ETag, is put."""
-    new = vr.AtomicFile(path, what, force=False)
+def usual_part(path: str, ending: str) -> str:
+    """Where the partial file of b1's log with this ending, mark and ETag, is put."""
+    new = vr.AtomicFile(path, "BackupLog of b1", force=False)
     return new.stem + ending.format(mark=new.mark) + PART_SUFFIX
 
 
 def noise(size: int, seed: int = 6) -> bytes:
-    """Return bytes that do not compress, always the same."""
+    """Bytes that do not compress, always the same."""
     return random.Random(seed).getrandbits(8 * size).to_bytes(size, "big")
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def archive(size: int, seed: int = 6) -> bytes:
-    """Return a .tar.gz of about this size, always the same."""
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w") as tar:
-        for name, content in (("metadata/version", b"1.1.0\n"), ("resources/noise", noise(size, seed))):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return gzip.compress(target.getvalue(), 1, mtime=0)
+    """A .tar.gz of about this size, always the same."""
+    files = {"metadata/version": b"1.1.0\n", "resources/noise": noise(size, seed)}
+    return gzip.compress(tar_of(files, "w"), 1, mtime=0)
 
 
 def read_bytes(path: str) -> bytes:
@@ -7281,12 +7211,12 @@ def size_of(path: str) -> int:
 
 
 def first_byte(request: Request) -> int:
-    """Return where the range that a request asks for begins, 0 without a range."""
+    """Where the range that a request asks for begins, 0 without a range."""
     return int(re.match(r"(?:bytes=)?(\d*)", request.headers.get("range", ""))[1] or 0)
 
 
 def with_headers(answer: Answer, **changes: Optional[str]) -> Answer:
-    """Return the answer with headers (ETag, Content_Range) replaced, added, or with None taken away."""
+    """The answer with headers (ETag, Content_Range) replaced, added, or with None taken away."""
     named = {name.replace("_", "-"): value for name, value in changes.items()}
     kept = tuple(pair for pair in answer.headers if pair[0] not in named)
     return answer._replace(headers=kept + tuple(pair for pair in named.items() if pair[1] is not None))
@@ -7338,7 +7268,7 @@ class Sentences(World):
 
     def make_target(self) -> None:
         """Make the folder that downloads go to, with nothing else in it."""
-        self.target = os.path.join(self.folder, "target")
+        self.target = self.at("target")
         self.path = os.path.join(self.target, "x")
         os.makedirs(self.target, exist_ok=True)
 
@@ -7351,7 +7281,7 @@ class Sentences(World):
         return set(os.listdir(self.target))
 
     def assert_sentence(self, result: Result, *words: str) -> None:
-        """Check that a failure is told in one `error:` line with these words (regular expressions)."""
+        """A failure is told in one `error:` line with these words (regular expressions)."""
         errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
         self.assertEqual(len(errors), 1, (result.code, result.err))
         for word in words:
@@ -7359,19 +7289,19 @@ class Sentences(World):
         self.assert_tidy(result.err)
 
     def assert_tidy(self, text: str) -> None:
-        """Check that nothing ugly or secret was said."""
+        """Nothing ugly or secret was said."""
         self.assertIsNone(UGLY.search(text), text)
         self.assert_clean(text)
 
     def assert_right(self, result: Result, stored: bytes) -> None:
-        """Check that a download ended with the object, and with nothing beside it."""
+        """A download ended with the object, and with nothing beside it."""
         self.assertEqual(result.code, 0, result.err)
         self.assertTrue(read_bytes(self.path) == stored, "the file is not the object")
         self.assertEqual(self.left(), {os.path.basename(self.path)})
         self.assert_tidy(result.err)
 
     def assert_absent(self, result: Result, code: Any, *words: str) -> None:
-        """Check that a download failed with one of the codes, and left nothing."""
+        """A download failed with one of the codes, and left nothing."""
         self.assertIn(result.code, code if isinstance(code, tuple) else (code,), result.err)
         self.assert_sentence(result, *words)
         self.assertEqual((self.left(), result.out), (set(), b""), result.err)
@@ -7381,7 +7311,7 @@ class DownloadWorld(Sentences, FakeWorld):
     """The fakes, a controller, and a folder to download into."""
     serves = True
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Start with empty logs, no faults, and a controller that calls as a user of its own."""
         super().setUp()
         self.make_target()
@@ -7411,23 +7341,21 @@ class DownloadWorld(Sentences, FakeWorld):
         return program, gate
 
     def gets(self, part: str = "") -> List[Request]:
-        """Return the GETs of objects that the store has seen."""
+        """The GETs of objects that the store has seen."""
         return [request for request in self.store.seen("GET", part) if "list-type" not in request.target]
 
     def by_shell(self, start: str, *argv: str) -> Result:
         """Run the program from a shell that does this before."""
         done = subprocess.run(
-            ["sh", "-c", start + '; exec "$@"', "sh", sys.executable, velero_requests.__file__, *argv, "--kubeconfig",
-             self.kubeconfig, "-n", self.namespace], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60,
-            check=False)
+            ["sh", "-c", start + '; exec "$@"', "sh", sys.executable, MODULE, *argv, "--kubeconfig",
+             self.kubeconfig, "-n", self.namespace], stdin=DEVNULL, stderr=PIPE, timeout=60, check=False)
         return Result(done.returncode, b"", done.stderr.decode())
 
 
 class Terminal:
     """A command on a terminal of its own, which it controls: Ctrl-C typed there is a signal."""
 
-    def __init__(self, folder: str, *argv: str,
-                 program: Tuple[str, ...] = (sys.executable, velero_requests.__file__)) -> None:
+    def __init__(self, folder: str, *argv: str, program: Tuple[str, ...] = (sys.executable, MODULE)) -> None:
         self.master, self.slave = pty.openpty()
         self.before = self.after = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
@@ -7439,13 +7367,13 @@ class Terminal:
         self.reader.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             while True:
                 piece = os.read(self.master, 65536)
                 self.pieces.append((time.monotonic(), piece))
 
     def text(self) -> str:
-        """Return what the terminal has been sent, line ends as the program wrote them."""
+        """What the terminal has been sent, line ends as the program wrote them."""
         return b"".join(piece for _, piece in self.pieces).decode("utf-8", "replace").replace("\r\n", "\n")
 
     def type(self, keys: bytes) -> None:
@@ -7466,11 +7394,11 @@ class Terminal:
 
 
 def resident(pid: int, field: str = "VmRSS") -> float:
-    """Return what a process has resident, in MiB; 0 when it has ended.
+    """What a process has resident, in MiB; 0 when it has ended.
 
     Not VmHWM, its peak: for some hundredths of a second at the start, compiling the file needs more than any transfer.
     """
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as file:
+    with suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii") as file:
         found = re.search(rf"{field}:\s+(\d+)", file.read())
         return int(found[1]) / 1024 if found else 0.0
     return 0.0
@@ -7480,22 +7408,21 @@ def resident(pid: int, field: str = "VmRSS") -> float:
 
 STORED = archive(300_000)
 HALF = {"wire": cut_body(150_000)}
-SILENT = threading.Event()
 
 
 def forever(**fault: Any) -> Document:
-    """Return a fault that strikes again and again."""
+    """A fault that strikes again and again."""
     return {"times": 10_000, **fault}
 
 
 def answered(status: int, body: Any = LOGIN_PAGE, **headers: str) -> Document:
-    """Return a fault: another answer than the true one."""
+    """A fault: another answer than the true one."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return {"answer": lambda _request, _true: Answer(status, body, tuple(named.items()))}
 
 
 def altered(body: Optional[Callable[[bytes], bytes]] = None, **headers: Optional[str]) -> Document:
-    """Return a fault: the true answer with another body or other headers."""
+    """A fault: the true answer with another body or other headers."""
     return {"answer": lambda _request, true: with_headers(
         true._replace(body=body(true.body) if body else true.body), **headers)}
 
@@ -7510,7 +7437,7 @@ MD5, CHANGED, SIZE = "its MD5 is", "the object changed after", len(STORED)
 BUSY, SPENT = {"status": 503, "body": SLOW_DOWN}, {"status": 403, "body": SPENT_URL}
 # What is wrong, what a store does in this order and then no more, the words of a file's error, of a stream's where it
 # ends otherwise, the exit code, and whether a partial file remains.
-FAULTS: Tuple[Tuple[Any, ...], ...] = (
+FAULTS: Any = (
     *((f"cut after {size}", ({"wire": cut_body(size)},)) for size in (0, 1, 100_000, SIZE - 9, SIZE)),
     *((f"cut in the header after {size}", ({"wire": lambda response, size=size: [response[:size]]},))
       for size in (*range(0, 300, 29), 235)),
@@ -7549,7 +7476,7 @@ FAULTS: Tuple[Tuple[Any, ...], ...] = (
     ("no body", (forever(wire=cut_body(0)),), f"broke off after 0 of {SIZE} bytes", None, 6),
     ("no body and no length", (forever(wire=lambda _: [b"HTTP/1.1 200 OK\r\n\r\n"]),), "broke off after 0", None, 6),
     ("no chunk", (forever(wire=lambda response: chunked(1000, last=False)(response[:body_start(response)])),),
-               "broke off", None, 6),
+     "broke off", None, 6),
     ("silent for ever", (forever(pause_after=0, gate=SILENT),), "nothing for 60ms, after 0 bytes|in time", None, 6),
     ("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing|in time", None, 6, True),
     ("always too long", (forever(wire=length_of(310_000_000)),), "another part", None, 1, True),
@@ -7575,30 +7502,24 @@ OBJECTS = (  # what is stored, its ETag unless it is the MD5, what a file has, w
 class TestDownloadFaults(FolderCase):
     """Every fault of a store, for a file and for a stream, ends soon, whole or in one sentence.
 
-    By the library alone, without a cluster and without long waits.
-    """
+    By the library alone, without a cluster and without long waits."""
 
     @classmethod
-    def setUpClass(cls) -> None:
+    def setUpClass(cls):
         cls.store = FakeStore()
         cls.addClassCleanup(cls.store.close)
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.script(())
-        self.said = io.StringIO()
-        stack = contextlib.ExitStack()
-        self.addCleanup(stack.close)
-        logger = stack.enter_context(logger_kept())
-        logger.handlers[:], logger.propagate = [logging.StreamHandler(self.said)], False
-        logger.setLevel(logging.WARNING)
+        self.said = self.listen(logging.WARNING)
         self.put(STORED)
 
     def put(self, body: bytes, etag: str = "", **headers: str) -> None:
         self.store.put_with_etag("bucket", "k", body, etag or f'"{hashlib.md5(body).hexdigest()}"', **headers)
 
     def download(self, gunzip: bool = False, idle: float = 5.0, url: str = "", trust: Any = vr.Trust()) -> Any:
-        """Return a download that is in a hurry; the skew of each URL is noted."""
+        """A download that is in a hurry; the skew of each URL is noted."""
         self.located: List[timedelta] = []
         download = vr.Download(vr.UrlSource(lambda skew: (
             self.located.append(skew) or url or self.store.url_of("bucket", "k"), trust), idle=idle),
@@ -7623,10 +7544,10 @@ class TestDownloadFaults(FolderCase):
 
     def clear(self) -> None:
         for name in os.listdir(self.folder):
-            os.unlink(os.path.join(self.folder, name))
+            os.unlink(self.at(name))
 
     def begins(self) -> List[int]:
-        """Return where the ranges begin that were asked for, each of which has its condition."""
+        """Where the ranges begin that were asked for, each of which has its condition."""
         for request in self.store.seen("GET"):
             self.assertEqual(bool(first_byte(request)), "if-match" in request.headers)
         return [first_byte(request) for request in self.store.seen("GET")]
@@ -7648,10 +7569,10 @@ class TestDownloadFaults(FolderCase):
         self.assertEqual(bool(words), error is not None)
         return error, writer.getvalue() if gunzip else self.found().get("out.gz", b"")
 
-    def test_every_fault(self) -> None:
+    def test_every_fault(self):
         """A file is whole or absent, and that is said; a stream has a beginning of it. None costs 15 requests."""
         content = gzip.decompress(STORED)
-        for row, gunzip in itertools.product(FAULTS, (False, True)):
+        for row, gunzip in product(FAULTS, (False, True)):
             name, faults, file, stream, code, keeps = row + ("", None, 1, False)[len(row) - 2:]
             with self.subTest(name, gunzip=gunzip):
                 self.script(faults)
@@ -7672,9 +7593,9 @@ class TestDownloadFaults(FolderCase):
                 self.assertEqual(not gunzip and stream is not None, "changed" in self.said.getvalue())
         self.script(())
 
-    def test_what_is_stored(self) -> None:
+    def test_what_is_stored(self):
         """What is no whole gzip of its ETag never passes; of a stream a sound beginning is written."""
-        for (stored, etag, whole, words), gunzip, broken in itertools.product(OBJECTS, *[(False, True)] * 2):
+        for (stored, etag, whole, words), gunzip, broken in product(OBJECTS, *[(False, True)] * 2):
             with self.subTest(stored[-9:], etag=etag, gunzip=gunzip, broken=broken):
                 self.put(stored, etag)
                 self.script([{"wire": cut_body(len(stored) // 2)}] if broken and etag != 'W/"abc"' else ())
@@ -7688,7 +7609,7 @@ class TestDownloadFaults(FolderCase):
         self.put(STORED, ZEROS + '"', x_amz_server_side_encryption="aws:kms")
         self.assertEqual((None, STORED), self.outcome(False))
 
-    def test_where_it_goes_on(self) -> None:
+    def test_where_it_goes_on(self):
         """At the byte reached; a line that is slow but alive is left alone."""
         stored = archive(12 * MIB)
         self.put(stored)
@@ -7711,7 +7632,7 @@ class TestDownloadFaults(FolderCase):
             with self.download().source.open(100_000, "") as (_, chunks, _):
                 self.assertEqual(STORED[100_000:], b"".join(chunks))
 
-    def test_an_object_that_changes(self) -> None:
+    def test_an_object_that_changes(self):
         """A file is begun anew, three times at most; a stream has bytes of one. So where If-Match is ignored."""
         def change(count: int, response: bytes) -> Iterator[bytes]:
             yield response[:body_start(response) + 150_000]
@@ -7724,15 +7645,14 @@ class TestDownloadFaults(FolderCase):
             with self.subTest(changes=changes, gunzip=gunzip):
                 self.put(STORED)
                 self.script([fault for count in range(changes) for fault in (
-                    {"wire": functools.partial(change, count)}, {"answer": forget})])
+                    {"wire": partial(change, count)}, {"answer": forget})])
                 _, written = self.outcome(gunzip, words)
                 self.assertTrue(gzip.decompress(STORED).startswith(written) and len(written) > 100_000 if gunzip else
                                 words or written == archive(300_000, seed=19 + changes))
 
-    def test_another_url(self) -> None:
+    def test_another_url(self):
         """It is signed by the store's clock where that is far off, twice in vain at most, and after bytes anew."""
-        store = TimelyStore()
-        self.addCleanup(store.close)
+        store = self.enter(closing(TimelyStore()))
         store.put("bucket", "k", STORED)
         url = store.url_of("bucket", "k")
         for hours, skews, words in ((0, [0], ""), (1, [0, 1, 1], "expired"), (-1, [0, -1, -1], "not yet valid")):
@@ -7740,16 +7660,15 @@ class TestDownloadFaults(FolderCase):
             self.outcome(False, words, url=url)
             self.assertEqual(skews, [round(skew / timedelta(hours=1)) for skew in self.located])
 
-    def test_retry_after_is_waited_for(self) -> None:
+    def test_retry_after_is_waited_for(self):
         self.script([{**BUSY, "headers": {"Retry-After": "1"}}])
         self.assertEqual((None, STORED), self.outcome(False))
         first, second = (request.at for request in self.store.seen("GET"))
         self.assertTrue(1 <= second - first < 3)
 
-    def test_cuts_under_tls(self) -> None:
+    def test_cuts_under_tls(self):
         """A line that breaks under TLS, without a goodbye, is continued as well; without its authority nothing is."""
-        store = FakeStore(tls=True)
-        self.addCleanup(store.close)
+        store = self.enter(closing(FakeStore(tls=True)))
         store.put("bucket", "k", STORED)
         for after in (0, 1, 100_000, 250_000):
             store.script("GET", wire=cut_body(after))
@@ -7757,16 +7676,14 @@ class TestDownloadFaults(FolderCase):
         self.assertEqual((None, STORED), self.outcome(False, url=url, trust=vr.Trust(read_bytes(str(store.ca)))))
         self.outcome(True, "certificate", 6, url=url)
 
-    def test_leaving_early(self) -> None:
+    def test_leaving_early(self):
         """Whoever closes the chunks, or cannot write them, ends the transfer at once, and no thread stays."""
         self.put(archive(8 * MIB))
-        for gunzip, fault in itertools.product((False, True), (
+        for gunzip, fault in product((False, True), (
                 {"wire": paced(100, 0.05)}, {"pause_after": 3 * MIB, "gate": SILENT})):
             self.script([fault])
-            began = time.monotonic()
-            with contextlib.closing(self.download(gunzip, idle=9).chunks()) as chunks:
+            with within(1.5), closing(self.download(gunzip, idle=9).chunks()) as chunks:
                 self.assertTrue(next(chunks))
-            self.assertLess(time.monotonic() - began, 1.5)
             self.assertEqual([0], self.begins())
 
         def refuse(_data: bytes) -> Any:
@@ -7779,13 +7696,13 @@ class TestDownloadFaults(FolderCase):
         wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "download"], 10,
                    "the threads to end")
 
-    def test_a_writer_that_takes_a_little(self) -> None:
+    def test_a_writer_that_takes_a_little(self):
         """It gets the rest again, as a raw pipe would need it, and is not closed."""
         taken: List[bytes] = []
         writer = SimpleNamespace(write=lambda data: taken.append(bytes(data[:9999])) or len(taken[-1]))
         self.assertEqual((SIZE, True), (self.download().write_to(writer), b"".join(taken) == STORED))
 
-    def test_partial_files(self) -> None:
+    def test_partial_files(self):
         """What an earlier run left is continued where it fits; what is wrong with it costs a second run at most."""
         stored = archive(2 * MIB)
         self.put(stored)
@@ -7800,7 +7717,7 @@ class TestDownloadFaults(FolderCase):
                 ("{mark}." + "a" * 65, half, [0], ""), ("00000000" + own[6:], half, [0], "")):
             with self.subTest(ending, size=len(content)):
                 self.clear()
-                write_bytes(usual_part(self.path, "BackupLog of b1", ending), content)
+                write_bytes(usual_part(self.path, ending), content)
                 self.said.seek(self.said.truncate(0))
                 self.store.forget()
                 self.assertIsNone(self.save())
@@ -7808,13 +7725,13 @@ class TestDownloadFaults(FolderCase):
                 self.assertIn(begins, (None, self.begins()))
                 self.assertRegex(self.said.getvalue(), said or r"\A\Z")
 
-    def test_what_stands_in_its_place(self) -> None:
+    def test_what_stands_in_its_place(self):
         """A link, a second name of another file, a FIFO, a folder, or another user's file is neither written to, nor
         waited for, nor continued; where a link that the target is leads to is replaced."""
         victim, own = self.path + "-victim", "{mark}." + hashlib.md5(STORED).hexdigest()
-        link, second_name = (functools.partial(make, victim) for make in (os.symlink, os.link))
-        parts = [usual_part(self.path, "BackupLog of b1", ending) for ending in (own, "{mark}.0")]
-        rows = [(*row, 0, "") for row in itertools.product((link, second_name, os.mkfifo, os.mkdir), parts)]
+        link, second_name = (partial(make, victim) for make in (os.symlink, os.link))
+        parts = [usual_part(self.path, ending) for ending in (own, "{mark}.0")]
+        rows = [(*row, 0, "") for row in product((link, second_name, os.mkfifo, os.mkdir), parts)]
         if os.geteuid() == 0:  # it takes root to give files away
             rows += [(lambda path: write_bytes(path, STORED[:1000]), parts[0], 65534, ""),
                      (os.mkfifo, self.path, 65534, "no regular"), (link, self.path, 65534, "link of another user")]
@@ -7831,7 +7748,7 @@ class TestDownloadFaults(FolderCase):
                 self.assertEqual((before.st_ino, before.st_size, before.st_mtime_ns, b"precious"),
                                  (after.st_ino, after.st_size, after.st_mtime_ns, read_bytes(victim)))
                 self.assertEqual({odd, victim} if error else {odd, victim, self.path}, {
-                    os.path.join(self.folder, name) for name in os.listdir(self.folder)})
+                    self.at(name) for name in os.listdir(self.folder)})
                 self.assertTrue(error or read_bytes(self.path) == STORED)
                 if os.path.isdir(odd):
                     os.rmdir(odd)
@@ -7840,16 +7757,16 @@ class TestDownloadFaults(FolderCase):
         self.assertIsNone(self.save(force=True))
         self.assertEqual((True, STORED), (os.path.islink(self.path), read_bytes(victim)))
 
-    @unittest.skipUnless(os.geteuid() == 0, "it takes root to become another user")
-    def test_a_shared_folder(self) -> None:
+    @skipUnless(os.geteuid() == 0, "it takes root to become another user")
+    def test_a_shared_folder(self):
         """Where somebody else is busy with our names, a download ends with our own file, or in one sentence; nobody
         else's file gets a byte."""
         os.chmod(self.folder, 0o1777)
         outside = tempfile.TemporaryDirectory()
         self.addCleanup(outside.cleanup)
-        victim, his = os.path.join(outside.name, "victim"), os.path.join(self.folder, "his")
+        victim, his = os.path.join(outside.name, "victim"), self.at("his")
         write_bytes(victim, b"precious")
-        pid = pester(self.folder, ["out.gz", *(os.path.basename(usual_part(self.path, "BackupLog of b1", ending))
+        pid = pester(self.folder, ["out.gz", *(os.path.basename(usual_part(self.path, ending))
                                                for ending in ("{mark}." + hashlib.md5(STORED).hexdigest(), "{mark}.~"))
                                    ], victim)
         self.addCleanup(os.waitpid, pid, 0)
@@ -7871,7 +7788,7 @@ class TestDownloadFaults(FolderCase):
         self.assertEqual([], [entry.name for entry in os.scandir(self.folder)
                               if entry.stat(follow_symlinks=False).st_uid == 0])
 
-    def test_everything_is_on_disk_before_it_has_its_name(self) -> None:
+    def test_everything_is_on_disk_before_it_has_its_name(self):
         def note(_frame: Any, event: str, what: Any) -> None:
             if event == "c_call" and what.__module__ == "posix" and what.__name__ in ("fsync", "link", "replace"):
                 calls.append(what.__name__)
@@ -7885,10 +7802,10 @@ class TestDownloadFaults(FolderCase):
             self.assertEqual(["fsync", naming, "fsync"], calls)
 
 
-class TestDownloadFiles(DownloadWorld, unittest.TestCase):
+class TestDownloadFiles(DownloadWorld, TestCase):
     """`download -o FILE`: a target is the whole object, or as it was."""
 
-    def test_targets_that_are_refused(self) -> None:
+    def test_targets_that_are_refused(self):
         """What exists, or is no file, costs no request; what takes no file is one sentence; nor has a backup a name
         that leads elsewhere."""
         self.contents()
@@ -7910,7 +7827,7 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
         self.assertEqual(({"x"}, before, b"old"), (self.left(), sorted(os.listdir(self.folder)), read_bytes(self.path)))
         self.assertEqual([], self.gets() + self.names())
 
-    def test_a_full_disk(self) -> None:
+    def test_a_full_disk(self):
         """No space is one sentence with the file in it; nothing is left, and an old file is as it was."""
         self.contents(MIB)
         write_bytes(self.path, b"old")
@@ -7918,7 +7835,7 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
         self.assert_sentence(result, re.escape(self.path.lower()), "large|space|full")
         self.assertEqual((1, {"x"}, b"old", []), (result.code, self.left(), read_bytes(self.path), self.names()))
 
-    def test_killed_and_continued(self) -> None:
+    def test_killed_and_continued(self):
         stored, reached = self.contents(3 * MIB), 5 * MIB // 2
         for number in (signal.SIGINT, signal.SIGKILL):
             with self.subTest(number):
@@ -7929,8 +7846,8 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
                 second = self.download("--force")  # meanwhile the target is locked
                 self.assertEqual(1, second.code)
                 self.assert_sentence(second, re.escape(self.path.lower()), "another download")
-                began, result = time.monotonic(), program.end(number)
-                self.assertLess(time.monotonic() - began, 5)
+                with within(5):
+                    result = program.end(number)
                 if number == signal.SIGINT:
                     self.assertEqual((130, b"", []), (result.code, result.out, self.names()))
                     self.assertTrue(result.err.endswith(f"interrupted by SIGINT; what has come is kept in {part}, and "
@@ -7940,7 +7857,7 @@ class TestDownloadFiles(DownloadWorld, unittest.TestCase):
                 self.assert_right(self.download(), stored)
                 self.assertEqual([True], [reached - CUT_COST <= first_byte(request) for request in self.gets()])
 
-    def test_an_url_that_expires_half_way(self) -> None:
+    def test_an_url_that_expires_half_way(self):
         """A new request is made, the same byte continued, and no request is left; so on stdout."""
         self.store.clock = lambda: self.clock().timestamp()
         stored, text = self.contents(3 * MIB), noise(400_000).hex().encode()
@@ -7966,8 +7883,8 @@ def pester(folder: str, names: List[str], victim: str) -> int:
     pid = os.fork()
     if pid:
         return pid
-    acts: Tuple[Callable[[str], Any], ...] = (
-        functools.partial(os.symlink, "his"), functools.partial(os.symlink, victim), functools.partial(os.link, "his"),
+    acts: Any = (
+        partial(os.symlink, "his"), partial(os.symlink, victim), partial(os.link, "his"),
         lambda name: (os.link("his", "his-too"), os.rename("his-too", name)), os.mkfifo, os.mkdir,
         lambda name: open(name, "xb").close(), lambda _: time.sleep(0.01))
     try:
@@ -7976,19 +7893,19 @@ def pester(folder: str, names: List[str], victim: str) -> int:
         os.setgid(65534)
         os.setuid(65534)
         write_bytes("./his", b"his")
-        for act, name in itertools.cycle(itertools.product(acts, names)):
+        for act, name in itertools.cycle(product(acts, names)):
             for step in (act, os.unlink, os.rmdir):
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     step(name)
     finally:
         os._exit(1)
 
 
-class TestDownloadMemory(DownloadWorld, unittest.TestCase):
+class TestDownloadMemory(DownloadWorld, TestCase):
     """The size of an object does not show in the memory that its download takes, compiled or as a script."""
 
-    @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
-    def test_it_stays_small(self) -> None:
+    @needs_proc
+    def test_it_stays_small(self):
         """300 MB into a file, half a gigabyte of zeros to a pipe, and a body without its end that is refused."""
         member, zeros = gzip.compress(noise(MIB), 1), gzip.compress(b"\0" * (64 * MIB))
 
@@ -8011,13 +7928,13 @@ class TestDownloadMemory(DownloadWorld, unittest.TestCase):
                     self.store.put(self.namespace, KEYS["BackupLog"], stored)
                 else:
                     self.store.script("GET", wire=many)
-                program, seen = self.program(*argv, stdout=subprocess.DEVNULL), []
+                program, seen = self.program(*argv, stdout=DEVNULL), []
                 wait_until(ended, 90, "the end")
                 self.assertEqual((code, set() if stored else {"x"}), (program.end().code, self.left()))
                 self.assertTrue(0 < max(seen) <= seen[0] + GROWTH, f"{seen[0]} MiB before, {max(seen)} at most")
 
 
-class TestDownloadSeen(DownloadWorld, unittest.TestCase):
+class TestDownloadSeen(DownloadWorld, TestCase):
     """What is said on a terminal, into a pipe, and when somebody interrupts."""
 
     def terminal(self, *argv: str) -> Terminal:
@@ -8025,14 +7942,14 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         self.addCleanup(terminal.kill)
         return terminal
 
-    def test_what_terminals_and_pipes_see(self) -> None:
+    def test_what_terminals_and_pipes_see(self):
         """Bytes, percent, rate and time left on one line, no longer than a terminal is wide, redrawn at most 10 times
         a second; no progress in a log or a pipe or with --quiet, no archive."""
         stored = self.contents(MIB)
         self.put()
         self.store.script("GET", times=5, wire=paced(40, 0.04))
         to_file, drawn = ("download", "b1", "-o"), r"(\r[^\r\x1b]{0,%d}\x1b\[K)+[^\r]*"
-        rows: Tuple[Tuple[Tuple[str, ...], int, int, str], ...] = (  # argv, columns, code, the whole of what is seen
+        rows: Any = (  # argv, columns, code, the whole of what is seen
             ((*to_file, self.path + "0"), 0, 0, drawn % 79), ((*to_file, self.path + "1"), 20, 0, drawn % 19),
             (("backup", "logs", "b1"), 80, 0, re.escape(LOG.decode())),
             ((*to_file, self.path + "2", "--quiet"), 80, 0, ""),
@@ -8060,7 +7977,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         self.assertEqual(self.download("--quiet", "--force"), (0, b"", ""))
         self.assert_sentence(self.download("--quiet"), "exist")
 
-    def test_ctrl_c_on_a_terminal(self) -> None:
+    def test_ctrl_c_on_a_terminal(self):
         """It ends within 5 s with 130, and a second one does not wait for a cluster that does not answer."""
         self.contents(2 * MIB)
         for twice in (False, True):
@@ -8081,7 +7998,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
             self.assertTrue(text.endswith("\n") and "Traceback" not in text, text)
             self.assertLessEqual(self.left(), {os.path.basename(part_of(self.path))})
 
-    def test_it_says_which_signal(self) -> None:
+    def test_it_says_which_signal(self):
         """Of a file that cannot be continued nothing is kept."""
         self.put(body=noise(2 * MIB).hex().encode())
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
@@ -8090,11 +8007,11 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
                 self.assertEqual((code, f"interrupted by {number.name}; nothing of it is kept\n", set(), []),
                                  (result.code, result.err, self.left(), self.names()))
 
-    def test_a_terminal_sees_what_is_waited_for(self) -> None:
+    def test_a_terminal_sees_what_is_waited_for(self):
         """After a second, on one line that is gone in the end; not with --quiet, and not in a pipe."""
         for controller in self.controllers:
             controller.stop.set()
-        self.cluster.limit("controller", "patch", resource="downloadrequests")
+        self.cluster.limit("controller", "patch", resource=DR)
         self.addCleanup(self.cluster.unlimit)
         line = r"\A(\rwaiting for %s, at most [01]s more\x1b\[K)+\r\x1b\[K(error|Name): "
         logs, describe = ("backup logs b1 --timeout 1600ms".split(), "backup describe b1 --timeout 1600ms".split())
@@ -8105,7 +8022,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
             self.assertRegex(terminal.end()[1], pattern)
         self.assertRegex(piped.end().err, r"(?s)\Aerror: .*hint: .*--direct")
 
-    def test_talkative_when_all_goes_well(self) -> None:
+    def test_talkative_when_all_goes_well(self):
         """-v names cluster, namespace, way, request and store, and each retry; without it there is silence."""
         self.put()
         for flags, lines in (
@@ -8123,7 +8040,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
             self.assert_clean(result.err)
             self.assertEqual("", self.cli("backup", "logs", "b1", *flags).err)
 
-    def test_only_a_url_is_printed(self) -> None:
+    def test_only_a_url_is_printed(self):
         """By --url-only, whoever wrote the status: no control characters, no blanks, only ASCII, http or https; else a
         sentence, and nothing on stdout."""
         for url, code in (
@@ -8138,7 +8055,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
                 if code:
                     self.assert_sentence(result, "no printable http or https url")
 
-    def test_nothing_to_list(self) -> None:
+    def test_nothing_to_list(self):
         """An empty table is said on stderr, as kubectl does; JSON and YAML are lists without items."""
         said = f"No resources found in {self.namespace} namespace.\n"
         for words, err in (("backup get -l no=such", said), ("restore get -l no=such", said),
@@ -8146,7 +8063,7 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
             result = self.cli(*words.split())
             self.assertEqual((0, err, not err), (result.code, result.err, bool(result.out)), words)
 
-    def test_head_leaves(self) -> None:
+    def test_head_leaves(self):
         """When the reader of a log that still comes has left, the command ends within a second, without a word."""
         self.put(body=noise(2 * MIB).hex().encode())
         self.store.script("GET", wire=paced(400, 0.02))
@@ -8155,12 +8072,12 @@ class TestDownloadSeen(DownloadWorld, unittest.TestCase):
         os.close(writing)
         self.assertEqual(len(os.read(reading, 10)), 10)
         os.close(reading)
-        began, result = time.monotonic(), program.end()
-        self.assertLess(time.monotonic() - began, 1.5)
+        with within(1.5):
+            result = program.end()
         self.assertIn(result.code, (0, 141))
         self.assertEqual(("", [], 1), (result.err, self.names(), len(self.gets())))
 
-    def test_stdout_is_closed(self) -> None:
+    def test_stdout_is_closed(self):
         """With descriptor 1 closed no socket gets the output, and a file comes right or not at all."""
         stored = self.contents()
         self.put()
@@ -8196,7 +8113,7 @@ class DirectTests(Sentences):
     def fill_bucket(self, prefix: str = "") -> Dict[str, bytes]:
         """Store two backups and a restore, and a copy of them in a folder -> what lies in the bucket by key."""
         self.make_target()
-        self.copy = os.path.join(self.folder, "copy" + prefix.replace("/", "-"))
+        self.copy = self.at("copy" + prefix.replace("/", "-"))
         stored = {"backups/b1/velero-backup.json": backup_document("b1"),
                   "backups/b2/velero-backup.json": backup_document("b2", "PartiallyFailed"),
                   KEYS["BackupContents"]: archive(300_000), KEYS["BackupLog"]: gzip.compress(LOG),
@@ -8208,14 +8125,14 @@ class DirectTests(Sentences):
 
     def location_document(self, **storage: Any) -> Document:
         """The cluster's storage location without its Secret, as an administrator has it in a file."""
-        document: Any = self.look("default", "backupstoragelocations")
+        document: Any = self.look("default", BSL)
         del document["spec"]["credential"]
         document["spec"]["objectStorage"].update(storage)
         return document
 
     def files(self, document: Any = None, keys: Optional[str] = None) -> Tuple[str, ...]:
         """Write location and credentials -> the flags that name them."""
-        location = os.path.join(self.folder, f"{uuid.uuid4().hex}-location.yaml")
+        location = self.at(f"{uuid.uuid4().hex}-location.yaml")
         document = self.location_document() if document is None else document
         write_bytes(location, document if isinstance(document, bytes) else yaml.safe_dump(document).encode())
         keys = keys_file(self.store.access_key, self.store.secret_key) if keys is None else keys
@@ -8232,11 +8149,11 @@ class DirectTests(Sentences):
         self.assertRegex(listed, r"(?s)\nb1 +Completed .*\nb2 +PartiallyFailed ")
         self.clear()
 
-    def test_every_way(self) -> None:
+    def test_every_way(self):
         """No request is created, and the cluster is only read, by --location not even that."""
         for prefix in ("", "a/b/"):
             stored, whole = self.fill_bucket(prefix), self.location_document(prefix=prefix)
-            self.admin.merge_patch("backupstoragelocations", "default", {
+            self.admin.merge_patch(BSL, "default", {
                 "spec": {"objectStorage": {"prefix": prefix.rstrip("/")}}}, self.namespace)
             for flags in (("--direct",), ("--direct", *self.files(whole)), self.files(whole["spec"]),
                           self.files({"spec": whole["spec"]}), ("--location", self.copy),
@@ -8250,17 +8167,17 @@ class DirectTests(Sentences):
         url = self.cli("download", "b1", "--direct", "--url-only", "--force=false").out.decode().strip()
         self.assertEqual((stored[KEYS["BackupContents"]], []), (fetch(url).data, self.names()))
 
-    def test_with_the_caller_s_rights(self) -> None:
+    def test_with_the_caller_s_rights(self):
         stored = self.fill_bucket()
         rights = [{"apiGroups": [group], "resources": [plural], "verbs": ["get"]} for group, plural in (
-            ("velero.io", "backups"), ("velero.io", "backupstoragelocations"), ("", "secrets"))]
+            ("velero.io", "backups"), ("velero.io", BSL), ("", "secrets"))]
         self.cluster.grant("reader", *rights, namespace=self.namespace)
         self.cluster.grant("limited", *rights[:2], namespace=self.namespace)
         command = ("download", "b1", "--direct", "-o", self.path)
         self.assert_absent(self.cli(*command, user="limited"), 5, "secret")
         self.assert_right(self.cli(*command, user="reader"), stored[KEYS["BackupContents"]])
 
-    def test_what_the_store_refuses(self) -> None:
+    def test_what_the_store_refuses(self):
         self.fill_bucket()
         wrong, flags = self.files(keys=keys_file(self.store.access_key, "not-the-secret")), self.files()
         elsewhere, began = self.files(self.location_document(bucket="no-such-bucket-at-all")), time.monotonic()
@@ -8274,7 +8191,7 @@ class DirectTests(Sentences):
         self.assertLess(time.monotonic() - began, 20)
 
 
-class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
+class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
     """Direct on the fakes, and what only they can show."""
     serves = False
 
@@ -8286,7 +8203,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         self.said = result.err
         return first_words(result.out)
 
-    def test_every_location_is_listed(self) -> None:
+    def test_every_location_is_listed(self):
         """What can be listed is, under its location's name; what cannot is a line each, the first one's code counts."""
         for prefix in ("", "other/"):
             self.fill_bucket(prefix)
@@ -8307,17 +8224,17 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
             "'odd'", "'unreachable'", "'void'", 'backup "nobody" does not exist')))
         self.assertEqual(4, self.said.count("error: "), self.said)
         for name in ("default", "other", "unreachable", "odd"):
-            self.admin.delete("backupstoragelocations", name, self.namespace)
+            self.admin.delete(BSL, name, self.namespace)
         for output in ("table", "json", "yaml"):  # no list at all is not an empty list
             self.assert_failed(self.cli("backup", "get", "--direct", "-o", output), 3, "'void'", "gone")
 
-    def test_backups_that_are_too_large(self) -> None:
+    def test_backups_that_are_too_large(self):
         self.fill_bucket()
         self.store.put(self.namespace, "backups/b3/velero-backup.json", b" " * (17 << 20))
         self.assertEqual(["b1", "b2"], self.listed(1, *self.files()))
         self.assertRegex(self.said, r"\Aerror: backup 'b3' in .*location.yaml: it is larger than 16 MiB\n\Z")
         troubles: List[Any] = []
-        folder = os.path.join(self.folder, "elements")  # which weigh more than their bytes
+        folder = self.at("elements")  # which weigh more than their bytes
         for name in ("b1", "b2", "b3", "b4"):
             write_bytes(os.path.join(folder, "backups", name, "velero-backup.json"),
                         b'{"metadata": {}, "x": [' + b"[]," * 99 + b"0]}")
@@ -8325,11 +8242,11 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         self.assertEqual((2, ["the backups in it are too large to be listed, from backup 'b3' in it on"]),
                          (len(found), list(map(str, troubles))))
 
-    def test_what_is_wrong_with_the_files(self) -> None:
+    def test_what_is_wrong_with_the_files(self):
         self.fill_bucket()
-        whole, gone = self.location_document(), os.path.join(self.folder, "gone")
+        whole, gone = self.location_document(), self.at("gone")
         spec, quotes = whole["spec"], "must be a string: write it in quotes"
-        cases: Tuple[Tuple[Any, Optional[str], str], ...] = (
+        cases: Any = (
             (b"- a list", None, "location.yaml must be a mapping"), (b"a: [b", None, "location.yaml is not yaml"),
             (backup_document("b1"), None, "kind 'backup'.* backupstoragelocation"), ({"spec": {}}, None, "provider"),
             (whole, "", "cloud|credential"), (whole, "nonsense", "cloud|credential|line"),
@@ -8345,20 +8262,20 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
                 self.assert_absent(run("download", "b1", *flags, "-o", self.path), (1, 2), words)
         self.assertRaisesRegex(vr.ConfigError, "it /dev/zero is larger than 8 MiB", vr.read_file, "/dev/zero", "it")
 
-    def test_a_secret_is_missed_before_anybody_is_asked(self) -> None:
+    def test_a_secret_is_missed_before_anybody_is_asked(self):
         document = {"provider": "aws", "objectStorage": {"bucket": "b"}, "credential": {"name": "cloud", "key": "keys"}}
         result = run("backup", "get", *self.files(document)[:2], env={"HTTPS_PROXY": self.store.url, "NO_PROXY": ""})
         self.assertEqual((1, []), (result.code, self.store.seen()), result.err)
         self.assertRegex(result.err, "names the Secret 'cloud', and no cluster is asked\nhint: .*--credentials-file ")
 
-    def test_it_says_what_the_ordinary_way_says(self) -> None:
+    def test_it_says_what_the_ordinary_way_says(self):
         self.make_backup("b-lost", "gone")
         self.make_backup("b-runs", phase="InProgress")
         for name, code, said in (("nosuch", 3, 'backup "nosuch" does not exist'), ("b-runs", 1, "not available until"),
                                  ("b-lost", 3, "storage location 'gone' does not exist; backup 'b-lost' is in it")):
             self.assert_failed(self.cli("backup", "logs", name, "--direct"), code, said)
 
-    def test_a_folder_that_is_wrong(self) -> None:
+    def test_a_folder_that_is_wrong(self):
         self.fill_bucket()
         key, flags = os.path.join(self.copy, KEYS["BackupContents"]), ("--location", self.copy, "-o", self.path)
         for name, said in (("nobody", "there is no file"), *((name, f"error: backup '{name}' cannot exist")
@@ -8379,7 +8296,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         missing = run("backup", "logs", "b2", "--location", self.copy)
         self.assertEqual((3, False), (missing.code, hint in missing.err), missing.err)
 
-    def test_a_damaged_log_has_a_cure(self) -> None:
+    def test_a_damaged_log_has_a_cure(self):
         self.fill_bucket()
         packed = gzip.compress(LOG)[:-9]
         self.store.put(self.namespace, KEYS["BackupLog"], packed)
@@ -8392,7 +8309,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
             self.assertEqual((1, True), (result.code, LOG.startswith(result.out) and bool(result.out)), result.err)
             self.assertIn(f"hint: {cure}", result.err)
 
-    def test_a_folder_that_may_not_be_read(self) -> None:
+    def test_a_folder_that_may_not_be_read(self):
         """What the file system forbids in a copied bucket is code 5 with its path, and the rest is listed."""
         self.fill_bucket()
         os.chmod(self.folder, 0o755)
@@ -8412,9 +8329,8 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
                 self.assertEqual((5, path.endswith(".json")), (result.code, b"b2" in result.out), result.err)
                 self.assert_sentence(result, re.escape(path.lower()), "permission denied")
 
-    def test_an_authority_in_the_file(self) -> None:
-        store = FakeStore(tls=True)
-        self.addCleanup(store.close)
+    def test_an_authority_in_the_file(self):
+        store = self.enter(closing(FakeStore(tls=True)))
         store.put(self.namespace, KEYS["BackupLog"], gzip.compress(LOG))
         authority = base64.b64encode(read_bytes(str(store.ca))).decode()
         for storage, expected in (({}, (6, b"")), ({"caCert": authority}, (0, LOG))):
@@ -8422,7 +8338,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
             document["spec"]["config"]["s3Url"] = store.url
             self.assertEqual(expected, run("backup", "logs", "b1", *self.files(document))[:2])
 
-    def test_a_listing_of_many(self) -> None:
+    def test_a_listing_of_many(self):
         """Each backup of many pages is shown once, eight are read side by side, and of those named no others."""
         names = [f"n{number:03}" for number in range(25)]
         for key in (*(f"backups/{name}/{name}.tar.gz" for name in names), "restores/r1/r1", "kopia/ns/f"):
@@ -8441,7 +8357,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         result = program.end()
         self.assertEqual((0, names), (result.code, first_words(result.out)), result.err)
 
-    def test_a_listing_of_strangers(self) -> None:
+    def test_a_listing_of_strangers(self):
         self.fill_bucket()
         for number, body in enumerate((b"", b"nonsense", b"[]", b"5", b'{"metadata": 5, "status": []}', b"\xff\xfe",
                                        b"[" * 50_000, b'{"metadata": {"name": "\x1b[31m"}}', gzip.compress(b"{}"),
@@ -8453,7 +8369,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
         self.assertEqual(["b1", "b2"], self.listed(0, *self.files())[:2])
         self.assertNotIn(b"\x1b", self.cli("backup", "get", *self.files(), "-o", "json").out)
 
-    def test_a_listing_that_goes_wrong(self) -> None:
+    def test_a_listing_that_goes_wrong(self):
         endless = (b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x"
                    b"</NextContinuationToken></ListBucketResult>")
         for status, body, code in ((200, LOGIN_PAGE, 1), (200, b"", 1), (200, b"<ListBucketResult>", 1), (403, b"", 5),
@@ -8463,20 +8379,20 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, unittest.TestCase):
             self.assert_absent(run("backup", "get", *self.files()), code, "no end" if body == endless else "listing")
 
 
-class TestDownloadDirectReal(DirectTests, RealWorld, unittest.TestCase):
+class TestDownloadDirectReal(DirectTests, RealWorld, TestCase):
     """Direct on the real API server and the real S3 server."""
 
 
 # ---- Downloads, row 7: the library -------------------------------------------
 
-class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
+class TestDownloadLibrary(DownloadWorld, TestCase):
     """`import velero_requests` does the same without a word."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         super().setUp()
         self.api = vr.connect(vr.load_cluster(self.kubeconfig))
 
-    def test_threads_do_not_mix_and_nothing_is_touched(self) -> None:
+    def test_threads_do_not_mix_and_nothing_is_touched(self):
         """Eight streams over one connection object, each cut once, without a word; signal handlers stay."""
         def state() -> Any:
             return (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), vr.log.handlers[:], vr.log.level,
@@ -8499,15 +8415,14 @@ class TestDownloadLibrary(DownloadWorld, unittest.TestCase):
             got = dict(zip(texts, pool.map(content, texts)))
         self.assertEqual(("", [], True), (said.getvalue(), self.names(), got == texts))
 
-    def test_leaving_early_tidies_up(self) -> None:
+    def test_leaving_early_tidies_up(self):
         """A generator that is closed deletes its request at once, and so does an error of the writer's own."""
         self.contents(8 * MIB)
         self.store.script("GET", wire=paced(100, 0.1))
         chunks = vr.read_artifact(self.api, self.namespace, "BackupContents", "b1")
         self.assertTrue(next(chunks))
-        began = time.monotonic()
-        chunks.close()
-        self.assertLess(time.monotonic() - began, 2)
+        with within(2):
+            chunks.close()
         self.assertEqual(([], 1), (self.names(), len(self.gets())))
         writer = io.BytesIO()
         writer.close()
@@ -8529,7 +8444,7 @@ class Line(LoopbackServer):
 
     def _converse(self, accepted: socket.socket) -> None:
         left = self.plan.pop(0) if self.plan else sys.maxsize
-        with accepted, contextlib.suppress(OSError), socket.create_connection(self.to, 60) as far:
+        with accepted, suppress(OSError), socket.create_connection(self.to, 60) as far:
             far.sendall(accepted.recv(65536))  # a GET comes in one piece
             piece = b"-"
             while left and piece:
@@ -8543,8 +8458,7 @@ def put_members(store: Any, bucket: str, key: str, member: bytes, count: int, in
     """Store equal gzip members one after another without holding them, and return the sha256 of the object.
 
     In parts its ETag is no MD5. So Velero's AWS plugin stores all that is larger than 5 MiB (manager.NewUploader in its
-    object_store.go).
-    """
+    object_store.go)."""
     store.create_bucket(bucket)
     parts = ""
 
@@ -8569,17 +8483,16 @@ def put_members(store: Any, bucket: str, key: str, member: bytes, count: int, in
     return digest.hexdigest()
 
 
-put_in_parts = functools.partial(put_members, in_a_part=5)
+put_in_parts = partial(put_members, in_a_part=5)
 
 
-class TestDownloadReal(Sentences, RealWorld, unittest.TestCase):
+class TestDownloadReal(Sentences, RealWorld, TestCase):
     """The engine against the real S3 server; VELERO_BIG_DOWNLOAD says how many MiB break off ten times (CI: 2048)."""
 
-    def test_a_line_that_breaks_ten_times(self) -> None:
+    def test_a_line_that_breaks_ten_times(self):
         """The sha256 is right; the ETag of what is stored in parts, as Velero does, is not taken for an MD5."""
         self.make_target()
-        line = Line(self.store.host)
-        self.addCleanup(line.close)
+        line = self.enter(closing(Line(self.store.host)))
         self.make_location("line", {"s3Url": line.url})
         self.make_backup("b9", "line")
         self.serve()
@@ -8606,7 +8519,7 @@ def in_utc(instant_: datetime) -> datetime:
     return instant_.astimezone(timezone.utc)
 
 
-def document(kind: str, name: str = "one", metadata: Any = (), **parts: Any) -> Dict[str, Any]:
+def document(kind: str, name: str = "one", metadata: Any = (), **parts: Any) -> Document:
     """A small object with this spec and status."""
     return {"kind": kind, "metadata": {"name": name, "namespace": "velero", **dict(metadata)}, "spec": {}, "status": {},
             **parts}
@@ -8622,13 +8535,13 @@ def described(subject: Any, artifacts: Any = (), related: Any = (), resource: An
 class TestWords(Cases):
     """Columns, times, ages, durations, selectors and labels as Go writes them, and what is read of documents."""
 
-    def test_no_cell_makes_a_bomb(self) -> None:
+    def test_no_cell_makes_a_bomb(self):
         """A cell widens the others to 300 characters at most; counted are characters."""
         self.assertEqual(vr.aligned(["x" * 400 + "\ty", "日本:\tb"]), "x" * 400 + "y\n" + "日本:".ljust(302) + "b\n")
         self.assertEqual(vr.table([("x" * 400, "y"), ("a", "b")]), "x" * 400 + "y\na" + " " * 302 + "b\n")
         self.assertEqual(vr.aligned([]), "")
 
-    def test_words(self) -> None:
+    def test_words(self):
         """Times are in the user's zone unless that leaves the calendar; selectors are sorted."""
         some = [{"key": "z", "operator": "Exists"}, {"key": "a", "operator": "DoesNotExist"},
                 {"key": "m", "operator": "In", "values": ["2", "1"]}, {"key": "k", "operator": "Near"},
@@ -8637,7 +8550,6 @@ class TestWords(Cases):
 
         def shown(text: str, hours: float = 0) -> str:
             return vr.go_time(text, lambda moment: moment.astimezone(timezone(timedelta(hours=hours), "X")), "-")
-
         self.gives(vr.duration, ("", "0s"), ("1.000000001s", "1.000000001s"), ("soon", "<invalid duration 'soon'>"))
         self.gives(vr.age, (0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h"), (86399, "23h"),
                    (86400, "1d"), (364.9 * 86400, "364d"), (365 * 86400, "1y"), (1e12, "292y"))
@@ -8650,7 +8562,7 @@ class TestWords(Cases):
         self.gives(lambda name: vr.related_of(vr.RESTORES, document("Restore", name))[0][1][23:],
                    ("n" * 63, "n" * 63), ("\ud800" * 64, "\ud800" * 57 + "8369aa"))
 
-    def test_nothing_of_unicode_drives_a_terminal(self) -> None:
+    def test_nothing_of_unicode_drives_a_terminal(self):
         """Controls, formats such as bidi marks and tags, halves, separators: all are blanks but two joiners."""
         self.assertEqual(vr.printable("a\x1b[31m\tb\u202ec\ud800日本\u200d語"), "a [31m b c 日本\u200d語")
         for code in range(sys.maxunicode + 1):
@@ -8659,7 +8571,7 @@ class TestWords(Cases):
                 self.assertEqual(vr.printable(f"a{chr(code)}b"), f"a{expected}b", hex(code))
                 self.assertEqual(vr.one_line(f"a{chr(code)}b"), "a b", hex(code))
 
-    def test_fields(self) -> None:
+    def test_fields(self):
         """What is absent or of a wrong type has Go's zero value; wrong is told by its place, or raised."""
         subject = {"spec": {"ttl": [], "names": ["a", 7], "on": True}, "count": True, "text": "t", "map": {"x": 1},
                    "numbers": [2 ** 63, 2 ** 63 - 1, 1.5], "rows": [{"a": "b"}, 1, {"a": {}}]}
@@ -8676,7 +8588,6 @@ class TestWords(Cases):
             with self.subTest(path=path, kind=kind):
                 def found(fields: Any) -> Any:
                     return [row(kind) for row in fields.rows(path)] if kind == "a" else fields(path, kind)
-
                 for place, start in (("", 1), ("Kind", 0)):
                     noted: Dict[str, None] = {}
                     self.assertEqual(found(vr.Fields(subject, place, noted)), expected)
@@ -8689,14 +8600,14 @@ class TestWords(Cases):
             vr.Fields([1])("a")
 
 
-class TestTables(unittest.TestCase):
+class TestTables(TestCase):
     """`backup get`, `restore get`, `plugin get`, `version`, what describe fetches, and -o json|yaml."""
 
     @staticmethod
     def table(resource: Any, documents: Any, **options: Any) -> List[str]:
         return vr.resource_table(resource, documents, NOON, localize=in_utc, **options).splitlines()
 
-    def test_expiry(self) -> None:
+    def test_expiry(self):
         early = "2026-05-01T10:00:00Z"
         for expiration, ttl, created, expected in (
                 ("2026-05-01T12:00:00Z", "", "", "0s"), ("0001-01-01T00:00:00Z", "3h", early, "1h"),
@@ -8706,14 +8617,14 @@ class TestTables(unittest.TestCase):
                               status={"expiration": expiration})
             self.assertIn(f"<nil>     {expected:<10}", self.table(vr.BACKUPS, [backup])[1])
 
-    def test_any_object_has_a_row(self) -> None:
+    def test_any_object_has_a_row(self):
         """What cannot be read is left empty; there are no labels unless they are asked for."""
         strange = [{}, {"spec": None, "status": []}, document("Backup", "n\n\x1b[2J", status={"phase": "Done\tnow"}),
                    {"metadata": {"name": 7, "labels": ["x"]}, "status": {"errors": "x"}}]
         for lines in (self.table(resource, strange) for resource in (vr.BACKUPS, vr.RESTORES)):
             self.assertEqual((len(lines), "\x1b" in "".join(lines), lines[0][-8:]), (5, False, "SELECTOR"))
 
-    def test_ten_thousand_backups_take_no_time(self) -> None:
+    def test_ten_thousand_backups_take_no_time(self):
         """Of the processor: under a second, or what YAML of the same takes three times, where that is slow."""
         more = {"status": {"startTimestamp": "2026-05-01T11:00:00Z", "expiration": "2026-05-04T13:00:00Z"}}
         backups = [document("Backup", f"b-{number:014d}", {"labels": {"a": "b"}}, **more) for number in range(10_000)]
@@ -8723,7 +8634,7 @@ class TestTables(unittest.TestCase):
             moments.append(time.process_time())
         self.assertLess(moments[1] - moments[0], max(1.0, 3 * (moments[2] - moments[1])))
 
-    def test_what_a_server_says_adds_no_line(self) -> None:
+    def test_what_a_server_says_adds_no_line(self):
         """Its version, and names of plugins."""
         own = {"client": {"version": f"v{vr.__version__}"}}
         self.assertEqual((vr.version_document(None), vr.version_document("v1\n")), (
@@ -8732,7 +8643,7 @@ class TestTables(unittest.TestCase):
         self.assertEqual(vr.plugin_table([("Object\nStore", "velero.io/\x1b[31maws"), ("", "b")]),
                          "NAME                 KIND\nvelero.io/ [31maws   Object Store\nb                    \n")
 
-    def test_what_describe_fetches(self) -> None:
+    def test_what_describe_fetches(self):
         """Only what a screen shows: velero's JSON of a backup has no operations."""
         status = {"warnings": 1, "backupItemOperationsAttempted": 1}
         for options, more in (({}, ["BackupItemOperations"]), ({"structured": True}, [])):
@@ -8742,7 +8653,7 @@ class TestTables(unittest.TestCase):
                 "csiVolumeSnapshotsAttempted", ["CSIBackupVolumeSnapshots", "CSIBackupVolumeSnapshotContents"])):
             self.assertEqual(vr.legacy_artifacts_of(document("Backup", status={kind: 1})), kinds)
 
-    def test_json_and_yaml(self) -> None:
+    def test_json_and_yaml(self):
         """JSON escapes what cannot be shown; YAML is in block style, without anchors."""
         shared, nasty = {"a": ["x"]}, "\x1b\x7f\x9b\u2028\u202e\u2066\ud800\ufeff"
         for function, value, expected in (
@@ -8758,7 +8669,7 @@ class TestTables(unittest.TestCase):
         for documents in ([value, [], "x"], *map(vr.crd_manifests, (True, False))):
             self.assertEqual(list(yaml.safe_load_all(vr.yaml_text(*documents))), documents)
 
-    def test_strings_stay_strings(self) -> None:
+    def test_strings_stay_strings(self):
         """Quoted is what Go or YAML 1.1 takes for something else, and what would be read differently."""
         words = ("y Y n No on OFF true False null ~ 12 1e3 0o14 0x1f 1_000 12:30:45 .5 .inf .nan - -1 +1 = << * & ! | "
                  "> % @ ` 2026-05-01 2026-05-01T12:00:00Z 1.1.0 a: #a 'a' \" é [a] {a} --- ... "
@@ -8770,7 +8681,7 @@ class TestTables(unittest.TestCase):
             self.assertEqual((line, yaml.safe_load(line)), (f"{form}: {form}\n", {text: text}))
 
 
-class TestScreens(unittest.TestCase):
+class TestScreens(TestCase):
     """`backup describe`, `restore describe`, where the golden cases have nothing to say or we differ from velero."""
 
     def check(self, screen: Any, *texts: str, troubles: Any = (), **places: Any) -> None:
@@ -8781,7 +8692,7 @@ class TestScreens(unittest.TestCase):
             self.assertEqual(functools.reduce(lambda found, step: found[step], place.split("__"), screen.json), value)
         self.assertEqual(screen.troubles, list(troubles))
 
-    def test_texts(self) -> None:
+    def test_texts(self):
         """Line breaks stay in their column; of hooks of one name the later one is in the JSON."""
         subject = document("Backup", metadata={"annotations": {"a": "1\n2\n", "b": "3"}}, status={
             "warnings": 1, "validationErrors": ["v"]}, spec={"hooks": {"resources": [
@@ -8798,12 +8709,11 @@ class TestScreens(unittest.TestCase):
                 {"container": "", "command": "ls -l", "onError:": "", "timeout": "30s"}])
         self.check(described(document("Backup", status={"phase": "Failed"})), "\nPhase:  Failed (run ")
 
-    def test_pod_volumes(self) -> None:
+    def test_pod_volumes(self):
         """Sizes are told by the phase; phases that velero does not know come last, in the JSON too."""
         def listed(*statuses: Any) -> Any:
             return [{"spec": {"pod": {"namespace": "n", "name": "p"}, "volume": "v", "uploaderType": "kopia"},
                      "status": status} for status in statuses]
-
         sizes = {"incrementalBytes": 1, "progress": {"totalBytes": 3, "bytesDone": 1}}
         for status, expected in (({"phase": "Completed"}, "v"), ({"phase": "InProgress"}, "v"),
                                  ({"phase": "InProgress", **sizes}, "v (33.33%)"), ({"phase": "Failed", **sizes}, "v"),
@@ -8817,7 +8727,7 @@ class TestScreens(unittest.TestCase):
                    "".join(f"  {name + ':':<12}1\n" for name in counts),
                    status__podVolumeRestores__podVolumeRestoresDetails=counts)
 
-    def test_sizes_of_moved_data(self) -> None:
+    def test_sizes_of_moved_data(self):
         """The JSON has both as soon as one is known."""
         for sizes, expected in (({}, {}), ({"size": 2}, {"size": 2, "incrementalSize": 0}),
                                 ({"size": 0, "incrementalSize": 1}, {"size": 0, "incrementalSize": 1})):
@@ -8826,7 +8736,7 @@ class TestScreens(unittest.TestCase):
             found = screen.json["status"]["backupVolumes"]["csiSnapshots"]["/"]["dataMovement"]
             self.assertEqual({name: found[name] for name in found if "ize" in name}, expected)
 
-    def test_missing_artifacts(self) -> None:
+    def test_missing_artifacts(self):
         places = "status__backupVolumes__errorConclude"
         native = "Backup", "Velero-Native Snapshots: ", "concluding native snapshot info", f"{places}NativeSnapshot"
         csi = "Backup", "CSI Snapshots: ", "concluding CSI snapshot info", f"{places}CSISnapshot"
@@ -8841,7 +8751,7 @@ class TestScreens(unittest.TestCase):
             text = f"<error {what}: file not found>"
             self.check(screen, f"{title}{text}\n", troubles=[GONE], **{place: text})
 
-    def test_a_missing_bucket_or_owner_is_no_missing_artifact(self) -> None:
+    def test_a_missing_bucket_or_owner_is_no_missing_artifact(self):
         """So that a restore whose backup is gone does not look like one of an older server."""
         for error in (vr.NotFound("no backup", reason="BackupNotFound"),
                       vr.StoreError("no bucket", status=404, reason="BucketNotFound")):
@@ -8851,7 +8761,7 @@ class TestScreens(unittest.TestCase):
         self.assertEqual(*(described(document("Restore"), {"RestoreVolumeInfo": error}).text
                            for error in (unknown, GONE)))
 
-    def test_json_of_a_restore(self) -> None:
+    def test_json_of_a_restore(self):
         """velero has none: ours has the shape of a backup's."""
         spec = {
             "backupName": "b", "namespaceMapping": {"x": "y"}, "resourceModifier": {"kind": "configmap", "name": "m"},
@@ -8900,7 +8810,7 @@ class TestScreens(unittest.TestCase):
                     {"resource": " /", "operationID": "", "phase": ""}]},
                 "resourceList": {"v1/Pod": ["n/p(created)"]}}})
 
-    def test_a_list_that_failed(self) -> None:
+    def test_a_list_that_failed(self):
         refusal = vr.ApiError("not allowed to {list} > it", status=403)
         related = dict.fromkeys(LISTS, refusal)
         backup, restore = (described(document(kind), related=related) for kind in ("Backup", "Restore"))
@@ -8912,7 +8822,7 @@ class TestScreens(unittest.TestCase):
         self.assertIn(f"\n\nPod Volume Restores: {restores}\n\nCSI", restore.text)
         self.assertEqual(restore.json["status"]["podVolumeRestores"], restores)
 
-    def test_artifacts_of_another_shape(self) -> None:
+    def test_artifacts_of_another_shape(self):
         infos = [{"backupMethod": method, "pvName": 5, "preserveLocalSnapshot": True}
                  for method in ("NativeSnapshot", "CSISnapshot")]
         screen = described(document("Backup", status={"errors": 1, "backupItemOperationsAttempted": 1}), {
@@ -8928,7 +8838,7 @@ class TestScreens(unittest.TestCase):
         self.assertTrue(screen.text.endswith("\n        Result: \n\n  Pod Volume Backups: <none included>\n"))
         self.assertEqual([trouble.exit for trouble in screen.troubles], [1] * 4)
 
-    def test_fields_of_the_wrong_type(self) -> None:
+    def test_fields_of_the_wrong_type(self):
         """Are listed in a section of their own, the first ten of them."""
         for count, last, more in (
                 (1, "spec.includedNamespaces[0] must be a string", ""), (11, "and 1 more", " (and 10 more)"),
@@ -8944,7 +8854,7 @@ class TestScreens(unittest.TestCase):
             self.assertEqual(sorted(described(subject, related=related).json["unreadable"]), [
                 *wrong, "spec.includedResources must be a list", "status.phase must be a string"])
 
-    def test_documents_that_are_none(self) -> None:
+    def test_documents_that_are_none(self):
         """Even those have a screen; without spec and status it is that of an empty one."""
         for resource in (vr.BACKUPS, vr.RESTORES):
             for junk in (None, [], "x", {"metadata": [], "spec": 1, "status": "x"}):
@@ -8954,7 +8864,7 @@ class TestScreens(unittest.TestCase):
             bare = {"kind": resource.kind, "metadata": {"name": "one", "namespace": "velero"}}
             self.assertEqual(described(bare).text, described(document(resource.kind)).text)
 
-    def test_nothing_that_strangers_write_breaks_a_column_or_drives_a_terminal(self) -> None:
+    def test_nothing_that_strangers_write_breaks_a_column_or_drives_a_terminal(self):
         """Nor do a hundred thousand tabs make as many columns."""
         for evil in ("a\tb\x1b[2J\nc", "\t" * 100_000):
             subject = document("Backup", evil, metadata={"labels": {evil: evil}}, spec={
@@ -9105,7 +9015,7 @@ class GoldenWorld(World):
     def crds(cls) -> List[Document]:
         """Those of the release, and open ones for the kinds that only describe reads."""
         if not os.environ.get("VELERO_GOLDEN"):
-            raise unittest.SkipTest(NO_GOLDEN)
+            raise SkipTest(NO_GOLDEN)
         crds = vr.crd_manifests(cls.status_subresource)
         return crds + [json.loads(json.dumps(crds[0]).replace("Backup", kind).replace("backup", kind.lower()))
                        for kind in GOLDEN_KINDS]
@@ -9121,7 +9031,7 @@ class GoldenWorld(World):
         self.store.create_bucket(GOLDEN_BUCKET)
         self.users = {user: self.cluster.kubeconfig(self.folder, user) for user in ("admin", "limited")}
 
-    def load(self, case: GoldenCase, began: datetime, end: contextlib.ExitStack) -> None:
+    def load(self, case: GoldenCase, began: datetime, end: ExitStack) -> None:
         """Create the objects and artifacts of a case until `end`, with NOW, UID(...) and S3_URL replaced."""
         uids: Dict[str, str] = {}
 
@@ -9131,7 +9041,6 @@ class GoldenWorld(World):
                 offset = re.sub(r"(\d+)d", lambda days: f"{24 * int(days[1])}h", text[3:] or "0")
                 return vr.format_time(began + timedelta(seconds=vr.parse_duration(offset)))
             return uids[text[4:-1]] if text.startswith("UID(") else self.store.url if text == "S3_URL" else value
-
         for document in mapped(case.about.get("objects") or []):
             kind, metadata = document["kind"], document["metadata"]
             if kind not in ("Backup", "Restore", "BackupStorageLocation", *GOLDEN_KINDS):
@@ -9150,7 +9059,7 @@ class GoldenWorld(World):
             end.callback(*((self.store.buckets[GOLDEN_BUCKET].pop, key) if self.store.kind == "fake" else
                            (os.unlink, os.path.join(self.store.data, GOLDEN_BUCKET, key))))
 
-    def answer(self, case: GoldenCase, end: contextlib.ExitStack) -> None:
+    def answer(self, case: GoldenCase, end: ExitStack) -> None:
         """Let our controller answer until `end`, as the case's server would; for a status only if it has one."""
         server = case.about.get("server") or {}
         if server or case.group not in ("plugin-get", "version"):
@@ -9161,16 +9070,13 @@ class GoldenWorld(World):
             thread.start()
             end.callback(self.halt, controller, thread)
 
-    def place(self, case: GoldenCase, end: contextlib.ExitStack) -> str:
+    def place(self, case: GoldenCase, end: ExitStack) -> str:
         """Stand until `end` in an empty folder with an empty home, with the files and variables of the case."""
         base = tempfile.mkdtemp(dir=self.folder)
         for name in ("files", "home"):
             os.mkdir(os.path.join(base, name))
             for path, text in (case.about.get(name) or {}).items():
-                path = os.path.join(base, name, path)
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                with open(path, "w", encoding="utf-8") as file:
-                    file.write(text)
+                write_bytes(os.path.join(base, name, path), text.encode())
         end.callback(time.tzset)
         end.callback(os.chdir, os.getcwd())
         end.enter_context(environment({
@@ -9182,7 +9088,7 @@ class GoldenWorld(World):
 
     def compare(self, case: GoldenCase) -> None:
         began = datetime.now(timezone.utc).replace(microsecond=0)
-        with contextlib.ExitStack() as end:
+        with ExitStack() as end:
             self.load(case, began, end)
             self.answer(case, end)
             folder = self.place(case, end)
@@ -9208,10 +9114,10 @@ class GoldenWorld(World):
 
 
 class GoldenTests(GoldenWorld):
-    def test_backup_describe(self) -> None:
+    def test_backup_describe(self):
         self.check([case for case in self.cases() if case.group == "backup-describe"], 1)
 
-    def test_others(self) -> None:
+    def test_others(self):
         """All others; and every difference has a case."""
         cases = self.cases()
         unmet = set(DIFFERENCES) - {name for case in cases for name in case.names}
@@ -9219,11 +9125,11 @@ class GoldenTests(GoldenWorld):
         self.check([case for case in cases if case.group != "backup-describe"], 1)
 
 
-class TestGoldenFakeNew(GoldenTests, FakeWorld, unittest.TestCase):
+class TestGoldenFakeNew(GoldenTests, FakeWorld, TestCase):
     release = "1.18.1"
 
 
-class TestGoldenFakeOld(GoldenTests, FakeWorld, unittest.TestCase):
+class TestGoldenFakeOld(GoldenTests, FakeWorld, TestCase):
     release, status_subresource = "1.6.3", True
 
 
@@ -9231,24 +9137,24 @@ class GoldenRealTests(GoldenWorld):
     """A sample of every group against the real servers."""
     fewest = 0
 
-    def test_sample(self) -> None:
+    def test_sample(self):
         """Every seventh case of each group, but those that nobody answers or that ask no server."""
         cases = [case for case in self.cases() if case.group != "usage" and "--timeout" not in case.argv]
         groups = ([case for case in cases if case.group == group] for group in {case.group for case in cases})
         self.check([case for group in groups for case in group[::7]], self.fewest)
 
 
-class TestGoldenRealNew(GoldenRealTests, RealWorld, unittest.TestCase):
+class TestGoldenRealNew(GoldenRealTests, RealWorld, TestCase):
     release, fewest = "1.18.1", 30
 
 
-class TestGoldenRealOld(GoldenRealTests, RealWorld, unittest.TestCase):
+class TestGoldenRealOld(GoldenRealTests, RealWorld, TestCase):
     release, status_subresource, fewest = "1.6.3", True, 10
 
 
 # ---- Screens where the golden cases have nothing to say ----------------------
 
-class TestDescribing(FakeWorld, unittest.TestCase):
+class TestDescribing(FakeWorld, TestCase):
     """describe and version when things go wrong, and what velero does not have."""
 
     def shown(self, *words: str, code: int = 0) -> Any:
@@ -9256,20 +9162,20 @@ class TestDescribing(FakeWorld, unittest.TestCase):
         self.assertEqual(result.code, code, result.err)
         return result
 
-    def test_nobody_answers(self) -> None:
+    def test_nobody_answers(self):
         """The screen is there, each section says what it lacks, the code is 4, and no request is left."""
         result = self.shown("backup", "describe", "b1", "--details", "--timeout", "200ms", code=4)
         self.assertIn(b"Resource List:  <error getting backup resource list: nobody answered", result.out)
         self.assertIn("hint: there is no Deployment velero", result.err)
         self.assertEqual(self.names(), [])
 
-    def test_interrupted(self) -> None:
+    def test_interrupted(self):
         program = self.program("backup", "describe", "b1", "--details")
         wait_until(lambda: len(self.names()) == 2, what="two requests")
         result = program.end(signal.SIGINT, seconds=5)
         self.assertEqual((result.code, result.out, self.names()), (130, b"", []), result.err)
 
-    def test_too_large(self) -> None:
+    def test_too_large(self):
         """A resource list that fits no memory is said in its section, and the rest is shown."""
         body = b'{"v1/Pod": [' + b'"web/a-pod-of-many",' * (vr.JSON_LIMIT // 20 + 1) + b'"web/last"]}'
         self.store.put(self.namespace, "backups/b1/b1-resource-list.json.gz", gzip.compress(body, 1))
@@ -9277,7 +9183,7 @@ class TestDescribing(FakeWorld, unittest.TestCase):
         result = self.shown("backup", "describe", "b1", "--details", code=1)
         self.assertRegex(result.out, b"(?s)it is larger than 16 MiB.*Backup Volumes:")
 
-    def test_json_that_velero_has_not(self) -> None:
+    def test_json_that_velero_has_not(self):
         """Of several backups, for which velero prints text whatever -o says, and of a restore."""
         self.make_backup("b2")
         self.put()
@@ -9287,7 +9193,7 @@ class TestDescribing(FakeWorld, unittest.TestCase):
         restore = json.loads(self.shown("describe", "restore", "r1", "-o", "json").out)
         self.assertEqual(restore["spec"]["backup"], "b1")
 
-    def test_verb_first(self) -> None:
+    def test_verb_first(self):
         self.put()
         self.store.put(self.namespace, "backups/b1/b1.tar.gz", tar_of({"a": b"b"}))
         self.serve()
@@ -9295,14 +9201,14 @@ class TestDescribing(FakeWorld, unittest.TestCase):
             one, other, *more = words.split()
             self.assertEqual(self.shown(one, other, *more), self.shown(other, one, *more))
 
-    def test_switches(self) -> None:
+    def test_switches(self):
         """A switch takes its value only after `=`, so that a name may follow it."""
         self.serve()
         for word, shown in (("--details", True), ("--details=false", False)):
             self.assertEqual(b"Resource List:" in self.cli("backup", "describe", word, "b1").out, shown)
         self.shown("backup", "get", "--show-labels=perhaps", code=2)
 
-    def test_locale_without_the_characters(self) -> None:
+    def test_locale_without_the_characters(self):
         self.put()
         self.admin.merge_patch("backups", "b1", {"metadata": {"annotations": {"note": "für 東京"}}}, self.namespace)
         self.serve()
@@ -9333,16 +9239,16 @@ PROGRAMS = ("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"
 class TestCompletion(FolderCase):
     """What the program offers, and that the shells which are here offer it, too."""
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Lay a file that can be offered, and in place of the program one that writes down what it is called with."""
         super().setUp()
         program = (f"#!/bin/sh\n[ \"$1\" != __complete ] || exec {sys.executable} {MODULE} \"$@\"\n"
                    "printf '%s\\n' \"$*\" >>typed\n")
         for name, text in (("my-file", ""), ("velero_requests.py", program)):
-            os.chmod(write_bytes(os.path.join(self.folder, name), text.encode()), 0o755)
+            os.chmod(write_bytes(self.at(name), text.encode()), 0o755)
 
     def script(self, shell: str, name: str = "script") -> str:
-        return write_bytes(os.path.join(self.folder, name), run("completion", shell).out)
+        return write_bytes(self.at(name), run("completion", shell).out)
 
     def shell(self, *argv: str) -> Tuple[str, ...]:
         """The command that runs a shell without anybody's settings."""
@@ -9355,35 +9261,35 @@ class TestCompletion(FolderCase):
 
     def check(self, setting: str, *argv: str) -> None:
         """Type lines in a shell that inserts all it offers, run them, and compare what they are called with."""
-        write_bytes(os.path.join(self.folder, ".zshrc"), f"{setting}\nPS1=READY\n".encode())
+        write_bytes(self.at(".zshrc"), f"{setting}\nPS1=READY\n".encode())
         terminal = Terminal(self.folder, program=self.shell(*argv))
         self.addCleanup(terminal.kill)
         wait_until(lambda: "READY" in terminal.text(), what="the prompt")
         typed = "".join(f"{program} {line}\x18\x18\n" for program, line in zip(itertools.cycle(PROGRAMS), TYPED))
         terminal.type(typed.encode() + b"exit\n")
         _, text = terminal.end()
-        called = read_bytes(os.path.join(self.folder, "typed")).decode().splitlines()
-        os.remove(os.path.join(self.folder, "typed"))
+        called = read_bytes(self.at("typed")).decode().splitlines()
+        os.remove(self.at("typed"))
         self.assertEqual(len(called), len(TYPED), text)
         for line, words in zip(TYPED, map(str.split, called)):
             count = line.count(" ")  # of words that are finished
             self.assertEqual(words[:count], line.split(" ")[:count], setting)
             self.same(words[count:], TYPED[line], setting, line)
 
-    def test_what_is_offered(self) -> None:
+    def test_what_is_offered(self):
         for line, offered in OFFERED.items():
             result = run("__complete", *line.split(" "))
             self.assertEqual((0, ""), (result.code, result.err), line)
             self.same(result.out.decode().split(), offered, line)
 
-    @unittest.skipUnless(shutil.which("bash"), "there is no bash, so its completion was not tried")
-    def test_bash(self) -> None:
+    @skipUnless(shutil.which("bash"), "there is no bash, so its completion was not tried")
+    def test_bash(self):
         for setting in ("", "set -u; IFS=-; shopt -s nocaseglob nocasematch failglob", "set -o posix"):
             self.check(f"bind '\"\\C-x\\C-x\": insert-completions'\n{setting}\n. {self.script('bash')}",
                        "bash", "--noprofile", "--rcfile", ".zshrc", "-i")
 
-    @unittest.skipUnless(shutil.which("zsh"), "there is no zsh, so its completion was not tried")
-    def test_zsh(self) -> None:
+    @skipUnless(shutil.which("zsh"), "there is no zsh, so its completion was not tried")
+    def test_zsh(self):
         """The script may also lie where zsh finds it when it is needed."""
         insert_all = ("zstyle ':completion:*' completer _all_matches _complete\nzstyle ':completion:*' insert true\n"
                       "bindkey '^X^X' complete-word\nautoload -Uz compinit\ncompinit -u -D\n")
@@ -9391,27 +9297,26 @@ class TestCompletion(FolderCase):
                         f"fpath=({os.path.dirname(self.script('zsh', '_velero_requests'))} $fpath)\n{insert_all}"):
             self.check(setting, "zsh", "-d", "-i")
 
-    @unittest.skipUnless(shutil.which("fish"), "there is no fish, so its completion was not tried")
-    def test_fish(self) -> None:
+    @skipUnless(shutil.which("fish"), "there is no fish, so its completion was not tried")
+    def test_fish(self):
         ask = "source $argv[1]; for line in $argv[2..-1]; complete -C $line | string split -f 1 \\t; echo .; end"
         for program in PROGRAMS:
             command = self.shell("fish", "-c", ask, self.script("fish"), *(f"{program} {line}" for line in TYPED))
-            done = subprocess.run(command, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=60)
+            done = subprocess.run(command, cwd=self.folder, stdout=PIPE, check=True, timeout=60)
             for (line, offered), found in zip(TYPED.items(), done.stdout.decode().split(".\n")):
                 self.same(found.split(), offered, program, line)
 
 
-class TestCompletionOfNames(FakeWorld, unittest.TestCase):
+class TestCompletionOfNames(FakeWorld, TestCase):
     """Names of the cluster's objects, when it tells them in time."""
 
     def offers(self, names: str, *words: str) -> None:
         """Check the words that are offered, within two seconds and without a word on stderr."""
-        began = time.monotonic()
-        result = run("__complete", "--kubeconfig", self.kubeconfig, "-n", self.namespace, *words)
+        with within(2):
+            result = run("__complete", "--kubeconfig", self.kubeconfig, "-n", self.namespace, *words)
         self.assertEqual((0, names, ""), (result.code, " ".join(result.out.decode().split()), result.err), words)
-        self.assertLess(time.monotonic() - began, 2)
 
-    def test_names(self) -> None:
+    def test_names(self):
         """Of backups or restores, whichever the command is about, in the namespace and cluster that the line names."""
         self.make_backup("nightly")
         for words, names in (("backup logs ", "b1 nightly"), ("backup describe b1 n", "nightly"),
@@ -9420,25 +9325,25 @@ class TestCompletionOfNames(FakeWorld, unittest.TestCase):
                              ("--kubeconfig /dev/null backup logs ", "")):
             self.offers(names, *words.split(" "))
         odd = [{"metadata": {"name": name}} for name in ("nice", "n$(id)", "n;x", "n y", "", None)]
-        for fault, names in (({"status": 200, "body": {"items": odd}}, "nice"), ({"hang": threading.Event()}, ""),
+        for fault, names in (({"status": 200, "body": {"items": odd}}, "nice"), ({"hang": SILENT}, ""),
                              ({"status": 403, "body": {"kind": "Status", "message": "no"}}, "")):
             self.cluster.unscript()
             self.cluster.script("GET", "/backups", **fault)
             self.offers(names, "backup", "logs", "n")
 
 
-class TestWaiting(FakeWorld, unittest.TestCase):
+class TestWaiting(FakeWorld, TestCase):
     """How a client waits that may watch, or not."""
 
-    def test_it_is_deleted_or_nobody_answers(self) -> None:
+    def test_it_is_deleted_or_nobody_answers(self):
         """Polling backs off from 25 ms to a second between two looks, with one at the end of the time."""
-        self.cluster.grant("reader", {"apiGroups": ["velero.io"], "resources": ["downloadrequests"],
+        self.cluster.grant("reader", {"apiGroups": ["velero.io"], "resources": [DR],
                                       "verbs": ["create", "get"]}, namespace=self.namespace)
         for user in ("reader", "admin"):  # which may watch
             self.kubeconfig = self.cluster.kubeconfig(self.folder, user)
             program = self.program("backup", "logs", "b1", "--timeout", "20s")
             name, = wait_until(self.names, 15, "the request")
-            self.admin.delete("downloadrequests", name, self.namespace)
+            self.admin.delete(DR, name, self.namespace)
             self.assert_failed(program.end(), 1, f"{name} was deleted by somebody else before it was answered")
         self.cluster.forget()
         result = self.cli("backup", "logs", "b1", "--timeout", "2s", user="reader")
@@ -9446,9 +9351,9 @@ class TestWaiting(FakeWorld, unittest.TestCase):
         self.assertIn("hint: the reason cannot be seen with your rights", result.err)
         self.assertIn(self.cluster.count("GET", "/downloadrequests/"), range(5, 10))
 
-    def test_why_nobody_answers(self) -> None:
+    def test_why_nobody_answers(self):
         """Hints tell what is wrong with server and location, as far as the caller's rights let it be seen."""
-        self.fill("default", "backupstoragelocations", phase="Unavailable", message="no such bucket")
+        self.fill("default", BSL, phase="Unavailable", message="no such bucket")
         self.make_backup("lost", "gone")
         self.cluster.grant("limited", {"apiGroups": ["velero.io"], "resources": ["*"], "verbs": ["create", "get"]},
                            namespace=self.namespace)
@@ -9460,10 +9365,10 @@ class TestWaiting(FakeWorld, unittest.TestCase):
             self.assertRegex(result.err, f"\nhint: {hint}(.*\n)+hint: --direct needs no controller")
 
 
-class TestCommandLine(unittest.TestCase):
+class TestCommandLine(TestCase):
     """What is typed, and what is said of it."""
 
-    def test_spellings(self) -> None:
+    def test_spellings(self):
         """Flags may stand anywhere, verbs first, and what is a flag's value names no command."""
         for typed, command, options in (
                 ("-n ns download backup b1", "backup download", {"namespace": "ns", "name": "b1", "url_only": False}),
@@ -9482,7 +9387,7 @@ class TestCommandLine(unittest.TestCase):
             found, values = vr.parse(typed.split())
             self.assertEqual((command, options), (found.words, {key: getattr(values, key) for key in options}), typed)
 
-    def test_wrong_usage(self) -> None:
+    def test_wrong_usage(self):
         """It names what was typed, and stdout stays empty; what only Velero does is velero's."""
         for typed, words in (
                 ("plugin get --force", "arguments: --force\nhint: see `velero_requests.py plugin get --help`"),
@@ -9497,14 +9402,13 @@ class TestCommandLine(unittest.TestCase):
                 ("completion csh", "invalid choice: 'csh'"), ("download b1 --kind Backup", "invalid choice: 'Backup'"),
                 ("backup logs b1 --credentials-file gone", "without --direct or --location"),
                 *((f"download b1 --url-only {flag}", "makes no file; leave out --output and --force\n")
-                  for flag in ("-o x", "--force")),
-                ("backup get --location=", "--location: it is empty"), ("download b1 -o=", "-o/--output: it is empty"),
-                ("backup describe --cacert=", "--cacert: it is empty"),
+                  for flag in ("-o x", "--force")), ("backup get --location=", "--location: it is empty"),
+                ("download b1 -o=", "-o/--output: it is empty"), ("backup describe --cacert=", "--cacert: it is empty"),
                 ("backup get --direct -l a=b", "--selector needs the cluster")):
             result = run(*typed.split())
             self.assertEqual((2, b"", True), (*result[:2], words in result.err), (typed, result.err))
 
-    def test_groups_print_their_help(self) -> None:
+    def test_groups_print_their_help(self):
         for words, told in (("", "backup describe|exit codes:"), ("backup", "describe  |logs  "),
                             ("-v get --help", "plugins  |restore  "), ("logs -n ns", "print the log of a restore"),
                             ("plugin", "list the plugins"), ("backup get -h", "--show-labels|[BACKUP ...]")):
@@ -9521,17 +9425,17 @@ ENDS = (  # a command, where its stdout and stderr lead, the code it ends with, 
     ("backup logs", "", "closed", 2, ""), ("--version", "full", "full", 1, ""), ("--help", "closed", "closed", 141, ""))
 
 
-class TestEnds(unittest.TestCase):
+class TestEnds(TestCase):
     """However a command ends, there is one sentence and its code, and no word from the interpreter."""
 
-    def test_full_disks_and_closed_pipes(self) -> None:
+    def test_full_disks_and_closed_pipes(self):
         """With streams buffered, and of the first and the last also unbuffered."""
         base = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         reading, closed = os.pipe()
         os.close(reading)
         self.addCleanup(os.close, closed)
         with open("/dev/full", "wb") as full:
-            leads = {"full": full, "closed": closed, "": subprocess.PIPE}
+            leads = {"full": full, "closed": closed, "": PIPE}
             started = [(row, subprocess.Popen([sys.executable, MODULE, *row[0].split()], stdout=leads[row[1]],
                                               stderr=leads[row[2]], env={**base, **environ}))
                        for environ, rows in (({}, ENDS), ({"PYTHONUNBUFFERED": "1"}, (ENDS[0], ENDS[-1])))
@@ -9540,13 +9444,13 @@ class TestEnds(unittest.TestCase):
                 out, err = process.communicate(timeout=60)
                 self.assertEqual(row[3:], (process.returncode, (err or b"").decode()), (row, out))
 
-    def test_ctrl_c_while_it_is_imported(self) -> None:
+    def test_ctrl_c_while_it_is_imported(self):
         """The code is 130 and nothing is said, also by the installed command; an ignored one stays ignored."""
         for before, code in ((signal.SIG_DFL, 130), (signal.SIG_IGN, 0)):
             process = subprocess.Popen(
                 [sys.executable, "-X", "importtime", MODULE, "version", "--client-only"],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                preexec_fn=functools.partial(signal.signal, signal.SIGINT, before))  # pylint: disable=W1509
+                stdout=PIPE, stderr=PIPE,
+                preexec_fn=partial(signal.signal, signal.SIGINT, before))  # pylint: disable=W1509
             assert process.stderr
             said = b""
             while b" signal\n" not in said and b" base64\n" not in said:  # most is still to come
@@ -9568,11 +9472,11 @@ ECHO = (f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorizat
         f"http://u:{quote(CANARY, '')}@h/")
 
 
-class TestCanary(DownloadWorld, unittest.TestCase):
+class TestCanary(DownloadWorld, TestCase):
     """No secret of ours is in what any command says, logs at any level, or leaves in the cluster."""
     serves = False
 
-    def setUp(self) -> None:
+    def setUp(self):
         """Give the store keys of which every part is a canary, and the program's host a logger that keeps all."""
         super().setUp()
         self.store.keys["AKIACANARY"] = (CANARY + "-key", CANARY + "-session")
@@ -9608,8 +9512,7 @@ class TestCanary(DownloadWorld, unittest.TestCase):
         self.cluster.unscript()
         self.store.unscript()
         self.assertIn(result.code, codes or range(7), result.err[-2000:])
-        requests, events = (self.admin.list(resource, self.namespace)["items"]
-                            for resource in ("downloadrequests", "events"))
+        requests, events = (self.admin.list(resource, self.namespace)["items"] for resource in (DR, "events"))
         for text in (result.err, self.log.getvalue(), self.root.getvalue(), json.dumps(events),
                      *(json.dumps(item["metadata"]) for item in requests),
                      "" if "--url-only" in words else result.out.decode()):
@@ -9618,17 +9521,17 @@ class TestCanary(DownloadWorld, unittest.TestCase):
                             base64.b64encode(CANARY.encode()).decode()[:-4]):
                 place = text.find(spelled)
                 self.assertEqual(-1, place, text[max(0, place - 300):place + 100])
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.remove(file)
 
-    def test_when_all_goes_well(self) -> None:
+    def test_when_all_goes_well(self):
         self.assertEqual([], [command.words for command in vr.COMMANDS if not any(
             row.startswith(command.words) for row in CANARY_COMMANDS)], "a command is not in CANARY_COMMANDS")
         self.serve("admin", plugins=(("ObjectStore", "velero.io/aws"),))
         for command in CANARY_COMMANDS:
             self.check(command, 0)
 
-    def test_when_something_fails(self) -> None:
+    def test_when_something_fails(self):
         store_says = f"<Error><Code>AccessDenied</Code><Message>{ECHO}</Message></Error>".replace("&", "&amp;").encode()
         cluster_says = {"kind": "Status", "message": ECHO, "reason": "Forbidden"}
         for command, faults in (
@@ -9647,16 +9550,14 @@ class TestCanary(DownloadWorld, unittest.TestCase):
                 server.script(method, part, status=int(status), body=body, times=1 if status == "409" else 99)
                 self.check(command)
 
-    def test_who_we_are(self) -> None:
-        program = write_bytes(os.path.join(self.folder, "plugin"), f"#!/bin/sh\necho '{CANARY} {{'\nexit $1\n".encode())
+    def test_who_we_are(self):
+        program = write_bytes(self.at("plugin"), f"#!/bin/sh\necho '{CANARY} {{'\nexit $1\n".encode())
         os.chmod(program, 0o700)
         plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": program, "interactiveMode": "Never"}
-        document, path = yaml.safe_load(read_bytes(self.kubeconfig)), os.path.join(self.folder, "another")
         for user in ({"token": CANARY}, {"username": "u", "password": CANARY},
                      {"client-key-data": base64.b64encode(CANARY.encode()).decode()},
                      *({"exec": {**plugin, "args": [code], "env": [{"name": "A", "value": CANARY}]}} for code in "01")):
-            document["users"][0]["user"] = user
-            self.check("backup logs b1", kubeconfig=write_bytes(path, yaml.safe_dump(document).encode()))
+            self.check("backup logs b1", kubeconfig=self.kubeconfig_of(user))
         for number, text in enumerate((
                 f"[default]\naws_secret_access_key {CANARY}\n", f"[default]\n{CANARY} = x\n",
                 f"[default]\naws_access_key_id = a\naws_secret_access_key = {CANARY}\n x\n")):
@@ -9676,7 +9577,7 @@ def tell(text: str) -> None:
 def step(stage: Stage, command: str, *expected: str) -> None:
     """Show a command, run exactly that, show its output, and insist on success and on these texts in it."""
     tell("$ " + command)
-    done = stage.run("/bin/sh", "-c", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = stage.run("/bin/sh", "-c", command, stdout=PIPE, stderr=STDOUT)
     output = done.stdout.decode(errors="replace")
     tell(output)
     missing = [text for text in expected if text not in output]
@@ -9705,7 +9606,7 @@ def demo() -> int:
             step(stage, f"{ours} plugin get", "velero.io/aws")
             step(stage, f"{ours} version", "Client:", "Server:")
             step(stage, f'{ours} backup logs orphan; echo "exit code $?"', "error: ", "/gone ", "exit code 3")
-            left = stage.cluster.admin.list("downloadrequests", NAMESPACE)["items"]
+            left = stage.cluster.admin.list(DR, NAMESPACE)["items"]
             tell("$ kill %1")
             code = stop_process(controller)
         step(stage, "cat controller.log", "serving", "stopped")
@@ -9719,15 +9620,14 @@ class TestStart(FolderCase):
     """What runs is what was read: nobody else's code gets in, wherever it lies."""
 
     def start(self, *argv: str, folder: str = os.path.dirname(MODULE), **options: Any) -> Result:
-        done = subprocess.run(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False,
-                              **options)
+        done = subprocess.run(argv, cwd=folder, stdout=PIPE, stderr=PIPE, timeout=60, check=False, **options)
         return Result(done.returncode, done.stdout, done.stderr.decode())
 
     def lay_strangers(self, *names: str) -> None:
         for name in names:
-            write_bytes(os.path.join(self.folder, name + ".py"), b"raise SystemExit('a stranger was run')")
+            write_bytes(self.at(name + ".py"), b"raise SystemExit('a stranger was run')")
 
-    def test_nothing_in_the_current_folder_is_imported(self) -> None:
+    def test_nothing_in_the_current_folder_is_imported(self):
         """The module comes from beside the script, the standard library from where it is; `-m` is a module already."""
         self.lay_strangers("velero_requests", "json", "argparse", "ctypes")
         for options, folder in (((MODULE,), self.folder), (("-I", MODULE), self.folder),
@@ -9736,36 +9636,36 @@ class TestStart(FolderCase):
             result = self.start(sys.executable, *options, "download", folder=folder)
             self.assertEqual((2, b"", True), (*result[:2], "NAME" in result.err), (options, result.err))
 
-    def test_nothing_beside_the_file_is_imported(self) -> None:
+    def test_nothing_beside_the_file_is_imported(self):
         """Neither source nor what is compiled, not even of the file itself."""
-        script = shutil.copy(MODULE, os.path.join(self.folder, "velero_requests.py"))
+        script = shutil.copy(MODULE, self.at("velero_requests.py"))
         self.lay_strangers("stranger", "logging")
-        stranger = os.path.join(self.folder, "stranger.py")
+        stranger = self.at("stranger.py")
         for name in ("argparse", "signal", "yaml", "json"):
-            py_compile.compile(stranger, os.path.join(self.folder, name + ".pyc"))
+            py_compile.compile(stranger, self.at(name + ".pyc"))
         py_compile.compile(stranger, importlib.util.cache_from_source(script),
                            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
         for words, code in (("controller", 1), ("backup logs b1", 1), ("version --client-only", 0)):
             result = self.start(sys.executable, script, *words.split(), "--kubeconfig", "/dev/null")
             self.assertEqual((code, False), (result.code, "stranger" in result.err), (words, result.err))
 
-    def test_the_current_folder_is_gone(self) -> None:
+    def test_the_current_folder_is_gone(self):
         """What starts at a current folder that was deleted is refused with that; what does not goes on."""
         for words, code, said in (("download b1", 1, "error: the current folder cannot be used"),
                                   ("backup get --kubeconfig x", 1, "error: the current folder"),
                                   ("version --client-only", 0, "")):
             folder = tempfile.mkdtemp()
             result = self.start(sys.executable, MODULE, *words.split(), folder=folder,
-                                preexec_fn=functools.partial(os.rmdir, folder))
+                                preexec_fn=partial(os.rmdir, folder))
             self.assertEqual((code, said), (result.code, result.err[:len(said)]), words)
 
-    @unittest.skipUnless(shutil.which("make"), "there is no make")
-    def test_installed(self) -> None:
+    @skipUnless(shutil.which("make"), "there is no make")
+    def test_installed(self):
         """The installed command is compiled once, imports nothing from the current folder, and says what is missing."""
         self.lay_strangers("velero_requests", "json", "runpy", "yaml")
         config = {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}], "current-context": "c",
                   "contexts": [{"name": "c", "context": {"cluster": "c"}}]}  # as JSON, which needs no package
-        kubeconfig = write_bytes(os.path.join(self.folder, "config"), json.dumps(config).encode())
+        kubeconfig = write_bytes(self.at("config"), json.dumps(config).encode())
         with tempfile.TemporaryDirectory() as prefix:
             made = self.start("make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}")
             self.assertEqual(0, made.code, made.err)
@@ -9782,8 +9682,8 @@ class TestStart(FolderCase):
             self.start("make", "uninstall", f"PREFIX={prefix}")
             self.assertEqual([[], []], [os.listdir(os.path.join(prefix, name)) for name in ("bin", "lib")])
 
-    @unittest.skipUnless(shutil.which("make"), "there is no make")
-    def test_without_the_packages(self) -> None:
+    @skipUnless(shutil.which("make"), "there is no make")
+    def test_without_the_packages(self):
         """make says in one sentence what is missing and how to get it, and installs nothing."""
         for target in ("install", "test-alone"):
             result = self.start("make", "--silent", target, f"PREFIX={self.folder}", f"PYTHON={sys.executable} -S")
@@ -9792,13 +9692,13 @@ class TestStart(FolderCase):
                 "error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
                 "dnf install", "apk add", "pip install")], result.err)
 
-    def test_ctrl_c_while_the_interpreter_ends(self) -> None:
-        write_bytes(os.path.join(self.folder, "sitecustomize.py"),
+    def test_ctrl_c_while_the_interpreter_ends(self):
+        write_bytes(self.at("sitecustomize.py"),
                     b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
         result = self.start(sys.executable, MODULE, "--version", env={**os.environ, "PYTHONPATH": self.folder})
         self.assertEqual((-signal.SIGINT, ""), (result.code, result.err))
 
-    def test_nohup_is_respected(self) -> None:
+    def test_nohup_is_respected(self):
         """A command started with SIGHUP ignored goes on ignoring it; one that ended left signals as before."""
         code = ("import signal, velero_requests as v\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
                 "show = lambda _: print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "
@@ -9808,13 +9708,13 @@ class TestStart(FolderCase):
         self.assertEqual(b"True True\nTrue\n", self.start(sys.executable, "-c", code).out)
 
 
-class TestDemo(unittest.TestCase):
+class TestDemo(TestCase):
     """What the README shows first, as a newcomer runs it: `make demo` runs the same."""
 
-    def test_it_plays(self) -> None:
+    def test_it_plays(self):
         environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
-        done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=120, check=False, env=environment)
+        done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=PIPE,
+                              stderr=STDOUT, timeout=120, check=False, env=environment)
         self.assertEqual((0, True), (done.returncode, b"Every step did what it should" in done.stdout), done.stdout)
 
 
@@ -9823,16 +9723,16 @@ class TestDemo(unittest.TestCase):
 REQUESTS, BURST, WRITERS, PATIENCE = 200, 1000, 4, 60  # the last one in seconds: the end of every wait
 ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
 OURS, SCRIPT, VELERO = "ours", "our script", "velero"  # installed; compiled at each start; the velero CLI on the PATH
-A_REQUEST = ("downloadrequests", download_request(target="nightly"), NAMESPACE)
+A_REQUEST = (DR, download_request(target="nightly"), NAMESPACE)
 Command = Tuple[str, ...]
-TIMED: Tuple[Tuple[str, float, str, Optional[float], str], ...] = (
+TIMED: Any = (
     # name, milliseconds expected, velero's, share of the velero CLI's time in the same run, words
     ("--help", 60, "-", None, "--help"),
     ("plugin get", 0.38 * 303, "303 ms", 0.38, "plugin get"),
     ("describe --details", 0.8 * 183, "183 ms", 0.8, "backup describe described --details"),
     ("backup logs, 5.6 MB", 125, "125 ms", 1.0, "backup logs chatty"))
 # name, key, words after the program, with whom it is compared: what curl's output goes through, the most against it
-DOWNLOADS: Tuple[Tuple[str, str, str, Dict[str, Tuple[str, Optional[float]]]], ...] = (
+DOWNLOADS: Any = (
     ("1 GiB stored in parts into a file", "backups/large/large.tar.gz",
      "backup download large -o target --force --quiet",
      {"curl": ("-o target", 1.2), "curl && sync": ("-o target && sync target", None), VELERO: ("", 1.0)}),
@@ -9870,7 +9770,7 @@ def presign_figures() -> None:
     """Compare in alternating rounds over keys that were never signed before."""
     endpoint, keys = "http://127.0.0.1:9000", ("AKIABENCH", "bench-secret")
     location = vr.Location("default", BUCKET, region="us-east-1", s3_url=endpoint, path_style=True)
-    signers: Dict[str, Callable[[str], str]] = {OURS: lambda key: vr.presign(vr.object_address(
+    signers: Any = {OURS: lambda key: vr.presign(vr.object_address(
         location, key), vr.Credentials(*keys), datetime.now(timezone.utc), timedelta(minutes=10))}
     if HAS_BOTOCORE:
         import botocore.config
@@ -9898,13 +9798,11 @@ def presign_figures() -> None:
 
 
 class Bench:
-    """What is measured with one controller on one stage."""
-
     def __init__(self, stage: Stage) -> None:
         self.stage, self.admin, self.velero = stage, stage.cluster.admin, shutil.which("velero")
 
     def furnish(self) -> None:
-        done = self.stage.run(sys.executable, "velero_requests.py", "manifests", stdout=subprocess.PIPE)
+        done = self.stage.run(sys.executable, "velero_requests.py", "manifests", stdout=PIPE)
         self.stage.cluster.install_crds(yaml.safe_load_all(done.stdout))
         add_location(self.stage)
         add_backup(self.stage, "nightly", BACKUP_LOG.encode())
@@ -9912,7 +9810,7 @@ class Bench:
         add_backup(self.stage, "chatty", "".join(map(line.format, range(54400))).encode())
         operations = dict.fromkeys(("backupItemOperationsAttempted", "backupItemOperationsCompleted"), 1)
         add_backup(self.stage, "described", warnings=1, **operations)
-        shapes: Dict[str, Any] = {
+        shapes: Document = {
             "BackupResults": {"warnings": {"velero": ["slow"]}, "errors": {}},
             "BackupResourceList": {"v1/ConfigMap": [f"shop/settings-{number}" for number in range(500)]}}
         for artifact in vr.TARGETS.values():
@@ -9934,14 +9832,14 @@ class Bench:
         store.put(BUCKET, "backups/wordy/wordy-logs.gz", b"".join(packed_log) + packer.flush())
 
     def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
-        """Return an iterator over name and instant of each request that has got its URL from now on."""
-        version = client.list("downloadrequests", NAMESPACE, limit=1)["metadata"]["resourceVersion"]
-        events = client.watch("downloadrequests", NAMESPACE, resourceVersion=version, timeoutSeconds=PATIENCE)
+        """An iterator over name and instant of each request that has got its URL from now on."""
+        version = client.list(DR, NAMESPACE, limit=1)["metadata"]["resourceVersion"]
+        events = client.watch(DR, NAMESPACE, resourceVersion=version, timeoutSeconds=PATIENCE)
         return ((event["object"]["metadata"]["name"], time.time()) for event in events
                 if look_up(event["object"], "status.downloadURL"))
 
     def response_times(self, count: int) -> List[Tuple[float, float]]:
-        """Return milliseconds until a watch shows the URL, one request at a time: since created, since sent."""
+        """Milliseconds until a watch shows the URL, one request at a time: since created, since sent."""
         answers, times = self.answers(self.stage.cluster.client("admin")), []
         for _ in range(count):
             sent = time.time()
@@ -9949,14 +9847,13 @@ class Bench:
             created = time.time()
             at = next(at for answered, at in answers if answered == name)
             times.append((1000 * (at - created), 1000 * (at - sent)))
-        self.stage.cluster.clear(NAMESPACE, "downloadrequests")
+        self.stage.cluster.clear(NAMESPACE, DR)
         return times
 
     def burst_times(self) -> Tuple[float, float]:
-        """Return the seconds until the writers had created all requests, and until all were answered.
+        """The seconds until the writers had created all requests, and until all were answered.
 
-        The writers are threads: four processes on two cores took longer to create the same, not shorter.
-        """
+        The writers are threads: four processes on two cores took longer to create the same, not shorter."""
         def write(client: Admin) -> float:
             for _ in range(BURST // WRITERS):
                 client.create(*A_REQUEST)
@@ -9968,11 +9865,11 @@ class Bench:
             created = max(ends)
         if len(answered) < BURST:
             raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s")
-        self.stage.cluster.clear(NAMESPACE, "downloadrequests")
+        self.stage.cluster.clear(NAMESPACE, DR)
         return created - begun, max(answered.values()) - begun
 
     def requests_seen(self) -> int:
-        """Return how many requests for velero.io the API server has counted; a real one counts ended watches."""
+        """How many requests for velero.io the API server has counted; a real one counts ended watches."""
         if self.stage.cluster.kind == "fake":
             return int(self.stage.cluster.count(path_part="/apis/velero.io/"))  # type: ignore[attr-defined]
         text = self.admin.raw("GET", "/metrics").data.decode()
@@ -9999,12 +9896,12 @@ class Bench:
         figure("idle: API requests a minute", (self.requests_seen() - before) * 2, "", 4, "8")
 
     def seconds_of(self, command: Command) -> float:
-        """Return the wall time of a whole command, from exec to exit; it must succeed."""
-        talk = subprocess.DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
-        with contextlib.suppress(FileNotFoundError):
+        """The wall time of a whole command, from exec to exit; it must succeed."""
+        talk = DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
+        with suppress(FileNotFoundError):
             os.unlink(os.path.join(self.stage.folder, "target"))
         begun = time.perf_counter()
-        process = self.stage.start(*command, stdout=subprocess.DEVNULL, stderr=talk)
+        process = self.stage.start(*command, stdout=DEVNULL, stderr=talk)
         guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
         guard.start()
         code = process.wait()
@@ -10042,8 +9939,8 @@ class Bench:
             tell("(commands: not compared, there is no velero on the PATH)")
 
     def peak_memory(self, command: Command) -> float:
-        """Return the most that a command has resident, in MiB, once it has run for half a second."""
-        process = self.stage.start(*command, stdout=subprocess.DEVNULL)
+        """The most that a command has resident, in MiB, once it has run for half a second."""
+        process = self.stage.start(*command, stdout=DEVNULL)
         begun, peak = time.monotonic(), 0.0
         while process.poll() is None and time.monotonic() < begun + PATIENCE:
             peak = max(peak, resident(process.pid)) if time.monotonic() > begun + 0.5 else peak
@@ -10087,8 +9984,7 @@ def bench() -> int:
                 measured.command_figures()
                 measured.download_figures()
             presign_figures()
-            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=subprocess.PIPE).stdout)
-                      for _ in range(9)]
+            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=PIPE).stdout) for _ in range(9)]
             figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
         except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"bench: could not go on: {error}", file=sys.stderr)
@@ -10116,7 +10012,7 @@ MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
 
 def group_of(case: type) -> str:
-    """Return what runs in one process: a class, for it shares its servers, or all that needs the real servers."""
+    """What runs in one process: a class, for it shares its servers, or all that needs the real servers."""
     if case.__name__ in MEASURES:
         return "measures"
     with_real_servers = "Real" in case.__name__ or issubclass(case, VeleroWorld)
