@@ -79,7 +79,7 @@ Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on unto
 
 
 def hidden_in_repr(*secrets: str) -> Callable[[type], Any]:
-    """A decorator for records without these fields in repr; thirty dataclasses would add 25 ms to each start."""
+    """For records without these fields in repr; thirty dataclasses would add 25 ms to each start."""
     def hide(record: Any) -> Any:
         record.__repr__ = lambda self: "{}({})".format(record.__name__, ", ".join(
             f"{name}={value!r}" for name, value in self._asdict().items() if name not in secrets))
@@ -108,11 +108,8 @@ MESSAGE_LIMIT = 1024  # characters; what core/v1 Event allows for a message
 
 
 class Error(Exception):
-    """Base of everything this module raises on purpose.
-
-    The text is one sentence that names the object and holds no secret. hints: cures, a line each; reason: the word that
-    a controller leaves on a request; retry: whether time alone may mend it; status: the HTTP code of a refusal.
-    """
+    """Base of what is raised on purpose: one sentence that names the object and holds no secret. hints: cures, a line
+    each; reason: the word that a controller leaves on a request; retry: whether time may mend it; status: HTTP's."""
     exit, retry, usual_reason = Exit.FAILED, True, "InternalError"
 
     def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = "", status: int = 0):
@@ -124,7 +121,7 @@ class Error(Exception):
 
 @contextlib.contextmanager
 def about(subject: str) -> Iterator[None]:
-    """Let an error that passes begin with its subject, unless it names that."""
+    """Let an error that passes begin with its subject."""
     try:
         yield
     except Error as error:
@@ -163,7 +160,7 @@ class NotFound(Error):
 
 
 class ApiError(Error):
-    """The Kubernetes API refused; `api_reason` is its own word (NotFound, Expired …)."""
+    """The Kubernetes API refused; api_reason: its own word (NotFound, Expired …)."""
 
     def __init__(self, message: str, *, status: int, api_reason: str = "", hints: Iterable[str] = ()):
         reason = "Forbidden" if status in (401, 403) else "ClusterError"
@@ -172,18 +169,18 @@ class ApiError(Error):
 
 
 class Missing(ApiError):
-    """The Kubernetes API has no such object, or not its kind: status 404."""
+    """The API has no such object, or not its kind: status 404."""
 
 
 class RequestFailed(Error):
-    """A controller answered a request with a reason instead of an answer."""
+    """A controller left a reason instead of an answer."""
 
     def __init__(self, message: str, *, reason: str):
         super().__init__(message, reason=reason, status=404 if reason.endswith("NotFound") else 0)
 
 
 class StoreError(Error):
-    """The object store refused, or (status 0) sent something else than was asked for."""
+    """The store refused, or (status 0) sent something else than was asked for."""
     usual_reason = "StoreError"
     skew = timedelta(0)  # how far the store's clock is ahead of ours
     retry_after: Optional[float] = None  # seconds
@@ -222,12 +219,12 @@ def format_time(instant: datetime) -> str:
 
 
 def printable(text: str) -> str:
-    """Untrusted text with blanks for what is invisible, but for two joiners that some scripts need inside words."""
+    """Untrusted text with blanks for what is invisible, but for two joiners that some scripts need."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text)
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Untrusted text in one line, without what is invisible, cut at `limit`."""
+    """Untrusted text in one visible line, cut at `limit`."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:4 * limit]).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
@@ -237,7 +234,7 @@ _DURATION_PART = rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_DURATION_UNITS)})"
 
 
 def parse_duration(text: str) -> float:
-    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else, also beyond 292 years."""
+    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else or beyond 292 years."""
     match = re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII) if len(text) <= 100 else None
     seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text[:100]))
     if not match or seconds >= 2 ** 63 / 1e9:
@@ -255,8 +252,8 @@ def format_duration(seconds: float, digits: int = 3) -> str:
     return "-" * (seconds < 0 < number) + whole + f"{rest / unit:.9f}".rstrip("0").rstrip(".") + name
 
 
-# Parameters of signed URLs (AWS, Google, Azure), also where the URL is a parameter of another; tokens in headers; name
-# and password in a URL. These end before the path, which may hold an `@`, unless what stands there can be no host.
+# Parameters of signed URLs (AWS, Google, Azure), also of one inside another; tokens in headers; name and password in a
+# URL, which end before the path (it may hold an `@`), unless what stands there can be no host.
 _SECRETS = re.compile(
     r"((?:Signature|Credential|(?:Security-?|Session|WebIdentity)Token|AWSAccessKeyId|GoogleAccessId|sig)"
     r"(?:=|%(?:25){0,9}3D|\\u003d))(?:(?!%(?:25){0,9}26)[^&\s\"'<>])+"
@@ -267,14 +264,14 @@ REDACTED_LIMIT = 1 << 16  # characters
 
 
 def redact(text: str) -> str:
-    """The text, cut at a blank (so that no secret is halved), with all secrets of URLs and headers blanked."""
+    """The text without the secrets of URLs and headers, cut at a blank, so that none is halved."""
     if len(text) > REDACTED_LIMIT:
         text = "".join(re.split(r"(\s)", text[:REDACTED_LIMIT])[:-1]) + "…"
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match[3] else "***"), text)
 
 
 def add_if_new(text: str, seen: Set[str], most: int) -> bool:
-    """Whether a text is new, and now one of those seen; beyond `most` none is."""
+    """Whether a text is new, and now seen; beyond `most` none is."""
     known = len(seen)
     if known < most:
         seen.add(text[:MESSAGE_LIMIT])
@@ -289,7 +286,7 @@ def decode_base64(text: str) -> Optional[bytes]:
         return None
 
 
-MAX_DEPTH = 100  # levels of a document; who walks one later can follow as many
+MAX_DEPTH = 100  # levels of a document, which recursion can follow
 MAX_ELEMENTS = 2_200_000  # of a JSON document; an object of etcd's 1.5 MiB has fewer
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
 
@@ -300,9 +297,7 @@ class TooLarge(ValueError):
 
 def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
     """Untrusted JSON of at most `most` elements; ValueError, which does not quote it, when it is invalid or too deep.
-
-    Elements and levels are counted by the marks outside of strings, before anything is built of them.
-    """
+    Elements and levels are counted by the marks outside of strings, before anything is built."""
     marks = bytes(content).replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
     outside = b"".join(marks.split(b'"')[::2]) if marks.count(b'"') <= 2 * most + 2 else b"," * (most + 1)
     if outside.count(b",") + outside.count(b"[") + 3 * outside.count(b"{") > most:  # a mapping takes more memory
@@ -318,7 +313,7 @@ def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
 
 
 def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
-    """Byte chunks, which may cut characters -> whole lines of at most `limit` bytes; half a last one is dropped."""
+    """Byte chunks -> whole lines of at most `limit` bytes; half a last one is dropped."""
     held = bytearray()  # of the line that has not ended yet
     for chunk in chunks:
         held += chunk
@@ -341,7 +336,7 @@ def _text(document: Any, *path: str) -> str:
 
 
 def _name(document: Any, *path: str) -> str:
-    """A name, cut behind the longest possible: records are kept."""
+    """A name, cut behind the longest possible, for records are kept."""
     return _text(document, *path)[:254]
 
 
@@ -375,7 +370,7 @@ TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", lis
 
 
 class Reader:
-    """Typed access to a mapping; absent or null is empty, another type a ConfigError with the place, not the value."""
+    """Typed access to a mapping; absent or null is empty, another type a ConfigError that shows no value."""
 
     def __init__(self, document: Any, where: str) -> None:
         self.where = where
@@ -403,7 +398,7 @@ class Reader:
         return text
 
 
-# An RFC 1123 subdomain. No other name can exist; that keeps every key inside `backups/` or `restores/`.
+# An RFC 1123 subdomain: no other name can exist, so every key stays inside `backups/` or `restores/`.
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 
 
@@ -426,7 +421,7 @@ def _in_network(address: Any, text: str) -> bool:
     return False
 
 
-# Where clouds give keys to any process that asks: link-local and other fixed addresses, and their IPv6 forms.
+# Where clouds give keys to any process that asks, also in IPv6 forms.
 _LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
                "168.63.129.16/32", "::ffff:169.254.0.0/112", "::ffff:0:169.254.0.0/112", "::169.254.0.0/112",
                "64:ff9b::169.254.0.0/112", "64:ff9b:1::169.254.0.0/112", "2002:a9fe::/32")
@@ -451,7 +446,7 @@ def _unescaped(text: str) -> str:
 
 
 def xml_fields(body: bytes) -> Dict[str, str]:
-    """The leaf elements of a small XML answer by name; without a parser, so a DTD has no effect."""
+    """The leaf elements of a small XML answer by name; no parser, so a DTD has no effect."""
     text = body[:65536].decode("utf-8", "replace")
     return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
 
@@ -489,7 +484,7 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
 #    carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
 
 class Resource(NamedTuple):
-    """A kind of Kubernetes object, which the API serves in v1 of a group."""
+    """A kind of Kubernetes object in v1 of a group."""
     kind: str
     group: str = "velero.io"
 
@@ -514,13 +509,13 @@ def api_path(resource: Resource, namespace: str, name: str = "", subresource: st
 
 
 def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
-    """A call -> (it in words, the line of a Role that allows it); empty for non-resource paths."""
+    """A call -> it in words, and the line of a Role that allows it; empty for other paths."""
     match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
     if not match:
         return "", ""
     group, namespace, plural, name, subresource = match.groups("")
     reading = "watch" if watching else "get" if name else "list"
-    verb = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}.get(method, reading)
+    verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method, reading)
     return (f"{verb} {plural}{subresource} in namespace {namespace}",
             f'- {{apiGroups: ["{group}"], resources: ["{plural}{subresource}"], verbs: ["{verb}"]}}')
 
@@ -540,9 +535,9 @@ class Artifact(NamedTuple):
         return self.kind != BACKUP_CONTENTS
 
 
-# Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with its file in the folder of its owner
-# (velero pkg/persistence/object_store_layout.go). RestoreVolumeInfo alone has no `restore-`. BackupItemSnapshots
-# existed from 1.8 to 1.10 only.
+# Every spec.target.kind from Velero 1.6 to 1.18 in the order of 1.18's CRD, with its file (velero
+# pkg/persistence/object_store_layout.go). RestoreVolumeInfo alone has no `restore-`; BackupItemSnapshots existed from
+# 1.8 to 1.10 only.
 TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more) for owner, kind, file, *more in (
     (BACKUPS, "BackupLog", "{name}-logs.gz", "1.6 1.18"),
     (BACKUPS, BACKUP_CONTENTS, "{name}.tar.gz", "1.6 1.18"),
@@ -562,7 +557,7 @@ TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more)
 
 
 def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS; InvalidRequest for a kind or name that cannot exist."""
+    """The row of TARGETS; InvalidRequest for what cannot exist."""
     target = TARGETS.get(kind)
     if not target:
         raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
@@ -573,7 +568,7 @@ def target_of(kind: str, name: str) -> Artifact:
     return target
 
 
-# Velero never writes New, which is the empty phase in practice; Failed came after 1.18, with status.message.
+# Velero never writes New, it leaves the phase empty; Failed came after 1.18, with status.message.
 NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
 UNANSWERED = ("", NEW)
 
@@ -581,17 +576,17 @@ UNANSWERED = ("", NEW)
 URL_LIFE = timedelta(minutes=10)  # of a signed URL and of its DownloadRequest
 STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest
 STATUS_LOOK_AGAIN = timedelta(minutes=5)  # when an answered one is looked at again, and deleted
-URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds between reads where a client may not watch
+URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds, where a client may not watch
 
 REASON = "velero-requests.io/reason"  # annotation: a stable CamelCase word
 MESSAGE = "velero-requests.io/message"  # annotation: one sentence, no secrets
 
-RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within the request's life
+RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within a request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0  # seconds; a failing list or watch, jitter on top
-UNREACHABLE_CAP = 3.0  # seconds; the same while no API server is reached
+UNREACHABLE_CAP = 3.0  # seconds; while no API server is reached
 PAGE_SIZE = 25  # objects; client-go's 500 could be 700 MB
 
-OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # the only Velero plugin whose work this file does
+OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # whose work this file does
 
 
 class Key(NamedTuple):
@@ -606,7 +601,7 @@ class Key(NamedTuple):
 
 @hidden_in_repr("url")
 class Request(NamedTuple):
-    """What decisions need of a request; times that cannot be read are None."""
+    """What decisions need of a request; None for times that cannot be read."""
     key: Key
     uid: str
     version: str
@@ -633,13 +628,13 @@ class Outcome(NamedTuple):
     """What one look at a request decides."""
     verb: str  # leave, patch or delete
     why: str  # the log line, without secrets
-    body: Optional[Document] = None  # a merge patch, perhaps with a signed URL, or preconditions
+    body: Optional[Document] = None  # a merge patch (hidden for its URL), or preconditions
     again: Optional[datetime] = None  # the next look
     failed: bool = False  # look again with back-off
 
 
 def request_from(resource: Resource, document: Document) -> Request:
-    """Document -> record; reason and message are our annotations, else phase Failed and its message."""
+    """Document -> record; reason and message are our annotations, else those of phase Failed."""
     metadata, status, phase = _at(document, "metadata"), _at(document, "status"), _name(document, "status", "phase")
     reason, message = (FAILED, _text(status, "message")) if phase == FAILED else ("", "")
     return Request(
@@ -654,7 +649,7 @@ def request_from(resource: Resource, document: Document) -> Request:
 
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
-    """ServerStatusRequest document -> plugins as (kind, name), sorted as by the velero CLI."""
+    """A server's plugins as (kind, name), sorted as by the velero CLI."""
     plugins = _at(document, "status", "plugins")
     return sorted((_text(plugin, "kind"), _text(plugin, "name"))
                   for plugin in (plugins if isinstance(plugins, list) else []))
@@ -688,15 +683,14 @@ def triage_download(request: Request, now: datetime) -> Optional[Outcome]:
 
 
 def answer_download(request: Request, key: str, url: str, expires: datetime) -> Outcome:
-    """The one patch that answers a DownloadRequest: URL, phase and expiration."""
-    return _patch(
-        request, f"{request.target_kind} of {request.target_name}: signed for {key}", expires,
-        status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(expires)},
-        annotations={REASON: None, MESSAGE: None} if request.reason else None)
+    """The one patch that answers a DownloadRequest."""
+    return _patch(request, f"{request.target_kind} of {request.target_name}: signed for {key}", expires,
+                  status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(expires)},
+                  annotations={REASON: None, MESSAGE: None} if request.reason else None)
 
 
 def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
-    """A failure: the reason, written once, and an expiration that later failures do not move."""
+    """A reason, written once, and an expiration that later failures do not move."""
     limit, message = now + URL_LIFE, one_line(redact(str(error)), MESSAGE_LIMIT)
     why = f"{error.reason}: {message}"
     again = min(request.expiration or limit, limit)
@@ -709,10 +703,8 @@ def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
 
 
 def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Outcome:
-    """When the API takes a patch for invalid, as where annotations are full: the status alone.
-
-    Without one to write, an object older than a request lives is deleted, so that it cannot stay for ever.
-    """
+    """When the API takes a patch for invalid, as where annotations are full: the status alone. Without one to write, an
+    object older than a request lives is deleted, so that it cannot stay for ever."""
     body = outcome.body or {}
     if "status" in body and "annotations" in body["metadata"]:
         return outcome._replace(body={**body, "metadata": {"resourceVersion": request.version}})
@@ -740,10 +732,8 @@ def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
 
 
 def is_news(old: Optional[Request], new: Request) -> bool:
-    """Whether a changed object is worth a look now.
-
-    What failing controllers write does not count: two with different reasons would wake each other without end.
-    """
+    """Whether a changed object is worth a look now. What failing controllers write does not count: two with different
+    reasons would wake each other without end."""
     if old is None:
         return True
     expiration = new.expiration if new.phase in UNANSWERED else old.expiration
@@ -757,7 +747,7 @@ def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> fl
 
 
 def is_version_expired(error: Optional[Error]) -> bool:
-    """Whether the API no longer has the version that a watch asked for."""
+    """Whether the API has no longer the version of a watch."""
     return isinstance(error, ApiError) and (error.status == 410 or error.api_reason in ("Expired", "Gone"))
 
 
@@ -788,7 +778,7 @@ def new_status_request(namespace: str, suffix: str) -> Document:
 
 def logs_refusal(owner: Resource, name: str, phase: str) -> str:
     """Why a backup or restore in this phase has no logs yet, else empty (velero pkg/cmd/cli/backup/logs.go)."""
-    kind, waiting = owner.kind.lower(), "WaitingForPluginOperations"  # 1.11 and newer: only plugins still work
+    kind, waiting = owner.kind.lower(), "WaitingForPluginOperations"  # since 1.11
     if phase in ("Completed", "PartiallyFailed", "Failed", waiting, f"{waiting}PartiallyFailed"):
         return ""
     return (f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
@@ -810,23 +800,20 @@ _STORE_URL = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{0,
 
 
 def endpoint_from(url: str, source: str) -> Address:
-    """The address in a store's URL, in the one form that can be compared; an error never shows the URL.
-
-    What urlsplit drops is refused, for others read it and come to another host.
-    """
+    """The address in a store's URL, in the one form that can be compared; an error never shows it. What urlsplit drops
+    is refused, for others read it and come to another host."""
     match = _STORE_URL.fullmatch(url) if len(url) <= 2048 else None
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
     scheme, address, number = scheme.lower(), str(_ip_address(host.strip("[]"))), int(port or -1)
     name = f"[{address}]" if ":" in address else host.lower().rstrip(".")
     dots = {".", ".."} & {*path.split("/")}  # clients and proxies resolve them, changing what was signed
     if not name or ("[" in name) is not (":" in address) or number == 0 or number > 65535 or dots:
-        raise InvalidLocation(f"{source} is no plain http or https URL of a store (host, perhaps port and path, "
-                              "nothing else)")
+        raise InvalidLocation(f"{source} is no plain http or https URL of a store (host, perhaps port and path)")
     default = number in (-1, {"http": 80, "https": 443}[scheme])
     return Address(scheme, name if default else f"{name}:{number}", quote(path.rstrip("/"), safe="/-._~%"))
 
 
-# Regions of AWS's separate partitions begin so; any other or new one is in the main one (aws-sdk-go-v2 endpoint rules).
+# By the start of a region; any other or new one is in the main partition (aws-sdk-go-v2 endpoint rules).
 _AWS_SUFFIXES = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": "c2s.ic.gov",
                  "us-isob-": "sc2s.sgov.gov", "eu-isoe-": "cloud.adc-e.uk", "us-isof-": "csp.hci.ic.gov",
                  "": "amazonaws.com"}
@@ -870,14 +857,14 @@ class Location(NamedTuple):
         return endpoint_from(url, key) if url else None
 
     def is_at_aws(self) -> bool:
-        """Whether it is at S3 itself, by https: hosts under amazonaws.com not made by `aws_host` are anybody's."""
+        """Whether it is at S3 itself, by https: other hosts under amazonaws.com are anybody's."""
         scheme, host = (self.endpoint() or ("https", "s3.amazonaws.com"))[:2]
         match = re.fullmatch(r"s3(-fips)?(\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\..+", host)
         return scheme == "https" and host in (
             "s3.amazonaws.com", match and aws_host("s3", match[3], fips=bool(match[1]), dualstack=bool(match[2])))
 
     def is_for_own_identity(self, named: str) -> bool:
-        """Whether our own identity belongs there: at AWS's endpoint, or the one whose URL the operator named."""
+        """Whether our own identity belongs there: to AWS's endpoint, or the one that the operator named."""
         endpoint = self.endpoint()
         return self.is_at_aws() or bool(
             endpoint and named and endpoint[:2] == endpoint_from(named, "AWS_ENDPOINT_URL_S3")[:2])
@@ -922,7 +909,7 @@ def _check_location(bucket: str, texts: Dict[str, str], ca_cert: Optional[bytes]
 
 
 def location_from(document: Document) -> Location:
-    """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it."""
+    """BackupStorageLocation -> record, as Velero's server and its AWS plugin read it."""
     name, provider = _text(document, "metadata", "name"), _text(document, "spec", "provider")
     storage, credential, fields = (_at(document, "spec", part) for part in ("objectStorage", "credential", "config"))
     bucket, prefix = (_text(storage, part).strip("/") for part in ("bucket", "prefix"))
@@ -947,13 +934,13 @@ def location_from(document: Document) -> Location:
 
 
 def location_trouble_from(document: Document) -> str:
-    """What Velero says is wrong with a BackupStorageLocation, else empty."""
+    """What Velero says is wrong with a location, else empty."""
     message = _text(document, "status", "message") or "no message; see the Velero server's log"
     return one_line(message) if _text(document, "status", "phase") == "Unavailable" else ""
 
 
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
-    """The key of an artifact; the prefix is cleaned as by Go's path.Join in Velero's layout."""
+    """The key of an artifact; the prefix is cleaned as by Go's path.Join."""
     root = posixpath.normpath(prefix) if prefix else ""
     if root.split("/")[0] == "..":
         raise InvalidLocation(f"the storage location's prefix {prefix!r} leads out of the bucket")
@@ -965,7 +952,7 @@ _IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
 
 
 def _goes_before_host(bucket: str, endpoint: Address) -> bool:
-    """Whether the bucket goes in front of the host, by AWS's rules: never of an IP address, dots only over http."""
+    """By AWS's rules: never of an IP address, with dots only over http."""
     labels = bucket.split(".") if endpoint.scheme == "http" else [bucket]
     return not any(map(_IP_ADDRESS.fullmatch, (endpoint.host, bucket))) and all(map(_LABEL_BUCKET.fullmatch, labels))
 
@@ -1031,7 +1018,7 @@ def amz_date(now: datetime) -> str:
 
 
 def credential_scope(now: datetime, region: str, service: str) -> str:
-    """What a signing key is good for: one day, region and service."""
+    """What a signing key is good for."""
     return f"{now:%Y%m%d}/{region}/{service}/aws4_request"
 
 
@@ -1055,22 +1042,21 @@ def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
 
 def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, credentials: Credentials, region: str,
                  service: str, now: datetime) -> Dict[str, str]:
-    """Headers (lower-case names, with `host`) -> with those that authorize a request; all are signed."""
+    """Headers (lower-case names, with `host`) -> with those that authorize a request."""
     import hashlib
     timestamp, scope = amz_date(now), credential_scope(now, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
         signed["x-amz-security-token"] = credentials.session_token
     request = canonical_request(method, path, "", signed, hashlib.sha256(body).hexdigest())
-    signed["authorization"] = (
-        f"{ALGORITHM} Credential={credentials.access_key}/{scope}, SignedHeaders={';'.join(sorted(signed))}, "
-        f"Signature={signature(credentials.secret_key, timestamp, scope, request)}")
-    return signed
+    value = signature(credentials.secret_key, timestamp, scope, request)
+    return {**signed, "authorization": f"{ALGORITHM} Credential={credentials.access_key}/{scope}, "
+                                       f"SignedHeaders={';'.join(sorted(signed))}, Signature={value}"}
 
 
 def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
             more: Tuple[Tuple[str, str], ...] = ()) -> str:
-    """A URL that anybody may GET until now (UTC) + life (1 s to 7 days), so never log it; more: request parameters."""
+    """A URL that anybody may GET until now (UTC) + life, so never log it; more: request parameters."""
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
@@ -1086,10 +1072,8 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
 
 def sign(location: Location, key: str, credentials: Credentials, now: datetime, skew: timedelta,
          more: Tuple[Tuple[str, str], ...] = ()) -> Tuple[str, datetime]:
-    """A URL for an object, or without a key for the bucket -> with the instant, by our clock, when it ends.
-
-    Its life is clipped to that of the credentials; expired ones sign nothing. skew: how far the store's clock is ahead.
-    """
+    """A URL for an object, or without a key for the bucket -> with the instant, by our clock, when it ends: not after
+    the credentials; expired ones sign nothing. skew: how far the store's clock is ahead."""
     life = URL_LIFE
     if credentials.expires:
         left = credentials.expires - max(now, now + skew).replace(microsecond=0)
@@ -1113,10 +1097,8 @@ VALUE_LIMIT = 16 << 10  # characters; session tokens, the longest values, have s
 
 
 def ini_sections(content: bytes, source: str) -> Profiles:
-    """An AWS ini file -> its sections; ` #` begins a comment, a `#` inside a value stays.
-
-    A line indented more than its key goes on with the value, as in the nested blocks of AWS (`s3 =`).
-    """
+    """An AWS ini file -> its sections; ` #` begins a comment, a `#` inside a value stays. A line indented more than its
+    key goes on with the value, as in the nested blocks of AWS (`s3 =`)."""
     text = content[:INI_LIMIT].decode("utf-8-sig", "replace")
     if len(content) > INI_LIMIT or "\ufffd" in text:
         raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB, or not UTF-8 text")
@@ -1142,8 +1124,8 @@ def ini_sections(content: bytes, source: str) -> Profiles:
 
 
 def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
-    """The sections of a credentials file and of a config file -> profiles; key by key the first wins, and `[x]` beats
-    `[profile x]` in either, as the plugin loads one file as both. KEY_NAMES of two sections do not mix."""
+    """Sections of a credentials file and of a config file -> profiles. Key by key the first wins, and `[x]` beats
+    `[profile x]`, for the plugin loads one file as both. KEY_NAMES of two sections do not mix."""
     profiles: Profiles = {}
     for sections, prefix in itertools.product((config, credentials), ("profile ", "")):
         for section, values in sections.items():
@@ -1185,7 +1167,7 @@ def plan_keys(values: Values, where: str) -> Optional[Plan]:
     return Plan.of("keys", values)
 
 
-# Environment variables -> their names in a profile; of two for one name the second wins.
+# Environment variables -> their names in a profile; of two the second wins.
 VARIABLES = {"AWS_ACCESS_KEY": KEY_NAMES[0], "AWS_ACCESS_KEY_ID": KEY_NAMES[0], "AWS_SECRET_KEY": KEY_NAMES[1],
              "AWS_SECRET_ACCESS_KEY": KEY_NAMES[1], "AWS_SESSION_TOKEN": KEY_NAMES[2], "AWS_ROLE_ARN": "role_arn",
              "AWS_ROLE_SESSION_NAME": "role_session_name", "AWS_WEB_IDENTITY_TOKEN_FILE": "web_identity_token_file",
@@ -1229,7 +1211,7 @@ def plan_instance(environment: Values) -> Optional[Plan]:
 
 CREDENTIAL_SOURCES = {"Environment": plan_environment, "EcsContainer": plan_container,
                       "Ec2InstanceMetadata": plan_instance}
-# What the operator alone may put into a profile, for it uses programs, files or identities of this host.
+# What only the operator may put into a profile: programs, files or identities of this host.
 _OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_source", "sso_")
 # A default profile with none of these (one with a region alone is common) lets the chain go on.
 _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
@@ -1238,9 +1220,7 @@ _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
 def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, theirs: bool = False,
                  path: Tuple[str, ...] = ()) -> Plan:
     """A profile's own keys or those of the source it names, and the role that they assume, in aws-sdk-go-v2's order.
-
-    path: the profiles that led here. theirs: what comes from the cluster gives keys and roles only.
-    """
+    path: the profiles that led here. theirs: what comes from the cluster gives keys and roles only."""
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
     values, where, path = profiles[name], f"profile {one_line(name, 64)!r} of {source}", (*path, name)
@@ -1316,7 +1296,7 @@ EXEC_GROUP = "client.authentication.k8s.io/"
 
 @hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
 class Cluster(NamedTuple):
-    """How to reach an API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
+    """How to reach an API server, and as whom; PEM is bytes, or str for the path of a file."""
     server: str
     authority: Union[bytes, str] = b""
     insecure: bool = False
@@ -1336,11 +1316,11 @@ class Cluster(NamedTuple):
 
 @hidden_in_repr("token", "certificate", "key")
 class Identity(NamedTuple):
-    """Who we are for the next calls: a token, or a certificate with its key; None in `expires`: it lasts."""
+    """Who we are for the next calls: a token, or a certificate with its key."""
     token: str = ""
     certificate: bytes = b""
     key: bytes = b""
-    expires: Optional[datetime] = None
+    expires: Optional[datetime] = None  # None for one that lasts
 
 
 def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
@@ -1358,7 +1338,7 @@ def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
 
 
 def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
-    """A user's as, as-uid, as-groups, as-user-extra -> request headers (client-go transport/round_trippers.go)."""
+    """Whom a user impersonates -> request headers (client-go transport/round_trippers.go)."""
     extra = Reader(user.get("as-user-extra", dict), f"{user.where}, as-user-extra")
     headers = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
     headers = [header for header in headers if header[1]]
@@ -1373,7 +1353,7 @@ def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
 
 
 def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
-    """A user, and the name and password in the server's URL, which beat its own -> how Cluster proves who we are."""
+    """A user, and name and password in the server's URL, which beat its own -> fields of Cluster."""
     certificate = user.pem("client-certificate")
     fields: Dict[str, Any] = {"certificate": certificate, "key": certificate and user.pem("client-key")}
     if login[0]:
@@ -1392,7 +1372,7 @@ def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
 
 
 def proxy_url(text: str, what: str) -> str:
-    """A proxy as a URL, http when it has no scheme; ConfigError, without showing it, when we cannot use it."""
+    """A proxy as a URL, http without a scheme; ConfigError, which does not show it, for one we cannot use."""
     url = text if "://" in text or not text else f"http://{text}"
     if url.lower().startswith("socks"):
         raise ConfigError(f"{what} is a SOCKS proxy, which needs a package that this file does without", hints=[
@@ -1403,7 +1383,7 @@ def proxy_url(text: str, what: str) -> str:
 
 
 def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") -> Optional[Cluster]:
-    """Kubeconfigs as (path, document) -> cluster and user of one context; None when no context is chosen anywhere."""
+    """Kubeconfigs as (path, document) -> cluster and user of one context; None when none is chosen."""
     entries = [Entry(document, f"kubeconfig {path}", path) for path, document in files]
     context = context or next(filter(None, (entry.get("current-context") for entry in entries)), "")
     if not context:
@@ -1430,7 +1410,7 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
 
 
 def identity_from_exec(answer: Any, where: str, version: str) -> Identity:
-    """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
+    """What an exec plugin printed (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
     top = Reader(answer, where)
     if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != version:
         raise ConfigError(f"{where} is no ExecCredential of {version}", hints=[
@@ -1446,7 +1426,7 @@ def identity_from_exec(answer: Any, where: str, version: str) -> Identity:
 
 
 def _is_exempt(host: str, port: str, no_proxy: str) -> bool:
-    """Whether NO_PROXY names a host: `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
+    """NO_PROXY names a host by `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
     address = _ip_address(host)
     for entry in map(str.strip, no_proxy.lower().split(",")):
         with_port = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):(\d+)", entry)
@@ -1461,11 +1441,9 @@ def _is_exempt(host: str, port: str, no_proxy: str) -> bool:
 
 
 def proxy_for(url: str, variables: Mapping[str, str]) -> str:
-    """The proxy that the environment names for a URL, empty for none (Go's golang.org/x/net/http/httpproxy).
-
-    Upper case beats lower case and an empty value falls through; ALL_PROXY is ignored; `localhost` and loopback
-    literals are always exempt, names that resolve to them are not. A space in NO_PROXY separates nothing.
-    """
+    """The proxy that the environment names for a URL, else empty (Go's golang.org/x/net/http/httpproxy). Upper case
+    beats lower case, an empty value falls through, ALL_PROXY is ignored; `localhost` and loopback literals are always
+    exempt, names that resolve to them are not. A space in NO_PROXY separates nothing."""
     def value(name: str) -> str:
         return variables.get(name) or variables.get(name.lower()) or ""
 
@@ -3054,7 +3032,7 @@ def read_velero_config() -> Document:
 #     urllib3 does transport, without retries and redirects of its own. What may be sent twice is retried here.
 
 def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
-    """What an Api does while it waits, unless it is told otherwise."""
+    """What an Api shows while it waits, unless told otherwise."""
     return contextlib.nullcontext()
 
 
@@ -3065,7 +3043,7 @@ WATCH_SILENCE = 40.0  # seconds without a byte after which a watch is dead
 
 
 def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
-    """A refusal of the API in its own words, when it found some, with the cure."""
+    """A refusal in the API's own words, if any, with the cure."""
     document = None
     with contextlib.suppress(ValueError):
         document = parse_json(body)
@@ -3083,21 +3061,16 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
 
 
 def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[float]) -> Optional[float]:
-    """Seconds until a refused call may be sent again, None when it may not.
-
-    429 means that nothing was done. After 5xx a POST may have been; patches and deletes may be repeated, for they carry
-    the version they were decided on.
-    """
+    """Seconds until a refused call may be sent again, None when it may not. 429 means that nothing was done; after 5xx
+    a POST may have been. Patches and deletes carry the version they were decided on."""
     if attempt >= 3 or status not in RETRY_STATUS or (method == "POST" and status != 429):
         return None
     return min(10.0, backoff(attempt, 0.1, 2.0) if retry_after is None else retry_after)
 
 
 def object_path(key: Key, subresource: str = "") -> str:
-    """The path of an object or subresource; Missing for a name that no object can have.
-
-    Anybody may have written it: an empty one would mean all objects of the kind, a `/` another path, even as %2F.
-    """
+    """The path of an object or subresource; Missing for a name that no object can have. Anybody may have written it: an
+    empty one would mean all objects of the kind, a `/` another path, even as %2F."""
     if not is_object_name(key.name):
         raise Missing(f'{key.resource.plural} "{one_line(key.name, 64)}" not found: no object can have this name',
                       status=404, api_reason="NotFound")
@@ -3105,7 +3078,7 @@ def object_path(key: Key, subresource: str = "") -> str:
 
 
 def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
-    """The events of a watch as (type, object) until it ends, by itself or by silence; ERROR is raised as ApiError."""
+    """The events of a watch as (type, object) until it ends or falls silent; ERROR is raised as ApiError."""
     try:
         for event in map(parse_json, lines(response)):
             kind, document = _text(event, "type"), _at(event, "object") or {}
@@ -3123,10 +3096,10 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
 
 
 class Api(NamedTuple):
-    """One Kubernetes API server: `send` and `call` make an exchange, the other methods are verbs over them."""
+    """One Kubernetes API server: `send` and `call` make an exchange, the others are verbs over them."""
     session: Session
     timeout: float = READ_TIMEOUT  # seconds that a call may take, all its tries together
-    waiting: Callable[[str, float], ContextManager[None]] = show_nothing  # shows what is waited for, and how long
+    waiting: Callable[[str, float], ContextManager[None]] = show_nothing  # what is waited for, and how long
 
     def _tell_warnings(self, headers: Any) -> None:
         """Show each `Warning: 299 - "text"` of the API server once."""
@@ -3154,11 +3127,8 @@ class Api(NamedTuple):
 
     def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
              content_type: str = "application/json", idle: float = 0) -> Response:
-        """One call -> a response with status below 300, its body unread; ApiError or Unreachable.
-
-        The caller's deadline counts for all tries together. query: empty values are left out. idle: seconds without a
-        byte, for a body without deadline.
-        """
+        """One call -> a response with status below 300, its body unread; ApiError or Unreachable. The caller's deadline
+        counts for all tries. query: without empty values. idle: seconds without a byte, for a body without deadline."""
         from urllib3 import exceptions
         target = f"{path}?{urlencode({name: value for name, value in query.items() if value})}" if query else path
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
@@ -3168,7 +3138,7 @@ class Api(NamedTuple):
             try:
                 response, identity = self._attempt(method, target, content, content_type, idle or self.timeout)
             except Unreachable as error:
-                # Another thread has just replaced the pool; or an idle connection was closed by the other side.
+                # Another thread has replaced the pool; or the other side closed an idle connection.
                 if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
                         method != "POST" and attempt == 1 and isinstance(error.__cause__, exceptions.ProtocolError)):
                     log.info("%s; trying again", error)
@@ -3204,7 +3174,7 @@ class Api(NamedTuple):
         return self.call("GET", object_path(Key(resource, namespace, name)))
 
     def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
-        """`get` of what another object asks for; NotFound with a reason when there is none."""
+        """`get` of what another object asks for, else NotFound with a reason."""
         try:
             return self.get(resource, namespace, name)
         except Missing:
@@ -3214,9 +3184,7 @@ class Api(NamedTuple):
     def list_pages(self, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
                    limit: int = ANSWER_LIMIT, most: int = 10_000) -> Iterator[Document]:
         """The pages of a list, `most` at most; an expired continue token is an ApiError, and the caller lists anew.
-
-        A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
-        """
+        A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes."""
         api, path, token = self._replace(timeout=3 * self.timeout), api_path(resource, namespace), ""
         for _ in range(most):
             query = {"limit": str(size), "labelSelector": selector, "continue": token}
@@ -3241,11 +3209,10 @@ class Api(NamedTuple):
 
     def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
         """RFC 7386 patch -> the object as stored; a stale resourceVersion is a 409."""
-        return self.call("PATCH", object_path(key, subresource), body=body,
-                         content_type="application/merge-patch+json")
+        return self.call("PATCH", object_path(key, subresource), body=body, content_type="application/merge-patch+json")
 
     def delete(self, key: Key, options: Optional[Document] = None) -> bool:
-        """Delete an object -> whether it was there; `options` may hold preconditions, which fail as 409."""
+        """Whether an object was there to be deleted; preconditions in `options` fail as 409."""
         try:
             self.call("DELETE", object_path(key), body=options)
         except Missing:
@@ -3261,12 +3228,9 @@ class Api(NamedTuple):
         with time_limit(self.timeout):
             return self.send("GET", api_path(resource, namespace), query=query, idle=silence)
 
-    def with_short_timeout(self) -> Api:
-        return self._replace(timeout=5.0)
-
 
 def connect(cluster: Cluster) -> Api:
-    """Prepare the connection to a cluster; nothing is sent yet. Raises ConfigError for unusable certificates."""
+    """Prepare the connection to a cluster; nothing is sent yet. ConfigError for unusable certificates."""
     return Api(Session(cluster))
 
 # ================================================================================
@@ -4199,9 +4163,9 @@ class Download:
 # ================================================================================
 # 14. Controller — queue, feeders, workers, and how a decision is carried out
 #
-#     client-go's work queue (util/workqueue): a key added while it waits is there once; one added while it is worked on
-#     comes again afterwards, so no two workers hold the same key. Delays are instants of the wall clock, for they come
-#     from expirations; a waiting worker looks at it once a minute, so setting it does no lasting harm.
+#     client-go's work queue (util/workqueue): a key that waits is there once; one added while it is worked on comes
+#     again afterwards, so no two workers hold it. Delays are instants of the wall clock, as expirations are; a waiting
+#     worker looks at it once a minute, so setting it does no lasting harm.
 
 class Queue:
     """Keys to look at, now or at an instant (seconds since the epoch, as `clock` gives them)."""
@@ -4238,7 +4202,7 @@ class Queue:
                 if key is not None:
                     del self._ready[key]
                     self._working.add(key)
-                    self._changed.notify()  # this worker may be long; another one must know the next instant
+                    self._changed.notify()  # another one must know the next instant
                 if key is not None or not wait:
                     return key
                 self._changed.wait(pause)
@@ -4270,7 +4234,7 @@ class Queue:
 
 
 WORKERS = 4
-SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing counts as a failure
+SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing is a failure
 CACHE_LIFE, CACHE_SIZE = 5.0, 200  # seconds and entries; backups, locations, Secrets after a success
 
 GONE = Outcome("leave", "it is gone")
@@ -4278,11 +4242,9 @@ CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
 
 
 class Controller:
-    """The state of one running controller for one namespace; everything in it can be lost without harm.
-
-    now: its only clock. dry_run: `run_once` prints and changes nothing. verify_urls: fetch a byte with every URL before
-    it is handed out. allowed: files of this host that a location may name.
-    """
+    """The state of a controller for one namespace; all of it can be lost without harm. now: its only clock. dry_run:
+    `run_once` prints and changes nothing. verify_urls: fetch a byte with every URL before it is handed out. allowed:
+    files of this host that a location may name."""
     watch_seconds, silence = WATCH_SECONDS, WATCH_SILENCE
     stop_time = 3.0  # seconds for passes in hand in the end
 
@@ -4308,10 +4270,8 @@ class Controller:
             log.warning("%s", text)
 
     def note(self, error: Exception) -> Error:
-        """Log once which right is missing, and the line of a Role that grants it -> the error as one of the module.
-
-        A bug must end neither a worker nor a feeder: the controller would look healthy and see nothing.
-        """
+        """Log once the line of a Role that grants a missing right -> the error as one of the module. A bug must end
+        neither a worker nor a feeder: the controller would look healthy and see nothing."""
         if isinstance(error, ApiError) and error.status == 403:
             self.warn_once(error.hints)
         if isinstance(error, Error):
@@ -4320,7 +4280,7 @@ class Controller:
         return Error(f"unexpected {type(error).__name__}")
 
     def cached(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
-        """The result of `read`, kept for a few seconds after a success."""
+        """The result of `read`, kept for a few seconds."""
         now = self.now()
         until, value = self.cache.get(name, (now, None))
         if until > now:
@@ -4332,12 +4292,10 @@ class Controller:
         return value
 
     def read_spec(self, resource: Resource, name: str, field: str, asked_by: str) -> str:
-        """A name in the spec of a backup or restore."""
         return self.cached((resource.kind, name), lambda: _name(self.api.get_wanted(
             resource, self.namespace, name, f"{resource.kind}NotFound", asked_by), "spec", field))
 
     def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
-        """A storage location, and where its keys come from."""
         location = find_location(self.api, self.namespace, self.api.get_wanted(
             LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
         self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
@@ -4368,11 +4326,9 @@ class Controller:
         return record.key, is_news(old, record)
 
     def write_status(self, key: Key, body: Document) -> None:
-        """Patch the status, and perhaps annotations, where the live CRD takes them.
-
-        CRDs of Velero 1.6 to 1.8 have a status subresource, later ones do not, and upgrades leave them alone. With one,
-        a patch of the object silently drops the status; without one, /status is a 404.
-        """
+        """Patch the status, and perhaps annotations, where the live CRD takes them: those of Velero 1.6 to 1.8 have a
+        status subresource, later ones do not, and upgrades leave them alone. With one, a patch of the object silently
+        drops the status; without one, /status is a 404."""
         to_object = "annotations" in body["metadata"] or key.resource not in self.with_subresource
         for subresource in ("", "status") if to_object else ("status",):
             try:
@@ -4393,7 +4349,7 @@ class Controller:
         raise Error(f"the API server does not keep the status of {key}")
 
     def apply(self, request: Request, outcome: Outcome) -> None:
-        """Carry out an outcome, unless in a dry run; a new reason becomes an Event, too, if there is the right to."""
+        """Carry out an outcome, unless in a dry run; a new reason becomes an Event, too, with the right to."""
         annotations: Document = {}
         if outcome.verb == "delete" and not self.dry_run:
             self.api.delete(request.key, outcome.body)
@@ -4411,7 +4367,7 @@ class Controller:
             outcome = triage_download(request, self.now()) or self.answer(request)
         except Busy as error:
             return Outcome("leave", str(error), again=self.now() + BUSY_PAUSE)
-        except Exception as error:  # also a bug must leave a reason and an expiration on the request that triggers it
+        except Exception as error:  # also a bug must leave a reason and an expiration
             outcome = refuse_download(request, self.note(error), self.now())
         try:
             self.apply(request, outcome)
@@ -4466,14 +4422,13 @@ class Controller:
         log.log(level, "%s", text)
 
     def work(self) -> None:
-        """A worker; the next look is after a failure with back-off, but not beyond `again`; else then, or never."""
+        """The next look is after a failure with back-off, but not beyond `again`; else then, or never."""
         for key in iter(self.queue.take, None):
             outcome = self.look_at(key)
             self.log_outcome(key, outcome)
             instant = outcome.again.timestamp() if outcome.again else math.inf
             if outcome.failed:
-                pause = backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP)
-                instant = min(instant, self.now().timestamp() + pause)
+                instant = min(instant, self.now().timestamp() + backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP))
             self.queue.add_at(key, instant)
             self.queue.done(key)
 
@@ -4511,10 +4466,8 @@ class Controller:
                 self.versions[resource] = _text(document, "metadata", "resourceVersion")
 
     def feed(self, resource: Resource) -> None:
-        """A feeder: list once, then watch; list again when the API no longer has the version; never gives up.
-
-        A watch that ended before it had lived or brought something is a failure, followed by a back-off.
-        """
+        """List once, then watch; list again when the API no longer has the version; never give up. A watch that ended
+        before it had lived or brought something is a failure, followed by a back-off."""
         failures, logged = 0, ""
         while not self.stop.is_set():
             started, before, error = time.monotonic(), self.events[resource], None
@@ -4525,12 +4478,12 @@ class Controller:
             except Exception as caught:
                 error = self.note(caught)
                 if isinstance(error, (Unreachable, Missing)) or is_version_expired(error):
-                    self.versions.pop(resource, None)  # start from a list: who knows what the API server is now
+                    self.versions.pop(resource, None)  # who knows what the API server is now
             lived = time.monotonic() - started
             failures = 0 if self.events[resource] > before or lived > SHORT_WATCH else failures + 1
             if failures == 1 and is_version_expired(error):
                 continue  # nothing is wrong, only the version is too old
-            cures = error.hints if error and getattr(error, "status", 0) != 403 else ()
+            cures = error.hints if error and error.status != 403 else ()
             trouble = "; ".join([str(error or "the watch ended at once"), *cures]) if failures else ""
             if trouble not in ("", logged) and not self.stop.is_set():
                 log.warning("%s: %s; trying again", resource.plural, redact(trouble))
@@ -4557,7 +4510,7 @@ def give_large_blocks_back() -> None:
 
 
 def run_controller(controller: Controller) -> None:
-    """Serve both kinds until `controller.stop` is set; a pass in hand is finished, if it can be soon."""
+    """Serve both kinds until `controller.stop` is set; a pass in hand is finished, if soon."""
     threads = [threading.Thread(target=controller.work, daemon=True) for _ in range(WORKERS)]
     threads += [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_KINDS]
     for thread in threads:
@@ -4575,15 +4528,16 @@ def run_controller(controller: Controller) -> None:
 # 15. Client — create, wait, stream, tidy up; or do without a controller
 
 LIST_SIZE = 500  # objects a page of a client's list
-JSON_LIMIT = 16 << 20  # bytes of a JSON artifact that a screen is made of
-SCREEN_ELEMENTS = 200_000  # and its elements, because each may become several lines
+JSON_LIMIT = 16 << 20  # bytes of a JSON artifact on a screen
+SCREEN_ELEMENTS = 200_000  # and its elements; each may become several lines
+SHORT_TIMEOUT = 5.0  # seconds for a call that only tidies up or explains
 MAX_POLL = 1.0  # seconds between two reads of a request, when it takes long
-NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
+NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # as in Kubernetes' own random names; they spell no words
 
 
 @contextlib.contextmanager
 def adding_hints(cures: Callable[[Error], Iterable[str]]) -> Iterator[None]:
-    """Give an error that passes the hints that `cures` has for it."""
+    """Give an error that passes further hints."""
     try:
         yield
     except Error as error:
@@ -4603,11 +4557,11 @@ def get_existing(api: Api, resource: Resource, namespace: str, name: str) -> Doc
 
 
 def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
-    """Run a few tasks at once, in threads -> what each returned or the Error that it raised, in their order."""
+    """Run a few tasks in threads -> what each returned or the Error that it raised, in their order."""
     def work(number: int, task: Callable[[], Any]) -> None:
         try:
             results[number] = task()
-        except Exception as error:  # a thread cannot raise; whoever reads the results sees it
+        except Exception as error:  # whoever reads the results sees it
             log.debug("raised at:", exc_info=True)
             results[number] = error if isinstance(error, Error) else Error(
                 f"unexpected {type(error).__name__}: {one_line(error)}")
@@ -4642,14 +4596,14 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
 
 
 def random_suffix() -> str:
-    """A random end for a request's name, as API servers make one for generateName."""
+    """A random end for a request's name, as for generateName."""
     return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
 
 
 def delete_request(api: Api, key: Key) -> None:
-    """Delete a request; when that fails, the controller will when it expires."""
+    """Delete a request; if that fails, the controller will when it expires."""
     try:
-        if api.with_short_timeout().delete(key):
+        if api._replace(timeout=SHORT_TIMEOUT).delete(key):
             log.info("deleted %s", key)
     except Error as error:
         log.info("%s stays until it expires: %s", key, error)
@@ -4657,8 +4611,8 @@ def delete_request(api: Api, key: Key) -> None:
 
 @contextlib.contextmanager
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
-    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C, and when
-    no answer to the create came, for its name is known before."""
+    """Create a request for as long as the context lasts. It is deleted also on failure, on Ctrl-C, and when no answer
+    to the create came, for its name is known before."""
     request = request_from(resource, document)
     key, kind = request.key, request.target_kind
     with contextlib.ExitStack() as end:
@@ -4711,8 +4665,8 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
 
 def wait_for(api: Api, key: Key, document: Document, what: str, answer: Callable[[Document], Any], seconds: float,
              poll: float) -> Any:
-    """Wait for what `answer` finds in an object -> that; TimedOut after so many seconds. what: is waited for, to be
-    shown. poll: seconds between the first two looks, where it may not be watched."""
+    """What `answer` finds in an object at last; TimedOut after so many seconds. what: shown meanwhile. poll: seconds
+    between the first two looks, where it may not be watched."""
     with api.waiting(what, seconds), contextlib.closing(_copies(api, key, document, seconds, poll)) as copies:
         for found in filter(None, map(answer, copies)):
             return found
@@ -4720,7 +4674,7 @@ def wait_for(api: Api, key: Key, document: Document, what: str, answer: Callable
 
 
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
-    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
+    """The URL that answers a DownloadRequest; a reason that a controller left ends the waiting."""
     request = request_from(DOWNLOAD_REQUESTS, stored)
     what = f"{request.target_kind} of {request.target_name}"
 
@@ -4737,7 +4691,7 @@ def answered_url(api: Api, stored: Document, timeout: float) -> str:
 
 
 def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
-    """The storage location that an artifact lies in: a backup's own, a restore's that of the backup it came from."""
+    """The storage location of an artifact: a restore's is that of the backup it came from."""
     owner = get_existing(api, artifact.owner, namespace, name)
     if artifact.owner == RESTORES:
         owner = get_existing(api, BACKUPS, namespace, _name(owner, "spec", "backupName"))
@@ -4750,7 +4704,7 @@ def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Do
 
 
 def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust:
-    """Whom to trust for a store: the location's caCert, as the velero CLI does since 1.17; else only the system."""
+    """Whom to trust for a store: the location's caCert, as the velero CLI since 1.17, else the system."""
     try:
         location = location_from(read_location(api, namespace, artifact, name))
         return trust_in(with_authority(api, namespace, location))._replace(insecure=False)
@@ -4762,7 +4716,7 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
 @contextlib.contextmanager
 def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
                      trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[UrlSource]:
-    """An artifact by a DownloadRequest, and by another one when its URL has expired; arguments as `read_artifact`."""
+    """An artifact by a DownloadRequest, and another one when its URL has expired; arguments as `read_artifact`."""
     artifact = target_of(kind, name)
     with contextlib.ExitStack() as requests:
 
@@ -4784,19 +4738,17 @@ def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout:
 
 def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
                   trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[bytes]:
-    """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated.
-
-    timeout: seconds to wait for the URL. idle: seconds between two chunks, while the transfer may take as long as it
-    does; where the line breaks it goes on at the same byte. trust: None asks the location. Close the generator
-    (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist, RequestFailed with
-    the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
-    """
+    """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated. Where
+    the line breaks, it goes on at the same byte. timeout: seconds to wait for the URL; idle: between two chunks, while
+    all may take as long as it does. trust: None asks the location. Close the generator (`contextlib.closing`) to tidy
+    up early. Raises InvalidRequest for a target that cannot exist, RequestFailed with the controller's reason,
+    TimedOut, ApiError, StoreError or Unreachable."""
     with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle) as source:
         yield from Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).chunks()
 
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **how: Any) -> None:
-    """`read_artifact` into a writer, which stays open, and whose own errors come out as they are."""
+    """`read_artifact` into a writer, which stays open and whose errors come out as they are."""
     with contextlib.closing(read_artifact(api, namespace, kind, name, **how)) as chunks:
         for chunk in chunks:
             write_all(writer, chunk)
@@ -4805,7 +4757,7 @@ def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **h
 SMALL_TIME = 120.0  # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
 LISTING_PAGES = 1000  # of 1,000 names each
 LISTING_LIMIT = 16 << 20  # bytes of a page, or of a velero-backup.json
-BACKUPS_LIMIT = 256 << 20  # bytes of all of these together; in memory an element is some more
+BACKUPS_LIMIT = 256 << 20  # bytes of all of these; in memory an element is some more
 ELEMENT_WEIGHT = 32  # bytes
 
 
@@ -4820,7 +4772,7 @@ def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterab
 
 
 class Bucket:
-    """A location's bucket, read without a controller; object keys are whole, the location's prefix included."""
+    """A location's bucket, read without a controller; keys include the location's prefix."""
 
     def __init__(self, location: Location, plan: Plan, trust: Trust, idle: float = IDLE_LIMIT):
         self.location, self.trust, self.idle = location, trust, idle
@@ -4857,7 +4809,7 @@ class Bucket:
         raise StoreError(f"{what} has no end")
 
     def _contents(self, folder: str, rows: List[Tuple[str, str]]) -> Iterator[Tuple[str, str, Any]]:
-        """The velero-backup.json of each row, or why there is none, some at a time so that they need little memory."""
+        """The velero-backup.json of each row, or why there is none, some at a time to save memory."""
         for start in range(0, len(rows), POOL_SIZE):
             group = rows[start:start + POOL_SIZE]
             read = side_by_side(functools.partial(self.read_small, f"{folder}{name}/velero-backup.json", what)
@@ -4866,8 +4818,8 @@ class Bucket:
 
     def backups(self, where: str, wanted: Iterable[str], troubles: List[Error], left: int = BACKUPS_LIMIT
                 ) -> Iterator[Document]:
-        """The Backups in it, all or those wanted; what is no Backup is passed over. where: names the bucket in errors.
-        troubles: gets why some cannot be read. left: the bytes that may be read."""
+        """The Backups in it, all or those wanted. where: names the bucket in errors. troubles: gets why some cannot be
+        read. left: the bytes that may be read."""
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
         rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
                 if is_object_name(name) and (not wanted or name in wanted)]
@@ -4941,7 +4893,7 @@ def decode_json(chunks: Iterable[bytes]) -> Any:
 
 
 def read_related(api: Api, namespace: str, resource: Resource, selector: str) -> List[Document]:
-    """Objects that belong to another one; a kind that the cluster does not serve has none."""
+    """Objects that belong to another one; none of a kind that is not served."""
     with contextlib.suppress(Missing):
         return list_all(api, resource, namespace, selector)[0]
     return []
@@ -4949,9 +4901,8 @@ def read_related(api: Api, namespace: str, resource: Resource, selector: str) ->
 
 def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
                 trust: Optional[Trust]) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
-    """What a screen shows besides an object, read side by side: related objects, and artifacts by kind; an Error stands
-    for what could not be read. This thread alone makes and deletes the requests, so Ctrl-C leaves none; deleting them
-    ends the threads that still wait for an answer."""
+    """What a screen shows besides an object: related objects, and artifacts by kind, or the Error why not. This thread
+    alone makes and deletes the requests, so Ctrl-C leaves none; that ends threads that still wait for an answer."""
     name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
     whom = trust or (find_trust(api, namespace, artifact, name) if kinds else Trust())
 
@@ -5013,8 +4964,8 @@ def check_location(api: Api, namespace: str, kind: str, name: str) -> Iterator[s
 
 
 def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
-    """Why a request got no answer, as far as the caller's rights let it be seen; at least one sentence."""
-    api, found, blind = api.with_short_timeout(), [], False
+    """Why a request got no answer, as far as one's rights let it be seen; at least one sentence."""
+    api, found, blind = api._replace(timeout=SHORT_TIMEOUT), [], False
     direct = ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(kind)
     for check in (check_server(api, namespace), check_location(api, namespace, kind, name)):
         try:
@@ -5042,7 +4993,7 @@ COMPLETION_TIMEOUT = 1.0  # seconds for names that a shell completes
 
 
 def find_namespace() -> str:
-    """Velero's namespace when -n does not say: VELERO_NAMESPACE, else the velero CLI's configuration, else velero."""
+    """Velero's namespace by VELERO_NAMESPACE, else the velero CLI's configuration, else velero."""
     name = os.environ.get("VELERO_NAMESPACE") or _text(read_velero_config(), "namespace") or DEFAULT_NAMESPACE
     if not is_object_name(name):
         raise ConfigError(f"{one_line(name, 64)!r} cannot be the name of a namespace", hints=[
@@ -5051,7 +5002,7 @@ def find_namespace() -> str:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Write to stderr; when that cannot take it, such as on a full disk, the exit code has to do."""
+    """Write to stderr; when that cannot take it, the exit code has to do."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text + end)
         sys.stderr.flush()
@@ -5067,8 +5018,8 @@ def report(*errors: Error) -> int:
 
 @contextlib.contextmanager
 def progress(text: Callable[[float], str]) -> Iterator[None]:
-    """A line on stderr while the context lasts, redrawn on a terminal; `text` makes it of the seconds that have passed,
-    and while that is empty, nothing is shown."""
+    """A line on stderr, redrawn on a terminal, while the context lasts; `text` makes it, or nothing, of the seconds
+    that have passed."""
     began, terminal, over = time.monotonic(), sys.stderr.isatty(), threading.Event()
 
     def draw() -> None:
@@ -5098,8 +5049,8 @@ def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
                     f"{format_duration(max(0, round(seconds - passed)))} more")
 
 
-# A shell completes a word by what `completions` finds, where that is nothing by files. `--flag=value` is three words in
-# bash; zsh and fish complete the value alone.
+# Where `completions` finds nothing, files complete. `--flag=value` is three words in bash; zsh and fish complete the
+# value alone.
 COMPLETION_SCRIPTS = {
     "bash": """_velero_requests() {
     local IFS=$'\\n'
@@ -5129,7 +5080,7 @@ complete -c velero_requests.py -n __velero_requests -f -a '$__velero_requests_fo
 
 
 class Options:
-    """What the command line says, as argparse puts it into attributes, and the commands (`Command.run`)."""
+    """What the command line says, set by argparse, and the commands (`Command.run`)."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)  # and type checkers know that there are some
@@ -5147,11 +5098,10 @@ class Options:
         if not path:
             return None
         trust = Trust(read_file(path, "certificate authority"), source=f"the certificate authority {path}")
-        tls_context(trust._replace(alone=True))  # to fail before anything is asked of anybody
+        tls_context(trust._replace(alone=True))  # to fail before anybody is asked
         return trust
 
     def run_controller(self) -> None:
-        """Serve until told to stop, or once."""
         api, server = self.api(), Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
         controller = Controller(api, self.namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
                                 allowed=self.allow_credentials_file)
@@ -5160,20 +5110,20 @@ class Options:
             return
 
         def stop(number: int, _frame: Any) -> None:
-            signal.signal(number, signal.SIG_DFL)  # a second one leaves at once, the first finishes the passes in hand
+            signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
             controller.stop.set()
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        give_large_blocks_back()  # of this process, which is nobody else's as it would be in a library
+        give_large_blocks_back()  # a library would do so to somebody else's process
         log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", self.namespace,
                  redact(api.session.cluster.server))
         run_controller(controller)
         log.info("stopped")
 
     def open_bucket(self, api: Optional[Api] = None, document: Optional[Document] = None) -> Bucket:
-        """The bucket of a storage location of the cluster, without one that of --location; --credentials-file opens it,
-        else the location's Secret, else the environment."""
+        """The bucket of a storage location, without one that of --location; --credentials-file opens it, else its
+        Secret, else the environment."""
         if document is None and os.path.isdir(self.location):
             return FolderBucket(self.location)
         location = find_location(api, self.namespace, document) if document else location_of_file(self.location)
@@ -5188,7 +5138,7 @@ class Options:
         return Bucket(location, plan, trust, self.idle_timeout)
 
     def find_owner(self, artifact: Artifact) -> Api:
-        """The cluster, after a check that the artifact's owner exists there and, for a log, has finished."""
+        """The cluster; the artifact's owner exists there and, for a log, has finished."""
         api = self.api()
         with adding_hints(lambda error: ["--location FILE and --credentials-file FILE need no cluster"] * isinstance(
                 error, Unreachable)):
@@ -5225,7 +5175,7 @@ class Options:
                             if isinstance(error, TimedOut) else ())
 
     def fetch(self, source: Source, output: str) -> None:
-        """Download one artifact to a file, or to stdout for `-`; progress is shown unless it mixes with the output."""
+        """Download one artifact to a file or stdout (`-`); progress is shown unless it mixes with the output."""
         hidden = self.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty()))
         download = Download(source, f"{self.kind} of {self.name}", gunzip=TARGETS[self.kind].gunzip)
         began = time.monotonic()
@@ -5280,11 +5230,11 @@ class Options:
         return None if self.quiet or output == "-" else f"{what} {name} has been successfully downloaded to {output}\n"
 
     def find_backups(self, troubles: List[Error]) -> List[Document]:
-        """The Backups in --location, else in every location of the cluster, by name; troubles: gets what is missing.
-        Of several with one name each is shown, its location called as it is here, as by Velero's sync."""
+        """The Backups in --location, else in every location of the cluster, by name, also several of one; their
+        location is called as it is here, as by Velero's sync. troubles: gets what is missing."""
         if self.selector:
             raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
-        self.trust()  # what is wrong with it is said once, not for each location
+        self.trust()  # fails once, not for each location
         api = None if self.location else self.api()
         backups: Dict[str, List[Document]] = {name: [] for name in self.names}
         for location in list_all(api, LOCATIONS, self.namespace)[0] if api else [None]:
@@ -5305,7 +5255,7 @@ class Options:
         return [backup for name in self.names or sorted(backups) for backup in backups[name]]
 
     def run_get(self) -> int:
-        """Backups or restores; what cannot be listed is said on stderr, and decides the exit code."""
+        """What cannot be listed is said on stderr, and decides the exit code."""
         version, troubles = "", []  # type: Tuple[str, List[Error]]
         if self.direct:
             documents = self.find_backups(troubles)
@@ -5329,7 +5279,7 @@ class Options:
         return wanted and self.output != "json" and not os.environ.get("NO_COLOR")
 
     def run_describe(self) -> int:
-        """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code."""
+        """What is missing on a screen is also said on stderr, and decides the exit code."""
         api, resource, trust, timeout = self.api(), self.resource, self.trust(), self.timeout
         structured, screens, troubles = self.output == "json", [], []  # type: Tuple[bool, List[Any], List[Error]]
         for document in find_documents(api, resource, self.namespace, self.names, self.selector)[0]:
@@ -5374,13 +5324,12 @@ TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> i
                  "{!r} is no time to wait; write for example 30s, 5m or 1h30m"),
     "KIND=NAME": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
                   "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")}
-TYPES["FILE|DIR"] = TYPES["FILE"]
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
 
 
 def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
-    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type, and without that
-    it is a switch, as velero takes them: `--flag`, `--flag=false`. shown: what --help says; None hides it."""
+    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type, else it is a
+    switch as velero's: `--flag`, `--flag=false`. shown: what --help says; None hides it."""
     *names, takes = usage.split()
     if takes[0] == "-":
         names, takes = [*names, takes], "BOOL"
@@ -5388,7 +5337,7 @@ def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
 
     def read(text: str) -> Any:
         import argparse
-        convert, complaint = TYPES.get(takes, (str, ""))
+        convert, complaint = TYPES.get(takes.partition("|")[0], (str, ""))
         with contextlib.suppress(ValueError):
             value = convert(text)
             if value is not None:
@@ -5443,7 +5392,7 @@ OUTPUT_FORMAT = argument("-o --output FORMAT", "table, json or yaml", choices=("
 
 
 def owner_commands(resource: Resource) -> Tuple[Command, ...]:
-    """What can be done to backups and restores, each with velero's verb-first aliases."""
+    """Commands for backups or restores, with velero's verb-first aliases."""
     noun, is_backup = resource.kind.lower(), resource is BACKUPS
     one = argument(f"name {noun.upper()}", f"name of the {noun}")
     many = (argument(f"names {noun.upper()}", f"names of {noun}s (default: all)", nargs="*"),
@@ -5502,11 +5451,11 @@ EPILOG = """exit codes:
 
 
 def build_parser(words: str = "") -> Any:
-    """The parser of one command; for a group of commands, or none, a parser that only lists commands."""
+    """The parser of one command; for a group, or none, one that only lists commands."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
-        """argparse, but a wrong command line is an Error like any other, and help that cannot be written an OSError."""
+        """Here a wrong command line is an Error, and help that cannot be written an OSError."""
 
         def error(self, message: str) -> Any:
             raise UsageError(message, hints=[f"see `{self.prog} --help`"])
@@ -5531,14 +5480,14 @@ def build_parser(words: str = "") -> Any:
 
 
 def value_of(flag: str) -> Optional[Dict[str, Any]]:
-    """The keywords of a flag that takes the next word as its value; None for others."""
+    """The keywords of a flag that takes the next word as its value, else None."""
     keywords = KEYWORDS.get(re.sub("^-v+(?=[a-zA-Z]$)", "-", flag), {"nargs": 0})  # -vn is -v -n
     return keywords if "nargs" not in keywords and keywords.get("action", "append") == "append" else None
 
 
 def split_words(argv: Iterable[str]) -> Tuple[str, List[str], List[str]]:
-    """A command line -> the words of its command, the others, which are all when they name none, and the flags with
-    their values, which may stand anywhere."""
+    """A command line -> the words of its command, other words (all when they name none), and the flags with their
+    values, which may stand anywhere."""
     words, flags, rest = [], [], iter(argv)
     for word in rest:
         if word == "--":
@@ -5571,7 +5520,7 @@ def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
 
 
 def known_names(name: str, flags: List[str]) -> List[str]:
-    """The names of backups or restores that a command could take; none when the cluster does not tell them in time."""
+    """The names of backups or restores for a command; none when the cluster does not tell them in time."""
     found: List[str] = []
 
     def ask() -> None:
@@ -5609,7 +5558,7 @@ def completions(argv: List[str]) -> List[str]:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Log lines without signatures, tokens and control characters; on a terminal they go over a line of progress."""
+    """No secrets and control characters; on a terminal, lines go over that of progress."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(printable(super().formatMessage(record)))
@@ -5619,18 +5568,18 @@ class RedactingFormatter(logging.Formatter):
 
 
 def configure_logging(serving: bool, verbose: int) -> None:
-    """Log to stderr: a controller with time and level, a client only warnings unless -v is given."""
+    """Log to stderr: a controller with time and level, a client only warnings without -v."""
     import warnings
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(max(logging.DEBUG, (logging.INFO if serving else logging.WARNING) - 10 * verbose))
-    warnings.filterwarnings("ignore", module="urllib3")  # it would repeat on every call that nothing is verified
+    warnings.filterwarnings("ignore", module="urllib3")  # on every call, that nothing is verified
 
 
 def terminate(number: int, _frame: Any) -> None:
-    """End a client by a signal as Ctrl-C does: its request and its temporary file are removed first."""
+    """End a client as Ctrl-C does: its request and its temporary file are removed first."""
     error = KeyboardInterrupt()
     error.number = number  # type: ignore[attr-defined]
     raise error
@@ -5664,8 +5613,8 @@ MISSING_PACKAGE = (
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The command line -> exit code; the only place that turns errors into exit codes. An OSError comes from stdout:
-    files, sockets and the cluster turn theirs into an Error."""
+    """The command line -> exit code; no other place makes one of an error. An OSError comes from stdout: files, sockets
+    and the cluster turn theirs into an Error."""
     sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
         if sys.stdout is None:
