@@ -102,7 +102,6 @@ class Exit(enum.IntEnum):
 
 
 EXIT_OF_STATUS = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}
-DEFAULT_NAMESPACE = "velero"
 PROGRAM = "velero_requests.py"
 MESSAGE_LIMIT = 1024  # characters; what core/v1 Event allows for a message
 
@@ -234,7 +233,7 @@ _DURATION_PART = rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_DURATION_UNITS)})"
 
 
 def parse_duration(text: str) -> float:
-    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else or beyond 292 years."""
+    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError also beyond 292 years."""
     match = re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII) if len(text) <= 100 else None
     seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text[:100]))
     if not match or seconds >= 2 ** 63 / 1e9:
@@ -243,7 +242,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float, digits: int = 3) -> str:
-    """Seconds -> Go's notation (`1m0s`, `1.5s`, `250ms`), with so many digits of a second; Go has 9."""
+    """Seconds -> Go's notation, with so many digits of a second; Go has 9."""
     number = round(round(abs(seconds), digits) * 1e9)
     units = ((10 ** 9, "s"), (10 ** 6, "ms"), (10 ** 3, "µs"), (1, "ns"))
     unit, name = next((row for row in units if number >= row[0]), units[0])
@@ -691,12 +690,10 @@ def answer_download(request: Request, key: str, url: str, expires: datetime) -> 
 
 def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
     """A reason, written once, and an expiration that later failures do not move."""
-    limit, message = now + URL_LIFE, one_line(redact(str(error)), MESSAGE_LIMIT)
-    why = f"{error.reason}: {message}"
-    again = min(request.expiration or limit, limit)
+    limit, reason, message = now + URL_LIFE, error.reason, one_line(redact(str(error)), MESSAGE_LIMIT)
+    why, again = f"{reason}: {message}", min(request.expiration or limit, limit)
     status = {} if again == request.expiration else {"expiration": format_time(limit)}
-    is_known = (request.reason, request.message) == (error.reason, message)
-    annotations = {} if is_known else {REASON: error.reason, MESSAGE: message}
+    annotations = {} if (request.reason, request.message) == (reason, message) else {REASON: reason, MESSAGE: message}
     if not status and not annotations:
         return Outcome("leave", why, again=again, failed=error.retry)
     return _patch(request, why, again, error.retry, status=status, annotations=annotations)
@@ -719,10 +716,9 @@ def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
     if request.deleting:
         return Outcome("leave", "it is being deleted")
     if request.phase in UNANSWERED:
-        plugins = [{"kind": kind, "name": name} for kind, name in server.plugins]
-        return _patch(request, f"answered with {server.version}, plugins: {len(plugins)}", again, status={
-            "phase": PROCESSED, "processedTimestamp": format_time(now), "serverVersion": server.version,
-            "plugins": plugins})
+        status = {"phase": PROCESSED, "processedTimestamp": format_time(now), "serverVersion": server.version,
+                  "plugins": [{"kind": kind, "name": name} for kind, name in server.plugins]}
+        return _patch(request, f"answered with {server.version}, plugins: {len(server.plugins)}", again, status=status)
     if request.phase != PROCESSED:
         return Outcome("leave", f"unknown phase {one_line(request.phase, 64)!r}")
     answered = request.processed if request.processed and request.processed <= now else min(request.created or now, now)
@@ -754,12 +750,11 @@ def is_version_expired(error: Optional[Error]) -> bool:
 def event_for(request: Request, reason: str, message: str, now: datetime) -> Document:
     """An Event that shows a request's reason in `kubectl describe`."""
     (resource, namespace, name), instant = request.key, format_time(now)
-    return {
-        "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message,
-        "metadata": {"generateName": f"{name[:40].rstrip('-.')}-", "namespace": namespace},
-        "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace, "name": name,
-                           "uid": request.uid, "resourceVersion": request.version},
-        "source": {"component": "velero-requests"}, "count": 1, "firstTimestamp": instant, "lastTimestamp": instant}
+    return {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message, "count": 1,
+            "metadata": {"generateName": f"{name[:40].rstrip('-.')}-", "namespace": namespace},
+            "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace,
+                               "name": name, "uid": request.uid, "resourceVersion": request.version},
+            "source": {"component": "velero-requests"}, "firstTimestamp": instant, "lastTimestamp": instant}
 
 
 def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
@@ -922,9 +917,8 @@ def location_from(document: Document) -> Location:
                               reason="UnsupportedProvider")
         _check_location(bucket, {**config, "objectStorage.prefix": prefix}, ca_cert)
     return Location(
-        name=name, bucket=bucket, prefix=prefix,
+        name=name, bucket=bucket, prefix=prefix, s3_url=config["s3Url"], public_url=config["publicUrl"],
         region="us-east-1" if config["region"] == "aws-global" else config["region"],  # an alias
-        s3_url=config["s3Url"], public_url=config["publicUrl"],
         path_style=_GO_BOOLS[config["s3ForcePathStyle"]], insecure=_GO_BOOLS[config["insecureSkipTLSVerify"]],
         ca_cert=ca_cert or b"", ca_secret=(_name(storage, "caCertRef", "name"), _name(storage, "caCertRef", "key")),
         secret_name=_name(credential, "name"), secret_key=_name(credential, "key"),
@@ -1260,7 +1254,7 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -
     if plan is None and (named or any(key.startswith(_SOURCE_KEYS) for key in shared.get("default", {}))):
         plan = plan_profile(shared, named or "default", source, environment)
     plan = plan or plan_container(environment)
-    if plan is None and any(map(own.get, KEY_NAMES[:2])):  # the plugin goes on, and nobody learns of the typing error
+    if plan is None and any(map(own.get, KEY_NAMES[:2])):  # the plugin goes on, and nobody learns of it
         raise CredentialsError("the environment has only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; set both")
     plan = plan or plan_instance(environment)
     if plan is None:
@@ -1284,7 +1278,7 @@ class Entry(Reader):
         return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
 
     def pem(self, name: str) -> Union[bytes, str]:
-        """The PEM of `name-data`, else the path that `name` says, else nothing."""
+        """The PEM of `name-data`, else the path at `name`, else nothing."""
         data = decode_base64(self.get(f"{name}-data"))
         if data is None:
             raise ConfigError(f"{self.where}: {name}-data is not base64")
@@ -1324,7 +1318,7 @@ class Identity(NamedTuple):
 
 
 def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
-    """The first entry of a name, which counts whole; a user that does not exist is anonymous, as in kubectl."""
+    """The first entry of a name; a user that does not exist is anonymous, as in kubectl."""
     names = []
     for file in files:
         for item in file.get(f"{kind}s", list):
@@ -1404,9 +1398,8 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     return Cluster(
         parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority,
         cluster.get("insecure-skip-tls-verify", bool) and not authority, cluster.get("tls-server-name"),
-        proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
-        cluster.get("disable-compression", bool), configs[0] if configs else None,
-        impersonate=_impersonation_headers(user), **identity)
+        proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"), cluster.get("disable-compression", bool),
+        configs[0] if configs else None, impersonate=_impersonation_headers(user), **identity)
 
 
 def identity_from_exec(answer: Any, where: str, version: str) -> Identity:
@@ -3031,11 +3024,6 @@ def read_velero_config() -> Document:
 #
 #     urllib3 does transport, without retries and redirects of its own. What may be sent twice is retried here.
 
-def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
-    """What an Api shows while it waits, unless told otherwise."""
-    return contextlib.nullcontext()
-
-
 RETRY_STATUS = (429, 500, 502, 503, 504)
 ANSWER_LIMIT = 48 << 20  # bytes; PAGE_SIZE objects of etcd's 1.5 MB fit in
 WATCH_SECONDS = (31, 34)  # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
@@ -3099,7 +3087,8 @@ class Api(NamedTuple):
     """One Kubernetes API server: `send` and `call` make an exchange, the others are verbs over them."""
     session: Session
     timeout: float = READ_TIMEOUT  # seconds that a call may take, all its tries together
-    waiting: Callable[[str, float], ContextManager[None]] = show_nothing  # what is waited for, and how long
+    # Shows what is waited for, and how long at most.
+    waiting: Callable[[str, float], ContextManager[Any]] = lambda _what, _seconds: contextlib.nullcontext()
 
     def _tell_warnings(self, headers: Any) -> None:
         """Show each `Warning: 299 - "text"` of the API server once."""
@@ -3212,7 +3201,7 @@ class Api(NamedTuple):
         return self.call("PATCH", object_path(key, subresource), body=body, content_type="application/merge-patch+json")
 
     def delete(self, key: Key, options: Optional[Document] = None) -> bool:
-        """Whether an object was there to be deleted; preconditions in `options` fail as 409."""
+        """Delete an object -> whether it was there; preconditions in `options` fail as 409."""
         try:
             self.call("DELETE", object_path(key), body=options)
         except Missing:
@@ -3221,7 +3210,7 @@ class Api(NamedTuple):
 
     def open_watch(self, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
                    silence: float = WATCH_SILENCE) -> Response:
-        """Watch all objects or the one named after `version`, for so many seconds -> a response for watch_events."""
+        """Watch all objects or the one named after `version` -> a response for watch_events."""
         query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
                  "timeoutSeconds": str(max(1, math.ceil(seconds))),
                  "fieldSelector": f"metadata.name={name}" if name else ""}
@@ -4184,7 +4173,7 @@ class Queue:
             self._changed.notify()
 
     def add_at(self, key: Any, instant: float) -> None:
-        """Look at this key at an instant, or never for infinity; this replaces an instant set earlier."""
+        """Look at this key at an instant, or never for infinity, instead of one set earlier."""
         with self._changed:
             if instant == math.inf:
                 self._due.pop(key, None)
@@ -4503,7 +4492,7 @@ class Controller:
 
 
 def give_large_blocks_back() -> None:
-    """Let glibc return the memory of large objects at once; its threads would keep some MiB each."""
+    """Let glibc return memory of large objects at once; its threads would keep some MiB each."""
     import ctypes
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
         ctypes.CDLL(None).mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD, which otherwise grows
@@ -4576,7 +4565,7 @@ def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
 
 
 def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -> Tuple[List[Document], str]:
-    """The objects that a label selector chooses, in the API's order, and the version of the list."""
+    """The objects that a selector chooses, in the API's order, and the version of the list."""
     pages = list(api.list_pages(resource, namespace, selector, LIST_SIZE))
     items = itertools.chain(*(found for found in (_at(page, "items") for page in pages) if isinstance(found, list)))
     return [item for item in items if isinstance(item, dict)], _text(pages[0], "metadata", "resourceVersion")
@@ -4584,7 +4573,7 @@ def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -
 
 def find_documents(api: Api, resource: Resource, namespace: str, names: List[str], selector: str
                    ) -> Tuple[List[Document], str]:
-    """Backups or restores in the order named, else those that a selector chooses, and the version of the list."""
+    """Objects in the order named, else those that a selector chooses, and the version of the list."""
     if names:
         return [get_existing(api, resource, namespace, name) for name in names], ""
     try:
@@ -4596,7 +4585,7 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
 
 
 def random_suffix() -> str:
-    """A random end for a request's name, as for generateName."""
+    """The random end of a request's name."""
     return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
 
 
@@ -4613,8 +4602,7 @@ def delete_request(api: Api, key: Key) -> None:
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
     """Create a request for as long as the context lasts. It is deleted also on failure, on Ctrl-C, and when no answer
     to the create came, for its name is known before."""
-    request = request_from(resource, document)
-    key, kind = request.key, request.target_kind
+    key, kind = request_from(resource, document).key, _text(document, "spec", "target", "kind")
     with contextlib.ExitStack() as end:
         end.callback(delete_request, api, key)
         try:
@@ -4633,7 +4621,7 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
 
 
 def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float) -> Iterator[Document]:
-    """The copy in hand, then newer ones for so long: from a watch, and by polling when that ends or fails."""
+    """The copy in hand, then newer ones: from a watch, and by polling when that ends or fails."""
     yield document
     deleted = Error(f"{key} was deleted by somebody else before it was answered")
     left, deadline = max(0.1, seconds), time.monotonic() + seconds
@@ -4651,7 +4639,7 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
     for attempt in itertools.count(1):
         left = deadline - time.monotonic()
         time.sleep(max(0.0, min(left, backoff(attempt, poll, MAX_POLL))))
-        try:  # once more after the deadline, for a watch may have been silent
+        try:  # once more after the deadline: a watch may have been silent
             yield api.get(*key)
         except Missing:
             raise deleted from None
@@ -4808,14 +4796,6 @@ class Bucket:
             query["continuation-token"] = token
         raise StoreError(f"{what} has no end")
 
-    def _contents(self, folder: str, rows: List[Tuple[str, str]]) -> Iterator[Tuple[str, str, Any]]:
-        """The velero-backup.json of each row, or why there is none, some at a time to save memory."""
-        for start in range(0, len(rows), POOL_SIZE):
-            group = rows[start:start + POOL_SIZE]
-            read = side_by_side(functools.partial(self.read_small, f"{folder}{name}/velero-backup.json", what)
-                                for name, what in group)
-            yield from ((*row, content) for row, content in zip(group, read))
-
     def backups(self, where: str, wanted: Iterable[str], troubles: List[Error], left: int = BACKUPS_LIMIT
                 ) -> Iterator[Document]:
         """The Backups in it, all or those wanted. where: names the bucket in errors. troubles: gets why some cannot be
@@ -4823,12 +4803,15 @@ class Bucket:
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
         rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
                 if is_object_name(name) and (not wanted or name in wanted)]
-        for name, what, content in self._contents(folder, rows):
+        tasks = [functools.partial(self.read_small, f"{folder}{name}/velero-backup.json", what) for name, what in rows]
+        contents = (content for start in range(0, len(tasks), POOL_SIZE)  # some at a time, to save memory
+                    for content in side_by_side(tasks[start:start + POOL_SIZE]))
+        for (name, what), content in zip(rows, contents):
             if getattr(content, "exit", 0) == Exit.NOT_FOUND:
                 log.info("%s is passed over: %s", what, content)
             elif isinstance(content, StoreError):
                 troubles.append(content)
-            elif isinstance(content, Error):  # whoever cannot be reached is not asked for all the others
+            elif isinstance(content, Error):  # who cannot be reached is not asked again
                 raise content
             else:
                 left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
@@ -4875,7 +4858,7 @@ def location_of_file(path: str) -> Location:
     for group, fields in (("objectStorage", "bucket prefix caCert"), ("credential", "name key"), ("config", "")):
         entry = Reader(spec.get(group, dict), f"{what}: spec.{group}")
         for field in fields.split() or entry.fields:
-            entry.get(field)  # an unquoted `true` or number is no text, and would be passed over
+            entry.get(field)  # an unquoted `true` or number would be passed over
     name = _text(document, "metadata", "name") or os.path.basename(path)
     return find_location(None, "", {"metadata": {"name": name}, "spec": spec.fields}, trusted=True)
 
@@ -4933,11 +4916,9 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
     """The answered ServerStatusRequest: status.serverVersion and status.plugins. Raises TimedOut or ApiError."""
-    def answer(document: Document) -> Optional[Document]:
-        return document if _text(document, "status", "phase") == PROCESSED else None
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
-        key = request_from(STATUS_REQUESTS, stored).key
-        return wait_for(api, key, stored, "the server's status", answer, timeout, STATUS_POLL)
+        return wait_for(api, request_from(STATUS_REQUESTS, stored).key, stored, "the server's status", lambda copy: (
+            copy if _text(copy, "status", "phase") == PROCESSED else None), timeout, STATUS_POLL)
 
 # ================================================================================
 # 16. Doctor — why nobody answered: checks, each one sentence with its cure
@@ -4986,15 +4967,15 @@ def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> L
 # 17. Command line — the COMMANDS table, the parser made from it, main
 
 MAX_TIMEOUT = 366 * 86400.0  # seconds; sockets take no more than a few years
-NEXT_SCREEN_TIMEOUT = 1.0  # seconds for requests of further screens once one was not answered
+NEXT_SCREEN_TIMEOUT = 1.0  # seconds for further screens once a request was not answered
 PROGRESS_DELAY = 1.0  # seconds before it is shown what is waited for
-PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two lines of progress, on a terminal and elsewhere
+PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between lines, on a terminal and elsewhere
 COMPLETION_TIMEOUT = 1.0  # seconds for names that a shell completes
 
 
 def find_namespace() -> str:
     """Velero's namespace by VELERO_NAMESPACE, else the velero CLI's configuration, else velero."""
-    name = os.environ.get("VELERO_NAMESPACE") or _text(read_velero_config(), "namespace") or DEFAULT_NAMESPACE
+    name = os.environ.get("VELERO_NAMESPACE") or _text(read_velero_config(), "namespace") or "velero"
     if not is_object_name(name):
         raise ConfigError(f"{one_line(name, 64)!r} cannot be the name of a namespace", hints=[
             "VELERO_NAMESPACE or ~/.config/velero/config.json names it; -n chooses another"])
@@ -5044,7 +5025,7 @@ def progress(text: Callable[[float], str]) -> Iterator[None]:
 
 
 def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
-    """After PROGRESS_DELAY seconds, show what is waited for and how long it may still take."""
+    """Show, after a while, what is waited for and how long it may still take."""
     return progress(lambda passed: "" if passed < PROGRESS_DELAY else f"waiting for {one_line(what)}, at most "
                     f"{format_duration(max(0, round(seconds - passed)))} more")
 
@@ -5155,7 +5136,7 @@ class Options:
 
     @contextlib.contextmanager
     def open_source(self) -> Iterator[Source]:
-        """An artifact, by a controller's answer or without one from its bucket."""
+        """An artifact, by a controller's answer or from its bucket."""
         trust, artifact = self.trust(), TARGETS[self.kind]
         if self.location and not is_object_name(self.name):
             raise NotFound(f"{artifact.owner.kind.lower()} {one_line(self.name, 64)!r} cannot exist")
@@ -5203,7 +5184,7 @@ class Options:
             say(f"{bytes_text(size)} in {format_duration(round(seconds, 1))}")
 
     def run_download(self) -> Optional[str]:
-        """Any artifact: BackupContents into a file, others to stdout unless -o names a file."""
+        """BackupContents go into a file, others to stdout unless -o names a file."""
         kind, name = self.kind, self.name
         if self.url_only:
             if self.output or self.force:
@@ -5285,8 +5266,8 @@ class Options:
         for document in find_documents(api, resource, self.namespace, self.names, self.selector)[0]:
             kinds = artifacts_of(resource, document, details=self.details, structured=structured)
             with api.waiting(f"what belongs to {resource.kind.lower()} {_text(document, 'metadata', 'name')}", timeout):
-                related, artifacts = read_screen(api._replace(waiting=show_nothing), self.namespace, resource, document,
-                                                 kinds, timeout, trust)
+                related, artifacts = read_screen(  # by an Api that shows nothing of its own
+                    Api(api.session), self.namespace, resource, document, kinds, timeout, trust)
             screen = Description(resource, document, related, artifacts, localize=datetime.astimezone,
                                  details=self.details, colorized=self.is_colorized())
             if not structured:
@@ -5531,7 +5512,7 @@ def known_names(name: str, flags: List[str]) -> List[str]:
             documents, _ = list_all(options.api(), resource, options.namespace)
             found.extend(filter(is_object_name, (_text(document, "metadata", "name") for document in documents)))
 
-    thread = threading.Thread(target=ask, daemon=True)  # which may run a login, or wait for whatever does not answer
+    thread = threading.Thread(target=ask, daemon=True)  # which may run a login, or wait in vain
     thread.start()
     thread.join(COMPLETION_TIMEOUT)
     return list(found)
@@ -5589,8 +5570,8 @@ def run(argv: List[str]) -> int:
     """Parse and run one command -> its exit code."""
     with contextlib.ExitStack() as end:
         end.callback(sys.stdout.flush)
-        with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
-            sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
+        with contextlib.suppress(AttributeError):  # of a stand-in for stdout
+            sys.stdout.reconfigure(errors="backslashreplace")  # for names where the locale has no UTF-8
         if argv[:1] == ["__complete"]:
             sys.stdout.write("".join(f"{word}\n" for word in completions(argv[1:])))
             return Exit.DONE
@@ -5642,8 +5623,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
-            except (OSError, ValueError):  # the interpreter's own flush at its exit shall have nothing to fail with
-                with contextlib.suppress(OSError, ValueError):  # it need not have a descriptor
+            except (OSError, ValueError):  # the interpreter's own flush at its exit must not fail
+                with contextlib.suppress(OSError, ValueError):  # of no descriptor
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
