@@ -4269,7 +4269,6 @@ class Controller:
         return Error(f"unexpected {type(error).__name__}")
 
     def cached(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
-        """The result of `read`, kept for a few seconds."""
         now = self.now()
         until, value = self.cache.get(name, (now, None))
         if until > now:
@@ -4707,13 +4706,11 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
     """An artifact by a DownloadRequest, and another one when its URL has expired; arguments as `read_artifact`."""
     artifact = target_of(kind, name)
     with contextlib.ExitStack() as requests:
-
         def locate(_skew: timedelta) -> Tuple[str, Trust]:
             requests.close()
             document = new_download_request(namespace, kind, name, random_suffix())
             url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
-            secure = url.startswith("https:")
-            return url, trust or (find_trust(api, namespace, artifact, name) if secure else Trust())
+            return url, trust or (find_trust(api, namespace, artifact, name) if url.startswith("https:") else Trust())
 
         yield UrlSource(locate, idle=idle)
 
@@ -4936,12 +4933,11 @@ def check_server(api: Api, namespace: str) -> Iterator[str]:
 
 def check_location(api: Api, namespace: str, kind: str, name: str) -> Iterator[str]:
     """What is wrong with the storage location of an artifact, if one is asked for."""
-    if kind:
-        location = read_location(api, namespace, TARGETS[kind], name)
-        trouble = location_trouble_from(location)
-        if trouble:
-            yield (f"storage location {_name(location, 'metadata', 'name')!r} is not available: {trouble}: "
-                   f"see `kubectl -n {namespace} describe backupstoragelocation`")
+    location = read_location(api, namespace, TARGETS[kind], name) if kind else {}
+    trouble = location_trouble_from(location)
+    if trouble:
+        yield (f"storage location {_name(location, 'metadata', 'name')!r} is not available: {trouble}: "
+               f"see `kubectl -n {namespace} describe backupstoragelocation`")
 
 
 def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
