@@ -649,9 +649,8 @@ def request_from(resource: Resource, document: Document) -> Request:
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
     """A server's plugins as (kind, name), sorted as by the velero CLI."""
-    plugins = _at(document, "status", "plugins")
-    return sorted((_text(plugin, "kind"), _text(plugin, "name"))
-                  for plugin in (plugins if isinstance(plugins, list) else []))
+    found = _at(document, "status", "plugins")
+    return sorted((_text(row, "kind"), _text(row, "name")) for row in (found if isinstance(found, list) else []))
 
 
 def _delete(request: Request, why: str) -> Outcome:
@@ -1087,7 +1086,7 @@ Values = Mapping[str, str]  # what a profile or the environment says, by name
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 INI_LIMIT = 1 << 20  # bytes; a Secret holds no more
-VALUE_LIMIT = 16 << 10  # characters; session tokens, the longest values, have some thousands
+VALUE_LIMIT = 16 << 10  # characters; session tokens have some thousands
 
 
 def ini_sections(content: bytes, source: str) -> Profiles:
@@ -1207,7 +1206,7 @@ CREDENTIAL_SOURCES = {"Environment": plan_environment, "EcsContainer": plan_cont
                       "Ec2InstanceMetadata": plan_instance}
 # What only the operator may put into a profile: programs, files or identities of this host.
 _OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_source", "sso_")
-# A default profile with none of these (one with a region alone is common) lets the chain go on.
+# A default profile with none of these, such as one with a region alone, lets the chain go on.
 _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
 
 
@@ -3066,7 +3065,7 @@ def object_path(key: Key, subresource: str = "") -> str:
 
 
 def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
-    """The events of a watch as (type, object) until it ends or falls silent; ERROR is raised as ApiError."""
+    """The events of a watch as (type, object) until it ends or falls silent; ERROR becomes an ApiError."""
     try:
         for event in map(parse_json, lines(response)):
             kind, document = _text(event, "type"), _at(event, "object") or {}
@@ -3102,8 +3101,7 @@ class Api(NamedTuple):
         cluster = self.session.cluster
         with pause_time_limit():
             identity, pool = self.session.renew()
-        # Impersonate-Group may come several times, which a dict cannot hold.
-        headers = urllib3.response.HTTPHeaderDict({
+        headers = urllib3.response.HTTPHeaderDict({  # for Impersonate-Group may come several times
             "Accept": "application/json", "Content-Type": content_type, "User-Agent": USER_AGENT})
         if identity.token:
             headers["Authorization"] = f"Bearer {identity.token}"
@@ -4162,7 +4160,7 @@ class Queue:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._changed, self._closed = clock, threading.Condition(), False
         self._ready: OrderedDict = OrderedDict()  # keys to look at, in order
-        self._working: Set[Any] = set()  # keys that a worker holds; they may be in _ready again
+        self._working: Set[Any] = set()  # keys that workers hold; they may be in _ready again
         self._due: Dict[Any, float] = {}  # key -> the one instant that counts for it
         self._heap: List[Tuple[float, Any]] = []  # (instant, key); outdated entries are skipped
 
@@ -4248,7 +4246,7 @@ class Controller:
         self.with_subresource: Set[Resource] = set()  # kinds whose status is written to /status
         self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
         self.streams: Dict[Resource, Response] = {}  # open watches, to be interrupted
-        self.failures: Dict[Key, Tuple[int, str]] = {}  # how many looks in a row failed, and which failure is logged
+        self.failures: Dict[Key, Tuple[int, str]] = {}  # how many looks in a row failed, and what was logged
         self.warned: Set[str] = set()  # warnings that the log has already
         self.credentials = functools.lru_cache(CACHE_SIZE)(CredentialCache)  # by plan and region
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
@@ -5506,7 +5504,7 @@ def known_names(name: str, flags: List[str]) -> List[str]:
             _, options = parse([*name.split(), *given, "--", "name"])
             resource = getattr(options, "resource", None) or TARGETS[options.kind].owner
             documents, _ = list_all(options.api(), resource, options.namespace)
-            found.extend(filter(is_object_name, (_text(document, "metadata", "name") for document in documents)))
+            found.extend(filter(is_object_name, (_text(row, "metadata", "name") for row in documents)))
 
     thread = threading.Thread(target=ask, daemon=True)  # which may run a login, or wait in vain
     thread.start()
