@@ -79,7 +79,7 @@ Document = Dict[str, Any]  # a Kubernetes object as JSON gave it, passed on unto
 
 
 def hidden_in_repr(*secrets: str) -> Callable[[type], Any]:
-    """A decorator for records without these fields in repr; thirty dataclasses would add 25 ms to each start."""
+    """For records without these fields in repr; thirty dataclasses would add 25 ms to each start."""
     def hide(record: Any) -> Any:
         record.__repr__ = lambda self: "{}({})".format(record.__name__, ", ".join(
             f"{name}={value!r}" for name, value in self._asdict().items() if name not in secrets))
@@ -102,17 +102,13 @@ class Exit(enum.IntEnum):
 
 
 EXIT_OF_STATUS = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}
-DEFAULT_NAMESPACE = "velero"
 PROGRAM = "velero_requests.py"
 MESSAGE_LIMIT = 1024  # characters; what core/v1 Event allows for a message
 
 
 class Error(Exception):
-    """Base of everything this module raises on purpose.
-
-    The text is one sentence that names the object and holds no secret. hints: cures, a line each; reason: the word that
-    a controller leaves on a request; retry: whether time alone may mend it; status: the HTTP code of a refusal.
-    """
+    """Base of what is raised on purpose: one sentence that names the object and holds no secret. hints: cures, a line
+    each; reason: the word that a controller leaves on a request; retry: whether time may mend it; status: HTTP's."""
     exit, retry, usual_reason = Exit.FAILED, True, "InternalError"
 
     def __init__(self, message: str, *, hints: Iterable[str] = (), reason: str = "", status: int = 0):
@@ -124,7 +120,7 @@ class Error(Exception):
 
 @contextlib.contextmanager
 def about(subject: str) -> Iterator[None]:
-    """Let an error that passes begin with its subject, unless it names that."""
+    """Let an error that passes begin with its subject."""
     try:
         yield
     except Error as error:
@@ -163,7 +159,7 @@ class NotFound(Error):
 
 
 class ApiError(Error):
-    """The Kubernetes API refused; `api_reason` is its own word (NotFound, Expired …)."""
+    """The Kubernetes API refused; api_reason: its own word (NotFound, Expired …)."""
 
     def __init__(self, message: str, *, status: int, api_reason: str = "", hints: Iterable[str] = ()):
         reason = "Forbidden" if status in (401, 403) else "ClusterError"
@@ -172,18 +168,18 @@ class ApiError(Error):
 
 
 class Missing(ApiError):
-    """The Kubernetes API has no such object, or not its kind: status 404."""
+    """The API has no such object, or not its kind: status 404."""
 
 
 class RequestFailed(Error):
-    """A controller answered a request with a reason instead of an answer."""
+    """A controller left a reason instead of an answer."""
 
     def __init__(self, message: str, *, reason: str):
         super().__init__(message, reason=reason, status=404 if reason.endswith("NotFound") else 0)
 
 
 class StoreError(Error):
-    """The object store refused, or (status 0) sent something else than was asked for."""
+    """The store refused, or (status 0) sent something else than was asked for."""
     usual_reason = "StoreError"
     skew = timedelta(0)  # how far the store's clock is ahead of ours
     retry_after: Optional[float] = None  # seconds
@@ -222,12 +218,12 @@ def format_time(instant: datetime) -> str:
 
 
 def printable(text: str) -> str:
-    """Untrusted text with blanks for what is invisible, but for two joiners that some scripts need inside words."""
+    """Untrusted text with blanks for what is invisible, but for two joiners that some scripts need."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c in "\u200c\u200d" else " " for c in text)
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Untrusted text in one line, without what is invisible, cut at `limit`."""
+    """Untrusted text in one visible line, cut at `limit`."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:4 * limit]).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
@@ -237,7 +233,7 @@ _DURATION_PART = rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(_DURATION_UNITS)})"
 
 
 def parse_duration(text: str) -> float:
-    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError for anything else, also beyond 292 years."""
+    """Go's notation (`1h2m`, `1.5s`, `250ms`, `0`) -> seconds; ValueError also beyond 292 years."""
     match = re.fullmatch(rf"[-+]?(?:0|(?:{_DURATION_PART})+)", text, re.ASCII) if len(text) <= 100 else None
     seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(_DURATION_PART, text[:100]))
     if not match or seconds >= 2 ** 63 / 1e9:
@@ -246,7 +242,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float, digits: int = 3) -> str:
-    """Seconds -> Go's notation (`1m0s`, `1.5s`, `250ms`), with so many digits of a second; Go has 9."""
+    """Seconds -> Go's notation, with so many digits of a second; Go has 9."""
     number = round(round(abs(seconds), digits) * 1e9)
     units = ((10 ** 9, "s"), (10 ** 6, "ms"), (10 ** 3, "µs"), (1, "ns"))
     unit, name = next((row for row in units if number >= row[0]), units[0])
@@ -255,8 +251,8 @@ def format_duration(seconds: float, digits: int = 3) -> str:
     return "-" * (seconds < 0 < number) + whole + f"{rest / unit:.9f}".rstrip("0").rstrip(".") + name
 
 
-# Parameters of signed URLs (AWS, Google, Azure), also where the URL is a parameter of another; tokens in headers; name
-# and password in a URL. These end before the path, which may hold an `@`, unless what stands there can be no host.
+# Parameters of signed URLs (AWS, Google, Azure), also of one inside another; tokens in headers; name and password in a
+# URL, which end before the path (it may hold an `@`), unless what stands there can be no host.
 _SECRETS = re.compile(
     r"((?:Signature|Credential|(?:Security-?|Session|WebIdentity)Token|AWSAccessKeyId|GoogleAccessId|sig)"
     r"(?:=|%(?:25){0,9}3D|\\u003d))(?:(?!%(?:25){0,9}26)[^&\s\"'<>])+"
@@ -267,14 +263,14 @@ REDACTED_LIMIT = 1 << 16  # characters
 
 
 def redact(text: str) -> str:
-    """The text, cut at a blank (so that no secret is halved), with all secrets of URLs and headers blanked."""
+    """The text without the secrets of URLs and headers, cut at a blank, so that none is halved."""
     if len(text) > REDACTED_LIMIT:
         text = "".join(re.split(r"(\s)", text[:REDACTED_LIMIT])[:-1]) + "…"
     return _SECRETS.sub(lambda match: next(filter(None, match.groups())) + ("***@" if match[3] else "***"), text)
 
 
 def add_if_new(text: str, seen: Set[str], most: int) -> bool:
-    """Whether a text is new, and now one of those seen; beyond `most` none is."""
+    """Whether a text is new, and now seen; beyond `most` none is."""
     known = len(seen)
     if known < most:
         seen.add(text[:MESSAGE_LIMIT])
@@ -289,7 +285,7 @@ def decode_base64(text: str) -> Optional[bytes]:
         return None
 
 
-MAX_DEPTH = 100  # levels of a document; who walks one later can follow as many
+MAX_DEPTH = 100  # levels of a document, which recursion can follow
 MAX_ELEMENTS = 2_200_000  # of a JSON document; an object of etcd's 1.5 MiB has fewer
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{},'))
 
@@ -300,9 +296,7 @@ class TooLarge(ValueError):
 
 def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
     """Untrusted JSON of at most `most` elements; ValueError, which does not quote it, when it is invalid or too deep.
-
-    Elements and levels are counted by the marks outside of strings, before anything is built of them.
-    """
+    Elements and levels are counted by the marks outside of strings, before anything is built."""
     marks = bytes(content).replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS).replace(b'""', b"")
     outside = b"".join(marks.split(b'"')[::2]) if marks.count(b'"') <= 2 * most + 2 else b"," * (most + 1)
     if outside.count(b",") + outside.count(b"[") + 3 * outside.count(b"{") > most:  # a mapping takes more memory
@@ -318,7 +312,7 @@ def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
 
 
 def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
-    """Byte chunks, which may cut characters -> whole lines of at most `limit` bytes; half a last one is dropped."""
+    """Byte chunks -> whole lines of at most `limit` bytes; half a last one is dropped."""
     held = bytearray()  # of the line that has not ended yet
     for chunk in chunks:
         held += chunk
@@ -341,7 +335,7 @@ def _text(document: Any, *path: str) -> str:
 
 
 def _name(document: Any, *path: str) -> str:
-    """A name, cut behind the longest possible: records are kept."""
+    """A name, cut behind the longest possible, for records are kept."""
     return _text(document, *path)[:254]
 
 
@@ -375,7 +369,7 @@ TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", lis
 
 
 class Reader:
-    """Typed access to a mapping; absent or null is empty, another type a ConfigError with the place, not the value."""
+    """Typed access to a mapping; absent or null is empty, another type a ConfigError that shows no value."""
 
     def __init__(self, document: Any, where: str) -> None:
         self.where = where
@@ -403,7 +397,7 @@ class Reader:
         return text
 
 
-# An RFC 1123 subdomain. No other name can exist; that keeps every key inside `backups/` or `restores/`.
+# An RFC 1123 subdomain: no other name can exist, so every key stays inside `backups/` or `restores/`.
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 
 
@@ -426,7 +420,7 @@ def _in_network(address: Any, text: str) -> bool:
     return False
 
 
-# Where clouds give keys to any process that asks: link-local and other fixed addresses, and their IPv6 forms.
+# Where clouds give keys to any process that asks, also in IPv6 forms.
 _LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
                "168.63.129.16/32", "::ffff:169.254.0.0/112", "::ffff:0:169.254.0.0/112", "::169.254.0.0/112",
                "64:ff9b::169.254.0.0/112", "64:ff9b:1::169.254.0.0/112", "2002:a9fe::/32")
@@ -451,7 +445,7 @@ def _unescaped(text: str) -> str:
 
 
 def xml_fields(body: bytes) -> Dict[str, str]:
-    """The leaf elements of a small XML answer by name; without a parser, so a DTD has no effect."""
+    """The leaf elements of a small XML answer by name; no parser, so a DTD has no effect."""
     text = body[:65536].decode("utf-8", "replace")
     return {name: _unescaped(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", text)}
 
@@ -489,7 +483,7 @@ def retry_after_seconds(header: str, now: datetime) -> Optional[float]:
 #    carries the resourceVersion that it was decided on: a stale copy ends in a conflict and another look.
 
 class Resource(NamedTuple):
-    """A kind of Kubernetes object, which the API serves in v1 of a group."""
+    """A kind of Kubernetes object in v1 of a group."""
     kind: str
     group: str = "velero.io"
 
@@ -514,13 +508,13 @@ def api_path(resource: Resource, namespace: str, name: str = "", subresource: st
 
 
 def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
-    """A call -> (it in words, the line of a Role that allows it); empty for non-resource paths."""
+    """A call -> it in words, and the line of a Role that allows it; empty for other paths."""
     match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
     if not match:
         return "", ""
     group, namespace, plural, name, subresource = match.groups("")
     reading = "watch" if watching else "get" if name else "list"
-    verb = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}.get(method, reading)
+    verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method, reading)
     return (f"{verb} {plural}{subresource} in namespace {namespace}",
             f'- {{apiGroups: ["{group}"], resources: ["{plural}{subresource}"], verbs: ["{verb}"]}}')
 
@@ -540,9 +534,9 @@ class Artifact(NamedTuple):
         return self.kind != BACKUP_CONTENTS
 
 
-# Every spec.target.kind from Velero 1.6 to 1.18, in the order of 1.18's CRD, with its file in the folder of its owner
-# (velero pkg/persistence/object_store_layout.go). RestoreVolumeInfo alone has no `restore-`. BackupItemSnapshots
-# existed from 1.8 to 1.10 only.
+# Every spec.target.kind from Velero 1.6 to 1.18 in the order of 1.18's CRD, with its file (velero
+# pkg/persistence/object_store_layout.go). RestoreVolumeInfo alone has no `restore-`; BackupItemSnapshots existed from
+# 1.8 to 1.10 only.
 TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more) for owner, kind, file, *more in (
     (BACKUPS, "BackupLog", "{name}-logs.gz", "1.6 1.18"),
     (BACKUPS, BACKUP_CONTENTS, "{name}.tar.gz", "1.6 1.18"),
@@ -562,7 +556,7 @@ TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more)
 
 
 def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS; InvalidRequest for a kind or name that cannot exist."""
+    """The row of TARGETS; InvalidRequest for what cannot exist."""
     target = TARGETS.get(kind)
     if not target:
         raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
@@ -573,7 +567,7 @@ def target_of(kind: str, name: str) -> Artifact:
     return target
 
 
-# Velero never writes New, which is the empty phase in practice; Failed came after 1.18, with status.message.
+# Velero never writes New, it leaves the phase empty; Failed came after 1.18, with status.message.
 NEW, PROCESSED, FAILED = "New", "Processed", "Failed"
 UNANSWERED = ("", NEW)
 
@@ -581,17 +575,17 @@ UNANSWERED = ("", NEW)
 URL_LIFE = timedelta(minutes=10)  # of a signed URL and of its DownloadRequest
 STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest
 STATUS_LOOK_AGAIN = timedelta(minutes=5)  # when an answered one is looked at again, and deleted
-URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds between reads where a client may not watch
+URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds, where a client may not watch
 
 REASON = "velero-requests.io/reason"  # annotation: a stable CamelCase word
 MESSAGE = "velero-requests.io/message"  # annotation: one sentence, no secrets
 
-RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within the request's life
+RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within a request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0  # seconds; a failing list or watch, jitter on top
-UNREACHABLE_CAP = 3.0  # seconds; the same while no API server is reached
+UNREACHABLE_CAP = 3.0  # seconds; while no API server is reached
 PAGE_SIZE = 25  # objects; client-go's 500 could be 700 MB
 
-OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # the only Velero plugin whose work this file does
+OWN_PLUGINS = (("ObjectStore", "velero.io/aws"),)  # whose work this file does
 
 
 class Key(NamedTuple):
@@ -606,7 +600,7 @@ class Key(NamedTuple):
 
 @hidden_in_repr("url")
 class Request(NamedTuple):
-    """What decisions need of a request; times that cannot be read are None."""
+    """What decisions need of a request; None for times that cannot be read."""
     key: Key
     uid: str
     version: str
@@ -633,13 +627,13 @@ class Outcome(NamedTuple):
     """What one look at a request decides."""
     verb: str  # leave, patch or delete
     why: str  # the log line, without secrets
-    body: Optional[Document] = None  # a merge patch, perhaps with a signed URL, or preconditions
+    body: Optional[Document] = None  # a merge patch (hidden for its URL), or preconditions
     again: Optional[datetime] = None  # the next look
     failed: bool = False  # look again with back-off
 
 
 def request_from(resource: Resource, document: Document) -> Request:
-    """Document -> record; reason and message are our annotations, else phase Failed and its message."""
+    """Document -> record; reason and message are our annotations, else those of phase Failed."""
     metadata, status, phase = _at(document, "metadata"), _at(document, "status"), _name(document, "status", "phase")
     reason, message = (FAILED, _text(status, "message")) if phase == FAILED else ("", "")
     return Request(
@@ -654,10 +648,9 @@ def request_from(resource: Resource, document: Document) -> Request:
 
 
 def plugins_from(document: Document) -> List[Tuple[str, str]]:
-    """ServerStatusRequest document -> plugins as (kind, name), sorted as by the velero CLI."""
-    plugins = _at(document, "status", "plugins")
-    return sorted((_text(plugin, "kind"), _text(plugin, "name"))
-                  for plugin in (plugins if isinstance(plugins, list) else []))
+    """A server's plugins as (kind, name), sorted as by the velero CLI."""
+    found = _at(document, "status", "plugins")
+    return sorted((_text(row, "kind"), _text(row, "name")) for row in (found if isinstance(found, list) else []))
 
 
 def _delete(request: Request, why: str) -> Outcome:
@@ -688,31 +681,26 @@ def triage_download(request: Request, now: datetime) -> Optional[Outcome]:
 
 
 def answer_download(request: Request, key: str, url: str, expires: datetime) -> Outcome:
-    """The one patch that answers a DownloadRequest: URL, phase and expiration."""
-    return _patch(
-        request, f"{request.target_kind} of {request.target_name}: signed for {key}", expires,
-        status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(expires)},
-        annotations={REASON: None, MESSAGE: None} if request.reason else None)
+    """The one patch that answers a DownloadRequest."""
+    return _patch(request, f"{request.target_kind} of {request.target_name}: signed for {key}", expires,
+                  status={"downloadURL": url, "phase": PROCESSED, "expiration": format_time(expires)},
+                  annotations={REASON: None, MESSAGE: None} if request.reason else None)
 
 
 def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
-    """A failure: the reason, written once, and an expiration that later failures do not move."""
-    limit, message = now + URL_LIFE, one_line(redact(str(error)), MESSAGE_LIMIT)
-    why = f"{error.reason}: {message}"
-    again = min(request.expiration or limit, limit)
+    """A reason, written once, and an expiration that later failures do not move."""
+    limit, reason, message = now + URL_LIFE, error.reason, one_line(redact(str(error)), MESSAGE_LIMIT)
+    why, again = f"{reason}: {message}", min(request.expiration or limit, limit)
     status = {} if again == request.expiration else {"expiration": format_time(limit)}
-    is_known = (request.reason, request.message) == (error.reason, message)
-    annotations = {} if is_known else {REASON: error.reason, MESSAGE: message}
+    annotations = {} if (request.reason, request.message) == (reason, message) else {REASON: reason, MESSAGE: message}
     if not status and not annotations:
         return Outcome("leave", why, again=again, failed=error.retry)
     return _patch(request, why, again, error.retry, status=status, annotations=annotations)
 
 
 def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Outcome:
-    """When the API takes a patch for invalid, as where annotations are full: the status alone.
-
-    Without one to write, an object older than a request lives is deleted, so that it cannot stay for ever.
-    """
+    """When the API takes a patch for invalid, as where annotations are full: the status alone. Without one to write, an
+    object older than a request lives is deleted, so that it cannot stay for ever."""
     body = outcome.body or {}
     if "status" in body and "annotations" in body["metadata"]:
         return outcome._replace(body={**body, "metadata": {"resourceVersion": request.version}})
@@ -727,10 +715,9 @@ def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
     if request.deleting:
         return Outcome("leave", "it is being deleted")
     if request.phase in UNANSWERED:
-        plugins = [{"kind": kind, "name": name} for kind, name in server.plugins]
-        return _patch(request, f"answered with {server.version}, plugins: {len(plugins)}", again, status={
-            "phase": PROCESSED, "processedTimestamp": format_time(now), "serverVersion": server.version,
-            "plugins": plugins})
+        status = {"phase": PROCESSED, "processedTimestamp": format_time(now), "serverVersion": server.version,
+                  "plugins": [{"kind": kind, "name": name} for kind, name in server.plugins]}
+        return _patch(request, f"answered with {server.version}, plugins: {len(server.plugins)}", again, status=status)
     if request.phase != PROCESSED:
         return Outcome("leave", f"unknown phase {one_line(request.phase, 64)!r}")
     answered = request.processed if request.processed and request.processed <= now else min(request.created or now, now)
@@ -740,10 +727,8 @@ def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
 
 
 def is_news(old: Optional[Request], new: Request) -> bool:
-    """Whether a changed object is worth a look now.
-
-    What failing controllers write does not count: two with different reasons would wake each other without end.
-    """
+    """Whether a changed object is worth a look now. What failing controllers write does not count: two with different
+    reasons would wake each other without end."""
     if old is None:
         return True
     expiration = new.expiration if new.phase in UNANSWERED else old.expiration
@@ -757,19 +742,18 @@ def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> fl
 
 
 def is_version_expired(error: Optional[Error]) -> bool:
-    """Whether the API no longer has the version that a watch asked for."""
+    """Whether the API has no longer the version of a watch."""
     return isinstance(error, ApiError) and (error.status == 410 or error.api_reason in ("Expired", "Gone"))
 
 
 def event_for(request: Request, reason: str, message: str, now: datetime) -> Document:
     """An Event that shows a request's reason in `kubectl describe`."""
     (resource, namespace, name), instant = request.key, format_time(now)
-    return {
-        "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message,
-        "metadata": {"generateName": f"{name[:40].rstrip('-.')}-", "namespace": namespace},
-        "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace, "name": name,
-                           "uid": request.uid, "resourceVersion": request.version},
-        "source": {"component": "velero-requests"}, "count": 1, "firstTimestamp": instant, "lastTimestamp": instant}
+    return {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message, "count": 1,
+            "metadata": {"generateName": f"{name[:40].rstrip('-.')}-", "namespace": namespace},
+            "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace,
+                               "name": name, "uid": request.uid, "resourceVersion": request.version},
+            "source": {"component": "velero-requests"}, "firstTimestamp": instant, "lastTimestamp": instant}
 
 
 def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
@@ -788,7 +772,7 @@ def new_status_request(namespace: str, suffix: str) -> Document:
 
 def logs_refusal(owner: Resource, name: str, phase: str) -> str:
     """Why a backup or restore in this phase has no logs yet, else empty (velero pkg/cmd/cli/backup/logs.go)."""
-    kind, waiting = owner.kind.lower(), "WaitingForPluginOperations"  # 1.11 and newer: only plugins still work
+    kind, waiting = owner.kind.lower(), "WaitingForPluginOperations"  # since 1.11
     if phase in ("Completed", "PartiallyFailed", "Failed", waiting, f"{waiting}PartiallyFailed"):
         return ""
     return (f"logs for {kind} \"{name}\" are not available until it's finished processing (it is {phase or NEW}); "
@@ -810,23 +794,20 @@ _STORE_URL = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{0,
 
 
 def endpoint_from(url: str, source: str) -> Address:
-    """The address in a store's URL, in the one form that can be compared; an error never shows the URL.
-
-    What urlsplit drops is refused, for others read it and come to another host.
-    """
+    """The address in a store's URL, in the one form that can be compared; an error never shows it. What urlsplit drops
+    is refused, for others read it and come to another host."""
     match = _STORE_URL.fullmatch(url) if len(url) <= 2048 else None
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
     scheme, address, number = scheme.lower(), str(_ip_address(host.strip("[]"))), int(port or -1)
     name = f"[{address}]" if ":" in address else host.lower().rstrip(".")
     dots = {".", ".."} & {*path.split("/")}  # clients and proxies resolve them, changing what was signed
     if not name or ("[" in name) is not (":" in address) or number == 0 or number > 65535 or dots:
-        raise InvalidLocation(f"{source} is no plain http or https URL of a store (host, perhaps port and path, "
-                              "nothing else)")
+        raise InvalidLocation(f"{source} is no plain http or https URL of a store (host, perhaps port and path)")
     default = number in (-1, {"http": 80, "https": 443}[scheme])
     return Address(scheme, name if default else f"{name}:{number}", quote(path.rstrip("/"), safe="/-._~%"))
 
 
-# Regions of AWS's separate partitions begin so; any other or new one is in the main one (aws-sdk-go-v2 endpoint rules).
+# By the start of a region; any other or new one is in the main partition (aws-sdk-go-v2 endpoint rules).
 _AWS_SUFFIXES = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": "c2s.ic.gov",
                  "us-isob-": "sc2s.sgov.gov", "eu-isoe-": "cloud.adc-e.uk", "us-isof-": "csp.hci.ic.gov",
                  "": "amazonaws.com"}
@@ -870,14 +851,14 @@ class Location(NamedTuple):
         return endpoint_from(url, key) if url else None
 
     def is_at_aws(self) -> bool:
-        """Whether it is at S3 itself, by https: hosts under amazonaws.com not made by `aws_host` are anybody's."""
+        """Whether it is at S3 itself, by https: other hosts under amazonaws.com are anybody's."""
         scheme, host = (self.endpoint() or ("https", "s3.amazonaws.com"))[:2]
         match = re.fullmatch(r"s3(-fips)?(\.dualstack)?\.([a-z]+(?:-[a-z]+)+-[0-9]+)\..+", host)
         return scheme == "https" and host in (
             "s3.amazonaws.com", match and aws_host("s3", match[3], fips=bool(match[1]), dualstack=bool(match[2])))
 
     def is_for_own_identity(self, named: str) -> bool:
-        """Whether our own identity belongs there: at AWS's endpoint, or the one whose URL the operator named."""
+        """Whether our own identity belongs there: to AWS's endpoint, or the one that the operator named."""
         endpoint = self.endpoint()
         return self.is_at_aws() or bool(
             endpoint and named and endpoint[:2] == endpoint_from(named, "AWS_ENDPOINT_URL_S3")[:2])
@@ -922,7 +903,7 @@ def _check_location(bucket: str, texts: Dict[str, str], ca_cert: Optional[bytes]
 
 
 def location_from(document: Document) -> Location:
-    """BackupStorageLocation document -> record, as Velero's server and its AWS plugin read it."""
+    """BackupStorageLocation -> record, as Velero's server and its AWS plugin read it."""
     name, provider = _text(document, "metadata", "name"), _text(document, "spec", "provider")
     storage, credential, fields = (_at(document, "spec", part) for part in ("objectStorage", "credential", "config"))
     bucket, prefix = (_text(storage, part).strip("/") for part in ("bucket", "prefix"))
@@ -935,9 +916,8 @@ def location_from(document: Document) -> Location:
                               reason="UnsupportedProvider")
         _check_location(bucket, {**config, "objectStorage.prefix": prefix}, ca_cert)
     return Location(
-        name=name, bucket=bucket, prefix=prefix,
+        name=name, bucket=bucket, prefix=prefix, s3_url=config["s3Url"], public_url=config["publicUrl"],
         region="us-east-1" if config["region"] == "aws-global" else config["region"],  # an alias
-        s3_url=config["s3Url"], public_url=config["publicUrl"],
         path_style=_GO_BOOLS[config["s3ForcePathStyle"]], insecure=_GO_BOOLS[config["insecureSkipTLSVerify"]],
         ca_cert=ca_cert or b"", ca_secret=(_name(storage, "caCertRef", "name"), _name(storage, "caCertRef", "key")),
         secret_name=_name(credential, "name"), secret_key=_name(credential, "key"),
@@ -947,13 +927,13 @@ def location_from(document: Document) -> Location:
 
 
 def location_trouble_from(document: Document) -> str:
-    """What Velero says is wrong with a BackupStorageLocation, else empty."""
+    """What Velero says is wrong with a location, else empty."""
     message = _text(document, "status", "message") or "no message; see the Velero server's log"
     return one_line(message) if _text(document, "status", "phase") == "Unavailable" else ""
 
 
 def object_key(prefix: str, artifact: Artifact, name: str) -> str:
-    """The key of an artifact; the prefix is cleaned as by Go's path.Join in Velero's layout."""
+    """The key of an artifact; the prefix is cleaned as by Go's path.Join."""
     root = posixpath.normpath(prefix) if prefix else ""
     if root.split("/")[0] == "..":
         raise InvalidLocation(f"the storage location's prefix {prefix!r} leads out of the bucket")
@@ -965,7 +945,7 @@ _IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
 
 
 def _goes_before_host(bucket: str, endpoint: Address) -> bool:
-    """Whether the bucket goes in front of the host, by AWS's rules: never of an IP address, dots only over http."""
+    """By AWS's rules: never of an IP address, with dots only over http."""
     labels = bucket.split(".") if endpoint.scheme == "http" else [bucket]
     return not any(map(_IP_ADDRESS.fullmatch, (endpoint.host, bucket))) and all(map(_LABEL_BUCKET.fullmatch, labels))
 
@@ -1031,7 +1011,7 @@ def amz_date(now: datetime) -> str:
 
 
 def credential_scope(now: datetime, region: str, service: str) -> str:
-    """What a signing key is good for: one day, region and service."""
+    """What a signing key is good for."""
     return f"{now:%Y%m%d}/{region}/{service}/aws4_request"
 
 
@@ -1055,22 +1035,21 @@ def signature(secret_key: str, timestamp: str, scope: str, request: str) -> str:
 
 def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, credentials: Credentials, region: str,
                  service: str, now: datetime) -> Dict[str, str]:
-    """Headers (lower-case names, with `host`) -> with those that authorize a request; all are signed."""
+    """Headers (lower-case names, with `host`) -> with those that authorize a request."""
     import hashlib
     timestamp, scope = amz_date(now), credential_scope(now, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
         signed["x-amz-security-token"] = credentials.session_token
     request = canonical_request(method, path, "", signed, hashlib.sha256(body).hexdigest())
-    signed["authorization"] = (
-        f"{ALGORITHM} Credential={credentials.access_key}/{scope}, SignedHeaders={';'.join(sorted(signed))}, "
-        f"Signature={signature(credentials.secret_key, timestamp, scope, request)}")
-    return signed
+    value = signature(credentials.secret_key, timestamp, scope, request)
+    return {**signed, "authorization": f"{ALGORITHM} Credential={credentials.access_key}/{scope}, "
+                                       f"SignedHeaders={';'.join(sorted(signed))}, Signature={value}"}
 
 
 def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
             more: Tuple[Tuple[str, str], ...] = ()) -> str:
-    """A URL that anybody may GET until now (UTC) + life (1 s to 7 days), so never log it; more: request parameters."""
+    """A URL that anybody may GET until now (UTC) + life, so never log it; more: request parameters."""
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
@@ -1086,10 +1065,8 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
 
 def sign(location: Location, key: str, credentials: Credentials, now: datetime, skew: timedelta,
          more: Tuple[Tuple[str, str], ...] = ()) -> Tuple[str, datetime]:
-    """A URL for an object, or without a key for the bucket -> with the instant, by our clock, when it ends.
-
-    Its life is clipped to that of the credentials; expired ones sign nothing. skew: how far the store's clock is ahead.
-    """
+    """A URL for an object, or without a key for the bucket -> with the instant, by our clock, when it ends: not after
+    the credentials; expired ones sign nothing. skew: how far the store's clock is ahead."""
     life = URL_LIFE
     if credentials.expires:
         left = credentials.expires - max(now, now + skew).replace(microsecond=0)
@@ -1109,14 +1086,12 @@ Values = Mapping[str, str]  # what a profile or the environment says, by name
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 INI_LIMIT = 1 << 20  # bytes; a Secret holds no more
-VALUE_LIMIT = 16 << 10  # characters; session tokens, the longest values, have some thousands
+VALUE_LIMIT = 16 << 10  # characters; session tokens have some thousands
 
 
 def ini_sections(content: bytes, source: str) -> Profiles:
-    """An AWS ini file -> its sections; ` #` begins a comment, a `#` inside a value stays.
-
-    A line indented more than its key goes on with the value, as in the nested blocks of AWS (`s3 =`).
-    """
+    """An AWS ini file -> its sections; ` #` begins a comment, a `#` inside a value stays. A line indented more than its
+    key goes on with the value, as in the nested blocks of AWS (`s3 =`)."""
     text = content[:INI_LIMIT].decode("utf-8-sig", "replace")
     if len(content) > INI_LIMIT or "\ufffd" in text:
         raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB, or not UTF-8 text")
@@ -1142,8 +1117,8 @@ def ini_sections(content: bytes, source: str) -> Profiles:
 
 
 def merge_profiles(credentials: Profiles, config: Profiles) -> Profiles:
-    """The sections of a credentials file and of a config file -> profiles; key by key the first wins, and `[x]` beats
-    `[profile x]` in either, as the plugin loads one file as both. KEY_NAMES of two sections do not mix."""
+    """Sections of a credentials file and of a config file -> profiles. Key by key the first wins, and `[x]` beats
+    `[profile x]`, for the plugin loads one file as both. KEY_NAMES of two sections do not mix."""
     profiles: Profiles = {}
     for sections, prefix in itertools.product((config, credentials), ("profile ", "")):
         for section, values in sections.items():
@@ -1185,7 +1160,7 @@ def plan_keys(values: Values, where: str) -> Optional[Plan]:
     return Plan.of("keys", values)
 
 
-# Environment variables -> their names in a profile; of two for one name the second wins.
+# Environment variables -> their names in a profile; of two the second wins.
 VARIABLES = {"AWS_ACCESS_KEY": KEY_NAMES[0], "AWS_ACCESS_KEY_ID": KEY_NAMES[0], "AWS_SECRET_KEY": KEY_NAMES[1],
              "AWS_SECRET_ACCESS_KEY": KEY_NAMES[1], "AWS_SESSION_TOKEN": KEY_NAMES[2], "AWS_ROLE_ARN": "role_arn",
              "AWS_ROLE_SESSION_NAME": "role_session_name", "AWS_WEB_IDENTITY_TOKEN_FILE": "web_identity_token_file",
@@ -1229,18 +1204,16 @@ def plan_instance(environment: Values) -> Optional[Plan]:
 
 CREDENTIAL_SOURCES = {"Environment": plan_environment, "EcsContainer": plan_container,
                       "Ec2InstanceMetadata": plan_instance}
-# What the operator alone may put into a profile, for it uses programs, files or identities of this host.
+# What only the operator may put into a profile: programs, files or identities of this host.
 _OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_source", "sso_")
-# A default profile with none of these (one with a region alone is common) lets the chain go on.
+# A default profile with none of these, such as one with a region alone, lets the chain go on.
 _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
 
 
 def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, theirs: bool = False,
                  path: Tuple[str, ...] = ()) -> Plan:
     """A profile's own keys or those of the source it names, and the role that they assume, in aws-sdk-go-v2's order.
-
-    path: the profiles that led here. theirs: what comes from the cluster gives keys and roles only.
-    """
+    path: the profiles that led here. theirs: what comes from the cluster gives keys and roles only."""
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
     values, where, path = profiles[name], f"profile {one_line(name, 64)!r} of {source}", (*path, name)
@@ -1280,7 +1253,7 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -
     if plan is None and (named or any(key.startswith(_SOURCE_KEYS) for key in shared.get("default", {}))):
         plan = plan_profile(shared, named or "default", source, environment)
     plan = plan or plan_container(environment)
-    if plan is None and any(map(own.get, KEY_NAMES[:2])):  # the plugin goes on, and nobody learns of the typing error
+    if plan is None and any(map(own.get, KEY_NAMES[:2])):  # the plugin goes on, and nobody learns of it
         raise CredentialsError("the environment has only one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; set both")
     plan = plan or plan_instance(environment)
     if plan is None:
@@ -1304,7 +1277,7 @@ class Entry(Reader):
         return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
 
     def pem(self, name: str) -> Union[bytes, str]:
-        """The PEM of `name-data`, else the path that `name` says, else nothing."""
+        """The PEM of `name-data`, else the path at `name`, else nothing."""
         data = decode_base64(self.get(f"{name}-data"))
         if data is None:
             raise ConfigError(f"{self.where}: {name}-data is not base64")
@@ -1316,7 +1289,7 @@ EXEC_GROUP = "client.authentication.k8s.io/"
 
 @hidden_in_repr("authority", "proxy_url", "exec_config", "token", "password", "certificate", "key")
 class Cluster(NamedTuple):
-    """How to reach an API server, and as whom; PEM stands here itself (bytes) or is the path of a file."""
+    """How to reach an API server, and as whom; PEM is bytes, or str for the path of a file."""
     server: str
     authority: Union[bytes, str] = b""
     insecure: bool = False
@@ -1336,15 +1309,15 @@ class Cluster(NamedTuple):
 
 @hidden_in_repr("token", "certificate", "key")
 class Identity(NamedTuple):
-    """Who we are for the next calls: a token, or a certificate with its key; None in `expires`: it lasts."""
+    """Who we are for the next calls: a token, or a certificate with its key."""
     token: str = ""
     certificate: bytes = b""
     key: bytes = b""
-    expires: Optional[datetime] = None
+    expires: Optional[datetime] = None  # None for one that lasts
 
 
 def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
-    """The first entry of a name, which counts whole; a user that does not exist is anonymous, as in kubectl."""
+    """The first entry of a name; a user that does not exist is anonymous, as in kubectl."""
     names = []
     for file in files:
         for item in file.get(f"{kind}s", list):
@@ -1358,7 +1331,7 @@ def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
 
 
 def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
-    """A user's as, as-uid, as-groups, as-user-extra -> request headers (client-go transport/round_trippers.go)."""
+    """Whom a user impersonates -> request headers (client-go transport/round_trippers.go)."""
     extra = Reader(user.get("as-user-extra", dict), f"{user.where}, as-user-extra")
     headers = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
     headers = [header for header in headers if header[1]]
@@ -1373,7 +1346,7 @@ def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
 
 
 def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
-    """A user, and the name and password in the server's URL, which beat its own -> how Cluster proves who we are."""
+    """A user, and name and password in the server's URL, which beat its own -> fields of Cluster."""
     certificate = user.pem("client-certificate")
     fields: Dict[str, Any] = {"certificate": certificate, "key": certificate and user.pem("client-key")}
     if login[0]:
@@ -1392,7 +1365,7 @@ def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
 
 
 def proxy_url(text: str, what: str) -> str:
-    """A proxy as a URL, http when it has no scheme; ConfigError, without showing it, when we cannot use it."""
+    """A proxy as a URL, http without a scheme; ConfigError, which does not show it, for one we cannot use."""
     url = text if "://" in text or not text else f"http://{text}"
     if url.lower().startswith("socks"):
         raise ConfigError(f"{what} is a SOCKS proxy, which needs a package that this file does without", hints=[
@@ -1403,7 +1376,7 @@ def proxy_url(text: str, what: str) -> str:
 
 
 def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") -> Optional[Cluster]:
-    """Kubeconfigs as (path, document) -> cluster and user of one context; None when no context is chosen anywhere."""
+    """Kubeconfigs as (path, document) -> cluster and user of one context; None when none is chosen."""
     entries = [Entry(document, f"kubeconfig {path}", path) for path, document in files]
     context = context or next(filter(None, (entry.get("current-context") for entry in entries)), "")
     if not context:
@@ -1424,13 +1397,12 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     return Cluster(
         parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority,
         cluster.get("insecure-skip-tls-verify", bool) and not authority, cluster.get("tls-server-name"),
-        proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
-        cluster.get("disable-compression", bool), configs[0] if configs else None,
-        impersonate=_impersonation_headers(user), **identity)
+        proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"), cluster.get("disable-compression", bool),
+        configs[0] if configs else None, impersonate=_impersonation_headers(user), **identity)
 
 
 def identity_from_exec(answer: Any, where: str, version: str) -> Identity:
-    """What an exec plugin printed -> identity (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
+    """What an exec plugin printed (client-go plugin/pkg/client/auth/exec); ConfigError never quotes it."""
     top = Reader(answer, where)
     if top.get("kind") not in ("ExecCredential", "") or top.get("apiVersion") != version:
         raise ConfigError(f"{where} is no ExecCredential of {version}", hints=[
@@ -1446,7 +1418,7 @@ def identity_from_exec(answer: Any, where: str, version: str) -> Identity:
 
 
 def _is_exempt(host: str, port: str, no_proxy: str) -> bool:
-    """Whether NO_PROXY names a host: `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
+    """NO_PROXY names a host by `*`, CIDR, IP, name with its subdomains, .suffix or *.suffix, each with a port."""
     address = _ip_address(host)
     for entry in map(str.strip, no_proxy.lower().split(",")):
         with_port = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):(\d+)", entry)
@@ -1461,11 +1433,9 @@ def _is_exempt(host: str, port: str, no_proxy: str) -> bool:
 
 
 def proxy_for(url: str, variables: Mapping[str, str]) -> str:
-    """The proxy that the environment names for a URL, empty for none (Go's golang.org/x/net/http/httpproxy).
-
-    Upper case beats lower case and an empty value falls through; ALL_PROXY is ignored; `localhost` and loopback
-    literals are always exempt, names that resolve to them are not. A space in NO_PROXY separates nothing.
-    """
+    """The proxy that the environment names for a URL, else empty (Go's golang.org/x/net/http/httpproxy). Upper case
+    beats lower case, an empty value falls through, ALL_PROXY is ignored; `localhost` and loopback literals are always
+    exempt, names that resolve to them are not. A space in NO_PROXY separates nothing."""
     def value(name: str) -> str:
         return variables.get(name) or variables.get(name.lower()) or ""
 
@@ -3053,11 +3023,6 @@ def read_velero_config() -> Document:
 #
 #     urllib3 does transport, without retries and redirects of its own. What may be sent twice is retried here.
 
-def show_nothing(_what: str, _seconds: float) -> ContextManager[None]:
-    """What an Api does while it waits, unless it is told otherwise."""
-    return contextlib.nullcontext()
-
-
 RETRY_STATUS = (429, 500, 502, 503, 504)
 ANSWER_LIMIT = 48 << 20  # bytes; PAGE_SIZE objects of etcd's 1.5 MB fit in
 WATCH_SECONDS = (31, 34)  # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
@@ -3065,7 +3030,7 @@ WATCH_SILENCE = 40.0  # seconds without a byte after which a watch is dead
 
 
 def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
-    """A refusal of the API in its own words, when it found some, with the cure."""
+    """A refusal in the API's own words, if any, with the cure."""
     document = None
     with contextlib.suppress(ValueError):
         document = parse_json(body)
@@ -3083,21 +3048,16 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
 
 
 def retry_wait(method: str, attempt: int, status: int, retry_after: Optional[float]) -> Optional[float]:
-    """Seconds until a refused call may be sent again, None when it may not.
-
-    429 means that nothing was done. After 5xx a POST may have been; patches and deletes may be repeated, for they carry
-    the version they were decided on.
-    """
+    """Seconds until a refused call may be sent again, None when it may not. 429 means that nothing was done; after 5xx
+    a POST may have been. Patches and deletes carry the version they were decided on."""
     if attempt >= 3 or status not in RETRY_STATUS or (method == "POST" and status != 429):
         return None
     return min(10.0, backoff(attempt, 0.1, 2.0) if retry_after is None else retry_after)
 
 
 def object_path(key: Key, subresource: str = "") -> str:
-    """The path of an object or subresource; Missing for a name that no object can have.
-
-    Anybody may have written it: an empty one would mean all objects of the kind, a `/` another path, even as %2F.
-    """
+    """The path of an object or subresource; Missing for a name that no object can have. Anybody may have written it: an
+    empty one would mean all objects of the kind, a `/` another path, even as %2F."""
     if not is_object_name(key.name):
         raise Missing(f'{key.resource.plural} "{one_line(key.name, 64)}" not found: no object can have this name',
                       status=404, api_reason="NotFound")
@@ -3105,7 +3065,7 @@ def object_path(key: Key, subresource: str = "") -> str:
 
 
 def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
-    """The events of a watch as (type, object) until it ends, by itself or by silence; ERROR is raised as ApiError."""
+    """The events of a watch as (type, object) until it ends or falls silent; ERROR becomes an ApiError."""
     try:
         for event in map(parse_json, lines(response)):
             kind, document = _text(event, "type"), _at(event, "object") or {}
@@ -3123,10 +3083,11 @@ def watch_events(response: Response) -> Iterator[Tuple[str, Document]]:
 
 
 class Api(NamedTuple):
-    """One Kubernetes API server: `send` and `call` make an exchange, the other methods are verbs over them."""
+    """One Kubernetes API server: `send` and `call` make an exchange, the others are verbs over them."""
     session: Session
     timeout: float = READ_TIMEOUT  # seconds that a call may take, all its tries together
-    waiting: Callable[[str, float], ContextManager[None]] = show_nothing  # shows what is waited for, and how long
+    # Shows what is waited for, and how long at most.
+    waiting: Callable[[str, float], ContextManager[Any]] = lambda _what, _seconds: contextlib.nullcontext()
 
     def _tell_warnings(self, headers: Any) -> None:
         """Show each `Warning: 299 - "text"` of the API server once."""
@@ -3140,8 +3101,7 @@ class Api(NamedTuple):
         cluster = self.session.cluster
         with pause_time_limit():
             identity, pool = self.session.renew()
-        # Impersonate-Group may come several times, which a dict cannot hold.
-        headers = urllib3.response.HTTPHeaderDict({
+        headers = urllib3.response.HTTPHeaderDict({  # for Impersonate-Group may come several times
             "Accept": "application/json", "Content-Type": content_type, "User-Agent": USER_AGENT})
         if identity.token:
             headers["Authorization"] = f"Bearer {identity.token}"
@@ -3154,11 +3114,8 @@ class Api(NamedTuple):
 
     def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
              content_type: str = "application/json", idle: float = 0) -> Response:
-        """One call -> a response with status below 300, its body unread; ApiError or Unreachable.
-
-        The caller's deadline counts for all tries together. query: empty values are left out. idle: seconds without a
-        byte, for a body without deadline.
-        """
+        """One call -> a response with status below 300, its body unread; ApiError or Unreachable. The caller's deadline
+        counts for all tries. query: without empty values. idle: seconds without a byte, for a body without deadline."""
         from urllib3 import exceptions
         target = f"{path}?{urlencode({name: value for name, value in query.items() if value})}" if query else path
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
@@ -3168,7 +3125,7 @@ class Api(NamedTuple):
             try:
                 response, identity = self._attempt(method, target, content, content_type, idle or self.timeout)
             except Unreachable as error:
-                # Another thread has just replaced the pool; or an idle connection was closed by the other side.
+                # Another thread has replaced the pool; or the other side closed an idle connection.
                 if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
                         method != "POST" and attempt == 1 and isinstance(error.__cause__, exceptions.ProtocolError)):
                     log.info("%s; trying again", error)
@@ -3204,7 +3161,7 @@ class Api(NamedTuple):
         return self.call("GET", object_path(Key(resource, namespace, name)))
 
     def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
-        """`get` of what another object asks for; NotFound with a reason when there is none."""
+        """`get` of what another object asks for, else NotFound with a reason."""
         try:
             return self.get(resource, namespace, name)
         except Missing:
@@ -3214,9 +3171,7 @@ class Api(NamedTuple):
     def list_pages(self, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
                    limit: int = ANSWER_LIMIT, most: int = 10_000) -> Iterator[Document]:
         """The pages of a list, `most` at most; an expired continue token is an ApiError, and the caller lists anew.
-
-        A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes.
-        """
+        A page has at most `size` objects, and half as many from the first on that has more than `limit` bytes."""
         api, path, token = self._replace(timeout=3 * self.timeout), api_path(resource, namespace), ""
         for _ in range(most):
             query = {"limit": str(size), "labelSelector": selector, "continue": token}
@@ -3241,11 +3196,10 @@ class Api(NamedTuple):
 
     def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
         """RFC 7386 patch -> the object as stored; a stale resourceVersion is a 409."""
-        return self.call("PATCH", object_path(key, subresource), body=body,
-                         content_type="application/merge-patch+json")
+        return self.call("PATCH", object_path(key, subresource), body=body, content_type="application/merge-patch+json")
 
     def delete(self, key: Key, options: Optional[Document] = None) -> bool:
-        """Delete an object -> whether it was there; `options` may hold preconditions, which fail as 409."""
+        """Delete an object -> whether it was there; preconditions in `options` fail as 409."""
         try:
             self.call("DELETE", object_path(key), body=options)
         except Missing:
@@ -3254,19 +3208,16 @@ class Api(NamedTuple):
 
     def open_watch(self, resource: Resource, namespace: str, version: str, *, seconds: float, name: str = "",
                    silence: float = WATCH_SILENCE) -> Response:
-        """Watch all objects or the one named after `version`, for so many seconds -> a response for watch_events."""
+        """Watch all objects or the one named after `version` -> a response for watch_events."""
         query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
                  "timeoutSeconds": str(max(1, math.ceil(seconds))),
                  "fieldSelector": f"metadata.name={name}" if name else ""}
         with time_limit(self.timeout):
             return self.send("GET", api_path(resource, namespace), query=query, idle=silence)
 
-    def with_short_timeout(self) -> Api:
-        return self._replace(timeout=5.0)
-
 
 def connect(cluster: Cluster) -> Api:
-    """Prepare the connection to a cluster; nothing is sent yet. Raises ConfigError for unusable certificates."""
+    """Prepare the connection to a cluster; nothing is sent yet. ConfigError for unusable certificates."""
     return Api(Session(cluster))
 
 # ================================================================================
@@ -4199,9 +4150,9 @@ class Download:
 # ================================================================================
 # 14. Controller — queue, feeders, workers, and how a decision is carried out
 #
-#     client-go's work queue (util/workqueue): a key added while it waits is there once; one added while it is worked on
-#     comes again afterwards, so no two workers hold the same key. Delays are instants of the wall clock, for they come
-#     from expirations; a waiting worker looks at it once a minute, so setting it does no lasting harm.
+#     client-go's work queue (util/workqueue): a key that waits is there once; one added while it is worked on comes
+#     again afterwards, so no two workers hold it. Delays are instants of the wall clock, as expirations are; a waiting
+#     worker looks at it once a minute, so setting it does no lasting harm.
 
 class Queue:
     """Keys to look at, now or at an instant (seconds since the epoch, as `clock` gives them)."""
@@ -4209,7 +4160,7 @@ class Queue:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._changed, self._closed = clock, threading.Condition(), False
         self._ready: OrderedDict = OrderedDict()  # keys to look at, in order
-        self._working: Set[Any] = set()  # keys that a worker holds; they may be in _ready again
+        self._working: Set[Any] = set()  # keys that workers hold; they may be in _ready again
         self._due: Dict[Any, float] = {}  # key -> the one instant that counts for it
         self._heap: List[Tuple[float, Any]] = []  # (instant, key); outdated entries are skipped
 
@@ -4220,7 +4171,7 @@ class Queue:
             self._changed.notify()
 
     def add_at(self, key: Any, instant: float) -> None:
-        """Look at this key at an instant, or never for infinity; this replaces an instant set earlier."""
+        """Look at this key at an instant, or never for infinity, instead of one set earlier."""
         with self._changed:
             if instant == math.inf:
                 self._due.pop(key, None)
@@ -4238,7 +4189,7 @@ class Queue:
                 if key is not None:
                     del self._ready[key]
                     self._working.add(key)
-                    self._changed.notify()  # this worker may be long; another one must know the next instant
+                    self._changed.notify()  # another one must know the next instant
                 if key is not None or not wait:
                     return key
                 self._changed.wait(pause)
@@ -4270,7 +4221,7 @@ class Queue:
 
 
 WORKERS = 4
-SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing counts as a failure
+SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing is a failure
 CACHE_LIFE, CACHE_SIZE = 5.0, 200  # seconds and entries; backups, locations, Secrets after a success
 
 GONE = Outcome("leave", "it is gone")
@@ -4278,11 +4229,9 @@ CONFLICT = Outcome("leave", "it changed meanwhile", failed=True)
 
 
 class Controller:
-    """The state of one running controller for one namespace; everything in it can be lost without harm.
-
-    now: its only clock. dry_run: `run_once` prints and changes nothing. verify_urls: fetch a byte with every URL before
-    it is handed out. allowed: files of this host that a location may name.
-    """
+    """The state of a controller for one namespace; all of it can be lost without harm. now: its only clock. dry_run:
+    `run_once` prints and changes nothing. verify_urls: fetch a byte with every URL before it is handed out. allowed:
+    files of this host that a location may name."""
     watch_seconds, silence = WATCH_SECONDS, WATCH_SILENCE
     stop_time = 3.0  # seconds for passes in hand in the end
 
@@ -4297,7 +4246,7 @@ class Controller:
         self.with_subresource: Set[Resource] = set()  # kinds whose status is written to /status
         self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
         self.streams: Dict[Resource, Response] = {}  # open watches, to be interrupted
-        self.failures: Dict[Key, Tuple[int, str]] = {}  # how many looks in a row failed, and which failure is logged
+        self.failures: Dict[Key, Tuple[int, str]] = {}  # how many looks in a row failed, and what was logged
         self.warned: Set[str] = set()  # warnings that the log has already
         self.credentials = functools.lru_cache(CACHE_SIZE)(CredentialCache)  # by plan and region
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
@@ -4308,10 +4257,8 @@ class Controller:
             log.warning("%s", text)
 
     def note(self, error: Exception) -> Error:
-        """Log once which right is missing, and the line of a Role that grants it -> the error as one of the module.
-
-        A bug must end neither a worker nor a feeder: the controller would look healthy and see nothing.
-        """
+        """Log once the line of a Role that grants a missing right -> the error as one of the module. A bug must end
+        neither a worker nor a feeder: the controller would look healthy and see nothing."""
         if isinstance(error, ApiError) and error.status == 403:
             self.warn_once(error.hints)
         if isinstance(error, Error):
@@ -4320,7 +4267,6 @@ class Controller:
         return Error(f"unexpected {type(error).__name__}")
 
     def cached(self, name: Tuple[str, ...], read: Callable[[], Any]) -> Any:
-        """The result of `read`, kept for a few seconds after a success."""
         now = self.now()
         until, value = self.cache.get(name, (now, None))
         if until > now:
@@ -4332,12 +4278,10 @@ class Controller:
         return value
 
     def read_spec(self, resource: Resource, name: str, field: str, asked_by: str) -> str:
-        """A name in the spec of a backup or restore."""
         return self.cached((resource.kind, name), lambda: _name(self.api.get_wanted(
             resource, self.namespace, name, f"{resource.kind}NotFound", asked_by), "spec", field))
 
     def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
-        """A storage location, and where its keys come from."""
         location = find_location(self.api, self.namespace, self.api.get_wanted(
             LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
         self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
@@ -4368,11 +4312,9 @@ class Controller:
         return record.key, is_news(old, record)
 
     def write_status(self, key: Key, body: Document) -> None:
-        """Patch the status, and perhaps annotations, where the live CRD takes them.
-
-        CRDs of Velero 1.6 to 1.8 have a status subresource, later ones do not, and upgrades leave them alone. With one,
-        a patch of the object silently drops the status; without one, /status is a 404.
-        """
+        """Patch the status, and perhaps annotations, where the live CRD takes them: those of Velero 1.6 to 1.8 have a
+        status subresource, later ones do not, and upgrades leave them alone. With one, a patch of the object silently
+        drops the status; without one, /status is a 404."""
         to_object = "annotations" in body["metadata"] or key.resource not in self.with_subresource
         for subresource in ("", "status") if to_object else ("status",):
             try:
@@ -4393,7 +4335,7 @@ class Controller:
         raise Error(f"the API server does not keep the status of {key}")
 
     def apply(self, request: Request, outcome: Outcome) -> None:
-        """Carry out an outcome, unless in a dry run; a new reason becomes an Event, too, if there is the right to."""
+        """Carry out an outcome, unless in a dry run; a new reason becomes an Event, too, with the right to."""
         annotations: Document = {}
         if outcome.verb == "delete" and not self.dry_run:
             self.api.delete(request.key, outcome.body)
@@ -4411,7 +4353,7 @@ class Controller:
             outcome = triage_download(request, self.now()) or self.answer(request)
         except Busy as error:
             return Outcome("leave", str(error), again=self.now() + BUSY_PAUSE)
-        except Exception as error:  # also a bug must leave a reason and an expiration on the request that triggers it
+        except Exception as error:  # also a bug must leave a reason and an expiration
             outcome = refuse_download(request, self.note(error), self.now())
         try:
             self.apply(request, outcome)
@@ -4466,14 +4408,13 @@ class Controller:
         log.log(level, "%s", text)
 
     def work(self) -> None:
-        """A worker; the next look is after a failure with back-off, but not beyond `again`; else then, or never."""
+        """The next look is after a failure with back-off, but not beyond `again`; else then, or never."""
         for key in iter(self.queue.take, None):
             outcome = self.look_at(key)
             self.log_outcome(key, outcome)
             instant = outcome.again.timestamp() if outcome.again else math.inf
             if outcome.failed:
-                pause = backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP)
-                instant = min(instant, self.now().timestamp() + pause)
+                instant = min(instant, self.now().timestamp() + backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP))
             self.queue.add_at(key, instant)
             self.queue.done(key)
 
@@ -4513,10 +4454,8 @@ class Controller:
                 self.versions[resource] = _text(document, "metadata", "resourceVersion")
 
     def feed(self, resource: Resource) -> None:
-        """A feeder: list once, then watch; list again when the API no longer has the version; never gives up.
-
-        A watch that ended before it had lived or brought something is a failure, followed by a back-off.
-        """
+        """List once, then watch; list again when the API no longer has the version; never give up. A watch that ended
+        before it had lived or brought something is a failure, followed by a back-off."""
         failures, logged = 0, ""
         while not self.stop.is_set():
             started, before, error = time.monotonic(), self.events[resource], None
@@ -4527,12 +4466,12 @@ class Controller:
             except Exception as caught:
                 error = self.note(caught)
                 if isinstance(error, (Unreachable, Missing)) or is_version_expired(error):
-                    self.versions.pop(resource, None)  # start from a list: who knows what the API server is now
+                    self.versions.pop(resource, None)  # who knows what the API server is now
             lived = time.monotonic() - started
             failures = 0 if self.events[resource] > before or lived > SHORT_WATCH else failures + 1
             if failures == 1 and is_version_expired(error):
                 continue  # nothing is wrong, only the version is too old
-            cures = error.hints if error and getattr(error, "status", 0) != 403 else ()
+            cures = error.hints if error and error.status != 403 else ()
             trouble = "; ".join([str(error or "the watch ended at once"), *cures]) if failures else ""
             if trouble not in ("", logged) and not self.stop.is_set():
                 log.warning("%s: %s; trying again", resource.plural, redact(trouble))
@@ -4552,14 +4491,14 @@ class Controller:
 
 
 def give_large_blocks_back() -> None:
-    """Let glibc return the memory of large objects at once; its threads would keep some MiB each."""
+    """Let glibc return memory of large objects at once; its threads would keep some MiB each."""
     import ctypes
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
         ctypes.CDLL(None).mallopt(-3, 64 << 10)  # M_MMAP_THRESHOLD, which otherwise grows
 
 
 def run_controller(controller: Controller) -> None:
-    """Serve both kinds until `controller.stop` is set; a pass in hand is finished, if it can be soon."""
+    """Serve both kinds until `controller.stop` is set; a pass in hand is finished, if soon."""
     threads = [threading.Thread(target=controller.work, daemon=True) for _ in range(WORKERS)]
     threads += [threading.Thread(target=controller.feed, args=(resource,), daemon=True) for resource in REQUEST_KINDS]
     for thread in threads:
@@ -4577,15 +4516,16 @@ def run_controller(controller: Controller) -> None:
 # 15. Client — create, wait, stream, tidy up; or do without a controller
 
 LIST_SIZE = 500  # objects a page of a client's list
-JSON_LIMIT = 16 << 20  # bytes of a JSON artifact that a screen is made of
-SCREEN_ELEMENTS = 200_000  # and its elements, because each may become several lines
+JSON_LIMIT = 16 << 20  # bytes of a JSON artifact on a screen
+SCREEN_ELEMENTS = 200_000  # and its elements; each may become several lines
+SHORT_TIMEOUT = 5.0  # seconds for a call that only tidies up or explains
 MAX_POLL = 1.0  # seconds between two reads of a request, when it takes long
-NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # of Kubernetes' own random names, which spell no words
+NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # as in Kubernetes' own random names; they spell no words
 
 
 @contextlib.contextmanager
 def adding_hints(cures: Callable[[Error], Iterable[str]]) -> Iterator[None]:
-    """Give an error that passes the hints that `cures` has for it."""
+    """Give an error that passes further hints."""
     try:
         yield
     except Error as error:
@@ -4605,11 +4545,11 @@ def get_existing(api: Api, resource: Resource, namespace: str, name: str) -> Doc
 
 
 def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
-    """Run a few tasks at once, in threads -> what each returned or the Error that it raised, in their order."""
+    """Run a few tasks in threads -> what each returned or the Error that it raised, in their order."""
     def work(number: int, task: Callable[[], Any]) -> None:
         try:
             results[number] = task()
-        except Exception as error:  # a thread cannot raise; whoever reads the results sees it
+        except Exception as error:  # whoever reads the results sees it
             log.debug("raised at:", exc_info=True)
             results[number] = error if isinstance(error, Error) else Error(
                 f"unexpected {type(error).__name__}: {one_line(error)}")
@@ -4624,7 +4564,7 @@ def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
 
 
 def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -> Tuple[List[Document], str]:
-    """The objects that a label selector chooses, in the API's order, and the version of the list."""
+    """The objects that a selector chooses, in the API's order, and the version of the list."""
     pages = list(api.list_pages(resource, namespace, selector, LIST_SIZE))
     items = itertools.chain(*(found for found in (_at(page, "items") for page in pages) if isinstance(found, list)))
     return [item for item in items if isinstance(item, dict)], _text(pages[0], "metadata", "resourceVersion")
@@ -4632,7 +4572,7 @@ def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -
 
 def find_documents(api: Api, resource: Resource, namespace: str, names: List[str], selector: str
                    ) -> Tuple[List[Document], str]:
-    """Backups or restores in the order named, else those that a selector chooses, and the version of the list."""
+    """Objects in the order named, else those that a selector chooses, and the version of the list."""
     if names:
         return [get_existing(api, resource, namespace, name) for name in names], ""
     try:
@@ -4644,14 +4584,14 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
 
 
 def random_suffix() -> str:
-    """A random end for a request's name, as API servers make one for generateName."""
+    """The random end of a request's name."""
     return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
 
 
 def delete_request(api: Api, key: Key) -> None:
-    """Delete a request; when that fails, the controller will when it expires."""
+    """Delete a request; if that fails, the controller will when it expires."""
     try:
-        if api.with_short_timeout().delete(key):
+        if api._replace(timeout=SHORT_TIMEOUT).delete(key):
             log.info("deleted %s", key)
     except Error as error:
         log.info("%s stays until it expires: %s", key, error)
@@ -4659,10 +4599,9 @@ def delete_request(api: Api, key: Key) -> None:
 
 @contextlib.contextmanager
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
-    """Create a request for as long as the context lasts; it is deleted in the end, also on failure and Ctrl-C, and when
-    no answer to the create came, for its name is known before."""
-    request = request_from(resource, document)
-    key, kind = request.key, request.target_kind
+    """Create a request for as long as the context lasts. It is deleted also on failure, on Ctrl-C, and when no answer
+    to the create came, for its name is known before."""
+    key, kind = request_from(resource, document).key, _text(document, "spec", "target", "kind")
     with contextlib.ExitStack() as end:
         end.callback(delete_request, api, key)
         try:
@@ -4681,7 +4620,7 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
 
 
 def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float) -> Iterator[Document]:
-    """The copy in hand, then newer ones for so long: from a watch, and by polling when that ends or fails."""
+    """The copy in hand, then newer ones: from a watch, and by polling when that ends or fails."""
     yield document
     deleted = Error(f"{key} was deleted by somebody else before it was answered")
     left, deadline = max(0.1, seconds), time.monotonic() + seconds
@@ -4700,7 +4639,7 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
     for attempt in itertools.count(1):
         left = deadline - time.monotonic()
         time.sleep(max(0.0, min(left, backoff(attempt, poll, MAX_POLL))))
-        try:  # once more after the deadline, for a watch may have been silent
+        try:  # once more after the deadline: a watch may have been silent
             yield api.get(*key)
         except Missing:
             raise deleted from None
@@ -4714,8 +4653,8 @@ def _copies(api: Api, key: Key, document: Document, seconds: float, poll: float)
 
 def wait_for(api: Api, key: Key, document: Document, what: str, answer: Callable[[Document], Any], seconds: float,
              poll: float) -> Any:
-    """Wait for what `answer` finds in an object -> that; TimedOut after so many seconds. what: is waited for, to be
-    shown. poll: seconds between the first two looks, where it may not be watched."""
+    """What `answer` finds in an object at last; TimedOut after so many seconds. what: shown meanwhile. poll: seconds
+    between the first two looks, where it may not be watched."""
     with api.waiting(what, seconds), contextlib.closing(_copies(api, key, document, seconds, poll)) as copies:
         for found in filter(None, map(answer, copies)):
             return found
@@ -4723,7 +4662,7 @@ def wait_for(api: Api, key: Key, document: Document, what: str, answer: Callable
 
 
 def answered_url(api: Api, stored: Document, timeout: float) -> str:
-    """The URL that a DownloadRequest is answered with; a reason that a controller left ends the waiting."""
+    """The URL that answers a DownloadRequest; a reason that a controller left ends the waiting."""
     request = request_from(DOWNLOAD_REQUESTS, stored)
     what = f"{request.target_kind} of {request.target_name}"
 
@@ -4740,7 +4679,7 @@ def answered_url(api: Api, stored: Document, timeout: float) -> str:
 
 
 def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Document:
-    """The storage location that an artifact lies in: a backup's own, a restore's that of the backup it came from."""
+    """The storage location of an artifact: a restore's is that of the backup it came from."""
     owner = get_existing(api, artifact.owner, namespace, name)
     if artifact.owner == RESTORES:
         owner = get_existing(api, BACKUPS, namespace, _name(owner, "spec", "backupName"))
@@ -4753,7 +4692,7 @@ def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Do
 
 
 def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust:
-    """Whom to trust for a store: the location's caCert, as the velero CLI does since 1.17; else only the system."""
+    """Whom to trust for a store: the location's caCert, as the velero CLI since 1.17, else the system."""
     try:
         location = location_from(read_location(api, namespace, artifact, name))
         return trust_in(with_authority(api, namespace, location))._replace(insecure=False)
@@ -4765,16 +4704,14 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
 @contextlib.contextmanager
 def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
                      trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[UrlSource]:
-    """An artifact by a DownloadRequest, and by another one when its URL has expired; arguments as `read_artifact`."""
+    """An artifact by a DownloadRequest, and another one when its URL has expired; arguments as `read_artifact`."""
     artifact = target_of(kind, name)
     with contextlib.ExitStack() as requests:
-
         def locate(_skew: timedelta) -> Tuple[str, Trust]:
             requests.close()
             document = new_download_request(namespace, kind, name, random_suffix())
             url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
-            secure = url.startswith("https:")
-            return url, trust or (find_trust(api, namespace, artifact, name) if secure else Trust())
+            return url, trust or (find_trust(api, namespace, artifact, name) if url.startswith("https:") else Trust())
 
         yield UrlSource(locate, idle=idle)
 
@@ -4787,19 +4724,17 @@ def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout:
 
 def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
                   trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[bytes]:
-    """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated.
-
-    timeout: seconds to wait for the URL. idle: seconds between two chunks, while the transfer may take as long as it
-    does; where the line breaks it goes on at the same byte. trust: None asks the location. Close the generator
-    (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a target that cannot exist, RequestFailed with
-    the controller's reason, TimedOut, ApiError, StoreError or Unreachable.
-    """
+    """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated. Where
+    the line breaks, it goes on at the same byte. timeout: seconds to wait for the URL; idle: between two chunks, while
+    all may take as long as it does. trust: None asks the location. Close the generator (`contextlib.closing`) to tidy
+    up early. Raises InvalidRequest for a target that cannot exist, RequestFailed with the controller's reason,
+    TimedOut, ApiError, StoreError or Unreachable."""
     with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle) as source:
         yield from Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).chunks()
 
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **how: Any) -> None:
-    """`read_artifact` into a writer, which stays open, and whose own errors come out as they are."""
+    """`read_artifact` into a writer, which stays open and whose errors come out as they are."""
     with contextlib.closing(read_artifact(api, namespace, kind, name, **how)) as chunks:
         for chunk in chunks:
             write_all(writer, chunk)
@@ -4808,7 +4743,7 @@ def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **h
 SMALL_TIME = 120.0  # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
 LISTING_PAGES = 1000  # of 1,000 names each
 LISTING_LIMIT = 16 << 20  # bytes of a page, or of a velero-backup.json
-BACKUPS_LIMIT = 256 << 20  # bytes of all of these together; in memory an element is some more
+BACKUPS_LIMIT = 256 << 20  # bytes of all of these; in memory an element is some more
 ELEMENT_WEIGHT = 32  # bytes
 
 
@@ -4823,7 +4758,7 @@ def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterab
 
 
 class Bucket:
-    """A location's bucket, read without a controller; object keys are whole, the location's prefix included."""
+    """A location's bucket, read without a controller; keys include the location's prefix."""
 
     def __init__(self, location: Location, plan: Plan, trust: Trust, idle: float = IDLE_LIMIT):
         self.location, self.trust, self.idle = location, trust, idle
@@ -4859,27 +4794,22 @@ class Bucket:
             query["continuation-token"] = token
         raise StoreError(f"{what} has no end")
 
-    def _contents(self, folder: str, rows: List[Tuple[str, str]]) -> Iterator[Tuple[str, str, Any]]:
-        """The velero-backup.json of each row, or why there is none, some at a time so that they need little memory."""
-        for start in range(0, len(rows), POOL_SIZE):
-            group = rows[start:start + POOL_SIZE]
-            read = side_by_side(functools.partial(self.read_small, f"{folder}{name}/velero-backup.json", what)
-                                for name, what in group)
-            yield from ((*row, content) for row, content in zip(group, read))
-
     def backups(self, where: str, wanted: Iterable[str], troubles: List[Error], left: int = BACKUPS_LIMIT
                 ) -> Iterator[Document]:
-        """The Backups in it, all or those wanted; what is no Backup is passed over. where: names the bucket in errors.
-        troubles: gets why some cannot be read. left: the bytes that may be read."""
+        """The Backups in it, all or those wanted. where: names the bucket in errors. troubles: gets why some cannot be
+        read. left: the bytes that may be read."""
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
         rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
                 if is_object_name(name) and (not wanted or name in wanted)]
-        for name, what, content in self._contents(folder, rows):
+        tasks = [functools.partial(self.read_small, f"{folder}{name}/velero-backup.json", what) for name, what in rows]
+        contents = (content for start in range(0, len(tasks), POOL_SIZE)  # some at a time, to save memory
+                    for content in side_by_side(tasks[start:start + POOL_SIZE]))
+        for (name, what), content in zip(rows, contents):
             if getattr(content, "exit", 0) == Exit.NOT_FOUND:
                 log.info("%s is passed over: %s", what, content)
             elif isinstance(content, StoreError):
                 troubles.append(content)
-            elif isinstance(content, Error):  # whoever cannot be reached is not asked for all the others
+            elif isinstance(content, Error):  # who cannot be reached is not asked again
                 raise content
             else:
                 left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
@@ -4926,7 +4856,7 @@ def location_of_file(path: str) -> Location:
     for group, fields in (("objectStorage", "bucket prefix caCert"), ("credential", "name key"), ("config", "")):
         entry = Reader(spec.get(group, dict), f"{what}: spec.{group}")
         for field in fields.split() or entry.fields:
-            entry.get(field)  # an unquoted `true` or number is no text, and would be passed over
+            entry.get(field)  # an unquoted `true` or number would be passed over
     name = _text(document, "metadata", "name") or os.path.basename(path)
     return find_location(None, "", {"metadata": {"name": name}, "spec": spec.fields}, trusted=True)
 
@@ -4944,7 +4874,7 @@ def decode_json(chunks: Iterable[bytes]) -> Any:
 
 
 def read_related(api: Api, namespace: str, resource: Resource, selector: str) -> List[Document]:
-    """Objects that belong to another one; a kind that the cluster does not serve has none."""
+    """Objects that belong to another one; none of a kind that is not served."""
     with contextlib.suppress(Missing):
         return list_all(api, resource, namespace, selector)[0]
     return []
@@ -4952,9 +4882,8 @@ def read_related(api: Api, namespace: str, resource: Resource, selector: str) ->
 
 def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
                 trust: Optional[Trust]) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
-    """What a screen shows besides an object, read side by side: related objects, and artifacts by kind; an Error stands
-    for what could not be read. This thread alone makes and deletes the requests, so Ctrl-C leaves none; deleting them
-    ends the threads that still wait for an answer."""
+    """What a screen shows besides an object: related objects, and artifacts by kind, or the Error why not. This thread
+    alone makes and deletes the requests, so Ctrl-C leaves none; that ends threads that still wait for an answer."""
     name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
     whom = trust or (find_trust(api, namespace, artifact, name) if kinds else Trust())
 
@@ -4985,11 +4914,9 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
     """The answered ServerStatusRequest: status.serverVersion and status.plugins. Raises TimedOut or ApiError."""
-    def answer(document: Document) -> Optional[Document]:
-        return document if _text(document, "status", "phase") == PROCESSED else None
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
-        key = request_from(STATUS_REQUESTS, stored).key
-        return wait_for(api, key, stored, "the server's status", answer, timeout, STATUS_POLL)
+        return wait_for(api, request_from(STATUS_REQUESTS, stored).key, stored, "the server's status", lambda copy: (
+            copy if _text(copy, "status", "phase") == PROCESSED else None), timeout, STATUS_POLL)
 
 # ================================================================================
 # 16. Doctor — why nobody answered: checks, each one sentence with its cure
@@ -5007,17 +4934,16 @@ def check_server(api: Api, namespace: str) -> Iterator[str]:
 
 def check_location(api: Api, namespace: str, kind: str, name: str) -> Iterator[str]:
     """What is wrong with the storage location of an artifact, if one is asked for."""
-    if kind:
-        location = read_location(api, namespace, TARGETS[kind], name)
-        trouble = location_trouble_from(location)
-        if trouble:
-            yield (f"storage location {_name(location, 'metadata', 'name')!r} is not available: {trouble}: "
-                   f"see `kubectl -n {namespace} describe backupstoragelocation`")
+    location = read_location(api, namespace, TARGETS[kind], name) if kind else {}
+    trouble = location_trouble_from(location)
+    if trouble:
+        yield (f"storage location {_name(location, 'metadata', 'name')!r} is not available: {trouble}: "
+               f"see `kubectl -n {namespace} describe backupstoragelocation`")
 
 
 def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
-    """Why a request got no answer, as far as the caller's rights let it be seen; at least one sentence."""
-    api, found, blind = api.with_short_timeout(), [], False
+    """Why a request got no answer, as far as one's rights let it be seen; at least one sentence."""
+    api, found, blind = api._replace(timeout=SHORT_TIMEOUT), [], False
     direct = ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(kind)
     for check in (check_server(api, namespace), check_location(api, namespace, kind, name)):
         try:
@@ -5038,15 +4964,15 @@ def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> L
 # 17. Command line — the COMMANDS table, the parser made from it, main
 
 MAX_TIMEOUT = 366 * 86400.0  # seconds; sockets take no more than a few years
-NEXT_SCREEN_TIMEOUT = 1.0  # seconds for requests of further screens once one was not answered
+NEXT_SCREEN_TIMEOUT = 1.0  # seconds for further screens once a request was not answered
 PROGRESS_DELAY = 1.0  # seconds before it is shown what is waited for
-PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between two lines of progress, on a terminal and elsewhere
+PROGRESS_REDRAW, PROGRESS_PLAIN = 0.2, 10.0  # seconds between lines, on a terminal and elsewhere
 COMPLETION_TIMEOUT = 1.0  # seconds for names that a shell completes
 
 
 def find_namespace() -> str:
-    """Velero's namespace when -n does not say: VELERO_NAMESPACE, else the velero CLI's configuration, else velero."""
-    name = os.environ.get("VELERO_NAMESPACE") or _text(read_velero_config(), "namespace") or DEFAULT_NAMESPACE
+    """Velero's namespace by VELERO_NAMESPACE, else the velero CLI's configuration, else velero."""
+    name = os.environ.get("VELERO_NAMESPACE") or _text(read_velero_config(), "namespace") or "velero"
     if not is_object_name(name):
         raise ConfigError(f"{one_line(name, 64)!r} cannot be the name of a namespace", hints=[
             "VELERO_NAMESPACE or ~/.config/velero/config.json names it; -n chooses another"])
@@ -5054,7 +4980,7 @@ def find_namespace() -> str:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Write to stderr; when that cannot take it, such as on a full disk, the exit code has to do."""
+    """Write to stderr; when that cannot take it, the exit code has to do."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text + end)
         sys.stderr.flush()
@@ -5070,8 +4996,8 @@ def report(*errors: Error) -> int:
 
 @contextlib.contextmanager
 def progress(text: Callable[[float], str]) -> Iterator[None]:
-    """A line on stderr while the context lasts, redrawn on a terminal; `text` makes it of the seconds that have passed,
-    and while that is empty, nothing is shown."""
+    """A line on stderr, redrawn on a terminal, while the context lasts; `text` makes it, or nothing, of the seconds
+    that have passed."""
     began, terminal, over = time.monotonic(), sys.stderr.isatty(), threading.Event()
 
     def draw() -> None:
@@ -5096,13 +5022,13 @@ def progress(text: Callable[[float], str]) -> Iterator[None]:
 
 
 def show_waiting(what: str, seconds: float) -> ContextManager[Any]:
-    """After PROGRESS_DELAY seconds, show what is waited for and how long it may still take."""
+    """Show, after a while, what is waited for and how long it may still take."""
     return progress(lambda passed: "" if passed < PROGRESS_DELAY else f"waiting for {one_line(what)}, at most "
                     f"{format_duration(max(0, round(seconds - passed)))} more")
 
 
-# A shell completes a word by what `completions` finds, where that is nothing by files. `--flag=value` is three words in
-# bash; zsh and fish complete the value alone.
+# Where `completions` finds nothing, files complete. `--flag=value` is three words in bash; zsh and fish complete the
+# value alone.
 COMPLETION_SCRIPTS = {
     "bash": """_velero_requests() {
     local IFS=$'\\n'
@@ -5132,7 +5058,7 @@ complete -c velero_requests.py -n __velero_requests -f -a '$__velero_requests_fo
 
 
 class Options:
-    """What the command line says, as argparse puts it into attributes, and the commands (`Command.run`)."""
+    """What the command line says, set by argparse, and the commands (`Command.run`)."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)  # and type checkers know that there are some
@@ -5150,11 +5076,10 @@ class Options:
         if not path:
             return None
         trust = Trust(read_file(path, "certificate authority"), source=f"the certificate authority {path}")
-        tls_context(trust._replace(alone=True))  # to fail before anything is asked of anybody
+        tls_context(trust._replace(alone=True))  # to fail before anybody is asked
         return trust
 
     def run_controller(self) -> None:
-        """Serve until told to stop, or once."""
         api, server = self.api(), Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
         controller = Controller(api, self.namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
                                 allowed=self.allow_credentials_file)
@@ -5163,20 +5088,20 @@ class Options:
             return
 
         def stop(number: int, _frame: Any) -> None:
-            signal.signal(number, signal.SIG_DFL)  # a second one leaves at once, the first finishes the passes in hand
+            signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
             controller.stop.set()
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        give_large_blocks_back()  # of this process, which is nobody else's as it would be in a library
+        give_large_blocks_back()  # a library would do so to somebody else's process
         log.info("serving DownloadRequests and ServerStatusRequests of namespace %s at %s", self.namespace,
                  redact(api.session.cluster.server))
         run_controller(controller)
         log.info("stopped")
 
     def open_bucket(self, api: Optional[Api] = None, document: Optional[Document] = None) -> Bucket:
-        """The bucket of a storage location of the cluster, without one that of --location; --credentials-file opens it,
-        else the location's Secret, else the environment."""
+        """The bucket of a storage location, without one that of --location; --credentials-file opens it, else its
+        Secret, else the environment."""
         if document is None and os.path.isdir(self.location):
             return FolderBucket(self.location)
         location = find_location(api, self.namespace, document) if document else location_of_file(self.location)
@@ -5191,7 +5116,7 @@ class Options:
         return Bucket(location, plan, trust, self.idle_timeout)
 
     def find_owner(self, artifact: Artifact) -> Api:
-        """The cluster, after a check that the artifact's owner exists there and, for a log, has finished."""
+        """The cluster; the artifact's owner exists there and, for a log, has finished."""
         api = self.api()
         with adding_hints(lambda error: ["--location FILE and --credentials-file FILE need no cluster"] * isinstance(
                 error, Unreachable)):
@@ -5208,7 +5133,7 @@ class Options:
 
     @contextlib.contextmanager
     def open_source(self) -> Iterator[Source]:
-        """An artifact, by a controller's answer or without one from its bucket."""
+        """An artifact, by a controller's answer or from its bucket."""
         trust, artifact = self.trust(), TARGETS[self.kind]
         if self.location and not is_object_name(self.name):
             raise NotFound(f"{artifact.owner.kind.lower()} {one_line(self.name, 64)!r} cannot exist")
@@ -5228,7 +5153,7 @@ class Options:
                             if isinstance(error, TimedOut) else ())
 
     def fetch(self, source: Source, output: str) -> None:
-        """Download one artifact to a file, or to stdout for `-`; progress is shown unless it mixes with the output."""
+        """Download one artifact to a file or stdout (`-`); progress is shown unless it mixes with the output."""
         hidden = self.quiet or (output == "-" and (sys.stdout.isatty() or not sys.stderr.isatty()))
         download = Download(source, f"{self.kind} of {self.name}", gunzip=TARGETS[self.kind].gunzip)
         began = time.monotonic()
@@ -5256,7 +5181,7 @@ class Options:
             say(f"{bytes_text(size)} in {format_duration(round(seconds, 1))}")
 
     def run_download(self) -> Optional[str]:
-        """Any artifact: BackupContents into a file, others to stdout unless -o names a file."""
+        """BackupContents go into a file, others to stdout unless -o names a file."""
         kind, name = self.kind, self.name
         if self.url_only:
             if self.output or self.force:
@@ -5283,11 +5208,11 @@ class Options:
         return None if self.quiet or output == "-" else f"{what} {name} has been successfully downloaded to {output}\n"
 
     def find_backups(self, troubles: List[Error]) -> List[Document]:
-        """The Backups in --location, else in every location of the cluster, by name; troubles: gets what is missing.
-        Of several with one name each is shown, its location called as it is here, as by Velero's sync."""
+        """The Backups in --location, else in every location of the cluster, by name, also several of one; their
+        location is called as it is here, as by Velero's sync. troubles: gets what is missing."""
         if self.selector:
             raise UsageError("--selector needs the cluster: a bucket is not searched by labels")
-        self.trust()  # what is wrong with it is said once, not for each location
+        self.trust()  # fails once, not for each location
         api = None if self.location else self.api()
         backups: Dict[str, List[Document]] = {name: [] for name in self.names}
         for location in list_all(api, LOCATIONS, self.namespace)[0] if api else [None]:
@@ -5308,7 +5233,7 @@ class Options:
         return [backup for name in self.names or sorted(backups) for backup in backups[name]]
 
     def run_get(self) -> int:
-        """Backups or restores; what cannot be listed is said on stderr, and decides the exit code."""
+        """What cannot be listed is said on stderr, and decides the exit code."""
         version, troubles = "", []  # type: Tuple[str, List[Error]]
         if self.direct:
             documents = self.find_backups(troubles)
@@ -5332,14 +5257,14 @@ class Options:
         return wanted and self.output != "json" and not os.environ.get("NO_COLOR")
 
     def run_describe(self) -> int:
-        """Screens or JSON; what is missing in them is also reported on stderr, and decides the exit code."""
+        """What is missing on a screen is also said on stderr, and decides the exit code."""
         api, resource, trust, timeout = self.api(), self.resource, self.trust(), self.timeout
         structured, screens, troubles = self.output == "json", [], []  # type: Tuple[bool, List[Any], List[Error]]
         for document in find_documents(api, resource, self.namespace, self.names, self.selector)[0]:
             kinds = artifacts_of(resource, document, details=self.details, structured=structured)
             with api.waiting(f"what belongs to {resource.kind.lower()} {_text(document, 'metadata', 'name')}", timeout):
-                related, artifacts = read_screen(api._replace(waiting=show_nothing), self.namespace, resource, document,
-                                                 kinds, timeout, trust)
+                related, artifacts = read_screen(  # by an Api that shows nothing of its own
+                    Api(api.session), self.namespace, resource, document, kinds, timeout, trust)
             screen = Description(resource, document, related, artifacts, localize=datetime.astimezone,
                                  details=self.details, colorized=self.is_colorized())
             if not structured:
@@ -5377,13 +5302,12 @@ TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> i
                  "{!r} is no time to wait; write for example 30s, 5m or 1h30m"),
     "KIND=NAME": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
                   "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")}
-TYPES["FILE|DIR"] = TYPES["FILE"]
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
 
 
 def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
-    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type, and without that
-    it is a switch, as velero takes them: `--flag`, `--flag=false`. shown: what --help says; None hides it."""
+    """A row of an argument table, `-o --output FILE` or `name BACKUP`; what it takes decides its type, else it is a
+    switch as velero's: `--flag`, `--flag=false`. shown: what --help says; None hides it."""
     *names, takes = usage.split()
     if takes[0] == "-":
         names, takes = [*names, takes], "BOOL"
@@ -5391,7 +5315,7 @@ def argument(usage: str, shown: Optional[str], **keywords: Any) -> Argument:
 
     def read(text: str) -> Any:
         import argparse
-        convert, complaint = TYPES.get(takes, (str, ""))
+        convert, complaint = TYPES.get(takes.partition("|")[0], (str, ""))
         with contextlib.suppress(ValueError):
             value = convert(text)
             if value is not None:
@@ -5446,7 +5370,7 @@ OUTPUT_FORMAT = argument("-o --output FORMAT", "table, json or yaml", choices=("
 
 
 def owner_commands(resource: Resource) -> Tuple[Command, ...]:
-    """What can be done to backups and restores, each with velero's verb-first aliases."""
+    """Commands for backups or restores, with velero's verb-first aliases."""
     noun, is_backup = resource.kind.lower(), resource is BACKUPS
     one = argument(f"name {noun.upper()}", f"name of the {noun}")
     many = (argument(f"names {noun.upper()}", f"names of {noun}s (default: all)", nargs="*"),
@@ -5505,11 +5429,11 @@ EPILOG = """exit codes:
 
 
 def build_parser(words: str = "") -> Any:
-    """The parser of one command; for a group of commands, or none, a parser that only lists commands."""
+    """The parser of one command; for a group, or none, one that only lists commands."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
-        """argparse, but a wrong command line is an Error like any other, and help that cannot be written an OSError."""
+        """Here a wrong command line is an Error, and help that cannot be written an OSError."""
 
         def error(self, message: str) -> Any:
             raise UsageError(message, hints=[f"see `{self.prog} --help`"])
@@ -5534,14 +5458,14 @@ def build_parser(words: str = "") -> Any:
 
 
 def value_of(flag: str) -> Optional[Dict[str, Any]]:
-    """The keywords of a flag that takes the next word as its value; None for others."""
+    """The keywords of a flag that takes the next word as its value, else None."""
     keywords = KEYWORDS.get(re.sub("^-v+(?=[a-zA-Z]$)", "-", flag), {"nargs": 0})  # -vn is -v -n
     return keywords if "nargs" not in keywords and keywords.get("action", "append") == "append" else None
 
 
 def split_words(argv: Iterable[str]) -> Tuple[str, List[str], List[str]]:
-    """A command line -> the words of its command, the others, which are all when they name none, and the flags with
-    their values, which may stand anywhere."""
+    """A command line -> the words of its command, other words (all when they name none), and the flags with their
+    values, which may stand anywhere."""
     words, flags, rest = [], [], iter(argv)
     for word in rest:
         if word == "--":
@@ -5574,7 +5498,7 @@ def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
 
 
 def known_names(name: str, flags: List[str]) -> List[str]:
-    """The names of backups or restores that a command could take; none when the cluster does not tell them in time."""
+    """The names of backups or restores for a command; none when the cluster does not tell them in time."""
     found: List[str] = []
 
     def ask() -> None:
@@ -5583,9 +5507,9 @@ def known_names(name: str, flags: List[str]) -> List[str]:
             _, options = parse([*name.split(), *given, "--", "name"])
             resource = getattr(options, "resource", None) or TARGETS[options.kind].owner
             documents, _ = list_all(options.api(), resource, options.namespace)
-            found.extend(filter(is_object_name, (_text(document, "metadata", "name") for document in documents)))
+            found.extend(filter(is_object_name, (_text(row, "metadata", "name") for row in documents)))
 
-    thread = threading.Thread(target=ask, daemon=True)  # which may run a login, or wait for whatever does not answer
+    thread = threading.Thread(target=ask, daemon=True)  # which may run a login, or wait in vain
     thread.start()
     thread.join(COMPLETION_TIMEOUT)
     return list(found)
@@ -5612,7 +5536,7 @@ def completions(argv: List[str]) -> List[str]:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Log lines without signatures, tokens and control characters; on a terminal they go over a line of progress."""
+    """No secrets and control characters; on a terminal, lines go over that of progress."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return ("\r\x1b[K" if sys.stderr.isatty() else "") + redact(printable(super().formatMessage(record)))
@@ -5622,18 +5546,18 @@ class RedactingFormatter(logging.Formatter):
 
 
 def configure_logging(serving: bool, verbose: int) -> None:
-    """Log to stderr: a controller with time and level, a client only warnings unless -v is given."""
+    """Log to stderr: a controller with time and level, a client only warnings without -v."""
     import warnings
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(max(logging.DEBUG, (logging.INFO if serving else logging.WARNING) - 10 * verbose))
-    warnings.filterwarnings("ignore", module="urllib3")  # it would repeat on every call that nothing is verified
+    warnings.filterwarnings("ignore", module="urllib3")  # on every call, that nothing is verified
 
 
 def terminate(number: int, _frame: Any) -> None:
-    """End a client by a signal as Ctrl-C does: its request and its temporary file are removed first."""
+    """End a client as Ctrl-C does: its request and its temporary file are removed first."""
     error = KeyboardInterrupt()
     error.number = number  # type: ignore[attr-defined]
     raise error
@@ -5643,8 +5567,8 @@ def run(argv: List[str]) -> int:
     """Parse and run one command -> its exit code."""
     with contextlib.ExitStack() as end:
         end.callback(sys.stdout.flush)
-        with contextlib.suppress(AttributeError):  # a stand-in for stdout need not have it
-            sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, also where the locale has no UTF-8
+        with contextlib.suppress(AttributeError):  # of a stand-in for stdout
+            sys.stdout.reconfigure(errors="backslashreplace")  # for names where the locale has no UTF-8
         if argv[:1] == ["__complete"]:
             sys.stdout.write("".join(f"{word}\n" for word in completions(argv[1:])))
             return Exit.DONE
@@ -5667,8 +5591,8 @@ MISSING_PACKAGE = (
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The command line -> exit code; the only place that turns errors into exit codes. An OSError comes from stdout:
-    files, sockets and the cluster turn theirs into an Error."""
+    """The command line -> exit code; no other place makes one of an error. An OSError comes from stdout: files, sockets
+    and the cluster turn theirs into an Error."""
     sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
         if sys.stdout is None:
@@ -5696,8 +5620,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
-            except (OSError, ValueError):  # the interpreter's own flush at its exit shall have nothing to fail with
-                with contextlib.suppress(OSError, ValueError):  # it need not have a descriptor
+            except (OSError, ValueError):  # the interpreter's own flush at its exit must not fail
+                with contextlib.suppress(OSError, ValueError):  # of no descriptor
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
