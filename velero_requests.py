@@ -1516,10 +1516,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)", re
 
 
 def object_info(status: int, headers: Mapping[str, str]) -> ObjectInfo:
-    """Status (200 or 206) and headers of an answer -> what it says of the object.
-
-    An ETag may be the MD5, but not of an object in parts, nor of one that KMS or a customer's key encrypts.
-    """
+    """Status (200 or 206) and headers of an answer -> what it says of the object. An ETag may be the MD5, but not of an
+    object in parts, nor of one that KMS or a customer's key encrypts."""
     etag, length, start = headers.get("ETag", ""), headers.get("Content-Length", ""), 0
     encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms") or headers.get(
         "x-amz-server-side-encryption-customer-algorithm")
@@ -1539,10 +1537,8 @@ def _changed(position: int) -> StoreError:
 
 
 def bytes_to_skip(known: ObjectInfo, info: ObjectInfo, position: int) -> int:
-    """How many bytes of an answer are in hand already; StoreError when it does not go on at `position`.
-
-    The last byte in hand is asked for again: so the range is never empty. A store that ignores Range sends it all.
-    """
+    """How many bytes of an answer are in hand already; StoreError when it does not go on at `position`. The last byte
+    in hand is asked for again: so the range is never empty. A store that ignores Range sends it all."""
     differs = None not in (known.size, info.size) and known.size != info.size
     if position and (differs or (known.etag and known.etag != info.etag and (info.etag or info.whole))):
         raise _changed(position)
@@ -1557,10 +1553,8 @@ MAX_DOWNLOAD_WAIT = 60.0  # seconds of waiting without a byte in between; ends e
 
 
 def download_wait(error: Error, failures: int, waited: float, moved: bool, first: float) -> Optional[float]:
-    """Seconds until a broken download is continued, None when it is given up.
-
-    failures: in a row, without a byte; `waited` seconds were spent on them. moved: bytes ever came. first: first wait.
-    """
+    """Seconds until a broken download is continued, None when it is given up. failures: in a row, without a byte;
+    `waited` seconds were spent on them. moved: bytes ever came. first: first wait."""
     broken = isinstance(error, Unreachable) and error.retry
     if not broken and getattr(error, "status", 0) not in PASSING_STATUS and error.reason != "WrongRange":
         return None
@@ -1650,10 +1644,8 @@ def _meaning(status: int, code: str, message: str, region: str) -> Tuple[str, st
 
 def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime,
                   quoting: bool = True) -> StoreError:
-    """A store's refusal -> one sentence with its cause, and the cure, without the signature.
-
-    quoting: whether it may hold what the store has written; else of that only a known code.
-    """
+    """A store's refusal -> one sentence with its cause, and the cure, without the signature. quoting: whether it may
+    hold what the store has written; else of that only a known code."""
     fields = xml_fields(body) if body.lstrip()[:1] == b"<" else {}
     code, message = fields.get("Code", ""), fields.get("Message", "")
     region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
@@ -1755,10 +1747,8 @@ def table(rows: List[Tuple[str, ...]]) -> str:
 
 
 def aligned(lines: Iterable[str]) -> str:
-    """Lines with tabs -> columns two blanks apart, as Go's text/tabwriter makes them.
-
-    Neighbouring lines with a cell at one position make a block as wide as the longest; behind the last tab is no cell.
-    """
+    """Lines with tabs -> columns two blanks apart, as Go's text/tabwriter makes them. Neighbouring lines with a cell at
+    one position make a block as wide as the longest; behind the last tab is no cell."""
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
         for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
@@ -1770,10 +1760,8 @@ def aligned(lines: Iterable[str]) -> str:
 
 
 class Fields:
-    """Typed access to an untrusted document by dotted paths, with Go's zero value for what is absent.
-
-    A value of another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error.
-    """
+    """Typed access to an untrusted document by dotted paths, with Go's zero value for what is absent. A value of
+    another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error."""
     def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.value, self.place, self.wrong = value, place, wrong
 
@@ -1917,7 +1905,7 @@ def plugin_table(plugins: List[Tuple[str, str]]) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether it is the error of an artifact that does not exist, or of a kind that an older server lacks."""
+    """Whether it is the error of a missing artifact, or of a kind that an older server lacks."""
     return isinstance(value, Error) and value.reason in ("ArtifactNotFound", "UnknownKind")
 
 
@@ -2078,10 +2066,8 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
 
 class Description:
     """What `velero backup|restore describe` shows of an object, as `text` and as `json`; `troubles` is what they lack.
-
     An Error in place of a list or artifact is said in its place, and is a trouble unless velero has a text for it. The
-    first trouble gives the exit code.
-    """
+    first trouble gives the exit code."""
     def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
                  artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False, colorized: bool = False):
         self.wrong: Dict[str, None] = {}  # what in the objects is of the wrong type
@@ -2114,10 +2100,8 @@ class Description:
         return value
 
     def _add(self, label: str, value: Any = "", place: str = "", color: str = "{}", note: str = "") -> None:
-        """A row, and its value in the JSON; a list has a row for each item, a map for each pair.
-
-        The label holds the tabs that place it. Where a list is empty, velero indents the word for that once more.
-        """
+        """A row, and its value in the JSON; a list has a row for each item, a map for each pair. The label holds the
+        tabs that place it. Where a list is empty, velero indents the word for that once more."""
         words = label[:4].lstrip("\t") + label[4:]  # no label has more; further tabs came from a document
         tabs, gap = label[:len(label) - len(words)], "\t" * words.endswith("\t")
         values = [f"{key}={value[key]}" for key in sorted(value)] if isinstance(value, dict) else value
@@ -2464,11 +2448,9 @@ class Trust(NamedTuple):
 
 
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
-    """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
-
-    Without VERIFY_X509_STRICT, Python 3.13's default: authorities of old clusters fail it. As in Go only subject
-    alternative names count, and an unreadable certificate spoils no other.
-    """
+    """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate. Without
+    VERIFY_X509_STRICT, Python 3.13's default: authorities of old clusters fail it. As in Go only subject alternative
+    names count, and an unreadable certificate spoils no other."""
     import ssl
     import urllib3
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -2850,11 +2832,9 @@ def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
 
 
 def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
-    """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go).
-
-    A failure is a ConfigError that shows nothing of its output, never an anonymous call. Its stderr is ours, and its
-    stdin when it may ask on a terminal. A bare name is searched on PATH, not in the current folder (Go's os/exec).
-    """
+    """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go). A failure is a
+    ConfigError that shows nothing of its output, never an anonymous call. Its stderr is ours, and its stdin when it may
+    ask on a terminal. A bare name is searched on PATH, not in the current folder (Go's os/exec)."""
     import shutil
     import subprocess
     command, version = plugin.need("command"), plugin.get("apiVersion")
@@ -2922,10 +2902,8 @@ class Session:
 
     def _renew(self) -> None:
         """Read identity and certificates again; a file that cannot be read keeps the old ones, a failing plugin raises.
-
         A connection keeps its identity: another certificate, as kubelet and cert-manager write it in place, needs new
-        ones. `until` is set last: while a plugin fails, no call goes out.
-        """
+        ones. `until` is set last: while a plugin fails, no call goes out."""
         plugin, path = self.cluster.exec_plugin, self.cluster.token_file
         try:
             if plugin:
@@ -3266,11 +3244,9 @@ class Busy(Error):
 
 
 class HostLimiter:
-    """Limits how many workers of a controller wait for the same host, so that a silent one cannot block them all.
-
-    Of n workers n - 1 may wait for a host that has answered before, one for any other, n - 1 for all others; one more
-    is Busy. A host that was silent for more than `quick` seconds is not asked again for `pause` seconds.
-    """
+    """Limits how many workers of a controller wait for the same host, so that a silent one cannot block them all. Of n
+    workers n - 1 may wait for a host that has answered before, one for any other, n - 1 for all others; one more is
+    Busy. A host that was silent for more than `quick` seconds is not asked again for `pause` seconds."""
     quick = 0.3  # seconds
 
     def __init__(self, workers: int, pause: float) -> None:
@@ -3558,11 +3534,9 @@ def _profiles(api: Optional[Api], namespace: str, location: Location, allowed: I
 
 def open_location(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str] = ()
                   ) -> Tuple[Location, Plan]:
-    """A location with the region and hosts that environment and profile name, and the plan for its keys.
-
-    Nobody is asked yet but S3, for a region. allowed: files of this host that the cluster may name; they say more than
-    a Secret only where our own identity belongs.
-    """
+    """A location with the region and hosts that environment and profile name, and the plan for its keys. Nobody is
+    asked yet but S3, for a region. allowed: files of this host that the cluster may name; they say more than a Secret
+    only where our own identity belongs."""
     name, named = location.profile, bool(location.secret_name or location.credentials_file)
     with about(f"storage location {location.name!r}"):
         theirs = bool(location.secret_name) or not (location.trusted or location.is_for_own_identity(own_endpoint()))
@@ -3684,8 +3658,7 @@ OpenObject = Tuple[ObjectInfo, Iterator[bytes], Callable[[], None]]
 
 
 class UrlSource:
-    """The object at a URL. `locate(skew)` -> the URL, also whenever it has expired, and whom to trust; skew: how far
-    the store's clock is ahead."""
+    """The object at a URL. `locate(skew of the store's clock)` -> URL, also when one has expired, and whom to trust."""
 
     def __init__(self, locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> None:
         self.locate, self.idle = locate, idle
@@ -3854,11 +3827,9 @@ def _is_name_of(path: str, file: Any) -> bool:
 
 
 class AtomicFile:
-    """A file that gets its name once it is whole; until then its bytes are in a partial file beside it.
-
-    The partial file's name tells target, object and ETag: another run goes on from it. Other users may make files in
-    the folder, too, so each is opened once and checked through its descriptor.
-    """
+    """A file that gets its name once it is whole; until then its bytes are in a partial file beside it. The partial
+    file's name tells target, object and ETag: another run goes on from it. Other users may make files in the folder,
+    too, so each is opened once and checked through its descriptor."""
 
     def __init__(self, path: str, what: str, *, force: bool):
         import hashlib
@@ -4022,10 +3993,8 @@ class Pipe:
 
 
 class Download:
-    """An object that is fetched to its end, although connections break; other threads may read its `position`.
-
-    It goes on at the byte reached, by Range and If-Match, after a pause, by another URL when one has expired.
-    """
+    """An object that is fetched to its end, although connections break; other threads may read its `position`. It goes
+    on at the byte reached, by Range and If-Match, after a pause, by another URL when one has expired."""
     first_wait = 0.2  # seconds, after the first failure in a row
 
     def __init__(self, source: Source, what: str, *, gunzip: bool) -> None:
