@@ -3799,8 +3799,7 @@ def _followed(path: str) -> str:
 
 
 def check_target(path: str, *, force: bool, named: bool = True) -> None:
-    """Raise, before anything is asked of anybody, when a regular file cannot be put at this path; `named` by the user,
-    who may mean what a link leads to."""
+    """Raise, before anybody is asked, when no regular file can be put here; `named` by a user, who may mean a link."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise Error(f"cannot write {path}: there is no folder {folder}")
@@ -3993,7 +3992,7 @@ class Pipe:
 
 
 class Download:
-    """An object that is fetched to its end, although connections break; other threads may read its `position`. It goes
+    """An object that is fetched to its end although connections break; other threads may read its `position`. It goes
     on at the byte reached, by Range and If-Match, after a pause, by another URL when one has expired."""
     first_wait = 0.2  # seconds, after the first failure in a row
 
@@ -4053,7 +4052,7 @@ class Download:
         raise StoreError("the download was cancelled")
 
     def _verified(self) -> Iterator[bytes]:
-        """The partial file, once the store says its object is the same, and the rest; StoreError for another MD5."""
+        """The partial file, once the store says its object is the same, and the rest; StoreError for a wrong MD5."""
         import hashlib
         rest, kept, digest = self.received(), iter(()), None
         first = next(rest, b"")
