@@ -1459,8 +1459,7 @@ def explain_signature(url: str, theirs: str) -> str:
     for name, *both in itertools.zip_longest(names, ours, theirs.split("\n"), fillvalue=""):
         if both[0] != both[1]:
             mine, other = (one_line(redact(line), 200) for line in both)
-            return (f"the {name or 'request'} differs: signed {mine!r}, the store saw {other!r}; does a proxy in "
-                    "between change it?")
+            return f"the {name or 'request'} differs: signed {mine!r}, the store saw {other!r}; does a proxy change it?"
     return "the store saw what was signed, so the secret key is not the one of this access key"
 
 
@@ -1487,10 +1486,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)", re
 
 
 def object_info(status: int, headers: Mapping[str, str]) -> ObjectInfo:
-    """Status (200 or 206) and headers of an answer -> what it says of the object.
-
-    An ETag may be the MD5, but not of an object in parts, nor of one that KMS or a customer's key encrypts.
-    """
+    """Status (200 or 206) and headers of an answer -> what it says of the object. An ETag may be the MD5, but not of an
+    object in parts, nor of one that KMS or a customer's key encrypts."""
     etag, length, start = headers.get("ETag", ""), headers.get("Content-Length", ""), 0
     encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms") or headers.get(
         "x-amz-server-side-encryption-customer-algorithm")
@@ -1510,17 +1507,13 @@ def _changed(position: int) -> StoreError:
 
 
 def bytes_to_skip(known: ObjectInfo, info: ObjectInfo, position: int) -> int:
-    """How many bytes of an answer are in hand already; StoreError when it does not go on at `position`.
-
-    The last byte in hand is asked for again, so that the range is not empty even when all has come. A store that
-    ignores Range sends the object from its beginning.
-    """
+    """How many bytes of an answer are in hand already; StoreError when it does not go on at `position`. The last byte
+    in hand is asked for again: so the range is never empty. A store that ignores Range sends it all."""
     differs = None not in (known.size, info.size) and known.size != info.size
     if position and (differs or (known.etag and known.etag != info.etag and (info.etag or info.whole))):
         raise _changed(position)
     if not info.whole and info.start != max(0, position - 1):
-        raise StoreError("the store answered with another part of the object than it was asked for",
-                         reason="WrongRange")
+        raise StoreError("the store answered with another part than it was asked for", reason="WrongRange")
     return position - info.start
 
 
@@ -1530,11 +1523,8 @@ MAX_DOWNLOAD_WAIT = 60.0  # seconds of waiting without a byte in between; ends e
 
 
 def download_wait(error: Error, failures: int, waited: float, moved: bool, first: float) -> Optional[float]:
-    """Seconds until a broken download is continued, None when it is given up.
-
-    failures: in a row, without a byte in between; `waited` seconds were spent on them. moved: whether bytes ever came.
-    first: seconds after the first failure.
-    """
+    """Seconds until a broken download is continued, None when it is given up. failures: in a row, without a byte;
+    `waited` seconds were spent on them. moved: bytes ever came. first: first wait."""
     broken = isinstance(error, Unreachable) and error.retry
     if not broken and getattr(error, "status", 0) not in PASSING_STATUS and error.reason != "WrongRange":
         return None
@@ -1581,8 +1571,8 @@ def _what_is(body: bytes) -> str:
     return "text: " + one_line(redact(text), 80)
 
 
-# What a refusal means: the reason that is left on a request, and the cure; by S3's error code, if a GET by signed URL
-# can meet it (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), else by its status.
+# Reason and cure of a refusal, by S3's error code, if a GET by signed URL can meet it
+# (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html), else by its status.
 REFUSALS = {code: (reason, cure) for codes, reason, cure in (
     ("AccessDenied 403", "StoreAccessDenied",
      "the credentials need s3:GetObject on it; without s3:ListBucket a missing file looks the same"),
@@ -1623,11 +1613,9 @@ def _meaning(status: int, code: str, message: str, region: str) -> Tuple[str, st
 
 
 def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: str, url: str, now: datetime,
-                  *, quoting: bool = True) -> StoreError:
-    """A store's refusal -> one sentence with its cause, and the cure; nothing of the signature shows.
-
-    quoting: whether it may hold what the store has written; else it holds no more than a code that is known.
-    """
+                  quoting: bool = True) -> StoreError:
+    """A store's refusal -> one sentence with its cause, and the cure, without the signature. quoting: whether it may
+    hold what the store has written; else of that only a known code."""
     fields = xml_fields(body) if body.lstrip()[:1] == b"<" else {}
     code, message = fields.get("Code", ""), fields.get("Message", "")
     region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
@@ -1665,8 +1653,7 @@ def json_text(document: Any) -> str:
 
 # What needs no quotes: words that neither Go nor YAML 1.1 takes for anything but a string, with single blanks or signs
 # between them. All other strings are written as in JSON, which YAML reads, too.
-_PLAIN = re.compile(r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/]([-\w./+@]|[ :=,](?=[\w/]))*",
-                    re.ASCII | re.IGNORECASE)
+_PLAIN = re.compile(r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/]([-\w./+@]|[ :=,](?=[\w/]))*", re.ASCII | re.I)
 
 
 def _yaml_scalar(value: Any) -> str:
@@ -1730,11 +1717,8 @@ def table(rows: List[Tuple[str, ...]]) -> str:
 
 
 def aligned(lines: Iterable[str]) -> str:
-    """Lines with tabs -> columns two blanks apart, as Go's text/tabwriter makes them.
-
-    Neighbouring lines with a cell at the same position make a block, as wide as its longest cell; what follows the
-    last tab of a line is no cell.
-    """
+    """Lines with tabs -> columns two blanks apart, as Go's text/tabwriter makes them. Neighbouring lines with a cell at
+    one position make a block as wide as the longest; behind the last tab is no cell."""
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
         for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
@@ -1746,10 +1730,8 @@ def aligned(lines: Iterable[str]) -> str:
 
 
 class Fields:
-    """Typed access to an untrusted document by dotted paths, with Go's zero value for what is absent.
-
-    A value of another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error.
-    """
+    """Typed access to an untrusted document by dotted paths, with Go's zero value for what is absent. A value of
+    another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error."""
     def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.value, self.place, self.wrong = value, place, wrong
 
@@ -1861,7 +1843,7 @@ def backup_sort_key(name: str) -> str:
 
 def resource_table(resource: Resource, documents: Iterable[Document], now: datetime, *, localize: Localize,
                    label_columns: Sequence[str] = (), show_labels: bool = False) -> str:
-    """What `velero backup get` or `restore get` prints; nothing at all for none."""
+    """What `velero backup get` or `restore get` prints; nothing for none."""
     titles = (name.rpartition("/")[2].upper() for name in label_columns)
     rows = [(*COLUMNS[resource], *titles, *["LABELS"] * show_labels)]
     records = [Fields(document, "", {}) for document in documents]
@@ -1888,12 +1870,12 @@ def list_document(resource: Resource, documents: List[Document], version: str = 
 
 
 def plugin_table(plugins: List[Tuple[str, str]]) -> str:
-    """What `velero plugin get` prints of (kind, name) pairs; nothing at all for none."""
+    """What `velero plugin get` prints of (kind, name) pairs; nothing for none."""
     return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins]) if plugins else ""
 
 
 def is_missing(value: Any) -> bool:
-    """Whether it is the error of an artifact that does not exist, or of a kind that an older server lacks."""
+    """Whether it is the error of a missing artifact, or of a kind that an older server lacks."""
     return isinstance(value, Error) and value.reason in ("ArtifactNotFound", "UnknownKind")
 
 
@@ -1964,12 +1946,10 @@ OPERATION = (
     "[status.nTotal|status.nCompleted]", "    Progress:  {status:progress} > progress", "[]",
     "    Progress description:  {status.description:?} > description",
     *(f"    {name.title()}:  {{status.{name}:time?}} > {name}" for name in ("created", "started", "updated")))
-NATIVE_SNAPSHOT = (
-    "Snapshot ID:  {.snapshotHandle} > snapshotID", "Type:  {.volumeType} > type",
-    "Availability Zone:  {.volumeAZ} > availabilityZone", "IOPS:  {.iops} > IOPS", "Result:  {result} >")
-RESTORED_SNAPSHOT = (
-    "Snapshot Content Name: {.vscName} > snapshotContentName",
-    "Storage Snapshot ID: {.snapshotHandle} > storageSnapshotID", "CSI Driver: {.driver} > csiDriver")
+NATIVE_SNAPSHOT = ("Snapshot ID:  {.snapshotHandle} > snapshotID", "Type:  {.volumeType} > type",
+                   "Availability Zone:  {.volumeAZ} > availabilityZone", "IOPS:  {.iops} > IOPS", "Result:  {result} >")
+RESTORED_SNAPSHOT = ("Snapshot Content Name: {.vscName} > snapshotContentName",
+                     "Storage Snapshot ID: {.snapshotHandle} > storageSnapshotID", "CSI Driver: {.driver} > csiDriver")
 CSI_SNAPSHOT = (
     "[!snapshotDataMoved]", "Operation ID: {csiSnapshotInfo.operationID:?}",
     "{csiSnapshotInfo.operationID} > operationID", "[]", *RESTORED_SNAPSHOT[:2],
@@ -2056,10 +2036,8 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
 
 class Description:
     """What `velero backup|restore describe` shows of an object, as `text` and as `json`; `troubles` is what they lack.
-
-    An Error in place of a list or artifact is said where that would stand, and is a trouble unless velero itself has a
-    text for it. The first trouble gives the exit code.
-    """
+    An Error in place of a list or artifact is said in its place, and is a trouble unless velero has a text for it. The
+    first trouble gives the exit code."""
     def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
                  artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False, colorized: bool = False):
         self.wrong: Dict[str, None] = {}  # what in the objects is of the wrong type
@@ -2092,10 +2070,8 @@ class Description:
         return value
 
     def _add(self, label: str, value: Any = "", place: str = "", color: str = "{}", note: str = "") -> None:
-        """A row, and its value in the JSON; a list has a row for each item, a map for each pair.
-
-        The label holds the tabs that place it. Where a list is empty, velero indents the word for that once more.
-        """
+        """A row, and its value in the JSON; a list has a row for each item, a map for each pair. The label holds the
+        tabs that place it. Where a list is empty, velero indents the word for that once more."""
         words = label[:4].lstrip("\t") + label[4:]  # no label has more; further tabs came from a document
         tabs, gap = label[:len(label) - len(words)], "\t" * words.endswith("\t")
         values = [f"{key}={value[key]}" for key in sorted(value)] if isinstance(value, dict) else value
@@ -2158,7 +2134,7 @@ class Description:
             raise items
         return [Fields(item, f"{resource.kind} {_text(item, 'metadata', 'name')}", self.wrong) for item in items]
 
-    # -- the sections, by their names in the templates -----------------------------------------------
+    # The sections, by their names in the templates:
 
     def _phase(self) -> None:
         phase, quote = self._put("phase", self.status("phase")), "`" if self.is_backup else "'"
@@ -2291,22 +2267,21 @@ class Description:
         self.rows.append(f"{title}:" if infos else f"{title}: {none}")
         volumes, tabs = self._put(place, {} if infos else none), "\t" * (1 + self.is_backup)
         snapshot, data = (CSI_SNAPSHOT, DATA_MOVEMENT) if self.is_backup else (RESTORED_SNAPSHOT, RESTORED_DATA)
-        for info in infos:
+        for row in infos:
             if place.endswith("nativeSnapshots"):
-                name = info("pvName")
-                volumes[name] = self._volume(tabs, name, NATIVE_SNAPSHOT, info, "nativeSnapshotInfo")
+                name = row("pvName")
+                volumes[name] = self._volume(tabs, name, NATIVE_SNAPSHOT, row, "nativeSnapshotInfo")
                 continue
-            name, moved = f"{info('pvcNamespace')}/{info('pvcName')}", info("snapshotDataMoved", bool)
+            name, moved = f"{row('pvcNamespace')}/{row('pvcName')}", row("snapshotDataMoved", bool)
             self._add(f"{tabs}{name}:")
             tree = volumes.setdefault(name, {})
-            if info("preserveLocalSnapshot", bool) if self.is_backup else not moved:
-                tree["snapshot"] = self._volume(f"{tabs}\t", "Snapshot", snapshot, info, "csiSnapshotInfo")
+            if row("preserveLocalSnapshot", bool) if self.is_backup else not moved:
+                tree["snapshot"] = self._volume(f"{tabs}\t", "Snapshot", snapshot, row, "csiSnapshotInfo")
             if moved:
-                tree["dataMovement"] = self._volume(
-                    f"{tabs}\t", "Data Movement", data, info, "snapshotDataMovementInfo")
+                tree["dataMovement"] = self._volume(f"{tabs}\t", "Data Movement", data, row, "snapshotDataMovementInfo")
 
     def _volume(self, tabs: str, title: str, template: Template, info: Fields, part: str) -> Any:
-        """Drawn by its template, or without --details by words -> the same for the JSON."""
+        """By its template, or without --details by words -> the same for the JSON."""
         words = f"included, {SEE_DETAILS}" if template in (CSI_SNAPSHOT, DATA_MOVEMENT) else SEE_DETAILS
         self._add(f"{tabs}{title}:" if self.details else f"{tabs}{title}: {words}")
         return self._fill(template, info, tabs + "\t", part) if self.details else words
@@ -2401,9 +2376,8 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
             "spec": {"group": "velero.io", "names": names, "scope": "Namespaced", "versions": [version]}})
     return manifests
 
-# ════════════════════════════════════════════════════════════════════════════════════════════════════
+# ================================================================================
 # The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
-# ════════════════════════════════════════════════════════════════════════════════════════════════════
 
 # ================================================================================
 # 10. Connections — TLS, deadlines, pools, sessions and their renewal
@@ -2444,11 +2418,9 @@ class Trust(NamedTuple):
 
 
 def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
-    """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate.
-
-    Without VERIFY_X509_STRICT, Python 3.13's default, which authorities of old clusters fail. As in Go only subject
-    alternative names count, and a certificate that cannot be read spoils no other.
-    """
+    """A TLS client context for a host and its proxy; ConfigError for a ca_cert without a usable certificate. Without
+    VERIFY_X509_STRICT, Python 3.13's default: authorities of old clusters fail it. As in Go only subject alternative
+    names count, and an unreadable certificate spoils no other."""
     import ssl
     import urllib3
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -2477,7 +2449,7 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 
 
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
-    """Show a certificate to servers that ask. OpenSSL reads a file: in memory, else one that only we may read."""
+    """Show a certificate to servers. OpenSSL reads a file: in memory, else one that only we may read."""
     import tempfile
     in_memory = hasattr(os, "memfd_create")
     with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
@@ -2511,10 +2483,8 @@ def time_left() -> float:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Let all that this thread asks of the network, from connecting to the body, be over in so many seconds.
-
-    A response that is read after the context has only its idle limit.
-    """
+    """Let all that this thread asks of the network be over in so many seconds, connecting and the body included. A
+    response that is read after the context has only its idle limit."""
     before = _thread.deadline
     _thread.deadline = min(before, time.monotonic() + seconds)
     try:
@@ -2535,7 +2505,7 @@ def pause_time_limit() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=None)
 def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
-    """The class of TLS sockets, and urllib3's connections by scheme, that keep the deadline of their thread."""
+    """The TLS socket, and urllib3's connections by scheme, that keep the deadline of their thread."""
     import http.client
     import ssl
     import urllib3
@@ -2556,8 +2526,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
         return call
 
     class Timed:
-        recv, recv_into, send, sendall, do_handshake = map(
-            timed, ("recv", "recv_into", "send", "sendall", "do_handshake"))
+        recv, recv_into, send, sendall, do_handshake = map(timed, "recv recv_into send sendall do_handshake".split())
 
     class PlainSocket(Timed, socket.socket):
         pass
@@ -2585,10 +2554,8 @@ def _redacted(record: logging.LogRecord) -> bool:
 
 
 def explain_certificate(url: str, server_name: str, proxy: str) -> str:
-    """Whose certificate was not trusted; empty when it cannot be had, as through an https proxy.
-
-    Python decodes only what it has verified: so a second handshake trusts the certificate of the first.
-    """
+    """Whose certificate was not trusted; empty when it cannot be had, as through an https proxy. Python decodes only
+    what it has verified: so a second handshake trusts the certificate of the first."""
     import http.client
     import ssl
     parts, via = urlsplit(url), urlsplit(proxy or url)
@@ -2622,7 +2589,7 @@ def _tls_text(cause: BaseException) -> str:
 
 
 class Response:
-    """An answer of urllib3's, whose body is read as it comes; whatever goes wrong with that is an OSError."""
+    """An answer of urllib3's, whose body is read as it comes; its failures are OSErrors."""
 
     def __init__(self, answer: Any) -> None:  # whose own `read` waits for all, and loses what came before a break
         self.status, self.headers = answer.status, answer.headers
@@ -2676,7 +2643,7 @@ class Response:
         return bytes(body)
 
     def refusal(self) -> bytes:
-        """The start of a refusal's body, which may have no end: what comes within two seconds."""
+        """The start of a refusal's body, which may be endless: what comes within two seconds."""
         text = b""
         with time_limit(2.0), contextlib.closing(self), contextlib.suppress(OSError, ValueError):
             for piece in self._unpacked(ERROR_LIMIT):
@@ -2700,8 +2667,8 @@ class ConnectionPool:
 
     def __init__(self, url: str, where: str, *, trust: Trust = Trust(), certificate: Tuple[bytes, bytes] = (b"", b""),
                  proxy: str = "", server_name: str = "", size: int = 1, hint: str = "", quoting: bool = True) -> None:
-        """where: the host in errors. certificate: ours, with its key. hint: the cure where the host's is not trusted.
-        quoting: whether errors may hold what the host has sent."""
+        """where: the host in errors. certificate: ours, with its key. hint: where the host's is not trusted. quoting:
+        whether errors may hold what the host has sent."""
         import urllib3
         for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
             logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # again it has no effect
@@ -2729,17 +2696,14 @@ class ConnectionPool:
 
     def request(self, method: str, target: str, headers: Mapping[str, str], body: Optional[bytes] = None, *,
                 idle: float) -> Response:
-        """Send one request -> the response, its body unread; else Unreachable from urllib3's error.
-
-        idle: seconds without a byte, and for all until the headers are there.
-        """
+        """Send one request -> the response, its body unread; else Unreachable from urllib3's error. idle: seconds
+        without a byte, and for all until the headers are there."""
         import urllib3
         try:
             with time_limit(idle):
                 answer = self.pool.urlopen(
-                    method, self.prefix + target, body=body, headers=headers, retries=False, redirect=False,
-                    preload_content=False, assert_same_host=False,
-                    timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, idle), read=idle))
+                    method, self.prefix + target, body, headers, retries=False, redirect=False, preload_content=False,
+                    assert_same_host=False, timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, idle), read=idle))
         except urllib3.exceptions.HTTPError as error:
             self.answered_at = -math.inf
             raise self.unreachable(error) from error
@@ -2758,9 +2722,8 @@ class ConnectionPool:
             return Unreachable(f"cannot reach {where} through its proxy: {text or _tls_text(cause)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             shown = explain_certificate(self.url, self.server_name, self.proxy) if self.quoting else ""
-            problem = f"{cause.verify_message} {shown}".rstrip()
-            return Unreachable(f"{where} has a certificate that is not trusted: {problem}",
-                               hints=filter(None, [self.hint]))
+            text = f"{where} has a certificate that is not trusted: {cause.verify_message} {shown}".rstrip()
+            return Unreachable(text, hints=filter(None, [self.hint]))
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
             return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
         refused = isinstance(error, exceptions.NewConnectionError)  # a timeout to urllib3
@@ -2784,7 +2747,7 @@ def _yaml_loader() -> Any:
 
 
 def _check_yaml(content: bytes) -> None:
-    """Raise ValueError for a first document so deep that libyaml would crash, or that its aliases blow up."""
+    """ValueError for a first document so deep that libyaml would crash, or that its aliases blow up."""
     import yaml
     sizes: Dict[str, int] = {}  # nodes of each anchor, its aliases followed
     open_nodes: List[Tuple[Any, int]] = []  # anchor, and nodes before it
@@ -2839,17 +2802,14 @@ def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
 
 
 def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
-    """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go).
-
-    A failure is a ConfigError that shows nothing of what it printed, never an anonymous call. Its stderr is ours, and
-    its stdin when it may ask and there is a terminal. A bare name is looked for on our PATH, never in the current
-    folder (Go's os/exec).
-    """
+    """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go). A failure is a
+    ConfigError that shows nothing of its output, never an anonymous call. Its stderr is ours, and its stdin when it may
+    ask on a terminal. A bare name is searched on PATH, not in the current folder (Go's os/exec)."""
     import shutil
     import subprocess
     command, version = plugin.need("command"), plugin.get("apiVersion")
     command = plugin.path("command") if "/" in command else command
-    mode, called = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {one_line(command)}"
+    mode, who = plugin.get("interactiveMode") or "IfAvailable", f"exec plugin {one_line(command)}"
     for name, value, known in (("apiVersion", version, [EXEC_GROUP + "v1", EXEC_GROUP + "v1beta1"]),
                                ("interactiveMode", mode, ["Never", "IfAvailable", "Always"])):
         if value not in known:
@@ -2859,10 +2819,10 @@ def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
     folders = filter(os.path.isabs, os.environ.get("PATH", "").split(os.pathsep))
     program = shutil.which(command, path=os.pathsep.join(folders))
     if not program:
-        raise ConfigError(f"{called} of the kubeconfig is not installed", hints=hints)
+        raise ConfigError(f"{who} of the kubeconfig is not installed", hints=hints)
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if mode == "Always" and not terminal:
-        raise ConfigError(f"{called} must ask on a terminal, and there is none")
+        raise ConfigError(f"{who} must ask on a terminal, and there is none")
     interactive = terminal and mode != "Never"
     variables = [Reader(item, f"{plugin.where}, env") for item in plugin.get("env", list)]
     environment = {**os.environ, **{variable.get("name"): variable.get("value") for variable in variables}}
@@ -2871,19 +2831,17 @@ def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
         done = subprocess.run([program, *plugin.get("args", [str])], env=environment, stdout=subprocess.PIPE,
                               stdin=None if interactive else subprocess.DEVNULL, check=False)
     except (OSError, TypeError, ValueError) as error:  # such as an extension that JSON does not know
-        raise ConfigError(f"{called} cannot be run: {getattr(error, 'strerror', None) or error}",
-                          hints=hints) from error
+        raise ConfigError(f"{who} cannot be run: {getattr(error, 'strerror', None) or error}", hints=hints) from error
     if done.returncode:
-        raise ConfigError(f"{called} failed with exit code {done.returncode}", hints=hints)
-    where = f"the answer of {called}"
+        raise ConfigError(f"{who} failed with exit code {done.returncode}", hints=hints)
+    where = f"the answer of {who}"
     return identity_from_exec(parse_yaml(done.stdout, where), where, version)
 
 
 class Session:
-    """Connections to one API server, and our identity there; one caller renews them while the others wait."""
+    """Connections to one API server, and our identity there; one caller renews, the others wait."""
 
     def __init__(self, cluster: Cluster) -> None:
-        """Send nothing yet; ConfigError for unusable certificates."""
         self.cluster = cluster
         self.path = urlsplit(cluster.server).path.rstrip("/")  # of API servers behind a path
         self.warned: Set[str] = set()  # what the API server warned of, and was shown
@@ -2894,8 +2852,7 @@ class Session:
         self._open(self._read_pem())
 
     def _read_pem(self) -> Tuple[bytes, bytes, bytes]:
-        """The authority, and our certificate with its key: an exec plugin's, else the kubeconfig's. Every file is
-        opened, needed or not, as by kubectl."""
+        """The authority; our certificate and key, a plugin's before the kubeconfig's. All are opened, as by kubectl."""
         return (read_pem(self.cluster.authority, "certificate authority"),
                 self.identity.certificate or read_pem(self.cluster.certificate, "client certificate"),
                 self.identity.key or read_pem(self.cluster.key, "client key"))
@@ -2915,10 +2872,8 @@ class Session:
 
     def _renew(self) -> None:
         """Read identity and certificates again; a file that cannot be read keeps the old ones, a failing plugin raises.
-
-        A connection goes on as whom it was opened for: another certificate, as kubelet and cert-manager write it in
-        place, needs new ones. `until` is set last: while a plugin fails, no call goes out.
-        """
+        A connection keeps its identity: another certificate, as kubelet and cert-manager write it in place, needs new
+        ones. `until` is set last: while a plugin fails, no call goes out."""
         plugin, path = self.cluster.exec_plugin, self.cluster.token_file
         try:
             if plugin:
@@ -2975,12 +2930,11 @@ def absolute(path: str) -> str:
     try:
         return os.path.abspath(path)
     except OSError as error:
-        raise Error(f"the current folder cannot be used: {error.strerror}", hints=[
-            "it may have been deleted; change into another one"]) from error
+        raise Error(f"the current folder cannot be used: {error.strerror}", hints=["change into another"]) from error
 
 
 def read_kubeconfigs(kubeconfig: str) -> List[Tuple[str, Any]]:
-    """The kubeconfig given, else those of KUBECONFIG that exist, else ~/.kube/config -> paths and documents."""
+    """The kubeconfig given, else KUBECONFIG's that exist, else ~/.kube/config -> paths and documents."""
     listed = os.environ.get("KUBECONFIG", "")  # of nothing but separators it keeps ~/.kube/config out, too
     default = os.path.join(os.environ.get("HOME", ""), ".kube", "config")
     names, files = [kubeconfig] if kubeconfig else listed.split(os.pathsep) if listed else [default], []
@@ -3223,8 +3177,8 @@ def connect(cluster: Cluster) -> Api:
 # ================================================================================
 # 12. Key sources — Secret, STS, files, container, instance metadata
 #
-#     No host is asked but those of the chain: STS of the location's region, the container's endpoint and the instance's
-#     metadata service (these never through a proxy), and S3 for the region where neither region nor s3Url are named.
+#     Asked are only STS of the location's region, the container's endpoint and the instance's metadata service (these
+#     never through a proxy), and S3 for the region where neither region nor s3Url are named.
 
 STS_TIMEOUT, INSTANCE_TIMEOUT = 12.0, 3.0  # seconds for all tries
 ASK_ATTEMPTS = 3
@@ -3237,15 +3191,13 @@ PASSING_CODES = ("IDPCommunicationError", "InvalidIdentityToken", "Throttling", 
 
 
 class Busy(Error):
-    """Other workers already wait for the same answer."""
+    """Others wait for the same answer."""
 
 
 class HostLimiter:
-    """Limits how many workers of a controller wait for the same host, so that a silent one cannot block them all.
-
-    Of n workers n - 1 may wait for a host that has answered before, one for any other, n - 1 for all others together;
-    one more is Busy. A host that was silent for more than `quick` seconds is not asked again for `pause` seconds.
-    """
+    """Limits how many workers of a controller wait for the same host, so that a silent one cannot block them all. Of n
+    workers n - 1 may wait for a host that has answered before, one for any other, n - 1 for all others; one more is
+    Busy. A host that was silent for more than `quick` seconds is not asked again for `pause` seconds."""
     quick = 0.3  # seconds
 
     def __init__(self, workers: int, pause: float) -> None:
@@ -3281,7 +3233,7 @@ class HostLimiter:
 
 
 def host_guard(url: str) -> ContextManager[None]:
-    """A context in which to ask the host of a URL: limited in a worker, unlimited elsewhere."""
+    """A context in which to ask the host of a URL: limited in a worker."""
     return _thread.hosts.guard(urlsplit(url).netloc.rpartition("@")[2]) if _thread.hosts else contextlib.nullcontext()
 
 
@@ -3302,8 +3254,8 @@ def _ask_once(method: str, url: str, headers: Dict[str, str], body: bytes, proxy
 
 
 def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, timeout: float, proxy: str = "") -> Reply:
-    """A small exchange with a service of AWS, tried again after 429, 5xx, no answer, or an error code that passes.
-    timeout: seconds for all tries; one that hangs leaves some to the next."""
+    """A small exchange with a service of AWS, tried again after 429, 5xx, silence or a code that passes; `timeout` for
+    all tries, of which one that hangs leaves some to the next."""
     with host_guard(url), time_limit(timeout):
         for attempt in range(1, ASK_ATTEMPTS):
             with contextlib.suppress(Unreachable), time_limit(timeout / ASK_ATTEMPTS):
@@ -3315,7 +3267,7 @@ def ask(method: str, url: str, headers: Dict[str, str], body: bytes = b"", *, ti
 
 
 def _keys_from(status: int, body: bytes, who: str, **more: Any) -> Credentials:
-    """The keys in an answer, JSON or XML; an error shows its code and message, and nothing that may be half of keys."""
+    """The keys in an answer, JSON or XML; an error shows its code and message, nothing that may be half of keys."""
     said: Any = None
     with contextlib.suppress(ValueError):
         said = parse_json(body)
@@ -3332,7 +3284,7 @@ def _keys_from(status: int, body: bytes, who: str, **more: Any) -> Credentials:
 
 
 def assume_role(role: Values, source: Optional[Credentials], region: str) -> Credentials:
-    """The keys of a role from STS, for those of `source`, else for the token of a web identity (IRSA), read anew."""
+    """A role's keys from STS, for those of `source`, else for the token of a web identity (IRSA), read anew."""
     url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://{aws_host('sts', region)}"
     form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": role["role_arn"],
             "RoleSessionName": role.get("role_session_name") or f"velero-requests-{int(time.time())}",
@@ -3349,7 +3301,7 @@ def assume_role(role: Values, source: Optional[Credentials], region: str) -> Cre
 
 
 def run_credential_process(program: Values) -> Credentials:
-    """The keys that a program prints; nothing of its output is shown, for it may hold them."""
+    """The keys that a program prints; its output is not shown."""
     import subprocess
     what = f"{program['profile']}: credential_process"
     try:
@@ -3385,8 +3337,7 @@ def ask_instance(instance: Values) -> Credentials:
             status, body, _ = ask("GET", url + quote(role, safe=""), headers, timeout=INSTANCE_TIMEOUT)
     who = "nothing else that holds keys is configured, and the instance metadata service (has the instance a role?)"
     return _keys_from(status, body, who, reason="CredentialsNotFound", hints=[
-        "name a Secret in spec.credential of the storage location, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-        "give a client --credentials-file"])
+        "name a Secret in spec.credential, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use --credentials-file"])
 
 
 def fetch_credentials(plan: Plan, region: str) -> Credentials:
@@ -3400,7 +3351,7 @@ def fetch_credentials(plan: Plan, region: str) -> Credentials:
 
 
 class CredentialCache:
-    """The keys that a plan gave last, renewed before they expire by one caller at a time."""
+    """The last keys of a plan, renewed before they expire by one caller at a time."""
 
     def __init__(self, plan: Plan, region: str) -> None:
         self.plan, self.region, self.lock = plan, region, threading.Lock()
@@ -3409,8 +3360,8 @@ class CredentialCache:
         self.retry_at = datetime.min.replace(tzinfo=timezone.utc)  # after a failure
 
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
-        """Keys; when renewing fails, or while another caller does it, old ones serve to their end. Without any, this
-        call waits for the other, or with wait=False raises Busy."""
+        """Keys; when renewing fails, or while another caller does it, old ones serve to their end. Without any, wait
+        for the other, or with wait=False raise Busy."""
         old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
         alive = old is not None and old.are_valid(now)
         if old is None or not old.are_valid(least):
@@ -3461,7 +3412,7 @@ def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, ask
 
 
 def own_endpoint() -> str:
-    """The store's URL that the operator names, empty for AWS; ConfigError naming the variable when it is none."""
+    """The store's URL that the operator names, empty for AWS; ConfigError when it is none."""
     for name in filter(os.environ.get, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")):
         endpoint_from(os.environ[name], name)
         return os.environ[name]
@@ -3469,8 +3420,7 @@ def own_endpoint() -> str:
 
 
 def discover_region(address: Address, seconds: float = STS_TIMEOUT) -> str:
-    """The region that S3 names for a bucket in the answer to an unsigned HEAD, as velero's plugin asks; NotFound when
-    there is no such bucket."""
+    """The region that S3 names for a bucket, by an unsigned HEAD as velero's plugin does; NotFound for no bucket."""
     url = f"{address.scheme}://{address.host}{address.path or '/'}"
     status, _, headers = ask("HEAD", url, {}, timeout=seconds, proxy=proxy_for(url, os.environ))
     if status == 404:
@@ -3503,8 +3453,8 @@ def with_authority(api: Optional[Api], namespace: str, location: Location) -> Lo
 
 
 def find_location(api: Optional[Api], namespace: str, document: Document, *, trusted: bool = False) -> Location:
-    """A storage location with its endpoint and authority; trusted: it is the operator's own word. What the cluster says
-    of TLS does not count where our own identity signs for AWS: the system's authorities vouch for those hosts."""
+    """A storage location with its endpoint and authority; trusted: the operator's own. What the cluster says of TLS
+    does not count where our own identity signs for AWS: the system's authorities vouch for those hosts."""
     location = location_from(document)
     location = location._replace(s3_url=location.s3_url or own_endpoint(), trusted=trusted)
     lax = location.insecure or location.ca_cert or location.ca_secret[0]
@@ -3515,19 +3465,17 @@ def find_location(api: Optional[Api], namespace: str, document: Document, *, tru
         "insecureSkipTLSVerify, caCert and caCertRef are not used at AWS without a Secret in spec.credential",))
 
 
-def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]
-                  ) -> Tuple[Profiles, str]:
-    """The profiles in the Secret or file that a location names, and its name in errors. A file that the cluster names
-    must be allowed by this path. Links are followed: the operator knows who sets them."""
+def _profiles(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str]) -> Tuple[Profiles, str]:
+    """The profiles in the Secret or file that a location names, and its name in errors. The cluster's file must be
+    allowed by this path. Links are followed: the operator knows who sets them."""
     path, name, key = location.credentials_file, location.secret_name, location.secret_key
     if name:
         source = f"key {key!r} of Secret {name!r}"
         content = read_secret_key(api, namespace, name, key, f"storage location {location.name!r}")
     elif not location.trusted and path not in allowed:
         raise CredentialsError(
-            f"credentialsFile names a file of this host, {one_line(path, 256)!r}, which is refused; name a Secret with "
-            "the keys in spec.credential, or allow the file by --allow-credentials-file",
-            reason="CredentialsFileNotAllowed")
+            f"credentialsFile names a file of this host, {one_line(path, 256)!r}, which is refused; name a Secret in "
+            "spec.credential, or allow the file by --allow-credentials-file", reason="CredentialsFileNotAllowed")
     elif not location.trusted and not os.path.isfile(path):
         raise CredentialsError(f"credentialsFile {path} is no regular file here")
     else:
@@ -3537,11 +3485,9 @@ def _own_profiles(api: Optional[Api], namespace: str, location: Location, allowe
 
 def open_location(api: Optional[Api], namespace: str, location: Location, allowed: Iterable[str] = ()
                   ) -> Tuple[Location, Plan]:
-    """A location with the region and hosts that environment and profile name, and the plan for its keys.
-
-    No service is asked yet but S3, for a region. allowed: files of this host that a location of the cluster may name;
-    they say more than a Secret only where our own identity belongs.
-    """
+    """A location with the region and hosts that environment and profile name, and the plan for its keys. Nobody is
+    asked yet but S3, for a region. allowed: files of this host that the cluster may name; they say more than a Secret
+    only where our own identity belongs."""
     name, named = location.profile, bool(location.secret_name or location.credentials_file)
     with about(f"storage location {location.name!r}"):
         theirs = bool(location.secret_name) or not (location.trusted or location.is_for_own_identity(own_endpoint()))
@@ -3550,7 +3496,7 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
                 "it names no Secret, and our own credentials sign only for AWS and AWS_ENDPOINT_URL_S3, not for its "
                 "s3Url or publicUrl; name a Secret in spec.credential, or set AWS_ENDPOINT_URL_S3 to that URL",
                 reason=FOREIGN_ENDPOINT)
-        profiles, source = _own_profiles(api, namespace, location, allowed) if named else shared_profiles()
+        profiles, source = _profiles(api, namespace, location, allowed) if named else shared_profiles()
     if named or name:
         plan = plan_profile(profiles, name or "default", source, os.environ, theirs=theirs)
     else:
@@ -3588,9 +3534,8 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
              ) -> Iterator[Response]:
     """GET a pre-signed URL -> the response, its body unread; closed by the context.
 
-    headers: unsigned. idle: seconds without a byte. address: of the host, if it has been looked up. quoting: whether an
-    error may hold what the host has written. Raises StoreError for a status that is not wanted, Unreachable without a
-    connection; neither shows the URL's signature.
+    headers: unsigned. idle: seconds without a byte. address: the host's, if looked up. quoting: whether errors may hold
+    what the host wrote. StoreError for a status not wanted, Unreachable without a connection; none shows the signature.
     """
     from urllib3 import exceptions
     if not is_http_url(url):
@@ -3607,25 +3552,24 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
             base, where, trust=trust, proxy=proxy, server_name=server_name, quoting=quoting,
             hint="name the store's certificate authority with --cacert")) as pool:
         try:
-            response = pool.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), sent, idle=idle)
+            answer = pool.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), sent, idle=idle)
         except Unreachable as failed:
             failed.retry = not isinstance(failed.__cause__, exceptions.SSLError)
             if isinstance(failed.__cause__, (exceptions.ProtocolError, exceptions.ReadTimeoutError)):
                 failed.reason = "BrokenOff"
             raise
-        with contextlib.closing(response):
-            if response.status not in wanted:
-                raise store_refusal(response.status, response.refusal(), response.headers, where, url, utc_now(),
-                                    quoting=quoting)
-            yield response
+        with contextlib.closing(answer):
+            if answer.status not in wanted:
+                raise store_refusal(answer.status, answer.refusal(), answer.headers, where, url, utc_now(), quoting)
+            yield answer
 
 
 def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
     """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time.
 
     Not by HEAD, because the method is signed; an empty object answers 416. Whoever made the location may have chosen
-    the host and may read the error, so it holds the status and known codes, and no text of the host. Services with a
-    link-local address are not asked; what was looked up is what is asked, one address of each family.
+    the host and read the error, which holds status and known codes, no text of the host. Link-local services are not
+    asked; what was looked up is what is asked, one address of each family.
     """
     host, found = urlsplit(url).hostname or "", []
     failed = Unreachable(f"cannot reach the store at {urlsplit(url).netloc}: it has no address here")
@@ -3647,7 +3591,7 @@ def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
 
 
 def read_body(response: Response, idle: float = IDLE_LIMIT, info: ObjectInfo = ObjectInfo()) -> Iterator[bytes]:
-    """The bytes of a response as they come; Unreachable, which counts bytes of the object, when they break off."""
+    """A response's bytes as they come; Unreachable, which counts bytes of the object, when they break off."""
     came = max(0, info.start)
     try:
         for chunk in iter(functools.partial(response.read1, READ_SIZE), b""):
@@ -3660,13 +3604,12 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, info: ObjectInfo = O
         raise Unreachable(said, reason="BrokenOff") from error
 
 
-# An object opened at some byte: what is said of it, its bytes, and what ends these from another thread.
+# An object opened at some byte: its info, its bytes, and what ends these from another thread.
 OpenObject = Tuple[ObjectInfo, Iterator[bytes], Callable[[], None]]
 
 
 class UrlSource:
-    """The object at a URL. `locate(skew)` -> the URL, first and whenever it has expired, and whom to trust there; skew:
-    how far the store's clock is ahead."""
+    """The object at a URL. `locate(skew of the store's clock)` -> URL, also when one has expired, and whom to trust."""
 
     def __init__(self, locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> None:
         self.locate, self.idle = locate, idle
@@ -3687,7 +3630,7 @@ class UrlSource:
 
 
 def unreadable(path: str, error: OSError) -> StoreError:
-    """The error for a file or folder of a copied bucket that cannot be read, as a store would refuse it."""
+    """The error for what cannot be read in a copied bucket, as a store would refuse it."""
     return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
 
 
@@ -3696,7 +3639,7 @@ def _open_now(path: str, flags: int) -> int:
 
 
 class FileSource(NamedTuple):
-    """The object in a file of a folder that holds a copied bucket; it is always read from its beginning."""
+    """The object in a file of a copied bucket, always read from its beginning."""
     path: str
     hints: Iterable[str] = ()  # what to do when it is not there
 
@@ -3754,8 +3697,7 @@ def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
     """gzip members, one after another -> their content, or without `unpack` the same bytes; in small pieces.
 
-    StoreError, after all that comes before the fault, when it is no gzip, breaks off, fails its CRC or length, or is
-    followed by something else.
+    StoreError, after all before the fault, when it is no gzip, breaks off, fails CRC or length, or something follows.
     """
     import zlib
     inflater, read = None, 0
@@ -3802,17 +3744,13 @@ def _followed(path: str) -> str:
         for _ in range(40):  # as many as Linux follows
             leads_to = os.readlink(path)
             if os.lstat(path).st_uid not in (0, _user()):
-                raise Error(f"cannot write {path}: it is a symbolic link of another user", hints=[
-                    "name the file that it leads to, if that is meant"])
+                raise Error(f"cannot write {path}: it is a symbolic link of another user", hints=["name its target"])
             path = os.path.join(os.path.dirname(path), leads_to)
     return path
 
 
 def check_target(path: str, *, force: bool, named: bool = True) -> None:
-    """Raise, before anything is asked of anybody, when a regular file cannot be put at this path.
-
-    named: whether the user named it, who may mean what a link leads to.
-    """
+    """Raise, before anybody is asked, when no regular file can be put here; `named` by a user, who may mean a link."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise Error(f"cannot write {path}: there is no folder {folder}")
@@ -3839,11 +3777,9 @@ def _is_name_of(path: str, file: Any) -> bool:
 
 
 class AtomicFile:
-    """A file that gets its name once it is whole; until then its bytes are in a partial file beside it.
-
-    The partial file's name tells target, object and ETag, so that another run can go on from it. Other users may make
-    files in the folder too, so each is opened once and checked through its descriptor.
-    """
+    """A file that gets its name once it is whole; until then its bytes are in a partial file beside it. The partial
+    file's name tells target, object and ETag: another run goes on from it. Other users may make files in the folder,
+    too, so each is opened once and checked through its descriptor."""
 
     def __init__(self, path: str, what: str, *, force: bool):
         import hashlib
@@ -3882,7 +3818,7 @@ class AtomicFile:
         return self.file is not None
 
     def find_part(self) -> int:
-        """Open what an earlier run left of the object -> its size, 0 for nothing; what it left of others is removed."""
+        """Open what an earlier run left of the object -> its size or 0; what it left of others is removed."""
         import glob
         for part in glob.glob(f"{glob.escape(self.stem)}*{_PART}"):
             if self._take(part):
@@ -3906,7 +3842,7 @@ class AtomicFile:
         raise OSError(f"its partial file {part} belongs to somebody else")
 
     def give_name(self) -> None:
-        """Sync the file, then give it its name; without force by a link, which fails when that name exists by now."""
+        """Sync the file and name it; without force by a link, which fails when that name exists by now."""
         os.fsync(self.file.fileno())
         if not self.force:
             with contextlib.suppress(OSError):  # it is there, or the file system knows no links
@@ -3931,7 +3867,7 @@ class AtomicFile:
         self.file, self.etag = None, ""
 
     def keep_or_discard(self, error: BaseException) -> None:
-        """After an error: keep what another run can go on from, and say so; else remove it."""
+        """Keep what another run can go on from, and say so."""
         kept = f"what has come is kept in {self.part}, and the same command goes on from there"
         if not (self.etag and os.fstat(self.file.fileno()).st_size and may_be_continued(error)):
             self.discard()
@@ -3943,7 +3879,7 @@ class AtomicFile:
 
 @contextlib.contextmanager
 def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Iterator[AtomicFile]:
-    """A file to fill, which gets its name when the context ends well; Error naming it when it cannot be written."""
+    """A file to fill, named when the context ends well; Error naming it when it cannot be written."""
     check_target(path, force=force, named=named)
     new = AtomicFile(path, what, force=force)
     try:
@@ -3999,7 +3935,7 @@ class Pipe:
             raise end
 
     def close(self) -> None:
-        """End the thread at its next chunk; whoever waits for a chunk must not take what has come for whole."""
+        """End the thread at its next chunk; whoever waits for one must not take what has come for whole."""
         with self.changed:
             self.end = self.end or StoreError("the download was cancelled")
             self.changed.notify_all()
@@ -4007,14 +3943,12 @@ class Pipe:
 
 
 class Download:
-    """An object that is fetched to its end, although connections break; other threads may read its `position`.
-
-    It goes on at the byte reached, by Range and If-Match, after a pause, and with another URL when one has expired.
-    """
+    """An object that is fetched to its end although connections break; other threads may read its `position`. It goes
+    on at the byte reached, by Range and If-Match, after a pause, by another URL when one has expired."""
     first_wait = 0.2  # seconds, after the first failure in a row
 
     def __init__(self, source: Source, what: str, *, gunzip: bool) -> None:
-        """what: its name, in errors. gunzip: whether its content is wanted, or the bytes as stored."""
+        """what: its name in errors. gunzip: whether the content is wanted, not the bytes as stored."""
         self.source, self.what, self.gunzip = source, what, gunzip
         self._restart(None, 0)
 
@@ -4069,10 +4003,7 @@ class Download:
         raise StoreError("the download was cancelled")
 
     def _verified(self) -> Iterator[bytes]:
-        """The partial file, once the store has said that its object is still the same, and the rest.
-
-        StoreError at the end when the store's ETag is the MD5 of other bytes.
-        """
+        """The partial file, once the store says its object is the same, and the rest; StoreError for a wrong MD5."""
         import hashlib
         rest, kept, digest = self.received(), iter(()), None
         first = next(rest, b"")
@@ -4129,9 +4060,8 @@ class Download:
     def save(self, path: str, *, force: bool = False, named: bool = True) -> int:
         """Put it into a new regular file -> its size; what an earlier run left is continued when it fits.
 
-        The file appears whole or not at all; what a symbolic link leads to is replaced, not the link. An object that
-        changes meanwhile is fetched anew, three times. Raises Error naming the file, StoreError when the object is not
-        whole, Unreachable when the line stays broken.
+        The file appears whole or not at all, where a symbolic link leads. An object that changes meanwhile is fetched
+        anew, three times. Error naming the file, StoreError for an object not whole, Unreachable for a broken line.
         """
         with atomic_file(path, self.what, force=force, named=named) as new:
             for retries in (3, 2, 1, 0):
