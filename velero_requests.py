@@ -1541,11 +1541,8 @@ def may_be_continued(error: BaseException) -> bool:
 
 def bytes_text(count: float) -> str:
     """`17 B`, `1.5 KiB`, `3.2 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+    power = next((power for power in range(4) if count < 1024 ** (power + 1)), 4)
+    return f"{count / 1024 ** power:.1f} {'KMGT'[power - 1]}iB" if power else f"{count:.0f} B"
 
 
 def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) -> str:
@@ -2007,14 +2004,12 @@ RESTORE = (
     "ItemOperationTimeout:  {spec.itemOperationTimeout:duration} >",
     "", "Preserve Service NodePorts:  {spec.preserveNodePorts:switch} > spec/preserveServiceNodePorts",
     "[spec.resourceModifier]", "", "Resource modifier:", "  Type:  {.kind} > spec/resourceModifier/type",
-    "  Name:  {.name} > spec/resourceModifier/name",
-    "[spec.uploaderConfig]", "", "Uploader config:",
+    "  Name:  {.name} > spec/resourceModifier/name", "[spec.uploaderConfig]", "", "Uploader config:",
     "  Write Sparse Files:  {spec.uploaderConfig.writeSparseFiles:switch true} >",
     "  Parallel Restore:  {spec.uploaderConfig.parallelFilesDownload:number?} >",
     "[]", "", "@operations ! Restore Item Operations:  {getting operation info} > status/restoreItemOperations/error",
     "[status.hookStatus]", "", "HooksAttempted: \t{.hooksAttempted:number} > status/hooksAttempted",
-    "HooksFailed: \t{.hooksFailed:number} > status/hooksFailed",
-    "[--details]", "",
+    "HooksFailed: \t{.hooksFailed:number} > status/hooksFailed", "[--details]", "",
     "@resource_list ! Resource List:  {getting restore resource list} > status/errorGettingResourceList")
 
 RED, GREEN, BOLD = "\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[1m{}\x1b[22m"
@@ -2528,8 +2523,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
     class Timed:
         recv, recv_into, send, sendall, do_handshake = map(timed, "recv recv_into send sendall do_handshake".split())
 
-    class PlainSocket(Timed, socket.socket):
-        pass
+    PlainSocket: Any = type("PlainSocket", (Timed, socket.socket), {})
 
     class Connection:
         def _new_conn(self) -> socket.socket:  # by which urllib3 makes each TCP connection
