@@ -993,7 +993,6 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 
-@functools.lru_cache(maxsize=16)  # all URLs signed in one second share it
 def canonical_query(parameters: Tuple[Tuple[str, str], ...]) -> str:
     """Parameters percent-encoded, then sorted by encoded name."""
     return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
@@ -1010,9 +1009,9 @@ def amz_date(now: datetime) -> str:
     return now.strftime("%Y%m%dT%H%M%SZ")
 
 
-def credential_scope(now: datetime, region: str, service: str) -> str:
-    """What a signing key is good for."""
-    return f"{now:%Y%m%d}/{region}/{service}/aws4_request"
+def credential_scope(timestamp: str, region: str, service: str) -> str:
+    """What a signing key is good for: a day, a region, a service."""
+    return f"{timestamp[:8]}/{region}/{service}/aws4_request"
 
 
 @functools.lru_cache(maxsize=16)
@@ -1037,7 +1036,8 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
                  service: str, now: datetime) -> Dict[str, str]:
     """Headers (lower-case names, with `host`) -> with those that authorize a request."""
     import hashlib
-    timestamp, scope = amz_date(now), credential_scope(now, region, service)
+    timestamp = amz_date(now)
+    scope = credential_scope(timestamp, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
         signed["x-amz-security-token"] = credentials.session_token
@@ -1047,17 +1047,25 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
                                        f"SignedHeaders={';'.join(sorted(signed))}, Signature={value}"}
 
 
+@functools.lru_cache(maxsize=16)  # all URLs signed in one second share it
+def presign_query(access_key: str, token: str, scope: str, timestamp: str, seconds: int,
+                  more: Tuple[Tuple[str, str], ...]) -> str:
+    """The query of a pre-signed URL, but for its signature."""
+    return canonical_query((
+        ("X-Amz-Algorithm", ALGORITHM), ("X-Amz-Credential", f"{access_key}/{scope}"), *more, ("X-Amz-Date", timestamp),
+        *([("X-Amz-Security-Token", token)] if token else []), ("X-Amz-Expires", str(seconds)),
+        ("X-Amz-SignedHeaders", "host")))
+
+
 def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
             more: Tuple[Tuple[str, str], ...] = ()) -> str:
     """A URL that anybody may GET until now (UTC) + life, so never log it; more: request parameters."""
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
-    timestamp, scope = amz_date(now), credential_scope(now, address.region, "s3")
-    token = (("X-Amz-Security-Token", credentials.session_token),) if credentials.session_token else ()
-    query = canonical_query((
-        ("X-Amz-Algorithm", ALGORITHM), ("X-Amz-Credential", f"{credentials.access_key}/{scope}"), *token, *more,
-        ("X-Amz-Date", timestamp), ("X-Amz-Expires", str(seconds)), ("X-Amz-SignedHeaders", "host")))
+    timestamp = amz_date(now)
+    scope = credential_scope(timestamp, address.region, "s3")
+    query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     signed = signature(credentials.secret_key, timestamp, scope, request)
     return f"{address.scheme}://{address.host}{address.path}?{query}&X-Amz-Signature={signed}"
