@@ -4817,10 +4817,13 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
     """What a screen shows besides an object: related objects, and artifacts by kind, or the Error why not. This thread
     alone makes and deletes the requests, so Ctrl-C leaves none; that ends threads that still wait for an answer."""
     name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
-    whom = trust or (find_trust(api, namespace, artifact, name) if kinds else Trust())
+    asking = threading.Lock()  # or all threads would ask for the location's authority at once
+    location_trust = functools.lru_cache(maxsize=1)(functools.partial(find_trust, api, namespace, artifact, name))
 
     def fetch(kind: str, stored: Document) -> Any:
         url = answered_url(api, stored, timeout)
+        with asking:
+            whom = trust or (location_trust() if url.startswith("https:") else Trust())
         download = Download(UrlSource(lambda _skew: (url, whom)), f"{kind} of {name}", gunzip=True)
         with about(download.what), time_limit(SMALL_TIME), contextlib.closing(download.chunks()) as chunks:
             return decode_json(chunks)
