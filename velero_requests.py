@@ -2087,6 +2087,9 @@ class Description:
         if place:
             self._put(place, value)
 
+    def _has(self, fields: Fields, path: str) -> bool:
+        return self.details if path == "--details" else fields.part(path).value not in (None, 0, [])
+
     def _fill(self, template: Template, fields: Fields, tabs: str = "", part: str = "", into: Any = None) -> Document:
         """Draw a template -> the values at its places in the JSON; `{.x}` is a field of `part`."""
         tree, base, shown = {} if into is None else into, part, True
@@ -2098,8 +2101,7 @@ class Description:
                 part, shown = base, True
             elif row.startswith("["):
                 part = row[1:-1].lstrip("!")
-                shown = row.startswith("[!") != any(fields.part(path).value not in (None, 0, []) if path != "--details"
-                                                    else self.details for path in part.split("|"))
+                shown = row.startswith("[!") != any(self._has(fields, path) for path in part.split("|"))
             elif shown and row.startswith("@"):
                 self._section(label, slot, place[1:])
             elif shown:
@@ -4689,6 +4691,14 @@ def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterab
     return found
 
 
+def _backup_in(content: bytes, name: str) -> Iterator[Document]:
+    """The Backup in a velero-backup.json, named as its folder; nothing where it is something else."""
+    with contextlib.suppress(ValueError):
+        document = parse_json(content)
+        if isinstance(_at(document, "metadata"), dict):
+            yield {**document, "metadata": {**document["metadata"], "name": name}}
+
+
 class Bucket:
     """A location's bucket, read without a controller; keys include the location's prefix."""
 
@@ -4737,21 +4747,18 @@ class Bucket:
         contents = (content for start in range(0, len(tasks), POOL_SIZE)  # some at a time, to save memory
                     for content in side_by_side(tasks[start:start + POOL_SIZE]))
         for (name, what), content in zip(rows, contents):
-            if getattr(content, "exit", 0) == Exit.NOT_FOUND:
-                log.info("%s is passed over: %s", what, content)
-            elif isinstance(content, StoreError):
-                troubles.append(content)
-            elif isinstance(content, Error):  # who cannot be reached is not asked again
-                raise content
-            else:
+            if isinstance(content, bytes):
                 left -= len(content) + ELEMENT_WEIGHT * sum(map(content.count, (b",", b"[", b"{")))
                 if left < 0:
                     troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
                     return
-                with contextlib.suppress(ValueError):
-                    document = parse_json(content)
-                    if isinstance(_at(document, "metadata"), dict):
-                        yield {**document, "metadata": {**document["metadata"], "name": name}}
+                yield from _backup_in(content, name)
+            elif content.exit == Exit.NOT_FOUND:
+                log.info("%s is passed over: %s", what, content)
+            elif isinstance(content, StoreError):
+                troubles.append(content)
+            else:  # who cannot be reached is not asked again
+                raise content
 
 
 class FolderBucket(Bucket):
