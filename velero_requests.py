@@ -735,6 +735,11 @@ def is_news(old: Optional[Request], new: Request) -> bool:
     return old._replace(version=new.version, reason=new.reason, message=new.message, expiration=expiration) != new
 
 
+def is_older(copy: Request, than: Request) -> bool:
+    """Whether a copy of the same object is older: versions of an API server count up (Kubernetes KEP-5504)."""
+    return (len(copy.version), copy.version) < (len(than.version), than.version)
+
+
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
     """Seconds until the next watch, after failures in a row (reached: a server answered) or one that lived so long."""
     cap = WATCH_CAP if reached else UNREACHABLE_CAP
@@ -4176,6 +4181,7 @@ class Controller:
         self.queue = Queue(lambda: now().timestamp())
         self.stop = threading.Event()
         self.records: Dict[Key, Request] = {}  # newest copies, without their URLs
+        self.recording = threading.Lock()
         self.versions: Dict[Resource, str] = {}  # where each watch goes on; absent: list anew
         self.with_subresource: Set[Resource] = set()  # kinds whose status is written to /status
         self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
@@ -4236,13 +4242,17 @@ class Controller:
             verify_url(url, trust_in(location))
         return answer_download(request, key, url, expires)
 
-    def remember(self, resource: Resource, document: Document) -> Tuple[Key, bool]:
-        """Keep the newest copy of a request -> its key, and whether to look at it now."""
+    def remember(self, resource: Resource, document: Document, late: bool = False) -> Tuple[Key, bool]:
+        """Keep the newest copy of a request -> its key, and whether to look at it now. late: the watch may have brought
+        a newer one meanwhile."""
         record = request_from(resource, document)._replace(url="")
         if record.key.namespace != self.namespace:
             return record.key, False  # not ours, whoever sent it
-        old = self.records.get(record.key)
-        self.records[record.key] = record
+        with self.recording:
+            old = self.records.get(record.key)
+            if late and old and is_older(record, old):
+                return record.key, False
+            self.records[record.key] = record
         return record.key, is_news(old, record)
 
     def write_status(self, key: Key, body: Document) -> None:
@@ -4260,7 +4270,7 @@ class Controller:
             if request_from(key.resource, stored).key != key:
                 break  # no API server answers so
             if key in self.records:  # else the watch has reported its deletion
-                self.remember(key.resource, stored)
+                self.remember(key.resource, stored, late=True)
             status = body.get("status", {})
             if all(_at(stored, "status", name) == value for name, value in status.items()):
                 return
@@ -4315,7 +4325,7 @@ class Controller:
                 if error.status not in (404, 409):
                     raise
             # Its copy was stale, and the event of the newer one may be over.
-            self.remember(key.resource, self.api.get(*key))
+            self.remember(key.resource, self.api.get(*key), late=True)
             return CONFLICT
         except Missing:
             self.records.pop(key, None)
