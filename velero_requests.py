@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.8"
 # dependencies = ["urllib3>=1.26,<3", "PyYAML>=5.3"]
@@ -22,7 +23,7 @@ Read it from top to bottom: a name is defined before it is used, and nothing abo
 threads or randomness; the tests check both. Importing this file does nothing.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # a SyntaxError here: this Python is too old, it must be 3.8 or newer
 import os
 import sys
 
@@ -69,6 +70,7 @@ except ImportError:  # Windows: two downloads of one target are not kept apart t
 # What takes long to load (urllib3, yaml, ssl, hashlib) is imported where it is used: a start pays for what it does.
 
 __version__ = "0.1.0"
+PROGRAM = os.path.basename(sys.argv[0]) if __name__ == "__main__" else "velero_requests.py"  # as it was called
 
 log = logging.getLogger("velero_requests")
 
@@ -102,7 +104,6 @@ class Exit(enum.IntEnum):
 
 
 EXIT_OF_STATUS = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}
-PROGRAM = "velero_requests.py"
 MESSAGE_LIMIT = 1024  # characters; what core/v1 Event allows for a message
 
 
@@ -3004,7 +3005,7 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
     cures = {401: "the credentials of the kubeconfig are not accepted; log in again",
              403: f"you may not {what}; a Role there grants it with: {rule}" if what else ""}
     if message.startswith(("the cluster does not serve", "the server could not find")):
-        cures[404] = "are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"
+        cures[404] = f"are Velero's CRDs installed? `{PROGRAM} manifests | kubectl apply -f -`"
     return (Missing if status == 404 else ApiError)(
         f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
         api_reason=_text(document, "reason"), hints=filter(None, [cures.get(status)]))
@@ -3678,8 +3679,10 @@ FRAME_SIZE = 128  # bytes that the head of a frame cannot have
 def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes, without the framing where the first ones show it."""
     chunks, buffer, at, left = iter(chunks), b"", 0, 0
-    while len(buffer) < FRAME_SIZE and (chunk := next(chunks, None)) is not None:
+    for chunk in chunks:
         buffer += chunk
+        if len(buffer) >= FRAME_SIZE:
+            break
     frame = _FRAME.match(buffer)
     if frame is None or buffer[frame.end():frame.end() + 2] != b"\x1f\x8b":
         yield from itertools.chain([buffer], chunks)
@@ -4986,16 +4989,16 @@ COMPLETION_SCRIPTS = {
     local IFS=$'\\n'
     COMPREPLY=($("${1/#\\~/$HOME}" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null </dev/null))
 }
-complete -o default -F _velero_requests velero_requests.py
+complete -o default -F _velero_requests PROGRAM
 """,
-    "zsh": """#compdef velero_requests.py
+    "zsh": """#compdef PROGRAM
 _velero_requests() {
     local -a found
     compset -P '--*='
     found=(${(f)"$(${~words[1]} __complete "${(@)words[2,CURRENT-1]}" "$IPREFIX$PREFIX" 2>/dev/null </dev/null)"})
     compadd -a found || _files
 }
-compdef _velero_requests velero_requests.py
+compdef _velero_requests PROGRAM
 (( ! $+compstate )) || _velero_requests
 """,
     "fish": """function __velero_requests
@@ -5005,7 +5008,7 @@ compdef _velero_requests velero_requests.py
         eval $words[1] __complete (string escape -- $words[2..-1]) 2>/dev/null </dev/null)
     set -q __velero_requests_found[1]
 end
-complete -c velero_requests.py -n __velero_requests -f -a '$__velero_requests_found'
+complete -c PROGRAM -n __velero_requests -f -a '$__velero_requests_found'
 """}
 
 
@@ -5298,7 +5301,7 @@ COMMON = (
     argument("--colorized", "colors (default: on a terminal without NO_COLOR)", default=None),
     argument("--features NAMES", None),  # velero's; nothing here depends on one
     (("-v", "--verbose"), {"action": "count", "default": 0, "help": "say more on stderr"}),
-    (("--version",), {"action": "version", "version": f"{PROGRAM} {__version__}", "help": "the version of this file"}))
+    argument("--version", "the version of this file; with -v also of what it uses"))
 OPTION_DEFAULTS = {  # for commands that have no such argument
     "timeout": 60.0, "quiet": False, "direct": False, "location": None, "credentials_file": None, "is_log": False,
     "output": None, "url_only": False}
@@ -5367,7 +5370,7 @@ COMMANDS = (
             lambda options: yaml_text(*crd_manifests(options.status_subresource)),
             (argument("--status-subresource", "as Velero 1.6 to 1.8 installed them"),)),
     Command("completion", "print a script that lets a shell complete commands, flags and names",
-            lambda options: COMPLETION_SCRIPTS[options.shell], (argument(
+            lambda options: COMPLETION_SCRIPTS[options.shell].replace("PROGRAM", PROGRAM), (argument(
                 "shell SHELL", f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, in fish with "
                 f"`{PROGRAM} completion fish | source`", choices=tuple(COMPLETION_SCRIPTS)),)))
 COMMAND_OF = {words: command for command in COMMANDS for words in (command.words, *command.aliases)}
@@ -5449,13 +5452,27 @@ def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
     return COMMAND_OF.get(name) or Command(group, "", lambda _: parser.format_help()), options
 
 
+def version_of_program(verbose: bool) -> str:
+    """What --version prints: this file's version; verbose: also those of Python, OpenSSL and the packages, and where
+    these are from."""
+    text = f"{PROGRAM} {__version__}\n"
+    if verbose:
+        import ssl
+        import urllib3
+        import yaml
+        text += f"Python {sys.version.split()[0]}: {sys.executable}\n{ssl.OPENSSL_VERSION}\n"
+        for name, package in (("urllib3", urllib3), ("PyYAML", yaml)):
+            text += f"{name} {package.__version__}: {os.path.dirname(package.__file__)}\n"
+    return text
+
+
 def known_names(name: str, flags: List[str]) -> List[str]:
     """The names of backups or restores for a command; none when the cluster does not tell them in time."""
     found: List[str] = []
 
     def ask() -> None:
         with contextlib.suppress(Error):
-            given = [flag for flag in flags if flag not in ("-h", "--help", "--version")]  # which would print
+            given = [flag for flag in flags if flag not in ("-h", "--help")]  # which would print
             _, options = parse([*name.split(), *given, "--", "name"])
             resource = getattr(options, "resource", None) or TARGETS[options.kind].owner
             documents, _ = list_all(options.api(), resource, options.namespace)
@@ -5524,6 +5541,10 @@ def run(argv: List[str]) -> int:
         if argv[:1] == ["__complete"]:
             sys.stdout.write("".join(f"{word}\n" for word in completions(argv[1:])))
             return Exit.DONE
+        _, _, flags = split_words(argv)
+        if "--version" in flags:
+            sys.stdout.write(version_of_program(not {"-v", "-vv", "--verbose"}.isdisjoint(flags)))
+            return Exit.DONE
         command, options = parse(argv)
         configure_logging(command.run is Options.run_controller, options.verbose)
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
@@ -5563,9 +5584,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         log.info("raised at:", exc_info=True)
         if isinstance(error, OSError):
             return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
-        package = error.name if isinstance(error, ImportError) else ""
-        if package in ("urllib3", "yaml"):
-            return report(Error(f"the package {package} is missing", hints=MISSING_PACKAGE))
+        module = (error.name or "").lstrip("_") if isinstance(error, ImportError) else ""
+        if module in ("urllib3", "yaml"):
+            return report(Error(f"the package {module} is missing", hints=MISSING_PACKAGE))
+        if module:
+            return report(Error(f"this Python has no {module}", hints=["use another one, which was built with it"]))
         return report(Error(f"unexpected {type(error).__name__}: {one_line(error)}",
                             hints=["this is a bug; run again with -v and report what it says"]))
     finally:
