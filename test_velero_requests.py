@@ -2059,7 +2059,7 @@ class LoopbackServer:
 API_PATH = re.compile(r"^/apis?/(v1|[^/]+/[^/]+)(?:/namespaces/([^/]+))?/([^/]+)(?:/([^/]+))?(?:/([^/]+))?$")
 OBJECT_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 SERVER_OWNS = ("creationTimestamp", "deletionTimestamp", "generation", "name", "namespace", "resourceVersion", "uid")
-BUILT_IN = ("Namespace", "CustomResourceDefinition", "Secret", "Event", "ConfigMap", "Deployment")
+BUILT_IN = ("Namespace", "CustomResourceDefinition", "Secret", "Event", "ConfigMap", "Deployment", "Service")
 VERBS = {("GET", True): "get", ("GET", False): "list", ("POST", False): "create", ("PATCH", True): "patch",
          ("DELETE", True): "delete", ("DELETE", False): "deletecollection"}  # by method and whether a name is given
 
@@ -2234,6 +2234,8 @@ class FakeCluster(LoopbackServer, Cluster):
                 if request.user is None:
                     raise Failure(401, "Unauthorized", "Unauthorized")
                 kind, *place = self._place(request)
+                if request.path.endswith("/selfsubjectaccessreviews"):
+                    return self._review(request)
                 return self._act(request, kind, *place) if kind else self._discover(request.path)
         except Failure as failure:
             return json_answer(failure.document, failure.document["code"])
@@ -2254,6 +2256,8 @@ class FakeCluster(LoopbackServer, Cluster):
         document = kind.find(namespace, name)
         if verb == "patch":
             document = self._patch(kind, document, request.parsed, subresource)
+        elif "as=PartialObjectMetadata" in request.headers.get("accept", ""):
+            document = {"kind": "PartialObjectMetadata", "metadata": document["metadata"]}
         elif verb == "delete":
             wanted = (request.parsed or {}).get("preconditions") or {}
             if any(document["metadata"][field] != value for field, value in wanted.items()):
@@ -2264,18 +2268,27 @@ class FakeCluster(LoopbackServer, Cluster):
     def _authorize(self, request: Request, verb: str, kind: Kind, namespace: str, name: str, subresource: str) -> None:
         resource = "/".join(filter(None, (kind.plural, subresource)))
         pinned = name or request.query.get("fieldSelector", "").rpartition("metadata.name=")[2]
-        allowed = request.user == "admin" or any(
-            user == request.user and where in ("", namespace) and {verb, "*"} & set(rule["verbs"])
-            and {kind.group, "*"} & set(rule["apiGroups"]) and {resource, "*"} & set(rule["resources"])
-            and pinned in (rule.get("resourceNames") or [pinned]) for user, where, rule in self._grants)
-        denied = any(user == request.user and verb in (verbs or [verb]) and what in ("*", resource)
-                     and where in (None, namespace) for user, verbs, what, where in self._denials)
-        if denied or not allowed:
+        if not self._allows(request.user, verb, kind.group, resource, namespace, pinned):
             named, where = f' "{name}"' if name else "", f'in the namespace "{namespace}"'
             raise Failure(403, "Forbidden", f'{kind.full_name}{named} is forbidden: User "{request.user}" cannot '
                           f'{verb} resource "{resource}" in API group "{kind.group}" {where}')
 
+    def _allows(self, asker: Optional[str], verb: str, group: str, resource: str, namespace: str, name: str) -> bool:
+        denied = any(user == asker and verb in (verbs or [verb]) and what in ("*", resource)
+                     and where in (None, namespace) for user, verbs, what, where in self._denials)
+        return not denied and (asker == "admin" or any(
+            user == asker and where in ("", namespace) and {verb, "*"} & set(rule["verbs"])
+            and {group, "*"} & set(rule["apiGroups"]) and {resource, "*"} & set(rule["resources"])
+            and name in (rule.get("resourceNames") or [name]) for user, where, rule in self._grants))
+
+    def _review(self, request: Request) -> Answer:
+        asked = request.parsed["spec"]["resourceAttributes"]
+        allowed = self._allows(request.user, *map(asked.get, ("verb", "group", "resource", "namespace")), "")
+        return json_answer({**request.parsed, "status": {"allowed": allowed}}, 201)
+
     def _discover(self, path: str) -> Answer:
+        if path == "/version":
+            return json_answer({"gitVersion": "v1.34.1"})
         version = re.sub(r"^/apis?/", "", path)
         rows = [{"name": kind.plural + subresource, "kind": kind.kind} for kind in self._kinds.values()
                 if kind.api_version == version for subresource in ("", "/status")[:1 + kind.status]]
@@ -8190,7 +8203,7 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
         self.make_location("void", secret="gone")
         self.make_location("odd", {"s3ForcePathStyle": "perhaps"})
         self.assertEqual(["b3"], self.listed(1, "nobody", "b3", "--direct"))
-        self.assertRegex(self.said, r"\A" + "".join(rf"error: .*{said}.*\n" for said in (
+        self.assertRegex(self.said, r"\A" + "".join(rf"error: .*{said}.*\n(?:hint: .*\n)*" for said in (
             "'odd'", "'unreachable'", "'void'", 'backup "nobody" does not exist')))
         self.assertEqual(4, self.said.count("error: "), self.said)
         for name in ("default", "other", "unreachable", "odd"):
@@ -9188,7 +9201,8 @@ class TestDescribing(FakeWorld, TestCase):
 
 COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose --version -n -v"
 OFFERED = {  # what is typed after the program's name -> what may stand in place of its last word, or after its "="
-    "": "backup completion controller describe download get logs manifests plugin restore version", "ba": "backup",
+    "": "backup completion controller describe doctor download get logs manifests plugin restore version",
+    "ba": "backup",
     "-": COMMON_FLAGS, "backup ": "describe download get logs", "backup d": "describe download",
     "backup -": COMMON_FLAGS, "backup get --s": "--selector --show-labels",
     "backup describe nightly-2024 --time": "--timeout", "backup get -o ": "json table yaml",
@@ -9335,6 +9349,315 @@ class TestWaiting(FakeWorld, TestCase):
             self.assertRegex(result.err, f"\nhint: {hint}(.*\n)+hint: --direct needs no controller")
 
 
+# ---- Doctor: worlds that are broken in one way each ---------------------------
+
+def unlike(method: str, path: str, **fault: Any) -> Callable[[Any], Any]:
+    """Break the cluster: what calls of a path come to from now on."""
+    return lambda world: world.cluster.script(method, path, times=99, **fault)
+
+
+def unkind(**fault: Any) -> Callable[[Any], Any]:
+    """Break the store: what it answers to every GET."""
+    return lambda world: world.store.script("GET", times=99, **fault)
+
+
+def refusal(status: int, code: str, **elements: str) -> Document:
+    answer = StoreError(status, code, **elements).answer
+    return {"status": status, "body": answer.body, "headers": dict(answer.headers)}
+
+
+def object_of(body: bytes) -> Callable[[Any], Any]:
+    return lambda world: world.store.put(world.namespace, KEYS["BackupLog"], body)
+
+
+def located(config: Optional[Document] = None, **more: Any) -> Callable[[Any], Any]:
+    """Break the location of b1: another config, secret or objectStorage."""
+    def change(world: Any) -> None:
+        spec = location_in(world.store, "default", **{"bucket": world.namespace, "config": config, **more})["spec"]
+        world.admin.merge_patch(BSL, "default", {"spec": spec}, world.namespace)
+    return change
+
+
+def keyed(text: str) -> Callable[[Any], Any]:
+    """Another Secret with the keys."""
+    return lambda world: world.admin.merge_patch("secrets", "cloud", secret_with("cloud", text.format(
+        access=world.store.access_key, secret=world.store.secret_key)), world.namespace)
+
+
+def forbidden(*rows: Tuple[str, str]) -> Callable[[Any], Any]:
+    return lambda world: [world.cluster.limit("admin", verb, resource=what) for verb, what in rows]
+
+
+def talk(cluster: Optional[Document] = None, **user: Any) -> Callable[[Any], Any]:
+    """Another kubeconfig: fields of its cluster and user."""
+    def change(world: Any) -> None:
+        document = yaml.safe_load(read_bytes(world.kubeconfig))
+        document["clusters"][0]["cluster"].update({name: value.format(
+            closed=free_port(), silent=world.silent, plain=world.store.host, expired=kube_servers()["expired"].host,
+            authority=base64.b64encode(kube_bytes("ca.crt")).decode()) for name, value in (cluster or {}).items()})
+        document["users"][0]["user"] = user or document["users"][0]["user"]
+        world.kubeconfig = write_bytes(world.at("other"), yaml.safe_dump(document).encode())
+    return change
+
+
+def skewed(world: Any) -> None:
+    world.store.clock = lambda: time.time() + 1200
+
+
+def plugin(script: str) -> Document:
+    return {"exec": {"apiVersion": vr.EXEC_GROUP + "v1", "interactiveMode": "Never", "command": "sh",
+                     "args": ["-c", script]}}
+
+
+KEY_FILE = "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n".format
+# How the world is broken -> the first broken hop and no other, the exit code, words of text and cure, the change, and
+# more of the command line. {closed} is a port that nobody listens on, {silent} one that swallows all.
+SICK: Any = {
+    "no kubeconfig": ("kubeconfig", 1, "no kubeconfig found.*--kubeconfig", lambda w: setattr(w, "kubeconfig", "")),
+    "a kubeconfig that is gone": ("kubeconfig", 1, "cannot read.*--kubeconfig",
+                                  lambda w: setattr(w, "kubeconfig", "/nowhere/config")),
+    "a kubeconfig of nonsense": ("kubeconfig", 1, r"not YAML: line \d.*correct it", lambda w: setattr(
+        w, "kubeconfig", write_bytes(w.at("bad"), b"a: [\n"))),
+    "a context that is not there": ("kubeconfig", 1, "no context 'x'.*it has: test", None, "--context", "x"),
+    "a token file that is gone": ("kubeconfig", 1, "cannot read token /nowhere", talk(tokenFile="/nowhere")),
+    "a plugin that is not there": ("kubeconfig", 1, "exec plugin nope.*not installed.*get it", talk(
+        exec={"apiVersion": vr.EXEC_GROUP + "v1", "command": "nope", "installHint": "get it"})),
+    "a plugin that fails": ("kubeconfig", 1, "exec plugin sh failed with exit code 3", talk(**plugin("exit 3"))),
+    "a plugin that hangs": ("kubeconfig", 6, "no end of it within 1.*correct it", talk(**plugin("exec sleep 9")),
+                            "--timeout", "1s"),
+    "a wrong authority": ("API server", 6, "not trusted.*issuer commonName=test-ca.*certificate-authority in the",
+                          talk({"certificate-authority-data": "{authority}"})),
+    "an expired certificate": ("API server", 6, "certificate has expired.*valid until", talk(
+        {"server": "https://{expired}", "certificate-authority-data": "{authority}"})),
+    "a certificate of another name": ("API server", 6, "mismatch.*it is for localhost", talk(
+        {"tls-server-name": "x.y"})),
+    "a name that nobody knows": ("API server", 6, "not known.*server in the kubeconfig.*VPN", talk(
+        {"server": "https://nowhere.invalid"})),
+    "a closed port": ("API server", 6, "refused.*server in the kubeconfig", talk(
+        {"server": "https://127.0.0.1:{closed}"})),
+    "a port that swallows": ("API server", 6, "not answer in time|no end of it", talk({"server": "https://{silent}"}),
+                             "--timeout", "2s"),
+    "a port without TLS": ("API server", 6, "no TLS with the cluster.*server in the kubeconfig",
+                           talk({"server": "https://{plain}"})),
+    "a proxy that is down": ("API server", 6, "through its proxy.*refused.*NO_PROXY", talk(
+        {"proxy-url": "http://127.0.0.1:{closed}"})),
+    "a console instead of the API": ("API server", 6, "no Kubernetes API.*server in the kubeconfig", unlike(
+        "GET", "/version", status=200, body="<html>")),
+    "an API server in trouble": ("API server", 1, "etcd leader changed.*server in the kubeconfig", unlike(
+        "GET", "/version", status=500, body={"message": "etcd leader changed"})),
+    "a token that has expired": ("rights", 5, "Unauthorized.*log in again", talk(token="old")),
+    "no CRDs": ("CRDs", 3, "does not serve downloadrequests.*manifests", unlike(
+        "GET", "/apis/velero.io/v1", status=404, body="404 page not found\n")),
+    "old CRDs": ("CRDs", 3, "does not know DownloadRequests of kind BackupResults.*BackupLog.*CRDs are not upgraded",
+                 lambda w: w.cluster.install_crds(vr.crd_manifests(True)), "--kind", "BackupResults"),
+    "nobody": ("server", 4, "nobody answered.*there is no Deployment velero.*-n", lambda w: w.deploy(None),
+               "--timeout", "6s"),
+    "a server that is down": ("server", 4, "nobody answered.*no ready pod.*get pods", lambda w: w.deploy(0),
+                              "--timeout", "6s"),
+    "a server that never answers": ("server", 4, "did not take up the request: see its log", lambda w: w.deploy(1),
+                                    "--timeout", "6s"),
+    "no right to create": ("request", 5, "forbidden.*a Role there grants it.*create", forbidden(("create", DR))),
+    "a backup that is not there": ("backup", 3, '"b1" does not exist.*namespace', lambda w: w.admin.delete(
+        "backups", "b1", w.namespace)),
+    "a backup that still runs": ("backup", 1, "not available until it's finished.*name another", lambda w: w.admin.
+                                 merge_patch("backups", "b1", {"status": {"phase": "InProgress"}}, w.namespace)),
+    "a location that is gone": ("location", 3, "'default' does not exist; backup 'b1'.*--location", lambda w: w.admin.
+                                delete(BSL, "default", w.namespace)),
+    "a location that is not available": ("location", 1, "not available: no such bucket.*kubectl -n", lambda w: w.fill(
+        "default", BSL, phase="Unavailable", message="no such bucket")),
+    "a location that cannot be": ("location", 1, "bucket 'a/b' must be.*edit backupstorage", located(bucket="a/b")),
+    "a style that is no word": ("location", 1, "s3ForcePathStyle is 'yes'.*edit", located({"s3ForcePathStyle": "yes"})),
+    "a Secret that is gone": ("location", 3, "Secret .*/cloud does not exist.*create it", lambda w: w.admin.delete(
+        "secrets", "cloud", w.namespace)),
+    "a Secret without its key": ("request", 3, "key 'other' of Secret 'cloud'.*names", lambda w: w.admin.merge_patch(
+        BSL, "default", {"spec": {"credential": {"key": "other"}}}, w.namespace)),
+    "a Secret of nonsense": ("request", 1, "neither a .profile.*access key", keyed("nonsense")),
+    "a wrong access key": ("object", 5, "InvalidAccessKeyId.*correct the Secret", keyed(
+        KEY_FILE("AKIAOTHER", "{secret}"))),
+    "a wrong secret key": ("object", 5, "SignatureDoesNotMatch: .*the secret key is not.*correct the secret key", keyed(
+        KEY_FILE("{access}", "other"))),
+    "a wrong bucket": ("object", 3, "no such bucket.*correct objectStorage.bucket", located(bucket="other")),
+    "a wrong region": ("object", 1, "region us-east-1.*correct region", located({"region": "eu-west-1"})),
+    "a wrong style": ("store", 6, "not known.*s3ForcePathStyle", located(
+        {"s3ForcePathStyle": "false", "s3Url": "http://localhost:9"})),
+    "a host that nobody knows": ("store", 6, "not known.*publicUrl", located(
+        {"publicUrl": "http://minio.invalid:9000"})),
+    "a store that is down": ("store", 6, "refused.*publicUrl", lambda w: located(
+        {"s3Url": f"http://127.0.0.1:{free_port()}"})(w)),
+    "a store that swallows": ("store", 6, "not answer in time|no end of it", lambda w: located(
+        {"s3Url": f"http://{w.silent}"})(w), "--timeout", "8s"),
+    "a store that nobody vouches for": ("store", 6, "not trusted.*issuer commonName=test-ca.*--cacert",
+                                        lambda w: located({"s3Url": w.cluster.url})(w)),
+    "a store behind a proxy that is down": ("store", 6, "through its proxy.*NO_PROXY", located(
+        {"s3Url": "http://store.example.com"}), "HTTP_PROXY"),
+    "a console instead of the store": ("object", 1, "not gzip but an HTML page.*correct s3Url", unkind(
+        status=200, body="<html>Sign in</html>", headers={"Content-Type": "text/html"})),
+    "no right to read": ("object", 5, "AccessDenied.*s3:GetObject", unkind(**refusal(403, "AccessDenied"))),
+    "an object in the archive": ("object", 5, "InvalidObjectState.*archive tier", unkind(**refusal(
+        403, "InvalidObjectState"))),
+    "keys that have expired": ("object", 1, "ExpiredToken.*renew", unkind(**refusal(400, "ExpiredToken"))),
+    "a host that a proxy changes": ("object", 5, "the path differs: signed.*does a proxy.*publicUrl", lambda w: unkind(
+        **refusal(403, "SignatureDoesNotMatch", CanonicalRequest="GET\n/x"))(w)),
+    "a clock that is twenty minutes ahead": ("object", 1, "store's clock is .* ahead of this host's.*clocks differ",
+                                             skewed),
+    "no artifact": ("object", 3, "no such file.*never have written it", lambda w: w.store.buckets[w.namespace].clear()),
+    "an empty object": ("object", 1, "is empty.*fetch it again", object_of(b"")),
+    "an object that is no gzip": ("object", 1, "not gzip but text.*fetch it again", object_of(b"plain text" * 999)),
+    "an object that is cut short": ("object", 1, "cut short.*fetch it again", object_of(gzip.compress(LOG)[:100])),
+    "a store in trouble": ("object", 1, "InternalError.*log", unkind(**refusal(500, "InternalError")))}
+HOPS = "program, kubeconfig, API server, rights, CRDs, server, backup, location, request, store, object".split(", ")
+
+
+class TestDoctor(StoreWorld, TestCase):
+    """What doctor says of a world that is sound, or broken in one way."""
+
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(self.cluster.unlimit)
+        silent = self.enter(closing(socket.create_server(("127.0.0.1", 0))))
+        self.silent = f"127.0.0.1:{silent.getsockname()[1]}"
+
+    def heal(self) -> None:
+        """A sound world in a new namespace."""
+        self.cluster.unlimit()
+        self.cluster.install_crds(vr.crd_manifests(False))
+        self.tearDown()
+        self.store.clock, self.kubeconfig = time.time, self.cluster.kubeconfig(self.folder)
+        self.namespace = self.cluster.new_namespace()
+        self.cluster.grant("controller", {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
+                           namespace=self.namespace)
+        self.seed()
+        self.put()
+        self.serve("controller")
+
+    def deploy(self, ready: Optional[int]) -> None:
+        """Nobody serves, and Velero's Deployment has so many ready pods, or is not there."""
+        self.controllers.pop().stop.set()
+        if ready is not None:
+            self.make("deployments", "Deployment", "velero", status={"readyReplicas": ready}, spec={"template": {
+                "spec": {"containers": [{"image": "velero/velero:v1.18.1"}]}}})
+
+    def ask_doctor(self, *argv: str, code: int = 0, env: Any = None) -> Dict[str, Any]:
+        """Hops and ways by name; no secret is told, no request left, and it takes no longer than it may."""
+        with within(40):
+            result = self.cli("doctor", "-o", "json", *argv, env=env)
+        self.cluster.unscript()
+        self.assertEqual(code, result.code, result.err or result.out)
+        self.assert_clean(result.out.decode(), result.err)
+        self.assertNotRegex(result.err, "Traceback|bug")
+        said = json.loads(result.out)
+        self.assertEqual(HOPS, [hop["hop"] for hop in said["hops"]])
+        self.assertEqual(["store", "direct", "cluster"], [way["way"] for way in said["ways"]])
+        self.assertEqual(([], []), (self.names(), self.names(SSR)))
+        return {**{hop["hop"]: SimpleNamespace(**hop) for hop in said["hops"]}, "error": result.err,
+                **{"way " + way["way"]: SimpleNamespace(**way) for way in said["ways"]}}
+
+    def states(self, said: Dict[str, Any]) -> Dict[str, List[str]]:
+        return {state: [hop for hop in HOPS if said[hop].state == state]
+                for state in ("ok", "note", "broken", "skipped")}
+
+    def test_what_is_broken(self):
+        """Each world has one broken hop, with its cure: before it is none, behind it nothing that depends on it."""
+        for what, (hop, code, words, change, *argv) in SICK.items():
+            with self.subTest(what):
+                self.heal()
+                env = {argv.pop(): f"http://127.0.0.1:{free_port()}"} if argv[-1:] == ["HTTP_PROXY"] else None
+                if change:
+                    change(self)
+                said = self.ask_doctor("b1", *argv, code=code, env=env)
+                states = self.states(said)
+                self.assertEqual([hop], states["broken"], states)
+                self.assertRegex(f"{said[hop].text}: {said[hop].cure}", f"(?is){words}")
+                self.assertTrue(said[hop].cure and "error: " in said["error"] and "hint: " in said["error"])
+                for controller in self.controllers:
+                    controller.stop.set()
+
+    def test_what_is_sound(self):
+        """All is well, also with old CRDs; every hop says what it found, and --direct is a way."""
+        self.heal()
+        self.make("services", "Service", "velero-requests")
+        self.make("deployments", "Deployment", "velero", status={"readyReplicas": 1}, spec={"template": {
+            "spec": {"containers": [{"image": "velero/velero:v1.18.1"}]}}})
+        for old, argv, kind in ((False, (), "BackupLog"), (True, ("r1", "--kind", "RestoreLog"), "RestoreLog")):
+            self.cluster.install_crds(vr.crd_manifests(old))
+            self.put(kind)
+            for direct in (False, True):
+                with self.subTest(argv=argv, direct=direct):
+                    said = self.ask_doctor(*argv, *["--direct"] * direct)
+                    self.assertEqual({"ok": HOPS, "note": [], "broken": [], "skipped": []}, self.states(said), said)
+                    self.assertEqual(["ok", "ok" if direct else "skipped", "skipped"],
+                                     [said[f"way {way}"].state for way in ("store", "direct", "cluster")])
+                    self.assertEqual((True, 0), (all(isinstance(said[hop].seconds, float) and not said[hop].cure
+                                                     for hop in HOPS), len(said["error"].strip())))
+        for hop, words in (("program", f"{vr.__version__}.*OpenSSL.*authorities"), ("kubeconfig", "test.*by token"),
+                           ("API server", r"v1\.34.*certificate: it is for localhost.*valid until"), ("rights", "all"),
+                           ("CRDs", "1.6 to 1.8, with .*not know: BackupItemOp"), ("store", self.store.host),
+                           ("server", "v1.18.1 answers in .*ms; Deployment velero of velero/velero:v1.18.1 has 1"),
+                           ("backup", "restore r1: Completed"), ("object", r"Log of r1: \d+ bytes, ETag .* gzip"),
+                           ("location", "path style, region us-east-1, keys in Secret cloud$"),
+                           ("request", "RestoreLog of r1: answered in ")):
+            self.assertRegex(said[hop].text, words)
+
+    def test_what_is_odd(self):
+        """Rights that one can do without, clocks, and what cannot be seen are notes; the rest is looked at."""
+        def behind(response: bytes) -> List[bytes]:
+            date = formatdate(time.time() - 300, usegmt=True)
+            return [response.replace(b"\r\n", f"\r\nDate: {date}\r\n".encode(), 1)]
+
+        seen = [("get", "backups"), ("get", BSL), ("create", SSR), ("get", "secrets"), ("get", "deployments")]
+        for what, change, notes, words, argv in (
+                ("watch and delete", forbidden(("watch", DR), ("list", "backups")), ["rights"],
+                 r"missing: watch downloadrequests, list backups.*velero.io.*downloadrequests.*watch", ("b1",)),
+                ("sight", forbidden(*seen), ["rights", "server", "backup", "location"],
+                 "get backupstoragelocations.*Role", ("b1",)),
+                ("the Secret", forbidden(("get", "secrets")), ["rights"], "get secrets", ("--direct",)),
+                ("its clock", unlike("GET", "/version", wire=behind), ["API server"], "behind this host's.*NTP", ()),
+                ("the store's clock", lambda w: setattr(w.store, "clock", lambda: time.time() + 300), ["store"],
+                 "ahead of this host's.*NTP", ())):
+            with self.subTest(what):
+                self.heal()
+                change(self)
+                said = self.ask_doctor(*argv)
+                self.assertEqual((notes, []), (self.states(said)["note"], self.states(said)["broken"]), said)
+                self.assertRegex(f"{said[notes[0]].text} {said[notes[0]].cure}", words)
+                self.assertEqual("ok", said["object"].state)
+        self.heal()
+        self.make_backup("b0")
+        completed = {"status": {"completionTimestamp": "2026-05-04T12:00:00Z"}}
+        self.admin.merge_patch("backups", "b0", completed, self.namespace)
+        self.assertIn("BackupLog of b0", self.ask_doctor(code=3)["object"].text)
+        self.cluster.clear(self.namespace, "backups")
+        said = self.ask_doctor()
+        self.assertEqual(["skipped"] * 3, [said[hop].state for hop in ("backup", "object", "way store")])
+        self.assertIn("name one", said["backup"].cure)
+
+    def test_ways(self):
+        """--direct works where the URL leads nowhere, and by the store's clock; its failure is told and no hop's."""
+        for change, code, direct in (
+                (located({"publicUrl": "http://minio.invalid:9000"}), 6, "broken"), (skewed, 1, "ok"),
+                (keyed(KEY_FILE("{access}", "other")), 5, "broken"), (lambda w: w.deploy(1), 4, "ok"),
+                (lambda w: w.admin.delete("secrets", "cloud", w.namespace), 3, "broken")):
+            self.heal()
+            change(self)
+            said = self.ask_doctor("--direct", code=code)
+            self.assertEqual(("broken", direct), (said["way store"].state, said["way direct"].state), said)
+        self.assertIn("create it", said["way direct"].text)
+
+    def test_the_screen(self):
+        """A line a hop in columns, its cure below, in colors if wanted; the first broken one is on stderr."""
+        self.heal()
+        self.store.buckets[self.namespace].clear()
+        result = self.cli("doctor", "b1", "--colorized")
+        lines = result.out.decode().splitlines()
+        self.assertEqual([*HOPS, "way: store", "way: direct", "way: cluster"],
+                         [line[:13].strip() for line in lines if not line.startswith(" ")])
+        self.assertRegex(result.out.decode(), r"object       \x1b\[31mbroken\x1b\[0m +0\.\d{3}  BackupLog of b1: .*no "
+                                              r"such file.*\n {29}cure: the backup or restore may never")
+        self.assertRegex(result.err, "error: BackupLog of b1: .*no such file.*\nhint: the backup")
+        self.assertEqual(3, result.code)
+        self.assertNotIn("\x1b", self.cli("doctor", "b1").out.decode())
+
+
 class TestCommandLine(TestCase):
     """What is typed, and what is said of it."""
 
@@ -9437,7 +9760,7 @@ CANARY_COMMANDS = (
     "download b1 --kind BackupLog", "download b1 --url-only", "backup get", "backup get --direct -o yaml",
     "backup describe b1 --details", "backup describe b1 -o json", "backup logs b1", "backup logs b1 --direct",
     "backup download b1 -o FILE --force", "restore get -o json", "restore describe r1", "restore logs r1",
-    "plugin get --timeout 300ms", "version --timeout 300ms", "manifests", "completion bash")
+    "plugin get --timeout 300ms", "version --timeout 300ms", "manifests", "completion bash", "doctor b1 --direct")
 ECHO = (f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorization: Bearer {CANARY} "
         f"http://u:{quote(CANARY, '')}@h/")
 

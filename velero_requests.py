@@ -175,8 +175,8 @@ class Missing(ApiError):
 class RequestFailed(Error):
     """A controller left a reason instead of an answer."""
 
-    def __init__(self, message: str, *, reason: str):
-        super().__init__(message, reason=reason, status=404 if reason.endswith("NotFound") else 0)
+    def __init__(self, message: str, *, reason: str, hints: Iterable[str] = ()):
+        super().__init__(message, hints=hints, reason=reason, status=404 if reason.endswith("NotFound") else 0)
 
 
 class StoreError(Error):
@@ -498,7 +498,7 @@ REQUEST_KINDS = (DOWNLOAD_REQUESTS, STATUS_REQUESTS)
 BACKUPS, RESTORES, LOCATIONS = Resource("Backup"), Resource("Restore"), Resource("BackupStorageLocation")
 POD_VOLUME_BACKUPS, POD_VOLUME_RESTORES = Resource("PodVolumeBackup"), Resource("PodVolumeRestore")
 DELETE_REQUESTS, DEPLOYMENTS = Resource("DeleteBackupRequest"), Resource("Deployment", group="apps")
-SECRETS, EVENTS = Resource("Secret", group=""), Resource("Event", group="")
+SECRETS, EVENTS, SERVICES = (Resource(kind, group="") for kind in ("Secret", "Event", "Service"))
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -506,6 +506,11 @@ def api_path(resource: Resource, namespace: str, name: str = "", subresource: st
     root = ["apis", resource.group, "v1"] if resource.group else ["api", "v1"]
     parts = [*root, "namespaces", namespace, resource.plural, name, subresource]
     return "".join("/" + quote(part, safe="") for part in parts if part)
+
+
+def rule_line(group: str, resource: str, *verbs: str) -> str:
+    """The line of a Role that allows verbs on a resource."""
+    return f'- {{apiGroups: ["{group}"], resources: ["{resource}"], verbs: {json.dumps(verbs)}}}'
 
 
 def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
@@ -517,7 +522,7 @@ def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
     reading = "watch" if watching else "get" if name else "list"
     verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method, reading)
     return (f"{verb} {plural}{subresource} in namespace {namespace}",
-            f'- {{apiGroups: ["{group}"], resources: ["{plural}{subresource}"], verbs: ["{verb}"]}}')
+            rule_line(group, plural + subresource, verb))
 
 
 BACKUP_CONTENTS = "BackupContents"
@@ -1612,6 +1617,14 @@ def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
     return skew if abs(skew) <= MAX_SKEW else timedelta(0)
 
 
+def skew_text(whose: str, skew: timedelta) -> str:
+    """How far a clock is ahead of ours or behind it, empty up to a minute."""
+    if abs(skew) <= timedelta(minutes=1):
+        return ""
+    return (f"{whose} clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
+            f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's")
+
+
 def _meaning(status: int, code: str, message: str, region: str) -> Tuple[str, str]:
     """Reason and cure of a refusal: what its code says, unless something else in the answer says more."""
     if code == "AccessDenied" and "expired" in message.lower():
@@ -1639,9 +1652,9 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
         detail = f"{code}: {explain_signature(url, fields['CanonicalRequest'])}"
     elif reason in ("WrongRegion", "WrongEndpoint") and region:
         detail = f"{detail} (the bucket is in region {region})"
-    elif reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
-        detail += (f" (the store's clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
-                   f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's)")
+    elif reason in ("ClockSkew", "UrlExpired"):
+        drift = skew_text("the store's", skew)
+        detail += f" ({drift})" if drift else ""
     lack = {"ArtifactNotFound": "file", "BucketNotFound": "bucket"}.get(reason)
     said = f"has no such {lack} ({one_line(redact(detail))})" if lack else (
         f"answered {status}: {one_line(redact(detail), 600)}")
@@ -2549,7 +2562,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
             return sock
 
         def response_class(self, *args: Any, **options: Any) -> Any:
-            self.reply = http.client.HTTPResponse(*args, **options)
+            self.reply, self.peer = http.client.HTTPResponse(*args, **options), args[0]
             return self.reply
 
     return type("TlsSocket", (Timed, ssl.SSLSocket), {}), {
@@ -2561,6 +2574,13 @@ def _redacted(record: logging.LogRecord) -> bool:
     """A filter for urllib3's loggers, which tell every URL at DEBUG."""
     record.msg, record.args = redact(record.getMessage()), ()
     return True
+
+
+def certificate_text(shown: Any) -> str:
+    """Whose a certificate is, as Python decodes it."""
+    names = ", ".join(value for _, value in shown.get("subjectAltName", ())) or "no name at all"
+    issuer = ", ".join("=".join(pair) for part in shown.get("issuer", ()) for pair in part) or "nobody"
+    return one_line(f"it is for {names}; issuer {issuer}; valid until {shown.get('notAfter')}", 1000)
 
 
 def explain_certificate(url: str, server_name: str, proxy: str) -> str:
@@ -2586,9 +2606,7 @@ def explain_certificate(url: str, server_name: str, proxy: str) -> str:
                 context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError, http.client.HTTPException):
         return ""
-    names = ", ".join(value for _, value in shown.get("subjectAltName", ())) or "no name at all"
-    issuer = ", ".join("=".join(pair) for part in shown.get("issuer", ()) for pair in part) or "nobody"
-    return one_line(f"(it is for {names}; issuer {issuer}; valid until {shown.get('notAfter')})", 1000)
+    return f"({certificate_text(shown)})"
 
 
 def _tls_text(cause: BaseException) -> str:
@@ -2605,6 +2623,15 @@ class Response:
         self.status, self.headers = answer.status, answer.headers
         self._answer, self._connection, self._reply = answer, answer.connection, answer.connection.reply
         self._left = math.inf if self._reply.length is None else self._reply.length
+
+    def peer(self) -> str:
+        """The address at the other end, perhaps a proxy's, and what a verified certificate there says."""
+        sock = self._connection.peer
+        shown = sock.getpeercert() if hasattr(sock, "getpeercert") else {}
+        proxy = self._connection.proxy  # (host, port, …) or None
+        address = getattr(sock, "socket", sock).getpeername()[0]  # with TLS within TLS it is one of urllib3's
+        certificate = f"; certificate: {certificate_text(shown)}" if shown else ""
+        return f"{address}{' (a proxy)' if proxy else ''}{certificate}"
 
     def read1(self, size: int = 65536) -> bytes:
         """What has come of the body, at least a byte unless it has ended."""
@@ -2676,14 +2703,15 @@ class ConnectionPool:
     """Connections to the host of an http or https URL, perhaps through a proxy; nothing is sent yet."""
 
     def __init__(self, url: str, where: str, *, trust: Trust = Trust(), certificate: Tuple[bytes, bytes] = (b"", b""),
-                 proxy: str = "", server_name: str = "", size: int = 1, hint: str = "", quoting: bool = True) -> None:
-        """where: the host in errors. certificate: ours, with its key. hint: where the host's is not trusted. quoting:
-        whether errors may hold what the host has sent."""
+                 proxy: str = "", server_name: str = "", size: int = 1, hint: str = "", cure: str = "",
+                 quoting: bool = True) -> None:
+        """where: the host in errors. certificate: ours, with its key. hint: where the host's is not trusted. cure: when
+        it is not reached. quoting: whether errors may hold what the host has sent."""
         import urllib3
         for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry"):
             logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # again it has no effect
         self.url, self.where, self.proxy, self.server_name = url, where, proxy, server_name
-        self.hint, self.quoting = hint, quoting
+        self.hint, self.hints, self.quoting = hint, list(filter(None, [cure])), quoting
         self.answered_at = time.monotonic()  # when the last answer came
         parts, via = urlsplit(url), urlsplit(proxy)
         context: Any = None
@@ -2729,18 +2757,19 @@ class ConnectionPool:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
         text = getattr(cause, "strerror", None)
         if isinstance(error, exceptions.ProxyError):
-            return Unreachable(f"cannot reach {where} through its proxy: {text or _tls_text(cause)}")
+            return Unreachable(f"cannot reach {where} through its proxy: {text or _tls_text(cause)}", hints=[
+                "HTTPS_PROXY, HTTP_PROXY or a kubeconfig's proxy-url name it; NO_PROXY names hosts that take none"])
         if isinstance(cause, ssl.SSLCertVerificationError):
             shown = explain_certificate(self.url, self.server_name, self.proxy) if self.quoting else ""
             text = f"{where} has a certificate that is not trusted: {cause.verify_message} {shown}".rstrip()
             return Unreachable(text, hints=filter(None, [self.hint]))
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
-            return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
+            return Unreachable(f"no TLS with {where}: {_tls_text(cause)}", hints=self.hints)
         refused = isinstance(error, exceptions.NewConnectionError)  # a timeout to urllib3
         if isinstance(cause, socket.timeout) or isinstance(error, exceptions.TimeoutError) and not refused:
-            return Unreachable(f"{where} does not answer in time")
+            return Unreachable(f"{where} does not answer in time", hints=self.hints)
         said = one_line(redact(str(cause))) if self.quoting else "it does not answer in HTTP"
-        return Unreachable(f"cannot reach {where}: {text or said}")
+        return Unreachable(f"cannot reach {where}: {text or said}", hints=self.hints)
 
 
 @functools.lru_cache(maxsize=None)
@@ -2875,7 +2904,8 @@ class Session:
         pool = ConnectionPool(
             server, f"the cluster at {redact(server)}", trust=trust, certificate=pem[1:], size=POOL_SIZE,
             proxy=cluster.proxy_url or proxy_for(server, os.environ), server_name=cluster.server_name,
-            hint="does certificate-authority in the kubeconfig belong to this cluster?")
+            hint="does certificate-authority in the kubeconfig belong to this cluster?",
+            cure="is the server in the kubeconfig right, or does it take a VPN, or a proxy (HTTPS_PROXY)?")
         if self.pool:
             self.close()
         self.pem, self.pool = pem, pool
@@ -2991,6 +3021,7 @@ RETRY_STATUS = (429, 500, 502, 503, 504)
 ANSWER_LIMIT = 48 << 20  # bytes; PAGE_SIZE objects of etcd's 1.5 MB fit in
 WATCH_SECONDS = (31, 34)  # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
 WATCH_SILENCE = 40.0  # seconds without a byte after which a watch is dead
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # accepted: whether it is there, no content
 
 
 def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
@@ -3059,14 +3090,14 @@ class Api(NamedTuple):
             if add_if_new(text, self.session.warned, 100):
                 log.warning("warning of the cluster: %s", one_line(redact(text)))
 
-    def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float
+    def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float, accept: str
                  ) -> Tuple[Response, Identity]:
         import urllib3
         cluster = self.session.cluster
         with pause_time_limit():
             identity, pool = self.session.renew()
         headers = urllib3.response.HTTPHeaderDict({  # for Impersonate-Group may come several times
-            "Accept": "application/json", "Content-Type": content_type, "User-Agent": USER_AGENT})
+            "Accept": accept, "Content-Type": content_type, "User-Agent": USER_AGENT})
         if identity.token:
             headers["Authorization"] = f"Bearer {identity.token}"
         elif cluster.username:
@@ -3077,7 +3108,7 @@ class Api(NamedTuple):
         return pool.request(method, self.session.path + target, headers, body, idle=idle), identity
 
     def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
-             content_type: str = "application/json", idle: float = 0) -> Response:
+             content_type: str = "application/json", idle: float = 0, accept: str = "application/json") -> Response:
         """One call -> a response with status below 300, its body unread; ApiError or Unreachable. The caller's deadline
         counts for all tries. query: without empty values. idle: seconds without a byte, for a body without deadline."""
         from urllib3 import exceptions
@@ -3087,7 +3118,8 @@ class Api(NamedTuple):
         while True:
             attempt += 1
             try:
-                response, identity = self._attempt(method, target, content, content_type, idle or self.timeout)
+                response, identity = self._attempt(
+                    method, target, content, content_type, idle or self.timeout, accept)
             except Unreachable as error:
                 # Another thread has replaced the pool; or the other side closed an idle connection.
                 if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
@@ -3121,16 +3153,17 @@ class Api(NamedTuple):
             return document
         raise Unreachable(f"the cluster's answer to {method} {path} is no JSON object")
 
-    def get(self, resource: Resource, namespace: str, name: str) -> Document:
-        return self.call("GET", object_path(Key(resource, namespace, name)))
+    def get(self, resource: Resource, namespace: str, name: str, **options: Any) -> Document:
+        return self.call("GET", object_path(Key(resource, namespace, name)), **options)
 
-    def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str) -> Document:
+    def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str, **options: Any
+                   ) -> Document:
         """`get` of what another object asks for, else NotFound with a reason."""
         try:
-            return self.get(resource, namespace, name)
+            return self.get(resource, namespace, name, **options)
         except Missing:
             raise NotFound(f"{resource.kind} {namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
-                           reason=reason) from None
+                           reason=reason, hints=["create it, or let that name another one"]) from None
 
     def list_pages(self, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
                    limit: int = ANSWER_LIMIT, most: int = 10_000) -> Iterator[Document]:
@@ -3560,7 +3593,9 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
         base = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
     with contextlib.closing(ConnectionPool(
             base, where, trust=trust, proxy=proxy, server_name=server_name, quoting=quoting,
-            hint="name the store's certificate authority with --cacert")) as pool:
+            hint="name the store's certificate authority with --cacert",
+            cure="is that host to be reached from here? publicUrl of the storage location may name one that is, and "
+            "s3ForcePathStyle keeps the bucket out of its name")) as pool:
         try:
             answer = pool.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), sent, idle=idle)
         except Unreachable as failed:
@@ -3723,7 +3758,9 @@ def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
                 content = inflater.decompress(piece, INFLATED_SIZE)
             except zlib.error as error:
                 if not read and bytes(piece[:2]) not in (b"\x1f", b"\x1f\x8b"):
-                    raise StoreError(f"the file is not gzip but {_what_is(chunk)}") from None
+                    what = _what_is(chunk)
+                    raise StoreError(f"the file is not gzip but {what}", hints=[
+                        "correct s3Url or publicUrl of the storage location"] * what.startswith("an HTML")) from None
                 if len(piece) == 1:
                     raise StoreError(f"the file is damaged after {read} bytes: {one_line(error)}") from None
                 inflater, size = before, len(piece) // 2  # towards the fault
@@ -4491,23 +4528,26 @@ def get_existing(api: Api, resource: Resource, namespace: str, name: str) -> Doc
             f"looked in namespace {namespace}; -n chooses another"]) from None
 
 
-def side_by_side(tasks: Iterable[Callable[[], Any]]) -> List[Any]:
-    """Run a few tasks in threads -> what each returned or the Error that it raised, in their order."""
+def side_by_side(tasks: Iterable[Callable[[], Any]], seconds: float = math.inf) -> List[Any]:
+    """Run a few tasks in threads -> what each returned or the Error that it raised, in their order. A task that takes
+    longer than so many seconds, as a login or a name server may, is left to itself."""
     def work(number: int, task: Callable[[], Any]) -> None:
         try:
-            results[number] = task()
+            with time_limit(seconds):
+                results[number] = task()
         except Exception as error:  # whoever reads the results sees it
             log.debug("raised at:", exc_info=True)
             results[number] = error if isinstance(error, Error) else Error(
                 f"unexpected {type(error).__name__}: {one_line(error)}")
 
     threads = [threading.Thread(target=work, args=row, daemon=True) for row in enumerate(tasks)]
-    results: List[Any] = [None] * len(threads)
+    results, end = [None] * len(threads), time.monotonic() + seconds  # type: Tuple[List[Any], float]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    return results
+        thread.join(min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX))
+    return [Unreachable(f"there is no end of it within {format_duration(round(seconds, 1))}") if thread.is_alive() else
+            result for thread, result in zip(threads, results)]
 
 
 def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -> Tuple[List[Document], str]:
@@ -4544,6 +4584,13 @@ def delete_request(api: Api, key: Key) -> None:
         log.info("%s stays until it expires: %s", key, error)
 
 
+def unknown_kind(kind: str, why: str) -> Error:
+    """The error for a kind of artifact that the cluster's CRD does not list."""
+    return NotFound(f"the cluster does not know DownloadRequests of kind {kind}: {why}", reason="UnknownKind", hints=[
+        "its CRDs are of a version of Velero with other kinds, which are named above; CRDs are not upgraded with the "
+        "server: `velero install --crds-only --dry-run -o yaml | kubectl apply -f -` does it"])
+
+
 @contextlib.contextmanager
 def created(api: Api, resource: Resource, document: Document) -> Iterator[Document]:
     """Create a request for as long as the context lasts. It is deleted also on failure, on Ctrl-C, and when no answer
@@ -4558,8 +4605,7 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
                 end.pop_all()  # it was refused, so there is nothing to delete
             if error.status != 422 or not kind:
                 raise
-            raise Error(f"the cluster does not know {resource.kind}s of kind {kind}: {error}", reason="UnknownKind",
-                        hints=["its CRDs are of a version of Velero with other kinds, which are named above"]) from None
+            raise unknown_kind(kind, str(error)) from None
         if _text(stored, "metadata", "name") != key.name:
             raise Unreachable(f"the cluster answered the creation of {key} with something else")
         log.info("created %s", key)
@@ -4617,7 +4663,8 @@ def answered_url(api: Api, stored: Document, timeout: float) -> str:
         now = request_from(DOWNLOAD_REQUESTS, document)
         if not now.url and now.reason:
             why = one_line(redact(now.message or now.reason))
-            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64))
+            cures = [cure for reason, cure in REFUSALS.values() if reason == now.reason]
+            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64), hints=cures[:1])
         return now.url  # whatever the phase: the velero CLI's own test
 
     url = wait_for(api, request.key, stored, f"the URL of {what}", answer, timeout, URL_POLL)
@@ -4813,6 +4860,12 @@ def location_of_file(path: str) -> Location:
     return find_location(None, "", {"metadata": {"name": name}, "spec": spec.fields}, trusted=True)
 
 
+def damage_cure(kind: str, name: str) -> str:
+    """What to do about an artifact that is damaged."""
+    return (f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} download "
+            f"{name} --kind {kind} --url-only)\"`, with the flags of this command, gets it as it is")
+
+
 def decode_json(chunks: Iterable[bytes]) -> Any:
     """The JSON in an artifact; StoreError for what is none, or too large for the memory."""
     hints = [f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"]
@@ -4874,46 +4927,346 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
             copy if _text(copy, "status", "phase") == PROCESSED else None), timeout, STATUS_POLL)
 
 # ================================================================================
-# 16. Doctor — why nobody answered: checks, each one sentence with its cure
+# 16. Doctor — checks, each one finding with its cure: why nobody answered, which hop to the bytes is broken
 
-def check_server(api: Api, namespace: str) -> Iterator[str]:
-    """What is wrong with Velero's Deployment, unless it has a ready pod."""
-    try:
-        if not _at(api.get(DEPLOYMENTS, namespace, "velero"), "status", "readyReplicas"):
-            yield (f"the Deployment {namespace}/velero has no ready pod: "
-                   f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`")
-    except Missing:
-        yield (f"there is no Deployment velero in namespace {namespace}: is Velero in another namespace (-n)? "
-               f"or start `{PROGRAM} controller`")
+HOP_TIME, ANSWER_TIME, TIDY_TIME = 5.0, 10.0, 3.0  # seconds: of a hop; for a URL; kept to delete a request
+RIGHTS = {DOWNLOAD_REQUESTS: "create get watch delete", STATUS_REQUESTS: "create get watch delete",
+          BACKUPS: "get list", RESTORES: "get list", LOCATIONS: "get list", DEPLOYMENTS: "get"}  # what commands use
+KIND_ENUM = "schema.openAPIV3Schema.properties.spec.properties.target.properties.kind.enum"
 
 
-def check_location(api: Api, namespace: str, kind: str, name: str) -> Iterator[str]:
-    """What is wrong with the storage location of an artifact, if one is asked for."""
-    location = read_location(api, namespace, TARGETS[kind], name) if kind else {}
-    trouble = location_trouble_from(location)
+def check_server(api: Api, namespace: str) -> str:
+    """The Deployments of Velero and of this controller; Error when there is none, or none has a ready pod."""
+    said, ready = [], 0
+    for name in ("velero", "velero-requests"):
+        with contextlib.suppress(Missing):
+            deployment = Fields(api.get(DEPLOYMENTS, namespace, name), "", {})
+            images = [row("image") for row in deployment.rows("spec.template.spec.containers")]
+            ready += deployment("status.readyReplicas", int)
+            said.append(f"Deployment {name} of {', '.join(images[:1])} has {ready or 'no'} ready pods")
+    if not said:
+        raise NotFound(f"there is no Deployment velero in namespace {namespace}", hints=[
+            f"is Velero in another namespace (-n)? or start `{PROGRAM} controller`"])
+    if not ready:
+        raise Error(f"the Deployment {namespace}/velero has no ready pod", hints=[
+            f"see `kubectl -n {namespace} get pods` and `kubectl -n {namespace} logs deployment/velero`"])
+    return ", ".join(said)
+
+
+def check_location(api: Api, namespace: str, document: Document) -> str:
+    """What a storage location comes to; Error when that cannot be, or its Secret is gone, of which no content is read.
+    Last, because it may follow from these: when Velero says that it is not available (reason Unavailable)."""
+    location, edit = location_from(document), f"kubectl -n {namespace} edit backupstoragelocation"
+    with adding_hints(lambda error: [f"correct it: `{edit}`"] * isinstance(error, InvalidLocation)):
+        where = bucket_address(location._replace(region=location.region or "us-east-1"))
+    text = (f"bucket {location.bucket} at {where.scheme}://{where.host}{where.path} in "
+            f"{'virtual-hosted' if where.host.startswith(location.bucket + '.') else 'path'} style, region "
+            f"{location.region or 'not named'}, ")
+    text += f"keys in Secret {location.secret_name}" if location.secret_name else "no Secret of its own"
+    if location.secret_name:
+        try:
+            api.get_wanted(SECRETS, namespace, location.secret_name, "SecretNotFound",
+                           f"storage location {location.name!r}", accept=METADATA)
+        except ApiError as error:
+            text += f", which cannot be seen ({error.status})"
+    trouble = location_trouble_from(document)
     if trouble:
-        yield (f"storage location {_name(location, 'metadata', 'name')!r} is not available: {trouble}: "
-               f"see `kubectl -n {namespace} describe backupstoragelocation`")
+        raise Error(f"storage location {location.name!r} is not available: {trouble}", reason="Unavailable", hints=[
+            f"see `kubectl -n {namespace} describe backupstoragelocation`"])
+    return text
 
 
 def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
     """Why a request got no answer, as far as one's rights let it be seen; at least one sentence."""
     api, found, blind = api._replace(timeout=SHORT_TIMEOUT), [], False
     direct = ["--direct needs no controller: it reads location and Secret with your own rights"] * bool(kind)
-    for check in (check_server(api, namespace), check_location(api, namespace, kind, name)):
+    for check in (lambda: check_server(api, namespace), lambda: kind and check_location(
+            api, namespace, read_location(api, namespace, TARGETS[kind], name))):
         try:
-            found += check
-        except NotFound as error:
-            found.append(str(error))
+            check()
         except Unreachable as error:
             return [f"{error}: try again when the cluster is less busy", *direct]
-        except Error as error:
+        except ApiError as error:
             log.info("a check could not be made: %s", error)
             blind = True
+        except Error as error:
+            found.append(": ".join((str(error), *error.hints)))
     usual = ("the reason cannot be seen with your rights: -v says what could not be looked at" if blind else
              "the server is there but did not take up the request: see its log "
              f"(`kubectl -n {namespace} logs deployment/velero`) or wait longer with --timeout")
     return [*(found or [usual]), *direct]
+
+
+def version_of_program(verbose: bool) -> str:
+    """What --version prints: this file's version; verbose: also those of Python, OpenSSL and the packages, and where
+    these are from."""
+    text = f"{PROGRAM} {__version__}\n"
+    if verbose:
+        import ssl
+        import urllib3
+        import yaml
+        text += f"Python {sys.version.split()[0]}: {sys.executable}\n{ssl.OPENSSL_VERSION}\n"
+        for name, package in (("urllib3", urllib3), ("PyYAML", yaml)):
+            text += f"{name} {package.__version__}: {os.path.dirname(package.__file__)}\n"
+    return text
+
+
+class Skipped(Error):
+    """There is nothing to look at."""
+
+
+class Hop(NamedTuple):
+    """A hop between this host and the bytes, or, with a name that begins with `way: `, one of the ways to them."""
+    hop: str
+    state: str  # ok, note, broken or skipped
+    seconds: float
+    text: str
+    cure: str = ""
+
+    def line(self, colorized: bool) -> str:
+        color = {"ok": GREEN, "note": BOLD, "broken": RED}.get(self.state, "{}") if colorized else "{}"
+        state = color.format(self.state) + " " * (8 - len(self.state))
+        cure = f"{'':29}cure: {self.cure}\n" if self.cure else ""
+        return f"{self.hop:<13}{state}{self.seconds:6.3f}  {self.text}\n{cure}"
+
+
+Finding = Tuple[str, str]  # what a check says, and a cure, which makes it a note
+
+
+class Doctor:
+    """Walks from this host to the bytes of an artifact. A check raises what a command would."""
+
+    def __init__(self, namespace: str, artifact: Artifact, name: str, seconds: float, *, trust: Optional[Trust],
+                 kubeconfig: Tuple[str, str], open_bucket: Any) -> None:
+        """name: empty for the newest. kubeconfig: path and context. open_bucket: of Options, if --direct was given."""
+        self.namespace, self.artifact, self.name, self.trust = namespace, artifact, name, trust
+        self.kubeconfig, self.open_bucket, self.end = kubeconfig, open_bucket, time.monotonic() + seconds
+        self.found: Dict[str, Any] = {}  # by hop, what later ones need; what a broken one did not find is not there
+        self.errors: List[Error] = []  # of the broken hops
+        self.skew = timedelta(0)  # how far the API server's clock is ahead of ours
+        self.api: Any = None
+
+    def walk(self) -> Iterator[Hop]:
+        """All hops, then the ways. What makes requests has no thread of its own (0), so that Ctrl-C leaves none."""
+        edit = f"correct it: `kubectl -n {self.namespace} edit backupstoragelocation`"
+        for hop, needs, seconds, check, cure in (
+                ("program", "", HOP_TIME, self.describe_program, ""),
+                ("kubeconfig", "", 2 * HOP_TIME, self.read_kubeconfig, "correct it, or name another (--kubeconfig)"),
+                ("API server", "kubeconfig", HOP_TIME, self.ask_version, "is the server in the kubeconfig right?"),
+                ("rights", "API server", HOP_TIME, self.review_rights, ""),
+                ("CRDs", "rights", HOP_TIME, self.read_crds, ""),
+                ("server", "CRDs", 0, self.ask_status, f"see `kubectl -n {self.namespace} logs deployment/velero`"),
+                ("backup", "CRDs", HOP_TIME, self.find_owner, "name another one"),
+                ("location", "backup", HOP_TIME, self.find_location, edit),
+                ("request", "CRDs|server|backup|location", 0, self.ask_url, "mend what it names"),
+                ("store", "request", HOP_TIME, self.ask_store, edit),
+                ("object", "store", HOP_TIME, lambda: self.look_at(self.found["request"]), "see the store's log")):
+            yield self._do(hop, needs, seconds, check, cure)
+        sound = "object" in self.found
+        yield Hop("way: store", "ok" if sound else "broken" if self.errors else "skipped", 0.0,
+                  "by the URL of a request" if sound else "see above")
+        yield self._do("way: direct", "backup|place", HOP_TIME, self.go_direct)
+        yield self._do("way: cluster", "rights", HOP_TIME, self.go_through_cluster)
+
+    def _do(self, hop: str, needs: str, seconds: float, check: Callable[[], Finding], cure: str = "") -> Hop:
+        """One hop in bounded time. cure: where an error has none."""
+        lacking = [need for need in needs.split("|") if need and need not in self.found]
+        began, left = time.monotonic(), self.end - time.monotonic()
+        if lacking or left <= 0:
+            return Hop(hop, "skipped", 0.0, f"it needs: {lacking[0]}" if lacking else "no time is left of --timeout")
+        try:
+            with time_limit(left):
+                result = side_by_side([check], min(seconds, left))[0] if seconds else check()
+        except Error as error:
+            result = error
+        passed, state = round(time.monotonic() - began, 3), ""
+        unseen = {"CRDs": True, "server": True, "backup": self.name, "location": True}.get(hop)  # and go on
+        if isinstance(result, Error):
+            result.hints = result.hints or tuple(filter(None, [cure]))
+            if not (result.status == 403 and unseen):
+                state = "skipped" if isinstance(result, Skipped) else "broken"
+                self.errors += [result] * (state == "broken" and ":" not in hop)
+            result = str(result), "; ".join(result.hints)
+        text, cure = (one_line(redact(part), 2000) for part in result)
+        if not state:
+            self.found.setdefault(hop, unseen or True)
+        return Hop(hop, state or ("note" if cure else "ok"), passed, text, cure)
+
+    def describe_program(self) -> Finding:
+        import ssl
+        found = " and ".join(filter(None, ssl.get_default_verify_paths()[:2]))
+        return (f"{', '.join(version_of_program(True).splitlines())}; authorities: {found or 'none'}",
+                "" if found or self.trust else "for https name a file with authorities: SSL_CERT_FILE or --cacert")
+
+    def read_kubeconfig(self) -> Finding:
+        files, cluster = read_kubeconfigs(self.kubeconfig[0]), load_cluster(*self.kubeconfig)
+        api = connect(cluster)._replace(timeout=HOP_TIME)
+        api.session.renew()  # which runs an exec plugin
+        self.api = api
+        context = self.kubeconfig[1] or next(filter(None, (_text(row, "current-context") for _, row in files)), "")
+        where = f"{', '.join(path for path, _ in files)}, context {context}" if context else "a pod's own account"
+        who = next((field for field in ("exec_plugin", "token", "token_file", "username", "certificate")
+                    if getattr(cluster, field)), "nothing: anonymous").replace("_", " ")
+        as_whom = "".join(f", as {name}" for _, name in cluster.impersonate[:1])
+        return f"{where}: server {cluster.server}, logged in by {who}{as_whom}", ""
+
+    def ask_version(self) -> Finding:
+        try:
+            with contextlib.closing(self.api.send("GET", "/version")) as response:
+                self.skew, peer = clock_skew(response.headers, utc_now()), response.peer()
+                version = _text(parse_json(response.read(ERROR_LIMIT)), "gitVersion") or "no version"
+        except ApiError as error:
+            if error.status not in (401, 403):
+                raise
+            return f"it answers, and tells {error.status} instead of its version", ""  # so `rights` is broken
+        except (OSError, ValueError):
+            raise Unreachable(f"what answers at {self.api.session.cluster.server} is no Kubernetes API") from None
+        clock = skew_text("its", self.skew)
+        return f"{version} at {peer}{clock and '; '}{clock}", clock and "set the clock that is wrong, by NTP"
+
+    def review_rights(self) -> Finding:
+        rights = {**RIGHTS, **({SECRETS: "get"} if self.open_bucket else {})}
+        rows = [(resource, verb) for resource, verbs in rights.items() for verb in verbs.split()]
+        group, answers = "authorization.k8s.io/v1", []  # type: Tuple[str, List[Any]]
+        missing: Dict[Resource, List[str]] = {}
+        for start in range(0, len(rows), POOL_SIZE):
+            answers += side_by_side((functools.partial(
+                self.api.call, "POST", f"/apis/{group}/selfsubjectaccessreviews", body={
+                    "apiVersion": group, "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": dict(
+                        namespace=self.namespace, verb=verb, group=resource.group, resource=resource.plural)}})
+                for resource, verb in rows[start:start + POOL_SIZE]), HOP_TIME)
+        for (resource, verb), answer in zip(rows, answers):
+            if isinstance(answer, Error) and answer.status not in (403, 404):
+                raise answer
+            if _at(answer, "status", "allowed") is False:
+                missing.setdefault(resource, []).append(verb)
+        if not missing:
+            return "all that commands here use, in as far as they can be asked for", ""
+        return ("missing: " + ", ".join(f"{' '.join(verbs)} {resource.plural}" for resource, verbs in missing.items()),
+                f"a Role in namespace {self.namespace} grants them with: " + "; ".join(
+                    rule_line(resource.group, resource.plural, *verbs) for resource, verbs in missing.items()))
+
+    def read_crds(self) -> Finding:
+        """Which kinds are served, in which dialect, and which artifacts they do not know."""
+        served, known, kind = set(), [], self.artifact.kind  # type: Tuple[Set[str], List[str], str]
+        with contextlib.suppress(Missing):
+            rows = Fields(self.api.call("GET", "/apis/velero.io/v1"), "", {}).rows("resources")
+            served = {row("name") for row in rows}
+        for resource in (DOWNLOAD_REQUESTS, STATUS_REQUESTS, self.artifact.owner, BACKUPS, LOCATIONS):
+            if resource.plural not in served:
+                raise api_error(404, b"404 page not found", "GET", api_path(resource, self.namespace))
+        with contextlib.suppress(ApiError):
+            crd = self.api.call("GET", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"
+                                f"{DOWNLOAD_REQUESTS.plural}.{DOWNLOAD_REQUESTS.group}")
+            known = [row for version in Fields(crd, "", {}).rows("spec.versions") for row in version(KIND_ENUM, [str])]
+        if known and kind not in known:
+            raise unknown_kind(kind, f"known are {', '.join(known)}")
+        status = f"{DOWNLOAD_REQUESTS.plural}/status" in served
+        unknown = [kind for kind, row in TARGETS.items() if row.releases and known and kind not in known]
+        return (f"served as by Velero {'1.6 to 1.8, with' if status else '1.9 and newer, without'} status subresource; "
+                f"artifacts they do not know: {', '.join(unknown) or 'none' if known else 'cannot be seen'}"), ""
+
+    def patience(self, seconds: float) -> float:
+        return max(0.1, min(seconds, time_left() - TIDY_TIME))
+
+    def ask_status(self) -> Finding:
+        began = time.monotonic()
+        with adding_hints(lambda error: timeout_hints(self.api, self.namespace) if isinstance(error, TimedOut) else ()):
+            document = get_server_status(self.api, self.namespace, timeout=self.patience(HOP_TIME))
+        text = f"{_text(document, 'status', 'serverVersion')} answers in {format_duration(time.monotonic() - began)}"
+        try:
+            return f"{text}; {check_server(self.api, self.namespace)}", ""
+        except Error as error:
+            return f"{text}; {error}", ""
+
+    def find_owner(self) -> Finding:
+        resource, name = self.artifact.owner, self.name
+        if name:
+            document = get_existing(self.api, resource, self.namespace, name)
+        else:
+            rows = [(_text(row, "status", "completionTimestamp"), _name(row, "metadata", "name"), row)
+                    for row in list_all(self.api, resource, self.namespace)[0]
+                    if _text(row, "status", "phase") == "Completed"]
+            if not rows:
+                raise Skipped(f"there is no completed {resource.kind.lower()} in namespace {self.namespace}", hints=[
+                    "name one, or another namespace (-n)"])
+            name, document = max(rows, key=lambda row: row[:2])[1:]
+        phase = _text(document, "status", "phase")
+        refusal = self.artifact.kind.endswith("Log") and logs_refusal(resource, name, phase)
+        if refusal:
+            raise Error(refusal)
+        self.found["backup"] = name
+        return f"{resource.kind.lower()} {name}: {phase or NEW}", ""
+
+    def find_location(self) -> Finding:
+        document = read_location(self.api, self.namespace, self.artifact, self.found["backup"])
+        self.found["place"] = document
+        try:
+            return check_location(self.api, self.namespace, document), ""
+        except Error as error:
+            if error.reason == "UnsupportedProvider":
+                return str(error), ""
+            if error.reason == "Unavailable":
+                self.found["location"] = True  # what follows may show why
+            raise
+
+    def ask_url(self) -> Finding:
+        kind, name, began = self.artifact.kind, self.found["backup"], time.monotonic()
+        with adding_hints(lambda error: timeout_hints(self.api, self.namespace, kind, name) if isinstance(
+                error, TimedOut) else ()), requested_source(self.api, self.namespace, kind, name, trust=self.trust,
+                                                            timeout=self.patience(ANSWER_TIME)) as source:
+            self.found["request"] = source
+            return f"{kind} of {name}: answered in {format_duration(time.monotonic() - began)}", ""
+
+    def ask_store(self) -> Finding:
+        """The URL's host; whatever it says of the object is the next hop's."""
+        url, trust = self.found["request"].url, self.found["request"].trust
+        with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=tuple(range(100, 600))) as response:
+            skew, peer = clock_skew(response.headers, utc_now()), response.peer()
+        by = "nobody" if trust.insecure else trust.source if trust.ca_cert else "the system's authorities"
+        clock = skew_text("its", skew)
+        cure = "set this host's clock by NTP: the API server's agrees with the store's" if abs(
+            skew - self.skew) <= timedelta(minutes=1) else "set the clock that is wrong by NTP; 15 minutes are too many"
+        return (f"{urlsplit(url).netloc.rpartition('@')[2]} at {peer}"
+                f"{f', vouched for by {by}' * url.startswith('https:')}{clock and '; '}{clock}", clock and cure)
+
+    def look_at(self, source: Any) -> Finding:
+        """How an object begins; StoreError when it is refused, gone, or no gzip."""
+        kind, name, start = self.artifact.kind, self.found["backup"], b""
+        with about(f"{kind} of {name}"), adding_hints(lambda error: [damage_cure(kind, name)] * (
+                isinstance(error, StoreError) and not error.status and not error.hints)), open_url(
+                source.url, source.trust, headers={"Range": "bytes=0-1023"}, wanted=(200, 206, 416)) as response:
+            for piece in read_body(response) if response.status != 416 else ():  # which an empty object answers
+                start += piece
+                if len(start) >= 1024:
+                    break
+            size, whole = map(response.headers.get, ("Content-Range", "Content-Length"))
+            size = size.rpartition("/")[2] if size else whole
+            pieces = inflate(decode_aws_chunked([start]))
+            for _ in pieces if str(len(start)) == size else itertools.islice(pieces, 1):
+                pass
+        return f"{kind} of {name}: {size} bytes, ETag {response.headers.get('ETag')}, gzip that begins well", ""
+
+    def go_direct(self) -> Finding:
+        if not self.open_bucket:
+            raise Skipped("not asked for (--direct)")
+        bucket = self.open_bucket(self.api, self.found["place"])
+        source = bucket.source(object_key(bucket.prefix, self.artifact, self.found["backup"]))
+        try:
+            return self.look_at(source)
+        except StoreError as error:
+            if error.reason not in EXPIRED:
+                raise
+            source.renew(error.skew)
+        return self.look_at(source)
+
+    def go_through_cluster(self) -> Finding:
+        """The way through the API server to a controller that serves artifacts, where there is one."""
+        try:
+            self.api.get(SERVICES, self.namespace, "velero-requests")
+        except ApiError:
+            raise Skipped("nobody has deployed it: no Service velero-requests is to be seen") from None
+        raise Skipped("there is a Service velero-requests; it is not tried yet")
 
 # ================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
@@ -5124,9 +5477,7 @@ class Options:
                 return []
             if isinstance(source, FileSource):
                 return [f"copy {source.path} from the bucket again"]
-            return [f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} "
-                    f"download {self.name} --kind {self.kind} --url-only)\"`, with the flags of this command, gets it "
-                    "as it is"]
+            return [damage_cure(self.kind, self.name)]
 
         with adding_hints(cures), progress(text):
             size = download.write_to(sys.stdout.buffer) if output == "-" else download.save(
@@ -5235,6 +5586,23 @@ class Options:
             trouble.hints += tuple(timeout_hints(api, self.namespace))
         return report(*troubles)
 
+    def run_doctor(self) -> int:
+        """Each hop is shown when it is over; the first broken one is also said on stderr."""
+        doctor = Doctor(self.namespace, TARGETS[self.kind], self.name or "", self.timeout, trust=self.trust(),
+                        kubeconfig=(self.kubeconfig, self.context), open_bucket=self.direct and self.open_bucket)
+        rows: List[Document] = []
+        for hop in doctor.walk():
+            rows.append(hop._asdict())
+            if self.output != "json":
+                sys.stdout.write(hop.line(self.is_colorized()))
+                sys.stdout.flush()
+        ways = [{"way": row["hop"][5:], "state": row["state"], "text": f"{row['text']}: {row['cure']}".rstrip(": ")}
+                for row in rows[-3:]]
+        if self.output == "json":
+            sys.stdout.write(json_text({"hops": rows[:-3], "ways": ways}))
+        sys.stdout.flush()
+        return report(*doctor.errors[:1])
+
     def server_status(self) -> Document:
         api = self.api()
         with self.explaining_timeouts(api):
@@ -5297,7 +5665,7 @@ COMMON = (
     argument("--kubeconfig PATH", "default: $KUBECONFIG or ~/.kube/config", default=""),
     argument("--context --kubecontext CONTEXT", "default: the kubeconfig's current one", default=""),
     argument("--timeout DURATION", "how long to wait for an answer, not for a transfer (default: 1m, 5s for plugin get "
-             "and version)"),
+             "and version, 30s for all of doctor)"),
     argument("--colorized", "colors (default: on a terminal without NO_COLOR)", default=None),
     argument("--features NAMES", None),  # velero's; nothing here depends on one
     (("-v", "--verbose"), {"action": "count", "default": 0, "help": "say more on stderr"}),
@@ -5362,6 +5730,14 @@ COMMANDS = (
         *FETCH, argument("--url-only", "print the pre-signed URL, which is a bearer token"), *SOURCE)),
     *owner_commands(BACKUPS),
     *owner_commands(RESTORES),
+    Command("doctor", "walk from this host to the bytes of a backup and say which hop is broken, and the cure",
+            Options.run_doctor, (
+                argument("name NAME", "name of the backup or restore (default: the newest completed one)", nargs="?"),
+                argument("--kind KIND", "which artifact (default BackupLog)", default="BackupLog",
+                         choices=tuple(TARGETS)),
+                argument("-o --output FORMAT", "plaintext or json", choices=("plaintext", "json")),
+                *(row for row in SOURCE if row[0][0] not in ("--idle-timeout", "--location"))),
+            {"timeout": 30.0, "idle_timeout": HOP_TIME}),
     Command("plugin get", "list the plugins of the server", Options.run_plugin_get, (OUTPUT_FORMAT,), {"timeout": 5.0},
             ("get plugins", "get plugin")),
     Command("version", "print the versions of client and server", Options.run_version, (
@@ -5450,20 +5826,6 @@ def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
     if options.credentials_file and not options.direct:
         raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
     return COMMAND_OF.get(name) or Command(group, "", lambda _: parser.format_help()), options
-
-
-def version_of_program(verbose: bool) -> str:
-    """What --version prints: this file's version; verbose: also those of Python, OpenSSL and the packages, and where
-    these are from."""
-    text = f"{PROGRAM} {__version__}\n"
-    if verbose:
-        import ssl
-        import urllib3
-        import yaml
-        text += f"Python {sys.version.split()[0]}: {sys.executable}\n{ssl.OPENSSL_VERSION}\n"
-        for name, package in (("urllib3", urllib3), ("PyYAML", yaml)):
-            text += f"{name} {package.__version__}: {os.path.dirname(package.__file__)}\n"
-    return text
 
 
 def known_names(name: str, flags: List[str]) -> List[str]:
