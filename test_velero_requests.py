@@ -9508,7 +9508,30 @@ SICK: Any = {
 HOPS = "program, kubeconfig, API server, rights, CRDs, server, backup, location, request, store, object".split(", ")
 
 
-class TestDoctor(StoreWorld, TestCase):
+class DoctorTests(World):
+    """Doctor is asked, and what it says is looked at."""
+
+    def ask_doctor(self, *argv: str, code: int = 0, gone: bool = False, **more: Any) -> Dict[str, Any]:
+        """Hops and ways by name; no secret is told, no request left, and it takes no longer than it may."""
+        with within(40):
+            result = self.cli("doctor", "-o", "json", *argv, **more)
+        getattr(self.cluster, "unscript", bool)()
+        self.assertEqual(code, result.code, result.err or result.out)
+        self.assert_clean(result.out.decode(), result.err)
+        self.assertNotRegex(result.err, "Traceback|bug")
+        said = json.loads(result.out)
+        self.assertEqual(HOPS, [hop["hop"] for hop in said["hops"]])
+        self.assertEqual(["store", "direct", "cluster"], [way["way"] for way in said["ways"]])
+        self.assertEqual(([], []), ([], []) if gone else (self.names(), self.names(SSR)))
+        return {**{hop["hop"]: SimpleNamespace(**hop) for hop in said["hops"]}, "error": result.err,
+                **{"way " + way["way"]: SimpleNamespace(**way) for way in said["ways"]}}
+
+    def states(self, said: Dict[str, Any]) -> Dict[str, List[str]]:
+        return {state: [hop for hop in HOPS if said[hop].state == state]
+                for state in ("ok", "note", "broken", "skipped")}
+
+
+class TestDoctor(DoctorTests, StoreWorld, TestCase):
     """What doctor says of a world that is sound, or broken in one way."""
 
     def setUp(self):
@@ -9536,25 +9559,6 @@ class TestDoctor(StoreWorld, TestCase):
         if ready is not None:
             self.make("deployments", "Deployment", "velero", status={"readyReplicas": ready}, spec={"template": {
                 "spec": {"containers": [{"image": "velero/velero:v1.18.1"}]}}})
-
-    def ask_doctor(self, *argv: str, code: int = 0, env: Any = None) -> Dict[str, Any]:
-        """Hops and ways by name; no secret is told, no request left, and it takes no longer than it may."""
-        with within(40):
-            result = self.cli("doctor", "-o", "json", *argv, env=env)
-        self.cluster.unscript()
-        self.assertEqual(code, result.code, result.err or result.out)
-        self.assert_clean(result.out.decode(), result.err)
-        self.assertNotRegex(result.err, "Traceback|bug")
-        said = json.loads(result.out)
-        self.assertEqual(HOPS, [hop["hop"] for hop in said["hops"]])
-        self.assertEqual(["store", "direct", "cluster"], [way["way"] for way in said["ways"]])
-        self.assertEqual(([], []), (self.names(), self.names(SSR)))
-        return {**{hop["hop"]: SimpleNamespace(**hop) for hop in said["hops"]}, "error": result.err,
-                **{"way " + way["way"]: SimpleNamespace(**way) for way in said["ways"]}}
-
-    def states(self, said: Dict[str, Any]) -> Dict[str, List[str]]:
-        return {state: [hop for hop in HOPS if said[hop].state == state]
-                for state in ("ok", "note", "broken", "skipped")}
 
     def test_what_is_broken(self):
         """Each world has one broken hop, with its cure: before it is none, behind it nothing that depends on it."""
@@ -9594,7 +9598,7 @@ class TestDoctor(StoreWorld, TestCase):
                            ("CRDs", "1.6 to 1.8, with .*not know: BackupItemOp"), ("store", self.store.host),
                            ("server", "v1.18.1 answers in .*ms; Deployment velero of velero/velero:v1.18.1 has 1"),
                            ("backup", "restore r1: Completed"), ("object", r"Log of r1: \d+ bytes, ETag .* gzip"),
-                           ("location", "path style, region us-east-1, keys in Secret cloud$"),
+                           ("location", "path style, region us-east-1, keys in cloud$"),
                            ("request", "RestoreLog of r1: answered in ")):
             self.assertRegex(said[hop].text, words)
 
@@ -9629,7 +9633,7 @@ class TestDoctor(StoreWorld, TestCase):
         self.cluster.clear(self.namespace, "backups")
         said = self.ask_doctor()
         self.assertEqual(["skipped"] * 3, [said[hop].state for hop in ("backup", "object", "way store")])
-        self.assertIn("name one", said["backup"].cure)
+        self.assertIn("name one", said["backup"].text)
 
     def test_ways(self):
         """--direct works where the URL leads nowhere, and by the store's clock; its failure is told and no hop's."""
@@ -9656,6 +9660,43 @@ class TestDoctor(StoreWorld, TestCase):
         self.assertRegex(result.err, "error: BackupLog of b1: .*no such file.*\nhint: the backup")
         self.assertEqual(3, result.code)
         self.assertNotIn("\x1b", self.cli("doctor", "b1").out.decode())
+
+
+class TestDoctorReal(DoctorTests, RealWorld, TestCase):
+    """Some of the worlds on the real servers."""
+
+    def test_what_it_says(self):
+        """Sound, a wrong key, a right that is missing, no CRD, and nobody who answers."""
+        self.put()
+        controller = self.serve()
+        self.cluster.grant("limited", {"apiGroups": ["velero.io"], "resources": ["backups", SSR, BSL],
+                                       "verbs": ["get", "list", "create", "delete"]}, namespace=self.namespace)
+        said = self.ask_doctor("--direct")
+        self.assertEqual({"ok": HOPS, "note": [], "broken": [], "skipped": []}, self.states(said), said)
+        self.assertEqual(("ok", "ok"), (said["way store"].state, said["way direct"].state))
+        self.assertRegex(said["API server"].text, "^v1.*it is for localhost.*valid until")
+        self.assertIn("as by Velero 1.9", said["CRDs"].text)
+        said = self.ask_doctor("b1", code=5, user="limited")
+        self.assertEqual((["rights"], ["request"]), (self.states(said)["note"], self.states(said)["broken"]), said)
+        self.assertRegex(said["rights"].cure, r"- {apiGroups: \[.velero.io.\], resources: \[.downloadrequests.\], "
+                                              r"verbs: \[.create., .get., .watch., .delete.\]}")
+        self.make_secret("other", text=keys_file(self.store.access_key, "wrong"))
+        self.make_location("other", secret="other")
+        self.make_backup("b2", "other")
+        said = self.ask_doctor("b2", code=5)
+        self.assertEqual(["object"], self.states(said)["broken"], said)
+        self.assertRegex(said["object"].text + said["object"].cure, "SignatureDoesNotMatch.*correct the secret key")
+        controller.stop.set()
+        said = self.ask_doctor("b1", "--timeout", "9s", code=4)
+        self.assertEqual(["server"], self.states(said)["broken"], said)
+        self.assertIn("there is no Deployment velero", said["server"].cure)
+        self.addCleanup(self.cluster.install_crds, self.crds())
+        for crd in self.crds():
+            self.admin.delete("customresourcedefinitions", crd["metadata"]["name"])
+        path = resource_path(DR, self.namespace)
+        wait_until(lambda: self.admin.raw("GET", path).status == 404, 30, "the kinds to go")
+        said = self.ask_doctor("b1", code=3, gone=True)
+        self.assertEqual(["CRDs"], self.states(said)["broken"], said)
 
 
 class TestCommandLine(TestCase):

@@ -3021,7 +3021,7 @@ RETRY_STATUS = (429, 500, 502, 503, 504)
 ANSWER_LIMIT = 48 << 20  # bytes; PAGE_SIZE objects of etcd's 1.5 MB fit in
 WATCH_SECONDS = (31, 34)  # a watch ends by itself, so that silence shows; two kinds: < 4 a minute
 WATCH_SILENCE = 40.0  # seconds without a byte after which a watch is dead
-METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # accepted: whether it is there, no content
+NO_CONTENT = {"Accept": "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}  # only whether it is there
 
 
 def api_error(status: int, body: bytes, method: str, path: str, watching: bool = False) -> ApiError:
@@ -3090,14 +3090,14 @@ class Api(NamedTuple):
             if add_if_new(text, self.session.warned, 100):
                 log.warning("warning of the cluster: %s", one_line(redact(text)))
 
-    def _attempt(self, method: str, target: str, body: Optional[bytes], content_type: str, idle: float, accept: str
+    def _attempt(self, method: str, target: str, body: Optional[bytes], more: Dict[str, str], idle: float
                  ) -> Tuple[Response, Identity]:
         import urllib3
         cluster = self.session.cluster
         with pause_time_limit():
             identity, pool = self.session.renew()
         headers = urllib3.response.HTTPHeaderDict({  # for Impersonate-Group may come several times
-            "Accept": accept, "Content-Type": content_type, "User-Agent": USER_AGENT})
+            "Accept": "application/json", "Content-Type": "application/json", "User-Agent": USER_AGENT, **more})
         if identity.token:
             headers["Authorization"] = f"Bearer {identity.token}"
         elif cluster.username:
@@ -3108,7 +3108,7 @@ class Api(NamedTuple):
         return pool.request(method, self.session.path + target, headers, body, idle=idle), identity
 
     def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
-             content_type: str = "application/json", idle: float = 0, accept: str = "application/json") -> Response:
+             headers: Optional[Dict[str, str]] = None, idle: float = 0) -> Response:
         """One call -> a response with status below 300, its body unread; ApiError or Unreachable. The caller's deadline
         counts for all tries. query: without empty values. idle: seconds without a byte, for a body without deadline."""
         from urllib3 import exceptions
@@ -3118,8 +3118,7 @@ class Api(NamedTuple):
         while True:
             attempt += 1
             try:
-                response, identity = self._attempt(
-                    method, target, content, content_type, idle or self.timeout, accept)
+                response, identity = self._attempt(method, target, content, headers or {}, idle or self.timeout)
             except Unreachable as error:
                 # Another thread has replaced the pool; or the other side closed an idle connection.
                 if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
@@ -3193,7 +3192,8 @@ class Api(NamedTuple):
 
     def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
         """RFC 7386 patch -> the object as stored; a stale resourceVersion is a 409."""
-        return self.call("PATCH", object_path(key, subresource), body=body, content_type="application/merge-patch+json")
+        return self.call("PATCH", object_path(key, subresource), body=body,
+                         headers={"Content-Type": "application/merge-patch+json"})
 
     def delete(self, key: Key, options: Optional[Document] = None) -> bool:
         """Delete an object -> whether it was there; preconditions in `options` fail as 409."""
@@ -4956,24 +4956,27 @@ def check_server(api: Api, namespace: str) -> str:
 def check_location(api: Api, namespace: str, document: Document) -> str:
     """What a storage location comes to; Error when that cannot be, or its Secret is gone, of which no content is read.
     Last, because it may follow from these: when Velero says that it is not available (reason Unavailable)."""
-    location, edit = location_from(document), f"kubectl -n {namespace} edit backupstoragelocation"
-    with adding_hints(lambda error: [f"correct it: `{edit}`"] * isinstance(error, InvalidLocation)):
+    secret, trouble = _name(document, "spec", "credential", "name"), location_trouble_from(document)
+    named = f"storage location {_name(document, 'metadata', 'name')!r}"
+    try:
+        location = location_from(document)
         where = bucket_address(location._replace(region=location.region or "us-east-1"))
-    text = (f"bucket {location.bucket} at {where.scheme}://{where.host}{where.path} in "
-            f"{'virtual-hosted' if where.host.startswith(location.bucket + '.') else 'path'} style, region "
-            f"{location.region or 'not named'}, ")
-    text += f"keys in Secret {location.secret_name}" if location.secret_name else "no Secret of its own"
-    if location.secret_name:
-        try:
-            api.get_wanted(SECRETS, namespace, location.secret_name, "SecretNotFound",
-                           f"storage location {location.name!r}", accept=METADATA)
-        except ApiError as error:
-            text += f", which cannot be seen ({error.status})"
-    trouble = location_trouble_from(document)
+        style = "virtual-hosted" if where.host.startswith(location.bucket + ".") else "path"
+        text = (f"bucket {location.bucket} at {where.scheme}://{where.host}{where.path} in {style} style, region "
+                f"{location.region or 'not named'}")
+    except ConfigError as error:
+        if error.reason != "UnsupportedProvider":  # for which Velero may answer
+            raise
+        text = str(error)
+    try:
+        if secret:
+            api.get_wanted(SECRETS, namespace, secret, "SecretNotFound", named, headers=NO_CONTENT)
+    except ApiError as error:
+        secret += f", which cannot be seen ({error.status})"
     if trouble:
-        raise Error(f"storage location {location.name!r} is not available: {trouble}", reason="Unavailable", hints=[
+        raise Error(f"{named} is not available: {trouble}", reason="Unavailable", hints=[
             f"see `kubectl -n {namespace} describe backupstoragelocation`"])
-    return text
+    return f"{text}, keys in {secret or 'no Secret of its own'}"
 
 
 def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> List[str]:
@@ -5011,10 +5014,6 @@ def version_of_program(verbose: bool) -> str:
     return text
 
 
-class Skipped(Error):
-    """There is nothing to look at."""
-
-
 class Hop(NamedTuple):
     """A hop between this host and the bytes, or, with a name that begins with `way: `, one of the ways to them."""
     hop: str
@@ -5030,7 +5029,7 @@ class Hop(NamedTuple):
         return f"{self.hop:<13}{state}{self.seconds:6.3f}  {self.text}\n{cure}"
 
 
-Finding = Tuple[str, str]  # what a check says, and a cure, which makes it a note
+Finding = Tuple[str, Optional[str]]  # what a check says, and a cure, which makes it a note; None: nothing to look at
 
 
 class Doctor:
@@ -5050,11 +5049,11 @@ class Doctor:
         """All hops, then the ways. What makes requests has no thread of its own (0), so that Ctrl-C leaves none."""
         edit = f"correct it: `kubectl -n {self.namespace} edit backupstoragelocation`"
         for hop, needs, seconds, check, cure in (
-                ("program", "", HOP_TIME, self.describe_program, ""),
+                ("program", "", HOP_TIME, self.describe_program, "use another Python"),
                 ("kubeconfig", "", 2 * HOP_TIME, self.read_kubeconfig, "correct it, or name another (--kubeconfig)"),
                 ("API server", "kubeconfig", HOP_TIME, self.ask_version, "is the server in the kubeconfig right?"),
-                ("rights", "API server", HOP_TIME, self.review_rights, ""),
-                ("CRDs", "rights", HOP_TIME, self.read_crds, ""),
+                ("rights", "API server", HOP_TIME, self.review_rights, "see the API server's log"),
+                ("CRDs", "rights", HOP_TIME, self.read_crds, "see the API server's log"),
                 ("server", "CRDs", 0, self.ask_status, f"see `kubectl -n {self.namespace} logs deployment/velero`"),
                 ("backup", "CRDs", HOP_TIME, self.find_owner, "name another one"),
                 ("location", "backup", HOP_TIME, self.find_location, edit),
@@ -5065,7 +5064,7 @@ class Doctor:
         sound = "object" in self.found
         yield Hop("way: store", "ok" if sound else "broken" if self.errors else "skipped", 0.0,
                   "by the URL of a request" if sound else "see above")
-        yield self._do("way: direct", "backup|place", HOP_TIME, self.go_direct)
+        yield self._do("way: direct", "backup|location's document", HOP_TIME, self.go_direct)
         yield self._do("way: cluster", "rights", HOP_TIME, self.go_through_cluster)
 
     def _do(self, hop: str, needs: str, seconds: float, check: Callable[[], Finding], cure: str = "") -> Hop:
@@ -5074,23 +5073,25 @@ class Doctor:
         began, left = time.monotonic(), self.end - time.monotonic()
         if lacking or left <= 0:
             return Hop(hop, "skipped", 0.0, f"it needs: {lacking[0]}" if lacking else "no time is left of --timeout")
+        unseen = {"CRDs": True, "server": True, "backup": self.name, "location": True}.get(hop)  # 403 is no end of it
         try:
             with time_limit(left):
                 result = side_by_side([check], min(seconds, left))[0] if seconds else check()
+            if isinstance(result, Error):
+                raise result
+            text, cure = result
+            state = "skipped" if cure is None else "note" if cure else "ok"
         except Error as error:
-            result = error
-        passed, state = round(time.monotonic() - began, 3), ""
-        unseen = {"CRDs": True, "server": True, "backup": self.name, "location": True}.get(hop)  # and go on
-        if isinstance(result, Error):
-            result.hints = result.hints or tuple(filter(None, [cure]))
-            if not (result.status == 403 and unseen):
-                state = "skipped" if isinstance(result, Skipped) else "broken"
-                self.errors += [result] * (state == "broken" and ":" not in hop)
-            result = str(result), "; ".join(result.hints)
-        text, cure = (one_line(redact(part), 2000) for part in result)
-        if not state:
+            error.hints = error.hints or (cure,)
+            state, text, cure = "broken", str(error), "; ".join(filter(None, error.hints))
+            if error.status == 403 and unseen:
+                state = "note"
+            elif not hop.startswith("way: "):
+                self.errors.append(error)
+        if state in ("ok", "note"):
             self.found.setdefault(hop, unseen or True)
-        return Hop(hop, state or ("note" if cure else "ok"), passed, text, cure)
+        text, cure = (one_line(redact(part or ""), 2000) for part in (text, cure))
+        return Hop(hop, state, round(time.monotonic() - began, 3), text, cure)
 
     def describe_program(self) -> Finding:
         import ssl
@@ -5188,9 +5189,8 @@ class Doctor:
                     for row in list_all(self.api, resource, self.namespace)[0]
                     if _text(row, "status", "phase") == "Completed"]
             if not rows:
-                raise Skipped(f"there is no completed {resource.kind.lower()} in namespace {self.namespace}", hints=[
-                    "name one, or another namespace (-n)"])
-            name, document = max(rows, key=lambda row: row[:2])[1:]
+                return f"there is no completed {resource.kind.lower()} here; name one, or another namespace (-n)", None
+            _, name, document = max(rows, key=lambda row: row[:2])
         phase = _text(document, "status", "phase")
         refusal = self.artifact.kind.endswith("Log") and logs_refusal(resource, name, phase)
         if refusal:
@@ -5200,12 +5200,10 @@ class Doctor:
 
     def find_location(self) -> Finding:
         document = read_location(self.api, self.namespace, self.artifact, self.found["backup"])
-        self.found["place"] = document
+        self.found["location's document"] = document
         try:
             return check_location(self.api, self.namespace, document), ""
         except Error as error:
-            if error.reason == "UnsupportedProvider":
-                return str(error), ""
             if error.reason == "Unavailable":
                 self.found["location"] = True  # what follows may show why
             raise
@@ -5215,7 +5213,7 @@ class Doctor:
         with adding_hints(lambda error: timeout_hints(self.api, self.namespace, kind, name) if isinstance(
                 error, TimedOut) else ()), requested_source(self.api, self.namespace, kind, name, trust=self.trust,
                                                             timeout=self.patience(ANSWER_TIME)) as source:
-            self.found["request"] = source
+            self.found["request"] = UrlSource(lambda _skew: (source.url, source.trust))  # which makes no other one
             return f"{kind} of {name}: answered in {format_duration(time.monotonic() - began)}", ""
 
     def ask_store(self) -> Finding:
@@ -5231,42 +5229,30 @@ class Doctor:
                 f"{f', vouched for by {by}' * url.startswith('https:')}{clock and '; '}{clock}", clock and cure)
 
     def look_at(self, source: Any) -> Finding:
-        """How an object begins; StoreError when it is refused, gone, or no gzip."""
-        kind, name, start = self.artifact.kind, self.found["backup"], b""
-        with about(f"{kind} of {name}"), adding_hints(lambda error: [damage_cure(kind, name)] * (
-                isinstance(error, StoreError) and not error.status and not error.hints)), open_url(
-                source.url, source.trust, headers={"Range": "bytes=0-1023"}, wanted=(200, 206, 416)) as response:
-            for piece in read_body(response) if response.status != 416 else ():  # which an empty object answers
-                start += piece
-                if len(start) >= 1024:
+        """How an object begins, and a small one ends; as any download."""
+        kind, name = self.artifact.kind, self.found["backup"]
+        download = Download(source, f"{kind} of {name}", gunzip=True)
+        with adding_hints(lambda error: [damage_cure(kind, name)] * (
+                isinstance(error, StoreError) and not error.status and not error.hints)), contextlib.closing(
+                download.chunks()) as chunks:  # type: ignore[type-var]
+            for _ in chunks:
+                if download.position > READ_SIZE:
                     break
-            size, whole = map(response.headers.get, ("Content-Range", "Content-Length"))
-            size = size.rpartition("/")[2] if size else whole
-            pieces = inflate(decode_aws_chunked([start]))
-            for _ in pieces if str(len(start)) == size else itertools.islice(pieces, 1):
-                pass
-        return f"{kind} of {name}: {size} bytes, ETag {response.headers.get('ETag')}, gzip that begins well", ""
+        info = download.info or ObjectInfo()
+        return f"{download.what}: {info.size} bytes, ETag {info.etag}, gzip that begins well", ""
 
     def go_direct(self) -> Finding:
         if not self.open_bucket:
-            raise Skipped("not asked for (--direct)")
-        bucket = self.open_bucket(self.api, self.found["place"])
-        source = bucket.source(object_key(bucket.prefix, self.artifact, self.found["backup"]))
-        try:
-            return self.look_at(source)
-        except StoreError as error:
-            if error.reason not in EXPIRED:
-                raise
-            source.renew(error.skew)
-        return self.look_at(source)
+            return "not asked for (--direct)", None
+        bucket = self.open_bucket(self.api, self.found["location's document"])
+        return self.look_at(bucket.source(object_key(bucket.prefix, self.artifact, self.found["backup"])))
 
     def go_through_cluster(self) -> Finding:
         """The way through the API server to a controller that serves artifacts, where there is one."""
-        try:
+        with contextlib.suppress(ApiError):
             self.api.get(SERVICES, self.namespace, "velero-requests")
-        except ApiError:
-            raise Skipped("nobody has deployed it: no Service velero-requests is to be seen") from None
-        raise Skipped("there is a Service velero-requests; it is not tried yet")
+            return "there is a Service velero-requests; it is not tried yet", None
+        return "nobody has deployed it: no Service velero-requests is to be seen", None
 
 # ================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
@@ -5590,15 +5576,14 @@ class Options:
         """Each hop is shown when it is over; the first broken one is also said on stderr."""
         doctor = Doctor(self.namespace, TARGETS[self.kind], self.name or "", self.timeout, trust=self.trust(),
                         kubeconfig=(self.kubeconfig, self.context), open_bucket=self.direct and self.open_bucket)
-        rows: List[Document] = []
+        rows = []
         for hop in doctor.walk():
             rows.append(hop._asdict())
-            if self.output != "json":
-                sys.stdout.write(hop.line(self.is_colorized()))
-                sys.stdout.flush()
-        ways = [{"way": row["hop"][5:], "state": row["state"], "text": f"{row['text']}: {row['cure']}".rstrip(": ")}
-                for row in rows[-3:]]
+            sys.stdout.write("" if self.output == "json" else hop.line(self.is_colorized()))
+            sys.stdout.flush()
         if self.output == "json":
+            ways = [{"way": row["hop"][5:], "state": row["state"], "text": f"{row['text']}: {row['cure']}".rstrip(": ")}
+                    for row in rows[-3:]]
             sys.stdout.write(json_text({"hops": rows[:-3], "ways": ways}))
         sys.stdout.flush()
         return report(*doctor.errors[:1])
