@@ -3330,7 +3330,7 @@ class CoreTests(ControllerWorld):
                 if kind in known:
                     self.assertEqual((0, stored if kind == "BackupContents" else plain), result[:2], result.err)
                 else:
-                    self.assert_failed(result, 1, kind)
+                    self.assert_failed(result, 3, kind)
                     self.assertIn("hint: ", result.err)
         self.assertEqual(self.names(), [])
 
