@@ -9351,19 +9351,14 @@ class TestWaiting(FakeWorld, TestCase):
 
 # ---- Doctor: worlds that are broken in one way each ---------------------------
 
-def unlike(method: str, path: str, **fault: Any) -> Callable[[Any], Any]:
-    """Break the cluster: what calls of a path come to from now on."""
-    return lambda world: world.cluster.script(method, path, times=99, **fault)
+def unlike(server: str, path: str = "", **fault: Any) -> Callable[[Any], Any]:
+    """Break the cluster or the store: what every GET of a path comes to from now on."""
+    return lambda world: getattr(world, server).script("GET", path, times=99, **fault)
 
 
-def unkind(**fault: Any) -> Callable[[Any], Any]:
-    """Break the store: what it answers to every GET."""
-    return lambda world: world.store.script("GET", times=99, **fault)
-
-
-def refusal(status: int, code: str, **elements: str) -> Document:
+def refusal(status: int, code: str, **elements: str) -> Callable[[Any], Any]:
     answer = StoreError(status, code, **elements).answer
-    return {"status": status, "body": answer.body, "headers": dict(answer.headers)}
+    return unlike("store", status=status, body=answer.body, headers=dict(answer.headers))
 
 
 def object_of(body: bytes) -> Callable[[Any], Any]:
@@ -9409,102 +9404,95 @@ def plugin(script: str) -> Document:
                      "args": ["-c", script]}}
 
 
-KEY_FILE = "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n".format
 # How the world is broken -> the first broken hop and no other, the exit code, words of text and cure, the change, and
 # more of the command line. {closed} is a port that nobody listens on, {silent} one that swallows all.
 SICK: Any = {
     "no kubeconfig": ("kubeconfig", 1, "no kubeconfig found.*--kubeconfig", lambda w: setattr(w, "kubeconfig", "")),
-    "a kubeconfig that is gone": ("kubeconfig", 1, "cannot read.*--kubeconfig",
-                                  lambda w: setattr(w, "kubeconfig", "/nowhere/config")),
-    "a kubeconfig of nonsense": ("kubeconfig", 1, r"not YAML: line \d.*correct it", lambda w: setattr(
-        w, "kubeconfig", write_bytes(w.at("bad"), b"a: [\n"))),
+    "a kubeconfig of nonsense": ("kubeconfig", 1, r"not YAML: line \d.*correct it", lambda w: setattr(w, "kubeconfig",
+        write_bytes(w.at("bad"), b"a: [\n"))),
     "a context that is not there": ("kubeconfig", 1, "no context 'x'.*it has: test", None, "--context", "x"),
     "a token file that is gone": ("kubeconfig", 1, "cannot read token /nowhere", talk(tokenFile="/nowhere")),
-    "a plugin that is not there": ("kubeconfig", 1, "exec plugin nope.*not installed.*get it", talk(
-        exec={"apiVersion": vr.EXEC_GROUP + "v1", "command": "nope", "installHint": "get it"})),
+    "a plugin that is not there": ("kubeconfig", 1, "exec plugin nope.*not installed.*get it",
+        talk(exec={"apiVersion": vr.EXEC_GROUP + "v1", "command": "nope", "installHint": "get it"})),
     "a plugin that fails": ("kubeconfig", 1, "exec plugin sh failed with exit code 3", talk(**plugin("exit 3"))),
-    "a plugin that hangs": ("kubeconfig", 6, "no end of it within 1.*correct it", talk(**plugin("exec sleep 9")),
-                            "--timeout", "1s"),
+    "a plugin that hangs": ("kubeconfig", 6, "no end of it within .*correct it", talk(**plugin("exec sleep 9")),
+        "--timeout", "1s"),
     "a wrong authority": ("API server", 6, "not trusted.*issuer commonName=test-ca.*certificate-authority in the",
-                          talk({"certificate-authority-data": "{authority}"})),
-    "an expired certificate": ("API server", 6, "certificate has expired.*valid until", talk(
-        {"server": "https://{expired}", "certificate-authority-data": "{authority}"})),
-    "a certificate of another name": ("API server", 6, "mismatch.*it is for localhost", talk(
-        {"tls-server-name": "x.y"})),
-    "a name that nobody knows": ("API server", 6, "not known.*server in the kubeconfig.*VPN", talk(
-        {"server": "https://nowhere.invalid"})),
-    "a closed port": ("API server", 6, "refused.*server in the kubeconfig", talk(
-        {"server": "https://127.0.0.1:{closed}"})),
+        talk({"certificate-authority-data": "{authority}"})),
+    "an expired certificate": ("API server", 6, "certificate has expired.*valid until",
+        talk({"server": "https://{expired}", "certificate-authority-data": "{authority}"})),
+    "a certificate of another name": ("API server", 6, "mismatch.*it is for localhost",
+        talk({"tls-server-name": "x.y"})),
+    "a name that nobody knows": ("API server", 6, "not known.*server in the kubeconfig.*VPN",
+        talk({"server": "https://nowhere.invalid"})),
+    "a closed port": ("API server", 6, "refused.*server in the kubeconfig",
+        talk({"server": "https://127.0.0.1:{closed}"})),
     "a port that swallows": ("API server", 6, "not answer in time|no end of it", talk({"server": "https://{silent}"}),
-                             "--timeout", "2s"),
+        "--timeout", "2s"),
     "a port without TLS": ("API server", 6, "no TLS with the cluster.*server in the kubeconfig",
-                           talk({"server": "https://{plain}"})),
-    "a proxy that is down": ("API server", 6, "through its proxy.*refused.*NO_PROXY", talk(
-        {"proxy-url": "http://127.0.0.1:{closed}"})),
-    "a console instead of the API": ("API server", 6, "no Kubernetes API.*server in the kubeconfig", unlike(
-        "GET", "/version", status=200, body="<html>")),
-    "an API server in trouble": ("API server", 1, "etcd leader changed.*server in the kubeconfig", unlike(
-        "GET", "/version", status=500, body={"message": "etcd leader changed"})),
+        talk({"server": "https://{plain}"})),
+    "a proxy that is down": ("API server", 6, "through its proxy.*refused.*NO_PROXY",
+        talk({"proxy-url": "http://127.0.0.1:{closed}"})),
+    "a console instead of the API": ("API server", 6, "no Kubernetes API.*server in the kubeconfig", unlike("cluster",
+        "/version", status=200, body="<html>")),
     "a token that has expired": ("rights", 5, "Unauthorized.*log in again", talk(token="old")),
-    "no CRDs": ("CRDs", 3, "does not serve downloadrequests.*manifests", unlike(
-        "GET", "/apis/velero.io/v1", status=404, body="404 page not found\n")),
+    "no CRDs": ("CRDs", 3, "does not serve downloadrequests.*manifests", unlike("cluster", "/apis/velero.io/v1",
+        status=404, body="404 page not found\n")),
     "old CRDs": ("CRDs", 3, "does not know DownloadRequests of kind BackupResults.*BackupLog.*CRDs are not upgraded",
-                 lambda w: w.cluster.install_crds(vr.crd_manifests(True)), "--kind", "BackupResults"),
-    "nobody": ("server", 4, "nobody answered.*there is no Deployment velero.*-n", lambda w: w.deploy(None),
-               "--timeout", "6s"),
+        lambda w: w.cluster.install_crds(vr.crd_manifests(True)), "--kind", "BackupResults"),
+    "nobody": ("server", 4, "nobody answered.*there is no Deployment velero.*-n", lambda w: w.deploy(None), "--timeout",
+        "6s"),
     "a server that is down": ("server", 4, "nobody answered.*no ready pod.*get pods", lambda w: w.deploy(0),
-                              "--timeout", "6s"),
+        "--timeout", "6s"),
     "a server that never answers": ("server", 4, "did not take up the request: see its log", lambda w: w.deploy(1),
-                                    "--timeout", "6s"),
+        "--timeout", "6s"),
     "no right to create": ("request", 5, "forbidden.*a Role there grants it.*create", forbidden(("create", DR))),
-    "a backup that is not there": ("backup", 3, '"b1" does not exist.*namespace', lambda w: w.admin.delete(
-        "backups", "b1", w.namespace)),
-    "a backup that still runs": ("backup", 1, "not available until it's finished.*name another", lambda w: w.admin.
-                                 merge_patch("backups", "b1", {"status": {"phase": "InProgress"}}, w.namespace)),
-    "a location that is gone": ("location", 3, "'default' does not exist; backup 'b1'.*--location", lambda w: w.admin.
-                                delete(BSL, "default", w.namespace)),
-    "a location that is not available": ("location", 1, "not available: no such bucket.*kubectl -n", lambda w: w.fill(
-        "default", BSL, phase="Unavailable", message="no such bucket")),
+    "a backup that is not there": ("backup", 3, '"b1" does not exist.*namespace', lambda w: w.admin.delete("backups",
+        "b1", w.namespace)),
+    "a backup that still runs": ("backup", 1, "not available until it's finished.*name another",
+        lambda w: w.admin.merge_patch("backups", "b1", {"status": {"phase": "InProgress"}}, w.namespace)),
+    "a location that is gone": ("location", 3, "'default' does not exist; backup 'b1'.*--location",
+        lambda w: w.admin.delete(BSL, "default", w.namespace)),
+    "a location that is not available": ("location", 1, "not available: no such bucket.*kubectl -n",
+        lambda w: w.fill("default", BSL, phase="Unavailable", message="no such bucket")),
     "a location that cannot be": ("location", 1, "bucket 'a/b' must be.*edit backupstorage", located(bucket="a/b")),
-    "a style that is no word": ("location", 1, "s3ForcePathStyle is 'yes'.*edit", located({"s3ForcePathStyle": "yes"})),
-    "a Secret that is gone": ("location", 3, "Secret .*/cloud does not exist.*create it", lambda w: w.admin.delete(
-        "secrets", "cloud", w.namespace)),
-    "a Secret without its key": ("request", 3, "key 'other' of Secret 'cloud'.*names", lambda w: w.admin.merge_patch(
-        BSL, "default", {"spec": {"credential": {"key": "other"}}}, w.namespace)),
+    "a Secret that is gone": ("location", 3, "Secret .*/cloud does not exist.*create it",
+        lambda w: w.admin.delete("secrets", "cloud", w.namespace)),
+    "a Secret without its key": ("request", 3, "key 'other' of Secret 'cloud'.*names",
+        lambda w: w.admin.merge_patch(BSL, "default", {"spec": {"credential": {"key": "other"}}}, w.namespace)),
     "a Secret of nonsense": ("request", 1, "neither a .profile.*access key", keyed("nonsense")),
-    "a wrong access key": ("object", 5, "InvalidAccessKeyId.*correct the Secret", keyed(
-        KEY_FILE("AKIAOTHER", "{secret}"))),
-    "a wrong secret key": ("object", 5, "SignatureDoesNotMatch: .*the secret key is not.*correct the secret key", keyed(
-        KEY_FILE("{access}", "other"))),
+    "a wrong access key": ("object", 5, "InvalidAccessKeyId.*correct the Secret", keyed(keys_file("AKIAOTHER",
+        "{secret}"))),
+    "a wrong secret key": ("object", 5, "SignatureDoesNotMatch: .*the secret key is not.*correct the secret key",
+        keyed(keys_file("{access}", "other"))),
     "a wrong bucket": ("object", 3, "no such bucket.*correct objectStorage.bucket", located(bucket="other")),
     "a wrong region": ("object", 1, "region us-east-1.*correct region", located({"region": "eu-west-1"})),
-    "a wrong style": ("store", 6, "not known.*s3ForcePathStyle", located(
-        {"s3ForcePathStyle": "false", "s3Url": "http://localhost:9"})),
-    "a host that nobody knows": ("store", 6, "not known.*publicUrl", located(
-        {"publicUrl": "http://minio.invalid:9000"})),
-    "a store that is down": ("store", 6, "refused.*publicUrl", lambda w: located(
-        {"s3Url": f"http://127.0.0.1:{free_port()}"})(w)),
-    "a store that swallows": ("store", 6, "not answer in time|no end of it", lambda w: located(
-        {"s3Url": f"http://{w.silent}"})(w), "--timeout", "8s"),
+    "a wrong style": ("store", 6, "not known.*s3ForcePathStyle", located({"s3ForcePathStyle": "false",
+        "s3Url": "http://localhost:9"})),
+    "a host that nobody knows": ("store", 6, "not known.*publicUrl",
+        located({"publicUrl": "http://minio.invalid:9000"})),
+    "a store that is down": ("store", 6, "refused.*publicUrl",
+        lambda w: located({"s3Url": f"http://127.0.0.1:{free_port()}"})(w)),
+    "a store that swallows": ("store", 6, "not answer in time|no end of it",
+        lambda w: located({"s3Url": f"http://{w.silent}"})(w), "--timeout", "8s"),
     "a store that nobody vouches for": ("store", 6, "not trusted.*issuer commonName=test-ca.*--cacert",
-                                        lambda w: located({"s3Url": w.cluster.url})(w)),
-    "a store behind a proxy that is down": ("store", 6, "through its proxy.*NO_PROXY", located(
-        {"s3Url": "http://store.example.com"}), "HTTP_PROXY"),
-    "a console instead of the store": ("object", 1, "not gzip but an HTML page.*correct s3Url", unkind(
+        lambda w: located({"s3Url": w.cluster.url})(w)),
+    "a store behind a proxy that is down": ("store", 6, "through its proxy.*NO_PROXY",
+        located({"s3Url": "http://store.example.com"}), "HTTP_PROXY"),
+    "a console instead of the store": ("object", 1, "not gzip but an HTML page.*correct s3Url", unlike("store",
         status=200, body="<html>Sign in</html>", headers={"Content-Type": "text/html"})),
-    "no right to read": ("object", 5, "AccessDenied.*s3:GetObject", unkind(**refusal(403, "AccessDenied"))),
-    "an object in the archive": ("object", 5, "InvalidObjectState.*archive tier", unkind(**refusal(
-        403, "InvalidObjectState"))),
-    "keys that have expired": ("object", 1, "ExpiredToken.*renew", unkind(**refusal(400, "ExpiredToken"))),
-    "a host that a proxy changes": ("object", 5, "the path differs: signed.*does a proxy.*publicUrl", lambda w: unkind(
-        **refusal(403, "SignatureDoesNotMatch", CanonicalRequest="GET\n/x"))(w)),
+    "no right to read": ("object", 5, "AccessDenied.*s3:GetObject", refusal(403, "AccessDenied")),
+    "an object in the archive": ("object", 5, "ObjectState.*archive tier", refusal(403, "InvalidObjectState")),
+    "keys that have expired": ("object", 1, "ExpiredToken.*renew", refusal(400, "ExpiredToken")),
+    "a path that a proxy changes": ("object", 5, "the path differs: signed.*does a proxy.*publicUrl", refusal(403,
+        "SignatureDoesNotMatch", CanonicalRequest="GET\n/x")),
     "a clock that is twenty minutes ahead": ("object", 1, "store's clock is .* ahead of this host's.*clocks differ",
-                                             skewed),
+        skewed),
     "no artifact": ("object", 3, "no such file.*never have written it", lambda w: w.store.buckets[w.namespace].clear()),
     "an empty object": ("object", 1, "is empty.*fetch it again", object_of(b"")),
     "an object that is no gzip": ("object", 1, "not gzip but text.*fetch it again", object_of(b"plain text" * 999)),
     "an object that is cut short": ("object", 1, "cut short.*fetch it again", object_of(gzip.compress(LOG)[:100])),
-    "a store in trouble": ("object", 1, "InternalError.*log", unkind(**refusal(500, "InternalError")))}
+    "a store in trouble": ("object", 1, "InternalError.*log", refusal(500, "InternalError"))}
 HOPS = "program, kubeconfig, API server, rights, CRDs, server, backup, location, request, store, object".split(", ")
 
 
@@ -9587,7 +9575,11 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
             self.put(kind)
             for direct in (False, True):
                 with self.subTest(argv=argv, direct=direct):
+                    self.cluster.forget()
                     said = self.ask_doctor(*argv, *["--direct"] * direct)
+                    read = [request for request in self.cluster.seen("GET", "/secrets/", "admin")
+                            if "PartialObjectMetadata" not in request.headers["accept"]]
+                    self.assertEqual(direct, bool(read), "the content of the Secret is read")
                     self.assertEqual({"ok": HOPS, "note": [], "broken": [], "skipped": []}, self.states(said), said)
                     self.assertEqual(["ok", "ok" if direct else "skipped", "skipped"],
                                      [said[f"way {way}"].state for way in ("store", "direct", "cluster")])
@@ -9601,6 +9593,8 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
                            ("location", "path style, region us-east-1, keys in cloud$"),
                            ("request", "RestoreLog of r1: answered in ")):
             self.assertRegex(said[hop].text, words)
+        talk({"proxy-url": kube_servers()["proxy"].url})(self)
+        self.assertIn("127.0.0.1 (a proxy); certificate: it is for", self.ask_doctor()["API server"].text)
 
     def test_what_is_odd(self):
         """Rights that one can do without, clocks, and what cannot be seen are notes; the rest is looked at."""
@@ -9615,7 +9609,7 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
                 ("sight", forbidden(*seen), ["rights", "server", "backup", "location"],
                  "get backupstoragelocations.*Role", ("b1",)),
                 ("the Secret", forbidden(("get", "secrets")), ["rights"], "get secrets", ("--direct",)),
-                ("its clock", unlike("GET", "/version", wire=behind), ["API server"], "behind this host's.*NTP", ()),
+                ("its clock", unlike("cluster", "/version", wire=behind), ["API server"], "behind this host.*NTP", ()),
                 ("the store's clock", lambda w: setattr(w.store, "clock", lambda: time.time() + 300), ["store"],
                  "ahead of this host's.*NTP", ())):
             with self.subTest(what):
@@ -9634,18 +9628,32 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
         said = self.ask_doctor()
         self.assertEqual(["skipped"] * 3, [said[hop].state for hop in ("backup", "object", "way store")])
         self.assertIn("name one", said["backup"].text)
+        late = vr.Doctor("ns", vr.TARGETS["BackupLog"], "", 0, trust=None, kubeconfig=("", ""), open_bucket=None)
+        self.assertEqual((["skipped"] * 11, 4), ([hop.state for hop in late.walk()][:-3], int(late.errors[0].exit)))
+        self.heal()
+        self.fill("default", BSL, phase="Unavailable")
+        located(bucket="other")(self)
+        self.assertEqual(["location", "object"], self.states(self.ask_doctor(code=1))["broken"])  # the first counts
 
     def test_ways(self):
         """--direct works where the URL leads nowhere, and by the store's clock; its failure is told and no hop's."""
         for change, code, direct in (
                 (located({"publicUrl": "http://minio.invalid:9000"}), 6, "broken"), (skewed, 1, "ok"),
-                (keyed(KEY_FILE("{access}", "other")), 5, "broken"), (lambda w: w.deploy(1), 4, "ok"),
+                (keyed(keys_file("{access}", "other")), 5, "broken"), (lambda w: w.deploy(1), 4, "ok"),
                 (lambda w: w.admin.delete("secrets", "cloud", w.namespace), 3, "broken")):
             self.heal()
             change(self)
             said = self.ask_doctor("--direct", code=code)
             self.assertEqual(("broken", direct), (said["way store"].state, said["way direct"].state), said)
         self.assertIn("create it", said["way direct"].text)
+
+    def test_it_is_interrupted(self):
+        """Ctrl-C leaves no request behind."""
+        self.heal()
+        self.deploy(1)
+        program = self.program("doctor", "b1")
+        wait_until(lambda: self.names(SSR), 20, "the request")
+        self.assertEqual((130, []), (program.end(signal.SIGINT).code, self.names(SSR)))
 
     def test_the_screen(self):
         """A line a hop in columns, its cure below, in colors if wanted; the first broken one is on stderr."""

@@ -5070,9 +5070,11 @@ class Doctor:
     def _do(self, hop: str, needs: str, seconds: float, check: Callable[[], Finding], cure: str = "") -> Hop:
         """One hop in bounded time. cure: where an error has none."""
         lacking = [need for need in needs.split("|") if need and need not in self.found]
-        began, left = time.monotonic(), self.end - time.monotonic()
+        began, left, is_way = time.monotonic(), self.end - time.monotonic(), hop.startswith("way: ")
         if lacking or left <= 0:
-            return Hop(hop, "skipped", 0.0, f"it needs: {lacking[0]}" if lacking else "no time is left of --timeout")
+            self.errors += [TimedOut(f"there was no time left for: {hop}", hints=["give it more by --timeout"])] * (
+                not lacking and not is_way)
+            return Hop(hop, "skipped", 0.0, f"it needs: {lacking[0]}" if lacking else "no time was left")
         unseen = {"CRDs": True, "server": True, "backup": self.name, "location": True}.get(hop)  # 403 is no end of it
         try:
             with time_limit(left):
@@ -5082,11 +5084,11 @@ class Doctor:
             text, cure = result
             state = "skipped" if cure is None else "note" if cure else "ok"
         except Error as error:
-            error.hints = error.hints or (cure,)
-            state, text, cure = "broken", str(error), "; ".join(filter(None, error.hints))
+            error.hints = error.hints or (cure,) * bool(cure)
+            state, text, cure = "broken", str(error), "; ".join(error.hints)
             if error.status == 403 and unseen:
                 state = "note"
-            elif not hop.startswith("way: "):
+            elif not is_way:
                 self.errors.append(error)
         if state in ("ok", "note"):
             self.found.setdefault(hop, unseen or True)
@@ -5106,10 +5108,9 @@ class Doctor:
         self.api = api
         context = self.kubeconfig[1] or next(filter(None, (_text(row, "current-context") for _, row in files)), "")
         where = f"{', '.join(path for path, _ in files)}, context {context}" if context else "a pod's own account"
-        who = next((field for field in ("exec_plugin", "token", "token_file", "username", "certificate")
-                    if getattr(cluster, field)), "nothing: anonymous").replace("_", " ")
-        as_whom = "".join(f", as {name}" for _, name in cluster.impersonate[:1])
-        return f"{where}: server {cluster.server}, logged in by {who}{as_whom}", ""
+        who = [field.replace("_", " ") for field in ("exec_plugin", "token", "token_file", "username", "certificate")
+               if getattr(cluster, field)] + [f"as {name}" for _, name in cluster.impersonate[:1]]
+        return f"{where}: server {cluster.server}, logged in by {', '.join(who) or 'nothing'}", ""
 
     def ask_version(self) -> Finding:
         try:
@@ -5126,26 +5127,26 @@ class Doctor:
         return f"{version} at {peer}{clock and '; '}{clock}", clock and "set the clock that is wrong, by NTP"
 
     def review_rights(self) -> Finding:
-        rights = {**RIGHTS, **({SECRETS: "get"} if self.open_bucket else {})}
-        rows = [(resource, verb) for resource, verbs in rights.items() for verb in verbs.split()]
-        group, answers = "authorization.k8s.io/v1", []  # type: Tuple[str, List[Any]]
+        def ask(resource: Resource, verb: str) -> Document:
+            return self.api.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body={
+                "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {
+                    "resourceAttributes": dict(namespace=self.namespace, verb=verb, group=resource.group,
+                                               resource=resource.plural)}})
+
+        rows = [(resource, verb) for resource, verbs in {**RIGHTS, SECRETS: "get" if self.open_bucket else ""}.items()
+                for verb in verbs.split()]
+        answers = [answer for start in range(0, len(rows), POOL_SIZE) for answer in side_by_side(
+            (functools.partial(ask, *row) for row in rows[start:start + POOL_SIZE]), HOP_TIME)]
         missing: Dict[Resource, List[str]] = {}
-        for start in range(0, len(rows), POOL_SIZE):
-            answers += side_by_side((functools.partial(
-                self.api.call, "POST", f"/apis/{group}/selfsubjectaccessreviews", body={
-                    "apiVersion": group, "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": dict(
-                        namespace=self.namespace, verb=verb, group=resource.group, resource=resource.plural)}})
-                for resource, verb in rows[start:start + POOL_SIZE]), HOP_TIME)
         for (resource, verb), answer in zip(rows, answers):
             if isinstance(answer, Error) and answer.status not in (403, 404):
                 raise answer
             if _at(answer, "status", "allowed") is False:
                 missing.setdefault(resource, []).append(verb)
-        if not missing:
-            return "all that commands here use, in as far as they can be asked for", ""
-        return ("missing: " + ", ".join(f"{' '.join(verbs)} {resource.plural}" for resource, verbs in missing.items()),
-                f"a Role in namespace {self.namespace} grants them with: " + "; ".join(
-                    rule_line(resource.group, resource.plural, *verbs) for resource, verbs in missing.items()))
+        words = ", ".join(f"{' '.join(verbs)} {resource.plural}" for resource, verbs in missing.items())
+        lines = "; ".join(rule_line(resource.group, resource.plural, *verbs) for resource, verbs in missing.items())
+        return (f"missing: {words}" if words else "all that commands here use, in as far as they can be asked for",
+                lines and f"a Role in namespace {self.namespace} grants them with: {lines}")
 
     def read_crds(self) -> Finding:
         """Which kinds are served, in which dialect, and which artifacts they do not know."""
