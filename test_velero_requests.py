@@ -3,6 +3,7 @@
     python3 test_velero_requests.py TestQueue   one class; add .test_name for one test
     python3 test_velero_requests.py --demo      the main job on a machine without a cluster
     python3 test_velero_requests.py --bench     a table of speed and memory
+    python3 test_velero_requests.py --alone     whom the programs ask, where there is only loopback: in `unshare -rn`
 
 No mocks and no patching: pure functions are given values, everything else talks to a server on loopback. FakeCluster
 and FakeStore stand in for the Kubernetes API and an S3 store; the same contract tests run against real ones when
@@ -5899,8 +5900,9 @@ class Stage(NamedTuple):
 
 
 @contextmanager
-def set_stage() -> Iterator[Stage]:
-    """Start the best servers that are there, and put what a user has into a folder; remove all of it afterwards."""
+def set_stage(launcher: str = "") -> Iterator[Stage]:
+    """Start the best servers that are there, and put what a user has into a folder; remove all of it afterwards.
+    launcher: a script by which `python` runs others."""
     assets, with_store = assets_folder(), assets_folder("versitygw")
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="velero-requests-"))
@@ -5910,7 +5912,7 @@ def set_stage() -> Iterator[Stage]:
         os.rename(cluster.kubeconfig(folder), os.path.join(folder, "kubeconfig"))
         python = os.path.join(folder, "bin", "python")
         # A link would lose the virtual environment.
-        os.chmod(write_bytes(python, f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'.encode()), 0o755)
+        os.chmod(write_bytes(python, f'#!/bin/sh\nexec "{sys.executable}" {launcher} "$@"\n'.encode()), 0o755)
         # Nothing may lead a command to another cluster or store; HOME would hide packages installed with --user.
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "KUBE", "VELERO_"))}
         yield Stage(cluster, store, folder, {
@@ -9595,10 +9597,10 @@ def step(stage: Stage, command: str, *expected: str) -> None:
         raise AssertionError(f"`{command}` ended with exit code {done.returncode}; its output lacks {missing}")
 
 
-def demo() -> int:
+def demo(launcher: str = "") -> int:
     """Show the main job with a controller on loopback, and one failure -> 0; raises at the first step that fails."""
     ours = "python velero_requests.py"
-    with set_stage() as stage:
+    with set_stage(launcher) as stage:
         tell(f"# On loopback: {stage.servers()}.")
         step(stage, f"{ours} manifests > crds.yaml")
         with open(os.path.join(stage.folder, "crds.yaml"), encoding="utf-8") as file:
@@ -9726,6 +9728,127 @@ class TestDemo(TestCase):
         done = subprocess.run([sys.executable, os.path.abspath(__file__), "--demo"], stdout=PIPE,
                               stderr=STDOUT, timeout=120, check=False, env=environment)
         self.assertEqual((0, True), (done.returncode, b"Every step did what it should" in done.stdout), done.stdout)
+
+
+# ---- Nobody else is asked: programs where there is only loopback, under an audit hook of Python
+
+LAUNCHER = """import os, runpy, sys
+def note(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        arguments = arguments[1]
+    elif event not in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+        return
+    with open(os.environ.get("NOTES", DEFAULT), "a") as notes:
+        notes.write(":".join(map(str, arguments[:2])) + "\\n")
+sys.addaudithook(note)
+del sys.argv[0]
+if sys.argv[0] == "-m":
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+AT_S3 = "velero-backups.s3.{}.amazonaws.com:443"
+ASKED: Any = (  # what is typed behind `python velero_requests.py`, after variables; its exit code; whom it asks
+    ("--help", 0, ""), ("version --client-only", 0, ""), ("controller --once", 0, "CLUSTER"),
+    ("plugin get", 0, "CLUSTER"), ("backup get", 0, "CLUSTER"), ("backup logs orphan", 3, "CLUSTER"),
+    ("backup logs nightly", 0, "CLUSTER STORE"), ("download nightly -o 1", 0, "CLUSTER STORE"),
+    ("backup describe nightly --details", 0, "CLUSTER STORE"),
+    ("backup logs nightly --direct", 0, "CLUSTER STORE"), ("backup get --direct", 6, "CLUSTER STORE REFUSED"),
+    ("backup logs refused --direct", 6, "CLUSTER REFUSED"),
+    ("backup logs nightly --location copy", 0, ""), ("backup get --location own --credentials-file keys", 0, "STORE"),
+    ("download nightly -o 2 --location regionless --credentials-file keys", 0, "STORE"),
+    ("backup get --location aws --credentials-file keys", 6, AT_S3.format("us-east-1")),
+    ("AWS_REGION=eu-west-1 backup get --location aws --credentials-file keys", 6, AT_S3.format("us-east-1")),
+    ("backup logs nightly --location eu --credentials-file keys", 6, AT_S3.format("eu-west-1")),
+    ("HTTPS_PROXY=http://REFUSED backup logs nightly --location eu --credentials-file keys", 6, "REFUSED"),
+    ("backup get --location eu --credentials-file role", 6, "sts.eu-west-1.amazonaws.com:443"),
+    *((f"backup get --location {name}", 1, "169.254.169.254:80") for name in ("eu", "own")),  # which may hold keys
+    ("AWS_EC2_METADATA_DISABLED=true backup get --location own", 1, ""),
+    ("KUBECONFIG=/dev/null backup get", 1, ""), ("KUBECONFIG=refused backup get", 6, "REFUSED"),
+    ("KUBECONFIG=nowhere backup logs nightly", 6, "nowhere.invalid:6443"),
+    ("KUBECONFIG=untrusting plugin get", 6, "CLUSTER"))
+
+
+def lay_configurations(stage: Stage) -> None:
+    """Put what the rows of ASKED name into the stage's folder and its cluster."""
+    store, at, at_aws = stage.store, partial(os.path.join, stage.folder), {"s3Url": "", "s3ForcePathStyle": "false"}
+    stage.cluster.install_crds(vr.crd_manifests(False))
+    add_location(stage)
+    stage.cluster.admin.create(BSL, location_in(store, "refused", BUCKET, {"s3Url": "http://127.0.0.1:1"}), NAMESPACE)
+    for name, location in (("nightly", "default"), ("orphan", "gone"), ("refused", "refused")):
+        add_backup(stage, name, BACKUP_LOG.encode(), location)
+    kubeconfig = yaml.safe_load(read_bytes(at("kubeconfig")))
+    for name, cluster in (("refused", {"server": "https://127.0.0.1:1"}), ("untrusting", {
+            "server": stage.cluster.url}), ("nowhere", {"server": "https://nowhere.invalid:6443"})):
+        kubeconfig["clusters"][0]["cluster"] = cluster
+        write_bytes(at(name), yaml.safe_dump(kubeconfig).encode())
+    for name, config in (("own", {}), ("regionless", {"region": ""}), ("aws", {**at_aws, "region": ""}),
+                         ("eu", {**at_aws, "region": "eu-west-1"})):
+        write_bytes(at(name), yaml.safe_dump(location_in(store, name, BUCKET, config, None)).encode())
+    store.put(BUCKET, "backups/nightly/nightly-resource-list.json.gz", gzip.compress(b"{}"))
+    keys = keys_file(store.access_key, store.secret_key)
+    write_bytes(at("keys"), keys.encode())
+    write_bytes(at("role"), f"{keys}role_arn = {ROLE}\nsource_profile = default\n".encode())
+    write_bytes(at("copy", "backups", "nightly", "nightly-logs.gz"), gzip.compress(b"copied"))
+
+
+def alone() -> int:
+    """Run the demo, a controller and the rows of ASKED where there is only loopback -> how many did not ask just those
+    hosts, or ended otherwise."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock, suppress(OSError):
+        fcntl.ioctl(sock, 0x8914, struct.pack("16sh22x", b"lo", 1))  # SIOCSIFFLAGS, up
+        sock.connect(("192.0.2.1", 9))  # sends nothing, but needs a route
+        sys.exit("there is more than loopback here; run it by `unshare -rn`")
+    wrong = 0
+
+    def check(what: str, path: str, whom: Set[str], code: int = 0, done: Any = None) -> None:
+        nonlocal wrong
+        asked = set(read_bytes(path).decode().split()) if os.path.exists(path) else set()
+        write_bytes(path, b"")
+        if (asked, done.returncode if done else code) != (whom, code):
+            wrong += 1
+            tell(f"{what}: it asked {sorted(asked)}, not {sorted(whom)}" + (
+                f", and ended with {done.returncode}, not {code}: {done.stdout.decode()[-2000:]}" if done else ""))
+
+    with tempfile.TemporaryDirectory() as folder:
+        launcher, notes, served = (os.path.join(folder, name) for name in ("launcher.py", "notes", "served"))
+        write_bytes(launcher, LAUNCHER.replace("DEFAULT", repr(notes)).encode())
+        demo(launcher)
+        check("the demo", notes, {line for line in read_bytes(notes).decode().split() if line[:10] == "127.0.0.1:"})
+        with set_stage(launcher) as stage:
+            lay_configurations(stage)
+            places = {"CLUSTER": stage.cluster.host, "STORE": stage.store.host, "REFUSED": "127.0.0.1:1"}
+            with serving(stage, "/bin/sh", "-c", f"NOTES={served} exec python velero_requests.py controller "
+                         "--verify-urls 2>/dev/null"):
+                for typed, code, whom in ASKED:
+                    for place, host in places.items():
+                        typed, whom = typed.replace(place, host), whom.replace(place, host)
+                    line = re.sub(r"^((\S+=\S+ )?)", r"\1exec python velero_requests.py ", typed)
+                    done = stage.run("/bin/sh", "-c", line, stdout=PIPE, stderr=STDOUT)
+                    check(typed, notes, set(whom.split()), code, done)
+            check("the controller", served, {stage.cluster.host, stage.store.host, "127.0.0.1:None"})  # looked up
+    return wrong
+
+
+def isolated(what: str) -> List[str]:
+    """The command that runs another in a namespace of its own (`n` for the network, `m` for mounts), as far as that is
+    allowed; else the test is skipped."""
+    for flags in (f"-{what}", f"-r{what}"):
+        with suppress(OSError):
+            if not subprocess.run(["unshare", flags, "true"], stdout=DEVNULL, stderr=DEVNULL, check=False).returncode:
+                return ["unshare", flags]
+    raise SkipTest(f"`unshare -{what}` is not allowed here")
+
+
+class TestNobodyElseIsAsked(TestCase):
+    """Only hosts of the configuration are connected to or looked up, by commands and controller, in good and bad."""
+
+    def test_with_loopback_alone(self):
+        environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
+        done = subprocess.run([*isolated("n"), sys.executable, os.path.abspath(__file__), "--alone"], stdout=PIPE,
+                              stderr=STDOUT, timeout=300, check=False, env=environment)
+        self.assertEqual(0, done.returncode, done.stdout.decode(errors="replace"))
 
 
 # ---- Benchmark: figures beside what is expected and what Velero 1.18.1 does on the same kind of machine (2 cores)
@@ -10003,7 +10126,7 @@ def bench() -> int:
 
 
 def main(argv: List[str]) -> None:
-    play = {"--demo": demo, "--bench": bench}.get(argv[0] if len(argv) == 1 else "")
+    play = {"--demo": demo, "--bench": bench, "--alone": alone}.get(argv[0] if len(argv) == 1 else "")
     if not play:
         unittest.main()
         return
@@ -10017,7 +10140,8 @@ def main(argv: List[str]) -> None:
 
 # What waits for many seconds begins first, so that the others fill the time; what measures comes last and alone.
 LONG_WAITS = ("real servers", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore", "TestSoak", "TestRights",
-              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestCanary", "TestDemo")
+              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestNobodyElseIsAsked", "TestCanary",
+              "TestDemo")
 MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
 
