@@ -1509,6 +1509,28 @@ class TestAtomicFile(FolderCase):
             self.assertIn(name, self.found())
         self.assertEqual(2, len({vr.AtomicFile("a" * 240 + end, "", force=False).stem for end in "pq"}))
 
+    def test_a_file_system_without_links(self):
+        """Where there are none, as on vfat and CIFS, a file appears as well, and one that has come meanwhile stays."""
+        meanwhile: List[Callable[[], Any]] = [lambda: None]
+
+        def refuse(event: str, _: Any) -> None:
+            if meanwhile and event == "os.link":
+                meanwhile[0]()
+                raise OSError(1, "Operation not permitted")
+
+        def put(path: str) -> None:
+            with vr.atomic_file(path, "", force=False) as new:
+                new.open_part("")
+                new.file.write(b"ours")
+
+        sys.addaudithook(refuse)
+        self.addCleanup(meanwhile.clear)
+        put(self.path)
+        other = self.at("other")
+        meanwhile[0] = partial(write_bytes, other, b"theirs")
+        self.assertRaisesRegex(vr.Error, f"{other} exists", put, other)
+        self.assertEqual({"out.gz": b"ours", "other": b"theirs"}, self.found())
+
     @skipUnless(hasattr(os, "O_PATH"), "a descriptor without locks is Linux's")
     def test_a_file_system_without_locks(self):
         """Where nothing can be locked, as on NFS without lock daemon, a download does without, and says so at -v."""
@@ -8395,6 +8417,76 @@ class TestDownloadDirectReal(DirectTests, RealWorld, TestCase):
     """Direct on the real API server and the real S3 server."""
 
 
+# ---- Old stones: hosts that lack what others have ----------------------------
+
+def isolated(what: str) -> List[str]:
+    """The command that runs another in a namespace of its own (`n` for the network, `m` for mounts), as far as that is
+    allowed; else the test is skipped."""
+    for flags in (f"-{what}", f"-r{what}"):
+        with suppress(OSError):
+            if not subprocess.run(["unshare", flags, "true"], stdout=DEVNULL, stderr=DEVNULL, check=False).returncode:
+                return ["unshare", flags]
+    raise SkipTest(f"`unshare -{what}` is not allowed here")
+
+
+READ_ONLY = ('while read -r _ at _; do mount -o remount,bind,ro "$at" 2>/dev/null; done </proc/mounts; '
+             'test -w . && exit 77')
+BARE: Any = (  # what a shell does before, in which namespaces
+    ("unset HOME", ""), ("exec <&-", ""), ("export LC_ALL=C", ""),
+    ("export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0", ""),  # or Python takes UTF-8 all the same
+    ("export HOME=/proc TMPDIR=/nowhere", ""), (READ_ONLY, "m"))
+
+
+class TestOldStones(DownloadWorld, TestCase):
+    """A bare host does what others do: by a controller's answer with a plugin's certificate, and from a folder."""
+
+    def setUp(self):
+        super().setUp()
+        self.place = self.at("kö")
+        write_bytes(os.path.join(self.place, KEYS["BackupLog"]), self.put())
+        answer = {"apiVersion": KUBE_V1, "kind": "ExecCredential",
+                  "status": {"token": token_of("admin"), **kube_pair("alice")}}
+        plugin = write_bytes(self.at("plugin"), f"#!/bin/sh\nprintf %s '{json.dumps(answer)}'\n".encode())
+        os.chmod(plugin, 0o755)
+        config = os.path.join(self.place, "config")
+        os.rename(self.kubeconfig_of(kube_exec(command=plugin)), config)
+        self.kubeconfig = config
+
+    def on(self, start: str, space: str, *argv: str) -> Result:
+        """How a command ends on such a host."""
+        done = subprocess.run([*(isolated(space) if space else ()), "sh", "-c", start + '; exec "$@"', "sh",
+                               sys.executable, MODULE, "--kubeconfig", self.kubeconfig, "-n", self.namespace, *argv],
+                              stdout=PIPE, stderr=PIPE, timeout=60, check=False, cwd=self.folder)
+        if done.returncode == 77:
+            raise SkipTest("nothing can be mounted read-only here")
+        return Result(done.returncode, done.stdout, done.stderr.decode())
+
+    def test_every_host(self):
+        self.admin.merge_patch("backups", "b1", {"metadata": {"annotations": {"x": "Größe"}}}, self.namespace)
+        for start, space in BARE:
+            ascii_only, saved = "PYTHONUTF8" in start, os.path.join(self.target, "ü")
+            with self.subTest(start):
+                self.assertEqual((0, LOG, ""), self.on(start, space, "backup", "logs", "b1"))
+                shown = self.on(start, space, "backup", "describe", "b1")
+                self.assertEqual((0, ""), (shown.code, shown.err))
+                self.assertIn(r"Gr\xf6\xdfe" if ascii_only else "Größe", shown.out.decode())
+                folder = ("download", "b1", "--kind", "BackupLog", "--location", self.place, "-o", saved)
+                result = self.on(start, space, *folder)
+                if space:
+                    self.assert_failed(result, 1, f"cannot write {saved}: Read-only file system")
+                else:
+                    self.assertEqual((0, LOG), (result.code, read_bytes(saved)), result.err)
+                    self.assert_failed(self.on(start, space, *folder), 1, "target/", "exists")
+                    os.unlink(saved)
+                self.assert_failed(self.on(start, space, "backup", "logs", "b3", "--location", self.place), 3,
+                                   f"{self.folder}/k" + (r"\xc3\xb6" if ascii_only else "ö") + "/backups/b3/b3-logs.gz")
+
+    def test_no_file_for_the_key(self):
+        """What OpenSSL must read from a file, and cannot be written, is one sentence."""
+        self.assert_failed(self.on("ulimit -f 0", "", "backup", "logs", "b1"), 1,
+                           "exec plugin cannot be put into a temporary file: File too large")
+
+
 # ---- Downloads, row 7: the library -------------------------------------------
 
 class TestDownloadLibrary(DownloadWorld, TestCase):
@@ -9831,16 +9923,6 @@ def alone() -> int:
     return wrong
 
 
-def isolated(what: str) -> List[str]:
-    """The command that runs another in a namespace of its own (`n` for the network, `m` for mounts), as far as that is
-    allowed; else the test is skipped."""
-    for flags in (f"-{what}", f"-r{what}"):
-        with suppress(OSError):
-            if not subprocess.run(["unshare", flags, "true"], stdout=DEVNULL, stderr=DEVNULL, check=False).returncode:
-                return ["unshare", flags]
-    raise SkipTest(f"`unshare -{what}` is not allowed here")
-
-
 class TestNobodyElseIsAsked(TestCase):
     """Only hosts of the configuration are connected to or looked up, by commands and controller, in good and bad."""
 
@@ -10141,7 +10223,7 @@ def main(argv: List[str]) -> None:
 # What waits for many seconds begins first, so that the others fill the time; what measures comes last and alone.
 LONG_WAITS = ("real servers", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore", "TestSoak", "TestRights",
               "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestNobodyElseIsAsked", "TestCanary",
-              "TestDemo")
+              "TestOldStones", "TestDemo")
 MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
 
