@@ -1636,8 +1636,9 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     elif reason in ("WrongRegion", "WrongEndpoint") and region:
         detail = f"{detail} (the bucket is in region {region})"
     elif reason in ("ClockSkew", "UrlExpired") and abs(seen) > timedelta(minutes=1):
-        apart = f"{abs(seen).days} days" if abs(seen) > 2 * MAX_SKEW else format_duration(abs(seen).total_seconds(), 0)
-        detail += f" (the store's clock is {apart} {'ahead of' if seen > timedelta(0) else 'behind'} this host's)"
+        days, apart = round(abs(seen) / timedelta(1)), format_duration(abs(seen).total_seconds(), 0)
+        detail += (f" (the store's clock is {f'{days} days' if days > 2 else apart} "
+                   f"{'ahead of' if seen > timedelta(0) else 'behind'} this host's)")
     lack = {"ArtifactNotFound": "file", "BucketNotFound": "bucket"}.get(reason)
     said = f"has no such {lack} ({one_line(redact(detail))})" if lack else (
         f"answered {status}: {one_line(redact(detail), 600)}")
