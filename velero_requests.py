@@ -2732,11 +2732,12 @@ class ConnectionPool:
             return Unreachable(f"cannot reach {where} through its proxy: {text or _tls_text(cause)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             shown = explain_certificate(self.url, self.server_name, self.proxy) if self.quoting else ""
-            said = getattr(cause, "verify_message", cause.args[-1])  # Python's own check of the name sets none
+            said, hint = getattr(cause, "verify_message", cause.args[-1]), self.hint  # ssl's check of names sets none
             if getattr(cause, "verify_code", 0) in (9, 10):  # not yet valid, expired
                 said += f" by this host's clock, {format_time(utc_now())}"
+                hint = "set that clock, or renew the certificate"
             text = f"{where} has a certificate that is not trusted: {said} {shown}".rstrip()
-            return Unreachable(text, hints=filter(None, [self.hint]))
+            return Unreachable(text, hints=filter(None, [hint]))
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
             return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
         refused = isinstance(error, exceptions.NewConnectionError)  # a timeout to urllib3
