@@ -224,8 +224,9 @@ def printable(text: str) -> str:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Untrusted text in one visible line, cut at `limit`."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:4 * limit]).split())
+    """Untrusted text in one visible line, cut at `limit`; a byte of a path that is none of the locale's is `\\xNN`."""
+    line = " ".join("".join(c if c.isprintable() else f"\\x{ord(c) - 0xdc00:x}" if "\udc80" <= c <= "\udcff" else " "
+                            for c in str(text)[:4 * limit]).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
 
@@ -1086,7 +1087,8 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
         left = credentials.expires - max(now, now + skew).replace(microsecond=0)
         life = min(life, left - timedelta(microseconds=left.microseconds))
     if life < timedelta(seconds=1):
-        raise ConfigError(f"the credentials of storage location {location.name!r} have expired",
+        raise ConfigError(f"the credentials of storage location {location.name!r} have expired: they end at "
+                          f"{format_time(credentials.expires or now)}, and this host's clock says {format_time(now)}",
                           reason="CredentialsExpired")
     address = object_address(location, key) if key else bucket_address(location)
     return presign(address._replace(path=address.path or "/"), credentials, now + skew, life, more), now + life
@@ -1606,10 +1608,10 @@ OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "Invalid
 MAX_SKEW = timedelta(days=1)  # one further off would sign a URL that becomes valid only years from now
 
 
-def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
-    """How far a store's clock, by its Date header, is ahead of ours; zero when it says nothing, or nothing credible."""
+def clock_skew(headers: Mapping[str, str], now: datetime, most: timedelta = MAX_SKEW) -> timedelta:
+    """How far a store's clock, by its Date header, is ahead of ours; zero when it says nothing, or more than `most`."""
     skew = (parse_http_date(headers.get("Date")) or now) - now
-    return skew if abs(skew) <= MAX_SKEW else timedelta(0)
+    return skew if abs(skew) <= most else timedelta(0)
 
 
 def _meaning(status: int, code: str, message: str, region: str) -> Tuple[str, str]:
@@ -1631,7 +1633,7 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     code, message = fields.get("Code", ""), fields.get("Message", "")
     region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
     reason, cure = _meaning(status, code, message, region)
-    skew = clock_skew(headers, now)
+    skew, seen = (clock_skew(headers, now, most) for most in (MAX_SKEW, timedelta.max))
     detail = f"{code}: {message}" if code else _what_is(body)
     if not quoting:
         detail = code if code in REFUSALS or code in OTHER_CODES else "without a code of S3"
@@ -1639,9 +1641,10 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
         detail = f"{code}: {explain_signature(url, fields['CanonicalRequest'])}"
     elif reason in ("WrongRegion", "WrongEndpoint") and region:
         detail = f"{detail} (the bucket is in region {region})"
-    elif reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
-        detail += (f" (the store's clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
-                   f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's)")
+    elif reason in ("ClockSkew", "UrlExpired") and abs(seen) > timedelta(minutes=1):
+        days, apart = round(abs(seen) / timedelta(1)), format_duration(abs(seen).total_seconds(), 0)
+        detail += (f" (the store's clock is {f'{days} days' if days > 2 else apart} "
+                   f"{'ahead of' if seen > timedelta(0) else 'behind'} this host's)")
     lack = {"ArtifactNotFound": "file", "BucketNotFound": "bucket"}.get(reason)
     said = f"has no such {lack} ({one_line(redact(detail))})" if lack else (
         f"answered {status}: {one_line(redact(detail), 600)}")
@@ -2462,15 +2465,17 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
     """Show a certificate to servers. OpenSSL reads a file: in memory, else one that only we may read."""
     import tempfile
-    in_memory = hasattr(os, "memfd_create")
-    with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
-        file.write(certificate + b"\n" + key)
-        file.flush()
-        try:  # an encrypted key fails instead of prompting on the terminal
-            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
-        except OSError:
-            raise ConfigError("the client certificate and key of the kubeconfig or its exec plugin are not a matching "
-                              "pair of PEM, or the key is encrypted") from None
+    in_memory, what = hasattr(os, "memfd_create"), "the client certificate and key of the kubeconfig or its exec plugin"
+    try:
+        with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
+            file.write(certificate + b"\n" + key)
+            file.flush()
+            try:  # an encrypted key fails instead of prompting on the terminal
+                context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
+            except OSError:
+                raise ConfigError(f"{what} are not a matching pair of PEM, or the key is encrypted") from None
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be put into a temporary file: {error.strerror}") from error
 
 
 def _proxy_headers(via: Any) -> Dict[str, str]:
@@ -2592,10 +2597,11 @@ def explain_certificate(url: str, server_name: str, proxy: str) -> str:
 
 
 def _tls_text(cause: BaseException) -> str:
-    reason = getattr(cause, "reason", None) or str(cause)
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+    """What OpenSSL, of whatever version, or LibreSSL says, without codes and lines of source."""
+    said = re.sub(r"\[\w+(: \w+)?\] | \(_ssl\.c:\d+\)", "", str(cause)).lower()
+    if said in ("wrong version number", "unknown protocol", "http request", "record layer failure"):
         return "what answers there does not speak TLS; is it an http port?"
-    return one_line(redact(str(reason).replace("_", " ").lower()))
+    return one_line(redact(said))
 
 
 class Response:
@@ -2727,13 +2733,17 @@ class ConnectionPool:
         where, cause = self.where, error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-        text = getattr(cause, "strerror", None)
+        text = None if isinstance(cause, ssl.SSLError) else getattr(cause, "strerror", None)
         if isinstance(error, exceptions.ProxyError):
             return Unreachable(f"cannot reach {where} through its proxy: {text or _tls_text(cause)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             shown = explain_certificate(self.url, self.server_name, self.proxy) if self.quoting else ""
-            text = f"{where} has a certificate that is not trusted: {cause.verify_message} {shown}".rstrip()
-            return Unreachable(text, hints=filter(None, [self.hint]))
+            said, hint = getattr(cause, "verify_message", cause.args[-1]), self.hint  # ssl's check of names sets none
+            if getattr(cause, "verify_code", 0) in (9, 10):  # not yet valid, expired
+                said += f" by this host's clock, {format_time(utc_now())}"
+                hint = "set that clock, or renew the certificate"
+            text = f"{where} has a certificate that is not trusted: {said} {shown}".rstrip()
+            return Unreachable(text, hints=filter(None, [hint]))
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
             return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
         refused = isinstance(error, exceptions.NewConnectionError)  # a timeout to urllib3
