@@ -5901,6 +5901,76 @@ class TestOutageReal(RealWorld, TestCase):
         self.assertLess(len(program.text().splitlines()), len(made) + 60)
 
 
+class TestReplicasReal(RealWorld, TestCase):
+    """Several controllers without an election: all work, the first patch wins."""
+
+    def replica(self) -> Program:
+        """Start one more, and wait until it follows both kinds."""
+        program = self.program("controller", "-v", "-v")
+        wait_until(lambda: program.text().count("?watch=") >= 2, 30, "its watches")
+        return program
+
+    def patches(self, resource: str) -> Dict[str, int]:
+        """How many patches of a kind the API server has answered, by status code."""
+        found: Dict[str, int] = {}
+        for line in self.admin.raw("GET", "/metrics").data.decode().splitlines():
+            match = re.match(rf'apiserver_request_total{{code="(\d+)".*="{resource}".*verb="PATCH".*}} (\d+)', line)
+            if match:
+                found[match[1]] = found.get(match[1], 0) + int(match[2])
+        return found
+
+    def cost(self, resource: str, work: Callable[[], Any]) -> Tuple[int, int]:
+        """How many patches were kept, and how many conflicted, while this was done."""
+        before = self.patches(resource)
+        work()
+        after = self.patches(resource)
+        return (after.get("200", 0) - before.get("200", 0), after.get("409", 0) - before.get("409", 0))
+
+    def test_killed_and_replaced_under_load(self):
+        """Each request is answered once, whichever replica goes: one in the middle of its work, the others in turn."""
+        replicas, names, count = [self.replica() for _ in range(3)], [], 240
+
+        def load() -> None:
+            names.extend(self.ask() for _ in range(count))
+
+        def replace() -> None:
+            with ThreadPoolExecutor(1) as pool:
+                loading = pool.submit(load)
+                wait_until(lambda: len(names) > 20 or loading.done(), 30)
+                replicas[0].kill()
+                for old in replicas[1:]:
+                    self.replica()
+                    self.assertEqual(0, old.end(signal.SIGTERM).code)
+                loading.result(60)
+            for name in names:
+                self.assertEqual(2, self.answered(name)["metadata"]["generation"], name)
+        kept, conflicts = self.cost(DR, replace)
+        self.assertEqual(count, kept)
+        self.assertLessEqual(conflicts, 2 * count)  # one for each further replica
+
+    def test_status_requests_and_failing_requests(self):
+        """One answer, one reason; what one writes does not wake the others."""
+        for _ in range(3):
+            self.replica()
+
+        def ask() -> None:
+            for name in [self.ask_status() for _ in range(20)]:
+                self.answered(name, SSR)
+
+        def fail() -> None:
+            names = [self.ask(name="nobody") for _ in range(20)]
+            for name in names:
+                self.failed(name)
+            spend(3.0)
+            for name in names:
+                self.assertEqual(2, self.failed(name)["metadata"]["generation"], name)  # the expiration is written once
+        for resource, work in ((SSR, ask), (DR, fail)):
+            with self.subTest(resource):
+                kept, conflicts = self.cost(resource, work)
+                self.assertEqual(20, kept)
+                self.assertLessEqual(conflicts, 2 * 20)
+
+
 # ---- Demo and benchmark: the stage of both is an API, a store, a folder with a copy of the module, a kubeconfig
 
 NAMESPACE = "velero"
@@ -9825,8 +9895,8 @@ class TestStart(FolderCase):
 
 PYZ = "velero_requests.pyz"
 # Runs a script in a Python that lacks some modules.
-LACKING = ("import runpy, sys\nlacking, *sys.argv = sys.argv[1:]\nsys.modules.update(dict.fromkeys(lacking.split(',')))\n"
-           "runpy.run_path(sys.argv[0], run_name='__main__')")
+LACKING = ("import runpy, sys\nlacking, *sys.argv = sys.argv[1:]\n"
+           "sys.modules.update(dict.fromkeys(lacking.split(',')))\nrunpy.run_path(sys.argv[0], run_name='__main__')")
 
 
 @lru_cache(maxsize=None)
@@ -9881,12 +9951,12 @@ class TestArchive(FakeWorld, TestCase):
         for path in (self.pyz, f"./{PYZ}", "./vr"):
             name = os.path.basename(path)
             with self.subTest(path):
-                self.assertIn(f"usage: {name} backup get", self.called("backup", "get", "--help", path=path).out.decode())
+                self.assertIn(f"usage: {name} get", self.called("get", "--help", path=path).out.decode())
                 self.assertIn(f"see `{name} --help`", self.called("backup", "fly", path=path).err)
                 self.assertIn(f"_velero_requests {name}\n", self.called("completion", "bash", path=path).out.decode())
-        out = self.called("-v", "--version").out.decode()
+        out, inside = self.called("-v", "--version").out.decode(), re.escape(self.pyz)
         self.assertRegex(out, rf"(?s)\A{PYZ} {vr.__version__}\nPython {sys.version.split()[0]}: .*SSL .*"
-                              rf"urllib3 1\.26\.\d+: {re.escape(self.pyz)}/urllib3\nPyYAML 6.*: {re.escape(self.pyz)}/yaml\n")
+                              rf"urllib3 1\.26\.\d+: {inside}/urllib3\nPyYAML 6.*: {inside}/yaml\n")
 
     def test_what_is_damaged_or_missing(self):
         """One sentence, and no traceback but where the few lines that find the damage are damaged themselves."""
@@ -9929,9 +9999,10 @@ class TestArchive(FakeWorld, TestCase):
         name = subprocess.check_output(["openssl", "x509", "-hash", "-noout", "-in", self.cluster.ca]).decode().strip()
         os.mkdir(self.at("authorities"))
         shutil.copy(self.cluster.ca, self.at("authorities", name + ".0"))
+        argv = ("backup", "get", "--kubeconfig", kubeconfig, "-n", self.namespace)
         for path, (code, variables) in product((MODULE, self.pyz), (
                 (6, {}), (0, {"SSL_CERT_FILE": self.cluster.ca}), (0, {"SSL_CERT_DIR": self.at("authorities")}))):
-            result = self.called("backup", "get", "--kubeconfig", kubeconfig, "-n", self.namespace, path=path, **variables)
+            result = self.called(*argv, path=path, **variables)
             self.assertEqual((code, not code), (result.code, b"b1 " in result.out), (path, variables, result.err))
 
 class TestDemo(TestCase):
