@@ -47,7 +47,7 @@ test-alone: ## run the tests with the python at hand; it needs urllib3 and PyYAM
 	$(needs)
 	$(PYTHON) $(TESTS) $(if $(T),-k '$(T)')
 
-matrix: ## run the tests, as script and as archive, on every Python at hand and print a table; ARGS=--ends for two only
+matrix: ## run the tests as script and as archive on every Python at hand, about 5 minutes each; ARGS=--help tells more
 	@$(PYTHON) .ci/matrix $(ARGS)
 
 check: ## test the laws of the file; they include that Python 3.8 could read it
