@@ -204,7 +204,9 @@ GOOD_NAMES: Tuple[str, ...] = ("a", "0", "nightly", "nightly-20240501", "a.b.c",
 
 # ---- The laws of the file ----------------------------------------------------
 
-MODULE = os.path.abspath(vr.__file__)
+# `make matrix` lays this file alone into a folder and the archive on PYTHONPATH: then that is what is imported and run.
+ARCHIVE = getattr(vr.__loader__, "archive", "")
+MODULE = os.path.abspath(ARCHIVE or vr.__file__)
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 BOTH = ("velero_requests.py", "test_velero_requests.py")
 
@@ -214,7 +216,7 @@ def text_of(name: str) -> str:
         return file.read()
 
 
-SOURCE = text_of(MODULE)
+SOURCE = vr.__loader__.get_source("velero_requests")  # type: ignore[union-attr]
 TREE = ast.parse(SOURCE)
 
 # What arithmetic on values may import; everything else is the world.
@@ -278,6 +280,7 @@ def depth_of(node: ast.AST) -> int:
     return deepest
 
 
+@skipUnless(not ARCHIVE, "the laws are about the checkout, and an archive is tested")
 class TestLawsOfTheFile(TestCase):
     def test_no_name_is_used_before_it_is_defined(self):
         """No module-level statement, function bodies included, mentions a name that a later one binds."""
@@ -2946,7 +2949,7 @@ class Program:
         base = os.path.join(folder, "program-" + uuid.uuid4().hex[:6])
         self.out_path, self.err_path = base + ".out", base + ".err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
-            self.process = subprocess.Popen([sys.executable, vr.__file__, *argv], cwd=folder, stdin=DEVNULL,
+            self.process = subprocess.Popen([sys.executable, MODULE, *argv], cwd=folder, stdin=DEVNULL,
                 stdout=out if stdout is None else stdout, stderr=err, env={**os.environ, **(env or {})})
 
     def text(self) -> str:
@@ -4928,7 +4931,7 @@ class TestKubeconfigBadInput(KubeFolder):
         for text in kube_bombs():
             with self.subTest(text[:30]):
                 path = self.write(text)
-                done = kube_program(path, seconds=10, memory="2000000")
+                done = kube_program(path, seconds=25, memory="2000000")
                 self.assertEqual((1, b"", False, True), (done.returncode, done.stdout, b"s3cr3t" in done.stderr,
                                                          len(done.stderr) < 1500), done.stderr[-400:])
                 self.assertRegex(done.stderr.decode(), rf"\Aerror: [^\n]*{re.escape(path)}[^\n]*\n(hint: [^\n]*\n)*\Z")
@@ -5163,15 +5166,15 @@ class TestRequestFaults(EnduranceWorld, TestCase):
                     words, tries = outcomes[method == "POST"]
                     outcome: Any = nullcontext() if not words else self.assertRaisesRegex(
                         (vr.ApiError, vr.Unreachable), words)
-                    with within(1), outcome:
+                    with within(3), outcome:
                         self.call(name, api._replace(timeout=0.3) if "hang" in options else api)
                     self.assertEqual(self.cluster.count(method, part), tries)
 
     def test_answers_of_the_wrong_shape_are_one_error(self):
         """It names the call."""
-        api = self.api(timeout=0.4)
+        hasty, patient = self.api(timeout=1), self.api()
         for options, name in product(BAD_ANSWERS, ("get", "list", "create", "patch")):
-            method, part, _ = CALLS[name]
+            (method, part, _), api = CALLS[name], hasty if "gate" in options else patient
             with self.subTest(call=name, **{key: str(value)[:40] for key, value in options.items()}):
                 self.cluster.unscript()
                 self.cluster.script(method, part, ALWAYS, **options)
@@ -7281,7 +7284,7 @@ SPENT_URL = refusal_xml("AccessDenied", "Request has expired")
 SLOW_DOWN = refusal_xml("SlowDown", "Please reduce your request rate.")
 # What no error text may hold, besides secrets: markup, reprs, urllib3's own words, what steers a terminal.
 UGLY = re.compile(r"</?\??(xml|!doctype|html|body|form|error|code|message)\b|object at 0x|Max retries exceeded|"
-                  r"Traceback \(most|HTTPConnection|[\r\x1b]", re.IGNORECASE)
+                  r"Traceback \(most|HTTPConnection|getresponse|[\r\x1b]", re.IGNORECASE)
 
 
 def part_of(path: str) -> str:
@@ -9452,7 +9455,7 @@ class TestCompletion(FolderCase):
         wait_until(lambda: "READY" in terminal.text(), what="the prompt")
         typed = "".join(f"{program} {line}\x18\x18\n" for program, line in zip(itertools.cycle(PROGRAMS), TYPED))
         terminal.type(typed.encode() + b"exit\n")
-        _, text = terminal.end()
+        _, text = terminal.end(60)
         called = read_bytes(self.at("typed")).decode().splitlines()
         os.remove(self.at("typed"))
         self.assertEqual(len(called), len(TYPED), text)
@@ -9772,7 +9775,7 @@ def step(stage: Stage, command: str, *expected: str) -> None:
 
 def demo(launcher: str = "") -> int:
     """Show the main job with a controller on loopback, and one failure -> 0; raises at the first step that fails."""
-    ours = "python velero_requests.py"
+    ours = "python " + os.path.basename(MODULE)
     with set_stage(launcher) as stage:
         tell(f"# On loopback: {stage.servers()}.")
         step(stage, f"{ours} manifests > crds.yaml")
@@ -9844,7 +9847,7 @@ class TestStart(FolderCase):
                                 preexec_fn=partial(os.rmdir, folder))
             self.assertEqual((code, said), (result.code, result.err[:len(said)]), words)
 
-    @skipUnless(shutil.which("make"), "there is no make")
+    @skipUnless(shutil.which("make") and not ARCHIVE, "there is no make, or it is an archive that is tested")
     def test_installed(self):
         """The installed command is compiled once, imports nothing from the current folder, and says what is missing."""
         self.lay_strangers("velero_requests", "json", "runpy", "yaml")
@@ -9867,7 +9870,7 @@ class TestStart(FolderCase):
             self.start("make", "uninstall", f"PREFIX={prefix}")
             self.assertEqual([[], []], [os.listdir(os.path.join(prefix, name)) for name in ("bin", "lib")])
 
-    @skipUnless(shutil.which("make"), "there is no make")
+    @skipUnless(shutil.which("make") and not ARCHIVE, "there is no make, or it is an archive that is tested")
     def test_without_the_packages(self):
         """make says in one sentence what is missing and how to get it, and installs nothing."""
         for target in ("install", "test-alone"):

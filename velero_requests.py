@@ -2731,7 +2731,8 @@ class ConnectionPool:
         import ssl
         from urllib3 import exceptions
         where, cause = self.where, error
-        while cause.__cause__ or cause.__context__:
+        # urllib3 1.26 first asks http.client for what only Python 2 could, and hides that this failed.
+        while cause.__cause__ or cause.__context__ and not cause.__suppress_context__:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
         text = None if isinstance(cause, ssl.SSLError) else getattr(cause, "strerror", None)
         if isinstance(error, exceptions.ProxyError):
