@@ -2520,8 +2520,8 @@ def pause_time_limit() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=None)
-def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
-    """The TLS socket, and urllib3's connections by scheme, that keep the deadline of their thread."""
+def _timed_classes() -> Tuple[Any, Dict[str, Any], Any]:
+    """TLS socket, urllib3's connections by scheme, and plain socket that keep the deadline of their thread."""
     import http.client
     import ssl
     import urllib3
@@ -2559,7 +2559,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
 
     return type("TlsSocket", (Timed, ssl.SSLSocket), {}), {
         "http": type("Http", (Connection, urllib3.connection.HTTPConnection), {}),
-        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}
+        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}, PlainSocket
 
 
 def _redacted(record: logging.LogRecord) -> bool:
@@ -4100,7 +4100,7 @@ class Download:
 
 
 # ================================================================================
-# 14. Controller — queue, feeders, workers, and how a decision is carried out
+# 14. Controller — queue, pages for probes and scrapers, feeders, workers, and how a decision is carried out
 #
 #     client-go's work queue (util/workqueue): a key that waits is there once; one added while it is worked on comes
 #     again afterwards, so no two workers hold it. Delays are instants of the wall clock, as expirations are; a waiting
@@ -4112,7 +4112,7 @@ class Queue:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._changed, self._closed = clock, threading.Condition(), False
         self._ready: OrderedDict = OrderedDict()  # keys to look at, in order
-        self._working: Set[Any] = set()  # keys that workers hold; they may be in _ready again
+        self.working: Dict[Any, float] = {}  # keys that workers hold, since when; they may be in _ready again
         self._due: Dict[Any, float] = {}  # key -> the one instant that counts for it
         self._heap: List[Tuple[float, Any]] = []  # (instant, key); outdated entries are skipped
 
@@ -4137,10 +4137,10 @@ class Queue:
         with self._changed:
             while not self._closed:
                 pause = self._promote()
-                key = next((key for key in self._ready if key not in self._working), None)
+                key = next((key for key in self._ready if key not in self.working), None)
                 if key is not None:
                     del self._ready[key]
-                    self._working.add(key)
+                    self.working[key] = time.monotonic()
                     self._changed.notify()  # another one must know the next instant
                 if key is not None or not wait:
                     return key
@@ -4149,7 +4149,7 @@ class Queue:
 
     def done(self, key: Any) -> None:
         with self._changed:
-            self._working.discard(key)
+            self.working.pop(key, None)
             self._changed.notify()
 
     def wake(self) -> None:
@@ -4172,7 +4172,82 @@ class Queue:
         return min([60.0] + [instant - now for instant, _ in self._heap[:1]])
 
 
+Page = Tuple[int, Dict[str, str], Iterable[bytes]]  # status, headers and the pieces of the body
+
+
+def text_page(status: int, text: str, **headers: str) -> Page:
+    """A page of text."""
+    body = f"{text.rstrip()}\n".encode()
+    return status, {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)),
+                    **headers}, [body]
+
+
+class HttpServer:
+    """Pages for few readers, of whom each may be hostile: one GET or HEAD a connection. answer: method, target and
+    headers (names in lower case) -> a Page. A request must come, and each piece of its page be taken, within `seconds`;
+    of more than `most` connections the one that did not move for longest gives way."""
+    most, seconds, head_limit = 16, 5.0, 8192
+
+    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page]) -> None:
+        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets."""
+        host, _, port = address.rpartition(":")
+        both = not host and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both or host[:1] == "[" else socket.AF_INET
+        try:
+            self.listener = socket.create_server((host.strip("[]"), int(port)), family=family, dualstack_ipv6=both)
+        except (OSError, OverflowError, UnicodeError) as error:
+            why = str(getattr(error, "strerror", "") or error).partition(" (while")[0]
+            raise Error(f"cannot listen on {address}: {why}") from error
+        self.answer, self.connections = answer, OrderedDict()  # type: Any, OrderedDict[socket.socket, None]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock = _timed_classes()[2](fileno=self.listener.accept()[0].detach())
+                self.connections[sock] = None
+                threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
+                if len(self.connections) > self.most:
+                    self.connections.popitem(last=False)[0].shutdown(socket.SHUT_RDWR)
+            except (OSError, RuntimeError):  # no descriptor or thread is left, or the one to give way has left
+                time.sleep(0.1)
+
+    def _reply(self, head: bytes) -> Iterator[bytes]:
+        """What is sent to whoever has sent this."""
+        head, end, _ = head.partition(b"\r\n\r\n")
+        line, *rows = head.decode("latin-1").split("\r\n")
+        match = re.fullmatch(r"([A-Z]+) (/[!-~]*) HTTP/1\.[01]", line)
+        if not match or not end:
+            status, headers, body = text_page(
+                400, f"speak HTTP/1.1, and send a request within {self.seconds:g} seconds and {self.head_limit} bytes")
+        elif match[1] not in ("GET", "HEAD"):
+            status, headers, body = text_page(405, "only GET and HEAD are answered here", Allow="GET, HEAD")
+        else:
+            fields = {name.lower(): value.strip() for name, _, value in (row.partition(":") for row in rows)}
+            status, headers, body = self.answer(match[1], match[2], fields)
+        lines = (f"{name}: {value}\r\n" for name, value in {**headers, "Connection": "close"}.items())
+        yield f"HTTP/1.1 {status} \r\n{''.join(lines)}\r\n".encode("latin-1")
+        if not match or match[1] != "HEAD":
+            yield from body
+
+    def _converse(self, sock: socket.socket) -> None:
+        head = b""
+        with sock, contextlib.suppress(OSError, KeyError):  # it left, or had to give way
+            with contextlib.suppress(socket.timeout), time_limit(self.seconds):
+                while b"\r\n\r\n" not in head and len(head) < self.head_limit:
+                    head += sock.recv(self.head_limit - len(head)) or b"\r\n\r\n"  # that was all
+            for piece in self._reply(head):
+                self.connections.move_to_end(sock)
+                with time_limit(self.seconds):
+                    sock.sendall(piece)
+            sock.shutdown(socket.SHUT_WR)
+            with time_limit(self.seconds):  # who still sends would lose the answer if it were closed now
+                all(sock.recv(65536) for _ in range(128))
+        self.connections.pop(sock, None)
+
+
 WORKERS = 4
+STUCK = 15 * READ_TIMEOUT  # seconds; a pass makes at most 11 calls, and asks STS and store for as long as two more take
 SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing is a failure
 CACHE_LIFE, CACHE_SIZE = 5.0, 200  # seconds and entries; backups, locations, Secrets after a success
 
@@ -4185,7 +4260,7 @@ class Controller:
     `run_once` prints and changes nothing. verify_urls: fetch a byte with every URL before it is handed out. allowed:
     files of this host that a location may name."""
     watch_seconds, silence = WATCH_SECONDS, WATCH_SILENCE
-    stop_time = 3.0  # seconds for passes in hand in the end
+    stop_time = 1.5  # seconds for passes in hand in the end, so that SIGTERM ends it within two
 
     def __init__(self, api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
                  dry_run: bool = False, verify_urls: bool = False, allowed: Sequence[str] = ()) -> None:
@@ -4204,6 +4279,8 @@ class Controller:
         self.credentials = functools.lru_cache(CACHE_SIZE)(CredentialCache)  # by plan and region
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = dict.fromkeys(REQUEST_KINDS, 0)  # how many the watches have brought
+        self.progress = dict.fromkeys(REQUEST_KINDS, time.monotonic())  # when a feeder last got on
+        self.listed: Set[Resource] = set()  # kinds that have been listed once
 
     def warn_once(self, texts: Iterable[str]) -> None:
         for text in (text for text in texts if add_if_new(text, self.warned, 1000)):
@@ -4381,7 +4458,7 @@ class Controller:
         for page in self.api.list_pages(resource, self.namespace, limit=1 << 20):
             if not isinstance(_at(page, "items"), list):
                 raise Unreachable(f"the cluster's answer is no list of {resource.plural}")
-            version = _text(page, "metadata", "resourceVersion")
+            version, self.progress[resource] = _text(page, "metadata", "resourceVersion"), time.monotonic()
             found.update(self.remember(resource, document)[0] for document in page["items"])
             del page  # before the next one is read
         for key in found.union(key for key in list(self.records) if key.resource == resource):
@@ -4389,17 +4466,19 @@ class Controller:
                 self.records.pop(key, None)
             self.queue.add(key)
         self.versions[resource] = version
+        self.listed.add(resource)
 
     def follow(self, resource: Resource) -> None:
-        """Watch a kind until the watch ends, or its time is long over."""
+        """Watch a kind until the watch ends, or its time is long over; one that falls silent is no progress."""
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
                                        seconds=random.uniform(*self.watch_seconds), silence=self.silence)
-        self.streams[resource] = response
+        self.streams[resource], heard = response, time.monotonic()
         if self.stop.is_set():
             response.interrupt()
         with time_limit(self.watch_seconds[1] + self.silence):
             for kind, document in watch_events(response):
                 self.events[resource] += 1
+                self.progress[resource] = heard = time.monotonic()
                 if kind in ("ADDED", "MODIFIED"):
                     key, news = self.remember(resource, document)
                     if news:
@@ -4409,6 +4488,8 @@ class Controller:
                     self.records.pop(key, None)
                     self.queue.add(key)
                 self.versions[resource] = _text(document, "metadata", "resourceVersion")
+        if time.monotonic() - heard < self.silence:
+            self.progress[resource] = time.monotonic()
 
     def feed(self, resource: Resource) -> None:
         """List once, then watch; list again when the API no longer has the version; never give up. A watch that ended
@@ -4421,7 +4502,7 @@ class Controller:
                     self.relist(resource)
                 self.follow(resource)
             except Exception as caught:
-                error = self.note(caught)
+                error, self.progress[resource] = self.note(caught), time.monotonic()  # it knows, and tries again
                 if isinstance(error, (Unreachable, Missing)) or is_version_expired(error):
                     self.versions.pop(resource, None)  # who knows what the API server is now
             lived = time.monotonic() - started
@@ -4434,6 +4515,26 @@ class Controller:
                 log.warning("%s: %s; trying again", resource.plural, redact(trouble))
             logged = trouble
             self.stop.wait(watch_pause(failures, lived, not isinstance(error, Unreachable), random.uniform(1, 2)))
+
+    def trouble(self, now: float) -> str:
+        """Why a new process may help (now: time.monotonic): a feeder heard nothing, not even an error, for as long as a
+        silent watch, the next one and a back-off last; or a worker holds a key for longer than is possible."""
+        limit = self.silence + self.watch_seconds[1] + WATCH_CAP
+        late = [f"nothing was heard of {resource.plural} for {format_duration(now - instant, 0)}"
+                for resource, instant in self.progress.items() if now - instant > limit]
+        late += [f"a worker has held one request for {format_duration(now - held, 0)}"
+                 for held in list(self.queue.working.values()) if now - held > STUCK]
+        return "; ".join(late)
+
+    def page(self, paths: Sequence[str], target: str) -> Page:
+        """/healthz and /readyz, as far as they are among `paths`."""
+        path = target.partition("?")[0]
+        missing = " and ".join(resource.plural for resource in REQUEST_KINDS if resource not in self.listed)
+        waiting = "stopping" if self.stop.is_set() else missing and f"waiting for the API server's list of {missing}"
+        if path not in paths:
+            return text_page(404, f"here are only {', '.join(paths)}")
+        trouble = waiting if path == "/readyz" else self.trouble(time.monotonic())
+        return text_page(503 if trouble else 200, trouble or waiting or "ok")
 
     def run_once(self) -> None:
         """Look once at every request that is there, again where another writer came in between."""
@@ -5051,6 +5152,9 @@ class Options:
         if self.once or self.dry_run:
             controller.run_once()
             return
+        if self.health_address:
+            paths = ("/healthz", "/readyz")
+            HttpServer(self.health_address, lambda _method, target, _headers: controller.page(paths, target))
 
         def stop(number: int, _frame: Any) -> None:
             signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
@@ -5265,6 +5369,8 @@ TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> i
     "FILE": (lambda text: text or None, "it is empty; was a variable not set?"),
     "DURATION": (lambda text: min(max(0.0, parse_duration(text)), MAX_TIMEOUT) or None,
                  "{!r} is no time to wait; write for example 30s, 5m or 1h30m"),
+    "HOST:PORT": (lambda text: text if re.fullmatch(r"(\[[\w.:%]+\]|[^][:\s]*):[0-9]{1,5}", text) else None,
+                  "{!r} is not HOST:PORT, such as 127.0.0.1:8081, [::1]:8081 or :8081"),
     "KIND=NAME": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
                   "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")}
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
@@ -5363,6 +5469,7 @@ COMMANDS = (
         argument("--dry-run", "print what would be done and change nothing"),
         argument("--verify-urls", "fetch one byte with every URL before handing it out"),
         ALLOWED_FILE,
+        argument("--health-address HOST:PORT", "serve /healthz and /readyz there", default=None),
         argument("--server-version VERSION", "version to report (default: our own)", default=f"v{__version__}"),
         argument("--plugin KIND=NAME", "plugin to report; repeatable", action="append"))),
     Command("download", "fetch any artifact of a backup or restore", Options.run_download, (
