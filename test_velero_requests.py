@@ -982,6 +982,55 @@ class TestBackoff(Cases):
                              r'(?i)logs for restore "r1" are not available until .*Completed or Failed')
 
 
+def exposed(text: str) -> Dict[Tuple[str, ...], float]:
+    """Prometheus' text format 0.0.4, as strict as its specification -> the values by name and label values."""
+    values: Dict[Tuple[str, ...], float] = {}
+    types: Dict[str, str] = {}
+    assert text.endswith("\n"), "the last line has no end"
+    for line in text[:-1].split("\n"):
+        told = re.fullmatch(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.+)", line)
+        if told:  # HELP, then TYPE, once for a name, before its samples
+            word, name, rest = told.groups()
+            assert (name in types) == (word == "TYPE") and types.get(name, "") == "", line
+            assert word == "HELP" or rest in ("counter", "gauge", "histogram"), line
+            types[name] = rest if word == "TYPE" else ""
+            continue
+        sample = re.fullmatch(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\{(.*)\} (\S+)", line)
+        assert sample, line
+        family = re.sub("_(bucket|sum|count)$", "", sample[1]) if types.get(sample[1]) is None else sample[1]
+        assert family == list(types)[-1] and (family == sample[1]) == (types[family] != "histogram"), line
+        labels = re.findall(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\["\\n])*)"', sample[2])
+        assert ",".join(f'{name}="{value}"' for name, value in labels) == sample[2], line
+        key = (sample[1], *(re.sub(r"\\(.)", lambda match: match[1].replace("n", "\n"), value) for _, value in labels))
+        assert key not in values and len(dict(labels)) == len(labels), line
+        values[key] = float(sample[3])
+    for (name, *labels), value in values.items():
+        if name.endswith("_bucket") and labels[-1] == "+Inf":  # buckets only grow, and the last has all
+            counts = [(float(key[-1]), values[key]) for key in values if key[:-1] == (name, *labels[:-1])]
+            assert counts == sorted(counts, key=lambda pair: pair[1]) == sorted(counts), name
+            assert value == values[(name.replace("_bucket", "_count"), *labels[:-1])], name
+    return values
+
+
+class TestMetricsText(Cases):
+    def test_the_format(self):
+        """Counters and gauges as they are, buckets that add up, label values escaped, every metric told of."""
+        counts = [0.0] * (len(vr.BUCKETS) + 1)
+        counts[0], counts[1], counts[-1] = 2, 1, 4
+        odd = 'a "b" \\ c\nd'
+        name = "controller_runtime_reconcile_time_seconds"
+        text = vr.metrics_text({("velero_requests_refused_total", odd): [3, 3], (name, "x"): [1234.5, *counts],
+                                ("rest_client_requests_total", "200", "GET"): [1e6]}) + "\n"
+        values = exposed(text)
+        self.gives(lambda *key: values.get(key), *(
+            (("velero_requests_refused_total", odd), 3), (("rest_client_requests_total", "200", "GET"), 1e6),
+            *(((f"{name}_bucket", "x", bound), count) for bound, count in (
+                ("0.005", 2), ("0.025", 3), ("300", 3), ("+Inf", 7))),
+            ((f"{name}_sum", "x"), 1234.5), ((f"{name}_count", "x"), 7)))
+        self.assertEqual(len(vr.METRICS), text.count("# HELP "))
+        self.assertEqual(list(vr.BUCKETS), sorted(vr.BUCKETS))
+
+
 AWKWARD_NAMES = GOOD_NAMES + tuple(
     ("a" * length + mark + "b" * 200)[:253] for length in range(35, 60) for mark in (".", "-", "--", "-" * 30)) + (
         "a." * 126 + "a", "a-" * 126 + "a", "0" * 253)
@@ -1707,7 +1756,7 @@ class TestHttpServer(Cases):
                 vr.HttpServer(address, lambda *_: vr.text_page(200, ""))
         for address in ("127.0.0.1:80", ":8081", "[::1]:9", "localhost:0"):
             self.assertEqual(address, vr.parse(["controller", "--health-address", address])[1].health_address)
-        self.refuses(vr.parse, "is not HOST:PORT, such as", *(["controller", "--health-address", text] for text in (
+        self.refuses(vr.parse, "is not HOST:PORT, such as", *(["controller", "--metrics-address", text] for text in (
             "80", "::1:80", "h:", "h:1x", "", "h :1", "[h]]:1", "h:１", "h:-1", "h:123456")), error=vr.UsageError)
 
 
@@ -3924,11 +3973,11 @@ class TestContractFaultsOld(FaultTests, TestCase):
     status_subresource = True
 
 
-ALL_PAGES = ("/healthz", "/readyz")
+ALL_PAGES = ("/healthz", "/readyz", "/metrics")
 
 
 class TestHealth(FaultWorld, TestCase):
-    """What probes are told."""
+    """What probes, scrapers and log collectors are told."""
 
     def page(self, path: str, controller: Any = None) -> Tuple[int, str]:
         status, _, body = (controller or self.controllers[-1]).page(ALL_PAGES, path)
@@ -3955,12 +4004,12 @@ class TestHealth(FaultWorld, TestCase):
             controller = vr.Controller(api, self.namespace, vr.Server("v1"))
             now = controller.progress[vr.DOWNLOAD_REQUESTS]
             controller.progress = {**controller.progress, **{kind: now + more for kind, more in changes.items()}}
-            controller.queue.working["key"] = now + held
+            controller.queue.working["key"] = 0.0, now + held
             self.assertRegex(controller.trouble(now + passed), words)
         for resource in vr.REQUEST_KINDS:
             controller.progress[resource] -= 1e6
         self.assertEqual(503, self.page("/healthz", controller)[0])
-        self.assertEqual((404, "here are only /healthz, /readyz\n"), self.page("/", controller))
+        self.assertEqual((404, "here are only /healthz, /readyz, /metrics\n"), self.page("/", controller))
 
     def test_an_api_server_that_is_not_there(self):
         """At the start it is waited for, healthy but not ready; when it goes later, there is nothing to restart."""
@@ -3969,6 +4018,7 @@ class TestHealth(FaultWorld, TestCase):
         wait_until(lambda: away.hits > 2, 20, "attempts")
         words = "waiting for the API server's list of downloadrequests and serverstatusrequests\n"
         self.assertEqual([(200, words), (503, words)], [self.page(path) for path in ALL_PAGES[:2]])
+        self.assertIn('rest_client_requests_total{code="<error>",method="GET"}', self.page("/metrics")[1])
         self.cluster.unscript()
         wait_until(lambda: self.page("/readyz") == (200, "ok\n"), 20, "readiness")
         away = self.cluster.script(None, self.path(""), ALWAYS, drop=True)
@@ -3994,15 +4044,57 @@ class TestHealth(FaultWorld, TestCase):
         self.cluster.send_bookmarks()
         wait_until(lambda: all(controller.progress[kind] > before[kind] for kind in before), 10, "bookmarks")
 
+    def test_metrics(self):
+        """They count what was done, and name no object, namespace, bucket or host."""
+        controller = self.serve()
+        controller.count(*((("velero_requests_answer_seconds", "X"), seconds) for seconds in (0, .005, .006, 300, 301)))
+        names = [self.ask() for _ in range(3)] + [self.ask("RestoreLog", "r1")]
+        for name in names:
+            self.answered(name)
+        self.answered(self.ask_status(), SSR)
+        self.failed(self.ask(name="nobody"))
+        self.turn(minutes=2)
+
+        def metrics() -> Dict[Tuple[str, ...], float]:
+            return exposed(self.page("/metrics")[1])
+        wait_until(lambda: metrics()["controller_runtime_reconcile_total", "downloadrequest", "error"] > 2, 10, "tries")
+        found, text = metrics(), self.page("/metrics")[1]
+        kinds = ("DownloadRequest", "ServerStatusRequest")
+        for key, wanted in ((("velero_requests_answered_total", kinds[0], "BackupLog"), 3), (
+                ("velero_requests_answered_total", kinds[0], "RestoreLog"), 1), (
+                ("velero_requests_answered_total", kinds[1], ""), 1), (
+                ("velero_requests_refused_total", "BackupNotFound"), 1), (
+                ("velero_requests_answer_seconds_count", kinds[0]), 4), (
+                ("velero_requests_answer_seconds_count", kinds[1]), 1), *(
+                (("velero_requests_answer_seconds_bucket", "X", bound), count) for bound, count in (
+                    ("0.005", 2), ("0.025", 3), ("300", 4), ("+Inf", 5))), (
+                ("velero_requests_oldest_unanswered_seconds", kinds[1]), 0), (
+                ("workqueue_depth", "downloadrequest", "downloadrequest"), 0), (
+                ("controller_runtime_reconcile_total", "serverstatusrequest", "error"), 0)):
+            self.assertEqual(wanted, found.get(key), key)
+        for key, least in ((("velero_requests_oldest_unanswered_seconds", kinds[0]), 119), (
+                ("controller_runtime_reconcile_total", "downloadrequest", "requeue_after"), 4), (
+                ("controller_runtime_reconcile_time_seconds_count", "downloadrequest"), 5), (
+                ("workqueue_queue_duration_seconds_count", "downloadrequest", "downloadrequest"), 5), (
+                ("rest_client_requests_total", "404", "GET"), 1), (("rest_client_requests_total", "200", "PATCH"), 6), (
+                ("velero_requests_answer_seconds_bucket", kinds[0], "300"), 4)):
+            self.assertGreaterEqual(found.get(key, -1), least, key)
+        for name in (self.namespace, "b1", "nobody", "default", self.cluster.host, self.store.host, *names):
+            self.assertNotIn(name, text)
+
     def test_a_program_with_addresses(self):
         """Pages where they were asked for; the port of another is one sentence."""
-        health = free_port()
-        program = self.program("controller", "--health-address", f"127.0.0.1:{health}")
+        health, metrics = free_port(), free_port()
+        program = self.program("controller", "--health-address", f"127.0.0.1:{health}", "--metrics-address",
+                               f"127.0.0.1:{metrics}")
         wait_until(lambda: self.get(health, "/readyz") == (b"200", b"ok\n"), 20, "readiness")
         self.assert_failed(self.cli("controller", "--health-address", f"127.0.0.1:{health}"), 1,
                            f"cannot listen on 127.0.0.1:{health}: address already in use")
         self.assertEqual((b"404", b"here are only /healthz, /readyz\n"), self.get(health, "/metrics"))
-        gate = threading.Event()
+        name, failing, gate = self.ask(), self.ask(name="nobody"), threading.Event()
+        self.answered(name)
+        self.failed(failing)
+        self.assertTrue(exposed(self.get(metrics, "/metrics")[1].decode()))
         self.make_secret("slow")
         self.make_location("slow", secret="slow")
         self.make_backup("slow", "slow")
