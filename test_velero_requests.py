@@ -644,7 +644,8 @@ BOMBS: Any = (  # name, reader, text, words of the error
     ("JSON of digits", vr.parse_json, b"[" + b"9" * 1_000_000 + b"]", "no JSON"),
     ("gzip of tiny members", lambda text: list(vr.inflate([text])), gzip.compress(b"") * 60_000, ""))
 NO_READERS = {  # what they read is no stranger's text, is short, or is timed with one of the above
-    "_check_yaml", "read_body", "parse_http_date", "_is_exempt", "find_part", "open_part", "value_of", "run_download"}
+    "_check_yaml", "read_body", "parse_http_date", "_is_exempt", "find_part", "open_part", "value_of", "run_download",
+    "_reply"}
 READING = re.compile(r"\b(re|yaml|json|configparser|xml|base64|email\.utils|_?[A-Z]{2}[A-Z_]+)\."
                      r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)\b")
 
@@ -982,6 +983,55 @@ class TestBackoff(Cases):
         for phase in ("", "FailedValidation", "InProgress", "Deleting", "FinalizingPartiallyFailed", "completed"):
             self.assertRegex(vr.logs_refusal(vr.RESTORES, "r1", phase),
                              r'(?i)logs for restore "r1" are not available until .*Completed or Failed')
+
+
+def exposed(text: str) -> Dict[Tuple[str, ...], float]:
+    """Prometheus' text format 0.0.4, as strict as its specification -> the values by name and label values."""
+    values: Dict[Tuple[str, ...], float] = {}
+    types: Dict[str, str] = {}
+    assert text.endswith("\n"), "the last line has no end"
+    for line in text[:-1].split("\n"):
+        told = re.fullmatch(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.+)", line)
+        if told:  # HELP, then TYPE, once for a name, before its samples
+            word, name, rest = told.groups()
+            assert (name in types) == (word == "TYPE") and types.get(name, "") == "", line
+            assert word == "HELP" or rest in ("counter", "gauge", "histogram"), line
+            types[name] = rest if word == "TYPE" else ""
+            continue
+        sample = re.fullmatch(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\{(.*)\} (\S+)", line)
+        assert sample, line
+        family = re.sub("_(bucket|sum|count)$", "", sample[1]) if types.get(sample[1]) is None else sample[1]
+        assert family == list(types)[-1] and (family == sample[1]) == (types[family] != "histogram"), line
+        labels = re.findall(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\["\\n])*)"', sample[2])
+        assert ",".join(f'{name}="{value}"' for name, value in labels) == sample[2], line
+        key = (sample[1], *(re.sub(r"\\(.)", lambda match: match[1].replace("n", "\n"), value) for _, value in labels))
+        assert key not in values and len(dict(labels)) == len(labels), line
+        values[key] = float(sample[3])
+    for (name, *labels), value in values.items():
+        if name.endswith("_bucket") and labels[-1] == "+Inf":  # buckets only grow, and the last has all
+            counts = [(float(key[-1]), values[key]) for key in values if key[:-1] == (name, *labels[:-1])]
+            assert counts == sorted(counts, key=lambda pair: pair[1]) == sorted(counts), name
+            assert value == values[(name.replace("_bucket", "_count"), *labels[:-1])], name
+    return values
+
+
+class TestMetricsText(Cases):
+    def test_the_format(self):
+        """Counters and gauges as they are, buckets that add up, label values escaped, every metric told of."""
+        counts = [0.0] * (len(vr.BUCKETS) + 1)
+        counts[0], counts[1], counts[-1] = 2, 1, 4
+        odd = 'a "b" \\ c\nd'
+        name = "controller_runtime_reconcile_time_seconds"
+        text = vr.metrics_text({("velero_requests_refused_total", odd): [3, 3], (name, "x"): [1234.5, *counts],
+                                ("rest_client_requests_total", "200", "GET"): [1e6]}) + "\n"
+        values = exposed(text)
+        self.gives(lambda *key: values.get(key), *(
+            (("velero_requests_refused_total", odd), 3), (("rest_client_requests_total", "200", "GET"), 1e6),
+            *(((f"{name}_bucket", "x", bound), count) for bound, count in (
+                ("0.005", 2), ("0.025", 3), ("300", 3), ("+Inf", 7))),
+            ((f"{name}_sum", "x"), 1234.5), ((f"{name}_count", "x"), 7)))
+        self.assertEqual(len(vr.METRICS), text.count("# HELP "))
+        self.assertEqual(list(vr.BUCKETS), sorted(vr.BUCKETS))
 
 
 AWKWARD_NAMES = GOOD_NAMES + tuple(
@@ -1612,6 +1662,106 @@ class TestQueue(TestCase):
             self.queue.add("b")
             self.assertEqual([None, None, "a"], sorted((future.result(10) for future in taken), key=str))
         self.assertIsNone(self.queue.take())
+
+# ---- Section 14: the server of a few pages ------------------------------------
+
+def told(port: int, sent: bytes = b"", ends: bool = False) -> bytes:
+    """What a server on loopback answers, until it closes, to whoever sends this, and perhaps ends its side."""
+    with socket.create_connection(("127.0.0.1", port), 20) as sock:
+        with suppress(OSError):  # it may have heard enough
+            sock.sendall(sent)
+            if ends:
+                sock.shutdown(socket.SHUT_WR)
+        return b"".join(iter(partial(sock.recv, 65536), b""))
+
+
+class TestHttpServer(Cases):
+    """Whoever comes gets one sentence, in bounds, and holds up nobody else."""
+
+    def start(self, seconds: float = 0.4, host: str = "127.0.0.1", **settings: Any) -> Any:
+        self.asked: List[Any] = []
+
+        def answer(*request: Any) -> Any:
+            self.asked.append(request)
+            return vr.text_page(200, "fine")
+        server = vr.HttpServer(f"{host}:0", answer)
+        vars(server).update(seconds=seconds, **settings)
+        self.addCleanup(server.listener.close)
+        self.port = server.listener.getsockname()[1]
+        return server
+
+    def test_what_is_answered(self):
+        self.start()
+        for sent, status, words in ((b"GET /a?b=c HTTP/1.1\r\nHost: h\r\nIf-Match:  x \r\n\r\n", 200, b"fine\n"),
+                (b"HEAD / HTTP/1.0\r\n\r\n", 200, b""), (b"GET / HTTP/1.1\r\n\r\n" * 2, 200, b"fine\n"),
+                (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nsomething", 405, b"only GET and HEAD"),
+                (b"GET http://h/ HTTP/1.1\r\n\r\n", 400, b"HTTP/1.1"), (b"GET / HTTP/2.0\r\n\r\n", 400, b"HTTP/1.1"),
+                (b"GET /\xc3\xa4 HTTP/1.1\r\n\r\n", 400, b"HTTP/1.1"), (b"\x16\x03\x01" * 50, 400, b"0.4 seconds"),
+                (b"GET / HTTP/1.1\r\nA: " + b"x" * 9000, 400, b"8192 bytes"), (b"x" * 5_000_000, 400, b"8192 bytes"),
+                (b"GET / HTTP/1.1\r\n", 400, b"0.4 seconds"), (b"", 400, b"0.4 seconds")):
+            with self.subTest(sent[:40]):
+                head, _, body = told(self.port, sent).partition(b"\r\n\r\n")
+                self.assertTrue(head.startswith(b"HTTP/1.1 %d" % status) and words in body, (head, body))
+                self.assertEqual((body.count(b"\n"), b"Server:" in head), (1 if words else 0, False))
+                self.assertIn(b"\r\nConnection: close", head)
+                self.assertIn(b"Allow: GET, HEAD" if status == 405 else b"Content-Length: ", head)
+        self.assertEqual([("GET", "/a?b=c", {"host": "h", "if-match": "x"}), ("HEAD", "/", {}), ("GET", "/", {})],
+                         self.asked)
+
+    def test_megabytes(self):
+        """Who sends them can send them, and then reads the answer."""
+        self.start(20)
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as client:
+            client.request("POST", "/", b"x" * 7_000_000)
+            self.assertEqual(405, client.getresponse().status)
+
+    def test_a_client_that_ends_its_side(self):
+        self.start(60)
+        for sent in (b"", b"GET", b"GET / HTTP/1.1\r\n\r\n"):
+            self.assertIn(b"\r\n\r\n", told(self.port, sent, ends=True))
+
+    def test_nobody_is_held_up(self):
+        """By any number who are silent, trickle or never read: the one that did not move for longest gives way."""
+        server, before = self.start(60), threading.active_count()
+        for sent in (b"", b"GET / HTTP", b"GET / HTTP/1.1\r\n\r\n"):
+            with ExitStack() as held:
+                for _ in range(3 * server.most):
+                    sock = held.enter_context(closing(socket.create_connection(("127.0.0.1", self.port), 20)))
+                    sock.sendall(sent)
+                    with within(5):
+                        self.assertIn(b"fine", told(self.port, b"GET / HTTP/1.1\r\n\r\n", ends=True))
+                wait_until(lambda: threading.active_count() <= before + server.most + 1, 10, "threads to end")
+        wait_until(lambda: threading.active_count() <= before and not server.connections, 10, "all threads to end")
+
+    def test_a_piece_that_nobody_takes(self):
+        """A deadline ends the connection, though the page has no end."""
+        server, ended = self.start(0.3), threading.Event()
+
+        def endless() -> Iterator[bytes]:
+            try:
+                while True:
+                    yield b"x" * 65536
+            finally:
+                ended.set()
+        server.answer = lambda *_: (200, {}, endless())
+        with closing(socket.create_connection(("127.0.0.1", self.port), 20)) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            self.assertTrue(ended.wait(20))
+
+    def test_addresses(self):
+        """All of IPv4 and IPv6 without a host; what cannot be listened on is one sentence."""
+        self.start(host="")
+        self.assertIn(b"fine", told(self.port, b"GET / HTTP/1.1\r\n\r\n"))
+        for address, words in ((f"127.0.0.1:{self.port}", "Address already in use"), ("192.0.2.1:0", ""),
+                               ("no.such.invalid:0", ""), ("x" * 80 + ":0", ""), ("[::zz]:0", ""), (":65536", "65535")):
+            with self.subTest(address), self.assertRaisesRegex(
+                    vr.Error, rf"\Acannot listen on {re.escape(address)}: [ -~]*{words}[ -~]*\Z"):
+                vr.HttpServer(address, lambda *_: vr.text_page(200, ""))
+        for address in ("127.0.0.1:80", ":8081", "[::1]:9", "localhost:0"):
+            self.assertEqual(address, vr.parse(["controller", "--health-address", address])[1].health_address)
+        self.refuses(vr.parse, "is not HOST:PORT, such as", *(["controller", "--metrics-address", text] for text in (
+            "80", "::1:80", "h:", "h:1x", "", "h :1", "[h]]:1", "h:１", "h:-1", "h:123456")), error=vr.UsageError)
+
 
 USERS = ("admin", "limited", "reader", "controller", "stranger")  # who may talk to either cluster
 # Python 3.13 verifies strictly: without the two it refuses a certificate.
@@ -3704,7 +3854,7 @@ class FaultTests(FaultWorld):
         self.admin.delete(DR, name, self.namespace)
         wait_until(lambda: not controller.records, 10, "the record to go")
         gate.set()
-        wait_until(lambda: not controller.queue._working, 10, "the pass to end")
+        wait_until(lambda: not controller.queue.working, 10, "the pass to end")
         self.assertEqual(controller.records, {})
 
 
@@ -3824,6 +3974,152 @@ class TestContractFaultsNew(FaultTests, TestCase):
 
 class TestContractFaultsOld(FaultTests, TestCase):
     status_subresource = True
+
+
+ALL_PAGES = ("/healthz", "/readyz", "/metrics")
+
+
+class TestHealth(FaultWorld, TestCase):
+    """What probes, scrapers and log collectors are told."""
+
+    def page(self, path: str, controller: Any = None) -> Tuple[int, str]:
+        status, _, body = (controller or self.controllers[-1]).page(ALL_PAGES, path)
+        return status, b"".join(body).decode()
+
+    def get(self, port: int, path: str) -> Tuple[bytes, bytes]:
+        """Status and body from a program, once it listens."""
+        def ask() -> bytes:
+            with suppress(ConnectionRefusedError):
+                return told(port, f"GET {path} HTTP/1.1\r\n\r\n".encode())
+            return b""
+        head, _, body = wait_until(ask, 20, f"an answer from port {port}").partition(b"\r\n\r\n")
+        return head.split()[1], body
+
+    def test_what_is_unwell(self):
+        """A feeder that hears nothing, not even a bookmark or an error, and a worker that does not let go."""
+        api = vr.connect(vr.load_cluster(self.kubeconfig))
+        for changes, held, passed, words in (
+                ({}, 0, 100, "^$"), ({}, 0, 110, "^nothing was heard of downloadrequests for 1m50s; .*serverstatus"),
+                ({vr.STATUS_REQUESTS: 90}, 0, 110, "^nothing was heard of downloadrequests for 1m50s$"),
+                ({kind: 400 for kind in vr.REQUEST_KINDS}, 0, 290, "^$"),
+                ({kind: 400 for kind in vr.REQUEST_KINDS}, 0, 310, "^a worker has held one request for 5m10s$"),
+                ({kind: 400 for kind in vr.REQUEST_KINDS}, 200, 310, "^$")):
+            controller = vr.Controller(api, self.namespace, vr.Server("v1"))
+            now = controller.progress[vr.DOWNLOAD_REQUESTS]
+            controller.progress = {**controller.progress, **{kind: now + more for kind, more in changes.items()}}
+            controller.queue.working["key"] = 0.0, now + held
+            self.assertRegex(controller.trouble(now + passed), words)
+        for resource in vr.REQUEST_KINDS:
+            controller.progress[resource] -= 1e6
+        self.assertEqual(503, self.page("/healthz", controller)[0])
+        self.assertEqual((404, "here are only /healthz, /readyz, /metrics\n"), self.page("/", controller))
+
+    def test_an_api_server_that_is_not_there(self):
+        """At the start it is waited for, healthy but not ready; when it goes later, there is nothing to restart."""
+        away = self.cluster.script(None, self.path(""), ALWAYS, drop=True)
+        controller = self.serve()
+        wait_until(lambda: away.hits > 2, 20, "attempts")
+        words = "waiting for the API server's list of downloadrequests and serverstatusrequests\n"
+        self.assertEqual([(200, words), (503, words)], [self.page(path) for path in ALL_PAGES[:2]])
+        self.assertIn('rest_client_requests_total{code="<error>",method="GET"}', self.page("/metrics")[1])
+        self.cluster.unscript()
+        wait_until(lambda: self.page("/readyz") == (200, "ok\n"), 20, "readiness")
+        away = self.cluster.script(None, self.path(""), ALWAYS, drop=True)
+        self.cluster.cut_connections()
+        wait_until(lambda: away.hits > 2, 20, "attempts")
+        before = dict(controller.progress)
+        wait_until(lambda: all(controller.progress[kind] > before[kind] for kind in before), 20, "failed attempts")
+        self.assertEqual([(200, "ok\n")] * 2, [self.page(path) for path in ALL_PAGES[:2]])
+
+    def test_what_is_progress(self):
+        """The end of a watch and a bookmark are; a watch that falls silent is none, however often it is opened."""
+        silent = self.cluster.script("GET", self.path("downloadrequests?watch="), ALWAYS, chunks=[SILENT])
+        controller = self.serve(silence=1.5, watch_seconds=(0.5, 0.5))
+        wait_until(lambda: silent.hits, 10, "the first silent watch")
+        before = dict(controller.progress)
+        wait_until(lambda: silent.hits > 1 and controller.progress[vr.STATUS_REQUESTS] > before[vr.STATUS_REQUESTS], 20,
+                   "the second one, and the end of the other kind's")
+        self.assertEqual(before[vr.DOWNLOAD_REQUESTS], controller.progress[vr.DOWNLOAD_REQUESTS])
+        self.cluster.unscript()
+        controller = self.serve()
+        wait_until(lambda: self.page("/readyz")[0] == 200 and len(controller.streams) == 2, 20, "two watches")
+        before = dict(controller.progress)
+        self.cluster.send_bookmarks()
+        wait_until(lambda: all(controller.progress[kind] > before[kind] for kind in before), 10, "bookmarks")
+
+    def test_metrics(self):
+        """They count what was done, and name no object, namespace, bucket or host."""
+        controller = self.serve()
+        controller.count(*((("velero_requests_answer_seconds", "X"), seconds) for seconds in (0, .005, .006, 300, 301)))
+        names = [self.ask() for _ in range(3)] + [self.ask("RestoreLog", "r1")]
+        for name in names:
+            self.answered(name)
+        self.answered(self.ask_status(), SSR)
+        self.failed(self.ask(name="nobody"))
+        self.turn(minutes=2)
+
+        def metrics() -> Dict[Tuple[str, ...], float]:
+            return exposed(self.page("/metrics")[1])
+        wait_until(lambda: metrics()["controller_runtime_reconcile_total", "downloadrequest", "error"] > 2, 10, "tries")
+        found, text = metrics(), self.page("/metrics")[1]
+        kinds = ("DownloadRequest", "ServerStatusRequest")
+        for key, wanted in ((("velero_requests_answered_total", kinds[0], "BackupLog"), 3), (
+                ("velero_requests_answered_total", kinds[0], "RestoreLog"), 1), (
+                ("velero_requests_answered_total", kinds[1], ""), 1), (
+                ("velero_requests_refused_total", "BackupNotFound"), 1), (
+                ("velero_requests_answer_seconds_count", kinds[0]), 4), (
+                ("velero_requests_answer_seconds_count", kinds[1]), 1), *(
+                (("velero_requests_answer_seconds_bucket", "X", bound), count) for bound, count in (
+                    ("0.005", 2), ("0.025", 3), ("300", 4), ("+Inf", 5))), (
+                ("velero_requests_oldest_unanswered_seconds", kinds[1]), 0), (
+                ("workqueue_depth", "downloadrequest", "downloadrequest"), 0), (
+                ("controller_runtime_reconcile_total", "serverstatusrequest", "error"), 0)):
+            self.assertEqual(wanted, found.get(key), key)
+        for key, least in ((("velero_requests_oldest_unanswered_seconds", kinds[0]), 119), (
+                ("controller_runtime_reconcile_total", "downloadrequest", "requeue_after"), 4), (
+                ("controller_runtime_reconcile_time_seconds_count", "downloadrequest"), 5), (
+                ("workqueue_queue_duration_seconds_count", "downloadrequest", "downloadrequest"), 5), (
+                ("rest_client_requests_total", "404", "GET"), 1), (("rest_client_requests_total", "200", "PATCH"), 6), (
+                ("velero_requests_answer_seconds_bucket", kinds[0], "300"), 4)):
+            self.assertGreaterEqual(found.get(key, -1), least, key)
+        for name in (self.namespace, "b1", "nobody", "default", self.cluster.host, self.store.host, *names):
+            self.assertNotIn(name, text)
+
+    def test_a_program_with_addresses(self):
+        """Pages where they were asked for; the port of another is one sentence."""
+        health, metrics = free_port(), free_port()
+        program = self.program("controller", "--health-address", f"127.0.0.1:{health}", "--metrics-address",
+                               f"127.0.0.1:{metrics}")
+        wait_until(lambda: self.get(health, "/readyz") == (b"200", b"ok\n"), 20, "readiness")
+        self.assert_failed(self.cli("controller", "--health-address", f"127.0.0.1:{health}"), 1,
+                           f"cannot listen on 127.0.0.1:{health}: address already in use")
+        self.assertEqual((b"404", b"here are only /healthz, /readyz\n"), self.get(health, "/metrics"))
+        name, failing, gate = self.ask(), self.ask(name="nobody"), threading.Event()
+        self.answered(name)
+        self.failed(failing)
+        self.assertTrue(exposed(self.get(metrics, "/metrics")[1].decode()))
+        self.make_secret("slow")
+        self.make_location("slow", secret="slow")
+        self.make_backup("slow", "slow")
+        fault = self.cluster.script("GET", "/secrets/slow", hang=gate)
+        held = self.ask(name="slow")
+        wait_until(lambda: fault.hits, 15, "the pass")
+        self.assertEqual((b"200", b"ok\n"), self.get(health, "/readyz"))
+        program.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: self.get(health, "/readyz") == (b"503", b"stopping\n"), 1, "the end to be announced")
+        gate.set()
+        result = program.end()
+        self.assertEqual((0, "Processed"), (result.code, (self.look(held) or {})["status"]["phase"]), result.err)
+        self.assert_clean(result.err)
+
+    def test_a_signal_ends_it_soon(self):
+        """Whoever is silent, it leaves within two seconds."""
+        fault = self.cluster.script("GET", "/secrets/cloud", hang=SILENT)
+        program = self.program("controller")
+        self.ask()
+        wait_until(lambda: fault.hits, 15, "the pass")
+        with within(3):  # a busy machine takes its time
+            self.assertEqual(0, program.end(signal.SIGTERM).code)
 
 
 # ---- Contract: CRDs that check nothing, as strangers and old clusters have them
@@ -9651,7 +9947,8 @@ class TestEnds(TestCase):
 CANARY = "canary/7+secret"
 # All commands; those that print a URL or an object are asked for what they show, so only their stderr must be clean.
 CANARY_COMMANDS = (
-    "controller --once", "controller --once --dry-run", "controller --once --verify-urls", "download b1 -o FILE",
+    "controller --once", "controller --once --dry-run", "controller --once --verify-urls",
+    "download b1 -o FILE",
     "download b1 --kind BackupLog", "download b1 --url-only", "backup get", "backup get --direct -o yaml",
     "backup describe b1 --details", "backup describe b1 -o json", "backup logs b1", "backup logs b1 --direct",
     "backup download b1 -o FILE --force", "restore get -o json", "restore describe r1", "restore logs r1",

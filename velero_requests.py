@@ -39,6 +39,7 @@ if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.defau
     _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while the rest is imported needs no traceback
 
 import base64
+import bisect
 import contextlib
 import enum
 import functools
@@ -55,7 +56,7 @@ import socket
 import stat
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from datetime import datetime, timedelta, timezone
 from typing import (
     Any, BinaryIO, Callable, ContextManager, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence,
@@ -632,6 +633,7 @@ class Outcome(NamedTuple):
     body: Optional[Document] = None  # a merge patch (hidden for its URL), or preconditions
     again: Optional[datetime] = None  # the next look
     failed: bool = False  # look again with back-off
+    reason: str = ""  # a word of ours, of a refusal
 
 
 def request_from(resource: Resource, document: Document) -> Request:
@@ -696,8 +698,8 @@ def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
     status = {} if again == request.expiration else {"expiration": format_time(limit)}
     annotations = {} if (request.reason, request.message) == (reason, message) else {REASON: reason, MESSAGE: message}
     if not status and not annotations:
-        return Outcome("leave", why, again=again, failed=error.retry)
-    return _patch(request, why, again, error.retry, status=status, annotations=annotations)
+        return Outcome("leave", why, again=again, failed=error.retry, reason=reason)
+    return _patch(request, why, again, error.retry, status=status, annotations=annotations)._replace(reason=reason)
 
 
 def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Outcome:
@@ -708,7 +710,7 @@ def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Out
         return outcome._replace(body={**body, "metadata": {"resourceVersion": request.version}})
     if request.created and now - request.created >= URL_LIFE:
         return _delete(request, "it cannot be updated and is older than a request lives")
-    return Outcome("leave", outcome.why, again=outcome.again, failed=True)
+    return Outcome("leave", outcome.why, again=outcome.again, failed=True, reason=outcome.reason)
 
 
 def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
@@ -761,6 +763,39 @@ def event_for(request: Request, reason: str, message: str, now: datetime) -> Doc
             "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace,
                                "name": name, "uid": request.uid, "resourceVersion": request.version},
             "source": {"component": "velero-requests"}, "firstTimestamp": instant, "lastTimestamp": instant}
+
+
+BUCKETS = (.005, .025, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)  # seconds; some of controller-runtime's, and 5 minutes
+# Name, type, labels and help of every metric; controller-runtime's and client-go's names where they have one.
+METRICS = (
+    ("controller_runtime_reconcile_total", "counter", ("controller", "result"), "Looks at requests, by their result."),
+    ("controller_runtime_reconcile_time_seconds", "histogram", ("controller",), "How long a look took."),
+    ("workqueue_depth", "gauge", ("name", "controller"), "Requests that are to be looked at now."),
+    ("workqueue_queue_duration_seconds", "histogram", ("name", "controller"), "How long a request was in the queue."),
+    ("rest_client_requests_total", "counter", ("code", "method"), "Calls to the API server; <error>: no answer came."),
+    ("velero_requests_answered_total", "counter", ("kind", "target_kind"), "Requests that were answered."),
+    ("velero_requests_answer_seconds", "histogram", ("kind",), "Time from creation, in whole seconds, to answer."),
+    ("velero_requests_refused_total", "counter", ("reason",), "Reasons written to requests."),
+    ("velero_requests_oldest_unanswered_seconds", "gauge", ("kind",), "Age of the oldest unanswered request, or 0."))
+
+
+def metrics_text(series: Mapping[Tuple[str, ...], Sequence[float]]) -> str:
+    """Prometheus' text format 0.0.4. series: a metric's name and the values of its labels -> its value; for a histogram
+    the sum of what was observed, and how often each of BUCKETS, and more than the last, was."""
+    lines = []
+    for metric, kind, labels, told in METRICS:
+        lines += [f"# HELP {metric} {told}", f"# TYPE {metric} {kind}"]
+        for (name, *values), (total, *counts) in sorted(series.items()):
+            if name == metric:
+                texts = [value.replace("\\", r"\\").replace('"', r'\"').replace("\n", r"\n") for value in values]
+                pairs = ",".join(map('{}="{}"'.format, labels, texts))
+                if kind == "histogram":
+                    lines += [f'{name}_bucket{{{pairs},le="{bound}"}} {count:g}'
+                              for bound, count in zip((*BUCKETS, "+Inf"), itertools.accumulate(counts))]
+                    lines += [f"{name}_sum{{{pairs}}} {total}", f"{name}_count{{{pairs}}} {sum(counts)}"]
+                else:
+                    lines.append(f"{name}{{{pairs}}} {total}")
+    return "\n".join(lines)
 
 
 def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
@@ -2520,8 +2555,8 @@ def pause_time_limit() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=None)
-def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
-    """The TLS socket, and urllib3's connections by scheme, that keep the deadline of their thread."""
+def _timed_classes() -> Tuple[Any, Dict[str, Any], Any]:
+    """TLS socket, urllib3's connections by scheme, and plain socket that keep the deadline of their thread."""
     import http.client
     import ssl
     import urllib3
@@ -2559,7 +2594,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
 
     return type("TlsSocket", (Timed, ssl.SSLSocket), {}), {
         "http": type("Http", (Connection, urllib3.connection.HTTPConnection), {}),
-        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}
+        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}, PlainSocket
 
 
 def _redacted(record: logging.LogRecord) -> bool:
@@ -2868,6 +2903,7 @@ class Session:
         self.warned: Set[str] = set()  # what the API server warned of, and was shown
         self.lock = threading.RLock()
         self.until = -math.inf  # time.monotonic() of the next renewal
+        self.exchanged: Callable[[str, str], Any] = lambda code, method: None  # is told the end of every exchange
         self.identity = Identity(cluster.token)
         self.pool: Any = None
         self._open(self._read_pem())
@@ -3100,12 +3136,14 @@ class Api(NamedTuple):
             try:
                 response, identity = self._attempt(method, target, content, content_type, idle or self.timeout)
             except Unreachable as error:
+                self.session.exchanged("<error>", method)
                 # Another thread has replaced the pool; or the other side closed an idle connection.
                 if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
                         method != "POST" and attempt == 1 and isinstance(error.__cause__, exceptions.ProtocolError)):
                     log.info("%s; trying again", error)
                     continue
                 raise
+            self.session.exchanged(str(response.status), method)
             self._tell_warnings(response.headers)
             if response.status < 300:
                 return response
@@ -4101,7 +4139,7 @@ class Download:
 
 
 # ================================================================================
-# 14. Controller — queue, feeders, workers, and how a decision is carried out
+# 14. Controller — queue, pages for probes and scrapers, feeders, workers, and how a decision is carried out
 #
 #     client-go's work queue (util/workqueue): a key that waits is there once; one added while it is worked on comes
 #     again afterwards, so no two workers hold it. Delays are instants of the wall clock, as expirations are; a waiting
@@ -4112,15 +4150,15 @@ class Queue:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._changed, self._closed = clock, threading.Condition(), False
-        self._ready: OrderedDict = OrderedDict()  # keys to look at, in order
-        self._working: Set[Any] = set()  # keys that workers hold; they may be in _ready again
+        self.ready: OrderedDict = OrderedDict()  # keys to look at, in order, and since when (time.monotonic)
+        self.working: Dict[Any, Tuple[float, float]] = {}  # keys that workers hold: since when ready, and held
         self._due: Dict[Any, float] = {}  # key -> the one instant that counts for it
         self._heap: List[Tuple[float, Any]] = []  # (instant, key); outdated entries are skipped
 
     def add(self, key: Any) -> None:
         """Look at this key now; an instant set earlier still counts."""
         with self._changed:
-            self._ready[key] = None
+            self.ready.setdefault(key, time.monotonic())
             self._changed.notify()
 
     def add_at(self, key: Any, instant: float) -> None:
@@ -4138,10 +4176,9 @@ class Queue:
         with self._changed:
             while not self._closed:
                 pause = self._promote()
-                key = next((key for key in self._ready if key not in self._working), None)
+                key = next((key for key in self.ready if key not in self.working), None)
                 if key is not None:
-                    del self._ready[key]
-                    self._working.add(key)
+                    self.working[key] = self.ready.pop(key), time.monotonic()
                     self._changed.notify()  # another one must know the next instant
                 if key is not None or not wait:
                     return key
@@ -4150,7 +4187,7 @@ class Queue:
 
     def done(self, key: Any) -> None:
         with self._changed:
-            self._working.discard(key)
+            self.working.pop(key, None)
             self._changed.notify()
 
     def wake(self) -> None:
@@ -4169,11 +4206,86 @@ class Queue:
             instant, key = heapq.heappop(self._heap)
             if self._due.get(key) == instant:
                 del self._due[key]
-                self._ready[key] = None
+                self.ready.setdefault(key, time.monotonic())
         return min([60.0] + [instant - now for instant, _ in self._heap[:1]])
 
 
+Page = Tuple[int, Dict[str, str], Iterable[bytes]]  # status, headers and the pieces of the body
+
+
+def text_page(status: int, text: str, **headers: str) -> Page:
+    """A page of text; its type is that of Prometheus' format, which no other reader minds."""
+    body = f"{text.rstrip()}\n".encode()
+    return status, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Content-Length": str(len(body)),
+                    **headers}, [body]
+
+
+class HttpServer:
+    """Pages for few readers, of whom each may be hostile: one GET or HEAD a connection. answer: method, target and
+    headers (names in lower case) -> a Page. A request must come, and each piece of its page be taken, within `seconds`;
+    of more than `most` connections the one that did not move for longest gives way."""
+    most, seconds, head_limit = 16, 5.0, 8192
+
+    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page]) -> None:
+        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets."""
+        host, _, port = address.rpartition(":")
+        both = not host and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both or host[:1] == "[" else socket.AF_INET
+        try:
+            self.listener = socket.create_server((host.strip("[]"), int(port)), family=family, dualstack_ipv6=both)
+        except (OSError, OverflowError, UnicodeError) as error:
+            why = str(getattr(error, "strerror", "") or error).partition(" (while")[0]
+            raise Error(f"cannot listen on {address}: {why}") from error
+        self.answer, self.connections = answer, OrderedDict()  # type: Any, OrderedDict[socket.socket, None]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock = _timed_classes()[2](fileno=self.listener.accept()[0].detach())
+                self.connections[sock] = None
+                threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
+                if len(self.connections) > self.most:
+                    self.connections.popitem(last=False)[0].shutdown(socket.SHUT_RDWR)
+            except (OSError, RuntimeError):  # no descriptor or thread is left, or the one to give way has left
+                time.sleep(0.1)
+
+    def _reply(self, head: bytes) -> Iterator[bytes]:
+        """What is sent to whoever has sent this."""
+        head, end, _ = head.partition(b"\r\n\r\n")
+        line, *rows = head.decode("latin-1").split("\r\n")
+        match = re.fullmatch(r"([A-Z]+) (/[!-~]*) HTTP/1\.[01]", line)
+        if not match or not end:
+            status, headers, body = text_page(
+                400, f"speak HTTP/1.1, and send a request within {self.seconds:g} seconds and {self.head_limit} bytes")
+        elif match[1] not in ("GET", "HEAD"):
+            status, headers, body = text_page(405, "only GET and HEAD are answered here", Allow="GET, HEAD")
+        else:
+            fields = {name.lower(): value.strip() for name, _, value in (row.partition(":") for row in rows)}
+            status, headers, body = self.answer(match[1], match[2], fields)
+        lines = (f"{name}: {value}\r\n" for name, value in {**headers, "Connection": "close"}.items())
+        yield f"HTTP/1.1 {status} \r\n{''.join(lines)}\r\n".encode("latin-1")
+        if not match or match[1] != "HEAD":
+            yield from body
+
+    def _converse(self, sock: socket.socket) -> None:
+        head = b""
+        with sock, contextlib.suppress(OSError, KeyError):  # it left, or had to give way
+            with contextlib.suppress(socket.timeout), time_limit(self.seconds):
+                while b"\r\n\r\n" not in head and len(head) < self.head_limit:
+                    head += sock.recv(self.head_limit - len(head)) or b"\r\n\r\n"  # that was all
+            for piece in self._reply(head):
+                self.connections.move_to_end(sock)
+                with time_limit(self.seconds):
+                    sock.sendall(piece)
+            sock.shutdown(socket.SHUT_WR)
+            with time_limit(self.seconds):  # who still sends would lose the answer if it were closed now
+                all(sock.recv(65536) for _ in range(128))
+        self.connections.pop(sock, None)
+
+
 WORKERS = 4
+STUCK = 15 * READ_TIMEOUT  # seconds; a pass makes at most 11 calls, and asks STS and store for as long as two more take
 SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing is a failure
 CACHE_LIFE, CACHE_SIZE = 5.0, 200  # seconds and entries; backups, locations, Secrets after a success
 
@@ -4186,7 +4298,7 @@ class Controller:
     `run_once` prints and changes nothing. verify_urls: fetch a byte with every URL before it is handed out. allowed:
     files of this host that a location may name."""
     watch_seconds, silence = WATCH_SECONDS, WATCH_SILENCE
-    stop_time = 3.0  # seconds for passes in hand in the end
+    stop_time = 1.5  # seconds for passes in hand in the end, so that SIGTERM ends it within two
 
     def __init__(self, api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
                  dry_run: bool = False, verify_urls: bool = False, allowed: Sequence[str] = ()) -> None:
@@ -4205,6 +4317,21 @@ class Controller:
         self.credentials = functools.lru_cache(CACHE_SIZE)(CredentialCache)  # by plan and region
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = dict.fromkeys(REQUEST_KINDS, 0)  # how many the watches have brought
+        self.progress = dict.fromkeys(REQUEST_KINDS, time.monotonic())  # when a feeder last got on
+        self.listed: Set[Resource] = set()  # kinds that have been listed once
+        self.lock = threading.Lock()
+        self.series: Dict[Tuple[str, ...], List[float]] = defaultdict(lambda: [0] * (len(BUCKETS) + 2))
+        for resource, result in itertools.product(REQUEST_KINDS, ("success", "error", "requeue", "requeue_after")):
+            self.count((("controller_runtime_reconcile_total", resource.kind.lower(), result), 0))
+        api.session.exchanged = lambda code, method: self.count((("rest_client_requests_total", code, method), 1))
+
+    def count(self, *observed: Tuple[Tuple[str, ...], float]) -> None:
+        """Add each value to its counter or histogram, which is a metric and the values of its labels."""
+        with self.lock:
+            for series, value in observed:
+                numbers = self.series[series]
+                numbers[0] += value
+                numbers[1 + bisect.bisect_left(BUCKETS, value)] += 1
 
     def warn_once(self, texts: Iterable[str]) -> None:
         for text in (text for text in texts if add_if_new(text, self.warned, 1000)):
@@ -4349,6 +4476,26 @@ class Controller:
         finally:
             _thread.hosts = None
 
+    def handle(self, key: Key) -> Outcome:
+        """Look at a key, and count and log what came of it."""
+        request, (ready, held) = self.records.get(key), self.queue.working[key]
+        outcome = self.look_at(key)
+        seconds, kind = time.monotonic() - held, key.resource.kind
+        controller = kind.lower()
+        observed = [(("controller_runtime_reconcile_total", controller, "requeue" if outcome is CONFLICT else "error" if
+                      outcome.failed else "requeue_after" if outcome.again else "success"), 1.0),
+                    (("controller_runtime_reconcile_time_seconds", controller), seconds),
+                    (("workqueue_queue_duration_seconds", controller, controller), held - ready)]
+        if outcome.reason and outcome.body:
+            observed.append((("velero_requests_refused_total", outcome.reason), 1.0))
+        elif request and _at(outcome.body, "status", "phase") == PROCESSED:
+            now, target = self.now(), request.target_kind if request.target_kind in TARGETS else ""
+            observed += [(("velero_requests_answered_total", kind, target), 1.0), (
+                ("velero_requests_answer_seconds", kind), max(0.0, (now - (request.created or now)).total_seconds()))]
+        self.count(*observed)
+        self.log_outcome(key, outcome)
+        return outcome
+
     def log_outcome(self, key: Key, outcome: Outcome) -> None:
         """Log an outcome, a failure only when it is another than the last; a dry run prints it."""
         text = printable(redact(f"{key}: {outcome.verb}: {outcome.why}"))
@@ -4368,8 +4515,7 @@ class Controller:
     def work(self) -> None:
         """The next look is after a failure with back-off, but not beyond `again`; else then, or never."""
         for key in iter(self.queue.take, None):
-            outcome = self.look_at(key)
-            self.log_outcome(key, outcome)
+            outcome = self.handle(key)
             instant = outcome.again.timestamp() if outcome.again else math.inf
             if outcome.failed:
                 instant = min(instant, self.now().timestamp() + backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP))
@@ -4382,7 +4528,7 @@ class Controller:
         for page in self.api.list_pages(resource, self.namespace, limit=1 << 20):
             if not isinstance(_at(page, "items"), list):
                 raise Unreachable(f"the cluster's answer is no list of {resource.plural}")
-            version = _text(page, "metadata", "resourceVersion")
+            version, self.progress[resource] = _text(page, "metadata", "resourceVersion"), time.monotonic()
             found.update(self.remember(resource, document)[0] for document in page["items"])
             del page  # before the next one is read
         for key in found.union(key for key in list(self.records) if key.resource == resource):
@@ -4390,17 +4536,19 @@ class Controller:
                 self.records.pop(key, None)
             self.queue.add(key)
         self.versions[resource] = version
+        self.listed.add(resource)
 
     def follow(self, resource: Resource) -> None:
-        """Watch a kind until the watch ends, or its time is long over."""
+        """Watch a kind until the watch ends, or its time is long over; one that falls silent is no progress."""
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
                                        seconds=random.uniform(*self.watch_seconds), silence=self.silence)
-        self.streams[resource] = response
+        self.streams[resource], heard = response, time.monotonic()
         if self.stop.is_set():
             response.interrupt()
         with time_limit(self.watch_seconds[1] + self.silence):
             for kind, document in watch_events(response):
                 self.events[resource] += 1
+                self.progress[resource] = heard = time.monotonic()
                 if kind in ("ADDED", "MODIFIED"):
                     key, news = self.remember(resource, document)
                     if news:
@@ -4410,6 +4558,8 @@ class Controller:
                     self.records.pop(key, None)
                     self.queue.add(key)
                 self.versions[resource] = _text(document, "metadata", "resourceVersion")
+        if time.monotonic() - heard < self.silence:
+            self.progress[resource] = time.monotonic()
 
     def feed(self, resource: Resource) -> None:
         """List once, then watch; list again when the API no longer has the version; never give up. A watch that ended
@@ -4422,7 +4572,7 @@ class Controller:
                     self.relist(resource)
                 self.follow(resource)
             except Exception as caught:
-                error = self.note(caught)
+                error, self.progress[resource] = self.note(caught), time.monotonic()  # it knows, and tries again
                 if isinstance(error, (Unreachable, Missing)) or is_version_expired(error):
                     self.versions.pop(resource, None)  # who knows what the API server is now
             lived = time.monotonic() - started
@@ -4436,13 +4586,46 @@ class Controller:
             logged = trouble
             self.stop.wait(watch_pause(failures, lived, not isinstance(error, Unreachable), random.uniform(1, 2)))
 
+    def trouble(self, now: float) -> str:
+        """Why a new process may help (now: time.monotonic): a feeder heard nothing, not even an error, for as long as a
+        silent watch, the next one and a back-off last; or a worker holds a key for longer than is possible."""
+        limit = self.silence + self.watch_seconds[1] + WATCH_CAP
+        late = [f"nothing was heard of {resource.plural} for {format_duration(now - instant, 0)}"
+                for resource, instant in self.progress.items() if now - instant > limit]
+        late += [f"a worker has held one request for {format_duration(now - held, 0)}"
+                 for _, held in list(self.queue.working.values()) if now - held > STUCK]
+        return "; ".join(late)
+
+    def metrics(self) -> str:
+        """All METRICS in Prometheus' text format."""
+        with self.lock:
+            series = {name: list(numbers) for name, numbers in self.series.items()}
+        for resource in REQUEST_KINDS:
+            name, now, records = resource.kind.lower(), self.now(), list(self.records.values())
+            created = min([now, *(record.created or now for record in records if record.key.resource == resource
+                                  and record.phase in UNANSWERED)])
+            series["velero_requests_oldest_unanswered_seconds", resource.kind] = [(now - created).total_seconds()]
+            series["workqueue_depth", name, name] = [sum(key.resource == resource for key in list(self.queue.ready))]
+        return metrics_text(series)
+
+    def page(self, paths: Sequence[str], target: str) -> Page:
+        """/healthz, /readyz and /metrics, as far as they are among `paths`."""
+        path = target.partition("?")[0]
+        missing = " and ".join(resource.plural for resource in REQUEST_KINDS if resource not in self.listed)
+        waiting = "stopping" if self.stop.is_set() else missing and f"waiting for the API server's list of {missing}"
+        if path not in paths:
+            return text_page(404, f"here are only {', '.join(paths)}")
+        if path == "/metrics":
+            return text_page(200, self.metrics())
+        trouble = waiting if path == "/readyz" else self.trouble(time.monotonic())
+        return text_page(503 if trouble else 200, trouble or waiting or "ok")
+
     def run_once(self) -> None:
         """Look once at every request that is there, again where another writer came in between."""
         for resource in REQUEST_KINDS:
             self.relist(resource)
         for key in iter(lambda: self.queue.take(wait=False), None):
-            outcome = self.look_at(key)
-            self.log_outcome(key, outcome)
+            outcome = self.handle(key)
             self.queue.done(key)
             if outcome is CONFLICT and self.failures[key][0] < 5:
                 self.queue.add(key)
@@ -5052,6 +5235,11 @@ class Options:
         if self.once or self.dry_run:
             controller.run_once()
             return
+        health, metrics = self.health_address, self.metrics_address or self.health_address
+        for address in filter(None, {health, metrics}):
+            paths = [path for path, at in (("/healthz", health), ("/readyz", health), ("/metrics", metrics)) if
+                     at == address]
+            HttpServer(address, lambda _method, target, _headers, paths=paths: controller.page(paths, target))
 
         def stop(number: int, _frame: Any) -> None:
             signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
@@ -5266,6 +5454,8 @@ TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> i
     "FILE": (lambda text: text or None, "it is empty; was a variable not set?"),
     "DURATION": (lambda text: min(max(0.0, parse_duration(text)), MAX_TIMEOUT) or None,
                  "{!r} is no time to wait; write for example 30s, 5m or 1h30m"),
+    "HOST:PORT": (lambda text: text if re.fullmatch(r"(\[[\w.:%]+\]|[^][:\s]*):[0-9]{1,5}", text) else None,
+                  "{!r} is not HOST:PORT, such as 127.0.0.1:8081, [::1]:8081 or :8081"),
     "KIND=NAME": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
                   "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")}
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
@@ -5364,6 +5554,8 @@ COMMANDS = (
         argument("--dry-run", "print what would be done and change nothing"),
         argument("--verify-urls", "fetch one byte with every URL before handing it out"),
         ALLOWED_FILE,
+        argument("--health-address HOST:PORT", "serve /healthz, /readyz and /metrics there", default=None),
+        argument("--metrics-address HOST:PORT", "serve /metrics there instead", default=None),
         argument("--server-version VERSION", "version to report (default: our own)", default=f"v{__version__}"),
         argument("--plugin KIND=NAME", "plugin to report; repeatable", action="append"))),
     Command("download", "fetch any artifact of a backup or restore", Options.run_download, (
