@@ -57,6 +57,7 @@ import unicodedata
 import unittest
 import uuid
 import warnings
+import zipapp
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
@@ -337,6 +338,7 @@ class TestLawsOfTheFile(TestCase):
         self.assertEqual(["urllib3", "PyYAML"], re.findall(r'"(\w+)[<>=]', block.split("dependencies")[1]))
         self.assertIn('# requires-python = ">=3.8"\n', block)
         self.assertIn("if sys.version_info < (3, 8):\n", SOURCE)
+        ast.parse(SOURCE, feature_version=(3, 6))  # an older one, too, reads as far as the sentence that tells it
         for name in BOTH:
             ast.parse(text_of(name), feature_version=(3, 8))
 
@@ -1348,6 +1350,86 @@ class TestCrdManifests(TestCase):
             self.assertEqual(theirs, vr.crd_manifests(status_subresource), release)
 
 
+def name_of(text: str) -> str:
+    """The kind of a manifest and the end of its name."""
+    document = yaml.safe_load(text)
+    return str(document["kind"] + document["metadata"]["name"].replace("velero-requests", ""))
+
+
+def manifests_of(*words: str) -> Dict[str, Document]:
+    return {name_of(text): yaml.safe_load(text) for text in run("manifests", *words).out.decode().split("---\n")}
+
+
+ALL_FLAGS = ("--verify-urls", "--allow-credentials-file", "/credentials/cloud", "--server-version=v1.18.1",
+             "--plugin", "RestoreItemAction=velero.io/pod", "--plugin=a=b=c")
+DEPLOYED = (*ALL_FLAGS, "--image", "registry.example/python:3.9", "--replicas=3", "--secret",
+            "cloud-credentials", "--endpoint", "http://minio.example:9000", "--service-account-annotation",
+            "eks.amazonaws.com/role-arn=arn:aws:iam::123456789012:role/velero", "--service-account-annotation=a/b=c=d")
+
+
+class TestManifests(Cases):
+    def test_each_right_has_its_reason(self):
+        """A comment above each rule names every verb in it."""
+        count = 0
+        for part in ("controller", "client", "policy"):
+            for rule in re.findall(r"(?m)^- #(.*)\n(  apiGroups:\n(?:  .*\n)+)", run("manifests", part).out.decode()):
+                self.assertLessEqual(set(yaml.safe_load(rule[1])["verbs"]), set(re.findall(r"\w+", rule[0])), rule)
+                count += 1
+        self.assertEqual(count, 5 + 5 + 5 + 6 + 5 + 5)
+
+    def test_the_controller_gets_its_flags(self):
+        """The pod's command line means what was typed; everything else is where Kubernetes looks for it."""
+        found = manifests_of("controller", *DEPLOYED, "-n", "backups")
+        pod = found["Deployment"]["spec"]["template"]["spec"]
+        container, = pod["containers"]
+        typed, given = (vr.parse(["controller", *words])[1] for words in (
+            (*ALL_FLAGS, "-n", "backups"), (word for word in container["args"] if "-address=" not in word)))
+        self.assertEqual(vars(typed), vars(given))
+        self.assertEqual(["python3", "-B", "/program/velero_requests.py", "controller"], container["command"])
+        self.assertEqual([("AWS_SHARED_CREDENTIALS_FILE", "/credentials/cloud"),
+                          ("AWS_ENDPOINT_URL_S3", "http://minio.example:9000")],
+                         [(row["name"], row["value"]) for row in container["env"]])
+        self.assertEqual({"a/b": "c=d", "eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/velero"},
+                         found["ServiceAccount"]["metadata"]["annotations"])
+        self.assertEqual((3, "registry.example/python:3.9", "cloud-credentials", {"backups"}), (
+            found["Deployment"]["spec"]["replicas"], container["image"], pod["volumes"][1]["secret"]["secretName"],
+            {document["metadata"]["namespace"] for document in found.values()}))
+        self.assertEqual(LEAST, found["Role"]["rules"])
+        self.assertEqual(SOURCE, found["ConfigMap"]["data"]["velero_requests.py"])
+
+    def test_the_same_program_is_the_same_text(self):
+        """Another program is another template, so its pods are replaced."""
+        how = dict(words=(), image="x", replicas=1, secret=None, endpoint=None)
+        one, same, other = (vr.yaml_text(*vr.controller_manifests("velero", "x.pyz", content, (), **how))
+                            for content in (b"\0", b"\0", b"\1"))
+        self.assertEqual(one, same)
+        templates = [[document["spec"]["template"] for document in yaml.safe_load_all(text)
+                      if document["kind"] == "Deployment"] for text in (one, other)]
+        self.assertNotEqual(*templates)
+        self.refuses(lambda size: vr.controller_manifests("velero", "x.pyz", bytes(size), (), **how),
+                     "x.pyz has 1048577 bytes, and a ConfigMap holds 1048576", (1 << 20) + 1, error=vr.Error)
+
+    def test_an_archive_brings_itself(self):
+        """Without a word; a script that its image could not run says so."""
+        folder = tempfile.mkdtemp(prefix="velero-requests-test-")
+        self.addCleanup(shutil.rmtree, folder, True)
+        for name in ("velero_requests.py", "__main__.py"):
+            write_bytes(os.path.join(folder, name), SOURCE.encode() if name[0] == "v" else
+                        b"import sys, velero_requests\nsys.exit(velero_requests.main())\n")
+        archive = os.path.join(folder, "any name.pyz")
+        zipapp.create_archive(folder, archive, filter=lambda path: path.suffix == ".py", compressed=True)
+        for program, name, field, words, told in (
+                (archive, "velero_requests.pyz", "binaryData", (), 0), (MODULE, PROGRAMS[0], "data", (), 1),
+                (MODULE, PROGRAMS[0], "data", ("--image", "mine"), 0)):
+            done = subprocess.run([sys.executable, program, "manifests", "controller", *words], check=True, timeout=60,
+                                  stdout=PIPE, stderr=PIPE)
+            data = next(document for document in yaml.safe_load_all(done.stdout)
+                        if document["kind"] == "ConfigMap")[field][name]
+            self.assertEqual(read_bytes(program), data.encode() if field == "data" else base64.b64decode(data))
+            self.assertEqual(done.stderr.count(b"urllib3 and PyYAML, which the image python:3.13-slim lacks"), told)
+            self.assertEqual(done.stderr.count(b"\n"), told)
+
+
 # ---- Stores: gzip and files --------------------------------------------------
 
 CONTENT = b"".join(b"line %d of a log\n" % number for number in range(20))
@@ -1668,6 +1750,8 @@ GROUPS = {plural: group for group, plurals in {
     "v1": "secrets events namespaces configmaps pods services serviceaccounts",
     "apps/v1": "deployments", "apiextensions.k8s.io/v1": "customresourcedefinitions",
     "rbac.authorization.k8s.io/v1": "roles rolebindings clusterroles clusterrolebindings",
+    "policy/v1": "poddisruptionbudgets", "admissionregistration.k8s.io/v1":
+    "validatingadmissionpolicies validatingadmissionpolicybindings",
     "authorization.k8s.io/v1": "subjectaccessreviews"}.items() for plural in plurals.split()}
 MERGE = "application/merge-patch+json"
 
@@ -1701,7 +1785,8 @@ class Admin:
             query: Optional[Document] = None, stream: bool = False) -> Any:
         """Send one request and return urllib3's response, whatever its status."""
         return self.pool.urlopen(method, path + ("?" + urlencode(query) if query else ""), preload_content=not stream,
-                                 body=None if body is None else json.dumps(body).encode(), redirect=False,
+                                 body=body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode(),
+                                 redirect=False,
                                  headers={**self.headers, **({} if body is None else {"Content-Type": content_type})})
 
     def call(self, method: str, path: str, *body: Any, unless: int = 0, **options: Any) -> Document:
@@ -1725,6 +1810,14 @@ class Admin:
     def merge_patch(self, resource: str, name: str, patch: Document, namespace: Optional[str] = None) -> Document:
         """Apply an RFC 7386 patch to the object or to the subresource named behind a slash."""
         return self.call("PATCH", resource_path(resource, namespace, name), patch, MERGE)
+
+    def apply(self, text: str, **query: str) -> Any:
+        """What `kubectl apply --server-side` does with a document of YAML -> urllib3's response."""
+        document = yaml.safe_load(text)
+        metadata, plural = document["metadata"], re.sub("y$", "ie", document["kind"].lower()) + "s"
+        path = resource_path(plural, metadata.get("namespace"), metadata["name"])
+        return self.raw("PATCH", path, text.encode(), "application/apply-patch+yaml",
+                        {"fieldManager": "test", **query})
 
     def delete(self, resource: str, name: str, namespace: Optional[str] = None) -> Document:
         return self.call("DELETE", resource_path(resource, namespace, name))
@@ -2853,6 +2946,12 @@ def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] 
 
 # ---- Contract: the tools -----------------------------------------------------
 
+def without_comments(rule: Document) -> Document:
+    return {name: value for name, value in rule.items() if name}
+
+
+LEAST = [without_comments(rule) for rule in vr.CONTROLLER_RULES]  # what `manifests controller` grants
+
 FAR = "9999-12-31T23:59:59Z"
 DR, SSR, BSL = "downloadrequests", "serverstatusrequests", "backupstoragelocations"
 REASON = "velero-requests.io/reason"
@@ -3000,6 +3099,16 @@ class World(Folder):
         self.make_location("default")
         self.make_backup("b1")
         self.make_restore("r1", "b1")
+
+    def path(self, rest: str = DR) -> str:
+        return f"/namespaces/{self.namespace}/{rest}"
+
+    def move(self, namespace: str = "") -> str:
+        """Go on in this namespace, or in a new one with all that a request needs."""
+        self.namespace = namespace or self.cluster.new_namespace()
+        if not namespace:
+            self.seed()
+        return self.namespace
 
     def make(self, resource: str, kind: str, name: str, **more: Any) -> Document:
         return self.admin.create(resource, {"kind": kind, "metadata": {"name": name}, **more}, self.namespace)
@@ -3564,9 +3673,6 @@ class FaultWorld(ControllerWorld, FakeWorld):
         self.cluster.forget()
         self.store.forget()
         self.addCleanup(self.cluster.unlimit)
-
-    def path(self, rest: str = DR) -> str:
-        return f"/namespaces/{self.namespace}/{rest}"
 
     def patches(self, name: str = "") -> List[Request]:
         return self.cluster.seen("PATCH", self.path(f"downloadrequests/{name}"))
@@ -4971,13 +5077,6 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         vr.log.setLevel(logging.INFO)
         self.addCleanup(lambda: [controller.stop.set() for controller in self.controllers])
 
-    def move(self, namespace: str = "") -> str:
-        """Go on in this namespace, or in a new one with all that a request needs."""
-        self.namespace = namespace or self.cluster.new_namespace()
-        if not namespace:
-            self.seed()
-        return self.namespace
-
     def api(self, kubeconfig: str = "", timeout: float = 20.0, **changes: Any) -> Any:
         """A connection of the module's own, with changes to what the kubeconfig says."""
         api = vr.connect(vr.load_cluster(kubeconfig or self.kubeconfig)._replace(**changes))
@@ -5722,14 +5821,7 @@ class TestSoak(EnduranceWorld, TestCase):
 
 # ---- Endurance: the real API server ------------------------------------------
 
-# What README.md asks for, and nothing more.
-BOTH_KINDS = [DR, SSR]
-LEAST: List[Document] = [
-    {"apiGroups": ["velero.io"], "resources": BOTH_KINDS, "verbs": ["get", "list", "watch", "patch", "delete"]},
-    {"apiGroups": ["velero.io"], "resources": [f"{name}/status" for name in BOTH_KINDS], "verbs": ["patch"]},
-    {"apiGroups": ["velero.io"], "resources": ["backups", "restores", BSL], "verbs": ["get"]},
-    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
+ASKING = {"apiGroups": ["velero.io"], "resources": [DR], "verbs": ["create"]}
 # What a client needs for the log of a backup.
 CLIENT: List[Document] = [
     {"apiGroups": ["velero.io"], "resources": [DR], "verbs": ["create", "get", "watch", "delete"]},
@@ -5788,6 +5880,148 @@ class TestIdentityReal(TokenFiles, RealWorld, TestCase):
             "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
         self.assertEqual(seen, {"username": "jane", "uid": "42", "groups": ["dev", "ops", "system:authenticated"],
             "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
+
+
+class TestManifestsReal(RealWorld, TestCase):
+    """What `manifests` prints, on the real API server."""
+
+    def apply(self, *words: str, status: Tuple[int, ...] = (200, 201), **query: str) -> Dict[str, Document]:
+        """Apply what is printed, server-side -> the answers by name_of; none brings a warning."""
+        answers: Dict[str, Document] = {}
+        for text in run("manifests", "-n", self.namespace, *words).out.decode().split("---\n"):
+            answer = self.admin.apply(text, **query)
+            self.assertIn(answer.status, status, answer.data)
+            self.assertIsNone(answer.headers.get("Warning"), text)
+            answers[name_of(text)] = json.loads(answer.data)
+        return answers
+
+    def test_they_are_applied_twice(self):
+        """Without a warning, also of the strictest Pod Security Standard, and the second time without a change."""
+        self.addCleanup(self.cluster.install_crds, self.crds())
+        self.addCleanup(self.withdraw_policy)
+        strict = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+        self.admin.merge_patch("namespaces", self.namespace, {"metadata": {"labels": strict}})
+        for words in ("controller",), ("controller", *DEPLOYED), ("client",), ("policy",):
+            with self.subTest(words):
+                self.assertEqual(self.apply(*words), self.apply(*words))
+        for words in ("crds", "--status-subresource"), ("crds",), ():  # the tests' own are changed
+            with self.subTest(words):
+                self.assertEqual(*([crd["spec"] for crd in self.apply(*words, force="true").values()]
+                                   for _ in range(2)))
+
+    def test_what_a_config_map_holds(self):
+        """The limit is the API server's own, which also tells that a namespace does not exist."""
+        how = dict(words=(), image="x", replicas=1, secret=None, endpoint=None)
+        for name in ("x.py", "x.pyz"):
+            full = next(row for row in vr.controller_manifests(
+                self.namespace, name, b" " * vr.CONFIG_MAP_LIMIT, (), **how) if row["kind"] == "ConfigMap")
+            self.assertLess(self.admin.apply(json.dumps(full)).status, 300)
+            (full.get("data") or full["binaryData"])["y"] = "AAAA"
+            self.assertEqual(422, self.admin.apply(json.dumps(full)).status)
+            self.admin.delete("configmaps", "velero-requests", self.namespace)
+        for document in self.apply("controller", "-n", "nowhere", status=(404,)).values():
+            self.assertEqual('namespaces "nowhere" not found', document["message"])
+
+    # -- rights per kind of artifact
+
+    def asks(self, user: str, kind: str, name: str, **query: str) -> str:
+        """What comes of a request: nothing, or the API server's words."""
+        with closing(self.cluster.client(user)) as client:
+            answer = client.raw("POST", resource_path(DR, self.namespace), download_request(None, kind, name),
+                                query={"dryRun": "All", **query})
+            return str(json.loads(answer.data).get("message", ""))
+
+    def withdraw_policy(self) -> None:
+        """Take the policy away, and wait until it no longer holds: the others on this server know nothing of it."""
+        self.namespace = self.cluster.new_namespace()
+        self.cluster.grant("stranger", ASKING, namespace=self.namespace)
+        for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+            self.admin.raw("DELETE", resource_path(kind, None, "velero-requests"))
+        wait_until(lambda: not self.asks("stranger", "BackupLog", "b1"), 30, "the policy to be gone")
+
+    def put_policy(self) -> Dict[str, Document]:
+        """Apply it and wait until it holds: the stranger may ask, but has no right to any artifact."""
+        self.addCleanup(self.withdraw_policy)
+        self.cluster.grant("stranger", ASKING, namespace=self.namespace)
+        applied = self.apply("policy")
+        wait_until(lambda: "you may not get" in self.asks("stranger", "BackupLog", "b1"), 30, "the policy to hold")
+        return applied
+
+    def test_who_may_ask_for_what(self):
+        """Each kind is a right of its own, for all names or some, and the refusal has the line that grants it."""
+        roles = self.put_policy()
+        one = roles["Role-one-backup"]["rules"]
+        self.assertEqual(["nightly"], one[-1]["resourceNames"])
+        self.cluster.grant("limited", *roles["Role-logs"]["rules"], namespace=self.namespace)
+        self.cluster.grant("reader", *one[:-1], {**one[-1], "resourceNames": ["b1"]}, namespace=self.namespace)
+        may = {"admin": lambda kind, name: True, "stranger": lambda kind, name: False,
+               "limited": lambda kind, name: kind in ("BackupLog", "RestoreLog"),
+               "reader": lambda kind, name: not kind.startswith("Restore") and name == "b1"}
+        kinds = [kind for kind in KEYS if vr.TARGETS[kind].releases]
+        for kind, name, user in product(kinds, ("b1", "b2"), may):
+            with self.subTest(kind, name=name, user=user):
+                said, right = self.asks(user, kind, name), vr.TARGETS[kind].right
+                self.assertEqual(may[user](kind, name), not said, said)
+                self.assertIn(f"you may not get {right} of {name} in namespace {self.namespace}; a Role there grants "
+                              f"it with: - {{apiGroups: [velero.io], resources: [{right}], verbs: [get]}}" * bool(said),
+                              said)
+
+    def test_a_request_for_a_log_becomes_none_for_the_contents(self):
+        """Who may patch may do that only within his rights; the answer to a request, and others' changes, pass."""
+        self.cluster.grant("limited", {"apiGroups": ["velero.io"], "resources": [DR], "verbs": ["create", "patch"]},
+                           *self.put_policy()["Role-logs"]["rules"], namespace=self.namespace)
+        path = resource_path(DR, self.namespace, self.ask())
+        with closing(self.cluster.client("limited")) as client:
+            for change, words in (
+                    ({"spec": {"target": {"kind": "BackupContents"}}}, "you may not get backups/contents of b1"),
+                    ({"spec": {"target": {"kind": "RestoreLog", "name": "r1"}}}, ""),
+                    ({"spec": {"target": {"kind": "RestoreResults"}}}, "you may not get restores/results of r1"),
+                    ({"metadata": {"annotations": {"a": "b"}}, "status": {"phase": "New"}}, "")):
+                answer = client.raw("PATCH", path, change, MERGE)
+                self.assertEqual(403 if words else 200, answer.status, answer.data)
+                self.assertIn(words, json.loads(answer.data).get("message", ""))
+
+    def test_our_client_says_which_right_is_missing(self):
+        """And no other one; with the line that it tells, it works."""
+        self.put_policy()
+        self.serve()
+        self.put()
+        refused = self.cli("download", "b1", "--kind", "BackupLog", user="stranger")
+        self.assert_failed(refused, 5, "you may not get backups/log of b1")
+        self.assertNotIn("hint", refused.err)
+        rule, = re.findall(r"grants it with: - (\{.*?\})", refused.err)
+        self.cluster.grant("stranger", yaml.safe_load(rule), {
+            "apiGroups": ["velero.io"], "resources": [DR], "verbs": ["get", "delete"]}, namespace=self.namespace)
+        wait_until(lambda: not self.asks("stranger", "BackupLog", "b1"), 10, "the grant to count")
+        self.assertEqual((0, LOG), self.cli("download", "b1", "--kind", "BackupLog", user="stranger")[:2])
+
+    def test_each_role_for_people_is_enough(self):
+        """Under the policy too, for every command of its use; nothing that it does not grant is done."""
+        self.put_policy()
+        self.serve()
+        for kind in KEYS:
+            self.put(kind, b"[]" if re.search("Infos?$|Operations$|Snapshots$", kind) else b"{}")
+        for resource, name in ("backups", "b1"), ("restores", "r1"):
+            self.admin.merge_patch(resource, name, {"status": {
+                "warnings": 1, f"{resource[:-1]}ItemOperationsAttempted": 1}}, self.namespace)
+        users = dict(zip(("limited", "reader", "stranger"), ("-logs", "-downloads", "-describe")))
+        roles = self.apply("client")
+        for user, use in users.items():
+            self.cluster.grant(user, *roles["Role" + use]["rules"], namespace=self.namespace)
+        downloads = [f"download {KEYS[kind].split('/')[1]} --kind {kind} -o -" for kind in KEYS
+                     if vr.TARGETS[kind].releases]
+        for user, line, code in (
+                *(("limited", line, 0) for line in ("backup logs b1", "restore logs r1")),
+                *(("reader", line, 0) for line in (*downloads, "backup get", "restore get", "plugin get", "version")),
+                *(("stranger", line, 0) for line in (
+                    "backup describe b1 --details", "restore describe --details", "backup describe -o json")),
+                ("limited", "download b1 -o -", 5), ("limited", "backup get", 5), ("limited", "version", 5),
+                ("limited", "backup describe b1", 5), ("stranger", "backup logs b1", 5),
+                ("stranger", "download b1 -o -", 5)):
+            with self.subTest(line, user=user):
+                result = self.cli(*line.split(), user=user)
+                self.assertEqual(code, result.code, result.err)
+                self.assertTrue(code or "forbidden" not in result.err, result.err)
 
 
 class TestOutageReal(RealWorld, TestCase):
@@ -9197,7 +9431,8 @@ OFFERED = {  # what is typed after the program's name -> what may stand in place
     "logs backup nightly-2024 --dir": "--direct", "backup logs b1 --quiet --ver": "--verbose --version",
     "-n velero backup get --sh": "--show-labels", "backup -n velero l": "logs", "-v --colorized restore d": "describe",
     "--context get backup ": "describe download get logs", "plugin get ": f"{COMMON_FLAGS} --output -o",
-    "nonsense ": "", "completion ": "bash fish zsh", "completion bash ": COMMON_FLAGS}
+    "nonsense ": "", "manifests c": "client controller crds", "completion ": "bash fish zsh",
+    "manifests crds c": "", "completion bash ": COMMON_FLAGS}
 TYPED = {**{line: OFFERED[line] for line in ("", "backup get -o ", "backup get --output=j")},
          "download b1 -o my": "my-file", "restore get --kubeconfig=my": "my-file",
          "backup -n velero logs --dir": "--direct"}
@@ -9372,7 +9607,15 @@ class TestCommandLine(TestCase):
                 *((f"download b1 --url-only {flag}", "makes no file; leave out --output and --force\n")
                   for flag in ("-o x", "--force")), ("backup get --location=", "--location: it is empty"),
                 ("download b1 -o=", "-o/--output: it is empty"), ("backup describe --cacert=", "--cacert: it is empty"),
-                ("backup get --direct -l a=b", "--selector needs the cluster")):
+                ("backup get --direct -l a=b", "--selector needs the cluster"),
+                ("manifests client --image x", "--image says nothing to `manifests client`"),
+                ("manifests --plugin a=b", "--plugin says nothing to `manifests crds`"),
+                ("manifests controller --status-subresource", "says nothing to `manifests controller`"),
+                ("manifests pods", "invalid choice: 'pods'"),
+                ("manifests controller --replicas x", "'x' is no number of pods"),
+                ("manifests controller --secret a/b", "'a/b' cannot be the name of a Secret"),
+                ("manifests controller --endpoint minio", "'minio' is no http or https URL"),
+                ("manifests controller --service-account-annotation x", "'x' has no =")):
             result = run(*typed.split())
             self.assertEqual((2, b"", True), (*result[:2], words in result.err), (typed, result.err))
 
