@@ -2763,7 +2763,8 @@ class RealCluster(RealServer, Cluster):
         self.etcd_url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
         self.url = f"https://127.0.0.1:{free_port()}"
         made = make_certificate(self.folder)
-        self.ca = made.ca
+        self.ca, self.audit_log = made.ca, os.path.join(self.folder, "audit.log")
+        self.limited: List[Tuple[str, Document]] = []
         self.admin = self.client("admin")
         self.run(lambda: answers(self.etcd_url + "/health", b"true"), os.path.join(assets, "etcd"), "--data-dir",
                  os.path.join(self.folder, "etcd"), "--listen-client-urls", self.etcd_url, "--advertise-client-urls",
@@ -2775,7 +2776,12 @@ class RealCluster(RealServer, Cluster):
         return answers(self.url + "/readyz", b"ok", ca_certs=self.ca, headers=self.admin.headers)
 
     def _flags(self, made: Certificate) -> List[str]:
-        private, public, tokens = (os.path.join(self.folder, name) for name in ("sa.key", "sa.pub", "tokens.csv"))
+        private, public, tokens, audited = (os.path.join(self.folder, name) for name in (
+            "sa.key", "sa.pub", "tokens.csv", "audited"))
+        write_bytes(audited, json.dumps({
+            "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
+                {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+                {"level": "Metadata", "users": ["controller"]}, {"level": "None"}]}).encode())
         run_openssl("genrsa", "-out", private, "2048")
         run_openssl("rsa", "-in", private, "-pubout", "-out", public)
         with open(tokens, "w", encoding="ascii") as file:
@@ -2787,6 +2793,7 @@ class RealCluster(RealServer, Cluster):
             "tls-private-key-file": made.key, "client-ca-file": made.ca, "token-auth-file": tokens,
             "service-account-issuer": "https://kubernetes.default.svc", "service-account-key-file": public,
             "service-account-signing-key-file": private, "authorization-mode": "RBAC",
+            "audit-policy-file": audited, "audit-log-path": self.audit_log,
             "disable-admission-plugins": "ServiceAccount", "service-cluster-ip-range": "10.0.0.0/24"}.items()]
 
     def serves(self, crd: Document) -> bool:
@@ -2815,11 +2822,41 @@ class RealCluster(RealServer, Cluster):
         self.admin.create("rolebindings", {
             "kind": "RoleBinding", "metadata": {"name": name}, "roleRef": {"kind": "Role", "name": name, **api},
             "subjects": [{"kind": "User", "name": user, **api}]}, namespace)
-        resource, _, subresource = rules[-1]["resources"][0].partition("/")
-        attributes = {"namespace": namespace, "verb": rules[-1]["verbs"][0], "group": rules[-1]["apiGroups"][0],
-                      "resource": resource, "subresource": subresource, "name": rules[-1].get("resourceNames", [""])[0]}
-        review = {"kind": "SubjectAccessReview", "spec": {"user": user, "resourceAttributes": attributes}}
-        wait_until(lambda: self.admin.create("subjectaccessreviews", review)["status"]["allowed"], 10, "the grant")
+        wait_until(lambda: self.may(user, namespace, rules[-1]["verbs"][0], rules[-1]["resources"][0],
+                                    rules[-1].get("resourceNames", [""])[0]), 10, "the grant")
+
+    def may(self, user: str, namespace: str, verb: str, resource: str, name: str = "") -> bool:
+        plural, _, subresource = resource.partition("/")
+        review = {"kind": "SubjectAccessReview", "spec": {"user": user, "resourceAttributes": {
+            "namespace": namespace, "verb": verb, "group": GROUPS.get(plural, "velero.io").rpartition("/")[0],
+            "resource": plural, "subresource": subresource, "name": name}}}
+        return bool(self.admin.create("subjectaccessreviews", review)["status"]["allowed"])
+
+    def limit(self, user: str, verb: str, resource: str, namespace: str) -> None:
+        """Take one right out of the Roles that `grant` made for a user."""
+        for role in self.admin.list("roles", namespace)["items"]:
+            if role["metadata"]["name"].startswith(user):
+                rules = [{**rule, "resources": [one], "verbs": [name for name in rule["verbs"]
+                                                                if (one, name) != (resource, verb)]}
+                         for rule in role["rules"] for one in rule["resources"]]
+                self.limited.append((namespace, role))
+                self.admin.merge_patch("roles", role["metadata"]["name"], {
+                    "rules": [rule for rule in rules if rule["verbs"]]}, namespace)
+        wait_until(lambda: not self.may(user, namespace, verb, resource), 10, "the limit")
+
+    def unlimit(self) -> None:
+        for namespace, role in self.limited:
+            self.admin.merge_patch("roles", role["metadata"]["name"], {"rules": role["rules"]}, namespace)
+        self.limited = []
+
+    def audit(self, user: str, part: str) -> List[Document]:
+        """What this user, the controller or a ServiceAccount, has asked of the API server at such paths."""
+        lines = (line for line in read_bytes(self.audit_log).splitlines() if part.encode() in line)
+        return [event for event in map(json.loads, lines)
+                if event["user"]["username"] == user and part in event["requestURI"]]
+
+    def count(self, _method: None, part: str, user: str, status: int) -> int:
+        return sum(event["responseStatus"]["code"] == status for event in self.audit(user, part))
 
     def compact(self) -> None:
         with closing(Admin(self.etcd_url, None)) as etcd:
@@ -5483,12 +5520,11 @@ class TestRotation(EnduranceWorld, TestCase):
         self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
-RIGHTS = [*((verb, "velero.io", resource) for resource in (DR, SSR) for verb in ("list", "watch", "patch")),
-          ("get", "velero.io", "backups"), ("get", "velero.io", BSL), ("get", "", "secrets"), ("create", "", "events"),
-          ("delete", "velero.io", DR)]
+RIGHTS = [(verb, rule["apiGroups"][0], resource) for rule in LEAST for resource in rule["resources"]
+          for verb in rule["verbs"]]
 
 
-class TestRights(EnduranceWorld, TestCase):
+class RightsTests(ControllerWorld):
     """What is not allowed is said once, with the cure, and done when it is allowed again."""
 
     def rob(self, verb: str, resource: str, user: str = "controller") -> None:
@@ -5502,20 +5538,28 @@ class TestRights(EnduranceWorld, TestCase):
 
     def test_a_controller_says_once_what_it_may_not(self):
         """However many tries; given back, everything is answered."""
-        spaces = []
-        for verb, _, resource in RIGHTS:
+        self.addCleanup(self.cluster.unlimit)
+        rights, spaces = [right for right in RIGHTS if self.status_subresource or "/" not in right[2]], []
+        for verb, _, resource in rights:
             spaces.append(self.move())
             self.rob(verb, resource)
             self.serve()
             self.ask_status()
-            asked = [self.ask(name=name) for name in ("b1", "nobody", "no-one", "none")]
+            asked = [self.ask("RestoreLog", "r1"), *(self.ask(name=name) for name in ("nobody", "no-one", "none"))]
             if resource == "events":  # there is a reason without them
                 self.assertEqual([reason_of(self.failed(name)) for name in asked[1:]], ["BackupNotFound"] * 3)
-        for (verb, group, resource), space in zip(RIGHTS, spaces):
+        for (verb, group, resource), space, controller in zip(rights, spaces, self.controllers):
             with self.subTest(verb=verb, resource=resource):
                 self.move(space)
-                refused = partial(self.cluster.count, None, self.path(resource), "controller", 403)
-                wait_until(lambda refused=refused: refused() > 2 or self.turn(seconds=5), 20, "tries")
+                self.ask()
+                self.ask_status()
+                refused = partial(self.cluster.count, None, self.path(resource.partition("/")[0]), "controller", 403)
+                stale = controller.records if verb == "get" else {}  # an object is read again when its copy was old
+
+                def tried(refused: Any = refused, stale: Any = stale) -> bool:
+                    stale.update({key: record._replace(version="1") for key, record in list(stale.items())})
+                    return refused() > 2 or self.turn(seconds=30)
+                wait_until(tried, 30, "tries")
                 self.assert_told(self.log.getvalue(), verb, resource, group)
         asked = [(self.move(space), self.ask()) for space in spaces]
         self.cluster.unlimit()
@@ -5526,6 +5570,12 @@ class TestRights(EnduranceWorld, TestCase):
             name = self.ask_status()
             wait_until(lambda name=name: self.processed(name, SSR), 40, name)
 
+
+class TestRightsReal(RightsTests, RealWorld, TestCase):
+    status_subresource = True  # where each right is used
+
+
+class TestRights(RightsTests, EnduranceWorld, TestCase):
     def test_a_client_names_what_it_may_not_or_does_without(self):
         """Without watch it polls, without delete the request stays, which -v tells; create and get are needed."""
         self.serve()
