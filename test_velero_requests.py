@@ -1409,6 +1409,20 @@ class TestManifests(Cases):
         self.refuses(lambda size: vr.controller_manifests("velero", "x.pyz", bytes(size), (), **how),
                      "x.pyz has 1048577 bytes, and a ConfigMap holds 1048576", (1 << 20) + 1, error=vr.Error)
 
+    def test_a_python_without_ssl(self):
+        """Is one sentence in the log of the pod, and its end."""
+        lines = ["import runpy, sys", "sys.modules['_ssl'] = None", f"sys.argv = {[MODULE, 'controller']!r}",
+                 f"runpy.run_path({MODULE!r}, run_name='__main__')"]
+        with tempfile.NamedTemporaryFile(suffix=".yaml") as config:
+            cluster = {"server": "https://127.0.0.1:1"}
+            config.write(json.dumps({"clusters": [{"name": "a", "cluster": cluster}], "contexts": [
+                {"name": "a", "context": {"cluster": "a"}}], "current-context": "a"}).encode())
+            config.flush()
+            done = subprocess.run([sys.executable, "-c", "\n".join(lines)], stdout=PIPE, stderr=PIPE, timeout=60,
+                                  check=False, env={**os.environ, "KUBECONFIG": config.name})
+        self.assertEqual((1, b"", b"error: this Python was built without ssl\nhint: take another one, as in "
+                          b"python:3.13-slim\n"), (done.returncode, done.stdout, done.stderr))
+
     def test_an_archive_brings_itself(self):
         """Without a word; a script that its image could not run says so."""
         folder = tempfile.mkdtemp(prefix="velero-requests-test-")
@@ -3047,11 +3061,12 @@ def run(*argv: str, env: Optional[Dict[str, Optional[str]]] = None) -> Result:
 class Program:
     """The command line as a process of its own, its output in files, ended by its own pid."""
 
-    def __init__(self, folder: str, *argv: str, stdout: Any = None, env: Optional[Dict[str, str]] = None) -> None:
+    def __init__(self, folder: str, *argv: str, stdout: Any = None, env: Optional[Dict[str, str]] = None,
+                 command: Iterable[str] = (sys.executable, vr.__file__)) -> None:
         base = os.path.join(folder, "program-" + uuid.uuid4().hex[:6])
         self.out_path, self.err_path = base + ".out", base + ".err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
-            self.process = subprocess.Popen([sys.executable, vr.__file__, *argv], cwd=folder, stdin=DEVNULL,
+            self.process = subprocess.Popen([*command, *argv], cwd=folder, stdin=DEVNULL,
                 stdout=out if stdout is None else stdout, stderr=err, env={**os.environ, **(env or {})})
 
     def text(self) -> str:
@@ -3287,6 +3302,20 @@ class RealWorld(World):
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
         return real_cluster(), real_store()
+
+    def is_refused(self, token: str) -> bool:
+        with closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
+            return int(client.raw("GET", "/version").status) == 401
+
+    def apply(self, *words: str, status: Tuple[int, ...] = (200, 201), **query: str) -> Dict[str, Document]:
+        """Apply what is printed, server-side -> the answers by name_of; none brings a warning."""
+        answers: Dict[str, Document] = {}
+        for text in run("manifests", "-n", self.namespace, *words).out.decode().split("---\n"):
+            answer = self.admin.apply(text, **query)
+            self.assertIn(answer.status, status, answer.data)
+            self.assertIsNone(answer.headers.get("Warning"), text)
+            answers[name_of(text)] = json.loads(answer.data)
+        return answers
 
 
 class VeleroWorld(World):
@@ -5891,10 +5920,6 @@ class TestIdentityReal(TokenFiles, RealWorld, TestCase):
         wait_until(lambda: not self.is_refused(token), 15, "the token to be known")
         return token
 
-    def is_refused(self, token: str) -> bool:
-        with closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
-            return int(client.raw("GET", resource_path("backups", self.namespace)).status) == 401
-
     def end(self, account: str, token: str) -> None:
         """Delete a ServiceAccount, and wait until its token counts no more."""
         self.admin.delete("serviceaccounts", account, self.namespace)
@@ -5932,18 +5957,96 @@ class TestIdentityReal(TokenFiles, RealWorld, TestCase):
             "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
 
 
+class TestPodReal(RealWorld, TestCase):
+    """The printed command, with what a pod has: its files, its variables, its ServiceAccount and nothing else."""
+    status_subresource = True  # where each right is used
+
+    def new_token(self, name: str) -> str:
+        """A token of the ServiceAccount that is worth something for as long as the Secret of this name exists."""
+        self.admin.create("secrets", secret_with(name, ""), self.namespace)
+        made = self.admin.call("POST", resource_path("serviceaccounts/token", self.namespace, "velero-requests"), {
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"boundObjectRef": {
+                "apiVersion": "v1", "kind": "Secret", "name": name}}})
+        wait_until(lambda: not self.is_refused(made["status"]["token"]), 15, "the token to be known")
+        return str(made["status"]["token"])
+
+    def revoke(self, name: str, token: str) -> None:
+        self.admin.delete("secrets", name, self.namespace)
+        wait_until(lambda: self.is_refused(token), 40, "the token to be refused")
+
+    def write_token(self, token: str) -> None:
+        """As the kubelet does: a new folder, and then the link to it replaced."""
+        folder = self.at("account", f"..{uuid.uuid4().hex}")
+        os.makedirs(folder)
+        for name, content in (("token", token.encode()), ("ca.crt", read_bytes(self.cluster.ca)),
+                              ("namespace", self.namespace.encode())):
+            write_bytes(os.path.join(folder, name), content)
+        os.symlink(os.path.basename(folder), self.at("account", "..new"))
+        os.replace(self.at("account", "..new"), self.at("account", "..data"))
+
+    def start_pod(self, manifests: Dict[str, Document], *words: str) -> Program:
+        """Start the container of the Deployment in a mount namespace, the ConfigMap's program in a folder."""
+        alone = ("unshare", "-m" if os.geteuid() == 0 else "-Urm", "--propagation", "private")
+        mount = ('mount -t tmpfs tmpfs /run && mkdir -p "$0" && mount --bind "$1" "$0" && shift && exec env -i "$@"')
+        if subprocess.run((*alone, "mount", "-t", "tmpfs", "tmpfs", "/run"), stderr=DEVNULL, check=False).returncode:
+            raise SkipTest("no mount namespace may be made here, so nothing ran with the files of a pod")
+        for name in ("token", "ca.crt", "namespace"):
+            os.symlink(f"..data/{name}", self.at("account", name))
+        (name, source), = manifests["ConfigMap"]["data"].items()
+        container, = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
+        command = [*container["command"], *(word for word in container["args"] if "-address=" not in word), *words]
+        self.assertEqual(["python3", f"/program/{name}"], [command[0], command[2]])
+        command[0], command[2] = sys.executable, write_bytes(self.at(name), source.encode())
+        program = Program(self.folder, *command, command=(
+            *alone, "sh", "-c", mount, "/run/secrets/kubernetes.io/serviceaccount", self.at("account"), "HOME=/",
+            "KUBERNETES_SERVICE_HOST=127.0.0.1", f"KUBERNETES_SERVICE_PORT={urlsplit(self.cluster.url).port}"))
+        self.addCleanup(program.kill)
+        return program
+
+    def use_each_right(self) -> None:
+        """Requests that are answered, fail, and have expired, for both kinds."""
+        past = self.clock.text(minutes=-20)
+        names = {self.fill(self.ask(), phase="Processed", expiration=past): DR,
+                 self.fill(self.ask_status(), SSR, phase="Processed", processedTimestamp=past): SSR}
+        self.answered(self.ask("RestoreLog", "r1"))
+        self.answered(self.ask_status(), SSR)
+        self.failed(self.ask(name="nobody"))
+        for name, resource in names.items():
+            self.gone(name, resource)
+        wait_until(lambda: self.admin.list("events", self.namespace)["items"], 15, "an Event")
+
+    def test_its_role_is_what_it_needs(self):
+        """While tokens are rotated and revoked no call is refused for want of a right, and each right is used."""
+        manifests, user = self.apply("controller"), f"system:serviceaccount:{self.namespace}:velero-requests"
+        wait_until(lambda: self.cluster.may(user, self.namespace, "create", "events"), 10, "the Role to count")
+        one, two = self.new_token("one"), self.new_token("two")
+        self.write_token(one)
+        program = self.start_pod(manifests)
+        self.use_each_right()
+        self.write_token(two)
+        self.revoke("one", one)
+        self.settle()
+        self.assertNotIn("WARNING downloadrequests", program.text())
+        self.revoke("two", two)
+        name = self.ask()
+        wait_until(lambda: "nauthorized" in program.text(), 40, "the controller to notice")
+        three = self.new_token("three")
+        self.write_token(three)
+        self.answered(name)
+        self.assertEqual(program.end(signal.SIGTERM).code, 0, program.text())
+        calls, denied = set(), []
+        for event in self.cluster.audit(user, self.path("")):
+            what = event["objectRef"]
+            resource = "/".join(filter(None, map(what.get, ("resource", "subresource"))))
+            calls.add((event["verb"], what.get("apiGroup", ""), resource))
+            denied += [event["requestURI"]] * (event["responseStatus"]["code"] == 403)
+        self.assertEqual([], denied)
+        self.assertEqual(set(RIGHTS), calls | {("get", "velero.io", kind) for kind in (DR, SSR)})  # after a conflict
+        self.assert_clean(program.text(), *(one, two, three))
+
+
 class TestManifestsReal(RealWorld, TestCase):
     """What `manifests` prints, on the real API server."""
-
-    def apply(self, *words: str, status: Tuple[int, ...] = (200, 201), **query: str) -> Dict[str, Document]:
-        """Apply what is printed, server-side -> the answers by name_of; none brings a warning."""
-        answers: Dict[str, Document] = {}
-        for text in run("manifests", "-n", self.namespace, *words).out.decode().split("---\n"):
-            answer = self.admin.apply(text, **query)
-            self.assertIn(answer.status, status, answer.data)
-            self.assertIsNone(answer.headers.get("Warning"), text)
-            answers[name_of(text)] = json.loads(answer.data)
-        return answers
 
     def test_they_are_applied_twice(self):
         """Without a warning, also of the strictest Pod Security Standard, and the second time without a change."""
@@ -5971,6 +6074,15 @@ class TestManifestsReal(RealWorld, TestCase):
             self.admin.delete("configmaps", "velero-requests", self.namespace)
         for document in self.apply("controller", "-n", "nowhere", status=(404,)).values():
             self.assertEqual('namespaces "nowhere" not found', document["message"])
+
+    def test_two_versions_at_once(self):
+        """As during a rolling update: each request is answered once, by one of them."""
+        for version in "v1.17.0", "v1.18.1":
+            self.serve(server=vr.Server(version))
+        asked = [(name, resource) for _ in range(20) for resource, name in ((DR, self.ask()), (SSR, self.ask_status()))]
+        self.assertEqual({2}, {self.answered(*request)["metadata"]["generation"] for request in asked})
+        self.settle()
+        self.assertEqual({2}, {self.answered(*request)["metadata"]["generation"] for request in asked})
 
     # -- rights per kind of artifact
 
