@@ -1409,6 +1409,13 @@ class TestManifests(Cases):
         self.refuses(lambda size: vr.controller_manifests("velero", "x.pyz", bytes(size), (), **how),
                      "x.pyz has 1048577 bytes, and a ConfigMap holds 1048576", (1 << 20) + 1, error=vr.Error)
 
+    def test_who_denies(self):
+        """What a policy denies, no right to the call itself would allow."""
+        for details, hints in ({"kind": DR}, 1), ({"causes": [{"message": "x"}]}, 0):
+            body = json.dumps({"message": "no", "details": details}).encode()
+            error = vr.api_error(403, body, "POST", "/apis/velero.io/v1/namespaces/velero/downloadrequests")
+            self.assertEqual((hints, vr.Exit.NOT_ALLOWED), (len(error.hints), error.exit))
+
     def test_a_python_without_ssl(self):
         """Is one sentence in the log of the pod, and its end."""
         lines = ["import runpy, sys", "sys.modules['_ssl'] = None", f"sys.argv = {[MODULE, 'controller']!r}",

@@ -2394,10 +2394,10 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
     return manifests
 
 
-NAME = "velero-requests"  # of all objects here, which have these labels in common
-LABELS = {"app.kubernetes.io/name": NAME}
-PYTHON_IMAGE, HEALTH_PORT = "python:3.13-slim", 8081  # of /healthz, /readyz and /metrics
-CONFIG_MAP_LIMIT = 1 << 20  # bytes of all values without base64, Kubernetes' own
+NAME, LABELS = "velero-requests", {"app.kubernetes.io/name": "velero-requests"}  # of all that follows
+PYTHON_IMAGE = "python:3.13-slim"
+HEALTH_PORT = 8081  # of /healthz, /readyz and /metrics
+CONFIG_MAP_LIMIT = 1 << 20  # bytes of all values without base64; Kubernetes' own
 RBAC = "rbac.authorization.k8s.io"
 
 
@@ -2410,11 +2410,7 @@ def _rule(why: str, resources: str, verbs: str, group: str = "velero.io", **more
     return {None: why, "apiGroups": [group], "resources": resources.split(), **more, "verbs": verbs.split()}
 
 
-def _role(namespace: str, use: str, *rules: Document) -> Document:
-    return _object(f"{RBAC}/v1", "Role", namespace, NAME + use, rules=list(rules))
-
-
-CONTROLLER_RULES = (  # all that it may do
+CONTROLLER_RULES = [  # all that it may do
     _rule("list and watch find requests, get reads one that changed meanwhile, patch answers, delete ends expired ones",
           "downloadrequests serverstatusrequests", "get list watch patch delete"),
     _rule("patch answers where the CRDs have a status subresource, as Velero 1.6 to 1.8 installed them",
@@ -2422,7 +2418,7 @@ CONTROLLER_RULES = (  # all that it may do
     _rule("get leads from a request to its backup, over the restore if it is one's, and to the storage location",
           "backups restores backupstoragelocations", "get"),
     _rule("get reads the keys and certificate authorities that storage locations name", "secrets", "get", ""),
-    _rule("create tells in an Event why a request cannot be answered", "events", "create", ""))
+    _rule("create tells in an Event why a request cannot be answered", "events", "create", "")]
 
 
 def _deployment(namespace: str, program: str, checksum: str, *, image: str, replicas: int, words: Sequence[str],
@@ -2468,13 +2464,13 @@ def controller_manifests(namespace: str, program: str, content: bytes, annotatio
     import hashlib
     if len(content) > CONFIG_MAP_LIMIT:
         raise Error(f"{program} has {len(content)} bytes, and a ConfigMap holds {CONFIG_MAP_LIMIT}", hints=[
-            "the archive of this release is smaller"])
+            "an archive of this file, urllib3 and PyYAML alone has less"])
     text, checksum = program.endswith(".py"), f"sha256:{hashlib.sha256(content).hexdigest()}"
     data = {program: content.decode() if text else base64.b64encode(content).decode()}
     account = _object("v1", "ServiceAccount", namespace, automountServiceAccountToken=False)
     account["metadata"].update({"annotations": dict(annotations)} if annotations else {})
     return [
-        account, _role(namespace, "", *CONTROLLER_RULES),
+        account, _object(f"{RBAC}/v1", "Role", namespace, rules=CONTROLLER_RULES),
         _object(f"{RBAC}/v1", "RoleBinding", namespace, roleRef={"apiGroup": RBAC, "kind": "Role", "name": NAME},
                 subjects=[{"kind": "ServiceAccount", "name": NAME, "namespace": namespace}]),
         _object("v1", "ConfigMap", namespace, **{"data" if text else "binaryData": data}),
@@ -2485,34 +2481,33 @@ def controller_manifests(namespace: str, program: str, content: bytes, annotatio
             "selector": LABELS, "ports": [{"name": "http", "port": HEALTH_PORT, "targetPort": "http"}]})]
 
 
-def _client_role(namespace: str, use: str, kinds: Iterable[str], requests: str = "", verbs: str = "get",
-                 why: str = "get is for the policy of `manifests policy`; without it, create opens everything",
-                 **more: Any) -> Document:
+def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document, requests: str = "",
+                 verbs: str = "get", why: str = "", **names: List[str]) -> Document:
     """The Role for one use. kinds: of artifacts; requests: asked for besides DownloadRequests; verbs: on backups."""
-    return _role(
-        namespace, use,
+    why = why or "get is for the policy of `manifests policy`; without it, create opens everything"
+    return _object(f"{RBAC}/v1", "Role", namespace, f"{NAME}-{use}", rules=[
         _rule("create asks, get reads the answer under its random name, delete tidies up; list and watch would show "
               "the URLs of others", f"downloadrequests {requests}", "create get delete"),
         _rule("get tells what does not exist or is not finished, list is for `get` and completion", "backups restores",
               verbs),
-        _rule("get finds the certificate authority of a store, and whether that is why nobody answers",
+        _rule("get finds a store's certificate authority, and tells when the store is why nobody answers",
               "backupstoragelocations", "get"),
-        _rule("get tells whether Velero runs", "deployments", "get", "apps", resourceNames=["velero"]),
-        _rule(why, " ".join(TARGETS[kind].right for kind in kinds), "get", **more))
+        _rule("get tells when Velero itself is", "deployments", "get", "apps", resourceNames=["velero"]), *more,
+        _rule(why, " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
 
 
 def client_manifests(namespace: str) -> List[Document]:
     """Roles for people: for logs, for every download, for `describe`."""
     logs = [kind for kind in TARGETS if kind.endswith("Log")]
-    describe = _client_role(namespace, "-describe", [kind for kind in TARGETS if kind not in (*logs, BACKUP_CONTENTS)],
-                            verbs="get list")
-    describe["rules"].append(_rule("list shows volumes, and attempts to delete a backup",
-                                   "podvolumebackups podvolumerestores deletebackuprequests", "list"))
-    return [_client_role(namespace, "-logs", logs),
-            _client_role(namespace, "-downloads", TARGETS, "serverstatusrequests", "get list"), describe]
+    volumes = _rule("list shows volumes, and attempts to delete a backup",
+                    "podvolumebackups podvolumerestores deletebackuprequests", "list")
+    return [_client_role(namespace, "logs", logs),
+            _client_role(namespace, "downloads", TARGETS, requests="serverstatusrequests", verbs="get list"),
+            _client_role(namespace, "describe", [kind for kind in TARGETS if kind not in (*logs, BACKUP_CONTENTS)],
+                         volumes, verbs="get list")]
 
 
-# In the Common Expression Language; what is one's right is here as in Artifact.right.
+# In the Common Expression Language; `owner` and `part` are Artifact.right.
 _POLICY = {"kind": "object.spec.target.kind.lowerAscii()",
            "owner": "variables.kind.startsWith('restore') ? 'restores' : 'backups'",
            "part": "variables.kind.replace('restore', '').replace('backup', '')"}
@@ -2526,20 +2521,20 @@ _POLICY_MESSAGE = ("'you may not get ' + variables.owner + '/' + variables.part 
 def policy_manifests(namespace: str) -> List[Document]:
     """Whoever creates a DownloadRequest must be allowed to `get` the artifact, a resource such as backups/log that no
     API serves (velero#1144). With UPDATE, or who may patch makes a request for a log one for the contents."""
-    rule = {"apiGroups": ["velero.io"], "apiVersions": ["*"], "resources": [DOWNLOAD_REQUESTS.plural],
-            "operations": ["CREATE", "UPDATE"]}
-    unanswered = "request.operation == 'CREATE' || object.?spec != oldObject.?spec"
-    group = "admissionregistration.k8s.io/v1"
+    group, rule = "admissionregistration.k8s.io/v1", {
+        "apiGroups": ["velero.io"], "apiVersions": ["*"], "resources": ["downloadrequests"],
+        "operations": ["CREATE", "UPDATE"]}
     return [
         _object(group, "ValidatingAdmissionPolicy", spec={
             "failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule]},
-            "matchConditions": [{"name": "names-a-target", "expression": unanswered}],
+            "matchConditions": [{"name": "names-a-target", "expression": (
+                "request.operation == 'CREATE' || object.?spec != oldObject.?spec")}],
             "variables": [{"name": name, "expression": text} for name, text in _POLICY.items()],
             "validations": [{
                 "expression": _POLICY_CHECK, "messageExpression": _POLICY_MESSAGE, "reason": "Forbidden"}]}),
         _object(group, "ValidatingAdmissionPolicyBinding", spec={"policyName": NAME, "validationActions": ["Deny"]}),
         client_manifests(namespace)[0],
-        _client_role(namespace, "-one-backup", [kind for kind in TARGETS if TARGETS[kind].owner == BACKUPS],
+        _client_role(namespace, "one-backup", [kind for kind in TARGETS if TARGETS[kind].owner == BACKUPS],
                      why="get as above, of one backup: put its name here", resourceNames=["nightly"])]
 
 # ================================================================================
