@@ -5914,58 +5914,8 @@ CLIENT: List[Document] = [
     {"apiGroups": ["velero.io"], "resources": ["backups"], "verbs": ["get"]}]
 
 
-class TestIdentityReal(TokenFiles, RealWorld, TestCase):
-    """Identities that change under a running controller, and borrowed ones."""
-
-    def account(self, name: str) -> str:
-        """Make a ServiceAccount with the least rights, and return a token of it that the API server accepts."""
-        self.cluster.grant(f"system:serviceaccount:{self.namespace}:{name}", *LEAST, namespace=self.namespace)
-        self.make("serviceaccounts", "ServiceAccount", name)
-        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-        made = self.admin.call("POST", resource_path("serviceaccounts/token", self.namespace, name), review)
-        token = str(made["status"]["token"])
-        wait_until(lambda: not self.is_refused(token), 15, "the token to be known")
-        return token
-
-    def end(self, account: str, token: str) -> None:
-        """Delete a ServiceAccount, and wait until its token counts no more."""
-        self.admin.delete("serviceaccounts", account, self.namespace)
-        wait_until(lambda: self.is_refused(token), 30, "the token to be refused")
-
-    def test_a_token_is_replaced(self):
-        """Replaced in time it is no event; with its account gone the controller waits, and goes on with a new one."""
-        tokens = [self.account("one")]
-        program = self.start_with_token(tokens[0])
-        tokens.append(self.account("two"))
-        self.write_token(tokens[1])
-        self.end("one", tokens[0])
-        self.settle()
-        self.assertNotIn("WARNING", program.text())
-        self.end("two", tokens[1])
-        name = self.ask()
-        wait_until(lambda: "nauthorized" in program.text(), 15, "the controller to notice")
-        tokens.append(self.account("three"))
-        self.write_token(tokens[2])
-        self.answered(name)
-        self.assertEqual(program.end(signal.SIGTERM).code, 0)
-        self.assert_clean(program.text())
-        self.assertFalse([token for token in tokens if token in program.text()])
-
-    def test_an_identity_is_borrowed_with_all_its_parts(self):
-        """The API server sees user, uid, groups and extra of the kubeconfig."""
-        extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
-        api = vr.connect(vr.load_cluster(self.kubeconfig_of({
-            "token": token_of("admin"), "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"],
-            "as-user-extra": extra})))
-        self.addCleanup(api.session.close)
-        seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
-            "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
-        self.assertEqual(seen, {"username": "jane", "uid": "42", "groups": ["dev", "ops", "system:authenticated"],
-            "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
-
-
-class TestPodReal(RealWorld, TestCase):
-    """The printed command, with what a pod has: its files, its variables, its ServiceAccount and nothing else."""
+class TestIdentityReal(RealWorld, TestCase):
+    """The printed command with what a pod has, its files, variables and ServiceAccount; and borrowed identities."""
     status_subresource = True  # where each right is used
 
     def new_token(self, name: str) -> str:
@@ -5991,7 +5941,7 @@ class TestPodReal(RealWorld, TestCase):
         os.symlink(os.path.basename(folder), self.at("account", "..new"))
         os.replace(self.at("account", "..new"), self.at("account", "..data"))
 
-    def start_pod(self, manifests: Dict[str, Document], *words: str) -> Program:
+    def start_pod(self, manifests: Dict[str, Document]) -> Program:
         """Start the container of the Deployment in a mount namespace, the ConfigMap's program in a folder."""
         alone = ("unshare", "-m" if os.geteuid() == 0 else "-Urm", "--propagation", "private")
         mount = ('mount -t tmpfs tmpfs /run && mkdir -p "$0" && mount --bind "$1" "$0" && shift && exec env -i "$@"')
@@ -6001,7 +5951,7 @@ class TestPodReal(RealWorld, TestCase):
             os.symlink(f"..data/{name}", self.at("account", name))
         (name, source), = manifests["ConfigMap"]["data"].items()
         container, = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
-        command = [*container["command"], *(word for word in container["args"] if "-address=" not in word), *words]
+        command = [*container["command"], *(word for word in container["args"] if "-address=" not in word)]
         self.assertEqual(["python3", f"/program/{name}"], [command[0], command[2]])
         command[0], command[2] = sys.executable, write_bytes(self.at(name), source.encode())
         program = Program(self.folder, *command, command=(
@@ -6049,7 +5999,20 @@ class TestPodReal(RealWorld, TestCase):
             denied += [event["requestURI"]] * (event["responseStatus"]["code"] == 403)
         self.assertEqual([], denied)
         self.assertEqual(set(RIGHTS), calls | {("get", "velero.io", kind) for kind in (DR, SSR)})  # after a conflict
-        self.assert_clean(program.text(), *(one, two, three))
+        self.assert_clean(program.text())
+        self.assertFalse([token for token in (one, two, three) if token in program.text()])
+
+    def test_an_identity_is_borrowed_with_all_its_parts(self):
+        """The API server sees user, uid, groups and extra of the kubeconfig."""
+        extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
+        api = vr.connect(vr.load_cluster(self.kubeconfig_of({
+            "token": token_of("admin"), "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"],
+            "as-user-extra": extra})))
+        self.addCleanup(api.session.close)
+        seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
+            "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
+        self.assertEqual(seen, {"username": "jane", "uid": "42", "groups": ["dev", "ops", "system:authenticated"],
+            "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
 
 
 class TestManifestsReal(RealWorld, TestCase):
@@ -10386,8 +10349,10 @@ def main(argv: List[str]) -> None:
 
 
 # What waits for many seconds begins first, so that the others fill the time; what measures comes last and alone.
-LONG_WAITS = ("real servers", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore", "TestSoak", "TestRights",
-              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestCanary", "TestDemo")
+LONG_WAITS = ("real servers", "more real servers", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore",
+              "TestSoak", "TestRights", "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestCanary",
+              "TestDemo")
+IN_THE_CLUSTER = ("TestIdentityReal", "TestManifestsReal", "TestRightsReal")
 MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
 
@@ -10395,6 +10360,8 @@ def group_of(case: type) -> str:
     """What runs in one process: a class, for it shares its servers, or all that needs the real servers."""
     if case.__name__ in MEASURES:
         return "measures"
+    if case.__name__ in IN_THE_CLUSTER:
+        return "more real servers"
     with_real_servers = "Real" in case.__name__ or issubclass(case, VeleroWorld)
     return "real servers" if with_real_servers and case is not TestOutageReal else case.__name__
 
