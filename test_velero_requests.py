@@ -6018,7 +6018,7 @@ class TestIdentityReal(RealWorld, TestCase):
             "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
 
 
-class TestManifestsReal(RealWorld, TestCase):
+class TestManifestsReal(ControllerWorld, RealWorld, TestCase):
     """What `manifests` prints, on the real API server."""
 
     def test_they_are_applied_twice(self):
