@@ -31,7 +31,7 @@ DEMO    := -c 'import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); impo
 # Streams are buffered and modules are compiled on every user's machine, so they are here.
 unexport PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-alone check bench install uninstall clean venv FORCE
+.PHONY: help demo test test-alone check bench pyz install uninstall clean venv FORCE
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' Makefile
@@ -55,6 +55,10 @@ bench: .venv/ready ## measure speed and memory, about three minutes
 
 # The command runs the module from the folder it was installed into, with what Python compiled there: whoever may write
 # into that folder could change the module itself as well.
+pyz: ## make dist/velero_requests.pyz, which needs nothing but Python 3.8 or newer, and starts fastest with this PYTHON
+	@if $(PYTHON) -c 'import pip' 2>/dev/null; then $(PYTHON) .ci/pyz dist; \
+	else $(MAKE) --no-print-directory .venv/runtime && $(VENV) .ci/pyz dist; fi
+
 install: ## put the one file into PREFIX/lib (/usr/local), compiled once for all starts, and its command into PREFIX/bin
 	$(needs)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(LIB)
@@ -64,14 +68,14 @@ install: ## put the one file into PREFIX/lib (/usr/local), compiled once for all
 	@printf '%s\n' 'import os, runpy, signal, sys' \
 	'if signal.getsignal(signal.SIGINT) is signal.default_int_handler:' \
 	'    signal.signal(signal.SIGINT, lambda *_: os._exit(130))' 'sys.path[0] = "$(LIB)"' \
-	'runpy.run_module("velero_requests", run_name="__main__", alter_sys=True)' >> $(COMMAND)
+	'runpy.run_module("velero_requests", run_name="__main__")' >> $(COMMAND)
 	chmod 755 $(COMMAND)
 
 uninstall: ## remove what install put there, with the same PREFIX
 	rm -rf $(DESTDIR)$(LIB) $(COMMAND)
 
 clean: ## remove what the other targets made
-	rm -rf .venv .pytest_cache __pycache__
+	rm -rf .venv .pytest_cache __pycache__ dist
 
 .venv/ready: .venv/runtime
 	$(PIP) $(TESTING)

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.8"
 # dependencies = ["urllib3>=1.26,<3", "PyYAML>=5.3"]
@@ -22,7 +23,7 @@ Read it from top to bottom: a name is defined before it is used, and nothing abo
 threads or randomness; the tests check both. Importing this file does nothing.
 """
 
-from __future__ import annotations  # Python 3.6 stops here; this needs 3.8 or newer
+from __future__ import annotations  # a SyntaxError here: this Python is too old, it must be 3.8 or newer
 import os
 import sys
 
@@ -69,6 +70,7 @@ except ImportError:  # Windows: two downloads of one target are not kept apart t
 # What takes long to load (urllib3, yaml, ssl, hashlib) is imported where it is used: a start pays for what it does.
 
 __version__ = "0.1.0"
+PROGRAM = os.path.basename(sys.argv[0]) if __name__ == "__main__" else "velero_requests.py"  # as it was called
 
 log = logging.getLogger("velero_requests")
 
@@ -102,7 +104,6 @@ class Exit(enum.IntEnum):
 
 
 EXIT_OF_STATUS = {401: Exit.NOT_ALLOWED, 403: Exit.NOT_ALLOWED, 404: Exit.NOT_FOUND}
-PROGRAM = "velero_requests.py"
 MESSAGE_LIMIT = 1024  # characters; what core/v1 Event allows for a message
 
 
@@ -223,8 +224,9 @@ def printable(text: str) -> str:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Untrusted text in one visible line, cut at `limit`."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:4 * limit]).split())
+    """Untrusted text in one visible line, cut at `limit`; a byte of a path that is none of the locale's is `\\xNN`."""
+    line = " ".join("".join(c if c.isprintable() else f"\\x{ord(c) - 0xdc00:x}" if "\udc80" <= c <= "\udcff" else " "
+                            for c in str(text)[:4 * limit]).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
 
@@ -1089,7 +1091,8 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
         left = credentials.expires - max(now, now + skew).replace(microsecond=0)
         life = min(life, left - timedelta(microseconds=left.microseconds))
     if life < timedelta(seconds=1):
-        raise ConfigError(f"the credentials of storage location {location.name!r} have expired",
+        raise ConfigError(f"the credentials of storage location {location.name!r} have expired: they end at "
+                          f"{format_time(credentials.expires or now)}, and this host's clock says {format_time(now)}",
                           reason="CredentialsExpired")
     address = object_address(location, key) if key else bucket_address(location)
     return presign(address._replace(path=address.path or "/"), credentials, now + skew, life, more), now + life
@@ -1609,10 +1612,10 @@ OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "Invalid
 MAX_SKEW = timedelta(days=1)  # one further off would sign a URL that becomes valid only years from now
 
 
-def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
-    """How far a store's clock, by its Date header, is ahead of ours; zero when it says nothing, or nothing credible."""
+def clock_skew(headers: Mapping[str, str], now: datetime, most: timedelta = MAX_SKEW) -> timedelta:
+    """How far a store's clock, by its Date header, is ahead of ours; zero when it says nothing, or more than `most`."""
     skew = (parse_http_date(headers.get("Date")) or now) - now
-    return skew if abs(skew) <= MAX_SKEW else timedelta(0)
+    return skew if abs(skew) <= most else timedelta(0)
 
 
 def _meaning(status: int, code: str, message: str, region: str) -> Tuple[str, str]:
@@ -1634,7 +1637,7 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     code, message = fields.get("Code", ""), fields.get("Message", "")
     region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
     reason, cure = _meaning(status, code, message, region)
-    skew = clock_skew(headers, now)
+    skew, seen = (clock_skew(headers, now, most) for most in (MAX_SKEW, timedelta.max))
     detail = f"{code}: {message}" if code else _what_is(body)
     if not quoting:
         detail = code if code in REFUSALS or code in OTHER_CODES else "without a code of S3"
@@ -1642,9 +1645,10 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
         detail = f"{code}: {explain_signature(url, fields['CanonicalRequest'])}"
     elif reason in ("WrongRegion", "WrongEndpoint") and region:
         detail = f"{detail} (the bucket is in region {region})"
-    elif reason in ("ClockSkew", "UrlExpired") and abs(skew) > timedelta(minutes=1):
-        detail += (f" (the store's clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
-                   f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's)")
+    elif reason in ("ClockSkew", "UrlExpired") and abs(seen) > timedelta(minutes=1):
+        days, apart = round(abs(seen) / timedelta(1)), format_duration(abs(seen).total_seconds(), 0)
+        detail += (f" (the store's clock is {f'{days} days' if days > 2 else apart} "
+                   f"{'ahead of' if seen > timedelta(0) else 'behind'} this host's)")
     lack = {"ArtifactNotFound": "file", "BucketNotFound": "bucket"}.get(reason)
     said = f"has no such {lack} ({one_line(redact(detail))})" if lack else (
         f"answered {status}: {one_line(redact(detail), 600)}")
@@ -2612,15 +2616,17 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
     """Show a certificate to servers. OpenSSL reads a file: in memory, else one that only we may read."""
     import tempfile
-    in_memory = hasattr(os, "memfd_create")
-    with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
-        file.write(certificate + b"\n" + key)
-        file.flush()
-        try:  # an encrypted key fails instead of prompting on the terminal
-            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
-        except OSError:
-            raise ConfigError("the client certificate and key of the kubeconfig or its exec plugin are not a matching "
-                              "pair of PEM, or the key is encrypted") from None
+    in_memory, what = hasattr(os, "memfd_create"), "the client certificate and key of the kubeconfig or its exec plugin"
+    try:
+        with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
+            file.write(certificate + b"\n" + key)
+            file.flush()
+            try:  # an encrypted key fails instead of prompting on the terminal
+                context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
+            except OSError:
+                raise ConfigError(f"{what} are not a matching pair of PEM, or the key is encrypted") from None
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be put into a temporary file: {error.strerror}") from error
 
 
 def _proxy_headers(via: Any) -> Dict[str, str]:
@@ -2742,10 +2748,11 @@ def explain_certificate(url: str, server_name: str, proxy: str) -> str:
 
 
 def _tls_text(cause: BaseException) -> str:
-    reason = getattr(cause, "reason", None) or str(cause)
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+    """What OpenSSL, of whatever version, or LibreSSL says, without codes and lines of source."""
+    said = re.sub(r"\[\w+(: \w+)?\] | \(_ssl\.c:\d+\)", "", str(cause)).lower()
+    if said in ("wrong version number", "unknown protocol", "http request", "record layer failure"):
         return "what answers there does not speak TLS; is it an http port?"
-    return one_line(redact(str(reason).replace("_", " ").lower()))
+    return one_line(redact(said))
 
 
 class Response:
@@ -2877,13 +2884,17 @@ class ConnectionPool:
         where, cause = self.where, error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-        text = getattr(cause, "strerror", None)
+        text = None if isinstance(cause, ssl.SSLError) else getattr(cause, "strerror", None)
         if isinstance(error, exceptions.ProxyError):
             return Unreachable(f"cannot reach {where} through its proxy: {text or _tls_text(cause)}")
         if isinstance(cause, ssl.SSLCertVerificationError):
             shown = explain_certificate(self.url, self.server_name, self.proxy) if self.quoting else ""
-            text = f"{where} has a certificate that is not trusted: {cause.verify_message} {shown}".rstrip()
-            return Unreachable(text, hints=filter(None, [self.hint]))
+            said, hint = getattr(cause, "verify_message", cause.args[-1]), self.hint  # ssl's check of names sets none
+            if getattr(cause, "verify_code", 0) in (9, 10):  # not yet valid, expired
+                said += f" by this host's clock, {format_time(utc_now())}"
+                hint = "set that clock, or renew the certificate"
+            text = f"{where} has a certificate that is not trusted: {said} {shown}".rstrip()
+            return Unreachable(text, hints=filter(None, [hint]))
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
             return Unreachable(f"no TLS with {where}: {_tls_text(cause)}")
         refused = isinstance(error, exceptions.NewConnectionError)  # a timeout to urllib3
@@ -3156,7 +3167,7 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
     cures = {401: "the credentials of the kubeconfig are not accepted; log in again",
              403: f"you may not {what}; a Role there grants it with: {rule}" if what and not by_admission else ""}
     if message.startswith(("the cluster does not serve", "the server could not find")):
-        cures[404] = "are Velero's CRDs installed? `velero_requests.py manifests | kubectl apply -f -`"
+        cures[404] = f"are Velero's CRDs installed? `{PROGRAM} manifests | kubectl apply -f -`"
     return (Missing if status == 404 else ApiError)(
         f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
         api_reason=_text(document, "reason"), hints=filter(None, [cures.get(status)]))
@@ -5140,16 +5151,16 @@ COMPLETION_SCRIPTS = {
     local IFS=$'\\n'
     COMPREPLY=($("${1/#\\~/$HOME}" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null </dev/null))
 }
-complete -o default -F _velero_requests velero_requests.py
+complete -o default -F _velero_requests PROGRAM
 """,
-    "zsh": """#compdef velero_requests.py
+    "zsh": """#compdef PROGRAM
 _velero_requests() {
     local -a found
     compset -P '--*='
     found=(${(f)"$(${~words[1]} __complete "${(@)words[2,CURRENT-1]}" "$IPREFIX$PREFIX" 2>/dev/null </dev/null)"})
     compadd -a found || _files
 }
-compdef _velero_requests velero_requests.py
+compdef _velero_requests PROGRAM
 (( ! $+compstate )) || _velero_requests
 """,
     "fish": """function __velero_requests
@@ -5159,7 +5170,7 @@ compdef _velero_requests velero_requests.py
         eval $words[1] __complete (string escape -- $words[2..-1]) 2>/dev/null </dev/null)
     set -q __velero_requests_found[1]
 end
-complete -c velero_requests.py -n __velero_requests -f -a '$__velero_requests_found'
+complete -c PROGRAM -n __velero_requests -f -a '$__velero_requests_found'
 """}
 
 
@@ -5456,7 +5467,7 @@ COMMON = (
     argument("--colorized", "colors (default: on a terminal without NO_COLOR)", default=None),
     argument("--features NAMES", None),  # velero's; nothing here depends on one
     (("-v", "--verbose"), {"action": "count", "default": 0, "help": "say more on stderr"}),
-    (("--version",), {"action": "version", "version": f"{PROGRAM} {__version__}", "help": "the version of this file"}))
+    argument("--version", "the version of this file; with -v also of what it uses"))
 OPTION_DEFAULTS = {  # for commands that have no such argument
     "timeout": 60.0, "quiet": False, "direct": False, "location": None, "credentials_file": None, "is_log": False,
     "output": None, "url_only": False}
@@ -5525,7 +5536,7 @@ def read_own_program() -> Tuple[str, bytes]:
     script = path = os.path.abspath(__file__)
     while not os.path.exists(path):  # what lies in an archive exists for Python alone
         path = os.path.dirname(path)
-    return PROGRAM if path == script else f"{PROGRAM}z", read_file(path, "program", 64 << 20)
+    return f"velero_requests.py{'z' * (path != script)}", read_file(path, "program", 64 << 20)
 
 
 def given_words(options: Options, arguments: Iterable[Argument]) -> List[str]:
@@ -5550,9 +5561,9 @@ def run_manifests(options: Options) -> str:
     if options.part != "controller":
         return yaml_text(*(client_manifests if options.part == "client" else policy_manifests)(options.namespace))
     program, content = read_own_program()
-    if program == PROGRAM and options.image == PYTHON_IMAGE:
+    if program.endswith(".py") and options.image == PYTHON_IMAGE:
         log.warning("this script needs urllib3 and PyYAML, which the image %s lacks: name one that has them with "
-                    "--image, or print these manifests with the archive %sz", PYTHON_IMAGE, PROGRAM)
+                    "--image, or print these manifests with the archive velero_requests.pyz", PYTHON_IMAGE)
     return yaml_text(*controller_manifests(
         options.namespace, program, content, options.service_account_annotation, words=given_words(options, SERVING),
         image=options.image, replicas=options.replicas, secret=options.secret, endpoint=options.endpoint))
@@ -5579,7 +5590,7 @@ COMMANDS = (
                  choices=("crds", "controller", "client", "policy")),
         *CRD_FLAGS, *DEPLOYING, *SERVING)),
     Command("completion", "print a script that lets a shell complete commands, flags and names",
-            lambda options: COMPLETION_SCRIPTS[options.shell], (argument(
+            lambda options: COMPLETION_SCRIPTS[options.shell].replace("PROGRAM", PROGRAM), (argument(
                 "shell SHELL", f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, in fish with "
                 f"`{PROGRAM} completion fish | source`", choices=tuple(COMPLETION_SCRIPTS)),)))
 COMMAND_OF = {words: command for command in COMMANDS for words in (command.words, *command.aliases)}
@@ -5661,13 +5672,27 @@ def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
     return COMMAND_OF.get(name) or Command(group, "", lambda _: parser.format_help()), options
 
 
+def version_of_program(verbose: bool) -> str:
+    """What --version prints: this file's version; verbose: also those of Python, OpenSSL and the packages, and where
+    these are from."""
+    text = f"{PROGRAM} {__version__}\n"
+    if verbose:
+        import ssl
+        import urllib3
+        import yaml
+        text += f"Python {sys.version.split()[0]}: {sys.executable}\n{ssl.OPENSSL_VERSION}\n"
+        for name, package in (("urllib3", urllib3), ("PyYAML", yaml)):
+            text += f"{name} {package.__version__}: {os.path.dirname(package.__file__)}\n"
+    return text
+
+
 def known_names(name: str, flags: List[str]) -> List[str]:
     """The names of backups or restores for a command; none when the cluster does not tell them in time."""
     found: List[str] = []
 
     def ask() -> None:
         with contextlib.suppress(Error):
-            given = [flag for flag in flags if flag not in ("-h", "--help", "--version")]  # which would print
+            given = [flag for flag in flags if flag not in ("-h", "--help")]  # which would print
             _, options = parse([*name.split(), *given, "--", "name"])
             resource = getattr(options, "resource", None) or TARGETS[options.kind].owner
             documents, _ = list_all(options.api(), resource, options.namespace)
@@ -5736,6 +5761,10 @@ def run(argv: List[str]) -> int:
         if argv[:1] == ["__complete"]:
             sys.stdout.write("".join(f"{word}\n" for word in completions(argv[1:])))
             return Exit.DONE
+        _, _, flags = split_words(argv)
+        if "--version" in flags:
+            sys.stdout.write(version_of_program(not {"-v", "-vv", "--verbose"}.isdisjoint(flags)))
+            return Exit.DONE
         command, options = parse(argv)
         configure_logging(command.run is Options.run_controller, options.verbose)
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
@@ -5772,11 +5801,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     except BrokenPipeError:
         return Exit.BROKEN_PIPE
     except Exception as error:
-        package = error.name if isinstance(error, ImportError) else ""
-        if package in ("urllib3", "yaml"):
-            return report(Error(f"the package {package} is missing", hints=MISSING_PACKAGE))
-        if package in ("ssl", "_ssl"):
-            return report(Error("this Python was built without ssl", hints=[f"take another one, as in {PYTHON_IMAGE}"]))
+        module = (error.name or "").lstrip("_") if isinstance(error, ImportError) else ""
+        if module in ("urllib3", "yaml"):
+            return report(Error(f"the package {module} is missing", hints=MISSING_PACKAGE))
+        if module:
+            return report(Error(f"this Python has no {module}", hints=["use another one, which was built with it"]))
         log.info("raised at:", exc_info=True)
         if isinstance(error, OSError):
             return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
