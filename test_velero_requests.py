@@ -9129,7 +9129,7 @@ class TestTables(TestCase):
             self.assertEqual(vr.legacy_artifacts_of(document("Backup", status={kind: 1})), kinds)
 
     def test_json_and_yaml(self):
-        """JSON escapes what cannot be shown; YAML is in block style, without anchors."""
+        """JSON escapes what cannot be shown; YAML is in block style, without anchors, and with our own comments."""
         shared, nasty = {"a": ["x"]}, "\x1b\x7f\x9b\u2028\u202e\u2066\ud800\ufeff"
         for function, value, expected in (
                 (vr.json_text, {"b": [1], "a": "ü<&>\u0939\u093f\u200d"},
@@ -9139,6 +9139,8 @@ class TestTables(TestCase):
                  "b:\n- a:\n  - x\n- - a:\n    - x\nc:\n  a:\n  - x\nd: []\n")):
             self.assertEqual(function(value), expected)
             self.assertEqual((json.loads if function is vr.json_text else yaml.safe_load)(expected), value)
+        self.assertEqual(vr.yaml_text({"a": [{None: "why", "b": 1}], "c": {"d": 2, None: "so"}}),
+                         "a:\n- # why\n  b: 1\nc:\n  d: 2\n  # so\n")
         value = {"status": {"errors": 1, "empty": {}, "none": [], "null": None, "yes": True, "float": 1.5},
                  "list": [{"a": [[1, "x"], []], "b": "two\nlines"}, "word"], "é": "日本 ✓", "": "", "n": "n"}
         for documents in ([value, [], "x"], *map(vr.crd_manifests, (True, False))):

@@ -5519,16 +5519,18 @@ SERVING = (
     ALLOWED_FILE,
     argument("--server-version VERSION", "version to report (default: our own)", default=f"v{__version__}"),
     argument("--plugin KIND=NAME", "plugin to report; repeatable", action="append"))
-CRD_FLAGS = (argument("--status-subresource", "crds: as Velero 1.6 to 1.8 installed them"),)
-DEPLOYING = (
-    argument("--image IMAGE", f"controller: image with Python 3.8 or newer (default: {PYTHON_IMAGE})",
-             default=PYTHON_IMAGE),
-    argument("--replicas NUMBER", "controller: how many pods (default: 2)", default=2),
-    argument("--secret SECRET", "controller: Secret whose key `cloud` is a credentials file for locations that name no "
-             "Secret, such as Velero's cloud-credentials"),
-    argument("--endpoint URL", "controller: AWS_ENDPOINT_URL_S3, the store of locations without s3Url"),
-    argument("--service-account-annotation KEY=VALUE", "controller: such as eks.amazonaws.com/role-arn=ARN; repeatable",
-             action="append"))
+MANIFESTS = {  # what can be printed, and the flags for it
+    "crds": (argument("--status-subresource", "crds: as Velero 1.6 to 1.8 installed them"),),
+    "controller": (
+        argument("--image IMAGE", f"controller: image with Python 3.8 or newer (default: {PYTHON_IMAGE})",
+                 default=PYTHON_IMAGE),
+        argument("--replicas NUMBER", "controller: how many pods (default: 2)", default=2),
+        argument("--secret SECRET", "controller: whose key `cloud` is a credentials file for locations that name no "
+                 "Secret, such as Velero's cloud-credentials"),
+        argument("--endpoint URL", "controller: AWS_ENDPOINT_URL_S3, the store of locations without s3Url"),
+        argument("--service-account-annotation KEY=VALUE", "controller: such as eks.amazonaws.com/role-arn=ARN; "
+                 "repeatable", action="append"), *SERVING),
+    "client": (), "policy": ()}
 
 
 def read_own_program() -> Tuple[str, bytes]:
@@ -5552,8 +5554,7 @@ def given_words(options: Options, arguments: Iterable[Argument]) -> List[str]:
 
 def run_manifests(options: Options) -> str:
     """Documents for `kubectl apply --server-side -f -`; the controller's hold this very program."""
-    own = {"crds": CRD_FLAGS, "controller": DEPLOYING + SERVING}.get(options.part, ())
-    others = given_words(options, [row for row in CRD_FLAGS + DEPLOYING + SERVING if row not in own])
+    others = given_words(options, itertools.chain(*(rows for part, rows in MANIFESTS.items() if part != options.part)))
     if others:
         raise UsageError(f"{others[0].partition('=')[0]} says nothing to `manifests {options.part}`")
     if options.part == "crds":
@@ -5587,8 +5588,7 @@ COMMANDS = (
     Command("manifests", "print what a cluster needs, for `kubectl apply --server-side -f -`", run_manifests, (
         argument("part PART", "crds (the default; for clusters where Velero has not installed its own), controller, "
                  "client (Roles for people) or policy (rights per kind of artifact)", nargs="?", default="crds",
-                 choices=("crds", "controller", "client", "policy")),
-        *CRD_FLAGS, *DEPLOYING, *SERVING)),
+                 choices=tuple(MANIFESTS)), *itertools.chain(*MANIFESTS.values()))),
     Command("completion", "print a script that lets a shell complete commands, flags and names",
             lambda options: COMPLETION_SCRIPTS[options.shell].replace("PROGRAM", PROGRAM), (argument(
                 "shell SHELL", f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, in fish with "
