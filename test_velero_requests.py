@@ -343,6 +343,7 @@ class TestLawsOfTheFile(TestCase):
         self.assertEqual(["urllib3", "PyYAML"], re.findall(r'"(\w+)[<>=]', block.split("dependencies")[1]))
         self.assertIn('# requires-python = ">=3.8"\n', block)
         self.assertIn("if sys.version_info < (3, 8):\n", SOURCE)
+        ast.parse(SOURCE, feature_version=(3, 6))  # an older one, too, reads as far as the sentence that tells it
         for name in BOTH:
             ast.parse(text_of(name), feature_version=(3, 8))
 
@@ -1407,6 +1408,99 @@ class TestCrdManifests(TestCase):
             self.assertEqual(theirs, vr.crd_manifests(status_subresource), release)
 
 
+def name_of(text: str) -> str:
+    """The kind of a manifest and the end of its name."""
+    document = yaml.safe_load(text)
+    return str(document["kind"] + document["metadata"]["name"].replace("velero-requests", ""))
+
+
+def manifests_of(*words: str) -> Dict[str, Document]:
+    return {name_of(text): yaml.safe_load(text) for text in run("manifests", *words).out.decode().split("---\n")}
+
+
+ALL_FLAGS = ("--log-format=json", "--verify-urls", "--allow-credentials-file", "/credentials/cloud",
+             "--server-version=v1.18.1", "--plugin", "RestoreItemAction=velero.io/pod", "--plugin=a=b=c")
+DEPLOYED = (*ALL_FLAGS, "--image", "registry.example/python:3.9", "--replicas=3", "--secret",
+            "cloud-credentials", "--endpoint", "http://minio.example:9000", "--service-account-annotation",
+            "eks.amazonaws.com/role-arn=arn:aws:iam::123456789012:role/velero", "--service-account-annotation=a/b=c=d")
+
+
+class TestManifests(Cases):
+    def test_each_right_has_its_reason(self):
+        """A comment above each rule names every verb in it."""
+        count = 0
+        for part in ("controller", "client", "policy"):
+            for rule in re.findall(r"(?m)^- #(.*)\n(  apiGroups:\n(?:  .*\n)+)", run("manifests", part).out.decode()):
+                self.assertLessEqual(set(yaml.safe_load(rule[1])["verbs"]), set(re.findall(r"\w+", rule[0])), rule)
+                count += 1
+        self.assertEqual(count, 5 + 5 + 5 + 6 + 5 + 5)
+
+    def test_the_controller_gets_its_flags(self):
+        """The pod's command line means what was typed; everything else is where Kubernetes looks for it."""
+        found = manifests_of("controller", *DEPLOYED, "-n", "backups")
+        pod = found["Deployment"]["spec"]["template"]["spec"]
+        container, = pod["containers"]
+        typed, given = (vr.parse(["controller", *words])[1] for words in (
+            (*ALL_FLAGS, "-n", "backups", "--health-address", ":8081"), container["args"]))
+        self.assertEqual(vars(typed), vars(given))
+        self.assertEqual(["python3", "-B", "/program/velero_requests.py", "controller"], container["command"])
+        self.assertEqual([("AWS_SHARED_CREDENTIALS_FILE", "/credentials/cloud"),
+                          ("AWS_ENDPOINT_URL_S3", "http://minio.example:9000")],
+                         [(row["name"], row["value"]) for row in container["env"]])
+        self.assertEqual({"a/b": "c=d", "eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/velero"},
+                         found["ServiceAccount"]["metadata"]["annotations"])
+        self.assertEqual((3, "registry.example/python:3.9", "cloud-credentials", {"backups"}), (
+            found["Deployment"]["spec"]["replicas"], container["image"], pod["volumes"][1]["secret"]["secretName"],
+            {document["metadata"]["namespace"] for document in found.values()}))
+        self.assertEqual(LEAST, found["Role"]["rules"])
+        self.assertEqual(SOURCE, found["ConfigMap"]["data"]["velero_requests.py"])
+
+    def test_the_same_program_is_the_same_text(self):
+        """Another program is another template, so its pods are replaced."""
+        how = dict(words=(), image="x", replicas=1, secret=None, endpoint=None)
+        one, same, other = (vr.yaml_text(*vr.controller_manifests("velero", "x.pyz", content, (), **how))
+                            for content in (b"\0", b"\0", b"\1"))
+        self.assertEqual(one, same)
+        templates = [[document["spec"]["template"] for document in yaml.safe_load_all(text)
+                      if document["kind"] == "Deployment"] for text in (one, other)]
+        self.assertNotEqual(*templates)
+        self.refuses(lambda size: vr.controller_manifests("velero", "x.pyz", bytes(size), (), **how),
+                     "x.pyz has 1048577 bytes, and a ConfigMap holds 1048576", (1 << 20) + 1, error=vr.Error)
+
+    def test_who_denies(self):
+        """What a policy denies, no right to the call itself would allow."""
+        for details, hints in ({"kind": DR}, 1), ({"causes": [{"message": "x"}]}, 0):
+            body = json.dumps({"message": "no", "details": details}).encode()
+            error = vr.api_error(403, body, "POST", "/apis/velero.io/v1/namespaces/velero/downloadrequests")
+            self.assertEqual((hints, vr.Exit.NOT_ALLOWED), (len(error.hints), error.exit))
+
+    def test_a_python_without_ssl(self):
+        """Is one sentence in the log of a pod, and its end."""
+        cluster, context = {"server": "https://127.0.0.1:1"}, {"cluster": "a", "user": ""}
+        with tempfile.NamedTemporaryFile() as config:
+            config.write(json.dumps({"clusters": [{"name": "a", "cluster": cluster}], "current-context": "a",
+                                     "contexts": [{"name": "a", "context": context}]}).encode())
+            config.flush()
+            done = subprocess.run([sys.executable, "-c", LACKING, "ssl,_ssl", MODULE, "controller", "--kubeconfig",
+                                   config.name], stdout=PIPE, stderr=PIPE, timeout=60, check=False)
+        self.assertEqual((1, b"", b"error: this Python has no ssl\nhint: use another one, which was built with it\n"),
+                         (done.returncode, done.stdout, done.stderr))
+
+    def test_what_a_program_brings_is_itself(self):
+        """An archive without a word; a script that the image could not run says so."""
+        archive = os.path.join(built_archives()[0], PYZ)
+        for program, name, field, words, told in (
+                (archive, PYZ, "binaryData", (), 0), (MODULE, PROGRAMS[0], "data", (), 1),
+                (MODULE, PROGRAMS[0], "data", ("--image", "mine"), 0)):
+            done = subprocess.run([sys.executable, program, "manifests", "controller", *words], check=True, timeout=60,
+                                  stdout=PIPE, stderr=PIPE)
+            data = next(document for document in yaml.safe_load_all(done.stdout)
+                        if document["kind"] == "ConfigMap")[field][name]
+            self.assertEqual(read_bytes(program), data.encode() if field == "data" else base64.b64decode(data))
+            self.assertEqual(done.stderr.count(b"urllib3 and PyYAML, which the image python:3.13-slim lacks"), told)
+            self.assertEqual(done.stderr.count(b"\n"), told)
+
+
 # ---- Stores: gzip and files --------------------------------------------------
 
 CONTENT = b"".join(b"line %d of a log\n" % number for number in range(20))
@@ -1852,6 +1946,8 @@ GROUPS = {plural: group for group, plurals in {
     "v1": "secrets events namespaces configmaps pods services serviceaccounts",
     "apps/v1": "deployments", "apiextensions.k8s.io/v1": "customresourcedefinitions",
     "rbac.authorization.k8s.io/v1": "roles rolebindings clusterroles clusterrolebindings",
+    "policy/v1": "poddisruptionbudgets", "admissionregistration.k8s.io/v1":
+    "validatingadmissionpolicies validatingadmissionpolicybindings",
     "authorization.k8s.io/v1": "subjectaccessreviews"}.items() for plural in plurals.split()}
 MERGE = "application/merge-patch+json"
 
@@ -1885,7 +1981,8 @@ class Admin:
             query: Optional[Document] = None, stream: bool = False) -> Any:
         """Send one request and return urllib3's response, whatever its status."""
         return self.pool.urlopen(method, path + ("?" + urlencode(query) if query else ""), preload_content=not stream,
-                                 body=None if body is None else json.dumps(body).encode(), redirect=False,
+                                 body=body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode(),
+                                 redirect=False,
                                  headers={**self.headers, **({} if body is None else {"Content-Type": content_type})})
 
     def call(self, method: str, path: str, *body: Any, unless: int = 0, **options: Any) -> Document:
@@ -1909,6 +2006,14 @@ class Admin:
     def merge_patch(self, resource: str, name: str, patch: Document, namespace: Optional[str] = None) -> Document:
         """Apply an RFC 7386 patch to the object or to the subresource named behind a slash."""
         return self.call("PATCH", resource_path(resource, namespace, name), patch, MERGE)
+
+    def apply(self, text: str, **query: str) -> Any:
+        """What `kubectl apply --server-side` does with a document of YAML -> urllib3's response."""
+        document = yaml.safe_load(text)
+        metadata, plural = document["metadata"], re.sub("y$", "ie", document["kind"].lower()) + "s"
+        path = resource_path(plural, metadata.get("namespace"), metadata["name"])
+        return self.raw("PATCH", path, text.encode(), "application/apply-patch+yaml",
+                        {"fieldManager": "test", **query})
 
     def delete(self, resource: str, name: str, namespace: Optional[str] = None) -> Document:
         return self.call("DELETE", resource_path(resource, namespace, name))
@@ -2854,7 +2959,8 @@ class RealCluster(RealServer, Cluster):
         self.etcd_url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
         self.url = f"https://127.0.0.1:{free_port()}"
         made = make_certificate(self.folder)
-        self.ca = made.ca
+        self.ca, self.audit_log = made.ca, os.path.join(self.folder, "audit.log")
+        self.limited: List[Tuple[str, Document]] = []
         self.admin = self.client("admin")
         self.run(lambda: answers(self.etcd_url + "/health", b"true"), os.path.join(assets, "etcd"), "--data-dir",
                  os.path.join(self.folder, "etcd"), "--listen-client-urls", self.etcd_url, "--advertise-client-urls",
@@ -2866,7 +2972,12 @@ class RealCluster(RealServer, Cluster):
         return answers(self.url + "/readyz", b"ok", ca_certs=self.ca, headers=self.admin.headers)
 
     def _flags(self, made: Certificate) -> List[str]:
-        private, public, tokens = (os.path.join(self.folder, name) for name in ("sa.key", "sa.pub", "tokens.csv"))
+        private, public, tokens, audited = (os.path.join(self.folder, name) for name in (
+            "sa.key", "sa.pub", "tokens.csv", "audited"))
+        write_bytes(audited, json.dumps({
+            "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
+                {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+                {"level": "Metadata", "users": ["controller"]}, {"level": "None"}]}).encode())
         run_openssl("genrsa", "-out", private, "2048")
         run_openssl("rsa", "-in", private, "-pubout", "-out", public)
         with open(tokens, "w", encoding="ascii") as file:
@@ -2878,6 +2989,7 @@ class RealCluster(RealServer, Cluster):
             "tls-private-key-file": made.key, "client-ca-file": made.ca, "token-auth-file": tokens,
             "service-account-issuer": "https://kubernetes.default.svc", "service-account-key-file": public,
             "service-account-signing-key-file": private, "authorization-mode": "RBAC",
+            "audit-policy-file": audited, "audit-log-path": self.audit_log,
             "disable-admission-plugins": "ServiceAccount", "service-cluster-ip-range": "10.0.0.0/24"}.items()]
 
     def serves(self, crd: Document) -> bool:
@@ -2906,11 +3018,41 @@ class RealCluster(RealServer, Cluster):
         self.admin.create("rolebindings", {
             "kind": "RoleBinding", "metadata": {"name": name}, "roleRef": {"kind": "Role", "name": name, **api},
             "subjects": [{"kind": "User", "name": user, **api}]}, namespace)
-        resource, _, subresource = rules[-1]["resources"][0].partition("/")
-        attributes = {"namespace": namespace, "verb": rules[-1]["verbs"][0], "group": rules[-1]["apiGroups"][0],
-                      "resource": resource, "subresource": subresource, "name": rules[-1].get("resourceNames", [""])[0]}
-        review = {"kind": "SubjectAccessReview", "spec": {"user": user, "resourceAttributes": attributes}}
-        wait_until(lambda: self.admin.create("subjectaccessreviews", review)["status"]["allowed"], 10, "the grant")
+        wait_until(lambda: self.may(user, namespace, rules[-1]["verbs"][0], rules[-1]["resources"][0],
+                                    rules[-1].get("resourceNames", [""])[0]), 10, "the grant")
+
+    def may(self, user: str, namespace: str, verb: str, resource: str, name: str = "") -> bool:
+        plural, _, subresource = resource.partition("/")
+        review = {"kind": "SubjectAccessReview", "spec": {"user": user, "resourceAttributes": {
+            "namespace": namespace, "verb": verb, "group": GROUPS.get(plural, "velero.io").rpartition("/")[0],
+            "resource": plural, "subresource": subresource, "name": name}}}
+        return bool(self.admin.create("subjectaccessreviews", review)["status"]["allowed"])
+
+    def limit(self, user: str, verb: str, resource: str, namespace: str) -> None:
+        """Take one right out of the Roles that `grant` made for a user."""
+        for role in self.admin.list("roles", namespace)["items"]:
+            if role["metadata"]["name"].startswith(user):
+                rules = [{**rule, "resources": [one], "verbs": [name for name in rule["verbs"]
+                                                                if (one, name) != (resource, verb)]}
+                         for rule in role["rules"] for one in rule["resources"]]
+                self.limited.append((namespace, role))
+                self.admin.merge_patch("roles", role["metadata"]["name"], {
+                    "rules": [rule for rule in rules if rule["verbs"]]}, namespace)
+        wait_until(lambda: not self.may(user, namespace, verb, resource), 10, "the limit")
+
+    def unlimit(self) -> None:
+        for namespace, role in self.limited:
+            self.admin.merge_patch("roles", role["metadata"]["name"], {"rules": role["rules"]}, namespace)
+        self.limited = []
+
+    def audit(self, user: str, part: str) -> List[Document]:
+        """What this user, the controller or a ServiceAccount, has asked of the API server at such paths."""
+        lines = (line for line in read_bytes(self.audit_log).splitlines() if part.encode() in line)
+        return [event for event in map(json.loads, lines)
+                if event["user"]["username"] == user and part in event["requestURI"]]
+
+    def count(self, _method: None, part: str, user: str, status: int) -> int:
+        return sum(event["responseStatus"]["code"] == status for event in self.audit(user, part))
 
     def compact(self) -> None:
         with closing(Admin(self.etcd_url, None)) as etcd:
@@ -3037,6 +3179,12 @@ def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] 
 
 # ---- Contract: the tools -----------------------------------------------------
 
+def without_comments(rule: Document) -> Document:
+    return {name: value for name, value in rule.items() if name}
+
+
+LEAST = [without_comments(rule) for rule in vr.CONTROLLER_RULES]  # what `manifests controller` grants
+
 FAR = "9999-12-31T23:59:59Z"
 DR, SSR, BSL = "downloadrequests", "serverstatusrequests", "backupstoragelocations"
 REASON = "velero-requests.io/reason"
@@ -3095,11 +3243,12 @@ def run(*argv: str, env: Optional[Dict[str, Optional[str]]] = None) -> Result:
 class Program:
     """The command line as a process of its own, its output in files, ended by its own pid."""
 
-    def __init__(self, folder: str, *argv: str, stdout: Any = None, env: Optional[Dict[str, str]] = None) -> None:
+    def __init__(self, folder: str, *argv: str, stdout: Any = None, env: Optional[Dict[str, str]] = None,
+                 command: Iterable[str] = (sys.executable, MODULE)) -> None:
         base = os.path.join(folder, "program-" + uuid.uuid4().hex[:6])
         self.out_path, self.err_path = base + ".out", base + ".err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
-            self.process = subprocess.Popen([sys.executable, MODULE, *argv], cwd=folder, stdin=DEVNULL,
+            self.process = subprocess.Popen([*command, *argv], cwd=folder, stdin=DEVNULL,
                 stdout=out if stdout is None else stdout, stderr=err, env={**os.environ, **(env or {})})
 
     def text(self) -> str:
@@ -3184,6 +3333,16 @@ class World(Folder):
         self.make_location("default")
         self.make_backup("b1")
         self.make_restore("r1", "b1")
+
+    def path(self, rest: str = DR) -> str:
+        return f"/namespaces/{self.namespace}/{rest}"
+
+    def move(self, namespace: str = "") -> str:
+        """Go on in this namespace, or in a new one with all that a request needs."""
+        self.namespace = namespace or self.cluster.new_namespace()
+        if not namespace:
+            self.seed()
+        return self.namespace
 
     def make(self, resource: str, kind: str, name: str, **more: Any) -> Document:
         return self.admin.create(resource, {"kind": kind, "metadata": {"name": name}, **more}, self.namespace)
@@ -3325,6 +3484,20 @@ class RealWorld(World):
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
         return real_cluster(), real_store()
+
+    def is_refused(self, token: str) -> bool:
+        with closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
+            return int(client.raw("GET", "/version").status) == 401
+
+    def apply(self, *words: str, status: Tuple[int, ...] = (200, 201), **query: str) -> Dict[str, Document]:
+        """Apply what is printed, server-side -> the answers by name_of; none brings a warning."""
+        answers: Dict[str, Document] = {}
+        for text in run("manifests", "-n", self.namespace, *words).out.decode().split("---\n"):
+            answer = self.admin.apply(text, **query)
+            self.assertIn(answer.status, status, answer.data)
+            self.assertIsNone(answer.headers.get("Warning"), text)
+            answers[name_of(text)] = json.loads(answer.data)
+        return answers
 
 
 class VeleroWorld(World):
@@ -3748,9 +3921,6 @@ class FaultWorld(ControllerWorld, FakeWorld):
         self.cluster.forget()
         self.store.forget()
         self.addCleanup(self.cluster.unlimit)
-
-    def path(self, rest: str = DR) -> str:
-        return f"/namespaces/{self.namespace}/{rest}"
 
     def patches(self, name: str = "") -> List[Request]:
         return self.cluster.seen("PATCH", self.path(f"downloadrequests/{name}"))
@@ -5341,13 +5511,6 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         vr.log.setLevel(logging.INFO)
         self.addCleanup(lambda: [controller.stop.set() for controller in self.controllers])
 
-    def move(self, namespace: str = "") -> str:
-        """Go on in this namespace, or in a new one with all that a request needs."""
-        self.namespace = namespace or self.cluster.new_namespace()
-        if not namespace:
-            self.seed()
-        return self.namespace
-
     def api(self, kubeconfig: str = "", timeout: float = 20.0, **changes: Any) -> Any:
         """A connection of the module's own, with changes to what the kubeconfig says."""
         api = vr.connect(vr.load_cluster(kubeconfig or self.kubeconfig)._replace(**changes))
@@ -5754,12 +5917,19 @@ class TestRotation(EnduranceWorld, TestCase):
         self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
-RIGHTS = [*((verb, "velero.io", resource) for resource in (DR, SSR) for verb in ("list", "watch", "patch")),
-          ("get", "velero.io", "backups"), ("get", "velero.io", BSL), ("get", "", "secrets"), ("create", "", "events"),
-          ("delete", "velero.io", DR)]
+RIGHTS = [(verb, rule["apiGroups"][0], resource) for rule in LEAST for resource in rule["resources"]
+          for verb in rule["verbs"]]
 
 
-class TestRights(EnduranceWorld, TestCase):
+class Stale(Dict[Any, Any]):
+    """Copies that are older than the objects, which are read again after a conflict."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        record = super().get(key)
+        return record._replace(version="1") if record else default
+
+
+class RightsTests(ControllerWorld):
     """What is not allowed is said once, with the cure, and done when it is allowed again."""
 
     def rob(self, verb: str, resource: str, user: str = "controller") -> None:
@@ -5773,23 +5943,26 @@ class TestRights(EnduranceWorld, TestCase):
 
     def test_a_controller_says_once_what_it_may_not(self):
         """However many tries; given back, everything is answered."""
-        spaces = []
-        for verb, _, resource in RIGHTS:
+        self.addCleanup(self.cluster.unlimit)
+        rights, spaces = [right for right in RIGHTS if self.status_subresource or "/" not in right[2]], []
+        for verb, _, resource in rights:
             spaces.append(self.move())
             self.rob(verb, resource)
-            self.serve()
+            self.serve(**({"records": Stale()} if (verb, resource) in (("get", DR), ("get", SSR)) else {}))
             self.ask_status()
-            asked = [self.ask(name=name) for name in ("b1", "nobody", "no-one", "none")]
+            asked = [self.ask("RestoreLog", "r1"), *(self.ask(name=name) for name in ("nobody", "no-one", "none"))]
             if resource == "events":  # there is a reason without them
                 self.assertEqual([reason_of(self.failed(name)) for name in asked[1:]], ["BackupNotFound"] * 3)
-        for (verb, group, resource), space in zip(RIGHTS, spaces):
+        for (verb, group, resource), space in zip(rights, spaces):
             with self.subTest(verb=verb, resource=resource):
                 self.move(space)
-                refused = partial(self.cluster.count, None, self.path(resource), "controller", 403)
-                wait_until(lambda refused=refused: refused() > 2 or self.turn(seconds=5), 20, "tries")
+                refused = partial(self.cluster.count, None, self.path(resource.partition("/")[0]), "controller", 403)
+                wait_until(lambda refused=refused: refused() > 2 or self.turn(seconds=5), 40, "tries")
                 self.assert_told(self.log.getvalue(), verb, resource, group)
         asked = [(self.move(space), self.ask()) for space in spaces]
         self.cluster.unlimit()
+        for controller in self.controllers:
+            controller.records = dict(controller.records)
         self.turn(seconds=30)  # which is the longest back-off of a request
         for space, name in asked:
             self.move(space)
@@ -5797,6 +5970,12 @@ class TestRights(EnduranceWorld, TestCase):
             name = self.ask_status()
             wait_until(lambda name=name: self.processed(name, SSR), 40, name)
 
+
+class TestRightsReal(RightsTests, RealWorld, TestCase):
+    status_subresource = True  # where each right is used
+
+
+class TestRights(RightsTests, EnduranceWorld, TestCase):
     def test_a_client_names_what_it_may_not_or_does_without(self):
         """Without watch it polls, without delete the request stays, which -v tells; create and get are needed."""
         self.serve()
@@ -6092,60 +6271,104 @@ class TestSoak(EnduranceWorld, TestCase):
 
 # ---- Endurance: the real API server ------------------------------------------
 
-# What README.md asks for, and nothing more.
-BOTH_KINDS = [DR, SSR]
-LEAST: List[Document] = [
-    {"apiGroups": ["velero.io"], "resources": BOTH_KINDS, "verbs": ["get", "list", "watch", "patch", "delete"]},
-    {"apiGroups": ["velero.io"], "resources": [f"{name}/status" for name in BOTH_KINDS], "verbs": ["patch"]},
-    {"apiGroups": ["velero.io"], "resources": ["backups", "restores", BSL], "verbs": ["get"]},
-    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
+ASKING = {"apiGroups": ["velero.io"], "resources": [DR], "verbs": ["create"]}
 # What a client needs for the log of a backup.
 CLIENT: List[Document] = [
     {"apiGroups": ["velero.io"], "resources": [DR], "verbs": ["create", "get", "watch", "delete"]},
     {"apiGroups": ["velero.io"], "resources": ["backups"], "verbs": ["get"]}]
 
 
-class TestIdentityReal(TokenFiles, RealWorld, TestCase):
-    """Identities that change under a running controller, and borrowed ones."""
+class TestIdentityReal(RealWorld, TestCase):
+    """The printed command with what a pod has, its files, variables and ServiceAccount; and borrowed identities."""
+    status_subresource = True  # where each right is used
 
-    def account(self, name: str) -> str:
-        """Make a ServiceAccount with the least rights, and return a token of it that the API server accepts."""
-        self.cluster.grant(f"system:serviceaccount:{self.namespace}:{name}", *LEAST, namespace=self.namespace)
-        self.make("serviceaccounts", "ServiceAccount", name)
-        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-        made = self.admin.call("POST", resource_path("serviceaccounts/token", self.namespace, name), review)
-        token = str(made["status"]["token"])
-        wait_until(lambda: not self.is_refused(token), 15, "the token to be known")
-        return token
+    def new_token(self, name: str) -> str:
+        """A token of the ServiceAccount that is worth something for as long as the Secret of this name exists."""
+        self.admin.create("secrets", secret_with(name, ""), self.namespace)
+        made = self.admin.call("POST", resource_path("serviceaccounts/token", self.namespace, "velero-requests"), {
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"boundObjectRef": {
+                "apiVersion": "v1", "kind": "Secret", "name": name}}})
+        wait_until(lambda: not self.is_refused(made["status"]["token"]), 15, "the token to be known")
+        return str(made["status"]["token"])
 
-    def is_refused(self, token: str) -> bool:
-        with closing(Admin(self.cluster.url, token, self.cluster.ca)) as client:
-            return int(client.raw("GET", resource_path("backups", self.namespace)).status) == 401
+    def revoke(self, name: str, token: str) -> None:
+        self.admin.delete("secrets", name, self.namespace)
+        wait_until(lambda: self.is_refused(token), 40, "the token to be refused")
 
-    def end(self, account: str, token: str) -> None:
-        """Delete a ServiceAccount, and wait until its token counts no more."""
-        self.admin.delete("serviceaccounts", account, self.namespace)
-        wait_until(lambda: self.is_refused(token), 30, "the token to be refused")
+    def write_token(self, token: str) -> None:
+        """As the kubelet does: a new folder, and then the link to it replaced."""
+        folder = self.at("account", f"..{uuid.uuid4().hex}")
+        os.makedirs(folder)
+        for name, content in (("token", token.encode()), ("ca.crt", read_bytes(self.cluster.ca)),
+                              ("namespace", self.namespace.encode())):
+            write_bytes(os.path.join(folder, name), content)
+        os.symlink(os.path.basename(folder), self.at("account", "..new"))
+        os.replace(self.at("account", "..new"), self.at("account", "..data"))
 
-    def test_a_token_is_replaced(self):
-        """Replaced in time it is no event; with its account gone the controller waits, and goes on with a new one."""
-        tokens = [self.account("one")]
-        program = self.start_with_token(tokens[0])
-        tokens.append(self.account("two"))
-        self.write_token(tokens[1])
-        self.end("one", tokens[0])
+    def start_pod(self, manifests: Dict[str, Document]) -> Program:
+        """Start the container of the Deployment in a mount namespace, the ConfigMap's program in a folder."""
+        alone = ("unshare", "-m" if os.geteuid() == 0 else "-Urm", "--propagation", "private")
+        mount = ('mount -t tmpfs tmpfs /run && mkdir -p "$0" && mount --bind "$1" "$0" && shift && exec env -i "$@"')
+        if subprocess.run((*alone, "mount", "-t", "tmpfs", "tmpfs", "/run"), stderr=DEVNULL, check=False).returncode:
+            raise SkipTest("no mount namespace may be made here, so nothing ran with the files of a pod")
+        for name in ("token", "ca.crt", "namespace"):
+            os.symlink(f"..data/{name}", self.at("account", name))
+        (name, source), = manifests["ConfigMap"]["data"].items()
+        container, = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
+        probed, address = (container[f"{probe}Probe"] for probe in ("startup", "liveness", "readiness")), (
+            f"127.0.0.1:{free_port()}")
+        command = [*container["command"], *(word.replace(":8081", address) for word in container["args"])]
+        self.assertEqual(["python3", f"/program/{name}"], [command[0], command[2]])
+        command[0], command[2] = sys.executable, write_bytes(self.at(name), source.encode())
+        program = Program(self.folder, *command, command=(
+            *alone, "sh", "-c", mount, "/run/secrets/kubernetes.io/serviceaccount", self.at("account"), "HOME=/",
+            "KUBERNETES_SERVICE_HOST=127.0.0.1", f"KUBERNETES_SERVICE_PORT={urlsplit(self.cluster.url).port}"))
+        self.addCleanup(program.kill)
+        for path in (probe["httpGet"]["path"] for probe in probed):  # as the kubelet asks
+            wait_until(lambda path=path: answers(f"http://{address}{path}", b"ok"), 30, path)
+        return program
+
+    def use_each_right(self) -> None:
+        """Requests that are answered, fail, and have expired, for both kinds."""
+        past = self.clock.text(minutes=-20)
+        names = {self.fill(self.ask(), phase="Processed", expiration=past): DR,
+                 self.fill(self.ask_status(), SSR, phase="Processed", processedTimestamp=past): SSR}
+        self.answered(self.ask("RestoreLog", "r1"))
+        self.answered(self.ask_status(), SSR)
+        self.failed(self.ask(name="nobody"))
+        for name, resource in names.items():
+            self.gone(name, resource)
+        wait_until(lambda: self.admin.list("events", self.namespace)["items"], 15, "an Event")
+
+    def test_its_role_is_what_it_needs(self):
+        """While tokens are rotated and revoked no call is refused for want of a right, and each right is used."""
+        manifests, user = self.apply("controller"), f"system:serviceaccount:{self.namespace}:velero-requests"
+        wait_until(lambda: self.cluster.may(user, self.namespace, "create", "events"), 10, "the Role to count")
+        one, two = self.new_token("one"), self.new_token("two")
+        self.write_token(one)
+        program = self.start_pod(manifests)
+        self.use_each_right()
+        self.write_token(two)
+        self.revoke("one", one)
         self.settle()
-        self.assertNotIn("WARNING", program.text())
-        self.end("two", tokens[1])
+        self.assertNotIn("WARNING downloadrequests", program.text())
+        self.revoke("two", two)
         name = self.ask()
-        wait_until(lambda: "nauthorized" in program.text(), 15, "the controller to notice")
-        tokens.append(self.account("three"))
-        self.write_token(tokens[2])
+        wait_until(lambda: "nauthorized" in program.text(), 40, "the controller to notice")
+        three = self.new_token("three")
+        self.write_token(three)
         self.answered(name)
-        self.assertEqual(program.end(signal.SIGTERM).code, 0)
+        self.assertEqual(program.end(signal.SIGTERM).code, 0, program.text())
+        calls, denied = set(), []
+        for event in self.cluster.audit(user, self.path("")):
+            what = event["objectRef"]
+            resource = "/".join(filter(None, map(what.get, ("resource", "subresource"))))
+            calls.add((event["verb"], what.get("apiGroup", ""), resource))
+            denied += [event["requestURI"]] * (event["responseStatus"]["code"] == 403)
+        self.assertEqual([], denied)
+        self.assertEqual(set(RIGHTS), calls | {("get", "velero.io", kind) for kind in (DR, SSR)})  # after a conflict
         self.assert_clean(program.text())
-        self.assertFalse([token for token in tokens if token in program.text()])
+        self.assertFalse([token for token in (one, two, three) if token in program.text()])
 
     def test_an_identity_is_borrowed_with_all_its_parts(self):
         """The API server sees user, uid, groups and extra of the kubeconfig."""
@@ -6158,6 +6381,147 @@ class TestIdentityReal(TokenFiles, RealWorld, TestCase):
             "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
         self.assertEqual(seen, {"username": "jane", "uid": "42", "groups": ["dev", "ops", "system:authenticated"],
             "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
+
+
+class TestManifestsReal(ControllerWorld, RealWorld, TestCase):
+    """What `manifests` prints, on the real API server."""
+
+    def test_they_are_applied_twice(self):
+        """Without a warning, also of the strictest Pod Security Standard, and the second time without a change."""
+        self.addCleanup(self.cluster.install_crds, self.crds())
+        self.addCleanup(self.withdraw_policy)
+        strict = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+        self.admin.merge_patch("namespaces", self.namespace, {"metadata": {"labels": strict}})
+        for words in ("controller",), ("controller", *DEPLOYED), ("client",), ("policy",):
+            with self.subTest(words):
+                self.assertEqual(self.apply(*words), self.apply(*words))
+        for words in ("crds", "--status-subresource"), ("crds",), ():  # the tests' own are changed
+            with self.subTest(words):
+                self.assertEqual(*([crd["spec"] for crd in self.apply(*words, force="true").values()]
+                                   for _ in range(2)))
+
+    def test_what_a_config_map_holds(self):
+        """The limit is the API server's own, which also tells that a namespace does not exist."""
+        how = dict(words=(), image="x", replicas=1, secret=None, endpoint=None)
+        for name in ("x.py", "x.pyz"):
+            full = next(row for row in vr.controller_manifests(
+                self.namespace, name, b" " * vr.CONFIG_MAP_LIMIT, (), **how) if row["kind"] == "ConfigMap")
+            self.assertLess(self.admin.apply(json.dumps(full)).status, 300)
+            (full.get("data") or full["binaryData"])["y"] = "AAAA"
+            self.assertEqual(422, self.admin.apply(json.dumps(full)).status)
+            self.admin.delete("configmaps", "velero-requests", self.namespace)
+        for document in self.apply("controller", "-n", "nowhere", status=(404,)).values():
+            self.assertEqual('namespaces "nowhere" not found', document["message"])
+
+    def test_two_versions_at_once(self):
+        """As during a rolling update: each request is answered once, by one of them."""
+        for version in "v1.17.0", "v1.18.1":
+            self.serve(server=vr.Server(version))
+        asked = [(name, resource) for _ in range(20) for resource, name in ((DR, self.ask()), (SSR, self.ask_status()))]
+        self.assertEqual({2}, {self.answered(*request)["metadata"]["generation"] for request in asked})
+        self.settle()
+        self.assertEqual({2}, {self.answered(*request)["metadata"]["generation"] for request in asked})
+
+    # -- rights per kind of artifact
+
+    def asks(self, user: str, kind: str, name: str, **query: str) -> str:
+        """What comes of a request: nothing, or the API server's words."""
+        with closing(self.cluster.client(user)) as client:
+            answer = client.raw("POST", resource_path(DR, self.namespace), download_request(None, kind, name),
+                                query={"dryRun": "All", **query})
+            return str(json.loads(answer.data).get("message", ""))
+
+    def withdraw_policy(self) -> None:
+        """Take the policy away, and wait until it no longer holds: the others on this server know nothing of it."""
+        self.namespace = self.cluster.new_namespace()
+        self.cluster.grant("stranger", ASKING, namespace=self.namespace)
+        for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+            self.admin.raw("DELETE", resource_path(kind, None, "velero-requests"))
+        wait_until(lambda: not self.asks("stranger", "BackupLog", "b1"), 30, "the policy to be gone")
+
+    def put_policy(self) -> Dict[str, Document]:
+        """Apply it and wait until it holds: the stranger may ask, but has no right to any artifact."""
+        self.addCleanup(self.withdraw_policy)
+        self.cluster.grant("stranger", ASKING, namespace=self.namespace)
+        applied = self.apply("policy")
+        wait_until(lambda: "you may not get" in self.asks("stranger", "BackupLog", "b1"), 30, "the policy to hold")
+        return applied
+
+    def test_who_may_ask_for_what(self):
+        """Each kind is a right of its own, for all names or some, and the refusal has the line that grants it."""
+        roles = self.put_policy()
+        one = roles["Role-one-backup"]["rules"]
+        self.assertEqual(["nightly"], one[-1]["resourceNames"])
+        self.cluster.grant("limited", *roles["Role-logs"]["rules"], namespace=self.namespace)
+        self.cluster.grant("reader", *one[:-1], {**one[-1], "resourceNames": ["b1"]}, namespace=self.namespace)
+        may = {"admin": lambda kind, name: True, "stranger": lambda kind, name: False,
+               "limited": lambda kind, name: kind in ("BackupLog", "RestoreLog"),
+               "reader": lambda kind, name: not kind.startswith("Restore") and name == "b1"}
+        kinds = [kind for kind in KEYS if vr.TARGETS[kind].releases]
+        for kind, name, user in product(kinds, ("b1", "b2"), may):
+            with self.subTest(kind, name=name, user=user):
+                said, right = self.asks(user, kind, name), vr.TARGETS[kind].right
+                self.assertEqual(may[user](kind, name), not said, said)
+                self.assertIn(f"you may not get {right} of {name} in namespace {self.namespace}; a Role there grants "
+                              f"it with: - {{apiGroups: [velero.io], resources: [{right}], verbs: [get]}}" * bool(said),
+                              said)
+
+    def test_a_request_for_a_log_becomes_none_for_the_contents(self):
+        """Who may patch may do that only within his rights; the answer to a request, and others' changes, pass."""
+        self.cluster.grant("limited", {"apiGroups": ["velero.io"], "resources": [DR], "verbs": ["create", "patch"]},
+                           *self.put_policy()["Role-logs"]["rules"], namespace=self.namespace)
+        path = resource_path(DR, self.namespace, self.ask())
+        with closing(self.cluster.client("limited")) as client:
+            for change, words in (
+                    ({"spec": {"target": {"kind": "BackupContents"}}}, "you may not get backups/contents of b1"),
+                    ({"spec": {"target": {"kind": "RestoreLog", "name": "r1"}}}, ""),
+                    ({"spec": {"target": {"kind": "RestoreResults"}}}, "you may not get restores/results of r1"),
+                    ({"metadata": {"annotations": {"a": "b"}}, "status": {"phase": "New"}}, "")):
+                answer = client.raw("PATCH", path, change, MERGE)
+                self.assertEqual(403 if words else 200, answer.status, answer.data)
+                self.assertIn(words, json.loads(answer.data).get("message", ""))
+
+    def test_our_client_says_which_right_is_missing(self):
+        """And no other one; with the line that it tells, it works."""
+        self.put_policy()
+        self.serve()
+        self.put()
+        refused = self.cli("download", "b1", "--kind", "BackupLog", user="stranger")
+        self.assert_failed(refused, 5, "you may not get backups/log of b1")
+        self.assertNotIn("hint", refused.err)
+        rule, = re.findall(r"grants it with: - (\{.*?\})", refused.err)
+        self.cluster.grant("stranger", yaml.safe_load(rule), {
+            "apiGroups": ["velero.io"], "resources": [DR], "verbs": ["get", "delete"]}, namespace=self.namespace)
+        wait_until(lambda: not self.asks("stranger", "BackupLog", "b1"), 10, "the grant to count")
+        self.assertEqual((0, LOG), self.cli("download", "b1", "--kind", "BackupLog", user="stranger")[:2])
+
+    def test_each_role_for_people_is_enough(self):
+        """Under the policy too, for every command of its use; nothing that it does not grant is done."""
+        self.put_policy()
+        self.serve()
+        for kind in KEYS:
+            self.put(kind, b"[]" if re.search("Infos?$|Operations$|Snapshots$", kind) else b"{}")
+        for resource, name in ("backups", "b1"), ("restores", "r1"):
+            self.admin.merge_patch(resource, name, {"status": {
+                "warnings": 1, f"{resource[:-1]}ItemOperationsAttempted": 1}}, self.namespace)
+        users = dict(zip(("limited", "reader", "stranger"), ("-logs", "-downloads", "-describe")))
+        roles = self.apply("client")
+        for user, use in users.items():
+            self.cluster.grant(user, *roles["Role" + use]["rules"], namespace=self.namespace)
+        downloads = [f"download {KEYS[kind].split('/')[1]} --kind {kind} -o -" for kind in KEYS
+                     if vr.TARGETS[kind].releases]
+        for user, line, code in (
+                *(("limited", line, 0) for line in ("backup logs b1", "restore logs r1")),
+                *(("reader", line, 0) for line in (*downloads, "backup get", "restore get", "plugin get", "version")),
+                *(("stranger", line, 0) for line in (
+                    "backup describe b1 --details", "restore describe --details", "backup describe -o json")),
+                ("limited", "download b1 -o -", 5), ("limited", "backup get", 5), ("limited", "version", 5),
+                ("limited", "backup describe b1", 5), ("stranger", "backup logs b1", 5),
+                ("stranger", "download b1 -o -", 5)):
+            with self.subTest(line, user=user):
+                result = self.cli(*line.split(), user=user)
+                self.assertEqual(code, result.code, result.err)
+                self.assertTrue(code or "forbidden" not in result.err, result.err)
 
 
 class TestOutageReal(RealWorld, TestCase):
@@ -9138,7 +9502,7 @@ class TestTables(TestCase):
             self.assertEqual(vr.legacy_artifacts_of(document("Backup", status={kind: 1})), kinds)
 
     def test_json_and_yaml(self):
-        """JSON escapes what cannot be shown; YAML is in block style, without anchors."""
+        """JSON escapes what cannot be shown; YAML is in block style, without anchors, and with our own comments."""
         shared, nasty = {"a": ["x"]}, "\x1b\x7f\x9b\u2028\u202e\u2066\ud800\ufeff"
         for function, value, expected in (
                 (vr.json_text, {"b": [1], "a": "ü<&>\u0939\u093f\u200d"},
@@ -9148,6 +9512,8 @@ class TestTables(TestCase):
                  "b:\n- a:\n  - x\n- - a:\n    - x\nc:\n  a:\n  - x\nd: []\n")):
             self.assertEqual(function(value), expected)
             self.assertEqual((json.loads if function is vr.json_text else yaml.safe_load)(expected), value)
+        self.assertEqual(vr.yaml_text({"a": [{None: "why", "b": 1}], "c": {"d": 2, None: "so"}}),
+                         "a:\n- # why\n  b: 1\nc:\n  d: 2\n  # so\n")
         value = {"status": {"errors": 1, "empty": {}, "none": [], "null": None, "yes": True, "float": 1.5},
                  "list": [{"a": [[1, "x"], []], "b": "two\nlines"}, "word"], "é": "日本 ✓", "": "", "n": "n"}
         for documents in ([value, [], "x"], *map(vr.crd_manifests, (True, False))):
@@ -9713,7 +10079,8 @@ OFFERED = {  # what is typed after the program's name -> what may stand in place
     "logs backup nightly-2024 --dir": "--direct", "backup logs b1 --quiet --ver": "--verbose --version",
     "-n velero backup get --sh": "--show-labels", "backup -n velero l": "logs", "-v --colorized restore d": "describe",
     "--context get backup ": "describe download get logs", "plugin get ": f"{COMMON_FLAGS} --output -o",
-    "nonsense ": "", "completion ": "bash fish zsh", "completion bash ": COMMON_FLAGS}
+    "nonsense ": "", "manifests c": "client controller crds", "completion ": "bash fish zsh",
+    "manifests crds c": "", "completion bash ": COMMON_FLAGS}
 TYPED = {**{line: OFFERED[line] for line in ("", "backup get -o ", "backup get --output=j")},
          "download b1 -o my": "my-file", "restore get --kubeconfig=my": "my-file",
          "backup -n velero logs --dir": "--direct"}
@@ -9888,7 +10255,15 @@ class TestCommandLine(TestCase):
                 *((f"download b1 --url-only {flag}", "makes no file; leave out --output and --force\n")
                   for flag in ("-o x", "--force")), ("backup get --location=", "--location: it is empty"),
                 ("download b1 -o=", "-o/--output: it is empty"), ("backup describe --cacert=", "--cacert: it is empty"),
-                ("backup get --direct -l a=b", "--selector needs the cluster")):
+                ("backup get --direct -l a=b", "--selector needs the cluster"),
+                ("manifests client --image x", "--image says nothing to `manifests client`"),
+                ("manifests --plugin a=b", "--plugin says nothing to `manifests crds`"),
+                ("manifests controller --status-subresource", "says nothing to `manifests controller`"),
+                ("manifests pods", "invalid choice: 'pods'"),
+                ("manifests controller --replicas x", "'x' is no number of pods"),
+                ("manifests controller --secret a/b", "'a/b' cannot be the name of a Secret"),
+                ("manifests controller --endpoint minio", "'minio' is no http or https URL"),
+                ("manifests controller --service-account-annotation x", "'x' has no =")):
             result = run(*typed.split())
             self.assertEqual((2, b"", True), (*result[:2], words in result.err), (typed, result.err))
 
@@ -10719,9 +11094,10 @@ def main(argv: List[str]) -> None:
 
 
 # What waits for many seconds begins first, so that the others fill the time; what measures comes last and alone.
-LONG_WAITS = ("real servers", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore", "TestSoak", "TestRights",
-              "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl", "TestNobodyElseIsAsked", "TestCanary",
-              "TestOldStones", "TestDemo")
+LONG_WAITS = ("real servers", "more real servers", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore",
+              "TestSoak", "TestRights", "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl",
+              "TestNobodyElseIsAsked", "TestCanary", "TestOldStones", "TestDemo")
+IN_THE_CLUSTER = ("TestIdentityReal", "TestManifestsReal", "TestRightsReal")
 MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
 
@@ -10729,6 +11105,8 @@ def group_of(case: type) -> str:
     """What runs in one process: a class, for it shares its servers, or all that needs the real servers."""
     if case.__name__ in MEASURES:
         return "measures"
+    if case.__name__ in IN_THE_CLUSTER:
+        return "more real servers"
     with_real_servers = "Real" in case.__name__ or issubclass(case, VeleroWorld)
     return "real servers" if with_real_servers and case is not TestOutageReal else case.__name__
 

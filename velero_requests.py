@@ -536,6 +536,10 @@ class Artifact(NamedTuple):
     def gunzip(self) -> bool:  # whether the client inflates it
         return self.kind != BACKUP_CONTENTS
 
+    @property
+    def right(self) -> str:  # the resource to `get`, of which only the policy of `manifests policy` knows
+        return f"{self.owner.plural}/{self.kind.lower().replace('restore', '').replace('backup', '')}"
+
 
 # Every spec.target.kind from Velero 1.6 to 1.18 in the order of 1.18's CRD, with its file (velero
 # pkg/persistence/object_store_layout.go). RestoreVolumeInfo alone has no `restore-`; BackupItemSnapshots existed from
@@ -1716,6 +1720,9 @@ def _yaml_block(value: Any) -> str:
         return _yaml_scalar(value)
     rows = []
     for name, item in value.items():
+        if name is None:  # a comment of our own; no document of a cluster has such a name
+            rows.append(f"# {item}")
+            continue
         line = ("\n  " if isinstance(item, dict) else "\n") if isinstance(item, (dict, list)) and item else " "
         rows.append(f"{_yaml_scalar(name)}:{line}" + _yaml_block(item).replace("\n", line))
     return "\n".join(rows)
@@ -2388,7 +2395,7 @@ def version_document(server_version: Optional[str]) -> Document:
     return {program: {"version": version} for program, version in versions.items() if version is not None}
 
 # ================================================================================
-# 9. Manifests — the CustomResourceDefinitions
+# 9. Manifests — CustomResourceDefinitions, the controller in the cluster, Roles for people, admission policy
 
 def _struct(*required: str, **fields: Document) -> Document:
     return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
@@ -2424,6 +2431,150 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
             "metadata": {"name": f"{singular}s.velero.io", "labels": {"component": "velero"}},
             "spec": {"group": "velero.io", "names": names, "scope": "Namespaced", "versions": [version]}})
     return manifests
+
+
+NAME, LABELS = "velero-requests", {"app.kubernetes.io/name": "velero-requests"}  # of all that follows
+PYTHON_IMAGE = "python:3.13-slim"
+HEALTH_PORT = 8081  # of /healthz, /readyz and /metrics
+CONFIG_MAP_LIMIT = 1 << 20  # bytes of all values without base64; Kubernetes' own
+RBAC = "rbac.authorization.k8s.io"
+
+
+def _object(api: str, kind: str, namespace: str = "", name: str = NAME, **fields: Any) -> Document:
+    where = {"name": name, **({"namespace": namespace} if namespace else {}), "labels": LABELS}
+    return {"apiVersion": api, "kind": kind, "metadata": where, **fields}
+
+
+def _rule(why: str, resources: str, verbs: str, group: str = "velero.io", **more: Any) -> Document:
+    return {None: why, "apiGroups": [group], "resources": resources.split(), **more, "verbs": verbs.split()}
+
+
+CONTROLLER_RULES = [  # all that it may do
+    _rule("list and watch find requests, get reads one that changed meanwhile, patch answers, delete ends expired ones",
+          "downloadrequests serverstatusrequests", "get list watch patch delete"),
+    _rule("patch answers where the CRDs have a status subresource, as Velero 1.6 to 1.8 installed them",
+          "downloadrequests/status serverstatusrequests/status", "patch"),
+    _rule("get leads from a request to its backup, over the restore if it is one's, and to the storage location",
+          "backups restores backupstoragelocations", "get"),
+    _rule("get reads the keys and certificate authorities that storage locations name", "secrets", "get", ""),
+    _rule("create tells in an Event why a request cannot be answered", "events", "create", "")]
+
+
+def _deployment(namespace: str, program: str, checksum: str, *, image: str, replicas: int, words: Sequence[str],
+                secret: Optional[str], endpoint: Optional[str]) -> Document:
+    path, user, chosen = f"/program/{program}", 65532, {"matchLabels": LABELS}
+    variables = {"AWS_SHARED_CREDENTIALS_FILE": secret and "/credentials/cloud", "AWS_ENDPOINT_URL_S3": endpoint}
+    healthy, ready = ({"httpGet": {"path": what, "port": "http"}, "timeoutSeconds": 5} for what in (
+        "/healthz", "/readyz"))
+    container = {
+        "name": "controller", "image": image, "command": ["python3", "-B", path, "controller"],
+        "args": [f"--namespace={namespace}", f"--health-address=:{HEALTH_PORT}", *words],
+        "env": [{"name": name, "value": value} for name, value in variables.items() if value],
+        "ports": [{"name": "http", "containerPort": HEALTH_PORT}],
+        "startupProbe": {**healthy, "periodSeconds": 1, "failureThreshold": 60},
+        "livenessProbe": healthy, "readinessProbe": {**ready, "periodSeconds": 5},
+        "resources": {None: "measured: 35 to 45 MiB at rest, less than 64 in a burst, which no CPU limit slows down",
+                      "requests": {"cpu": "20m", "memory": "48Mi"}, "limits": {"memory": "128Mi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+                            "capabilities": {"drop": ["ALL"]}},
+        # By subPath: a program that changes under a running pod would break what that imports later.
+        "volumeMounts": [{"name": "program", "mountPath": path, "subPath": program},
+                         *[{"name": "keys", "mountPath": "/credentials", "readOnly": True}] * bool(secret)]}
+    pod = {
+        "serviceAccountName": NAME, "automountServiceAccountToken": True, "terminationGracePeriodSeconds": 10,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user,
+                            "seccompProfile": {"type": "RuntimeDefault"}},
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+                                       "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": chosen}],
+        "containers": [container], "volumes": [
+            {"name": "program", "configMap": {"name": NAME}},
+            *[{"name": "keys", "secret": {"secretName": secret}}] * bool(secret)]}
+    return _object("apps/v1", "Deployment", namespace, spec={
+        None: "all replicas work, without a leader", "replicas": replicas, "selector": chosen,
+        "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}, "template": {"spec": pod, "metadata": {
+            "labels": LABELS, "annotations": {None: "it changes with the program, and so replaces the pods",
+                                              f"{NAME}.io/program": checksum}}}})
+
+
+def controller_manifests(namespace: str, program: str, content: bytes, annotations: Sequence[Tuple[str, str]],
+                         **how: Any) -> List[Document]:
+    """All that runs the controller in a cluster. program: the name of its file, script or archive; annotations: of its
+    ServiceAccount; how: see `_deployment`."""
+    import hashlib
+    if len(content) > CONFIG_MAP_LIMIT:
+        raise Error(f"{program} has {len(content)} bytes, and a ConfigMap holds {CONFIG_MAP_LIMIT}", hints=[
+            "an archive of this file, urllib3 and PyYAML alone has less"])
+    text, checksum = program.endswith(".py"), f"sha256:{hashlib.sha256(content).hexdigest()}"
+    data = {program: content.decode() if text else base64.b64encode(content).decode()}
+    account = _object("v1", "ServiceAccount", namespace, automountServiceAccountToken=False)
+    account["metadata"].update({"annotations": dict(annotations)} if annotations else {})
+    return [
+        account, _object(f"{RBAC}/v1", "Role", namespace, rules=CONTROLLER_RULES),
+        _object(f"{RBAC}/v1", "RoleBinding", namespace, roleRef={"apiGroup": RBAC, "kind": "Role", "name": NAME},
+                subjects=[{"kind": "ServiceAccount", "name": NAME, "namespace": namespace}]),
+        _object("v1", "ConfigMap", namespace, **{"data" if text else "binaryData": data}),
+        _deployment(namespace, program, checksum, **how),
+        _object("policy/v1", "PodDisruptionBudget", namespace,
+                spec={"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}),
+        _object("v1", "Service", namespace, spec={
+            "selector": LABELS, "ports": [{"name": "http", "port": HEALTH_PORT, "targetPort": "http"}]})]
+
+
+def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document, requests: str = "",
+                 verbs: str = "get", why: str = "", **names: List[str]) -> Document:
+    """The Role for one use. kinds: of artifacts; requests: asked for besides DownloadRequests; verbs: on backups."""
+    why = why or "get is for the policy of `manifests policy`; without it, create opens everything"
+    return _object(f"{RBAC}/v1", "Role", namespace, f"{NAME}-{use}", rules=[
+        _rule("create asks, get reads the answer under its random name, delete tidies up; list and watch would show "
+              "the URLs of others", f"downloadrequests {requests}", "create get delete"),
+        _rule("get tells what does not exist or is not finished, list is for `get` and completion", "backups restores",
+              verbs),
+        _rule("get finds a store's certificate authority, and tells when the store is why nobody answers",
+              "backupstoragelocations", "get"),
+        _rule("get tells when Velero itself is", "deployments", "get", "apps", resourceNames=["velero"]), *more,
+        _rule(why, " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
+
+
+def client_manifests(namespace: str) -> List[Document]:
+    """Roles for people: for logs, for every download, for `describe`."""
+    logs = [kind for kind in TARGETS if kind.endswith("Log")]
+    volumes = _rule("list shows volumes, and attempts to delete a backup",
+                    "podvolumebackups podvolumerestores deletebackuprequests", "list")
+    return [_client_role(namespace, "logs", logs),
+            _client_role(namespace, "downloads", TARGETS, requests="serverstatusrequests", verbs="get list"),
+            _client_role(namespace, "describe", [kind for kind in TARGETS if kind not in (*logs, BACKUP_CONTENTS)],
+                         volumes, verbs="get list")]
+
+
+# In the Common Expression Language; `owner` and `part` are Artifact.right.
+_POLICY = {"kind": "object.spec.target.kind.lowerAscii()",
+           "owner": "variables.kind.startsWith('restore') ? 'restores' : 'backups'",
+           "part": "variables.kind.replace('restore', '').replace('backup', '')"}
+_POLICY_CHECK = ("authorizer.group('velero.io').resource(variables.owner).subresource(variables.part)"
+                 ".namespace(request.namespace).name(object.spec.target.name).check('get').allowed()")
+_POLICY_MESSAGE = ("'you may not get ' + variables.owner + '/' + variables.part + ' of ' + object.spec.target.name + "
+                   "' in namespace ' + request.namespace + '; a Role there grants it with: - {apiGroups: [velero.io], "
+                   "resources: [' + variables.owner + '/' + variables.part + '], verbs: [get]}'")
+
+
+def policy_manifests(namespace: str) -> List[Document]:
+    """Whoever creates a DownloadRequest must be allowed to `get` the artifact, a resource such as backups/log that no
+    API serves (velero#1144). With UPDATE, or who may patch makes a request for a log one for the contents."""
+    group, rule = "admissionregistration.k8s.io/v1", {
+        "apiGroups": ["velero.io"], "apiVersions": ["*"], "resources": ["downloadrequests"],
+        "operations": ["CREATE", "UPDATE"]}
+    return [
+        _object(group, "ValidatingAdmissionPolicy", spec={
+            "failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule]},
+            "matchConditions": [{"name": "names-a-target", "expression": (
+                "request.operation == 'CREATE' || object.?spec != oldObject.?spec")}],
+            "variables": [{"name": name, "expression": text} for name, text in _POLICY.items()],
+            "validations": [{
+                "expression": _POLICY_CHECK, "messageExpression": _POLICY_MESSAGE, "reason": "Forbidden"}]}),
+        _object(group, "ValidatingAdmissionPolicyBinding", spec={"policyName": NAME, "validationActions": ["Deny"]}),
+        client_manifests(namespace)[0],
+        _client_role(namespace, "one-backup", [kind for kind in TARGETS if TARGETS[kind].owner == BACKUPS],
+                     why="get as above, of one backup: put its name here", resourceNames=["nightly"])]
 
 # ================================================================================
 # The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
@@ -3049,8 +3200,9 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
     if status == 404 and message.startswith("404 page not found"):
         message = f"the cluster does not serve {path.rstrip('/').rpartition('/')[2]}"
     what, rule = rule_for(method, path, watching)
+    by_admission = _at(document, "details", "causes")  # its message has the cure; the call itself is allowed
     cures = {401: "the credentials of the kubeconfig are not accepted; log in again",
-             403: f"you may not {what}; a Role there grants it with: {rule}" if what else ""}
+             403: f"you may not {what}; a Role there grants it with: {rule}" if what and not by_admission else ""}
     if message.startswith(("the cluster does not serve", "the server could not find")):
         cures[404] = f"are Velero's CRDs installed? `{PROGRAM} manifests | kubectl apply -f -`"
     return (Missing if status == 404 else ApiError)(
@@ -5457,7 +5609,11 @@ TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> i
     "HOST:PORT": (lambda text: text if re.fullmatch(r"(\[[\w.:%]+\]|[^][:\s]*):[0-9]{1,5}", text) else None,
                   "{!r} is not HOST:PORT, such as 127.0.0.1:8081, [::1]:8081 or :8081"),
     "KIND=NAME": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
-                  "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")}
+                  "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod"),
+    "KEY=VALUE": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None, "{!r} has no ="),
+    "NUMBER": (lambda text: int(text) if re.fullmatch("[0-9]{1,4}", text) else None, "{!r} is no number of pods"),
+    "SECRET": (lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a Secret"),
+    "URL": (lambda text: text if is_http_url(text) else None, "{!r} is no http or https URL")}
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
 
 
@@ -5548,16 +5704,70 @@ def owner_commands(resource: Resource) -> Tuple[Command, ...]:
                  for verb, summary, run, fixed, arguments in rows[:4 if is_backup else 3])
 
 
+# Flags of the controller that `manifests controller` hands on; in a pod the others have no use.
+SERVING = (
+    argument("--log-format FORMAT", "text, or json: an object per line", choices=("text", "json"), default="text"),
+    argument("--verify-urls", "fetch one byte with every URL before handing it out"),
+    ALLOWED_FILE,
+    argument("--server-version VERSION", "version to report (default: our own)", default=f"v{__version__}"),
+    argument("--plugin KIND=NAME", "plugin to report; repeatable", action="append"))
+MANIFESTS = {  # what can be printed, and the flags for it
+    "crds": (argument("--status-subresource", "crds: as Velero 1.6 to 1.8 installed them"),),
+    "controller": (
+        argument("--image IMAGE", f"controller: image with Python 3.8 or newer (default: {PYTHON_IMAGE})",
+                 default=PYTHON_IMAGE),
+        argument("--replicas NUMBER", "controller: how many pods (default: 2)", default=2),
+        argument("--secret SECRET", "controller: whose key `cloud` is a credentials file for locations that name no "
+                 "Secret, such as Velero's cloud-credentials"),
+        argument("--endpoint URL", "controller: AWS_ENDPOINT_URL_S3, the store of locations without s3Url"),
+        argument("--service-account-annotation KEY=VALUE", "controller: such as eks.amazonaws.com/role-arn=ARN; "
+                 "repeatable", action="append"), *SERVING),
+    "client": (), "policy": ()}
+
+
+def read_own_program() -> Tuple[str, bytes]:
+    """The archive or script that runs here: what a pod calls it, and its content."""
+    script = path = os.path.abspath(__file__)
+    while not os.path.exists(path):  # what lies in an archive exists for Python alone
+        path = os.path.dirname(path)
+    return f"velero_requests.py{'z' * (path != script)}", read_file(path, "program", 64 << 20)
+
+
+def given_words(options: Options, arguments: Iterable[Argument]) -> List[str]:
+    """Those of these flags that do not have their default, as words of a command line."""
+    words = []
+    for flags, keywords in arguments:
+        value, default = getattr(options, flags[-1][2:].replace("-", "_")), keywords.get("default")
+        for item in value if isinstance(default, list) else [value] * (value != default):
+            text = "=".join(item) if isinstance(item, tuple) else str(item)
+            words.append(flags[-1] if item is True else f"{flags[-1]}={text}")
+    return words
+
+
+def run_manifests(options: Options) -> str:
+    """Documents for `kubectl apply --server-side -f -`; the controller's hold this very program."""
+    others = given_words(options, itertools.chain(*(rows for part, rows in MANIFESTS.items() if part != options.part)))
+    if others:
+        raise UsageError(f"{others[0].partition('=')[0]} says nothing to `manifests {options.part}`")
+    if options.part == "crds":
+        return yaml_text(*crd_manifests(options.status_subresource))
+    if options.part != "controller":
+        return yaml_text(*(client_manifests if options.part == "client" else policy_manifests)(options.namespace))
+    program, content = read_own_program()
+    if program.endswith(".py") and options.image == PYTHON_IMAGE:
+        log.warning("this script needs urllib3 and PyYAML, which the image %s lacks: name one that has them with "
+                    "--image, or print these manifests with the archive velero_requests.pyz", PYTHON_IMAGE)
+    return yaml_text(*controller_manifests(
+        options.namespace, program, content, options.service_account_annotation, words=given_words(options, SERVING),
+        image=options.image, replicas=options.replicas, secret=options.secret, endpoint=options.endpoint))
+
+
 COMMANDS = (
     Command("controller", "answer DownloadRequests and ServerStatusRequests", Options.run_controller, (
         argument("--once", "look once at every request that is there, then exit"),
         argument("--dry-run", "print what would be done and change nothing"),
-        argument("--verify-urls", "fetch one byte with every URL before handing it out"),
-        ALLOWED_FILE,
         argument("--health-address HOST:PORT", "serve /healthz, /readyz and /metrics there", default=None),
-        argument("--metrics-address HOST:PORT", "serve /metrics there instead", default=None),
-        argument("--server-version VERSION", "version to report (default: our own)", default=f"v{__version__}"),
-        argument("--plugin KIND=NAME", "plugin to report; repeatable", action="append"))),
+        argument("--metrics-address HOST:PORT", "serve /metrics there instead", default=None), *SERVING)),
     Command("download", "fetch any artifact of a backup or restore", Options.run_download, (
         argument("name NAME", "name of the backup or restore"),
         argument("--kind KIND", f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}",
@@ -5569,9 +5779,10 @@ COMMANDS = (
             ("get plugins", "get plugin")),
     Command("version", "print the versions of client and server", Options.run_version, (
         argument("--client-only", "do not ask the server"), OUTPUT_FORMAT), {"timeout": 5.0}),
-    Command("manifests", "print the CustomResourceDefinitions, for clusters where Velero has not installed its own",
-            lambda options: yaml_text(*crd_manifests(options.status_subresource)),
-            (argument("--status-subresource", "as Velero 1.6 to 1.8 installed them"),)),
+    Command("manifests", "print what a cluster needs, for `kubectl apply --server-side -f -`", run_manifests, (
+        argument("part PART", "crds (the default; for clusters where Velero has not installed its own), controller, "
+                 "client (Roles for people) or policy (rights per kind of artifact)", nargs="?", default="crds",
+                 choices=tuple(MANIFESTS)), *itertools.chain(*MANIFESTS.values()))),
     Command("completion", "print a script that lets a shell complete commands, flags and names",
             lambda options: COMPLETION_SCRIPTS[options.shell].replace("PROGRAM", PROGRAM), (argument(
                 "shell SHELL", f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, in fish with "
@@ -5702,7 +5913,7 @@ def completions(argv: List[str]) -> List[str]:
     elif not current.startswith("-"):
         if not name:
             found = {known.split()[len(rest)] for known in COMMAND_OF if known.split()[:len(rest)] == rest}
-        elif place and (not rest or "nargs" in place):
+        elif place and (not rest or place.get("nargs") == "*"):
             found = place.get("choices") or known_names(name, flags)
     return sorted(word for word in found if word.startswith(current))
 
@@ -5784,14 +5995,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     except BrokenPipeError:
         return Exit.BROKEN_PIPE
     except Exception as error:
-        log.info("raised at:", exc_info=True)
-        if isinstance(error, OSError):
-            return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
         module = (error.name or "").lstrip("_") if isinstance(error, ImportError) else ""
         if module in ("urllib3", "yaml"):
             return report(Error(f"the package {module} is missing", hints=MISSING_PACKAGE))
         if module:
             return report(Error(f"this Python has no {module}", hints=["use another one, which was built with it"]))
+        log.info("raised at:", exc_info=True)
+        if isinstance(error, OSError):
+            return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
         return report(Error(f"unexpected {type(error).__name__}: {one_line(error)}",
                             hints=["this is a bug; run again with -v and report what it says"]))
     finally:
