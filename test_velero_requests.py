@@ -4254,10 +4254,10 @@ class TestHealth(FaultWorld, TestCase):
             self.assertNotIn(name, text)
 
     def test_a_program_with_addresses(self):
-        """Pages where they were asked for; the port of another is one sentence."""
+        """Pages where they were asked for; a log in JSON; the port of another is one sentence."""
         health, metrics = free_port(), free_port()
         program = self.program("controller", "--health-address", f"127.0.0.1:{health}", "--metrics-address",
-                               f"127.0.0.1:{metrics}")
+                               f"127.0.0.1:{metrics}", "--log-format", "json", "-v")
         wait_until(lambda: self.get(health, "/readyz") == (b"200", b"ok\n"), 20, "readiness")
         self.assert_failed(self.cli("controller", "--health-address", f"127.0.0.1:{health}"), 1,
                            f"cannot listen on 127.0.0.1:{health}: address already in use")
@@ -4268,6 +4268,16 @@ class TestHealth(FaultWorld, TestCase):
         self.assertTrue(exposed(self.get(metrics, "/metrics")[1].decode()))
         result = program.end(signal.SIGTERM)
         self.assertEqual((0, b""), result[:2], result.err)
+        said = [json.loads(line) for line in result.err.splitlines()]
+        about = {row["name"]: row for row in said if row.get("name") and row["level"] != "debug"}
+        for request, level, target, reason in ((name, "info", "BackupLog b1", ""),
+                                               (failing, "warning", "BackupLog nobody", "BackupNotFound")):
+            row = about[request]
+            self.assertTrue(0 < row.pop("duration") < 60 and instant(row.pop("time")[:19] + "Z"), row)
+            self.assertTrue(row.pop("message").startswith(f"DownloadRequest {self.namespace}/{request}: patch: "), row)
+            self.assertEqual({"level": level, "controller": "downloadrequest", "namespace": self.namespace,
+                              "name": request, "kind": "DownloadRequest", "target": target, "reason": reason}, row)
+        self.assertEqual([], [row for row in said if "level" not in row])
         self.assert_clean(result.err)
 
     def test_the_end(self):
@@ -4290,6 +4300,30 @@ class TestHealth(FaultWorld, TestCase):
         self.assertLess(vr.Controller.stop_time, 2)
         with within(6):  # a busy machine takes its time
             self.assertEqual(0, program.end(signal.SIGTERM).code)
+
+
+class TestJsonLog(Cases):
+    def test_lines(self):
+        """An object each, whatever is logged, and no secret."""
+        out = io.StringIO()
+        handler = logging.StreamHandler(out)
+        handler.setFormatter(vr.JsonFormatter())
+        logger = logging.Logger("json")
+        logger.addHandler(handler)
+        secret = f"https://u:hush@h/?X-Amz-Signature={'a' * 64}"
+        look = a_key(), a_download(target_name=secret), vr.Outcome("leave", ""), 0.5
+        logger.warning("one\n%s \x1b[2J \ud800", secret, extra={"look": look})
+        try:
+            raise ValueError(secret)
+        except ValueError:
+            logger.error("two", exc_info=True)
+        first, second = map(json.loads, out.getvalue().splitlines())
+        self.assertEqual(("warning", 0.5, "BackupLog https://***@h/?X-Amz-Signature=***"), (
+            first["level"], first["duration"], first["target"]))
+        self.assertIn("ValueError: https://***@h/", second["error"])
+        for row in (first, second):
+            self.assertRegex(row["time"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$")
+        self.assertNotRegex(out.getvalue(), "hush|aaaa|\x1b")
 
 
 # ---- Contract: CRDs that check nothing, as strangers and old clusters have them
@@ -10250,6 +10284,7 @@ class TestCommandLine(TestCase):
                 ("version -n a/b", "'a/b' cannot be the name of a namespace"),
                 ("version --timeout 0s", "'0s' is no time to wait"), ("version --timeout 5", "; write for example 30s"),
                 ("version --output", "expected one"), ("controller --plugin =x", "'=x' is not KIND=NAME"),
+                ("controller --log-format xml", "invalid choice: 'xml'"),
                 ("completion csh", "invalid choice: 'csh'"), ("download b1 --kind Backup", "invalid choice: 'Backup'"),
                 ("backup logs b1 --credentials-file gone", "without --direct or --location"),
                 *((f"download b1 --url-only {flag}", "makes no file; leave out --output and --force\n")
@@ -10322,7 +10357,7 @@ class TestEnds(TestCase):
 CANARY = "canary/7+secret"
 # All commands; those that print a URL or an object are asked for what they show, so only their stderr must be clean.
 CANARY_COMMANDS = (
-    "controller --once", "controller --once --dry-run", "controller --once --verify-urls",
+    "controller --once", "controller --once --dry-run", "controller --once --verify-urls --log-format json",
     "download b1 -o FILE",
     "download b1 --kind BackupLog", "download b1 --url-only", "backup get", "backup get --direct -o yaml",
     "backup describe b1 --details", "backup describe b1 -o json", "backup logs b1", "backup logs b1 --direct",
@@ -10395,7 +10430,7 @@ class TestCanary(DownloadWorld, TestCase):
         store_says = f"<Error><Code>AccessDenied</Code><Message>{ECHO}</Message></Error>".replace("&", "&amp;").encode()
         cluster_says = {"kind": "Status", "message": ECHO, "reason": "Forbidden"}
         for command, faults in (
-                ("controller --once --verify-urls", "s GET 403, s GET 400, c GET 403, c PATCH 409"),
+                ("controller --once --verify-urls --log-format json", "s GET 403, s GET 400, c GET 403, c PATCH 409"),
                 ("backup logs b1 --direct", "s GET 403, s GET 400, c GET 403"),
                 ("backup logs b1", "s GET 403, s GET 400, c GET 403, c POST 422, c PATCH 409"),
                 ("backup describe b1", "s GET 403, c GET 403, c POST 422"),

@@ -4645,10 +4645,10 @@ class Controller:
             observed += [(("velero_requests_answered_total", kind, target), 1.0), (
                 ("velero_requests_answer_seconds", kind), max(0.0, (now - (request.created or now)).total_seconds()))]
         self.count(*observed)
-        self.log_outcome(key, outcome)
+        self.log_outcome(key, request, outcome, seconds)
         return outcome
 
-    def log_outcome(self, key: Key, outcome: Outcome) -> None:
+    def log_outcome(self, key: Key, request: Optional[Request], outcome: Outcome, seconds: float) -> None:
         """Log an outcome, a failure only when it is another than the last; a dry run prints it."""
         text = printable(redact(f"{key}: {outcome.verb}: {outcome.why}"))
         if self.dry_run and outcome is not GONE:
@@ -4662,7 +4662,7 @@ class Controller:
             self.failures[key] = failures + 1, why
         elif outcome.why != BUSY:
             self.failures.pop(key, None)
-        log.log(level, "%s", text)
+        log.log(level, "%s", text, extra={"look": (key, request, outcome, seconds)})  # for JSON
 
     def work(self) -> None:
         """The next look is after a failure with back-off, but not beyond `again`; else then, or never."""
@@ -5928,11 +5928,28 @@ class RedactingFormatter(logging.Formatter):
         return "\n".join(redact(printable(line)) for line in super().formatException(ei).split("\n"))
 
 
-def configure_logging(serving: bool, verbose: int) -> None:
+class JsonFormatter(RedactingFormatter):
+    """An object per line, also without secrets; of a look at a request it has the parts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {"time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+                  "level": record.levelname.lower(), "message": record.getMessage(),
+                  **({"error": self.formatException(record.exc_info)} if record.exc_info else {})}
+        if hasattr(record, "look"):
+            key, request, outcome, seconds = record.look
+            fields.update(controller=key.resource.kind.lower(), namespace=key.namespace, name=key.name,
+                          kind=key.resource.kind, reason=outcome.reason, duration=round(seconds, 6),
+                          target=f"{request.target_kind} {request.target_name}".strip() if request else "")
+        return json.dumps({name: redact(printable(value)) if isinstance(value, str) else value
+                           for name, value in fields.items()})
+
+
+def configure_logging(serving: bool, verbose: int, as_json: bool = False) -> None:
     """Log to stderr: a controller with time and level, a client only warnings without -v."""
     import warnings
     handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
+    handler.setFormatter(JsonFormatter() if as_json else RedactingFormatter(
+        "%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(max(logging.DEBUG, (logging.INFO if serving else logging.WARNING) - 10 * verbose))
@@ -5960,7 +5977,8 @@ def run(argv: List[str]) -> int:
             sys.stdout.write(version_of_program(not {"-v", "-vv", "--verbose"}.isdisjoint(flags)))
             return Exit.DONE
         command, options = parse(argv)
-        configure_logging(command.run is Options.run_controller, options.verbose)
+        serving = command.run is Options.run_controller
+        configure_logging(serving, options.verbose, serving and options.log_format == "json")
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 end.callback(signal.signal, number, signal.signal(number, terminate))
