@@ -9453,7 +9453,8 @@ class TestWords(Cases):
             if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
                 expected = chr(code) if chr(code) in "\u200c\u200d" else " "
                 self.assertEqual(vr.printable(f"a{chr(code)}b"), f"a{expected}b", hex(code))
-                self.assertEqual(vr.one_line(f"a{chr(code)}b"), "a b", hex(code))
+                byte = f"\\x{code - 0xdc00:x}" if 0xdc80 <= code <= 0xdcff else " "  # how Python holds one of a path
+                self.assertEqual(vr.one_line(f"a{chr(code)}b"), f"a{byte}b", hex(code))
 
     def test_fields(self):
         """What is absent or of a wrong type has Go's zero value; wrong is told by its place, or raised."""
