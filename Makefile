@@ -31,7 +31,7 @@ DEMO    := -c 'import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); impo
 # Streams are buffered and modules are compiled on every user's machine, so they are here.
 unexport PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-alone check bench pyz install uninstall clean venv FORCE
+.PHONY: help demo test test-alone matrix check bench pyz install uninstall clean venv FORCE
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s%s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ test: .venv/ready ## run all tests in .venv, about 4 minutes, or with T=Name tho
 test-alone: ## run the tests with the python at hand; it needs urllib3 and PyYAML only
 	$(needs)
 	$(PYTHON) $(TESTS) $(if $(T),-k '$(T)')
+
+matrix: ## run the tests as script and as archive on every Python at hand, about 5 minutes each; ARGS=--help tells more
+	@$(PYTHON) .ci/matrix $(ARGS)
 
 check: ## test the laws of the file; they include that Python 3.8 could read it
 	$(call run,$(TESTS) -k Law)

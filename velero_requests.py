@@ -39,6 +39,7 @@ if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.defau
     _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while the rest is imported needs no traceback
 
 import base64
+import bisect
 import contextlib
 import enum
 import functools
@@ -55,7 +56,7 @@ import socket
 import stat
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from datetime import datetime, timedelta, timezone
 from typing import (
     Any, BinaryIO, Callable, ContextManager, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence,
@@ -224,8 +225,9 @@ def printable(text: str) -> str:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Untrusted text in one visible line, cut at `limit`."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:4 * limit]).split())
+    """Untrusted text in one visible line, cut at `limit`; a byte of a path that is none of the locale's is `\\xNN`."""
+    line = " ".join("".join(c if c.isprintable() else f"\\x{ord(c) - 0xdc00:x}" if "\udc80" <= c <= "\udcff" else " "
+                            for c in str(text)[:4 * limit]).split())
     return line if len(line) <= limit else line[:limit - 1] + "…"
 
 
@@ -539,6 +541,10 @@ class Artifact(NamedTuple):
     def gunzip(self) -> bool:  # whether the client inflates it
         return self.kind != BACKUP_CONTENTS
 
+    @property
+    def right(self) -> str:  # the resource to `get`, of which only the policy of `manifests policy` knows
+        return f"{self.owner.plural}/{self.kind.lower().replace('restore', '').replace('backup', '')}"
+
 
 # Every spec.target.kind from Velero 1.6 to 1.18 in the order of 1.18's CRD, with its file (velero
 # pkg/persistence/object_store_layout.go). RestoreVolumeInfo alone has no `restore-`; BackupItemSnapshots existed from
@@ -636,6 +642,7 @@ class Outcome(NamedTuple):
     body: Optional[Document] = None  # a merge patch (hidden for its URL), or preconditions
     again: Optional[datetime] = None  # the next look
     failed: bool = False  # look again with back-off
+    reason: str = ""  # a word of ours, of a refusal
 
 
 def request_from(resource: Resource, document: Document) -> Request:
@@ -700,8 +707,8 @@ def refuse_download(request: Request, error: Error, now: datetime) -> Outcome:
     status = {} if again == request.expiration else {"expiration": format_time(limit)}
     annotations = {} if (request.reason, request.message) == (reason, message) else {REASON: reason, MESSAGE: message}
     if not status and not annotations:
-        return Outcome("leave", why, again=again, failed=error.retry)
-    return _patch(request, why, again, error.retry, status=status, annotations=annotations)
+        return Outcome("leave", why, again=again, failed=error.retry, reason=reason)
+    return _patch(request, why, again, error.retry, status=status, annotations=annotations)._replace(reason=reason)
 
 
 def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Outcome:
@@ -712,7 +719,7 @@ def fall_back_download(request: Request, outcome: Outcome, now: datetime) -> Out
         return outcome._replace(body={**body, "metadata": {"resourceVersion": request.version}})
     if request.created and now - request.created >= URL_LIFE:
         return _delete(request, "it cannot be updated and is older than a request lives")
-    return Outcome("leave", outcome.why, again=outcome.again, failed=True)
+    return Outcome("leave", outcome.why, again=outcome.again, failed=True, reason=outcome.reason)
 
 
 def decide_status(request: Request, server: Server, now: datetime) -> Outcome:
@@ -765,6 +772,39 @@ def event_for(request: Request, reason: str, message: str, now: datetime) -> Doc
             "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace,
                                "name": name, "uid": request.uid, "resourceVersion": request.version},
             "source": {"component": "velero-requests"}, "firstTimestamp": instant, "lastTimestamp": instant}
+
+
+BUCKETS = (.005, .025, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)  # seconds; some of controller-runtime's, and 5 minutes
+# Name, type, labels and help of every metric; controller-runtime's and client-go's names where they have one.
+METRICS = (
+    ("controller_runtime_reconcile_total", "counter", ("controller", "result"), "Looks at requests, by their result."),
+    ("controller_runtime_reconcile_time_seconds", "histogram", ("controller",), "How long a look took."),
+    ("workqueue_depth", "gauge", ("name", "controller"), "Requests that are to be looked at now."),
+    ("workqueue_queue_duration_seconds", "histogram", ("name", "controller"), "How long a request was in the queue."),
+    ("rest_client_requests_total", "counter", ("code", "method"), "Calls to the API server; <error>: no answer came."),
+    ("velero_requests_answered_total", "counter", ("kind", "target_kind"), "Requests that were answered."),
+    ("velero_requests_answer_seconds", "histogram", ("kind",), "Time from creation, in whole seconds, to answer."),
+    ("velero_requests_refused_total", "counter", ("reason",), "Reasons written to requests."),
+    ("velero_requests_oldest_unanswered_seconds", "gauge", ("kind",), "Age of the oldest unanswered request, or 0."))
+
+
+def metrics_text(series: Mapping[Tuple[str, ...], Sequence[float]]) -> str:
+    """Prometheus' text format 0.0.4. series: a metric's name and the values of its labels -> its value; for a histogram
+    the sum of what was observed, and how often each of BUCKETS, and more than the last, was."""
+    lines = []
+    for metric, kind, labels, told in METRICS:
+        lines += [f"# HELP {metric} {told}", f"# TYPE {metric} {kind}"]
+        for (name, *values), (total, *counts) in sorted(series.items()):
+            if name == metric:
+                texts = [value.replace("\\", r"\\").replace('"', r'\"').replace("\n", r"\n") for value in values]
+                pairs = ",".join(map('{}="{}"'.format, labels, texts))
+                if kind == "histogram":
+                    lines += [f'{name}_bucket{{{pairs},le="{bound}"}} {count:g}'
+                              for bound, count in zip((*BUCKETS, "+Inf"), itertools.accumulate(counts))]
+                    lines += [f"{name}_sum{{{pairs}}} {total}", f"{name}_count{{{pairs}}} {sum(counts)}"]
+                else:
+                    lines.append(f"{name}{{{pairs}}} {total}")
+    return "\n".join(lines)
 
 
 def new_download_request(namespace: str, kind: str, name: str, suffix: str) -> Document:
@@ -1091,7 +1131,8 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
         left = credentials.expires - max(now, now + skew).replace(microsecond=0)
         life = min(life, left - timedelta(microseconds=left.microseconds))
     if life < timedelta(seconds=1):
-        raise ConfigError(f"the credentials of storage location {location.name!r} have expired",
+        raise ConfigError(f"the credentials of storage location {location.name!r} have expired: they end at "
+                          f"{format_time(credentials.expires or now)}, and this host's clock says {format_time(now)}",
                           reason="CredentialsExpired")
     address = object_address(location, key) if key else bucket_address(location)
     return presign(address._replace(path=address.path or "/"), credentials, now + skew, life, more), now + life
@@ -1611,17 +1652,18 @@ OTHER_CODES = ("InternalError", "InvalidArgument", "InvalidBucketName", "Invalid
 MAX_SKEW = timedelta(days=1)  # one further off would sign a URL that becomes valid only years from now
 
 
-def clock_skew(headers: Mapping[str, str], now: datetime) -> timedelta:
-    """How far a store's clock, by its Date header, is ahead of ours; zero when it says nothing, or nothing credible."""
+def clock_skew(headers: Mapping[str, str], now: datetime, most: timedelta = MAX_SKEW) -> timedelta:
+    """How far a store's clock, by its Date header, is ahead of ours; zero when it says nothing, or more than `most`."""
     skew = (parse_http_date(headers.get("Date")) or now) - now
-    return skew if abs(skew) <= MAX_SKEW else timedelta(0)
+    return skew if abs(skew) <= most else timedelta(0)
 
 
 def skew_text(whose: str, skew: timedelta) -> str:
     """How far a clock is ahead of ours or behind it, empty up to a minute."""
     if abs(skew) <= timedelta(minutes=1):
         return ""
-    return (f"{whose} clock is {format_duration(abs(skew) // timedelta(seconds=1))} "
+    days, apart = round(abs(skew) / timedelta(1)), format_duration(abs(skew).total_seconds(), 0)
+    return (f"{whose} clock is {f'{days} days' if days > 2 else apart} "
             f"{'ahead of' if skew > timedelta(0) else 'behind'} this host's")
 
 
@@ -1644,7 +1686,7 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     code, message = fields.get("Code", ""), fields.get("Message", "")
     region = one_line(fields.get("Region") or headers.get("x-amz-bucket-region") or "", 64)
     reason, cure = _meaning(status, code, message, region)
-    skew = clock_skew(headers, now)
+    skew, seen = (clock_skew(headers, now, most) for most in (MAX_SKEW, timedelta.max))
     detail = f"{code}: {message}" if code else _what_is(body)
     if not quoting:
         detail = code if code in REFUSALS or code in OTHER_CODES else "without a code of S3"
@@ -1653,7 +1695,7 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
     elif reason in ("WrongRegion", "WrongEndpoint") and region:
         detail = f"{detail} (the bucket is in region {region})"
     elif reason in ("ClockSkew", "UrlExpired"):
-        drift = skew_text("the store's", skew)
+        drift = skew_text("the store's", seen)
         detail += f" ({drift})" if drift else ""
     lack = {"ArtifactNotFound": "file", "BucketNotFound": "bucket"}.get(reason)
     said = f"has no such {lack} ({one_line(redact(detail))})" if lack else (
@@ -1691,6 +1733,9 @@ def _yaml_block(value: Any) -> str:
         return _yaml_scalar(value)
     rows = []
     for name, item in value.items():
+        if name is None:  # a comment of our own; no document of a cluster has such a name
+            rows.append(f"# {item}")
+            continue
         line = ("\n  " if isinstance(item, dict) else "\n") if isinstance(item, (dict, list)) and item else " "
         rows.append(f"{_yaml_scalar(name)}:{line}" + _yaml_block(item).replace("\n", line))
     return "\n".join(rows)
@@ -2363,7 +2408,7 @@ def version_document(server_version: Optional[str]) -> Document:
     return {program: {"version": version} for program, version in versions.items() if version is not None}
 
 # ================================================================================
-# 9. Manifests — the CustomResourceDefinitions
+# 9. Manifests — CustomResourceDefinitions, the controller in the cluster, Roles for people, admission policy
 
 def _struct(*required: str, **fields: Document) -> Document:
     return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
@@ -2399,6 +2444,150 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
             "metadata": {"name": f"{singular}s.velero.io", "labels": {"component": "velero"}},
             "spec": {"group": "velero.io", "names": names, "scope": "Namespaced", "versions": [version]}})
     return manifests
+
+
+NAME, LABELS = "velero-requests", {"app.kubernetes.io/name": "velero-requests"}  # of all that follows
+PYTHON_IMAGE = "python:3.13-slim"
+HEALTH_PORT = 8081  # of /healthz, /readyz and /metrics
+CONFIG_MAP_LIMIT = 1 << 20  # bytes of all values without base64; Kubernetes' own
+RBAC = "rbac.authorization.k8s.io"
+
+
+def _object(api: str, kind: str, namespace: str = "", name: str = NAME, **fields: Any) -> Document:
+    where = {"name": name, **({"namespace": namespace} if namespace else {}), "labels": LABELS}
+    return {"apiVersion": api, "kind": kind, "metadata": where, **fields}
+
+
+def _rule(why: str, resources: str, verbs: str, group: str = "velero.io", **more: Any) -> Document:
+    return {None: why, "apiGroups": [group], "resources": resources.split(), **more, "verbs": verbs.split()}
+
+
+CONTROLLER_RULES = [  # all that it may do
+    _rule("list and watch find requests, get reads one that changed meanwhile, patch answers, delete ends expired ones",
+          "downloadrequests serverstatusrequests", "get list watch patch delete"),
+    _rule("patch answers where the CRDs have a status subresource, as Velero 1.6 to 1.8 installed them",
+          "downloadrequests/status serverstatusrequests/status", "patch"),
+    _rule("get leads from a request to its backup, over the restore if it is one's, and to the storage location",
+          "backups restores backupstoragelocations", "get"),
+    _rule("get reads the keys and certificate authorities that storage locations name", "secrets", "get", ""),
+    _rule("create tells in an Event why a request cannot be answered", "events", "create", "")]
+
+
+def _deployment(namespace: str, program: str, checksum: str, *, image: str, replicas: int, words: Sequence[str],
+                secret: Optional[str], endpoint: Optional[str]) -> Document:
+    path, user, chosen = f"/program/{program}", 65532, {"matchLabels": LABELS}
+    variables = {"AWS_SHARED_CREDENTIALS_FILE": secret and "/credentials/cloud", "AWS_ENDPOINT_URL_S3": endpoint}
+    healthy, ready = ({"httpGet": {"path": what, "port": "http"}, "timeoutSeconds": 5} for what in (
+        "/healthz", "/readyz"))
+    container = {
+        "name": "controller", "image": image, "command": ["python3", "-B", path, "controller"],
+        "args": [f"--namespace={namespace}", f"--health-address=:{HEALTH_PORT}", *words],
+        "env": [{"name": name, "value": value} for name, value in variables.items() if value],
+        "ports": [{"name": "http", "containerPort": HEALTH_PORT}],
+        "startupProbe": {**healthy, "periodSeconds": 1, "failureThreshold": 60},
+        "livenessProbe": healthy, "readinessProbe": {**ready, "periodSeconds": 5},
+        "resources": {None: "measured: 35 to 45 MiB at rest, less than 64 in a burst, which no CPU limit slows down",
+                      "requests": {"cpu": "20m", "memory": "48Mi"}, "limits": {"memory": "128Mi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+                            "capabilities": {"drop": ["ALL"]}},
+        # By subPath: a program that changes under a running pod would break what that imports later.
+        "volumeMounts": [{"name": "program", "mountPath": path, "subPath": program},
+                         *[{"name": "keys", "mountPath": "/credentials", "readOnly": True}] * bool(secret)]}
+    pod = {
+        "serviceAccountName": NAME, "automountServiceAccountToken": True, "terminationGracePeriodSeconds": 10,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user,
+                            "seccompProfile": {"type": "RuntimeDefault"}},
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+                                       "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": chosen}],
+        "containers": [container], "volumes": [
+            {"name": "program", "configMap": {"name": NAME}},
+            *[{"name": "keys", "secret": {"secretName": secret}}] * bool(secret)]}
+    return _object("apps/v1", "Deployment", namespace, spec={
+        None: "all replicas work, without a leader", "replicas": replicas, "selector": chosen,
+        "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}, "template": {"spec": pod, "metadata": {
+            "labels": LABELS, "annotations": {None: "it changes with the program, and so replaces the pods",
+                                              f"{NAME}.io/program": checksum}}}})
+
+
+def controller_manifests(namespace: str, program: str, content: bytes, annotations: Sequence[Tuple[str, str]],
+                         **how: Any) -> List[Document]:
+    """All that runs the controller in a cluster. program: the name of its file, script or archive; annotations: of its
+    ServiceAccount; how: see `_deployment`."""
+    import hashlib
+    if len(content) > CONFIG_MAP_LIMIT:
+        raise Error(f"{program} has {len(content)} bytes, and a ConfigMap holds {CONFIG_MAP_LIMIT}", hints=[
+            "an archive of this file, urllib3 and PyYAML alone has less"])
+    text, checksum = program.endswith(".py"), f"sha256:{hashlib.sha256(content).hexdigest()}"
+    data = {program: content.decode() if text else base64.b64encode(content).decode()}
+    account = _object("v1", "ServiceAccount", namespace, automountServiceAccountToken=False)
+    account["metadata"].update({"annotations": dict(annotations)} if annotations else {})
+    return [
+        account, _object(f"{RBAC}/v1", "Role", namespace, rules=CONTROLLER_RULES),
+        _object(f"{RBAC}/v1", "RoleBinding", namespace, roleRef={"apiGroup": RBAC, "kind": "Role", "name": NAME},
+                subjects=[{"kind": "ServiceAccount", "name": NAME, "namespace": namespace}]),
+        _object("v1", "ConfigMap", namespace, **{"data" if text else "binaryData": data}),
+        _deployment(namespace, program, checksum, **how),
+        _object("policy/v1", "PodDisruptionBudget", namespace,
+                spec={"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}),
+        _object("v1", "Service", namespace, spec={
+            "selector": LABELS, "ports": [{"name": "http", "port": HEALTH_PORT, "targetPort": "http"}]})]
+
+
+def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document, requests: str = "",
+                 verbs: str = "get", why: str = "", **names: List[str]) -> Document:
+    """The Role for one use. kinds: of artifacts; requests: asked for besides DownloadRequests; verbs: on backups."""
+    why = why or "get is for the policy of `manifests policy`; without it, create opens everything"
+    return _object(f"{RBAC}/v1", "Role", namespace, f"{NAME}-{use}", rules=[
+        _rule("create asks, get reads the answer under its random name, delete tidies up; list and watch would show "
+              "the URLs of others", f"downloadrequests {requests}", "create get delete"),
+        _rule("get tells what does not exist or is not finished, list is for `get` and completion", "backups restores",
+              verbs),
+        _rule("get finds a store's certificate authority, and tells when the store is why nobody answers",
+              "backupstoragelocations", "get"),
+        _rule("get tells when Velero itself is", "deployments", "get", "apps", resourceNames=["velero"]), *more,
+        _rule(why, " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
+
+
+def client_manifests(namespace: str) -> List[Document]:
+    """Roles for people: for logs, for every download, for `describe`."""
+    logs = [kind for kind in TARGETS if kind.endswith("Log")]
+    volumes = _rule("list shows volumes, and attempts to delete a backup",
+                    "podvolumebackups podvolumerestores deletebackuprequests", "list")
+    return [_client_role(namespace, "logs", logs),
+            _client_role(namespace, "downloads", TARGETS, requests="serverstatusrequests", verbs="get list"),
+            _client_role(namespace, "describe", [kind for kind in TARGETS if kind not in (*logs, BACKUP_CONTENTS)],
+                         volumes, verbs="get list")]
+
+
+# In the Common Expression Language; `owner` and `part` are Artifact.right.
+_POLICY = {"kind": "object.spec.target.kind.lowerAscii()",
+           "owner": "variables.kind.startsWith('restore') ? 'restores' : 'backups'",
+           "part": "variables.kind.replace('restore', '').replace('backup', '')"}
+_POLICY_CHECK = ("authorizer.group('velero.io').resource(variables.owner).subresource(variables.part)"
+                 ".namespace(request.namespace).name(object.spec.target.name).check('get').allowed()")
+_POLICY_MESSAGE = ("'you may not get ' + variables.owner + '/' + variables.part + ' of ' + object.spec.target.name + "
+                   "' in namespace ' + request.namespace + '; a Role there grants it with: - {apiGroups: [velero.io], "
+                   "resources: [' + variables.owner + '/' + variables.part + '], verbs: [get]}'")
+
+
+def policy_manifests(namespace: str) -> List[Document]:
+    """Whoever creates a DownloadRequest must be allowed to `get` the artifact, a resource such as backups/log that no
+    API serves (velero#1144). With UPDATE, or who may patch makes a request for a log one for the contents."""
+    group, rule = "admissionregistration.k8s.io/v1", {
+        "apiGroups": ["velero.io"], "apiVersions": ["*"], "resources": ["downloadrequests"],
+        "operations": ["CREATE", "UPDATE"]}
+    return [
+        _object(group, "ValidatingAdmissionPolicy", spec={
+            "failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule]},
+            "matchConditions": [{"name": "names-a-target", "expression": (
+                "request.operation == 'CREATE' || object.?spec != oldObject.?spec")}],
+            "variables": [{"name": name, "expression": text} for name, text in _POLICY.items()],
+            "validations": [{
+                "expression": _POLICY_CHECK, "messageExpression": _POLICY_MESSAGE, "reason": "Forbidden"}]}),
+        _object(group, "ValidatingAdmissionPolicyBinding", spec={"policyName": NAME, "validationActions": ["Deny"]}),
+        client_manifests(namespace)[0],
+        _client_role(namespace, "one-backup", [kind for kind in TARGETS if TARGETS[kind].owner == BACKUPS],
+                     why="get as above, of one backup: put its name here", resourceNames=["nightly"])]
 
 # ================================================================================
 # The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
@@ -2475,15 +2664,17 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
     """Show a certificate to servers. OpenSSL reads a file: in memory, else one that only we may read."""
     import tempfile
-    in_memory = hasattr(os, "memfd_create")
-    with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
-        file.write(certificate + b"\n" + key)
-        file.flush()
-        try:  # an encrypted key fails instead of prompting on the terminal
-            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
-        except OSError:
-            raise ConfigError("the client certificate and key of the kubeconfig or its exec plugin are not a matching "
-                              "pair of PEM, or the key is encrypted") from None
+    in_memory, what = hasattr(os, "memfd_create"), "the client certificate and key of the kubeconfig or its exec plugin"
+    try:
+        with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
+            file.write(certificate + b"\n" + key)
+            file.flush()
+            try:  # an encrypted key fails instead of prompting on the terminal
+                context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
+            except OSError:
+                raise ConfigError(f"{what} are not a matching pair of PEM, or the key is encrypted") from None
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be put into a temporary file: {error.strerror}") from error
 
 
 def _proxy_headers(via: Any) -> Dict[str, str]:
@@ -2528,8 +2719,8 @@ def pause_time_limit() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=None)
-def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
-    """The TLS socket, and urllib3's connections by scheme, that keep the deadline of their thread."""
+def _timed_classes() -> Tuple[Any, Dict[str, Any], Any]:
+    """TLS socket, urllib3's connections by scheme, and plain socket that keep the deadline of their thread."""
     import http.client
     import ssl
     import urllib3
@@ -2567,7 +2758,7 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any]]:
 
     return type("TlsSocket", (Timed, ssl.SSLSocket), {}), {
         "http": type("Http", (Connection, urllib3.connection.HTTPConnection), {}),
-        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}
+        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}, PlainSocket
 
 
 def _redacted(record: logging.LogRecord) -> bool:
@@ -2610,10 +2801,11 @@ def explain_certificate(url: str, server_name: str, proxy: str) -> str:
 
 
 def _tls_text(cause: BaseException) -> str:
-    reason = getattr(cause, "reason", None) or str(cause)
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+    """What OpenSSL, of whatever version, or LibreSSL says, without codes and lines of source."""
+    said = re.sub(r"\[\w+(: \w+)?\] | \(_ssl\.c:\d+\)", "", str(cause)).lower()
+    if said in ("wrong version number", "unknown protocol", "http request", "record layer failure"):
         return "what answers there does not speak TLS; is it an http port?"
-    return one_line(redact(str(reason).replace("_", " ").lower()))
+    return one_line(redact(said))
 
 
 class Response:
@@ -2753,16 +2945,21 @@ class ConnectionPool:
         import ssl
         from urllib3 import exceptions
         where, cause = self.where, error
-        while cause.__cause__ or cause.__context__:
+        # urllib3 1.26 first asks http.client for what only Python 2 could, and hides that this failed.
+        while cause.__cause__ or cause.__context__ and not cause.__suppress_context__:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-        text = getattr(cause, "strerror", None)
+        text = None if isinstance(cause, ssl.SSLError) else getattr(cause, "strerror", None)
         if isinstance(error, exceptions.ProxyError):
             return Unreachable(f"cannot reach {where} through its proxy: {text or _tls_text(cause)}", hints=[
                 "HTTPS_PROXY, HTTP_PROXY or a kubeconfig's proxy-url name it; NO_PROXY names hosts that take none"])
         if isinstance(cause, ssl.SSLCertVerificationError):
             shown = explain_certificate(self.url, self.server_name, self.proxy) if self.quoting else ""
-            text = f"{where} has a certificate that is not trusted: {cause.verify_message} {shown}".rstrip()
-            return Unreachable(text, hints=filter(None, [self.hint]))
+            said, hint = getattr(cause, "verify_message", cause.args[-1]), self.hint  # ssl's check of names sets none
+            if getattr(cause, "verify_code", 0) in (9, 10):  # not yet valid, expired
+                said += f" by this host's clock, {format_time(utc_now())}"
+                hint = "set that clock, or renew the certificate"
+            text = f"{where} has a certificate that is not trusted: {said} {shown}".rstrip()
+            return Unreachable(text, hints=filter(None, [hint]))
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
             return Unreachable(f"no TLS with {where}: {_tls_text(cause)}", hints=self.hints)
         refused = isinstance(error, exceptions.NewConnectionError)  # a timeout to urllib3
@@ -2886,6 +3083,7 @@ class Session:
         self.warned: Set[str] = set()  # what the API server warned of, and was shown
         self.lock = threading.RLock()
         self.until = -math.inf  # time.monotonic() of the next renewal
+        self.exchanged: Callable[[str, str], Any] = lambda code, method: None  # is told the end of every exchange
         self.identity = Identity(cluster.token)
         self.pool: Any = None
         self._open(self._read_pem())
@@ -3033,8 +3231,9 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
     if status == 404 and message.startswith("404 page not found"):
         message = f"the cluster does not serve {path.rstrip('/').rpartition('/')[2]}"
     what, rule = rule_for(method, path, watching)
+    by_admission = _at(document, "details", "causes")  # its message has the cure; the call itself is allowed
     cures = {401: "the credentials of the kubeconfig are not accepted; log in again",
-             403: f"you may not {what}; a Role there grants it with: {rule}" if what else ""}
+             403: f"you may not {what}; a Role there grants it with: {rule}" if what and not by_admission else ""}
     if message.startswith(("the cluster does not serve", "the server could not find")):
         cures[404] = f"are Velero's CRDs installed? `{PROGRAM} manifests | kubectl apply -f -`"
     return (Missing if status == 404 else ApiError)(
@@ -3120,12 +3319,14 @@ class Api(NamedTuple):
             try:
                 response, identity = self._attempt(method, target, content, headers or {}, idle or self.timeout)
             except Unreachable as error:
+                self.session.exchanged("<error>", method)
                 # Another thread has replaced the pool; or the other side closed an idle connection.
                 if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
                         method != "POST" and attempt == 1 and isinstance(error.__cause__, exceptions.ProtocolError)):
                     log.info("%s; trying again", error)
                     continue
                 raise
+            self.session.exchanged(str(response.status), method)
             self._tell_warnings(response.headers)
             if response.status < 300:
                 return response
@@ -4127,7 +4328,7 @@ class Download:
 
 
 # ================================================================================
-# 14. Controller — queue, feeders, workers, and how a decision is carried out
+# 14. Controller — queue, pages for probes and scrapers, feeders, workers, and how a decision is carried out
 #
 #     client-go's work queue (util/workqueue): a key that waits is there once; one added while it is worked on comes
 #     again afterwards, so no two workers hold it. Delays are instants of the wall clock, as expirations are; a waiting
@@ -4138,15 +4339,15 @@ class Queue:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._changed, self._closed = clock, threading.Condition(), False
-        self._ready: OrderedDict = OrderedDict()  # keys to look at, in order
-        self._working: Set[Any] = set()  # keys that workers hold; they may be in _ready again
+        self.ready: OrderedDict = OrderedDict()  # keys to look at, in order, and since when (time.monotonic)
+        self.working: Dict[Any, Tuple[float, float]] = {}  # keys that workers hold: since when ready, and held
         self._due: Dict[Any, float] = {}  # key -> the one instant that counts for it
         self._heap: List[Tuple[float, Any]] = []  # (instant, key); outdated entries are skipped
 
     def add(self, key: Any) -> None:
         """Look at this key now; an instant set earlier still counts."""
         with self._changed:
-            self._ready[key] = None
+            self.ready.setdefault(key, time.monotonic())
             self._changed.notify()
 
     def add_at(self, key: Any, instant: float) -> None:
@@ -4164,10 +4365,9 @@ class Queue:
         with self._changed:
             while not self._closed:
                 pause = self._promote()
-                key = next((key for key in self._ready if key not in self._working), None)
+                key = next((key for key in self.ready if key not in self.working), None)
                 if key is not None:
-                    del self._ready[key]
-                    self._working.add(key)
+                    self.working[key] = self.ready.pop(key), time.monotonic()
                     self._changed.notify()  # another one must know the next instant
                 if key is not None or not wait:
                     return key
@@ -4176,7 +4376,7 @@ class Queue:
 
     def done(self, key: Any) -> None:
         with self._changed:
-            self._working.discard(key)
+            self.working.pop(key, None)
             self._changed.notify()
 
     def wake(self) -> None:
@@ -4195,11 +4395,86 @@ class Queue:
             instant, key = heapq.heappop(self._heap)
             if self._due.get(key) == instant:
                 del self._due[key]
-                self._ready[key] = None
+                self.ready.setdefault(key, time.monotonic())
         return min([60.0] + [instant - now for instant, _ in self._heap[:1]])
 
 
+Page = Tuple[int, Dict[str, str], Iterable[bytes]]  # status, headers and the pieces of the body
+
+
+def text_page(status: int, text: str, **headers: str) -> Page:
+    """A page of text; its type is that of Prometheus' format, which no other reader minds."""
+    body = f"{text.rstrip()}\n".encode()
+    return status, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Content-Length": str(len(body)),
+                    **headers}, [body]
+
+
+class HttpServer:
+    """Pages for few readers, of whom each may be hostile: one GET or HEAD a connection. answer: method, target and
+    headers (names in lower case) -> a Page. A request must come, and each piece of its page be taken, within `seconds`;
+    of more than `most` connections the one that did not move for longest gives way."""
+    most, seconds, head_limit = 16, 5.0, 8192
+
+    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page]) -> None:
+        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets."""
+        host, _, port = address.rpartition(":")
+        both = not host and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both or host[:1] == "[" else socket.AF_INET
+        try:
+            self.listener = socket.create_server((host.strip("[]"), int(port)), family=family, dualstack_ipv6=both)
+        except (OSError, OverflowError, UnicodeError) as error:
+            why = str(getattr(error, "strerror", "") or error).partition(" (while")[0]
+            raise Error(f"cannot listen on {address}: {why}") from error
+        self.answer, self.connections = answer, OrderedDict()  # type: Any, OrderedDict[socket.socket, None]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock = _timed_classes()[2](fileno=self.listener.accept()[0].detach())
+                self.connections[sock] = None
+                threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
+                if len(self.connections) > self.most:
+                    self.connections.popitem(last=False)[0].shutdown(socket.SHUT_RDWR)
+            except (OSError, RuntimeError):  # no descriptor or thread is left, or the one to give way has left
+                time.sleep(0.1)
+
+    def _reply(self, head: bytes) -> Iterator[bytes]:
+        """What is sent to whoever has sent this."""
+        head, end, _ = head.partition(b"\r\n\r\n")
+        line, *rows = head.decode("latin-1").split("\r\n")
+        match = re.fullmatch(r"([A-Z]+) (/[!-~]*) HTTP/1\.[01]", line)
+        if not match or not end:
+            status, headers, body = text_page(
+                400, f"speak HTTP/1.1, and send a request within {self.seconds:g} seconds and {self.head_limit} bytes")
+        elif match[1] not in ("GET", "HEAD"):
+            status, headers, body = text_page(405, "only GET and HEAD are answered here", Allow="GET, HEAD")
+        else:
+            fields = {name.lower(): value.strip() for name, _, value in (row.partition(":") for row in rows)}
+            status, headers, body = self.answer(match[1], match[2], fields)
+        lines = (f"{name}: {value}\r\n" for name, value in {**headers, "Connection": "close"}.items())
+        yield f"HTTP/1.1 {status} \r\n{''.join(lines)}\r\n".encode("latin-1")
+        if not match or match[1] != "HEAD":
+            yield from body
+
+    def _converse(self, sock: socket.socket) -> None:
+        head = b""
+        with sock, contextlib.suppress(OSError, KeyError):  # it left, or had to give way
+            with contextlib.suppress(socket.timeout), time_limit(self.seconds):
+                while b"\r\n\r\n" not in head and len(head) < self.head_limit:
+                    head += sock.recv(self.head_limit - len(head)) or b"\r\n\r\n"  # that was all
+            for piece in self._reply(head):
+                self.connections.move_to_end(sock)
+                with time_limit(self.seconds):
+                    sock.sendall(piece)
+            sock.shutdown(socket.SHUT_WR)
+            with time_limit(self.seconds):  # who still sends would lose the answer if it were closed now
+                all(sock.recv(65536) for _ in range(128))
+        self.connections.pop(sock, None)
+
+
 WORKERS = 4
+STUCK = 15 * READ_TIMEOUT  # seconds; a pass makes at most 11 calls, and asks STS and store for as long as two more take
 SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing is a failure
 CACHE_LIFE, CACHE_SIZE = 5.0, 200  # seconds and entries; backups, locations, Secrets after a success
 
@@ -4212,7 +4487,7 @@ class Controller:
     `run_once` prints and changes nothing. verify_urls: fetch a byte with every URL before it is handed out. allowed:
     files of this host that a location may name."""
     watch_seconds, silence = WATCH_SECONDS, WATCH_SILENCE
-    stop_time = 3.0  # seconds for passes in hand in the end
+    stop_time = 1.5  # seconds for passes in hand in the end, so that SIGTERM ends it within two
 
     def __init__(self, api: Api, namespace: str, server: Server, *, now: Callable[[], datetime] = utc_now,
                  dry_run: bool = False, verify_urls: bool = False, allowed: Sequence[str] = ()) -> None:
@@ -4231,6 +4506,21 @@ class Controller:
         self.credentials = functools.lru_cache(CACHE_SIZE)(CredentialCache)  # by plan and region
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = dict.fromkeys(REQUEST_KINDS, 0)  # how many the watches have brought
+        self.progress = dict.fromkeys(REQUEST_KINDS, time.monotonic())  # when a feeder last got on
+        self.listed: Set[Resource] = set()  # kinds that have been listed once
+        self.lock = threading.Lock()
+        self.series: Dict[Tuple[str, ...], List[float]] = defaultdict(lambda: [0] * (len(BUCKETS) + 2))
+        for resource, result in itertools.product(REQUEST_KINDS, ("success", "error", "requeue", "requeue_after")):
+            self.count((("controller_runtime_reconcile_total", resource.kind.lower(), result), 0))
+        api.session.exchanged = lambda code, method: self.count((("rest_client_requests_total", code, method), 1))
+
+    def count(self, *observed: Tuple[Tuple[str, ...], float]) -> None:
+        """Add each value to its counter or histogram, which is a metric and the values of its labels."""
+        with self.lock:
+            for series, value in observed:
+                numbers = self.series[series]
+                numbers[0] += value
+                numbers[1 + bisect.bisect_left(BUCKETS, value)] += 1
 
     def warn_once(self, texts: Iterable[str]) -> None:
         for text in (text for text in texts if add_if_new(text, self.warned, 1000)):
@@ -4375,7 +4665,27 @@ class Controller:
         finally:
             _thread.hosts = None
 
-    def log_outcome(self, key: Key, outcome: Outcome) -> None:
+    def handle(self, key: Key) -> Outcome:
+        """Look at a key, and count and log what came of it."""
+        request, (ready, held) = self.records.get(key), self.queue.working[key]
+        outcome = self.look_at(key)
+        seconds, kind = time.monotonic() - held, key.resource.kind
+        controller = kind.lower()
+        observed = [(("controller_runtime_reconcile_total", controller, "requeue" if outcome is CONFLICT else "error" if
+                      outcome.failed else "requeue_after" if outcome.again else "success"), 1.0),
+                    (("controller_runtime_reconcile_time_seconds", controller), seconds),
+                    (("workqueue_queue_duration_seconds", controller, controller), held - ready)]
+        if outcome.reason and outcome.body:
+            observed.append((("velero_requests_refused_total", outcome.reason), 1.0))
+        elif request and _at(outcome.body, "status", "phase") == PROCESSED:
+            now, target = self.now(), request.target_kind if request.target_kind in TARGETS else ""
+            observed += [(("velero_requests_answered_total", kind, target), 1.0), (
+                ("velero_requests_answer_seconds", kind), max(0.0, (now - (request.created or now)).total_seconds()))]
+        self.count(*observed)
+        self.log_outcome(key, request, outcome, seconds)
+        return outcome
+
+    def log_outcome(self, key: Key, request: Optional[Request], outcome: Outcome, seconds: float) -> None:
         """Log an outcome, a failure only when it is another than the last; a dry run prints it."""
         text = printable(redact(f"{key}: {outcome.verb}: {outcome.why}"))
         if self.dry_run and outcome is not GONE:
@@ -4389,13 +4699,12 @@ class Controller:
             self.failures[key] = failures + 1, why
         elif outcome.why != BUSY:
             self.failures.pop(key, None)
-        log.log(level, "%s", text)
+        log.log(level, "%s", text, extra={"look": (key, request, outcome, seconds)})  # for JSON
 
     def work(self) -> None:
         """The next look is after a failure with back-off, but not beyond `again`; else then, or never."""
         for key in iter(self.queue.take, None):
-            outcome = self.look_at(key)
-            self.log_outcome(key, outcome)
+            outcome = self.handle(key)
             instant = outcome.again.timestamp() if outcome.again else math.inf
             if outcome.failed:
                 instant = min(instant, self.now().timestamp() + backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP))
@@ -4408,7 +4717,7 @@ class Controller:
         for page in self.api.list_pages(resource, self.namespace, limit=1 << 20):
             if not isinstance(_at(page, "items"), list):
                 raise Unreachable(f"the cluster's answer is no list of {resource.plural}")
-            version = _text(page, "metadata", "resourceVersion")
+            version, self.progress[resource] = _text(page, "metadata", "resourceVersion"), time.monotonic()
             found.update(self.remember(resource, document)[0] for document in page["items"])
             del page  # before the next one is read
         for key in found.union(key for key in list(self.records) if key.resource == resource):
@@ -4416,17 +4725,19 @@ class Controller:
                 self.records.pop(key, None)
             self.queue.add(key)
         self.versions[resource] = version
+        self.listed.add(resource)
 
     def follow(self, resource: Resource) -> None:
-        """Watch a kind until the watch ends, or its time is long over."""
+        """Watch a kind until the watch ends, or its time is long over; one that falls silent is no progress."""
         response = self.api.open_watch(resource, self.namespace, self.versions[resource],
                                        seconds=random.uniform(*self.watch_seconds), silence=self.silence)
-        self.streams[resource] = response
+        self.streams[resource], heard = response, time.monotonic()
         if self.stop.is_set():
             response.interrupt()
         with time_limit(self.watch_seconds[1] + self.silence):
             for kind, document in watch_events(response):
                 self.events[resource] += 1
+                self.progress[resource] = heard = time.monotonic()
                 if kind in ("ADDED", "MODIFIED"):
                     key, news = self.remember(resource, document)
                     if news:
@@ -4436,6 +4747,8 @@ class Controller:
                     self.records.pop(key, None)
                     self.queue.add(key)
                 self.versions[resource] = _text(document, "metadata", "resourceVersion")
+        if time.monotonic() - heard < self.silence:
+            self.progress[resource] = time.monotonic()
 
     def feed(self, resource: Resource) -> None:
         """List once, then watch; list again when the API no longer has the version; never give up. A watch that ended
@@ -4448,7 +4761,7 @@ class Controller:
                     self.relist(resource)
                 self.follow(resource)
             except Exception as caught:
-                error = self.note(caught)
+                error, self.progress[resource] = self.note(caught), time.monotonic()  # it knows, and tries again
                 if isinstance(error, (Unreachable, Missing)) or is_version_expired(error):
                     self.versions.pop(resource, None)  # who knows what the API server is now
             lived = time.monotonic() - started
@@ -4462,13 +4775,46 @@ class Controller:
             logged = trouble
             self.stop.wait(watch_pause(failures, lived, not isinstance(error, Unreachable), random.uniform(1, 2)))
 
+    def trouble(self, now: float) -> str:
+        """Why a new process may help (now: time.monotonic): a feeder heard nothing, not even an error, for as long as a
+        silent watch, the next one and a back-off last; or a worker holds a key for longer than is possible."""
+        limit = self.silence + self.watch_seconds[1] + WATCH_CAP
+        late = [f"nothing was heard of {resource.plural} for {format_duration(now - instant, 0)}"
+                for resource, instant in self.progress.items() if now - instant > limit]
+        late += [f"a worker has held one request for {format_duration(now - held, 0)}"
+                 for _, held in list(self.queue.working.values()) if now - held > STUCK]
+        return "; ".join(late)
+
+    def metrics(self) -> str:
+        """All METRICS in Prometheus' text format."""
+        with self.lock:
+            series = {name: list(numbers) for name, numbers in self.series.items()}
+        for resource in REQUEST_KINDS:
+            name, now, records = resource.kind.lower(), self.now(), list(self.records.values())
+            created = min([now, *(record.created or now for record in records if record.key.resource == resource
+                                  and record.phase in UNANSWERED)])
+            series["velero_requests_oldest_unanswered_seconds", resource.kind] = [(now - created).total_seconds()]
+            series["workqueue_depth", name, name] = [sum(key.resource == resource for key in list(self.queue.ready))]
+        return metrics_text(series)
+
+    def page(self, paths: Sequence[str], target: str) -> Page:
+        """/healthz, /readyz and /metrics, as far as they are among `paths`."""
+        path = target.partition("?")[0]
+        missing = " and ".join(resource.plural for resource in REQUEST_KINDS if resource not in self.listed)
+        waiting = "stopping" if self.stop.is_set() else missing and f"waiting for the API server's list of {missing}"
+        if path not in paths:
+            return text_page(404, f"here are only {', '.join(paths)}")
+        if path == "/metrics":
+            return text_page(200, self.metrics())
+        trouble = waiting if path == "/readyz" else self.trouble(time.monotonic())
+        return text_page(503 if trouble else 200, trouble or waiting or "ok")
+
     def run_once(self) -> None:
         """Look once at every request that is there, again where another writer came in between."""
         for resource in REQUEST_KINDS:
             self.relist(resource)
         for key in iter(lambda: self.queue.take(wait=False), None):
-            outcome = self.look_at(key)
-            self.log_outcome(key, outcome)
+            outcome = self.handle(key)
             self.queue.done(key)
             if outcome is CONFLICT and self.failures[key][0] < 5:
                 self.queue.add(key)
@@ -4938,7 +5284,7 @@ KIND_ENUM = "schema.openAPIV3Schema.properties.spec.properties.target.properties
 def check_server(api: Api, namespace: str) -> str:
     """The Deployments of Velero and of this controller; Error when there is none, or none has a ready pod."""
     said, ready = [], 0
-    for name in ("velero", "velero-requests"):
+    for name in ("velero", NAME):
         with contextlib.suppress(Missing):
             deployment = Fields(api.get(DEPLOYMENTS, namespace, name), "", {})
             images = [row("image") for row in deployment.rows("spec.template.spec.containers")]
@@ -5115,7 +5461,7 @@ class Doctor:
     def ask_version(self) -> Finding:
         try:
             with contextlib.closing(self.api.send("GET", "/version")) as response:
-                self.skew, peer = clock_skew(response.headers, utc_now()), response.peer()
+                self.skew, peer = clock_skew(response.headers, utc_now(), timedelta.max), response.peer()
                 version = _text(parse_json(response.read(ERROR_LIMIT)), "gitVersion") or "no version"
         except ApiError as error:
             if error.status not in (401, 403):
@@ -5221,7 +5567,7 @@ class Doctor:
         """The URL's host; whatever it says of the object is the next hop's."""
         url, trust = self.found["request"].url, self.found["request"].trust
         with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=tuple(range(100, 600))) as response:
-            skew, peer = clock_skew(response.headers, utc_now()), response.peer()
+            skew, peer = clock_skew(response.headers, utc_now(), timedelta.max), response.peer()
         by = "nobody" if trust.insecure else trust.source if trust.ca_cert else "the system's authorities"
         clock = skew_text("its", skew)
         cure = "set this host's clock by NTP: the API server's agrees with the store's" if abs(
@@ -5251,9 +5597,9 @@ class Doctor:
     def go_through_cluster(self) -> Finding:
         """The way through the API server to a controller that serves artifacts, where there is one."""
         with contextlib.suppress(ApiError):
-            self.api.get(SERVICES, self.namespace, "velero-requests")
-            return "there is a Service velero-requests; it is not tried yet", None
-        return "nobody has deployed it: no Service velero-requests is to be seen", None
+            self.api.get(SERVICES, self.namespace, NAME)
+            return f"there is a Service {NAME}; it is not tried yet", None
+        return f"nobody has deployed it: no Service {NAME} is to be seen", None
 
 # ================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
@@ -5381,6 +5727,11 @@ class Options:
         if self.once or self.dry_run:
             controller.run_once()
             return
+        health, metrics = self.health_address, self.metrics_address or self.health_address
+        for address in filter(None, {health, metrics}):
+            paths = [path for path, at in (("/healthz", health), ("/readyz", health), ("/metrics", metrics)) if
+                     at == address]
+            HttpServer(address, lambda _method, target, _headers, paths=paths: controller.page(paths, target))
 
         def stop(number: int, _frame: Any) -> None:
             signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
@@ -5609,8 +5960,14 @@ TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> i
     "FILE": (lambda text: text or None, "it is empty; was a variable not set?"),
     "DURATION": (lambda text: min(max(0.0, parse_duration(text)), MAX_TIMEOUT) or None,
                  "{!r} is no time to wait; write for example 30s, 5m or 1h30m"),
+    "HOST:PORT": (lambda text: text if re.fullmatch(r"(\[[\w.:%]+\]|[^][:\s]*):[0-9]{1,5}", text) else None,
+                  "{!r} is not HOST:PORT, such as 127.0.0.1:8081, [::1]:8081 or :8081"),
     "KIND=NAME": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None,
-                  "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod")}
+                  "{!r} is not KIND=NAME, such as RestoreItemAction=velero.io/pod"),
+    "KEY=VALUE": (lambda text: tuple(text.split("=", 1)) if re.fullmatch("[^=]+=.+", text) else None, "{!r} has no ="),
+    "NUMBER": (lambda text: int(text) if re.fullmatch("[0-9]{1,4}", text) else None, "{!r} is no number of pods"),
+    "SECRET": (lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a Secret"),
+    "URL": (lambda text: text if is_http_url(text) else None, "{!r} is no http or https URL")}
 Argument = Tuple[Tuple[str, ...], Dict[str, Any]]  # flags or the name of a positional, and argparse's keywords
 
 
@@ -5701,14 +6058,70 @@ def owner_commands(resource: Resource) -> Tuple[Command, ...]:
                  for verb, summary, run, fixed, arguments in rows[:4 if is_backup else 3])
 
 
+# Flags of the controller that `manifests controller` hands on; in a pod the others have no use.
+SERVING = (
+    argument("--log-format FORMAT", "text, or json: an object per line", choices=("text", "json"), default="text"),
+    argument("--verify-urls", "fetch one byte with every URL before handing it out"),
+    ALLOWED_FILE,
+    argument("--server-version VERSION", "version to report (default: our own)", default=f"v{__version__}"),
+    argument("--plugin KIND=NAME", "plugin to report; repeatable", action="append"))
+MANIFESTS = {  # what can be printed, and the flags for it
+    "crds": (argument("--status-subresource", "crds: as Velero 1.6 to 1.8 installed them"),),
+    "controller": (
+        argument("--image IMAGE", f"controller: image with Python 3.8 or newer (default: {PYTHON_IMAGE})",
+                 default=PYTHON_IMAGE),
+        argument("--replicas NUMBER", "controller: how many pods (default: 2)", default=2),
+        argument("--secret SECRET", "controller: whose key `cloud` is a credentials file for locations that name no "
+                 "Secret, such as Velero's cloud-credentials"),
+        argument("--endpoint URL", "controller: AWS_ENDPOINT_URL_S3, the store of locations without s3Url"),
+        argument("--service-account-annotation KEY=VALUE", "controller: such as eks.amazonaws.com/role-arn=ARN; "
+                 "repeatable", action="append"), *SERVING),
+    "client": (), "policy": ()}
+
+
+def read_own_program() -> Tuple[str, bytes]:
+    """The archive or script that runs here: what a pod calls it, and its content."""
+    script = path = os.path.abspath(__file__)
+    while not os.path.exists(path):  # what lies in an archive exists for Python alone
+        path = os.path.dirname(path)
+    return f"velero_requests.py{'z' * (path != script)}", read_file(path, "program", 64 << 20)
+
+
+def given_words(options: Options, arguments: Iterable[Argument]) -> List[str]:
+    """Those of these flags that do not have their default, as words of a command line."""
+    words = []
+    for flags, keywords in arguments:
+        value, default = getattr(options, flags[-1][2:].replace("-", "_")), keywords.get("default")
+        for item in value if isinstance(default, list) else [value] * (value != default):
+            text = "=".join(item) if isinstance(item, tuple) else str(item)
+            words.append(flags[-1] if item is True else f"{flags[-1]}={text}")
+    return words
+
+
+def run_manifests(options: Options) -> str:
+    """Documents for `kubectl apply --server-side -f -`; the controller's hold this very program."""
+    others = given_words(options, itertools.chain(*(rows for part, rows in MANIFESTS.items() if part != options.part)))
+    if others:
+        raise UsageError(f"{others[0].partition('=')[0]} says nothing to `manifests {options.part}`")
+    if options.part == "crds":
+        return yaml_text(*crd_manifests(options.status_subresource))
+    if options.part != "controller":
+        return yaml_text(*(client_manifests if options.part == "client" else policy_manifests)(options.namespace))
+    program, content = read_own_program()
+    if program.endswith(".py") and options.image == PYTHON_IMAGE:
+        log.warning("this script needs urllib3 and PyYAML, which the image %s lacks: name one that has them with "
+                    "--image, or print these manifests with the archive velero_requests.pyz", PYTHON_IMAGE)
+    return yaml_text(*controller_manifests(
+        options.namespace, program, content, options.service_account_annotation, words=given_words(options, SERVING),
+        image=options.image, replicas=options.replicas, secret=options.secret, endpoint=options.endpoint))
+
+
 COMMANDS = (
     Command("controller", "answer DownloadRequests and ServerStatusRequests", Options.run_controller, (
         argument("--once", "look once at every request that is there, then exit"),
         argument("--dry-run", "print what would be done and change nothing"),
-        argument("--verify-urls", "fetch one byte with every URL before handing it out"),
-        ALLOWED_FILE,
-        argument("--server-version VERSION", "version to report (default: our own)", default=f"v{__version__}"),
-        argument("--plugin KIND=NAME", "plugin to report; repeatable", action="append"))),
+        argument("--health-address HOST:PORT", "serve /healthz, /readyz and /metrics there", default=None),
+        argument("--metrics-address HOST:PORT", "serve /metrics there instead", default=None), *SERVING)),
     Command("download", "fetch any artifact of a backup or restore", Options.run_download, (
         argument("name NAME", "name of the backup or restore"),
         argument("--kind KIND", f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}",
@@ -5728,9 +6141,10 @@ COMMANDS = (
             ("get plugins", "get plugin")),
     Command("version", "print the versions of client and server", Options.run_version, (
         argument("--client-only", "do not ask the server"), OUTPUT_FORMAT), {"timeout": 5.0}),
-    Command("manifests", "print the CustomResourceDefinitions, for clusters where Velero has not installed its own",
-            lambda options: yaml_text(*crd_manifests(options.status_subresource)),
-            (argument("--status-subresource", "as Velero 1.6 to 1.8 installed them"),)),
+    Command("manifests", "print what a cluster needs, for `kubectl apply --server-side -f -`", run_manifests, (
+        argument("part PART", "crds (the default; for clusters where Velero has not installed its own), controller, "
+                 "client (Roles for people) or policy (rights per kind of artifact)", nargs="?", default="crds",
+                 choices=tuple(MANIFESTS)), *itertools.chain(*MANIFESTS.values()))),
     Command("completion", "print a script that lets a shell complete commands, flags and names",
             lambda options: COMPLETION_SCRIPTS[options.shell].replace("PROGRAM", PROGRAM), (argument(
                 "shell SHELL", f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, in fish with "
@@ -5847,7 +6261,7 @@ def completions(argv: List[str]) -> List[str]:
     elif not current.startswith("-"):
         if not name:
             found = {known.split()[len(rest)] for known in COMMAND_OF if known.split()[:len(rest)] == rest}
-        elif place and (not rest or "nargs" in place):
+        elif place and (not rest or place.get("nargs") == "*"):
             found = place.get("choices") or known_names(name, flags)
     return sorted(word for word in found if word.startswith(current))
 
@@ -5862,11 +6276,28 @@ class RedactingFormatter(logging.Formatter):
         return "\n".join(redact(printable(line)) for line in super().formatException(ei).split("\n"))
 
 
-def configure_logging(serving: bool, verbose: int) -> None:
+class JsonFormatter(RedactingFormatter):
+    """An object per line, also without secrets; of a look at a request it has the parts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {"time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+                  "level": record.levelname.lower(), "message": record.getMessage(),
+                  **({"error": self.formatException(record.exc_info)} if record.exc_info else {})}
+        if hasattr(record, "look"):
+            key, request, outcome, seconds = record.look
+            fields.update(controller=key.resource.kind.lower(), namespace=key.namespace, name=key.name,
+                          kind=key.resource.kind, reason=outcome.reason, duration=round(seconds, 6),
+                          target=f"{request.target_kind} {request.target_name}".strip() if request else "")
+        return json.dumps({name: redact(printable(value)) if isinstance(value, str) else value
+                           for name, value in fields.items()})
+
+
+def configure_logging(serving: bool, verbose: int, as_json: bool = False) -> None:
     """Log to stderr: a controller with time and level, a client only warnings without -v."""
     import warnings
     handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
+    handler.setFormatter(JsonFormatter() if as_json else RedactingFormatter(
+        "%(asctime)s %(levelname)s %(message)s" if serving else "%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(max(logging.DEBUG, (logging.INFO if serving else logging.WARNING) - 10 * verbose))
@@ -5894,7 +6325,8 @@ def run(argv: List[str]) -> int:
             sys.stdout.write(version_of_program(not {"-v", "-vv", "--verbose"}.isdisjoint(flags)))
             return Exit.DONE
         command, options = parse(argv)
-        configure_logging(command.run is Options.run_controller, options.verbose)
+        serving = command.run is Options.run_controller
+        configure_logging(serving, options.verbose, serving and options.log_format == "json")
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 end.callback(signal.signal, number, signal.signal(number, terminate))
@@ -5929,14 +6361,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     except BrokenPipeError:
         return Exit.BROKEN_PIPE
     except Exception as error:
-        log.info("raised at:", exc_info=True)
-        if isinstance(error, OSError):
-            return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
         module = (error.name or "").lstrip("_") if isinstance(error, ImportError) else ""
         if module in ("urllib3", "yaml"):
             return report(Error(f"the package {module} is missing", hints=MISSING_PACKAGE))
         if module:
             return report(Error(f"this Python has no {module}", hints=["use another one, which was built with it"]))
+        log.info("raised at:", exc_info=True)
+        if isinstance(error, OSError):
+            return report(Error(f"cannot write the output: {error.strerror or one_line(error)}"))
         return report(Error(f"unexpected {type(error).__name__}: {one_line(error)}",
                             hints=["this is a bug; run again with -v and report what it says"]))
     finally:
