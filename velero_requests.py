@@ -5521,29 +5521,24 @@ class Doctor:
         began = time.monotonic()
         with adding_hints(lambda error: timeout_hints(self.api, self.namespace) if isinstance(error, TimedOut) else ()):
             document = get_server_status(self.api, self.namespace, timeout=self.patience(HOP_TIME))
-        text = f"{_text(document, 'status', 'serverVersion')} answers in {format_duration(time.monotonic() - began)}"
-        try:
-            return f"{text}; {check_server(self.api, self.namespace)}", ""
-        except Error as error:
-            return f"{text}; {error}", ""
+        passed = format_duration(time.monotonic() - began)
+        running, = side_by_side([functools.partial(check_server, self.api, self.namespace)], TIDY_TIME)  # or an Error
+        return f"{_text(document, 'status', 'serverVersion')} answers in {passed}; {running}", ""
 
     def find_owner(self) -> Finding:
-        resource, name = self.artifact.owner, self.name
-        if name:
-            document = get_existing(self.api, resource, self.namespace, name)
-        else:
-            rows = [(_text(row, "status", "completionTimestamp"), _name(row, "metadata", "name"), row)
-                    for row in list_all(self.api, resource, self.namespace)[0]
-                    if _text(row, "status", "phase") == "Completed"]
-            if not rows:
-                return f"there is no completed {resource.kind.lower()} here; name one, or another namespace (-n)", None
-            _, name, document = max(rows, key=lambda row: row[:2])
-        phase = _text(document, "status", "phase")
+        resource, noun = self.artifact.owner, self.artifact.owner.kind.lower()
+        document = get_existing(self.api, resource, self.namespace, self.name) if self.name else max(
+            filter(lambda row: _text(row, "status", "phase") == "Completed", list_all(
+                self.api, resource, self.namespace)[0]),
+            key=lambda row: _text(row, "status", "completionTimestamp"), default=None)
+        if document is None:
+            return f"there is no completed {noun} here; name one, or another namespace (-n)", None
+        name, phase = _name(document, "metadata", "name"), _text(document, "status", "phase")
         refusal = self.artifact.kind.endswith("Log") and logs_refusal(resource, name, phase)
         if refusal:
             raise Error(refusal)
         self.found["backup"] = name
-        return f"{resource.kind.lower()} {name}: {phase or NEW}", ""
+        return f"{noun} {name}: {phase or NEW}", ""
 
     def find_location(self) -> Finding:
         document = read_location(self.api, self.namespace, self.artifact, self.found["backup"])
