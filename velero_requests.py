@@ -500,7 +500,7 @@ REQUEST_KINDS = (DOWNLOAD_REQUESTS, STATUS_REQUESTS)
 BACKUPS, RESTORES, LOCATIONS = Resource("Backup"), Resource("Restore"), Resource("BackupStorageLocation")
 POD_VOLUME_BACKUPS, POD_VOLUME_RESTORES = Resource("PodVolumeBackup"), Resource("PodVolumeRestore")
 DELETE_REQUESTS, DEPLOYMENTS = Resource("DeleteBackupRequest"), Resource("Deployment", group="apps")
-SECRETS, EVENTS, SERVICES = (Resource(kind, group="") for kind in ("Secret", "Event", "Service"))
+SECRETS, EVENTS = Resource("Secret", group=""), Resource("Event", group="")
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -510,21 +510,34 @@ def api_path(resource: Resource, namespace: str, name: str = "", subresource: st
     return "".join("/" + quote(part, safe="") for part in parts if part)
 
 
-def rule_line(group: str, resource: str, *verbs: str) -> str:
-    """The line of a Role that allows verbs on a resource."""
-    return f'- {{apiGroups: ["{group}"], resources: ["{resource}"], verbs: {json.dumps(verbs)}}}'
+def rule_line(group: str, resource: str, *verbs: str, name: str = "") -> str:
+    """The line of a Role that allows verbs on a resource, or on one object of it."""
+    named = f'resourceNames: ["{name}"], ' if name else ""
+    return f'- {{apiGroups: ["{group}"], resources: ["{resource}"], {named}verbs: {json.dumps(verbs)}}}'
 
 
 def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
     """A call -> it in words, and the line of a Role that allows it; empty for other paths."""
-    match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?", path)
+    match = re.fullmatch(r"/api(?:s/([^/]+))?/v1/namespaces/([^/]+)/([^/]+)(/[^/]+)?(/[^/]+)?(/.+)?", path)
     if not match:
         return "", ""
-    group, namespace, plural, name, subresource = match.groups("")
+    group, namespace, plural, name, subresource, inside = match.groups("")
     reading = "watch" if watching else "get" if name else "list"
     verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method, reading)
     return (f"{verb} {plural}{subresource} in namespace {namespace}",
-            rule_line(group, plural + subresource, verb))
+            rule_line(group, plural + subresource, verb, name=name[1:] if inside else ""))
+
+
+# The way through the cluster: the API server's proxy leads to the controllers behind one Service, under a path that is
+# spelled as the Role has it, and says nobody's name. So the caller proves by a hash that he may read the request's URL.
+ARTIFACTS_SERVICE = "http:velero-requests:http"  # scheme, Service, port
+MARKER, PROOF = "X-Velero-Requests", "X-Velero-Requests-Proof"  # headers: of our answers, and of the proof
+
+
+def proof_of(url: str) -> str:
+    """What shows that somebody has read a URL, without showing it."""
+    import hashlib
+    return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 BACKUP_CONTENTS = "BackupContents"
@@ -1577,7 +1590,7 @@ def bytes_to_skip(known: ObjectInfo, info: ObjectInfo, position: int) -> int:
     return position - info.start
 
 
-EXPIRED = ("UrlExpired", "ClockSkew", "CredentialsExpired")  # reasons that another signature may cure
+EXPIRED = ("UrlExpired", "ClockSkew", "CredentialsExpired", "NotProven")  # reasons that another request may cure
 PASSING_STATUS = (408, 429, 500, 502, 503, 504, 522, 524)  # curl's --retry, too
 MAX_DOWNLOAD_WAIT = 60.0  # seconds of waiting without a byte in between; ends endless 503 in 100 s
 
@@ -2600,7 +2613,7 @@ READ_TIMEOUT = 20.0  # seconds that a call to the API may take in all, a page of
 ERROR_LIMIT = 64 * 1024  # bytes of an error's body that are looked at
 KUBECONFIG_LIMIT = 8 << 20  # bytes
 MAX_YAML_NODES = 100_000  # with aliases followed; 3,000 clusters have as many
-POOL_SIZE = 8  # connections: one for each worker and feeder of a controller
+POOL_SIZE = 8  # connections: one for each worker and feeder of a controller, and twice as many for its transfers
 USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
 
 
@@ -2925,15 +2938,15 @@ class ConnectionPool:
         self.prefix = f"http://{parts.netloc}" if proxy and parts.scheme == "http" else ""
 
     def request(self, method: str, target: str, headers: Mapping[str, str], body: Optional[bytes] = None, *,
-                idle: float) -> Response:
+                idle: float, connect: float = CONNECT_TIMEOUT) -> Response:
         """Send one request -> the response, its body unread; else Unreachable from urllib3's error. idle: seconds
-        without a byte, and for all until the headers are there."""
+        without a byte, and for all until the headers are there; connect: until there is a connection."""
         import urllib3
         try:
             with time_limit(idle):
                 answer = self.pool.urlopen(
                     method, self.prefix + target, body, headers, retries=False, redirect=False, preload_content=False,
-                    assert_same_host=False, timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, idle), read=idle))
+                    assert_same_host=False, timeout=urllib3.Timeout(connect=min(connect, idle), read=idle))
         except urllib3.exceptions.HTTPError as error:
             self.answered_at = -math.inf
             raise self.unreachable(error) from error
@@ -3100,7 +3113,7 @@ class Session:
         source = isinstance(cluster.authority, str) and cluster.authority
         trust = Trust(pem[0], cluster.insecure, source or "certificate-authority-data of the kubeconfig", bool(pem[0]))
         pool = ConnectionPool(
-            server, f"the cluster at {redact(server)}", trust=trust, certificate=pem[1:], size=POOL_SIZE,
+            server, f"the cluster at {redact(server)}", trust=trust, certificate=pem[1:], size=3 * POOL_SIZE,
             proxy=cluster.proxy_url or proxy_for(server, os.environ), server_name=cluster.server_name,
             hint="does certificate-authority in the kubeconfig belong to this cluster?",
             cure="is the server in the kubeconfig right, or does it take a VPN, or a proxy (HTTPS_PROXY)?")
@@ -3234,7 +3247,9 @@ def api_error(status: int, body: bytes, method: str, path: str, watching: bool =
     by_admission = _at(document, "details", "causes")  # its message has the cure; the call itself is allowed
     cures = {401: "the credentials of the kubeconfig are not accepted; log in again",
              403: f"you may not {what}; a Role there grants it with: {rule}" if what and not by_admission else ""}
-    if message.startswith(("the cluster does not serve", "the server could not find")):
+    if path.partition("/proxy/")[1]:
+        cures[404] = cures[503] = f"`{PROGRAM} manifests controller` puts one with --artifacts-address there"
+    elif message.startswith(("the cluster does not serve", "the server could not find")):
         cures[404] = f"are Velero's CRDs installed? `{PROGRAM} manifests | kubectl apply -f -`"
     return (Missing if status == 404 else ApiError)(
         f"{one_line(message, MESSAGE_LIMIT)} ({method} {path}: {status})", status=status,
@@ -3308,8 +3323,9 @@ class Api(NamedTuple):
 
     def send(self, method: str, path: str, *, query: Optional[Dict[str, str]] = None, body: Optional[Document] = None,
              headers: Optional[Dict[str, str]] = None, idle: float = 0) -> Response:
-        """One call -> a response with status below 300, its body unread; ApiError or Unreachable. The caller's deadline
-        counts for all tries. query: without empty values. idle: seconds without a byte, for a body without deadline."""
+        """One call -> a response with status below 300, or with any of a controller of ours behind the API server, its
+        body unread; ApiError or Unreachable. The caller's deadline counts for all tries. query: without empty values.
+        idle: seconds without a byte, for a body without deadline."""
         from urllib3 import exceptions
         target = f"{path}?{urlencode({name: value for name, value in query.items() if value})}" if query else path
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
@@ -3328,7 +3344,7 @@ class Api(NamedTuple):
                 raise
             self.session.exchanged(str(response.status), method)
             self._tell_warnings(response.headers)
-            if response.status < 300:
+            if response.status < 300 or MARKER in response.headers:
                 return response
             refusal = response.refusal()
             wait = retry_wait(method, attempt, response.status,
@@ -3774,12 +3790,13 @@ def trust_in(location: Location) -> Trust:
 
 @contextlib.contextmanager
 def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, str]] = None,
-             wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT, address: str = "", quoting: bool = True
-             ) -> Iterator[Response]:
+             wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT, connect: float = CONNECT_TIMEOUT,
+             address: str = "", quoting: bool = True) -> Iterator[Response]:
     """GET a pre-signed URL -> the response, its body unread; closed by the context.
 
-    headers: unsigned. idle: seconds without a byte. address: the host's, if looked up. quoting: whether errors may hold
-    what the host wrote. StoreError for a status not wanted, Unreachable without a connection; none shows the signature.
+    headers: unsigned. idle: seconds without a byte; connect: without a connection. address: the host's, if looked up.
+    quoting: whether errors may hold what the host wrote. StoreError for a status not wanted, Unreachable without a
+    connection; none shows the signature.
     """
     from urllib3 import exceptions
     if not is_http_url(url):
@@ -3798,7 +3815,8 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
             cure="is that host to be reached from here? publicUrl of the storage location may name one that is, and "
             "s3ForcePathStyle keeps the bucket out of its name")) as pool:
         try:
-            answer = pool.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), sent, idle=idle)
+            answer = pool.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), sent, idle=idle,
+                                  connect=connect)
         except Unreachable as failed:
             failed.retry = not isinstance(failed.__cause__, exceptions.SSLError)
             if isinstance(failed.__cause__, (exceptions.ProtocolError, exceptions.ReadTimeoutError)):
@@ -3810,30 +3828,37 @@ def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, st
             yield answer
 
 
-def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
-    """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time.
-
-    Not by HEAD, because the method is signed; an empty object answers 416. Whoever made the location may have chosen
-    the host and read the error, which holds status and known codes, no text of the host. Link-local services are not
-    asked; what was looked up is what is asked, one address of each family.
-    """
+@contextlib.contextmanager
+def open_for_others(url: str, trust: Trust, **options: Any) -> Iterator[Response]:
+    """`open_url` where whoever made the location may have chosen the host, and read the error, which holds status and
+    known codes, no text of the host. Link-local services are not asked; what was looked up is what is asked, one
+    address of each family."""
     host, found = urlsplit(url).hostname or "", []
     failed = Unreachable(f"cannot reach the store at {urlsplit(url).netloc}: it has no address here")
-    with host_guard(url), time_limit(seconds):
-        with contextlib.suppress(OSError, UnicodeError):  # a proxy may know names that we do not
-            found = [(row[0], str(row[4][0])) for row in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-        if any(map(is_link_local, (host, *(address for _, address in found)))):
-            reason, cure = REFUSALS["PermanentRedirect"]
-            raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
-                             reason=reason, hints=[cure])
+    with contextlib.suppress(OSError, UnicodeError):  # a proxy may know names that we do not
+        found = [(row[0], str(row[4][0])) for row in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    if any(map(is_link_local, (host, *(address for _, address in found)))):
+        reason, cure = REFUSALS["PermanentRedirect"]
+        raise StoreError(f"the store at {host} has the address of a link-local service, which is never asked",
+                         reason=reason, hints=[cure])
+    with contextlib.ExitStack() as stack:
         for address in [""] if proxy_for(url, os.environ) else [*dict(reversed(found)).values()][::-1]:
             try:
-                with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416), address=address,
-                              quoting=False):
-                    return
+                response = stack.enter_context(open_url(url, trust, address=address, quoting=False, **options))
+                break
             except Unreachable as error:
                 failed = error
-        raise failed
+        else:
+            raise failed
+        yield response
+
+
+def verify_url(url: str, trust: Trust, seconds: float = VERIFY_TIMEOUT) -> None:
+    """Prove a URL by fetching one byte with it; StoreError or Unreachable when it does not work in time. Not by HEAD,
+    because the method is signed; an empty object answers 416."""
+    with host_guard(url), time_limit(seconds), open_for_others(
+            url, trust, headers={"Range": "bytes=0-0"}, wanted=(200, 206, 416)):
+        pass
 
 
 def read_body(response: Response, idle: float = IDLE_LIMIT, info: ObjectInfo = ObjectInfo()) -> Iterator[bytes]:
@@ -3854,19 +3879,24 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, info: ObjectInfo = O
 OpenObject = Tuple[ObjectInfo, Iterator[bytes], Callable[[], None]]
 
 
+def range_headers(start: int, etag: str) -> Dict[str, str]:
+    """What asks for an object from a byte on, if it is still of this ETag."""
+    return {"Range": f"bytes={start}-", **({"If-Match": etag} if etag else {})} if start else {}
+
+
 class UrlSource:
     """The object at a URL. `locate(skew of the store's clock)` -> URL, also when one has expired, and whom to trust."""
+    connect_timeout = CONNECT_TIMEOUT
 
     def __init__(self, locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> None:
         self.locate, self.idle = locate, idle
-        self.url, self.trust = locate(timedelta(0))
+        self.renew(timedelta(0))
 
     @contextlib.contextmanager
     def open(self, start: int, etag: str) -> Iterator[OpenObject]:
         """The object from a byte on, if it is still of this ETag."""
-        headers = {"Range": f"bytes={start}-", **({"If-Match": etag} if etag else {})} if start else {}
-        with open_url(self.url, self.trust, headers=headers, wanted=(200, 206) if start else (200,), idle=self.idle
-                      ) as response:
+        with open_url(self.url, self.trust, headers=range_headers(start, etag), idle=self.idle,
+                      connect=self.connect_timeout, wanted=(200, 206) if start else (200,)) as response:
             info = object_info(response.status, response.headers)
             yield info, read_body(response, self.idle, info), response.interrupt
 
@@ -4473,6 +4503,19 @@ class HttpServer:
         self.connections.pop(sock, None)
 
 
+TRANSFERS = 16  # artifacts that a controller hands on at a time
+TRANSFER_SIZE = 60 << 10  # bytes of each in memory; of more, `give_large_blocks_back` would make pages at every read
+# What is handed on of a caller's headers, and of a store's. The type is not: nobody shall see a page in an artifact.
+ASKED = {"Range": r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})", "If-Match": r'\*|"[!#-~]{0,1024}"'}
+HANDED_ON = re.compile("etag|content-range|content-length|accept-ranges|last-modified|x-amz-checksum-[a-z0-9]+"
+                       "|x-amz-server-side-encryption(-customer-algorithm)?", re.IGNORECASE)
+
+
+class ArtifactServer(HttpServer):
+    """The address at which a controller hands on artifacts; beyond its transfers, others can still be refused."""
+    most, seconds = 2 * TRANSFERS, IDLE_LIMIT
+
+
 WORKERS = 4
 STUCK = 15 * READ_TIMEOUT  # seconds; a pass makes at most 11 calls, and asks STS and store for as long as two more take
 SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing is a failure
@@ -4504,6 +4547,7 @@ class Controller:
         self.failures: Dict[Key, Tuple[int, str]] = {}  # how many looks in a row failed, and what was logged
         self.warned: Set[str] = set()  # warnings that the log has already
         self.credentials = functools.lru_cache(CACHE_SIZE)(CredentialCache)  # by plan and region
+        self.transfers = threading.BoundedSemaphore(TRANSFERS)
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
         self.events = dict.fromkeys(REQUEST_KINDS, 0)  # how many the watches have brought
         self.progress = dict.fromkeys(REQUEST_KINDS, time.monotonic())  # when a feeder last got on
@@ -4557,20 +4601,76 @@ class Controller:
         self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
         return open_location(self.api, self.namespace, location, self.allowed)
 
-    def answer(self, request: Request) -> Outcome:
-        """Artifact -> backup, for a restore the one it came from -> storage location -> keys -> signed URL."""
+    def sign(self, request: Request, own: bool = False) -> Tuple[Location, str, str, datetime]:
+        """Artifact -> backup, for a restore the one it came from -> storage location -> keys -> location, key, signed
+        URL and its end. own: for ourselves, who are no worker, and not for those to whom publicUrl leads."""
         artifact = target_of(request.target_kind, request.target_name)
         backup, asked_by = request.target_name, "the request"
         if artifact.owner == RESTORES:
             backup, asked_by = self.read_spec(RESTORES, backup, "backupName", asked_by), f"restore {backup!r}"
         name = self.read_spec(BACKUPS, backup, "storageLocation", asked_by)
         location, plan = self.cached(("location", name), lambda: self.open_location(name, f"backup {backup!r}"))
-        credentials = self.credentials(plan, location.region).get(self.now(), wait=False)
+        location = location._replace(public_url="") if own else location
+        credentials = self.credentials(plan, location.region).get(self.now(), wait=own)
         key = object_key(location.prefix, artifact, request.target_name)
-        url, expires = sign(location, key, credentials, self.now(), timedelta(0))
+        return (location, key, *sign(location, key, credentials, self.now(), timedelta(0)))
+
+    def answer(self, request: Request) -> Outcome:
+        location, key, url, expires = self.sign(request)
         if self.verify_urls:
             verify_url(url, trust_in(location))
         return answer_download(request, key, url, expires)
+
+    def proven(self, name: str, proof: str) -> Request:
+        """The request whose URL a caller has read, as the API says now. Whatever is wrong, the error is the same: so it
+        tells nobody which requests there are."""
+        import hmac
+        with contextlib.suppress(Missing):
+            request = request_from(DOWNLOAD_REQUESTS, self.api.get(DOWNLOAD_REQUESTS, self.namespace, name))
+            if request.url and request.phase == PROCESSED and hmac.compare_digest(
+                    proof_of(request.url).encode(), proof.encode()):
+                outcome = triage_download(request, self.now())
+                if request.deleting or (outcome and outcome.verb == "delete"):
+                    raise Error(f"{request.key} has expired", reason="UrlExpired", status=410)
+                return request
+        raise Error("no answered DownloadRequest has this name and a URL of this proof", reason="NotProven", status=403)
+
+    def transfer(self, target: str, headers: Dict[str, str]) -> Iterator[Any]:
+        """Status and headers for an artifact, then its bytes. Others may have written the URL in the status, which is
+        never asked: the location of the request's target is, by a URL that is signed for that."""
+        path = re.fullmatch(r"/artifacts/([a-z0-9.-]{1,253})", target)
+        asked = {name: headers[name.lower()] for name in ASKED if name.lower() in headers}
+        if not path or not all(re.fullmatch(ASKED[name], value, re.ASCII) for name, value in asked.items()):
+            raise Error("only /artifacts/NAME is here, by one Range and If-Match", reason="NotServed", status=404)
+        if not self.transfers.acquire(blocking=False):
+            raise Error(f"{TRANSFERS} transfers are running", reason="Busy", status=503)
+        try:
+            request = self.proven(path[1], headers.get(PROOF.lower(), ""))
+            location, key, url, _ = self.sign(request, own=True)
+            log.info("%s: handing on %s", request.key, key)
+            with open_for_others(url, trust_in(location), headers=asked, wanted=(200, 206)) as response:
+                fields = {name: value for name, value in response.headers.items()
+                          if HANDED_ON.fullmatch(name) and value.isascii() and value.isprintable()}
+                yield response.status, {**fields, "Content-Type": "application/octet-stream"}
+                yield from iter(functools.partial(response.read1, TRANSFER_SIZE), b"")
+        finally:
+            self.transfers.release()
+
+    def artifact_page(self, _method: str, target: str, headers: Dict[str, str]) -> Page:
+        """/artifacts/NAME, the artifact that an answered DownloadRequest asks for, or in JSON why not. A transfer ends
+        when nobody holds its pieces any more."""
+        pieces = self.transfer(target, headers)
+        try:
+            status, fields = next(pieces)
+            return status, {**fields, MARKER: "1"}, pieces
+        except Exception as caught:
+            error = self.note(caught)
+        status = 502 if isinstance(error, (ApiError, Unreachable)) else error.status or (
+            404 if isinstance(error, NotFound) else 409)
+        later = {"Retry-After": f"{getattr(error, 'retry_after', None) or 2:.0f}"} if status == 503 else {}
+        message = one_line(redact("; ".join([str(error), *error.hints])), MESSAGE_LIMIT)
+        return text_page(status, json.dumps({"reason": error.reason, "message": message}), **{
+            "Content-Type": "application/json", MARKER: "1", **later})
 
     def remember(self, resource: Resource, document: Document, late: bool = False) -> Tuple[Key, bool]:
         """Keep the newest copy of a request -> its key, and whether to look at it now. late: the watch may have brought
@@ -4849,6 +4949,7 @@ LIST_SIZE = 500  # objects a page of a client's list
 JSON_LIMIT = 16 << 20  # bytes of a JSON artifact on a screen
 SCREEN_ELEMENTS = 200_000  # and its elements; each may become several lines
 SHORT_TIMEOUT = 5.0  # seconds for a call that only tidies up or explains
+AUTO_CONNECT_TIMEOUT = 3.0  # seconds for a connection to the store, when there is another way
 MAX_POLL = 1.0  # seconds between two reads of a request, when it takes long
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # as in Kubernetes' own random names; they spell no words
 
@@ -5041,19 +5142,114 @@ def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust
         return Trust()
 
 
+def proxy_refusal(status: int, body: bytes, headers: Mapping[str, str]) -> Error:
+    """Why a controller did not hand on an artifact, from its JSON."""
+    document = None
+    with contextlib.suppress(ValueError):
+        document = parse_json(body)
+    said, reason = _text(document, "message") or f"it answered {status}", one_line(_text(document, "reason"), 64)
+    message = f"the controller in the cluster hands on nothing: {one_line(redact(said), MESSAGE_LIMIT)}"
+    if status == 502:
+        return Unreachable(message, reason=reason)
+    error = StoreError(message, status=status, reason=reason)
+    error.retry_after = retry_after_seconds(headers.get("Retry-After", ""), utc_now())
+    if reason in EXPIRED:
+        error.exit = Exit.FAILED  # that is no lack of rights
+    return error
+
+
+class Way:
+    """How the artifacts of a command come: via the store or the cluster, or auto until one of them has worked; none:
+    why there is no way through the cluster."""
+
+    def __init__(self, via: str) -> None:
+        self.via, self.none = via, ""
+
+
+class AnsweredSource(UrlSource):
+    """An artifact by the answer to a request: from the store, or through the cluster, where a controller signs for
+    itself. `locate` gives the request's name, too."""
+
+    def __init__(self, api: Api, namespace: str, way: Way, locate: Callable[[timedelta], Tuple[str, Trust, str]],
+                 idle: float = IDLE_LIMIT) -> None:
+        self.api, self.namespace, self.way = api, namespace, way
+        super().__init__(locate, idle=idle)  # type: ignore[arg-type]
+
+    def renew(self, _skew: timedelta) -> None:
+        self.url, self.trust, self.name = self.locate(timedelta(0))  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _open_proxied(self, start: int, etag: str) -> Iterator[OpenObject]:
+        """The object through the API server's proxy, else an error of a controller, or an ApiError when there is none.
+        It must be asked for `identity`, as http.client does: of gzip the API server would lose the length."""
+        path = f"/api/v1/namespaces/{self.namespace}/services/{ARTIFACTS_SERVICE}/proxy/artifacts/{self.name}"
+        headers = {PROOF: proof_of(self.url), **range_headers(start, etag)}
+        with contextlib.closing(self.api.send("GET", path, headers=headers, idle=self.idle)) as response:
+            if MARKER not in response.headers:
+                raise ApiError(f"behind {ARTIFACTS_SERVICE} is no controller that hands on artifacts", status=502)
+            if response.status not in ((200, 206) if start else (200,)):
+                raise proxy_refusal(response.status, response.refusal(), response.headers)
+            info = object_info(response.status, response.headers)
+            yield info, read_body(response, self.idle, info), response.interrupt
+
+    def _open_other_way(self, failed: Unreachable, start: int, etag: str, stack: contextlib.ExitStack) -> OpenObject:
+        """Open it through the cluster because the store was not reached, else raise that, with why not."""
+        way, opened = self.way, None
+        try:
+            opened = None if way.none else stack.enter_context(self._open_proxied(start, etag))
+        except ApiError as error:
+            way.none = "; ".join([str(error), *error.hints])
+        except Unreachable as error:
+            failed.args, failed.hints = (f"{failed}; through the cluster: {error}",), failed.hints + error.hints
+        except StoreError as error:  # so there is a controller
+            way.via = "cluster"
+            error.hints += (f"through the cluster, because {failed}",)
+            raise
+        if not opened:
+            failed.hints += (f"there is no way through the cluster: {way.none}",) if way.none else ()
+            raise failed from failed.__cause__
+        way.via = "cluster"
+        log.info("%s; going through the cluster", failed)
+        return opened
+
+    @contextlib.contextmanager
+    def open(self, start: int, etag: str) -> Iterator[OpenObject]:
+        with contextlib.ExitStack() as stack:
+            try:
+                if self.way.via == "cluster":
+                    opened = stack.enter_context(self._open_proxied(start, etag))
+                else:
+                    self.connect_timeout = AUTO_CONNECT_TIMEOUT if self.way.via == "auto" else CONNECT_TIMEOUT
+                    opened = stack.enter_context(super().open(start, etag))
+                    self.way.via = "store"
+            except Unreachable as error:
+                if self.way.via != "auto":
+                    raise
+                opened = self._open_other_way(error, start, etag, stack)
+            except ApiError as error:
+                if error.status not in RETRY_STATUS:
+                    raise
+                raise Unreachable(str(error), hints=error.hints) from error  # may pass, as any break
+            yield opened
+
+
 @contextlib.contextmanager
 def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
-                     trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[UrlSource]:
+                     trust: Optional[Trust] = None, idle: float = IDLE_LIMIT, via: str = "auto"
+                     ) -> Iterator[AnsweredSource]:
     """An artifact by a DownloadRequest, and another one when its URL has expired; arguments as `read_artifact`."""
     artifact = target_of(kind, name)
     with contextlib.ExitStack() as requests:
-        def locate(_skew: timedelta) -> Tuple[str, Trust]:
+        def locate(_skew: timedelta) -> Tuple[str, Trust, str]:
             requests.close()
             document = new_download_request(namespace, kind, name, random_suffix())
             url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
-            return url, trust or (find_trust(api, namespace, artifact, name) if url.startswith("https:") else Trust())
+            asks = url.startswith("https:") and way.via != "cluster"
+            return (url, trust or (find_trust(api, namespace, artifact, name) if asks else Trust()),
+                    document["metadata"]["name"])
 
-        yield UrlSource(locate, idle=idle)
+        way = Way(via)
+        yield AnsweredSource(api, namespace, way, locate, idle)
 
 
 def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0) -> str:
@@ -5063,13 +5259,14 @@ def get_download_url(api: Api, namespace: str, kind: str, name: str, *, timeout:
 
 
 def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: float = 60.0,
-                  trust: Optional[Trust] = None, idle: float = IDLE_LIMIT) -> Iterator[bytes]:
+                  trust: Optional[Trust] = None, idle: float = IDLE_LIMIT, via: str = "auto") -> Iterator[bytes]:
     """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated. Where
     the line breaks, it goes on at the same byte. timeout: seconds to wait for the URL; idle: between two chunks, while
-    all may take as long as it does. trust: None asks the location. Close the generator (`contextlib.closing`) to tidy
-    up early. Raises InvalidRequest for a target that cannot exist, RequestFailed with the controller's reason,
-    TimedOut, ApiError, StoreError or Unreachable."""
-    with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle) as source:
+    all may take as long as it does. trust: None asks the location. via: store, cluster (a controller there, through the
+    API server), or auto. Close the generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a
+    target that cannot exist, RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or
+    Unreachable."""
+    with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle, via=via) as source:
         yield from Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).chunks()
 
 
@@ -5232,7 +5429,7 @@ def read_related(api: Api, namespace: str, resource: Resource, selector: str) ->
 
 
 def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
-                trust: Optional[Trust]) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
+                trust: Optional[Trust], way: Way) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
     """What a screen shows besides an object: related objects, and artifacts by kind, or the Error why not. This thread
     alone makes and deletes the requests, so Ctrl-C leaves none; that ends threads that still wait for an answer."""
     name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
@@ -5242,8 +5439,10 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
     def fetch(kind: str, stored: Document) -> Any:
         url = answered_url(api, stored, timeout)
         with asking:
-            whom = trust or (location_trust() if url.startswith("https:") else Trust())
-        download = Download(UrlSource(lambda _skew: (url, whom)), f"{kind} of {name}", gunzip=True)
+            whom = trust or (location_trust() if url.startswith("https:") and way.via != "cluster" else Trust())
+        located = url, whom, _text(stored, "metadata", "name")
+        source = AnsweredSource(api, namespace, way, lambda _skew: located)
+        download = Download(source, f"{kind} of {name}", gunzip=True)
         with about(download.what), time_limit(SMALL_TIME), contextlib.closing(download.chunks()) as chunks:
             return decode_json(chunks)
 
@@ -5411,7 +5610,7 @@ class Doctor:
         yield Hop("way: store", "ok" if sound else "broken" if self.errors else "skipped", 0.0,
                   "by the URL of a request" if sound else "see above")
         yield self._do("way: direct", "backup|location's document", HOP_TIME, self.go_direct)
-        yield self._do("way: cluster", "rights", HOP_TIME, self.go_through_cluster)
+        yield self._do("way: cluster", "request", 0, self.go_through_cluster)
 
     def _do(self, hop: str, needs: str, seconds: float, check: Callable[[], Finding], cure: str = "") -> Hop:
         """One hop in bounded time. cure: where an error has none."""
@@ -5590,11 +5789,12 @@ class Doctor:
         return self.look_at(bucket.source(object_key(bucket.prefix, self.artifact, self.found["backup"])))
 
     def go_through_cluster(self) -> Finding:
-        """The way through the API server to a controller that serves artifacts, where there is one."""
-        with contextlib.suppress(ApiError):
-            self.api.get(SERVICES, self.namespace, NAME)
-            return f"there is a Service {NAME}; it is not tried yet", None
-        return f"nobody has deployed it: no Service {NAME} is to be seen", None
+        """The way through the API server to a controller that hands on artifacts, where there is one."""
+        with contextlib.suppress(Missing), requested_source(
+                self.api, self.namespace, self.artifact.kind, self.found["backup"], via="cluster",
+                timeout=self.patience(ANSWER_TIME)) as source:
+            return self.look_at(source)
+        return f"nobody has deployed it: there is no Service {NAME}", None
 
 # ================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
@@ -5727,6 +5927,8 @@ class Options:
             paths = [path for path, at in (("/healthz", health), ("/readyz", health), ("/metrics", metrics)) if
                      at == address]
             HttpServer(address, lambda _method, target, _headers, paths=paths: controller.page(paths, target))
+        if self.artifacts_address:
+            ArtifactServer(self.artifacts_address, controller.artifact_page)
 
         def stop(number: int, _frame: Any) -> None:
             signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
@@ -5783,7 +5985,7 @@ class Options:
         if api and not self.direct:
             with self.explaining_timeouts(api, self.kind, self.name), requested_source(
                     api, self.namespace, self.kind, self.name, timeout=self.timeout, trust=trust,
-                    idle=self.idle_timeout) as source:
+                    idle=self.idle_timeout, via=self.via) as source:
                 yield source
         else:
             bucket = self.open_bucket(api, read_location(api, self.namespace, artifact, self.name) if api else None)
@@ -5897,13 +6099,13 @@ class Options:
 
     def run_describe(self) -> int:
         """What is missing on a screen is also said on stderr, and decides the exit code."""
-        api, resource, trust, timeout = self.api(), self.resource, self.trust(), self.timeout
+        api, resource, trust, timeout, way = self.api(), self.resource, self.trust(), self.timeout, Way(self.via)
         structured, screens, troubles = self.output == "json", [], []  # type: Tuple[bool, List[Any], List[Error]]
         for document in find_documents(api, resource, self.namespace, self.names, self.selector)[0]:
             kinds = artifacts_of(resource, document, details=self.details, structured=structured)
             with api.waiting(f"what belongs to {resource.kind.lower()} {_text(document, 'metadata', 'name')}", timeout):
                 related, artifacts = read_screen(  # by an Api that shows nothing of its own
-                    Api(api.session), self.namespace, resource, document, kinds, timeout, trust)
+                    Api(api.session), self.namespace, resource, document, kinds, timeout, trust, way)
             screen = Description(resource, document, related, artifacts, localize=datetime.astimezone,
                                  details=self.details, colorized=self.is_colorized())
             if not structured:
@@ -6010,7 +6212,7 @@ COMMON = (
     argument("--version", "the version of this file; with -v also of what it uses"))
 OPTION_DEFAULTS = {  # for commands that have no such argument
     "timeout": 60.0, "quiet": False, "direct": False, "location": None, "credentials_file": None, "is_log": False,
-    "output": None, "url_only": False}
+    "output": None, "url_only": False, "via": "auto"}
 TLS = (argument("--cacert FILE", "certificate authority of the store (PEM)"),
        argument("--insecure-skip-tls-verify", "trust any certificate of the store"))
 ALLOWED_FILE = argument("--allow-credentials-file FILE", "a file of this host that credentialsFile of a storage "
@@ -6024,6 +6226,8 @@ SOURCE = (
     argument("--credentials-file FILE", "AWS credentials file that opens the location's bucket, for --direct and "
              "--location"),
     ALLOWED_FILE, *TLS)
+VIA = argument("--via WAY", "store; cluster: through its API server, from a controller there; auto (default): through "
+               "the cluster where the store is not reached", choices=("auto", "store", "cluster"), default="auto")
 QUIET = argument("--quiet", "say nothing of a success")
 FETCH = (argument("-o --output FILE", "file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
          argument("--force", "replace the file if it exists, once the download succeeded"), QUIET)
@@ -6042,12 +6246,12 @@ def owner_commands(resource: Resource) -> Tuple[Command, ...]:
             argument("-L --label-columns LABELS", "labels to show as columns, separated by commas; repeatable",
                      action="append"), *(SOURCE if is_backup else ()))),
         ("describe", f"tell all about {noun}s", Options.run_describe, {}, (
-            *many, argument("--details", "show more, from more files of the store"), *TLS,
+            *many, argument("--details", "show more, from more files of the store"), VIA, *TLS,
             argument("-o --output FORMAT", "plaintext or json", choices=("plaintext", "json")))),
         ("logs", f"print the log of a {noun}", Options.run_download, {"kind": f"{resource.kind}Log", "is_log": True},
-         (one, QUIET, *SOURCE)),
+         (one, QUIET, VIA, *SOURCE)),
         ("download", "fetch the contents of a backup into a file", Options.run_download, {"kind": BACKUP_CONTENTS},
-         (one, *FETCH, *SOURCE))]
+         (one, *FETCH, VIA, *SOURCE))]
     return tuple(Command(f"{noun} {verb}", summary, run, arguments, {"resource": resource, **fixed},
                          (f"{verb} {noun}s", f"{verb} {noun}"))
                  for verb, summary, run, fixed, arguments in rows[:4 if is_backup else 3])
@@ -6116,12 +6320,14 @@ COMMANDS = (
         argument("--once", "look once at every request that is there, then exit"),
         argument("--dry-run", "print what would be done and change nothing"),
         argument("--health-address HOST:PORT", "serve /healthz, /readyz and /metrics there", default=None),
-        argument("--metrics-address HOST:PORT", "serve /metrics there instead", default=None), *SERVING)),
+        argument("--metrics-address HOST:PORT", "serve /metrics there instead", default=None),
+        argument("--artifacts-address HOST:PORT", "serve artifacts there, to clients that come through the API server",
+                 default=None), *SERVING)),
     Command("download", "fetch any artifact of a backup or restore", Options.run_download, (
         argument("name NAME", "name of the backup or restore"),
         argument("--kind KIND", f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}",
                  choices=tuple(TARGETS), default=BACKUP_CONTENTS),
-        *FETCH, argument("--url-only", "print the pre-signed URL, which is a bearer token"), *SOURCE)),
+        *FETCH, argument("--url-only", "print the pre-signed URL, which is a bearer token"), VIA, *SOURCE)),
     *owner_commands(BACKUPS),
     *owner_commands(RESTORES),
     Command("doctor", "walk from this host to the bytes of a backup and say which hop is broken, and the cure",
@@ -6220,6 +6426,8 @@ def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
     options.namespace, options.direct = options.namespace or find_namespace(), options.direct or bool(options.location)
     if options.credentials_file and not options.direct:
         raise UsageError("--credentials-file says nothing without --direct or --location", hints=["add --direct"])
+    if options.direct and options.via == "cluster":
+        raise UsageError("--via cluster asks a controller, --direct and --location ask none; leave one of them out")
     return COMMAND_OF.get(name) or Command(group, "", lambda _: parser.format_help()), options
 
 
