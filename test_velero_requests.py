@@ -1431,7 +1431,7 @@ class TestManifests(Cases):
             for rule in re.findall(r"(?m)^- #(.*)\n(  apiGroups:\n(?:  .*\n)+)", run("manifests", part).out.decode()):
                 self.assertLessEqual(set(yaml.safe_load(rule[1])["verbs"]), set(re.findall(r"\w+", rule[0])), rule)
                 count += 1
-        self.assertEqual(count, 5 + 5 + 5 + 6 + 5 + 5)
+        self.assertEqual(count, 5 + 6 + 6 + 7 + 6 + 6)
 
     def test_the_controller_gets_its_flags(self):
         """The pod's command line means what was typed; everything else is where Kubernetes looks for it."""
@@ -1439,7 +1439,7 @@ class TestManifests(Cases):
         pod = found["Deployment"]["spec"]["template"]["spec"]
         container, = pod["containers"]
         typed, given = (vr.parse(["controller", *words])[1] for words in (
-            (*ALL_FLAGS, "-n", "backups", "--health-address", ":8081"), container["args"]))
+            (*ALL_FLAGS, "-n", "backups", "--health-address", ":8081", "--artifacts-address=:8082"), container["args"]))
         self.assertEqual(vars(typed), vars(given))
         self.assertEqual(["python3", "-B", "/program/velero_requests.py", "controller"], container["command"])
         self.assertEqual([("AWS_SHARED_CREDENTIALS_FILE", "/credentials/cloud"),
@@ -1452,6 +1452,27 @@ class TestManifests(Cases):
             {document["metadata"]["namespace"] for document in found.values()}))
         self.assertEqual(LEAST, found["Role"]["rules"])
         self.assertEqual(SOURCE, found["ConfigMap"]["data"]["velero_requests.py"])
+
+    def test_where_it_is_reached(self):
+        """The port of the Service that the way through the cluster names leads to artifacts, the other to probes; only
+        who is named may connect, if somebody is."""
+        found = manifests_of("controller", "--network-policy", "10.0.0.1/32", "--network-policy=fd00::/8")
+        container, = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+        ports = {row["name"]: row["containerPort"] for row in container["ports"]}
+        words = dict(word[2:].split("-address=:") for word in container["args"] if "-address" in word)
+        for row in found["Service"]["spec"]["ports"]:
+            name = {"http": "artifacts", "health": "health"}[row["name"]]
+            self.assertEqual((name, int(words[name])), (row["targetPort"], ports[row["targetPort"]]))
+        self.assertEqual({"health"}, {container[f"{probe}Probe"]["httpGet"]["port"] for probe in (
+            "startup", "liveness", "readiness")})
+        self.assertEqual("http:velero-requests:http", ":".join((
+            "http", found["Service"]["metadata"]["name"], found["Service"]["spec"]["ports"][1]["name"])))
+        policy, labels = found["NetworkPolicy"]["spec"], found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+        self.assertEqual((labels, ["10.0.0.1/32", "fd00::/8"]), (policy["podSelector"]["matchLabels"], [
+            row["ipBlock"]["cidr"] for row in policy["ingress"][0]["from"]]))
+        self.assertNotIn("NetworkPolicy", manifests_of("controller"))
+        for role in manifests_of("client").values():
+            self.assertIn(PROXY_RIGHT, role["rules"])
 
     def test_the_same_program_is_the_same_text(self):
         """Another program is another template, so its pods are replaced."""
@@ -6407,7 +6428,8 @@ class TestIdentityReal(RealWorld, TestCase):
         container, = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
         probed, address = (container[f"{probe}Probe"] for probe in ("startup", "liveness", "readiness")), (
             f"127.0.0.1:{free_port()}")
-        command = [*container["command"], *(word.replace(":8081", address) for word in container["args"])]
+        args = (word.replace(":8081", address).replace(":8082", "127.0.0.1:0") for word in container["args"])
+        command = [*container["command"], *args]
         self.assertEqual(["python3", f"/program/{name}"], [command[0], command[2]])
         command[0], command[2] = sys.executable, write_bytes(self.at(name), source.encode())
         program = Program(self.folder, *command, command=(
@@ -9835,7 +9857,8 @@ class TestThroughFakeNew(ThroughTests, FakeWorld, TestCase):
                 (400, b"<html>", "StoreError", "it answered 400$", vr.StoreError, 1),
                 (400, b"[" * 9999, "StoreError", "it answered 400$", vr.StoreError, 1)):
             with self.subTest(status=status, body=str(body)[:40]):
-                error = vr.proxy_refusal(status, body if isinstance(body, bytes) else packed(body), {"Retry-After": "7"})
+                sent = body if isinstance(body, bytes) else packed(body)
+                error = vr.proxy_refusal(status, sent, {"Retry-After": "7"})
                 self.assertEqual((reason, kind, code), (error.reason, type(error), error.exit))
                 self.assertRegex(str(error), words)
                 self.assertTrue(str(error).isprintable() and len(str(error)) < 1200 and "s3cr3t" not in str(error))
@@ -11165,6 +11188,8 @@ class TestCommandLine(TestCase):
                 ("manifests pods", "invalid choice: 'pods'"),
                 ("manifests controller --replicas x", "'x' is no number of pods"),
                 ("manifests controller --secret a/b", "'a/b' cannot be the name of a Secret"),
+                ("manifests controller --network-policy 10.0.0.1", "'10.0.0.1' is no network"),
+                ("manifests controller --network-policy 10.0.0.1/33", "'10.0.0.1/33' is no network"),
                 ("manifests controller --endpoint minio", "'minio' is no http or https URL"),
                 ("manifests controller --service-account-annotation x", "'x' has no =")):
             result = run(*typed.split())

@@ -2461,7 +2461,7 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
 
 NAME, LABELS = "velero-requests", {"app.kubernetes.io/name": "velero-requests"}  # of all that follows
 PYTHON_IMAGE = "python:3.13-slim"
-HEALTH_PORT = 8081  # of /healthz, /readyz and /metrics
+PORTS = {"health": 8081, "artifacts": 8082}  # the first of /healthz, /readyz and /metrics
 CONFIG_MAP_LIMIT = 1 << 20  # bytes of all values without base64; Kubernetes' own
 RBAC = "rbac.authorization.k8s.io"
 
@@ -2490,13 +2490,13 @@ def _deployment(namespace: str, program: str, checksum: str, *, image: str, repl
                 secret: Optional[str], endpoint: Optional[str]) -> Document:
     path, user, chosen = f"/program/{program}", 65532, {"matchLabels": LABELS}
     variables = {"AWS_SHARED_CREDENTIALS_FILE": secret and "/credentials/cloud", "AWS_ENDPOINT_URL_S3": endpoint}
-    healthy, ready = ({"httpGet": {"path": what, "port": "http"}, "timeoutSeconds": 5} for what in (
+    healthy, ready = ({"httpGet": {"path": what, "port": "health"}, "timeoutSeconds": 5} for what in (
         "/healthz", "/readyz"))
     container = {
         "name": "controller", "image": image, "command": ["python3", "-B", path, "controller"],
-        "args": [f"--namespace={namespace}", f"--health-address=:{HEALTH_PORT}", *words],
+        "args": [f"--namespace={namespace}", *(f"--{name}-address=:{port}" for name, port in PORTS.items()), *words],
         "env": [{"name": name, "value": value} for name, value in variables.items() if value],
-        "ports": [{"name": "http", "containerPort": HEALTH_PORT}],
+        "ports": [{"name": name, "containerPort": port} for name, port in PORTS.items()],
         "startupProbe": {**healthy, "periodSeconds": 1, "failureThreshold": 60},
         "livenessProbe": healthy, "readinessProbe": {**ready, "periodSeconds": 5},
         "resources": {None: "measured: 35 to 45 MiB at rest, less than 64 in a burst, which no CPU limit slows down",
@@ -2523,9 +2523,9 @@ def _deployment(namespace: str, program: str, checksum: str, *, image: str, repl
 
 
 def controller_manifests(namespace: str, program: str, content: bytes, annotations: Sequence[Tuple[str, str]],
-                         **how: Any) -> List[Document]:
+                         peers: Sequence[str] = (), **how: Any) -> List[Document]:
     """All that runs the controller in a cluster. program: the name of its file, script or archive; annotations: of its
-    ServiceAccount; how: see `_deployment`."""
+    ServiceAccount; peers: addresses that alone may connect to its pods; how: see `_deployment`."""
     import hashlib
     if len(content) > CONFIG_MAP_LIMIT:
         raise Error(f"{program} has {len(content)} bytes, and a ConfigMap holds {CONFIG_MAP_LIMIT}", hints=[
@@ -2542,8 +2542,12 @@ def controller_manifests(namespace: str, program: str, content: bytes, annotatio
         _deployment(namespace, program, checksum, **how),
         _object("policy/v1", "PodDisruptionBudget", namespace,
                 spec={"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}),
-        _object("v1", "Service", namespace, spec={
-            "selector": LABELS, "ports": [{"name": "http", "port": HEALTH_PORT, "targetPort": "http"}]})]
+        _object("v1", "Service", namespace, spec={"selector": LABELS, "ports": [
+            {"name": name, "port": PORTS[port], "targetPort": port} for name, port in (
+                ("health", "health"), ("http", "artifacts"))]}),
+        *[_object("networking.k8s.io/v1", "NetworkPolicy", namespace, spec={
+            "podSelector": {"matchLabels": LABELS}, "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"ipBlock": {"cidr": peer}} for peer in peers]}]})] * bool(peers)]
 
 
 def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document, requests: str = "",
@@ -2557,7 +2561,9 @@ def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document
               verbs),
         _rule("get finds a store's certificate authority, and tells when the store is why nobody answers",
               "backupstoragelocations", "get"),
-        _rule("get tells when Velero itself is", "deployments", "get", "apps", resourceNames=["velero"]), *more,
+        _rule("get tells when Velero itself is", "deployments", "get", "apps", resourceNames=["velero"]),
+        _rule("get brings what was asked for through the cluster, where the store is not reached", "services/proxy",
+              "get", "", resourceNames=[ARTIFACTS_SERVICE]), *more,
         _rule(why, " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
 
 
@@ -6153,6 +6159,8 @@ class Options:
 
 TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> its value, None or a ValueError if wrong
     "NAMESPACE": (lambda text: text if is_object_name(text) else None, "{!r} cannot be the name of a namespace"),
+    "CIDR": (lambda text: text if "/" in text and _in_network(_ip_address(text.split("/")[0]), text) else None,
+             "{!r} is no network, such as 10.0.0.1/32"),
     "BOOL": (lambda text: _GO_BOOLS.get(text or "-"), "{!r} is neither true nor false"),
     "FILE": (lambda text: text or None, "it is empty; was a variable not set?"),
     "DURATION": (lambda text: min(max(0.0, parse_duration(text)), MAX_TIMEOUT) or None,
@@ -6274,7 +6282,9 @@ MANIFESTS = {  # what can be printed, and the flags for it
                  "Secret, such as Velero's cloud-credentials"),
         argument("--endpoint URL", "controller: AWS_ENDPOINT_URL_S3, the store of locations without s3Url"),
         argument("--service-account-annotation KEY=VALUE", "controller: such as eks.amazonaws.com/role-arn=ARN; "
-                 "repeatable", action="append"), *SERVING),
+                 "repeatable", action="append"),
+        argument("--network-policy CIDR", "controller: let only these addresses connect to its pods, the API servers' "
+                 "and Prometheus'; repeatable", action="append"), *SERVING),
     "client": (), "policy": ()}
 
 
@@ -6311,8 +6321,9 @@ def run_manifests(options: Options) -> str:
         log.warning("this script needs urllib3 and PyYAML, which the image %s lacks: name one that has them with "
                     "--image, or print these manifests with the archive velero_requests.pyz", PYTHON_IMAGE)
     return yaml_text(*controller_manifests(
-        options.namespace, program, content, options.service_account_annotation, words=given_words(options, SERVING),
-        image=options.image, replicas=options.replicas, secret=options.secret, endpoint=options.endpoint))
+        options.namespace, program, content, options.service_account_annotation, options.network_policy,
+        words=given_words(options, SERVING), image=options.image, replicas=options.replicas, secret=options.secret,
+        endpoint=options.endpoint))
 
 
 COMMANDS = (
