@@ -621,7 +621,7 @@ READERS: Any = {
         403, b"<Error><Code>SignatureDoesNotMatch</Code><CanonicalRequest>%b</CanonicalRequest>" % body, {},
         "the store", "https://h/k", NOW)), "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate), "is_resource": lambda text: vr.is_resource(text, text),
-    "items": vr.ITEM_PATH.fullmatch, "__iter__": lambda text: list(vr.TarStream([tar_with(
+    "_items_in": vr._items_in, "__iter__": lambda text: list(vr.TarStream([tar_with(
         ("a", b"", {"pax_headers": {"comment": text}}))])), "_yaml_scalar": lambda text: vr.yaml_text({text: [text]})}
 BOMBS: Any = (  # name, reader, text, words of the error
     ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
@@ -639,7 +639,7 @@ BOMBS: Any = (  # name, reader, text, words of the error
     ("gzip of tiny members", lambda text: list(vr.inflate([text])), gzip.compress(b"") * 60_000, ""))
 NO_READERS = {  # what they read is no stranger's text, is short, or is timed with one of the above
     "_check_yaml", "read_body", "parse_http_date", "_is_exempt", "find_part", "open_part", "value_of", "run_download",
-    "run_show"}
+    "run_show", "items"}
 READING = re.compile(r"\b(re|yaml|json|configparser|xml|base64|email\.utils|_?[A-Z]{2}[A-Z_]+)\."
                      r"(match|fullmatch|search|find\w*|sub\w*|split|load\w*|parse\w*|decode|b64decode)\b")
 
@@ -9547,7 +9547,7 @@ OFFERED = {  # what is typed after the program's name -> what may stand in place
     "-n velero backup get --sh": "--show-labels", "backup -n velero l": "logs ls",
     "-v --colorized restore d": "describe", "--context get backup ": "describe download get logs ls show",
     "plugin get ": f"{COMMON_FLAGS} --output -o",
-    "backup show -o ": "json yaml", "nonsense ": "", "completion ": "bash fish zsh", "completion bash ": COMMON_FLAGS}
+    "nonsense ": "", "completion ": "bash fish zsh", "completion bash ": COMMON_FLAGS}
 TYPED = {**{line: OFFERED[line] for line in ("", "backup get -o ", "backup get --output=j")},
          "download b1 -o my": "my-file", "restore get --kubeconfig=my": "my-file",
          "backup -n velero logs --dir": "--direct"}

@@ -1667,49 +1667,54 @@ class TarStream:
 
     def _take(self, size: int) -> bytes:
         """The next bytes; fewer at the end."""
-        missing = self.at + size - len(self.held)
-        if missing > 0:
-            parts, self.at = [self.held[self.at:]], 0
-            for chunk in self.chunks:
-                parts.append(chunk)
-                missing -= len(chunk)
-                if missing <= 0:
-                    break
-            self.held = b"".join(parts)
         taken = self.held[self.at:self.at + size]
         self.at += len(taken)
-        return taken
+        if len(taken) == size:
+            return taken
+        grown = bytearray(taken)
+        for self.held in self.chunks:
+            self.at = min(len(self.held), size - len(grown))
+            grown += self.held[:self.at]
+            if len(grown) == size:
+                break
+        return bytes(grown)
 
     def _skip(self) -> None:
-        while self.left:
-            skipped = len(self._take(min(self.left, 1 << 16)))
-            if not skipped:
+        self.at += self.left
+        self.left = 0
+        while self.at > len(self.held):
+            self.at -= len(self.held)
+            held = next(self.chunks, None)
+            if held is None:
                 raise StoreError(f"the archive is cut short: it ends in {one_line(self.path)}")
-            self.left -= skipped
+            self.held = held
 
     def read(self) -> bytes:
         """The content of the last member; StoreError when it is too large."""
         if self.size > ITEM_LIMIT:
             raise StoreError(f"{one_line(self.path)} is larger than {ITEM_LIMIT >> 20} MiB")
-        content = self._take(self.left)
+        content = self._take(self.size)
         self.left -= len(content)
         self._skip()  # which complains where something is missing
-        return content[:self.size]
+        return content
 
     def __iter__(self) -> Iterator[str]:
         from zlib import adler32
         said: Dict[bytes, bytes] = {}  # of the next member, by headers before its own
-        for block in iter(functools.partial(self._take, 512), b""):
+        while True:
+            if self.left:
+                self._skip()
+            block = self._take(512)
+            if block[:1] in b"\0" and not any(block):
+                break
             # The checksum is the sum of all bytes, its own being blanks; Adler-32 has that of the others, plus 1.
             total, kind = adler32(block[156:], adler32(block[:148])) & 0xffff, block[156:157]
-            if total == 1 and not any(block):
-                break
             try:
-                self.size, checksum = (
-                    int(field.rstrip(b" \0") or b"0", 8) for field in (block[124:136], block[148:156]))
+                self.size = int(block[124:136].rstrip(b" \0") or b"0", 8)
+                sound = total == (int(block[148:156].rstrip(b" \0"), 8) - 255) % 65521
             except ValueError:
-                self.size = -1
-            if len(block) < 512 or self.size < 0 or total != (checksum - 255) % 65521:
+                sound = False
+            if not sound or self.size < 0 or len(block) < 512:
                 raise StoreError(f"the archive is damaged after {one_line(self.path)}")
             path = block[:100].partition(b"\0")[0]
             if block[345] and block[257:263] == b"ustar\0":
@@ -1719,14 +1724,13 @@ class TarStream:
                 said.clear()
             if kind in b"123456":  # links, devices and folders have no content, whatever they say
                 self.size = 0
-            self.path, self.left = path.decode("utf-8", "surrogateescape"), self.size + -self.size % 512
-            if kind == b"L":
+            self.path, self.left = path.decode("utf-8", "surrogateescape"), (self.size + 511) & -512
+            if kind in b"0\0007":
+                yield self.path
+            elif kind == b"L":
                 said[b"path"] = self.read().rstrip(b"\0")
             elif kind == b"x":
                 said.update(re.findall(rb"(?:^|\n)\d+ (path|size(?==\d{1,18}\n))=([^\n]*)", self.read()))
-            elif kind in b"07\0":
-                yield self.path
-            self._skip()
         for _ in self.chunks:  # may say that they are not whole
             pass
 
@@ -2430,7 +2434,7 @@ def version_document(server_version: Optional[str]) -> Document:
 
 # What lies in a backup: a file of JSON for each item (velero pkg/archive/filesystem.go). In the version that its API
 # prefers it lies a second time, below a folder of that version; other versions lie below such folders alone.
-ITEM_PATH = re.compile(r"(?:\./)?resources/(\w[^/]*)/(?:namespaces/(\w[^/]*)|cluster)/([^/]+)\.json")
+ITEM_FOLDER = re.compile(r"(?:\./)?resources/(\w[^/]*)/(?:namespaces/(\w[^/]*)|cluster)")
 Item = Tuple[str, str, str]  # plural with group (`deployments.apps`, `pods`), namespace or nothing, name
 SHORT_NAMES = dict(pair.split("=") for pair in (  # kubectl's
     "cj=cronjobs cm=configmaps crd=customresourcedefinitions cs=componentstatuses csr=certificatesigningrequests "
@@ -2439,6 +2443,19 @@ SHORT_NAMES = dict(pair.split("=") for pair in (  # kubectl's
     "po=pods psp=podsecuritypolicies pv=persistentvolumes pvc=persistentvolumeclaims quota=resourcequotas "
     "rc=replicationcontrollers rs=replicasets sa=serviceaccounts sc=storageclasses sts=statefulsets svc=services "
     "vs=volumesnapshots vsc=volumesnapshotcontents vsclass=volumesnapshotclasses").split())
+
+
+@functools.lru_cache(maxsize=1000)
+def _items_in(folder: str) -> Tuple[str, ...]:
+    match = ITEM_FOLDER.fullmatch(folder)
+    return match.groups("") if match else ()
+
+
+def item_at(path: str) -> Optional[Item]:
+    """The item whose file has this path; most folders hold many, so each is looked at once."""
+    folder, _, file = path.rpartition("/")
+    place = _items_in(folder)
+    return (*place, file[:-5]) if place and file[-5:] == ".json" else None
 
 
 @functools.lru_cache(maxsize=1000)
@@ -2459,17 +2476,20 @@ def words_for(item: Item, words: Iterable[str]) -> List[str]:
 def item_rows(items: Iterable[Item], output: str) -> Iterator[str]:
     """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `table`, which widen with the
     rows as those of `kubectl get --watch`."""
-    before, widths = "[\n" if output == "json" else "NAMESPACE   RESOURCE   NAME\n", [9, 8]
+    before, first, second = "[\n" if output == "json" else "NAMESPACE   RESOURCE   NAME\n", 9, 8
     for item in items:
-        resource, *cells, name = printable(item[0]), printable(item[1]) or NONE, printable(item[0]), printable(item[2])
+        resource, namespace, name = item
         if output == "json":
             yield before + json.dumps(dict(zip(("resource", "namespace", "name"), item)))
             before = ",\n"
         elif output == "name":
-            yield f"{resource}/{name}\n"
+            yield printable(f"{resource}/{name}") + "\n"
         else:
-            widths = [max(width, min(MAX_WIDTH, len(cell))) for width, cell in zip(widths, cells)]
-            yield before + "   ".join((*map(str.ljust, cells, widths), name)) + "\n"
+            if len(namespace) > first or len(resource) > second:
+                first, second = (min(max(pair), MAX_WIDTH) for pair in (
+                    (first, len(namespace)), (second, len(resource))))
+            row = "   ".join(((namespace or NONE).ljust(first), resource.ljust(second), name))
+            yield f"{before}{printable(row)}\n"
             before = ""
     if output == "json":
         yield "[]\n" if before == "[\n" else "\n]\n"
@@ -4161,12 +4181,13 @@ class Download:
 
     def _verified(self) -> Iterator[bytes]:
         """The partial file, once the store says its object is the same, and the rest; StoreError for a wrong MD5."""
-        import hashlib
         rest, kept, digest = self.received(), iter(()), None
         first = next(rest, b"")
         wanted = self.info.md5 if self.info else ""
-        with contextlib.suppress(ValueError):  # some systems forbid MD5
-            digest = hashlib.md5() if wanted else None
+        if wanted:
+            import hashlib
+            with contextlib.suppress(ValueError):  # some systems forbid MD5
+                digest = hashlib.md5()
         if self.part and self.resumed:
             self.part.file.seek(0)
             kept = iter(functools.partial(self.part.file.read, READ_SIZE), b"")
@@ -5319,9 +5340,8 @@ class Options:
         with opened as source, contextlib.closing(Download(source, what, gunzip=True).chunks()) as chunks, about(what):
             # What has been made of a chunk is seen before the next one is waited for.
             archive = TarStream(iter(lambda: sys.stdout.flush() or next(chunks, None), None))
-            for match in filter(None, map(ITEM_PATH.fullmatch, archive)):
-                item = match.groups("")
-                chosen_by = words_for(item, words)
+            for item in filter(None, map(item_at, archive)):
+                chosen_by = words and words_for(item, words)
                 if (chosen_by or not words) and (not self.namespaces or item[1] in self.namespaces):
                     yield item, archive
                     found = True
