@@ -1670,7 +1670,7 @@ def shared_certificate() -> Certificate:
 GROUPS = {plural: group for group, plurals in {
     "velero.io/v1": "downloadrequests serverstatusrequests backups restores backupstoragelocations",
     "v1": "secrets events namespaces configmaps pods services serviceaccounts",
-    "apps/v1": "deployments", "apiextensions.k8s.io/v1": "customresourcedefinitions",
+    "apps/v1": "deployments", "batch/v1": "jobs", "apiextensions.k8s.io/v1": "customresourcedefinitions",
     "rbac.authorization.k8s.io/v1": "roles rolebindings clusterroles clusterrolebindings",
     "authorization.k8s.io/v1": "subjectaccessreviews"}.items() for plural in plurals.split()}
 MERGE = "application/merge-patch+json"
@@ -8825,6 +8825,34 @@ class TestInsideWays(DirectTests, DownloadWorld, TestCase):
         listing.kill()
 
 
+class TestInsideReal(RealWorld, TestCase):
+    """What the real API server stored, and what it takes back."""
+
+    def test_an_object_comes_back(self):
+        """Once it was deleted, what `show --clean` prints makes it anew; for a Job, without that it does not."""
+        template = {"spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}}
+        labelled = {"spec": {"containers": [{"name": "c", "image": "i"}]}, "metadata": {"labels": {"app": "web"}}}
+        wanted = (("configmaps", "ConfigMap", {
+            "data": {name: value for name, value in NASTY_VALUES.items() if name.isascii()}}),
+                  ("services", "Service", {"spec": {"ports": [{"port": 80}], "selector": {"app": "web"}}}),
+                  ("pods", "Pod", template), ("jobs", "Job", {"spec": {"template": template}}),
+                  ("deployments", "Deployment", {"spec": {
+                      "selector": {"matchLabels": {"app": "web"}}, "template": labelled}}))
+        for resource, kind, parts in wanted:
+            with self.subTest(kind):
+                self.make(resource, kind, "one", **parts)
+                stored = self.admin.get(resource, "one", self.namespace)
+                archive_ = write_bytes(self.at("a.tar.gz"), backup_of((resource, self.namespace, stored)))
+                self.admin.call("DELETE", resource_path(resource, self.namespace, "one"), {
+                    "propagationPolicy": "Background", "gracePeriodSeconds": 0})
+                wait_until(lambda: self.look("one", resource) is None, what="the deletion")
+                shown = run("backup", "show", "--file", archive_, f"{kind}/one", "--clean")
+                self.assertEqual((0, ""), (shown.code, shown.err))
+                again = self.admin.create(resource, yaml.safe_load(shown.out), self.namespace)
+                self.assertNotEqual(stored["metadata"]["uid"], again["metadata"]["uid"])
+                self.assertEqual(stored.get("data"), again.get("data"))
+
+
 # ---- Layouts: what get and describe print, from documents alone, where the golden cases have nothing to say
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
@@ -10372,6 +10400,20 @@ class Bench:
         if not self.velero:
             tell("(commands: not compared, there is no velero on the PATH)")
 
+    def inside_figures(self) -> None:
+        """A backup of 100,000 items in a file: listed against tar, and its last but one shown."""
+        path = "inside.tar.gz"
+        names = [item_path("configmaps", f"shop-{at % 9}", f"item-{at:06}") for at in range(100_000)]
+        content = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "data": {"text": "some words " * 50}}).encode()
+        write_bytes(os.path.join(self.stage.folder, path), gzip.compress(tar_of(dict.fromkeys(names, content), "w"), 1))
+        ours = (sys.executable, "velero_requests.py", "backup")
+        self.compare("100,000 items listed", "s", {OURS: (*ours, "ls", "--file", path), "tar": ("tar", "tzf", path)},
+                     {(OURS, "tar"): 1.5})
+        self.compare("an item in the middle shown", "s", {
+            OURS: (*ours, "show", "--file", path, "cm./item-050000", "--in", "shop-5"),
+            "tar": ("tar", "xzOf", path, "--occurrence", names[50_000])}, {(OURS, "tar"): 1.2})
+        figure("the same, memory while it is listed", self.peak_memory((*ours, "ls", "--file", path)), "MiB", 45)
+
     def peak_memory(self, command: Command) -> float:
         """The most that a command has resident, in MiB, once it has run for half a second."""
         process = self.stage.start(*command, stdout=DEVNULL)
@@ -10416,6 +10458,7 @@ def bench() -> int:
                     stage, sys.executable, "velero_requests.py", "controller", stderr=log) as controller:
                 measured.controller_figures(controller)
                 measured.command_figures()
+                measured.inside_figures()
                 measured.download_figures()
             presign_figures()
             firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=PIPE).stdout) for _ in range(9)]

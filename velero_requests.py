@@ -1702,9 +1702,15 @@ class TarStream:
         from zlib import adler32
         said: Dict[bytes, bytes] = {}  # of the next member, by headers before its own
         while True:
-            if self.left:
+            if self.at + self.left <= len(self.held):
+                self.at += self.left
+            else:
                 self._skip()
-            block = self._take(512)
+            block = self.held[self.at:self.at + 512]
+            if len(block) == 512:  # as nearly always, which saves a call
+                self.at += 512
+            else:
+                block = self._take(512)
             if block[:1] in b"\0" and not any(block):
                 break
             # The checksum is the sum of all bytes, its own being blanks; Adler-32 has that of the others, plus 1.
@@ -2473,6 +2479,13 @@ def words_for(item: Item, words: Iterable[str]) -> List[str]:
             if name in ("", item[2]) and is_resource(meant, item[0])]
 
 
+@functools.lru_cache(maxsize=1000)
+def _first_cells(resource: str, namespace: str, first: int, second: int) -> Tuple[str, int, int]:
+    """Two cells of a row, in columns so wide at least, and how wide these are with them."""
+    first, second = max(first, min(len(namespace), MAX_WIDTH)), max(second, min(len(resource), MAX_WIDTH))
+    return printable(f"{namespace or NONE:<{first}}   {resource:<{second}}   "), first, second
+
+
 def item_rows(items: Iterable[Item], output: str) -> Iterator[str]:
     """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `table`, which widen with the
     rows as those of `kubectl get --watch`."""
@@ -2485,11 +2498,8 @@ def item_rows(items: Iterable[Item], output: str) -> Iterator[str]:
         elif output == "name":
             yield printable(f"{resource}/{name}") + "\n"
         else:
-            if len(namespace) > first or len(resource) > second:
-                first, second = (min(max(pair), MAX_WIDTH) for pair in (
-                    (first, len(namespace)), (second, len(resource))))
-            row = "   ".join(((namespace or NONE).ljust(first), resource.ljust(second), name))
-            yield f"{before}{printable(row)}\n"
+            cells, first, second = _first_cells(resource, namespace, first, second)
+            yield f"{before}{cells}{printable(name)}\n"
             before = ""
     if output == "json":
         yield "[]\n" if before == "[\n" else "\n]\n"
@@ -2501,7 +2511,9 @@ LEFT_OUT = {
     "": "status metadata:generateName metadata:selfLink metadata:uid metadata:resourceVersion metadata:generation "
         "metadata:creationTimestamp metadata:deletionTimestamp metadata:deletionGracePeriodSeconds "
         "metadata:ownerReferences metadata:managedFields",
-    "Job": "spec:selector:matchLabels:controller-uid spec:selector:matchLabels:batch.kubernetes.io/controller-uid",
+    "Job": "spec:selector:matchLabels:controller-uid spec:selector:matchLabels:batch.kubernetes.io/controller-uid "
+           "spec:template:metadata:labels:controller-uid "
+           "spec:template:metadata:labels:batch.kubernetes.io/controller-uid",
     "PersistentVolume": "spec:claimRef:uid spec:claimRef:resourceVersion",
     "Pod": "spec:nodeName", "Service": "spec:clusterIP spec:clusterIPs"}
 
@@ -5342,12 +5354,14 @@ class Options:
             archive = TarStream(iter(lambda: sys.stdout.flush() or next(chunks, None), None))
             for item in filter(None, map(item_at, archive)):
                 chosen_by = words and words_for(item, words)
-                if (chosen_by or not words) and (not self.namespaces or item[1] in self.namespaces):
-                    yield item, archive
-                    found = True
-                    missing.difference_update(chosen_by)
+                if (words and not chosen_by) or (self.namespaces and item[1] not in self.namespaces):
+                    continue
+                yield item, archive
+                found = True
+                missing.difference_update(chosen_by)
+                if words:  # what has a group, a name and a namespace is there but once
                     to_come -= {(word, item[1]) for word in chosen_by if re.match(r"[^/]*\.[^/]*/.", word)}
-                    if words and not to_come:  # what has a group, a name and a namespace is there but once
+                    if not to_come:
                         return
         if missing:
             inside = f" in namespace {' or '.join(self.namespaces)}" * bool(self.namespaces)
