@@ -1721,6 +1721,93 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
         error.exit = Exit.NOT_ALLOWED  # versitygw's 404 does not say that the artifact is missing
     return error
 
+ITEM_LIMIT = 16 << 20  # bytes of one file, or header of another, in a backup; etcd takes objects of 1.5 MiB
+
+
+class TarStream:
+    """A tar archive (ustar, PAX, GNU's long names) in chunks: an iterator over the paths of its plain files that
+    takes all chunks, in bounded memory; `read` gives the content of the last. StoreError where it is damaged, after
+    what is sound. Python's own takes ten times as long."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.chunks, self.held, self.at = iter(chunks), b"", 0
+        self.path, self.size, self.left = "its beginning", 0, 0  # of the last member; left: bytes before the next one
+
+    def _take(self, size: int) -> bytes:
+        """The next bytes; fewer at the end."""
+        taken = self.held[self.at:self.at + size]
+        self.at += len(taken)
+        if len(taken) == size:
+            return taken
+        grown = bytearray(taken)
+        for self.held in self.chunks:
+            self.at = min(len(self.held), size - len(grown))
+            grown += self.held[:self.at]
+            if len(grown) == size:
+                break
+        return bytes(grown)
+
+    def _skip(self) -> None:
+        self.at += self.left
+        self.left = 0
+        while self.at > len(self.held):
+            self.at -= len(self.held)
+            held = next(self.chunks, None)
+            if held is None:
+                raise StoreError(f"the archive is cut short: it ends in {one_line(self.path)}")
+            self.held = held
+
+    def read(self) -> bytes:
+        """The content of the last member; StoreError when it is too large."""
+        if self.size > ITEM_LIMIT:
+            raise StoreError(f"{one_line(self.path)} is larger than {ITEM_LIMIT >> 20} MiB")
+        content = self._take(self.size)
+        self.left -= len(content)
+        self._skip()  # which complains where something is missing
+        return content
+
+    def __iter__(self) -> Iterator[str]:
+        from zlib import adler32
+        said: Dict[bytes, bytes] = {}  # of the next member, by headers before its own
+        while True:
+            if self.at + self.left <= len(self.held):
+                self.at += self.left
+            else:
+                self._skip()
+            block = self.held[self.at:self.at + 512]
+            if len(block) == 512:  # as nearly always, which saves a call
+                self.at += 512
+            else:
+                block = self._take(512)
+            if block[:1] in b"\0" and not any(block):
+                break
+            # The checksum is the sum of all bytes, its own being blanks; Adler-32 has that of the others, plus 1.
+            total, kind = adler32(block[156:], adler32(block[:148])) & 0xffff, block[156:157]
+            try:
+                self.size = int(block[124:136].rstrip(b" \0") or b"0", 8)
+                sound = total == (int(block[148:156].rstrip(b" \0"), 8) - 255) % 65521
+            except ValueError:
+                sound = False
+            if not sound or self.size < 0 or len(block) < 512:
+                raise StoreError(f"the archive is damaged after {one_line(self.path)}")
+            path = block[:100].partition(b"\0")[0]
+            if block[345] and block[257:263] == b"ustar\0":
+                path = block[345:500].partition(b"\0")[0] + b"/" + path
+            if said and kind not in b"xLKg":
+                path, self.size = said.get(b"path") or path, int(said.get(b"size", self.size))
+                said.clear()
+            if kind in b"123456":  # links, devices and folders have no content, whatever they say
+                self.size = 0
+            self.path, self.left = path.decode("utf-8", "surrogateescape"), (self.size + 511) & -512
+            if kind in b"0\0007":
+                yield self.path
+            elif kind == b"L":
+                said[b"path"] = self.read().rstrip(b"\0")
+            elif kind == b"x":
+                said.update(re.findall(rb"(?:^|\n)\d+ (path|size(?==\d{1,18}\n))=([^\n]*)", self.read()))
+        for _ in self.chunks:  # may say that they are not whole
+            pass
+
 # ================================================================================
 # 8. Screens — tables, describe, JSON and YAML; strings and documents only
 
@@ -1736,7 +1823,9 @@ _PLAIN = re.compile(r"(?!(y|n|yes|no|on|off|true|false|null)$)[a-z_/]([-\w./+@]|
 
 
 def _yaml_scalar(value: Any) -> str:
-    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json_text(value)[:-1]
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return value
+    return re.sub(r"^(-?\d+)(?=e)", r"\1.0", json_text(value)[:-1])  # YAML 1.1 takes 1e+22 for a string
 
 
 def _yaml_block(value: Any) -> str:
@@ -2419,6 +2508,94 @@ def version_document(server_version: Optional[str]) -> Document:
     """The same for -o json|yaml, which velero lacks."""
     versions = {"client": f"v{__version__}", "server": server_version}
     return {program: {"version": version} for program, version in versions.items() if version is not None}
+
+# What lies in a backup: a file of JSON for each item (velero pkg/archive/filesystem.go). In the version that its API
+# prefers it lies a second time, below a folder of that version; other versions lie below such folders alone.
+ITEM_FOLDER = re.compile(r"(?:\./)?resources/(\w[^/]*)/(?:namespaces/(\w[^/]*)|cluster)")
+Item = Tuple[str, str, str]  # plural with group (`deployments.apps`, `pods`), namespace or nothing, name
+SHORT_NAMES = dict(pair.split("=") for pair in (  # kubectl's
+    "cj=cronjobs cm=configmaps crd=customresourcedefinitions cs=componentstatuses csr=certificatesigningrequests "
+    "deploy=deployments ds=daemonsets ep=endpoints ev=events hpa=horizontalpodautoscalers ing=ingresses "
+    "limits=limitranges netpol=networkpolicies no=nodes ns=namespaces pc=priorityclasses pdb=poddisruptionbudgets "
+    "po=pods psp=podsecuritypolicies pv=persistentvolumes pvc=persistentvolumeclaims quota=resourcequotas "
+    "rc=replicationcontrollers rs=replicasets sa=serviceaccounts sc=storageclasses sts=statefulsets svc=services "
+    "vs=volumesnapshots vsc=volumesnapshotcontents vsclass=volumesnapshotclasses").split())
+
+
+@functools.lru_cache(maxsize=1000)
+def _items_in(folder: str) -> Tuple[str, ...]:
+    match = ITEM_FOLDER.fullmatch(folder)
+    return match.groups("") if match else ()
+
+
+def item_at(path: str) -> Optional[Item]:
+    """The item whose file has this path; most folders hold many, so each is looked at once."""
+    folder, _, file = path.rpartition("/")
+    place = _items_in(folder)
+    return (*place, file[:-5]) if place and file[-5:] == ".json" else None
+
+
+@functools.lru_cache(maxsize=1000)
+def is_resource(word: str, resource: str) -> bool:
+    """Whether a plural, singular, kind or short name means a resource; `.group` may follow, `.` for the core group."""
+    name, dot, group = word.lower().partition(".")
+    plural, _, own_group = resource.partition(".")
+    name = SHORT_NAMES.get(name, name)
+    return plural in (name, f"{name}s", f"{name}es", re.sub("y$", "ies", name)) and (not dot or group == own_group)
+
+
+def words_for(item: Item, words: Iterable[str]) -> List[str]:
+    """Those of the words, each RESOURCE or RESOURCE/NAME, that choose an item."""
+    return [word for word in words for meant, _, name in [word.partition("/")]
+            if name in ("", item[2]) and is_resource(meant, item[0])]
+
+
+@functools.lru_cache(maxsize=1000)
+def _first_cells(resource: str, namespace: str, first: int, second: int) -> Tuple[str, int, int]:
+    """Two cells of a row, in columns so wide at least, and how wide these are with them."""
+    first, second = max(first, min(len(namespace), MAX_WIDTH)), max(second, min(len(resource), MAX_WIDTH))
+    return printable(f"{namespace or NONE:<{first}}   {resource:<{second}}   "), first, second
+
+
+def item_rows(items: Iterable[Item], output: str) -> Iterator[str]:
+    """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `table`, which widen with the
+    rows as those of `kubectl get --watch`."""
+    before, first, second = "[\n" if output == "json" else "NAMESPACE   RESOURCE   NAME\n", 9, 8
+    for item in items:
+        resource, namespace, name = item
+        if output == "json":
+            yield before + json.dumps(dict(zip(("resource", "namespace", "name"), item)))
+            before = ",\n"
+        elif output == "name":
+            yield printable(f"{resource}/{name}") + "\n"
+        else:
+            cells, first, second = _first_cells(resource, namespace, first, second)
+            yield f"{before}{cells}{printable(name)}\n"
+            before = ""
+    if output == "json":
+        yield "[]\n" if before == "[\n" else "\n]\n"
+
+
+# What a restore leaves out of all objects (velero pkg/restore/restore.go, resetMetadata and resetStatus), and of some
+# kinds what a cluster gave them (velero pkg/restore/actions).
+LEFT_OUT = {
+    "": "status metadata:generateName metadata:selfLink metadata:uid metadata:resourceVersion metadata:generation "
+        "metadata:creationTimestamp metadata:deletionTimestamp metadata:deletionGracePeriodSeconds "
+        "metadata:ownerReferences metadata:managedFields",
+    "Job": "spec:selector:matchLabels:controller-uid spec:selector:matchLabels:batch.kubernetes.io/controller-uid "
+           "spec:template:metadata:labels:controller-uid "
+           "spec:template:metadata:labels:batch.kubernetes.io/controller-uid",
+    "PersistentVolume": "spec:claimRef:uid spec:claimRef:resourceVersion",
+    "Pod": "spec:nodeName", "Service": "spec:clusterIP spec:clusterIPs"}
+
+
+def leave_out(document: Any) -> None:
+    """Take from an object what a restore leaves out."""
+    for path in f"{LEFT_OUT['']} {LEFT_OUT.get(_text(document, 'kind') or '-', '')}".split():
+        *above, name = path.split(":")
+        part = _at(document, *above)
+        if isinstance(part, dict) and part.get(name) not in ("None", ["None"]):  # which make a Service headless
+            part.pop(name, None)
 
 # ================================================================================
 # 9. Manifests — CustomResourceDefinitions, the controller in the cluster, Roles for people, admission policy
@@ -4290,12 +4467,13 @@ class Download:
 
     def _verified(self) -> Iterator[bytes]:
         """The partial file, once the store says its object is the same, and the rest; StoreError for a wrong MD5."""
-        import hashlib
         rest, kept, digest = self.received(), iter(()), None
         first = next(rest, b"")
         wanted = self.info.md5 if self.info else ""
-        with contextlib.suppress(ValueError):  # some systems forbid MD5
-            digest = hashlib.md5() if wanted else None
+        if wanted:
+            import hashlib
+            with contextlib.suppress(ValueError):  # some systems forbid MD5
+                digest = hashlib.md5()
         if self.part and self.resumed:
             self.part.file.seek(0)
             kept = iter(functools.partial(self.part.file.read, READ_SIZE), b"")
@@ -6054,6 +6232,64 @@ class Options:
         what = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
         return None if self.quiet or output == "-" else f"{what} {name} has been successfully downloaded to {output}\n"
 
+    def items(self) -> Iterator[Tuple[Item, TarStream]]:
+        """The chosen items of a backup, or of the archive that --file names, each with the stream that can read it,
+        until none can follow; NotFound at the end when a word has chosen nothing."""
+        if not (self.name or self.file):
+            raise UsageError("name a backup, or an archive with --file")
+        words, found = [*filter(None, [self.file and self.name]), *self.words], False
+        missing, to_come = set(words), {(word, namespace) for word in words for namespace in self.namespaces or [""]}
+        what = self.file or f"backup {one_line(self.name, 64)}"
+        opened = contextlib.nullcontext(FileSource(self.file)) if self.file else self.open_source()
+        with opened as source, contextlib.closing(Download(source, what, gunzip=True).chunks()) as chunks, about(what):
+            # What has been made of a chunk is seen before the next one is waited for.
+            archive = TarStream(iter(lambda: sys.stdout.flush() or next(chunks, None), None))
+            for item in filter(None, map(item_at, archive)):
+                chosen_by = words and words_for(item, words)
+                if (words and not chosen_by) or (self.namespaces and item[1] not in self.namespaces):
+                    continue
+                yield item, archive
+                found = True
+                missing.difference_update(chosen_by)
+                if words:  # what has a group, a name and a namespace is there but once
+                    to_come -= {(word, item[1]) for word in chosen_by if re.match(r"[^/]*\.[^/]*/.", word)}
+                    if not to_come:
+                        return
+        if missing:
+            inside = f" in namespace {' or '.join(self.namespaces)}" * bool(self.namespaces)
+            raise NotFound(f"there is no {one_line(', '.join(sorted(missing)))}{inside} in {what}", hints=[
+                f"`{PROGRAM} backup ls` tells what there is"])
+        if not found:
+            say(f"No items found in {what}.")
+
+    def run_ls(self) -> None:
+        with contextlib.closing(self.items()) as items:
+            sys.stdout.writelines(item_rows((item for item, _ in items), self.output))
+
+    def run_show(self) -> None:
+        """Each object when its item has come; those that do not hold the text of --grep are passed over."""
+        if not (self.words or self.grep or (self.file and self.name)):
+            raise UsageError("name what to show, such as deployments/web, or a text with --grep")
+        text, before, secret = json.dumps(self.grep or "", ensure_ascii=False)[1:-1], "", False
+        by_go = re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)  # as Velero writes it
+        forms = [form.encode() for form in (self.grep or "", text, by_go, json.dumps(self.grep or "")[1:-1])]
+        with contextlib.closing(self.items()) as items:
+            for (resource, *_), archive in items:
+                content = archive.read()
+                if not any(form in content for form in forms):
+                    continue
+                with about(one_line(archive.path)):
+                    document = decode_json([content])
+                if self.clean:
+                    leave_out(document)
+                if resource == "secrets" and not secret:
+                    say("Secrets are shown as they are stored: base64 hides nothing.")
+                    secret = True
+                sys.stdout.write(before + DOCUMENT_TEXTS[self.output](document))
+                before = "---\n" if self.output == "yaml" else "\n"
+        if not before and self.grep:
+            raise Error(f"no item holds {one_line(self.grep, 64)!r}")
+
     def find_backups(self, troubles: List[Error]) -> List[Document]:
         """The Backups in --location, else in every location of the cluster, by name, also several of one; their
         location is called as it is here, as by Velero's sync. troubles: gets what is missing."""
@@ -6239,6 +6475,9 @@ VIA = argument("--via WAY", "store; cluster: through its API server, from a cont
 QUIET = argument("--quiet", "say nothing of a success")
 FETCH = (argument("-o --output FILE", "file to write, - for stdout (default for contents: ./NAME-data.tar.gz)"),
          argument("--force", "replace the file if it exists, once the download succeeded"), QUIET)
+INSIDE = (argument("name BACKUP", "name of the backup; leave it out with --file", nargs="?"),
+          argument("--file FILE", "an archive that was downloaded, in place of BACKUP"),
+          argument("--in NAMESPACE", "only items in this namespace; repeatable", action="append", dest="namespaces"))
 OUTPUT_FORMAT = argument("-o --output FORMAT", "table, json or yaml", choices=("table", "json", "yaml"))
 
 
@@ -6259,10 +6498,18 @@ def owner_commands(resource: Resource) -> Tuple[Command, ...]:
         ("logs", f"print the log of a {noun}", Options.run_download, {"kind": f"{resource.kind}Log", "is_log": True},
          (one, QUIET, VIA, *SOURCE)),
         ("download", "fetch the contents of a backup into a file", Options.run_download, {"kind": BACKUP_CONTENTS},
-         (one, *FETCH, VIA, *SOURCE))]
+         (one, *FETCH, VIA, *SOURCE)),
+        ("ls", "list the items in a backup", Options.run_ls, {"kind": BACKUP_CONTENTS}, (
+            *INSIDE, argument("words RESOURCE", "such as deployments, deploy, Deployment, deployments.apps", nargs="*"),
+            argument("-o --output FORMAT", "table, name or json", choices=("table", "name", "json")), VIA, *SOURCE)),
+        ("show", "print items of a backup", Options.run_show, {"kind": BACKUP_CONTENTS}, (
+            *INSIDE, argument("words RESOURCE/ITEM", "items, or all of a RESOURCE", nargs="*"),
+            argument("--grep TEXT", "only items that hold this text"),
+            argument("--clean", "without what a restore leaves out, for `kubectl apply -f -`"),
+            argument("-o --output FORMAT", "yaml or json", choices=("yaml", "json"), default="yaml"), VIA, *SOURCE))]
     return tuple(Command(f"{noun} {verb}", summary, run, arguments, {"resource": resource, **fixed},
                          (f"{verb} {noun}s", f"{verb} {noun}"))
-                 for verb, summary, run, fixed, arguments in rows[:4 if is_backup else 3])
+                 for verb, summary, run, fixed, arguments in rows[:6 if is_backup else 3])
 
 
 # Flags of the controller that `manifests controller` hands on; in a pod the others have no use.
