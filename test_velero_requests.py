@@ -1442,7 +1442,8 @@ class TestManifests(Cases):
         typed, given = (vr.parse(["controller", *words])[1] for words in (
             (*ALL_FLAGS, "-n", "backups", "--health-address", ":8081", "--artifacts-address=:8082"), container["args"]))
         self.assertEqual(vars(typed), vars(given))
-        self.assertEqual(["python3", "-B", "/program/velero_requests.py", "controller"], container["command"])
+        program, held = os.path.basename(MODULE), found["ConfigMap"]
+        self.assertEqual(["python3", "-B", f"/program/{program}", "controller"], container["command"])
         self.assertEqual([("AWS_SHARED_CREDENTIALS_FILE", "/credentials/cloud"),
                           ("AWS_ENDPOINT_URL_S3", "http://minio.example:9000")],
                          [(row["name"], row["value"]) for row in container["env"]])
@@ -1452,7 +1453,8 @@ class TestManifests(Cases):
             found["Deployment"]["spec"]["replicas"], container["image"], pod["volumes"][1]["secret"]["secretName"],
             {document["metadata"]["namespace"] for document in found.values()}))
         self.assertEqual(LEAST, found["Role"]["rules"])
-        self.assertEqual(SOURCE, found["ConfigMap"]["data"]["velero_requests.py"])
+        content = base64.b64decode(held["binaryData"][program]) if ARCHIVE else held["data"][program].encode()
+        self.assertEqual(read_bytes(MODULE), content)
 
     def test_where_it_is_reached(self):
         """The port of the Service that the way through the cluster names leads to artifacts, the other to probes; only
@@ -12416,7 +12418,8 @@ def main(argv: List[str]) -> None:
 # What waits for many seconds begins first, so that the others fill the time; what measures comes last and alone.
 LONG_WAITS = ("real servers", "more real servers", "TestOutageReal", "TestWatchFaults", "TestContractFaultsStore",
               "TestSoak", "TestRights", "TestProxyOfTheEnvironment", "TestKubeconfigLikeKubectl",
-              "TestNobodyElseIsAsked", "TestCanary", "TestOldStones", "TestDemo")
+              "TestNobodyElseIsAsked", "TestDoctor", "TestThroughFakeNew", "TestThroughFakeOld", "TestGoldenFakeNew",
+              "TestCompletion", "TestDownloadSeen", "TestDownloadFaults", "TestCanary", "TestOldStones", "TestDemo")
 IN_THE_CLUSTER = ("TestIdentityReal", "TestManifestsReal", "TestRightsReal")
 MEASURES = ("TestTimingLaw", "TestLeaks", "TestDownloadMemory")
 
