@@ -4640,10 +4640,17 @@ class HttpServer:
             why = str(getattr(error, "strerror", "") or error).partition(" (while")[0]
             raise Error(f"cannot listen on {address}: {why}") from error
         self.answer, self.connections = answer, OrderedDict()  # type: Any, OrderedDict[socket.socket, None]
+        self.closing = False
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def close(self) -> None:
+        """Listen no more; what is being answered goes on. The thread that waits there wakes and closes the socket: were
+        it closed here, its number might soon mean another one to that thread."""
+        self.closing = True
+        self.listener.shutdown(socket.SHUT_RDWR)
+
     def _accept(self) -> None:
-        while True:
+        while not self.closing:
             try:
                 sock = _timed_classes()[2](fileno=self.listener.accept()[0].detach())
                 self.connections[sock] = None
@@ -4652,6 +4659,7 @@ class HttpServer:
                     self.connections.popitem(last=False)[0].shutdown(socket.SHUT_RDWR)
             except (OSError, RuntimeError):  # no descriptor or thread is left, or the one to give way has left
                 time.sleep(0.1)
+        self.listener.close()
 
     def _reply(self, head: bytes) -> Iterator[bytes]:
         """What is sent to whoever has sent this."""
