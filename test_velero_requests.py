@@ -5141,7 +5141,8 @@ class TestExecPluginLife(KubePlugins):
             with ThreadPoolExecutor(8) as pool:
                 for future in [pool.submit(lambda: (barrier.wait(10), kube_version(api))) for _ in range(8)]:
                     future.result(30)
-            self.assertEqual((self.said("runs").count("run"), self.seen()[-1]), (runs, f"Bearer {token}"))
+            self.assertEqual(self.said("runs").count("run"), runs)
+            self.assertIn(f"Bearer {token}", self.seen())  # calls that began with the old one may come last
             if runs == 1:
                 old = api.session.identity
                 self.answer(token="q")
