@@ -2915,8 +2915,8 @@ def pause_time_limit() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=None)
-def _timed_classes() -> Tuple[Any, Dict[str, Any], Any]:
-    """TLS socket, urllib3's connections by scheme, and plain socket that keep the deadline of their thread."""
+def _timed_classes() -> Dict[str, Any]:
+    """What keeps the deadline of its thread: plain and TLS sockets, and urllib3's connections by scheme."""
     import http.client
     import ssl
     import urllib3
@@ -2952,9 +2952,10 @@ def _timed_classes() -> Tuple[Any, Dict[str, Any], Any]:
             self.reply, self.peer = http.client.HTTPResponse(*args, **options), args[0]
             return self.reply
 
-    return type("TlsSocket", (Timed, ssl.SSLSocket), {}), {
+    return {
+        "plain": PlainSocket, "tls": type("TlsSocket", (Timed, ssl.SSLSocket), {}),
         "http": type("Http", (Connection, urllib3.connection.HTTPConnection), {}),
-        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}, PlainSocket
+        "https": type("Https", (Connection, urllib3.connection.HTTPSConnection), {})}
 
 
 def _redacted(record: logging.LogRecord) -> bool:
@@ -3105,7 +3106,7 @@ class ConnectionPool:
         context: Any = None
         if "https" in (parts.scheme, via.scheme):
             context = tls_context(trust, (server_name or parts.hostname, via.hostname))
-            context.sslsocket_class = _timed_classes()[0]
+            context.sslsocket_class = _timed_classes()["tls"]
             if certificate[0]:
                 load_client_certificate(context, *certificate)
         options: Dict[str, Any] = {"maxsize": size}
@@ -3115,7 +3116,7 @@ class ConnectionPool:
             f"{via.scheme}://{via.netloc.rpartition('@')[2]}", proxy_headers=_proxy_headers(via),
             proxy_ssl_context=context if via.scheme == "https" else None, **options)
         self.pool = manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
-        self.pool.ConnectionCls = _timed_classes()[1][parts.scheme]
+        self.pool.ConnectionCls = _timed_classes()[parts.scheme]
         self.close = self.pool.close  # the connections that are not in use
         # A proxy is asked for plain http by the whole URL.
         self.prefix = f"http://{parts.netloc}" if proxy and parts.scheme == "http" else ""
@@ -4062,6 +4063,12 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, info: ObjectInfo = O
 OpenObject = Tuple[ObjectInfo, Iterator[bytes], Callable[[], None]]
 
 
+def object_in(response: Response, idle: float) -> OpenObject:
+    """The object that an answer with status 200 or 206 brings."""
+    info = object_info(response.status, response.headers)
+    return info, read_body(response, idle, info), response.interrupt
+
+
 def range_headers(start: int, etag: str) -> Dict[str, str]:
     """What asks for an object from a byte on, if it is still of this ETag."""
     return {"Range": f"bytes={start}-", **({"If-Match": etag} if etag else {})} if start else {}
@@ -4080,8 +4087,7 @@ class UrlSource:
         """The object from a byte on, if it is still of this ETag."""
         with open_url(self.url, self.trust, headers=range_headers(start, etag), idle=self.idle,
                       connect=self.connect_timeout, wanted=(200, 206) if start else (200,)) as response:
-            info = object_info(response.status, response.headers)
-            yield info, read_body(response, self.idle, info), response.interrupt
+            yield object_in(response, self.idle)
 
     def renew(self, skew: timedelta) -> None:
         """Get another URL, by the store's clock if that is far from ours."""
@@ -4652,7 +4658,7 @@ class HttpServer:
     def _accept(self) -> None:
         while not self.closing:
             try:
-                sock = _timed_classes()[2](fileno=self.listener.accept()[0].detach())
+                sock = _timed_classes()["plain"](fileno=self.listener.accept()[0].detach())
                 self.connections[sock] = None
                 threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
                 if len(self.connections) > self.most:
@@ -5381,8 +5387,7 @@ class AnsweredSource(UrlSource):
                 raise ApiError(f"behind {ARTIFACTS_SERVICE} is no controller that hands on artifacts", status=502)
             if response.status not in ((200, 206) if start else (200,)):
                 raise proxy_refusal(response.status, response.refusal(), response.headers)
-            info = object_info(response.status, response.headers)
-            yield info, read_body(response, self.idle, info), response.interrupt
+            yield object_in(response, self.idle)
 
     def _open_other_way(self, failed: Unreachable, start: int, etag: str, stack: contextlib.ExitStack) -> OpenObject:
         """Open it through the cluster because the store was not reached, else raise that, with why not."""
@@ -5737,6 +5742,11 @@ def timeout_hints(api: Api, namespace: str, kind: str = "", name: str = "") -> L
     return [*(found or [usual]), *direct]
 
 
+def explaining_timeouts(api: Api, namespace: str, *artifact: str) -> ContextManager[None]:
+    """Give the error that nobody has answered its `timeout_hints`. artifact: kind and name, if one was asked for."""
+    return adding_hints(lambda error: timeout_hints(api, namespace, *artifact) if isinstance(error, TimedOut) else ())
+
+
 def version_of_program(verbose: bool) -> str:
     """What --version prints: this file's version; verbose: also those of Python, OpenSSL and the packages, and where
     these are from."""
@@ -5910,7 +5920,7 @@ class Doctor:
 
     def ask_status(self) -> Finding:
         began = time.monotonic()
-        with adding_hints(lambda error: timeout_hints(self.api, self.namespace) if isinstance(error, TimedOut) else ()):
+        with explaining_timeouts(self.api, self.namespace):
             document = get_server_status(self.api, self.namespace, timeout=self.patience(HOP_TIME))
         passed = format_duration(time.monotonic() - began)
         running, = side_by_side([functools.partial(check_server, self.api, self.namespace)], TIDY_TIME)  # or an Error
@@ -5943,9 +5953,9 @@ class Doctor:
 
     def ask_url(self) -> Finding:
         kind, name, began = self.artifact.kind, self.found["backup"], time.monotonic()
-        with adding_hints(lambda error: timeout_hints(self.api, self.namespace, kind, name) if isinstance(
-                error, TimedOut) else ()), requested_source(self.api, self.namespace, kind, name, trust=self.trust,
-                                                            timeout=self.patience(ANSWER_TIME)) as source:
+        with explaining_timeouts(self.api, self.namespace, kind, name), requested_source(
+                self.api, self.namespace, kind, name, trust=self.trust,
+                timeout=self.patience(ANSWER_TIME)) as source:
             self.found["request"] = UrlSource(lambda _skew: (source.url, source.trust))  # which makes no other one
             return f"{kind} of {name}: answered in {format_duration(time.monotonic() - began)}", ""
 
@@ -6175,17 +6185,13 @@ class Options:
         api = None if self.location else self.find_owner(artifact)
         log.info("the way: %s", "the storage location, signed for here" if self.direct else "a controller's answer")
         if api and not self.direct:
-            with self.explaining_timeouts(api, self.kind, self.name), requested_source(
+            with explaining_timeouts(api, self.namespace, self.kind, self.name), requested_source(
                     api, self.namespace, self.kind, self.name, timeout=self.timeout, trust=trust,
                     idle=self.idle_timeout, via=self.via) as source:
                 yield source
         else:
             bucket = self.open_bucket(api, read_location(api, self.namespace, artifact, self.name) if api else None)
             yield bucket.source(object_key(bucket.prefix, artifact, self.name))
-
-    def explaining_timeouts(self, api: Api, *artifact: str) -> ContextManager[None]:
-        return adding_hints(lambda error: timeout_hints(api, self.namespace, *artifact)
-                            if isinstance(error, TimedOut) else ())
 
     def fetch(self, source: Source, output: str) -> None:
         """Download one artifact to a file or stdout (`-`); progress is shown unless it mixes with the output."""
@@ -6389,7 +6395,7 @@ class Options:
 
     def server_status(self) -> Document:
         api = self.api()
-        with self.explaining_timeouts(api):
+        with explaining_timeouts(api, self.namespace):
             return get_server_status(api, self.namespace, timeout=self.timeout)
 
     def run_plugin_get(self) -> str:
@@ -6545,10 +6551,8 @@ MANIFESTS = {  # what can be printed, and the flags for it
 
 def read_own_program() -> Tuple[str, bytes]:
     """The archive or script that runs here: what a pod calls it, and its content."""
-    script = path = os.path.abspath(__file__)
-    while not os.path.exists(path):  # what lies in an archive exists for Python alone
-        path = os.path.dirname(path)
-    return f"velero_requests.py{'z' * (path != script)}", read_file(path, "program", 64 << 20)
+    archive = getattr(__loader__, "archive", "")
+    return f"velero_requests.py{'z' * bool(archive)}", read_file(archive or __file__, "program", 64 << 20)
 
 
 def given_words(options: Options, arguments: Iterable[Argument]) -> List[str]:
