@@ -1158,16 +1158,16 @@ def sign(location: Location, key: str, credentials: Credentials, now: datetime, 
 Values = Mapping[str, str]  # what a profile or the environment says, by name
 Profiles = Dict[str, Dict[str, str]]
 KEY_NAMES = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-INI_LIMIT = 1 << 20  # bytes; a Secret holds no more
+SMALL_FILE_LIMIT = 1 << 20  # bytes of credentials, certificates or a location; a Secret holds no more
 VALUE_LIMIT = 16 << 10  # characters; session tokens have some thousands
 
 
 def ini_sections(content: bytes, source: str) -> Profiles:
     """An AWS ini file -> its sections; ` #` begins a comment, a `#` inside a value stays. A line indented more than its
     key goes on with the value, as in the nested blocks of AWS (`s3 =`)."""
-    text = content[:INI_LIMIT].decode("utf-8-sig", "replace")
-    if len(content) > INI_LIMIT or "\ufffd" in text:
-        raise CredentialsError(f"{source} is larger than {INI_LIMIT >> 20} MiB, or not UTF-8 text")
+    text = content[:SMALL_FILE_LIMIT].decode("utf-8-sig", "replace")
+    if len(content) > SMALL_FILE_LIMIT or "\ufffd" in text:
+        raise CredentialsError(f"{source} is larger than {SMALL_FILE_LIMIT >> 20} MiB, or not UTF-8 text")
     found: Dict[str, Dict[str, List[str]]] = {}
     section: Any = None
     value, depth = None, 0  # that the next line may go on with; its key's indentation
@@ -1520,7 +1520,7 @@ def proxy_for(url: str, variables: Mapping[str, str]) -> str:
     return proxy_url(value(name), name)
 
 # ================================================================================
-# 7. Downloads — what an answer says of an object, ranges, refusals and their cures, when to try again
+# 7. Downloads — what an answer says of an object, ranges, gzip, refusals and their cures, when to try again
 
 def explain_signature(url: str, theirs: str) -> str:
     """Where the canonical request that was signed differs from the one that the store saw."""
@@ -1638,6 +1638,45 @@ def _what_is(body: bytes) -> str:
     if "\ufffd" in text or any(not c.isprintable() and not c.isspace() for c in text):
         return "binary data"
     return "text: " + one_line(redact(text), 80)
+
+
+INFLATED_SIZE = 1 << 20  # bytes of content at a time, whatever the ratio
+SLICE_SIZE = 16 << 10  # bytes given to zlib at a time where it would copy what it leaves over
+
+
+def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
+    """gzip members, one after another -> their content, or without `unpack` the same bytes; in small pieces.
+
+    StoreError, after all before the fault, when it is no gzip, breaks off, fails CRC or length, or something follows.
+    """
+    import zlib
+    inflater, read = None, 0
+    for chunk in chunks:
+        rest, size = memoryview(chunk), len(chunk)
+        while rest:
+            piece = rest[:size]
+            inflater = inflater or zlib.decompressobj(31)
+            before = inflater.copy()
+            try:
+                content = inflater.decompress(piece, INFLATED_SIZE)
+            except zlib.error as error:
+                if not read and bytes(piece[:2]) not in (b"\x1f", b"\x1f\x8b"):
+                    what = _what_is(chunk)
+                    raise StoreError(f"the file is not gzip but {what}", hints=[
+                        "correct s3Url or publicUrl of the storage location"] * what.startswith("an HTML")) from None
+                if len(piece) == 1:
+                    raise StoreError(f"the file is damaged after {read} bytes: {one_line(error)}") from None
+                inflater, size = before, len(piece) // 2  # towards the fault
+                continue
+            left = len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
+            done, size = len(piece) - left, min(size, SLICE_SIZE) if left else size
+            yield content if unpack else chunk if done == len(chunk) else bytes(piece[:done])
+            rest, read = rest[done:], read + done
+            inflater = None if inflater.eof else inflater
+    if inflater is not None:
+        raise StoreError(f"the file is cut short: it ends after {read} bytes in the middle of its gzip data")
+    if not read:
+        raise StoreError("the file is empty, not gzip")
 
 
 # Reason and cure of a refusal, by S3's error code, if a GET by signed URL can meet it
@@ -2793,7 +2832,7 @@ def policy_manifests(namespace: str) -> List[Document]:
 CONNECT_TIMEOUT = 10.0  # seconds
 READ_TIMEOUT = 20.0  # seconds that a call to the API may take in all, a page of a list thrice
 ERROR_LIMIT = 64 * 1024  # bytes of an error's body that are looked at
-KUBECONFIG_LIMIT, PEM_LIMIT = 8 << 20, 1 << 20  # bytes
+KUBECONFIG_LIMIT = 8 << 20  # bytes
 MAX_YAML_NODES = 100_000  # with aliases followed; 3,000 clusters have as many
 POOL_SIZE = 8  # connections: one for each worker and feeder of a controller, and twice as many for its transfers
 USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
@@ -2899,16 +2938,6 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
     finally:
         _thread.deadline = before
-
-
-@contextlib.contextmanager
-def pause_time_limit() -> Iterator[None]:
-    """Do not count this context against the deadline: a person may have to log in."""
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        _thread.deadline += time.monotonic() - started
 
 
 @functools.lru_cache(maxsize=None)
@@ -3039,24 +3068,17 @@ class Response:
 
     def _unpacked(self, limit: int) -> Iterator[bytes]:
         """The body, inflated where it comes as gzip unasked; TooLarge behind `limit` bytes."""
-        import zlib
-        encoding = self.headers.get("Content-Encoding", "identity").lower()
+        encoding, left = self.headers.get("Content-Encoding", "identity").lower(), limit
         if encoding not in ("identity", "gzip"):
             raise ValueError("is encoded in a way that nobody asked for")
-        inflater, left = zlib.decompressobj(31) if encoding == "gzip" else None, limit
-        for piece in self:
-            try:
-                piece = inflater.decompress(piece, left + 1) if inflater else piece
-            except zlib.error as error:
-                raise ValueError("is no gzip") from error
-            left -= len(piece)
-            yield piece
-            if left < 0:
-                raise TooLarge(f"has more than {limit >> 20} MiB")
-            if inflater and inflater.unused_data:
-                raise ValueError("goes on behind its gzip")
-        if inflater and left < limit and not inflater.eof:
-            raise ValueError("is cut short")
+        try:
+            for piece in inflate(self) if encoding == "gzip" else self:
+                left -= len(piece)
+                yield piece
+                if left < 0:
+                    raise TooLarge(f"has more than {limit >> 20} MiB")
+        except StoreError as error:
+            raise ValueError("is no whole gzip") from error
 
     def read(self, limit: int) -> bytes:
         """The whole body; TooLarge behind `limit` bytes, ValueError when it cannot be unpacked."""
@@ -3193,11 +3215,11 @@ def _check_yaml(content: bytes) -> None:
             raise ValueError("too deep or too large")
 
 
-def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
+def parse_yaml(content: bytes, what: str) -> Any:
     """The first document of YAML or JSON; an error names the line, and does not quote it."""
     import yaml
-    if len(content) > limit:
-        raise ConfigError(f"{what} is larger than {limit >> 20} MiB")
+    if len(content) > KUBECONFIG_LIMIT:
+        raise ConfigError(f"{what} is larger than {KUBECONFIG_LIMIT >> 20} MiB")
     with contextlib.suppress(ValueError):
         if content.lstrip().startswith(b"{"):  # JSON may be indented by tabs, YAML may not
             return parse_json(content, MAX_YAML_NODES)
@@ -3213,7 +3235,7 @@ def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
 
 def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
     """PEM that stands in the kubeconfig, or in the file that it names."""
-    return source if isinstance(source, bytes) else read_file(source, purpose, PEM_LIMIT) if source else b""
+    return source if isinstance(source, bytes) else read_file(source, purpose, SMALL_FILE_LIMIT) if source else b""
 
 
 def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
@@ -3391,15 +3413,14 @@ def load_cluster(kubeconfig: str = "", context: str = "") -> Cluster:
         "name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config; in a pod its own account is used"])
 
 
-def read_velero_config() -> Document:
+def read_velero_config() -> Any:
     """~/.config/velero/config.json of the velero CLI (namespace, cacert, colorized), if it is there."""
     path = os.path.join(os.path.expanduser("~"), ".config", "velero", "config.json")
     try:
-        config = parse_json(read_file(path, "velero's configuration")) if os.path.exists(path) else {}
+        return parse_json(read_file(path, "velero's configuration")) if os.path.exists(path) else {}
     except (ConfigError, ValueError) as error:
         log.warning("ignoring %s: %s", path, error)
         return {}
-    return config if isinstance(config, dict) else {}
 
 # ================================================================================
 # 11. Cluster — one exchange, thin verbs over it, one event stream
@@ -3485,9 +3506,9 @@ class Api(NamedTuple):
     def _attempt(self, method: str, target: str, body: Optional[bytes], more: Dict[str, str], idle: float
                  ) -> Tuple[Response, Identity]:
         import urllib3
-        cluster = self.session.cluster
-        with pause_time_limit():
-            identity, pool = self.session.renew()
+        cluster, started = self.session.cluster, time.monotonic()
+        identity, pool = self.session.renew()
+        _thread.deadline += time.monotonic() - started  # a person may have had to log in
         headers = urllib3.response.HTTPHeaderDict({  # for Impersonate-Group may come several times
             "Accept": "application/json", "Content-Type": "application/json", "User-Agent": USER_AGENT, **more})
         if identity.token:
@@ -3507,9 +3528,8 @@ class Api(NamedTuple):
         from urllib3 import exceptions
         target = f"{path}?{urlencode({name: value for name, value in query.items() if value})}" if query else path
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        attempt, trusted = 0, True
-        while True:
-            attempt += 1
+        trusted = True
+        for attempt in itertools.count(1):
             try:
                 response, identity = self._attempt(method, target, content, headers or {}, idle or self.timeout)
             except Unreachable as error:
@@ -3640,34 +3660,34 @@ class HostLimiter:
 
     def __init__(self, workers: int, pause: float) -> None:
         self.most, self.pause, self.lock = workers - 1, pause, threading.Lock()
-        self.asked: List[str] = []  # the host that each worker waits for
-        self.ends: Dict[str, Optional[Tuple[float, Unreachable]]] = {}  # of a host: None, or not before, and why
+        self.waiting: List[str] = []  # the host that each worker waits for
+        self.outcomes: Dict[str, Optional[Tuple[float, Unreachable]]] = {}  # of a host: None, or not before, and why
 
     @contextlib.contextmanager
     def guard(self, host: str) -> Iterator[None]:
         """A context in which to ask a host; Busy or its last error when it must not be asked now."""
         with self.lock:
-            silent = self.ends.get(host)
+            silent = self.outcomes.get(host)
             if silent and time.monotonic() < silent[0]:
                 raise silent[1].with_traceback(None)
-            strange = [other for other in (*self.asked, host) if self.ends.get(other, other)]
-            if self.asked.count(host) >= (1 if host in strange else self.most) or (
-                    host in strange and len(strange) > self.most):
+            unproven = [other for other in (*self.waiting, host) if self.outcomes.get(other, other)]
+            if self.waiting.count(host) >= (1 if host in unproven else self.most) or (
+                    host in unproven and len(unproven) > self.most):
                 raise Busy(BUSY)
-            self.asked.append(host)
-        started, end = time.monotonic(), None
+            self.waiting.append(host)
+        started, outcome = time.monotonic(), None
         try:
             yield
         except Unreachable as error:
-            end = time.monotonic() + self.pause, error
+            outcome = time.monotonic() + self.pause, error
             raise
         finally:
             with self.lock:
-                self.asked.remove(host)
-                if len(self.ends) >= MAX_HOSTS:
-                    self.ends.clear()
-                if end is None or time.monotonic() - started > self.quick:
-                    self.ends[host] = end
+                self.waiting.remove(host)
+                if len(self.outcomes) >= MAX_HOSTS:
+                    self.outcomes.clear()
+                if outcome is None or time.monotonic() - started > self.quick:
+                    self.outcomes[host] = outcome
 
 
 def host_guard(url: str) -> ContextManager[None]:
@@ -3800,18 +3820,17 @@ class CredentialCache:
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
         """Keys; when renewing fails, or while another caller does it, old ones serve to their end. Without any, wait
         for the other, or with wait=False raise Busy."""
-        old: Any = self.credentials
+        old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
         alive = old is not None and old.are_valid(now)
-        if alive and old.are_valid(now + URL_LIFE + timedelta(minutes=1)):
-            return old
-        if self.lock.acquire(blocking=wait and not alive):
-            try:
-                if self.credentials is old:  # nobody has renewed them meanwhile
-                    self._renew(now, alive)
-            finally:
-                self.lock.release()
-        elif not alive:
-            raise Busy(BUSY)
+        if old is None or not old.are_valid(least):
+            if self.lock.acquire(blocking=wait and not alive):
+                try:
+                    if self.credentials is old:  # nobody has renewed them meanwhile
+                        self._renew(now, alive)
+                finally:
+                    self.lock.release()
+            elif not alive:
+                raise Busy(BUSY)
         return self.credentials  # type: ignore[return-value]
 
     def _renew(self, now: datetime, alive: bool) -> None:
@@ -3833,7 +3852,7 @@ def shared_profiles() -> Tuple[Profiles, str]:
     """The profiles of the shared files, and these files' names."""
     paths = [os.environ.get(name) or os.path.join(os.path.expanduser("~"), ".aws", usual) for name, usual in (
         ("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config"))]
-    files = [ini_sections(read_file(path, "credentials file", INI_LIMIT), f"credentials file {path}")
+    files = [ini_sections(read_file(path, "credentials file", SMALL_FILE_LIMIT), f"credentials file {path}")
              if os.path.exists(path) else {} for path in paths]
     return merge_profiles(*files), " and ".join(paths)
 
@@ -3918,7 +3937,7 @@ def _profiles(api: Optional[Api], namespace: str, location: Location, allowed: I
     elif not location.trusted and not os.path.isfile(path):
         raise CredentialsError(f"credentialsFile {path} is no regular file here")
     else:
-        source, content = f"credentials file {path}", read_file(path, "credentials file", INI_LIMIT)
+        source, content = f"credentials file {path}", read_file(path, "credentials file", SMALL_FILE_LIMIT)
     return merge_profiles(ini_sections(content, source), {}), source
 
 
@@ -3956,8 +3975,6 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
 
 READ_SIZE = 256 << 10  # bytes that are asked of a connection or a file at a time
 PIPE_SIZE = 1 << 20  # bytes that wait between two threads; what a kill -9 may cost
-INFLATED_SIZE = 1 << 20  # bytes of content at a time, whatever the ratio
-SLICE_SIZE = 16 << 10  # bytes given to zlib at a time where it would copy what it leaves over
 IDLE_LIMIT = 30.0  # seconds without a byte
 VERIFY_TIMEOUT = 5.0  # seconds in which a store must have answered, to have its URL handed out
 
@@ -4156,41 +4173,6 @@ def decode_aws_chunked(chunks: Iterable[bytes]) -> Iterator[bytes]:
     raise StoreError("the file is cut short: its aws-chunked framing has no end")
 
 
-def inflate(chunks: Iterable[bytes], *, unpack: bool = True) -> Iterator[bytes]:
-    """gzip members, one after another -> their content, or without `unpack` the same bytes; in small pieces.
-
-    StoreError, after all before the fault, when it is no gzip, breaks off, fails CRC or length, or something follows.
-    """
-    import zlib
-    inflater, read = None, 0
-    for chunk in chunks:
-        rest, size = memoryview(chunk), len(chunk)
-        while rest:
-            piece = rest[:size]
-            inflater = inflater or zlib.decompressobj(31)
-            before = inflater.copy()
-            try:
-                content = inflater.decompress(piece, INFLATED_SIZE)
-            except zlib.error as error:
-                if not read and bytes(piece[:2]) not in (b"\x1f", b"\x1f\x8b"):
-                    what = _what_is(chunk)
-                    raise StoreError(f"the file is not gzip but {what}", hints=[
-                        "correct s3Url or publicUrl of the storage location"] * what.startswith("an HTML")) from None
-                if len(piece) == 1:
-                    raise StoreError(f"the file is damaged after {read} bytes: {one_line(error)}") from None
-                inflater, size = before, len(piece) // 2  # towards the fault
-                continue
-            left = len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
-            done, size = len(piece) - left, min(size, SLICE_SIZE) if left else size
-            yield content if unpack else chunk if done == len(chunk) else bytes(piece[:done])
-            rest, read = rest[done:], read + done
-            inflater = None if inflater.eof else inflater
-    if inflater is not None:
-        raise StoreError(f"the file is cut short: it ends after {read} bytes in the middle of its gzip data")
-    if not read:
-        raise StoreError("the file is empty, not gzip")
-
-
 def write_all(writer: Any, chunk: bytes) -> None:
     """Write all, where a writer takes less than it is given, too."""
     view = memoryview(chunk)
@@ -4330,26 +4312,23 @@ class AtomicFile:
             self.file.close()
         self.file, self.etag = None, ""
 
-    def keep_or_discard(self, error: BaseException) -> None:
-        """Keep what another run can go on from, and say so."""
-        if self.etag and os.fstat(self.file.fileno()).st_size and may_be_continued(error):
-            log.warning("what has come is kept in %s, and the same command goes on from there", self.part)
-        else:
-            self.discard()
-            if isinstance(error, KeyboardInterrupt):
-                log.warning("nothing of it is kept")
-
 
 @contextlib.contextmanager
 def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Iterator[AtomicFile]:
-    """A file to fill, named when the context ends well; Error naming it when it cannot be written."""
+    """A file to fill, named when the context ends well, else kept where another run can go on from it, or removed;
+    Error naming it when it cannot be written."""
     check_target(path, force=force, named=named)
     new = AtomicFile(path, what, force=force)
     try:
         yield new
         new.give_name()
     except BaseException as error:
-        new.keep_or_discard(error)
+        if new.etag and os.fstat(new.file.fileno()).st_size and may_be_continued(error):
+            log.warning("what has come is kept in %s, and the same command goes on from there", new.part)
+        else:
+            new.discard()
+            if isinstance(error, KeyboardInterrupt):
+                log.warning("nothing of it is kept")
         if isinstance(error, OSError):
             raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
         raise
@@ -5578,8 +5557,8 @@ class FolderBucket(Bucket):
 
 def location_of_file(path: str) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
-    what, limit = f"storage location file {path}", 1 << 20  # bytes
-    document = Reader(parse_yaml(read_file(path, "storage location file", limit), what, limit), what).fields
+    what = f"storage location file {path}"
+    document = Reader(parse_yaml(read_file(path, "storage location file", SMALL_FILE_LIMIT), what), what).fields
     kind = _text(document, "kind") or LOCATIONS.kind
     if kind != LOCATIONS.kind:
         raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
@@ -5754,9 +5733,9 @@ def version_of_program(verbose: int) -> str:
         import ssl
         import urllib3
         import yaml
-        text += f"Python {sys.version.split()[0]}: {sys.executable}\n{ssl.OPENSSL_VERSION}\n"
-        for name, package in (("urllib3", urllib3), ("PyYAML", yaml)):
-            text += f"{name} {package.__version__}: {os.path.dirname(package.__file__)}\n"
+        text += (f"Python {sys.version.split()[0]}: {sys.executable}\n{ssl.OPENSSL_VERSION}\n"
+                 f"urllib3 {urllib3.__version__}: {os.path.dirname(urllib3.__file__)}\n"
+                 f"PyYAML {yaml.__version__}: {os.path.dirname(yaml.__file__)}\n")
     return text
 
 
@@ -5785,11 +5764,10 @@ class NothingToCheck(Error):
 class Doctor:
     """Walks from this host to the bytes of an artifact. A check raises what a command would."""
 
-    def __init__(self, namespace: str, artifact: Artifact, name: str, seconds: float, *, trust: Optional[Trust],
-                 kubeconfig: Tuple[str, str], open_bucket: Any) -> None:
-        """name: empty for the newest. kubeconfig: path and context. open_bucket: of Options, if --direct was given."""
-        self.namespace, self.artifact, self.name, self.trust = namespace, artifact, name, trust
-        self.kubeconfig, self.open_bucket, self.end = kubeconfig, open_bucket, time.monotonic() + seconds
+    def __init__(self, options: Any) -> None:
+        """options: the command line's `Options`."""
+        self.options, self.trust, self.end = options, options.trust(), time.monotonic() + options.timeout
+        self.namespace, self.artifact, self.name = options.namespace, TARGETS[options.kind], options.name or ""
         self.passed = {""}  # the hops whose followers are looked at
         self.errors: List[Error] = []  # of what is broken
         self.api = self.location = self.source = None  # type: Any  # what the checks find
@@ -5840,8 +5818,12 @@ class Doctor:
             unseen = error.status == 403 and hop in ("CRDs", "server", "location", "backup" if self.name else "")
             error.hints = error.hints or (cure,)
             state, text, cure = "note" if unseen else "broken", str(error), "; ".join(error.hints)
-            self.errors += [] if unseen else [error]
-        self.passed |= {hop} if state in ("ok", "note") else set()
+            if not unseen:
+                self.errors.append(error)
+            if error.reason == "Unavailable":  # what follows may show why
+                self.passed.add(hop)
+        if state in ("ok", "note"):
+            self.passed.add(hop)
         text, cure = (one_line(redact(part), 2000) for part in (text, cure))
         return Hop(hop, state, round(time.monotonic() - began, 3), text, cure)
 
@@ -5852,11 +5834,11 @@ class Doctor:
                 "" if found or self.trust else "for https name a file with authorities: SSL_CERT_FILE or --cacert")
 
     def read_kubeconfig(self) -> Finding:
-        files, cluster = read_kubeconfigs(self.kubeconfig[0]), load_cluster(*self.kubeconfig)
-        api = connect(cluster)._replace(timeout=HOP_TIME)
-        api.session.renew()  # which runs an exec plugin
-        self.api = api  # not before
-        context = self.kubeconfig[1] or next(filter(None, (_text(row, "current-context") for _, row in files)), "")
+        path, context = self.options.kubeconfig, self.options.context
+        files, cluster = read_kubeconfigs(path), load_cluster(path, context)
+        self.api = connect(cluster)._replace(timeout=HOP_TIME)
+        self.api.session.renew()  # which runs an exec plugin
+        context = context or next(filter(None, (_text(row, "current-context") for _, row in files)), "")
         where = f"{', '.join(path for path, _ in files)}, context {context}" if context else "a pod's own account"
         who = [field.replace("_", " ") for field in ("exec_plugin", "token", "token_file", "username", "certificate")
                if getattr(cluster, field)] + [f"as {name}" for _, name in cluster.impersonate[:1]]
@@ -5877,9 +5859,8 @@ class Doctor:
         return f"{version} at {peer}{clock and '; '}{clock}", clock and CLOCK_CURE
 
     def review_rights(self) -> Finding:
-        group = "authorization.k8s.io/v1"
-        rows = [(resource, verb) for resource, verbs in {**RIGHTS, SECRETS: "get" if self.open_bucket else ""}.items()
-                for verb in verbs.split()]
+        group, rights = "authorization.k8s.io/v1", {**RIGHTS, **({SECRETS: "get"} if self.options.direct else {})}
+        rows = [(resource, verb) for resource, verbs in rights.items() for verb in verbs.split()]
         answers = side_by_side([functools.partial(
             self.api.call, "POST", f"/apis/{group}/selfsubjectaccessreviews", body={
                 "apiVersion": group, "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": {
@@ -5943,12 +5924,7 @@ class Doctor:
 
     def find_location(self) -> Finding:
         self.location = read_location(self.api, self.namespace, self.artifact, self.name)
-        try:
-            return check_location(self.api, self.namespace, self.location), ""
-        except Error as error:
-            if error.reason == "Unavailable":
-                self.passed.add("location")  # what follows may show why
-            raise
+        return check_location(self.api, self.namespace, self.location), ""
 
     def ask_url(self) -> Finding:
         if "server" not in self.passed:
@@ -5983,9 +5959,9 @@ class Doctor:
         return f"{download.what}: {info.size} bytes, ETag {info.etag}, gzip that begins well", ""
 
     def go_direct(self) -> Finding:
-        if not self.open_bucket or not self.location:
-            raise NothingToCheck("it needs: location" if self.open_bucket else "not asked for (--direct)")
-        bucket = self.open_bucket(self.api, self.location)
+        if not self.options.direct or not self.location:
+            raise NothingToCheck("it needs: location" if self.options.direct else "not asked for (--direct)")
+        bucket = self.options.open_bucket(self.api, self.location)
         return self.look_at(bucket.source(object_key(bucket.prefix, self.artifact, self.name)))
 
     def go_through_cluster(self) -> Finding:
@@ -6121,8 +6097,7 @@ class Options:
             return
         health, metrics = self.health_address, self.metrics_address or self.health_address
         for address in filter(None, {health, metrics}):
-            paths = [path for path, at in (("/healthz", health), ("/readyz", health), ("/metrics", metrics)) if
-                     at == address]
+            paths = ["/healthz", "/readyz"] * (address == health) + ["/metrics"] * (address == metrics)
             HttpServer(address, lambda _method, target, _headers, paths=paths: controller.page(paths, target))
         if self.artifacts_address:
             ArtifactServer(self.artifacts_address, controller.artifact_page)
@@ -6313,7 +6288,7 @@ class Options:
                      for name in self.names if not backups[name]]
         return [backup for name in self.names or sorted(backups) for backup in backups[name]]
 
-    def run_get(self) -> int:
+    def run_get(self) -> List[Error]:
         """What cannot be listed is said on stderr, and decides the exit code."""
         version, troubles = "", []  # type: Tuple[str, List[Error]]
         if self.direct:
@@ -6328,8 +6303,7 @@ class Options:
                                             show_labels=self.show_labels, localize=datetime.astimezone))
         elif not troubles:
             say(f"No resources found in {self.location or self.namespace + ' namespace'}.")
-        sys.stdout.flush()
-        return report(*troubles)
+        return troubles
 
     def is_colorized(self) -> bool:
         wanted = self.colorized
@@ -6337,7 +6311,7 @@ class Options:
             wanted = sys.stdout.isatty() and str(_at(read_velero_config(), "colorized")).lower() != "false"
         return wanted and self.output != "json" and not os.environ.get("NO_COLOR")
 
-    def run_describe(self) -> int:
+    def run_describe(self) -> List[Error]:
         """What is missing on a screen is also said on stderr, and decides the exit code."""
         api, resource, trust, timeout, way = self.api(), self.resource, self.trust(), self.timeout, Way(self.via)
         structured, screens, troubles = self.output == "json", [], []  # type: Tuple[bool, List[Any], List[Error]]
@@ -6356,28 +6330,27 @@ class Options:
                 timeout = min(timeout, NEXT_SCREEN_TIMEOUT)
         if structured:
             sys.stdout.write(json_text(screens[0] if len(screens) == 1 else screens))
-        sys.stdout.flush()
         for trouble in [trouble for trouble in troubles if isinstance(trouble, TimedOut)][-1:]:
             trouble.hints += tuple(timeout_hints(api, self.namespace))
-        return report(*troubles)
+        return troubles
 
-    def run_doctor(self) -> int:
+    def run_doctor(self) -> List[Error]:
         """Each hop is shown when it is over; the first broken one is also said on stderr."""
-        doctor = Doctor(self.namespace, TARGETS[self.kind], self.name or "", self.timeout, trust=self.trust(),
-                        kubeconfig=(self.kubeconfig, self.context), open_bucket=self.direct and self.open_bucket)
+        doctor = Doctor(self)
 
         def shown(hop: Hop) -> Hop:
             sys.stdout.write("" if self.output == "json" else hop.line(self.is_colorized()))
             sys.stdout.flush()
             return hop
 
-        hops, errors, ways = [*map(shown, doctor.hops())], doctor.errors[:1], [*map(shown, doctor.ways())]
+        hops = [shown(hop) for hop in doctor.hops()]
+        errors = doctor.errors[:1]  # those of the ways do not count
+        ways = [shown(way) for way in doctor.ways()]
         if self.output == "json":
             sys.stdout.write(json_text({"hops": [hop._asdict() for hop in hops], "ways": [
                 {"way": way.hop[5:], "state": way.state, "text": f"{way.text}: {way.cure}".rstrip(": ")}
                 for way in ways]}))
-            sys.stdout.flush()
-        return report(*errors)
+        return errors
 
     def server_status(self) -> Document:
         api = self.api()
@@ -6437,7 +6410,7 @@ class Command(NamedTuple):
     """One command."""
     words: str
     summary: str  # for --help
-    run: Callable[[Options], Union[str, int, None]]  # -> what it prints, or its exit code
+    run: Callable[[Options], Union[str, List[Error], None]]  # -> what it prints, or what else went wrong
     arguments: Tuple[Argument, ...] = ()
     fixed: Dict[str, Any] = {}  # options that it always has
     aliases: Tuple[str, ...] = ()  # further words for it, as the velero CLI has them
@@ -6570,7 +6543,7 @@ COMMANDS = (
             ("get plugins", "get plugin")),
     Command("version", "print the versions of client and server", Options.run_version, (
         argument("--client-only", "do not ask the server"), OUTPUT_FORMAT), {"timeout": 5.0}),
-    Command("manifests", "print CRDs, for a cluster without Velero: `… | kubectl apply --server-side -f -`",
+    Command("manifests", "print CRDs for a cluster without Velero, for `kubectl apply --server-side -f -`",
             lambda options: yaml_text(*crd_manifests(options.status_subresource)),
             (argument("--status-subresource", "as Velero 1.6 to 1.8 installed them"),), aliases=("manifests crds",)),
     Command("manifests controller", "print the controller in a cluster", controller_text, (
@@ -6619,7 +6592,7 @@ def build_parser(words: str = "") -> Any:
     if command:
         parser = Parser(prog=prog, description=command.summary, allow_abbrev=False)
     else:
-        rows = [f"  {name[len(words):].strip():<19} {row.summary}" for name, row in COMMAND_OF.items()
+        rows = [f"  {name[len(words):].strip():<21} {row.summary}" for name, row in COMMAND_OF.items()
                 if (name.startswith(words + " ") if words else name == row.words)]
         parser = Parser(prog=prog, description="\n".join([DESCRIPTION, "", "commands:", *rows]), epilog=EPILOG,
                         usage=f"{prog} COMMAND ...", allow_abbrev=False,
@@ -6770,9 +6743,9 @@ def run(argv: List[str]) -> int:
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 end.callback(signal.signal, number, signal.signal(number, terminate))
         result = command.run(options)
-        if isinstance(result, str):
-            sys.stdout.write(result)
-        return result if isinstance(result, int) else Exit.DONE
+        sys.stdout.write(result if isinstance(result, str) else "")
+        sys.stdout.flush()
+        return report(*(result if isinstance(result, list) else []))
 
 
 MISSING_PACKAGE = (
