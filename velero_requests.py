@@ -2895,16 +2895,16 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
     """Show a certificate to servers. OpenSSL reads a file: in memory, else one that only we may read."""
-    import ssl
     import tempfile
     in_memory, what = hasattr(os, "memfd_create"), "the client certificate and key of the kubeconfig or its exec plugin"
     try:
         with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
             file.write(certificate + b"\n" + key)
-            file.flush()  # an encrypted key fails instead of prompting on the terminal
-            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
-    except ssl.SSLError:
-        raise ConfigError(f"{what} are not a matching pair of PEM, or the key is encrypted") from None
+            file.flush()
+            try:  # an encrypted key fails instead of prompting on the terminal
+                context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
+            except OSError:
+                raise ConfigError(f"{what} are not a matching pair of PEM, or the key is encrypted") from None
     except OSError as error:
         raise ConfigError(f"{what} cannot be put into a temporary file: {error.strerror}") from error
 
