@@ -11630,7 +11630,8 @@ CANARY_COMMANDS = (
     "download b1 --kind BackupLog", "download b1 --url-only", "backup get", "backup get --direct -o yaml",
     "backup describe b1 --details", "backup describe b1 -o json", "backup logs b1", "backup logs b1 --direct",
     "backup download b1 -o FILE --force", "restore get -o json", "restore describe r1", "restore logs r1",
-    "plugin get --timeout 300ms", "version --timeout 300ms", "manifests", "completion bash", "doctor b1 --direct",
+    "plugin get --timeout 300ms", "version --timeout 300ms", "manifests", "manifests controller",
+    "manifests client", "manifests policy", "completion bash", "doctor b1 --direct",
     "backup ls b1", "backup show b1 configmaps/settings")
 ECHO = (f"X-Amz-Signature={'ca7a' * 16}&X-Amz-Security-Token={CANARY} Authorization: Bearer {CANARY} "
         f"http://u:{quote(CANARY, '')}@h/")
