@@ -766,6 +766,36 @@ def is_older(copy: Request, than: Request) -> bool:
     return (len(copy.version), copy.version) < (len(than.version), than.version)
 
 
+# All replicas of a controller work. Each request is first that of one of them, while that one answers others: else all
+# of them would write an answer, of which the API server keeps the first. They know each other by their answers.
+REPLICA = "velero-requests-"  # and a random word: a replica's name, which the API server writes into managedFields
+REPLICA_LIMIT = 16  # others may write such a name, too
+# Seconds: of silence, after which another replica answers as well; the age of a request, from which on all do, and of
+# silence, after which a replica that had to be helped out is taken for gone.
+REPLICA_PAUSE, REPLICA_PATIENCE = 0.075, 3.0
+
+
+def replicas_in(document: Document) -> Set[str]:
+    """The replicas that have written to an object."""
+    entries = _at(document, "metadata", "managedFields")
+    names = {_name(entry, "manager") for entry in entries[:20]} if isinstance(entries, list) else set()
+    return {name for name in names if name.startswith(REPLICA)}
+
+
+def replica_for(uid: str, replicas: Iterable[str]) -> str:
+    """Whose an object is (rendezvous hashing): when one comes or goes, only what becomes or was its own moves."""
+    import hashlib
+    return max(replicas, key=lambda name: hashlib.sha256(f"{name} {uid}".encode("utf-8", "surrogatepass")).digest())
+
+
+def turn_of(own: str, request: Request, others: Mapping[str, float], now: datetime) -> float:
+    """The instant from which a replica may answer a request, 0 for its own. others: when each was last heard of."""
+    heard = others.get(replica_for(request.uid, (own, *others)))
+    age = abs((now - (request.created or now)).total_seconds())
+    waits = heard is not None and request.phase in UNANSWERED and age < REPLICA_PATIENCE
+    return heard + REPLICA_PAUSE if waits else 0
+
+
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
     """Seconds until the next watch, after failures in a row (reached: a server answered) or one that lived so long."""
     cap = WATCH_CAP if reached else UNREACHABLE_CAP
@@ -3591,9 +3621,9 @@ class Api(NamedTuple):
     def create(self, resource: Resource, document: Document) -> Document:
         return self.call("POST", api_path(resource, document["metadata"]["namespace"]), body=document)
 
-    def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
-        """RFC 7386 patch -> the object as stored; a stale resourceVersion is a 409."""
-        return self.call("PATCH", object_path(key, subresource), body=body,
+    def merge_patch(self, key: Key, body: Document, subresource: str = "", manager: str = "") -> Document:
+        """RFC 7386 patch -> the object as stored; a stale resourceVersion is a 409. manager: who managedFields name."""
+        return self.call("PATCH", object_path(key, subresource), body=body, query={"fieldManager": manager},
                          headers={"Content-Type": "application/merge-patch+json"})
 
     def delete(self, key: Key, options: Optional[Document] = None) -> bool:
@@ -4737,7 +4767,8 @@ class Controller:
         self.queue = Queue(lambda: now().timestamp())
         self.stop = threading.Event()
         self.records: Dict[Key, Request] = {}  # newest copies, without their URLs
-        self.recording = threading.Lock()
+        self.name = f"{REPLICA}{random.getrandbits(40):010x}"
+        self.others: Dict[str, float] = {}  # replicas that answer, and when the last answer of each was seen
         self.versions: Dict[Resource, str] = {}  # where each watch goes on; absent: list anew
         self.with_subresource: Set[Resource] = set()  # kinds whose status is written to /status
         self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
@@ -4876,12 +4907,25 @@ class Controller:
         record = request_from(resource, document)._replace(url="")
         if record.key.namespace != self.namespace:
             return record.key, False  # not ours, whoever sent it
-        with self.recording:
+        with self.lock:
             old = self.records.get(record.key)
             if late and old and is_older(record, old):
                 return record.key, False
             self.records[record.key] = record
         return record.key, is_news(old, record)
+
+    def meet(self, replicas: Set[str]) -> None:
+        for name in replicas - {self.name}:
+            if name in self.others or len(self.others) < REPLICA_LIMIT:
+                self.others[name] = self.now().timestamp()
+
+    def schedule(self, key: Key) -> None:
+        """Look at a request that has changed: now, or when another replica should have answered it."""
+        request, now = self.records.get(key), self.now()
+        if request and turn_of(self.name, request, dict(self.others), now):
+            self.queue.add_at(key, now.timestamp() + REPLICA_PAUSE)
+        else:
+            self.queue.add(key)
 
     def write_status(self, key: Key, body: Document) -> None:
         """Patch the status, and perhaps annotations, where the live CRD takes them: those of Velero 1.6 to 1.8 have a
@@ -4890,7 +4934,7 @@ class Controller:
         to_object = "annotations" in body["metadata"] or key.resource not in self.with_subresource
         for subresource in ("", "status") if to_object else ("status",):
             try:
-                stored = self.api.merge_patch(key, body, subresource)
+                stored = self.api.merge_patch(key, body, subresource, self.name)
             except Missing:
                 if subresource:  # the object is gone, or the CRD was replaced
                     self.with_subresource.discard(key.resource)
@@ -4948,6 +4992,10 @@ class Controller:
         reconcile = self.reconcile_download_request if is_download else self.reconcile_server_status_request
         try:
             try:
+                turn = turn_of(self.name, request, dict(self.others), self.now()) if request else 0
+                if turn > self.now().timestamp():
+                    again = datetime.fromtimestamp(turn, timezone.utc)
+                    return Outcome("leave", "another replica is at work", again=again)
                 return reconcile(request) if request else GONE
             except ApiError as error:
                 if error.status not in (404, 409):
@@ -4977,6 +5025,9 @@ class Controller:
             observed.append((("velero_requests_refused_total", outcome.reason), 1.0))
         elif request and _at(outcome.body, "status", "phase") == PROCESSED:
             now, target = self.now(), request.target_kind if request.target_kind in TARGETS else ""
+            helped = replica_for(request.uid, (self.name, *dict(self.others)))
+            if self.others.get(helped, math.inf) + REPLICA_PATIENCE < now.timestamp():
+                self.others.pop(helped, None)
             observed += [(("velero_requests_answered_total", kind, target), 1.0), (
                 ("velero_requests_answer_seconds", kind), max(0.0, (now - (request.created or now)).total_seconds()))]
         self.count(*observed)
@@ -5038,8 +5089,9 @@ class Controller:
                 self.progress[resource] = heard = time.monotonic()
                 if kind in ("ADDED", "MODIFIED"):
                     key, news = self.remember(resource, document)
+                    self.meet(replicas_in(document))
                     if news:
-                        self.queue.add(key)
+                        self.schedule(key)
                 elif kind == "DELETED":
                     key = request_from(resource, document).key
                     self.records.pop(key, None)
