@@ -372,22 +372,29 @@ TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", lis
 
 
 class Reader:
-    """Typed access to a mapping; absent or null is empty, another type a ConfigError that shows no value."""
+    """Typed access to a mapping that an operator wrote, with Go's zero value for what is absent or null; another type
+    is a ConfigError that shows no value."""
 
     def __init__(self, document: Any, where: str) -> None:
         self.where = where
         self.fields = {str(name): value for name, value in self.typed(document, dict, "").items()}
 
-    def typed(self, value: Any, kind: Any, name: str) -> Any:
-        """A value of this kind: a type, or [type] for a list of it."""
+    def refuse(self, place: str, wanted: type, value: Any) -> None:
+        cure = ": write it in quotes" if wanted is str and isinstance(value, (int, float)) else ""
+        raise ConfigError(f"{self.where}{place and ': '}{place} must be {TYPE_NAMES[wanted]}{cure}")
+
+    def typed(self, value: Any, kind: Any, place: str) -> Any:
+        """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
+        wanted = kind if isinstance(kind, type) else type(kind)
+        if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
+            if value is not None:
+                self.refuse(place, wanted, value)
+            return None if wanted is bool else wanted()
         if isinstance(kind, list):
-            items = enumerate(self.typed(value, list, name))
-            return [self.typed(item, kind[0], f"{name}[{number}]") for number, item in items]
-        if value is None:
-            return kind()
-        if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-            cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
-            raise ConfigError(f"{self.where}{name and ': '}{name} must be {TYPE_NAMES[kind]}{cure}")
+            return [self.typed(item, kind[0], f"{place}[{number}]") for number, item in enumerate(value)]
+        if isinstance(kind, dict):
+            return {str(name): self.typed(item, kind[str], f"{place}.{str(name)[:64]}".lstrip("."))
+                    for name, item in value.items()}
         return value
 
     def get(self, name: str, kind: Any = str) -> Any:
@@ -1057,25 +1064,16 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 
-def canonical_query(parameters: Tuple[Tuple[str, str], ...]) -> str:
-    """Parameters percent-encoded, then sorted by encoded name."""
-    return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
-
-
 def canonical_request(method: str, path: str, query: str, headers: Dict[str, str], payload_hash: str) -> str:
     """Method, path, query, headers (lower-case names), their names, payload hash."""
     header_lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
     return f"{method}\n{path}\n{query}\n{header_lines}\n{';'.join(sorted(headers))}\n{payload_hash}"
 
 
-def amz_date(now: datetime) -> str:
-    """A UTC instant as 20130524T000000Z."""
-    return now.strftime("%Y%m%dT%H%M%SZ")
-
-
-def credential_scope(timestamp: str, region: str, service: str) -> str:
-    """What a signing key is good for: a day, a region, a service."""
-    return f"{timestamp[:8]}/{region}/{service}/aws4_request"
+def credential_scope(now: datetime, region: str, service: str) -> Tuple[str, str]:
+    """A UTC instant as 20130524T000000Z, and what a signing key is good for: a day, a region, a service."""
+    timestamp = now.strftime("%Y%m%dT%H%M%SZ")
+    return timestamp, f"{timestamp[:8]}/{region}/{service}/aws4_request"
 
 
 @functools.lru_cache(maxsize=16)
@@ -1100,8 +1098,7 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
                  service: str, now: datetime) -> Dict[str, str]:
     """Headers (lower-case names, with `host`) -> with those that authorize a request."""
     import hashlib
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, region, service)
+    timestamp, scope = credential_scope(now, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
         signed["x-amz-security-token"] = credentials.session_token
@@ -1114,11 +1111,12 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
 @functools.lru_cache(maxsize=16)  # all URLs signed in one second share it
 def presign_query(access_key: str, token: str, scope: str, timestamp: str, seconds: int,
                   more: Tuple[Tuple[str, str], ...]) -> str:
-    """The query of a pre-signed URL, but for its signature."""
-    return canonical_query((
+    """The query of a pre-signed URL, but for its signature: percent-encoded, then sorted by encoded name."""
+    parameters = (
         ("X-Amz-Algorithm", ALGORITHM), ("X-Amz-Credential", f"{access_key}/{scope}"), *more, ("X-Amz-Date", timestamp),
         *([("X-Amz-Security-Token", token)] if token else []), ("X-Amz-Expires", str(seconds)),
-        ("X-Amz-SignedHeaders", "host")))
+        ("X-Amz-SignedHeaders", "host"))
+    return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
 
 
 def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
@@ -1127,8 +1125,7 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, address.region, "s3")
+    timestamp, scope = credential_scope(now, address.region, "s3")
     query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     signed = signature(credentials.secret_key, timestamp, scope, request)
@@ -1405,13 +1402,13 @@ def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
 
 def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
     """Whom a user impersonates -> request headers (client-go transport/round_trippers.go)."""
-    extra = Reader(user.get("as-user-extra", dict), f"{user.where}, as-user-extra")
+    extra = user.get("as-user-extra", {str: [str]})
     headers = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
     headers = [header for header in headers if header[1]]
     headers += [("Impersonate-Group", group) for group in user.get("as-groups", [str])]
     headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
-                for key in sorted(extra.fields) for value in extra.get(key, [str])]
-    if (headers or extra.fields) and not user.get("as"):
+                for key in sorted(extra) for value in extra[key]]
+    if (headers or extra) and not user.get("as"):
         raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
     if not all(value.isprintable() for _, value in headers):
         raise ConfigError(f"{user.where}: whom it impersonates has characters that cannot be sent, such as a line end")
@@ -1464,13 +1461,13 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     login = unquote(parts.username or ""), unquote(parts.password or "")
     configs = [_at(item, "extension") for item in cluster.get("extensions", list)
                if _text(item, "name") == EXEC_GROUP + "exec"]
-    authority = cluster.pem("certificate-authority")
+    authority, insecure, bare = cluster.pem("certificate-authority"), *(
+        bool(cluster.get(name, bool)) for name in ("insecure-skip-tls-verify", "disable-compression"))
     # Tokens, passwords and certificates are never sent to a server without TLS.
     identity = _identity_fields(user, login) if parts.scheme == "https" else {}
     return Cluster(
-        parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority,
-        cluster.get("insecure-skip-tls-verify", bool) and not authority, cluster.get("tls-server-name"),
-        proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"), cluster.get("disable-compression", bool),
+        parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority, insecure and not authority,
+        cluster.get("tls-server-name"), proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"), bare,
         configs[0] if configs else None, impersonate=_impersonation_headers(user), **identity)
 
 
@@ -1628,17 +1625,15 @@ def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) ->
 
 def _what_is(body: bytes) -> str:
     """What a body that should be something else looks like, for an error."""
-    start = body[:512].lstrip().lower()
-    if not body:
-        return "nothing"
-    if start.startswith((b"<!doctype html", b"<html")):
+    text = body[:512].decode("utf-8", "replace").rstrip("\ufffd")  # the cut may halve a character
+    start = text.lstrip().lower()
+    if start.startswith(("<!doctype html", "<html")):
         return "an HTML page; does the URL lead to a console or a login?"
-    if start.startswith((b"<?xml", b"<error")):
+    if start.startswith(("<?xml", "<error")):
         return "an XML document"
-    text = body[:200].decode("utf-8", "replace").rstrip("\ufffd")  # the cut may halve a character
     if "\ufffd" in text or any(not c.isprintable() and not c.isspace() for c in text):
         return "binary data"
-    return "text: " + one_line(redact(text), 80)
+    return f"text: {one_line(redact(text), 80)}" if body else "nothing"
 
 
 # Reason and cure of a refusal, by S3's error code, if a GET by signed URL can meet it
@@ -1853,6 +1848,7 @@ DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
 Localize = Callable[[datetime], datetime]  # an instant -> the same one in the user's time zone
 NONE, NONE_INCLUDED = "<none>", "<none included>"
 MAX_WIDTH = 300  # characters; a longer cell, which Velero never writes, does not widen its column
+TABLE = {"gap": 3, "least": 6}  # the columns of `get` in kubectl and velero
 
 
 def go_time(text: str, localize: Localize, absent: str) -> str:
@@ -1881,47 +1877,30 @@ def duration(text: str) -> str:
         return f"<invalid duration {one_line(text, 64)!r}>"
 
 
-def table(rows: List[Tuple[str, ...]]) -> str:
-    """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
-    widths = [max(6, 3 + min(MAX_WIDTH, max(map(len, column)))) for column in list(zip(*rows))[:-1]] + [0]
-    return "".join("".join(map(str.ljust, row, widths)) + "\n" for row in rows)
-
-
-def aligned(lines: Iterable[str]) -> str:
-    """Lines with tabs -> columns two blanks apart, as Go's text/tabwriter makes them. Neighbouring lines with a cell at
-    one position make a block as wide as the longest; behind the last tab is no cell."""
+def aligned(lines: Iterable[str], gap: int = 2, least: int = 0) -> str:
+    """Lines with tabs -> columns so far apart, as Go's text/tabwriter makes them. Neighbouring lines with a cell at
+    one position make a block as wide as the longest, or `least`; behind the last tab is no cell."""
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
         for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
             cells = list(block) if wide else []
-            width = min(MAX_WIDTH, max((len(row[column]) for row in cells), default=0)) + 2
+            width = max(least, min(MAX_WIDTH, max((len(row[column]) for row in cells), default=0)) + gap)
             for row in cells:
                 row[column] = row[column].ljust(width)
     return "".join("".join(row) + "\n" for row in rows)
 
 
-class Fields:
-    """Typed access to an untrusted document by dotted paths, with Go's zero value for what is absent. A value of
-    another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error."""
+class Fields(Reader):
+    """Typed access to an untrusted document by dotted paths. A value of another type counts as absent and is noted in
+    `wrong`; without that, as for artifacts, it is an Error."""
     def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.value, self.place, self.wrong = value, place, wrong
 
-    def typed(self, value: Any, kind: Any, place: str) -> Any:
-        """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
-        wanted = kind if isinstance(kind, type) else type(kind)
-        if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
-            if value is not None:
-                text = f"{place or 'the document'} must be {TYPE_NAMES[wanted]}"
-                if self.wrong is None:
-                    raise StoreError(f"this is not what Velero writes: {one_line(text)}")
-                self.wrong[text] = None
-            return None if wanted is bool else wanted()
-        if isinstance(kind, list):
-            return [self.typed(item, kind[0], f"{place}[{number}]") for number, item in enumerate(value)]
-        if isinstance(kind, dict):
-            return {str(name): self.typed(item, kind[str], f"{place}.{str(name)[:64]}".lstrip("."))
-                    for name, item in value.items()}
-        return value
+    def refuse(self, place: str, wanted: type, value: Any) -> None:
+        text = f"{place or 'the document'} must be {TYPE_NAMES[wanted]}"
+        if self.wrong is None:
+            raise StoreError(f"this is not what Velero writes: {one_line(text)}")
+        self.wrong[text] = None
 
     def part(self, path: str) -> "Fields":
         value, place = self.value, self.place
@@ -2016,7 +1995,7 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
                    label_columns: Sequence[str] = (), show_labels: bool = False) -> str:
     """What `velero backup get` or `restore get` prints; nothing for none."""
     titles = (name.rpartition("/")[2].upper() for name in label_columns)
-    rows = [(*COLUMNS[resource], *titles, *["LABELS"] * show_labels)]
+    rows = ["\t".join((*COLUMNS[resource], *titles, *["LABELS"] * show_labels))]
     records = [Fields(document, "", {}) for document in documents]
     if resource is BACKUPS:
         records.sort(key=lambda record: backup_sort_key(record("metadata.name")))
@@ -2029,8 +2008,8 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
         labels = record("metadata.labels", {str: str})
         every = ",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE
         shown = (*cells.values(), *map(labels.get, label_columns), *[every] * show_labels)
-        rows.append(tuple("" if cell is None else printable(str(cell)) for cell in shown))
-    return table(rows) if records else ""
+        rows.append("\t".join("" if cell is None else printable(str(cell)) for cell in shown))
+    return aligned(rows, **TABLE) if records else ""
 
 
 def list_document(resource: Resource, documents: List[Document], version: str = "") -> Document:
@@ -2042,7 +2021,8 @@ def list_document(resource: Resource, documents: List[Document], version: str = 
 
 def plugin_table(plugins: List[Tuple[str, str]]) -> str:
     """What `velero plugin get` prints of (kind, name) pairs; nothing for none."""
-    return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins]) if plugins else ""
+    rows = [f"{one_line(name)}\t{one_line(kind)}" for kind, name in plugins]
+    return aligned(["NAME\tKIND", *rows], **TABLE) if plugins else ""
 
 
 def is_missing(value: Any) -> bool:
@@ -2133,14 +2113,14 @@ DATA_MOVEMENT = (
 RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {.dataMover} >", DATA_MOVEMENT[2])
 DELETION = ("{metadata.creationTimestamp:time <n/a>} > creationTimestamp", "{status.phase} > phase",
             "[status.errors]", "  Errors:", "    {status.errors:list} > errors")
-VALIDATION = ("[status.validationErrors]", "", "Validation errors:  {status.validationErrors:list} > validationErrors")
+VALIDATION = (
+    "[status.validationErrors]", "", "Validation errors:  {status.validationErrors:list} > validationErrors", "[]")
 HEAD = ("Name:  {metadata.name} >", "Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
         "Annotations:  {metadata.annotations:map} >", "", "@phase")
-BACKUP_HEAD = (
+BACKUP = (
     *HEAD, "[spec.resourcePolicy]", "", "Resource policies:", "  Type:  {.kind} > resourcePolicies/type",
     "  Name:  {.name} > resourcePolicies/name", "[spec.uploaderConfig.parallelFilesUpload]", "", "Uploader config:",
-    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", *VALIDATION)
-BACKUP = (
+    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", *VALIDATION,
     "", *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} >",
     "", "Or label selector:  {spec.orLabelSelectors:selectors}", "", "Storage Location:  {spec.storageLocation} >",
     "", "Velero-Native Snapshot PVs:  {spec.snapshotVolumes:switch} > spec/veleroNativeSnapshotPVs",
@@ -2165,9 +2145,9 @@ BACKUP = (
     "[status.hookStatus]", "", "HooksAttempted:  {.hooksAttempted:number} > status/hooksAttempted",
     "HooksFailed:  {.hooksFailed:number} > status/hooksFailed", "[]",
     "@deletions !! Deletion Attempts: {getting deletion attempts} > deletionAttempts/error")
-RESTORE_HEAD = (*HEAD, "[status.progress]", "@progress", "[]", *TIMES, *VALIDATION)
 RESTORE = (
-    *RESULTS, "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
+    *HEAD, "[status.progress]", "@progress", "[]", *TIMES, *VALIDATION, *RESULTS,
+    "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
     "", "Namespace mappings:  {spec.namespaceMapping:map} > spec/namespaceMappings",
     "", "Label selector:  {spec.labelSelector:selector} >",
     "", "Or label selector:  {spec.orLabelSelectors:selectors} > spec/orLabelSelector",
@@ -2217,18 +2197,14 @@ class Description:
         self.troubles: List[Error] = []
         self.json: Document = {}
         self.rows: List[str] = []
-        head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
-        self._fill(body, self.document, into=self.json)
-        rows, self.rows = self.rows, []  # the head is drawn last, because it lists what is wrong in the body
-        self._fill(head, self.document, into=self.json)
+        self._fill(BACKUP if self.is_backup else RESTORE, self.document, into=self.json)
         if self.wrong:  # velero shows nothing at all then
-            first, *more = self.wrong
-            text = f"{self.kind} {one_line(self.name, 254)}: {one_line(first, 200)}"
-            self.troubles.insert(0, Error(f"{text} (and {len(more)} more)" if more else text))
+            text, more = one_line(next(iter(self.wrong)), 200), len(self.wrong) - 1
+            self.troubles.insert(0, Error(f"{self.kind} {one_line(self.name, 254)}: {text}" + (
+                f" (and {more} more)" if more else "")))
             self.rows.append("")
-            told = [first, *more[:9], *[f"and {len(more) - 9} more"] * (len(more) > 9)]
-            self._add("Unreadable:\t", told, "unreadable")
-        self.text = aligned(self.rows + rows)
+            self._add("Unreadable:\t", [*self.wrong][:10], "unreadable")
+        self.text = aligned(self.rows)
 
     def _put(self, place: str, value: Any, into: Optional[Document] = None) -> Any:
         """Set a value at a place in the JSON, or in a part of it, and return it."""
