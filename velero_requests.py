@@ -373,10 +373,10 @@ TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", lis
 
 class Reader:
     """Typed access to a mapping that an operator wrote, with Go's zero value for what is absent or null; another type
-    is a ConfigError that shows no value."""
+    is a ConfigError that shows no value. Relative paths in it start in the folder of its file."""
 
-    def __init__(self, document: Any, where: str) -> None:
-        self.where = where
+    def __init__(self, document: Any, where: str, file: str = "") -> None:
+        self.where, self.file = where, file
         self.fields = {str(name): value for name, value in self.typed(document, dict, "").items()}
 
     def refuse(self, place: str, wanted: type, value: Any) -> None:
@@ -405,6 +405,18 @@ class Reader:
         if not text:
             raise ConfigError(f"{self.where} has no {name}")
         return text
+
+    def path(self, name: str) -> str:
+        """A path; `..` goes by the letters, as in Go's filepath.Join."""
+        path = self.get(name)
+        return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
+
+    def pem(self, name: str) -> Union[bytes, str]:
+        """The PEM of `name-data`, else the path at `name`, else nothing."""
+        data = decode_base64(self.get(f"{name}-data"))
+        if data is None:
+            raise ConfigError(f"{self.where}: {name}-data is not base64")
+        return data or self.path(name) or data
 
 
 # An RFC 1123 subdomain: no other name can exist, so every key stays inside `backups/` or `restores/`.
@@ -537,7 +549,8 @@ def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
 
 # The way through the cluster: the API server's proxy leads to the controllers behind one Service, under a path that is
 # spelled as the Role has it, and says nobody's name. So the caller proves by a hash that he may read the request's URL.
-ARTIFACTS_SERVICE = "http:velero-requests:http"  # scheme, Service, port
+NAME = "velero-requests"  # of that Service, and of all else that `manifests` prints
+ARTIFACTS_SERVICE = f"http:{NAME}:http"  # scheme, Service, port
 MARKER, PROOF = "X-Velero-Requests", "X-Velero-Requests-Proof"  # headers: of our answers, and of the proof
 
 
@@ -609,8 +622,8 @@ STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest
 STATUS_LOOK_AGAIN = timedelta(minutes=5)  # when an answered one is looked at again, and deleted
 URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds, where a client may not watch
 
-REASON = "velero-requests.io/reason"  # annotation: a stable CamelCase word
-MESSAGE = "velero-requests.io/message"  # annotation: one sentence, no secrets
+REASON = f"{NAME}.io/reason"  # annotation: a stable CamelCase word
+MESSAGE = f"{NAME}.io/message"  # annotation: one sentence, no secrets
 
 RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within a request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0  # seconds; a failing list or watch, jitter on top
@@ -791,7 +804,7 @@ def event_for(request: Request, reason: str, message: str, now: datetime) -> Doc
             "metadata": {"generateName": f"{name[:40].rstrip('-.')}-", "namespace": namespace},
             "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace,
                                "name": name, "uid": request.uid, "resourceVersion": request.version},
-            "source": {"component": "velero-requests"}, "firstTimestamp": instant, "lastTimestamp": instant}
+            "source": {"component": NAME}, "firstTimestamp": instant, "lastTimestamp": instant}
 
 
 BUCKETS = (.005, .025, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)  # seconds; some of controller-runtime's, and 5 minutes
@@ -1334,26 +1347,6 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -
 # ================================================================================
 # 6. Kubeconfig — documents -> cluster and identity; proxy rules
 
-class Entry(Reader):
-    """A mapping of a kubeconfig, whose relative paths start in the folder of its file."""
-
-    def __init__(self, document: Any, where: str, file: str = "") -> None:
-        super().__init__(document, where)
-        self.file = file
-
-    def path(self, name: str) -> str:
-        """A path; `..` goes by the letters, as in Go's filepath.Join."""
-        path = self.get(name)
-        return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
-
-    def pem(self, name: str) -> Union[bytes, str]:
-        """The PEM of `name-data`, else the path at `name`, else nothing."""
-        data = decode_base64(self.get(f"{name}-data"))
-        if data is None:
-            raise ConfigError(f"{self.where}: {name}-data is not base64")
-        return data or self.path(name) or data
-
-
 EXEC_GROUP = "client.authentication.k8s.io/"
 
 
@@ -1374,7 +1367,7 @@ class Cluster(NamedTuple):
     certificate: Union[bytes, str] = b""
     key: Union[bytes, str] = b""
     impersonate: Tuple[Tuple[str, str], ...] = ()
-    exec_plugin: Optional[Entry] = None  # a program that prints our credentials
+    exec_plugin: Optional[Reader] = None  # a program that prints our credentials
 
 
 @hidden_in_repr("token", "certificate", "key")
@@ -1386,21 +1379,21 @@ class Identity(NamedTuple):
     expires: Optional[datetime] = None  # None for one that lasts
 
 
-def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
+def _entry_named(files: List[Reader], kind: str, name: str) -> Reader:
     """The first entry of a name; a user that does not exist is anonymous, as in kubectl."""
     names = []
     for file in files:
         for item in file.get(f"{kind}s", list):
             names.append(_text(item, "name"))
             if names[-1] == name:
-                return Entry(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
+                return Reader(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
     if kind == "user":
-        return Entry({}, "")
+        return Reader({}, "")
     raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
                       hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
 
 
-def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
+def _impersonation_headers(user: Reader) -> Tuple[Tuple[str, str], ...]:
     """Whom a user impersonates -> request headers (client-go transport/round_trippers.go)."""
     extra = user.get("as-user-extra", {str: [str]})
     headers = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
@@ -1415,7 +1408,7 @@ def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
     return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
 
 
-def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
+def _identity_fields(user: Reader, login: Tuple[str, str]) -> Dict[str, Any]:
     """A user, and name and password in the server's URL, which beat its own -> fields of Cluster."""
     certificate = user.pem("client-certificate")
     fields: Dict[str, Any] = {"certificate": certificate, "key": certificate and user.pem("client-key")}
@@ -1426,7 +1419,7 @@ def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
     if any(fields[name] for name in ("certificate", "token", "token_file", "username")):
         return fields
     if user.fields.get("exec") is not None:
-        return {"exec_plugin": Entry(user.fields["exec"], f"{user.where}, exec", user.file)}
+        return {"exec_plugin": Reader(user.fields["exec"], f"{user.where}, exec", user.file)}
     if user.fields.get("auth-provider") is not None:
         name = one_line(_text(user.fields, "auth-provider", "name"), 64)
         raise ConfigError(f"{user.where} uses auth-provider {name!r}, which kubectl has dropped or will drop", hints=[
@@ -1447,7 +1440,7 @@ def proxy_url(text: str, what: str) -> str:
 
 def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") -> Optional[Cluster]:
     """Kubeconfigs as (path, document) -> cluster and user of one context; None when none is chosen."""
-    entries = [Entry(document, f"kubeconfig {path}", path) for path, document in files]
+    entries = [Reader(document, f"kubeconfig {path}", path) for path, document in files]
     context = context or next(filter(None, (entry.get("current-context") for entry in entries)), "")
     if not context:
         return None
@@ -2600,10 +2593,6 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
             apiVersion=text, kind=text, metadata={"type": "object"}, spec=spec, status=status)}}
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
-        if kind == "BackupStorageLocation":
-            version["additionalPrinterColumns"] = [dict(zip(("name", "type", "jsonPath"), column)) for column in (
-                ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
-                ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
         names = {"kind": kind, "listKind": f"{kind}List", "singular": singular, "plural": f"{singular}s", **more}
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -2612,7 +2601,7 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
     return manifests
 
 
-NAME, LABELS = "velero-requests", {"app.kubernetes.io/name": "velero-requests"}  # of all that follows
+LABELS = {"app.kubernetes.io/name": NAME}
 PYTHON_IMAGE = "python:3.13-slim"
 PORTS = {"health": 8081, "artifacts": 8082}  # the first of /healthz, /readyz and /metrics
 CONFIG_MAP_LIMIT = 1 << 20  # bytes of all values without base64; Kubernetes' own
@@ -2704,9 +2693,8 @@ def controller_manifests(namespace: str, program: str, content: bytes, annotatio
 
 
 def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document, requests: str = "",
-                 verbs: str = "get", why: str = "", **names: List[str]) -> Document:
+                 verbs: str = "get", **names: List[str]) -> Document:
     """The Role for one use. kinds: of artifacts; requests: asked for besides DownloadRequests; verbs: on backups."""
-    why = why or "get is for the policy of `manifests policy`; without it, create opens everything"
     return _object(f"{RBAC}/v1", "Role", namespace, f"{NAME}-{use}", rules=[
         _rule("create asks, get reads the answer under its random name, delete tidies up; list and watch would show "
               "the URLs of others", f"downloadrequests {requests}", "create get delete"),
@@ -2717,7 +2705,8 @@ def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document
         _rule("get tells when Velero itself is", "deployments", "get", "apps", resourceNames=["velero"]),
         _rule("get brings what was asked for through the cluster, where the store is not reached", "services/proxy",
               "get", "", resourceNames=[ARTIFACTS_SERVICE]), *more,
-        _rule(why, " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
+        _rule("get is for the policy of `manifests policy`, of backups that are named or of all; without that policy, "
+              "create opens everything", " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
 
 
 def client_manifests(namespace: str) -> List[Document]:
@@ -2759,7 +2748,7 @@ def policy_manifests(namespace: str) -> List[Document]:
         _object(group, "ValidatingAdmissionPolicyBinding", spec={"policyName": NAME, "validationActions": ["Deny"]}),
         client_manifests(namespace)[0],
         _client_role(namespace, "one-backup", [kind for kind in TARGETS if TARGETS[kind].owner == BACKUPS],
-                     why="get as above, of one backup: put its name here", resourceNames=["nightly"])]
+                     resourceNames=["nightly"])]
 
 # ================================================================================
 # The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
@@ -3198,7 +3187,7 @@ def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
     return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
 
 
-def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
+def _exec_info(cluster: Cluster, plugin: Reader, interactive: bool) -> str:
     """KUBERNETES_EXEC_INFO: what an exec plugin is told (client-go pkg/apis/clientauthentication)."""
     spec: Document = {"interactive": interactive}
     if plugin.get("provideClusterInfo", bool):
@@ -3210,7 +3199,7 @@ def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
     return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
 
 
-def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
+def run_exec_plugin(cluster: Cluster, plugin: Reader) -> Identity:
     """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go). A failure is a
     ConfigError that shows nothing of its output, never an anonymous call. Its stderr is ours, and its stdin when it may
     ask on a terminal. A bare name is searched on PATH, not in the current folder (Go's os/exec)."""
