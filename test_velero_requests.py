@@ -398,11 +398,10 @@ class TestErrors(Cases):
         """Exit code and reason, and whether time may mend it."""
         self.gives(lambda error: (int(error.exit), error.reason, error.retry), *(
             (error("x"), (code, "InternalError", retry)) for error, code, retry in (
-                (vr.Error, 1, True), (vr.UsageError, 2, False), (vr.InvalidRequest, 1, False), (vr.NotFound, 3, True),
+                (vr.Error, 1, True), (vr.UsageError, 2, False), (vr.RequestFailed, 1, False), (vr.NotFound, 3, True),
                 (vr.TimedOut, 4, True))), *((error, (code, reason, True)) for error, code, reason in (
                     (vr.Unreachable("x"), 6, "Unreachable"), (vr.CredentialsError("x"), 1, "InvalidCredentials"),
-                    (vr.RequestFailed("x", reason="BackupNotFound"), 3, "BackupNotFound"),
-                    (vr.RequestFailed("x", reason="Failed"), 1, "Failed"), (vr.StoreError("x"), 1, "StoreError"),
+                    (vr.StoreError("x"), 1, "StoreError"),
                     (vr.StoreError("x", status=404), 3, "StoreError"), *((vr.ApiError("x", status=status), code, reason)
                     for status, code, reason in ((401, 5, "Forbidden"), (403, 5, "Forbidden"),
                                                  (500, 1, "ClusterError"))))))
@@ -785,10 +784,10 @@ class TestTargets(Cases):
             self.assertEqual(list(vr.TARGETS), [vr.target_of(kind, name).kind for kind in vr.TARGETS])
         self.gives(vr.is_object_name, *((name, False) for name in BAD_NAMES))
         self.refuses(vr.target_of, "cannot be the name of a restore$", *(("RestoreLog", name) for name in BAD_NAMES),
-                     error=vr.InvalidRequest, reason="InvalidName")
+                     error=vr.RequestFailed, reason="InvalidName")
         self.refuses(vr.target_of, "unknown kind .*RestoreVolumeInfo", *((kind, "nightly") for kind in (
             "", "backuplog", "Backup", "BackupLog ", "BackupLog\n", "x" * 10000, "\ud800")),
-            error=vr.InvalidRequest, reason="UnknownKind")
+            error=vr.RequestFailed, reason="UnknownKind")
 
     def test_paths(self):
         self.gives(vr.api_path, *(
@@ -851,7 +850,7 @@ class TestDecisions(Cases):
             self.assertEqual(("41", written, status), (body["metadata"]["resourceVersion"], body["metadata"].get(
                 "annotations"), body.get("status")), (fields, expires))
             self.assertEqual(("patch" if written or status else "leave", when(again), True), self.outcome(outcome))
-        self.assertFalse(vr.refuse_download(a_download(), vr.InvalidRequest("x", reason="InvalidName"), NOW).failed)
+        self.assertFalse(vr.refuse_download(a_download(), vr.RequestFailed("x", reason="InvalidName"), NOW).failed)
 
     def test_messages_are_harmless(self):
         """A message is one line of at most 1024 characters without secrets, and recognised the next time."""

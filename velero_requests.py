@@ -150,11 +150,6 @@ class CredentialsError(ConfigError):
     usual_reason = "InvalidCredentials"
 
 
-class InvalidRequest(Error):
-    """A request that no retry can mend."""
-    retry = False
-
-
 class NotFound(Error):
     """An object or an artifact does not exist."""
     exit = Exit.NOT_FOUND
@@ -174,10 +169,8 @@ class Missing(ApiError):
 
 
 class RequestFailed(Error):
-    """A controller left a reason instead of an answer."""
-
-    def __init__(self, message: str, *, reason: str, hints: Iterable[str] = ()):
-        super().__init__(message, hints=hints, reason=reason, status=404 if reason.endswith("NotFound") else 0)
+    """A request names what cannot exist, or a controller left a reason instead of an answer."""
+    retry = False
 
 
 class StoreError(Error):
@@ -601,14 +594,14 @@ TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more)
 
 
 def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS; InvalidRequest for what cannot exist."""
+    """The row of TARGETS; RequestFailed for what cannot exist."""
     target = TARGETS.get(kind)
     if not target:
-        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
-                             reason="UnknownKind")
+        raise RequestFailed(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
+                            reason="UnknownKind")
     if not is_object_name(name):
-        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {target.owner.kind.lower()}",
-                             reason="InvalidName")
+        raise RequestFailed(f"{one_line(name, 64)!r} cannot be the name of a {target.owner.kind.lower()}",
+                            reason="InvalidName")
     return target
 
 
@@ -1930,8 +1923,7 @@ FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
     "map": lambda at, _: at("", {str: str}),
     "pairs": lambda at, _: [f"{key}: {value}" for key, value in sorted(at("", {str: str}).items())],
     "list": lambda at, _: at("", [str]),
-    "names": lambda at, absent: ", ".join(at("", [str])) or absent or NONE,
-    "every": lambda at, all_: all_ if at("", [str]) in ([], ["*"]) else ", ".join(at("", [str])),
+    "names": lambda at, all_: all_ if all_ and at("", [str]) in ([], ["*"]) else ", ".join(at("", [str])) or NONE,
     "words": lambda at, _: " ".join(at("", [str])),
     "switch": lambda at, words: dict(zip((True, False, None), (words or "true false auto").split())).get(at("", bool)),
     "duration": lambda at, _: duration(at()),
@@ -2065,7 +2057,7 @@ RESULTS = ("@result warnings ! Warnings:  {getting warnings} > warnings/errorGet
            "@result errors !! Errors:  {getting errors} > errors/errorGettingErrors")
 TIMES = ("", "Started:  {status.startTimestamp:time <n/a>} > status/started",
          "Completed:  {status.completionTimestamp:time <n/a>} > status/completed")
-NAMESPACES = ("Namespaces:", "  Included:  {includedNamespaces:every *} > namespaces/included",
+NAMESPACES = ("Namespaces:", "  Included:  {includedNamespaces:names *} > namespaces/included",
               "  Excluded:  {excludedNamespaces:names} > namespaces/excluded", "")
 RESOURCES = ("Resources:", "  Included:  {includedResources:names *} > resources/included",
              "  Excluded:  {excludedResources:names} > resources/excluded")
@@ -2222,9 +2214,6 @@ class Description:
         if place:
             self._put(place, value)
 
-    def _has(self, fields: Fields, path: str) -> bool:
-        return self.details if path == "--details" else fields.part(path).value not in (None, 0, [])
-
     def _fill(self, template: Template, fields: Fields, tabs: str = "", part: str = "", into: Any = None) -> Document:
         """Draw a template -> the values at its places in the JSON; `{.x}` is a field of `part`."""
         tree, base, shown = {} if into is None else into, part, True
@@ -2236,7 +2225,9 @@ class Description:
                 part, shown = base, True
             elif row.startswith("["):
                 part = row[1:-1].lstrip("!")
-                shown = row.startswith("[!") != any(self._has(fields, path) for path in part.split("|"))
+                shown = row.startswith("[!") != any(
+                    self.details if path == "--details" else fields.part(path).value not in (None, 0, [])
+                    for path in part.split("|"))
             elif shown and row.startswith("@"):
                 self._section(label, slot, place[1:])
             elif shown:
@@ -2388,11 +2379,9 @@ class Description:
                                   if row("backupMethod") == method]
         if older and self.status("volumeSnapshotsAttempted" if native else "csiVolumeSnapshotsAttempted", int) > 0:
             infos = [*map(Fields, self._older_native_snapshots() if native else self._older_csi_snapshots())]
-        if native:
-            self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
-        else:
-            self._volumes("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", infos,
-                          "<none included or not detectable>" if older else NONE_INCLUDED)
+        title, place = ("Velero-Native", "native") if native else ("CSI", "csi")
+        self._volumes(f"\t{title} Snapshots", f"status/backupVolumes/{place}Snapshots", infos,
+                      "<none included or not detectable>" if older and not native else NONE_INCLUDED)
 
     def _csi_restores(self) -> None:
         """The volumes that came from CSI snapshots, moved ones last."""
@@ -2527,7 +2516,7 @@ def _first_cells(resource: str, namespace: str, first: int, second: int) -> Tupl
 
 
 def item_rows(items: Iterable[Item], output: str) -> Iterator[str]:
-    """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `table`, which widen with the
+    """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `get`, which widen with the
     rows as those of `kubectl get --watch`."""
     before, first, second = "[\n" if output == "json" else "NAMESPACE   RESOURCE   NAME\n", 9, 8
     for item in items:
@@ -5274,7 +5263,8 @@ def answered_url(api: Api, stored: Document, timeout: float) -> str:
         if not now.url and now.reason:
             why = one_line(redact(now.message or now.reason))
             cures = [cure for reason, cure in REFUSALS.values() if reason == now.reason]
-            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64), hints=cures[:1])
+            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64), hints=cures[:1],
+                                status=404 if now.reason.endswith("NotFound") else 0)
         return now.url  # whatever the phase: the velero CLI's own test
 
     url = wait_for(api, request.key, stored, f"the URL of {what}", answer, timeout, URL_POLL)
@@ -5425,9 +5415,8 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
     """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated. Where
     the line breaks, it goes on at the same byte. timeout: seconds to wait for the URL; idle: between two chunks, while
     all may take as long as it does. trust: None asks the location. via: store, cluster (a controller there, through the
-    API server), or auto. Close the generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a
-    target that cannot exist, RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or
-    Unreachable."""
+    API server), or auto. Close the generator (`contextlib.closing`) to tidy up early. Raises RequestFailed for a target
+    that cannot exist or with the controller's reason, TimedOut, ApiError, StoreError or Unreachable."""
     with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle, via=via) as source:
         yield from Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).chunks()
 
