@@ -150,11 +150,6 @@ class CredentialsError(ConfigError):
     usual_reason = "InvalidCredentials"
 
 
-class InvalidRequest(Error):
-    """A request that no retry can mend."""
-    retry = False
-
-
 class NotFound(Error):
     """An object or an artifact does not exist."""
     exit = Exit.NOT_FOUND
@@ -174,10 +169,8 @@ class Missing(ApiError):
 
 
 class RequestFailed(Error):
-    """A controller left a reason instead of an answer."""
-
-    def __init__(self, message: str, *, reason: str, hints: Iterable[str] = ()):
-        super().__init__(message, hints=hints, reason=reason, status=404 if reason.endswith("NotFound") else 0)
+    """A request names what cannot exist, or a controller left a reason instead of an answer."""
+    retry = False
 
 
 class StoreError(Error):
@@ -372,22 +365,29 @@ TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", lis
 
 
 class Reader:
-    """Typed access to a mapping; absent or null is empty, another type a ConfigError that shows no value."""
+    """Typed access to a mapping that an operator wrote, with Go's zero value for what is absent or null; another type
+    is a ConfigError that shows no value. Relative paths in it start in the folder of its file."""
 
-    def __init__(self, document: Any, where: str) -> None:
-        self.where = where
+    def __init__(self, document: Any, where: str, file: str = "") -> None:
+        self.where, self.file = where, file
         self.fields = {str(name): value for name, value in self.typed(document, dict, "").items()}
 
-    def typed(self, value: Any, kind: Any, name: str) -> Any:
-        """A value of this kind: a type, or [type] for a list of it."""
+    def refuse(self, place: str, wanted: type, value: Any) -> None:
+        cure = ": write it in quotes" if wanted is str and isinstance(value, (int, float)) else ""
+        raise ConfigError(f"{self.where}{place and ': '}{place} must be {TYPE_NAMES[wanted]}{cure}")
+
+    def typed(self, value: Any, kind: Any, place: str) -> Any:
+        """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
+        wanted = kind if isinstance(kind, type) else type(kind)
+        if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
+            if value is not None:
+                self.refuse(place, wanted, value)
+            return None if wanted is bool else wanted()
         if isinstance(kind, list):
-            items = enumerate(self.typed(value, list, name))
-            return [self.typed(item, kind[0], f"{name}[{number}]") for number, item in items]
-        if value is None:
-            return kind()
-        if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-            cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
-            raise ConfigError(f"{self.where}{name and ': '}{name} must be {TYPE_NAMES[kind]}{cure}")
+            return [self.typed(item, kind[0], f"{place}[{number}]") for number, item in enumerate(value)]
+        if isinstance(kind, dict):
+            return {str(name): self.typed(item, kind[str], f"{place}.{str(name)[:64]}".lstrip("."))
+                    for name, item in value.items()}
         return value
 
     def get(self, name: str, kind: Any = str) -> Any:
@@ -398,6 +398,18 @@ class Reader:
         if not text:
             raise ConfigError(f"{self.where} has no {name}")
         return text
+
+    def path(self, name: str) -> str:
+        """A path; `..` goes by the letters, as in Go's filepath.Join."""
+        path = self.get(name)
+        return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
+
+    def pem(self, name: str) -> Union[bytes, str]:
+        """The PEM of `name-data`, else the path at `name`, else nothing."""
+        data = decode_base64(self.get(f"{name}-data"))
+        if data is None:
+            raise ConfigError(f"{self.where}: {name}-data is not base64")
+        return data or self.path(name) or data
 
 
 # An RFC 1123 subdomain: no other name can exist, so every key stays inside `backups/` or `restores/`.
@@ -530,7 +542,8 @@ def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
 
 # The way through the cluster: the API server's proxy leads to the controllers behind one Service, under a path that is
 # spelled as the Role has it, and says nobody's name. So the caller proves by a hash that he may read the request's URL.
-ARTIFACTS_SERVICE = "http:velero-requests:http"  # scheme, Service, port
+NAME = "velero-requests"  # of that Service, and of all else that `manifests` prints
+ARTIFACTS_SERVICE = f"http:{NAME}:http"  # scheme, Service, port
 MARKER, PROOF = "X-Velero-Requests", "X-Velero-Requests-Proof"  # headers: of our answers, and of the proof
 
 
@@ -581,14 +594,14 @@ TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more)
 
 
 def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS; InvalidRequest for what cannot exist."""
+    """The row of TARGETS; RequestFailed for what cannot exist."""
     target = TARGETS.get(kind)
     if not target:
-        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
-                             reason="UnknownKind")
+        raise RequestFailed(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
+                            reason="UnknownKind")
     if not is_object_name(name):
-        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {target.owner.kind.lower()}",
-                             reason="InvalidName")
+        raise RequestFailed(f"{one_line(name, 64)!r} cannot be the name of a {target.owner.kind.lower()}",
+                            reason="InvalidName")
     return target
 
 
@@ -602,8 +615,8 @@ STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest
 STATUS_LOOK_AGAIN = timedelta(minutes=5)  # when an answered one is looked at again, and deleted
 URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds, where a client may not watch
 
-REASON = "velero-requests.io/reason"  # annotation: a stable CamelCase word
-MESSAGE = "velero-requests.io/message"  # annotation: one sentence, no secrets
+REASON = f"{NAME}.io/reason"  # annotation: a stable CamelCase word
+MESSAGE = f"{NAME}.io/message"  # annotation: one sentence, no secrets
 
 RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within a request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0  # seconds; a failing list or watch, jitter on top
@@ -814,7 +827,7 @@ def event_for(request: Request, reason: str, message: str, now: datetime) -> Doc
             "metadata": {"generateName": f"{name[:40].rstrip('-.')}-", "namespace": namespace},
             "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace,
                                "name": name, "uid": request.uid, "resourceVersion": request.version},
-            "source": {"component": "velero-requests"}, "firstTimestamp": instant, "lastTimestamp": instant}
+            "source": {"component": NAME}, "firstTimestamp": instant, "lastTimestamp": instant}
 
 
 BUCKETS = (.005, .025, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)  # seconds; some of controller-runtime's, and 5 minutes
@@ -1087,25 +1100,16 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 
-def canonical_query(parameters: Tuple[Tuple[str, str], ...]) -> str:
-    """Parameters percent-encoded, then sorted by encoded name."""
-    return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
-
-
 def canonical_request(method: str, path: str, query: str, headers: Dict[str, str], payload_hash: str) -> str:
     """Method, path, query, headers (lower-case names), their names, payload hash."""
     header_lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
     return f"{method}\n{path}\n{query}\n{header_lines}\n{';'.join(sorted(headers))}\n{payload_hash}"
 
 
-def amz_date(now: datetime) -> str:
-    """A UTC instant as 20130524T000000Z."""
-    return now.strftime("%Y%m%dT%H%M%SZ")
-
-
-def credential_scope(timestamp: str, region: str, service: str) -> str:
-    """What a signing key is good for: a day, a region, a service."""
-    return f"{timestamp[:8]}/{region}/{service}/aws4_request"
+def credential_scope(now: datetime, region: str, service: str) -> Tuple[str, str]:
+    """A UTC instant as 20130524T000000Z, and what a signing key is good for: a day, a region, a service."""
+    timestamp = now.strftime("%Y%m%dT%H%M%SZ")
+    return timestamp, f"{timestamp[:8]}/{region}/{service}/aws4_request"
 
 
 @functools.lru_cache(maxsize=16)
@@ -1130,8 +1134,7 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
                  service: str, now: datetime) -> Dict[str, str]:
     """Headers (lower-case names, with `host`) -> with those that authorize a request."""
     import hashlib
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, region, service)
+    timestamp, scope = credential_scope(now, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
         signed["x-amz-security-token"] = credentials.session_token
@@ -1144,11 +1147,12 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
 @functools.lru_cache(maxsize=16)  # all URLs signed in one second share it
 def presign_query(access_key: str, token: str, scope: str, timestamp: str, seconds: int,
                   more: Tuple[Tuple[str, str], ...]) -> str:
-    """The query of a pre-signed URL, but for its signature."""
-    return canonical_query((
+    """The query of a pre-signed URL, but for its signature: percent-encoded, then sorted by encoded name."""
+    parameters = (
         ("X-Amz-Algorithm", ALGORITHM), ("X-Amz-Credential", f"{access_key}/{scope}"), *more, ("X-Amz-Date", timestamp),
         *([("X-Amz-Security-Token", token)] if token else []), ("X-Amz-Expires", str(seconds)),
-        ("X-Amz-SignedHeaders", "host")))
+        ("X-Amz-SignedHeaders", "host"))
+    return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
 
 
 def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
@@ -1157,8 +1161,7 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, address.region, "s3")
+    timestamp, scope = credential_scope(now, address.region, "s3")
     query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     signed = signature(credentials.secret_key, timestamp, scope, request)
@@ -1367,26 +1370,6 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -
 # ================================================================================
 # 6. Kubeconfig — documents -> cluster and identity; proxy rules
 
-class Entry(Reader):
-    """A mapping of a kubeconfig, whose relative paths start in the folder of its file."""
-
-    def __init__(self, document: Any, where: str, file: str = "") -> None:
-        super().__init__(document, where)
-        self.file = file
-
-    def path(self, name: str) -> str:
-        """A path; `..` goes by the letters, as in Go's filepath.Join."""
-        path = self.get(name)
-        return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
-
-    def pem(self, name: str) -> Union[bytes, str]:
-        """The PEM of `name-data`, else the path at `name`, else nothing."""
-        data = decode_base64(self.get(f"{name}-data"))
-        if data is None:
-            raise ConfigError(f"{self.where}: {name}-data is not base64")
-        return data or self.path(name) or data
-
-
 EXEC_GROUP = "client.authentication.k8s.io/"
 
 
@@ -1407,7 +1390,7 @@ class Cluster(NamedTuple):
     certificate: Union[bytes, str] = b""
     key: Union[bytes, str] = b""
     impersonate: Tuple[Tuple[str, str], ...] = ()
-    exec_plugin: Optional[Entry] = None  # a program that prints our credentials
+    exec_plugin: Optional[Reader] = None  # a program that prints our credentials
 
 
 @hidden_in_repr("token", "certificate", "key")
@@ -1419,36 +1402,36 @@ class Identity(NamedTuple):
     expires: Optional[datetime] = None  # None for one that lasts
 
 
-def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
+def _entry_named(files: List[Reader], kind: str, name: str) -> Reader:
     """The first entry of a name; a user that does not exist is anonymous, as in kubectl."""
     names = []
     for file in files:
         for item in file.get(f"{kind}s", list):
             names.append(_text(item, "name"))
             if names[-1] == name:
-                return Entry(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
+                return Reader(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
     if kind == "user":
-        return Entry({}, "")
+        return Reader({}, "")
     raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
                       hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
 
 
-def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
+def _impersonation_headers(user: Reader) -> Tuple[Tuple[str, str], ...]:
     """Whom a user impersonates -> request headers (client-go transport/round_trippers.go)."""
-    extra = Reader(user.get("as-user-extra", dict), f"{user.where}, as-user-extra")
+    extra = user.get("as-user-extra", {str: [str]})
     headers = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
     headers = [header for header in headers if header[1]]
     headers += [("Impersonate-Group", group) for group in user.get("as-groups", [str])]
     headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
-                for key in sorted(extra.fields) for value in extra.get(key, [str])]
-    if (headers or extra.fields) and not user.get("as"):
+                for key in sorted(extra) for value in extra[key]]
+    if (headers or extra) and not user.get("as"):
         raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
     if not all(value.isprintable() for _, value in headers):
         raise ConfigError(f"{user.where}: whom it impersonates has characters that cannot be sent, such as a line end")
     return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
 
 
-def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
+def _identity_fields(user: Reader, login: Tuple[str, str]) -> Dict[str, Any]:
     """A user, and name and password in the server's URL, which beat its own -> fields of Cluster."""
     certificate = user.pem("client-certificate")
     fields: Dict[str, Any] = {"certificate": certificate, "key": certificate and user.pem("client-key")}
@@ -1459,7 +1442,7 @@ def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
     if any(fields[name] for name in ("certificate", "token", "token_file", "username")):
         return fields
     if user.fields.get("exec") is not None:
-        return {"exec_plugin": Entry(user.fields["exec"], f"{user.where}, exec", user.file)}
+        return {"exec_plugin": Reader(user.fields["exec"], f"{user.where}, exec", user.file)}
     if user.fields.get("auth-provider") is not None:
         name = one_line(_text(user.fields, "auth-provider", "name"), 64)
         raise ConfigError(f"{user.where} uses auth-provider {name!r}, which kubectl has dropped or will drop", hints=[
@@ -1480,7 +1463,7 @@ def proxy_url(text: str, what: str) -> str:
 
 def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") -> Optional[Cluster]:
     """Kubeconfigs as (path, document) -> cluster and user of one context; None when none is chosen."""
-    entries = [Entry(document, f"kubeconfig {path}", path) for path, document in files]
+    entries = [Reader(document, f"kubeconfig {path}", path) for path, document in files]
     context = context or next(filter(None, (entry.get("current-context") for entry in entries)), "")
     if not context:
         return None
@@ -1494,13 +1477,13 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     login = unquote(parts.username or ""), unquote(parts.password or "")
     configs = [_at(item, "extension") for item in cluster.get("extensions", list)
                if _text(item, "name") == EXEC_GROUP + "exec"]
-    authority = cluster.pem("certificate-authority")
+    authority, insecure, bare = cluster.pem("certificate-authority"), *(
+        bool(cluster.get(name, bool)) for name in ("insecure-skip-tls-verify", "disable-compression"))
     # Tokens, passwords and certificates are never sent to a server without TLS.
     identity = _identity_fields(user, login) if parts.scheme == "https" else {}
     return Cluster(
-        parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority,
-        cluster.get("insecure-skip-tls-verify", bool) and not authority, cluster.get("tls-server-name"),
-        proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"), cluster.get("disable-compression", bool),
+        parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority, insecure and not authority,
+        cluster.get("tls-server-name"), proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"), bare,
         configs[0] if configs else None, impersonate=_impersonation_headers(user), **identity)
 
 
@@ -1658,17 +1641,15 @@ def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) ->
 
 def _what_is(body: bytes) -> str:
     """What a body that should be something else looks like, for an error."""
-    start = body[:512].lstrip().lower()
-    if not body:
-        return "nothing"
-    if start.startswith((b"<!doctype html", b"<html")):
+    text = body[:512].decode("utf-8", "replace").rstrip("\ufffd")  # the cut may halve a character
+    start = text.lstrip().lower()
+    if start.startswith(("<!doctype html", "<html")):
         return "an HTML page; does the URL lead to a console or a login?"
-    if start.startswith((b"<?xml", b"<error")):
+    if start.startswith(("<?xml", "<error")):
         return "an XML document"
-    text = body[:200].decode("utf-8", "replace").rstrip("\ufffd")  # the cut may halve a character
     if "\ufffd" in text or any(not c.isprintable() and not c.isspace() for c in text):
         return "binary data"
-    return "text: " + one_line(redact(text), 80)
+    return f"text: {one_line(redact(text), 80)}" if body else "nothing"
 
 
 # Reason and cure of a refusal, by S3's error code, if a GET by signed URL can meet it
@@ -1883,6 +1864,7 @@ DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
 Localize = Callable[[datetime], datetime]  # an instant -> the same one in the user's time zone
 NONE, NONE_INCLUDED = "<none>", "<none included>"
 MAX_WIDTH = 300  # characters; a longer cell, which Velero never writes, does not widen its column
+TABLE = {"gap": 3, "least": 6}  # the columns of `get` in kubectl and velero
 
 
 def go_time(text: str, localize: Localize, absent: str) -> str:
@@ -1911,47 +1893,30 @@ def duration(text: str) -> str:
         return f"<invalid duration {one_line(text, 64)!r}>"
 
 
-def table(rows: List[Tuple[str, ...]]) -> str:
-    """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
-    widths = [max(6, 3 + min(MAX_WIDTH, max(map(len, column)))) for column in list(zip(*rows))[:-1]] + [0]
-    return "".join("".join(map(str.ljust, row, widths)) + "\n" for row in rows)
-
-
-def aligned(lines: Iterable[str]) -> str:
-    """Lines with tabs -> columns two blanks apart, as Go's text/tabwriter makes them. Neighbouring lines with a cell at
-    one position make a block as wide as the longest; behind the last tab is no cell."""
+def aligned(lines: Iterable[str], gap: int = 2, least: int = 0) -> str:
+    """Lines with tabs -> columns so far apart, as Go's text/tabwriter makes them. Neighbouring lines with a cell at
+    one position make a block as wide as the longest, or `least`; behind the last tab is no cell."""
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
         for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
             cells = list(block) if wide else []
-            width = min(MAX_WIDTH, max((len(row[column]) for row in cells), default=0)) + 2
+            width = max(least, min(MAX_WIDTH, max((len(row[column]) for row in cells), default=0)) + gap)
             for row in cells:
                 row[column] = row[column].ljust(width)
     return "".join("".join(row) + "\n" for row in rows)
 
 
-class Fields:
-    """Typed access to an untrusted document by dotted paths, with Go's zero value for what is absent. A value of
-    another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error."""
+class Fields(Reader):
+    """Typed access to an untrusted document by dotted paths. A value of another type counts as absent and is noted in
+    `wrong`; without that, as for artifacts, it is an Error."""
     def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.value, self.place, self.wrong = value, place, wrong
 
-    def typed(self, value: Any, kind: Any, place: str) -> Any:
-        """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
-        wanted = kind if isinstance(kind, type) else type(kind)
-        if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
-            if value is not None:
-                text = f"{place or 'the document'} must be {TYPE_NAMES[wanted]}"
-                if self.wrong is None:
-                    raise StoreError(f"this is not what Velero writes: {one_line(text)}")
-                self.wrong[text] = None
-            return None if wanted is bool else wanted()
-        if isinstance(kind, list):
-            return [self.typed(item, kind[0], f"{place}[{number}]") for number, item in enumerate(value)]
-        if isinstance(kind, dict):
-            return {str(name): self.typed(item, kind[str], f"{place}.{str(name)[:64]}".lstrip("."))
-                    for name, item in value.items()}
-        return value
+    def refuse(self, place: str, wanted: type, value: Any) -> None:
+        text = f"{place or 'the document'} must be {TYPE_NAMES[wanted]}"
+        if self.wrong is None:
+            raise StoreError(f"this is not what Velero writes: {one_line(text)}")
+        self.wrong[text] = None
 
     def part(self, path: str) -> "Fields":
         value, place = self.value, self.place
@@ -1988,8 +1953,7 @@ FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
     "map": lambda at, _: at("", {str: str}),
     "pairs": lambda at, _: [f"{key}: {value}" for key, value in sorted(at("", {str: str}).items())],
     "list": lambda at, _: at("", [str]),
-    "names": lambda at, absent: ", ".join(at("", [str])) or absent or NONE,
-    "every": lambda at, all_: all_ if at("", [str]) in ([], ["*"]) else ", ".join(at("", [str])),
+    "names": lambda at, all_: all_ if all_ and at("", [str]) in ([], ["*"]) else ", ".join(at("", [str])) or NONE,
     "words": lambda at, _: " ".join(at("", [str])),
     "switch": lambda at, words: dict(zip((True, False, None), (words or "true false auto").split())).get(at("", bool)),
     "duration": lambda at, _: duration(at()),
@@ -2046,7 +2010,7 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
                    label_columns: Sequence[str] = (), show_labels: bool = False) -> str:
     """What `velero backup get` or `restore get` prints; nothing for none."""
     titles = (name.rpartition("/")[2].upper() for name in label_columns)
-    rows = [(*COLUMNS[resource], *titles, *["LABELS"] * show_labels)]
+    rows = ["\t".join((*COLUMNS[resource], *titles, *["LABELS"] * show_labels))]
     records = [Fields(document, "", {}) for document in documents]
     if resource is BACKUPS:
         records.sort(key=lambda record: backup_sort_key(record("metadata.name")))
@@ -2059,8 +2023,8 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
         labels = record("metadata.labels", {str: str})
         every = ",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE
         shown = (*cells.values(), *map(labels.get, label_columns), *[every] * show_labels)
-        rows.append(tuple("" if cell is None else printable(str(cell)) for cell in shown))
-    return table(rows) if records else ""
+        rows.append("\t".join("" if cell is None else printable(str(cell)) for cell in shown))
+    return aligned(rows, **TABLE) if records else ""
 
 
 def list_document(resource: Resource, documents: List[Document], version: str = "") -> Document:
@@ -2072,7 +2036,8 @@ def list_document(resource: Resource, documents: List[Document], version: str = 
 
 def plugin_table(plugins: List[Tuple[str, str]]) -> str:
     """What `velero plugin get` prints of (kind, name) pairs; nothing for none."""
-    return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins]) if plugins else ""
+    rows = [f"{one_line(name)}\t{one_line(kind)}" for kind, name in plugins]
+    return aligned(["NAME\tKIND", *rows], **TABLE) if plugins else ""
 
 
 def is_missing(value: Any) -> bool:
@@ -2122,7 +2087,7 @@ RESULTS = ("@result warnings ! Warnings:  {getting warnings} > warnings/errorGet
            "@result errors !! Errors:  {getting errors} > errors/errorGettingErrors")
 TIMES = ("", "Started:  {status.startTimestamp:time <n/a>} > status/started",
          "Completed:  {status.completionTimestamp:time <n/a>} > status/completed")
-NAMESPACES = ("Namespaces:", "  Included:  {includedNamespaces:every *} > namespaces/included",
+NAMESPACES = ("Namespaces:", "  Included:  {includedNamespaces:names *} > namespaces/included",
               "  Excluded:  {excludedNamespaces:names} > namespaces/excluded", "")
 RESOURCES = ("Resources:", "  Included:  {includedResources:names *} > resources/included",
              "  Excluded:  {excludedResources:names} > resources/excluded")
@@ -2163,14 +2128,14 @@ DATA_MOVEMENT = (
 RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {.dataMover} >", DATA_MOVEMENT[2])
 DELETION = ("{metadata.creationTimestamp:time <n/a>} > creationTimestamp", "{status.phase} > phase",
             "[status.errors]", "  Errors:", "    {status.errors:list} > errors")
-VALIDATION = ("[status.validationErrors]", "", "Validation errors:  {status.validationErrors:list} > validationErrors")
+VALIDATION = (
+    "[status.validationErrors]", "", "Validation errors:  {status.validationErrors:list} > validationErrors", "[]")
 HEAD = ("Name:  {metadata.name} >", "Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
         "Annotations:  {metadata.annotations:map} >", "", "@phase")
-BACKUP_HEAD = (
+BACKUP = (
     *HEAD, "[spec.resourcePolicy]", "", "Resource policies:", "  Type:  {.kind} > resourcePolicies/type",
     "  Name:  {.name} > resourcePolicies/name", "[spec.uploaderConfig.parallelFilesUpload]", "", "Uploader config:",
-    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", *VALIDATION)
-BACKUP = (
+    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", *VALIDATION,
     "", *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} >",
     "", "Or label selector:  {spec.orLabelSelectors:selectors}", "", "Storage Location:  {spec.storageLocation} >",
     "", "Velero-Native Snapshot PVs:  {spec.snapshotVolumes:switch} > spec/veleroNativeSnapshotPVs",
@@ -2195,9 +2160,9 @@ BACKUP = (
     "[status.hookStatus]", "", "HooksAttempted:  {.hooksAttempted:number} > status/hooksAttempted",
     "HooksFailed:  {.hooksFailed:number} > status/hooksFailed", "[]",
     "@deletions !! Deletion Attempts: {getting deletion attempts} > deletionAttempts/error")
-RESTORE_HEAD = (*HEAD, "[status.progress]", "@progress", "[]", *TIMES, *VALIDATION)
 RESTORE = (
-    *RESULTS, "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
+    *HEAD, "[status.progress]", "@progress", "[]", *TIMES, *VALIDATION, *RESULTS,
+    "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
     "", "Namespace mappings:  {spec.namespaceMapping:map} > spec/namespaceMappings",
     "", "Label selector:  {spec.labelSelector:selector} >",
     "", "Or label selector:  {spec.orLabelSelectors:selectors} > spec/orLabelSelector",
@@ -2247,18 +2212,14 @@ class Description:
         self.troubles: List[Error] = []
         self.json: Document = {}
         self.rows: List[str] = []
-        head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
-        self._fill(body, self.document, into=self.json)
-        rows, self.rows = self.rows, []  # the head is drawn last, because it lists what is wrong in the body
-        self._fill(head, self.document, into=self.json)
+        self._fill(BACKUP if self.is_backup else RESTORE, self.document, into=self.json)
         if self.wrong:  # velero shows nothing at all then
-            first, *more = self.wrong
-            text = f"{self.kind} {one_line(self.name, 254)}: {one_line(first, 200)}"
-            self.troubles.insert(0, Error(f"{text} (and {len(more)} more)" if more else text))
+            text, more = one_line(next(iter(self.wrong)), 200), len(self.wrong) - 1
+            self.troubles.insert(0, Error(f"{self.kind} {one_line(self.name, 254)}: {text}" + (
+                f" (and {more} more)" if more else "")))
             self.rows.append("")
-            told = [first, *more[:9], *[f"and {len(more) - 9} more"] * (len(more) > 9)]
-            self._add("Unreadable:\t", told, "unreadable")
-        self.text = aligned(self.rows + rows)
+            self._add("Unreadable:\t", [*self.wrong][:10], "unreadable")
+        self.text = aligned(self.rows)
 
     def _put(self, place: str, value: Any, into: Optional[Document] = None) -> Any:
         """Set a value at a place in the JSON, or in a part of it, and return it."""
@@ -2283,9 +2244,6 @@ class Description:
         if place:
             self._put(place, value)
 
-    def _has(self, fields: Fields, path: str) -> bool:
-        return self.details if path == "--details" else fields.part(path).value not in (None, 0, [])
-
     def _fill(self, template: Template, fields: Fields, tabs: str = "", part: str = "", into: Any = None) -> Document:
         """Draw a template -> the values at its places in the JSON; `{.x}` is a field of `part`."""
         tree, base, shown = {} if into is None else into, part, True
@@ -2297,7 +2255,9 @@ class Description:
                 part, shown = base, True
             elif row.startswith("["):
                 part = row[1:-1].lstrip("!")
-                shown = row.startswith("[!") != any(self._has(fields, path) for path in part.split("|"))
+                shown = row.startswith("[!") != any(
+                    self.details if path == "--details" else fields.part(path).value not in (None, 0, [])
+                    for path in part.split("|"))
             elif shown and row.startswith("@"):
                 self._section(label, slot, place[1:])
             elif shown:
@@ -2449,11 +2409,9 @@ class Description:
                                   if row("backupMethod") == method]
         if older and self.status("volumeSnapshotsAttempted" if native else "csiVolumeSnapshotsAttempted", int) > 0:
             infos = [*map(Fields, self._older_native_snapshots() if native else self._older_csi_snapshots())]
-        if native:
-            self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
-        else:
-            self._volumes("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", infos,
-                          "<none included or not detectable>" if older else NONE_INCLUDED)
+        title, place = ("Velero-Native", "native") if native else ("CSI", "csi")
+        self._volumes(f"\t{title} Snapshots", f"status/backupVolumes/{place}Snapshots", infos,
+                      "<none included or not detectable>" if older and not native else NONE_INCLUDED)
 
     def _csi_restores(self) -> None:
         """The volumes that came from CSI snapshots, moved ones last."""
@@ -2588,7 +2546,7 @@ def _first_cells(resource: str, namespace: str, first: int, second: int) -> Tupl
 
 
 def item_rows(items: Iterable[Item], output: str) -> Iterator[str]:
-    """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `table`, which widen with the
+    """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `get`, which widen with the
     rows as those of `kubectl get --watch`."""
     before, first, second = "[\n" if output == "json" else "NAMESPACE   RESOURCE   NAME\n", 9, 8
     for item in items:
@@ -2654,10 +2612,6 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
             apiVersion=text, kind=text, metadata={"type": "object"}, spec=spec, status=status)}}
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
-        if kind == "BackupStorageLocation":
-            version["additionalPrinterColumns"] = [dict(zip(("name", "type", "jsonPath"), column)) for column in (
-                ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
-                ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
         names = {"kind": kind, "listKind": f"{kind}List", "singular": singular, "plural": f"{singular}s", **more}
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -2666,7 +2620,7 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
     return manifests
 
 
-NAME, LABELS = "velero-requests", {"app.kubernetes.io/name": "velero-requests"}  # of all that follows
+LABELS = {"app.kubernetes.io/name": NAME}
 PYTHON_IMAGE = "python:3.13-slim"
 PORTS = {"health": 8081, "artifacts": 8082}  # the first of /healthz, /readyz and /metrics
 CONFIG_MAP_LIMIT = 1 << 20  # bytes of all values without base64; Kubernetes' own
@@ -2758,9 +2712,8 @@ def controller_manifests(namespace: str, program: str, content: bytes, annotatio
 
 
 def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document, requests: str = "",
-                 verbs: str = "get", why: str = "", **names: List[str]) -> Document:
+                 verbs: str = "get", **names: List[str]) -> Document:
     """The Role for one use. kinds: of artifacts; requests: asked for besides DownloadRequests; verbs: on backups."""
-    why = why or "get is for the policy of `manifests policy`; without it, create opens everything"
     return _object(f"{RBAC}/v1", "Role", namespace, f"{NAME}-{use}", rules=[
         _rule("create asks, get reads the answer under its random name, delete tidies up; list and watch would show "
               "the URLs of others", f"downloadrequests {requests}", "create get delete"),
@@ -2771,7 +2724,8 @@ def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document
         _rule("get tells when Velero itself is", "deployments", "get", "apps", resourceNames=["velero"]),
         _rule("get brings what was asked for through the cluster, where the store is not reached", "services/proxy",
               "get", "", resourceNames=[ARTIFACTS_SERVICE]), *more,
-        _rule(why, " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
+        _rule("get is for the policy of `manifests policy`, of backups that are named or of all; without that policy, "
+              "create opens everything", " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
 
 
 def client_manifests(namespace: str) -> List[Document]:
@@ -2813,7 +2767,7 @@ def policy_manifests(namespace: str) -> List[Document]:
         _object(group, "ValidatingAdmissionPolicyBinding", spec={"policyName": NAME, "validationActions": ["Deny"]}),
         client_manifests(namespace)[0],
         _client_role(namespace, "one-backup", [kind for kind in TARGETS if TARGETS[kind].owner == BACKUPS],
-                     why="get as above, of one backup: put its name here", resourceNames=["nightly"])]
+                     resourceNames=["nightly"])]
 
 # ================================================================================
 # The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
@@ -3252,7 +3206,7 @@ def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
     return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
 
 
-def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
+def _exec_info(cluster: Cluster, plugin: Reader, interactive: bool) -> str:
     """KUBERNETES_EXEC_INFO: what an exec plugin is told (client-go pkg/apis/clientauthentication)."""
     spec: Document = {"interactive": interactive}
     if plugin.get("provideClusterInfo", bool):
@@ -3264,7 +3218,7 @@ def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
     return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
 
 
-def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
+def run_exec_plugin(cluster: Cluster, plugin: Reader) -> Identity:
     """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go). A failure is a
     ConfigError that shows nothing of its output, never an anonymous call. Its stderr is ours, and its stdin when it may
     ask on a terminal. A bare name is searched on PATH, not in the current folder (Go's os/exec)."""
@@ -5361,7 +5315,8 @@ def answered_url(api: Api, stored: Document, timeout: float) -> str:
         if not now.url and now.reason:
             why = one_line(redact(now.message or now.reason))
             cures = [cure for reason, cure in REFUSALS.values() if reason == now.reason]
-            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64), hints=cures[:1])
+            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64), hints=cures[:1],
+                                status=404 if now.reason.endswith("NotFound") else 0)
         return now.url  # whatever the phase: the velero CLI's own test
 
     url = wait_for(api, request.key, stored, f"the URL of {what}", answer, timeout, URL_POLL)
@@ -5512,9 +5467,8 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
     """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated. Where
     the line breaks, it goes on at the same byte. timeout: seconds to wait for the URL; idle: between two chunks, while
     all may take as long as it does. trust: None asks the location. via: store, cluster (a controller there, through the
-    API server), or auto. Close the generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a
-    target that cannot exist, RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or
-    Unreachable."""
+    API server), or auto. Close the generator (`contextlib.closing`) to tidy up early. Raises RequestFailed for a target
+    that cannot exist or with the controller's reason, TimedOut, ApiError, StoreError or Unreachable."""
     with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle, via=via) as source:
         yield from Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).chunks()
 
