@@ -632,7 +632,7 @@ BOMBS: Any = (  # name, reader, text, words of the error
     ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
     ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
     ("a duration of many parts", vr.parse_duration, "1ns" * 34, "invalid duration"),
-    ("a large bundle", READERS["tls_context"], "-" * ((1 << 20) + 1), "certificate authority is larger than 1 MiB"),
+    ("a large bundle", READERS["tls_context"], "-" * (1 << 20), "holds no PEM certificate"),
     ("a long line in bytes", in_pieces(vr.lines), "x" * 300_000, ""),
     ("a name of places", lambda name: vr.Fields({name: [5] * 9999}, "", {})("", {str: [str]}), "k" * 1_000_000, ""),
     ("a wide line", vr.aligned, ["x" * 1_000_000 + "\ty"] + ["x\ty"] * 9999, ""),
@@ -8527,7 +8527,7 @@ class TestDownloadFaults(FolderCase):
                     kept, = self.found().values() if keeps else [b""]
                     self.assertEqual(keeps, len(self.found()) == 1 and len(kept) >= 150_000)
                     self.assertTrue(STORED.startswith(kept))
-                    self.assertEqual(keeps, "the same command goes on from there" in " ".join(error.hints))
+                    self.assertEqual(keeps, "the same command goes on from there" in self.said.getvalue())
                 else:
                     self.assertEqual({"out.gz": STORED}, self.found())
                 self.assertEqual(not gunzip and stream is not None, "changed" in self.said.getvalue())
@@ -8793,8 +8793,8 @@ class TestDownloadFiles(DownloadWorld, TestCase):
                     result = program.end(number)
                 if number == signal.SIGINT:
                     self.assertEqual((130, b"", []), (result.code, result.out, self.names()))
-                    self.assertTrue(result.err.endswith(f"interrupted by SIGINT; what has come is kept in {part}, and "
-                                                        "the same command goes on from there\n"), result.err)
+                    self.assertTrue(result.err.endswith(f"what has come is kept in {part}, and the same command goes "
+                                                        "on from there\ninterrupted by SIGINT\n"), result.err)
                 gate.set()
                 self.store.forget()
                 self.assert_right(self.download(), stored)
@@ -8947,7 +8947,7 @@ class TestDownloadSeen(DownloadWorld, TestCase):
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
             with self.subTest(number):
                 result = self.stalled(MIB, "--kind", "BackupLog")[0].end(number)
-                self.assertEqual((code, f"interrupted by {number.name}; nothing of it is kept\n", set(), []),
+                self.assertEqual((code, f"nothing of it is kept\ninterrupted by {number.name}\n", set(), []),
                                  (result.code, result.err, self.left(), self.names()))
 
     def test_a_terminal_sees_what_is_waited_for(self):
@@ -11482,7 +11482,7 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
         self.assertEqual(["skipped"] * 3, [said[hop].state for hop in ("backup", "object", "way store")])
         self.assertIn("name one", said["backup"].text)
         late = vr.Doctor("ns", vr.TARGETS["BackupLog"], "", 0, trust=None, kubeconfig=("", ""), open_bucket=None)
-        self.assertEqual((["skipped"] * 11, 4), ([hop.state for hop in late.walk()][:-3], int(late.errors[0].exit)))
+        self.assertEqual((["skipped"] * 11, 4), ([hop.state for hop in late.hops()], int(late.errors[0].exit)))
         self.heal()
         self.fill("default", BSL, phase="Unavailable")
         located(bucket="other")(self)
@@ -11601,10 +11601,10 @@ class TestCommandLine(TestCase):
                   for flag in ("-o x", "--force")), ("backup get --location=", "--location: it is empty"),
                 ("download b1 -o=", "-o/--output: it is empty"), ("backup describe --cacert=", "--cacert: it is empty"),
                 ("backup get --direct -l a=b", "--selector needs the cluster"),
-                ("manifests client --image x", "--image says nothing to `manifests client`"),
-                ("manifests --plugin a=b", "--plugin says nothing to `manifests crds`"),
-                ("manifests controller --status-subresource", "says nothing to `manifests controller`"),
-                ("manifests pods", "invalid choice: 'pods'"),
+                ("manifests client --image x", "unrecognized arguments: --image x"),
+                ("manifests --plugin a=b", "unrecognized arguments: --plugin a=b"),
+                ("manifests controller --status-subresource", "unrecognized arguments: --status-subresource"),
+                ("manifests pods", "unrecognized arguments: pods"),
                 ("manifests controller --replicas x", "'x' is no number of pods"),
                 ("manifests controller --secret a/b", "'a/b' cannot be the name of a Secret"),
                 ("manifests controller --network-policy 10.0.0.1", "'10.0.0.1' is no network"),
@@ -11899,12 +11899,6 @@ class TestStart(FolderCase):
             self.assertEqual([1] * 5, [result.err.count(words) for words in (
                 "error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
                 "dnf install", "apk add", "pip install")], result.err)
-
-    def test_ctrl_c_while_the_interpreter_ends(self):
-        write_bytes(self.at("sitecustomize.py"),
-                    b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
-        result = self.start(sys.executable, MODULE, "--version", env={**os.environ, "PYTHONPATH": self.folder})
-        self.assertEqual((-signal.SIGINT, ""), (result.code, result.err))
 
     def test_nohup_is_respected(self):
         """A command started with SIGHUP ignored goes on ignoring it; one that ended left signals as before."""

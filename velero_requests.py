@@ -1207,17 +1207,16 @@ def ini_sections(content: bytes, source: str) -> Profiles:
     for number, line in enumerate(text.split("\n"), 1):
         entry = re.split(r"(?:^|\s)[#;]", line, maxsplit=1)[0].strip()
         indent = len(line) - len(line.lstrip())
-        key, equals, rest = map(str.strip, entry.partition("="))
-        if not entry:
-            value = None
-        elif value is not None and indent > depth:
+        if entry and value is not None and indent > depth:
             value.append(entry)
-        elif entry[0] == "[" and "]" in entry:
-            section, value = found.setdefault(entry[1:].partition("]")[0].strip(), {}), None
+            continue
+        value, depth = None, indent
+        key, equals, rest = map(str.strip, entry.partition("="))
+        if entry[:1] == "[" and "]" in entry:
+            section = found.setdefault(entry[1:].partition("]")[0].strip(), {})
         elif section is not None and key and equals:
             section[key.lower()] = value = [rest]
-            depth = indent
-        else:
+        elif entry:
             raise CredentialsError(f"{source}: line {number} is neither a [profile] nor key = value")
     return {name: {key: "\n".join(parts) for key, parts in values.items()} for name, values in found.items()}
 
@@ -2778,7 +2777,7 @@ def policy_manifests(namespace: str) -> List[Document]:
 CONNECT_TIMEOUT = 10.0  # seconds
 READ_TIMEOUT = 20.0  # seconds that a call to the API may take in all, a page of a list thrice
 ERROR_LIMIT = 64 * 1024  # bytes of an error's body that are looked at
-KUBECONFIG_LIMIT = 8 << 20  # bytes
+KUBECONFIG_LIMIT, PEM_LIMIT = 8 << 20, 1 << 20  # bytes
 MAX_YAML_NODES = 100_000  # with aliases followed; 3,000 clusters have as many
 POOL_SIZE = 8  # connections: one for each worker and feeder of a controller, and twice as many for its transfers
 USER_AGENT = f"velero_requests/{__version__} ({sys.platform})"
@@ -2828,8 +2827,6 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
         context.hostname_checks_common_name = False
     if not trust.alone:
         context.load_default_certs()
-    if len(trust.ca_cert) > 1 << 20:
-        raise ConfigError(f"{trust.source} is larger than 1 MiB", reason="InvalidStorageLocation")
     readable = not trust.ca_cert
     for block in re.findall("-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----",
                             trust.ca_cert.decode("ascii", "ignore"))[:1000]:  # a system trusts 150
@@ -2843,16 +2840,16 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
 
 def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
     """Show a certificate to servers. OpenSSL reads a file: in memory, else one that only we may read."""
+    import ssl
     import tempfile
     in_memory, what = hasattr(os, "memfd_create"), "the client certificate and key of the kubeconfig or its exec plugin"
     try:
         with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
             file.write(certificate + b"\n" + key)
-            file.flush()
-            try:  # an encrypted key fails instead of prompting on the terminal
-                context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
-            except OSError:
-                raise ConfigError(f"{what} are not a matching pair of PEM, or the key is encrypted") from None
+            file.flush()  # an encrypted key fails instead of prompting on the terminal
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
+    except ssl.SSLError:
+        raise ConfigError(f"{what} are not a matching pair of PEM, or the key is encrypted") from None
     except OSError as error:
         raise ConfigError(f"{what} cannot be put into a temporary file: {error.strerror}") from error
 
@@ -3047,10 +3044,7 @@ class Response:
 
     def read(self, limit: int) -> bytes:
         """The whole body; TooLarge behind `limit` bytes, ValueError when it cannot be unpacked."""
-        body = bytearray()
-        for piece in self._unpacked(limit):
-            body += piece
-        return bytes(body)
+        return b"".join(self._unpacked(limit))
 
     def refusal(self) -> bytes:
         """The start of a refusal's body, which may be endless: what comes within two seconds."""
@@ -3203,7 +3197,7 @@ def parse_yaml(content: bytes, what: str, limit: int = KUBECONFIG_LIMIT) -> Any:
 
 def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
     """PEM that stands in the kubeconfig, or in the file that it names."""
-    return source if isinstance(source, bytes) else read_file(source, purpose) if source else b""
+    return source if isinstance(source, bytes) else read_file(source, purpose, PEM_LIMIT) if source else b""
 
 
 def _exec_info(cluster: Cluster, plugin: Reader, interactive: bool) -> str:
@@ -3790,17 +3784,18 @@ class CredentialCache:
     def get(self, now: datetime, *, wait: bool = True) -> Credentials:
         """Keys; when renewing fails, or while another caller does it, old ones serve to their end. Without any, wait
         for the other, or with wait=False raise Busy."""
-        old, least = self.credentials, now + URL_LIFE + timedelta(minutes=1)
+        old: Any = self.credentials
         alive = old is not None and old.are_valid(now)
-        if old is None or not old.are_valid(least):
-            if self.lock.acquire(blocking=wait and not alive):
-                try:
-                    if self.credentials is old:  # nobody has renewed them meanwhile
-                        self._renew(now, alive)
-                finally:
-                    self.lock.release()
-            elif not alive:
-                raise Busy(BUSY)
+        if alive and old.are_valid(now + URL_LIFE + timedelta(minutes=1)):
+            return old
+        if self.lock.acquire(blocking=wait and not alive):
+            try:
+                if self.credentials is old:  # nobody has renewed them meanwhile
+                    self._renew(now, alive)
+            finally:
+                self.lock.release()
+        elif not alive:
+            raise Busy(BUSY)
         return self.credentials  # type: ignore[return-value]
 
     def _renew(self, now: datetime, alive: bool) -> None:
@@ -4321,13 +4316,12 @@ class AtomicFile:
 
     def keep_or_discard(self, error: BaseException) -> None:
         """Keep what another run can go on from, and say so."""
-        kept = f"what has come is kept in {self.part}, and the same command goes on from there"
-        if not (self.etag and os.fstat(self.file.fileno()).st_size and may_be_continued(error)):
+        if self.etag and os.fstat(self.file.fileno()).st_size and may_be_continued(error):
+            log.warning("what has come is kept in %s, and the same command goes on from there", self.part)
+        else:
             self.discard()
-        elif isinstance(error, KeyboardInterrupt):
-            error.args = (kept,)
-        elif isinstance(error, Error):
-            error.hints += (kept,)
+            if isinstance(error, KeyboardInterrupt):
+                log.warning("nothing of it is kept")
 
 
 @contextlib.contextmanager
@@ -5606,10 +5600,14 @@ def location_of_file(path: str) -> Location:
     return find_location(None, "", {"metadata": {"name": name}, "spec": spec.fields}, trusted=True)
 
 
-def damage_cure(kind: str, name: str) -> str:
-    """What to do about an artifact that is damaged."""
-    return (f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} download "
-            f"{name} --kind {kind} --url-only)\"`, with the flags of this command, gets it as it is")
+def damage_cures(download: Download, kind: str, name: str, error: Error) -> List[str]:
+    """What to do about an artifact that came and is damaged."""
+    if not download.info or error.status or error.hints or error.reason != "StoreError":
+        return []
+    if isinstance(download.source, FileSource):
+        return [f"copy {download.source.path} from the bucket again"]
+    return [f"fetch it again; if it is damaged then, the stored object is, and `curl -o FILE \"$({PROGRAM} download "
+            f"{name} --kind {kind} --url-only)\"`, with the flags of this command, gets it as it is"]
 
 
 def decode_json(chunks: Iterable[bytes]) -> Any:
@@ -5680,6 +5678,7 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
 HOP_TIME, ANSWER_TIME, TIDY_TIME = 5.0, 10.0, 3.0  # seconds: of a hop; for a URL; kept to delete a request
 RIGHTS = {DOWNLOAD_REQUESTS: "create get watch delete", STATUS_REQUESTS: "create get watch delete",
           BACKUPS: "get list", RESTORES: "get list", LOCATIONS: "get list", DEPLOYMENTS: "get"}  # what commands use
+CLOCK_CURE = "set the clock that is wrong, by NTP"
 KIND_ENUM = "schema.openAPIV3Schema.properties.spec.properties.target.properties.kind.enum"
 
 
@@ -5753,7 +5752,7 @@ def explaining_timeouts(api: Api, namespace: str, *artifact: str) -> ContextMana
     return adding_hints(lambda error: timeout_hints(api, namespace, *artifact) if isinstance(error, TimedOut) else ())
 
 
-def version_of_program(verbose: bool) -> str:
+def version_of_program(verbose: int) -> str:
     """What --version prints: this file's version; verbose: also those of Python, OpenSSL and the packages, and where
     these are from."""
     text = f"{PROGRAM} {__version__}\n"
@@ -5768,7 +5767,7 @@ def version_of_program(verbose: bool) -> str:
 
 
 class Hop(NamedTuple):
-    """A hop between this host and the bytes, or, with a name that begins with `way: `, one of the ways to them."""
+    """A hop between this host and the bytes, or one of the ways to them."""
     hop: str
     state: str  # ok, note, broken or skipped
     seconds: float
@@ -5782,7 +5781,11 @@ class Hop(NamedTuple):
         return f"{self.hop:<13}{state}{self.seconds:6.3f}  {self.text}\n{cure}"
 
 
-Finding = Tuple[str, Optional[str]]  # what a check says, and a cure, which makes it a note; None: nothing to look at
+Finding = Tuple[str, str]  # what a check says, and a cure, which makes it a note; what is broken raises
+
+
+class NothingToCheck(Error):
+    """A hop is skipped, for this reason."""
 
 
 class Doctor:
@@ -5793,13 +5796,12 @@ class Doctor:
         """name: empty for the newest. kubeconfig: path and context. open_bucket: of Options, if --direct was given."""
         self.namespace, self.artifact, self.name, self.trust = namespace, artifact, name, trust
         self.kubeconfig, self.open_bucket, self.end = kubeconfig, open_bucket, time.monotonic() + seconds
-        self.found: Dict[str, Any] = {}  # by hop, what later ones need; what a broken one did not find is not there
-        self.errors: List[Error] = []  # of the broken hops
-        self.skew = timedelta(0)  # how far the API server's clock is ahead of ours
-        self.api: Any = None
+        self.passed = {""}  # the hops whose followers are looked at
+        self.errors: List[Error] = []  # of what is broken
+        self.api = self.location = self.source = None  # type: Any  # what the checks find
 
-    def walk(self) -> Iterator[Hop]:
-        """All hops, then the ways. What makes requests has no thread of its own (0), so that Ctrl-C leaves none."""
+    def hops(self) -> Iterator[Hop]:
+        """All hops. What makes requests has no thread of its own (0), so that Ctrl-C leaves none."""
         edit = f"correct it: `kubectl -n {self.namespace} edit backupstoragelocation`"
         for hop, needs, seconds, check, cure in (
                 ("program", "", HOP_TIME, self.describe_program, "use another Python"),
@@ -5810,42 +5812,43 @@ class Doctor:
                 ("server", "CRDs", 0, self.ask_status, f"see `kubectl -n {self.namespace} logs deployment/velero`"),
                 ("backup", "CRDs", HOP_TIME, self.find_owner, "name another one"),
                 ("location", "backup", HOP_TIME, self.find_location, edit),
-                ("request", "CRDs|server|backup|location", 0, self.ask_url, "mend what it names"),
+                ("request", "location", 0, self.ask_url, "mend what it names"),
                 ("store", "request", HOP_TIME, self.ask_store, edit),
-                ("object", "store", HOP_TIME, lambda: self.look_at(self.found["request"]), "see the store's log")):
+                ("object", "store", HOP_TIME, lambda: self.look_at(self.source), "see the store's log")):
             yield self._do(hop, needs, seconds, check, cure)
-        sound = "object" in self.found
+
+    def ways(self) -> Iterator[Hop]:
+        """The ways to the bytes, after the hops."""
+        sound = "object" in self.passed
         yield Hop("way: store", "ok" if sound else "broken" if self.errors else "skipped", 0.0,
                   "by the URL of a request" if sound else "see above")
-        yield self._do("way: direct", "backup|location's document", HOP_TIME, self.go_direct)
+        yield self._do("way: direct", "", HOP_TIME, self.go_direct)
         yield self._do("way: cluster", "request", 0, self.go_through_cluster)
 
     def _do(self, hop: str, needs: str, seconds: float, check: Callable[[], Finding], cure: str = "") -> Hop:
         """One hop in bounded time. cure: where an error has none."""
-        lacking = [need for need in needs.split("|") if need and need not in self.found]
-        began, left, is_way = time.monotonic(), self.end - time.monotonic(), hop.startswith("way: ")
-        if lacking or left <= 0:
-            self.errors += [TimedOut(f"there was no time left for: {hop}", hints=["give it more by --timeout"])] * (
-                not lacking and not is_way)
-            return Hop(hop, "skipped", 0.0, f"it needs: {lacking[0]}" if lacking else "no time was left")
-        unseen = {"CRDs": True, "server": True, "backup": self.name, "location": True}.get(hop)  # 403 is no end of it
+        began, left = time.monotonic(), self.end - time.monotonic()
         try:
+            if needs not in self.passed:
+                raise NothingToCheck(f"it needs: {needs}")
+            if left <= 0:
+                self.errors.append(TimedOut(f"there was no time left for: {hop}", hints=["give it more by --timeout"]))
+                raise NothingToCheck("no time was left")
             with time_limit(left):
                 result = side_by_side([check], min(seconds, left))[0] if seconds else check()
             if isinstance(result, Error):
                 raise result
             text, cure = result
-            state = "skipped" if cure is None else "note" if cure else "ok"
+            state = "note" if cure else "ok"
+        except NothingToCheck as why:
+            state, text, cure = "skipped", str(why), ""
         except Error as error:
-            error.hints = error.hints or (cure,) * bool(cure)
-            state, text, cure = "broken", str(error), "; ".join(error.hints)
-            if error.status == 403 and unseen:
-                state = "note"
-            elif not is_way:
-                self.errors.append(error)
-        if state in ("ok", "note"):
-            self.found.setdefault(hop, unseen or True)
-        text, cure = (one_line(redact(part or ""), 2000) for part in (text, cure))
+            unseen = error.status == 403 and hop in ("CRDs", "server", "location", "backup" if self.name else "")
+            error.hints = error.hints or (cure,)
+            state, text, cure = "note" if unseen else "broken", str(error), "; ".join(error.hints)
+            self.errors += [] if unseen else [error]
+        self.passed |= {hop} if state in ("ok", "note") else set()
+        text, cure = (one_line(redact(part), 2000) for part in (text, cure))
         return Hop(hop, state, round(time.monotonic() - began, 3), text, cure)
 
     def describe_program(self) -> Finding:
@@ -5858,7 +5861,7 @@ class Doctor:
         files, cluster = read_kubeconfigs(self.kubeconfig[0]), load_cluster(*self.kubeconfig)
         api = connect(cluster)._replace(timeout=HOP_TIME)
         api.session.renew()  # which runs an exec plugin
-        self.api = api
+        self.api = api  # not before
         context = self.kubeconfig[1] or next(filter(None, (_text(row, "current-context") for _, row in files)), "")
         where = f"{', '.join(path for path, _ in files)}, context {context}" if context else "a pod's own account"
         who = [field.replace("_", " ") for field in ("exec_plugin", "token", "token_file", "username", "certificate")
@@ -5868,7 +5871,7 @@ class Doctor:
     def ask_version(self) -> Finding:
         try:
             with contextlib.closing(self.api.send("GET", "/version")) as response:
-                self.skew, peer = clock_skew(response.headers, utc_now(), timedelta.max), response.peer()
+                skew, peer = clock_skew(response.headers, utc_now(), timedelta.max), response.peer()
                 version = _text(parse_json(response.read(ERROR_LIMIT)), "gitVersion") or "no version"
         except ApiError as error:
             if error.status not in (401, 403):
@@ -5876,20 +5879,18 @@ class Doctor:
             return f"it answers, and tells {error.status} instead of its version", ""  # so `rights` is broken
         except (OSError, ValueError):
             raise Unreachable(f"what answers at {self.api.session.cluster.server} is no Kubernetes API") from None
-        clock = skew_text("its", self.skew)
-        return f"{version} at {peer}{clock and '; '}{clock}", clock and "set the clock that is wrong, by NTP"
+        clock = skew_text("its", skew)
+        return f"{version} at {peer}{clock and '; '}{clock}", clock and CLOCK_CURE
 
     def review_rights(self) -> Finding:
-        def ask(resource: Resource, verb: str) -> Document:
-            return self.api.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body={
-                "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {
-                    "resourceAttributes": dict(namespace=self.namespace, verb=verb, group=resource.group,
-                                               resource=resource.plural)}})
-
+        group = "authorization.k8s.io/v1"
         rows = [(resource, verb) for resource, verbs in {**RIGHTS, SECRETS: "get" if self.open_bucket else ""}.items()
                 for verb in verbs.split()]
-        answers = [answer for start in range(0, len(rows), POOL_SIZE) for answer in side_by_side(
-            (functools.partial(ask, *row) for row in rows[start:start + POOL_SIZE]), HOP_TIME)]
+        answers = side_by_side([functools.partial(
+            self.api.call, "POST", f"/apis/{group}/selfsubjectaccessreviews", body={
+                "apiVersion": group, "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": {
+                    "namespace": self.namespace, "verb": verb, "group": resource.group, "resource": resource.plural}}})
+            for resource, verb in rows], HOP_TIME)
         missing: Dict[Resource, List[str]] = {}
         for (resource, verb), answer in zip(rows, answers):
             if isinstance(answer, Error) and answer.status not in (403, 404):
@@ -5939,50 +5940,47 @@ class Doctor:
                 self.api, resource, self.namespace)[0]),
             key=lambda row: _text(row, "status", "completionTimestamp"), default=None)
         if document is None:
-            return f"there is no completed {noun} here; name one, or another namespace (-n)", None
-        name, phase = _name(document, "metadata", "name"), _text(document, "status", "phase")
-        refusal = self.artifact.kind.endswith("Log") and logs_refusal(resource, name, phase)
+            raise NothingToCheck(f"there is no completed {noun} here; name one, or another namespace (-n)")
+        self.name, phase = _name(document, "metadata", "name"), _text(document, "status", "phase")
+        refusal = self.artifact.kind.endswith("Log") and logs_refusal(resource, self.name, phase)
         if refusal:
             raise Error(refusal)
-        self.found["backup"] = name
-        return f"{noun} {name}: {phase or NEW}", ""
+        return f"{noun} {self.name}: {phase or NEW}", ""
 
     def find_location(self) -> Finding:
-        document = read_location(self.api, self.namespace, self.artifact, self.found["backup"])
-        self.found["location's document"] = document
+        self.location = read_location(self.api, self.namespace, self.artifact, self.name)
         try:
-            return check_location(self.api, self.namespace, document), ""
+            return check_location(self.api, self.namespace, self.location), ""
         except Error as error:
             if error.reason == "Unavailable":
-                self.found["location"] = True  # what follows may show why
+                self.passed.add("location")  # what follows may show why
             raise
 
     def ask_url(self) -> Finding:
-        kind, name, began = self.artifact.kind, self.found["backup"], time.monotonic()
+        if "server" not in self.passed:
+            raise NothingToCheck("it needs: server")
+        kind, name, began = self.artifact.kind, self.name, time.monotonic()
         with explaining_timeouts(self.api, self.namespace, kind, name), requested_source(
                 self.api, self.namespace, kind, name, trust=self.trust,
                 timeout=self.patience(ANSWER_TIME)) as source:
-            self.found["request"] = UrlSource(lambda _skew: (source.url, source.trust))  # which makes no other one
+            self.source = UrlSource(lambda _skew: (source.url, source.trust))  # which makes no other request
             return f"{kind} of {name}: answered in {format_duration(time.monotonic() - began)}", ""
 
     def ask_store(self) -> Finding:
         """The URL's host; whatever it says of the object is the next hop's."""
-        url, trust = self.found["request"].url, self.found["request"].trust
+        url, trust = self.source.url, self.source.trust
         with open_url(url, trust, headers={"Range": "bytes=0-0"}, wanted=tuple(range(100, 600))) as response:
             skew, peer = clock_skew(response.headers, utc_now(), timedelta.max), response.peer()
         by = "nobody" if trust.insecure else trust.source if trust.ca_cert else "the system's authorities"
         clock = skew_text("its", skew)
-        cure = "set this host's clock by NTP: the API server's agrees with the store's" if abs(
-            skew - self.skew) <= timedelta(minutes=1) else "set the clock that is wrong by NTP; 15 minutes are too many"
         return (f"{urlsplit(url).netloc.rpartition('@')[2]} at {peer}"
-                f"{f', vouched for by {by}' * url.startswith('https:')}{clock and '; '}{clock}", clock and cure)
+                f"{f', vouched for by {by}' * url.startswith('https:')}{clock and '; '}{clock}", clock and CLOCK_CURE)
 
     def look_at(self, source: Any) -> Finding:
         """How an object begins, and a small one ends; as any download."""
-        kind, name = self.artifact.kind, self.found["backup"]
+        kind, name = self.artifact.kind, self.name
         download = Download(source, f"{kind} of {name}", gunzip=True)
-        with adding_hints(lambda error: [damage_cure(kind, name)] * (
-                isinstance(error, StoreError) and not error.status and not error.hints)), contextlib.closing(
+        with adding_hints(functools.partial(damage_cures, download, kind, name)), contextlib.closing(
                 download.chunks()) as chunks:  # type: ignore[type-var]
             for _ in chunks:
                 if download.position > READ_SIZE:
@@ -5991,18 +5989,18 @@ class Doctor:
         return f"{download.what}: {info.size} bytes, ETag {info.etag}, gzip that begins well", ""
 
     def go_direct(self) -> Finding:
-        if not self.open_bucket:
-            return "not asked for (--direct)", None
-        bucket = self.open_bucket(self.api, self.found["location's document"])
-        return self.look_at(bucket.source(object_key(bucket.prefix, self.artifact, self.found["backup"])))
+        if not self.open_bucket or not self.location:
+            raise NothingToCheck("it needs: location" if self.open_bucket else "not asked for (--direct)")
+        bucket = self.open_bucket(self.api, self.location)
+        return self.look_at(bucket.source(object_key(bucket.prefix, self.artifact, self.name)))
 
     def go_through_cluster(self) -> Finding:
         """The way through the API server to a controller that hands on artifacts, where there is one."""
         with contextlib.suppress(Missing), requested_source(
-                self.api, self.namespace, self.artifact.kind, self.found["backup"], via="cluster",
+                self.api, self.namespace, self.artifact.kind, self.name, via="cluster",
                 timeout=self.patience(ANSWER_TIME)) as source:
             return self.look_at(source)
-        return f"nobody has deployed it: there is no Service {NAME}", None
+        raise NothingToCheck(f"nobody has deployed it: there is no Service {NAME}")
 
 # ================================================================================
 # 17. Command line — the COMMANDS table, the parser made from it, main
@@ -6104,9 +6102,6 @@ complete -c PROGRAM -n __velero_requests -f -a '$__velero_requests_found'
 class Options:
     """What the command line says, set by argparse, and the commands (`Command.run`)."""
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)  # and type checkers know that there are some
-
     def api(self) -> Api:
         api = connect(load_cluster(self.kubeconfig, self.context))
         log.info("the cluster is %s, the namespace %s", redact(one_line(api.session.cluster.server)), self.namespace)
@@ -6119,7 +6114,7 @@ class Options:
         path = self.cacert or _text(read_velero_config(), "cacert")
         if not path:
             return None
-        trust = Trust(read_file(path, "certificate authority"), source=f"the certificate authority {path}")
+        trust = Trust(read_pem(path, "certificate authority"), source=f"the certificate authority {path}")
         tls_context(trust._replace(alone=True))  # to fail before anybody is asked
         return trust
 
@@ -6211,14 +6206,7 @@ class Options:
             fresh = max(0, download.position - download.resumed)
             return progress_text(download.position, download.info.size, fresh, seconds)
 
-        def cures(error: Error) -> List[str]:  # of an artifact that is damaged
-            if not download.info or error.status or error.reason != "StoreError":
-                return []
-            if isinstance(source, FileSource):
-                return [f"copy {source.path} from the bucket again"]
-            return [damage_cure(self.kind, self.name)]
-
-        with adding_hints(cures), progress(text):
+        with adding_hints(functools.partial(damage_cures, download, self.kind, self.name)), progress(text):
             size = download.write_to(sys.stdout.buffer) if output == "-" else download.save(
                 output, force=self.force, named=bool(self.output))
         seconds = time.monotonic() - began
@@ -6243,12 +6231,8 @@ class Options:
         elif not TARGETS[kind].gunzip and sys.stdout.isatty() and not self.force:
             raise UsageError(f"{kind} is binary, and stdout is a terminal", hints=[
                 "name a file with --output, or add --force"])
-        try:
-            with self.open_source() as source:
-                self.fetch(source, output)
-        except KeyboardInterrupt as error:
-            error.args = error.args or (("nothing of it is kept",) if output != "-" else ())
-            raise
+        with self.open_source() as source:
+            self.fetch(source, output)
         what = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
         return None if self.quiet or output == "-" else f"{what} {name} has been successfully downloaded to {output}\n"
 
@@ -6387,17 +6371,19 @@ class Options:
         """Each hop is shown when it is over; the first broken one is also said on stderr."""
         doctor = Doctor(self.namespace, TARGETS[self.kind], self.name or "", self.timeout, trust=self.trust(),
                         kubeconfig=(self.kubeconfig, self.context), open_bucket=self.direct and self.open_bucket)
-        rows = []
-        for hop in doctor.walk():
-            rows.append(hop._asdict())
+
+        def shown(hop: Hop) -> Hop:
             sys.stdout.write("" if self.output == "json" else hop.line(self.is_colorized()))
             sys.stdout.flush()
+            return hop
+
+        hops, errors, ways = [*map(shown, doctor.hops())], doctor.errors[:1], [*map(shown, doctor.ways())]
         if self.output == "json":
-            ways = [{"way": row["hop"][5:], "state": row["state"], "text": f"{row['text']}: {row['cure']}".rstrip(": ")}
-                    for row in rows[-3:]]
-            sys.stdout.write(json_text({"hops": rows[:-3], "ways": ways}))
-        sys.stdout.flush()
-        return report(*doctor.errors[:1])
+            sys.stdout.write(json_text({"hops": [hop._asdict() for hop in hops], "ways": [
+                {"way": way.hop[5:], "state": way.state, "text": f"{way.text}: {way.cure}".rstrip(": ")}
+                for way in ways]}))
+            sys.stdout.flush()
+        return report(*errors)
 
     def server_status(self) -> Document:
         api = self.api()
@@ -6539,28 +6525,6 @@ SERVING = (
     ALLOWED_FILE,
     argument("--server-version VERSION", "version to report (default: our own)", default=f"v{__version__}"),
     argument("--plugin KIND=NAME", "plugin to report; repeatable", action="append"))
-MANIFESTS = {  # what can be printed, and the flags for it
-    "crds": (argument("--status-subresource", "crds: as Velero 1.6 to 1.8 installed them"),),
-    "controller": (
-        argument("--image IMAGE", f"controller: image with Python 3.8 or newer (default: {PYTHON_IMAGE})",
-                 default=PYTHON_IMAGE),
-        argument("--replicas NUMBER", "controller: how many pods (default: 2)", default=2),
-        argument("--secret SECRET", "controller: whose key `cloud` is a credentials file for locations that name no "
-                 "Secret, such as Velero's cloud-credentials"),
-        argument("--endpoint URL", "controller: AWS_ENDPOINT_URL_S3, the store of locations without s3Url"),
-        argument("--service-account-annotation KEY=VALUE", "controller: such as eks.amazonaws.com/role-arn=ARN; "
-                 "repeatable", action="append"),
-        argument("--network-policy CIDR", "controller: let only these addresses connect to its pods, the API servers' "
-                 "and Prometheus'; repeatable", action="append"), *SERVING),
-    "client": (), "policy": ()}
-
-
-def read_own_program() -> Tuple[str, bytes]:
-    """The archive or script that runs here: what a pod calls it, and its content."""
-    archive = getattr(__loader__, "archive", "")
-    return f"velero_requests.py{'z' * bool(archive)}", read_file(archive or __file__, "program", 64 << 20)
-
-
 def given_words(options: Options, arguments: Iterable[Argument]) -> List[str]:
     """Those of these flags that do not have their default, as words of a command line."""
     words = []
@@ -6572,23 +6536,17 @@ def given_words(options: Options, arguments: Iterable[Argument]) -> List[str]:
     return words
 
 
-def run_manifests(options: Options) -> str:
-    """Documents for `kubectl apply --server-side -f -`; the controller's hold this very program."""
-    others = given_words(options, itertools.chain(*(rows for part, rows in MANIFESTS.items() if part != options.part)))
-    if others:
-        raise UsageError(f"{others[0].partition('=')[0]} says nothing to `manifests {options.part}`")
-    if options.part == "crds":
-        return yaml_text(*crd_manifests(options.status_subresource))
-    if options.part != "controller":
-        return yaml_text(*(client_manifests if options.part == "client" else policy_manifests)(options.namespace))
-    program, content = read_own_program()
-    if program.endswith(".py") and options.image == PYTHON_IMAGE:
+def controller_text(options: Options) -> str:
+    """The controller's manifests; they hold this very program, which an archive or a script is."""
+    archive = getattr(__loader__, "archive", "")
+    if options.image == PYTHON_IMAGE and not archive:
         log.warning("this script needs urllib3 and PyYAML, which the image %s lacks: name one that has them with "
                     "--image, or print these manifests with the archive velero_requests.pyz", PYTHON_IMAGE)
     return yaml_text(*controller_manifests(
-        options.namespace, program, content, options.service_account_annotation, options.network_policy,
-        words=given_words(options, SERVING), image=options.image, replicas=options.replicas, secret=options.secret,
-        endpoint=options.endpoint))
+        options.namespace, f"velero_requests.py{'z' * bool(archive)}",
+        read_file(archive or __file__, "program", 64 << 20), options.service_account_annotation,
+        options.network_policy, words=given_words(options, SERVING), image=options.image, replicas=options.replicas,
+        secret=options.secret, endpoint=options.endpoint))
 
 
 COMMANDS = (
@@ -6618,10 +6576,23 @@ COMMANDS = (
             ("get plugins", "get plugin")),
     Command("version", "print the versions of client and server", Options.run_version, (
         argument("--client-only", "do not ask the server"), OUTPUT_FORMAT), {"timeout": 5.0}),
-    Command("manifests", "print what a cluster needs, for `kubectl apply --server-side -f -`", run_manifests, (
-        argument("part PART", "crds (the default; for clusters where Velero has not installed its own), controller, "
-                 "client (Roles for people) or policy (rights per kind of artifact)", nargs="?", default="crds",
-                 choices=tuple(MANIFESTS)), *itertools.chain(*MANIFESTS.values()))),
+    Command("manifests", "print CRDs, for a cluster without Velero: `… | kubectl apply --server-side -f -`",
+            lambda options: yaml_text(*crd_manifests(options.status_subresource)),
+            (argument("--status-subresource", "as Velero 1.6 to 1.8 installed them"),), aliases=("manifests crds",)),
+    Command("manifests controller", "print the controller in a cluster", controller_text, (
+        argument("--image IMAGE", f"image with Python 3.8 or newer (default: {PYTHON_IMAGE})", default=PYTHON_IMAGE),
+        argument("--replicas NUMBER", "how many pods (default: 2)", default=2),
+        argument("--secret SECRET", "whose key `cloud` is a credentials file for locations that name no Secret, such "
+                 "as Velero's cloud-credentials"),
+        argument("--endpoint URL", "AWS_ENDPOINT_URL_S3, the store of locations without s3Url"),
+        argument("--service-account-annotation KEY=VALUE", "such as eks.amazonaws.com/role-arn=ARN; repeatable",
+                 action="append"),
+        argument("--network-policy CIDR", "let only these addresses connect to its pods, the API servers' and "
+                 "Prometheus'; repeatable", action="append"), *SERVING)),
+    Command("manifests client", "print Roles for people", lambda options: yaml_text(
+        *client_manifests(options.namespace))),
+    Command("manifests policy", "print rights per kind of artifact", lambda options: yaml_text(
+        *policy_manifests(options.namespace))),
     Command("completion", "print a script that lets a shell complete commands, flags and names",
             lambda options: COMPLETION_SCRIPTS[options.shell].replace("PROGRAM", PROGRAM), (argument(
                 "shell SHELL", f"bash, zsh or fish; load it with `source <({PROGRAM} completion bash)`, in fish with "
@@ -6689,6 +6660,8 @@ def split_words(argv: Iterable[str]) -> Tuple[str, List[str], List[str]]:
 def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
     """The command of a command line, and its options; UsageError in the words that were typed."""
     name, rest, flags = split_words(argv)
+    if "--version" in flags:
+        name, rest = "", []  # whatever else is there
     group = "" if name else " ".join(rest)
     if group and not any(known.startswith(group + " ") for known in COMMAND_OF):
         first = one_line(" ".join(rest[:2]), 64)
@@ -6696,6 +6669,8 @@ def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
             f"see `{PROGRAM} --help`; what only Velero itself does is done by its own command line: `velero {first}`"])
     parser = build_parser(name or group)
     options, unknown = parser.parse_known_args([*flags, *(["--", *rest] if name and rest else [])], Options())
+    if options.version:
+        return Command("", "", lambda _: version_of_program(options.verbose)), options
     unknown = [word for word in unknown if word != "--"]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -6709,20 +6684,15 @@ def parse(argv: Iterable[str]) -> Tuple[Command, Options]:
 
 def known_names(name: str, flags: List[str]) -> List[str]:
     """The names of backups or restores for a command; none when the cluster does not tell them in time."""
-    found: List[str] = []
+    def ask() -> List[str]:
+        given = [flag for flag in flags if flag not in ("-h", "--help")]  # which would print
+        _, options = parse([*name.split(), *given, "--", "name"])
+        resource = getattr(options, "resource", None) or TARGETS[options.kind].owner
+        documents, _ = list_all(options.api(), resource, options.namespace)
+        return [*filter(is_object_name, (_text(row, "metadata", "name") for row in documents))]
 
-    def ask() -> None:
-        with contextlib.suppress(Error):
-            given = [flag for flag in flags if flag not in ("-h", "--help")]  # which would print
-            _, options = parse([*name.split(), *given, "--", "name"])
-            resource = getattr(options, "resource", None) or TARGETS[options.kind].owner
-            documents, _ = list_all(options.api(), resource, options.namespace)
-            found.extend(filter(is_object_name, (_text(row, "metadata", "name") for row in documents)))
-
-    thread = threading.Thread(target=ask, daemon=True)  # which may run a login, or wait in vain
-    thread.start()
-    thread.join(COMPLETION_TIMEOUT)
-    return list(found)
+    found, = side_by_side([ask], COMPLETION_TIMEOUT)
+    return [] if isinstance(found, Error) else found
 
 
 def completions(argv: List[str]) -> List[str]:
@@ -6738,10 +6708,12 @@ def completions(argv: List[str]) -> List[str]:
     if equals or valued is not None:
         found, current = (valued or {}).get("choices", ()), value if equals else current
     elif not current.startswith("-"):
-        if not name:
-            found = {known.split()[len(rest)] for known in COMMAND_OF if known.split()[:len(rest)] == rest}
-        elif place and (not rest or place.get("nargs") == "*"):
+        typed = [*name.split(), *rest]
+        further = [known.split()[len(typed):] for known in COMMAND_OF if known.split()[:len(typed)] == typed]
+        if place and (not rest or place.get("nargs") == "*"):
             found = place.get("choices") or known_names(name, flags)
+        elif not name or any(further) and not place:
+            found = {words[0] for words in further if words}
     return sorted(word for word in found if word.startswith(current))
 
 
@@ -6785,9 +6757,7 @@ def configure_logging(serving: bool, verbose: int, as_json: bool = False) -> Non
 
 def terminate(number: int, _frame: Any) -> None:
     """End a client as Ctrl-C does: its request and its temporary file are removed first."""
-    error = KeyboardInterrupt()
-    error.number = number  # type: ignore[attr-defined]
-    raise error
+    raise KeyboardInterrupt(number)
 
 
 def run(argv: List[str]) -> int:
@@ -6798,10 +6768,6 @@ def run(argv: List[str]) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")  # for names where the locale has no UTF-8
         if argv[:1] == ["__complete"]:
             sys.stdout.write("".join(f"{word}\n" for word in completions(argv[1:])))
-            return Exit.DONE
-        _, _, flags = split_words(argv)
-        if "--version" in flags:
-            sys.stdout.write(version_of_program(not {"-v", "-vv", "--verbose"}.isdisjoint(flags)))
             return Exit.DONE
         command, options = parse(argv)
         serving = command.run is Options.run_controller
@@ -6834,8 +6800,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         log.debug("raised at:", exc_info=True)
         return report(error)
     except KeyboardInterrupt as error:
-        number = getattr(error, "number", signal.SIGINT)
-        say(one_line("; ".join([f"interrupted by {signal.Signals(number).name}", *map(str, error.args)]), 4096))
+        number = signal.Signals(*error.args or (signal.SIGINT,))
+        say(f"interrupted by {number.name}")
         return 128 + number
     except BrokenPipeError:
         return Exit.BROKEN_PIPE
@@ -6860,11 +6826,6 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    stoppable = signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)
-    if stoppable:
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        sys.exit(main())
-    finally:
-        if stoppable:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # nor does Ctrl-C while the interpreter ends
+    sys.exit(main())
