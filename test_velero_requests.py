@@ -557,6 +557,9 @@ class TestLines(Cases):
         self.assertEqual(b"first", next(endless))
         self.refuses(next, "1000 bytes", endless, error=vr.Error)
         self.assertEqual([b"x" * 8], list(vr.lines([b"xxxx", b"xxxx", b"\n"], limit=8)))
+        data = b"12345678\n123456789abc\n" + b"x" * 99 + b"y\n12"
+        for size in range(1, len(data) + 1):
+            self.assertEqual([b"12345678", b"12345678", b"x" * 8], list(vr.lines(cut(data, size), 8, cut=True)), size)
 
 
 # What takes a careless reader too long: a piece that is repeated, or how a text begins, goes on and ends.
@@ -627,7 +630,8 @@ READERS: Any = {
         "the store", "https://h/k", NOW)), "decode_aws_chunked": in_pieces(vr.decode_aws_chunked),
     "inflate": in_pieces(vr.inflate), "is_resource": lambda text: vr.is_resource(text, text),
     "_items_in": vr._items_in, "__iter__": lambda text: list(vr.TarStream([tar_with(
-        ("a", b"", {"pax_headers": {"comment": text}}))])), "_yaml_scalar": lambda text: vr.yaml_text({text: [text]})}
+        ("a", b"", {"pax_headers": {"comment": text}}))])), "is_about": deeper(partial(vr.is_about, a_key(name="a"))),
+    "_yaml_scalar": lambda text: vr.yaml_text({text: [text]})}
 BOMBS: Any = (  # name, reader, text, words of the error
     ("redaction of one word", vr.redact, "https://a:b" * 100_000, ""),
     ("a large ini file", READERS["ini_sections"], "#" * (1 << 20) + "#", "X is larger than 1 MiB"),
@@ -1444,7 +1448,7 @@ class TestManifests(Cases):
             for rule in re.findall(r"(?m)^- #(.*)\n(  apiGroups:\n(?:  .*\n)+)", run("manifests", part).out.decode()):
                 self.assertLessEqual(set(yaml.safe_load(rule[1])["verbs"]), set(re.findall(r"\w+", rule[0])), rule)
                 count += 1
-        self.assertEqual(count, 5 + 6 + 6 + 7 + 6 + 6)
+        self.assertEqual(count, 5 + 8 + 6 + 7 + 8 + 6)
 
     def test_the_controller_gets_its_flags(self):
         """The pod's command line means what was typed; everything else is where Kubernetes looks for it."""
@@ -1977,7 +1981,7 @@ def shared_certificate() -> Certificate:
 
 GROUPS = {plural: group for group, plurals in {
     "velero.io/v1": "downloadrequests serverstatusrequests backups restores backupstoragelocations",
-    "v1": "secrets events namespaces configmaps pods services serviceaccounts endpoints",
+    "v1": "secrets events namespaces configmaps pods services serviceaccounts endpoints nodes",
     "apps/v1": "deployments", "batch/v1": "jobs", "apiextensions.k8s.io/v1": "customresourcedefinitions",
     "rbac.authorization.k8s.io/v1": "roles rolebindings clusterroles clusterrolebindings",
     "policy/v1": "poddisruptionbudgets", "admissionregistration.k8s.io/v1":
@@ -2381,7 +2385,7 @@ API_PATH = re.compile(r"^/apis?/(v1|[^/]+/[^/]+)(?:/namespaces/([^/]+))?/([^/]+)
 OBJECT_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 SERVER_OWNS = ("creationTimestamp", "deletionTimestamp", "generation", "managedFields", "name", "namespace",
                "resourceVersion", "uid")
-BUILT_IN = ("Namespace", "CustomResourceDefinition", "Secret", "Event", "ConfigMap", "Deployment", "Service")
+BUILT_IN = ("Namespace", "CustomResourceDefinition", "Secret", "Event", "ConfigMap", "Deployment", "Service", "Pod")
 PROXIED = re.compile(r"/api/v1/namespaces/([^/]+)/services/([^/]+)/proxy(/.*)")
 VERBS = {("GET", True): "get", ("GET", False): "list", ("POST", False): "create", ("PATCH", True): "patch",
          ("DELETE", True): "delete", ("DELETE", False): "deletecollection"}  # by method and whether a name is given
@@ -2481,6 +2485,7 @@ class FakeCluster(LoopbackServer, Cluster):
         self._grants: List[Any] = []
         self._denials: List[Any] = []
         self.backends: Dict[str, List[int]] = {}  # ports behind the one Service of a namespace
+        self.logs: Dict[str, List[bytes]] = {}  # by pod, lines that begin with their time
         self.start()
         self.admin = self.client("admin")
         self.new_namespace("default")
@@ -2516,6 +2521,13 @@ class FakeCluster(LoopbackServer, Cluster):
         """Send an event, of the test's own unless it is `about` something, down the open watches; None ends them."""
         with self._lock:
             self._events.append(Event(packed(event) + b"\n" if event else None, path_part, *about))
+            self._lock.notify_all()
+
+    def log(self, pod: str, *lines: bytes) -> None:
+        """Let a pod log lines, each of which begins with its time."""
+        with self._lock:
+            self.logs.setdefault(pod, []).extend(lines)
+            self._events.append(Event(b"".join(line + b"\n" for line in lines), f"/{pod}/"))
             self._lock.notify_all()
 
     def cut_watches(self, path_part: str = "") -> None:
@@ -2581,7 +2593,10 @@ class FakeCluster(LoopbackServer, Cluster):
         proxied = PROXIED.fullmatch(request.raw_path)
         if proxied:
             return self._proxy(request, connection, *proxied.groups())
-        answer = self.handle(request)
+        asked, _, rest = request.path.partition("/containerLogs/")
+        if rest and not asked:  # it stands in for a kubelet
+            request.path = "/api/v1/namespaces/{}/pods/{}/log".format(*rest.split("/"))
+        answer = STREAM if rest else self.handle(request)
         return self._watch(request, connection) if answer is STREAM else self.send(request, connection, answer)
 
     def _place(self, request: Request) -> Tuple[Optional[Kind], str, str, str]:
@@ -2607,6 +2622,8 @@ class FakeCluster(LoopbackServer, Cluster):
         watches = not name and request.query.get("watch", "0") not in ("0", "false")
         verb = "watch" if watches else VERBS[request.method, bool(name)]
         self._authorize(request, verb, kind, namespace, name, subresource)
+        if subresource == "log" and kind.find(namespace, name):
+            return STREAM
         if subresource and not (subresource == "status" and kind.status):
             raise Failure(404, "NotFound", f'{kind.full_name} "{name}" not found')
         if verb == "create":
@@ -2674,13 +2691,16 @@ class FakeCluster(LoopbackServer, Cluster):
 
     def _watch(self, request: Request, connection: Connection) -> bool:
         """Send what happens after a version, or that it is too old, and say that the connection may go on."""
-        kind, namespace, *_ = self._place(request)
+        kind, namespace, name, _ = self._place(request)
         since, seconds = (int(request.query.get(name) or 0) for name in ("resourceVersion", "timeoutSeconds"))
         matches, deadline = selector(request.query, namespace), time.monotonic() + (seconds or 1800)
         with self._lock:
             news, at = [event for event in self._events if event.version > since], len(self._events)
             self._watches.append(request)
-            if since < kind.oldest:  # type: ignore[union-attr]
+            if request.path.endswith("/log"):
+                start, end = request.query["sinceTime"].encode()[:19], [Event(None)] * ("follow" not in request.query)
+                news = [*(Event(line + b"\n") for line in self.logs.get(name, []) if line[:19] >= start), *end]
+            elif since < kind.oldest:  # type: ignore[union-attr]
                 gone = Failure(410, "Expired", f"too old resource version: {since}")
                 news = [Event(packed({"type": "ERROR", "object": gone.document}) + b"\n"), Event(None)]
         try:
@@ -11200,6 +11220,269 @@ class TestWaiting(FakeWorld, TestCase):
                 ("lost", "limited", "storage location 'gone' does not exist; backup 'lost' is in it")):
             result = self.cli("backup", "logs", name, "--timeout", "100ms", user=user)
             self.assertRegex(result.err, f"\nhint: {hint}(.*\n)+hint: --direct needs no controller")
+
+
+# ---- Logs of pods: lines that are chosen, and how they are followed -----------
+
+LINES = (  # lines of Velero's log, and whether they are about backup velero/nightly
+    (b'time="2026-05-04T12:00:00Z" level=info msg=x backup=velero/nightly logSource="a.go:1"', True),
+    (b'time="2026-05-04T12:00:00Z" level=info msg="a \\" backup=x" backup=velero/nightly', True),
+    (b'level=info backup="velero/nightly" msg="half a \xff character"', True), (b"backup=velero/nightly", True),
+    (b"a=b=c d= backup=velero/nightly e=f", True), (b'msg="two\\nlines" backup=velero/nightly', True),
+    (b'msg="backup=velero/nightly"', False), (b'msg="a \\" backup=velero/nightly "', False),
+    (b'msg="a \\\\\\" backup=velero/nightly x', False), (b"backup=velero/nightly-2", False), (b"", False),
+    (b"backup=velero/nightly.x", False), (b"backup=velero/nightl", False), (b"backup=velero2/nightly", False),
+    (b"backup=nightly namespace=velero", False), (b"backup=shop/nightly namespace=velero", False),
+    (b"restore=velero/nightly", False), (b"podVolumeBackup=velero/nightly", False), (b"x backup=velero/nightly", False),
+    (b"goroutine 1 [running]: velero/nightly", False), (b'backup="velero/nightly', False),
+    (b'{"backup":"velero/nightly","msg":"x"}', True), (b'{"msg":"x","backup":"velero\\/nightly"}', True),
+    (b'{"backup":{"Namespace":"velero","Name":"nightly"}}', True), (b'{"backup":["velero/nightly"]}', False),
+    (b'{"a":{"backup":"velero/nightly"}}', False), (b'{"backup":"velero/nightly"', False),
+    (b'{"backup":"velero/nightly-2"}', False), (b'{"restore":"velero/nightly"}', False),
+    (b'{"msg":"{\\"backup\\":\\"velero/nightly\\"}"}', False), (b"{" * 9000 + b"nightly", False))
+
+
+class TestLogLines(Cases):
+    def test_which_are_chosen(self):
+        """By a whole field, in text and JSON; whatever stands in a message, and names that only begin alike, do not."""
+        self.gives(partial(vr.is_about, a_key(vr.BACKUPS, "nightly")), *LINES)
+        self.gives(partial(vr.is_about, a_key(vr.RESTORES, "a.b")), (b"restore=velero/a.b", True),
+                   (b"backup=velero/a.b", False), (b"restore=velero/axb", False), (b'{"restore":"velero/a.b"}', True))
+
+    def test_where_it_goes_on(self):
+        """However a log is cut and read again from a whole second on, each line is given once, equal times or not."""
+        times = "05.1 05.1 05.1 05.100000001 05.1000000012 05.2 06 06 06.000000001 07.5 07.5".split()
+        for end, size in product(("Z", "+02:00"), (1, 3, 500)):
+            log = [f"2026-05-04T12:00:{time}{end} line {number}".encode() for number, time in enumerate(times)]
+            position, given = vr.LogPosition(LONG_AGO), []
+            for cut in range(len(log) + 1):
+                whole = b"".join(line + b"\n" for line in log[:cut]) + b"2026-05-04T12:00:05.1Z half a l"
+                start = vr.format_time(position.time[0] - (timedelta(hours=-2) if end != "Z" else timedelta()) if given
+                                       else position.time[0])[:19].encode()
+                found = [line for line in whole.splitlines(True) if line[:19] >= start]
+                given += position.fresh(vr.lines([b"".join(found)[at:at + size] for at in range(0, len(whole), size)]))
+            self.assertEqual([b"line %d" % number for number in range(len(times))], given)
+
+    def test_odd_times(self):
+        """Lines before the start and without a time are left out; a clock that is set back loses none."""
+        for log, given in ((["2026-05-04T11:59:59.9Z a", "2026-05-04T12:00:00Z b"], b"b"), (["failed to open"], b""),
+                           (["2026-05-04T12:00:09Z a", "2026-05-04T11:00:00Z b", "2026-05-04T12:00:09Z c"], b"abc"),
+                           (["", "x", "2026-05-04T12:00:00Z", "9" * 9999, "2026-05-04T12:00:00Z  c"], b" c")):
+            position = vr.LogPosition(NOW)
+            self.assertEqual(given, b"".join(position.fresh(line.encode() for line in log)))
+
+
+class FollowWorld(World):
+    """Velero's Deployment, its pods, and who has their logs: the fake cluster, or one that stands in for a kubelet."""
+    node = "n"
+
+    def setUp(self):
+        super().setUp()
+        self.kubelet, self.number, self.written = self.cluster, 0, b""
+        self.make("deployments", "Deployment", "velero", spec={"selector": {"matchLabels": {"deploy": "velero"}}, **{
+            "template": {"metadata": {"labels": {"deploy": "velero"}}, "spec": {"containers": [
+                {"name": "velero", "image": "x"}]}}}})
+        self.make_backup("nightly", phase="InProgress")
+
+    def make_pod(self, name: str) -> str:
+        name = f"{name}-{self.namespace}"
+        self.admin.create("pods", {"kind": "Pod", "metadata": {"name": name, "labels": {"deploy": "velero"}}, "spec": {
+            "nodeName": self.node, "containers": [{"name": "velero", "image": "x"}]}}, self.namespace)
+        return name
+
+    def line(self, words: str, field: str = "backup", name: str = "nightly") -> bytes:
+        return f'level=info msg="{words}" {field}={self.namespace}/{name} x=y'.encode()
+
+    def say(self, pod: str, count: int = 1, stamp: str = "") -> None:
+        """Have a pod log lines about the backup, all at one time, among others; they are what is to be printed."""
+        stamp = stamp or self.clock.text(seconds=self.number // 10)[:19] + ".5Z"
+        for _ in range(count):
+            self.number += 1
+            line = self.line(f"line {self.number}")
+            self.kubelet.log(pod, *(f"{stamp} ".encode() + text for text in (
+                self.line("other", name="nightly-2"), line, self.line("no", "restore"))))
+            self.written += line + b"\n"
+
+    def follow(self, *argv: str, **more: Any) -> Program:
+        return self.program("backup", "logs", "nightly", "--follow", *argv, **more)
+
+    def printed(self, program: Program) -> None:
+        """Wait until all lines are printed, each of them once."""
+        wait_until(lambda: sorted(self.written.splitlines()) == sorted(read_bytes(program.out_path).splitlines()), 30,
+                   "the lines")
+
+    def finish(self, program: Program, phase: str = "Completed", code: int = 0) -> str:
+        """End the backup -> what is on stderr; all lines have been printed once."""
+        self.admin.merge_patch("backups", "nightly", {"status": {"phase": phase}}, self.namespace)
+        result = program.end(seconds=30)
+        self.assertEqual((code, sorted(self.written.splitlines())), (result.code, sorted(result.out.splitlines())),
+                         result.err)
+        return result.err
+
+
+class TestFollow(FollowWorld, FakeWorld, TestCase):
+    """What Velero's pods log about a backup is printed as it comes."""
+
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(self.cluster.unlimit)
+
+    def test_it_goes_on(self):
+        """A log that ends, breaks in a line, or rotates, pods that are replaced, an API server that restarts."""
+        first, log = self.make_pod("first"), self.cluster.logs
+        self.say(first, 3)
+        program = self.follow("-v")
+        self.printed(program)
+        for change in (
+                lambda: self.cluster.cut_watches(f"/{first}/"), self.cluster.cut_connections,
+                lambda: (self.cluster.script("GET", f"/{first}/", chunks=[log[first][-5][:40]], cut=True),
+                         self.cluster.script("GET", f"/{first}/", status=500, body="no kubelet"),
+                         self.cluster.script("GET", f"/{first}/", hang=SILENT),  # a kubelet with no new line
+                         self.cluster.script("GET", f"/{first}/", status=200, body="failed to open a file\n"),
+                         self.cluster.script("GET", "/pods?", drop=True, times=2), self.cluster.cut_connections()),
+                lambda: (log.update({first: []}), self.cluster.cut_watches(f"/{first}/"))):
+            change()
+            self.say(first, 12)
+            self.printed(program)
+            self.assertEqual(self.written, read_bytes(program.out_path), "in their order")
+        second = self.make_pod("second")
+        self.say(second, 2)
+        self.say(first)
+        self.admin.delete("pods", first, self.namespace)
+        self.cluster.cut_connections()
+        self.printed(program)
+        self.say(second)
+        third = self.make_pod("third")
+        self.say(third)
+        self.assertEqual("", re.sub("(?m)^[^e].*\n", "", self.finish(program)))
+
+    def test_how_it_ends(self):
+        """With the last lines, though no stream ends, and by the phase's code; a restore likewise."""
+        pod = self.make_pod("one")
+        for phase, code, words in (("Completed", 0, "^$"), ("FailedValidation", 1, "/nightly ended in phase FailedVal"),
+                                   ("PartiallyFailed", 1, "^error: Backup .*nightly ended in phase Partially")):
+            self.admin.merge_patch("backups", "nightly", {"status": {"phase": "Finalizing"}}, self.namespace)
+            program = self.follow("--selector", "deploy=velero,a!=b")
+            self.say(pod)
+            self.printed(program)
+            hidden = self.kubelet.logs[pod]  # what the last call alone will bring
+            hidden.append(hidden[-2].replace(b"msg=", b"last="))
+            self.written += hidden[-1].partition(b" ")[2] + b"\n"
+            self.assertRegex(self.finish(program, phase, code), words)
+        self.make_restore("r2", "b1", "InProgress")
+        program = self.program("restore", "logs", "r2", "-f")
+        line = self.line("its line", "restore", "r2")
+        self.kubelet.log(pod, b"2099-05-04T12:00:00Z " + line)
+        wait_until(lambda: line in read_bytes(program.out_path), 20, "the line")
+        self.admin.delete("restores", "r2", self.namespace)
+        result = program.end()
+        self.assertEqual((3, True), (result.code, 'restore "r2" does not exist' in result.err))
+
+    def test_odd_lines(self):
+        """Bytes are printed as they are, up to 16 MiB a line; a longer one is left out."""
+        pod, fits, wide = self.make_pod("one"), b"x" * 10_000_000, b"x" * 17_000_000
+        for text in (b"\xff\0\x1b[2J \xe2\x82", b"one\\ntwo", fits, wide, b"end"):
+            line = self.line("TEXT").replace(b"TEXT", text)
+            self.kubelet.log(pod, self.clock.text().encode() + b" " + line)
+            self.written += line + b"\n" if text is not wide else b""
+        program = self.follow()
+        self.printed(program)
+        self.finish(program)
+
+    def test_who_leaves(self):
+        """Ctrl-C ends it at once, and so, without a word, does the end of a pipe."""
+        pod = self.make_pod("one")
+        self.say(pod)
+        program = self.follow()
+        self.printed(program)
+        with within(3):
+            result = program.end(signal.SIGINT)
+        self.assertEqual((130, "interrupted by SIGINT\n"), (result.code, result.err))
+        reading, writing = os.pipe()
+        program = self.follow(stdout=writing)
+        os.close(writing)
+        self.assertEqual(self.written, os.read(reading, 9999))
+        os.close(reading)
+        self.say(pod)
+        self.assertEqual((141, b"", ""), program.end())
+
+    def test_finished_ones(self):
+        """Come from the store as ever, with --since from what pods still have; hints lead from one to the other."""
+        pod, now = self.make_pod("one"), datetime.now(timezone.utc)
+        for hours in (3, 1):
+            self.kubelet.log(pod, vr.format_time(now - timedelta(hours=hours)).encode() + b" "
+                             + self.line(f"{hours} h", name="b1"))
+        self.put()
+        self.serve()
+        self.assertEqual((0, LOG, ""), self.cli("backup", "logs", "b1", "--follow"))
+        self.assertEqual((0, self.line("1 h", name="b1") + b"\n", ""), self.cli(
+            "backup", "logs", "b1", "--follow", "--since", "2h"))
+        self.assertEqual((0, b"", f"No line about Backup {self.namespace}/b1 found in the logs of Velero's pods.\n"),
+                         self.cli("backup", "logs", "b1", "--follow", "--since", "1s"))
+        self.store.buckets[self.namespace].clear()
+        hints = since, follow = "hint: `--follow --since 2h` shows what", "hint: --follow shows what Velero's pods log"
+        for name, code, told in (("b1", 3, since), ("nightly", 1, follow), ("nowhere", 3, "")):
+            result = self.cli("backup", "logs", name)
+            self.assert_failed(result, code)
+            self.assertEqual([hint == told for hint in hints], [hint in result.err for hint in hints])
+        located({"s3Url": f"http://127.0.0.1:{free_port()}"})(self)
+        self.assertIn(since, self.cli("backup", "logs", "b1").err)
+
+    def test_what_is_missing(self):
+        """Rights with the line of a Role, pods, the Deployment, or a sense."""
+        result = self.cli("backup", "logs", "nightly", "--follow")
+        self.assert_failed(result, 3, "no pod in namespace", "has the labels deploy=velero")
+        self.make_pod("one")
+        for verb, resource, group in (("get", "backups", "velero.io"), ("get", "deployments", "apps"),
+                                      ("list", "pods", ""), ("get", "pods/log", "")):
+            self.cluster.limit("admin", verb, resource=resource)
+            result = self.cli("backup", "logs", "nightly", "--follow")
+            self.assert_failed(result, 5, f"cannot {verb} resource")
+            self.assertIn(f'- {{apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]}}', result.err)
+            self.cluster.unlimit()
+        self.admin.delete("deployments", "velero", self.namespace)
+        result = self.cli("backup", "logs", "nightly", "--follow")
+        self.assert_failed(result, 3, 'deployment "velero" does not exist')
+        self.assertIn("\nhint: --selector ", result.err)
+        self.assert_failed(self.cli("backup", "logs", "nowhere", "--follow"), 3, 'backup "nowhere" does not exist')
+        for flags in (("--since", "2h"), ("--selector", "a=b"), ("--follow", "--location", "x")):
+            self.assert_failed(self.cli("backup", "logs", "nightly", *flags), 2, "--follow")
+
+
+class TestFollowReal(FollowWorld, RealWorld, TestCase):
+    """The real API server hands on the logs of a kubelet that this stands in for."""
+
+    def setUp(self):
+        super().setUp()
+        self.kubelet = self.enter(closing(FakeCluster(tls=True)))
+        self.node = f"node-{self.namespace}"
+        self.admin.create("nodes", {"kind": "Node", "metadata": {"name": self.node}, "status": {
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": self.kubelet.port}}}})
+        self.addCleanup(self.admin.delete, "nodes", self.node)
+
+    def test_it_goes_on(self):
+        """A kubelet that dies looks like one whose log ends; a pod that is replaced; rights that are missing."""
+        rules = [{"apiGroups": [GROUPS[resource].rpartition("/")[0]], "resources": [resource], "verbs": ["get", "list"]}
+                 for resource in ("backups", "deployments", "pods")]
+        self.cluster.grant("limited", *rules, namespace=self.namespace)
+        first = self.make_pod("first")
+        result = self.cli("backup", "logs", "nightly", "--follow", user="limited")
+        self.assert_failed(result, 5, "cannot get resource")
+        self.assertIn('resources: ["pods/log"], verbs: ["get"]', result.err)
+        self.say(first, 30)
+        program = self.follow("-v")
+        for change in (self.kubelet.cut_connections, lambda: self.kubelet.cut_watches(f"/{first}/")):
+            self.printed(program)
+            change()
+            self.say(first, 30)
+        self.printed(program)
+        self.assertEqual(self.written, read_bytes(program.out_path), "in their order")
+        self.admin.call("DELETE", resource_path("pods", self.namespace, first), {"gracePeriodSeconds": 0})
+        self.say(self.make_pod("second"))
+        self.kubelet.cut_connections()
+        self.printed(program)
+        self.finish(program)
 
 
 # ---- Doctor: worlds that are broken in one way each ---------------------------

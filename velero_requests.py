@@ -307,16 +307,17 @@ def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
         raise ValueError("is no JSON") from None
 
 
-def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
-    """Byte chunks -> whole lines of at most `limit` bytes; half a last one is dropped."""
+def lines(chunks: Iterable[bytes], limit: int = 8 << 20, cut: bool = False) -> Iterator[bytes]:
+    """Byte chunks -> whole lines; one of more than some `limit` bytes is cut or an error. Half a last one is dropped."""
     held = bytearray()  # of the line that has not ended yet
     for chunk in chunks:
         held += chunk
         if b"\n" in chunk:
             *whole, held = held.split(b"\n")
-            yield from map(bytes, whole)
-        if len(held) > limit:
+            yield from (bytes(line[:limit] if cut else line) for line in whole)
+        if len(held) > limit and not cut:
             raise Unreachable(f"a line of more than {limit} bytes in the answer")
+        del held[limit:]
 
 
 def _at(document: Any, *path: str) -> Any:
@@ -512,7 +513,7 @@ REQUEST_KINDS = (DOWNLOAD_REQUESTS, STATUS_REQUESTS)
 BACKUPS, RESTORES, LOCATIONS = Resource("Backup"), Resource("Restore"), Resource("BackupStorageLocation")
 POD_VOLUME_BACKUPS, POD_VOLUME_RESTORES = Resource("PodVolumeBackup"), Resource("PodVolumeRestore")
 DELETE_REQUESTS, DEPLOYMENTS = Resource("DeleteBackupRequest"), Resource("Deployment", group="apps")
-SECRETS, EVENTS = Resource("Secret", group=""), Resource("Event", group="")
+SECRETS, EVENTS, PODS = (Resource(kind, group="") for kind in ("Secret", "Event", "Pod"))
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -1818,6 +1819,46 @@ class TarStream:
         for _ in self.chunks:  # may say that they are not whole
             pass
 
+
+def final_phase(owner: Document) -> str:
+    """The phase of a backup or restore that is over; empty while it goes on, as in a phase that nobody knows."""
+    phase = _text(owner, "status", "phase")
+    return phase if phase in ("Completed", "PartiallyFailed", "Failed", "FailedValidation", "Deleting") else ""
+
+
+def is_about(owner: Key, line: bytes) -> bool:
+    """Whether a line of Velero's log has the field `backup` (`restore`) with exactly this NAMESPACE/NAME. In text, as
+    logrus writes it, that stands behind whole fields, so that no quoted message passes for one."""
+    field, name = owner.resource.kind.lower(), f"{owner.namespace}/{owner.name}"
+    with contextlib.suppress(ValueError):
+        if line.startswith(b"{"):  # Velero's finalizers log a mapping in JSON
+            return _at(parse_json(line), field) in (name, {"Namespace": owner.namespace, "Name": owner.name})
+    return re.match(rb'(?:[^ ="]+=(?:"[^"\\]*(?:\\.[^"\\]*)*"|[^ "]*) )*%b=("?)%b\1(?: |\Z)' % (
+        field.encode(), re.escape(name.encode())), line, re.DOTALL) is not None
+
+
+class LogPosition:
+    """How far a pod's log, with timestamps, has been read: the `time` of the last line, to the nanosecond, and the
+    `count` of those with this very time. A log can be asked for only from a whole second on."""
+
+    def __init__(self, since: datetime) -> None:
+        self.time, self.count = (since, b""), 0
+
+    def fresh(self, found: Iterable[bytes]) -> Iterator[bytes]:
+        """The lines behind it, without timestamps; what has none is none of the log. Behind the first of them all are
+        fresh, for a clock may be set back."""
+        before, seen = self.time, self.count
+        for line in found:
+            stamp, _, text = line.partition(b" ")
+            instant = parse_time(stamp[:64].decode("ascii", "replace"))
+            time = (instant, stamp[19:].strip(b".Z"))
+            if instant is None or before and (time < before or time == before and seen):
+                seen -= time == before
+                continue
+            self.count = self.count + 1 if time == self.time else 1
+            self.time, before = time, ()
+            yield text
+
 # ================================================================================
 # 8. Screens — tables, describe, JSON and YAML; strings and documents only
 
@@ -2730,9 +2771,11 @@ def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document
 def client_manifests(namespace: str) -> List[Document]:
     """Roles for people: for logs, for every download, for `describe`."""
     logs = [kind for kind in TARGETS if kind.endswith("Log")]
+    pods = [_rule("list finds Velero's pods for `logs --follow`", "pods", "list", ""),
+            _rule("get reads there what Velero logs, also of other backups", "pods/log", "get", "")]
     volumes = _rule("list shows volumes, and attempts to delete a backup",
                     "podvolumebackups podvolumerestores deletebackuprequests", "list")
-    return [_client_role(namespace, "logs", logs),
+    return [_client_role(namespace, "logs", logs, *pods),
             _client_role(namespace, "downloads", TARGETS, requests="serverstatusrequests", verbs="get list"),
             _client_role(namespace, "describe", [kind for kind in TARGETS if kind not in (*logs, BACKUP_CONTENTS)],
                          volumes, verbs="get list")]
@@ -5672,6 +5715,70 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
         return wait_for(api, request_from(STATUS_REQUESTS, stored).key, stored, "the server's status", lambda copy: (
             copy if _text(copy, "status", "phase") == PROCESSED else None), timeout, STATUS_POLL)
 
+
+MOST_PODS = 8  # that are read, the newest: evicted ones may lie about by the hundred
+FOLLOW_TIME = 3.0  # seconds that the log of a pod is followed between two looks at the phase and at the pods
+LOG_LINE_LIMIT = 16 << 20  # bytes
+
+
+def _warn_once(api: Api, text: str) -> None:
+    (log.warning if add_if_new(text, api.session.warned, 100) else log.info)("%s", text)
+
+
+def _in_time(found: Iterator[bytes], seconds: float) -> Iterator[bytes]:
+    """The first of them whenever it comes, what follows within so many seconds; whoever takes them is not hurried."""
+    yield from itertools.islice(found, 1)
+    with time_limit(seconds):
+        for line in found:
+            with pause_time_limit():
+                yield line
+
+
+def read_pod_log(api: Api, pod: Document, owner: Key, position: LogPosition, seconds: float) -> Iterator[bytes]:
+    """What a pod logs about a backup or restore behind a position: for so many seconds, or, with none, what is there.
+    A log that ends, breaks or cannot be read just now is read on the next time."""
+    name, containers = _text(pod, "metadata", "name"), Fields(pod, "", {}).rows("spec.containers")
+    query = {"follow": "true" * bool(seconds), "timestamps": "true", "sinceTime": format_time(position.time[0]),
+             "container": "velero" * any(row("name") == "velero" for row in containers)}
+    path = object_path(Key(PODS, owner.namespace, name), "log")
+    try:
+        with contextlib.closing(api.send("GET", path, query=query, idle=seconds)) as response:
+            for line in _in_time(position.fresh(lines(response, LOG_LINE_LIMIT, cut=True)), seconds or SMALL_TIME):
+                if is_about(owner, line):
+                    yield line + b"\n"
+    except (ApiError, Unreachable, OSError) as error:  # mostly silence: a kubelet answers with the first line only
+        if getattr(error, "status", 0) in (401, 403):
+            raise
+        if isinstance(error, ApiError):
+            _warn_once(api, f"the log of pod {name}: {error}")
+
+
+def follow_pod_logs(api: Api, owner: Key, selector: str, since: datetime) -> Iterator[bytes]:
+    """What Velero's pods log about a backup or restore, until its phase is final; Error when that is not Completed. The
+    pods take turns, for there is one, or two while it is replaced: so nobody has to end another's stream."""
+    positions: Dict[str, LogPosition] = {}  # by pod
+    phase, rounds, due = "", 0, 0.0
+    while rounds < 2:  # after the end; the second one brings what came late, or was cut off
+        time.sleep(max(0.0, due - time.monotonic()))
+        due = time.monotonic() + 1.0  # so long a round takes at least
+        try:
+            phase = phase or final_phase(get_existing(api, *owner))
+            pods = list_all(api, PODS, owner.namespace, selector)[0]
+        except (ApiError, Unreachable) as error:
+            if error.status not in (0, *RETRY_STATUS):
+                raise
+            _warn_once(api, f"{error}; trying again")
+            continue
+        if not pods and not positions:
+            raise NotFound(f"no pod in namespace {owner.namespace} has the labels {one_line(selector, 200)}", hints=[
+                "is Velero running there? --selector finds its pods by other labels"])
+        for pod in sorted(pods, key=lambda pod: _text(pod, "metadata", "creationTimestamp"))[-MOST_PODS:]:
+            position = positions.setdefault(_text(pod, "metadata", "name"), LogPosition(since))
+            yield from read_pod_log(api, pod, owner, position, 0 if phase else FOLLOW_TIME)
+        rounds += bool(phase)
+    if phase != "Completed":
+        raise Error(f"{owner} ended in phase {phase}")
+
 # ================================================================================
 # 16. Doctor — checks, each one finding with its cure: why nobody answered, which hop to the bytes is broken
 
@@ -6170,7 +6277,8 @@ class Options:
                 owner = get_existing(api, artifact.owner, self.namespace, self.name)
                 refusal = self.is_log and logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase"))
                 if refusal:
-                    raise Error(refusal)
+                    raise Error(refusal, hints=["--follow shows what Velero's pods log about it"] * (
+                        not final_phase(owner)))
             except ApiError as error:
                 if error.status != 403:  # without the right to see it, it may still be there
                     raise
@@ -6185,14 +6293,16 @@ class Options:
             raise NotFound(f"{artifact.owner.kind.lower()} {one_line(self.name, 64)!r} cannot exist")
         api = None if self.location else self.find_owner(artifact)
         log.info("the way: %s", "the storage location, signed for here" if self.direct else "a controller's answer")
-        if api and not self.direct:
-            with explaining_timeouts(api, self.namespace, self.kind, self.name), requested_source(
-                    api, self.namespace, self.kind, self.name, timeout=self.timeout, trust=trust,
-                    idle=self.idle_timeout, via=self.via) as source:
-                yield source
-        else:
-            bucket = self.open_bucket(api, read_location(api, self.namespace, artifact, self.name) if api else None)
-            yield bucket.source(object_key(bucket.prefix, artifact, self.name))
+        with adding_hints(lambda error: ["`--follow --since 2h` shows what Velero's pods still have of it"] * bool(
+                self.is_log and api and error.exit in (Exit.NOT_FOUND, Exit.UNREACHABLE))):
+            if api and not self.direct:
+                with explaining_timeouts(api, self.namespace, self.kind, self.name), requested_source(
+                        api, self.namespace, self.kind, self.name, timeout=self.timeout, trust=trust,
+                        idle=self.idle_timeout, via=self.via) as source:
+                    yield source
+            else:
+                bucket = self.open_bucket(api, read_location(api, self.namespace, artifact, self.name) if api else None)
+                yield bucket.source(object_key(bucket.prefix, artifact, self.name))
 
     def fetch(self, source: Source, output: str) -> None:
         """Download one artifact to a file or stdout (`-`); progress is shown unless it mixes with the output."""
@@ -6235,6 +6345,29 @@ class Options:
             self.fetch(source, output)
         what = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
         return None if self.quiet or output == "-" else f"{what} {name} has been successfully downloaded to {output}\n"
+
+    def run_logs(self) -> Optional[str]:
+        """The log from the store; with --follow from Velero's pods, as long as it runs, or as --since says."""
+        if self.location if self.follow else self.since or self.selector:
+            raise UsageError("--follow needs the cluster, so not --location; --since and --selector need --follow")
+        if not self.follow:
+            return self.run_download()
+        api, owner = self.api(), Key(self.resource, self.namespace, self.name)
+        document, selector, line = get_existing(api, *owner), self.selector, b""
+        if final_phase(document) and not self.since:
+            return self.run_download()
+        if not selector:
+            with adding_hints(lambda _: ["--selector finds Velero's pods by other labels, without a Deployment"]):
+                deployment = get_existing(api, DEPLOYMENTS, self.namespace, "velero")
+            selector = label_selector(Fields(deployment, "", {}).part("spec.selector"))
+        created = parse_time(_text(document, "metadata", "creationTimestamp")) or utc_now()
+        since = utc_now() - timedelta(seconds=self.since) if self.since else created - timedelta(minutes=1)  # of skew
+        for line in follow_pod_logs(api, owner, selector, since):
+            write_all(sys.stdout.buffer, line)
+            sys.stdout.flush()
+        if not line:
+            say(f"No line about {owner} found in the logs of Velero's pods.")
+        return None
 
     def items(self) -> Iterator[Tuple[Item, TarStream]]:
         """The chosen items of a backup, or of the archive that --file names, each with the stream that can read it,
@@ -6501,8 +6634,11 @@ def owner_commands(resource: Resource) -> Tuple[Command, ...]:
         ("describe", f"tell all about {noun}s", Options.run_describe, {}, (
             *many, argument("--details", "show more, from more files of the store"), VIA, *TLS,
             argument("-o --output FORMAT", "plaintext or json", choices=("plaintext", "json")))),
-        ("logs", f"print the log of a {noun}", Options.run_download, {"kind": f"{resource.kind}Log", "is_log": True},
-         (one, QUIET, VIA, *SOURCE)),
+        ("logs", f"print the log of a {noun}", Options.run_logs, {"kind": f"{resource.kind}Log", "is_log": True}, (
+            one, argument("-f --follow", f"while the {noun} runs, what Velero's pods log about it"),
+            argument("--since DURATION", "with --follow: what the pods have of this time, also of a finished one"),
+            argument("--selector SELECTOR", "with --follow: labels of Velero's pods (default: by its Deployment)"),
+            QUIET, VIA, *SOURCE)),
         ("download", "fetch the contents of a backup into a file", Options.run_download, {"kind": BACKUP_CONTENTS},
          (one, *FETCH, VIA, *SOURCE)),
         ("ls", "list the items in a backup", Options.run_ls, {"kind": BACKUP_CONTENTS}, (
