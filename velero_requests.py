@@ -150,11 +150,6 @@ class CredentialsError(ConfigError):
     usual_reason = "InvalidCredentials"
 
 
-class InvalidRequest(Error):
-    """A request that no retry can mend."""
-    retry = False
-
-
 class NotFound(Error):
     """An object or an artifact does not exist."""
     exit = Exit.NOT_FOUND
@@ -174,10 +169,8 @@ class Missing(ApiError):
 
 
 class RequestFailed(Error):
-    """A controller left a reason instead of an answer."""
-
-    def __init__(self, message: str, *, reason: str, hints: Iterable[str] = ()):
-        super().__init__(message, hints=hints, reason=reason, status=404 if reason.endswith("NotFound") else 0)
+    """A request names what cannot exist, or a controller left a reason instead of an answer."""
+    retry = False
 
 
 class StoreError(Error):
@@ -314,16 +307,17 @@ def parse_json(content: bytes, most: int = MAX_ELEMENTS) -> Any:
         raise ValueError("is no JSON") from None
 
 
-def lines(chunks: Iterable[bytes], limit: int = 8 << 20) -> Iterator[bytes]:
-    """Byte chunks -> whole lines of at most `limit` bytes; half a last one is dropped."""
+def lines(chunks: Iterable[bytes], limit: int = 8 << 20, cut: bool = False) -> Iterator[bytes]:
+    """Byte chunks -> whole lines; one of more than `limit` bytes is cut or an error. Half a last one is dropped."""
     held = bytearray()  # of the line that has not ended yet
     for chunk in chunks:
         held += chunk
         if b"\n" in chunk:
             *whole, held = held.split(b"\n")
-            yield from map(bytes, whole)
-        if len(held) > limit:
+            yield from (bytes(line[:limit] if cut else line) for line in whole)
+        if len(held) > limit and not cut:
             raise Unreachable(f"a line of more than {limit} bytes in the answer")
+        del held[limit:]
 
 
 def _at(document: Any, *path: str) -> Any:
@@ -372,22 +366,29 @@ TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", lis
 
 
 class Reader:
-    """Typed access to a mapping; absent or null is empty, another type a ConfigError that shows no value."""
+    """Typed access to a mapping that an operator wrote, with Go's zero value for what is absent or null; another type
+    is a ConfigError that shows no value. Relative paths in it start in the folder of its file."""
 
-    def __init__(self, document: Any, where: str) -> None:
-        self.where = where
+    def __init__(self, document: Any, where: str, file: str = "") -> None:
+        self.where, self.file = where, file
         self.fields = {str(name): value for name, value in self.typed(document, dict, "").items()}
 
-    def typed(self, value: Any, kind: Any, name: str) -> Any:
-        """A value of this kind: a type, or [type] for a list of it."""
+    def refuse(self, place: str, wanted: type, value: Any) -> None:
+        cure = ": write it in quotes" if wanted is str and isinstance(value, (int, float)) else ""
+        raise ConfigError(f"{self.where}{place and ': '}{place} must be {TYPE_NAMES[wanted]}{cure}")
+
+    def typed(self, value: Any, kind: Any, place: str) -> Any:
+        """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
+        wanted = kind if isinstance(kind, type) else type(kind)
+        if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
+            if value is not None:
+                self.refuse(place, wanted, value)
+            return None if wanted is bool else wanted()
         if isinstance(kind, list):
-            items = enumerate(self.typed(value, list, name))
-            return [self.typed(item, kind[0], f"{name}[{number}]") for number, item in items]
-        if value is None:
-            return kind()
-        if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-            cure = ": write it in quotes" if kind is str and isinstance(value, (int, float)) else ""
-            raise ConfigError(f"{self.where}{name and ': '}{name} must be {TYPE_NAMES[kind]}{cure}")
+            return [self.typed(item, kind[0], f"{place}[{number}]") for number, item in enumerate(value)]
+        if isinstance(kind, dict):
+            return {str(name): self.typed(item, kind[str], f"{place}.{str(name)[:64]}".lstrip("."))
+                    for name, item in value.items()}
         return value
 
     def get(self, name: str, kind: Any = str) -> Any:
@@ -398,6 +399,18 @@ class Reader:
         if not text:
             raise ConfigError(f"{self.where} has no {name}")
         return text
+
+    def path(self, name: str) -> str:
+        """A path; `..` goes by the letters, as in Go's filepath.Join."""
+        path = self.get(name)
+        return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
+
+    def pem(self, name: str) -> Union[bytes, str]:
+        """The PEM of `name-data`, else the path at `name`, else nothing."""
+        data = decode_base64(self.get(f"{name}-data"))
+        if data is None:
+            raise ConfigError(f"{self.where}: {name}-data is not base64")
+        return data or self.path(name) or data
 
 
 # An RFC 1123 subdomain: no other name can exist, so every key stays inside `backups/` or `restores/`.
@@ -500,7 +513,7 @@ REQUEST_KINDS = (DOWNLOAD_REQUESTS, STATUS_REQUESTS)
 BACKUPS, RESTORES, LOCATIONS = Resource("Backup"), Resource("Restore"), Resource("BackupStorageLocation")
 POD_VOLUME_BACKUPS, POD_VOLUME_RESTORES = Resource("PodVolumeBackup"), Resource("PodVolumeRestore")
 DELETE_REQUESTS, DEPLOYMENTS = Resource("DeleteBackupRequest"), Resource("Deployment", group="apps")
-SECRETS, EVENTS = Resource("Secret", group=""), Resource("Event", group="")
+SECRETS, EVENTS, PODS = (Resource(kind, group="") for kind in ("Secret", "Event", "Pod"))
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -530,7 +543,8 @@ def rule_for(method: str, path: str, watching: bool) -> Tuple[str, str]:
 
 # The way through the cluster: the API server's proxy leads to the controllers behind one Service, under a path that is
 # spelled as the Role has it, and says nobody's name. So the caller proves by a hash that he may read the request's URL.
-ARTIFACTS_SERVICE = "http:velero-requests:http"  # scheme, Service, port
+NAME = "velero-requests"  # of that Service, and of all else that `manifests` prints
+ARTIFACTS_SERVICES = f"http:{NAME}:http", f"https:{NAME}:https"  # scheme, Service, port; it has one
 MARKER, PROOF = "X-Velero-Requests", "X-Velero-Requests-Proof"  # headers: of our answers, and of the proof
 
 
@@ -581,14 +595,14 @@ TARGETS = {kind: Artifact(kind, owner, f"{owner.plural}/{{name}}/{file}", *more)
 
 
 def target_of(kind: str, name: str) -> Artifact:
-    """The row of TARGETS; InvalidRequest for what cannot exist."""
+    """The row of TARGETS; RequestFailed for what cannot exist."""
     target = TARGETS.get(kind)
     if not target:
-        raise InvalidRequest(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
-                             reason="UnknownKind")
+        raise RequestFailed(f"unknown kind {one_line(kind, 64)!r}; known are {', '.join(TARGETS)}",
+                            reason="UnknownKind")
     if not is_object_name(name):
-        raise InvalidRequest(f"{one_line(name, 64)!r} cannot be the name of a {target.owner.kind.lower()}",
-                             reason="InvalidName")
+        raise RequestFailed(f"{one_line(name, 64)!r} cannot be the name of a {target.owner.kind.lower()}",
+                            reason="InvalidName")
     return target
 
 
@@ -602,8 +616,8 @@ STATUS_LIFE = timedelta(minutes=1)  # of a ServerStatusRequest
 STATUS_LOOK_AGAIN = timedelta(minutes=5)  # when an answered one is looked at again, and deleted
 URL_POLL, STATUS_POLL = 0.025, 0.25  # seconds, where a client may not watch
 
-REASON = "velero-requests.io/reason"  # annotation: a stable CamelCase word
-MESSAGE = "velero-requests.io/message"  # annotation: one sentence, no secrets
+REASON = f"{NAME}.io/reason"  # annotation: a stable CamelCase word
+MESSAGE = f"{NAME}.io/message"  # annotation: one sentence, no secrets
 
 RETRY_BASE, RETRY_CAP = 0.005, 30.0  # seconds; client-go's base, a cap that heals within a request's life
 WATCH_BASE, WATCH_CAP = 1.0, 30.0  # seconds; a failing list or watch, jitter on top
@@ -766,6 +780,36 @@ def is_older(copy: Request, than: Request) -> bool:
     return (len(copy.version), copy.version) < (len(than.version), than.version)
 
 
+# All replicas of a controller work. Each request is first that of one of them, while that one answers others: else all
+# of them would write an answer, of which the API server keeps the first. They know each other by their answers.
+REPLICA = "velero-requests-"  # and a random word: a replica's name, which the API server writes into managedFields
+REPLICA_LIMIT = 16  # others may write such a name, too
+# Seconds: of silence, after which another replica answers as well; the age of a request, from which on all do, and of
+# silence, after which a replica that had to be helped out is taken for gone.
+REPLICA_PAUSE, REPLICA_PATIENCE = 0.075, 3.0
+
+
+def replicas_in(document: Document) -> Set[str]:
+    """The replicas that have written to an object."""
+    entries = _at(document, "metadata", "managedFields")
+    names = {_name(entry, "manager") for entry in entries[:20]} if isinstance(entries, list) else set()
+    return {name for name in names if name.startswith(REPLICA)}
+
+
+def replica_for(uid: str, replicas: Iterable[str]) -> str:
+    """Whose an object is (rendezvous hashing): when one comes or goes, only what becomes or was its own moves."""
+    import hashlib
+    return max(replicas, key=lambda name: hashlib.sha256(f"{name} {uid}".encode("utf-8", "surrogatepass")).digest())
+
+
+def turn_of(own: str, request: Request, others: Mapping[str, float], now: datetime) -> float:
+    """The instant from which a replica may answer a request, 0 for its own. others: when each was last heard of."""
+    heard = others.get(replica_for(request.uid, (own, *others)))
+    age = abs((now - (request.created or now)).total_seconds())
+    waits = heard is not None and request.phase in UNANSWERED and age < REPLICA_PATIENCE
+    return heard + REPLICA_PAUSE if waits else 0
+
+
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
     """Seconds until the next watch, after failures in a row (reached: a server answered) or one that lived so long."""
     cap = WATCH_CAP if reached else UNREACHABLE_CAP
@@ -784,7 +828,7 @@ def event_for(request: Request, reason: str, message: str, now: datetime) -> Doc
             "metadata": {"generateName": f"{name[:40].rstrip('-.')}-", "namespace": namespace},
             "involvedObject": {"apiVersion": "velero.io/v1", "kind": resource.kind, "namespace": namespace,
                                "name": name, "uid": request.uid, "resourceVersion": request.version},
-            "source": {"component": "velero-requests"}, "firstTimestamp": instant, "lastTimestamp": instant}
+            "source": {"component": NAME}, "firstTimestamp": instant, "lastTimestamp": instant}
 
 
 BUCKETS = (.005, .025, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)  # seconds; some of controller-runtime's, and 5 minutes
@@ -1057,25 +1101,16 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
 
-def canonical_query(parameters: Tuple[Tuple[str, str], ...]) -> str:
-    """Parameters percent-encoded, then sorted by encoded name."""
-    return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
-
-
 def canonical_request(method: str, path: str, query: str, headers: Dict[str, str], payload_hash: str) -> str:
     """Method, path, query, headers (lower-case names), their names, payload hash."""
     header_lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
     return f"{method}\n{path}\n{query}\n{header_lines}\n{';'.join(sorted(headers))}\n{payload_hash}"
 
 
-def amz_date(now: datetime) -> str:
-    """A UTC instant as 20130524T000000Z."""
-    return now.strftime("%Y%m%dT%H%M%SZ")
-
-
-def credential_scope(timestamp: str, region: str, service: str) -> str:
-    """What a signing key is good for: a day, a region, a service."""
-    return f"{timestamp[:8]}/{region}/{service}/aws4_request"
+def credential_scope(now: datetime, region: str, service: str) -> Tuple[str, str]:
+    """A UTC instant as 20130524T000000Z, and what a signing key is good for: a day, a region, a service."""
+    timestamp = now.strftime("%Y%m%dT%H%M%SZ")
+    return timestamp, f"{timestamp[:8]}/{region}/{service}/aws4_request"
 
 
 @functools.lru_cache(maxsize=16)
@@ -1100,8 +1135,7 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
                  service: str, now: datetime) -> Dict[str, str]:
     """Headers (lower-case names, with `host`) -> with those that authorize a request."""
     import hashlib
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, region, service)
+    timestamp, scope = credential_scope(now, region, service)
     signed = {**headers, "x-amz-date": timestamp}
     if credentials.session_token:
         signed["x-amz-security-token"] = credentials.session_token
@@ -1114,11 +1148,12 @@ def sign_headers(method: str, path: str, headers: Dict[str, str], body: bytes, c
 @functools.lru_cache(maxsize=16)  # all URLs signed in one second share it
 def presign_query(access_key: str, token: str, scope: str, timestamp: str, seconds: int,
                   more: Tuple[Tuple[str, str], ...]) -> str:
-    """The query of a pre-signed URL, but for its signature."""
-    return canonical_query((
+    """The query of a pre-signed URL, but for its signature: percent-encoded, then sorted by encoded name."""
+    parameters = (
         ("X-Amz-Algorithm", ALGORITHM), ("X-Amz-Credential", f"{access_key}/{scope}"), *more, ("X-Amz-Date", timestamp),
         *([("X-Amz-Security-Token", token)] if token else []), ("X-Amz-Expires", str(seconds)),
-        ("X-Amz-SignedHeaders", "host")))
+        ("X-Amz-SignedHeaders", "host"))
+    return "&".join(map("=".join, sorted(tuple(quote(text, safe="-._~") for text in pair) for pair in parameters)))
 
 
 def presign(address: Address, credentials: Credentials, now: datetime, life: timedelta,
@@ -1127,8 +1162,7 @@ def presign(address: Address, credentials: Credentials, now: datetime, life: tim
     seconds = int(life.total_seconds())
     if not 1 <= seconds <= 604800:
         raise ValueError(f"a pre-signed URL lives 1 to 604800 s, not {seconds}")
-    timestamp = amz_date(now)
-    scope = credential_scope(timestamp, address.region, "s3")
+    timestamp, scope = credential_scope(now, address.region, "s3")
     query = presign_query(credentials.access_key, credentials.session_token, scope, timestamp, seconds, more)
     request = canonical_request("GET", address.path, query, {"host": address.host}, UNSIGNED_PAYLOAD)
     signed = signature(credentials.secret_key, timestamp, scope, request)
@@ -1336,26 +1370,6 @@ def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -
 # ================================================================================
 # 6. Kubeconfig — documents -> cluster and identity; proxy rules
 
-class Entry(Reader):
-    """A mapping of a kubeconfig, whose relative paths start in the folder of its file."""
-
-    def __init__(self, document: Any, where: str, file: str = "") -> None:
-        super().__init__(document, where)
-        self.file = file
-
-    def path(self, name: str) -> str:
-        """A path; `..` goes by the letters, as in Go's filepath.Join."""
-        path = self.get(name)
-        return posixpath.normpath(posixpath.join(posixpath.dirname(self.file), path)) if path else ""
-
-    def pem(self, name: str) -> Union[bytes, str]:
-        """The PEM of `name-data`, else the path at `name`, else nothing."""
-        data = decode_base64(self.get(f"{name}-data"))
-        if data is None:
-            raise ConfigError(f"{self.where}: {name}-data is not base64")
-        return data or self.path(name) or data
-
-
 EXEC_GROUP = "client.authentication.k8s.io/"
 
 
@@ -1376,7 +1390,7 @@ class Cluster(NamedTuple):
     certificate: Union[bytes, str] = b""
     key: Union[bytes, str] = b""
     impersonate: Tuple[Tuple[str, str], ...] = ()
-    exec_plugin: Optional[Entry] = None  # a program that prints our credentials
+    exec_plugin: Optional[Reader] = None  # a program that prints our credentials
 
 
 @hidden_in_repr("token", "certificate", "key")
@@ -1388,36 +1402,36 @@ class Identity(NamedTuple):
     expires: Optional[datetime] = None  # None for one that lasts
 
 
-def _entry_named(files: List[Entry], kind: str, name: str) -> Entry:
+def _entry_named(files: List[Reader], kind: str, name: str) -> Reader:
     """The first entry of a name; a user that does not exist is anonymous, as in kubectl."""
     names = []
     for file in files:
         for item in file.get(f"{kind}s", list):
             names.append(_text(item, "name"))
             if names[-1] == name:
-                return Entry(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
+                return Reader(_at(item, kind), f"{file.where}, {kind} {one_line(name)!r}", file.file)
     if kind == "user":
-        return Entry({}, "")
+        return Reader({}, "")
     raise ConfigError(f"kubeconfig {', '.join(file.file for file in files)} has no {kind} {one_line(name)!r}",
                       hints=[f"it has: {', '.join(map(one_line, names)) or 'none'}"])
 
 
-def _impersonation_headers(user: Entry) -> Tuple[Tuple[str, str], ...]:
+def _impersonation_headers(user: Reader) -> Tuple[Tuple[str, str], ...]:
     """Whom a user impersonates -> request headers (client-go transport/round_trippers.go)."""
-    extra = Reader(user.get("as-user-extra", dict), f"{user.where}, as-user-extra")
+    extra = user.get("as-user-extra", {str: [str]})
     headers = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
     headers = [header for header in headers if header[1]]
     headers += [("Impersonate-Group", group) for group in user.get("as-groups", [str])]
     headers += [(f"Impersonate-Extra-{quote(key.lower(), safe='-._~')}", value)
-                for key in sorted(extra.fields) for value in extra.get(key, [str])]
-    if (headers or extra.fields) and not user.get("as"):
+                for key in sorted(extra) for value in extra[key]]
+    if (headers or extra) and not user.get("as"):
         raise ConfigError(f"{user.where} impersonates a uid, groups or extra values without a user (as)")
     if not all(value.isprintable() for _, value in headers):
         raise ConfigError(f"{user.where}: whom it impersonates has characters that cannot be sent, such as a line end")
     return tuple((header, value.encode().decode("latin-1")) for header, value in headers)  # so that UTF-8 goes out
 
 
-def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
+def _identity_fields(user: Reader, login: Tuple[str, str]) -> Dict[str, Any]:
     """A user, and name and password in the server's URL, which beat its own -> fields of Cluster."""
     certificate = user.pem("client-certificate")
     fields: Dict[str, Any] = {"certificate": certificate, "key": certificate and user.pem("client-key")}
@@ -1428,7 +1442,7 @@ def _identity_fields(user: Entry, login: Tuple[str, str]) -> Dict[str, Any]:
     if any(fields[name] for name in ("certificate", "token", "token_file", "username")):
         return fields
     if user.fields.get("exec") is not None:
-        return {"exec_plugin": Entry(user.fields["exec"], f"{user.where}, exec", user.file)}
+        return {"exec_plugin": Reader(user.fields["exec"], f"{user.where}, exec", user.file)}
     if user.fields.get("auth-provider") is not None:
         name = one_line(_text(user.fields, "auth-provider", "name"), 64)
         raise ConfigError(f"{user.where} uses auth-provider {name!r}, which kubectl has dropped or will drop", hints=[
@@ -1449,7 +1463,7 @@ def proxy_url(text: str, what: str) -> str:
 
 def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") -> Optional[Cluster]:
     """Kubeconfigs as (path, document) -> cluster and user of one context; None when none is chosen."""
-    entries = [Entry(document, f"kubeconfig {path}", path) for path, document in files]
+    entries = [Reader(document, f"kubeconfig {path}", path) for path, document in files]
     context = context or next(filter(None, (entry.get("current-context") for entry in entries)), "")
     if not context:
         return None
@@ -1463,13 +1477,13 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     login = unquote(parts.username or ""), unquote(parts.password or "")
     configs = [_at(item, "extension") for item in cluster.get("extensions", list)
                if _text(item, "name") == EXEC_GROUP + "exec"]
-    authority = cluster.pem("certificate-authority")
+    authority, insecure, bare = cluster.pem("certificate-authority"), *(
+        bool(cluster.get(name, bool)) for name in ("insecure-skip-tls-verify", "disable-compression"))
     # Tokens, passwords and certificates are never sent to a server without TLS.
     identity = _identity_fields(user, login) if parts.scheme == "https" else {}
     return Cluster(
-        parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority,
-        cluster.get("insecure-skip-tls-verify", bool) and not authority, cluster.get("tls-server-name"),
-        proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"), cluster.get("disable-compression", bool),
+        parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority, insecure and not authority,
+        cluster.get("tls-server-name"), proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"), bare,
         configs[0] if configs else None, impersonate=_impersonation_headers(user), **identity)
 
 
@@ -1627,17 +1641,15 @@ def progress_text(done: int, size: Optional[int], fresh: int, seconds: float) ->
 
 def _what_is(body: bytes) -> str:
     """What a body that should be something else looks like, for an error."""
-    start = body[:512].lstrip().lower()
-    if not body:
-        return "nothing"
-    if start.startswith((b"<!doctype html", b"<html")):
+    text = body[:512].decode("utf-8", "replace").rstrip("\ufffd")  # the cut may halve a character
+    start = text.lstrip().lower()
+    if start.startswith(("<!doctype html", "<html")):
         return "an HTML page; does the URL lead to a console or a login?"
-    if start.startswith((b"<?xml", b"<error")):
+    if start.startswith(("<?xml", "<error")):
         return "an XML document"
-    text = body[:200].decode("utf-8", "replace").rstrip("\ufffd")  # the cut may halve a character
     if "\ufffd" in text or any(not c.isprintable() and not c.isspace() for c in text):
         return "binary data"
-    return "text: " + one_line(redact(text), 80)
+    return f"text: {one_line(redact(text), 80)}" if body else "nothing"
 
 
 INFLATED_SIZE = 1 << 20  # bytes of content at a time, whatever the ratio
@@ -1846,6 +1858,46 @@ class TarStream:
         for _ in self.chunks:  # may say that they are not whole
             pass
 
+
+def final_phase(owner: Document) -> str:
+    """The phase of a backup or restore that is over; empty while it goes on, as in a phase that nobody knows."""
+    phase = _text(owner, "status", "phase")
+    return phase if phase in ("Completed", "PartiallyFailed", "Failed", "FailedValidation", "Deleting") else ""
+
+
+def is_about(owner: Key, line: bytes) -> bool:
+    """Whether a line of Velero's log has the field `backup` (`restore`) with exactly this NAMESPACE/NAME. In text, as
+    logrus writes it, that stands behind whole fields, so that no quoted message passes for one."""
+    field, name = owner.resource.kind.lower(), f"{owner.namespace}/{owner.name}"
+    with contextlib.suppress(ValueError):
+        if line.startswith(b"{"):  # Velero's finalizers log a mapping in JSON
+            return _at(parse_json(line), field) in (name, {"Namespace": owner.namespace, "Name": owner.name})
+    return re.match(rb'(?:[^ ="]+=(?:"[^"\\]*(?:\\.[^"\\]*)*"|[^ "]*) )*%b=("?)%b\1(?: |\Z)' % (
+        field.encode(), re.escape(name.encode())), line, re.DOTALL) is not None
+
+
+class LogPosition:
+    """How far a pod's log, with timestamps, has been read: the `time` of the last line, to the nanosecond, and the
+    `count` of those with this very time. A log can be asked for only from a whole second on."""
+
+    def __init__(self, since: datetime) -> None:
+        self.time, self.count = (since, b""), 0
+
+    def fresh(self, found: Iterable[bytes]) -> Iterator[bytes]:
+        """The lines behind it, without timestamps; what has none is none of the log. Behind the first of them all are
+        fresh, for a clock may be set back."""
+        before, seen = self.time, self.count
+        for line in found:
+            stamp, _, text = line.partition(b" ")
+            instant = parse_time(stamp[:64].decode("ascii", "replace"))
+            time = (instant, stamp[19:].strip(b".Z"))
+            if instant is None or before and (time < before or time == before and seen):
+                seen -= time == before
+                continue
+            self.count = self.count + 1 if time == self.time else 1
+            self.time, before = time, ()
+            yield text
+
 # ================================================================================
 # 8. Screens — tables, describe, JSON and YAML; strings and documents only
 
@@ -1891,6 +1943,7 @@ DOCUMENT_TEXTS = {"json": json_text, "yaml": yaml_text}
 Localize = Callable[[datetime], datetime]  # an instant -> the same one in the user's time zone
 NONE, NONE_INCLUDED = "<none>", "<none included>"
 MAX_WIDTH = 300  # characters; a longer cell, which Velero never writes, does not widen its column
+TABLE = {"gap": 3, "least": 6}  # the columns of `get` in kubectl and velero
 
 
 def go_time(text: str, localize: Localize, absent: str) -> str:
@@ -1919,47 +1972,30 @@ def duration(text: str) -> str:
         return f"<invalid duration {one_line(text, 64)!r}>"
 
 
-def table(rows: List[Tuple[str, ...]]) -> str:
-    """Rows of cells in the columns of kubectl and velero: at least 6 wide, 3 apart, the last one unpadded."""
-    widths = [max(6, 3 + min(MAX_WIDTH, max(map(len, column)))) for column in list(zip(*rows))[:-1]] + [0]
-    return "".join("".join(map(str.ljust, row, widths)) + "\n" for row in rows)
-
-
-def aligned(lines: Iterable[str]) -> str:
-    """Lines with tabs -> columns two blanks apart, as Go's text/tabwriter makes them. Neighbouring lines with a cell at
-    one position make a block as wide as the longest; behind the last tab is no cell."""
+def aligned(lines: Iterable[str], gap: int = 2, least: int = 0) -> str:
+    """Lines with tabs -> columns so far apart, as Go's text/tabwriter makes them. Neighbouring lines with a cell at
+    one position make a block as wide as the longest, or `least`; behind the last tab is no cell."""
     rows = [line.split("\t") for line in lines]
     for column in range(max(map(len, rows), default=1) - 1):
         for wide, block in itertools.groupby(rows, key=lambda row: len(row) > column + 1):
             cells = list(block) if wide else []
-            width = min(MAX_WIDTH, max((len(row[column]) for row in cells), default=0)) + 2
+            width = max(least, min(MAX_WIDTH, max((len(row[column]) for row in cells), default=0)) + gap)
             for row in cells:
                 row[column] = row[column].ljust(width)
     return "".join("".join(row) + "\n" for row in rows)
 
 
-class Fields:
-    """Typed access to an untrusted document by dotted paths, with Go's zero value for what is absent. A value of
-    another type counts as absent and is noted in `wrong`; without that, as for artifacts, it is an Error."""
+class Fields(Reader):
+    """Typed access to an untrusted document by dotted paths. A value of another type counts as absent and is noted in
+    `wrong`; without that, as for artifacts, it is an Error."""
     def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.value, self.place, self.wrong = value, place, wrong
 
-    def typed(self, value: Any, kind: Any, place: str) -> Any:
-        """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
-        wanted = kind if isinstance(kind, type) else type(kind)
-        if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
-            if value is not None:
-                text = f"{place or 'the document'} must be {TYPE_NAMES[wanted]}"
-                if self.wrong is None:
-                    raise StoreError(f"this is not what Velero writes: {one_line(text)}")
-                self.wrong[text] = None
-            return None if wanted is bool else wanted()
-        if isinstance(kind, list):
-            return [self.typed(item, kind[0], f"{place}[{number}]") for number, item in enumerate(value)]
-        if isinstance(kind, dict):
-            return {str(name): self.typed(item, kind[str], f"{place}.{str(name)[:64]}".lstrip("."))
-                    for name, item in value.items()}
-        return value
+    def refuse(self, place: str, wanted: type, value: Any) -> None:
+        text = f"{place or 'the document'} must be {TYPE_NAMES[wanted]}"
+        if self.wrong is None:
+            raise StoreError(f"this is not what Velero writes: {one_line(text)}")
+        self.wrong[text] = None
 
     def part(self, path: str) -> "Fields":
         value, place = self.value, self.place
@@ -1996,8 +2032,7 @@ FORMATS: Dict[str, Callable[[Fields, str], Any]] = {
     "map": lambda at, _: at("", {str: str}),
     "pairs": lambda at, _: [f"{key}: {value}" for key, value in sorted(at("", {str: str}).items())],
     "list": lambda at, _: at("", [str]),
-    "names": lambda at, absent: ", ".join(at("", [str])) or absent or NONE,
-    "every": lambda at, all_: all_ if at("", [str]) in ([], ["*"]) else ", ".join(at("", [str])),
+    "names": lambda at, all_: all_ if all_ and at("", [str]) in ([], ["*"]) else ", ".join(at("", [str])) or NONE,
     "words": lambda at, _: " ".join(at("", [str])),
     "switch": lambda at, words: dict(zip((True, False, None), (words or "true false auto").split())).get(at("", bool)),
     "duration": lambda at, _: duration(at()),
@@ -2054,7 +2089,7 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
                    label_columns: Sequence[str] = (), show_labels: bool = False) -> str:
     """What `velero backup get` or `restore get` prints; nothing for none."""
     titles = (name.rpartition("/")[2].upper() for name in label_columns)
-    rows = [(*COLUMNS[resource], *titles, *["LABELS"] * show_labels)]
+    rows = ["\t".join((*COLUMNS[resource], *titles, *["LABELS"] * show_labels))]
     records = [Fields(document, "", {}) for document in documents]
     if resource is BACKUPS:
         records.sort(key=lambda record: backup_sort_key(record("metadata.name")))
@@ -2067,8 +2102,8 @@ def resource_table(resource: Resource, documents: Iterable[Document], now: datet
         labels = record("metadata.labels", {str: str})
         every = ",".join(f"{key}={labels[key]}" for key in sorted(labels)) or NONE
         shown = (*cells.values(), *map(labels.get, label_columns), *[every] * show_labels)
-        rows.append(tuple("" if cell is None else printable(str(cell)) for cell in shown))
-    return table(rows) if records else ""
+        rows.append("\t".join("" if cell is None else printable(str(cell)) for cell in shown))
+    return aligned(rows, **TABLE) if records else ""
 
 
 def list_document(resource: Resource, documents: List[Document], version: str = "") -> Document:
@@ -2080,7 +2115,8 @@ def list_document(resource: Resource, documents: List[Document], version: str = 
 
 def plugin_table(plugins: List[Tuple[str, str]]) -> str:
     """What `velero plugin get` prints of (kind, name) pairs; nothing for none."""
-    return table([("NAME", "KIND")] + [(one_line(name), one_line(kind)) for kind, name in plugins]) if plugins else ""
+    rows = [f"{one_line(name)}\t{one_line(kind)}" for kind, name in plugins]
+    return aligned(["NAME\tKIND", *rows], **TABLE) if plugins else ""
 
 
 def is_missing(value: Any) -> bool:
@@ -2130,7 +2166,7 @@ RESULTS = ("@result warnings ! Warnings:  {getting warnings} > warnings/errorGet
            "@result errors !! Errors:  {getting errors} > errors/errorGettingErrors")
 TIMES = ("", "Started:  {status.startTimestamp:time <n/a>} > status/started",
          "Completed:  {status.completionTimestamp:time <n/a>} > status/completed")
-NAMESPACES = ("Namespaces:", "  Included:  {includedNamespaces:every *} > namespaces/included",
+NAMESPACES = ("Namespaces:", "  Included:  {includedNamespaces:names *} > namespaces/included",
               "  Excluded:  {excludedNamespaces:names} > namespaces/excluded", "")
 RESOURCES = ("Resources:", "  Included:  {includedResources:names *} > resources/included",
              "  Excluded:  {excludedResources:names} > resources/excluded")
@@ -2171,14 +2207,14 @@ DATA_MOVEMENT = (
 RESTORED_DATA = (DATA_MOVEMENT[0], "Data Mover: {.dataMover} >", DATA_MOVEMENT[2])
 DELETION = ("{metadata.creationTimestamp:time <n/a>} > creationTimestamp", "{status.phase} > phase",
             "[status.errors]", "  Errors:", "    {status.errors:list} > errors")
-VALIDATION = ("[status.validationErrors]", "", "Validation errors:  {status.validationErrors:list} > validationErrors")
+VALIDATION = (
+    "[status.validationErrors]", "", "Validation errors:  {status.validationErrors:list} > validationErrors", "[]")
 HEAD = ("Name:  {metadata.name} >", "Namespace:  {metadata.namespace} >", "Labels:  {metadata.labels:map} >",
         "Annotations:  {metadata.annotations:map} >", "", "@phase")
-BACKUP_HEAD = (
+BACKUP = (
     *HEAD, "[spec.resourcePolicy]", "", "Resource policies:", "  Type:  {.kind} > resourcePolicies/type",
     "  Name:  {.name} > resourcePolicies/name", "[spec.uploaderConfig.parallelFilesUpload]", "", "Uploader config:",
-    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", *VALIDATION)
-BACKUP = (
+    "  Parallel files upload:  {spec.uploaderConfig.parallelFilesUpload:number}", "[]", *VALIDATION,
     "", *RESULTS, "", "@filters", "", "Label selector:  {spec.labelSelector:selector} >",
     "", "Or label selector:  {spec.orLabelSelectors:selectors}", "", "Storage Location:  {spec.storageLocation} >",
     "", "Velero-Native Snapshot PVs:  {spec.snapshotVolumes:switch} > spec/veleroNativeSnapshotPVs",
@@ -2203,9 +2239,9 @@ BACKUP = (
     "[status.hookStatus]", "", "HooksAttempted:  {.hooksAttempted:number} > status/hooksAttempted",
     "HooksFailed:  {.hooksFailed:number} > status/hooksFailed", "[]",
     "@deletions !! Deletion Attempts: {getting deletion attempts} > deletionAttempts/error")
-RESTORE_HEAD = (*HEAD, "[status.progress]", "@progress", "[]", *TIMES, *VALIDATION)
 RESTORE = (
-    *RESULTS, "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
+    *HEAD, "[status.progress]", "@progress", "[]", *TIMES, *VALIDATION, *RESULTS,
+    "", "Backup:  {spec.backupName} > spec/backup", "", "@filters",
     "", "Namespace mappings:  {spec.namespaceMapping:map} > spec/namespaceMappings",
     "", "Label selector:  {spec.labelSelector:selector} >",
     "", "Or label selector:  {spec.orLabelSelectors:selectors} > spec/orLabelSelector",
@@ -2255,18 +2291,14 @@ class Description:
         self.troubles: List[Error] = []
         self.json: Document = {}
         self.rows: List[str] = []
-        head, body = (BACKUP_HEAD, BACKUP) if self.is_backup else (RESTORE_HEAD, RESTORE)
-        self._fill(body, self.document, into=self.json)
-        rows, self.rows = self.rows, []  # the head is drawn last, because it lists what is wrong in the body
-        self._fill(head, self.document, into=self.json)
+        self._fill(BACKUP if self.is_backup else RESTORE, self.document, into=self.json)
         if self.wrong:  # velero shows nothing at all then
-            first, *more = self.wrong
-            text = f"{self.kind} {one_line(self.name, 254)}: {one_line(first, 200)}"
-            self.troubles.insert(0, Error(f"{text} (and {len(more)} more)" if more else text))
+            text, more = one_line(next(iter(self.wrong)), 200), len(self.wrong) - 1
+            self.troubles.insert(0, Error(f"{self.kind} {one_line(self.name, 254)}: {text}" + (
+                f" (and {more} more)" if more else "")))
             self.rows.append("")
-            told = [first, *more[:9], *[f"and {len(more) - 9} more"] * (len(more) > 9)]
-            self._add("Unreadable:\t", told, "unreadable")
-        self.text = aligned(self.rows + rows)
+            self._add("Unreadable:\t", [*self.wrong][:10], "unreadable")
+        self.text = aligned(self.rows)
 
     def _put(self, place: str, value: Any, into: Optional[Document] = None) -> Any:
         """Set a value at a place in the JSON, or in a part of it, and return it."""
@@ -2291,9 +2323,6 @@ class Description:
         if place:
             self._put(place, value)
 
-    def _has(self, fields: Fields, path: str) -> bool:
-        return self.details if path == "--details" else fields.part(path).value not in (None, 0, [])
-
     def _fill(self, template: Template, fields: Fields, tabs: str = "", part: str = "", into: Any = None) -> Document:
         """Draw a template -> the values at its places in the JSON; `{.x}` is a field of `part`."""
         tree, base, shown = {} if into is None else into, part, True
@@ -2305,7 +2334,9 @@ class Description:
                 part, shown = base, True
             elif row.startswith("["):
                 part = row[1:-1].lstrip("!")
-                shown = row.startswith("[!") != any(self._has(fields, path) for path in part.split("|"))
+                shown = row.startswith("[!") != any(
+                    self.details if path == "--details" else fields.part(path).value not in (None, 0, [])
+                    for path in part.split("|"))
             elif shown and row.startswith("@"):
                 self._section(label, slot, place[1:])
             elif shown:
@@ -2457,11 +2488,9 @@ class Description:
                                   if row("backupMethod") == method]
         if older and self.status("volumeSnapshotsAttempted" if native else "csiVolumeSnapshotsAttempted", int) > 0:
             infos = [*map(Fields, self._older_native_snapshots() if native else self._older_csi_snapshots())]
-        if native:
-            self._volumes("\tVelero-Native Snapshots", "status/backupVolumes/nativeSnapshots", infos)
-        else:
-            self._volumes("\tCSI Snapshots", "status/backupVolumes/csiSnapshots", infos,
-                          "<none included or not detectable>" if older else NONE_INCLUDED)
+        title, place = ("Velero-Native", "native") if native else ("CSI", "csi")
+        self._volumes(f"\t{title} Snapshots", f"status/backupVolumes/{place}Snapshots", infos,
+                      "<none included or not detectable>" if older and not native else NONE_INCLUDED)
 
     def _csi_restores(self) -> None:
         """The volumes that came from CSI snapshots, moved ones last."""
@@ -2596,7 +2625,7 @@ def _first_cells(resource: str, namespace: str, first: int, second: int) -> Tupl
 
 
 def item_rows(items: Iterable[Item], output: str) -> Iterator[str]:
-    """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `table`, which widen with the
+    """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `get`, which widen with the
     rows as those of `kubectl get --watch`."""
     before, first, second = "[\n" if output == "json" else "NAMESPACE   RESOURCE   NAME\n", 9, 8
     for item in items:
@@ -2662,10 +2691,6 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
             apiVersion=text, kind=text, metadata={"type": "object"}, spec=spec, status=status)}}
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
-        if kind == "BackupStorageLocation":
-            version["additionalPrinterColumns"] = [dict(zip(("name", "type", "jsonPath"), column)) for column in (
-                ("Phase", "string", ".status.phase"), ("Last Validated", "date", ".status.lastValidationTime"),
-                ("Age", "date", ".metadata.creationTimestamp"), ("Default", "boolean", ".spec.default"))]
         names = {"kind": kind, "listKind": f"{kind}List", "singular": singular, "plural": f"{singular}s", **more}
         manifests.append({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -2674,7 +2699,7 @@ def crd_manifests(status_subresource: bool) -> List[Document]:
     return manifests
 
 
-NAME, LABELS = "velero-requests", {"app.kubernetes.io/name": "velero-requests"}  # of all that follows
+LABELS = {"app.kubernetes.io/name": NAME}
 PYTHON_IMAGE = "python:3.13-slim"
 PORTS = {"health": 8081, "artifacts": 8082}  # the first of /healthz, /readyz and /metrics
 CONFIG_MAP_LIMIT = 1 << 20  # bytes of all values without base64; Kubernetes' own
@@ -2702,14 +2727,17 @@ CONTROLLER_RULES = [  # all that it may do
 
 
 def _deployment(namespace: str, program: str, checksum: str, *, image: str, replicas: int, words: Sequence[str],
-                secret: Optional[str], endpoint: Optional[str]) -> Document:
+                secret: Optional[str], endpoint: Optional[str], tls: Optional[str] = None) -> Document:
     path, user, chosen = f"/program/{program}", 65532, {"matchLabels": LABELS}
     variables = {"AWS_SHARED_CREDENTIALS_FILE": secret and "/credentials/cloud", "AWS_ENDPOINT_URL_S3": endpoint}
+    secrets = {name: given for name, given in (("credentials", secret), ("tls", tls)) if given}  # and where they are
+    served = [f"--namespace={namespace}", *(f"--{name}-address=:{port}" for name, port in PORTS.items()),
+              *["--artifacts-tls-cert=/tls/tls.crt", "--artifacts-tls-key=/tls/tls.key"] * bool(tls)]
     healthy, ready = ({"httpGet": {"path": what, "port": "health"}, "timeoutSeconds": 5} for what in (
         "/healthz", "/readyz"))
     container = {
         "name": "controller", "image": image, "command": ["python3", "-B", path, "controller"],
-        "args": [f"--namespace={namespace}", *(f"--{name}-address=:{port}" for name, port in PORTS.items()), *words],
+        "args": [*served, *words],
         "env": [{"name": name, "value": value} for name, value in variables.items() if value],
         "ports": [{"name": name, "containerPort": port} for name, port in PORTS.items()],
         "startupProbe": {**healthy, "periodSeconds": 1, "failureThreshold": 60},
@@ -2720,7 +2748,7 @@ def _deployment(namespace: str, program: str, checksum: str, *, image: str, repl
                             "capabilities": {"drop": ["ALL"]}},
         # By subPath: a program that changes under a running pod would break what that imports later.
         "volumeMounts": [{"name": "program", "mountPath": path, "subPath": program},
-                         *[{"name": "keys", "mountPath": "/credentials", "readOnly": True}] * bool(secret)]}
+                         *({"name": name, "mountPath": f"/{name}", "readOnly": True} for name in secrets)]}
     pod = {
         "serviceAccountName": NAME, "automountServiceAccountToken": True, "terminationGracePeriodSeconds": 10,
         "securityContext": {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user,
@@ -2729,7 +2757,7 @@ def _deployment(namespace: str, program: str, checksum: str, *, image: str, repl
                                        "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": chosen}],
         "containers": [container], "volumes": [
             {"name": "program", "configMap": {"name": NAME}},
-            *[{"name": "keys", "secret": {"secretName": secret}}] * bool(secret)]}
+            *({"name": name, "secret": {"secretName": given}} for name, given in secrets.items())]}
     return _object("apps/v1", "Deployment", namespace, spec={
         None: "all replicas work, without a leader", "replicas": replicas, "selector": chosen,
         "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}, "template": {"spec": pod, "metadata": {
@@ -2759,16 +2787,15 @@ def controller_manifests(namespace: str, program: str, content: bytes, annotatio
                 spec={"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}),
         _object("v1", "Service", namespace, spec={"selector": LABELS, "ports": [
             {"name": name, "port": PORTS[port], "targetPort": port} for name, port in (
-                ("health", "health"), ("http", "artifacts"))]}),
+                ("health", "health"), ("https" if how.get("tls") else "http", "artifacts"))]}),
         *[_object("networking.k8s.io/v1", "NetworkPolicy", namespace, spec={
             "podSelector": {"matchLabels": LABELS}, "policyTypes": ["Ingress"],
             "ingress": [{"from": [{"ipBlock": {"cidr": peer}} for peer in peers]}]})] * bool(peers)]
 
 
 def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document, requests: str = "",
-                 verbs: str = "get", why: str = "", **names: List[str]) -> Document:
+                 verbs: str = "get", **names: List[str]) -> Document:
     """The Role for one use. kinds: of artifacts; requests: asked for besides DownloadRequests; verbs: on backups."""
-    why = why or "get is for the policy of `manifests policy`; without it, create opens everything"
     return _object(f"{RBAC}/v1", "Role", namespace, f"{NAME}-{use}", rules=[
         _rule("create asks, get reads the answer under its random name, delete tidies up; list and watch would show "
               "the URLs of others", f"downloadrequests {requests}", "create get delete"),
@@ -2778,16 +2805,19 @@ def _client_role(namespace: str, use: str, kinds: Iterable[str], *more: Document
               "backupstoragelocations", "get"),
         _rule("get tells when Velero itself is", "deployments", "get", "apps", resourceNames=["velero"]),
         _rule("get brings what was asked for through the cluster, where the store is not reached", "services/proxy",
-              "get", "", resourceNames=[ARTIFACTS_SERVICE]), *more,
-        _rule(why, " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
+              "get", "", resourceNames=list(ARTIFACTS_SERVICES)), *more,
+        _rule("get is for the policy of `manifests policy`, of backups that are named or of all; without that policy, "
+              "create opens everything", " ".join(TARGETS[kind].right for kind in kinds), "get", **names)])
 
 
 def client_manifests(namespace: str) -> List[Document]:
     """Roles for people: for logs, for every download, for `describe`."""
     logs = [kind for kind in TARGETS if kind.endswith("Log")]
+    pods = [_rule("list finds Velero's pods for `logs --follow`", "pods", "list", ""),
+            _rule("get reads there what Velero logs, also of other backups", "pods/log", "get", "")]
     volumes = _rule("list shows volumes, and attempts to delete a backup",
                     "podvolumebackups podvolumerestores deletebackuprequests", "list")
-    return [_client_role(namespace, "logs", logs),
+    return [_client_role(namespace, "logs", logs, *pods),
             _client_role(namespace, "downloads", TARGETS, requests="serverstatusrequests", verbs="get list"),
             _client_role(namespace, "describe", [kind for kind in TARGETS if kind not in (*logs, BACKUP_CONTENTS)],
                          volumes, verbs="get list")]
@@ -2821,7 +2851,7 @@ def policy_manifests(namespace: str) -> List[Document]:
         _object(group, "ValidatingAdmissionPolicyBinding", spec={"policyName": NAME, "validationActions": ["Deny"]}),
         client_manifests(namespace)[0],
         _client_role(namespace, "one-backup", [kind for kind in TARGETS if TARGETS[kind].owner == BACKUPS],
-                     why="get as above, of one backup: put its name here", resourceNames=["nightly"])]
+                     resourceNames=["nightly"])]
 
 # ================================================================================
 # The waterline. Above: arithmetic on values. Below: files, sockets, threads and clocks.
@@ -2893,18 +2923,18 @@ def tls_context(trust: Trust, hosts: Iterable[Optional[str]] = ()) -> Any:
     return context
 
 
-def load_client_certificate(context: Any, certificate: bytes, key: bytes) -> None:
-    """Show a certificate to servers. OpenSSL reads a file: in memory, else one that only we may read."""
+def load_certificate(context: Any, certificate: bytes, key: bytes, what: str) -> None:
+    """Show a certificate to the other side. OpenSSL reads a file: in memory, else one that only we may read."""
+    import ssl
     import tempfile
-    in_memory, what = hasattr(os, "memfd_create"), "the client certificate and key of the kubeconfig or its exec plugin"
+    in_memory = hasattr(os, "memfd_create")
     try:
         with os.fdopen(os.memfd_create("key"), "wb") if in_memory else tempfile.NamedTemporaryFile() as file:
             file.write(certificate + b"\n" + key)
-            file.flush()
-            try:  # an encrypted key fails instead of prompting on the terminal
-                context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
-            except OSError:
-                raise ConfigError(f"{what} are not a matching pair of PEM, or the key is encrypted") from None
+            file.flush()  # an encrypted key fails instead of prompting on the terminal
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password="")
+    except ssl.SSLError:
+        raise ConfigError(f"{what} are not a matching pair of PEM, or the key is encrypted") from None
     except OSError as error:
         raise ConfigError(f"{what} cannot be put into a temporary file: {error.strerror}") from error
 
@@ -2938,6 +2968,16 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
     finally:
         _thread.deadline = before
+
+
+@contextlib.contextmanager
+def pause_time_limit() -> Iterator[None]:
+    """Do not count this context against the deadline: a person may have to log in."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        _thread.deadline += time.monotonic() - started
 
 
 @functools.lru_cache(maxsize=None)
@@ -3124,7 +3164,8 @@ class ConnectionPool:
             context = tls_context(trust, (server_name or parts.hostname, via.hostname))
             context.sslsocket_class = _timed_classes()["tls"]
             if certificate[0]:
-                load_client_certificate(context, *certificate)
+                load_certificate(context, *certificate, "the client certificate and key of the kubeconfig or its exec "
+                                 "plugin")
         options: Dict[str, Any] = {"maxsize": size}
         if parts.scheme == "https":
             options.update(ssl_context=context, cert_reqs=context.verify_mode, server_hostname=server_name or None)
@@ -3238,7 +3279,7 @@ def read_pem(source: Union[bytes, str], purpose: str) -> bytes:
     return source if isinstance(source, bytes) else read_file(source, purpose, SMALL_FILE_LIMIT) if source else b""
 
 
-def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
+def _exec_info(cluster: Cluster, plugin: Reader, interactive: bool) -> str:
     """KUBERNETES_EXEC_INFO: what an exec plugin is told (client-go pkg/apis/clientauthentication)."""
     spec: Document = {"interactive": interactive}
     if plugin.get("provideClusterInfo", bool):
@@ -3250,7 +3291,7 @@ def _exec_info(cluster: Cluster, plugin: Entry, interactive: bool) -> str:
     return json.dumps({"kind": "ExecCredential", "apiVersion": plugin.get("apiVersion"), "spec": spec})
 
 
-def run_exec_plugin(cluster: Cluster, plugin: Entry) -> Identity:
+def run_exec_plugin(cluster: Cluster, plugin: Reader) -> Identity:
     """Run a kubeconfig's `exec` -> who we are (client-go plugin/pkg/client/auth/exec, validation.go). A failure is a
     ConfigError that shows nothing of its output, never an anonymous call. Its stderr is ours, and its stdin when it may
     ask on a terminal. A bare name is searched on PATH, not in the current folder (Go's os/exec)."""
@@ -3506,9 +3547,9 @@ class Api(NamedTuple):
     def _attempt(self, method: str, target: str, body: Optional[bytes], more: Dict[str, str], idle: float
                  ) -> Tuple[Response, Identity]:
         import urllib3
-        cluster, started = self.session.cluster, time.monotonic()
-        identity, pool = self.session.renew()
-        _thread.deadline += time.monotonic() - started  # a person may have had to log in
+        cluster = self.session.cluster
+        with pause_time_limit():
+            identity, pool = self.session.renew()
         headers = urllib3.response.HTTPHeaderDict({  # for Impersonate-Group may come several times
             "Accept": "application/json", "Content-Type": "application/json", "User-Agent": USER_AGENT, **more})
         if identity.token:
@@ -3605,9 +3646,9 @@ class Api(NamedTuple):
     def create(self, resource: Resource, document: Document) -> Document:
         return self.call("POST", api_path(resource, document["metadata"]["namespace"]), body=document)
 
-    def merge_patch(self, key: Key, body: Document, subresource: str = "") -> Document:
-        """RFC 7386 patch -> the object as stored; a stale resourceVersion is a 409."""
-        return self.call("PATCH", object_path(key, subresource), body=body,
+    def merge_patch(self, key: Key, body: Document, subresource: str = "", manager: str = "") -> Document:
+        """RFC 7386 patch -> the object as stored; a stale resourceVersion is a 409. manager: who managedFields name."""
+        return self.call("PATCH", object_path(key, subresource), body=body, query={"fieldManager": manager},
                          headers={"Content-Type": "application/merge-patch+json"})
 
     def delete(self, key: Key, options: Optional[Document] = None) -> bool:
@@ -4073,6 +4114,7 @@ def read_body(response: Response, idle: float = IDLE_LIMIT, info: ObjectInfo = O
 
 # An object opened at some byte: its info, its bytes, and what ends these from another thread.
 OpenObject = Tuple[ObjectInfo, Iterator[bytes], Callable[[], None]]
+Located = Tuple[str, Trust, str]  # a URL, whom to trust there, and the name of the request that it answers, if any
 
 
 def object_in(response: Response, idle: float) -> OpenObject:
@@ -4087,10 +4129,10 @@ def range_headers(start: int, etag: str) -> Dict[str, str]:
 
 
 class UrlSource:
-    """The object at a URL. `locate(skew of the store's clock)` -> URL, also when one has expired, and whom to trust."""
+    """The object at a URL, which `locate(skew of the store's clock)` gives, again when one has expired."""
     connect_timeout = CONNECT_TIMEOUT
 
-    def __init__(self, locate: Callable[[timedelta], Tuple[str, Trust]], *, idle: float = IDLE_LIMIT) -> None:
+    def __init__(self, locate: Callable[[timedelta], Located], idle: float = IDLE_LIMIT) -> None:
         self.locate, self.idle = locate, idle
         self.renew(timedelta(0))
 
@@ -4103,7 +4145,8 @@ class UrlSource:
 
     def renew(self, skew: timedelta) -> None:
         """Get another URL, by the store's clock if that is far from ours."""
-        self.url, self.trust = self.locate(skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
+        self.url, self.trust, self.request = self.locate(
+            skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
 
 
 def unreadable(path: str, error: OSError) -> StoreError:
@@ -4592,6 +4635,7 @@ class Queue:
         return min([60.0] + [instant - now for instant, _ in self._heap[:1]])
 
 
+TRANSFERS = 16  # artifacts that a controller hands on at a time; others can still be refused
 Page = Tuple[int, Dict[str, str], Iterable[bytes]]  # status, headers and the pieces of the body
 
 
@@ -4602,14 +4646,39 @@ def text_page(status: int, text: str, **headers: str) -> Page:
                     **headers}, [body]
 
 
+class ServerTls:
+    """A server's certificate and its key, in files that may be replaced: connections begin with what is there then."""
+
+    def __init__(self, *paths: str) -> None:
+        self.paths, self.pem = paths, []  # type: Tuple[str, ...], List[bytes]
+        self._load()
+
+    def _load(self) -> None:
+        import ssl
+        pem = [read_file(path, what) for path, what in zip(self.paths, ("the certificate", "the certificate's key"))]
+        if pem != self.pem:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version, context.sslsocket_class = ssl.TLSVersion.TLSv1_2, _timed_classes()["tls"]
+            load_certificate(context, *pem, " and ".join(self.paths))
+            self.pem, self.wrap = pem, context.wrap_socket
+
+    def begin(self, sock: socket.socket) -> socket.socket:
+        """Wrap a new connection, which shakes hands when it is first read."""
+        try:
+            self._load()
+        except ConfigError as error:
+            log.warning("%s; what was read before stays in use", error)
+        return self.wrap(sock, server_side=True, do_handshake_on_connect=False)
+
+
 class HttpServer:
     """Pages for few readers, of whom each may be hostile: one GET or HEAD a connection. answer: method, target and
     headers (names in lower case) -> a Page. A request must come, and each piece of its page be taken, within `seconds`;
     of more than `most` connections the one that did not move for longest gives way."""
-    most, seconds, head_limit = 16, 5.0, 8192
+    most, seconds, head_limit = 2 * TRANSFERS, IDLE_LIMIT, 8192
 
-    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page]) -> None:
-        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets."""
+    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page], tls: Any = None) -> None:
+        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets. tls: a ServerTls."""
         host, _, port = address.rpartition(":")
         both = not host and socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both or host[:1] == "[" else socket.AF_INET
@@ -4619,7 +4688,7 @@ class HttpServer:
             why = str(getattr(error, "strerror", "") or error).partition(" (while")[0]
             raise Error(f"cannot listen on {address}: {why}") from error
         self.answer, self.connections = answer, OrderedDict()  # type: Any, OrderedDict[socket.socket, None]
-        self.closing = False
+        self.tls, self.closing = tls, False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -4632,10 +4701,12 @@ class HttpServer:
         while not self.closing:
             try:
                 sock = _timed_classes()["plain"](fileno=self.listener.accept()[0].detach())
+                sock = self.tls.begin(sock) if self.tls else sock
                 self.connections[sock] = None
                 threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
                 if len(self.connections) > self.most:
-                    self.connections.popitem(last=False)[0].shutdown(socket.SHUT_RDWR)
+                    # TLS's own `shutdown` would let its thread go on in plain text.
+                    socket.socket.shutdown(self.connections.popitem(last=False)[0], socket.SHUT_RDWR)
             except (OSError, RuntimeError):  # no descriptor or thread is left, or the one to give way has left
                 time.sleep(0.1)
         self.listener.close()
@@ -4674,17 +4745,12 @@ class HttpServer:
         self.connections.pop(sock, None)
 
 
-TRANSFERS = 16  # artifacts that a controller hands on at a time
 TRANSFER_SIZE = 60 << 10  # bytes of each in memory; of more, `give_large_blocks_back` would make pages at every read
 # What is handed on of a caller's headers, and of a store's. The type is not: nobody shall see a page in an artifact.
 ASKED = {"Range": r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})", "If-Match": r'\*|"[!#-~]{0,1024}"'}
 HANDED_ON = re.compile("etag|content-range|content-length|accept-ranges|last-modified|x-amz-checksum-[a-z0-9]+"
                        "|x-amz-server-side-encryption(-customer-algorithm)?", re.IGNORECASE)
 
-
-class ArtifactServer(HttpServer):
-    """The address at which a controller hands on artifacts; beyond its transfers, others can still be refused."""
-    most, seconds = 2 * TRANSFERS, IDLE_LIMIT
 
 
 WORKERS = 4
@@ -4710,7 +4776,8 @@ class Controller:
         self.queue = Queue(lambda: now().timestamp())
         self.stop = threading.Event()
         self.records: Dict[Key, Request] = {}  # newest copies, without their URLs
-        self.recording = threading.Lock()
+        self.name = f"{REPLICA}{random.getrandbits(40):010x}"
+        self.others: Dict[str, float] = {}  # replicas that answer, and when the last answer of each was seen
         self.versions: Dict[Resource, str] = {}  # where each watch goes on; absent: list anew
         self.with_subresource: Set[Resource] = set()  # kinds whose status is written to /status
         self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
@@ -4849,12 +4916,25 @@ class Controller:
         record = request_from(resource, document)._replace(url="")
         if record.key.namespace != self.namespace:
             return record.key, False  # not ours, whoever sent it
-        with self.recording:
+        with self.lock:
             old = self.records.get(record.key)
             if late and old and is_older(record, old):
                 return record.key, False
             self.records[record.key] = record
         return record.key, is_news(old, record)
+
+    def meet(self, replicas: Set[str]) -> None:
+        for name in replicas - {self.name}:
+            if name in self.others or len(self.others) < REPLICA_LIMIT:
+                self.others[name] = self.now().timestamp()
+
+    def schedule(self, key: Key) -> None:
+        """Look at a request that has changed: now, or when another replica should have answered it."""
+        request, now = self.records.get(key), self.now()
+        if request and turn_of(self.name, request, dict(self.others), now):
+            self.queue.add_at(key, now.timestamp() + REPLICA_PAUSE)
+        else:
+            self.queue.add(key)
 
     def write_status(self, key: Key, body: Document) -> None:
         """Patch the status, and perhaps annotations, where the live CRD takes them: those of Velero 1.6 to 1.8 have a
@@ -4863,7 +4943,7 @@ class Controller:
         to_object = "annotations" in body["metadata"] or key.resource not in self.with_subresource
         for subresource in ("", "status") if to_object else ("status",):
             try:
-                stored = self.api.merge_patch(key, body, subresource)
+                stored = self.api.merge_patch(key, body, subresource, self.name)
             except Missing:
                 if subresource:  # the object is gone, or the CRD was replaced
                     self.with_subresource.discard(key.resource)
@@ -4921,6 +5001,10 @@ class Controller:
         reconcile = self.reconcile_download_request if is_download else self.reconcile_server_status_request
         try:
             try:
+                turn = turn_of(self.name, request, dict(self.others), self.now()) if request else 0
+                if turn > self.now().timestamp():
+                    again = datetime.fromtimestamp(turn, timezone.utc)
+                    return Outcome("leave", "another replica is at work", again=again)
                 return reconcile(request) if request else GONE
             except ApiError as error:
                 if error.status not in (404, 409):
@@ -4950,6 +5034,9 @@ class Controller:
             observed.append((("velero_requests_refused_total", outcome.reason), 1.0))
         elif request and _at(outcome.body, "status", "phase") == PROCESSED:
             now, target = self.now(), request.target_kind if request.target_kind in TARGETS else ""
+            helped = replica_for(request.uid, (self.name, *dict(self.others)))
+            if self.others.get(helped, math.inf) + REPLICA_PATIENCE < now.timestamp():
+                self.others.pop(helped, None)
             observed += [(("velero_requests_answered_total", kind, target), 1.0), (
                 ("velero_requests_answer_seconds", kind), max(0.0, (now - (request.created or now)).total_seconds()))]
         self.count(*observed)
@@ -5011,8 +5098,9 @@ class Controller:
                 self.progress[resource] = heard = time.monotonic()
                 if kind in ("ADDED", "MODIFIED"):
                     key, news = self.remember(resource, document)
+                    self.meet(replicas_in(document))
                     if news:
-                        self.queue.add(key)
+                        self.schedule(key)
                 elif kind == "DELETED":
                     key = request_from(resource, document).key
                     self.records.pop(key, None)
@@ -5282,7 +5370,8 @@ def answered_url(api: Api, stored: Document, timeout: float) -> str:
         if not now.url and now.reason:
             why = one_line(redact(now.message or now.reason))
             cures = [cure for reason, cure in REFUSALS.values() if reason == now.reason]
-            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64), hints=cures[:1])
+            raise RequestFailed(f"{what}: {why}", reason=one_line(now.reason, 64), hints=cures[:1],
+                                status=404 if now.reason.endswith("NotFound") else 0)
         return now.url  # whatever the phase: the velero CLI's own test
 
     url = wait_for(api, request.key, stored, f"the URL of {what}", answer, timeout, URL_POLL)
@@ -5330,34 +5419,41 @@ def proxy_refusal(status: int, body: bytes, headers: Mapping[str, str]) -> Error
 
 
 class Way:
-    """How the artifacts of a command come: via the store or the cluster, or auto until one of them has worked; none:
-    why there is no way through the cluster."""
+    """How the artifacts of a command come: via the store or the cluster, or auto until one of them has worked; by which
+    services, until one has; none: why there is no way through the cluster."""
 
     def __init__(self, via: str) -> None:
-        self.via, self.none = via, ""
+        self.via, self.services, self.none = via, ARTIFACTS_SERVICES, ""
 
 
 class AnsweredSource(UrlSource):
     """An artifact by the answer to a request: from the store, or through the cluster, where a controller signs for
-    itself. `locate` gives the request's name, too."""
+    itself."""
 
-    def __init__(self, api: Api, namespace: str, way: Way, locate: Callable[[timedelta], Tuple[str, Trust, str]],
+    def __init__(self, api: Api, namespace: str, way: Way, locate: Callable[[timedelta], Located],
                  idle: float = IDLE_LIMIT) -> None:
         self.api, self.namespace, self.way = api, namespace, way
-        super().__init__(locate, idle=idle)  # type: ignore[arg-type]
-
-    def renew(self, _skew: timedelta) -> None:
-        self.url, self.trust, self.name = self.locate(timedelta(0))  # type: ignore[misc]
+        super().__init__(locate, idle)
 
     @contextlib.contextmanager
     def _open_proxied(self, start: int, etag: str) -> Iterator[OpenObject]:
         """The object through the API server's proxy, else an error of a controller, or an ApiError when there is none.
-        It must be asked for `identity`, as http.client does: of gzip the API server would lose the length."""
-        path = f"/api/v1/namespaces/{self.namespace}/services/{ARTIFACTS_SERVICE}/proxy/artifacts/{self.name}"
-        headers = {PROOF: proof_of(self.url), **range_headers(start, etag)}
-        with contextlib.closing(self.api.send("GET", path, headers=headers, idle=self.idle)) as response:
+        It must be asked for `identity`, as http.client does: of gzip the API server would lose the length. Who may not
+        read the Service tries both names that its port may have; the first refusal counts."""
+        failed, headers = None, {PROOF: proof_of(self.url), **range_headers(start, etag)}  # type: Any, Dict[str, str]
+        for service in self.way.services:
+            path = f"/api/v1/namespaces/{self.namespace}/services/{service}/proxy/artifacts/{self.request}"
+            try:
+                response = self.api.send("GET", path, headers=headers, idle=self.idle)
+                break
+            except ApiError as error:
+                failed = failed or error
+        else:
+            raise failed
+        with contextlib.closing(response):
             if MARKER not in response.headers:
-                raise ApiError(f"behind {ARTIFACTS_SERVICE} is no controller that hands on artifacts", status=502)
+                raise ApiError(f"behind {service} is no controller that hands on artifacts", status=502)
+            self.way.services = service,
             if response.status not in ((200, 206) if start else (200,)):
                 raise proxy_refusal(response.status, response.refusal(), response.headers)
             yield object_in(response, self.idle)
@@ -5410,7 +5506,7 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
     """An artifact by a DownloadRequest, and another one when its URL has expired; arguments as `read_artifact`."""
     artifact = target_of(kind, name)
     with contextlib.ExitStack() as requests:
-        def locate(_skew: timedelta) -> Tuple[str, Trust, str]:
+        def locate(_skew: timedelta) -> Located:
             requests.close()
             document = new_download_request(namespace, kind, name, random_suffix())
             url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
@@ -5433,9 +5529,8 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
     """The content of an artifact in chunks: BackupContents as stored and proven whole gzip, all others inflated. Where
     the line breaks, it goes on at the same byte. timeout: seconds to wait for the URL; idle: between two chunks, while
     all may take as long as it does. trust: None asks the location. via: store, cluster (a controller there, through the
-    API server), or auto. Close the generator (`contextlib.closing`) to tidy up early. Raises InvalidRequest for a
-    target that cannot exist, RequestFailed with the controller's reason, TimedOut, ApiError, StoreError or
-    Unreachable."""
+    API server), or auto. Close the generator (`contextlib.closing`) to tidy up early. Raises RequestFailed for a target
+    that cannot exist or with the controller's reason, TimedOut, ApiError, StoreError or Unreachable."""
     with requested_source(api, namespace, kind, name, timeout=timeout, trust=trust, idle=idle, via=via) as source:
         yield from Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).chunks()
 
@@ -5481,10 +5576,10 @@ class Bucket:
 
     def source(self, key: str, query: Tuple[Tuple[str, str], ...] = ()) -> Source:
         """An object, or with a query a listing."""
-        def locate(skew: timedelta) -> Tuple[str, Trust]:
+        def locate(skew: timedelta) -> Located:
             now = utc_now()
-            return sign(self.location, key, self.cache.get(now), now, skew, query)[0], self.trust
-        return UrlSource(locate, idle=self.idle)
+            return sign(self.location, key, self.cache.get(now), now, skew, query)[0], self.trust, ""
+        return UrlSource(locate, self.idle)
 
     def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
         """The whole of an object, in bounded time; StoreError when it is not small."""
@@ -5644,6 +5739,70 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
     with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
         return wait_for(api, request_from(STATUS_REQUESTS, stored).key, stored, "the server's status", lambda copy: (
             copy if _text(copy, "status", "phase") == PROCESSED else None), timeout, STATUS_POLL)
+
+
+MOST_PODS = 8  # that are read, the newest: evicted ones may lie about by the hundred
+FOLLOW_TIME = 3.0  # seconds that the log of a pod is followed between two looks at the phase and at the pods
+LOG_LINE_LIMIT = 16 << 20  # bytes
+
+
+def _warn_once(api: Api, text: str) -> None:
+    (log.warning if add_if_new(text, api.session.warned, 100) else log.info)("%s", text)
+
+
+def _in_time(found: Iterator[bytes], seconds: float) -> Iterator[bytes]:
+    """The first of them whenever it comes, what follows within so many seconds; whoever takes them is not hurried."""
+    yield from itertools.islice(found, 1)
+    with time_limit(seconds):
+        for line in found:
+            with pause_time_limit():
+                yield line
+
+
+def read_pod_log(api: Api, pod: Document, owner: Key, position: LogPosition, seconds: float) -> Iterator[bytes]:
+    """What a pod logs about a backup or restore behind a position: for so many seconds, or, with none, what is there.
+    A log that ends, breaks or cannot be read just now is read on the next time."""
+    name, containers = _text(pod, "metadata", "name"), Fields(pod, "", {}).rows("spec.containers")
+    query = {"follow": "true" * bool(seconds), "timestamps": "true", "sinceTime": format_time(position.time[0]),
+             "container": "velero" * any(row("name") == "velero" for row in containers)}
+    path = object_path(Key(PODS, owner.namespace, name), "log")
+    try:
+        with contextlib.closing(api.send("GET", path, query=query, idle=seconds)) as response:
+            for line in _in_time(position.fresh(lines(response, LOG_LINE_LIMIT, cut=True)), seconds or SMALL_TIME):
+                if is_about(owner, line):
+                    yield line + b"\n"
+    except (ApiError, Unreachable, OSError) as error:  # mostly silence: a kubelet answers with the first line only
+        if getattr(error, "status", 0) in (401, 403):
+            raise
+        if isinstance(error, ApiError):
+            _warn_once(api, f"the log of pod {name}: {error}")
+
+
+def follow_pod_logs(api: Api, owner: Key, selector: str, since: datetime) -> Iterator[bytes]:
+    """What Velero's pods log about a backup or restore, until its phase is final; Error when that is not Completed. The
+    pods take turns, for there is one, or two while it is replaced: so nobody has to end another's stream."""
+    positions: Dict[str, LogPosition] = {}  # by pod
+    phase, rounds, due = "", 0, 0.0
+    while rounds < 2:  # after the end; the second one brings what came late, or was cut off
+        time.sleep(max(0.0, due - time.monotonic()))
+        due = time.monotonic() + 1.0  # so long a round takes at least
+        try:
+            phase = phase or final_phase(get_existing(api, *owner))
+            pods = list_all(api, PODS, owner.namespace, selector)[0]
+        except (ApiError, Unreachable) as error:
+            if error.status not in (0, *RETRY_STATUS):
+                raise
+            _warn_once(api, f"{error}; trying again")
+            continue
+        if not pods and not positions:
+            raise NotFound(f"no pod in namespace {owner.namespace} has the labels {one_line(selector, 200)}", hints=[
+                "is Velero running there? --selector finds its pods by other labels"])
+        for pod in sorted(pods, key=lambda pod: _text(pod, "metadata", "creationTimestamp"))[-MOST_PODS:]:
+            position = positions.setdefault(_text(pod, "metadata", "name"), LogPosition(since))
+            yield from read_pod_log(api, pod, owner, position, 0 if phase else FOLLOW_TIME)
+        rounds += bool(phase)
+    if phase != "Completed":
+        raise Error(f"{owner} ended in phase {phase}")
 
 # ================================================================================
 # 16. Doctor — checks, each one finding with its cure: why nobody answered, which hop to the bytes is broken
@@ -5933,7 +6092,7 @@ class Doctor:
         with explaining_timeouts(self.api, self.namespace, kind, name), requested_source(
                 self.api, self.namespace, kind, name, trust=self.trust,
                 timeout=self.patience(ANSWER_TIME)) as source:
-            self.source = UrlSource(lambda _skew: (source.url, source.trust))  # which makes no other request
+            self.source = UrlSource(lambda _skew: (source.url, source.trust, ""))  # which makes no other request
             return f"{kind} of {name}: answered in {format_duration(time.monotonic() - began)}", ""
 
     def ask_store(self) -> Finding:
@@ -6089,6 +6248,10 @@ class Options:
         return trust
 
     def run_controller(self) -> None:
+        pair = list(filter(None, (self.artifacts_tls_cert, self.artifacts_tls_key)))
+        if pair and (len(pair) < 2 or not self.artifacts_address):
+            raise UsageError("--artifacts-tls-cert and --artifacts-tls-key need each other, and --artifacts-address")
+        tls = ServerTls(*pair) if pair else None
         api, server = self.api(), Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
         controller = Controller(api, self.namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
                                 allowed=self.allow_credentials_file)
@@ -6100,7 +6263,7 @@ class Options:
             paths = ["/healthz", "/readyz"] * (address == health) + ["/metrics"] * (address == metrics)
             HttpServer(address, lambda _method, target, _headers, paths=paths: controller.page(paths, target))
         if self.artifacts_address:
-            ArtifactServer(self.artifacts_address, controller.artifact_page)
+            HttpServer(self.artifacts_address, controller.artifact_page, tls)
 
         def stop(number: int, _frame: Any) -> None:
             signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
@@ -6139,7 +6302,8 @@ class Options:
                 owner = get_existing(api, artifact.owner, self.namespace, self.name)
                 refusal = self.is_log and logs_refusal(artifact.owner, self.name, _text(owner, "status", "phase"))
                 if refusal:
-                    raise Error(refusal)
+                    raise Error(refusal, hints=["--follow shows what Velero's pods log about it"] * (
+                        not final_phase(owner)))
             except ApiError as error:
                 if error.status != 403:  # without the right to see it, it may still be there
                     raise
@@ -6154,14 +6318,16 @@ class Options:
             raise NotFound(f"{artifact.owner.kind.lower()} {one_line(self.name, 64)!r} cannot exist")
         api = None if self.location else self.find_owner(artifact)
         log.info("the way: %s", "the storage location, signed for here" if self.direct else "a controller's answer")
-        if api and not self.direct:
-            with explaining_timeouts(api, self.namespace, self.kind, self.name), requested_source(
-                    api, self.namespace, self.kind, self.name, timeout=self.timeout, trust=trust,
-                    idle=self.idle_timeout, via=self.via) as source:
-                yield source
-        else:
-            bucket = self.open_bucket(api, read_location(api, self.namespace, artifact, self.name) if api else None)
-            yield bucket.source(object_key(bucket.prefix, artifact, self.name))
+        with adding_hints(lambda error: ["`--follow --since 2h` shows what Velero's pods still have of it"] * bool(
+                self.is_log and api and error.exit in (Exit.NOT_FOUND, Exit.UNREACHABLE))):
+            if api and not self.direct:
+                with explaining_timeouts(api, self.namespace, self.kind, self.name), requested_source(
+                        api, self.namespace, self.kind, self.name, timeout=self.timeout, trust=trust,
+                        idle=self.idle_timeout, via=self.via) as source:
+                    yield source
+            else:
+                bucket = self.open_bucket(api, read_location(api, self.namespace, artifact, self.name) if api else None)
+                yield bucket.source(object_key(bucket.prefix, artifact, self.name))
 
     def fetch(self, source: Source, output: str) -> None:
         """Download one artifact to a file or stdout (`-`); progress is shown unless it mixes with the output."""
@@ -6204,6 +6370,29 @@ class Options:
             self.fetch(source, output)
         what = "Backup" if kind == BACKUP_CONTENTS else f"{kind} of"
         return None if self.quiet or output == "-" else f"{what} {name} has been successfully downloaded to {output}\n"
+
+    def run_logs(self) -> Optional[str]:
+        """The log from the store; with --follow from Velero's pods, as long as it runs, or as --since says."""
+        if self.location if self.follow else self.since or self.selector:
+            raise UsageError("--follow needs the cluster, so not --location; --since and --selector need --follow")
+        if not self.follow:
+            return self.run_download()
+        api, owner = self.api(), Key(self.resource, self.namespace, self.name)
+        document, selector, line = get_existing(api, *owner), self.selector, b""
+        if final_phase(document) and not self.since:
+            return self.run_download()
+        if not selector:
+            with adding_hints(lambda _: ["--selector finds Velero's pods by other labels, without a Deployment"]):
+                deployment = get_existing(api, DEPLOYMENTS, self.namespace, "velero")
+            selector = label_selector(Fields(deployment, "", {}).part("spec.selector"))
+        created = parse_time(_text(document, "metadata", "creationTimestamp")) or utc_now()
+        since = utc_now() - timedelta(seconds=self.since) if self.since else created - timedelta(minutes=1)  # of skew
+        for line in follow_pod_logs(api, owner, selector, since):
+            write_all(sys.stdout.buffer, line)
+            sys.stdout.flush()
+        if not line:
+            say(f"No line about {owner} found in the logs of Velero's pods.")
+        return None
 
     def items(self) -> Iterator[Tuple[Item, TarStream]]:
         """The chosen items of a backup, or of the archive that --file names, each with the stream that can read it,
@@ -6468,8 +6657,11 @@ def owner_commands(resource: Resource) -> Tuple[Command, ...]:
         ("describe", f"tell all about {noun}s", Options.run_describe, {}, (
             *many, argument("--details", "show more, from more files of the store"), VIA, *TLS,
             argument("-o --output FORMAT", "plaintext or json", choices=("plaintext", "json")))),
-        ("logs", f"print the log of a {noun}", Options.run_download, {"kind": f"{resource.kind}Log", "is_log": True},
-         (one, QUIET, VIA, *SOURCE)),
+        ("logs", f"print the log of a {noun}", Options.run_logs, {"kind": f"{resource.kind}Log", "is_log": True}, (
+            one, argument("-f --follow", f"while the {noun} runs, what Velero's pods log about it"),
+            argument("--since DURATION", "with --follow: what the pods have of this time, also of a finished one"),
+            argument("--selector SELECTOR", "with --follow: labels of Velero's pods (default: by its Deployment)"),
+            QUIET, VIA, *SOURCE)),
         ("download", "fetch the contents of a backup into a file", Options.run_download, {"kind": BACKUP_CONTENTS},
          (one, *FETCH, VIA, *SOURCE)),
         ("ls", "list the items in a backup", Options.run_ls, {"kind": BACKUP_CONTENTS}, (
@@ -6513,7 +6705,8 @@ def controller_text(options: Options) -> str:
         options.namespace, f"velero_requests.py{'z' * bool(archive)}",
         read_file(archive or __file__, "program", 64 << 20), options.service_account_annotation,
         options.network_policy, words=given_words(options, SERVING), image=options.image, replicas=options.replicas,
-        secret=options.secret, endpoint=options.endpoint))
+        secret=options.secret, endpoint=options.endpoint,
+        tls=options.artifacts_tls_secret))
 
 
 COMMANDS = (
@@ -6523,7 +6716,9 @@ COMMANDS = (
         argument("--health-address HOST:PORT", "serve /healthz, /readyz and /metrics there", default=None),
         argument("--metrics-address HOST:PORT", "serve /metrics there instead", default=None),
         argument("--artifacts-address HOST:PORT", "serve artifacts there, to clients that come through the API server",
-                 default=None), *SERVING)),
+                 default=None),
+        argument("--artifacts-tls-cert FILE", "serve them by TLS; files that are replaced are read again"),
+        argument("--artifacts-tls-key FILE", "the key of that certificate"), *SERVING)),
     Command("download", "fetch any artifact of a backup or restore", Options.run_download, (
         argument("name NAME", "name of the backup or restore"),
         argument("--kind KIND", f"which artifact (default {BACKUP_CONTENTS}): {', '.join(TARGETS)}",
@@ -6554,6 +6749,7 @@ COMMANDS = (
         argument("--endpoint URL", "AWS_ENDPOINT_URL_S3, the store of locations without s3Url"),
         argument("--service-account-annotation KEY=VALUE", "such as eks.amazonaws.com/role-arn=ARN; repeatable",
                  action="append"),
+        argument("--artifacts-tls-secret SECRET", "serve artifacts by TLS with this one of type kubernetes.io/tls"),
         argument("--network-policy CIDR", "let only these addresses connect to its pods, the API servers' and "
                  "Prometheus'; repeatable", action="append"), *SERVING)),
     Command("manifests client", "print Roles for people", lambda options: yaml_text(
