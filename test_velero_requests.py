@@ -12253,6 +12253,12 @@ class TestStart(FolderCase):
                 "error: the package urllib3 is missing\n", "apt-get install python3-urllib3 python3-yaml",
                 "dnf install", "apk add", "pip install")], result.err)
 
+    def test_ctrl_c_while_the_interpreter_ends(self):
+        write_bytes(self.at("sitecustomize.py"),
+                    b"import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\n")
+        result = self.start(sys.executable, MODULE, "--version", env={**os.environ, "PYTHONPATH": self.folder})
+        self.assertEqual((-signal.SIGINT, ""), (result.code, result.err))
+
     def test_nohup_is_respected(self):
         """A command started with SIGHUP ignored goes on ignoring it; one that ended left signals as before."""
         code = ("import signal, velero_requests as v\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

@@ -6989,6 +6989,11 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+    stoppable = signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)
+    if stoppable:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        if stoppable:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback for Ctrl-C while the interpreter ends
