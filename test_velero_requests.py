@@ -55,6 +55,7 @@ import termios
 import threading
 import time
 import traceback
+import tracemalloc
 import unicodedata
 import unittest
 import uuid
@@ -560,6 +561,10 @@ class TestLines(Cases):
         data = b"12345678\n123456789abc\n" + b"x" * 99 + b"y\n12"
         for size in range(1, len(data) + 1):
             self.assertEqual([b"12345678", b"12345678", b"x" * 8], list(vr.lines(cut(data, size), 8, cut=True)), size)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        list(vr.lines(itertools.repeat(b"x" * 100_000, 300), 200_000, cut=True))
+        self.assertLess(tracemalloc.get_traced_memory()[1], 2_000_000)
 
 
 # What takes a careless reader too long: a piece that is repeated, or how a text begins, goes on and ends.
@@ -11326,8 +11331,7 @@ class TestLogLines(Cases):
             position, given = vr.LogPosition(LONG_AGO), []
             for cut in range(len(log) + 1):
                 whole = b"".join(line + b"\n" for line in log[:cut]) + b"2026-05-04T12:00:05.1Z half a l"
-                start = vr.format_time(position.time[0] - (timedelta(hours=-2) if end != "Z" else timedelta()) if given
-                                       else position.time[0])[:19].encode()
+                start = vr.format_time(position.time + timedelta(hours=2 if given and end != "Z" else 0))[:19].encode()
                 found = [line for line in whole.splitlines(True) if line[:19] >= start]
                 given += position.fresh(vr.lines([b"".join(found)[at:at + size] for at in range(0, len(whole), size)]))
             self.assertEqual([b"line %d" % number for number in range(len(times))], given)
@@ -11399,6 +11403,7 @@ class TestFollow(FollowWorld, FakeWorld, TestCase):
     def test_it_goes_on(self):
         """A log that ends, breaks in a line, or rotates, pods that are replaced, an API server that restarts."""
         first, log = self.make_pod("first"), self.cluster.logs
+        self.kubelet.log(first, self.clock.text(minutes=-2).encode() + b" " + self.line("of another with its name"))
         self.say(first, 3)
         program = self.follow("-v")
         self.printed(program)
@@ -11437,6 +11442,7 @@ class TestFollow(FollowWorld, FakeWorld, TestCase):
             hidden = self.kubelet.logs[pod]  # what the last call alone will bring
             hidden.append(hidden[-2].replace(b"msg=", b"last="))
             self.written += hidden[-1].partition(b" ")[2] + b"\n"
+            self.cluster.script("GET", f"/{pod}/log?timestamps", chunks=[b"2"], cut=True)  # which breaks off
             self.assertRegex(self.finish(program, phase, code), words)
         self.make_restore("r2", "b1", "InProgress")
         program = self.program("restore", "logs", "r2", "-f")
@@ -11488,6 +11494,13 @@ class TestFollow(FollowWorld, FakeWorld, TestCase):
             "backup", "logs", "b1", "--follow", "--since", "2h"))
         self.assertEqual((0, b"", f"No line about Backup {self.namespace}/b1 found in the logs of Velero's pods.\n"),
                          self.cli("backup", "logs", "b1", "--follow", "--since", "1s"))
+        for number in range(9):
+            self.make_pod(f"pod{number}")
+        self.cluster.forget()
+        self.cli("backup", "logs", "b1", "--follow", "--since", "1s")
+        seen = self.cluster.seen("GET", "/log?")
+        self.assertEqual((8, {"velero"}), (len({request.path for request in seen}), {
+            request.query["container"] for request in seen}))
         self.store.buckets[self.namespace].clear()
         hints = since, follow = "hint: `--follow --since 2h` shows what", "hint: --follow shows what Velero's pods log"
         for name, code, told in (("b1", 3, since), ("nightly", 1, follow), ("nowhere", 3, "")):

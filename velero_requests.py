@@ -1877,25 +1877,24 @@ def is_about(owner: Key, line: bytes) -> bool:
 
 
 class LogPosition:
-    """How far a pod's log, with timestamps, has been read: the `time` of the last line, to the nanosecond, and the
-    `count` of those with this very time. A log can be asked for only from a whole second on."""
+    """How far a pod's log, with timestamps, has been read: the `time` of the last line, and the `count` of those in a
+    row with this very time. A log can be asked for only from a whole second on."""
 
     def __init__(self, since: datetime) -> None:
-        self.time, self.count = (since, b""), 0
+        self.time, self.count = since, 0
 
     def fresh(self, found: Iterable[bytes]) -> Iterator[bytes]:
         """The lines behind it, without timestamps; what has none is none of the log. Behind the first of them all are
         fresh, for a clock may be set back."""
-        before, seen = self.time, self.count
+        before, seen = self.time, self.count  # type: Tuple[Optional[datetime], int]
         for line in found:
             stamp, _, text = line.partition(b" ")
-            instant = parse_time(stamp[:64].decode("ascii", "replace"))
-            time = (instant, stamp[19:].strip(b".Z"))
-            if instant is None or before and (time < before or time == before and seen):
+            time = parse_time(stamp[:64].decode("ascii", "replace"))
+            if time is None or before and (time < before or time == before and seen):
                 seen -= time == before
                 continue
             self.count = self.count + 1 if time == self.time else 1
-            self.time, before = time, ()
+            self.time, before = time, None
             yield text
 
 # ================================================================================
@@ -5763,7 +5762,7 @@ def read_pod_log(api: Api, pod: Document, owner: Key, position: LogPosition, sec
     """What a pod logs about a backup or restore behind a position: for so many seconds, or, with none, what is there.
     A log that ends, breaks or cannot be read just now is read on the next time."""
     name, containers = _text(pod, "metadata", "name"), Fields(pod, "", {}).rows("spec.containers")
-    query = {"follow": "true" * bool(seconds), "timestamps": "true", "sinceTime": format_time(position.time[0]),
+    query = {"follow": "true" * bool(seconds), "timestamps": "true", "sinceTime": format_time(position.time),
              "container": "velero" * any(row("name") == "velero" for row in containers)}
     path = object_path(Key(PODS, owner.namespace, name), "log")
     try:
