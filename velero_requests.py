@@ -643,6 +643,9 @@ class Request(NamedTuple):
     reason: str = ""
     message: str = ""
 
+    def is_older_than(self, other: Request) -> bool:  # versions of an API server count up (Kubernetes KEP-5504)
+        return (len(self.version), self.version) < (len(other.version), other.version)
+
 
 class Server(NamedTuple):
     """What a ServerStatusRequest is answered with."""
@@ -756,11 +759,6 @@ def is_news(old: Optional[Request], new: Request) -> bool:
         return True
     expiration = new.expiration if new.phase in UNANSWERED else old.expiration
     return old._replace(version=new.version, reason=new.reason, message=new.message, expiration=expiration) != new
-
-
-def is_older(copy: Request, than: Request) -> bool:
-    """Whether a copy of the same object is older: versions of an API server count up (Kubernetes KEP-5504)."""
-    return (len(copy.version), copy.version) < (len(than.version), than.version)
 
 
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
@@ -4793,7 +4791,7 @@ class Controller:
             return record.key, False  # not ours, whoever sent it
         with self.recording:
             old = self.records.get(record.key)
-            if late and old and is_older(record, old):
+            if late and old and record.is_older_than(old):
                 return record.key, False
             self.records[record.key] = record
         return record.key, is_news(old, record)
