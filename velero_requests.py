@@ -356,16 +356,14 @@ def header_value(text: str, what: str) -> str:
     return text
 
 
-TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
-
-
-def typed(value: Any, kind: Any, place: str, refuse: Callable[[str, type, Any], None]) -> Any:
+def typed(value: Any, kind: Any, place: str, refuse: Callable[[str, str, Any], None]) -> Any:
     """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map. Nothing is Go's zero value, or None
     for a bool; and so is another type, unless `refuse` raises."""
     wanted = kind if isinstance(kind, type) else type(kind)
     if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
         if value is not None:
-            refuse(place, wanted, value)
+            names = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
+            refuse(place, names[wanted], value)
         return None if wanted is bool else wanted()
     if isinstance(kind, list):
         return [typed(item, kind[0], f"{place}[{number}]", refuse) for number, item in enumerate(value)]
@@ -383,9 +381,9 @@ class Reader:
         self.where, self.file = where, file
         self.fields = {str(name): value for name, value in typed(document, dict, "", self.refuse).items()}
 
-    def refuse(self, place: str, wanted: type, value: Any) -> None:
-        cure = ": write it in quotes" if wanted is str and isinstance(value, (int, float)) else ""
-        raise ConfigError(f"{self.where}{place and ': '}{place} must be {TYPE_NAMES[wanted]}{cure}")
+    def refuse(self, place: str, wanted: str, value: Any) -> None:
+        cure = ": write it in quotes" if wanted == "a string" and isinstance(value, (int, float)) else ""
+        raise ConfigError(f"{self.where}{place and ': '}{place} must be {wanted}{cure}")
 
     def get(self, name: str, kind: Any = str) -> Any:
         return typed(self.fields.get(name), kind, name, self.refuse)
@@ -1848,8 +1846,8 @@ class Fields:
     def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.value, self.place, self.wrong = value, place, wrong
 
-    def refuse(self, place: str, wanted: type, value: Any) -> None:
-        text = f"{place or 'the document'} must be {TYPE_NAMES[wanted]}"
+    def refuse(self, place: str, wanted: str, _value: Any) -> None:
+        text = f"{place or 'the document'} must be {wanted}"
         if self.wrong is None:
             raise StoreError(f"this is not what Velero writes: {one_line(text)}")
         self.wrong[text] = None
