@@ -190,13 +190,11 @@ class TimedOut(Error):
     exit = Exit.TIMED_OUT
 
 
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](?!24)(\d\d:\d\d:\d\d)(?:[.,](\d{1,99}))?(?:[Zz]|([+-]\d\d):?([0-5]\d))?",
-                   re.ASCII)
-
-
 def parse_time(text: object) -> Optional[datetime]:
     """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None."""
-    match = _TIME.fullmatch(text) if isinstance(text, str) else None
+    match = re.fullmatch(
+        r"(\d{4}-\d\d-\d\d)[Tt ](?!24)(\d\d:\d\d:\d\d)(?:[.,](\d{1,99}))?(?:[Zz]|([+-]\d\d):?([0-5]\d))?",
+        text if isinstance(text, str) else "", re.ASCII)
     if not match:
         return None
     day, clock, fraction, hours, minutes = match.groups("")
@@ -345,12 +343,9 @@ def is_http_url(url: str) -> bool:
         return False
 
 
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
-
-
 def dns_label(text: str, source: str) -> str:
     """The text, when it can be a label of a host; else InvalidLocation."""
-    if not _DNS_LABEL.fullmatch(text):
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text, re.ASCII):
         raise InvalidLocation(f"{source} is {one_line(text, 64)!r}, no DNS label such as eu-west-1")
     return text
 
@@ -362,37 +357,37 @@ def header_value(text: str, what: str) -> str:
     return text
 
 
-TYPE_NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
+def typed(value: Any, kind: Any, place: str, refuse: Callable[[str, str, Any], None]) -> Any:
+    """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map. Nothing is Go's zero value, or None
+    for a bool; and so is another type, unless `refuse` raises."""
+    wanted = kind if isinstance(kind, type) else type(kind)
+    if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
+        if value is not None:
+            names = {str: "a string", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
+            refuse(place, names[wanted], value)
+        return None if wanted is bool else wanted()
+    if isinstance(kind, list):
+        return [typed(item, kind[0], f"{place}[{number}]", refuse) for number, item in enumerate(value)]
+    if isinstance(kind, dict):
+        return {str(name): typed(item, kind[str], f"{place}.{str(name)[:64]}".lstrip("."), refuse)
+                for name, item in value.items()}
+    return value
 
 
 class Reader:
-    """Typed access to a mapping that an operator wrote, with Go's zero value for what is absent or null; another type
-    is a ConfigError that shows no value. Relative paths in it start in the folder of its file."""
+    """Typed access to a mapping that an operator wrote; another type is a ConfigError that shows no value. Relative
+    paths in it start in the folder of its file."""
 
     def __init__(self, document: Any, where: str, file: str = "") -> None:
         self.where, self.file = where, file
-        self.fields = {str(name): value for name, value in self.typed(document, dict, "").items()}
+        self.fields = {str(name): value for name, value in typed(document, dict, "", self.refuse).items()}
 
-    def refuse(self, place: str, wanted: type, value: Any) -> None:
-        cure = ": write it in quotes" if wanted is str and isinstance(value, (int, float)) else ""
-        raise ConfigError(f"{self.where}{place and ': '}{place} must be {TYPE_NAMES[wanted]}{cure}")
-
-    def typed(self, value: Any, kind: Any, place: str) -> Any:
-        """A value of this kind: a type, [kind] for a list of it, {str: kind} for a map; an absent bool is None."""
-        wanted = kind if isinstance(kind, type) else type(kind)
-        if type(value) is not wanted or wanted is int and abs(value) >= 2 ** 63:
-            if value is not None:
-                self.refuse(place, wanted, value)
-            return None if wanted is bool else wanted()
-        if isinstance(kind, list):
-            return [self.typed(item, kind[0], f"{place}[{number}]") for number, item in enumerate(value)]
-        if isinstance(kind, dict):
-            return {str(name): self.typed(item, kind[str], f"{place}.{str(name)[:64]}".lstrip("."))
-                    for name, item in value.items()}
-        return value
+    def refuse(self, place: str, wanted: str, value: Any) -> None:
+        cure = ": write it in quotes" if wanted == "a string" and isinstance(value, (int, float)) else ""
+        raise ConfigError(f"{self.where}{place and ': '}{place} must be {wanted}{cure}")
 
     def get(self, name: str, kind: Any = str) -> Any:
-        return self.typed(self.fields.get(name), kind, name)
+        return typed(self.fields.get(name), kind, name, self.refuse)
 
     def need(self, name: str) -> str:
         text: str = self.get(name)
@@ -413,13 +408,10 @@ class Reader:
         return data or self.path(name) or data
 
 
-# An RFC 1123 subdomain: no other name can exist, so every key stays inside `backups/` or `restores/`.
-_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
-
-
 def is_object_name(name: str) -> bool:
-    """Whether Kubernetes could have such an object."""
-    return len(name) <= 253 and _OBJECT_NAME.fullmatch(name) is not None
+    """Whether Kubernetes could have such an object (RFC 1123): so every key stays inside `backups/` or `restores/`."""
+    return len(name) <= 253 and bool(re.fullmatch(
+        r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name, re.ASCII))
 
 
 def _ip_address(text: str) -> Any:
@@ -436,17 +428,15 @@ def _in_network(address: Any, text: str) -> bool:
     return False
 
 
-# Where clouds give keys to any process that asks, also in IPv6 forms.
-_LINK_LOCAL = ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
-               "168.63.129.16/32", "::ffff:169.254.0.0/112", "::ffff:0:169.254.0.0/112", "::169.254.0.0/112",
-               "64:ff9b::169.254.0.0/112", "64:ff9b:1::169.254.0.0/112", "2002:a9fe::/32")
-
-
 def is_link_local(host: str) -> bool:
-    """Whether a host is a link-local service, such as the metadata of an instance."""
+    """Whether a host is a link-local service, where clouds give keys to any process that asks; also in IPv6 forms."""
     address = _ip_address(host.partition("%")[0])
+    networks = (
+        "169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200/32", "192.0.0.192/32",
+        "168.63.129.16/32", "::ffff:169.254.0.0/112", "::ffff:0:169.254.0.0/112", "::169.254.0.0/112",
+        "64:ff9b::169.254.0.0/112", "64:ff9b:1::169.254.0.0/112", "2002:a9fe::/32")
     return host.rstrip(".").lower() in ("metadata", "metadata.google.internal") or (
-        address is not None and any(_in_network(address, network) for network in _LINK_LOCAL))
+        address is not None and any(_in_network(address, network) for network in networks))
 
 
 def backoff(failures: int, base: float, cap: float) -> float:
@@ -514,6 +504,7 @@ BACKUPS, RESTORES, LOCATIONS = Resource("Backup"), Resource("Restore"), Resource
 POD_VOLUME_BACKUPS, POD_VOLUME_RESTORES = Resource("PodVolumeBackup"), Resource("PodVolumeRestore")
 DELETE_REQUESTS, DEPLOYMENTS = Resource("DeleteBackupRequest"), Resource("Deployment", group="apps")
 SECRETS, EVENTS, PODS = (Resource(kind, group="") for kind in ("Secret", "Event", "Pod"))
+BACKUP_CONTENTS = "BackupContents"  # the one kind of artifact that is not unpacked
 
 
 def api_path(resource: Resource, namespace: str, name: str = "", subresource: str = "") -> str:
@@ -554,9 +545,6 @@ def proof_of(url: str) -> str:
     return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-BACKUP_CONTENTS = "BackupContents"
-
-
 class Artifact(NamedTuple):
     """What a DownloadRequest can ask for: whose it is, and its key."""
     kind: str
@@ -565,7 +553,7 @@ class Artifact(NamedTuple):
     releases: str = "1.18"  # those whose CustomResourceDefinition lists the kind
 
     @property
-    def gunzip(self) -> bool:  # whether the client inflates it
+    def gunzip(self) -> bool:
         return self.kind != BACKUP_CONTENTS
 
     @property
@@ -654,6 +642,9 @@ class Request(NamedTuple):
     reason: str = ""
     message: str = ""
 
+    def is_older_than(self, other: Request) -> bool:  # versions of an API server count up (Kubernetes KEP-5504)
+        return (len(self.version), self.version) < (len(other.version), other.version)
+
 
 class Server(NamedTuple):
     """What a ServerStatusRequest is answered with."""
@@ -685,12 +676,6 @@ def request_from(resource: Resource, document: Document) -> Request:
         processed=parse_time(_at(status, "processedTimestamp")),
         reason=_name(metadata, "annotations", REASON) or reason,
         message=(_text(metadata, "annotations", MESSAGE) or message)[:MESSAGE_LIMIT])
-
-
-def plugins_from(document: Document) -> List[Tuple[str, str]]:
-    """A server's plugins as (kind, name), sorted as by the velero CLI."""
-    found = _at(document, "status", "plugins")
-    return sorted((_text(row, "kind"), _text(row, "name")) for row in (found if isinstance(found, list) else []))
 
 
 def _delete(request: Request, why: str) -> Outcome:
@@ -773,11 +758,6 @@ def is_news(old: Optional[Request], new: Request) -> bool:
         return True
     expiration = new.expiration if new.phase in UNANSWERED else old.expiration
     return old._replace(version=new.version, reason=new.reason, message=new.message, expiration=expiration) != new
-
-
-def is_older(copy: Request, than: Request) -> bool:
-    """Whether a copy of the same object is older: versions of an API server count up (Kubernetes KEP-5504)."""
-    return (len(copy.version), copy.version) < (len(than.version), than.version)
 
 
 # All replicas of a controller work. Each request is first that of one of them, while that one answers others: else all
@@ -897,14 +877,12 @@ class Address(NamedTuple):
     region: str = ""  # that a signature is scoped to
 
 
-_STORE_URL = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{0,5}))?"
-                        r"((?:/[^?#\\\x00-\x1f\x7f\ud800-\udfff]*)?)(?<!\s)", re.ASCII | re.IGNORECASE)
-
-
 def endpoint_from(url: str, source: str) -> Address:
     """The address in a store's URL, in the one form that can be compared; an error never shows it. What urlsplit drops
     is refused, for others read it and come to another host."""
-    match = _STORE_URL.fullmatch(url) if len(url) <= 2048 else None
+    match = re.fullmatch(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{0,5}))?"
+                         r"((?:/[^?#\\\x00-\x1f\x7f\ud800-\udfff]*)?)(?<!\s)",
+                         url if len(url) <= 2048 else "", re.ASCII | re.IGNORECASE)
     scheme, host, port, path = match.groups("") if match else ("", "", "", "")
     scheme, address, number = scheme.lower(), str(_ip_address(host.strip("[]"))), int(port or -1)
     name = f"[{address}]" if ":" in address else host.lower().rstrip(".")
@@ -915,19 +893,17 @@ def endpoint_from(url: str, source: str) -> Address:
     return Address(scheme, name if default else f"{name}:{number}", quote(path.rstrip("/"), safe="/-._~%"))
 
 
-# By the start of a region; any other or new one is in the main partition (aws-sdk-go-v2 endpoint rules).
-_AWS_SUFFIXES = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": "c2s.ic.gov",
-                 "us-isob-": "sc2s.sgov.gov", "eu-isoe-": "cloud.adc-e.uk", "us-isof-": "csp.hci.ic.gov",
-                 "": "amazonaws.com"}
-
-
 def aws_host(service: str, region: str, *, fips: bool = False, dualstack: bool = False) -> str:
     """The host of an AWS service; only this function makes one."""
     dns_label(region, "the region")
     if fips and region.startswith("cn-"):
         raise InvalidLocation(f"there are no FIPS endpoints in {region}; unset AWS_USE_FIPS_ENDPOINT, or "
                               "use_fips_endpoint in the profile")
-    suffix = next(suffix for start, suffix in _AWS_SUFFIXES.items() if region.startswith(start))
+    # By the start of a region; any other or new one is in the main partition (aws-sdk-go-v2 endpoint rules).
+    suffixes = {"cn-": "amazonaws.com.cn", "eusc-": "amazonaws.eu", "us-iso-": "c2s.ic.gov",
+                "us-isob-": "sc2s.sgov.gov", "eu-isoe-": "cloud.adc-e.uk", "us-isof-": "csp.hci.ic.gov",
+                "": "amazonaws.com"}
+    suffix = next(suffix for start, suffix in suffixes.items() if region.startswith(start))
     return f"{dns_label(service, 'the service')}{'-fips' * fips}{'.dualstack' * dualstack}.{region}.{suffix}"
 
 
@@ -1048,14 +1024,11 @@ def object_key(prefix: str, artifact: Artifact, name: str) -> str:
     return posixpath.join("" if root == "." else root, artifact.key.format(name=name))
 
 
-_LABEL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", re.ASCII)
-_IP_ADDRESS = re.compile(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", re.ASCII)
-
-
 def _goes_before_host(bucket: str, endpoint: Address) -> bool:
     """By AWS's rules: never of an IP address, with dots only over http."""
     labels = bucket.split(".") if endpoint.scheme == "http" else [bucket]
-    return not any(map(_IP_ADDRESS.fullmatch, (endpoint.host, bucket))) and all(map(_LABEL_BUCKET.fullmatch, labels))
+    is_address = any(re.fullmatch(r"(\[.*\]|\d+(\.\d+){3})(:\d+)?", text, re.ASCII) for text in (endpoint.host, bucket))
+    return not is_address and all(re.fullmatch("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", label) for label in labels)
 
 
 @functools.lru_cache(maxsize=64)
@@ -1266,35 +1239,26 @@ def plan_keys(values: Values, where: str) -> Optional[Plan]:
     return Plan.of("keys", values)
 
 
-# Environment variables -> their names in a profile; of two the second wins.
-VARIABLES = {"AWS_ACCESS_KEY": KEY_NAMES[0], "AWS_ACCESS_KEY_ID": KEY_NAMES[0], "AWS_SECRET_KEY": KEY_NAMES[1],
+def _variables(environment: Values) -> Dict[str, str]:
+    """What environment variables say, by its name in a profile; of two the second wins."""
+    names = {"AWS_ACCESS_KEY": KEY_NAMES[0], "AWS_ACCESS_KEY_ID": KEY_NAMES[0], "AWS_SECRET_KEY": KEY_NAMES[1],
              "AWS_SECRET_ACCESS_KEY": KEY_NAMES[1], "AWS_SESSION_TOKEN": KEY_NAMES[2], "AWS_ROLE_ARN": "role_arn",
              "AWS_ROLE_SESSION_NAME": "role_session_name", "AWS_WEB_IDENTITY_TOKEN_FILE": "web_identity_token_file",
              "AWS_CONTAINER_AUTHORIZATION_TOKEN": "token", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "token_file"}
-
-
-def _variables(environment: Values) -> Dict[str, str]:
-    return {name: environment[variable] for variable, name in VARIABLES.items() if environment.get(variable)}
-
-
-def plan_environment(environment: Values) -> Optional[Plan]:
-    """Keys in environment variables."""
-    return plan_keys(_variables(environment), "the environment")
-
-
-# Plain http goes only where it never leaves the machine (aws-sdk-go-v2 config/resolve_credentials.go).
-CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost", "127.0.0.1", "::1")
+    return {name: environment[variable] for variable, name in names.items() if environment.get(variable)}
 
 
 def plan_container(environment: Values) -> Optional[Plan]:
     """ECS and EKS Pod Identity."""
+    # Plain http goes only where it never leaves the machine (aws-sdk-go-v2 config/resolve_credentials.go).
+    hosts = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost", "127.0.0.1", "::1")
     relative = environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "")
-    url = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI") or relative and f"http://{CONTAINER_HOSTS[0]}{relative}"
+    url = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI") or relative and f"http://{hosts[0]}{relative}"
     if not url:
         return None
     parts = urlsplit(url if is_http_url(url) else "")
-    if parts.scheme != "https" and parts.hostname not in CONTAINER_HOSTS:
-        raise CredentialsError(f"AWS_CONTAINER_CREDENTIALS_FULL_URI must be https, or http to {CONTAINER_HOSTS}")
+    if parts.scheme != "https" and parts.hostname not in hosts:
+        raise CredentialsError(f"AWS_CONTAINER_CREDENTIALS_FULL_URI must be https, or http to {hosts}")
     return Plan.of("container", {**_variables(environment), "url": url})
 
 
@@ -1308,8 +1272,9 @@ def plan_instance(environment: Values) -> Optional[Plan]:
     return Plan.of("instance", {"endpoint": endpoint.rstrip("/")})
 
 
-CREDENTIAL_SOURCES = {"Environment": plan_environment, "EcsContainer": plan_container,
-                      "Ec2InstanceMetadata": plan_instance}
+CREDENTIAL_SOURCES: Dict[str, Callable[[Values], Optional[Plan]]] = {
+    "Environment": lambda environment: plan_keys(_variables(environment), "the environment"),
+    "EcsContainer": plan_container, "Ec2InstanceMetadata": plan_instance}
 # What only the operator may put into a profile: programs, files or identities of this host.
 _OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_source", "sso_")
 # A default profile with none of these, such as one with a region alone, lets the chain go on.
@@ -1353,7 +1318,8 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Values
 
 def plan_chain(shared: Profiles, named: str, source: str, environment: Values) -> Plan:
     """Our own identity: environment, web identity, shared files (profile `named` or default), container, instance."""
-    plan, own = plan_environment(environment), _variables(environment)
+    own = _variables(environment)
+    plan = plan_keys(own, "the environment")
     if plan is None and own.get("web_identity_token_file") and own.get("role_arn"):  # IRSA, as EKS sets it up
         plan = Plan.of("web identity", own)
     if plan is None and (named or any(key.startswith(_SOURCE_KEYS) for key in shared.get("default", {}))):
@@ -1477,14 +1443,14 @@ def cluster_from_kubeconfigs(files: List[Tuple[str, Any]], context: str = "") ->
     login = unquote(parts.username or ""), unquote(parts.password or "")
     configs = [_at(item, "extension") for item in cluster.get("extensions", list)
                if _text(item, "name") == EXEC_GROUP + "exec"]
-    authority, insecure, bare = cluster.pem("certificate-authority"), *(
+    authority, insecure, uncompressed = cluster.pem("certificate-authority"), *(
         bool(cluster.get(name, bool)) for name in ("insecure-skip-tls-verify", "disable-compression"))
     # Tokens, passwords and certificates are never sent to a server without TLS.
     identity = _identity_fields(user, login) if parts.scheme == "https" else {}
     return Cluster(
         parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), authority, insecure and not authority,
-        cluster.get("tls-server-name"), proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"), bare,
-        configs[0] if configs else None, impersonate=_impersonation_headers(user), **identity)
+        cluster.get("tls-server-name"), proxy_url(cluster.get("proxy-url"), f"{cluster.where}: proxy-url"),
+        uncompressed, configs[0] if configs else None, impersonate=_impersonation_headers(user), **identity)
 
 
 def identity_from_exec(answer: Any, where: str, version: str) -> Identity:
@@ -1568,9 +1534,6 @@ class ObjectInfo(NamedTuple):
     ends: bool = True  # its end can be told from a break: it has a length or comes in chunks
 
 
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)", re.ASCII)
-
-
 def object_info(status: int, headers: Mapping[str, str]) -> ObjectInfo:
     """Status (200 or 206) and headers of an answer -> what it says of the object. An ETag may be the MD5, but not of an
     object in parts, nor of one that KMS or a customer's key encrypts."""
@@ -1581,7 +1544,8 @@ def object_info(status: int, headers: Mapping[str, str]) -> ObjectInfo:
     size = int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
     ends = size is not None or "chunked" in headers.get("Transfer-Encoding", "").lower()
     if status != 200:
-        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        part = headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)", part, re.ASCII)
         first, last, total = map(int, match.groups("-1")) if match else (0, -1, -1)
         wrong = first > last or total not in (-1, last + 1) or size not in (None, last + 1 - first)
         start, size = (-1, None) if wrong else (first, last + 1)
@@ -1984,14 +1948,14 @@ def aligned(lines: Iterable[str], gap: int = 2, least: int = 0) -> str:
     return "".join("".join(row) + "\n" for row in rows)
 
 
-class Fields(Reader):
+class Fields:
     """Typed access to an untrusted document by dotted paths. A value of another type counts as absent and is noted in
     `wrong`; without that, as for artifacts, it is an Error."""
     def __init__(self, value: Any, place: str = "", wrong: Optional[Dict[str, None]] = None) -> None:
         self.value, self.place, self.wrong = value, place, wrong
 
-    def refuse(self, place: str, wanted: type, value: Any) -> None:
-        text = f"{place or 'the document'} must be {TYPE_NAMES[wanted]}"
+    def refuse(self, place: str, wanted: str, _value: Any) -> None:
+        text = f"{place or 'the document'} must be {wanted}"
         if self.wrong is None:
             raise StoreError(f"this is not what Velero writes: {one_line(text)}")
         self.wrong[text] = None
@@ -1999,27 +1963,25 @@ class Fields(Reader):
     def part(self, path: str) -> "Fields":
         value, place = self.value, self.place
         for step in path.split(".") if path else ():
-            value = (value if type(value) is dict else self.typed(value, dict, place)).get(step)
+            value = (value if type(value) is dict else typed(value, dict, place, self.refuse)).get(step)
             place = f"{place}.{step}" if place else step
         return Fields(value, place, self.wrong)
 
     def __call__(self, path: str = "", kind: Any = str) -> Any:
         part = self.part(path)
-        return self.typed(part.value, kind, part.place)
+        return typed(part.value, kind, part.place, self.refuse)
 
     def rows(self, path: str = "") -> "List[Fields]":
         part = self.part(path)
         return [Fields(item, f"{part.place}[{number}]", self.wrong) for number, item in enumerate(part("", [dict]))]
 
 
-SELECTOR_FORMS = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
-
-
 def label_selector(selector: Fields) -> str:
     """A label selector in one line, sorted by key: `app=web,env in (prod,stage),!legacy`."""
+    forms = {"In": "{} in ({})", "NotIn": "{} notin ({})", "Exists": "{}", "DoesNotExist": "!{}"}
     terms = [(key, f"{key}={value}") for key, value in selector("matchLabels", {str: str}).items()]
     for row in selector.rows("matchExpressions"):
-        form, key = SELECTOR_FORMS.get(row("operator"), "<error>"), row("key")
+        form, key = forms.get(row("operator"), "<error>"), row("key")
         terms.append((key, form.format(key, ",".join(sorted(row("values", [str]))))))
     return ",".join(text for _, text in sorted(terms, key=lambda term: term[0])) or NONE
 
@@ -2112,8 +2074,9 @@ def list_document(resource: Resource, documents: List[Document], version: str = 
         "metadata": {"resourceVersion": version} if version else {}, "items": documents}
 
 
-def plugin_table(plugins: List[Tuple[str, str]]) -> str:
-    """What `velero plugin get` prints of (kind, name) pairs; nothing for none."""
+def plugin_table(document: Document) -> str:
+    """What `velero plugin get` prints of an answered ServerStatusRequest; nothing for none."""
+    plugins = sorted((row("kind"), row("name")) for row in Fields(document, "", {}).rows("status.plugins"))
     rows = [f"{one_line(name)}\t{one_line(kind)}" for kind, name in plugins]
     return aligned(["NAME\tKIND", *rows], **TABLE) if plugins else ""
 
@@ -2278,15 +2241,15 @@ def _pod_volume_text(volume: Fields, phase: str) -> str:
 
 class Description:
     """What `velero backup|restore describe` shows of an object, as `text` and as `json`; `troubles` is what they lack.
-    An Error in place of a list or artifact is said in its place, and is a trouble unless velero has a text for it. The
-    first trouble gives the exit code."""
-    def __init__(self, resource: Resource, document: Document, related: Mapping[Resource, Any],
-                 artifacts: Mapping[str, Any], *, localize: Localize, details: bool = False, colorized: bool = False):
+    found: related objects by Resource, artifacts by kind. An Error in place of one is said in its place, and is a
+    trouble unless velero has a text for it. The first trouble gives the exit code."""
+    def __init__(self, resource: Resource, document: Document, found: Mapping[Any, Any], *, localize: Localize,
+                 details: bool = False, colorized: bool = False):
         self.wrong: Dict[str, None] = {}  # what in the objects is of the wrong type
         self.document = Fields(document, "", self.wrong)
         self.spec, self.status, self.name = *map(self.document.part, ("spec", "status")), self.document("metadata.name")
         self.kind, self.is_backup, self.details, self.colorized = resource.kind, resource is BACKUPS, details, colorized
-        self.related, self.artifacts, self.localize = related, artifacts, localize
+        self.found, self.localize = found, localize
         self.troubles: List[Error] = []
         self.json: Document = {}
         self.rows: List[str] = []
@@ -2360,18 +2323,19 @@ class Description:
             self._add(instead.lstrip("!")[1:].replace("  ", "\t"), f"<error {what}: {why}>", place)
 
     def _lacks(self, kind: str) -> bool:
-        return kind not in self.artifacts or is_missing(self.artifacts[kind])
+        return kind not in self.found or is_missing(self.found[kind])
+
+    def _get(self, key: Any) -> Any:
+        if isinstance(self.found[key], Error):
+            raise self.found[key]
+        return self.found[key]
 
     def _artifact(self, kind: str) -> Fields:
-        if isinstance(self.artifacts[kind], Error):
-            raise self.artifacts[kind]
-        return Fields(self.artifacts[kind], kind)
+        return Fields(self._get(kind), kind)
 
     def _listed(self, resource: Resource) -> List[Fields]:
-        items = self.related[resource]
-        if isinstance(items, Error):
-            raise items
-        return [Fields(item, f"{resource.kind} {_text(item, 'metadata', 'name')}", self.wrong) for item in items]
+        return [Fields(item, f"{resource.kind} {_text(item, 'metadata', 'name')}", self.wrong)
+                for item in self._get(resource)]
 
     # The sections, by their names in the templates:
 
@@ -2443,7 +2407,7 @@ class Description:
             return
         if not self.is_backup:
             self._put("status/restoreItemOperations", tree)
-        if self.details and artifact in self.artifacts:
+        if self.details and artifact in self.found:
             rows = self._artifact(artifact).rows()
             self.rows.append(f"{self.kind} Item Operations:")
             tree["operations"] = [self._fill(OPERATION, row) for row in rows]
@@ -2564,16 +2528,13 @@ class Description:
             self._fill(DELETION[2:], row, into=shown[-1])
 
 
-def version_text(server_version: Optional[str]) -> str:
-    """The text of `velero version`; None for --client-only."""
-    text = f"Client:\n\tVersion: v{__version__}\n\tGit commit: -\n"  # one file, which is its own commit
-    return text if server_version is None else f"{text}Server:\n\tVersion: {one_line(server_version)}\n"
-
-
-def version_document(server_version: Optional[str]) -> Document:
-    """The same for -o json|yaml, which velero lacks."""
-    versions = {"client": f"v{__version__}", "server": server_version}
-    return {program: {"version": version} for program, version in versions.items() if version is not None}
+def version_text(server_version: Optional[str], output: str = "") -> str:
+    """What `velero version` prints, None being --client-only; also as json or yaml, which velero lacks."""
+    versions = {"client": f"v{__version__}", **({} if server_version is None else {"server": server_version})}
+    if output in DOCUMENT_TEXTS:
+        return DOCUMENT_TEXTS[output]({program: {"version": version} for program, version in versions.items()})
+    client, *server = (f"{name.title()}:\n\tVersion: {one_line(version)}\n" for name, version in versions.items())
+    return f"{client}\tGit commit: -\n{''.join(server)}"  # one file, which is its own commit
 
 # What lies in a backup: a file of JSON for each item (velero pkg/archive/filesystem.go). In the version that its API
 # prefers it lies a second time, below a folder of that version; other versions lie below such folders alone.
@@ -2666,27 +2627,26 @@ def leave_out(document: Any) -> None:
 # ================================================================================
 # 9. Manifests — CustomResourceDefinitions, the controller in the cluster, Roles for people, admission policy
 
-def _struct(*required: str, **fields: Document) -> Document:
-    return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
-
-
 def crd_manifests(status_subresource: bool) -> List[Document]:
     """The CustomResourceDefinitions, as Velero 1.6 has them (with a status subresource) or 1.18 (without)."""
+    def struct(*required: str, **fields: Document) -> Document:
+        return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
+
     anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     text, time = {"type": "string"}, {"type": "string", "format": "date-time", "nullable": True}
     phase, release = {**text, "enum": [NEW, PROCESSED]}, "1.6" if status_subresource else "1.18"
     kinds = {**text, "enum": [row.kind for row in TARGETS.values() if release in row.releases.split()]}
-    plugins = {"type": "array", "items": _struct("kind", "name", kind=text, name=text), "nullable": True}
+    plugins = {"type": "array", "items": struct("kind", "name", kind=text, name=text), "nullable": True}
     requests = {
-        "DownloadRequest": (_struct("target", target=_struct("kind", "name", kind=kinds, name=text)),
-                            _struct(downloadURL=text, expiration=time, phase=phase)),
-        "ServerStatusRequest": ({"type": "object"}, _struct(
+        "DownloadRequest": (struct("target", target=struct("kind", "name", kind=kinds, name=text)),
+                            struct(downloadURL=text, expiration=time, phase=phase)),
+        "ServerStatusRequest": ({"type": "object"}, struct(
             phase=phase, processedTimestamp=time, serverVersion=text, plugins=plugins))}
     manifests = []
     for kind, more in (("Backup", {}), ("BackupStorageLocation", {"shortNames": ["bsl"]}), ("DownloadRequest", {}),
                        ("Restore", {}), ("ServerStatusRequest", {"shortNames": ["ssr"]})):
         (spec, status), singular = requests.get(kind, (anything, anything)), kind.lower()
-        version: Document = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": _struct(
+        version: Document = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": struct(
             apiVersion=text, kind=text, metadata={"type": "object"}, spec=spec, status=status)}}
         if status_subresource and kind not in ("Backup", "Restore"):
             version["subresources"] = {"status": {}}
@@ -2822,31 +2782,28 @@ def client_manifests(namespace: str) -> List[Document]:
                          volumes, verbs="get list")]
 
 
-# In the Common Expression Language; `owner` and `part` are Artifact.right.
-_POLICY = {"kind": "object.spec.target.kind.lowerAscii()",
-           "owner": "variables.kind.startsWith('restore') ? 'restores' : 'backups'",
-           "part": "variables.kind.replace('restore', '').replace('backup', '')"}
-_POLICY_CHECK = ("authorizer.group('velero.io').resource(variables.owner).subresource(variables.part)"
-                 ".namespace(request.namespace).name(object.spec.target.name).check('get').allowed()")
-_POLICY_MESSAGE = ("'you may not get ' + variables.owner + '/' + variables.part + ' of ' + object.spec.target.name + "
-                   "' in namespace ' + request.namespace + '; a Role there grants it with: - {apiGroups: [velero.io], "
-                   "resources: [' + variables.owner + '/' + variables.part + '], verbs: [get]}'")
-
-
 def policy_manifests(namespace: str) -> List[Document]:
     """Whoever creates a DownloadRequest must be allowed to `get` the artifact, a resource such as backups/log that no
     API serves (velero#1144). With UPDATE, or who may patch makes a request for a log one for the contents."""
     group, rule = "admissionregistration.k8s.io/v1", {
         "apiGroups": ["velero.io"], "apiVersions": ["*"], "resources": ["downloadrequests"],
         "operations": ["CREATE", "UPDATE"]}
+    # In the Common Expression Language; `owner` and `part` are Artifact.right.
+    variables = {"kind": "object.spec.target.kind.lowerAscii()",
+                 "owner": "variables.kind.startsWith('restore') ? 'restores' : 'backups'",
+                 "part": "variables.kind.replace('restore', '').replace('backup', '')"}
+    check = ("authorizer.group('velero.io').resource(variables.owner).subresource(variables.part)"
+             ".namespace(request.namespace).name(object.spec.target.name).check('get').allowed()")
+    message = ("'you may not get ' + variables.owner + '/' + variables.part + ' of ' + object.spec.target.name + "
+               "' in namespace ' + request.namespace + '; a Role there grants it with: - {apiGroups: [velero.io], "
+               "resources: [' + variables.owner + '/' + variables.part + '], verbs: [get]}'")
     return [
         _object(group, "ValidatingAdmissionPolicy", spec={
             "failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule]},
             "matchConditions": [{"name": "names-a-target", "expression": (
                 "request.operation == 'CREATE' || object.?spec != oldObject.?spec")}],
-            "variables": [{"name": name, "expression": text} for name, text in _POLICY.items()],
-            "validations": [{
-                "expression": _POLICY_CHECK, "messageExpression": _POLICY_MESSAGE, "reason": "Forbidden"}]}),
+            "variables": [{"name": name, "expression": text} for name, text in variables.items()],
+            "validations": [{"expression": check, "messageExpression": message, "reason": "Forbidden"}]}),
         _object(group, "ValidatingAdmissionPolicyBinding", spec={"policyName": NAME, "validationActions": ["Deny"]}),
         client_manifests(namespace)[0],
         _client_role(namespace, "one-backup", [kind for kind in TARGETS if TARGETS[kind].owner == BACKUPS],
@@ -4917,7 +4874,7 @@ class Controller:
             return record.key, False  # not ours, whoever sent it
         with self.lock:
             old = self.records.get(record.key)
-            if late and old and is_older(record, old):
+            if late and old and record.is_older_than(old):
                 return record.key, False
             self.records[record.key] = record
         return record.key, is_news(old, record)
@@ -5697,7 +5654,7 @@ def read_related(api: Api, namespace: str, resource: Resource, selector: str) ->
 
 
 def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
-                trust: Optional[Trust], way: Way) -> Tuple[Dict[Resource, Any], Dict[str, Any]]:
+                trust: Optional[Trust], way: Way) -> Dict[Any, Any]:
     """What a screen shows besides an object: related objects, and artifacts by kind, or the Error why not. This thread
     alone makes and deletes the requests, so Ctrl-C leaves none; that ends threads that still wait for an answer."""
     name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
@@ -5726,11 +5683,11 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
                     found[kind] = error
             return {**found, **dict(zip(tasks, side_by_side(tasks.values())))}
 
-    lists = {row[0]: functools.partial(read_related, api, namespace, *row) for row in related_of(resource, document)}
-    found = read(kinds, dict(lists))
+    found = read(kinds, {row[0]: functools.partial(read_related, api, namespace, *row)
+                         for row in related_of(resource, document)})
     if is_missing(found.get("BackupVolumeInfos")):
         found.update(read(legacy_artifacts_of(document), {}))
-    return {row: found.pop(row) for row in lists}, found
+    return found
 
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
@@ -6506,15 +6463,15 @@ class Options:
         for document in find_documents(api, resource, self.namespace, self.names, self.selector)[0]:
             kinds = artifacts_of(resource, document, details=self.details, structured=structured)
             with api.waiting(f"what belongs to {resource.kind.lower()} {_text(document, 'metadata', 'name')}", timeout):
-                related, artifacts = read_screen(  # by an Api that shows nothing of its own
+                found = read_screen(  # by an Api that shows nothing of its own
                     Api(api.session), self.namespace, resource, document, kinds, timeout, trust, way)
-            screen = Description(resource, document, related, artifacts, localize=datetime.astimezone,
-                                 details=self.details, colorized=self.is_colorized())
+            screen = Description(resource, document, found, localize=datetime.astimezone, details=self.details,
+                                 colorized=self.is_colorized())
             if not structured:
                 sys.stdout.write("\n\n" * bool(screens) + screen.text)
             screens.append(screen.json)
             troubles += screen.troubles
-            if any(isinstance(value, TimedOut) for value in artifacts.values()):
+            if any(isinstance(value, TimedOut) for value in found.values()):
                 timeout = min(timeout, NEXT_SCREEN_TIMEOUT)
         if structured:
             sys.stdout.write(json_text(screens[0] if len(screens) == 1 else screens))
@@ -6547,11 +6504,11 @@ class Options:
 
     def run_plugin_get(self) -> str:
         document = self.server_status()
-        return DOCUMENT_TEXTS.get(self.output, lambda _: plugin_table(plugins_from(document)))(document)
+        return DOCUMENT_TEXTS.get(self.output, plugin_table)(document)
 
     def run_version(self) -> str:
         version = None if self.client_only else _text(self.server_status(), "status", "serverVersion")
-        return DOCUMENT_TEXTS.get(self.output, lambda _: version_text(version))(version_document(version))
+        return version_text(version, self.output)
 
 
 TYPES: Dict[str, Tuple[Callable[[str], Any], str]] = {  # what a flag takes -> its value, None or a ValueError if wrong
