@@ -54,6 +54,7 @@ import re
 import signal
 import socket
 import stat
+import struct
 import threading
 import time
 from collections import OrderedDict, defaultdict
@@ -1735,92 +1736,77 @@ def store_refusal(status: int, body: bytes, headers: Mapping[str, str], where: s
         error.exit = Exit.NOT_ALLOWED  # versitygw's 404 does not say that the artifact is missing
     return error
 
-ITEM_LIMIT = 16 << 20  # bytes of one file, or header of another, in a backup; etcd takes objects of 1.5 MiB
+ITEM_LIMIT = 8 << 20  # bytes of one file in a backup; etcd takes objects of 1.5 MiB
+TAR_HEADER = struct.Struct("100s 24x 12s 12x 8s B 100x 6s 82x 155s 12x")  # name, size, checksum, kind, magic, prefix
 
 
-class TarStream:
-    """A tar archive (ustar, PAX, GNU's long names) in chunks: an iterator over the paths of its plain files that
-    takes all chunks, in bounded memory; `read` gives the content of the last. StoreError where it is damaged, after
-    what is sound. Python's own takes ten times as long."""
+@functools.lru_cache(maxsize=10_000)
+def _octal(field: bytes) -> Tuple[int, int]:
+    """A field of a header -> its number, and the sum of its bytes; remembered, for most repeat."""
+    return int(b"0" + field.strip(b" \0"), 8), sum(field)
 
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self.chunks, self.held, self.at = iter(chunks), b"", 0
-        self.path, self.size, self.left = "its beginning", 0, 0  # of the last member; left: bytes before the next one
 
-    def _take(self, size: int) -> bytes:
-        """The next bytes; fewer at the end."""
-        taken = self.held[self.at:self.at + size]
-        self.at += len(taken)
-        if len(taken) == size:
-            return taken
-        grown = bytearray(taken)
-        for self.held in self.chunks:
-            self.at = min(len(self.held), size - len(grown))
-            grown += self.held[:self.at]
-            if len(grown) == size:
-                break
-        return bytes(grown)
+def _tar_header(block: bytes, adler32: int) -> Tuple[int, str, int]:
+    """A header -> kind and path of a member, and the size of its content; ValueError when it is damaged."""
+    name, size, check, kind, magic, prefix = TAR_HEADER.unpack(block)
+    # The lower half of Adler-32 is the sum of all bytes, plus 1. The checksum is that sum, its own bytes being blanks.
+    checksum, own = _octal(check)
+    if adler32 & 0xffff != (checksum + own - 255) % 65521:
+        raise ValueError
+    path = name.partition(b"\0")[0]
+    if prefix[0] and magic == b"ustar\0":
+        path = prefix.partition(b"\0")[0] + b"/" + path
+    # Links, devices and folders have no content, whatever they say.
+    return kind, path.decode("utf-8", "surrogateescape"), 0 if kind in b"123456" else _octal(size)[0]
 
-    def _skip(self) -> None:
-        self.at += self.left
-        self.left = 0
-        while self.at > len(self.held):
-            self.at -= len(self.held)
-            held = next(self.chunks, None)
-            if held is None:
-                raise StoreError(f"the archive is cut short: it ends in {one_line(self.path)}")
-            self.held = held
 
-    def read(self) -> bytes:
-        """The content of the last member; StoreError when it is too large."""
-        if self.size > ITEM_LIMIT:
-            raise StoreError(f"{one_line(self.path)} is larger than {ITEM_LIMIT >> 20} MiB")
-        content = self._take(self.size)
-        self.left -= len(content)
-        self._skip()  # which complains where something is missing
-        return content
-
-    def __iter__(self) -> Iterator[str]:
-        from zlib import adler32
-        said: Dict[bytes, bytes] = {}  # of the next member, by headers before its own
-        while True:
-            if self.at + self.left <= len(self.held):
-                self.at += self.left
-            else:
-                self._skip()
-            block = self.held[self.at:self.at + 512]
-            if len(block) == 512:  # as nearly always, which saves a call
-                self.at += 512
-            else:
-                block = self._take(512)
-            if block[:1] in b"\0" and not any(block):
-                break
-            # The checksum is the sum of all bytes, its own being blanks; Adler-32 has that of the others, plus 1.
-            total, kind = adler32(block[156:], adler32(block[:148])) & 0xffff, block[156:157]
+def _tar_members(chunks: Iterator[bytes]) -> Iterator[Tuple[int, str, bytes]]:
+    """An archive -> kind, path and content of its members."""
+    from zlib import adler32
+    path, parts, came, needed = "its beginning", [], 0, 512
+    for chunk in chunks:
+        parts.append(chunk)
+        came += len(chunk)
+        if came < needed:
+            continue
+        held, at, needed = b"".join(parts), 0, 512
+        while came - at >= 512:
+            block = held[at:at + 512]
             try:
-                self.size = int(block[124:136].rstrip(b" \0") or b"0", 8)
-                sound = total == (int(block[148:156].rstrip(b" \0"), 8) - 255) % 65521
+                kind, name, size = _tar_header(block, adler32(block))
             except ValueError:
-                sound = False
-            if not sound or self.size < 0 or len(block) < 512:
-                raise StoreError(f"the archive is damaged after {one_line(self.path)}")
-            path = block[:100].partition(b"\0")[0]
-            if block[345] and block[257:263] == b"ustar\0":
-                path = block[345:500].partition(b"\0")[0] + b"/" + path
-            if said and kind not in b"xLKg":
-                path, self.size = said.get(b"path") or path, int(said.get(b"size", self.size))
-                said.clear()
-            if kind in b"123456":  # links, devices and folders have no content, whatever they say
-                self.size = 0
-            self.path, self.left = path.decode("utf-8", "surrogateescape"), (self.size + 511) & -512
-            if kind in b"0\0007":
-                yield self.path
-            elif kind == b"L":
-                said[b"path"] = self.read().rstrip(b"\0")
-            elif kind == b"x":
-                said.update(re.findall(rb"(?:^|\n)\d+ (path|size(?==\d{1,18}\n))=([^\n]*)", self.read()))
-        for _ in self.chunks:  # may say that they are not whole
-            pass
+                if any(block):
+                    raise StoreError(f"the archive is damaged after {one_line(path)}") from None
+                for _ in chunks:  # which may say that they are not whole
+                    pass
+                return
+            if size > ITEM_LIMIT:
+                raise StoreError(f"{one_line(name)} is larger than {ITEM_LIMIT >> 20} MiB")
+            needed = 512 + (size + 511 & -512)
+            if came - at < needed:
+                break
+            path = name
+            yield kind, path, held[at + 512:at + 512 + size]
+            at, needed = at + needed, 512
+        parts, came = [held[at:]], came - at
+    if any(b"".join(parts)):
+        raise StoreError(f"the archive is cut short after {one_line(path)}")
+
+
+def tar_files(chunks: Iterable[bytes]) -> Iterator[Tuple[str, bytes]]:
+    """A tar archive (ustar, PAX, GNU's long names) in chunks, which are all taken -> path and content of its plain
+    files; StoreError where it is damaged, after what is sound. Python's own takes ten times as long."""
+    long = b""  # name of the next file, by a header before its own
+    for kind, path, content in _tar_members(iter(chunks)):
+        if kind in b"0\0007":
+            yield (long.decode("utf-8", "surrogateescape") if long else path), content
+            long = b""
+        elif kind in b"L":
+            long = content.rstrip(b"\0")
+        elif kind in b"x":
+            long = b"".join(re.findall(rb"(?:^|\n)\d+ path=([^\n]*)", content)[-1:])
+        elif kind not in b"Kg":
+            long = b""
 
 
 def final_phase(owner: Document) -> str:
@@ -2538,7 +2524,7 @@ def version_text(server_version: Optional[str], output: str = "") -> str:
 
 # What lies in a backup: a file of JSON for each item (velero pkg/archive/filesystem.go). In the version that its API
 # prefers it lies a second time, below a folder of that version; other versions lie below such folders alone.
-ITEM_FOLDER = re.compile(r"(?:\./)?resources/(\w[^/]*)/(?:namespaces/(\w[^/]*)|cluster)")
+ITEM_FILE = re.compile(r"(?:\./)?resources/(\w[^/]*)/(?:namespaces/(\w[^/]*)|cluster)/([^/]+)\.json")
 Item = Tuple[str, str, str]  # plural with group (`deployments.apps`, `pods`), namespace or nothing, name
 SHORT_NAMES = dict(pair.split("=") for pair in (  # kubectl's
     "cj=cronjobs cm=configmaps crd=customresourcedefinitions cs=componentstatuses csr=certificatesigningrequests "
@@ -2550,19 +2536,6 @@ SHORT_NAMES = dict(pair.split("=") for pair in (  # kubectl's
 
 
 @functools.lru_cache(maxsize=1000)
-def _items_in(folder: str) -> Tuple[str, ...]:
-    match = ITEM_FOLDER.fullmatch(folder)
-    return match.groups("") if match else ()
-
-
-def item_at(path: str) -> Optional[Item]:
-    """The item whose file has this path; most folders hold many, so each is looked at once."""
-    folder, _, file = path.rpartition("/")
-    place = _items_in(folder)
-    return (*place, file[:-5]) if place and file[-5:] == ".json" else None
-
-
-@functools.lru_cache(maxsize=1000)
 def is_resource(word: str, resource: str) -> bool:
     """Whether a plural, singular, kind or short name means a resource; `.group` may follow, `.` for the core group."""
     name, dot, group = word.lower().partition(".")
@@ -2571,33 +2544,20 @@ def is_resource(word: str, resource: str) -> bool:
     return plural in (name, f"{name}s", f"{name}es", re.sub("y$", "ies", name)) and (not dot or group == own_group)
 
 
-def words_for(item: Item, words: Iterable[str]) -> List[str]:
-    """Those of the words, each RESOURCE or RESOURCE/NAME, that choose an item."""
-    return [word for word in words for meant, _, name in [word.partition("/")]
-            if name in ("", item[2]) and is_resource(meant, item[0])]
-
-
-@functools.lru_cache(maxsize=1000)
-def _first_cells(resource: str, namespace: str, first: int, second: int) -> Tuple[str, int, int]:
-    """Two cells of a row, in columns so wide at least, and how wide these are with them."""
-    first, second = max(first, min(len(namespace), MAX_WIDTH)), max(second, min(len(resource), MAX_WIDTH))
-    return printable(f"{namespace or NONE:<{first}}   {resource:<{second}}   "), first, second
-
-
 def item_rows(items: Iterable[Item], output: str) -> Iterator[str]:
     """A line for each item as it comes: of JSON, `resource/name`, or in the columns of `get`, which widen with the
     rows as those of `kubectl get --watch`."""
     before, first, second = "[\n" if output == "json" else "NAMESPACE   RESOURCE   NAME\n", 9, 8
-    for item in items:
-        resource, namespace, name = item
+    for resource, namespace, name in items:
         if output == "json":
-            yield before + json.dumps(dict(zip(("resource", "namespace", "name"), item)))
+            yield before + json.dumps({"resource": resource, "namespace": namespace, "name": name})
             before = ",\n"
         elif output == "name":
             yield printable(f"{resource}/{name}") + "\n"
         else:
-            cells, first, second = _first_cells(resource, namespace, first, second)
-            yield f"{before}{cells}{printable(name)}\n"
+            if len(namespace) > first or len(resource) > second:
+                first, second = max(first, min(len(namespace), MAX_WIDTH)), max(second, min(len(resource), MAX_WIDTH))
+            yield before + printable(f"{(namespace or NONE).ljust(first)}   {resource.ljust(second)}   {name}") + "\n"
             before = ""
     if output == "json":
         yield "[]\n" if before == "[\n" else "\n]\n"
@@ -6350,29 +6310,35 @@ class Options:
             say(f"No line about {owner} found in the logs of Velero's pods.")
         return None
 
-    def items(self) -> Iterator[Tuple[Item, TarStream]]:
-        """The chosen items of a backup, or of the archive that --file names, each with the stream that can read it,
-        until none can follow; NotFound at the end when a word has chosen nothing."""
+    def items(self) -> Iterator[Tuple[Item, bytes]]:
+        """The chosen items of a backup, or of the archive that --file names, with their content, until none can
+        follow; NotFound at the end when a word has chosen nothing."""
         if not (self.name or self.file):
             raise UsageError("name a backup, or an archive with --file")
-        words, found = [*filter(None, [self.file and self.name]), *self.words], False
-        missing, to_come = set(words), {(word, namespace) for word in words for namespace in self.namespaces or [""]}
-        what = self.file or f"backup {one_line(self.name, 64)}"
+        words = [(word, *word.partition("/")[::2]) for word in [self.file and self.name, *self.words] if word]
+        missing = {word for word, *_ in words}
+        to_come = {(word, namespace) for word in missing for namespace in self.namespaces or [""]}
+        what, found = self.file or f"backup {one_line(self.name, 64)}", False
         opened = contextlib.nullcontext(FileSource(self.file)) if self.file else self.open_source()
         with opened as source, contextlib.closing(Download(source, what, gunzip=True).chunks()) as chunks, about(what):
             # What has been made of a chunk is seen before the next one is waited for.
-            archive = TarStream(iter(lambda: sys.stdout.flush() or next(chunks, None), None))
-            for item in filter(None, map(item_at, archive)):
-                chosen_by = words and words_for(item, words)
-                if (words and not chosen_by) or (self.namespaces and item[1] not in self.namespaces):
+            for path, content in tar_files(iter(lambda: sys.stdout.flush() or next(chunks, None), None)):
+                match = ITEM_FILE.fullmatch(path)
+                if not match or (self.namespaces and (match[2] or "") not in self.namespaces):
                     continue
-                yield item, archive
+                resource, namespace, name = item = match.groups("")
+                chosen_by = [(word, chosen) for word, meant, chosen in words
+                             if chosen in ("", name) and is_resource(meant, resource)]
+                if words and not chosen_by:
+                    continue
+                yield item, content
                 found = True
-                missing.difference_update(chosen_by)
-                if words:  # what has a group, a name and a namespace is there but once
-                    to_come -= {(word, item[1]) for word in chosen_by if re.match(r"[^/]*\.[^/]*/.", word)}
-                    if not to_come:
-                        return
+                for word, chosen in chosen_by:
+                    missing.discard(word)
+                    if chosen and "." in word.partition("/")[0]:  # with group, namespace and name there is but one
+                        to_come.discard((word, namespace))
+                if words and not to_come:
+                    return
         if missing:
             inside = f" in namespace {' or '.join(self.namespaces)}" * bool(self.namespaces)
             raise NotFound(f"there is no {one_line(', '.join(sorted(missing)))}{inside} in {what}", hints=[
@@ -6388,15 +6354,14 @@ class Options:
         """Each object when its item has come; those that do not hold the text of --grep are passed over."""
         if not (self.words or self.grep or (self.file and self.name)):
             raise UsageError("name what to show, such as deployments/web, or a text with --grep")
-        text, before, secret = json.dumps(self.grep or "", ensure_ascii=False)[1:-1], "", False
-        by_go = re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}", text)  # as Velero writes it
-        forms = [form.encode() for form in (self.grep or "", text, by_go, json.dumps(self.grep or "")[1:-1])]
+        text, before, secret = self.grep or "", "", False
+        by_go = re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match[0]):04x}",
+                       json.dumps(text, ensure_ascii=False)[1:-1])
         with contextlib.closing(self.items()) as items:
-            for (resource, *_), archive in items:
-                content = archive.read()
-                if not any(form in content for form in forms):
+            for (resource, *_, name), content in items:
+                if text.encode() not in content and by_go.encode() not in content:
                     continue
-                with about(one_line(archive.path)):
+                with about(one_line(f"{resource}/{name}")):
                     document = decode_json([content])
                 if self.clean:
                     leave_out(document)
