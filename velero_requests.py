@@ -1770,6 +1770,7 @@ def _tar_members(chunks: Iterator[bytes]) -> Iterator[Tuple[int, str, bytes]]:
         if came < needed:
             continue
         held, at, needed = b"".join(parts), 0, 512
+        parts, chunk = [], b""  # each is let go of as soon as another one has its bytes
         while came - at >= 512:
             block = held[at:at + 512]
             try:
@@ -1788,7 +1789,7 @@ def _tar_members(chunks: Iterator[bytes]) -> Iterator[Tuple[int, str, bytes]]:
             path = name
             yield kind, path, held[at + 512:at + 512 + size]
             at, needed = at + needed, 512
-        parts, came = [held[at:]], came - at
+        parts, came, held = [held[at:]], came - at, b""
     if any(b"".join(parts)):
         raise StoreError(f"the archive is cut short after {one_line(path)}")
 
