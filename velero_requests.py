@@ -5668,9 +5668,11 @@ def _warn_once(api: Api, text: str) -> None:
 
 
 def _in_time(found: Iterator[bytes], seconds: float) -> Iterator[bytes]:
-    """The first of them whenever it comes, what follows within so many seconds; whoever takes them is not hurried."""
+    """The first of them whenever it comes, what follows within so many seconds, and as many as it took to get there: a
+    second may hold much that is read anew. Whoever takes them is not hurried."""
+    began = time.monotonic()
     yield from itertools.islice(found, 1)
-    with time_limit(seconds):
+    with time_limit(seconds + time.monotonic() - began):
         for line in found:
             with pause_time_limit():
                 yield line
@@ -6236,7 +6238,7 @@ class Options:
         api = None if self.location else self.find_owner(artifact)
         log.info("the way: %s", "the storage location, signed for here" if self.direct else "a controller's answer")
         with adding_hints(lambda error: ["`--follow --since 2h` shows what Velero's pods still have of it"] * bool(
-                self.is_log and api and error.exit in (Exit.NOT_FOUND, Exit.UNREACHABLE))):
+                self.is_log and api and (is_missing(error) or error.exit == Exit.UNREACHABLE))):
             if api and not self.direct:
                 with explaining_timeouts(api, self.namespace, self.kind, self.name), requested_source(
                         api, self.namespace, self.kind, self.name, timeout=self.timeout, trust=trust,
