@@ -194,8 +194,8 @@ class TimedOut(Error):
 def parse_time(text: object) -> Optional[datetime]:
     """RFC 3339 (UTC without an offset) -> aware UTC datetime, or None."""
     match = re.fullmatch(
-        r"(\d{4}-\d\d-\d\d)[Tt ](?!24)(\d\d:\d\d:\d\d)(?:[.,](\d{1,99}))?(?:[Zz]|([+-]\d\d):?([0-5]\d))?",
-        text if isinstance(text, str) else "", re.ASCII)
+        r"(?a)(\d{4}-\d\d-\d\d)[Tt ](?!24)(\d\d:\d\d:\d\d)(?:[.,](\d{1,99}))?(?:[Zz]|([+-]\d\d):?([0-5]\d))?",
+        text if isinstance(text, str) else "")
     if not match:
         return None
     day, clock, fraction, hours, minutes = match.groups("")
