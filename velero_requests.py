@@ -3015,6 +3015,7 @@ class Response:
         self.status, self.headers = answer.status, answer.headers
         self._answer, self._connection, self._reply = answer, answer.connection, answer.connection.reply
         self._left = math.inf if self._reply.length is None else self._reply.length
+        self._drained, self._buffer = False, memoryview(b"")  # whether all that came with the headers was read
 
     def peer(self) -> str:
         """The address at the other end, perhaps a proxy's, and what a verified certificate there says."""
@@ -3025,13 +3026,27 @@ class Response:
         certificate = f"; certificate: {certificate_text(shown)}" if shown else ""
         return f"{address}{' (a proxy)' if proxy else ''}{certificate}"
 
+    def _receive(self, size: int) -> bytes:
+        """All that is there of a body with a length, at most `size` bytes; TLS alone gives 16 KiB at a time."""
+        from urllib3.util import wait_for_read
+        if len(self._buffer) < size:
+            self._buffer = memoryview(bytearray(size))
+        at = count = self._connection.peer.recv_into(self._buffer[:size])
+        with contextlib.suppress(OSError):  # it fails again, or has ended, when more is asked for
+            while count and at < size and wait_for_read(self._connection.peer, 0):
+                count = self._connection.peer.recv_into(self._buffer[at:size])
+                at += count
+        return bytes(self._buffer[:at])
+
     def read1(self, size: int = 65536) -> bytes:
         """What has come of the body, at least a byte unless it has ended."""
         import http.client
+        size = int(min(size, self._left))
         try:
-            piece = self._reply.read1(int(min(size, self._left))) if self._left else b""
+            piece = b"" if not size else self._receive(size) if self._drained else self._reply.read1(size)
         except http.client.HTTPException as error:
             raise ConnectionError(f"the body is cut short: {error}") from error
+        self._drained = self._drained or len(piece) < size and self._left < math.inf
         self._left -= len(piece)  # http.client counts only from Python 3.12 on
         if not piece and 0 < self._left < math.inf:
             raise ConnectionError("the body is cut short")
