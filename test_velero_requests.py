@@ -9535,7 +9535,7 @@ class ThroughWorld(Sentences, ControllerWorld):
         """Let the Service's port of this name lead to these."""
         self.cluster.backends[self.namespace] = name, list(ports)
 
-    def hand_on(self, controller: Any = None, tls: Any = None) -> int:
+    def hand_on(self, controller: Any = None, tls: Tuple[str, ...] = ()) -> int:
         """Let a controller hand on artifacts, behind the Service -> its port."""
         server = vr.HttpServer(f"{self.near}:0", (controller or self.serve()).artifact_page, tls)
         self.addCleanup(server.close)
@@ -9677,7 +9677,7 @@ class ThroughTests(ThroughWorld):
             for source, path in zip(sources, paths):
                 shutil.copy(source, path)
         replace(*first[1:])
-        port = self.hand_on(tls=vr.ServerTls(*paths))
+        port = self.hand_on(tls=paths)
         self.cluster.grant("reader", *CLIENT, {**PROXY_RIGHT, "resourceNames": ["https:velero-requests:https"]},
                            namespace=self.namespace)
         log = noise(3 * MIB)

@@ -4651,39 +4651,18 @@ def text_page(status: int, text: str, **headers: str) -> Page:
                     **headers}, [body]
 
 
-class ServerTls:
-    """A server's certificate and its key, in files that may be replaced: connections begin with what is there then."""
-
-    def __init__(self, *paths: str) -> None:
-        self.paths, self.pem = paths, []  # type: Tuple[str, ...], List[bytes]
-        self._load()
-
-    def _load(self) -> None:
-        import ssl
-        pem = [read_file(path, what) for path, what in zip(self.paths, ("the certificate", "the certificate's key"))]
-        if pem != self.pem:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.minimum_version, context.sslsocket_class = ssl.TLSVersion.TLSv1_2, _timed_classes()["tls"]
-            load_certificate(context, *pem, " and ".join(self.paths))
-            self.pem, self.wrap = pem, context.wrap_socket
-
-    def begin(self, sock: socket.socket) -> socket.socket:
-        """Wrap a new connection, which shakes hands when it is first read."""
-        try:
-            self._load()
-        except ConfigError as error:
-            log.warning("%s; what was read before stays in use", error)
-        return self.wrap(sock, server_side=True, do_handshake_on_connect=False)
-
-
 class HttpServer:
     """Pages for few readers, of whom each may be hostile: one GET or HEAD a connection. answer: method, target and
     headers (names in lower case) -> a Page. A request must come, and each piece of its page be taken, within `seconds`;
     of more than `most` connections the one that did not move for longest gives way."""
     most, seconds, head_limit = 2 * TRANSFERS, IDLE_LIMIT, 8192
 
-    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page], tls: Any = None) -> None:
-        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets. tls: a ServerTls."""
+    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page],
+                 tls: Sequence[str] = ()) -> None:
+        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets. tls: the files of a
+        certificate and its key; of files that are replaced connections begin with what is there then."""
+        self.tls, self.pem, self.begin = tls, [], lambda sock, **_: sock  # type: Any, List[bytes], Any
+        self._read_tls()
         host, _, port = address.rpartition(":")
         both = not host and socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both or host[:1] == "[" else socket.AF_INET
@@ -4693,8 +4672,17 @@ class HttpServer:
             why = str(getattr(error, "strerror", "") or error).partition(" (while")[0]
             raise Error(f"cannot listen on {address}: {why}") from error
         self.answer, self.connections = answer, OrderedDict()  # type: Any, OrderedDict[socket.socket, None]
-        self.tls, self.closing = tls, False
+        self.closing = False
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def _read_tls(self) -> None:
+        pem = [read_file(path, what) for path, what in zip(self.tls, ("the certificate", "the certificate's key"))]
+        if pem != self.pem:
+            import ssl
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version, context.sslsocket_class = ssl.TLSVersion.TLSv1_2, _timed_classes()["tls"]
+            load_certificate(context, *pem, " and ".join(self.tls))
+            self.pem, self.begin = pem, context.wrap_socket
 
     def close(self) -> None:
         """Listen no more; what is being answered goes on. The thread that waits there wakes and closes the socket: were
@@ -4706,7 +4694,11 @@ class HttpServer:
         while not self.closing:
             try:
                 sock = _timed_classes()["plain"](fileno=self.listener.accept()[0].detach())
-                sock = self.tls.begin(sock) if self.tls else sock
+                try:
+                    self._read_tls()
+                except ConfigError as error:
+                    log.warning("%s; what was read before stays in use", error)
+                sock = self.begin(sock, server_side=True, do_handshake_on_connect=False)  # which its own thread makes
                 self.connections[sock] = None
                 threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
                 if len(self.connections) > self.most:
@@ -6170,9 +6162,8 @@ class Options:
 
     def run_controller(self) -> None:
         pair = list(filter(None, (self.artifacts_tls_cert, self.artifacts_tls_key)))
-        if pair and (len(pair) < 2 or not self.artifacts_address):
+        if len(pair) == 1 or pair and not self.artifacts_address:
             raise UsageError("--artifacts-tls-cert and --artifacts-tls-key need each other, and --artifacts-address")
-        tls = ServerTls(*pair) if pair else None
         api, server = self.api(), Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
         controller = Controller(api, self.namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
                                 allowed=self.allow_credentials_file)
@@ -6185,7 +6176,7 @@ class Options:
                      at == address]
             HttpServer(address, lambda _method, target, _headers, paths=paths: controller.page(paths, target))
         if self.artifacts_address:
-            HttpServer(self.artifacts_address, controller.artifact_page, tls)
+            HttpServer(self.artifacts_address, controller.artifact_page, pair)
 
         def stop(number: int, _frame: Any) -> None:
             signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
