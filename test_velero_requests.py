@@ -9500,6 +9500,36 @@ class Line(LoopbackServer):
             self.broken += not left
 
 
+class Sender(LoopbackServer):
+    """Answers with as many bytes as the path says, and tells when all are on their way."""
+    sent = threading.Event()
+
+    def answer(self, request: Request, connection: Connection) -> bool:
+        body = noise(int(request.path[1:]))
+        connection.socket.sendall(head(200, [("Content-Length", str(len(body)))]) + body)
+        self.sent.set()
+        return True
+
+
+class TestBodies(TestCase):
+    def test_pieces_of_any_size(self):
+        """They are the body, and the connection serves again; what is there comes at once, though TLS has records."""
+        for tls, (count, size, most) in product((False, True), (
+                (1, 9, 1), (5_000, 7, 5_000), (300_000, 9_000, 300_000), (90_000, 1 << 18, 3))):
+            with self.subTest(tls=tls, count=count), closing(Sender(tls=tls)) as server:
+                server.start()
+                pool = vr.ConnectionPool(server.url, "it", trust=vr.Trust(insecure=True))
+                for _ in range(2):
+                    server.sent.clear()
+                    response = pool.request("GET", f"/{count}", {}, idle=20)
+                    self.assertTrue(most > 3 or server.sent.wait(20))
+                    pieces = list(iter(partial(response.read1, size), b""))
+                    self.assertEqual(noise(count), b"".join(pieces))
+                    self.assertLessEqual(len(pieces), most)
+                    self.assertLessEqual(max(map(len, pieces)), size)
+                self.assertEqual((2, 1), (len(server.requests), pool.pool.num_connections))
+
+
 def put_members(store: Any, bucket: str, key: str, member: bytes, count: int, in_a_part: int = 0) -> str:
     """Store equal gzip members one after another without holding them, and return the sha256 of the object.
 
@@ -9575,7 +9605,7 @@ class ThroughWorld(Sentences, ControllerWorld):
         """Let the Service's port of this name lead to these."""
         self.cluster.backends[self.namespace] = name, list(ports)
 
-    def hand_on(self, controller: Any = None, tls: Any = None) -> int:
+    def hand_on(self, controller: Any = None, tls: Tuple[str, ...] = ()) -> int:
         """Let a controller hand on artifacts, behind the Service -> its port."""
         server = vr.HttpServer(f"{self.near}:0", (controller or self.serve()).artifact_page, tls)
         self.addCleanup(server.close)
@@ -9717,7 +9747,7 @@ class ThroughTests(ThroughWorld):
             for source, path in zip(sources, paths):
                 shutil.copy(source, path)
         replace(*first[1:])
-        port = self.hand_on(tls=vr.ServerTls(*paths))
+        port = self.hand_on(tls=paths)
         self.cluster.grant("reader", *CLIENT, {**PROXY_RIGHT, "resourceNames": ["https:velero-requests:https"]},
                            namespace=self.namespace)
         log = noise(3 * MIB)

@@ -2995,6 +2995,7 @@ class Response:
         self.status, self.headers = answer.status, answer.headers
         self._answer, self._connection, self._reply = answer, answer.connection, answer.connection.reply
         self._left = math.inf if self._reply.length is None else self._reply.length
+        self._drained, self._buffer = False, memoryview(b"")  # whether all that came with the headers was read
 
     def peer(self) -> str:
         """The address at the other end, perhaps a proxy's, and what a verified certificate there says."""
@@ -3005,13 +3006,27 @@ class Response:
         certificate = f"; certificate: {certificate_text(shown)}" if shown else ""
         return f"{address}{' (a proxy)' if proxy else ''}{certificate}"
 
+    def _receive(self, size: int) -> bytes:
+        """All that is there of a body with a length, at most `size` bytes; TLS alone gives 16 KiB at a time."""
+        from urllib3.util import wait_for_read
+        if len(self._buffer) < size:
+            self._buffer = memoryview(bytearray(size))
+        at = count = self._connection.peer.recv_into(self._buffer[:size])
+        with contextlib.suppress(OSError):  # it fails again, or has ended, when more is asked for
+            while count and at < size and wait_for_read(self._connection.peer, 0):
+                count = self._connection.peer.recv_into(self._buffer[at:size])
+                at += count
+        return bytes(self._buffer[:at])
+
     def read1(self, size: int = 65536) -> bytes:
         """What has come of the body, at least a byte unless it has ended."""
         import http.client
+        size = int(min(size, self._left))
         try:
-            piece = self._reply.read1(int(min(size, self._left))) if self._left else b""
+            piece = b"" if not size else self._receive(size) if self._drained else self._reply.read1(size)
         except http.client.HTTPException as error:
             raise ConnectionError(f"the body is cut short: {error}") from error
+        self._drained = self._drained or len(piece) < size and self._left < math.inf
         self._left -= len(piece)  # http.client counts only from Python 3.12 on
         if not piece and 0 < self._left < math.inf:
             raise ConnectionError("the body is cut short")
@@ -4563,39 +4578,18 @@ def text_page(status: int, text: str, **headers: str) -> Page:
                     **headers}, [body]
 
 
-class ServerTls:
-    """A server's certificate and its key, in files that may be replaced: connections begin with what is there then."""
-
-    def __init__(self, *paths: str) -> None:
-        self.paths, self.pem = paths, []  # type: Tuple[str, ...], List[bytes]
-        self._load()
-
-    def _load(self) -> None:
-        import ssl
-        pem = [read_file(path, what) for path, what in zip(self.paths, ("the certificate", "the certificate's key"))]
-        if pem != self.pem:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.minimum_version, context.sslsocket_class = ssl.TLSVersion.TLSv1_2, _timed_classes()["tls"]
-            load_certificate(context, *pem, " and ".join(self.paths))
-            self.pem, self.wrap = pem, context.wrap_socket
-
-    def begin(self, sock: socket.socket) -> socket.socket:
-        """Wrap a new connection, which shakes hands when it is first read."""
-        try:
-            self._load()
-        except ConfigError as error:
-            log.warning("%s; what was read before stays in use", error)
-        return self.wrap(sock, server_side=True, do_handshake_on_connect=False)
-
-
 class HttpServer:
     """Pages for few readers, of whom each may be hostile: one GET or HEAD a connection. answer: method, target and
     headers (names in lower case) -> a Page. A request must come, and each piece of its page be taken, within `seconds`;
     of more than `most` connections the one that did not move for longest gives way."""
     most, seconds, head_limit = 2 * TRANSFERS, IDLE_LIMIT, 8192
 
-    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page], tls: Any = None) -> None:
-        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets. tls: a ServerTls."""
+    def __init__(self, address: str, answer: Callable[[str, str, Dict[str, str]], Page],
+                 tls: Sequence[str] = ()) -> None:
+        """address: HOST:PORT; without a host all of IPv4 and IPv6, one of IPv6 in brackets. tls: the files of a
+        certificate and its key; of files that are replaced connections begin with what is there then."""
+        self.tls, self.pem, self.begin = tls, [], lambda sock, **_: sock  # type: Any, List[bytes], Any
+        self._read_tls()
         host, _, port = address.rpartition(":")
         both = not host and socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both or host[:1] == "[" else socket.AF_INET
@@ -4605,8 +4599,17 @@ class HttpServer:
             why = str(getattr(error, "strerror", "") or error).partition(" (while")[0]
             raise Error(f"cannot listen on {address}: {why}") from error
         self.answer, self.connections = answer, OrderedDict()  # type: Any, OrderedDict[socket.socket, None]
-        self.tls, self.closing = tls, False
+        self.closing = False
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def _read_tls(self) -> None:
+        pem = [read_file(path, what) for path, what in zip(self.tls, ("the certificate", "the certificate's key"))]
+        if pem != self.pem:
+            import ssl
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version, context.sslsocket_class = ssl.TLSVersion.TLSv1_2, _timed_classes()["tls"]
+            load_certificate(context, *pem, " and ".join(self.tls))
+            self.pem, self.begin = pem, context.wrap_socket
 
     def close(self) -> None:
         """Listen no more; what is being answered goes on. The thread that waits there wakes and closes the socket: were
@@ -4618,7 +4621,11 @@ class HttpServer:
         while not self.closing:
             try:
                 sock = _timed_classes()["plain"](fileno=self.listener.accept()[0].detach())
-                sock = self.tls.begin(sock) if self.tls else sock
+                try:
+                    self._read_tls()
+                except ConfigError as error:
+                    log.warning("%s; what was read before stays in use", error)
+                sock = self.begin(sock, server_side=True, do_handshake_on_connect=False)  # which its own thread makes
                 self.connections[sock] = None
                 threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
                 if len(self.connections) > self.most:
@@ -6168,9 +6175,8 @@ class Options:
 
     def run_controller(self) -> None:
         pair = list(filter(None, (self.artifacts_tls_cert, self.artifacts_tls_key)))
-        if pair and (len(pair) < 2 or not self.artifacts_address):
+        if len(pair) == 1 or pair and not self.artifacts_address:
             raise UsageError("--artifacts-tls-cert and --artifacts-tls-key need each other, and --artifacts-address")
-        tls = ServerTls(*pair) if pair else None
         api, server = self.api(), Server(self.server_version, tuple(dict.fromkeys((*OWN_PLUGINS, *self.plugin))))
         controller = Controller(api, self.namespace, server, dry_run=self.dry_run, verify_urls=self.verify_urls,
                                 allowed=self.allow_credentials_file)
@@ -6182,7 +6188,7 @@ class Options:
             paths = ["/healthz", "/readyz"] * (address == health) + ["/metrics"] * (address == metrics)
             HttpServer(address, lambda _method, target, _headers, paths=paths: controller.page(paths, target))
         if self.artifacts_address:
-            HttpServer(self.artifacts_address, controller.artifact_page, tls)
+            HttpServer(self.artifacts_address, controller.artifact_page, pair)
 
         def stop(number: int, _frame: Any) -> None:
             signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
