@@ -4526,7 +4526,8 @@ class Queue:
             elif self._due.get(key) != instant:
                 self._due[key] = instant
                 heapq.heappush(self._heap, (instant, key))
-                self._changed.notify()
+                if self._heap[0][1] == key:  # else whoever waits wakes before
+                    self._changed.notify()
 
     def take(self, wait: bool = True) -> Any:
         """The next key, the caller's until `done`; None when closed or, without `wait`, when none is ready."""
@@ -4545,7 +4546,8 @@ class Queue:
     def done(self, key: Any) -> None:
         with self._changed:
             self.working.pop(key, None)
-            self._changed.notify()
+            if key in self.ready:
+                self._changed.notify()
 
     def wake(self) -> None:
         """Let waiting workers read the clock again."""
@@ -4559,11 +4561,14 @@ class Queue:
     def _promote(self) -> float:
         """Make keys ready whose instant has come -> seconds to wait for the next."""
         now = self._clock()
-        while self._heap and self._heap[0][0] <= now:
-            instant, key = heapq.heappop(self._heap)
+        while self._heap:
+            instant, key = self._heap[0]
             if self._due.get(key) == instant:
+                if instant > now:
+                    break
                 del self._due[key]
                 self.ready.setdefault(key, time.monotonic())
+            heapq.heappop(self._heap)
         return min([60.0] + [instant - now for instant, _ in self._heap[:1]])
 
 
@@ -4853,9 +4858,13 @@ class Controller:
                 self.others[name] = self.now().timestamp()
 
     def schedule(self, key: Key) -> None:
-        """Look at a request that has changed: now, or when another replica should have answered it."""
+        """Look at a request that has changed: when an answered one expires, or when another replica should have
+        answered it, else now."""
         request, now = self.records.get(key), self.now()
-        if request and turn_of(self.name, request, dict(self.others), now):
+        outcome = triage_download(request, now) if request and key.resource == DOWNLOAD_REQUESTS else None
+        if outcome and outcome.verb == "leave" and outcome.again:
+            self.queue.add_at(key, outcome.again.timestamp())
+        elif request and turn_of(self.name, request, dict(self.others), now):
             self.queue.add_at(key, now.timestamp() + REPLICA_PAUSE)
         else:
             self.queue.add(key)
@@ -5028,7 +5037,8 @@ class Controller:
                 elif kind == "DELETED":
                     key = request_from(resource, document).key
                     self.records.pop(key, None)
-                    self.queue.add(key)
+                    self.failures.pop(key, None)
+                    self.queue.add_at(key, math.inf)
                 self.versions[resource] = _text(document, "metadata", "resourceVersion")
         if time.monotonic() - heard < self.silence:
             self.progress[resource] = time.monotonic()
