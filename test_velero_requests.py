@@ -4,7 +4,6 @@
     python3 test_velero_requests.py TestQueue   one class; add .test_name for one test
     python3 test_velero_requests.py --demo      the main job on a machine without a cluster
     python3 test_velero_requests.py --bench     a table of speed and memory
-    python3 test_velero_requests.py --alone     whom the programs ask, where there is only loopback: in `unshare -rn`
 
 No mocks and no patching: pure functions are given values, everything else talks to a server on loopback. FakeCluster
 and FakeStore stand in for the Kubernetes API and an S3 store; the same contract tests run against real ones when
@@ -1496,18 +1495,6 @@ class TestManifests(Cases):
             error = vr.api_error(403, body, "POST", "/apis/velero.io/v1/namespaces/velero/downloadrequests")
             self.assertEqual((hints, vr.Exit.NOT_ALLOWED), (len(error.hints), error.exit))
 
-    def test_a_python_without_ssl(self):
-        """Is one sentence in the log of a pod, and its end."""
-        cluster, context = {"server": "https://127.0.0.1:1"}, {"cluster": "a", "user": ""}
-        with tempfile.NamedTemporaryFile() as config:
-            config.write(json.dumps({"clusters": [{"name": "a", "cluster": cluster}], "current-context": "a",
-                                     "contexts": [{"name": "a", "context": context}]}).encode())
-            config.flush()
-            done = subprocess.run([sys.executable, "-c", LACKING, "ssl,_ssl", MODULE, "controller", "--kubeconfig",
-                                   config.name], stdout=PIPE, stderr=PIPE, timeout=60, check=False)
-        self.assertEqual((1, b"", b"error: this Python has no ssl\nhint: use another one, which was built with it\n"),
-                         (done.returncode, done.stdout, done.stderr))
-
     def test_what_a_program_brings_is_itself(self):
         """An archive without a word; a script that the image could not run says so."""
         archive = os.path.join(built_archives()[0], PYZ)
@@ -1593,8 +1580,6 @@ class TestInflate(TestCase):
 
 
 class FolderCase(Folder, TestCase):
-    """A temporary folder for each test, and a look at what is in it."""
-
     def setUp(self):
         super().setUp()
         self.path = self.at("out.gz")
@@ -1902,7 +1887,6 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """What is done here must end in so many seconds."""
     began = time.monotonic()
     yield
     if time.monotonic() - began >= seconds:
@@ -1910,7 +1894,6 @@ def within(seconds: float) -> Iterator[None]:
 
 
 class Clock:
-    """A clock that the test turns."""
     ahead = timedelta(0)
 
     def __call__(self) -> datetime:
@@ -2183,14 +2166,18 @@ def packed(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def changed(answer: Answer, status: int = 0, body: Any = None, headers: Optional[Dict[str, str]] = None) -> Answer:
+def changed(answer: Answer, status: int = 0, body: Any = None, headers: Any = ()) -> Answer:
+    """The answer with another status, body (bytes, str, a document, or a function of the true one), or headers."""
     body = packed(body) if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
-    return Answer(status or answer.status, answer.body if body is None else body,
-                  (*answer.headers, *(headers or {}).items()))
+    named = dict(headers)  # None takes one away
+    body = answer.body if body is None else body(answer.body) if callable(body) else body
+    return Answer(status or answer.status, body, (*(pair for pair in answer.headers if pair[0] not in named),
+                                                  *(pair for pair in named.items() if pair[1] is not None)))
 
 
 class LoopbackServer:
-    """A threaded HTTP/1.1 server on 127.0.0.1 with scripted faults and a request log."""
+    """A threaded HTTP/1.1 server on 127.0.0.1 with scripted faults and a request log; its Date follows its clock."""
+    clock = staticmethod(time.time)
 
     def __init__(self, tls: bool = False, certificate: Optional[Certificate] = None) -> None:
         self.requests: List[Request] = []
@@ -2288,7 +2275,7 @@ class LoopbackServer:
         request.status = answer.status
         if not bodiless and not any(name.lower() in ("content-length", "transfer-encoding") for name, _ in headers):
             headers.append(("Content-Length", str(len(answer.body))))
-        headers += [("Date", formatdate(usegmt=True))] if dated else []
+        headers += [("Date", formatdate(self.clock(), usegmt=True))] if dated else []
         return head(answer.status, headers) + (b"" if bodiless or request.method == "HEAD" else answer.body)
 
     def send(self, request: Request, connection: Connection, answer: Answer) -> bool:
@@ -2308,7 +2295,7 @@ class LoopbackServer:
     def script(self, method: Optional[str] = None, path_part: str = "", times: int = 1, **options: Any) -> Fault:
         """Make the next matching requests go wrong, as the options say.
 
-        status, headers, body (bytes, str or a document): this answer; without status the true one, changed in these.
+        status, headers, body: this answer, as `changed` takes them; without status the true one, changed in these.
         answer=function(request, answer): another answer.
         apply=True: the request has its effect, and only its true answer is lost.
         hang=Event: wait for it first.  drop=True: close the connection without an answer.
@@ -2375,8 +2362,6 @@ VERBS = {("GET", True): "get", ("GET", False): "list", ("POST", False): "create"
 
 
 class Failure(Exception):
-    """A request that ends in a Status document."""
-
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)
         self.document = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
@@ -2423,8 +2408,6 @@ def selector(query: Dict[str, str], namespace: str) -> Callable[[Document], bool
 
 
 class Kind:
-    """One resource of the fake API and its objects."""
-
     def __init__(self, api_version: str, plural: str, kind: str, schema: Document, status: bool = False) -> None:
         self.api_version, self.plural, self.kind, self.schema, self.status = api_version, plural, kind, schema, status
         self.group = api_version.rpartition("/")[0]
@@ -2824,8 +2807,6 @@ def xml_answer(content: str, status: int = 200) -> Answer:
 
 
 class StoreError(Exception):
-    """A request that ends in an S3 error document."""
-
     def __init__(self, status: int, code: str, message: str = "", **elements: str) -> None:
         super().__init__(code)
         self.answer = xml_answer("<Error>" + "".join(f"<{name}>{escape(value)}</{name}>" for name, value in {
@@ -2833,7 +2814,6 @@ class StoreError(Exception):
 
 
 class StoredObject(NamedTuple):
-    """One object with the headers that are given back with it."""
     body: bytes
     etag: str
     headers: Tuple[Tuple[str, str], ...]
@@ -2864,7 +2844,6 @@ class FakeStore(LoopbackServer, Store):
         self.region = region
         # More keys may be added: access key -> (secret, session token that must come with it or "").
         self.keys: Dict[str, Tuple[str, str]] = {self.access_key: (self.secret_key, "")}
-        self.hide_missing = False  # without the right to list a bucket AWS answers 403 for an absent key
         self.buckets: Dict[str, Dict[str, StoredObject]] = {}
         self.path_hosts = {"127.0.0.1", "localhost"}
         self.start()
@@ -2915,7 +2894,7 @@ class FakeStore(LoopbackServer, Store):
 
     def _object(self, request: Request, stored: Optional[StoredObject]) -> Answer:
         if stored is None:
-            raise StoreError(403, "AccessDenied") if self.hide_missing else StoreError(404, "NoSuchKey")
+            raise StoreError(404, "NoSuchKey")
         if request.headers.get("if-match") not in (None, stored.etag):
             raise StoreError(412, "PreconditionFailed")
         size, span = len(stored.body), re.match(r"^bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
@@ -3275,7 +3254,6 @@ KEYS = {kind: vr.TARGETS[kind].key.format(name="r1" if kind.startswith("Restore"
 
 
 class Result(NamedTuple):
-    """What a command came to."""
     code: int
     out: bytes
     err: str
@@ -3435,6 +3413,15 @@ class World(Folder):
 
     def make_backup(self, name: str, location: str = "default", phase: str = "Completed") -> None:
         self.make("backups", "Backup", name, spec={"storageLocation": location}, status={"phase": phase})
+
+    def lay_out(self, name: str, config: Optional[Document] = None, secret: str = "", **storage: Any) -> str:
+        """Create a location, with a Secret of its own if it has a text, and a backup with a log there -> its name."""
+        if secret:
+            self.make_secret(name, text=secret)
+        self.make_location(name, config, name if secret else None, **storage)
+        self.make_backup(name, name)
+        self.store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
+        return name
 
     def make_restore(self, name: str, backup: str, phase: str = "Completed") -> None:
         self.make("restores", "Restore", name, spec={"backupName": backup}, status={"phase": phase})
@@ -3731,8 +3718,6 @@ class ControllerWorld(World):
 
 
 class CoreTests(ControllerWorld):
-    """The main job from end to end, for every world."""
-
     def test_every_kind_from_request_to_bytes(self):
         """Inflated unless it is the contents; a kind that the CRD does not know is one error."""
         self.serve()
@@ -3990,8 +3975,6 @@ class ContractTests(CoreTests):
 # ---- Contract: what only a fake can show, by its request log or by a scripted fault
 
 class FaultWorld(ControllerWorld, FakeWorld):
-    """Fakes with an empty log."""
-
     def setUp(self):
         super().setUp()
         self.cluster.forget()
@@ -4068,14 +4051,20 @@ class FaultTests(FaultWorld):
         self.assertEqual(self.log.getvalue().count(name), 1, self.log.getvalue())
 
     def test_answers_that_go_wrong_are_made_up_for(self):
+        """Of a patch, and of what is looked up for it."""
         self.serve()
-        for options in ({"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}, {"cut_after": 5},
-                        {"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503, "body": "<html>"},
-                        {"drop": True}, {"drop": True, "apply": True}):
-            with self.subTest(**{key: str(value) for key, value in options.items()}):
-                fault = self.cluster.script("PATCH", "/downloadrequests/", **options)
+        lookups = product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"), (
+            {"status": status, "body": "{}", "times": 3, **AT_ONCE} for status in (500, 200)))
+        for path, options in (*(("/downloadrequests/", options) for options in (
+                {"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}, {"cut_after": 5},
+                {"status": 429, **AT_ONCE}, {"status": 503, "body": "<html>"}, {"drop": True},
+                {"drop": True, "apply": True})), *lookups):
+            with self.subTest(path, **{key: str(value) for key, value in options.items()}):
+                self.turn(minutes=1)  # what was remembered of a location is forgotten
+                fault = self.cluster.script("GET" if "times" in options else "PATCH", path, **options)
                 self.assertTrue(self.healed(self.ask())["status"]["downloadURL"])
-                self.assertEqual(fault.hits, 1)
+                self.assertEqual(fault.hits, options.get("times", 1))
+                self.cluster.unscript()
 
     def test_a_request_changed_in_between_is_looked_at_again(self):
         """The patch conflicts, and the next look reads it anew."""
@@ -4121,37 +4110,11 @@ class TestContractFaultsStore(FaultWorld, TestCase):
         made = [(request.method, bool(request.query)) for request in self.cluster.seen(user="controller")]
         self.assertEqual(made, [("GET", False)] * 3 + [("PATCH", False)])
 
-    def test_names_and_lookups(self):
-        """A name that is none never becomes a path; what the API fails to give is asked for again."""
-        self.serve()
-        for name in ("../../secrets/cloud", "..", "b1?x", ""):
-            self.failed(self.ask(name=name))
-        self.assertEqual(self.cluster.count("GET", "/backups/"), 0)
-        for path, status in product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"), (500, 200)):
-            with self.subTest(path=path, status=status):
-                self.turn(minutes=1)
-                self.cluster.script("GET", path, times=3, headers={"Retry-After": "0"}, status=status, body="{}")
-                self.healed(self.ask())
-                self.cluster.unscript()
-
     def test_once_looks_again_at_what_changed(self):
         name = self.ask()
         self.cluster.script("PATCH", name, 2, status=409, body={"reason": "Conflict"})
         self.assertEqual(0, self.cli("controller", "--once").code)
         self.assertTrue(self.processed(name))
-
-    def test_a_signal_lets_the_pass_in_hand_finish(self):
-        gate = threading.Event()
-        fault = self.cluster.script("GET", "/secrets/cloud", hang=gate)
-        program = self.program("controller")
-        name = self.ask()
-        wait_until(lambda: fault.hits, 15, "the pass")
-        program.process.send_signal(signal.SIGTERM)
-        with self.assertRaises(AssertionError):  # it must not leave while the pass is under way
-            wait_until(lambda: program.process.poll() is not None, 0.3)
-        gate.set()
-        self.assertEqual(program.end().code, 0)
-        self.assertEqual((self.look(name) or {})["status"]["phase"], "Processed")
 
     def test_what_servers_say_is_made_harmless(self):
         """Escape sequences and forged lines; a dry run sends nothing but GET."""
@@ -4207,8 +4170,8 @@ class TestContractFaultsStore(FaultWorld, TestCase):
             self.make_backup(name, name)
             store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
         self.serve()
-        for argv, code in ((("b2",), 6), (("b3",), 0), (("b2", "--cacert", str(store.ca)), 0),
-                           (("b2", "--insecure-skip-tls-verify"), 0)):
+        for argv, code in ((("b2",), 6), (("b3",), 0), (("b2", "--cacert", str(store.ca)), 0), (("b2", "--direct"), 6),
+                           (("b3", "--direct"), 0), (("b2", "--insecure-skip-tls-verify"), 0)):
             with self.subTest(argv=argv):
                 result = self.cli("backup", "logs", *argv)
                 self.assertEqual((code, b"" if code else LOG), result[:2], result.err)
@@ -4226,8 +4189,6 @@ ALL_PAGES = ("/healthz", "/readyz", "/metrics")
 
 
 class TestHealth(FaultWorld, TestCase):
-    """What probes, scrapers and log collectors are told."""
-
     def page(self, path: str, controller: Any = None) -> Tuple[int, str]:
         status, _, body = (controller or self.controllers[-1]).page(ALL_PAGES, path)
         return status, b"".join(body).decode()
@@ -4359,7 +4320,8 @@ class TestHealth(FaultWorld, TestCase):
         self.assert_clean(result.err)
 
     def test_the_end(self):
-        """It is not ready at once, though the pass in hand is finished."""
+        """It is not ready at once, though the pass in hand is finished; by a signal whoever is silent holds it up for
+        less than two seconds."""
         gate = threading.Event()
         fault = self.cluster.script("GET", "/secrets/cloud", hang=gate)
         controller, name = self.serve(stop_time=30.0), self.ask()
@@ -4368,16 +4330,20 @@ class TestHealth(FaultWorld, TestCase):
         self.assertEqual((503, "stopping\n"), self.page("/readyz"))
         gate.set()
         self.answered(name)
-
-    def test_a_signal_ends_it_soon(self):
-        """Whoever is silent, it leaves within two seconds."""
-        fault = self.cluster.script("GET", "/secrets/cloud", hang=SILENT)
-        program = self.program("controller")
-        self.ask()
-        wait_until(lambda: fault.hits, 15, "the pass")
         self.assertLess(vr.Controller.stop_time, 2)
-        with within(6):  # a busy machine takes its time
-            self.assertEqual(0, program.end(signal.SIGTERM).code)
+        for held, phase in ((threading.Event(), "Processed"), (SILENT, None)):
+            self.move()
+            fault = self.cluster.script("GET", self.path("secrets/cloud"), hang=held)
+            program, name = self.program("controller"), self.ask()
+            wait_until(lambda fault=fault: fault.hits, 15, "the pass")
+            program.process.send_signal(signal.SIGTERM)
+            if phase:
+                with self.assertRaises(AssertionError):  # it must not leave while the pass is under way
+                    wait_until(lambda program=program: program.process.poll() is not None, 0.3)
+                held.set()
+            with within(6):  # a busy machine takes its time
+                self.assertEqual(0, program.end().code)
+            self.assertEqual(phase, look_up(self.look(name), "status.phase"))
 
 
 class TestJsonLog(Cases):
@@ -4678,8 +4644,6 @@ def kube_call(kubeconfig: str = "", context: str = "") -> Document:
 
 
 class KubeFolder(Folder, TestCase):
-    """A test with a folder of its own, and servers that have seen nothing."""
-
     def setUp(self):
         super().setUp()
         self.home = self.at("home")
@@ -4757,7 +4721,6 @@ def kube_list(verdict: str, listed: str, **files: Any) -> KubeCase:
 
 def kube_text(verdict: str, *changes: Tuple[str, str], before: str = "", after: str = "",
               lenient: bool = False) -> KubeCase:
-    """A case whose file is the text of a good one, with parts replaced."""
     text = before + yaml.safe_dump(kube_config(), sort_keys=False) + after
     for old, new in changes:
         text = text.replace(old, new)
@@ -5034,8 +4997,6 @@ KUBE_TOLD: Any = (
 
 
 class KubePlugins(KubeFolder):
-    """Tests with a plugin that notes what it is told, and prints what the test wants."""
-
     def setUp(self):
         super().setUp()
         self.write(KUBE_STUB, "plugin")
@@ -5122,8 +5083,6 @@ class TestExecPluginIsTold(KubePlugins):
 
 
 class TestExecPluginLife(KubePlugins):
-    """How long an answer is used, who runs the plugin, and what follows from refusals and failures."""
-
     def test_how_long_the_answer_is_kept(self):
         """An answer that ends in more than 30 s, or never, is used again; another is asked for anew."""
         for seconds, runs in ((None, 1), (45, 1), (20, 2)):
@@ -5172,8 +5131,6 @@ class TestExecPluginLife(KubePlugins):
 
 
 class TestKubeSession(KubePlugins):
-    """What is read again from files while connections are open; the test turns the clock."""
-
     def files(self, name: str, key: str = "", authority: str = "ca.crt") -> None:
         for file, content in (("own.crt", f"{name}.crt"), ("own.key", f"{key or name}.key"), ("own-ca", authority)):
             self.write(kube_bytes(content) if content else "no PEM", file)
@@ -5271,8 +5228,6 @@ KUBE_MORE_PROXY_ROWS = (("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS
 
 
 class TestProxyOfTheEnvironment(KubeFolder):
-    """Which URLs go through the proxy that the environment names, as Go decides it."""
-
     def test_the_tables(self):
         for url, variables, proxied in KUBE_PROXY_ROWS + KUBE_MORE_PROXY_ROWS:
             with self.subTest(url, **variables):
@@ -5354,23 +5309,6 @@ class TestProxyOnTheWire(KubeFolder):
 
 # ---- Kubeconfig: what TLS errors say -----------------------------------------
 
-class Greeter(LoopbackServer):
-    """Says one thing to everybody in plain text, and hangs up."""
-
-    def __init__(self, greeting: bytes) -> None:
-        super().__init__()
-        self.greeting = greeting
-        self.start()
-
-    def _converse(self, accepted: socket.socket) -> None:
-        with accepted, suppress(OSError):
-            accepted.recv(5)  # so that the greeting is not the first to come
-            accepted.sendall(self.greeting)
-            accepted.shutdown(socket.SHUT_WR)
-            while accepted.recv(4096):
-                pass
-
-
 class TestTlsErrors(KubeFolder):
     """What is said when TLS with cluster or store fails: what is wrong, with the names to see it."""
     SHOWN = "(it is for localhost, *.localhost, 127.0.0.1; issuer commonName=test-ca; valid until "
@@ -5384,9 +5322,9 @@ class TestTlsErrors(KubeFolder):
         """A certificate that is not trusted is shown with names, issuer and end, through proxies too.
 
         The second look asks for the same name, and sends nothing."""
-        greeter, silent = servers = Greeter(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Greeter(b"")
-        for server in servers:
-            self.addCleanup(server.close)
+        plain = vr.HttpServer("127.0.0.1:0", bool)
+        plain.seconds = 0.1
+        self.addCleanup(plain.close)
         for cluster, *words in (
                 ({"server": "https://@EXPIRED@"}, f"{datetime.now(timezone.utc) - timedelta(days=1):%Y} GMT)",
                  "certificate has expired by this host's clock, 20", "\nset that clock, or renew the certificate"),
@@ -5394,8 +5332,8 @@ class TestTlsErrors(KubeFolder):
                 ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, self.SHOWN),
                 ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, "for kubernetes.default.svc"),
                 (KUBE_NAMED, "kubernetes.default.svc", "*.example.com", "127.0.0.1"),
-                ({"server": f"https://{greeter.host}"}, "does not speak TLS"),
-                ({"server": f"https://{silent.host}"}, silent.host),
+                ({"server": "https://127.0.0.1:%d" % plain.listener.getsockname()[1]}, "does not speak TLS"),
+                ({"server": "https://@HTTP@"}, kube_servers()["http"].host),
                 ({"server": f"https://127.0.0.1:{free_port()}"}, "cannot reach the cluster", "Connection refused"),
                 ({**KUBE_NO_CA, "tls-server-name": "x.y"}, self.SHOWN)):
             with self.subTest(cluster):
@@ -5594,32 +5532,8 @@ def dripped(piece: bytes) -> Iterator[Any]:
     return itertools.cycle((0.1, piece))
 
 
-class TokenFiles(World):
-    """Tokens in a file, as the kubelet gives them to a pod."""
-
-    def write_token(self, token: str) -> str:
-        """Put a token into the file of token_kubeconfig the way the kubelet does, and return the path."""
-        path = self.at("token")
-        os.replace(write_bytes(path + ".new", f"{token}\n".encode()), path)
-        return path
-
-    def token_kubeconfig(self, token: str) -> str:
-        return self.kubeconfig_of({"tokenFile": self.write_token(token)})
-
-    def start_with_token(self, token: str) -> Program:
-        """Start a controller that takes its token from a file, and return it once it has answered a request."""
-        program = Program(self.folder, "controller", "--kubeconfig", self.token_kubeconfig(token), "-n", self.namespace)
-        self.addCleanup(program.kill)
-        self.settle()
-        return program
-
-
-class EnduranceWorld(TokenFiles, FaultWorld):
+class EnduranceWorld(FaultWorld):
     """A cluster over TLS that fails in scripted ways; the log tells what a user reads at -v."""
-
-    @classmethod
-    def start(cls) -> Tuple[Any, Any]:
-        return FakeCluster(tls=True), FakeStore()
 
     def setUp(self):
         super().setUp()
@@ -5632,12 +5546,12 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         self.addCleanup(lambda: api.session.close())
         return api._replace(timeout=timeout)
 
-    def call(self, name: str, api: Any = None) -> Any:
-        return CALLS[name][2](api or self.api(), self.namespace)
+    def call(self, name: str, api: Any) -> Any:
+        return CALLS[name][2](api, self.namespace)
 
-    def new_token(self, user: str = "admin") -> str:
+    def new_token(self) -> str:
         token = "more-" + uuid.uuid4().hex
-        self.cluster.tokens[token] = user
+        self.cluster.tokens[token] = "admin"
         return token
 
     def watched(self) -> None:
@@ -5962,16 +5876,15 @@ class TestBlackHoles(EnduranceWorld, TestCase):
 
 
 class TestRotation(EnduranceWorld, TestCase):
-    """Tokens that are replaced while somebody works with them."""
-
     def test_a_refused_token_is_read_again_at_once(self):
         """A call that met 401 is made once more, a POST too; a second 401 is the error, for a fixed token the first."""
         for name, (method, part, _) in CALLS.items():
             with self.subTest(call=name):
-                old, new = self.new_token(), self.new_token()
-                api = self.api(self.token_kubeconfig(old))
+                old, new, path = self.new_token(), self.new_token(), self.at("token")
+                write_bytes(path, old.encode())
+                api = self.api(self.kubeconfig_of({"tokenFile": path}))
                 self.call("get", api)
-                self.write_token(new)
+                write_bytes(path, f"{new}\n".encode())
                 del self.cluster.tokens[old]
                 self.cluster.forget()
                 self.call(name, api)
@@ -5988,7 +5901,10 @@ class TestRotation(EnduranceWorld, TestCase):
 
     def test_a_token_that_cannot_be_read(self):
         """The old one stays in use; without one nothing is sent, nothing anonymous."""
-        path = self.write_token(self.new_token())
+        empty = self.api(self.kubeconfig_of({"tokenFile": write_bytes(self.at("empty"), b"")}))
+        self.assertRaisesRegex(vr.ConfigError, "empty is empty", self.call, "get", empty)
+        self.assertEqual(self.cluster.seen(), [])
+        path = write_bytes(self.at("token"), self.new_token().encode())
         api = self.api(self.kubeconfig_of({"tokenFile": path}))
         for content in (b"", b" \n", b"a\nb", b"\xff\x00\x80", None):
             self.call("get", api)
@@ -6001,35 +5917,6 @@ class TestRotation(EnduranceWorld, TestCase):
                 self.cluster.forget()
                 self.call("get", api)
                 self.assertEqual([request.user for request in self.cluster.seen(None, "/backups/b1")], ["admin"] * 2)
-        plugin = {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "/bin/false"}}
-        self.cluster.forget()
-        for user in ({"tokenFile": path}, {"tokenFile": write_bytes(self.at("empty"), b"")}, plugin):
-            api = self.api(self.kubeconfig_of(user))
-            for _ in range(3):
-                self.assertRaises(vr.ConfigError, self.call, "get", api)
-        self.assertEqual(self.cluster.seen(), [])
-
-    def test_a_token_rotates_under_a_running_controller(self):
-        """No request notices; without a new one it says so once."""
-        tokens = [self.new_token("controller")]
-        program = self.start_with_token(tokens[0])
-        for _ in range(3):
-            tokens.append(self.new_token("controller"))
-            self.write_token(tokens[-1])
-            del self.cluster.tokens[tokens[-2]]
-            self.settle()
-            self.cluster.cut_watches()
-        self.watched()
-        self.assertNotIn("nauthorized", program.text())
-        del self.cluster.tokens[tokens[-1]]
-        self.cluster.cut_watches()
-        wait_until(lambda: self.cluster.count("GET", "watch=", status=401) >= 4, 15, "some refusals")
-        name = self.ask()
-        self.write_token(self.new_token("controller"))
-        self.answered(name)
-        self.assertEqual(program.text().count("downloadrequests: Unauthorized"), 1, program.text())
-        self.assert_clean(*tokens, program.text())
-        self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
 RIGHTS = [(verb, rule["apiGroups"][0], resource) for rule in LEAST for resource in rule["resources"]
@@ -6161,7 +6048,8 @@ class TestWatchFaults(EnduranceWorld, TestCase):
     """Whatever a list or a watch comes to, the controller goes on, at leisure, and misses nothing."""
 
     def test_what_fails(self):
-        """Once: an answer is delayed by the back-off. Always: a call a second at most, tried three times, is made."""
+        """Once: an answer is delayed by the back-off. Always: a call a second at most, tried three times, is made, and
+        why is said once."""
         for times in (1, ALWAYS):
             sieges: List[Tuple[str, str, Fault]] = []  # each with a namespace and a controller of its own
             for query, faults in (("?watch=true", WATCH_FAULTS), ("?limit=", GET_FAULTS)):
@@ -6180,6 +6068,9 @@ class TestWatchFaults(EnduranceWorld, TestCase):
             for (name, _, _), count, (space, request) in zip(sieges, counts, asked):
                 with self.subTest(fault=name, times=times):
                     self.assertLessEqual(count, 9)
+                    if "401" in name and times == ALWAYS:
+                        told = re.findall(rf"downloadrequests: Unauthorized \(GET \S*/{space}/", self.log.getvalue())
+                        self.assertEqual(1, len(told), told)
                     self.move(space)
                     self.looked_at(request, 15 if times == 1 else 40)
             for controller in self.controllers:
@@ -6394,7 +6285,6 @@ CLIENT: List[Document] = [
 
 
 class TestIdentityReal(RealWorld, TestCase):
-    """The printed command with what a pod has, its files, variables and ServiceAccount; and borrowed identities."""
     status_subresource = True  # where each right is used
 
     def new_token(self, name: str) -> str:
@@ -6485,18 +6375,6 @@ class TestIdentityReal(RealWorld, TestCase):
         self.assertEqual(set(RIGHTS), calls | {("get", "velero.io", kind) for kind in (DR, SSR)})  # after a conflict
         self.assert_clean(program.text())
         self.assertFalse([token for token in (one, two, three) if token in program.text()])
-
-    def test_an_identity_is_borrowed_with_all_its_parts(self):
-        """The API server sees user, uid, groups and extra of the kubeconfig."""
-        extra = {"example.com/reason": ["two words", "50%"], "Scope": ["x"]}
-        api = vr.connect(vr.load_cluster(self.kubeconfig_of({
-            "token": token_of("admin"), "as": "jane", "as-uid": "42", "as-groups": ["dev", "ops"],
-            "as-user-extra": extra})))
-        self.addCleanup(api.session.close)
-        seen = api.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={
-            "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})["status"]["userInfo"]
-        self.assertEqual(seen, {"username": "jane", "uid": "42", "groups": ["dev", "ops", "system:authenticated"],
-            "extra": {"example.com/reason": ["two words", "50%"], "scope": ["x"]}})
 
 
 class TestManifestsReal(ControllerWorld, RealWorld, TestCase):
@@ -6597,22 +6475,9 @@ class TestManifestsReal(ControllerWorld, RealWorld, TestCase):
                 self.assertEqual(403 if words else 200, answer.status, answer.data)
                 self.assertIn(words, json.loads(answer.data).get("message", ""))
 
-    def test_our_client_says_which_right_is_missing(self):
-        """And no other one; with the line that it tells, it works."""
-        self.put_policy()
-        self.serve()
-        self.put()
-        refused = self.cli("download", "b1", "--kind", "BackupLog", user="stranger")
-        self.assert_failed(refused, 5, "you may not get backups/log of b1")
-        self.assertNotIn("hint", refused.err)
-        rule, = re.findall(r"grants it with: - (\{.*?\})", refused.err)
-        self.cluster.grant("stranger", yaml.safe_load(rule), {
-            "apiGroups": ["velero.io"], "resources": [DR], "verbs": ["get", "delete"]}, namespace=self.namespace)
-        wait_until(lambda: not self.asks("stranger", "BackupLog", "b1"), 10, "the grant to count")
-        self.assertEqual((0, LOG), self.cli("download", "b1", "--kind", "BackupLog", user="stranger")[:2])
-
     def test_each_role_for_people_is_enough(self):
-        """Under the policy too, for every command of its use; nothing that it does not grant is done."""
+        """Under the policy too, for every command of its use; what it does not grant is not done, and one line says
+        which right is missing, and no other one."""
         self.put_policy()
         self.serve()
         for kind in KEYS:
@@ -6626,26 +6491,29 @@ class TestManifestsReal(ControllerWorld, RealWorld, TestCase):
             self.cluster.grant(user, *roles["Role" + use]["rules"], namespace=self.namespace)
         downloads = [f"download {KEYS[kind].split('/')[1]} --kind {kind} -o -" for kind in KEYS
                      if vr.TARGETS[kind].releases]
-        for user, line, code in (
-                *(("limited", line, 0) for line in ("backup logs b1", "restore logs r1")),
-                *(("reader", line, 0) for line in (*downloads, "backup get", "restore get", "plugin get", "version")),
-                *(("stranger", line, 0) for line in (
+        for user, line, lacks in (
+                *(("limited", line, "") for line in ("backup logs b1", "restore logs r1")),
+                *(("reader", line, "") for line in (*downloads, "backup get", "restore get", "plugin get", "version")),
+                *(("stranger", line, "") for line in (
                     "backup describe b1 --details", "restore describe --details", "backup describe -o json")),
-                ("limited", "download b1 -o -", 5), ("limited", "backup get", 5), ("limited", "version", 5),
-                ("limited", "backup describe b1", 5), ("stranger", "backup logs b1", 5),
-                ("stranger", "download b1 -o -", 5)):
+                ("limited", "backup get", "backups"), ("limited", "version", SSR),
+                ("limited", "backup describe b1", "requests"),
+                ("limited", "download b1 -o -", "backups/contents of b1"),
+                ("stranger", "backup logs b1", "backups/log of b1"),
+                ("stranger", "download b1 -o -", "backups/contents of b1")):
             with self.subTest(line, user=user):
                 result = self.cli(*line.split(), user=user)
-                self.assertEqual(code, result.code, result.err)
-                self.assertTrue(code or "forbidden" not in result.err, result.err)
+                self.assertEqual(5 if lacks else 0, result.code, result.err)
+                self.assertIn(lacks, result.err)
+                if " of " in lacks:  # it is the policy that denies
+                    self.assert_failed(result, 5, "you may not get " + lacks)
+                    self.assertNotIn("hint", result.err)
+                self.assertTrue(lacks or "forbidden" not in result.err, result.err)
 
 
 class TestOutageReal(RealWorld, TestCase):
-    """An API server of its own, which is stopped and started."""
-
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        """Start it, or skip the class."""
         assets = assets_folder()
         if not assets:
             raise SkipTest("no real kube-apiserver: KUBEBUILDER_ASSETS is not set")
@@ -7233,8 +7101,6 @@ EXCHANGES_FOR_KEYS: Any = (("web identity", "POST", "/"), ("role", "POST", "/"),
 
 
 class TestStoreServices(KeyTests, TestCase):
-    """Every service that hands out keys, whatever befalls it."""
-
     def check(self, expected: str, tries: int, how: str, method: Optional[str] = None, part: str = "",
               more: Optional[Dict[str, str]] = None, **fault: Any) -> None:
         """What comes of a plan when an exchange goes wrong, and how often it was tried."""
@@ -7370,8 +7236,6 @@ class TestStoreServices(KeyTests, TestCase):
 
 
 class TestCredentialCache(KeyTests, TestCase):
-    """Keys are renewed before their end, by one caller at a time."""
-
     def setUp(self):
         super().setUp()
         self.write("token", self.services.web_token)
@@ -7436,8 +7300,6 @@ class TestCredentialCache(KeyTests, TestCase):
 
 
 class TestHostLimiter(TestCase):
-    """Tests for `HostLimiter`, of four workers and with failures remembered for an hour."""
-
     def test_who_may_ask(self):
         """Hosts that have answered before, hosts that are being asked, the host to ask, and whether it may be."""
         for answered, asked, host, may in (
@@ -7483,25 +7345,11 @@ class TestHostLimiter(TestCase):
 
 # ---- Stores: from a request to its URL, with keys from the network -----------
 
-class TimelyStore(FakeStore):
-    """A store whose Date header follows its clock."""
-
-    def send(self, request: Request, connection: Connection, answer: Answer) -> bool:
-        request.status = answer.status
-        dated = answer._replace(headers=(*answer.headers, ("Date", formatdate(self.clock(), usegmt=True))))
-        connection.socket.sendall(self.whole(request, dated, dated=False))
-        return True
-
-
 class StoreWorld(FakeWorld):
     """A cluster and a store with a clock, asked by `controller --once` in this process."""
 
-    @classmethod
-    def start(cls) -> Tuple[Any, Any]:
-        return FakeCluster(tls=True), TimelyStore()
-
     def tearDown(self):
-        self.store.clock, self.store.hide_missing = time.time, False
+        self.store.clock = time.time
         self.store.keys = {self.store.access_key: (self.store.secret_key, "")}
         self.store.unscript()
 
@@ -7531,15 +7379,6 @@ class StoreWorld(FakeWorld):
         self.assertNotIn("\n", notes[MESSAGE])
         self.assertFalse(status.get("downloadURL") or status.get("phase") == "Processed", status)
         self.assert_clean(notes)
-
-    def lay_out(self, name: str, config: Optional[Document] = None, secret: str = "", **storage: Any) -> str:
-        """Create a location, with a Secret of its own if it has a text, and a backup with a log there -> its name."""
-        if secret:
-            self.make_secret(name, text=secret)
-        self.make_location(name, config, name if secret else None, **storage)
-        self.make_backup(name, name)
-        self.store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
-        return name
 
 
 # What somebody writes who may create locations and Secrets -> the reason, and words of the message. {evil} is a host of
@@ -7711,8 +7550,6 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
 
 
 class TestStoreAuthority(StoreWorld, TestCase):
-    """A store behind TLS with an authority of its own, kept in a Secret."""
-
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
         return FakeCluster(tls=True), FakeStore(tls=True)
@@ -7816,8 +7653,6 @@ class TestStoreRefusals(TestCase):
 # ---- Stores: controller --verify-urls ----------------------------------------
 
 class TestStoreVerify(StoreWorld, TestCase):
-    """A URL is tried before it is handed out, when that is asked for."""
-
     def gets(self) -> List[Request]:
         return self.store.seen("GET", f"/{self.namespace}/")
 
@@ -7847,7 +7682,6 @@ class TestStoreVerify(StoreWorld, TestCase):
         for prepare, reason, words in (
                 (lambda: self.store.buckets.pop(self.namespace, None), "BucketNotFound", "no such bucket"),
                 (lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound", "no such file"),
-                (lambda: setattr(self.store, "hide_missing", True), "StoreAccessDenied", "AccessDenied"),
                 (tell, "StoreAccessDenied", "403: AccessDenied"),
                 (lambda: (self.store.unscript(), self.admin.merge_patch(
                     "secrets", "cloud", {"data": {"keys": wrong}}, self.namespace)),
@@ -7902,32 +7736,7 @@ class TestStoreVerify(StoreWorld, TestCase):
 
 
 class TestStoreRealVerify(RealWorld, TestCase):
-    """Signed URLs, and what --verify-urls says of them, on the real servers."""
-
-    def fetched(self, url: str) -> bytes:
-        with vr.open_url(url) as response:
-            return b"".join(vr.read_body(response))
-
-    def test_what_is_there_and_what_is_wrong(self):
-        """What is there gets a URL that works; an access key that is unknown is no missing file, though it is a 404."""
-        for name, key in (("wrong", self.store.access_key), ("unknown", "AKIAUNKNOWN")):
-            self.make_secret(name, text=keys_file(key, "a-wrong-secret"))
-            self.make_location(name, secret=name)
-            self.make_backup(name, name)
-        for name, prepare, reason in (("b1", bool, "BucketNotFound"),
-                ("b1", lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound"), ("b1", self.put, ""),
-                ("wrong", bool, "SignatureDoesNotMatch"), ("unknown", bool, "InvalidCredentials"),
-                ("b1", lambda: self.store.put(self.namespace, KEYS["BackupLog"], b""), "")):
-            with self.subTest(name, reason=reason):
-                prepare()
-                asked = self.ask(name=name)
-                result = self.cli("controller", "--once", "--verify-urls")
-                document = self.admin.get(DR, asked, self.namespace)
-                notes, url = document["metadata"].get("annotations") or {}, document["status"].get("downloadURL", "")
-                self.assertEqual((reason, not reason), (notes.get(REASON, ""), bool(url)), notes)
-                self.assert_clean(result.err, notes)
-                if prepare == self.put:
-                    self.assertEqual(gzip.decompress(self.fetched(url)), LOG)
+    """Signed URLs on the real servers."""
 
     def test_every_awkward_key_is_fetched(self):
         location = a_location(name="l", bucket=self.namespace, region=self.store.region, s3_url=self.store.url,
@@ -7942,7 +7751,8 @@ class TestStoreRealVerify(RealWorld, TestCase):
                     self.store.access_key, self.store.secret_key), vr.utc_now(), vr.URL_LIFE)
                 with closing(http.client.HTTPConnection(self.store.host, timeout=20)) as raw:
                     raw.request("GET", url[len(self.store.url):])
-                    self.assertEqual([body] * 2, [raw.getresponse().read(), self.fetched(url)])
+                    with vr.open_url(url) as response:
+                        self.assertEqual([body] * 2, [raw.getresponse().read(), b"".join(vr.read_body(response))])
                 vr.verify_url(url, vr.Trust())
 
 
@@ -8112,13 +7922,6 @@ def first_byte(request: Request) -> int:
     return int(re.match(r"(?:bytes=)?(\d*)", request.headers.get("range", ""))[1] or 0)
 
 
-def with_headers(answer: Answer, **changes: Optional[str]) -> Answer:
-    """The answer with headers (ETag, Content_Range) replaced, added, or with None taken away."""
-    named = {name.replace("_", "-"): value for name, value in changes.items()}
-    kept = tuple(pair for pair in answer.headers if pair[0] not in named)
-    return answer._replace(headers=kept + tuple(pair for pair in named.items() if pair[1] is not None))
-
-
 def body_start(response: bytes) -> int:
     return response.index(b"\r\n\r\n") + 4
 
@@ -8153,24 +7956,17 @@ def chunked(size: int, last: bool = True) -> Callable[[bytes], Pieces]:
     return pieces
 
 
-def length_of(text: Any) -> Callable[[bytes], Pieces]:
-    """The Content-Length is not the body's."""
-    return lambda response: [re.sub(rb"Content-Length: \d+", b"Content-Length: %b" % str(text).encode(), response)]
-
-
 class Sentences(World):
     """What every end of a download is checked for."""
     target: str
     path: str
 
     def make_target(self) -> None:
-        """Make the folder that downloads go to, with nothing else in it."""
         self.target = self.at("target")
         self.path = os.path.join(self.target, "x")
         os.makedirs(self.target, exist_ok=True)
 
     def clear(self) -> None:
-        """Empty the target's folder for another try."""
         shutil.rmtree(self.target)
         os.mkdir(self.target)
 
@@ -8186,7 +7982,6 @@ class Sentences(World):
         self.assert_tidy(result.err)
 
     def assert_tidy(self, text: str) -> None:
-        """Nothing ugly or secret was said."""
         self.assertIsNone(UGLY.search(text), text)
         self.assert_clean(text)
 
@@ -8205,11 +8000,9 @@ class Sentences(World):
 
 
 class DownloadWorld(Sentences, FakeWorld):
-    """The fakes, a controller, and a folder to download into."""
     serves = True
 
     def setUp(self):
-        """Start with empty logs, no faults, and a controller that calls as a user of its own."""
         super().setUp()
         self.make_target()
         for server in (self.cluster, self.store):
@@ -8307,30 +8100,22 @@ HALF = {"wire": cut_body(150_000)}
 
 
 def forever(**fault: Any) -> Document:
-    """A fault that strikes again and again."""
-    return {"times": 10_000, **fault}
+    return {"times": ALWAYS, **fault}
 
 
-def answered(status: int, body: Any = LOGIN_PAGE, **headers: str) -> Document:
-    """A fault: another answer than the true one."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return {"answer": lambda _request, _true: Answer(status, body, tuple(named.items()))}
-
-
-def altered(body: Optional[Callable[[bytes], bytes]] = None, **headers: Optional[str]) -> Document:
-    """A fault: the true answer with another body or other headers."""
-    return {"answer": lambda _request, true: with_headers(
-        true._replace(body=body(true.body) if body else true.body), **headers)}
+def sized(length: Any) -> Document:
+    """A Content-Length that is not the body's, of which all is sent."""
+    return {"headers": {"Content-Length": str(length)}, "cut_after": len(STORED)}
 
 
 def endless_refusal(_response: bytes) -> Pieces:
-    """Yield a refusal whose text does not end."""
     yield b"HTTP/1.1 403 Forbidden\r\n\r\n<Error><Code>AccessDenied</Code><Message>"
     yield from itertools.repeat(b"no " * 20_000)
 
 
 MD5, CHANGED, SIZE = "its MD5 is", "the object changed after", len(STORED)
 BUSY, SPENT = {"status": 503, "body": SLOW_DOWN}, {"status": 403, "body": SPENT_URL}
+PAGE, ENCODED = {"status": 200, "body": LOGIN_PAGE}, {"Content-Encoding": "gzip"}
 # What is wrong, what a store does in this order and then no more, the words of a file's error, of a stream's where it
 # ends otherwise, the exit code, and whether a partial file remains.
 FAULTS: Any = (*((f"cut after {size}", ({"wire": cut_body(size)},)) for size in (0, 1, 100_000, SIZE - 9, SIZE)),
@@ -8341,26 +8126,26 @@ FAULTS: Any = (*((f"cut after {size}", ({"wire": cut_body(size)},)) for size in 
     ("silent in the header", ({"wire": lambda response: [response[:20], SILENT]},)),
     *((f"silent after {size}", ({"pause_after": size, "gate": SILENT},)) for size in (0, 100_000)),
     *((f"in chunks, {last}", ({"wire": chunked(1000, last=last)},)) for last in (True, False)),
-    *((f"a length of {size}", ({"wire": length_of(size)},), MD5) for size in (0, SIZE // 2, SIZE - 1)),
-    *((f"a length of {size}", ({"wire": length_of(size)},), "", CHANGED) for size in (SIZE + 1, SIZE + 5000)),
-    *((f"a length of {text!r}", ({"wire": length_of(text)},)) for text in ("-1", "abc", "1e3", "9" * 23, " ", "5, 6")),
-    *((f"a range of {text}", (HALF, altered(Content_Range=text))) for text in (
+    *((f"a length of {size}", (sized(size),), MD5) for size in (0, SIZE // 2, SIZE - 1)),
+    *((f"a length of {size}", (sized(size),), "", CHANGED) for size in (SIZE + 1, SIZE + 5000)),
+    *((f"a length of {text!r}", (sized(text),)) for text in ("-1", "abc", "1e3", "9" * 23, " ", "5, 6")),
+    *((f"a range of {text}", (HALF, {"headers": {"Content-Range": text}})) for text in (
         f"bytes 0-{SIZE - 1}/{SIZE}", f"bytes 150001-{SIZE - 1}/{SIZE}", f"bytes 149999-{SIZE - 2}/{SIZE}",
         f"bytes 149999-{SIZE - 1}/{SIZE + 1}", f"bytes 149999-{SIZE - 1}/*", "bytes */100", "nonsense", "bytes 5-4/3",
         None)),
-    ("another ETag", (HALF, altered(ETag='"other"')), "", CHANGED),
+    ("another ETag", (HALF, {"headers": {"ETag": '"other"'}}), "", CHANGED),
     *((str(status), (HALF, {"status": status, "body": refusal_xml("InvalidRange")}), "", CHANGED)
       for status in (412, 416)),
-    ("other bytes", (HALF, altered(lambda body: noise(len(body), seed=3))), "damaged"),
-    ("HTML half way with 200", (HALF, answered(200)), "", CHANGED),
-    *((f"HTML half way with {status}", (HALF, answered(status))) for status in (206, 403, 502)),
-    ("Range is ignored", (HALF, {"answer": lambda request, true: Answer(200, STORED, with_headers(
-        true, Content_Range=None).headers)})),
+    ("other bytes", (HALF, {"body": lambda body: noise(len(body), seed=3)}), "damaged"),
+    ("HTML half way with 200", (HALF, PAGE), "", CHANGED),
+    *((f"HTML half way with {status}", (HALF, {**PAGE, "status": status})) for status in (206, 403, 502)),
+    ("Range is ignored", (HALF, {"answer": lambda request, true: changed(
+        true, 200, STORED, {"Content-Range": None})})),
     ("503", (BUSY, BUSY)), ("expired", (HALF, SPENT)),
     ("403 half way", (HALF, {"status": 403, "body": ""})),
     ("expired again and again", (HALF, SPENT, SPENT, HALF, SPENT, SPENT)),  # bytes in between make up for it
-    ("declared gzip", (forever(**altered(Content_Encoding="gzip")),)),
-    ("truly gzip", (forever(**altered(gzip.compress, Content_Encoding="gzip")),), MD5),
+    ("declared gzip", (forever(headers=ENCODED),)),
+    ("truly gzip", (forever(body=gzip.compress, headers=ENCODED),), MD5),
     ("500 for ever", (forever(status=500, body="oops"),), "500"), ("503 for ever", (forever(**BUSY),), "503: SlowDown"),
     ("503 for a day", (forever(status=503, body="", headers={"Retry-After": "86400"}),), "503"),
     ("503 from half way on", (HALF, forever(**BUSY)), "503", None, 1, True),
@@ -8374,10 +8159,10 @@ FAULTS: Any = (*((f"cut after {size}", ({"wire": cut_body(size)},)) for size in 
      "broke off", None, 6),
     ("silent for ever", (forever(pause_after=0, gate=SILENT),), "nothing for 60ms, after 0 bytes|in time", None, 6),
     ("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing|in time", None, 6, True),
-    ("always too long", (forever(wire=length_of(310_000_000)),), "another part", None, 1, True),
-    ("always too short", (forever(wire=length_of(1000)),), MD5), ("HTML", (forever(**answered(200)),), "an HTML page"),
-    ("HTML as gzip", (forever(**answered(200, ETag='"abc"', Content_Type="application/gzip")),), "HTML"),
-    ("HTML from half way on", (HALF, forever(**answered(200))), "an HTML page", CHANGED),
+    ("always too long", (forever(**sized(310_000_000)),), "another part", None, 1, True),
+    ("always too short", (forever(**sized(1000)),), MD5), ("HTML", (forever(**PAGE),), "an HTML page"),
+    ("HTML as gzip", (forever(**PAGE, headers={"ETag": '"abc"', "Content-Type": "application/gzip"}),), "HTML"),
+    ("HTML from half way on", (HALF, forever(**PAGE)), "an HTML page", CHANGED),
     ("always expired", (forever(**SPENT),), "has expired"),
     *((f"{status} for ever", (forever(status=status, body=""),), said, None, code) for status, said, code in (
         (401, "401", 5), (403, "403", 5), (404, "has no such file", 3), (204, "204", 1), (302, "302", 1))),
@@ -8548,7 +8333,7 @@ class TestDownloadFaults(FolderCase):
     def test_another_url(self):
         """It is signed by the store's clock where that is far off, but not years, twice in vain at most, and after
         bytes anew."""
-        store = self.enter(closing(TimelyStore()))
+        store = self.enter(closing(FakeStore()))
         store.put("bucket", "k", STORED)
         url = store.url_of("bucket", "k")
         for hours, skews, words in ((0, [0], ""), (1, [0, 1, 1], "expired"), (-1, [0, -1, -1], "not yet valid"),
@@ -8701,11 +8486,8 @@ class TestDownloadFaults(FolderCase):
 
 
 class TestDownloadFiles(DownloadWorld, TestCase):
-    """`download -o FILE`: a target is the whole object, or as it was."""
-
     def test_targets_that_are_refused(self):
-        """What exists, or is no file, costs no request; what takes no file is one sentence; nor has a backup a name
-        that leads elsewhere."""
+        """What exists, or is no file, costs no request; what takes no file is one sentence."""
         self.contents()
         write_bytes(self.path, b"old")
         self.cluster.forget()
@@ -8716,14 +8498,7 @@ class TestDownloadFiles(DownloadWorld, TestCase):
         self.assertEqual(self.cluster.seen(user="admin") + self.store.seen(), [])
         result = self.cli("download", "b1", "-o", "/proc/velero-requests-test", *IDLE_FLAG)
         self.assert_sentence(result, "/proc/velero-requests-test")
-        self.store.forget()
-        self.addCleanup(os.chdir, os.getcwd())
-        os.chdir(self.target)
-        before = sorted(os.listdir(self.folder))
-        for name in ("../evil", "/etc/evil", "..", "a/b", "evil\n", "-", "..\\evil"):
-            self.assertIn(self.cli("backup", "download", *IDLE_FLAG, "--", name).code, (1, 2, 3), name)
-        self.assertEqual(({"x"}, before, b"old"), (self.left(), sorted(os.listdir(self.folder)), read_bytes(self.path)))
-        self.assertEqual([], self.gets() + self.names())
+        self.assertEqual(({"x"}, b"old", []), (self.left(), read_bytes(self.path), self.names()))
 
     def test_a_full_disk(self):
         """No space is one sentence with the file in it; nothing is left, and an old file is as it was."""
@@ -8833,8 +8608,6 @@ class TestDownloadMemory(DownloadWorld, TestCase):
 
 
 class TestDownloadSeen(DownloadWorld, TestCase):
-    """What is said on a terminal, into a pipe, and when somebody interrupts."""
-
     def terminal(self, *argv: str) -> Terminal:
         terminal = Terminal(self.folder, *argv, "--kubeconfig", self.kubeconfig, "-n", self.namespace)
         self.addCleanup(terminal.kill)
@@ -8993,7 +8766,6 @@ class TestDownloadSeen(DownloadWorld, TestCase):
 # ---- Downloads, row 6: direct ------------------------------------------------
 
 def backup_document(name: str, phase: str = "Completed") -> bytes:
-    """A velero-backup.json."""
     return json.dumps({
         "kind": "Backup", "apiVersion": "velero.io/v1", "metadata": {"name": name, "namespace": "velero"},
         "spec": {"storageLocation": "default", "ttl": "720h0m0s"}, "status": {
@@ -9006,8 +8778,6 @@ def first_words(table: bytes) -> List[str]:
 
 
 class DirectTests(Sentences):
-    """Downloads without a controller, on either pair of servers."""
-
     def fill_bucket(self, prefix: str = "") -> Dict[str, bytes]:
         """Store two backups and a restore, and a copy of them in a folder -> what lies in the bucket by key."""
         self.make_target()
@@ -9090,7 +8860,6 @@ class DirectTests(Sentences):
 
 
 class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
-    """Direct on the fakes, and what only they can show."""
     serves = False
 
     def listed(self, code: int, *words: str) -> List[str]:
@@ -9226,15 +8995,6 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
                     os.chmod(path, mode)
                 self.assertEqual((5, path.endswith(".json")), (result.code, b"b2" in result.out), result.err)
                 self.assert_sentence(result, re.escape(path.lower()), "permission denied")
-
-    def test_an_authority_in_the_file(self):
-        store = self.enter(closing(FakeStore(tls=True)))
-        store.put(self.namespace, KEYS["BackupLog"], gzip.compress(LOG))
-        authority = base64.b64encode(read_bytes(str(store.ca))).decode()
-        for storage, expected in (({}, (6, b"")), ({"caCert": authority}, (0, LOG))):
-            document = self.location_document(**storage)
-            document["spec"]["config"]["s3Url"] = store.url
-            self.assertEqual(expected, run("backup", "logs", "b1", *self.files(document))[:2])
 
     def test_a_listing_of_many(self):
         """Each backup of many pages is shown once, eight are read side by side, and of those named no others."""
@@ -9382,7 +9142,7 @@ class TestDownloadLibrary(DownloadWorld, TestCase):
         self.assertEqual(("", [], True), (said.getvalue(), self.names(), got == texts))
 
     def test_leaving_early_tidies_up(self):
-        """A generator that is closed deletes its request at once, and so does an error of the writer's own."""
+        """A generator that is closed deletes its request at once."""
         self.contents(8 * MIB)
         self.store.script("GET", wire=paced(100, 0.1))
         chunks = vr.read_artifact(self.api, self.namespace, "BackupContents", "b1")
@@ -9390,11 +9150,6 @@ class TestDownloadLibrary(DownloadWorld, TestCase):
         with within(2):
             chunks.close()
         self.assertEqual(([], 1), (self.names(), len(self.gets())))
-        writer = io.BytesIO()
-        writer.close()
-        with self.assertRaisesRegex(ValueError, "closed file"):
-            vr.stream(self.api, self.namespace, "BackupContents", "b1", writer)
-        self.assertEqual([], self.names())
 
 # ---- Downloads from the real S3 server, over a line that breaks --------------
 
@@ -10391,8 +10146,6 @@ class TestWords(Cases):
 
 
 class TestTables(TestCase):
-    """`backup get`, `restore get`, `plugin get`, `version`, what describe fetches, and -o json|yaml."""
-
     @staticmethod
     def table(resource: Any, documents: Any, **options: Any) -> List[str]:
         return vr.resource_table(resource, documents, NOON, localize=in_utc, **options).splitlines()
@@ -10799,7 +10552,7 @@ def golden_body(artifact: Document) -> bytes:
     return gzip.compress((json.dumps(artifact["json"]) if "json" in artifact else artifact["text"]).encode())
 
 
-class GoldenWorld(World):
+class GoldenTests(World):
     """A cluster with the CRDs of one release, in which each case is set up and taken down."""
     release, root = "", "/apis/velero.io/v1/namespaces/velero"
 
@@ -10813,7 +10566,6 @@ class GoldenWorld(World):
                        for kind in GOLDEN_KINDS]
 
     def seed(self) -> None:
-        """Make the namespace, Secret and location that every case has."""
         self.namespace = self.cluster.new_namespace("velero")
         self.addCleanup(self.cluster.clear, "velero")
         self.cluster.clear("velero")
@@ -10848,8 +10600,7 @@ class GoldenWorld(World):
                 self.admin.call("DELETE", path)
         for key, artifact in (case.about.get("artifacts") or {}).items():
             self.store.put(GOLDEN_BUCKET, key, golden_body(artifact))
-            end.callback(*((self.store.buckets[GOLDEN_BUCKET].pop, key) if self.store.kind == "fake" else
-                           (os.unlink, os.path.join(self.store.data, GOLDEN_BUCKET, key))))
+            end.callback(self.store.buckets[GOLDEN_BUCKET].pop, key)
 
     def answer(self, case: GoldenCase, end: ExitStack) -> None:
         """Let our controller answer until `end`, as the case's server would; for a status only if it has one."""
@@ -10898,23 +10649,21 @@ class GoldenWorld(World):
         return [GoldenCase(self.release, name)
                 for name in sorted(os.listdir(os.path.join(os.environ["VELERO_GOLDEN"], self.release)))]
 
-    def check(self, cases: List[GoldenCase], fewest: int) -> None:
-        self.assertGreaterEqual(len(cases), fewest)
+    def check(self, cases: List[GoldenCase]) -> None:
+        self.assertTrue(cases)
         for case in cases:
             with self.subTest(case=case.path):
                 self.compare(case)
 
-
-class GoldenTests(GoldenWorld):
     def test_backup_describe(self):
-        self.check([case for case in self.cases() if case.group == "backup-describe"], 1)
+        self.check([case for case in self.cases() if case.group == "backup-describe"])
 
     def test_others(self):
         """All others; and every difference has a case."""
         cases = self.cases()
         unmet = set(DIFFERENCES) - {name for case in cases for name in case.names}
         self.assertFalse([name for name in unmet if name[-1] == "*" or ("1.6.3/" in name) is self.status_subresource])
-        self.check([case for case in cases if case.group != "backup-describe"], 1)
+        self.check([case for case in cases if case.group != "backup-describe"])
 
 
 class TestGoldenFakeNew(GoldenTests, FakeWorld, TestCase):
@@ -10925,30 +10674,9 @@ class TestGoldenFakeOld(GoldenTests, FakeWorld, TestCase):
     release, status_subresource = "1.6.3", True
 
 
-class GoldenRealTests(GoldenWorld):
-    """A sample of every group against the real servers."""
-    fewest = 0
-
-    def test_sample(self):
-        """Every seventh case of each group, but those that nobody answers or that ask no server."""
-        cases = [case for case in self.cases() if case.group != "usage" and "--timeout" not in case.argv]
-        groups = ([case for case in cases if case.group == group] for group in {case.group for case in cases})
-        self.check([case for group in groups for case in group[::7]], self.fewest)
-
-
-class TestGoldenRealNew(GoldenRealTests, RealWorld, TestCase):
-    release, fewest = "1.18.1", 30
-
-
-class TestGoldenRealOld(GoldenRealTests, RealWorld, TestCase):
-    release, status_subresource, fewest = "1.6.3", True, 10
-
-
 # ---- Screens where the golden cases have nothing to say ----------------------
 
 class TestDescribing(FakeWorld, TestCase):
-    """describe and version when things go wrong, and what velero does not have."""
-
     def shown(self, *words: str, code: int = 0) -> Any:
         result = self.cli(*words)
         self.assertEqual(result.code, code, result.err)
@@ -10985,28 +10713,6 @@ class TestDescribing(FakeWorld, TestCase):
         restore = json.loads(self.shown("describe", "restore", "r1", "-o", "json").out)
         self.assertEqual(restore["spec"]["backup"], "b1")
 
-    def test_verb_first(self):
-        self.put()
-        self.store.put(self.namespace, "backups/b1/b1.tar.gz", tar_of({"a": b"b"}))
-        self.serve()
-        for words in ("backup logs b1", "backup download b1 -o -"):
-            one, other, *more = words.split()
-            self.assertEqual(self.shown(one, other, *more), self.shown(other, one, *more))
-
-    def test_switches(self):
-        """A switch takes its value only after `=`, so that a name may follow it."""
-        self.serve()
-        for word, shown in (("--details", True), ("--details=false", False)):
-            self.assertEqual(b"Resource List:" in self.cli("backup", "describe", word, "b1").out, shown)
-        self.shown("backup", "get", "--show-labels=perhaps", code=2)
-
-    def test_locale_without_the_characters(self):
-        self.put()
-        self.admin.merge_patch("backups", "b1", {"metadata": {"annotations": {"note": "für 東京"}}}, self.namespace)
-        self.serve()
-        result = self.program("backup", "describe", "b1", env={"PYTHONIOENCODING": "ascii"}).end()
-        self.assertEqual((result.code, b"note=f\\xfcr \\u6771\\u4eac" in result.out), (0, True), result)
-
 
 COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose --version -n -v"
 OFFERED = {  # what is typed after the program's name -> what may stand in place of its last word, or after its "="
@@ -11030,8 +10736,6 @@ PROGRAMS = ("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"
 
 
 class TestCompletion(FolderCase):
-    """What the program offers, and that the shells which are here offer it, too."""
-
     def setUp(self):
         """Lay a file that can be offered, and in place of the program one that writes down what it is called with."""
         super().setUp()
@@ -11101,8 +10805,6 @@ class TestCompletion(FolderCase):
 
 
 class TestCompletionOfNames(FakeWorld, TestCase):
-    """Names of the cluster's objects, when it tells them in time."""
-
     def offers(self, names: str, *words: str) -> None:
         """Check the words that are offered, within two seconds and without a word on stderr."""
         with within(2):
@@ -11126,8 +10828,6 @@ class TestCompletionOfNames(FakeWorld, TestCase):
 
 
 class TestWaiting(FakeWorld, TestCase):
-    """How a client waits that may watch, or not."""
-
     def test_it_is_deleted_or_nobody_answers(self):
         """Polling backs off from 25 ms to a second between two looks, with one at the end of the time."""
         self.cluster.grant("reader", {"apiGroups": ["velero.io"], "resources": [DR],
@@ -11208,38 +10908,27 @@ def skewed(world: Any) -> None:
     world.store.clock = lambda: time.time() + 1200
 
 
-def plugin(script: str) -> Document:
-    return {"exec": {"apiVersion": vr.EXEC_GROUP + "v1", "interactiveMode": "Never", "command": "sh",
-                     "args": ["-c", script]}}
-
-
 # How the world is broken -> the first broken hop and no other, the exit code, words of text and cure, the change, and
 # more of the command line. {closed} is a port that nobody listens on, {silent} one that swallows all.
 SICK: Any = {
     "no kubeconfig": ("kubeconfig", 1, "no kubeconfig found.*--kubeconfig", lambda w: setattr(w, "kubeconfig", "")),
     "a kubeconfig of nonsense": ("kubeconfig", 1, r"not YAML: line \d.*correct it", lambda w: setattr(w, "kubeconfig",
         write_bytes(w.at("bad"), b"a: [\n"))),
-    "a context that is not there": ("kubeconfig", 1, "no context 'x'.*it has: test", None, "--context", "x"),
-    "a token file that is gone": ("kubeconfig", 1, "cannot read token /nowhere", talk(tokenFile="/nowhere")),
     "a plugin that is not there": ("kubeconfig", 1, "exec plugin nope.*not installed.*get it",
         talk(exec={"apiVersion": vr.EXEC_GROUP + "v1", "command": "nope", "installHint": "get it"})),
-    "a plugin that fails": ("kubeconfig", 1, "exec plugin sh failed with exit code 3", talk(**plugin("exit 3"))),
-    "a plugin that hangs": ("kubeconfig", 6, "no end of it within .*correct it", talk(**plugin("exec sleep 9")),
+    "a plugin that hangs": ("kubeconfig", 6, "no end of it within .*correct it", talk(exec={
+        "apiVersion": vr.EXEC_GROUP + "v1", "interactiveMode": "Never", "command": "sleep", "args": ["9"]}),
         "--timeout", "1s"),
     "a wrong authority": ("API server", 6, "not trusted.*issuer commonName=test-ca.*certificate-authority in the",
         talk({"certificate-authority-data": "{authority}"})),
     "an expired certificate": ("API server", 6, "certificate has expired.*valid until",
         talk({"server": "https://{expired}", "certificate-authority-data": "{authority}"})),
-    "a certificate of another name": ("API server", 6, "mismatch.*it is for localhost",
-        talk({"tls-server-name": "x.y"})),
     "a name that nobody knows": ("API server", 6, "not known.*server in the kubeconfig.*VPN",
         talk({"server": "https://nowhere.invalid"})),
     "a closed port": ("API server", 6, "refused.*server in the kubeconfig",
         talk({"server": "https://127.0.0.1:{closed}"})),
     "a port that swallows": ("API server", 6, "not answer in time|no end of it", talk({"server": "https://{silent}"}),
         "--timeout", "2s"),
-    "a port without TLS": ("API server", 6, "no TLS with the cluster.*server in the kubeconfig",
-        talk({"server": "https://{plain}"})),
     "a proxy that is down": ("API server", 6, "through its proxy.*refused.*NO_PROXY",
         talk({"proxy-url": "http://127.0.0.1:{closed}"})),
     "a console instead of the API": ("API server", 6, "no Kubernetes API.*server in the kubeconfig", unlike("cluster",
@@ -11264,12 +10953,10 @@ SICK: Any = {
         lambda w: w.admin.delete(BSL, "default", w.namespace)),
     "a location that is not available": ("location", 1, "not available: no such bucket.*kubectl -n",
         lambda w: w.fill("default", BSL, phase="Unavailable", message="no such bucket")),
-    "a location that cannot be": ("location", 1, "bucket 'a/b' must be.*edit backupstorage", located(bucket="a/b")),
     "a Secret that is gone": ("location", 3, "Secret .*/cloud does not exist.*create it",
         lambda w: w.admin.delete("secrets", "cloud", w.namespace)),
     "a Secret without its key": ("request", 3, "key 'other' of Secret 'cloud'.*names",
         lambda w: w.admin.merge_patch(BSL, "default", {"spec": {"credential": {"key": "other"}}}, w.namespace)),
-    "a Secret of nonsense": ("request", 1, "neither a .profile.*access key", keyed("nonsense")),
     "a wrong access key": ("object", 5, "InvalidAccessKeyId.*correct the Secret", keyed(keys_file("AKIAOTHER",
         "{secret}"))),
     "a wrong secret key": ("object", 5, "SignatureDoesNotMatch: .*the secret key is not.*correct the secret key",
@@ -11280,14 +10967,10 @@ SICK: Any = {
         "s3Url": "http://localhost:9"})),
     "a host that nobody knows": ("store", 6, "not known.*publicUrl",
         located({"publicUrl": "http://minio.invalid:9000"})),
-    "a store that is down": ("store", 6, "refused.*publicUrl",
-        lambda w: located({"s3Url": f"http://127.0.0.1:{free_port()}"})(w)),
     "a store that swallows": ("store", 6, "not answer in time|no end of it",
         lambda w: located({"s3Url": f"http://{w.silent}"})(w), "--timeout", "8s"),
     "a store that nobody vouches for": ("store", 6, "not trusted.*issuer commonName=test-ca.*--cacert",
         lambda w: located({"s3Url": w.cluster.url})(w)),
-    "a store behind a proxy that is down": ("store", 6, "through its proxy.*NO_PROXY",
-        located({"s3Url": "http://store.example.com"}), "HTTP_PROXY"),
     "a console instead of the store": ("object", 1, "not gzip but an HTML page.*correct s3Url", unlike("store",
         status=200, body="<html>Sign in</html>", headers={"Content-Type": "text/html"})),
     "no right to read": ("object", 5, "AccessDenied.*s3:GetObject", refusal(403, "AccessDenied")),
@@ -11299,15 +10982,11 @@ SICK: Any = {
         skewed),
     "no artifact": ("object", 3, "no such file.*never have written it", lambda w: w.store.buckets[w.namespace].clear()),
     "an empty object": ("object", 1, "is empty.*fetch it again", object_of(b"")),
-    "an object that is no gzip": ("object", 1, "not gzip but text.*fetch it again", object_of(b"plain text" * 999)),
-    "an object that is cut short": ("object", 1, "cut short.*fetch it again", object_of(gzip.compress(LOG)[:100])),
-    "a store in trouble": ("object", 1, "InternalError.*log", refusal(500, "InternalError"))}
+    "an object that is no gzip": ("object", 1, "not gzip but text.*fetch it again", object_of(b"plain text" * 999))}
 HOPS = "program, kubeconfig, API server, rights, CRDs, server, backup, location, request, store, object".split(", ")
 
 
 class DoctorTests(World):
-    """Doctor is asked, and what it says is looked at."""
-
     def ask_doctor(self, *argv: str, code: int = 0, gone: bool = False, **more: Any) -> Dict[str, Any]:
         """Hops and ways by name; no secret is told, no request left, and it takes no longer than it may."""
         with within(40):
@@ -11329,8 +11008,6 @@ class DoctorTests(World):
 
 
 class TestDoctor(DoctorTests, StoreWorld, TestCase):
-    """What doctor says of a world that is sound, or broken in one way."""
-
     def setUp(self):
         super().setUp()
         self.addCleanup(self.cluster.unlimit)
@@ -11457,7 +11134,6 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
         self.assertIn("create it", said["way direct"].text)
 
     def test_it_is_interrupted(self):
-        """Ctrl-C leaves no request behind."""
         self.heal()
         self.deploy(1)
         program = self.program("doctor", "b1")
@@ -11480,12 +11156,10 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
 
 
 class TestDoctorReal(DoctorTests, RealWorld, TestCase):
-    """Some of the worlds on the real servers."""
-
     def test_what_it_says(self):
-        """Sound, a wrong key, a right that is missing, no CRD, and nobody who answers."""
+        """Sound, a right that is missing, and no CRD."""
         self.put()
-        controller = self.serve()
+        self.serve()
         self.cluster.grant("limited", {"apiGroups": ["velero.io"], "resources": ["backups", SSR, BSL],
                                        "verbs": ["get", "list", "create", "delete"]}, namespace=self.namespace)
         said = self.ask_doctor("--direct")
@@ -11497,16 +11171,6 @@ class TestDoctorReal(DoctorTests, RealWorld, TestCase):
         self.assertEqual((["rights"], ["request"]), (self.states(said)["note"], self.states(said)["broken"]), said)
         self.assertRegex(said["rights"].cure, r"- {apiGroups: \[.velero.io.\], resources: \[.downloadrequests.\], "
                                               r"verbs: \[.create., .get., .watch., .delete.\]}")
-        self.make_secret("other", text=keys_file(self.store.access_key, "wrong"))
-        self.make_location("other", secret="other")
-        self.make_backup("b2", "other")
-        said = self.ask_doctor("b2", code=5)
-        self.assertEqual(["object"], self.states(said)["broken"], said)
-        self.assertRegex(said["object"].text + said["object"].cure, "SignatureDoesNotMatch.*correct the secret key")
-        controller.stop.set()
-        said = self.ask_doctor("b1", "--timeout", "9s", code=4)
-        self.assertEqual(["server"], self.states(said)["broken"], said)
-        self.assertIn("there is no Deployment velero", said["server"].cure)
         self.addCleanup(self.cluster.install_crds, self.crds())
         for crd in self.crds():
             self.admin.delete("customresourcedefinitions", crd["metadata"]["name"])
@@ -11517,8 +11181,6 @@ class TestDoctorReal(DoctorTests, RealWorld, TestCase):
 
 
 class TestCommandLine(TestCase):
-    """What is typed, and what is said of it."""
-
     def test_spellings(self):
         """Flags may stand anywhere, verbs first, and what is a flag's value names no command."""
         for typed, command, options in (
@@ -11530,6 +11192,7 @@ class TestCommandLine(TestCase):
                 ("backup logs b1 --location download", "backup logs", {"location": "download", "direct": True}),
                 ("backup get -l x b1 --show-labels b2", "backup get", {"selector": "x", "names": ["b1", "b2"]}),
                 ("describe restores --details=false r1", "restore describe", {"colorized": None, "details": False}),
+                ("backup describe --details b1", "backup describe", {"names": ["b1"], "details": True}),
                 ("download -- --kind", "download", {"name": "--kind", "force": False}),
                 ("download --colorized -- -", "download", {"name": "-", "colorized": True}),
                 ("controller --plugin a=b --plugin c=d", "controller", {"plugin": [("a", "b"), ("c", "d")]}),
@@ -11646,8 +11309,8 @@ class TestCanary(DownloadWorld, TestCase):
         self.store.keys["AKIACANARY"] = (CANARY + "-key", CANARY + "-session")
         self.addCleanup(self.store.keys.pop, "AKIACANARY")
         self.admin.delete("backups", "b1", self.namespace)
-        self.lay_out("b1", keys_file("AKIACANARY", CANARY + "-key") + f"aws_session_token = {CANARY}-session\n[other]\n"
-                     f"aws_secret_access_key = {CANARY}\n")
+        self.lay_out("b1", None, keys_file("AKIACANARY", CANARY + "-key") + (
+            f"aws_session_token = {CANARY}-session\n[other]\naws_secret_access_key = {CANARY}\n"))
         self.store.put(self.namespace, KEYS["BackupContents"], tar_of(BACKUP_FILES))
         self.put("BackupLog")
         self.put("RestoreLog")
@@ -11657,12 +11320,6 @@ class TestCanary(DownloadWorld, TestCase):
         self.addCleanup(root.removeHandler, handler)
         self.addCleanup(root.setLevel, root.level)
         root.setLevel(logging.DEBUG)
-
-    def lay_out(self, name: str, keys: str) -> None:
-        """Create a backup in a location of its own, with a Secret that holds these keys."""
-        self.make_secret(name, text=keys)
-        self.make_location(name, secret=name)
-        self.make_backup(name, location=name)
 
     def check(self, command: str, *codes: int, kubeconfig: str = "") -> None:
         """Run a command as talkative as can be, and look for all secrets in all that it leaves anywhere."""
@@ -11725,7 +11382,7 @@ class TestCanary(DownloadWorld, TestCase):
         for number, text in enumerate((
                 f"[default]\naws_secret_access_key {CANARY}\n", f"[default]\n{CANARY} = x\n",
                 f"[default]\naws_access_key_id = a\naws_secret_access_key = {CANARY}\n x\n")):
-            self.lay_out(f"bad-{number}", text)
+            self.lay_out(f"bad-{number}", None, text)
             self.check(f"backup logs bad-{number} --direct", 1)
             self.ask(name=f"bad-{number}")
             self.check("controller --once")
@@ -12057,52 +11714,44 @@ def lay_configurations(stage: Stage) -> None:
     write_bytes(at("copy", "backups", "nightly", "nightly-logs.gz"), gzip.compress(b"copied"))
 
 
-def alone() -> int:
-    """Run the demo, a controller and the rows of ASKED where there is only loopback -> how many did not ask just those
-    hosts, or ended otherwise."""
-    with socket.socket(type=socket.SOCK_DGRAM) as sock, suppress(OSError):
-        fcntl.ioctl(sock, 0x8914, struct.pack("16sh22x", b"lo", 1))  # SIOCSIFFLAGS, up
-        sock.connect(("192.0.2.1", 9))  # sends nothing, but needs a route
-        sys.exit("there is more than loopback here; run it by `unshare -rn`")
-    wrong = 0
+class TestNobodyElseIsAsked(FolderCase):
+    """Only hosts of the configuration are connected to or looked up, by commands and controller, in good and bad."""
 
-    def check(what: str, path: str, whom: Set[str], code: int = 0, done: Any = None) -> None:
-        nonlocal wrong
-        asked = set(read_bytes(path).decode().split()) if os.path.exists(path) else set()
-        write_bytes(path, b"")
-        if (asked, done.returncode if done else code) != (whom, code):
-            wrong += 1
-            tell(f"{what}: it asked {sorted(asked)}, not {sorted(whom)}" + (
-                f", and ended with {done.returncode}, not {code}: {done.stdout.decode()[-2000:]}" if done else ""))
+    def asked(self, name: str) -> Set[str]:
+        """Whom the programs have asked since the last look."""
+        noted = read_bytes(self.at(name)).decode() if os.path.exists(self.at(name)) else ""
+        write_bytes(self.at(name), b"")
+        return set(noted.split())
 
-    with tempfile.TemporaryDirectory() as folder:
-        launcher, notes, served = (os.path.join(folder, name) for name in ("launcher.py", "notes", "served"))
-        write_bytes(launcher, LAUNCHER.replace("DEFAULT", repr(notes)).encode())
+    def test_with_loopback_alone(self):
+        """The demo, a controller and the rows of ASKED, by this test once more in a network of its own."""
+        if "VELERO_ALONE" not in os.environ:
+            command = [*isolated("n"), sys.executable, os.path.abspath(__file__), type(self).__name__]
+            done = subprocess.run(command, stdout=PIPE, stderr=STDOUT, timeout=300, check=False, env={
+                **os.environ, "KUBEBUILDER_ASSETS": "", "VELERO_ALONE": "yes"})
+            self.assertEqual(0, done.returncode, done.stdout.decode(errors="replace"))
+            return
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            fcntl.ioctl(sock, 0x8914, struct.pack("16sh22x", b"lo", 1))  # SIOCSIFFLAGS, up
+            self.assertRaises(OSError, sock.connect, ("192.0.2.1", 9))  # for there is no route
+        launcher = write_bytes(self.at("launcher.py"), LAUNCHER.replace("DEFAULT", repr(self.at("notes"))).encode())
         demo(launcher)
-        check("the demo", notes, {line for line in read_bytes(notes).decode().split() if line[:10] == "127.0.0.1:"})
+        self.assertEqual([], [line for line in self.asked("notes") if line[:10] != "127.0.0.1:"])
         with set_stage(launcher) as stage:
             lay_configurations(stage)
             places = {"CLUSTER": stage.cluster.host, "STORE": stage.store.host, "REFUSED": "127.0.0.1:1"}
-            with serving(stage, "/bin/sh", "-c", f"NOTES={served} exec python velero_requests.py controller "
+            with serving(stage, "/bin/sh", "-c", f"NOTES={self.at('served')} exec python velero_requests.py controller "
                          "--verify-urls 2>/dev/null"):
                 for typed, code, whom in ASKED:
                     for place, host in places.items():
                         typed, whom = typed.replace(place, host), whom.replace(place, host)
                     line = re.sub(r"^((\S+=\S+ )?)", r"\1exec python velero_requests.py ", typed)
                     done = stage.run("/bin/sh", "-c", line, stdout=PIPE, stderr=STDOUT)
-                    check(typed, notes, set(whom.split()), code, done)
-            check("the controller", served, {stage.cluster.host, stage.store.host, "127.0.0.1:None"})  # looked up
-    return wrong
-
-
-class TestNobodyElseIsAsked(TestCase):
-    """Only hosts of the configuration are connected to or looked up, by commands and controller, in good and bad."""
-
-    def test_with_loopback_alone(self):
-        environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
-        done = subprocess.run([*isolated("n"), sys.executable, os.path.abspath(__file__), "--alone"], stdout=PIPE,
-                              stderr=STDOUT, timeout=300, check=False, env=environment)
-        self.assertEqual(0, done.returncode, done.stdout.decode(errors="replace"))
+                    with self.subTest(typed):
+                        self.assertEqual((set(whom.split()), code), (self.asked("notes"), done.returncode),
+                                         done.stdout.decode()[-2000:])
+            self.assertEqual({stage.cluster.host, stage.store.host, "127.0.0.1:None"},  # looked up
+                             self.asked("served"))
 
 
 # ---- Benchmark: figures beside what is expected and what Velero 1.18.1 does on the same kind of machine (2 cores)
@@ -12400,7 +12049,7 @@ def bench() -> int:
 
 
 def main(argv: List[str]) -> None:
-    play = {"--demo": demo, "--bench": bench, "--alone": alone}.get(argv[0] if len(argv) == 1 else "")
+    play = {"--demo": demo, "--bench": bench}.get(argv[0] if len(argv) == 1 else "")
     if not play:
         unittest.main()
         return
