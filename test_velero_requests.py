@@ -3,7 +3,6 @@
 
     python3 test_velero_requests.py TestQueue   one class; add .test_name for one test
     python3 test_velero_requests.py --demo      the main job on a machine without a cluster
-    python3 test_velero_requests.py --bench     a table of speed and memory
 
 No mocks and no patching: pure functions are given values, everything else talks to a server on loopback. FakeCluster
 and FakeStore stand in for the Kubernetes API and an S3 store; the same contract tests run against real ones when
@@ -44,7 +43,6 @@ import site
 import socket
 import ssl
 import stat
-import statistics
 import struct
 import subprocess
 import sys
@@ -59,7 +57,6 @@ import unittest
 import uuid
 import warnings
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
@@ -6589,7 +6586,7 @@ class TestReplicasReal(RealWorld, TestCase):
                 self.assertLessEqual(conflicts, 2 * 20)
 
 
-# ---- Demo and benchmark: the stage of both is an API, a store, a folder with a copy of the module, a kubeconfig
+# ---- Demo: its stage is an API, a store, a folder with a copy of the module, a kubeconfig; .ci/bench has it, too
 
 NAMESPACE = "velero"
 BUCKET = "velero-backups"
@@ -7830,7 +7827,6 @@ class TestStoreChunked(TestCase):
 
 MIB = 1 << 20
 CUT_COST = MIB  # the most that a cut may cost in bytes sent twice
-PEAK = 40  # MiB resident for a download of any size, once the module is compiled
 GROWTH = 14  # MiB that it adds to what a script has resident before
 IDLE_FLAG = ("--idle-timeout", "1s")
 PART_SUFFIX = ".velero-requests.part"
@@ -11728,309 +11724,14 @@ class TestNobodyElseIsAsked(FolderCase):
                              self.asked("served"))
 
 
-# ---- Benchmark: figures beside what is expected and what Velero 1.18.1 does on the same kind of machine (2 cores)
-
-REQUESTS, BURST, WRITERS, PATIENCE = 200, 1000, 4, 60  # the last one in seconds: the end of every wait
-ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
-# Installed; compiled at each start; velero_requests.pyz; the velero CLI on the PATH.
-OURS, SCRIPT, ZIPPED, VELERO = "ours", "our script", "our archive", "velero"
-A_REQUEST = (DR, download_request(target="nightly"), NAMESPACE)
-Command = Tuple[str, ...]
-TIMED: Any = (
-    # name, milliseconds expected, velero's, share of the velero CLI's time in the same run, words
-    ("--help", 60, "-", None, "--help"),
-    ("plugin get", 0.38 * 303, "303 ms", 0.38, "plugin get"),
-    ("describe --details", 0.8 * 183, "183 ms", 0.8, "backup describe described --details"),
-    ("backup logs, 5.6 MB", 125, "125 ms", 1.0, "backup logs chatty"))
-# name, key, words after the program, with whom it is compared: what curl's output goes through, the most against it
-DOWNLOADS: Any = (
-    ("1 GiB stored in parts into a file", "backups/large/large.tar.gz",
-     "backup download large -o target --force --quiet",
-     {"curl": ("-o target", 1.2), "curl && sync": ("-o target && sync target", None), VELERO: ("", 1.0)}),
-    ("1 GiB where the ETag is an MD5", "backups/single/single.tar.gz",
-     "backup download single -o target --force --quiet", {"curl": ("-o target", None)}),
-    (f"{LOG_MB} MB of log text", "backups/wordy/wordy-logs.gz", "backup logs wordy",
-     {"curl | gzip -dc": ("| gzip -dc > /dev/null", 0.9), VELERO: ("", 1.0)}))
-LINE = ('time="2026-05-01T03:{:02}:{:02}Z" level=info msg="Backing up item" backup=velero/wordy logSource='
-        '"pkg/backup/item_backupper.go:{}" name=settings-{:07} namespace=shop-{} resource=configmaps\n')
-FIRST_URL = """
-import time, velero_requests as vr
-from datetime import datetime, timedelta, timezone
-location, keys = vr.Location("default", "bench", region="us-east-1"), vr.Credentials("AKIABENCH", "bench-secret")
-begun = time.perf_counter()
-vr.presign(vr.object_address(location, "backups/b/b-logs.gz"), keys, datetime.now(timezone.utc), timedelta(minutes=10))
-print(time.perf_counter() - begun)
-"""
-
-
-def amount(value: float, unit: str) -> str:
-    return f"{value:,.{0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2}f} {unit}".rstrip()
-
-
-def figure(name: str, measured: float, unit: str = "", limit: Optional[float] = None, velero: str = "-",
-           at_least: bool = False) -> None:
-    """Print a line of the table; `limit` is the most (or with `at_least` the least) that is expected."""
-    expected, verdict = "-", "-"
-    if limit is not None:
-        expected = (">= " if at_least else "<= ") + amount(limit, unit)
-        verdict = "ok" if (measured >= limit if at_least else measured <= limit) else "falls short"
-    tell(f"{name:<46}{amount(measured, unit):>12}{expected:>13}{velero:>12}  {verdict}")
-
-
-def presign_figures() -> None:
-    """Compare in alternating rounds over keys that were never signed before."""
-    endpoint, keys = "http://127.0.0.1:9000", ("AKIABENCH", "bench-secret")
-    location = vr.Location("default", BUCKET, region="us-east-1", s3_url=endpoint, path_style=True)
-    signers: Any = {OURS: lambda key: vr.presign(vr.object_address(
-        location, key), vr.Credentials(*keys), datetime.now(timezone.utc), timedelta(minutes=10))}
-    if HAS_BOTOCORE:
-        import botocore.config
-        config = botocore.config.Config(signature_version="s3v4", s3={"addressing_style": "path"})
-        client = botocore.session.Session().create_client(
-            "s3", region_name="us-east-1", endpoint_url=endpoint, aws_access_key_id=keys[0],
-            aws_secret_access_key=keys[1], config=config)
-        signers["botocore"] = lambda key: client.generate_presigned_url(
-            "get_object", {"Bucket": BUCKET, "Key": key}, 600)
-    rates: Dict[str, List[float]] = {who: [] for who in signers}
-    for who, sign in [*signers.items()] * 9:
-        new_keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(3000 if who == OURS else 300)]
-        begun = time.perf_counter()
-        for key in new_keys:
-            sign(key)
-        rates[who].append(len(new_keys) / (time.perf_counter() - begun))
-    figure("pre-signing, URLs a second", statistics.median(rates[OURS]), "/s")
-    if not HAS_BOTOCORE:
-        tell("(pre-signing: not compared, botocore is not installed; `make bench` installs it)")
-        return
-    theirs = statistics.median(rates["botocore"])
-    figure("pre-signing by botocore", theirs, "/s")
-    figure("pre-signing, ours against botocore", statistics.median(
-        mine / other for mine, other in zip(*rates.values())), "x", min(20, 60000 / theirs), at_least=True)
-
-
-class Bench:
-    def __init__(self, stage: Stage) -> None:
-        self.stage, self.admin, self.velero = stage, stage.cluster.admin, shutil.which("velero")
-
-    def furnish(self) -> None:
-        done = self.stage.run(sys.executable, "velero_requests.py", "manifests", stdout=PIPE)
-        self.stage.cluster.install_crds(yaml.safe_load_all(done.stdout))
-        add_location(self.stage)
-        add_backup(self.stage, "nightly", BACKUP_LOG.encode())
-        line = 'time="2024-05-01T03:00:00Z" level=info msg="Backing up item shop/settings-{:06}" backup=velero/chatty\n'
-        add_backup(self.stage, "chatty", "".join(map(line.format, range(54400))).encode())
-        operations = dict.fromkeys(("backupItemOperationsAttempted", "backupItemOperationsCompleted"), 1)
-        add_backup(self.stage, "described", warnings=1, **operations)
-        shapes: Document = {
-            "BackupResults": {"warnings": {"velero": ["slow"]}, "errors": {}},
-            "BackupResourceList": {"v1/ConfigMap": [f"shop/settings-{number}" for number in range(500)]}}
-        for artifact in vr.TARGETS.values():
-            if artifact.owner == vr.BACKUPS and artifact.gunzip:
-                self.stage.store.put(BUCKET, artifact.key.format(name="described"),
-                                     gzip.compress(json.dumps(shapes.get(artifact.kind, [])).encode()))
-
-    def furnish_downloads(self) -> None:
-        """Leave two backups of 1 GiB, and one with a log of 400 MB, one gzip member as Velero writes it."""
-        store, member = self.stage.store, gzip.compress(noise(MIB), 1)
-        for name, put in (("large", put_in_parts), ("single", put_members), ("wordy", None)):
-            add_backup(self.stage, name)
-            if put:
-                put(store, BUCKET, f"backups/{name}/{name}.tar.gz", member, ARCHIVE_MIB)
-        text = "".join(LINE.format(at // 60 % 60, at % 60, at * 7919 % 997, at * 2654435761 % 1000003, at % 17)
-                       for at in range(20_000)).encode()  # far more than the window of deflate
-        packer = zlib.compressobj(6, zlib.DEFLATED, 31)
-        packed_log = [packer.compress(text) for _ in range(LOG_MB * 1_000_000 // len(text) + 1)]
-        store.put(BUCKET, "backups/wordy/wordy-logs.gz", b"".join(packed_log) + packer.flush())
-
-    def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
-        """An iterator over name and instant of each request that has got its URL from now on."""
-        version = client.list(DR, NAMESPACE, limit=1)["metadata"]["resourceVersion"]
-        events = client.watch(DR, NAMESPACE, resourceVersion=version, timeoutSeconds=PATIENCE)
-        return ((event["object"]["metadata"]["name"], time.time()) for event in events
-                if look_up(event["object"], "status.downloadURL"))
-
-    def response_times(self, count: int) -> List[Tuple[float, float]]:
-        """Milliseconds until a watch shows the URL, one request at a time: since created, since sent."""
-        answers, times = self.answers(self.stage.cluster.client("admin")), []
-        for _ in range(count):
-            sent = time.time()
-            name = self.admin.create(*A_REQUEST)["metadata"]["name"]
-            created = time.time()
-            at = next(at for answered, at in answers if answered == name)
-            times.append((1000 * (at - created), 1000 * (at - sent)))
-        self.stage.cluster.clear(NAMESPACE, DR)
-        return times
-
-    def burst_times(self) -> Tuple[float, float]:
-        """The seconds until the writers had created all requests, and until all were answered.
-
-        The writers are threads: four processes on two cores took longer to create the same, not shorter."""
-        def write(client: Admin) -> float:
-            for _ in range(BURST // WRITERS):
-                client.create(*A_REQUEST)
-            return time.time()
-        watcher, *writers = (self.stage.cluster.client("admin") for _ in range(1 + WRITERS))
-        answers, begun = self.answers(watcher), time.time()
-        with ThreadPoolExecutor(WRITERS) as pool:
-            ends, answered = pool.map(write, writers), dict(itertools.islice(answers, BURST))
-            created = max(ends)
-        if len(answered) < BURST:
-            raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s")
-        self.stage.cluster.clear(NAMESPACE, DR)
-        return created - begun, max(answered.values()) - begun
-
-    def requests_seen(self) -> int:
-        """How many requests for velero.io the API server has counted; a real one counts ended watches."""
-        if self.stage.cluster.kind == "fake":
-            return int(self.stage.cluster.count(path_part="/apis/velero.io/"))  # type: ignore[attr-defined]
-        text = self.admin.raw("GET", "/metrics").data.decode()
-        return sum(int(float(line.rsplit(" ", 1)[1])) for line in text.splitlines()
-                   if line.startswith("apiserver_request_total{") and 'group="velero.io"' in line)
-
-    def controller_figures(self, controller: subprocess.Popen[bytes]) -> None:
-        self.response_times(1)  # waits until it serves
-        figure("controller memory, idle", resident(controller.pid), "MiB", 33, "82 MiB")
-        since_created, since_sent = zip(*self.response_times(REQUESTS))
-        figure(f"request created -> URL, median of {REQUESTS}", statistics.median(since_created), "ms", 8, "33 ms")
-        figure("request created -> URL, p95", sorted(since_created)[int(0.95 * REQUESTS)], "ms", None, "45 ms")
-        figure("create sent -> URL, median", statistics.median(since_sent), "ms")
-        created, answered = self.burst_times()
-        figure(f"burst: {BURST} requests created by {WRITERS} writers in", created, "s", velero="1.7 s")
-        figure("burst: all answered after", answered, "s", None, "33.7 s")
-        figure("burst: answered after / created in", answered / created, "x", 2, "19.8 x")
-        figure("controller memory, after the burst", resident(controller.pid), "MiB", 36, "89 MiB")
-        figure("controller memory, peak so far", resident(controller.pid, "VmHWM"), "MiB")
-        before = self.requests_seen()
-        if not before:
-            raise RuntimeError("the API server does not count its requests, so none would prove nothing")
-        time.sleep(30)
-        figure("idle: API requests a minute", (self.requests_seen() - before) * 2, "", 4, "8")
-
-    def seconds_of(self, command: Command) -> float:
-        """The wall time of a whole command, from exec to exit; it must succeed."""
-        talk = DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(self.stage.folder, "target"))
-        begun = time.perf_counter()
-        process = self.stage.start(*command, stdout=DEVNULL, stderr=talk)
-        guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
-        guard.start()
-        code = process.wait()
-        taken = time.perf_counter() - begun
-        guard.cancel()
-        if code:
-            raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
-        return taken
-
-    def compare(self, name: str, unit: str, commands: Dict[str, Command],
-                goals: Dict[Tuple[str, str], Optional[float]], *expected: Any) -> Dict[str, float]:
-        """Time commands in turns, so that a busy machine slows all alike; print the first, the others, and ratios."""
-        word, rounds = ("median", 2 * ROUNDS) if unit == "ms" else ("best", ROUNDS)
-        rows = zip(*([self.seconds_of(command) for command in commands.values()] for _ in range(rounds)))
-        times = {who: 1000 * statistics.median(row) if unit == "ms" else min(row) for who, row in zip(commands, rows)}
-        figure(f"{name}, {word} of {rounds}", times[OURS], unit, *expected)
-        for who in list(times)[1:]:
-            figure(f"the same by {who}", times[who], unit)
-        for (one, other), goal in goals.items():
-            if other in times:
-                figure(f"{one} against {other}", times[one] / times[other], "x", goal)
-        return times
-
-    def command_figures(self) -> None:
-        """Measure whole commands: installed, as a script that is compiled at each start, the archive, velero's own."""
-        prefix = os.path.join(self.stage.folder, "installed")
-        subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
-                       timeout=PATIENCE, cwd=FOLDER)
-        programs: Dict[str, Command] = {
-            OURS: (sys.executable, os.path.join(prefix, "bin", "velero_requests.py")),
-            SCRIPT: (sys.executable, "velero_requests.py"),
-            ZIPPED: (sys.executable, os.path.join(built_archives()[0], PYZ)),
-            **({VELERO: (self.velero,)} if self.velero else {})}
-        for name, limit, velero, share, words in TIMED:
-            times = self.compare(name, "ms", {who: (*start, *words.split()) for who, start in programs.items()},
-                                 {(OURS, VELERO): share, (SCRIPT, VELERO): None}, limit, velero)
-            figure("our archive beyond ours", times[ZIPPED] - times[OURS], "ms", 15)
-        if not self.velero:
-            tell("(commands: not compared, there is no velero on the PATH)")
-
-    def inside_figures(self) -> None:
-        """A backup of 100,000 items in a file: listed against tar, and its last but one shown."""
-        path = "inside.tar.gz"
-        names = [item_path("configmaps", f"shop-{at % 9}", f"item-{at:06}") for at in range(100_000)]
-        content = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "data": {"text": "some words " * 50}}).encode()
-        write_bytes(os.path.join(self.stage.folder, path), gzip.compress(tar_of(dict.fromkeys(names, content), "w"), 1))
-        ours = (sys.executable, "velero_requests.py", "backup")
-        self.compare("100,000 items listed", "s", {OURS: (*ours, "ls", "--file", path), "tar": ("tar", "tzf", path)},
-                     {(OURS, "tar"): 1.5})
-        self.compare("an item in the middle shown", "s", {
-            OURS: (*ours, "show", "--file", path, "cm./item-050000", "--in", "shop-5"),
-            "tar": ("tar", "xzOf", path, "--occurrence", names[50_000])}, {(OURS, "tar"): 1.2})
-        figure("the same, memory while it is listed", self.peak_memory((*ours, "ls", "--file", path)), "MiB", 45)
-
-    def peak_memory(self, command: Command) -> float:
-        """The most that a command has resident, in MiB, once it has run for half a second."""
-        process = self.stage.start(*command, stdout=DEVNULL)
-        begun, peak = time.monotonic(), 0.0
-        while process.poll() is None and time.monotonic() < begun + PATIENCE:
-            peak = max(peak, resident(process.pid)) if time.monotonic() > begun + 0.5 else peak
-            time.sleep(0.02)
-        if stop_process(process) or not peak:
-            raise RuntimeError(f"`{' '.join(command)[:60]}` failed, or was over before it was looked at")
-        return peak
-
-    def download_figures(self) -> None:
-        """Compare with curl and velero in the same run; a fake store would measure itself."""
-        store = self.stage.store
-        if store.kind != "real":
-            tell("(downloads: not measured, there is no real S3 server)")
-            return
-        self.furnish_downloads()
-        for name, key, words, others in DOWNLOADS:
-            argv, url = words.split(), store.url_of(BUCKET, key)
-            ours = (sys.executable, "velero_requests.py", *argv)
-            commands = {OURS: ours, **{who: ("sh", "-c", f'curl -sf "$1" {then}', "sh", url)
-                                       for who, (then, _) in others.items() if who != VELERO}}
-            if self.velero and VELERO in others:
-                commands[VELERO] = (self.velero, *(word for word in argv if word not in ("--force", "--quiet")))
-            self.seconds_of(ours)  # warms the cache
-            self.compare(name, "s", commands, {(OURS, who): goal for who, (_, goal) in others.items()})
-            if VELERO in others:
-                figure(f"{name.split(' stored')[0]}, memory while it runs", self.peak_memory(ours), "MiB", PEAK)
-
-
-def bench() -> int:
-    """Print the table as it is measured; falling short is a line in it, not a failure."""
-    with set_stage() as stage:
-        tell(f"{stage.servers()}; Python {sys.version.split()[0]}, {os.cpu_count()} cores\n"
-             "Velero: 1.18.1 against the real servers on 2 cores\n")
-        tell(f"{'figure':<46}{'measured':>12}{'expected':>13}{'Velero':>12}  verdict")
-        try:
-            measured = Bench(stage)
-            measured.furnish()
-            with open(os.path.join(stage.folder, "controller.log"), "wb") as log, serving(
-                    stage, sys.executable, "velero_requests.py", "controller", stderr=log) as controller:
-                measured.controller_figures(controller)
-                measured.command_figures()
-                measured.inside_figures()
-                measured.download_figures()
-            presign_figures()
-            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=PIPE).stdout) for _ in range(9)]
-            figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
-        except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
-            print(f"bench: could not go on: {error}", file=sys.stderr)
-            return 1
-    return 0
-
-
 def main(argv: List[str]) -> None:
-    play = {"--demo": demo, "--bench": bench}.get(argv[0] if len(argv) == 1 else "")
-    if not play:
+    if argv != ["--demo"]:
         unittest.main()
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # or the servers would stay behind
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.exit(play())
+        sys.exit(demo())
     except KeyboardInterrupt:
         sys.exit(130)
 
