@@ -54,7 +54,7 @@ check: ## test the laws of the file; they include that Python 3.8 could read it
 	$(call run,$(TESTS) -k Law)
 
 bench: .venv/ready ## measure speed and memory, about three minutes
-	@$(VENV) $(TESTS) --bench
+	@$(VENV) .ci/bench
 
 # The command runs the module from the folder it was installed into, with what Python compiled there: whoever may write
 # into that folder could change the module itself as well.

@@ -3,8 +3,6 @@
 
     python3 test_velero_requests.py TestQueue   one class; add .test_name for one test
     python3 test_velero_requests.py --demo      the main job on a machine without a cluster
-    python3 test_velero_requests.py --bench     a table of speed and memory
-    python3 test_velero_requests.py --alone     whom the programs ask, where there is only loopback: in `unshare -rn`
 
 No mocks and no patching: pure functions are given values, everything else talks to a server on loopback. FakeCluster
 and FakeStore stand in for the Kubernetes API and an S3 store; the same contract tests run against real ones when
@@ -45,7 +43,6 @@ import site
 import socket
 import ssl
 import stat
-import statistics
 import struct
 import subprocess
 import sys
@@ -61,7 +58,6 @@ import unittest
 import uuid
 import warnings
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
@@ -246,7 +242,6 @@ def names_in(code: Any, *opcodes: str) -> Set[str]:
 
 
 def mentioned(statement: ast.stmt) -> Set[str]:
-    """The module-level and built-in names that a statement reads."""
     return names_in(statement, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") - bound(statement)
 
 
@@ -261,12 +256,10 @@ def imported_by(tree: ast.AST) -> Dict[str, str]:
 
 
 def impure(tree: ast.AST) -> Set[str]:
-    """The names of imported modules, or of what comes from them, that are the world."""
     return {name for name, module in imported_by(tree).items() if not {module, module.split(".")[0]} & PURE}
 
 
 def line_of(pattern: str) -> int:
-    """The number of the one line of the source that begins so."""
     number, = (number for number, line in enumerate(SOURCE.splitlines(), 1) if re.match(pattern, line))
     return number
 
@@ -1519,18 +1512,6 @@ class TestManifests(Cases):
             error = vr.api_error(403, body, "POST", "/apis/velero.io/v1/namespaces/velero/downloadrequests")
             self.assertEqual((hints, vr.Exit.NOT_ALLOWED), (len(error.hints), error.exit))
 
-    def test_a_python_without_ssl(self):
-        """Is one sentence in the log of a pod, and its end."""
-        cluster, context = {"server": "https://127.0.0.1:1"}, {"cluster": "a", "user": ""}
-        with tempfile.NamedTemporaryFile() as config:
-            config.write(json.dumps({"clusters": [{"name": "a", "cluster": cluster}], "current-context": "a",
-                                     "contexts": [{"name": "a", "context": context}]}).encode())
-            config.flush()
-            done = subprocess.run([sys.executable, "-c", LACKING, "ssl,_ssl", MODULE, "controller", "--kubeconfig",
-                                   config.name], stdout=PIPE, stderr=PIPE, timeout=60, check=False)
-        self.assertEqual((1, b"", b"error: this Python has no ssl\nhint: use another one, which was built with it\n"),
-                         (done.returncode, done.stdout, done.stderr))
-
     def test_what_a_program_brings_is_itself(self):
         """An archive without a word; a script that the image could not run says so."""
         archive = os.path.join(built_archives()[0], PYZ)
@@ -1616,8 +1597,6 @@ class TestInflate(TestCase):
 
 
 class FolderCase(Folder, TestCase):
-    """A temporary folder for each test, and a look at what is in it."""
-
     def setUp(self):
         super().setUp()
         self.path = self.at("out.gz")
@@ -1925,7 +1904,6 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """What is done here must end in so many seconds."""
     began = time.monotonic()
     yield
     if time.monotonic() - began >= seconds:
@@ -1933,7 +1911,6 @@ def within(seconds: float) -> Iterator[None]:
 
 
 class Clock:
-    """A clock that the test turns."""
     ahead = timedelta(0)
 
     def __call__(self) -> datetime:
@@ -2049,7 +2026,6 @@ class Admin:
                          **options)
 
     def merge_patch(self, resource: str, name: str, patch: Document, namespace: Optional[str] = None) -> Document:
-        """Apply an RFC 7386 patch to the object or to the subresource named behind a slash."""
         return self.call("PATCH", resource_path(resource, namespace, name), patch, MERGE)
 
     def apply(self, text: str, **query: str) -> Any:
@@ -2085,7 +2061,6 @@ class Cluster:
         return Admin(self.url, token_of(user), self.ca)
 
     def kubeconfig(self, folder: str, user: str = "admin") -> str:
-        """Write a kubeconfig file with inline CA data and a token, and return its path."""
         cluster: Document = {"server": self.url}
         if self.ca:
             cluster["certificate-authority-data"] = base64.b64encode(read_bytes(self.ca)).decode()
@@ -2206,14 +2181,18 @@ def packed(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def changed(answer: Answer, status: int = 0, body: Any = None, headers: Optional[Dict[str, str]] = None) -> Answer:
+def changed(answer: Answer, status: int = 0, body: Any = None, headers: Any = ()) -> Answer:
+    """The answer with another status, body (bytes, str, a document, or a function of the true one), or headers."""
     body = packed(body) if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
-    return Answer(status or answer.status, answer.body if body is None else body,
-                  (*answer.headers, *(headers or {}).items()))
+    named = dict(headers)  # None takes one away
+    body = answer.body if body is None else body(answer.body) if callable(body) else body
+    return Answer(status or answer.status, body, (*(pair for pair in answer.headers if pair[0] not in named),
+                                                  *(pair for pair in named.items() if pair[1] is not None)))
 
 
 class LoopbackServer:
-    """A threaded HTTP/1.1 server on 127.0.0.1 with scripted faults and a request log."""
+    """A threaded HTTP/1.1 server on 127.0.0.1 with scripted faults and a request log; its Date follows its clock."""
+    clock = staticmethod(time.time)
 
     def __init__(self, tls: bool = False, certificate: Optional[Certificate] = None) -> None:
         self.requests: List[Request] = []
@@ -2276,7 +2255,6 @@ class LoopbackServer:
                    drop: bool = False, answer: Any = None, wire: Any = None, chunks: Optional[Iterable[Any]] = None,
                    cut: bool = False, cut_after: int = sys.maxsize, pause_after: int = 0, gate: Any = b"",
                    **changes: Any) -> bool:
-        """Carry out a fault as `script` describes it, and say whether the connection goes on."""
         self._play([hang], connection)
         made_up = chunks is not None or "status" in changes
         true = self.handle(request) if apply or not (made_up or drop) else None
@@ -2311,7 +2289,7 @@ class LoopbackServer:
         request.status = answer.status
         if not bodiless and not any(name.lower() in ("content-length", "transfer-encoding") for name, _ in headers):
             headers.append(("Content-Length", str(len(answer.body))))
-        headers += [("Date", formatdate(usegmt=True))] if dated else []
+        headers += [("Date", formatdate(self.clock(), usegmt=True))] if dated else []
         return head(answer.status, headers) + (b"" if bodiless or request.method == "HEAD" else answer.body)
 
     def send(self, request: Request, connection: Connection, answer: Answer) -> bool:
@@ -2322,7 +2300,6 @@ class LoopbackServer:
         """Fill in who calls."""
 
     def answer(self, request: Request, connection: Connection) -> bool:
-        """Answer one request, and say whether the connection goes on."""
         return self.send(request, connection, self.handle(request))
 
     def handle(self, request: Request) -> Answer:
@@ -2331,7 +2308,7 @@ class LoopbackServer:
     def script(self, method: Optional[str] = None, path_part: str = "", times: int = 1, **options: Any) -> Fault:
         """Make the next matching requests go wrong, as the options say.
 
-        status, headers, body (bytes, str or a document): this answer; without status the true one, changed in these.
+        status, headers, body: this answer, as `changed` takes them; without status the true one, changed in these.
         answer=function(request, answer): another answer.
         apply=True: the request has its effect, and only its true answer is lost.
         hang=Event: wait for it first.  drop=True: close the connection without an answer.
@@ -2400,8 +2377,6 @@ VERBS = {("GET", True): "get", ("GET", False): "list", ("POST", False): "create"
 
 
 class Failure(Exception):
-    """A request that ends in a Status document."""
-
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)
         self.document = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
@@ -2448,8 +2423,6 @@ def selector(query: Dict[str, str], namespace: str) -> Callable[[Document], bool
 
 
 class Kind:
-    """One resource of the fake API and its objects."""
-
     def __init__(self, api_version: str, plural: str, kind: str, schema: Document, status: bool = False) -> None:
         self.api_version, self.plural, self.kind, self.schema, self.status = api_version, plural, kind, schema, status
         self.group = api_version.rpartition("/")[0]
@@ -2539,7 +2512,6 @@ class FakeCluster(LoopbackServer, Cluster):
             self._lock.notify_all()
 
     def cut_watches(self, path_part: str = "") -> None:
-        """End the open watches in good order, as at their timeout."""
         with self._lock:
             self.push(None, path_part)
             self._watches = [request for request in self._watches if path_part not in request.target]
@@ -2609,13 +2581,11 @@ class FakeCluster(LoopbackServer, Cluster):
         return self._watch(request, connection) if answer is STREAM else self.send(request, connection, answer)
 
     def _place(self, request: Request) -> Tuple[Optional[Kind], str, str, str]:
-        """Kind, namespace, name and subresource of a path; the kind is None where nothing is served."""
         match = API_PATH.match(request.path)
         version, namespace, plural, name, subresource = match.groups("") if match else ("",) * 5
         return self._kinds.get((version, plural)), namespace, name, subresource
 
     def handle(self, request: Request) -> Answer:
-        """The answer to one request, or STREAM for a watch that may start."""
         try:
             with self._lock:
                 if request.user is None:
@@ -2869,8 +2839,6 @@ def xml_answer(content: str, status: int = 200) -> Answer:
 
 
 class StoreError(Exception):
-    """A request that ends in an S3 error document."""
-
     def __init__(self, status: int, code: str, message: str = "", **elements: str) -> None:
         super().__init__(code)
         self.answer = xml_answer("<Error>" + "".join(f"<{name}>{escape(value)}</{name}>" for name, value in {
@@ -2878,7 +2846,6 @@ class StoreError(Exception):
 
 
 class StoredObject(NamedTuple):
-    """One object with the headers that are given back with it."""
     body: bytes
     etag: str
     headers: Tuple[Tuple[str, str], ...]
@@ -2909,9 +2876,7 @@ class FakeStore(LoopbackServer, Store):
         self.region = region
         # More keys may be added: access key -> (secret, session token that must come with it or "").
         self.keys: Dict[str, Tuple[str, str]] = {self.access_key: (self.secret_key, "")}
-        self.hide_missing = False  # without the right to list a bucket AWS answers 403 for an absent key
         self.buckets: Dict[str, Dict[str, StoredObject]] = {}
-        self.path_hosts = {"127.0.0.1", "localhost"}
         self.start()
 
     def create_bucket(self, bucket: str) -> None:
@@ -2929,22 +2894,12 @@ class FakeStore(LoopbackServer, Store):
     def handle(self, request: Request) -> Answer:
         try:
             self._verify(request)
-            return self._serve(request, *self._locate(request))
+            bucket, _, key = request.path[1:].partition("/")  # path style, and no other
+            if bucket not in self.buckets:
+                raise StoreError(404, "NoSuchBucket")
+            return self._object(request, self.buckets[bucket].get(key)) if key else self._list(request, bucket)
         except StoreError as error:
             return error.answer
-
-    def _locate(self, request: Request) -> Tuple[str, str]:
-        """Bucket and key, from the path alone or with the bucket from the Host header."""
-        name = re.sub(r":\d+$", "", request.headers.get("host", ""))
-        bucket, _, key = request.path[1:].partition("/")
-        if name in self.path_hosts:
-            return bucket, key
-        return next((bucket for bucket in self.buckets if name.startswith(bucket + ".")), ""), request.path[1:]
-
-    def _serve(self, request: Request, bucket: str, key: str) -> Answer:
-        if bucket not in self.buckets:
-            raise StoreError(404, "NoSuchBucket")
-        return self._object(request, self.buckets[bucket].get(key)) if key else self._list(request, bucket)
 
     def _list(self, request: Request, bucket: str) -> Answer:
         """A page of the keys and folders; a token is the last name that has been shown."""
@@ -2960,7 +2915,7 @@ class FakeStore(LoopbackServer, Store):
 
     def _object(self, request: Request, stored: Optional[StoredObject]) -> Answer:
         if stored is None:
-            raise StoreError(403, "AccessDenied") if self.hide_missing else StoreError(404, "NoSuchKey")
+            raise StoreError(404, "NoSuchKey")
         if request.headers.get("if-match") not in (None, stored.etag):
             raise StoreError(412, "PreconditionFailed")
         size, span = len(stored.body), re.match(r"^bytes=(\d+)-(\d*)$", request.headers.get("range", ""))
@@ -2973,7 +2928,6 @@ class FakeStore(LoopbackServer, Store):
         return Answer(206, stored.body[begin:end + 1], (*headers, ("Content-Range", f"bytes {begin}-{end}/{size}")))
 
     def _verify(self, request: Request) -> None:
-        """Refuse the request unless its signature is right, in time and in scope."""
         if "authorization" in request.headers:
             raise StoreError(400, "InvalidArgument", "only one way to authenticate is allowed")
         *given, signature, given_token = (request.query.get("X-Amz-" + name, "") for name in (
@@ -2997,7 +2951,6 @@ class FakeStore(LoopbackServer, Store):
                              CanonicalRequest=right)
 
     def _check_terms(self, text: str) -> Tuple[str, str]:
-        """Check the form and the time of a pre-signed URL, and return access key and scope."""
         malformed, terms = "AuthorizationQueryParametersError", SIGNED_TERMS.match(text)
         if not terms or int(terms["expires"]) > 604800:
             raise StoreError(400, malformed)
@@ -3044,7 +2997,6 @@ def answers(url: str, expected: bytes, **options: Any) -> bool:
 
 
 class RealServer:
-    """Programs of the real servers with a folder of their own."""
     kind = "real"
 
     def __init__(self) -> None:
@@ -3199,7 +3151,6 @@ class RealStore(RealServer, Store):
         os.makedirs(os.path.join(self.data, bucket), exist_ok=True)
 
     def put(self, bucket: str, key: str, body: bytes) -> None:
-        """Store an object, making the bucket if need be, with an ETag as a PUT would have left it."""
         self.create_bucket(bucket)
         with urllib3.PoolManager() as pool:
             response = pool.request("PUT", self.url_of(bucket, key, method="PUT"), body=body, retries=False)
@@ -3223,14 +3174,6 @@ real_store = partial(real_server, RealStore, "versitygw")
 
 
 # ---- What worlds and checks are made of --------------------------------------
-
-def load_crds(release: str) -> List[Document]:
-    folder = os.environ.get("VELERO_CRDS")
-    if not folder:
-        raise SkipTest("no CRDs of Velero: VELERO_CRDS is not set")
-    with open(os.path.join(folder, f"velero-{release}.yaml"), encoding="utf-8") as file:
-        return [document for document in yaml.safe_load_all(file) if document]
-
 
 def download_request(name: Optional[str] = None, kind: str = "BackupLog", target: str = "b1", **more: Any) -> Document:
     metadata = {"name": name} if name else {"generateName": "made-"}
@@ -3300,11 +3243,7 @@ def fetch(url: str, headers: Optional[Dict[str, str]] = None, ca: Optional[str] 
 
 # ---- Contract: the tools -----------------------------------------------------
 
-def without_comments(rule: Document) -> Document:
-    return {name: value for name, value in rule.items() if name}
-
-
-LEAST = [without_comments(rule) for rule in vr.CONTROLLER_RULES]  # what `manifests controller` grants
+LEAST = [{name: value for name, value in rule.items() if name} for rule in vr.CONTROLLER_RULES]  # without comments
 
 FAR = "9999-12-31T23:59:59Z"
 DR, SSR, BSL = "downloadrequests", "serverstatusrequests", "backupstoragelocations"
@@ -3320,7 +3259,6 @@ KEYS = {kind: vr.TARGETS[kind].key.format(name="r1" if kind.startswith("Restore"
 
 
 class Result(NamedTuple):
-    """What a command came to."""
     code: int
     out: bytes
     err: str
@@ -3377,7 +3315,6 @@ class Program:
             return out.read() + err.read()
 
     def end(self, number: Optional[int] = None, seconds: float = 15) -> Result:
-        """Send it a signal, if one is given, and wait until it has ended."""
         if number is not None:
             self.process.send_signal(number)
         code = self.process.wait(seconds)
@@ -3469,7 +3406,6 @@ class World(Folder):
         return self.admin.create(resource, {"kind": kind, "metadata": {"name": name}, **more}, self.namespace)
 
     def make_secret(self, name: str, key: str = "keys", text: Optional[str] = None) -> None:
-        """Create a Secret with a credentials file that fits the store, or with this text."""
         text = keys_file(self.store.access_key, self.store.secret_key) if text is None else text
         self.admin.create("secrets", secret_with(name, text, key), self.namespace)
 
@@ -3480,6 +3416,15 @@ class World(Folder):
 
     def make_backup(self, name: str, location: str = "default", phase: str = "Completed") -> None:
         self.make("backups", "Backup", name, spec={"storageLocation": location}, status={"phase": phase})
+
+    def lay_out(self, name: str, config: Optional[Document] = None, secret: str = "", **storage: Any) -> str:
+        """Create a location, with a Secret of its own if it has a text, and a backup with a log there -> its name."""
+        if secret:
+            self.make_secret(name, text=secret)
+        self.make_location(name, config, name if secret else None, **storage)
+        self.make_backup(name, name)
+        self.store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
+        return name
 
     def make_restore(self, name: str, backup: str, phase: str = "Completed") -> None:
         self.make("restores", "Restore", name, spec={"backupName": backup}, status={"phase": phase})
@@ -3584,7 +3529,6 @@ class World(Folder):
         self.assert_clean(result.err)
 
     def assert_clean(self, *texts: Any) -> None:
-        """Texts betray no signature, token or value of a Secret."""
         for text in map(str, texts):
             for secret in (self.store.secret_key, self.store.access_key, *map(token_of, USERS)):
                 self.assertNotIn(secret, text)
@@ -3627,7 +3571,10 @@ class VeleroWorld(World):
 
     @classmethod
     def crds(cls) -> List[Document]:
-        return load_crds(cls.release)
+        if "VELERO_CRDS" not in os.environ:
+            raise SkipTest(NO_CRDS)
+        path = os.path.join(os.environ["VELERO_CRDS"], f"velero-{cls.release}.yaml")
+        return list(filter(None, yaml.safe_load_all(read_bytes(path))))
 
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
@@ -3776,8 +3723,6 @@ class ControllerWorld(World):
 
 
 class CoreTests(ControllerWorld):
-    """The main job from end to end, for every world."""
-
     def test_every_kind_from_request_to_bytes(self):
         """Inflated unless it is the contents; a kind that the CRD does not know is one error."""
         self.serve()
@@ -4064,8 +4009,6 @@ class ContractTests(CoreTests):
 # ---- Contract: what only a fake can show, by its request log or by a scripted fault
 
 class FaultWorld(ControllerWorld, FakeWorld):
-    """Fakes with an empty log."""
-
     def setUp(self):
         super().setUp()
         self.cluster.forget()
@@ -4142,14 +4085,20 @@ class FaultTests(FaultWorld):
         self.assertEqual(self.log.getvalue().count(name), 1, self.log.getvalue())
 
     def test_answers_that_go_wrong_are_made_up_for(self):
+        """Of a patch, and of what is looked up for it."""
         self.serve()
-        for options in ({"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}, {"cut_after": 5},
-                        {"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503, "body": "<html>"},
-                        {"drop": True}, {"drop": True, "apply": True}):
-            with self.subTest(**{key: str(value) for key, value in options.items()}):
-                fault = self.cluster.script("PATCH", "/downloadrequests/", **options)
+        lookups = product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"), (
+            {"status": status, "body": "{}", "times": 3, **AT_ONCE} for status in (500, 200)))
+        for path, options in (*(("/downloadrequests/", options) for options in (
+                {"status": 500, "body": "oops"}, {"status": 200, "body": "{}"}, {"cut_after": 5},
+                {"status": 429, **AT_ONCE}, {"status": 503, "body": "<html>"}, {"drop": True},
+                {"drop": True, "apply": True})), *lookups):
+            with self.subTest(path, **{key: str(value) for key, value in options.items()}):
+                self.turn(minutes=1)  # what was remembered of a location is forgotten
+                fault = self.cluster.script("GET" if "times" in options else "PATCH", path, **options)
                 self.assertTrue(self.healed(self.ask())["status"]["downloadURL"])
-                self.assertEqual(fault.hits, 1)
+                self.assertEqual(fault.hits, options.get("times", 1))
+                self.cluster.unscript()
 
     def test_a_request_changed_in_between_is_looked_at_again(self):
         """The patch conflicts, and the next look reads it anew."""
@@ -4195,37 +4144,11 @@ class TestContractFaultsStore(FaultWorld, TestCase):
         made = [(request.method, bool(request.query)) for request in self.cluster.seen(user="controller")]
         self.assertEqual(made, [("GET", False)] * 3 + [("PATCH", True)])
 
-    def test_names_and_lookups(self):
-        """A name that is none never becomes a path; what the API fails to give is asked for again."""
-        self.serve()
-        for name in ("../../secrets/cloud", "..", "b1?x", ""):
-            self.failed(self.ask(name=name))
-        self.assertEqual(self.cluster.count("GET", "/backups/"), 0)
-        for path, status in product(("/backups/b1", "/backupstoragelocations/default", "/secrets/cloud"), (500, 200)):
-            with self.subTest(path=path, status=status):
-                self.turn(minutes=1)
-                self.cluster.script("GET", path, times=3, headers={"Retry-After": "0"}, status=status, body="{}")
-                self.healed(self.ask())
-                self.cluster.unscript()
-
     def test_once_looks_again_at_what_changed(self):
         name = self.ask()
         self.cluster.script("PATCH", name, 2, status=409, body={"reason": "Conflict"})
         self.assertEqual(0, self.cli("controller", "--once").code)
         self.assertTrue(self.processed(name))
-
-    def test_a_signal_lets_the_pass_in_hand_finish(self):
-        gate = threading.Event()
-        fault = self.cluster.script("GET", "/secrets/cloud", hang=gate)
-        program = self.program("controller")
-        name = self.ask()
-        wait_until(lambda: fault.hits, 15, "the pass")
-        program.process.send_signal(signal.SIGTERM)
-        with self.assertRaises(AssertionError):  # it must not leave while the pass is under way
-            wait_until(lambda: program.process.poll() is not None, 0.3)
-        gate.set()
-        self.assertEqual(program.end().code, 0)
-        self.assertEqual((self.look(name) or {})["status"]["phase"], "Processed")
 
     def test_what_servers_say_is_made_harmless(self):
         """Escape sequences and forged lines; a dry run sends nothing but GET."""
@@ -4281,8 +4204,8 @@ class TestContractFaultsStore(FaultWorld, TestCase):
             self.make_backup(name, name)
             store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
         self.serve()
-        for argv, code in ((("b2",), 6), (("b3",), 0), (("b2", "--cacert", str(store.ca)), 0),
-                           (("b2", "--insecure-skip-tls-verify"), 0)):
+        for argv, code in ((("b2",), 6), (("b3",), 0), (("b2", "--cacert", str(store.ca)), 0), (("b2", "--direct"), 6),
+                           (("b3", "--direct"), 0), (("b2", "--insecure-skip-tls-verify"), 0)):
             with self.subTest(argv=argv):
                 result = self.cli("backup", "logs", *argv)
                 self.assertEqual((code, b"" if code else LOG), result[:2], result.err)
@@ -4300,8 +4223,6 @@ ALL_PAGES = ("/healthz", "/readyz", "/metrics")
 
 
 class TestHealth(FaultWorld, TestCase):
-    """What probes, scrapers and log collectors are told."""
-
     def page(self, path: str, controller: Any = None) -> Tuple[int, str]:
         status, _, body = (controller or self.controllers[-1]).page(ALL_PAGES, path)
         return status, b"".join(body).decode()
@@ -4433,7 +4354,8 @@ class TestHealth(FaultWorld, TestCase):
         self.assert_clean(result.err)
 
     def test_the_end(self):
-        """It is not ready at once, though the pass in hand is finished."""
+        """It is not ready at once, though the pass in hand is finished; by a signal whoever is silent holds it up for
+        less than two seconds."""
         gate = threading.Event()
         fault = self.cluster.script("GET", "/secrets/cloud", hang=gate)
         controller, name = self.serve(stop_time=30.0), self.ask()
@@ -4442,16 +4364,20 @@ class TestHealth(FaultWorld, TestCase):
         self.assertEqual((503, "stopping\n"), self.page("/readyz"))
         gate.set()
         self.answered(name)
-
-    def test_a_signal_ends_it_soon(self):
-        """Whoever is silent, it leaves within two seconds."""
-        fault = self.cluster.script("GET", "/secrets/cloud", hang=SILENT)
-        program = self.program("controller")
-        self.ask()
-        wait_until(lambda: fault.hits, 15, "the pass")
         self.assertLess(vr.Controller.stop_time, 2)
-        with within(6):  # a busy machine takes its time
-            self.assertEqual(0, program.end(signal.SIGTERM).code)
+        for held, phase in ((threading.Event(), "Processed"), (SILENT, None)):
+            self.move()
+            fault = self.cluster.script("GET", self.path("secrets/cloud"), hang=held)
+            program, name = self.program("controller"), self.ask()
+            wait_until(lambda fault=fault: fault.hits, 15, "the pass")
+            program.process.send_signal(signal.SIGTERM)
+            if phase:
+                with self.assertRaises(AssertionError):  # it must not leave while the pass is under way
+                    wait_until(lambda program=program: program.process.poll() is not None, 0.3)
+                held.set()
+            with within(6):  # a busy machine takes its time
+                self.assertEqual(0, program.end().code)
+            self.assertEqual(phase, look_up(self.look(name), "status.phase"))
 
 
 class TestJsonLog(Cases):
@@ -4752,8 +4678,6 @@ def kube_call(kubeconfig: str = "", context: str = "") -> Document:
 
 
 class KubeFolder(Folder, TestCase):
-    """A test with a folder of its own, and servers that have seen nothing."""
-
     def setUp(self):
         super().setUp()
         self.home = self.at("home")
@@ -4831,7 +4755,6 @@ def kube_list(verdict: str, listed: str, **files: Any) -> KubeCase:
 
 def kube_text(verdict: str, *changes: Tuple[str, str], before: str = "", after: str = "",
               lenient: bool = False) -> KubeCase:
-    """A case whose file is the text of a good one, with parts replaced."""
     text = before + yaml.safe_dump(kube_config(), sort_keys=False) + after
     for old, new in changes:
         text = text.replace(old, new)
@@ -5108,8 +5031,6 @@ KUBE_TOLD: Any = (
 
 
 class KubePlugins(KubeFolder):
-    """Tests with a plugin that notes what it is told, and prints what the test wants."""
-
     def setUp(self):
         super().setUp()
         self.write(KUBE_STUB, "plugin")
@@ -5126,14 +5047,12 @@ class KubePlugins(KubeFolder):
         return self.write(kube_config(kube_exec(**fields), cluster))
 
     def plugged(self, calls: int = 0) -> Any:
-        """A connection by this plugin, after some calls."""
         api = self.connect(kube_config(kube_exec()))
         for _ in range(calls):
             kube_version(api)
         return api
 
     def seen(self) -> List[str]:
-        """What the server saw of the callers, in order."""
         calls = kube_servers()["https"].seen()
         return [request.headers.get("authorization") or str(request.user) for request in calls]
 
@@ -5196,8 +5115,6 @@ class TestExecPluginIsTold(KubePlugins):
 
 
 class TestExecPluginLife(KubePlugins):
-    """How long an answer is used, who runs the plugin, and what follows from refusals and failures."""
-
     def test_how_long_the_answer_is_kept(self):
         """An answer that ends in more than 30 s, or never, is used again; another is asked for anew."""
         for seconds, runs in ((None, 1), (45, 1), (20, 2)):
@@ -5246,8 +5163,6 @@ class TestExecPluginLife(KubePlugins):
 
 
 class TestKubeSession(KubePlugins):
-    """What is read again from files while connections are open; the test turns the clock."""
-
     def files(self, name: str, key: str = "", authority: str = "ca.crt") -> None:
         for file, content in (("own.crt", f"{name}.crt"), ("own.key", f"{key or name}.key"), ("own-ca", authority)):
             self.write(kube_bytes(content) if content else "no PEM", file)
@@ -5345,8 +5260,6 @@ KUBE_MORE_PROXY_ROWS = (("http://k8s.example:6443", {"http_proxy": "@P@", "HTTPS
 
 
 class TestProxyOfTheEnvironment(KubeFolder):
-    """Which URLs go through the proxy that the environment names, as Go decides it."""
-
     def test_the_tables(self):
         for url, variables, proxied in KUBE_PROXY_ROWS + KUBE_MORE_PROXY_ROWS:
             with self.subTest(url, **variables):
@@ -5428,23 +5341,6 @@ class TestProxyOnTheWire(KubeFolder):
 
 # ---- Kubeconfig: what TLS errors say -----------------------------------------
 
-class Greeter(LoopbackServer):
-    """Says one thing to everybody in plain text, and hangs up."""
-
-    def __init__(self, greeting: bytes) -> None:
-        super().__init__()
-        self.greeting = greeting
-        self.start()
-
-    def _converse(self, accepted: socket.socket) -> None:
-        with accepted, suppress(OSError):
-            accepted.recv(5)  # so that the greeting is not the first to come
-            accepted.sendall(self.greeting)
-            accepted.shutdown(socket.SHUT_WR)
-            while accepted.recv(4096):
-                pass
-
-
 class TestTlsErrors(KubeFolder):
     """What is said when TLS with cluster or store fails: what is wrong, with the names to see it."""
     SHOWN = "(it is for localhost, *.localhost, 127.0.0.1; issuer commonName=test-ca; valid until "
@@ -5458,9 +5354,9 @@ class TestTlsErrors(KubeFolder):
         """A certificate that is not trusted is shown with names, issuer and end, through proxies too.
 
         The second look asks for the same name, and sends nothing."""
-        greeter, silent = servers = Greeter(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), Greeter(b"")
-        for server in servers:
-            self.addCleanup(server.close)
+        plain = vr.HttpServer("127.0.0.1:0", bool)
+        plain.seconds = 0.1
+        self.addCleanup(plain.close)
         for cluster, *words in (
                 ({"server": "https://@EXPIRED@"}, f"{datetime.now(timezone.utc) - timedelta(days=1):%Y} GMT)",
                  "certificate has expired by this host's clock, 20", "\nset that clock, or renew the certificate"),
@@ -5468,8 +5364,8 @@ class TestTlsErrors(KubeFolder):
                 ({**KUBE_NO_CA, "proxy-url": "http://me:p%40ss%3Aw@@GUARDED@"}, self.SHOWN),
                 ({**KUBE_NO_CA, **KUBE_BY_NAME, "proxy-url": "http://@PROXY@"}, "for kubernetes.default.svc"),
                 (KUBE_NAMED, "kubernetes.default.svc", "*.example.com", "127.0.0.1"),
-                ({"server": f"https://{greeter.host}"}, "does not speak TLS"),
-                ({"server": f"https://{silent.host}"}, silent.host),
+                ({"server": "https://127.0.0.1:%d" % plain.listener.getsockname()[1]}, "does not speak TLS"),
+                ({"server": "https://@HTTP@"}, kube_servers()["http"].host),
                 ({"server": f"https://127.0.0.1:{free_port()}"}, "cannot reach the cluster", "Connection refused"),
                 ({**KUBE_NO_CA, "tls-server-name": "x.y"}, self.SHOWN)):
             with self.subTest(cluster):
@@ -5519,7 +5415,6 @@ class TestTlsErrors(KubeFolder):
                 self.assertEqual(answer.status, 200)
 
     def test_a_client_certificate_is_missing(self):
-        """A server that insists on one is Unreachable."""
         server = self.enter(closing(KubeServer("tls", demand=True)))
         self.unreachable({"server": server.url}, server.host)
 
@@ -5668,32 +5563,8 @@ def dripped(piece: bytes) -> Iterator[Any]:
     return itertools.cycle((0.1, piece))
 
 
-class TokenFiles(World):
-    """Tokens in a file, as the kubelet gives them to a pod."""
-
-    def write_token(self, token: str) -> str:
-        """Put a token into the file of token_kubeconfig the way the kubelet does, and return the path."""
-        path = self.at("token")
-        os.replace(write_bytes(path + ".new", f"{token}\n".encode()), path)
-        return path
-
-    def token_kubeconfig(self, token: str) -> str:
-        return self.kubeconfig_of({"tokenFile": self.write_token(token)})
-
-    def start_with_token(self, token: str) -> Program:
-        """Start a controller that takes its token from a file, and return it once it has answered a request."""
-        program = Program(self.folder, "controller", "--kubeconfig", self.token_kubeconfig(token), "-n", self.namespace)
-        self.addCleanup(program.kill)
-        self.settle()
-        return program
-
-
-class EnduranceWorld(TokenFiles, FaultWorld):
+class EnduranceWorld(FaultWorld):
     """A cluster over TLS that fails in scripted ways; the log tells what a user reads at -v."""
-
-    @classmethod
-    def start(cls) -> Tuple[Any, Any]:
-        return FakeCluster(tls=True), FakeStore()
 
     def setUp(self):
         super().setUp()
@@ -5706,12 +5577,12 @@ class EnduranceWorld(TokenFiles, FaultWorld):
         self.addCleanup(lambda: api.session.close())
         return api._replace(timeout=timeout)
 
-    def call(self, name: str, api: Any = None) -> Any:
-        return CALLS[name][2](api or self.api(), self.namespace)
+    def call(self, name: str, api: Any) -> Any:
+        return CALLS[name][2](api, self.namespace)
 
-    def new_token(self, user: str = "admin") -> str:
+    def new_token(self) -> str:
         token = "more-" + uuid.uuid4().hex
-        self.cluster.tokens[token] = user
+        self.cluster.tokens[token] = "admin"
         return token
 
     def watched(self) -> None:
@@ -5961,7 +5832,6 @@ class TestSlowStrangers(TestCase):
     """Whatever trickles, is silent or has no end: a small exchange is over in time, and in bounds."""
 
     def suffer(self, row: Tuple[str, str]) -> Tuple[str, float]:
-        """Make one exchange with one attacker -> what came of it, and after how many seconds."""
         exchange, attack = row
         started = time.monotonic()
         with closing(Stranger(attack, tls=exchange.startswith("API"))) as server:
@@ -6036,16 +5906,15 @@ class TestBlackHoles(EnduranceWorld, TestCase):
 
 
 class TestRotation(EnduranceWorld, TestCase):
-    """Tokens that are replaced while somebody works with them."""
-
     def test_a_refused_token_is_read_again_at_once(self):
         """A call that met 401 is made once more, a POST too; a second 401 is the error, for a fixed token the first."""
         for name, (method, part, _) in CALLS.items():
             with self.subTest(call=name):
-                old, new = self.new_token(), self.new_token()
-                api = self.api(self.token_kubeconfig(old))
+                old, new, path = self.new_token(), self.new_token(), self.at("token")
+                write_bytes(path, old.encode())
+                api = self.api(self.kubeconfig_of({"tokenFile": path}))
                 self.call("get", api)
-                self.write_token(new)
+                write_bytes(path, f"{new}\n".encode())
                 del self.cluster.tokens[old]
                 self.cluster.forget()
                 self.call(name, api)
@@ -6062,7 +5931,10 @@ class TestRotation(EnduranceWorld, TestCase):
 
     def test_a_token_that_cannot_be_read(self):
         """The old one stays in use; without one nothing is sent, nothing anonymous."""
-        path = self.write_token(self.new_token())
+        empty = self.api(self.kubeconfig_of({"tokenFile": write_bytes(self.at("empty"), b"")}))
+        self.assertRaisesRegex(vr.ConfigError, "empty is empty", self.call, "get", empty)
+        self.assertEqual(self.cluster.seen(), [])
+        path = write_bytes(self.at("token"), self.new_token().encode())
         api = self.api(self.kubeconfig_of({"tokenFile": path}))
         for content in (b"", b" \n", b"a\nb", b"\xff\x00\x80", None):
             self.call("get", api)
@@ -6075,35 +5947,6 @@ class TestRotation(EnduranceWorld, TestCase):
                 self.cluster.forget()
                 self.call("get", api)
                 self.assertEqual([request.user for request in self.cluster.seen(None, "/backups/b1")], ["admin"] * 2)
-        plugin = {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "/bin/false"}}
-        self.cluster.forget()
-        for user in ({"tokenFile": path}, {"tokenFile": write_bytes(self.at("empty"), b"")}, plugin):
-            api = self.api(self.kubeconfig_of(user))
-            for _ in range(3):
-                self.assertRaises(vr.ConfigError, self.call, "get", api)
-        self.assertEqual(self.cluster.seen(), [])
-
-    def test_a_token_rotates_under_a_running_controller(self):
-        """No request notices; without a new one it says so once."""
-        tokens = [self.new_token("controller")]
-        program = self.start_with_token(tokens[0])
-        for _ in range(3):
-            tokens.append(self.new_token("controller"))
-            self.write_token(tokens[-1])
-            del self.cluster.tokens[tokens[-2]]
-            self.settle()
-            self.cluster.cut_watches()
-        self.watched()
-        self.assertNotIn("nauthorized", program.text())
-        del self.cluster.tokens[tokens[-1]]
-        self.cluster.cut_watches()
-        wait_until(lambda: self.cluster.count("GET", "watch=", status=401) >= 4, 15, "some refusals")
-        name = self.ask()
-        self.write_token(self.new_token("controller"))
-        self.answered(name)
-        self.assertEqual(program.text().count("downloadrequests: Unauthorized"), 1, program.text())
-        self.assert_clean(*tokens, program.text())
-        self.assertEqual(program.end(signal.SIGTERM).code, 0)
 
 
 RIGHTS = [(verb, rule["apiGroups"][0], resource) for rule in LEAST for resource in rule["resources"]
@@ -6235,7 +6078,8 @@ class TestWatchFaults(EnduranceWorld, TestCase):
     """Whatever a list or a watch comes to, the controller goes on, at leisure, and misses nothing."""
 
     def test_what_fails(self):
-        """Once: an answer is delayed by the back-off. Always: a call a second at most, tried three times, is made."""
+        """Once: an answer is delayed by the back-off. Always: a call a second at most, tried three times, is made, and
+        why is said once."""
         for times in (1, ALWAYS):
             sieges: List[Tuple[str, str, Fault]] = []  # each with a namespace and a controller of its own
             for query, faults in (("?watch=true", WATCH_FAULTS), ("?limit=", GET_FAULTS)):
@@ -6254,6 +6098,9 @@ class TestWatchFaults(EnduranceWorld, TestCase):
             for (name, _, _), count, (space, request) in zip(sieges, counts, asked):
                 with self.subTest(fault=name, times=times):
                     self.assertLessEqual(count, 9)
+                    if "401" in name and times == ALWAYS:
+                        told = re.findall(rf"downloadrequests: Unauthorized \(GET \S*/{space}/", self.log.getvalue())
+                        self.assertEqual(1, len(told), told)
                     self.move(space)
                     self.looked_at(request, 15 if times == 1 else 40)
             for controller in self.controllers:
@@ -6407,8 +6254,7 @@ class TestLeaks(EnduranceWorld, TestCase):
             program = self.program("controller")
             self.watched()
             self.answered(self.ask_status(), SSR)
-            status = read_bytes(f"/proc/{program.process.pid}/status")
-            peaks.append(int(re.search(rb"VmHWM:\s+(\d+)", status).group(1)) / 1024)
+            peaks.append(resident(program.process.pid, "VmHWM"))
             program.kill()
             wait_until(lambda: not self.cluster.watches(self.path("")), 15, "the end of the watches")
         self.assertLess(peaks[1] - peaks[0], 24, peaks)
@@ -6468,7 +6314,6 @@ CLIENT: List[Document] = [
 
 
 class TestIdentityReal(RealWorld, TestCase):
-    """The printed command with what a pod has, its files, variables and ServiceAccount; and borrowed identities."""
     status_subresource = True  # where each right is used
 
     def new_token(self, name: str) -> str:
@@ -6519,7 +6364,6 @@ class TestIdentityReal(RealWorld, TestCase):
         return program
 
     def use_each_right(self) -> None:
-        """Requests that are answered, fail, and have expired, for both kinds."""
         past = self.clock.text(minutes=-20)
         names = {self.fill(self.ask(), phase="Processed", expiration=past): DR,
                  self.fill(self.ask_status(), SSR, phase="Processed", processedTimestamp=past): SSR}
@@ -6671,22 +6515,9 @@ class TestManifestsReal(ControllerWorld, RealWorld, TestCase):
                 self.assertEqual(403 if words else 200, answer.status, answer.data)
                 self.assertIn(words, json.loads(answer.data).get("message", ""))
 
-    def test_our_client_says_which_right_is_missing(self):
-        """And no other one; with the line that it tells, it works."""
-        self.put_policy()
-        self.serve()
-        self.put()
-        refused = self.cli("download", "b1", "--kind", "BackupLog", user="stranger")
-        self.assert_failed(refused, 5, "you may not get backups/log of b1")
-        self.assertNotIn("hint", refused.err)
-        rule, = re.findall(r"grants it with: - (\{.*?\})", refused.err)
-        self.cluster.grant("stranger", yaml.safe_load(rule), {
-            "apiGroups": ["velero.io"], "resources": [DR], "verbs": ["get", "delete"]}, namespace=self.namespace)
-        wait_until(lambda: not self.asks("stranger", "BackupLog", "b1"), 10, "the grant to count")
-        self.assertEqual((0, LOG), self.cli("download", "b1", "--kind", "BackupLog", user="stranger")[:2])
-
     def test_each_role_for_people_is_enough(self):
-        """Under the policy too, for every command of its use; nothing that it does not grant is done."""
+        """Under the policy too, for every command of its use; what it does not grant is not done, and one line says
+        which right is missing, and no other one."""
         self.put_policy()
         self.serve()
         for kind in KEYS:
@@ -6700,26 +6531,29 @@ class TestManifestsReal(ControllerWorld, RealWorld, TestCase):
             self.cluster.grant(user, *roles["Role" + use]["rules"], namespace=self.namespace)
         downloads = [f"download {KEYS[kind].split('/')[1]} --kind {kind} -o -" for kind in KEYS
                      if vr.TARGETS[kind].releases]
-        for user, line, code in (
-                *(("limited", line, 0) for line in ("backup logs b1", "restore logs r1")),
-                *(("reader", line, 0) for line in (*downloads, "backup get", "restore get", "plugin get", "version")),
-                *(("stranger", line, 0) for line in (
+        for user, line, lacks in (
+                *(("limited", line, "") for line in ("backup logs b1", "restore logs r1")),
+                *(("reader", line, "") for line in (*downloads, "backup get", "restore get", "plugin get", "version")),
+                *(("stranger", line, "") for line in (
                     "backup describe b1 --details", "restore describe --details", "backup describe -o json")),
-                ("limited", "download b1 -o -", 5), ("limited", "backup get", 5), ("limited", "version", 5),
-                ("limited", "backup describe b1", 5), ("stranger", "backup logs b1", 5),
-                ("stranger", "download b1 -o -", 5)):
+                ("limited", "backup get", "backups"), ("limited", "version", SSR),
+                ("limited", "backup describe b1", "requests"),
+                ("limited", "download b1 -o -", "backups/contents of b1"),
+                ("stranger", "backup logs b1", "backups/log of b1"),
+                ("stranger", "download b1 -o -", "backups/contents of b1")):
             with self.subTest(line, user=user):
                 result = self.cli(*line.split(), user=user)
-                self.assertEqual(code, result.code, result.err)
-                self.assertTrue(code or "forbidden" not in result.err, result.err)
+                self.assertEqual(5 if lacks else 0, result.code, result.err)
+                self.assertIn(lacks, result.err)
+                if " of " in lacks:  # it is the policy that denies
+                    self.assert_failed(result, 5, "you may not get " + lacks)
+                    self.assertNotIn("hint", result.err)
+                self.assertTrue(lacks or "forbidden" not in result.err, result.err)
 
 
 class TestOutageReal(RealWorld, TestCase):
-    """An API server of its own, which is stopped and started."""
-
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
-        """Start it, or skip the class."""
         assets = assets_folder()
         if not assets:
             raise SkipTest("no real kube-apiserver: KUBEBUILDER_ASSETS is not set")
@@ -6826,7 +6660,7 @@ class TestReplicasReal(RealWorld, TestCase):
                 self.assertLessEqual(conflicts, 2 * 20)
 
 
-# ---- Demo and benchmark: the stage of both is an API, a store, a folder with a copy of the module, a kubeconfig
+# ---- Demo: its stage is an API, a store, a folder with a copy of the module, a kubeconfig; .ci/bench has it, too
 
 NAMESPACE = "velero"
 BUCKET = "velero-backups"
@@ -7184,7 +7018,6 @@ class KeyServices(LoopbackServer):
     """STS, the container's endpoint and the instance metadata service behind one port."""
 
     def __init__(self) -> None:
-        """Start serving; every set of keys handed out is new and kept in `issued`."""
         super().__init__()
         self.life = 3600.0  # seconds that keys live
         self.issued: Dict[str, Tuple[str, str]] = {}  # access key -> (secret key, session token)
@@ -7313,8 +7146,6 @@ EXCHANGES_FOR_KEYS: Any = (("web identity", "POST", "/"), ("role", "POST", "/"),
 
 
 class TestStoreServices(KeyTests, TestCase):
-    """Every service that hands out keys, whatever befalls it."""
-
     def check(self, expected: str, tries: int, how: str, method: Optional[str] = None, part: str = "",
               more: Optional[Dict[str, str]] = None, **fault: Any) -> None:
         """What comes of a plan when an exchange goes wrong, and how often it was tried."""
@@ -7450,8 +7281,6 @@ class TestStoreServices(KeyTests, TestCase):
 
 
 class TestCredentialCache(KeyTests, TestCase):
-    """Keys are renewed before their end, by one caller at a time."""
-
     def setUp(self):
         super().setUp()
         self.write("token", self.services.web_token)
@@ -7516,8 +7345,6 @@ class TestCredentialCache(KeyTests, TestCase):
 
 
 class TestHostLimiter(TestCase):
-    """Tests for `HostLimiter`, of four workers and with failures remembered for an hour."""
-
     def test_who_may_ask(self):
         """Hosts that have answered before, hosts that are being asked, the host to ask, and whether it may be."""
         for answered, asked, host, may in (
@@ -7563,25 +7390,11 @@ class TestHostLimiter(TestCase):
 
 # ---- Stores: from a request to its URL, with keys from the network -----------
 
-class TimelyStore(FakeStore):
-    """A store whose Date header follows its clock."""
-
-    def send(self, request: Request, connection: Connection, answer: Answer) -> bool:
-        request.status = answer.status
-        dated = answer._replace(headers=(*answer.headers, ("Date", formatdate(self.clock(), usegmt=True))))
-        connection.socket.sendall(self.whole(request, dated, dated=False))
-        return True
-
-
 class StoreWorld(FakeWorld):
     """A cluster and a store with a clock, asked by `controller --once` in this process."""
 
-    @classmethod
-    def start(cls) -> Tuple[Any, Any]:
-        return FakeCluster(tls=True), TimelyStore()
-
     def tearDown(self):
-        self.store.clock, self.store.hide_missing = time.time, False
+        self.store.clock = time.time
         self.store.keys = {self.store.access_key: (self.store.secret_key, "")}
         self.store.unscript()
 
@@ -7611,15 +7424,6 @@ class StoreWorld(FakeWorld):
         self.assertNotIn("\n", notes[MESSAGE])
         self.assertFalse(status.get("downloadURL") or status.get("phase") == "Processed", status)
         self.assert_clean(notes)
-
-    def lay_out(self, name: str, config: Optional[Document] = None, secret: str = "", **storage: Any) -> str:
-        """Create a location, with a Secret of its own if it has a text, and a backup with a log there -> its name."""
-        if secret:
-            self.make_secret(name, text=secret)
-        self.make_location(name, config, name if secret else None, **storage)
-        self.make_backup(name, name)
-        self.store.put(self.namespace, f"backups/{name}/{name}-logs.gz", gzip.compress(LOG))
-        return name
 
 
 # What somebody writes who may create locations and Secrets -> the reason, and words of the message. {evil} is a host of
@@ -7791,14 +7595,11 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
 
 
 class TestStoreAuthority(StoreWorld, TestCase):
-    """A store behind TLS with an authority of its own, kept in a Secret."""
-
     @classmethod
     def start(cls) -> Tuple[Any, Any]:
         return FakeCluster(tls=True), FakeStore(tls=True)
 
     def test_the_authority_may_lie_in_a_secret(self):
-        """caCertRef names the Secret that makes the store trusted; without it, or with another, the reason says so."""
         self.make_secret("authority", "ca.crt", read_bytes(self.store.ca).decode())
         self.make_secret("too-large", "ca.crt", "x" * (257 << 10))
         for name, reference, reason, words in (
@@ -7896,8 +7697,6 @@ class TestStoreRefusals(TestCase):
 # ---- Stores: controller --verify-urls ----------------------------------------
 
 class TestStoreVerify(StoreWorld, TestCase):
-    """A URL is tried before it is handed out, when that is asked for."""
-
     def gets(self) -> List[Request]:
         return self.store.seen("GET", f"/{self.namespace}/")
 
@@ -7927,7 +7726,6 @@ class TestStoreVerify(StoreWorld, TestCase):
         for prepare, reason, words in (
                 (lambda: self.store.buckets.pop(self.namespace, None), "BucketNotFound", "no such bucket"),
                 (lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound", "no such file"),
-                (lambda: setattr(self.store, "hide_missing", True), "StoreAccessDenied", "AccessDenied"),
                 (tell, "StoreAccessDenied", "403: AccessDenied"),
                 (lambda: (self.store.unscript(), self.admin.merge_patch(
                     "secrets", "cloud", {"data": {"keys": wrong}}, self.namespace)),
@@ -7982,32 +7780,7 @@ class TestStoreVerify(StoreWorld, TestCase):
 
 
 class TestStoreRealVerify(RealWorld, TestCase):
-    """Signed URLs, and what --verify-urls says of them, on the real servers."""
-
-    def fetched(self, url: str) -> bytes:
-        with vr.open_url(url) as response:
-            return b"".join(vr.read_body(response))
-
-    def test_what_is_there_and_what_is_wrong(self):
-        """What is there gets a URL that works; an access key that is unknown is no missing file, though it is a 404."""
-        for name, key in (("wrong", self.store.access_key), ("unknown", "AKIAUNKNOWN")):
-            self.make_secret(name, text=keys_file(key, "a-wrong-secret"))
-            self.make_location(name, secret=name)
-            self.make_backup(name, name)
-        for name, prepare, reason in (("b1", bool, "BucketNotFound"),
-                ("b1", lambda: self.store.create_bucket(self.namespace), "ArtifactNotFound"), ("b1", self.put, ""),
-                ("wrong", bool, "SignatureDoesNotMatch"), ("unknown", bool, "InvalidCredentials"),
-                ("b1", lambda: self.store.put(self.namespace, KEYS["BackupLog"], b""), "")):
-            with self.subTest(name, reason=reason):
-                prepare()
-                asked = self.ask(name=name)
-                result = self.cli("controller", "--once", "--verify-urls")
-                document = self.admin.get(DR, asked, self.namespace)
-                notes, url = document["metadata"].get("annotations") or {}, document["status"].get("downloadURL", "")
-                self.assertEqual((reason, not reason), (notes.get(REASON, ""), bool(url)), notes)
-                self.assert_clean(result.err, notes)
-                if prepare == self.put:
-                    self.assertEqual(gzip.decompress(self.fetched(url)), LOG)
+    """Signed URLs on the real servers."""
 
     def test_every_awkward_key_is_fetched(self):
         location = a_location(name="l", bucket=self.namespace, region=self.store.region, s3_url=self.store.url,
@@ -8022,7 +7795,8 @@ class TestStoreRealVerify(RealWorld, TestCase):
                     self.store.access_key, self.store.secret_key), vr.utc_now(), vr.URL_LIFE)
                 with closing(http.client.HTTPConnection(self.store.host, timeout=20)) as raw:
                     raw.request("GET", url[len(self.store.url):])
-                    self.assertEqual([body] * 2, [raw.getresponse().read(), self.fetched(url)])
+                    with vr.open_url(url) as response:
+                        self.assertEqual([body] * 2, [raw.getresponse().read(), b"".join(vr.read_body(response))])
                 vr.verify_url(url, vr.Trust())
 
 
@@ -8133,7 +7907,6 @@ class TestStoreChunked(TestCase):
 
 MIB = 1 << 20
 CUT_COST = MIB  # the most that a cut may cost in bytes sent twice
-PEAK = 40  # MiB resident for a download of any size, once the module is compiled
 GROWTH = 14  # MiB that it adds to what a script has resident before
 IDLE_FLAG = ("--idle-timeout", "1s")
 PART_SUFFIX = ".velero-requests.part"
@@ -8192,13 +7965,6 @@ def first_byte(request: Request) -> int:
     return int(re.match(r"(?:bytes=)?(\d*)", request.headers.get("range", ""))[1] or 0)
 
 
-def with_headers(answer: Answer, **changes: Optional[str]) -> Answer:
-    """The answer with headers (ETag, Content_Range) replaced, added, or with None taken away."""
-    named = {name.replace("_", "-"): value for name, value in changes.items()}
-    kept = tuple(pair for pair in answer.headers if pair[0] not in named)
-    return answer._replace(headers=kept + tuple(pair for pair in named.items() if pair[1] is not None))
-
-
 def body_start(response: bytes) -> int:
     return response.index(b"\r\n\r\n") + 4
 
@@ -8233,24 +7999,17 @@ def chunked(size: int, last: bool = True) -> Callable[[bytes], Pieces]:
     return pieces
 
 
-def length_of(text: Any) -> Callable[[bytes], Pieces]:
-    """The Content-Length is not the body's."""
-    return lambda response: [re.sub(rb"Content-Length: \d+", b"Content-Length: %b" % str(text).encode(), response)]
-
-
 class Sentences(World):
     """What every end of a download is checked for."""
     target: str
     path: str
 
     def make_target(self) -> None:
-        """Make the folder that downloads go to, with nothing else in it."""
         self.target = self.at("target")
         self.path = os.path.join(self.target, "x")
         os.makedirs(self.target, exist_ok=True)
 
     def clear(self) -> None:
-        """Empty the target's folder for another try."""
         shutil.rmtree(self.target)
         os.mkdir(self.target)
 
@@ -8266,7 +8025,6 @@ class Sentences(World):
         self.assert_tidy(result.err)
 
     def assert_tidy(self, text: str) -> None:
-        """Nothing ugly or secret was said."""
         self.assertIsNone(UGLY.search(text), text)
         self.assert_clean(text)
 
@@ -8285,11 +8043,9 @@ class Sentences(World):
 
 
 class DownloadWorld(Sentences, FakeWorld):
-    """The fakes, a controller, and a folder to download into."""
     serves = True
 
     def setUp(self):
-        """Start with empty logs, no faults, and a controller that calls as a user of its own."""
         super().setUp()
         self.make_target()
         for server in (self.cluster, self.store):
@@ -8322,7 +8078,6 @@ class DownloadWorld(Sentences, FakeWorld):
         return [request for request in self.store.seen("GET", part) if "list-type" not in request.target]
 
     def by_shell(self, start: str, *argv: str) -> Result:
-        """Run the program from a shell that does this before."""
         done = subprocess.run(["sh", "-c", start + '; exec "$@"', "sh", sys.executable, MODULE, *argv, "--kubeconfig",
              self.kubeconfig, "-n", self.namespace], stdin=DEVNULL, stderr=PIPE, timeout=60, check=False)
         return Result(done.returncode, b"", done.stderr.decode())
@@ -8387,30 +8142,17 @@ HALF = {"wire": cut_body(150_000)}
 
 
 def forever(**fault: Any) -> Document:
-    """A fault that strikes again and again."""
-    return {"times": 10_000, **fault}
+    return {"times": ALWAYS, **fault}
 
 
-def answered(status: int, body: Any = LOGIN_PAGE, **headers: str) -> Document:
-    """A fault: another answer than the true one."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return {"answer": lambda _request, _true: Answer(status, body, tuple(named.items()))}
-
-
-def altered(body: Optional[Callable[[bytes], bytes]] = None, **headers: Optional[str]) -> Document:
-    """A fault: the true answer with another body or other headers."""
-    return {"answer": lambda _request, true: with_headers(
-        true._replace(body=body(true.body) if body else true.body), **headers)}
-
-
-def endless_refusal(_response: bytes) -> Pieces:
-    """Yield a refusal whose text does not end."""
-    yield b"HTTP/1.1 403 Forbidden\r\n\r\n<Error><Code>AccessDenied</Code><Message>"
-    yield from itertools.repeat(b"no " * 20_000)
+def sized(length: Any) -> Document:
+    """A Content-Length that is not the body's, of which all is sent."""
+    return {"headers": {"Content-Length": str(length)}, "cut_after": len(STORED)}
 
 
 MD5, CHANGED, SIZE = "its MD5 is", "the object changed after", len(STORED)
 BUSY, SPENT = {"status": 503, "body": SLOW_DOWN}, {"status": 403, "body": SPENT_URL}
+PAGE, ENCODED = {"status": 200, "body": LOGIN_PAGE}, {"Content-Encoding": "gzip"}
 # What is wrong, what a store does in this order and then no more, the words of a file's error, of a stream's where it
 # ends otherwise, the exit code, and whether a partial file remains.
 FAULTS: Any = (*((f"cut after {size}", ({"wire": cut_body(size)},)) for size in (0, 1, 100_000, SIZE - 9, SIZE)),
@@ -8421,26 +8163,26 @@ FAULTS: Any = (*((f"cut after {size}", ({"wire": cut_body(size)},)) for size in 
     ("silent in the header", ({"wire": lambda response: [response[:20], SILENT]},)),
     *((f"silent after {size}", ({"pause_after": size, "gate": SILENT},)) for size in (0, 100_000)),
     *((f"in chunks, {last}", ({"wire": chunked(1000, last=last)},)) for last in (True, False)),
-    *((f"a length of {size}", ({"wire": length_of(size)},), MD5) for size in (0, SIZE // 2, SIZE - 1)),
-    *((f"a length of {size}", ({"wire": length_of(size)},), "", CHANGED) for size in (SIZE + 1, SIZE + 5000)),
-    *((f"a length of {text!r}", ({"wire": length_of(text)},)) for text in ("-1", "abc", "1e3", "9" * 23, " ", "5, 6")),
-    *((f"a range of {text}", (HALF, altered(Content_Range=text))) for text in (
+    *((f"a length of {size}", (sized(size),), MD5) for size in (0, SIZE // 2, SIZE - 1)),
+    *((f"a length of {size}", (sized(size),), "", CHANGED) for size in (SIZE + 1, SIZE + 5000)),
+    *((f"a length of {text!r}", (sized(text),)) for text in ("-1", "abc", "1e3", "9" * 23, " ", "5, 6")),
+    *((f"a range of {text}", (HALF, {"headers": {"Content-Range": text}})) for text in (
         f"bytes 0-{SIZE - 1}/{SIZE}", f"bytes 150001-{SIZE - 1}/{SIZE}", f"bytes 149999-{SIZE - 2}/{SIZE}",
         f"bytes 149999-{SIZE - 1}/{SIZE + 1}", f"bytes 149999-{SIZE - 1}/*", "bytes */100", "nonsense", "bytes 5-4/3",
         None)),
-    ("another ETag", (HALF, altered(ETag='"other"')), "", CHANGED),
+    ("another ETag", (HALF, {"headers": {"ETag": '"other"'}}), "", CHANGED),
     *((str(status), (HALF, {"status": status, "body": refusal_xml("InvalidRange")}), "", CHANGED)
       for status in (412, 416)),
-    ("other bytes", (HALF, altered(lambda body: noise(len(body), seed=3))), "damaged"),
-    ("HTML half way with 200", (HALF, answered(200)), "", CHANGED),
-    *((f"HTML half way with {status}", (HALF, answered(status))) for status in (206, 403, 502)),
-    ("Range is ignored", (HALF, {"answer": lambda request, true: Answer(200, STORED, with_headers(
-        true, Content_Range=None).headers)})),
+    ("other bytes", (HALF, {"body": lambda body: noise(len(body), seed=3)}), "damaged"),
+    ("HTML half way with 200", (HALF, PAGE), "", CHANGED),
+    *((f"HTML half way with {status}", (HALF, {**PAGE, "status": status})) for status in (206, 403, 502)),
+    ("Range is ignored", (HALF, {"answer": lambda request, true: changed(
+        true, 200, STORED, {"Content-Range": None})})),
     ("503", (BUSY, BUSY)), ("expired", (HALF, SPENT)),
     ("403 half way", (HALF, {"status": 403, "body": ""})),
     ("expired again and again", (HALF, SPENT, SPENT, HALF, SPENT, SPENT)),  # bytes in between make up for it
-    ("declared gzip", (forever(**altered(Content_Encoding="gzip")),)),
-    ("truly gzip", (forever(**altered(gzip.compress, Content_Encoding="gzip")),), MD5),
+    ("declared gzip", (forever(headers=ENCODED),)),
+    ("truly gzip", (forever(body=gzip.compress, headers=ENCODED),), MD5),
     ("500 for ever", (forever(status=500, body="oops"),), "500"), ("503 for ever", (forever(**BUSY),), "503: SlowDown"),
     ("503 for a day", (forever(status=503, body="", headers={"Retry-After": "86400"}),), "503"),
     ("503 from half way on", (HALF, forever(**BUSY)), "503", None, 1, True),
@@ -8454,14 +8196,16 @@ FAULTS: Any = (*((f"cut after {size}", ({"wire": cut_body(size)},)) for size in 
      "broke off", None, 6),
     ("silent for ever", (forever(pause_after=0, gate=SILENT),), "nothing for 60ms, after 0 bytes|in time", None, 6),
     ("silent from half way on", (HALF, forever(pause_after=0, gate=SILENT)), "sent nothing|in time", None, 6, True),
-    ("always too long", (forever(wire=length_of(310_000_000)),), "another part", None, 1, True),
-    ("always too short", (forever(wire=length_of(1000)),), MD5), ("HTML", (forever(**answered(200)),), "an HTML page"),
-    ("HTML as gzip", (forever(**answered(200, ETag='"abc"', Content_Type="application/gzip")),), "HTML"),
-    ("HTML from half way on", (HALF, forever(**answered(200))), "an HTML page", CHANGED),
+    ("always too long", (forever(**sized(310_000_000)),), "another part", None, 1, True),
+    ("always too short", (forever(**sized(1000)),), MD5), ("HTML", (forever(**PAGE),), "an HTML page"),
+    ("HTML as gzip", (forever(**PAGE, headers={"ETag": '"abc"', "Content-Type": "application/gzip"}),), "HTML"),
+    ("HTML from half way on", (HALF, forever(**PAGE)), "an HTML page", CHANGED),
     ("always expired", (forever(**SPENT),), "has expired"),
     *((f"{status} for ever", (forever(status=status, body=""),), said, None, code) for status, said, code in (
         (401, "401", 5), (403, "403", 5), (404, "has no such file", 3), (204, "204", 1), (302, "302", 1))),
-    ("endless refusal", ({"wire": endless_refusal},), "403: AccessDenied", None, 5),
+    ("endless refusal", ({"wire": lambda _: itertools.chain(
+        [b"HTTP/1.1 403 No\r\n\r\n<Error><Code>AccessDenied</Code><Message>"], itertools.repeat(b"no " * 20_000))},),
+     "403: AccessDenied", None, 5),
     *((f"redirected to {place!r}", (forever(status=307, body=b"", headers={"Location": place}),), "307")
       for place in ("file:///etc/passwd", "http://[", "", "\x01", "http://127.0.0.1:1/")))
 ZEROS = '"' + "0" * 32
@@ -8628,7 +8372,7 @@ class TestDownloadFaults(FolderCase):
     def test_another_url(self):
         """It is signed by the store's clock where that is far off, but not years, twice in vain at most, and after
         bytes anew."""
-        store = self.enter(closing(TimelyStore()))
+        store = self.enter(closing(FakeStore()))
         store.put("bucket", "k", STORED)
         url = store.url_of("bucket", "k")
         for hours, skews, words in ((0, [0], ""), (1, [0, 1, 1], "expired"), (-1, [0, -1, -1], "not yet valid"),
@@ -8781,11 +8525,8 @@ class TestDownloadFaults(FolderCase):
 
 
 class TestDownloadFiles(DownloadWorld, TestCase):
-    """`download -o FILE`: a target is the whole object, or as it was."""
-
     def test_targets_that_are_refused(self):
-        """What exists, or is no file, costs no request; what takes no file is one sentence; nor has a backup a name
-        that leads elsewhere."""
+        """What exists, or is no file, costs no request; what takes no file is one sentence."""
         self.contents()
         write_bytes(self.path, b"old")
         self.cluster.forget()
@@ -8796,14 +8537,7 @@ class TestDownloadFiles(DownloadWorld, TestCase):
         self.assertEqual(self.cluster.seen(user="admin") + self.store.seen(), [])
         result = self.cli("download", "b1", "-o", "/proc/velero-requests-test", *IDLE_FLAG)
         self.assert_sentence(result, "/proc/velero-requests-test")
-        self.store.forget()
-        self.addCleanup(os.chdir, os.getcwd())
-        os.chdir(self.target)
-        before = sorted(os.listdir(self.folder))
-        for name in ("../evil", "/etc/evil", "..", "a/b", "evil\n", "-", "..\\evil"):
-            self.assertIn(self.cli("backup", "download", *IDLE_FLAG, "--", name).code, (1, 2, 3), name)
-        self.assertEqual(({"x"}, before, b"old"), (self.left(), sorted(os.listdir(self.folder)), read_bytes(self.path)))
-        self.assertEqual([], self.gets() + self.names())
+        self.assertEqual(({"x"}, b"old", []), (self.left(), read_bytes(self.path), self.names()))
 
     def test_a_full_disk(self):
         """No space is one sentence with the file in it; nothing is left, and an old file is as it was."""
@@ -8913,8 +8647,6 @@ class TestDownloadMemory(DownloadWorld, TestCase):
 
 
 class TestDownloadSeen(DownloadWorld, TestCase):
-    """What is said on a terminal, into a pipe, and when somebody interrupts."""
-
     def terminal(self, *argv: str) -> Terminal:
         terminal = Terminal(self.folder, *argv, "--kubeconfig", self.kubeconfig, "-n", self.namespace)
         self.addCleanup(terminal.kill)
@@ -9073,7 +8805,6 @@ class TestDownloadSeen(DownloadWorld, TestCase):
 # ---- Downloads, row 6: direct ------------------------------------------------
 
 def backup_document(name: str, phase: str = "Completed") -> bytes:
-    """A velero-backup.json."""
     return json.dumps({
         "kind": "Backup", "apiVersion": "velero.io/v1", "metadata": {"name": name, "namespace": "velero"},
         "spec": {"storageLocation": "default", "ttl": "720h0m0s"}, "status": {
@@ -9081,13 +8812,10 @@ def backup_document(name: str, phase: str = "Completed") -> bytes:
 
 
 def first_words(table: bytes) -> List[str]:
-    """The first column of a table, without its head."""
     return [line.split()[0] for line in table.decode().splitlines()[1:]]
 
 
 class DirectTests(Sentences):
-    """Downloads without a controller, on either pair of servers."""
-
     def fill_bucket(self, prefix: str = "") -> Dict[str, bytes]:
         """Store two backups and a restore, and a copy of them in a folder -> what lies in the bucket by key."""
         self.make_target()
@@ -9170,7 +8898,6 @@ class DirectTests(Sentences):
 
 
 class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
-    """Direct on the fakes, and what only they can show."""
     serves = False
 
     def listed(self, code: int, *words: str) -> List[str]:
@@ -9306,15 +9033,6 @@ class TestDownloadDirectFake(DirectTests, DownloadWorld, TestCase):
                     os.chmod(path, mode)
                 self.assertEqual((5, path.endswith(".json")), (result.code, b"b2" in result.out), result.err)
                 self.assert_sentence(result, re.escape(path.lower()), "permission denied")
-
-    def test_an_authority_in_the_file(self):
-        store = self.enter(closing(FakeStore(tls=True)))
-        store.put(self.namespace, KEYS["BackupLog"], gzip.compress(LOG))
-        authority = base64.b64encode(read_bytes(str(store.ca))).decode()
-        for storage, expected in (({}, (6, b"")), ({"caCert": authority}, (0, LOG))):
-            document = self.location_document(**storage)
-            document["spec"]["config"]["s3Url"] = store.url
-            self.assertEqual(expected, run("backup", "logs", "b1", *self.files(document))[:2])
 
     def test_a_listing_of_many(self):
         """Each backup of many pages is shown once, eight are read side by side, and of those named no others."""
@@ -9462,7 +9180,7 @@ class TestDownloadLibrary(DownloadWorld, TestCase):
         self.assertEqual(("", [], True), (said.getvalue(), self.names(), got == texts))
 
     def test_leaving_early_tidies_up(self):
-        """A generator that is closed deletes its request at once, and so does an error of the writer's own."""
+        """A generator that is closed deletes its request at once."""
         self.contents(8 * MIB)
         self.store.script("GET", wire=paced(100, 0.1))
         chunks = vr.read_artifact(self.api, self.namespace, "BackupContents", "b1")
@@ -9470,11 +9188,6 @@ class TestDownloadLibrary(DownloadWorld, TestCase):
         with within(2):
             chunks.close()
         self.assertEqual(([], 1), (self.names(), len(self.gets())))
-        writer = io.BytesIO()
-        writer.close()
-        with self.assertRaisesRegex(ValueError, "closed file"):
-            vr.stream(self.api, self.namespace, "BackupContents", "b1", writer)
-        self.assertEqual([], self.names())
 
 # ---- Downloads from the real S3 server, over a line that breaks --------------
 
@@ -10034,11 +9747,11 @@ NEAR = "10.77.0.1"  # in a network namespace: a real API server leads to no loop
 
 
 def run_in_namespace(*argv: str, archive: str = "-", **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """Run this file in a network namespace of its own that has such an address, or skip the test."""
+    """Run Python in a network namespace of its own that has such an address, or skip the test."""
     if not assets_folder() or not assets_folder("versitygw"):
         raise SkipTest("no real servers: KUBEBUILDER_ASSETS is not set or has not both")
     start = f"ip link set lo up && ip addr add {NEAR}/32 dev lo || exit 77; exec \"$@\""
-    done = subprocess.run([*isolated("n"), "sh", "-c", start, "sh", sys.executable, os.path.abspath(__file__), *argv],
+    done = subprocess.run([*isolated("n"), "sh", "-c", start, "sh", sys.executable, *argv],
                           env={**os.environ, INSIDE: archive}, stdin=DEVNULL, timeout=600, check=False, **options)
     if done.returncode == 77:
         raise SkipTest("`ip` is missing, so the network namespace has no address")
@@ -10088,7 +9801,7 @@ class TestThroughReal(TestCase):
     """The same with the real servers."""
 
     def test_in_a_network_namespace(self):
-        done = run_in_namespace("ThroughNamespace", *(f"ThroughNamespaceOld.test_{name}" for name in (
+        done = run_in_namespace(os.path.abspath(__file__), "ThroughNamespace", *(f"ThroughNamespaceOld.test_{name}" for name in (
             "a_request_that_velero_answered", "who_gets_what", "what_is_handed_on")), stdout=PIPE, stderr=STDOUT)
         self.assertEqual(0, done.returncode, done.stdout.decode(errors="replace")[-20_000:])
 
@@ -10493,8 +10206,6 @@ class TestWords(Cases):
 
 
 class TestTables(TestCase):
-    """`backup get`, `restore get`, `plugin get`, `version`, what describe fetches, and -o json|yaml."""
-
     @staticmethod
     def table(resource: Any, documents: Any, **options: Any) -> List[str]:
         return vr.resource_table(resource, documents, NOON, localize=in_utc, **options).splitlines()
@@ -10916,7 +10627,6 @@ class GoldenWorld(World):
                        for kind in GOLDEN_KINDS]
 
     def seed(self) -> None:
-        """Make the namespace, Secret and location that every case has."""
         self.namespace = self.cluster.new_namespace("velero")
         self.addCleanup(self.cluster.clear, "velero")
         self.cluster.clear("velero")
@@ -11001,7 +10711,7 @@ class GoldenWorld(World):
         return [GoldenCase(self.release, name)
                 for name in sorted(os.listdir(os.path.join(os.environ["VELERO_GOLDEN"], self.release)))]
 
-    def check(self, cases: List[GoldenCase], fewest: int) -> None:
+    def check(self, cases: List[GoldenCase], fewest: int = 1) -> None:
         self.assertGreaterEqual(len(cases), fewest)
         for case in cases:
             with self.subTest(case=case.path):
@@ -11010,14 +10720,14 @@ class GoldenWorld(World):
 
 class GoldenTests(GoldenWorld):
     def test_backup_describe(self):
-        self.check([case for case in self.cases() if case.group == "backup-describe"], 1)
+        self.check([case for case in self.cases() if case.group == "backup-describe"])
 
     def test_others(self):
         """All others; and every difference has a case."""
         cases = self.cases()
         unmet = set(DIFFERENCES) - {name for case in cases for name in case.names}
         self.assertFalse([name for name in unmet if name[-1] == "*" or ("1.6.3/" in name) is self.status_subresource])
-        self.check([case for case in cases if case.group != "backup-describe"], 1)
+        self.check([case for case in cases if case.group != "backup-describe"])
 
 
 class TestGoldenFakeNew(GoldenTests, FakeWorld, TestCase):
@@ -11028,30 +10738,19 @@ class TestGoldenFakeOld(GoldenTests, FakeWorld, TestCase):
     release, status_subresource = "1.6.3", True
 
 
-class GoldenRealTests(GoldenWorld):
-    """A sample of every group against the real servers."""
-    fewest = 0
+class TestGoldenReal(GoldenWorld, RealWorld, TestCase):
+    release = "1.18.1"
 
     def test_sample(self):
-        """Every seventh case of each group, but those that nobody answers or that ask no server."""
+        """Every fifth case of each group, but those that nobody answers or that ask no server."""
         cases = [case for case in self.cases() if case.group != "usage" and "--timeout" not in case.argv]
         groups = ([case for case in cases if case.group == group] for group in {case.group for case in cases})
-        self.check([case for group in groups for case in group[::7]], self.fewest)
-
-
-class TestGoldenRealNew(GoldenRealTests, RealWorld, TestCase):
-    release, fewest = "1.18.1", 30
-
-
-class TestGoldenRealOld(GoldenRealTests, RealWorld, TestCase):
-    release, status_subresource, fewest = "1.6.3", True, 10
+        self.check([case for group in groups for case in group[::5]], 40)
 
 
 # ---- Screens where the golden cases have nothing to say ----------------------
 
 class TestDescribing(FakeWorld, TestCase):
-    """describe and version when things go wrong, and what velero does not have."""
-
     def shown(self, *words: str, code: int = 0) -> Any:
         result = self.cli(*words)
         self.assertEqual(result.code, code, result.err)
@@ -11088,28 +10787,6 @@ class TestDescribing(FakeWorld, TestCase):
         restore = json.loads(self.shown("describe", "restore", "r1", "-o", "json").out)
         self.assertEqual(restore["spec"]["backup"], "b1")
 
-    def test_verb_first(self):
-        self.put()
-        self.store.put(self.namespace, "backups/b1/b1.tar.gz", tar_of({"a": b"b"}))
-        self.serve()
-        for words in ("backup logs b1", "backup download b1 -o -"):
-            one, other, *more = words.split()
-            self.assertEqual(self.shown(one, other, *more), self.shown(other, one, *more))
-
-    def test_switches(self):
-        """A switch takes its value only after `=`, so that a name may follow it."""
-        self.serve()
-        for word, shown in (("--details", True), ("--details=false", False)):
-            self.assertEqual(b"Resource List:" in self.cli("backup", "describe", word, "b1").out, shown)
-        self.shown("backup", "get", "--show-labels=perhaps", code=2)
-
-    def test_locale_without_the_characters(self):
-        self.put()
-        self.admin.merge_patch("backups", "b1", {"metadata": {"annotations": {"note": "für 東京"}}}, self.namespace)
-        self.serve()
-        result = self.program("backup", "describe", "b1", env={"PYTHONIOENCODING": "ascii"}).end()
-        self.assertEqual((result.code, b"note=f\\xfcr \\u6771\\u4eac" in result.out), (0, True), result)
-
 
 COMMON_FLAGS = "--colorized --context --help --kubeconfig --kubecontext --namespace --timeout --verbose --version -n -v"
 OFFERED = {  # what is typed after the program's name -> what may stand in place of its last word, or after its "="
@@ -11133,8 +10810,6 @@ PROGRAMS = ("velero_requests.py", "./velero_requests.py", "~/velero_requests.py"
 
 
 class TestCompletion(FolderCase):
-    """What the program offers, and that the shells which are here offer it, too."""
-
     def setUp(self):
         """Lay a file that can be offered, and in place of the program one that writes down what it is called with."""
         super().setUp()
@@ -11204,8 +10879,6 @@ class TestCompletion(FolderCase):
 
 
 class TestCompletionOfNames(FakeWorld, TestCase):
-    """Names of the cluster's objects, when it tells them in time."""
-
     def offers(self, names: str, *words: str) -> None:
         """Check the words that are offered, within two seconds and without a word on stderr."""
         with within(2):
@@ -11229,8 +10902,6 @@ class TestCompletionOfNames(FakeWorld, TestCase):
 
 
 class TestWaiting(FakeWorld, TestCase):
-    """How a client waits that may watch, or not."""
-
     def test_it_is_deleted_or_nobody_answers(self):
         """Polling backs off from 25 ms to a second between two looks, with one at the end of the time."""
         self.cluster.grant("reader", {"apiGroups": ["velero.io"], "resources": [DR],
@@ -11582,38 +11253,27 @@ def skewed(world: Any) -> None:
     world.store.clock = lambda: time.time() + 1200
 
 
-def plugin(script: str) -> Document:
-    return {"exec": {"apiVersion": vr.EXEC_GROUP + "v1", "interactiveMode": "Never", "command": "sh",
-                     "args": ["-c", script]}}
-
-
 # How the world is broken -> the first broken hop and no other, the exit code, words of text and cure, the change, and
 # more of the command line. {closed} is a port that nobody listens on, {silent} one that swallows all.
 SICK: Any = {
     "no kubeconfig": ("kubeconfig", 1, "no kubeconfig found.*--kubeconfig", lambda w: setattr(w, "kubeconfig", "")),
     "a kubeconfig of nonsense": ("kubeconfig", 1, r"not YAML: line \d.*correct it", lambda w: setattr(w, "kubeconfig",
         write_bytes(w.at("bad"), b"a: [\n"))),
-    "a context that is not there": ("kubeconfig", 1, "no context 'x'.*it has: test", None, "--context", "x"),
-    "a token file that is gone": ("kubeconfig", 1, "cannot read token /nowhere", talk(tokenFile="/nowhere")),
     "a plugin that is not there": ("kubeconfig", 1, "exec plugin nope.*not installed.*get it",
         talk(exec={"apiVersion": vr.EXEC_GROUP + "v1", "command": "nope", "installHint": "get it"})),
-    "a plugin that fails": ("kubeconfig", 1, "exec plugin sh failed with exit code 3", talk(**plugin("exit 3"))),
-    "a plugin that hangs": ("kubeconfig", 6, "no end of it within .*correct it", talk(**plugin("exec sleep 9")),
+    "a plugin that hangs": ("kubeconfig", 6, "no end of it within .*correct it", talk(exec={
+        "apiVersion": vr.EXEC_GROUP + "v1", "interactiveMode": "Never", "command": "sleep", "args": ["9"]}),
         "--timeout", "1s"),
     "a wrong authority": ("API server", 6, "not trusted.*issuer commonName=test-ca.*certificate-authority in the",
         talk({"certificate-authority-data": "{authority}"})),
     "an expired certificate": ("API server", 6, "certificate has expired.*valid until",
         talk({"server": "https://{expired}", "certificate-authority-data": "{authority}"})),
-    "a certificate of another name": ("API server", 6, "mismatch.*it is for localhost",
-        talk({"tls-server-name": "x.y"})),
     "a name that nobody knows": ("API server", 6, "not known.*server in the kubeconfig.*VPN",
         talk({"server": "https://nowhere.invalid"})),
     "a closed port": ("API server", 6, "refused.*server in the kubeconfig",
         talk({"server": "https://127.0.0.1:{closed}"})),
     "a port that swallows": ("API server", 6, "not answer in time|no end of it", talk({"server": "https://{silent}"}),
         "--timeout", "2s"),
-    "a port without TLS": ("API server", 6, "no TLS with the cluster.*server in the kubeconfig",
-        talk({"server": "https://{plain}"})),
     "a proxy that is down": ("API server", 6, "through its proxy.*refused.*NO_PROXY",
         talk({"proxy-url": "http://127.0.0.1:{closed}"})),
     "a console instead of the API": ("API server", 6, "no Kubernetes API.*server in the kubeconfig", unlike("cluster",
@@ -11638,12 +11298,10 @@ SICK: Any = {
         lambda w: w.admin.delete(BSL, "default", w.namespace)),
     "a location that is not available": ("location", 1, "not available: no such bucket.*kubectl -n",
         lambda w: w.fill("default", BSL, phase="Unavailable", message="no such bucket")),
-    "a location that cannot be": ("location", 1, "bucket 'a/b' must be.*edit backupstorage", located(bucket="a/b")),
     "a Secret that is gone": ("location", 3, "Secret .*/cloud does not exist.*create it",
         lambda w: w.admin.delete("secrets", "cloud", w.namespace)),
     "a Secret without its key": ("request", 3, "key 'other' of Secret 'cloud'.*names",
         lambda w: w.admin.merge_patch(BSL, "default", {"spec": {"credential": {"key": "other"}}}, w.namespace)),
-    "a Secret of nonsense": ("request", 1, "neither a .profile.*access key", keyed("nonsense")),
     "a wrong access key": ("object", 5, "InvalidAccessKeyId.*correct the Secret", keyed(keys_file("AKIAOTHER",
         "{secret}"))),
     "a wrong secret key": ("object", 5, "SignatureDoesNotMatch: .*the secret key is not.*correct the secret key",
@@ -11654,14 +11312,10 @@ SICK: Any = {
         "s3Url": "http://localhost:9"})),
     "a host that nobody knows": ("store", 6, "not known.*publicUrl",
         located({"publicUrl": "http://minio.invalid:9000"})),
-    "a store that is down": ("store", 6, "refused.*publicUrl",
-        lambda w: located({"s3Url": f"http://127.0.0.1:{free_port()}"})(w)),
     "a store that swallows": ("store", 6, "not answer in time|no end of it",
         lambda w: located({"s3Url": f"http://{w.silent}"})(w), "--timeout", "8s"),
     "a store that nobody vouches for": ("store", 6, "not trusted.*issuer commonName=test-ca.*--cacert",
         lambda w: located({"s3Url": w.cluster.url})(w)),
-    "a store behind a proxy that is down": ("store", 6, "through its proxy.*NO_PROXY",
-        located({"s3Url": "http://store.example.com"}), "HTTP_PROXY"),
     "a console instead of the store": ("object", 1, "not gzip but an HTML page.*correct s3Url", unlike("store",
         status=200, body="<html>Sign in</html>", headers={"Content-Type": "text/html"})),
     "no right to read": ("object", 5, "AccessDenied.*s3:GetObject", refusal(403, "AccessDenied")),
@@ -11673,15 +11327,11 @@ SICK: Any = {
         skewed),
     "no artifact": ("object", 3, "no such file.*never have written it", lambda w: w.store.buckets[w.namespace].clear()),
     "an empty object": ("object", 1, "is empty.*fetch it again", object_of(b"")),
-    "an object that is no gzip": ("object", 1, "not gzip but text.*fetch it again", object_of(b"plain text" * 999)),
-    "an object that is cut short": ("object", 1, "cut short.*fetch it again", object_of(gzip.compress(LOG)[:100])),
-    "a store in trouble": ("object", 1, "InternalError.*log", refusal(500, "InternalError"))}
+    "an object that is no gzip": ("object", 1, "not gzip but text.*fetch it again", object_of(b"plain text" * 999))}
 HOPS = "program, kubeconfig, API server, rights, CRDs, server, backup, location, request, store, object".split(", ")
 
 
 class DoctorTests(World):
-    """Doctor is asked, and what it says is looked at."""
-
     def ask_doctor(self, *argv: str, code: int = 0, gone: bool = False, **more: Any) -> Dict[str, Any]:
         """Hops and ways by name; no secret is told, no request left, and it takes no longer than it may."""
         with within(40):
@@ -11703,8 +11353,6 @@ class DoctorTests(World):
 
 
 class TestDoctor(DoctorTests, StoreWorld, TestCase):
-    """What doctor says of a world that is sound, or broken in one way."""
-
     def setUp(self):
         super().setUp()
         self.addCleanup(self.cluster.unlimit)
@@ -11712,7 +11360,6 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
         self.silent = f"127.0.0.1:{silent.getsockname()[1]}"
 
     def heal(self) -> None:
-        """A sound world in a new namespace."""
         self.cluster.unlimit()
         self.cluster.install_crds(vr.crd_manifests(False))
         self.tearDown()
@@ -11831,7 +11478,6 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
         self.assertIn("create it", said["way direct"].text)
 
     def test_it_is_interrupted(self):
-        """Ctrl-C leaves no request behind."""
         self.heal()
         self.deploy(1)
         program = self.program("doctor", "b1")
@@ -11854,12 +11500,10 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
 
 
 class TestDoctorReal(DoctorTests, RealWorld, TestCase):
-    """Some of the worlds on the real servers."""
-
     def test_what_it_says(self):
-        """Sound, a wrong key, a right that is missing, no CRD, and nobody who answers."""
+        """Sound, a right that is missing, and no CRD."""
         self.put()
-        controller = self.serve()
+        self.serve()
         self.cluster.grant("limited", {"apiGroups": ["velero.io"], "resources": ["backups", SSR, BSL],
                                        "verbs": ["get", "list", "create", "delete"]}, namespace=self.namespace)
         said = self.ask_doctor("--direct")
@@ -11871,16 +11515,6 @@ class TestDoctorReal(DoctorTests, RealWorld, TestCase):
         self.assertEqual((["rights"], ["request"]), (self.states(said)["note"], self.states(said)["broken"]), said)
         self.assertRegex(said["rights"].cure, r"- {apiGroups: \[.velero.io.\], resources: \[.downloadrequests.\], "
                                               r"verbs: \[.create., .get., .watch., .delete.\]}")
-        self.make_secret("other", text=keys_file(self.store.access_key, "wrong"))
-        self.make_location("other", secret="other")
-        self.make_backup("b2", "other")
-        said = self.ask_doctor("b2", code=5)
-        self.assertEqual(["object"], self.states(said)["broken"], said)
-        self.assertRegex(said["object"].text + said["object"].cure, "SignatureDoesNotMatch.*correct the secret key")
-        controller.stop.set()
-        said = self.ask_doctor("b1", "--timeout", "9s", code=4)
-        self.assertEqual(["server"], self.states(said)["broken"], said)
-        self.assertIn("there is no Deployment velero", said["server"].cure)
         self.addCleanup(self.cluster.install_crds, self.crds())
         for crd in self.crds():
             self.admin.delete("customresourcedefinitions", crd["metadata"]["name"])
@@ -11891,8 +11525,6 @@ class TestDoctorReal(DoctorTests, RealWorld, TestCase):
 
 
 class TestCommandLine(TestCase):
-    """What is typed, and what is said of it."""
-
     def test_spellings(self):
         """Flags may stand anywhere, verbs first, and what is a flag's value names no command."""
         for typed, command, options in (
@@ -11904,6 +11536,7 @@ class TestCommandLine(TestCase):
                 ("backup logs b1 --location download", "backup logs", {"location": "download", "direct": True}),
                 ("backup get -l x b1 --show-labels b2", "backup get", {"selector": "x", "names": ["b1", "b2"]}),
                 ("describe restores --details=false r1", "restore describe", {"colorized": None, "details": False}),
+                ("backup describe --details b1", "backup describe", {"names": ["b1"], "details": True}),
                 ("download -- --kind", "download", {"name": "--kind", "force": False}),
                 ("download --colorized -- -", "download", {"name": "-", "colorized": True}),
                 ("controller --plugin a=b --plugin c=d", "controller", {"plugin": [("a", "b"), ("c", "d")]}),
@@ -12021,8 +11654,8 @@ class TestCanary(DownloadWorld, TestCase):
         self.store.keys["AKIACANARY"] = (CANARY + "-key", CANARY + "-session")
         self.addCleanup(self.store.keys.pop, "AKIACANARY")
         self.admin.delete("backups", "b1", self.namespace)
-        self.lay_out("b1", keys_file("AKIACANARY", CANARY + "-key") + f"aws_session_token = {CANARY}-session\n[other]\n"
-                     f"aws_secret_access_key = {CANARY}\n")
+        self.lay_out("b1", None, keys_file("AKIACANARY", CANARY + "-key") + (
+            f"aws_session_token = {CANARY}-session\n[other]\naws_secret_access_key = {CANARY}\n"))
         self.store.put(self.namespace, KEYS["BackupContents"], tar_of(BACKUP_FILES))
         self.put("BackupLog")
         self.put("RestoreLog")
@@ -12032,12 +11665,6 @@ class TestCanary(DownloadWorld, TestCase):
         self.addCleanup(root.removeHandler, handler)
         self.addCleanup(root.setLevel, root.level)
         root.setLevel(logging.DEBUG)
-
-    def lay_out(self, name: str, keys: str) -> None:
-        """Create a backup in a location of its own, with a Secret that holds these keys."""
-        self.make_secret(name, text=keys)
-        self.make_location(name, secret=name)
-        self.make_backup(name, location=name)
 
     def check(self, command: str, *codes: int, kubeconfig: str = "") -> None:
         """Run a command as talkative as can be, and look for all secrets in all that it leaves anywhere."""
@@ -12100,7 +11727,7 @@ class TestCanary(DownloadWorld, TestCase):
         for number, text in enumerate((
                 f"[default]\naws_secret_access_key {CANARY}\n", f"[default]\n{CANARY} = x\n",
                 f"[default]\naws_access_key_id = a\naws_secret_access_key = {CANARY}\n x\n")):
-            self.lay_out(f"bad-{number}", text)
+            self.lay_out(f"bad-{number}", None, text)
             self.check(f"backup logs bad-{number} --direct", 1)
             self.ask(name=f"bad-{number}")
             self.check("controller --once")
@@ -12432,439 +12059,54 @@ def lay_configurations(stage: Stage) -> None:
     write_bytes(at("copy", "backups", "nightly", "nightly-logs.gz"), gzip.compress(b"copied"))
 
 
-def alone() -> int:
-    """Run the demo, a controller and the rows of ASKED where there is only loopback -> how many did not ask just those
-    hosts, or ended otherwise."""
-    with socket.socket(type=socket.SOCK_DGRAM) as sock, suppress(OSError):
-        fcntl.ioctl(sock, 0x8914, struct.pack("16sh22x", b"lo", 1))  # SIOCSIFFLAGS, up
-        sock.connect(("192.0.2.1", 9))  # sends nothing, but needs a route
-        sys.exit("there is more than loopback here; run it by `unshare -rn`")
-    wrong = 0
+class TestNobodyElseIsAsked(FolderCase):
+    """Only hosts of the configuration are connected to or looked up, by commands and controller, in good and bad."""
 
-    def check(what: str, path: str, whom: Set[str], code: int = 0, done: Any = None) -> None:
-        nonlocal wrong
-        asked = set(read_bytes(path).decode().split()) if os.path.exists(path) else set()
-        write_bytes(path, b"")
-        if (asked, done.returncode if done else code) != (whom, code):
-            wrong += 1
-            tell(f"{what}: it asked {sorted(asked)}, not {sorted(whom)}" + (
-                f", and ended with {done.returncode}, not {code}: {done.stdout.decode()[-2000:]}" if done else ""))
+    def asked(self, name: str) -> Set[str]:
+        """Whom the programs have asked since the last look."""
+        noted = read_bytes(self.at(name)).decode() if os.path.exists(self.at(name)) else ""
+        write_bytes(self.at(name), b"")
+        return set(noted.split())
 
-    with tempfile.TemporaryDirectory() as folder:
-        launcher, notes, served = (os.path.join(folder, name) for name in ("launcher.py", "notes", "served"))
-        write_bytes(launcher, LAUNCHER.replace("DEFAULT", repr(notes)).encode())
+    def test_with_loopback_alone(self):
+        """The demo, a controller and the rows of ASKED, by this test once more in a network of its own."""
+        if "VELERO_ALONE" not in os.environ:
+            command = [*isolated("n"), sys.executable, os.path.abspath(__file__), type(self).__name__]
+            done = subprocess.run(command, stdout=PIPE, stderr=STDOUT, timeout=300, check=False, env={
+                **os.environ, "KUBEBUILDER_ASSETS": "", "VELERO_ALONE": "yes"})
+            self.assertEqual(0, done.returncode, done.stdout.decode(errors="replace"))
+            return
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            fcntl.ioctl(sock, 0x8914, struct.pack("16sh22x", b"lo", 1))  # SIOCSIFFLAGS, up
+            self.assertRaises(OSError, sock.connect, ("192.0.2.1", 9))  # for there is no route
+        launcher = write_bytes(self.at("launcher.py"), LAUNCHER.replace("DEFAULT", repr(self.at("notes"))).encode())
         demo(launcher)
-        check("the demo", notes, {line for line in read_bytes(notes).decode().split() if line[:10] == "127.0.0.1:"})
+        self.assertEqual([], [line for line in self.asked("notes") if line[:10] != "127.0.0.1:"])
         with set_stage(launcher) as stage:
             lay_configurations(stage)
             places = {"CLUSTER": stage.cluster.host, "STORE": stage.store.host, "REFUSED": "127.0.0.1:1"}
-            with serving(stage, "/bin/sh", "-c", f"NOTES={served} exec python velero_requests.py controller "
+            with serving(stage, "/bin/sh", "-c", f"NOTES={self.at('served')} exec python velero_requests.py controller "
                          "--verify-urls 2>/dev/null"):
                 for typed, code, whom in ASKED:
                     for place, host in places.items():
                         typed, whom = typed.replace(place, host), whom.replace(place, host)
                     line = re.sub(r"^((\S+=\S+ )?)", r"\1exec python velero_requests.py ", typed)
                     done = stage.run("/bin/sh", "-c", line, stdout=PIPE, stderr=STDOUT)
-                    check(typed, notes, set(whom.split()), code, done)
-            check("the controller", served, {stage.cluster.host, stage.store.host, "127.0.0.1:None"})  # looked up
-    return wrong
-
-
-class TestNobodyElseIsAsked(TestCase):
-    """Only hosts of the configuration are connected to or looked up, by commands and controller, in good and bad."""
-
-    def test_with_loopback_alone(self):
-        environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
-        done = subprocess.run([*isolated("n"), sys.executable, os.path.abspath(__file__), "--alone"], stdout=PIPE,
-                              stderr=STDOUT, timeout=300, check=False, env=environment)
-        self.assertEqual(0, done.returncode, done.stdout.decode(errors="replace"))
-
-
-# ---- Benchmark: figures beside what is expected and what Velero 1.18.1 does on the same kind of machine (2 cores)
-
-REQUESTS, BURST, WRITERS, PATIENCE = 200, 1000, 4, 60  # the last one in seconds: the end of every wait
-ARCHIVE_MIB, LOG_MB, ROUNDS = 1024, 400, 5
-# Installed; compiled at each start; velero_requests.pyz; the velero CLI on the PATH.
-OURS, SCRIPT, ZIPPED, VELERO = "ours", "our script", "our archive", "velero"
-A_REQUEST = (DR, download_request(target="nightly"), NAMESPACE)
-Command = Tuple[str, ...]
-TIMED: Any = (
-    # name, milliseconds expected, velero's, share of the velero CLI's time in the same run, words
-    ("--help", 60, "-", None, "--help"),
-    ("plugin get", 0.38 * 303, "303 ms", 0.38, "plugin get"),
-    ("describe --details", 0.8 * 183, "183 ms", 0.8, "backup describe described --details"),
-    ("backup logs, 5.6 MB", 125, "125 ms", 1.0, "backup logs chatty"))
-# name, key, words after the program, with whom it is compared: what curl's output goes through, the most against it
-DOWNLOADS: Any = (
-    ("1 GiB stored in parts into a file", "backups/large/large.tar.gz",
-     "backup download large -o target --force --quiet",
-     {"curl": ("-o target", 1.2), "curl && sync": ("-o target && sync target", None), VELERO: ("", 1.0)}),
-    ("1 GiB where the ETag is an MD5", "backups/single/single.tar.gz",
-     "backup download single -o target --force --quiet", {"curl": ("-o target", None)}),
-    (f"{LOG_MB} MB of log text", "backups/wordy/wordy-logs.gz", "backup logs wordy",
-     {"curl | gzip -dc": ("| gzip -dc > /dev/null", 0.9), VELERO: ("", 1.0)}))
-LINE = ('time="2026-05-01T03:{:02}:{:02}Z" level=info msg="Backing up item" backup=velero/wordy logSource='
-        '"pkg/backup/item_backupper.go:{}" name=settings-{:07} namespace=shop-{} resource=configmaps\n')
-FIRST_URL = """
-import time, velero_requests as vr
-from datetime import datetime, timedelta, timezone
-location, keys = vr.Location("default", "bench", region="us-east-1"), vr.Credentials("AKIABENCH", "bench-secret")
-begun = time.perf_counter()
-vr.presign(vr.object_address(location, "backups/b/b-logs.gz"), keys, datetime.now(timezone.utc), timedelta(minutes=10))
-print(time.perf_counter() - begun)
-"""
-
-
-def amount(value: float, unit: str) -> str:
-    return f"{value:,.{0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2}f} {unit}".rstrip()
-
-
-def figure(name: str, measured: float, unit: str = "", limit: Optional[float] = None, velero: str = "-",
-           at_least: bool = False) -> None:
-    """Print a line of the table; `limit` is the most (or with `at_least` the least) that is expected."""
-    expected, verdict = "-", "-"
-    if limit is not None:
-        expected = (">= " if at_least else "<= ") + amount(limit, unit)
-        verdict = "ok" if (measured >= limit if at_least else measured <= limit) else "falls short"
-    tell(f"{name:<46}{amount(measured, unit):>12}{expected:>13}{velero:>12}  {verdict}")
-
-
-def presign_figures() -> None:
-    """Compare in alternating rounds over keys that were never signed before."""
-    endpoint, keys = "http://127.0.0.1:9000", ("AKIABENCH", "bench-secret")
-    location = vr.Location("default", BUCKET, region="us-east-1", s3_url=endpoint, path_style=True)
-    signers: Any = {OURS: lambda key: vr.presign(vr.object_address(
-        location, key), vr.Credentials(*keys), datetime.now(timezone.utc), timedelta(minutes=10))}
-    if HAS_BOTOCORE:
-        import botocore.config
-        config = botocore.config.Config(signature_version="s3v4", s3={"addressing_style": "path"})
-        client = botocore.session.Session().create_client(
-            "s3", region_name="us-east-1", endpoint_url=endpoint, aws_access_key_id=keys[0],
-            aws_secret_access_key=keys[1], config=config)
-        signers["botocore"] = lambda key: client.generate_presigned_url(
-            "get_object", {"Bucket": BUCKET, "Key": key}, 600)
-    rates: Dict[str, List[float]] = {who: [] for who in signers}
-    for who, sign in [*signers.items()] * 9:
-        new_keys = [f"backups/{uuid.uuid4().hex}/nightly-logs.gz" for _ in range(3000 if who == OURS else 300)]
-        begun = time.perf_counter()
-        for key in new_keys:
-            sign(key)
-        rates[who].append(len(new_keys) / (time.perf_counter() - begun))
-    figure("pre-signing, URLs a second", statistics.median(rates[OURS]), "/s")
-    if not HAS_BOTOCORE:
-        tell("(pre-signing: not compared, botocore is not installed; `make bench` installs it)")
-        return
-    theirs = statistics.median(rates["botocore"])
-    figure("pre-signing by botocore", theirs, "/s")
-    figure("pre-signing, ours against botocore", statistics.median(
-        mine / other for mine, other in zip(*rates.values())), "x", min(20, 60000 / theirs), at_least=True)
-
-
-class Bench:
-    def __init__(self, stage: Stage) -> None:
-        self.stage, self.admin, self.velero = stage, stage.cluster.admin, shutil.which("velero")
-
-    def furnish(self) -> None:
-        done = self.stage.run(sys.executable, "velero_requests.py", "manifests", stdout=PIPE)
-        self.stage.cluster.install_crds(yaml.safe_load_all(done.stdout))
-        add_location(self.stage)
-        add_backup(self.stage, "nightly", BACKUP_LOG.encode())
-        line = 'time="2024-05-01T03:00:00Z" level=info msg="Backing up item shop/settings-{:06}" backup=velero/chatty\n'
-        add_backup(self.stage, "chatty", "".join(map(line.format, range(54400))).encode())
-        operations = dict.fromkeys(("backupItemOperationsAttempted", "backupItemOperationsCompleted"), 1)
-        add_backup(self.stage, "described", warnings=1, **operations)
-        shapes: Document = {
-            "BackupResults": {"warnings": {"velero": ["slow"]}, "errors": {}},
-            "BackupResourceList": {"v1/ConfigMap": [f"shop/settings-{number}" for number in range(500)]}}
-        for artifact in vr.TARGETS.values():
-            if artifact.owner == vr.BACKUPS and artifact.gunzip:
-                self.stage.store.put(BUCKET, artifact.key.format(name="described"),
-                                     gzip.compress(json.dumps(shapes.get(artifact.kind, [])).encode()))
-
-    def furnish_downloads(self) -> None:
-        """Leave two backups of 1 GiB, and one with a log of 400 MB, one gzip member as Velero writes it."""
-        store, member = self.stage.store, gzip.compress(noise(MIB), 1)
-        for name, put in (("large", put_in_parts), ("single", put_members), ("wordy", None)):
-            add_backup(self.stage, name)
-            if put:
-                put(store, BUCKET, f"backups/{name}/{name}.tar.gz", member, ARCHIVE_MIB)
-        text = "".join(LINE.format(at // 60 % 60, at % 60, at * 7919 % 997, at * 2654435761 % 1000003, at % 17)
-                       for at in range(20_000)).encode()  # far more than the window of deflate
-        packer = zlib.compressobj(6, zlib.DEFLATED, 31)
-        packed_log = [packer.compress(text) for _ in range(LOG_MB * 1_000_000 // len(text) + 1)]
-        store.put(BUCKET, "backups/wordy/wordy-logs.gz", b"".join(packed_log) + packer.flush())
-
-    def answers(self, client: Admin) -> Iterator[Tuple[str, float]]:
-        """An iterator over name and instant of each request that has got its URL from now on."""
-        version = client.list(DR, NAMESPACE, limit=1)["metadata"]["resourceVersion"]
-        events = client.watch(DR, NAMESPACE, resourceVersion=version, timeoutSeconds=PATIENCE)
-        return ((event["object"]["metadata"]["name"], time.time()) for event in events
-                if look_up(event["object"], "status.downloadURL"))
-
-    def response_times(self, count: int) -> List[Tuple[float, float]]:
-        """Milliseconds until a watch shows the URL, one request at a time: since created, since sent."""
-        answers, times = self.answers(self.stage.cluster.client("admin")), []
-        for _ in range(count):
-            sent = time.time()
-            name = self.admin.create(*A_REQUEST)["metadata"]["name"]
-            created = time.time()
-            at = next(at for answered, at in answers if answered == name)
-            times.append((1000 * (at - created), 1000 * (at - sent)))
-        self.stage.cluster.clear(NAMESPACE, DR)
-        return times
-
-    def burst_times(self) -> Tuple[float, float]:
-        """The seconds until the writers had created all requests, and until all were answered.
-
-        The writers are threads: four processes on two cores took longer to create the same, not shorter."""
-        def write(client: Admin) -> float:
-            for _ in range(BURST // WRITERS):
-                client.create(*A_REQUEST)
-            return time.time()
-        watcher, *writers = (self.stage.cluster.client("admin") for _ in range(1 + WRITERS))
-        answers, begun = self.answers(watcher), time.time()
-        with ThreadPoolExecutor(WRITERS) as pool:
-            ends, answered = pool.map(write, writers), dict(itertools.islice(answers, BURST))
-            created = max(ends)
-        if len(answered) < BURST:
-            raise RuntimeError(f"only {len(answered)} of {BURST} requests were answered within {PATIENCE} s")
-        self.stage.cluster.clear(NAMESPACE, DR)
-        return created - begun, max(answered.values()) - begun
-
-    def requests_seen(self, verb: str = "") -> int:
-        """How many requests for velero.io the API server has counted; a real one counts ended watches."""
-        if self.stage.cluster.kind == "fake":
-            return int(self.stage.cluster.count(verb or None, "/apis/velero.io/"))  # type: ignore[attr-defined]
-        text = self.admin.raw("GET", "/metrics").data.decode()
-        return sum(int(float(line.rsplit(" ", 1)[1])) for line in text.splitlines()
-                   if line.startswith("apiserver_request_total{") and 'group="velero.io"' in line
-                   and f'verb="{verb}' in line)
-
-    def controller_figures(self, controller: subprocess.Popen[bytes]) -> None:
-        self.response_times(1)  # waits until it serves
-        figure("controller memory, idle", resident(controller.pid), "MiB", 33, "82 MiB")
-        since_created, since_sent = zip(*self.response_times(REQUESTS))
-        figure(f"request created -> URL, median of {REQUESTS}", statistics.median(since_created), "ms", 8, "33 ms")
-        figure("request created -> URL, p95", sorted(since_created)[int(0.95 * REQUESTS)], "ms", None, "45 ms")
-        figure("create sent -> URL, median", statistics.median(since_sent), "ms")
-        created, answered = self.burst_times()
-        figure(f"burst: {BURST} requests created by {WRITERS} writers in", created, "s", velero="1.7 s")
-        figure("burst: all answered after", answered, "s", None, "33.7 s")
-        figure("burst: answered after / created in", answered / created, "x", 2, "19.8 x")
-        figure("controller memory, after the burst", resident(controller.pid), "MiB", 36, "89 MiB")
-        figure("controller memory, peak so far", resident(controller.pid, "VmHWM"), "MiB")
-        before = self.requests_seen()
-        if not before:
-            raise RuntimeError("the API server does not count its requests, so none would prove nothing")
-        time.sleep(30)
-        figure("idle: API requests a minute", (self.requests_seen() - before) * 2, "", 4, "8")
-
-    def replica_figures(self) -> None:
-        """The burst with more replicas beside the first, and how long requests wait for one that is killed."""
-        first = 0.0
-        with ExitStack() as stack:
-            for count in (1, 2, 3):
-                port = free_port()
-                if count > 1:
-                    replica = stack.enter_context(serving(
-                        self.stage, sys.executable, "velero_requests.py", "controller", "--health-address",
-                        f"127.0.0.1:{port}", stderr=DEVNULL))
-                    wait_until(lambda port=port: answers(f"http://127.0.0.1:{port}/readyz", b"ok"), 30, "a replica")
-                    self.response_times(20)  # from their answers they know each other
-                before = self.requests_seen("PATCH")
-                _, seconds = self.burst_times()
-                figure(f"burst: all answered by {count}", seconds, "s")
-                first = seconds if count == 1 else first
-                figure("the same against one", seconds / first, "x", 1.2)
-                more = (self.requests_seen("PATCH") - before) / BURST - 1
-                figure("patches beyond one a request", more, "", count - 1)
-            threading.Timer(1, replica.kill).start()
-            times = sorted(since for since, _ in self.response_times(REQUESTS))
-            figure("longest wait beyond the median, one of 3 killed", times[-1] - statistics.median(times), "ms", 100)
-
-    def seconds_of(self, command: Command) -> float:
-        """The wall time of a whole command, from exec to exit; it must succeed."""
-        talk = DEVNULL if command[0] == self.velero else None  # it misses kinds we do without
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(self.stage.folder, "target"))
-        begun = time.perf_counter()
-        process = self.stage.start(*command, stdout=DEVNULL, stderr=talk)
-        guard = threading.Timer(PATIENCE, process.kill)  # wait(timeout=) looks only every 50 ms
-        guard.start()
-        code = process.wait()
-        taken = time.perf_counter() - begun
-        guard.cancel()
-        if code:
-            raise RuntimeError(f"`{' '.join(command)[:60]}` failed with exit code {code}")
-        return taken
-
-    def compare(self, name: str, unit: str, commands: Dict[str, Command],
-                goals: Dict[Tuple[str, str], Optional[float]], *expected: Any) -> Dict[str, float]:
-        """Time commands in turns, so that a busy machine slows all alike; print the first, the others, and ratios."""
-        word, rounds = ("median", 2 * ROUNDS) if unit == "ms" else ("best", ROUNDS)
-        rows = zip(*([self.seconds_of(command) for command in commands.values()] for _ in range(rounds)))
-        times = {who: 1000 * statistics.median(row) if unit == "ms" else min(row) for who, row in zip(commands, rows)}
-        figure(f"{name}, {word} of {rounds}", times[OURS], unit, *expected)
-        for who in list(times)[1:]:
-            figure(f"the same by {who}", times[who], unit)
-        for (one, other), goal in goals.items():
-            if other in times:
-                figure(f"{one} against {other}", times[one] / times[other], "x", goal)
-        return times
-
-    def install(self) -> Command:
-        """Install ours -> how it is called."""
-        prefix = os.path.join(self.stage.folder, "installed")
-        subprocess.run(["make", "--silent", "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}"], check=True,
-                       timeout=PATIENCE, cwd=FOLDER)
-        return sys.executable, os.path.join(prefix, "bin", "velero_requests.py")
-
-    def command_figures(self) -> None:
-        """Measure whole commands: installed, as a script that is compiled at each start, the archive, velero's own."""
-        programs: Dict[str, Command] = {
-            OURS: self.install(),
-            SCRIPT: (sys.executable, "velero_requests.py"),
-            ZIPPED: (sys.executable, os.path.join(built_archives()[0], PYZ)),
-            **({VELERO: (self.velero,)} if self.velero else {})}
-        for name, limit, velero, share, words in TIMED:
-            times = self.compare(name, "ms", {who: (*start, *words.split()) for who, start in programs.items()},
-                                 {(OURS, VELERO): share, (SCRIPT, VELERO): None}, limit, velero)
-            figure("our archive beyond ours", times[ZIPPED] - times[OURS], "ms", 15)
-        if not self.velero:
-            tell("(commands: not compared, there is no velero on the PATH)")
-
-    def inside_figures(self) -> None:
-        """A backup of 100,000 items in a file: listed against tar, and its last but one shown."""
-        path = "inside.tar.gz"
-        names = [item_path("configmaps", f"shop-{at % 9}", f"item-{at:06}") for at in range(100_000)]
-        content = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "data": {"text": "some words " * 50}}).encode()
-        write_bytes(os.path.join(self.stage.folder, path), gzip.compress(tar_of(dict.fromkeys(names, content), "w"), 1))
-        ours = (*self.install(), "backup")
-        self.compare("100,000 items listed", "s", {OURS: (*ours, "ls", "--file", path), "tar": ("tar", "tzf", path)},
-                     {(OURS, "tar"): 1.5})
-        self.compare("an item in the middle shown", "s", {
-            OURS: (*ours, "show", "--file", path, "cm./item-050000", "--in", "shop-5"),
-            "tar": ("tar", "xzOf", path, "--occurrence", names[50_000])}, {(OURS, "tar"): 1.2})
-        as_script = (sys.executable, "velero_requests.py", "backup", "ls", "--file", path)
-        figure("memory while they are listed, by the script", self.peak_memory(as_script), "MiB", 45)
-
-    def peak_memory(self, command: Command) -> float:
-        """The most that a command has resident, in MiB, once it has run for half a second."""
-        process = self.stage.start(*command, stdout=DEVNULL)
-        begun, peak = time.monotonic(), 0.0
-        while process.poll() is None and time.monotonic() < begun + PATIENCE:
-            peak = max(peak, resident(process.pid)) if time.monotonic() > begun + 0.5 else peak
-            time.sleep(0.02)
-        if stop_process(process) or not peak:
-            raise RuntimeError(f"`{' '.join(command)[:60]}` failed, or was over before it was looked at")
-        return peak
-
-    def download_figures(self) -> None:
-        """Compare with curl and velero in the same run; a fake store would measure itself."""
-        store = self.stage.store
-        if store.kind != "real":
-            tell("(downloads: not measured, there is no real S3 server)")
-            return
-        self.furnish_downloads()
-        for name, key, words, others in DOWNLOADS:
-            argv, url = words.split(), store.url_of(BUCKET, key)
-            ours = (sys.executable, "velero_requests.py", *argv)
-            commands = {OURS: ours, **{who: ("sh", "-c", f'curl -sf "$1" {then}', "sh", url)
-                                       for who, (then, _) in others.items() if who != VELERO}}
-            if self.velero and VELERO in others:
-                commands[VELERO] = (self.velero, *(word for word in argv if word not in ("--force", "--quiet")))
-            self.seconds_of(ours)  # warms the cache
-            self.compare(name, "s", commands, {(OURS, who): goal for who, (_, goal) in others.items()})
-            if VELERO in others:
-                figure(f"{name.split(' stored')[0]}, memory while it runs", self.peak_memory(ours), "MiB", PEAK)
-
-
-    def proxied(self, name: str) -> Command:
-        """What makes curl fetch the contents of a backup through the API server, as a client does."""
-        asked = self.admin.create(DR, download_request(None, "BackupContents", name), NAMESPACE)["metadata"]
-        url = wait_until(lambda: look_up(self.admin.get(DR, asked["name"], NAMESPACE), "status.downloadURL"), PATIENCE)
-        headers = (f"Authorization: Bearer {token_of('admin')}", "Accept-Encoding: identity",
-                   f"X-Velero-Requests-Proof: {hashlib.sha256(url.encode()).hexdigest()}")
-        return ("curl", "-sf", "-o", "target", "--cacert", self.stage.cluster.ca or "",
-                *itertools.chain(*(("-H", header) for header in headers)), self.stage.cluster.url + resource_path(
-                    "services", NAMESPACE, "http:velero-requests:http") + f"/proxy/artifacts/{asked['name']}")
-
-    def through_figures(self, ours: Command, controller: int) -> None:
-        """The way through the cluster, of the archive, which is what runs there."""
-        key, curl = "backups/large/large.tar.gz", ("curl", "-sf", "-o", "target")
-        add_backup(self.stage, "large")
-        put_in_parts(self.stage.store, BUCKET, key, gzip.compress(noise(MIB), 1), ARCHIVE_MIB)
-        logs, large = (*ours, "backup", "logs", "chatty"), (*ours, "backup", "download", "large", "--force", "--quiet")
-        self.compare("backup logs, 5.6 MB, through the cluster", "ms", {
-            OURS: (*logs, "--via", "cluster"), "the store's way": (*logs, "--via", "store")},
-            {(OURS, "the store's way"): 1.25})
-        large = (*large, "--via", "cluster", "-o")
-        self.compare("1 GiB through the cluster into a file", "s", {
-            OURS: (*large, "target"), "curl": (*curl, self.stage.store.url_of(BUCKET, key)),
-            "curl by that way": self.proxied("large")}, {(OURS, "curl"): 2, (OURS, "curl by that way"): None})
-        before, mine = usage_of(controller).seconds, sum(os.times()[2:4])
-        self.seconds_of((*large, "target"))
-        figure("the same, CPU of the controller against ours",
-               (usage_of(controller).seconds - before) / (sum(os.times()[2:4]) - mine), "x", 1.2)
-        clients, peak = [self.stage.start(*large, "-", stdout=DEVNULL) for _ in range(4)], 0.0
-        while any([client.poll() is None for client in clients]):
-            peak = max(peak, resident(controller))
-            time.sleep(0.02)
-        figure("controller memory while it hands on four", peak, "MiB", 45)
-
-
-def bench_through() -> int:
-    """The rows for which the real API server must reach the controller, so that a namespace is needed."""
-    ours, port = (sys.executable, os.environ[INSIDE]), free_port()
-    with set_stage() as stage:
-        measured = Bench(stage)
-        measured.furnish()
-        lead_service(measured.admin, NAMESPACE, "http", port)
-        with serving(stage, *ours, "controller", "--artifacts-address", f"{NEAR}:{port}", stderr=DEVNULL) as controller:
-            wait_until(lambda: answers(f"http://{NEAR}:{port}/", b"NotServed"), PATIENCE, "the controller")
-            measured.through_figures(ours, controller.pid)
-    return 0
-
-
-def bench() -> int:
-    """Print the table as it is measured; falling short is a line in it, not a failure."""
-    with set_stage() as stage:
-        tell(f"{stage.servers()}; Python {sys.version.split()[0]}, {os.cpu_count()} cores\n"
-             "Velero: 1.18.1 against the real servers on 2 cores\n")
-        tell(f"{'figure':<46}{'measured':>12}{'expected':>13}{'Velero':>12}  verdict")
-        try:
-            measured = Bench(stage)
-            measured.furnish()
-            with open(os.path.join(stage.folder, "controller.log"), "wb") as log, serving(
-                    stage, sys.executable, "velero_requests.py", "controller", stderr=log) as controller:
-                measured.controller_figures(controller)
-                measured.replica_figures()
-                measured.command_figures()
-                measured.inside_figures()
-                measured.download_figures()
-            try:
-                run_in_namespace("--bench-through", archive=os.path.join(built_archives()[0], PYZ))
-            except SkipTest as skipped:
-                tell(f"(through the cluster: not measured, {skipped})")
-            presign_figures()
-            firsts = [float(stage.run(sys.executable, "-c", FIRST_URL, stdout=PIPE).stdout) for _ in range(9)]
-            figure("first URL once there are credentials", statistics.median(firsts) * 1000, "ms", 2)
-        except (AssertionError, RuntimeError, subprocess.SubprocessError) as error:
-            print(f"bench: could not go on: {error}", file=sys.stderr)
-            return 1
-    return 0
+                    with self.subTest(typed):
+                        self.assertEqual((set(whom.split()), code), (self.asked("notes"), done.returncode),
+                                         done.stdout.decode()[-2000:])
+            self.assertEqual({stage.cluster.host, stage.store.host, "127.0.0.1:None"},  # looked up
+                             self.asked("served"))
 
 
 def main(argv: List[str]) -> None:
-    play = {"--demo": demo, "--bench": bench, "--bench-through": bench_through, "--alone": alone}.get(
-        argv[0] if len(argv) == 1 else "")
-    if not play:
+    if argv != ["--demo"]:
         unittest.main()
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # or the servers would stay behind
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.exit(play())
+        sys.exit(demo())
     except KeyboardInterrupt:
         sys.exit(130)
 
