@@ -224,8 +224,8 @@ WORLDLY_ATTRIBUTES = {"now", "today", "utcnow", "localtime", "gmtime", "urandom"
                       "sleep", "monotonic", "uuid4", "token_hex"}
 # A text is paid for by everybody who reads it: the most lines and bytes, names at module level (functions and classes),
 # lines of a function, and nested statements. These numbers may only become smaller.
-BUDGETS = {"velero_requests.py": (7_020, 399_000), "test_velero_requests.py": (12_950, 790_000),
-           "README.md": (270, 34_000)}
+BUDGETS = {"velero_requests.py": (6_940, 398_000), "test_velero_requests.py": (12_150, 746_000),
+           "README.md": (255, 34_000)}
 MOST_NAMES, LONGEST_FUNCTION, DEEPEST = 330, 45, 4
 # Variables that the module reads but nobody sets by hand, and old names of some in the README's table.
 OTHER_VARIABLES = {"HOME", "PATH", "KUBERNETES_EXEC_INFO", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT",
@@ -9801,8 +9801,9 @@ class TestThroughReal(TestCase):
     """The same with the real servers."""
 
     def test_in_a_network_namespace(self):
-        done = run_in_namespace(os.path.abspath(__file__), "ThroughNamespace", *(f"ThroughNamespaceOld.test_{name}" for name in (
-            "a_request_that_velero_answered", "who_gets_what", "what_is_handed_on")), stdout=PIPE, stderr=STDOUT)
+        done = run_in_namespace(os.path.abspath(__file__), "ThroughNamespace", *(
+            f"ThroughNamespaceOld.test_{name}" for name in (
+                "a_request_that_velero_answered", "who_gets_what", "what_is_handed_on")), stdout=PIPE, stderr=STDOUT)
         self.assertEqual(0, done.returncode, done.stdout.decode(errors="replace")[-20_000:])
 
 
