@@ -915,6 +915,17 @@ class TestDecisions(Cases):
                 ([{"manager": "kubectl"}] * 20 + [{"manager": names[0]}], set())):
             self.assertEqual(expected, vr.replicas_in({"metadata": {"managedFields": fields}}), fields)
 
+    def test_turns(self):
+        """A request of another replica waits for a moment, never for as long as a clock was set back."""
+        own, other = (f"{vr.REPLICA}{name}" for name in "ab")
+        theirs = next(uid for uid in map(str, range(99)) if vr.replica_for(uid, (own, other)) == other)
+        now, pause = NOW.timestamp(), vr.REPLICA_PAUSE
+        for heard, more, expected in (
+                (now, {}, now + pause), (now - 9, {}, now - 9 + pause), (now + 600, {}, now + pause),
+                (now, {"created": after(seconds=-3)}, 0), (now, {"phase": "Processed"}, 0), (None, {}, 0)):
+            request = a_download(**{"uid": theirs, "created": NOW, **more})
+            self.assertEqual(expected, vr.turn_of(own, request, {} if heard is None else {other: heard}, NOW))
+
 
 class TestHostileStatus(TestCase):
     """No decision raises, whatever strangers fill in; an object is looked at again in time, deleted, or left."""
@@ -3769,6 +3780,18 @@ class CoreTests(ControllerWorld):
         self.make_restore("r2", "b2")  # its artifacts lie in the location of its backup
         self.assertEqual(f"http://public.example:9000/{self.namespace}/deep/er/restores/r2/restore-r2-logs.gz",
                          self.answered(self.ask("RestoreLog", "r2"))["status"]["downloadURL"].split("?")[0])
+
+    def test_deleted_while_it_fails(self):
+        """A failing request that is deleted before its worker knows when to look again stops no worker."""
+        controller = self.serve()
+
+        def delete(record: logging.LogRecord) -> bool:  # as a feeder does at the same time
+            controller.failures.pop(getattr(record, "look", [None])[0], None)
+            return True
+        vr.log.handlers[0].addFilter(delete)
+        for name in [self.ask(name="nowhere") for _ in range(2 * vr.WORKERS)]:
+            self.failed(name)
+        self.settle()
 
     def test_whose_a_request_is(self):
         """Of two replicas one answers each; the other does after a moment, and then takes the first for gone."""

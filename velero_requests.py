@@ -788,7 +788,7 @@ def turn_of(own: str, request: Request, others: Mapping[str, float], now: dateti
     heard = others.get(replica_for(request.uid, (own, *others)))
     age = abs((now - (request.created or now)).total_seconds())
     waits = heard is not None and request.phase in UNANSWERED and age < REPLICA_PATIENCE
-    return heard + REPLICA_PAUSE if waits else 0
+    return min(heard, now.timestamp()) + REPLICA_PAUSE if waits else 0  # a clock may have been set back
 
 
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
@@ -4968,7 +4968,7 @@ class Controller:
         elif request and _at(outcome.body, "status", "phase") == PROCESSED:
             now, target = self.now(), request.target_kind if request.target_kind in TARGETS else ""
             helped = replica_for(request.uid, (self.name, *dict(self.others)))
-            if self.others.get(helped, math.inf) + REPLICA_PATIENCE < now.timestamp():
+            if abs(self.others.get(helped, now.timestamp()) - now.timestamp()) > REPLICA_PATIENCE:
                 self.others.pop(helped, None)
             observed += [(("velero_requests_answered_total", kind, target), 1.0), (
                 ("velero_requests_answer_seconds", kind), max(0.0, (now - (request.created or now)).total_seconds()))]
@@ -4998,7 +4998,8 @@ class Controller:
             outcome = self.handle(key)
             instant = outcome.again.timestamp() if outcome.again else math.inf
             if outcome.failed:
-                instant = min(instant, self.now().timestamp() + backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP))
+                failures, _ = self.failures.get(key, (1, ""))  # none of one that a feeder has just seen deleted
+                instant = min(instant, self.now().timestamp() + backoff(failures, RETRY_BASE, RETRY_CAP))
             self.queue.add_at(key, instant)
             self.queue.done(key)
 
