@@ -4623,20 +4623,26 @@ class HttpServer:
         self.listener.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
+        logged = ""
         while not self.closing:
             try:
                 sock = _timed_classes()["plain"](fileno=self.listener.accept()[0].detach())
+                trouble = ""
                 try:
                     self._read_tls()
                 except ConfigError as error:
-                    log.warning("%s; what was read before stays in use", error)
-                sock = self.begin(sock, server_side=True, do_handshake_on_connect=False)  # which its own thread makes
-                self.connections[sock] = None
-                threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
-                if len(self.connections) > self.most:
-                    # TLS's own `shutdown` would let its thread go on in plain text.
-                    socket.socket.shutdown(self.connections.popitem(last=False)[0], socket.SHUT_RDWR)
-            except (OSError, RuntimeError):  # no descriptor or thread is left, or the one to give way has left
+                    trouble = str(error)
+                if trouble not in ("", logged):
+                    log.warning("%s; what was read before stays in use", trouble)
+                logged = trouble
+                with contextlib.suppress(OSError):  # this one has left, or the one to give way
+                    sock = self.begin(sock, server_side=True, do_handshake_on_connect=False)  # its own thread makes it
+                    self.connections[sock] = None
+                    threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
+                    if len(self.connections) > self.most:
+                        # TLS's own `shutdown` would let its thread go on in plain text.
+                        socket.socket.shutdown(self.connections.popitem(last=False)[0], socket.SHUT_RDWR)
+            except (OSError, RuntimeError):  # no descriptor or thread is left
                 time.sleep(0.1)
         self.listener.close()
 
@@ -5725,7 +5731,7 @@ def follow_pod_logs(api: Api, owner: Key, selector: str, since: datetime) -> Ite
         due = time.monotonic() + 1.0  # so long a round takes at least
         try:
             phase = phase or final_phase(get_existing(api, *owner))
-            pods = list_all(api, PODS, owner.namespace, selector)[0]
+            pods = find_documents(api, PODS, owner.namespace, [], selector)[0]
         except (ApiError, Unreachable) as error:
             if error.status not in (0, *RETRY_STATUS):
                 raise
