@@ -8737,8 +8737,8 @@ class TestDownloadSeen(DownloadWorld, TestCase):
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
             with self.subTest(number):
                 result = self.stalled(MIB, "--kind", "BackupLog")[0].end(number)
-                self.assertEqual((code, f"nothing of it is kept\ninterrupted by {number.name}\n", set(), []),
-                                 (result.code, result.err, self.left(), self.names()))
+                told = f"nothing of BackupLog of b1 is kept\ninterrupted by {number.name}\n"
+                self.assertEqual((code, told, set(), []), (result.code, result.err, self.left(), self.names()))
 
     def test_a_terminal_sees_what_is_waited_for(self):
         """After a second, on one line that is gone in the end; not with --quiet, and not in a pipe."""
@@ -11611,7 +11611,8 @@ class TestCommandLine(TestCase):
     def test_groups_print_their_help(self):
         for words, told in (("", "backup describe|exit codes:"), ("backup", "describe  |logs  "),
                             ("-v get --help", "plugins  |restore  "), ("logs -n ns", "print the log of a restore"),
-                            ("plugin", "list the plugins"), ("backup get -h", "--show-labels|[BACKUP ...]")):
+                            ("plugin", "list the plugins"), ("backup get -h", "--show-labels|[BACKUP ...]"),
+                            ("manifests -h", "--status-subresource|further commands: manifests crds, manifests ")):
             result = run(*words.split())
             self.assertEqual((0, ""), (result.code, result.err), words)
             for text in told.split("|"):

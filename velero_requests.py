@@ -4303,7 +4303,7 @@ def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Ite
         else:
             new.discard()
             if isinstance(error, KeyboardInterrupt):
-                log.warning("nothing of it is kept")
+                log.warning("nothing of %s is kept", what)
         if isinstance(error, OSError):
             raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
         raise
@@ -6733,7 +6733,9 @@ def build_parser(words: str = "") -> Any:
     command = COMMAND_OF.get(words)
     prog = f"{PROGRAM} {command.words if command else words}".rstrip()
     if command:
-        parser = Parser(prog=prog, description=command.summary, allow_abbrev=False)
+        further = ", ".join(name for name in COMMAND_OF if name.startswith(f"{command.words} "))
+        parser = Parser(prog=prog, description=command.summary, allow_abbrev=False,
+                        epilog=further and f"further commands: {further}")
     else:
         rows = [f"  {name[len(words):].strip():<21} {row.summary}" for name, row in COMMAND_OF.items()
                 if (name.startswith(words + " ") if words else name == row.words)]
