@@ -11421,7 +11421,7 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
                 states = self.states(said)
                 self.assertEqual([hop], states["broken"], states)
                 self.assertRegex(f"{said[hop].text}: {said[hop].cure}", f"(?is){words}")
-                self.assertTrue(said[hop].cure and "error: " in said["error"] and "hint: " in said["error"])
+                self.assertTrue(said[hop].cure and f"error: {hop}: " in said["error"] and "hint: " in said["error"])
                 for controller in self.controllers:
                     controller.stop.set()
 
@@ -11525,7 +11525,7 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
                          [line[:13].strip() for line in lines if not line.startswith(" ")])
         self.assertRegex(result.out.decode(), r"object       \x1b\[31mbroken\x1b\[0m +0\.\d{3}  BackupLog of b1: .*no "
                                               r"such file.*\n {29}cure: the backup or restore may never")
-        self.assertRegex(result.err, "error: BackupLog of b1: .*no such file.*\nhint: the backup")
+        self.assertRegex(result.err, "error: object: BackupLog of b1: .*no such file.*\nhint: the backup")
         self.assertEqual(3, result.code)
         self.assertNotIn("\x1b", self.cli("doctor", "b1").out.decode())
 

@@ -5921,6 +5921,7 @@ class Doctor:
             error.hints = error.hints or (cure,)
             state, text, cure = "note" if unseen else "broken", str(error), "; ".join(error.hints)
             if not unseen:
+                error.args = (f"{hop}: {error}",)  # for it is also said alone
                 self.errors.append(error)
             if error.reason == "Unavailable":  # what follows may show why
                 self.passed.add(hop)
