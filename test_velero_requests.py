@@ -915,6 +915,17 @@ class TestDecisions(Cases):
                 ([{"manager": "kubectl"}] * 20 + [{"manager": names[0]}], set())):
             self.assertEqual(expected, vr.replicas_in({"metadata": {"managedFields": fields}}), fields)
 
+    def test_turns(self):
+        """A request of another replica waits for a moment, never for as long as a clock was set back."""
+        own, other = (f"{vr.REPLICA}{name}" for name in "ab")
+        theirs = next(uid for uid in map(str, range(99)) if vr.replica_for(uid, (own, other)) == other)
+        now, pause = NOW.timestamp(), vr.REPLICA_PAUSE
+        for heard, more, expected in (
+                (now, {}, now + pause), (now - 9, {}, now - 9 + pause), (now + 600, {}, now + pause),
+                (now, {"created": after(seconds=-3)}, 0), (now, {"phase": "Processed"}, 0), (None, {}, 0)):
+            request = a_download(**{"uid": theirs, "created": NOW, **more})
+            self.assertEqual(expected, vr.turn_of(own, request, {} if heard is None else {other: heard}, NOW))
+
 
 class TestHostileStatus(TestCase):
     """No decision raises, whatever strangers fill in; an object is looked at again in time, deleted, or left."""
@@ -3769,6 +3780,18 @@ class CoreTests(ControllerWorld):
         self.make_restore("r2", "b2")  # its artifacts lie in the location of its backup
         self.assertEqual(f"http://public.example:9000/{self.namespace}/deep/er/restores/r2/restore-r2-logs.gz",
                          self.answered(self.ask("RestoreLog", "r2"))["status"]["downloadURL"].split("?")[0])
+
+    def test_deleted_while_it_fails(self):
+        """A failing request that is deleted before its worker knows when to look again stops no worker."""
+        controller = self.serve()
+
+        def delete(record: logging.LogRecord) -> bool:  # as a feeder does at the same time
+            controller.failures.pop(getattr(record, "look", [None])[0], None)
+            return True
+        vr.log.handlers[0].addFilter(delete)
+        for name in [self.ask(name="nowhere") for _ in range(2 * vr.WORKERS)]:
+            self.failed(name)
+        self.settle()
 
     def test_whose_a_request_is(self):
         """Of two replicas one answers each; the other does after a moment, and then takes the first for gone."""
@@ -8715,8 +8738,8 @@ class TestDownloadSeen(DownloadWorld, TestCase):
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
             with self.subTest(number):
                 result = self.stalled(MIB, "--kind", "BackupLog")[0].end(number)
-                self.assertEqual((code, f"nothing of it is kept\ninterrupted by {number.name}\n", set(), []),
-                                 (result.code, result.err, self.left(), self.names()))
+                told = f"nothing of BackupLog of b1 is kept\ninterrupted by {number.name}\n"
+                self.assertEqual((code, told, set(), []), (result.code, result.err, self.left(), self.names()))
 
     def test_a_terminal_sees_what_is_waited_for(self):
         """After a second, on one line that is gone in the end; not with --quiet, and not in a pipe."""
@@ -9474,7 +9497,12 @@ class ThroughTests(ThroughWorld):
                 for user, via in (("limited", "auto"), ("reader", "cluster")):
                     result = self.cli("backup", "logs", name, "--via", via, user=user)
                     self.assertEqual((0, log), result[:2], result.err)
-        self.assertRegex(self.log.getvalue(), "are not a matching pair of PEM.*; what was read before stays in use")
+        self.assertEqual(1, self.log.getvalue().count("key is encrypted; what was read before stays"))
+        with within(5):
+            for _ in range(100):  # who leave before anybody looks
+                with socket.create_connection((self.near, port), 20) as gone:
+                    gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            ssl.get_server_certificate((self.near, port))
         with suppress(ConnectionResetError), socket.create_connection((self.near, port), 20) as plain:
             plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
             self.assertNotIn(b"HTTP", plain.recv(65536))
@@ -11165,6 +11193,8 @@ class TestFollow(FollowWorld, FakeWorld, TestCase):
         self.assert_failed(result, 3, 'deployment "velero" does not exist')
         self.assertIn("\nhint: --selector ", result.err)
         self.assert_failed(self.cli("backup", "logs", "nowhere", "--follow"), 3, 'backup "nowhere" does not exist')
+        result = self.cli("backup", "logs", "nightly", "--follow", "--selector", "((")
+        self.assert_failed(result, 2, "the cluster does not understand the selector '(('")
         for flags in (("--since", "2h"), ("--selector", "a=b"), ("--follow", "--location", "x")):
             self.assert_failed(self.cli("backup", "logs", "nightly", *flags), 2, "--follow")
 
@@ -11392,7 +11422,7 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
                 states = self.states(said)
                 self.assertEqual([hop], states["broken"], states)
                 self.assertRegex(f"{said[hop].text}: {said[hop].cure}", f"(?is){words}")
-                self.assertTrue(said[hop].cure and "error: " in said["error"] and "hint: " in said["error"])
+                self.assertTrue(said[hop].cure and f"error: {hop}: " in said["error"] and "hint: " in said["error"])
                 for controller in self.controllers:
                     controller.stop.set()
 
@@ -11496,7 +11526,7 @@ class TestDoctor(DoctorTests, StoreWorld, TestCase):
                          [line[:13].strip() for line in lines if not line.startswith(" ")])
         self.assertRegex(result.out.decode(), r"object       \x1b\[31mbroken\x1b\[0m +0\.\d{3}  BackupLog of b1: .*no "
                                               r"such file.*\n {29}cure: the backup or restore may never")
-        self.assertRegex(result.err, "error: BackupLog of b1: .*no such file.*\nhint: the backup")
+        self.assertRegex(result.err, "error: object: BackupLog of b1: .*no such file.*\nhint: the backup")
         self.assertEqual(3, result.code)
         self.assertNotIn("\x1b", self.cli("doctor", "b1").out.decode())
 
@@ -11582,7 +11612,8 @@ class TestCommandLine(TestCase):
     def test_groups_print_their_help(self):
         for words, told in (("", "backup describe|exit codes:"), ("backup", "describe  |logs  "),
                             ("-v get --help", "plugins  |restore  "), ("logs -n ns", "print the log of a restore"),
-                            ("plugin", "list the plugins"), ("backup get -h", "--show-labels|[BACKUP ...]")):
+                            ("plugin", "list the plugins"), ("backup get -h", "--show-labels|[BACKUP ...]"),
+                            ("manifests -h", "--status-subresource|further commands: manifests crds, manifests ")):
             result = run(*words.split())
             self.assertEqual((0, ""), (result.code, result.err), words)
             for text in told.split("|"):

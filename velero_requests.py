@@ -788,7 +788,7 @@ def turn_of(own: str, request: Request, others: Mapping[str, float], now: dateti
     heard = others.get(replica_for(request.uid, (own, *others)))
     age = abs((now - (request.created or now)).total_seconds())
     waits = heard is not None and request.phase in UNANSWERED and age < REPLICA_PATIENCE
-    return heard + REPLICA_PAUSE if waits else 0
+    return min(heard, now.timestamp()) + REPLICA_PAUSE if waits else 0  # a clock may have been set back
 
 
 def watch_pause(failures: int, lived: float, reached: bool, jitter: float) -> float:
@@ -4303,7 +4303,7 @@ def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Ite
         else:
             new.discard()
             if isinstance(error, KeyboardInterrupt):
-                log.warning("nothing of it is kept")
+                log.warning("nothing of %s is kept", what)
         if isinstance(error, OSError):
             raise Error(f"cannot write {path}: {error.strerror or one_line(error)}") from error
         raise
@@ -4623,20 +4623,26 @@ class HttpServer:
         self.listener.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
+        logged = ""
         while not self.closing:
             try:
                 sock = _timed_classes()["plain"](fileno=self.listener.accept()[0].detach())
+                trouble = ""
                 try:
                     self._read_tls()
                 except ConfigError as error:
-                    log.warning("%s; what was read before stays in use", error)
-                sock = self.begin(sock, server_side=True, do_handshake_on_connect=False)  # which its own thread makes
-                self.connections[sock] = None
-                threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
-                if len(self.connections) > self.most:
-                    # TLS's own `shutdown` would let its thread go on in plain text.
-                    socket.socket.shutdown(self.connections.popitem(last=False)[0], socket.SHUT_RDWR)
-            except (OSError, RuntimeError):  # no descriptor or thread is left, or the one to give way has left
+                    trouble = str(error)
+                if trouble not in ("", logged):
+                    log.warning("%s; what was read before stays in use", trouble)
+                logged = trouble
+                with contextlib.suppress(OSError):  # this one has left, or the one to give way
+                    sock = self.begin(sock, server_side=True, do_handshake_on_connect=False)  # its own thread makes it
+                    self.connections[sock] = None
+                    threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
+                    if len(self.connections) > self.most:
+                        # TLS's own `shutdown` would let its thread go on in plain text.
+                        socket.socket.shutdown(self.connections.popitem(last=False)[0], socket.SHUT_RDWR)
+            except (OSError, RuntimeError):  # no descriptor or thread is left
                 time.sleep(0.1)
         self.listener.close()
 
@@ -4968,7 +4974,7 @@ class Controller:
         elif request and _at(outcome.body, "status", "phase") == PROCESSED:
             now, target = self.now(), request.target_kind if request.target_kind in TARGETS else ""
             helped = replica_for(request.uid, (self.name, *dict(self.others)))
-            if self.others.get(helped, math.inf) + REPLICA_PATIENCE < now.timestamp():
+            if abs(self.others.get(helped, now.timestamp()) - now.timestamp()) > REPLICA_PATIENCE:
                 self.others.pop(helped, None)
             observed += [(("velero_requests_answered_total", kind, target), 1.0), (
                 ("velero_requests_answer_seconds", kind), max(0.0, (now - (request.created or now)).total_seconds()))]
@@ -4998,7 +5004,8 @@ class Controller:
             outcome = self.handle(key)
             instant = outcome.again.timestamp() if outcome.again else math.inf
             if outcome.failed:
-                instant = min(instant, self.now().timestamp() + backoff(self.failures[key][0], RETRY_BASE, RETRY_CAP))
+                failures, _ = self.failures.get(key, (1, ""))  # none of one that a feeder has just seen deleted
+                instant = min(instant, self.now().timestamp() + backoff(failures, RETRY_BASE, RETRY_CAP))
             self.queue.add_at(key, instant)
             self.queue.done(key)
 
@@ -5724,7 +5731,7 @@ def follow_pod_logs(api: Api, owner: Key, selector: str, since: datetime) -> Ite
         due = time.monotonic() + 1.0  # so long a round takes at least
         try:
             phase = phase or final_phase(get_existing(api, *owner))
-            pods = list_all(api, PODS, owner.namespace, selector)[0]
+            pods = find_documents(api, PODS, owner.namespace, [], selector)[0]
         except (ApiError, Unreachable) as error:
             if error.status not in (0, *RETRY_STATUS):
                 raise
@@ -5914,6 +5921,7 @@ class Doctor:
             error.hints = error.hints or (cure,)
             state, text, cure = "note" if unseen else "broken", str(error), "; ".join(error.hints)
             if not unseen:
+                error.args = (f"{hop}: {error}",)  # for it is also said alone
                 self.errors.append(error)
             if error.reason == "Unavailable":  # what follows may show why
                 self.passed.add(hop)
@@ -6726,7 +6734,9 @@ def build_parser(words: str = "") -> Any:
     command = COMMAND_OF.get(words)
     prog = f"{PROGRAM} {command.words if command else words}".rstrip()
     if command:
-        parser = Parser(prog=prog, description=command.summary, allow_abbrev=False)
+        further = ", ".join(name for name in COMMAND_OF if name.startswith(f"{command.words} "))
+        parser = Parser(prog=prog, description=command.summary, allow_abbrev=False,
+                        epilog=further and f"further commands: {further}")
     else:
         rows = [f"  {name[len(words):].strip():<21} {row.summary}" for name, row in COMMAND_OF.items()
                 if (name.startswith(words + " ") if words else name == row.words)]
