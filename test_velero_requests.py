@@ -1742,7 +1742,10 @@ QUEUE_CASES: Any = {"keys come in order, each once": ("add a, add b, add a, add 
         "at a 1010, at a 1020, at a 1010, clock 1010, take, clock 1100, take", ("a", "")),
     "never takes an instant back, one said afterwards comes": (
         "at a 1010, at a inf, at x inf, clock 1010, take, at a 1020, clock 1020, take", ("", "a")),
-    "a look now does not cancel the look said for later": ("at a 1010, add a, take, clock 1010, take", ("a", "a")),
+    "a look takes the place of one said for later": ("at a 1010, add a, take, clock 1010, take", ("a", "")),
+    "an instant said while the key is worked on counts, if it is earlier than the one said in the end": (
+        "add a, work, at a 1010, done a 1020, clock 1010, take, add b, work, at b 1040, done b 1030, clock 1030, take, "
+        "clock 1040, take", ("a", "a", "b", "b", "")),
     "an instant that comes while the key is worked on counts afterwards": (
         "add a, work, at a 1010, clock 1010, work, done a, take", ("a", "", "a"))}
 
@@ -1768,6 +1771,8 @@ class TestQueue(TestCase):
                 keys.append(key)
                 self.queue.done(key)
             return "".join(keys)
+        elif deed == "done":
+            self.queue.done(words[0], *map(float, words[1:]))
         else:
             getattr(self.queue, deed)(*words)
         return None
@@ -12118,12 +12123,13 @@ class TestNobodyElseIsAsked(FolderCase):
         with set_stage(launcher) as stage:
             lay_configurations(stage)
             places = {"CLUSTER": stage.cluster.host, "STORE": stage.store.host, "REFUSED": "127.0.0.1:1"}
-            with serving(stage, "/bin/sh", "-c", f"NOTES={self.at('served')} exec python {os.path.basename(MODULE)} controller "
+            program = os.path.basename(MODULE)
+            with serving(stage, "/bin/sh", "-c", f"NOTES={self.at('served')} exec python {program} controller "
                          "--verify-urls 2>/dev/null"):
                 for typed, code, whom in ASKED:
                     for place, host in places.items():
                         typed, whom = typed.replace(place, host), whom.replace(place, host)
-                    line = re.sub(r"^((\S+=\S+ )?)", rf"\1exec python {os.path.basename(MODULE)} ", typed)
+                    line = re.sub(r"^((\S+=\S+ )?)", rf"\1exec python {program} ", typed)
                     done = stage.run("/bin/sh", "-c", line, stdout=PIPE, stderr=STDOUT)
                     with self.subTest(typed):
                         self.assertEqual((set(whom.split()), code), (self.asked("notes"), done.returncode),

@@ -4537,14 +4537,17 @@ class Queue:
                 key = next((key for key in self.ready if key not in self.working), None)
                 if key is not None:
                     self.working[key] = self.ready.pop(key), time.monotonic()
+                    self._due.pop(key, None)
                     self._changed.notify()  # another one must know the next instant
                 if key is not None or not wait:
                     return key
                 self._changed.wait(pause)
             return None
 
-    def done(self, key: Any) -> None:
+    def done(self, key: Any, again: float = math.inf) -> None:
+        """Let go of a key, to be looked at again at an instant, or at an earlier one that was set meanwhile."""
         with self._changed:
+            self.add_at(key, min(again, self._due.get(key, math.inf)))
             self.working.pop(key, None)
             if key in self.ready:
                 self._changed.notify()
@@ -5006,8 +5009,7 @@ class Controller:
             if outcome.failed:
                 failures, _ = self.failures.get(key, (1, ""))  # none of one that a feeder has just seen deleted
                 instant = min(instant, self.now().timestamp() + backoff(failures, RETRY_BASE, RETRY_CAP))
-            self.queue.add_at(key, instant)
-            self.queue.done(key)
+            self.queue.done(key, instant)
 
     def relist(self, resource: Resource) -> None:
         """List all requests of a kind: each gets a look, those that no longer exist are dropped."""
