@@ -3543,8 +3543,8 @@ class Api(NamedTuple):
     def get(self, resource: Resource, namespace: str, name: str, **options: Any) -> Document:
         return self.call("GET", object_path(Key(resource, namespace, name)), **options)
 
-    def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str, **options: Any
-                   ) -> Document:
+    def get_referenced(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str, **options: Any
+                       ) -> Document:
         """`get` of what another object asks for, else NotFound with a reason."""
         try:
             return self.get(resource, namespace, name, **options)
@@ -3834,7 +3834,7 @@ def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, ask
     """One key of a Secret; NotFound or ConfigError naming it, as without a cluster."""
     if api is None:
         raise CredentialsError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
-    secret = api.get_wanted(SECRETS, namespace, name, "SecretNotFound", asked_by)
+    secret = api.get_referenced(SECRETS, namespace, name, "SecretNotFound", asked_by)
     content = decode_base64(_text(secret, "data", key))
     if not content:
         raise ConfigError(f"key {key!r} of Secret {name!r} does not exist or is empty; {asked_by} asks for it",
@@ -4081,9 +4081,16 @@ class UrlSource:
             skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
 
 
-def unreadable(path: str, error: OSError) -> StoreError:
-    """The error for what cannot be read in a copied bucket, as a store would refuse it."""
-    return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
+@contextlib.contextmanager
+def reading(path: str, hints: Iterable[str]) -> Iterator[None]:
+    """What cannot be read in a copied bucket becomes an error as a store's. hints: when it is not there."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"cannot read {path}: {error.strerror}", hints=hints, reason="ArtifactNotFound") from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}",
+                         status=403 if isinstance(error, PermissionError) else 0) from error
 
 
 def _open_now(path: str, flags: int) -> int:
@@ -4097,17 +4104,12 @@ class FileSource(NamedTuple):
 
     @contextlib.contextmanager
     def open(self, _start: int, _etag: str) -> Iterator[OpenObject]:
-        try:
-            with open(self.path, "rb", buffering=0, opener=_open_now) as file:
-                there = os.fstat(file.fileno())
-                if not stat.S_ISREG(there.st_mode):
-                    raise NotFound(f"{self.path} is no file", reason="ArtifactNotFound")
-                chunks = iter(functools.partial(file.read, READ_SIZE), b"")
-                yield ObjectInfo(size=there.st_size), chunks, lambda: None
-        except FileNotFoundError:
-            raise NotFound(f"there is no file {self.path}", hints=self.hints, reason="ArtifactNotFound") from None
-        except OSError as error:
-            raise unreadable(self.path, error) from error
+        with reading(self.path, self.hints), open(self.path, "rb", buffering=0, opener=_open_now) as file:
+            there = os.fstat(file.fileno())
+            if not stat.S_ISREG(there.st_mode):
+                raise NotFound(f"{self.path} is no file", reason="ArtifactNotFound")
+            chunks = iter(functools.partial(file.read, READ_SIZE), b"")
+            yield ObjectInfo(size=there.st_size), chunks, lambda: None
 
 
 Source = Union[UrlSource, FileSource]
@@ -4680,8 +4682,6 @@ ASKED = {"Range": r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})", "If-Match": r'\*|"[!#-
 HANDED_ON = re.compile("etag|content-range|content-length|accept-ranges|last-modified|x-amz-checksum-[a-z0-9]+"
                        "|x-amz-server-side-encryption(-customer-algorithm)?", re.IGNORECASE)
 
-
-
 WORKERS = 4
 STUCK = 15 * READ_TIMEOUT  # seconds; a pass makes at most 11 calls, and asks STS and store for as long as two more take
 SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing is a failure
@@ -4759,11 +4759,11 @@ class Controller:
         return value
 
     def read_spec(self, resource: Resource, name: str, field: str, asked_by: str) -> str:
-        return self.cached((resource.kind, name), lambda: _name(self.api.get_wanted(
+        return self.cached((resource.kind, name), lambda: _name(self.api.get_referenced(
             resource, self.namespace, name, f"{resource.kind}NotFound", asked_by), "spec", field))
 
     def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
-        location = find_location(self.api, self.namespace, self.api.get_wanted(
+        location = find_location(self.api, self.namespace, self.api.get_referenced(
             LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
         self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
         return open_location(self.api, self.namespace, location, self.allowed)
@@ -5144,7 +5144,6 @@ SCREEN_ELEMENTS = 200_000  # and its elements; each may become several lines
 SHORT_TIMEOUT = 5.0  # seconds for a call that only tidies up or explains
 AUTO_CONNECT_TIMEOUT = 3.0  # seconds for a connection to the store, when there is another way
 MAX_POLL = 1.0  # seconds between two reads of a request, when it takes long
-NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # as in Kubernetes' own random names; they spell no words
 
 
 @contextlib.contextmanager
@@ -5200,19 +5199,9 @@ def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -
 def find_documents(api: Api, resource: Resource, namespace: str, names: List[str], selector: str
                    ) -> Tuple[List[Document], str]:
     """Objects in the order named, else those that a selector chooses, and the version of the list."""
-    if names:
-        return [get_existing(api, resource, namespace, name) for name in names], ""
-    try:
+    if not names:
         return list_all(api, resource, namespace, selector)
-    except ApiError as error:
-        if error.status != 400 or not selector:
-            raise
-        raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}") from None
-
-
-def random_suffix() -> str:
-    """The random end of a request's name."""
-    return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
+    return [get_existing(api, resource, namespace, name) for name in names], ""
 
 
 def delete_request(api: Api, key: Key) -> None:
@@ -5318,12 +5307,8 @@ def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Do
     owner = get_existing(api, artifact.owner, namespace, name)
     if artifact.owner == RESTORES:
         owner = get_existing(api, BACKUPS, namespace, _name(owner, "spec", "backupName"))
-    location = _name(owner, "spec", "storageLocation")
-    try:
-        return api.get(LOCATIONS, namespace, location)
-    except Missing:
-        raise NotFound(f"storage location {location!r} does not exist; {artifact.owner.kind.lower()} {name!r} is in it",
-                       hints=["--location FILE says where the bucket is"]) from None
+    return api.get_referenced(LOCATIONS, namespace, _name(owner, "spec", "storageLocation"), "StorageLocationNotFound",
+                              f"{artifact.owner.kind.lower()} {name!r}")
 
 
 def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust:
@@ -5442,7 +5427,7 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
     with contextlib.ExitStack() as requests:
         def locate(_skew: timedelta) -> Located:
             requests.close()
-            document = new_download_request(namespace, kind, name, random_suffix())
+            document = new_download_request(namespace, kind, name, os.urandom(4).hex())
             url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
             asks = url.startswith("https:") and way.via != "cluster"
             return (url, trust or (find_trust(api, namespace, artifact, name) if asks else Trust()),
@@ -5576,12 +5561,8 @@ class FolderBucket(Bucket):
 
     def folders(self, key: str) -> List[str]:
         folder = os.path.join(self.path, key)
-        try:
+        with reading(folder, self.hints):
             return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        except PermissionError as error:
-            raise unreadable(folder, error) from error
-        except OSError as error:
-            raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=self.hints) from error
 
 
 def location_of_file(path: str) -> Location:
@@ -5653,7 +5634,7 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
         found: Dict[Any, Any] = {}
         with contextlib.ExitStack() as requests:
             for kind in kinds:
-                wanted = new_download_request(namespace, kind, name, random_suffix())
+                wanted = new_download_request(namespace, kind, name, os.urandom(4).hex())
                 try:
                     tasks[kind] = functools.partial(
                         fetch, kind, requests.enter_context(created(api, DOWNLOAD_REQUESTS, wanted)))
@@ -5670,7 +5651,7 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
     """The answered ServerStatusRequest: status.serverVersion and status.plugins. Raises TimedOut or ApiError."""
-    with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
+    with created(api, STATUS_REQUESTS, new_status_request(namespace, os.urandom(4).hex())) as stored:
         return wait_for(api, request_from(STATUS_REQUESTS, stored).key, stored, "the server's status", lambda copy: (
             copy if _text(copy, "status", "phase") == PROCESSED else None), timeout, STATUS_POLL)
 
@@ -5785,7 +5766,7 @@ def check_location(api: Api, namespace: str, document: Document) -> str:
         text = str(error)
     try:
         if secret:
-            api.get_wanted(SECRETS, namespace, secret, "SecretNotFound", named, headers=NO_CONTENT)
+            api.get_referenced(SECRETS, namespace, secret, "SecretNotFound", named, headers=NO_CONTENT)
     except ApiError as error:
         secret += f", which cannot be seen ({error.status})"
     if trouble:
