@@ -1679,7 +1679,7 @@ class TestAtomicFile(FolderCase):
             with vr.atomic_file(self.at(name), "", force=False) as new:
                 new.open_part("")
             self.assertIn(name, self.found())
-        self.assertEqual(2, len({vr.AtomicFile("a" * 240 + end, "", force=False).stem for end in "pq"}))
+        self.assertEqual(2, len({vr.AtomicFile("a" * 240 + end, "", force=False).prefix for end in "pq"}))
 
     def test_a_file_system_without_links(self):
         """Where there are none, as on vfat and CIFS, a file appears as well, and one that has come meanwhile stays."""
@@ -7927,7 +7927,7 @@ def part_of(path: str) -> str:
 def usual_part(path: str, ending: str) -> str:
     """Where the partial file of b1's log with this ending, mark and ETag, is put."""
     new = vr.AtomicFile(path, "BackupLog of b1", force=False)
-    return new.stem + ending.format(mark=new.mark) + PART_SUFFIX
+    return new.prefix + ending.format(mark=new.digest) + PART_SUFFIX
 
 
 def noise(size: int, seed: int = 6) -> bytes:

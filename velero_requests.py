@@ -3266,7 +3266,7 @@ class Session:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.path = urlsplit(cluster.server).path.rstrip("/")  # of API servers behind a path
-        self.warned: Set[str] = set()  # what the API server warned of, and was shown
+        self.warned: Set[str] = set()  # warnings that the log has already
         self.lock = threading.RLock()
         self.until = -math.inf  # time.monotonic() of the next renewal
         self.exchanged: Callable[[str, str], Any] = lambda code, method: None  # is told the end of every exchange
@@ -3470,11 +3470,14 @@ class Api(NamedTuple):
     # Shows what is waited for, and how long at most.
     waiting: Callable[[str, float], ContextManager[Any]] = lambda _what, _seconds: contextlib.nullcontext()
 
+    def warn_once(self, *texts: str) -> None:
+        for text in texts:
+            log.log(logging.WARNING if add_if_new(text, self.session.warned, 1000) else logging.DEBUG, "%s", text)
+
     def _tell_warnings(self, headers: Any) -> None:
         """Show each `Warning: 299 - "text"` of the API server once."""
         for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
-            if add_if_new(text, self.session.warned, 100):
-                log.warning("warning of the cluster: %s", one_line(redact(text)))
+            self.warn_once(f"warning of the cluster: {one_line(redact(text))}")
 
     def _attempt(self, method: str, target: str, body: Optional[bytes], more: Dict[str, str], idle: float
                  ) -> Tuple[Response, Identity]:
@@ -4161,7 +4164,7 @@ def write_all(writer: Any, chunk: bytes) -> None:
 _user = getattr(os, "geteuid", int)  # Windows has none
 
 
-def _followed(path: str) -> str:
+def _follow_links(path: str) -> str:
     """Where symbolic links of this user and root lead: in a shared folder another user's could redirect our bytes."""
     with contextlib.suppress(OSError):  # it is no link, or opening it will say what is wrong
         for _ in range(40):  # as many as Linux follows
@@ -4185,7 +4188,7 @@ def check_target(path: str, *, force: bool, named: bool = True) -> None:
             "if it is meant, name it with --output" if link else "`-o -` writes to stdout, which may lead there"])
     if os.path.lexists(path) and not force:
         raise Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
-    _followed(path)
+    _follow_links(path)
 
 
 _NAMED_BY_ETAG = re.compile(r'"([\w-]{1,64})"', re.ASCII)  # ETags that can be part of a file's name: all of S3's
@@ -4207,10 +4210,10 @@ class AtomicFile:
     def __init__(self, path: str, what: str, *, force: bool):
         import hashlib
         self.path, self.force, self.file, self.part, self.etag = path, force, None, "", ""
-        self.target = _followed(path)
+        self.target = _follow_links(path)
         folder, name = os.path.split(self.target)
-        name_mark, self.mark = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (name, what))
-        self.stem = os.path.join(folder, f".{name[:32]}.{name_mark}.")
+        name_digest, self.digest = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (name, what))
+        self.prefix = os.path.join(folder, f".{name[:32]}.{name_digest}.")
 
     def _lock(self, file: Any) -> None:
         """Keep other downloads of the target out, where there are locks at all."""
@@ -4222,7 +4225,7 @@ class AtomicFile:
         except OSError as error:  # such as NFS without its lock daemon
             log.info("another download of %s would not be noticed: %s", self.path, error.strerror)
 
-    def _take(self, part: str, create: int = 0) -> bool:
+    def _open_own(self, part: str, create: int = 0) -> bool:
         """Open a partial file that is new, or our own and known by no other name; locked and unbuffered."""
         with contextlib.ExitStack() as opened:
             try:
@@ -4243,11 +4246,11 @@ class AtomicFile:
     def find_part(self) -> int:
         """Open what an earlier run left of the object -> its size or 0; what it left of others is removed."""
         import glob
-        for part in glob.glob(f"{glob.escape(self.stem)}*{_PART}"):
-            if self._take(part):
-                mark, _, etag = part[len(self.stem):-len(_PART)].partition(".")
+        for part in glob.glob(f"{glob.escape(self.prefix)}*{_PART}"):
+            if self._open_own(part):
+                digest, _, etag = part[len(self.prefix):-len(_PART)].partition(".")
                 size = os.fstat(self.file.fileno()).st_size
-                if size and mark == self.mark and _NAMED_BY_ETAG.fullmatch(f'"{etag}"'):
+                if size and digest == self.digest and _NAMED_BY_ETAG.fullmatch(f'"{etag}"'):
                     self.etag = f'"{etag}"'
                     return size
                 self.discard()
@@ -4257,14 +4260,14 @@ class AtomicFile:
         """Begin a partial file; where another user's file has its usual name, under an unpredictable one."""
         match = _NAMED_BY_ETAG.fullmatch(etag)
         for named_etag in (match[1] if match else "~", f"~{os.urandom(8).hex()}"):
-            part = f"{self.stem}{self.mark}.{named_etag}{_PART}"
-            if self._take(part, os.O_CREAT | os.O_EXCL) or self._take(part):
+            part = f"{self.prefix}{self.digest}.{named_etag}{_PART}"
+            if self._open_own(part, os.O_CREAT | os.O_EXCL) or self._open_own(part):
                 self.etag = "" if named_etag[0] == "~" else etag
                 self.file.truncate(0)
                 return
         raise OSError(f"its partial file {part} belongs to somebody else")
 
-    def give_name(self) -> None:
+    def commit(self) -> None:
         """Sync the file and name it; without force by a link, which fails when that name exists by now."""
         os.fsync(self.file.fileno())
         if not self.force:
@@ -4298,7 +4301,7 @@ def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Ite
     new = AtomicFile(path, what, force=force)
     try:
         yield new
-        new.give_name()
+        new.commit()
     except BaseException as error:
         if new.etag and os.fstat(new.file.fileno()).st_size and may_be_continued(error):
             log.warning("what has come is kept in %s, and the same command goes on from there", new.part)
@@ -4712,7 +4715,6 @@ class Controller:
         self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
         self.streams: Dict[Resource, Response] = {}  # open watches, to be interrupted
         self.failures: Dict[Key, Tuple[int, str]] = {}  # how many looks in a row failed, and what was logged
-        self.warned: Set[str] = set()  # warnings that the log has already
         self.credentials = functools.lru_cache(CACHE_SIZE)(CredentialCache)  # by plan and region
         self.transfers = threading.BoundedSemaphore(TRANSFERS)
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
@@ -4733,15 +4735,11 @@ class Controller:
                 numbers[0] += value
                 numbers[1 + bisect.bisect_left(BUCKETS, value)] += 1
 
-    def warn_once(self, texts: Iterable[str]) -> None:
-        for text in (text for text in texts if add_if_new(text, self.warned, 1000)):
-            log.warning("%s", text)
-
     def note(self, error: Exception) -> Error:
         """Log once the line of a Role that grants a missing right -> the error as one of the module. A bug must end
         neither a worker nor a feeder: the controller would look healthy and see nothing."""
         if isinstance(error, ApiError) and error.status == 403:
-            self.warn_once(error.hints)
+            self.api.warn_once(*error.hints)
         if isinstance(error, Error):
             return error
         log.debug("a bug", exc_info=error)
@@ -4765,7 +4763,7 @@ class Controller:
     def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
         location = find_location(self.api, self.namespace, self.api.get_referenced(
             LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
-        self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
+        self.api.warn_once(*(f"storage location {location.name!r}: {warning}" for warning in location.warnings))
         return open_location(self.api, self.namespace, location, self.allowed)
 
     def sign(self, request: Request, own: bool = False) -> Tuple[Location, str, str, datetime]:
@@ -4852,7 +4850,7 @@ class Controller:
             self.records[record.key] = record
         return record.key, is_news(old, record)
 
-    def meet(self, replicas: Set[str]) -> None:
+    def note_replicas(self, replicas: Set[str]) -> None:
         for name in replicas - {self.name}:
             if name in self.others or len(self.others) < REPLICA_LIMIT:
                 self.others[name] = self.now().timestamp()
@@ -4881,8 +4879,6 @@ class Controller:
                 if subresource:  # the object is gone, or the CRD was replaced
                     self.with_subresource.discard(key.resource)
                 raise
-            if request_from(key.resource, stored).key != key:
-                break  # no API server answers so
             if key in self.records:  # else the watch has reported its deletion
                 self.remember(key.resource, stored, late=True)
             status = body.get("status", {})
@@ -5031,7 +5027,7 @@ class Controller:
                 self.progress[resource] = heard = time.monotonic()
                 if kind in ("ADDED", "MODIFIED"):
                     key, news = self.remember(resource, document)
-                    self.meet(replicas_in(document))
+                    self.note_replicas(replicas_in(document))
                     if news:
                         self.schedule(key)
                 elif kind == "DELETED":
@@ -5139,7 +5135,7 @@ def run_controller(controller: Controller) -> None:
 # 15. Client — create, wait, stream, tidy up; or do without a controller
 
 LIST_SIZE = 500  # objects a page of a client's list
-JSON_LIMIT = 16 << 20  # bytes of a JSON artifact on a screen
+JSON_LIMIT = 16 << 20  # bytes of a JSON artifact on a screen, of a velero-backup.json, or of a page of a listing
 SCREEN_ELEMENTS = 200_000  # and its elements; each may become several lines
 SHORT_TIMEOUT = 5.0  # seconds for a call that only tidies up or explains
 AUTO_CONNECT_TIMEOUT = 3.0  # seconds for a connection to the store, when there is another way
@@ -5379,9 +5375,12 @@ class AnsweredSource(UrlSource):
 
     def _open_other_way(self, failed: Unreachable, start: int, etag: str, stack: contextlib.ExitStack) -> OpenObject:
         """Open it through the cluster because the store was not reached, else raise that, with why not."""
-        way, opened = self.way, None
+        way = self.way
         try:
-            opened = None if way.none else stack.enter_context(self._open_proxied(start, etag))
+            if not way.none:
+                opened, way.via = stack.enter_context(self._open_proxied(start, etag)), "cluster"
+                log.info("%s; going through the cluster", failed)
+                return opened
         except ApiError as error:
             way.none = "; ".join([str(error), *error.hints])
         except Unreachable as error:
@@ -5390,12 +5389,8 @@ class AnsweredSource(UrlSource):
             way.via = "cluster"
             error.hints += (f"through the cluster, because {failed}",)
             raise
-        if not opened:
-            failed.hints += (f"there is no way through the cluster: {way.none}",) if way.none else ()
-            raise failed from failed.__cause__
-        way.via = "cluster"
-        log.info("%s; going through the cluster", failed)
-        return opened
+        failed.hints += (f"there is no way through the cluster: {way.none}",) if way.none else ()
+        raise failed from failed.__cause__
 
     @contextlib.contextmanager
     def open(self, start: int, etag: str) -> Iterator[OpenObject]:
@@ -5456,34 +5451,24 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **how: Any) -> None:
     """`read_artifact` into a writer, which stays open and whose errors come out as they are."""
-    with contextlib.closing(read_artifact(api, namespace, kind, name, **how)) as chunks:
-        for chunk in chunks:
-            write_all(writer, chunk)
+    with requested_source(api, namespace, kind, name, **how) as source:
+        Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).write_to(writer)
 
 
 SMALL_TIME = 120.0  # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
 LISTING_PAGES = 1000  # of 1,000 names each
-LISTING_LIMIT = 16 << 20  # bytes of a page, or of a velero-backup.json
-BACKUPS_LIMIT = 256 << 20  # bytes of all of these; in memory an element is some more
+BACKUPS_LIMIT = 256 << 20  # bytes of all velero-backup.json; in memory an element is some more
 ELEMENT_WEIGHT = 32  # bytes
 
 
-def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterable[str] = ()) -> bytearray:
-    """All chunks in one; StoreError when they are more than `limit` bytes."""
+def collected(chunks: Iterable[bytes], more: str = "", hints: Iterable[str] = ()) -> bytearray:
+    """All chunks in one; StoreError when they are more than JSON_LIMIT."""
     found = bytearray()
     for chunk in chunks:
         found += chunk
-        if len(found) > limit:
-            raise StoreError(f"it is larger than {limit >> 20} MiB{more}", hints=hints)
+        if len(found) > JSON_LIMIT:
+            raise StoreError(f"it is larger than {JSON_LIMIT >> 20} MiB{more}", hints=hints)
     return found
-
-
-def _backup_in(content: bytes, name: str) -> Iterator[Document]:
-    """The Backup in a velero-backup.json, named as its folder; nothing where it is something else."""
-    with contextlib.suppress(ValueError):
-        document = parse_json(content)
-        if isinstance(_at(document, "metadata"), dict):
-            yield {**document, "metadata": {**document["metadata"], "name": name}}
 
 
 class Bucket:
@@ -5503,7 +5488,7 @@ class Bucket:
     def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
         """The whole of an object, in bounded time; StoreError when it is not small."""
         with about(what), time_limit(SMALL_TIME):
-            return bytes(collected(Download(self.source(key, query), what, gunzip=False).received(), LISTING_LIMIT))
+            return bytes(collected(Download(self.source(key, query), what, gunzip=False).received()))
 
     def folders(self, key: str) -> List[str]:
         """The names directly under a key that ends in a slash."""
@@ -5525,8 +5510,8 @@ class Bucket:
 
     def backups(self, where: str, wanted: Iterable[str], troubles: List[Error], left: int = BACKUPS_LIMIT
                 ) -> Iterator[Document]:
-        """The Backups in it, all or those wanted. where: names the bucket in errors. troubles: gets why some cannot be
-        read. left: the bytes that may be read."""
+        """The Backups in it, all or those wanted, named as their folders. where: the bucket in errors. troubles: gets
+        why some cannot be read. left: the bytes that may be read."""
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
         rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
                 if is_object_name(name) and (not wanted or name in wanted)]
@@ -5539,7 +5524,10 @@ class Bucket:
                 if left < 0:
                     troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
                     return
-                yield from _backup_in(content, name)
+                with contextlib.suppress(ValueError):  # it is something else
+                    document = parse_json(content)
+                    if isinstance(_at(document, "metadata"), dict):
+                        yield {**document, "metadata": {**document["metadata"], "name": name}}
             elif content.exit == Exit.NOT_FOUND:
                 log.info("%s is passed over: %s", what, content)
             elif isinstance(content, StoreError):
@@ -5596,7 +5584,7 @@ def damage_cures(download: Download, kind: str, name: str, error: Error) -> List
 def decode_json(chunks: Iterable[bytes]) -> Any:
     """The JSON in an artifact; StoreError for what is none, or too large for the memory."""
     hints = [f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"]
-    found = collected(chunks, JSON_LIMIT, ", too large to be shown", hints)
+    found = collected(chunks, ", too large to be shown", hints)
     try:
         return parse_json(found, SCREEN_ELEMENTS)
     except TooLarge as error:
@@ -5661,10 +5649,6 @@ FOLLOW_TIME = 3.0  # seconds that the log of a pod is followed between two looks
 LOG_LINE_LIMIT = 16 << 20  # bytes
 
 
-def _warn_once(api: Api, text: str) -> None:
-    (log.warning if add_if_new(text, api.session.warned, 100) else log.info)("%s", text)
-
-
 def _in_time(found: Iterator[bytes], seconds: float) -> Iterator[bytes]:
     """The first of them whenever it comes, what follows within so many seconds, and as many as it took to get there: a
     second may hold much that is read anew. Whoever takes them is not hurried."""
@@ -5692,7 +5676,7 @@ def read_pod_log(api: Api, pod: Document, owner: Key, position: LogPosition, sec
         if getattr(error, "status", 0) in (401, 403):
             raise
         if isinstance(error, ApiError):
-            _warn_once(api, f"the log of pod {name}: {error}")
+            api.warn_once(f"the log of pod {name}: {error}")
 
 
 def follow_pod_logs(api: Api, owner: Key, selector: str, since: datetime) -> Iterator[bytes]:
@@ -5709,7 +5693,7 @@ def follow_pod_logs(api: Api, owner: Key, selector: str, since: datetime) -> Ite
         except (ApiError, Unreachable) as error:
             if error.status not in (0, *RETRY_STATUS):
                 raise
-            _warn_once(api, f"{error}; trying again")
+            api.warn_once(f"{error}; trying again")
             continue
         if not pods and not positions:
             raise NotFound(f"no pod in namespace {owner.namespace} has the labels {one_line(selector, 200)}", hints=[
