@@ -1282,17 +1282,17 @@ _OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_s
 _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
 
 
-def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, theirs: bool = False,
+def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, untrusted: bool = False,
                  path: Tuple[str, ...] = ()) -> Plan:
     """A profile's own keys or those of the source it names, and the role that they assume, in aws-sdk-go-v2's order.
-    path: the profiles that led here. theirs: what comes from the cluster gives keys and roles only."""
+    path: the profiles that led here. untrusted: what comes from the cluster gives keys and roles only."""
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
     values, where, path = profiles[name], f"profile {one_line(name, 64)!r} of {source}", (*path, name)
     for key, value in values.items():
         if len(value) > VALUE_LIMIT:
             raise CredentialsError(f"{where}: {one_line(key, 64)} has more than {VALUE_LIMIT} characters")
-        if theirs and key.startswith(_OPERATORS_OWN):
+        if untrusted and key.startswith(_OPERATORS_OWN):
             raise CredentialsError(f"{where}: {one_line(key, 64)} uses what belongs to this host, and is refused here; "
                                    "give aws_access_key_id and aws_secret_access_key, and perhaps a role_arn")
     role_arn = values.get("role_arn", "")
@@ -1302,7 +1302,7 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Values
     if plan is None and len(path) >= 10:
         raise CredentialsError(f"{where}: source_profile leads in a circle, or too far: {one_line(' -> '.join(path))}")
     if plan is None and origin:
-        plan = plan_profile(profiles, origin, source, environment, theirs=theirs, path=path)
+        plan = plan_profile(profiles, origin, source, environment, untrusted=untrusted, path=path)
     elif plan is None and named:
         plan = CREDENTIAL_SOURCES[named](environment) if named in CREDENTIAL_SOURCES else None
     elif plan is None and token_file:
@@ -3089,7 +3089,7 @@ class ConnectionPool:
             logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # again it has no effect
         self.url, self.where, self.proxy, self.server_name = url, where, proxy, server_name
         self.hint, self.hints, self.quoting = hint, list(filter(None, [cure])), quoting
-        self.answered_at = time.monotonic()  # when the last answer came
+        self.last_answer = time.monotonic()  # when the last answer came
         parts, via = urlsplit(url), urlsplit(proxy)
         context: Any = None
         if "https" in (parts.scheme, via.scheme):
@@ -3121,9 +3121,9 @@ class ConnectionPool:
                     method, self.prefix + target, body, headers, retries=False, redirect=False, preload_content=False,
                     assert_same_host=False, timeout=urllib3.Timeout(connect=min(connect, idle), read=idle))
         except urllib3.exceptions.HTTPError as error:
-            self.answered_at = -math.inf
+            self.last_answer = -math.inf
             raise self.unreachable(error) from error
-        self.answered_at = time.monotonic()
+        self.last_answer = time.monotonic()
         return Response(answer)
 
     def unreachable(self, error: Exception) -> Unreachable:
@@ -3269,7 +3269,7 @@ class Session:
         self.warned: Set[str] = set()  # warnings that the log has already
         self.lock = threading.RLock()
         self.until = -math.inf  # time.monotonic() of the next renewal
-        self.exchanged: Callable[[str, str], Any] = lambda code, method: None  # is told the end of every exchange
+        self.on_exchange: Callable[[str, str], Any] = lambda code, method: None  # is told the end of every exchange
         self.identity = Identity(cluster.token)
         self.pool: Any = None
         self._open(self._read_pem())
@@ -3324,7 +3324,7 @@ class Session:
         with self.lock:
             if time.monotonic() >= self.until:
                 self._renew()
-            if time.monotonic() - self.pool.answered_at > 10:  # what broke while idle may not show it for minutes
+            if time.monotonic() - self.pool.last_answer > 10:  # what broke while idle may not show it for minutes
                 self._open(self.pem)
             return self.identity, self.pool
 
@@ -3509,14 +3509,14 @@ class Api(NamedTuple):
             try:
                 response, identity = self._attempt(method, target, content, headers or {}, idle or self.timeout)
             except Unreachable as error:
-                self.session.exchanged("<error>", method)
+                self.session.on_exchange("<error>", method)
                 # Another thread has replaced the pool; or the other side closed an idle connection.
                 if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
                         method != "POST" and attempt == 1 and isinstance(error.__cause__, exceptions.ProtocolError)):
                     log.info("%s; trying again", error)
                     continue
                 raise
-            self.session.exchanged(str(response.status), method)
+            self.session.on_exchange(str(response.status), method)
             self._tell_warnings(response.headers)
             if response.status < 300 or MARKER in response.headers:
                 return response
@@ -3546,14 +3546,14 @@ class Api(NamedTuple):
     def get(self, resource: Resource, namespace: str, name: str, **options: Any) -> Document:
         return self.call("GET", object_path(Key(resource, namespace, name)), **options)
 
-    def get_referenced(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str, **options: Any
-                       ) -> Document:
-        """`get` of what another object asks for, else NotFound with a reason."""
+    def get_referenced(self, resource: Resource, namespace: str, name: str, asked_by: str, **options: Any) -> Document:
+        """`get` of what another object asks for, else NotFound with reason BackupNotFound, SecretNotFound and so on."""
         try:
             return self.get(resource, namespace, name, **options)
         except Missing:
             raise NotFound(f"{resource.kind} {namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
-                           reason=reason, hints=["create it, or let that name another one"]) from None
+                           reason=f"{resource.kind.replace('BackupS', 'S')}NotFound",
+                           hints=["create it, or let that name another one"]) from None
 
     def list_pages(self, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
                    limit: int = ANSWER_LIMIT, most: int = 10_000) -> Iterator[Document]:
@@ -3837,7 +3837,7 @@ def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, ask
     """One key of a Secret; NotFound or ConfigError naming it, as without a cluster."""
     if api is None:
         raise CredentialsError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
-    secret = api.get_referenced(SECRETS, namespace, name, "SecretNotFound", asked_by)
+    secret = api.get_referenced(SECRETS, namespace, name, asked_by)
     content = decode_base64(_text(secret, "data", key))
     if not content:
         raise ConfigError(f"key {key!r} of Secret {name!r} does not exist or is empty; {asked_by} asks for it",
@@ -3924,15 +3924,15 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
     only where our own identity belongs."""
     name, named = location.profile, bool(location.secret_name or location.credentials_file)
     with about(f"storage location {location.name!r}"):
-        theirs = bool(location.secret_name) or not (location.trusted or location.is_for_own_identity(own_endpoint()))
-        if theirs and not named:
+        untrusted = bool(location.secret_name) or not (location.trusted or location.is_for_own_identity(own_endpoint()))
+        if untrusted and not named:
             raise CredentialsError(
                 "it names no Secret, and our own credentials sign only for AWS and AWS_ENDPOINT_URL_S3, not for its "
                 "s3Url or publicUrl; name a Secret in spec.credential, or set AWS_ENDPOINT_URL_S3 to that URL",
                 reason=FOREIGN_ENDPOINT)
         profiles, source = _profiles(api, namespace, location, allowed) if named else shared_profiles()
     if named or name:
-        plan = plan_profile(profiles, name or "default", source, os.environ, theirs=theirs)
+        plan = plan_profile(profiles, name or "default", source, os.environ, untrusted=untrusted)
     else:
         name = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or ""
         plan = plan_chain(profiles, name, source, os.environ)
@@ -3964,12 +3964,9 @@ def trust_in(location: Location) -> Trust:
 def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, str]] = None,
              wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT, connect: float = CONNECT_TIMEOUT,
              address: str = "", quoting: bool = True) -> Iterator[Response]:
-    """GET a pre-signed URL -> the response, its body unread; closed by the context.
-
-    headers: unsigned. idle: seconds without a byte; connect: without a connection. address: the host's, if looked up.
-    quoting: whether errors may hold what the host wrote. StoreError for a status not wanted, Unreachable without a
-    connection; none shows the signature.
-    """
+    """GET a pre-signed URL -> the response, its body unread; closed by the context. headers: unsigned. idle: seconds
+    without a byte; connect: without a connection. address: the host's, if looked up. quoting: whether errors may hold
+    what the host wrote. StoreError for a status not wanted, Unreachable without a connection, with no signature."""
     from urllib3 import exceptions
     if not is_http_url(url):
         raise StoreError("the answer holds no http or https URL")
@@ -4073,15 +4070,13 @@ class UrlSource:
 
     @contextlib.contextmanager
     def open(self, start: int, etag: str) -> Iterator[OpenObject]:
-        """The object from a byte on, if it is still of this ETag."""
         with open_url(self.url, self.trust, headers=range_headers(start, etag), idle=self.idle,
                       connect=self.connect_timeout, wanted=(200, 206) if start else (200,)) as response:
             yield object_in(response, self.idle)
 
     def renew(self, skew: timedelta) -> None:
-        """Get another URL, by the store's clock if that is far from ours."""
-        self.url, self.trust, self.request = self.locate(
-            skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
+        """Get another URL, by the store's clock."""
+        self.url, self.trust, self.request = self.locate(skew)
 
 
 @contextlib.contextmanager
@@ -4404,14 +4399,13 @@ class Download:
                 yield from self._attempt()
                 return
             except (StoreError, Unreachable) as error:
-                status = getattr(error, "status", 0)
-                if status in (412, 416):
+                if error.status in (412, 416):
                     raise _changed(self.position) from error
                 if self.position > reached:
                     failures, waited, renewals, reached = 0, 0.0, 0, self.position
                 failures += 1
                 if renewals < 2 and (error.reason in EXPIRED or (  # or a 403 without a reason, after bytes came by it
-                        self.position > self.resumed and status == 403 and error.reason == "StoreAccessDenied")):
+                        self.position > self.resumed and error.status == 403 and error.reason == "StoreAccessDenied")):
                     renewals += 1
                     log.info("%s; asking for another URL", error)
                     self.source.renew(error.skew)  # type: ignore[union-attr]
@@ -4468,36 +4462,29 @@ class Download:
     def _fill(self, new: AtomicFile) -> int:
         """Write it into a new file, after what an earlier run left of it -> its size."""
         self._restart(new, new.find_part())
-        position = flushed = 0
+        position = 0
         with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
             for chunk in chunks:
                 if new.file is None:
                     new.open_part(self.info.etag if self.info and not self.gunzip else "")
                 write_all(new.file, chunk[max(0, self.resumed - position):])
                 position += len(chunk)
-                if position - flushed >= 16 << 20 and hasattr(os, "posix_fadvise"):  # so that fsync finds little
-                    os.posix_fadvise(new.file.fileno(), flushed, position - flushed, os.POSIX_FADV_DONTNEED)
-                    flushed = position
         return position
 
     def save(self, path: str, *, force: bool = False, named: bool = True) -> int:
-        """Put it into a new regular file -> its size; what an earlier run left is continued when it fits.
-
-        The file appears whole or not at all, where a symbolic link leads. An object that changes meanwhile is fetched
-        anew, three times. Error naming the file, StoreError for an object not whole, Unreachable for a broken line.
-        """
+        """Put it into a new regular file, whole or not at all -> its size; what an earlier run left is continued when
+        it fits. An object that changes meanwhile is fetched anew, three times. Error naming the file, StoreError for an
+        object not whole, Unreachable for a broken line."""
         with atomic_file(path, self.what, force=force, named=named) as new:
-            for retries in (3, 2, 1, 0):
+            for retries in itertools.count(-3):
                 try:
-                    size = self._fill(new)
-                    break
+                    return self._fill(new)
                 except StoreError as error:
                     changed = error.reason == "ObjectChanged"
                     if not retries or not (changed or (self.resumed and not may_be_continued(error))):
                         raise
                     log.warning("%s; starting over", error if changed else "what an earlier run left is damaged")
                     new.discard()
-        return size
 
 
 # ================================================================================
@@ -4646,7 +4633,6 @@ class HttpServer:
         self.listener.close()
 
     def _reply(self, head: bytes) -> Iterator[bytes]:
-        """What is sent to whoever has sent this."""
         head, end, _ = head.partition(b"\r\n\r\n")
         line, *rows = head.decode("latin-1").split("\r\n")
         match = re.fullmatch(r"([A-Z]+) (/[!-~]*) HTTP/1\.[01]", line)
@@ -4725,7 +4711,7 @@ class Controller:
         self.series: Dict[Tuple[str, ...], List[float]] = defaultdict(lambda: [0] * (len(BUCKETS) + 2))
         for resource, result in itertools.product(REQUEST_KINDS, ("success", "error", "requeue", "requeue_after")):
             self.count((("controller_runtime_reconcile_total", resource.kind.lower(), result), 0))
-        api.session.exchanged = lambda code, method: self.count((("rest_client_requests_total", code, method), 1))
+        api.session.on_exchange = lambda code, method: self.count((("rest_client_requests_total", code, method), 1))
 
     def count(self, *observed: Tuple[Tuple[str, ...], float]) -> None:
         """Add each value to its counter or histogram, which is a metric and the values of its labels."""
@@ -4758,11 +4744,11 @@ class Controller:
 
     def read_spec(self, resource: Resource, name: str, field: str, asked_by: str) -> str:
         return self.cached((resource.kind, name), lambda: _name(self.api.get_referenced(
-            resource, self.namespace, name, f"{resource.kind}NotFound", asked_by), "spec", field))
+            resource, self.namespace, name, asked_by), "spec", field))
 
     def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
-        location = find_location(self.api, self.namespace, self.api.get_referenced(
-            LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
+        document = self.api.get_referenced(LOCATIONS, self.namespace, name, asked_by)
+        location = find_location(self.api, self.namespace, document)
         self.api.warn_once(*(f"storage location {location.name!r}: {warning}" for warning in location.warnings))
         return open_location(self.api, self.namespace, location, self.allowed)
 
@@ -5075,7 +5061,6 @@ class Controller:
         return "; ".join(late)
 
     def metrics(self) -> str:
-        """All METRICS in Prometheus' text format."""
         with self.lock:
             series = {name: list(numbers) for name, numbers in self.series.items()}
         for resource in REQUEST_KINDS:
@@ -5200,15 +5185,6 @@ def find_documents(api: Api, resource: Resource, namespace: str, names: List[str
     return [get_existing(api, resource, namespace, name) for name in names], ""
 
 
-def delete_request(api: Api, key: Key) -> None:
-    """Delete a request; if that fails, the controller will when it expires."""
-    try:
-        if api._replace(timeout=SHORT_TIMEOUT).delete(key):
-            log.info("deleted %s", key)
-    except Error as error:
-        log.info("%s stays until it expires: %s", key, error)
-
-
 def unknown_kind(kind: str, why: str) -> Error:
     """The error for a kind of artifact that the cluster's CRD does not list."""
     return NotFound(f"the cluster does not know DownloadRequests of kind {kind}: {why}", reason="UnknownKind", hints=[
@@ -5221,8 +5197,16 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
     """Create a request for as long as the context lasts. It is deleted also on failure, on Ctrl-C, and when no answer
     to the create came, for its name is known before."""
     key, kind = request_from(resource, document).key, _text(document, "spec", "target", "kind")
+
+    def delete() -> None:
+        try:
+            if api._replace(timeout=SHORT_TIMEOUT).delete(key):
+                log.info("deleted %s", key)
+        except Error as error:  # the controller will delete it
+            log.info("%s stays until it expires: %s", key, error)
+
     with contextlib.ExitStack() as end:
-        end.callback(delete_request, api, key)
+        end.callback(delete)
         try:
             stored = api.create(resource, document)
         except ApiError as error:
@@ -5303,7 +5287,7 @@ def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Do
     owner = get_existing(api, artifact.owner, namespace, name)
     if artifact.owner == RESTORES:
         owner = get_existing(api, BACKUPS, namespace, _name(owner, "spec", "backupName"))
-    return api.get_referenced(LOCATIONS, namespace, _name(owner, "spec", "storageLocation"), "StorageLocationNotFound",
+    return api.get_referenced(LOCATIONS, namespace, _name(owner, "spec", "storageLocation"),
                               f"{artifact.owner.kind.lower()} {name!r}")
 
 
@@ -5557,10 +5541,6 @@ def location_of_file(path: str) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
     what = f"storage location file {path}"
     document = Reader(parse_yaml(read_file(path, "storage location file", SMALL_FILE_LIMIT), what), what).fields
-    kind = _text(document, "kind") or LOCATIONS.kind
-    if kind != LOCATIONS.kind:
-        raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
-                          hints=["`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
     spec = Reader(document.get("spec", document), f"{what}: spec")
     spec.get("provider")
     for group, fields in (("objectStorage", "bucket prefix caCert"), ("credential", "name key"), ("config", "")):
@@ -5593,13 +5573,6 @@ def decode_json(chunks: Iterable[bytes]) -> Any:
         raise StoreError(f"it is not JSON but {_what_is(bytes(found[:512]))}") from None
 
 
-def read_related(api: Api, namespace: str, resource: Resource, selector: str) -> List[Document]:
-    """Objects that belong to another one; none of a kind that is not served."""
-    with contextlib.suppress(Missing):
-        return list_all(api, resource, namespace, selector)[0]
-    return []
-
-
 def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
                 trust: Optional[Trust], way: Way) -> Dict[Any, Any]:
     """What a screen shows besides an object: related objects, and artifacts by kind, or the Error why not. This thread
@@ -5607,6 +5580,11 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
     name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
     asking = threading.Lock()  # or all threads would ask for the location's authority at once
     location_trust = functools.lru_cache(maxsize=1)(functools.partial(find_trust, api, namespace, artifact, name))
+
+    def related(resource: Resource, selector: str) -> List[Document]:
+        with contextlib.suppress(Missing):  # the kind is not served
+            return list_all(api, resource, namespace, selector)[0]
+        return []
 
     def fetch(kind: str, stored: Document) -> Any:
         url = answered_url(api, stored, timeout)
@@ -5630,8 +5608,7 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
                     found[kind] = error
             return {**found, **dict(zip(tasks, side_by_side(tasks.values())))}
 
-    found = read(kinds, {row[0]: functools.partial(read_related, api, namespace, *row)
-                         for row in related_of(resource, document)})
+    found = read(kinds, {row[0]: functools.partial(related, *row) for row in related_of(resource, document)})
     if is_missing(found.get("BackupVolumeInfos")):
         found.update(read(legacy_artifacts_of(document), {}))
     return found
@@ -5750,7 +5727,7 @@ def check_location(api: Api, namespace: str, document: Document) -> str:
         text = str(error)
     try:
         if secret:
-            api.get_referenced(SECRETS, namespace, secret, "SecretNotFound", named, headers=NO_CONTENT)
+            api.get_referenced(SECRETS, namespace, secret, named, headers=NO_CONTENT)
     except ApiError as error:
         secret += f", which cannot be seen ({error.status})"
     if trouble:
@@ -5957,13 +5934,13 @@ class Doctor:
         return (f"served as by Velero {'1.6 to 1.8, with' if status else '1.9 and newer, without'} status subresource; "
                 f"artifacts they do not know: {', '.join(unknown) or 'none' if known else 'cannot be seen'}"), ""
 
-    def patience(self, seconds: float) -> float:
+    def timeout(self, seconds: float) -> float:
         return max(0.1, min(seconds, time_left() - TIDY_TIME))
 
     def ask_status(self) -> Finding:
         began = time.monotonic()
         with explaining_timeouts(self.api, self.namespace):
-            document = get_server_status(self.api, self.namespace, timeout=self.patience(HOP_TIME))
+            document = get_server_status(self.api, self.namespace, timeout=self.timeout(HOP_TIME))
         passed = format_duration(time.monotonic() - began)
         running, = side_by_side([functools.partial(check_server, self.api, self.namespace)], TIDY_TIME)  # or an Error
         return f"{_text(document, 'status', 'serverVersion')} answers in {passed}; {running}", ""
@@ -5992,7 +5969,7 @@ class Doctor:
         kind, name, began = self.artifact.kind, self.name, time.monotonic()
         with explaining_timeouts(self.api, self.namespace, kind, name), requested_source(
                 self.api, self.namespace, kind, name, trust=self.trust,
-                timeout=self.patience(ANSWER_TIME)) as source:
+                timeout=self.timeout(ANSWER_TIME)) as source:
             self.source = UrlSource(lambda _skew: (source.url, source.trust, ""))  # which makes no other request
             return f"{kind} of {name}: answered in {format_duration(time.monotonic() - began)}", ""
 
@@ -6028,7 +6005,7 @@ class Doctor:
         """The way through the API server to a controller that hands on artifacts, where there is one."""
         with contextlib.suppress(Missing), requested_source(
                 self.api, self.namespace, self.artifact.kind, self.name, via="cluster",
-                timeout=self.patience(ANSWER_TIME)) as source:
+                timeout=self.timeout(ANSWER_TIME)) as source:
             return self.look_at(source)
         raise NothingToCheck(f"nobody has deployed it: there is no Service {NAME}")
 
