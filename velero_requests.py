@@ -1282,17 +1282,17 @@ _OPERATORS_OWN = ("credential_process", "web_identity_token_file", "credential_s
 _SOURCE_KEYS = (*KEY_NAMES[:2], *_OPERATORS_OWN, "role_arn", "source_profile")
 
 
-def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, theirs: bool = False,
+def plan_profile(profiles: Profiles, name: str, source: str, environment: Values, *, untrusted: bool = False,
                  path: Tuple[str, ...] = ()) -> Plan:
     """A profile's own keys or those of the source it names, and the role that they assume, in aws-sdk-go-v2's order.
-    path: the profiles that led here. theirs: what comes from the cluster gives keys and roles only."""
+    path: the profiles that led here. untrusted: what comes from the cluster gives keys and roles only."""
     if name not in profiles:
         raise CredentialsError(f"{source} has no profile {one_line(name, 64)!r}")
     values, where, path = profiles[name], f"profile {one_line(name, 64)!r} of {source}", (*path, name)
     for key, value in values.items():
         if len(value) > VALUE_LIMIT:
             raise CredentialsError(f"{where}: {one_line(key, 64)} has more than {VALUE_LIMIT} characters")
-        if theirs and key.startswith(_OPERATORS_OWN):
+        if untrusted and key.startswith(_OPERATORS_OWN):
             raise CredentialsError(f"{where}: {one_line(key, 64)} uses what belongs to this host, and is refused here; "
                                    "give aws_access_key_id and aws_secret_access_key, and perhaps a role_arn")
     role_arn = values.get("role_arn", "")
@@ -1302,7 +1302,7 @@ def plan_profile(profiles: Profiles, name: str, source: str, environment: Values
     if plan is None and len(path) >= 10:
         raise CredentialsError(f"{where}: source_profile leads in a circle, or too far: {one_line(' -> '.join(path))}")
     if plan is None and origin:
-        plan = plan_profile(profiles, origin, source, environment, theirs=theirs, path=path)
+        plan = plan_profile(profiles, origin, source, environment, untrusted=untrusted, path=path)
     elif plan is None and named:
         plan = CREDENTIAL_SOURCES[named](environment) if named in CREDENTIAL_SOURCES else None
     elif plan is None and token_file:
@@ -3089,7 +3089,7 @@ class ConnectionPool:
             logging.getLogger(f"urllib3.{name}").addFilter(_redacted)  # again it has no effect
         self.url, self.where, self.proxy, self.server_name = url, where, proxy, server_name
         self.hint, self.hints, self.quoting = hint, list(filter(None, [cure])), quoting
-        self.answered_at = time.monotonic()  # when the last answer came
+        self.last_answer = time.monotonic()  # when the last answer came
         parts, via = urlsplit(url), urlsplit(proxy)
         context: Any = None
         if "https" in (parts.scheme, via.scheme):
@@ -3121,9 +3121,9 @@ class ConnectionPool:
                     method, self.prefix + target, body, headers, retries=False, redirect=False, preload_content=False,
                     assert_same_host=False, timeout=urllib3.Timeout(connect=min(connect, idle), read=idle))
         except urllib3.exceptions.HTTPError as error:
-            self.answered_at = -math.inf
+            self.last_answer = -math.inf
             raise self.unreachable(error) from error
-        self.answered_at = time.monotonic()
+        self.last_answer = time.monotonic()
         return Response(answer)
 
     def unreachable(self, error: Exception) -> Unreachable:
@@ -3266,10 +3266,10 @@ class Session:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.path = urlsplit(cluster.server).path.rstrip("/")  # of API servers behind a path
-        self.warned: Set[str] = set()  # what the API server warned of, and was shown
+        self.warned: Set[str] = set()  # warnings that the log has already
         self.lock = threading.RLock()
         self.until = -math.inf  # time.monotonic() of the next renewal
-        self.exchanged: Callable[[str, str], Any] = lambda code, method: None  # is told the end of every exchange
+        self.on_exchange: Callable[[str, str], Any] = lambda code, method: None  # is told the end of every exchange
         self.identity = Identity(cluster.token)
         self.pool: Any = None
         self._open(self._read_pem())
@@ -3324,7 +3324,7 @@ class Session:
         with self.lock:
             if time.monotonic() >= self.until:
                 self._renew()
-            if time.monotonic() - self.pool.answered_at > 10:  # what broke while idle may not show it for minutes
+            if time.monotonic() - self.pool.last_answer > 10:  # what broke while idle may not show it for minutes
                 self._open(self.pem)
             return self.identity, self.pool
 
@@ -3470,11 +3470,14 @@ class Api(NamedTuple):
     # Shows what is waited for, and how long at most.
     waiting: Callable[[str, float], ContextManager[Any]] = lambda _what, _seconds: contextlib.nullcontext()
 
+    def warn_once(self, *texts: str) -> None:
+        for text in texts:
+            log.log(logging.WARNING if add_if_new(text, self.session.warned, 1000) else logging.DEBUG, "%s", text)
+
     def _tell_warnings(self, headers: Any) -> None:
         """Show each `Warning: 299 - "text"` of the API server once."""
         for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")[:ERROR_LIMIT]):
-            if add_if_new(text, self.session.warned, 100):
-                log.warning("warning of the cluster: %s", one_line(redact(text)))
+            self.warn_once(f"warning of the cluster: {one_line(redact(text))}")
 
     def _attempt(self, method: str, target: str, body: Optional[bytes], more: Dict[str, str], idle: float
                  ) -> Tuple[Response, Identity]:
@@ -3506,14 +3509,14 @@ class Api(NamedTuple):
             try:
                 response, identity = self._attempt(method, target, content, headers or {}, idle or self.timeout)
             except Unreachable as error:
-                self.session.exchanged("<error>", method)
+                self.session.on_exchange("<error>", method)
                 # Another thread has replaced the pool; or the other side closed an idle connection.
                 if isinstance(error.__cause__, exceptions.ClosedPoolError) or (
                         method != "POST" and attempt == 1 and isinstance(error.__cause__, exceptions.ProtocolError)):
                     log.info("%s; trying again", error)
                     continue
                 raise
-            self.session.exchanged(str(response.status), method)
+            self.session.on_exchange(str(response.status), method)
             self._tell_warnings(response.headers)
             if response.status < 300 or MARKER in response.headers:
                 return response
@@ -3543,14 +3546,14 @@ class Api(NamedTuple):
     def get(self, resource: Resource, namespace: str, name: str, **options: Any) -> Document:
         return self.call("GET", object_path(Key(resource, namespace, name)), **options)
 
-    def get_wanted(self, resource: Resource, namespace: str, name: str, reason: str, asked_by: str, **options: Any
-                   ) -> Document:
-        """`get` of what another object asks for, else NotFound with a reason."""
+    def get_referenced(self, resource: Resource, namespace: str, name: str, asked_by: str, **options: Any) -> Document:
+        """`get` of what another object asks for, else NotFound with reason BackupNotFound, SecretNotFound and so on."""
         try:
             return self.get(resource, namespace, name, **options)
         except Missing:
             raise NotFound(f"{resource.kind} {namespace}/{one_line(name)} does not exist; {asked_by} asks for it",
-                           reason=reason, hints=["create it, or let that name another one"]) from None
+                           reason=f"{resource.kind.replace('BackupS', 'S')}NotFound",
+                           hints=["create it, or let that name another one"]) from None
 
     def list_pages(self, resource: Resource, namespace: str, selector: str = "", size: int = PAGE_SIZE,
                    limit: int = ANSWER_LIMIT, most: int = 10_000) -> Iterator[Document]:
@@ -3834,7 +3837,7 @@ def read_secret_key(api: Optional[Api], namespace: str, name: str, key: str, ask
     """One key of a Secret; NotFound or ConfigError naming it, as without a cluster."""
     if api is None:
         raise CredentialsError(f"{asked_by} names the Secret {name!r}, and no cluster is asked")
-    secret = api.get_wanted(SECRETS, namespace, name, "SecretNotFound", asked_by)
+    secret = api.get_referenced(SECRETS, namespace, name, asked_by)
     content = decode_base64(_text(secret, "data", key))
     if not content:
         raise ConfigError(f"key {key!r} of Secret {name!r} does not exist or is empty; {asked_by} asks for it",
@@ -3921,15 +3924,15 @@ def open_location(api: Optional[Api], namespace: str, location: Location, allowe
     only where our own identity belongs."""
     name, named = location.profile, bool(location.secret_name or location.credentials_file)
     with about(f"storage location {location.name!r}"):
-        theirs = bool(location.secret_name) or not (location.trusted or location.is_for_own_identity(own_endpoint()))
-        if theirs and not named:
+        untrusted = bool(location.secret_name) or not (location.trusted or location.is_for_own_identity(own_endpoint()))
+        if untrusted and not named:
             raise CredentialsError(
                 "it names no Secret, and our own credentials sign only for AWS and AWS_ENDPOINT_URL_S3, not for its "
                 "s3Url or publicUrl; name a Secret in spec.credential, or set AWS_ENDPOINT_URL_S3 to that URL",
                 reason=FOREIGN_ENDPOINT)
         profiles, source = _profiles(api, namespace, location, allowed) if named else shared_profiles()
     if named or name:
-        plan = plan_profile(profiles, name or "default", source, os.environ, theirs=theirs)
+        plan = plan_profile(profiles, name or "default", source, os.environ, untrusted=untrusted)
     else:
         name = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or ""
         plan = plan_chain(profiles, name, source, os.environ)
@@ -3961,12 +3964,9 @@ def trust_in(location: Location) -> Trust:
 def open_url(url: str, trust: Trust = Trust(), *, headers: Optional[Dict[str, str]] = None,
              wanted: Tuple[int, ...] = (200,), idle: float = IDLE_LIMIT, connect: float = CONNECT_TIMEOUT,
              address: str = "", quoting: bool = True) -> Iterator[Response]:
-    """GET a pre-signed URL -> the response, its body unread; closed by the context.
-
-    headers: unsigned. idle: seconds without a byte; connect: without a connection. address: the host's, if looked up.
-    quoting: whether errors may hold what the host wrote. StoreError for a status not wanted, Unreachable without a
-    connection; none shows the signature.
-    """
+    """GET a pre-signed URL -> the response, its body unread; closed by the context. headers: unsigned. idle: seconds
+    without a byte; connect: without a connection. address: the host's, if looked up. quoting: whether errors may hold
+    what the host wrote. StoreError for a status not wanted, Unreachable without a connection, with no signature."""
     from urllib3 import exceptions
     if not is_http_url(url):
         raise StoreError("the answer holds no http or https URL")
@@ -4070,20 +4070,25 @@ class UrlSource:
 
     @contextlib.contextmanager
     def open(self, start: int, etag: str) -> Iterator[OpenObject]:
-        """The object from a byte on, if it is still of this ETag."""
         with open_url(self.url, self.trust, headers=range_headers(start, etag), idle=self.idle,
                       connect=self.connect_timeout, wanted=(200, 206) if start else (200,)) as response:
             yield object_in(response, self.idle)
 
     def renew(self, skew: timedelta) -> None:
-        """Get another URL, by the store's clock if that is far from ours."""
-        self.url, self.trust, self.request = self.locate(
-            skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
+        """Get another URL, by the store's clock."""
+        self.url, self.trust, self.request = self.locate(skew)
 
 
-def unreadable(path: str, error: OSError) -> StoreError:
-    """The error for what cannot be read in a copied bucket, as a store would refuse it."""
-    return StoreError(f"cannot read {path}: {error.strerror}", status=403 if isinstance(error, PermissionError) else 0)
+@contextlib.contextmanager
+def reading(path: str, hints: Iterable[str]) -> Iterator[None]:
+    """What cannot be read in a copied bucket becomes an error as a store's. hints: when it is not there."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"cannot read {path}: {error.strerror}", hints=hints, reason="ArtifactNotFound") from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}",
+                         status=403 if isinstance(error, PermissionError) else 0) from error
 
 
 def _open_now(path: str, flags: int) -> int:
@@ -4097,17 +4102,12 @@ class FileSource(NamedTuple):
 
     @contextlib.contextmanager
     def open(self, _start: int, _etag: str) -> Iterator[OpenObject]:
-        try:
-            with open(self.path, "rb", buffering=0, opener=_open_now) as file:
-                there = os.fstat(file.fileno())
-                if not stat.S_ISREG(there.st_mode):
-                    raise NotFound(f"{self.path} is no file", reason="ArtifactNotFound")
-                chunks = iter(functools.partial(file.read, READ_SIZE), b"")
-                yield ObjectInfo(size=there.st_size), chunks, lambda: None
-        except FileNotFoundError:
-            raise NotFound(f"there is no file {self.path}", hints=self.hints, reason="ArtifactNotFound") from None
-        except OSError as error:
-            raise unreadable(self.path, error) from error
+        with reading(self.path, self.hints), open(self.path, "rb", buffering=0, opener=_open_now) as file:
+            there = os.fstat(file.fileno())
+            if not stat.S_ISREG(there.st_mode):
+                raise NotFound(f"{self.path} is no file", reason="ArtifactNotFound")
+            chunks = iter(functools.partial(file.read, READ_SIZE), b"")
+            yield ObjectInfo(size=there.st_size), chunks, lambda: None
 
 
 Source = Union[UrlSource, FileSource]
@@ -4159,7 +4159,7 @@ def write_all(writer: Any, chunk: bytes) -> None:
 _user = getattr(os, "geteuid", int)  # Windows has none
 
 
-def _followed(path: str) -> str:
+def _follow_links(path: str) -> str:
     """Where symbolic links of this user and root lead: in a shared folder another user's could redirect our bytes."""
     with contextlib.suppress(OSError):  # it is no link, or opening it will say what is wrong
         for _ in range(40):  # as many as Linux follows
@@ -4183,7 +4183,7 @@ def check_target(path: str, *, force: bool, named: bool = True) -> None:
             "if it is meant, name it with --output" if link else "`-o -` writes to stdout, which may lead there"])
     if os.path.lexists(path) and not force:
         raise Error(f"{path} exists", hints=["choose another file with --output, or replace it with --force"])
-    _followed(path)
+    _follow_links(path)
 
 
 _NAMED_BY_ETAG = re.compile(r'"([\w-]{1,64})"', re.ASCII)  # ETags that can be part of a file's name: all of S3's
@@ -4205,10 +4205,10 @@ class AtomicFile:
     def __init__(self, path: str, what: str, *, force: bool):
         import hashlib
         self.path, self.force, self.file, self.part, self.etag = path, force, None, "", ""
-        self.target = _followed(path)
+        self.target = _follow_links(path)
         folder, name = os.path.split(self.target)
-        name_mark, self.mark = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (name, what))
-        self.stem = os.path.join(folder, f".{name[:32]}.{name_mark}.")
+        name_digest, self.digest = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in (name, what))
+        self.prefix = os.path.join(folder, f".{name[:32]}.{name_digest}.")
 
     def _lock(self, file: Any) -> None:
         """Keep other downloads of the target out, where there are locks at all."""
@@ -4220,7 +4220,7 @@ class AtomicFile:
         except OSError as error:  # such as NFS without its lock daemon
             log.info("another download of %s would not be noticed: %s", self.path, error.strerror)
 
-    def _take(self, part: str, create: int = 0) -> bool:
+    def _open_own(self, part: str, create: int = 0) -> bool:
         """Open a partial file that is new, or our own and known by no other name; locked and unbuffered."""
         with contextlib.ExitStack() as opened:
             try:
@@ -4241,11 +4241,11 @@ class AtomicFile:
     def find_part(self) -> int:
         """Open what an earlier run left of the object -> its size or 0; what it left of others is removed."""
         import glob
-        for part in glob.glob(f"{glob.escape(self.stem)}*{_PART}"):
-            if self._take(part):
-                mark, _, etag = part[len(self.stem):-len(_PART)].partition(".")
+        for part in glob.glob(f"{glob.escape(self.prefix)}*{_PART}"):
+            if self._open_own(part):
+                digest, _, etag = part[len(self.prefix):-len(_PART)].partition(".")
                 size = os.fstat(self.file.fileno()).st_size
-                if size and mark == self.mark and _NAMED_BY_ETAG.fullmatch(f'"{etag}"'):
+                if size and digest == self.digest and _NAMED_BY_ETAG.fullmatch(f'"{etag}"'):
                     self.etag = f'"{etag}"'
                     return size
                 self.discard()
@@ -4255,14 +4255,14 @@ class AtomicFile:
         """Begin a partial file; where another user's file has its usual name, under an unpredictable one."""
         match = _NAMED_BY_ETAG.fullmatch(etag)
         for named_etag in (match[1] if match else "~", f"~{os.urandom(8).hex()}"):
-            part = f"{self.stem}{self.mark}.{named_etag}{_PART}"
-            if self._take(part, os.O_CREAT | os.O_EXCL) or self._take(part):
+            part = f"{self.prefix}{self.digest}.{named_etag}{_PART}"
+            if self._open_own(part, os.O_CREAT | os.O_EXCL) or self._open_own(part):
                 self.etag = "" if named_etag[0] == "~" else etag
                 self.file.truncate(0)
                 return
         raise OSError(f"its partial file {part} belongs to somebody else")
 
-    def give_name(self) -> None:
+    def commit(self) -> None:
         """Sync the file and name it; without force by a link, which fails when that name exists by now."""
         os.fsync(self.file.fileno())
         if not self.force:
@@ -4296,7 +4296,7 @@ def atomic_file(path: str, what: str, *, force: bool, named: bool = True) -> Ite
     new = AtomicFile(path, what, force=force)
     try:
         yield new
-        new.give_name()
+        new.commit()
     except BaseException as error:
         if new.etag and os.fstat(new.file.fileno()).st_size and may_be_continued(error):
             log.warning("what has come is kept in %s, and the same command goes on from there", new.part)
@@ -4399,14 +4399,13 @@ class Download:
                 yield from self._attempt()
                 return
             except (StoreError, Unreachable) as error:
-                status = getattr(error, "status", 0)
-                if status in (412, 416):
+                if error.status in (412, 416):
                     raise _changed(self.position) from error
                 if self.position > reached:
                     failures, waited, renewals, reached = 0, 0.0, 0, self.position
                 failures += 1
                 if renewals < 2 and (error.reason in EXPIRED or (  # or a 403 without a reason, after bytes came by it
-                        self.position > self.resumed and status == 403 and error.reason == "StoreAccessDenied")):
+                        self.position > self.resumed and error.status == 403 and error.reason == "StoreAccessDenied")):
                     renewals += 1
                     log.info("%s; asking for another URL", error)
                     self.source.renew(error.skew)  # type: ignore[union-attr]
@@ -4463,36 +4462,29 @@ class Download:
     def _fill(self, new: AtomicFile) -> int:
         """Write it into a new file, after what an earlier run left of it -> its size."""
         self._restart(new, new.find_part())
-        position = flushed = 0
+        position = 0
         with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
             for chunk in chunks:
                 if new.file is None:
                     new.open_part(self.info.etag if self.info and not self.gunzip else "")
                 write_all(new.file, chunk[max(0, self.resumed - position):])
                 position += len(chunk)
-                if position - flushed >= 16 << 20 and hasattr(os, "posix_fadvise"):  # so that fsync finds little
-                    os.posix_fadvise(new.file.fileno(), flushed, position - flushed, os.POSIX_FADV_DONTNEED)
-                    flushed = position
         return position
 
     def save(self, path: str, *, force: bool = False, named: bool = True) -> int:
-        """Put it into a new regular file -> its size; what an earlier run left is continued when it fits.
-
-        The file appears whole or not at all, where a symbolic link leads. An object that changes meanwhile is fetched
-        anew, three times. Error naming the file, StoreError for an object not whole, Unreachable for a broken line.
-        """
+        """Put it into a new regular file, whole or not at all -> its size; what an earlier run left is continued when
+        it fits. An object that changes meanwhile is fetched anew, three times. Error naming the file, StoreError for an
+        object not whole, Unreachable for a broken line."""
         with atomic_file(path, self.what, force=force, named=named) as new:
-            for retries in (3, 2, 1, 0):
+            for retries in itertools.count(-3):
                 try:
-                    size = self._fill(new)
-                    break
+                    return self._fill(new)
                 except StoreError as error:
                     changed = error.reason == "ObjectChanged"
                     if not retries or not (changed or (self.resumed and not may_be_continued(error))):
                         raise
                     log.warning("%s; starting over", error if changed else "what an earlier run left is damaged")
                     new.discard()
-        return size
 
 
 # ================================================================================
@@ -4650,7 +4642,6 @@ class HttpServer:
         self.listener.close()
 
     def _reply(self, head: bytes) -> Iterator[bytes]:
-        """What is sent to whoever has sent this."""
         head, end, _ = head.partition(b"\r\n\r\n")
         line, *rows = head.decode("latin-1").split("\r\n")
         match = re.fullmatch(r"([A-Z]+) (/[!-~]*) HTTP/1\.[01]", line)
@@ -4689,8 +4680,6 @@ ASKED = {"Range": r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})", "If-Match": r'\*|"[!#-
 HANDED_ON = re.compile("etag|content-range|content-length|accept-ranges|last-modified|x-amz-checksum-[a-z0-9]+"
                        "|x-amz-server-side-encryption(-customer-algorithm)?", re.IGNORECASE)
 
-
-
 WORKERS = 4
 STUCK = 15 * READ_TIMEOUT  # seconds; a pass makes at most 11 calls, and asks STS and store for as long as two more take
 SHORT_WATCH = 3.0  # seconds; a watch that ends sooner and brought nothing is a failure
@@ -4721,7 +4710,6 @@ class Controller:
         self.cache: Dict[Any, Tuple[datetime, Any]] = {}  # what was looked up lately, and until when
         self.streams: Dict[Resource, Response] = {}  # open watches, to be interrupted
         self.failures: Dict[Key, Tuple[int, str]] = {}  # how many looks in a row failed, and what was logged
-        self.warned: Set[str] = set()  # warnings that the log has already
         self.credentials = functools.lru_cache(CACHE_SIZE)(CredentialCache)  # by plan and region
         self.transfers = threading.BoundedSemaphore(TRANSFERS)
         self.hosts = HostLimiter(WORKERS, FAILURE_PAUSE.total_seconds())
@@ -4732,7 +4720,7 @@ class Controller:
         self.series: Dict[Tuple[str, ...], List[float]] = defaultdict(lambda: [0] * (len(BUCKETS) + 2))
         for resource, result in itertools.product(REQUEST_KINDS, ("success", "error", "requeue", "requeue_after")):
             self.count((("controller_runtime_reconcile_total", resource.kind.lower(), result), 0))
-        api.session.exchanged = lambda code, method: self.count((("rest_client_requests_total", code, method), 1))
+        api.session.on_exchange = lambda code, method: self.count((("rest_client_requests_total", code, method), 1))
 
     def count(self, *observed: Tuple[Tuple[str, ...], float]) -> None:
         """Add each value to its counter or histogram, which is a metric and the values of its labels."""
@@ -4742,15 +4730,11 @@ class Controller:
                 numbers[0] += value
                 numbers[1 + bisect.bisect_left(BUCKETS, value)] += 1
 
-    def warn_once(self, texts: Iterable[str]) -> None:
-        for text in (text for text in texts if add_if_new(text, self.warned, 1000)):
-            log.warning("%s", text)
-
     def note(self, error: Exception) -> Error:
         """Log once the line of a Role that grants a missing right -> the error as one of the module. A bug must end
         neither a worker nor a feeder: the controller would look healthy and see nothing."""
         if isinstance(error, ApiError) and error.status == 403:
-            self.warn_once(error.hints)
+            self.api.warn_once(*error.hints)
         if isinstance(error, Error):
             return error
         log.debug("a bug", exc_info=error)
@@ -4768,13 +4752,13 @@ class Controller:
         return value
 
     def read_spec(self, resource: Resource, name: str, field: str, asked_by: str) -> str:
-        return self.cached((resource.kind, name), lambda: _name(self.api.get_wanted(
-            resource, self.namespace, name, f"{resource.kind}NotFound", asked_by), "spec", field))
+        return self.cached((resource.kind, name), lambda: _name(self.api.get_referenced(
+            resource, self.namespace, name, asked_by), "spec", field))
 
     def open_location(self, name: str, asked_by: str) -> Tuple[Location, Plan]:
-        location = find_location(self.api, self.namespace, self.api.get_wanted(
-            LOCATIONS, self.namespace, name, "StorageLocationNotFound", asked_by))
-        self.warn_once(f"storage location {location.name!r}: {warning}" for warning in location.warnings)
+        document = self.api.get_referenced(LOCATIONS, self.namespace, name, asked_by)
+        location = find_location(self.api, self.namespace, document)
+        self.api.warn_once(*(f"storage location {location.name!r}: {warning}" for warning in location.warnings))
         return open_location(self.api, self.namespace, location, self.allowed)
 
     def sign(self, request: Request, own: bool = False) -> Tuple[Location, str, str, datetime]:
@@ -4861,7 +4845,7 @@ class Controller:
             self.records[record.key] = record
         return record.key, is_news(old, record)
 
-    def meet(self, replicas: Set[str]) -> None:
+    def note_replicas(self, replicas: Set[str]) -> None:
         for name in replicas - {self.name}:
             if name in self.others or len(self.others) < REPLICA_LIMIT:
                 self.others[name] = self.now().timestamp()
@@ -4890,8 +4874,6 @@ class Controller:
                 if subresource:  # the object is gone, or the CRD was replaced
                     self.with_subresource.discard(key.resource)
                 raise
-            if request_from(key.resource, stored).key != key:
-                break  # no API server answers so
             if key in self.records:  # else the watch has reported its deletion
                 self.remember(key.resource, stored, late=True)
             status = body.get("status", {})
@@ -5040,7 +5022,7 @@ class Controller:
                 self.progress[resource] = heard = time.monotonic()
                 if kind in ("ADDED", "MODIFIED"):
                     key, news = self.remember(resource, document)
-                    self.meet(replicas_in(document))
+                    self.note_replicas(replicas_in(document))
                     if news:
                         self.schedule(key)
                 elif kind == "DELETED":
@@ -5088,7 +5070,6 @@ class Controller:
         return "; ".join(late)
 
     def metrics(self) -> str:
-        """All METRICS in Prometheus' text format."""
         with self.lock:
             series = {name: list(numbers) for name, numbers in self.series.items()}
         for resource in REQUEST_KINDS:
@@ -5148,12 +5129,11 @@ def run_controller(controller: Controller) -> None:
 # 15. Client — create, wait, stream, tidy up; or do without a controller
 
 LIST_SIZE = 500  # objects a page of a client's list
-JSON_LIMIT = 16 << 20  # bytes of a JSON artifact on a screen
+JSON_LIMIT = 16 << 20  # bytes of a JSON artifact on a screen, of a velero-backup.json, or of a page of a listing
 SCREEN_ELEMENTS = 200_000  # and its elements; each may become several lines
 SHORT_TIMEOUT = 5.0  # seconds for a call that only tidies up or explains
 AUTO_CONNECT_TIMEOUT = 3.0  # seconds for a connection to the store, when there is another way
 MAX_POLL = 1.0  # seconds between two reads of a request, when it takes long
-NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # as in Kubernetes' own random names; they spell no words
 
 
 @contextlib.contextmanager
@@ -5209,28 +5189,9 @@ def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -
 def find_documents(api: Api, resource: Resource, namespace: str, names: List[str], selector: str
                    ) -> Tuple[List[Document], str]:
     """Objects in the order named, else those that a selector chooses, and the version of the list."""
-    if names:
-        return [get_existing(api, resource, namespace, name) for name in names], ""
-    try:
+    if not names:
         return list_all(api, resource, namespace, selector)
-    except ApiError as error:
-        if error.status != 400 or not selector:
-            raise
-        raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}") from None
-
-
-def random_suffix() -> str:
-    """The random end of a request's name."""
-    return "".join(NAME_LETTERS[byte % len(NAME_LETTERS)] for byte in os.urandom(5))
-
-
-def delete_request(api: Api, key: Key) -> None:
-    """Delete a request; if that fails, the controller will when it expires."""
-    try:
-        if api._replace(timeout=SHORT_TIMEOUT).delete(key):
-            log.info("deleted %s", key)
-    except Error as error:
-        log.info("%s stays until it expires: %s", key, error)
+    return [get_existing(api, resource, namespace, name) for name in names], ""
 
 
 def unknown_kind(kind: str, why: str) -> Error:
@@ -5245,8 +5206,16 @@ def created(api: Api, resource: Resource, document: Document) -> Iterator[Docume
     """Create a request for as long as the context lasts. It is deleted also on failure, on Ctrl-C, and when no answer
     to the create came, for its name is known before."""
     key, kind = request_from(resource, document).key, _text(document, "spec", "target", "kind")
+
+    def delete() -> None:
+        try:
+            if api._replace(timeout=SHORT_TIMEOUT).delete(key):
+                log.info("deleted %s", key)
+        except Error as error:  # the controller will delete it
+            log.info("%s stays until it expires: %s", key, error)
+
     with contextlib.ExitStack() as end:
-        end.callback(delete_request, api, key)
+        end.callback(delete)
         try:
             stored = api.create(resource, document)
         except ApiError as error:
@@ -5327,12 +5296,8 @@ def read_location(api: Api, namespace: str, artifact: Artifact, name: str) -> Do
     owner = get_existing(api, artifact.owner, namespace, name)
     if artifact.owner == RESTORES:
         owner = get_existing(api, BACKUPS, namespace, _name(owner, "spec", "backupName"))
-    location = _name(owner, "spec", "storageLocation")
-    try:
-        return api.get(LOCATIONS, namespace, location)
-    except Missing:
-        raise NotFound(f"storage location {location!r} does not exist; {artifact.owner.kind.lower()} {name!r} is in it",
-                       hints=["--location FILE says where the bucket is"]) from None
+    return api.get_referenced(LOCATIONS, namespace, _name(owner, "spec", "storageLocation"),
+                              f"{artifact.owner.kind.lower()} {name!r}")
 
 
 def find_trust(api: Api, namespace: str, artifact: Artifact, name: str) -> Trust:
@@ -5403,9 +5368,12 @@ class AnsweredSource(UrlSource):
 
     def _open_other_way(self, failed: Unreachable, start: int, etag: str, stack: contextlib.ExitStack) -> OpenObject:
         """Open it through the cluster because the store was not reached, else raise that, with why not."""
-        way, opened = self.way, None
+        way = self.way
         try:
-            opened = None if way.none else stack.enter_context(self._open_proxied(start, etag))
+            if not way.none:
+                opened, way.via = stack.enter_context(self._open_proxied(start, etag)), "cluster"
+                log.info("%s; going through the cluster", failed)
+                return opened
         except ApiError as error:
             way.none = "; ".join([str(error), *error.hints])
         except Unreachable as error:
@@ -5414,12 +5382,8 @@ class AnsweredSource(UrlSource):
             way.via = "cluster"
             error.hints += (f"through the cluster, because {failed}",)
             raise
-        if not opened:
-            failed.hints += (f"there is no way through the cluster: {way.none}",) if way.none else ()
-            raise failed from failed.__cause__
-        way.via = "cluster"
-        log.info("%s; going through the cluster", failed)
-        return opened
+        failed.hints += (f"there is no way through the cluster: {way.none}",) if way.none else ()
+        raise failed from failed.__cause__
 
     @contextlib.contextmanager
     def open(self, start: int, etag: str) -> Iterator[OpenObject]:
@@ -5451,7 +5415,7 @@ def requested_source(api: Api, namespace: str, kind: str, name: str, *, timeout:
     with contextlib.ExitStack() as requests:
         def locate(_skew: timedelta) -> Located:
             requests.close()
-            document = new_download_request(namespace, kind, name, random_suffix())
+            document = new_download_request(namespace, kind, name, os.urandom(4).hex())
             url = answered_url(api, requests.enter_context(created(api, DOWNLOAD_REQUESTS, document)), timeout)
             asks = url.startswith("https:") and way.via != "cluster"
             return (url, trust or (find_trust(api, namespace, artifact, name) if asks else Trust()),
@@ -5480,34 +5444,24 @@ def read_artifact(api: Api, namespace: str, kind: str, name: str, *, timeout: fl
 
 def stream(api: Api, namespace: str, kind: str, name: str, writer: BinaryIO, **how: Any) -> None:
     """`read_artifact` into a writer, which stays open and whose errors come out as they are."""
-    with contextlib.closing(read_artifact(api, namespace, kind, name, **how)) as chunks:
-        for chunk in chunks:
-            write_all(writer, chunk)
+    with requested_source(api, namespace, kind, name, **how) as source:
+        Download(source, f"{kind} of {name}", gunzip=TARGETS[kind].gunzip).write_to(writer)
 
 
 SMALL_TIME = 120.0  # seconds for what a screen is made of; 16 MiB at 1.1 Mbit/s
 LISTING_PAGES = 1000  # of 1,000 names each
-LISTING_LIMIT = 16 << 20  # bytes of a page, or of a velero-backup.json
-BACKUPS_LIMIT = 256 << 20  # bytes of all of these; in memory an element is some more
+BACKUPS_LIMIT = 256 << 20  # bytes of all velero-backup.json; in memory an element is some more
 ELEMENT_WEIGHT = 32  # bytes
 
 
-def collected(chunks: Iterable[bytes], limit: int, more: str = "", hints: Iterable[str] = ()) -> bytearray:
-    """All chunks in one; StoreError when they are more than `limit` bytes."""
+def collected(chunks: Iterable[bytes], more: str = "", hints: Iterable[str] = ()) -> bytearray:
+    """All chunks in one; StoreError when they are more than JSON_LIMIT."""
     found = bytearray()
     for chunk in chunks:
         found += chunk
-        if len(found) > limit:
-            raise StoreError(f"it is larger than {limit >> 20} MiB{more}", hints=hints)
+        if len(found) > JSON_LIMIT:
+            raise StoreError(f"it is larger than {JSON_LIMIT >> 20} MiB{more}", hints=hints)
     return found
-
-
-def _backup_in(content: bytes, name: str) -> Iterator[Document]:
-    """The Backup in a velero-backup.json, named as its folder; nothing where it is something else."""
-    with contextlib.suppress(ValueError):
-        document = parse_json(content)
-        if isinstance(_at(document, "metadata"), dict):
-            yield {**document, "metadata": {**document["metadata"], "name": name}}
 
 
 class Bucket:
@@ -5527,7 +5481,7 @@ class Bucket:
     def read_small(self, key: str, what: str, query: Tuple[Tuple[str, str], ...] = ()) -> bytes:
         """The whole of an object, in bounded time; StoreError when it is not small."""
         with about(what), time_limit(SMALL_TIME):
-            return bytes(collected(Download(self.source(key, query), what, gunzip=False).received(), LISTING_LIMIT))
+            return bytes(collected(Download(self.source(key, query), what, gunzip=False).received()))
 
     def folders(self, key: str) -> List[str]:
         """The names directly under a key that ends in a slash."""
@@ -5549,8 +5503,8 @@ class Bucket:
 
     def backups(self, where: str, wanted: Iterable[str], troubles: List[Error], left: int = BACKUPS_LIMIT
                 ) -> Iterator[Document]:
-        """The Backups in it, all or those wanted. where: names the bucket in errors. troubles: gets why some cannot be
-        read. left: the bytes that may be read."""
+        """The Backups in it, all or those wanted, named as their folders. where: the bucket in errors. troubles: gets
+        why some cannot be read. left: the bytes that may be read."""
         folder = object_key(self.prefix, Artifact("", BACKUPS, "backups/"), "")
         rows = [(name, f"backup {one_line(name, 64)!r} in {where}") for name in self.folders(folder)
                 if is_object_name(name) and (not wanted or name in wanted)]
@@ -5563,7 +5517,10 @@ class Bucket:
                 if left < 0:
                     troubles.append(StoreError(f"the backups in {where} are too large to be listed, from {what} on"))
                     return
-                yield from _backup_in(content, name)
+                with contextlib.suppress(ValueError):  # it is something else
+                    document = parse_json(content)
+                    if isinstance(_at(document, "metadata"), dict):
+                        yield {**document, "metadata": {**document["metadata"], "name": name}}
             elif content.exit == Exit.NOT_FOUND:
                 log.info("%s is passed over: %s", what, content)
             elif isinstance(content, StoreError):
@@ -5585,22 +5542,14 @@ class FolderBucket(Bucket):
 
     def folders(self, key: str) -> List[str]:
         folder = os.path.join(self.path, key)
-        try:
+        with reading(folder, self.hints):
             return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        except PermissionError as error:
-            raise unreadable(folder, error) from error
-        except OSError as error:
-            raise NotFound(f"cannot read the folder {folder}: {error.strerror}", hints=self.hints) from error
 
 
 def location_of_file(path: str) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
     what = f"storage location file {path}"
     document = Reader(parse_yaml(read_file(path, "storage location file", SMALL_FILE_LIMIT), what), what).fields
-    kind = _text(document, "kind") or LOCATIONS.kind
-    if kind != LOCATIONS.kind:
-        raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
-                          hints=["`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
     spec = Reader(document.get("spec", document), f"{what}: spec")
     spec.get("provider")
     for group, fields in (("objectStorage", "bucket prefix caCert"), ("credential", "name key"), ("config", "")):
@@ -5624,20 +5573,13 @@ def damage_cures(download: Download, kind: str, name: str, error: Error) -> List
 def decode_json(chunks: Iterable[bytes]) -> Any:
     """The JSON in an artifact; StoreError for what is none, or too large for the memory."""
     hints = [f"`{PROGRAM} download NAME --kind KIND -o FILE` fetches it into a file"]
-    found = collected(chunks, JSON_LIMIT, ", too large to be shown", hints)
+    found = collected(chunks, ", too large to be shown", hints)
     try:
         return parse_json(found, SCREEN_ELEMENTS)
     except TooLarge as error:
         raise StoreError(f"it {error}, too large to be shown", hints=hints) from None
     except ValueError:
         raise StoreError(f"it is not JSON but {_what_is(bytes(found[:512]))}") from None
-
-
-def read_related(api: Api, namespace: str, resource: Resource, selector: str) -> List[Document]:
-    """Objects that belong to another one; none of a kind that is not served."""
-    with contextlib.suppress(Missing):
-        return list_all(api, resource, namespace, selector)[0]
-    return []
 
 
 def read_screen(api: Api, namespace: str, resource: Resource, document: Document, kinds: List[str], timeout: float,
@@ -5647,6 +5589,11 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
     name, artifact = _text(document, "metadata", "name"), next(row for row in TARGETS.values() if row.owner == resource)
     asking = threading.Lock()  # or all threads would ask for the location's authority at once
     location_trust = functools.lru_cache(maxsize=1)(functools.partial(find_trust, api, namespace, artifact, name))
+
+    def related(resource: Resource, selector: str) -> List[Document]:
+        with contextlib.suppress(Missing):  # the kind is not served
+            return list_all(api, resource, namespace, selector)[0]
+        return []
 
     def fetch(kind: str, stored: Document) -> Any:
         url = answered_url(api, stored, timeout)
@@ -5662,7 +5609,7 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
         found: Dict[Any, Any] = {}
         with contextlib.ExitStack() as requests:
             for kind in kinds:
-                wanted = new_download_request(namespace, kind, name, random_suffix())
+                wanted = new_download_request(namespace, kind, name, os.urandom(4).hex())
                 try:
                     tasks[kind] = functools.partial(
                         fetch, kind, requests.enter_context(created(api, DOWNLOAD_REQUESTS, wanted)))
@@ -5670,8 +5617,7 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
                     found[kind] = error
             return {**found, **dict(zip(tasks, side_by_side(tasks.values())))}
 
-    found = read(kinds, {row[0]: functools.partial(read_related, api, namespace, *row)
-                         for row in related_of(resource, document)})
+    found = read(kinds, {row[0]: functools.partial(related, *row) for row in related_of(resource, document)})
     if is_missing(found.get("BackupVolumeInfos")):
         found.update(read(legacy_artifacts_of(document), {}))
     return found
@@ -5679,7 +5625,7 @@ def read_screen(api: Api, namespace: str, resource: Resource, document: Document
 
 def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Document:
     """The answered ServerStatusRequest: status.serverVersion and status.plugins. Raises TimedOut or ApiError."""
-    with created(api, STATUS_REQUESTS, new_status_request(namespace, random_suffix())) as stored:
+    with created(api, STATUS_REQUESTS, new_status_request(namespace, os.urandom(4).hex())) as stored:
         return wait_for(api, request_from(STATUS_REQUESTS, stored).key, stored, "the server's status", lambda copy: (
             copy if _text(copy, "status", "phase") == PROCESSED else None), timeout, STATUS_POLL)
 
@@ -5687,10 +5633,6 @@ def get_server_status(api: Api, namespace: str, *, timeout: float = 5.0) -> Docu
 MOST_PODS = 8  # that are read, the newest: evicted ones may lie about by the hundred
 FOLLOW_TIME = 3.0  # seconds that the log of a pod is followed between two looks at the phase and at the pods
 LOG_LINE_LIMIT = 16 << 20  # bytes
-
-
-def _warn_once(api: Api, text: str) -> None:
-    (log.warning if add_if_new(text, api.session.warned, 100) else log.info)("%s", text)
 
 
 def _in_time(found: Iterator[bytes], seconds: float) -> Iterator[bytes]:
@@ -5720,7 +5662,7 @@ def read_pod_log(api: Api, pod: Document, owner: Key, position: LogPosition, sec
         if getattr(error, "status", 0) in (401, 403):
             raise
         if isinstance(error, ApiError):
-            _warn_once(api, f"the log of pod {name}: {error}")
+            api.warn_once(f"the log of pod {name}: {error}")
 
 
 def follow_pod_logs(api: Api, owner: Key, selector: str, since: datetime) -> Iterator[bytes]:
@@ -5737,7 +5679,7 @@ def follow_pod_logs(api: Api, owner: Key, selector: str, since: datetime) -> Ite
         except (ApiError, Unreachable) as error:
             if error.status not in (0, *RETRY_STATUS):
                 raise
-            _warn_once(api, f"{error}; trying again")
+            api.warn_once(f"{error}; trying again")
             continue
         if not pods and not positions:
             raise NotFound(f"no pod in namespace {owner.namespace} has the labels {one_line(selector, 200)}", hints=[
@@ -5794,7 +5736,7 @@ def check_location(api: Api, namespace: str, document: Document) -> str:
         text = str(error)
     try:
         if secret:
-            api.get_wanted(SECRETS, namespace, secret, "SecretNotFound", named, headers=NO_CONTENT)
+            api.get_referenced(SECRETS, namespace, secret, named, headers=NO_CONTENT)
     except ApiError as error:
         secret += f", which cannot be seen ({error.status})"
     if trouble:
@@ -6002,13 +5944,13 @@ class Doctor:
         return (f"served as by Velero {'1.6 to 1.8, with' if status else '1.9 and newer, without'} status subresource; "
                 f"artifacts they do not know: {', '.join(unknown) or 'none' if known else 'cannot be seen'}"), ""
 
-    def patience(self, seconds: float) -> float:
+    def timeout(self, seconds: float) -> float:
         return max(0.1, min(seconds, time_left() - TIDY_TIME))
 
     def ask_status(self) -> Finding:
         began = time.monotonic()
         with explaining_timeouts(self.api, self.namespace):
-            document = get_server_status(self.api, self.namespace, timeout=self.patience(HOP_TIME))
+            document = get_server_status(self.api, self.namespace, timeout=self.timeout(HOP_TIME))
         passed = format_duration(time.monotonic() - began)
         running, = side_by_side([functools.partial(check_server, self.api, self.namespace)], TIDY_TIME)  # or an Error
         return f"{_text(document, 'status', 'serverVersion')} answers in {passed}; {running}", ""
@@ -6037,7 +5979,7 @@ class Doctor:
         kind, name, began = self.artifact.kind, self.name, time.monotonic()
         with explaining_timeouts(self.api, self.namespace, kind, name), requested_source(
                 self.api, self.namespace, kind, name, trust=self.trust,
-                timeout=self.patience(ANSWER_TIME)) as source:
+                timeout=self.timeout(ANSWER_TIME)) as source:
             self.source = UrlSource(lambda _skew: (source.url, source.trust, ""))  # which makes no other request
             return f"{kind} of {name}: answered in {format_duration(time.monotonic() - began)}", ""
 
@@ -6073,7 +6015,7 @@ class Doctor:
         """The way through the API server to a controller that hands on artifacts, where there is one."""
         with contextlib.suppress(Missing), requested_source(
                 self.api, self.namespace, self.artifact.kind, self.name, via="cluster",
-                timeout=self.patience(ANSWER_TIME)) as source:
+                timeout=self.timeout(ANSWER_TIME)) as source:
             return self.look_at(source)
         raise NothingToCheck(f"nobody has deployed it: there is no Service {NAME}")
 
