@@ -4075,8 +4075,9 @@ class UrlSource:
             yield object_in(response, self.idle)
 
     def renew(self, skew: timedelta) -> None:
-        """Get another URL, by the store's clock."""
-        self.url, self.trust, self.request = self.locate(skew)
+        """Get another URL, by the store's clock if that is far from ours."""
+        self.url, self.trust, self.request = self.locate(
+            skew if abs(skew) >= timedelta(minutes=1) else timedelta(0))
 
 
 @contextlib.contextmanager
@@ -4462,13 +4463,16 @@ class Download:
     def _fill(self, new: AtomicFile) -> int:
         """Write it into a new file, after what an earlier run left of it -> its size."""
         self._restart(new, new.find_part())
-        position = 0
+        position = flushed = 0
         with contextlib.closing(self.chunks()) as chunks:  # type: ignore[type-var]
             for chunk in chunks:
                 if new.file is None:
                     new.open_part(self.info.etag if self.info and not self.gunzip else "")
                 write_all(new.file, chunk[max(0, self.resumed - position):])
                 position += len(chunk)
+                if position - flushed >= 16 << 20 and hasattr(os, "posix_fadvise"):  # so that fsync finds little
+                    os.posix_fadvise(new.file.fileno(), flushed, position - flushed, os.POSIX_FADV_DONTNEED)
+                    flushed = position
         return position
 
     def save(self, path: str, *, force: bool = False, named: bool = True) -> int:
@@ -4874,6 +4878,8 @@ class Controller:
                 if subresource:  # the object is gone, or the CRD was replaced
                     self.with_subresource.discard(key.resource)
                 raise
+            if request_from(key.resource, stored).key != key:
+                break  # no API server answers so
             if key in self.records:  # else the watch has reported its deletion
                 self.remember(key.resource, stored, late=True)
             status = body.get("status", {})
@@ -5181,7 +5187,12 @@ def side_by_side(tasks: Iterable[Callable[[], Any]], seconds: float = math.inf) 
 
 def list_all(api: Api, resource: Resource, namespace: str, selector: str = "") -> Tuple[List[Document], str]:
     """The objects that a selector chooses, in the API's order, and the version of the list."""
-    pages = list(api.list_pages(resource, namespace, selector, LIST_SIZE))
+    try:
+        pages = list(api.list_pages(resource, namespace, selector, LIST_SIZE))
+    except ApiError as error:
+        if error.status != 400 or not selector:
+            raise
+        raise UsageError(f"the cluster does not understand the selector {one_line(selector, 200)!r}: {error}") from None
     items = itertools.chain(*(found for found in (_at(page, "items") for page in pages) if isinstance(found, list)))
     return [item for item in items if isinstance(item, dict)], _text(pages[0], "metadata", "resourceVersion")
 
@@ -5550,6 +5561,10 @@ def location_of_file(path: str) -> Location:
     """A storage location from a file of YAML or JSON: the whole object, or its spec alone."""
     what = f"storage location file {path}"
     document = Reader(parse_yaml(read_file(path, "storage location file", SMALL_FILE_LIMIT), what), what).fields
+    kind = _text(document, "kind") or LOCATIONS.kind
+    if kind != LOCATIONS.kind:
+        raise ConfigError(f"{what} is of kind {one_line(kind, 64)!r}, not a BackupStorageLocation or the spec of one",
+                          hints=["`kubectl -n velero get backupstoragelocation NAME -o yaml` prints one"])
     spec = Reader(document.get("spec", document), f"{what}: spec")
     spec.get("provider")
     for group, fields in (("objectStorage", "bucket prefix caCert"), ("credential", "name key"), ("config", "")):
