@@ -39,21 +39,21 @@ help: ## print this list
 demo: ## show the main job on a machine without a cluster
 	$(call run,$(DEMO))
 
-test: .venv/ready ## run all tests in .venv, about 4 minutes, or with T=Name those whose name contains it
-	@$(if $(T),,echo "all tests take about 4 minutes on two cores; T=Name runs some of them")
+test: .venv/ready ## run all tests in .venv, about 6 minutes, or with T=Name those whose name contains it
+	@$(if $(T),,echo "all tests take about 6 minutes on two cores; T=Name runs some of them")
 	$(VENV) -m pytest -rs $(if $(T),-k '$(T)',$(PARALLEL)) $(ARGS) $(TESTS)
 
 test-alone: ## run the tests with the python at hand; it needs urllib3 and PyYAML only
 	$(needs)
 	$(PYTHON) $(TESTS) $(if $(T),-k '$(T)')
 
-matrix: ## run the tests as script and as archive on every Python at hand, about 5 minutes each; ARGS=--help tells more
+matrix: ## run the tests as script and as archive on every Python at hand, about 10 minutes each; ARGS=--help tells more
 	@$(PYTHON) .ci/matrix $(ARGS)
 
 check: ## test the laws of the file; they include that Python 3.8 could read it
 	$(call run,$(TESTS) -k Law)
 
-bench: .venv/ready ## measure speed and memory, about three minutes
+bench: .venv/ready ## measure speed and memory, about seven minutes
 	@$(VENV) .ci/bench
 
 # The command runs the module from the folder it was installed into, with what Python compiled there: whoever may write
