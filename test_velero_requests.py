@@ -10614,7 +10614,7 @@ GOLDEN_TIMES = ("YYYY-MM-DDThh:mm:ssZ", "YYYY-MM-DD hh:mm:ss +0000 UTC")
 GOLDEN_RULES = (
     (r"https?://127\.0\.0\.1:\d+[^\s\"'\\<>]*", "<URL>"), (r"127\.0\.0\.1:\d+", "<ADDRESS>"),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "<UUID>"),
-    (r"velero-cli-[a-z0-9]{5}\b", "velero-cli-<RANDOM>"),
+    (r"velero-cli-[a-z0-9]{5,8}\b", "velero-cli-<RANDOM>"),
     (r"(\"?resourceVersion\"?: )\"\d+\"", r'\1"<RESOURCE_VERSION>"'), (r"(\"?generation\"?: )\d+", r"\1<GENERATION>"),
     (r"Git commit: .*", "Git commit: <COMMIT>"), (r"(Client:\n\tVersion: ).*", r"\1<CLIENT_VERSION>"))
 

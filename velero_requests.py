@@ -3472,7 +3472,8 @@ class Api(NamedTuple):
 
     def warn_once(self, *texts: str) -> None:
         for text in texts:
-            log.log(logging.WARNING if add_if_new(text, self.session.warned, 1000) else logging.DEBUG, "%s", text)
+            if add_if_new(text, self.session.warned, 1000):
+                log.warning("%s", text)
 
     def _tell_warnings(self, headers: Any) -> None:
         """Show each `Warning: 299 - "text"` of the API server once."""
