@@ -7518,7 +7518,7 @@ class TestStoreWhoSigns(KeyTests, StoreWorld, TestCase):
         end = instant(self.services.ends[-1])
         self.assertLess(abs((instant(document["status"]["expiration"]) - end).total_seconds()), 2)
         for url in (self.url_in(document), self.direct("own", "--direct").out.decode()):
-            self.assertTrue(180 < int(dict(parse_qsl(urlsplit(url).query))["X-Amz-Expires"]) <= 200, url)
+            self.assertTrue(180 < int(dict(parse_qsl(urlsplit(url).query))["X-Amz-Expires"]) <= 202, url)
         self.services.life = -5
         self.assert_reason(self.answer_to(env=self.pod, name="own"), "CredentialsExpired", "expired")
         self.assert_failed(self.direct("own", "--direct"), 1, "the credentials of", "have expired: they end at ",
